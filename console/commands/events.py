@@ -1,0 +1,116 @@
+"""`tollbook events`: send usage events, check them, look at what was refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from console import session
+from console.output import AsCsv, AsJson, document, err, listing, out
+from serving_adapter import ingest as ingesting
+from serving_adapter.producer import EventProducer
+from serving_adapter.topics import USAGE
+from streams import quarantine as quarantines
+
+app = typer.Typer(help="Send usage events, check them, look at what was refused.", no_args_is_help=True)
+quarantine = typer.Typer(help="Messages that were refused, kept whole.", no_args_is_help=True)
+app.add_typer(quarantine, name="quarantine")
+
+EventFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one event a line; - for standard input.")]
+BAD_LINES_SHOWN = 50
+
+
+@app.command()
+def validate(file: EventFile, as_json: AsJson = False) -> None:
+    """Check each line of a file; name line, field and reason of the bad ones. Sends nothing."""
+    with _lines(file) as lines:
+        result = ingesting.validate(lines)
+    _report(result, "valid", as_json)
+
+
+@app.command()
+def ingest(
+    file: EventFile,
+    raw: Annotated[bool, typer.Option("--raw", help="Send each line as it is; the streams judge it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a file to Kafka. Bad lines are named and left out, the good ones sent. Safe to repeat."""
+    kafka = session.kafka()
+    with _lines(file) as lines, _progress() as progress:
+        producer = EventProducer(kafka, USAGE.name(kafka.topic_prefix))
+        if raw:
+            result = ingesting.ingest_raw(lines, producer, progress=progress)
+        else:
+            result = ingesting.ingest(lines, producer, source=f"file:{file.name}", progress=progress)
+    _report(result, "sent", as_json)
+
+
+@quarantine.command("list")
+def list_quarantine(
+    reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """The latest refused messages, newest first."""
+    with session.connection() as connection:
+        rows = [asdict(row) for row in quarantines.listing(connection, reason=reason, tenant_id=tenant, limit=limit)]
+    columns = ("quarantine_id", "reason", "tenant_id", "source", "position", "detail", "quarantined_at")
+    listing(rows, columns, as_json=as_json, as_csv=as_csv, empty="the quarantine is empty")
+
+
+@quarantine.command("show")
+def show_quarantine(quarantine_id: Annotated[int, typer.Argument(metavar="ID")]) -> None:
+    """One refused message, whole."""
+    with session.connection() as connection:
+        found = quarantines.get(connection, quarantine_id)
+    if found is None:
+        err.print(f"tollbook: there is no quarantined message {quarantine_id}")
+        raise typer.Exit(1)
+    document(asdict(found))
+
+
+@contextmanager
+def _lines(file: Path) -> Iterator[BinaryIO]:
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from None
+    with opened:
+        yield opened
+
+
+@contextmanager
+def _progress() -> Iterator[ingesting.Progress]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("sending")
+        yield lambda lines: bar.update(task, description=f"sending, {lines:,} lines")
+
+
+def _report(result: ingesting.IngestResult, done: str, as_json: bool) -> None:
+    """What became of the file; exit code 1 if there were bad lines."""
+    good = result.lines - len(result.bad)
+    if as_json:
+        document({"lines": result.lines, done: good, "bad": [asdict(bad) for bad in result.bad]})
+    else:
+        for bad in result.bad[:BAD_LINES_SHOWN]:
+            out.print(
+                f"line {bad.line}: {bad.field + ': ' if bad.field else ''}{bad.detail} ({bad.reason})", markup=False
+            )
+        if len(result.bad) > BAD_LINES_SHOWN:
+            out.print(f"… and {len(result.bad) - BAD_LINES_SHOWN} more; --json lists all")
+        out.print(f"{good:,} of {result.lines:,} lines {done}, {len(result.bad):,} refused")
+    if result.bad:
+        raise typer.Exit(1)

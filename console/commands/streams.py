@@ -1,0 +1,67 @@
+"""`tollbook streams`: from Kafka into the windows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from console import session
+from console.output import AsCsv, AsJson, document, err, listing, out
+from serving_adapter.topics import USAGE
+from streams import quarantine, status
+from streams.database import check
+from streams.sources import LogReader
+
+app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True)
+
+
+@app.command()
+def run(
+    drain: Annotated[bool, typer.Option("--drain", help="Stop when all that is in the topic now is applied.")] = False,
+) -> None:
+    """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
+    from streams.worker import StreamsWorker  # Faust takes a second to import
+
+    database = session.database()
+    check(database.url)
+    worker = StreamsWorker(session.kafka(), database, drain=drain, say=lambda text: err.print(text, markup=False))
+    tally = worker.run()
+    out.print(
+        f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"
+        f" in {tally.chunks:,} chunks"
+    )
+    if tally.stopped:
+        raise typer.Exit(1)
+
+
+@app.command("status")
+def show_status(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """Lag and counts of each partition, and the quarantine by reason."""
+    kafka = session.kafka()
+    log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read()
+    with session.connection() as connection:
+        rows = [asdict(row) for row in status.partitions(connection, log)]
+        refused = quarantine.counts(connection)
+    if as_json:
+        document(
+            {"topic": log.topic, "partitions": rows, "lag": sum(row["lag"] for row in rows), "quarantine": refused}
+        )
+        return
+    columns = (
+        "partition",
+        "next_offset",
+        "end_offset",
+        "lag",
+        "applied",
+        "duplicates",
+        "quarantined",
+        "last_applied_at",
+    )
+    listing(rows, columns, as_csv=as_csv, title=log.topic)
+    if not as_csv:
+        for row in rows:
+            if row["stopped_because"]:
+                err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}", markup=False)
+        out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))

@@ -1,0 +1,73 @@
+"""`tollbook usage`: what a tenant used."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from billing.periods import parse_period
+from console import session
+from console.output import AsCsv, AsJson, document, listing, out
+from streams import tenants, usage_store
+
+app = typer.Typer(help="What tenants used.", no_args_is_help=True)
+SUMS = tuple(field.name for field in fields(usage_store.UsageTotals))
+
+
+@app.callback()
+def _group() -> None:
+    """What tenants used."""
+
+
+@app.command()
+def show(
+    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
+    period: Annotated[str | None, typer.Option(help="2026-10, 2026-Q4, 2026 or 2026-10-17..2026-11-17 (UTC).")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Beginning, a whole hour in RFC 3339.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End, not included, a whole hour in RFC 3339.")] = None,
+    by: Annotated[str, typer.Option(help=f"Break down by some of {', '.join(usage_store.BY)}, with commas.")] = "model",
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Requests and tokens of one tenant in a period, by completion."""
+    begins, ends = _bounds(period, start, end)
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in usage_store.BY]:
+        raise typer.BadParameter(f"--by {unknown[0]}: choose from {', '.join(usage_store.BY)}")
+    with session.connection() as connection:
+        tenants.get(connection, tenant_id)
+        rows = usage_store.usage_of(connection, tenant_id, begins, ends, names)
+        total = usage_store.usage_of(connection, tenant_id, begins, ends, ())[0].totals
+        as_of = usage_store.last_ingested(connection)
+    shown = [dict(zip(names, row.by, strict=True)) | asdict(row.totals) for row in rows]
+    if as_json:
+        document(
+            {"tenant_id": tenant_id, "from": begins, "to": ends, "rows": shown, "total": asdict(total),
+             "as_of": as_of, "complete_to": None}
+        )  # fmt: skip
+        return
+    title = f"{tenant_id}, {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
+    listing(shown, (*names, *SUMS), as_csv=as_csv, title=title, empty=f"{tenant_id} used nothing in this time")
+    if not as_csv and shown:
+        out.print("total: " + ", ".join(f"{name} {value:,}" for name, value in asdict(total).items()))
+
+
+def _bounds(period: str | None, start: str | None, end: str | None) -> tuple[datetime, datetime]:
+    """The time asked for, as [begin, end)."""
+    if period and not (start or end):
+        try:
+            parsed = parse_period(period)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return parsed.start, parsed.end
+    if not (start and end) or period:
+        raise typer.BadParameter("give --period, or --from and --to")
+    begins, ends = session.clock(start), session.clock(end)
+    if begins >= ends:
+        raise typer.BadParameter("--from must lie before --to")
+    if any((at.minute, at.second, at.microsecond) != (0, 0, 0) for at in (begins, ends)):
+        raise typer.BadParameter("--from and --to must be whole hours: windows are hourly")
+    return begins, ends

@@ -1,0 +1,97 @@
+"""How results are shown: a table for people, `--json` and `--csv` for machines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header.")]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: amounts as decimal strings, times as RFC 3339 UTC."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
+
+
+def document(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(plain(value), ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def listing(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    as_json: bool = False,
+    as_csv: bool = False,
+    title: str = "",
+    empty: str = "nothing to show",
+) -> None:
+    """Print rows as asked for. `columns` are keys of the rows, in order; numbers are set flush right."""
+    found = [{column: row[column] for column in columns} for row in rows]
+    if as_json:
+        document(found)
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row[column]) for column in columns] for row in found)
+    elif not found:
+        out.print(empty)
+    else:
+        out.print(table(found, columns, title))
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> Table:
+    """A table for people."""
+    made = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in columns:
+        number = all(isinstance(row[column], (int, Decimal)) and not isinstance(row[column], bool) for row in rows)
+        made.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(_text(row[column]) for column in columns))
+    return made
+
+
+def _cell(value: Any) -> Any:
+    value = plain(value)
+    return "" if value is None else value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(plain(value))

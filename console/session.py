@@ -1,0 +1,80 @@
+"""What every command starts from: the environment in use, who acts, the database, Kafka."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated
+
+import psycopg
+import typer
+
+from devstack import stack
+from serving_adapter.settings import KafkaSettings
+from streams.database import check, connect
+from streams.settings import DatabaseSettings
+
+Actor = Annotated[
+    str, typer.Option("--as", help="Who does this; goes to the audit log.", default_factory=getpass.getuser)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, change nothing.")]
+Now = Annotated[
+    str | None, typer.Option("--now", help="Take this RFC 3339 time for now (tests and the demo only, with --test).")
+]
+
+
+def fill_environment() -> None:
+    """Where a variable is not set, use the local services that `make up` has started."""
+    for name, value in stack.environment().items():
+        os.environ.setdefault(name, value)
+
+
+def kafka() -> KafkaSettings:
+    """Kafka as the environment names it."""
+    return KafkaSettings.from_environment()
+
+
+def database() -> DatabaseSettings:
+    """The database as the environment names it."""
+    return DatabaseSettings.from_environment()
+
+
+@contextmanager
+def connection() -> Iterator[psycopg.Connection]:
+    """A connection to a database whose schema is this version's. Raises SchemaOutdated."""
+    settings = database()
+    check(settings.url)
+    with connect(settings.url) as opened:
+        yield opened
+
+
+class DryRunEnds(Exception):
+    """Rolls a dry run's transaction back."""
+
+
+@contextmanager
+def change(opened: psycopg.Connection, dry_run: bool) -> Iterator[None]:
+    """A transaction that a dry run goes through as well, and that is then rolled back."""
+    try:
+        with opened.transaction():
+            yield
+            if dry_run:
+                raise DryRunEnds
+    except DryRunEnds:
+        pass
+
+
+def clock(now: str | None) -> datetime:
+    """The time to go by: `now` if given, else the clock. Aware, UTC."""
+    if now is None:
+        return datetime.now(UTC)
+    try:
+        given = datetime.fromisoformat(now.replace("Z", "+00:00"))
+    except ValueError:
+        raise typer.BadParameter(f"{now!r} is not an RFC 3339 time such as 2026-12-02T00:00:00Z") from None
+    if given.tzinfo is None:
+        raise typer.BadParameter("a time needs its offset, e.g. 2026-12-02T00:00:00Z")
+    return given.astimezone(UTC)

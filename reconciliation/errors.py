@@ -1,0 +1,7 @@
+"""Errors of reconciliation."""
+
+from __future__ import annotations
+
+
+class ReconciliationError(Exception):
+    """Base of this folder's errors; the text says what to do."""

@@ -1,0 +1,29 @@
+"""Errors of the serving adapter."""
+
+from __future__ import annotations
+
+
+class AdapterError(Exception):
+    """Base of this folder's errors."""
+
+
+class RefusedEvent(AdapterError):
+    """A message that is not a usage event of this version.
+
+    `reason` is one of the quarantine reasons `torn`, `invalid`, `unsupported`, `bad_time`, `too_large`
+    (docs/spec/metering.md 2); `field` is the field at fault or `""`; `detail` says what was expected.
+    """
+
+    def __init__(self, reason: str, field: str, detail: str) -> None:
+        super().__init__(f"{field}: {detail}" if field else detail)
+        self.reason = reason
+        self.field = field
+        self.detail = detail
+
+
+class KafkaUnavailable(AdapterError):
+    """The brokers did not answer within the time allowed."""
+
+
+class DeliveryFailed(AdapterError):
+    """Kafka refused or lost track of messages; sending the same file again is safe."""

@@ -1,0 +1,240 @@
+"""The usage event, version 1: one record of one request attempt that has ended (INTERFACES: usage event).
+
+`decode` is the only way from bytes to a `UsageEvent`; it refuses with the field and the reason. Fields that are
+not listed are ignored here and survive in the raw message.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from serving_adapter.errors import RefusedEvent
+
+SCHEMA_VERSION: Final = 1
+MAX_MESSAGE_BYTES: Final = 1_000_000
+"""Kafka's own default bound for a message; an event is about 300 bytes."""
+EARLIEST: Final = datetime(2020, 1, 1, tzinfo=UTC)
+"""An event from before this day is a broken clock (rule 2: `bad_time`)."""
+
+INT31: Final = 2**31 - 1
+INT53: Final = 2**53 - 1
+"""Bound of sizes and durations: what a JSON number holds exactly in every language."""
+
+# `$(?!\n)`: Python's `$` would let a trailing line feed pass.
+TenantId = Annotated[str, Meta(pattern=r"^_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}$(?!\n)")]
+RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!\n)")]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Label = Annotated[str, Meta(max_length=256)]
+LabelKey = Annotated[str, Meta(max_length=64)]
+EventIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
+# A correction's counts are signed deltas: the sign is checked against `kind` after decoding.
+Count = Annotated[int, Meta(ge=-INT31, le=INT31)]
+Positive = Annotated[int, Meta(ge=1, le=INT31)]
+Amount = Annotated[int, Meta(ge=0, le=INT53)]
+SignedAmount = Annotated[int, Meta(ge=-INT53, le=INT53)]
+RFC3339_PATTERN: Final = r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$"
+# The pattern is for the published schema; here `instant` checks the same at a tenth of the price.
+Rfc3339 = Annotated[
+    str,
+    Meta(
+        max_length=48,
+        description="RFC 3339 with offset; digits beyond the microsecond are cut off",
+        extra_json_schema={"pattern": RFC3339_PATTERN},
+    ),
+]
+EpochMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="milliseconds since 1970-01-01T00:00:00Z")]
+
+Kind = Literal["usage", "correction"]
+Status = Literal["ok", "aborted", "error", "rejected", "lost"]
+Fault = Literal["none", "client", "platform"]
+Purpose = Literal["tenant", "probe", "warmup", "smoke", "shadow", "eval"]
+UsageSource = Literal["engine", "stream", "gateway", "settled", "estimate"]
+
+SOURCE_STRENGTH: Final[dict[str, int]] = {name: -i for i, name in enumerate(get_args(UsageSource))}
+"""Greater is stronger: engine > stream > gateway > settled > estimate (rule 1.5)."""
+_ENUMS: Final = ("kind", "status", "fault", "purpose", "usage_source")
+
+
+class UsageEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """One usage event as it is on the wire. Token counts are tokens, `*_ms` milliseconds, `gpu_us` microseconds.
+
+    `cache_hit_tokens` is a subset of `input_tokens`. `timestamp` is the completion; use `completed_at`.
+    """
+
+    tenant_id: TenantId
+    request_id: RequestId
+    model: Name
+    input_tokens: Count
+    output_tokens: Count
+    timestamp: Rfc3339 | EpochMs
+    schema_version: Positive = 1
+    event_id: Label | None = None
+    source_event_id: Label | None = None
+    attempt: Positive = 1
+    kind: Kind = "usage"
+    correction_no: Annotated[int, Meta(ge=0, le=INT31)] = 0
+    corrects: EventIdText | None = None
+    model_revision: Label | None = None
+    adapter: Label | None = None
+    adapter_revision: Label | None = None
+    cache_hit_tokens: Count = 0
+    engine_input_tokens: Count | None = None
+    engine_output_tokens: Count | None = None
+    engine_cached_tokens: Count | None = None
+    region: Label = ""
+    tier: Label = ""
+    pool: Label = ""
+    started_at: Rfc3339 | EpochMs | None = None
+    duration_ms: Amount = 0
+    ttft_ms: Amount | None = None
+    queue_ms: Amount | None = None
+    gpu_us: SignedAmount = 0
+    status: Status = "ok"
+    fault: Fault = "none"
+    finish_reason: Label = ""
+    purpose: Purpose = "tenant"
+    usage_source: UsageSource = "engine"
+    replica_id: Label | None = None
+    boot_id: Label | None = None
+    seq: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
+    parent_request_id: Label | None = None
+    client_request_id: Label | None = None
+    api_key_id: Label | None = None
+    labels: Annotated[dict[LabelKey, Label], Meta(max_length=16)] | None = None
+
+
+_decode = msgspec.json.Decoder(UsageEvent).decode
+_decode_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+_AT = re.compile(r" - at (?:`key` in )?`\$\.?([^`\[.]*)[^`]*`$")
+_MISSING = re.compile(r"required field `([^`]+)`")
+
+
+def encode(event: UsageEvent) -> bytes:
+    """The event as compact JSON; fields that have their default are left out."""
+    return _encode(event)
+
+
+def decode(message: bytes) -> UsageEvent:
+    """A checked event from the bytes of one message.
+
+    Raises RefusedEvent: `torn` (not JSON), `unsupported` (a later schema_version or an unknown enum value),
+    `invalid` (not an object, or a field, which is named), `bad_time` (before 2020), `too_large`.
+    """
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise RefusedEvent("too_large", "", f"{len(message)} bytes, at most {MAX_MESSAGE_BYTES}")
+    try:
+        event = _decode(message)
+    except msgspec.ValidationError as error:
+        raise _refusal(message, str(error)) from None
+    except msgspec.DecodeError as error:
+        raise RefusedEvent("torn", "", f"not JSON: {error}") from None
+    if event.schema_version != SCHEMA_VERSION:
+        raise _later_version(event.schema_version)
+    if b"\\u0000" in message:
+        _refuse_nul(event)
+    _check(event)
+    return event
+
+
+def completed_at(event: UsageEvent) -> datetime:
+    """The instant of completion in UTC, to the microsecond; it decides window and billing period."""
+    return instant(event.timestamp, "timestamp")
+
+
+def instant(value: str | int, field: str) -> datetime:
+    """An aware UTC time from RFC 3339 text or epoch milliseconds.
+
+    Further digits are cut off, never rounded up: a period's end must not be reached early (rule 3).
+    """
+    if isinstance(value, int):
+        return datetime.fromtimestamp(value // 1000, UTC) + timedelta(milliseconds=value % 1000)
+    try:
+        if len(value) < 20 or value[4] + value[7] + value[13] + value[16] != "--::" or value[19] not in ".Zz+-":
+            raise ValueError
+        if value[-1] not in "Zz" and value[-6] not in "+-":
+            raise ValueError
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise RefusedEvent("invalid", field, f"{value!r} is not RFC 3339 with an offset") from None
+
+
+def json_schema() -> dict[str, object]:
+    """The event's JSON Schema (2020-12), for emitters in other languages: `schemas/usage_event.v1.json`."""
+    definition = msgspec.json.schema(UsageEvent)["$defs"]["UsageEvent"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "usage_event.v1.json",
+        **definition,
+        "title": "Tollbook usage event, version 1",
+        "description": "One request attempt that has ended. Unknown fields are kept and ignored.",
+        "additionalProperties": True,
+    }
+
+
+def _check(event: UsageEvent) -> None:
+    """The rules between fields, which types alone do not say."""
+    if event.kind == "usage":
+        if event.correction_no:
+            raise RefusedEvent("invalid", "correction_no", "must be 0 for kind usage")
+        if event.corrects is not None:
+            raise RefusedEvent("invalid", "corrects", "only a correction names what it corrects")
+        for field in ("input_tokens", "output_tokens", "cache_hit_tokens", "engine_input_tokens",
+                      "engine_output_tokens", "engine_cached_tokens", "gpu_us"):  # fmt: skip
+            value = getattr(event, field)
+            if value is not None and value < 0:
+                raise RefusedEvent("invalid", field, f"{value} is negative")
+        if event.cache_hit_tokens > event.input_tokens:
+            raise RefusedEvent("invalid", "cache_hit_tokens", "must not exceed input_tokens, whose part it is")
+    else:
+        if event.correction_no < 1:
+            raise RefusedEvent("invalid", "correction_no", "must be at least 1 for a correction")
+        if event.corrects is None:
+            raise RefusedEvent("invalid", "corrects", "a correction names the event_id it corrects")
+    if completed_at(event) < EARLIEST:
+        raise RefusedEvent("bad_time", "timestamp", f"{event.timestamp} is before {EARLIEST:%Y-%m-%d}")
+    if event.started_at is not None:
+        instant(event.started_at, "started_at")
+
+
+def _later_version(version: int) -> RefusedEvent:
+    return RefusedEvent("unsupported", "schema_version", f"{version}, this version reads {SCHEMA_VERSION}")
+
+
+def _refuse_nul(event: UsageEvent) -> None:
+    """A NUL cannot be stored in a Postgres text column: the field that has one is refused here, by name."""
+    for field in event.__struct_fields__:
+        value = getattr(event, field)
+        text = "".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else value
+        if isinstance(text, str) and "\0" in text:
+            raise RefusedEvent("invalid", field, "holds a NUL character")
+
+
+def _refusal(message: bytes, text: str) -> RefusedEvent:
+    """Why a message that msgspec could not convert is refused. Slow path: it parses the message again."""
+    try:
+        value = _decode_any(message)
+    except msgspec.DecodeError as error:
+        return RefusedEvent("torn", "", f"not JSON: {error}")
+    if not isinstance(value, dict):
+        return RefusedEvent("invalid", "", "not a JSON object")
+    version = value.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        return _later_version(version)
+    found = _AT.search(text) or _MISSING.search(text)
+    field = found.group(1) if found else ""
+    detail = _AT.sub("", text)
+    if field in _ENUMS and isinstance(value.get(field), str):
+        return RefusedEvent("unsupported", field, f"unknown value {value[field]!r}")
+    return RefusedEvent("invalid", field, detail)
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,97 @@
+"""Into Kafka: the one producer of usage events (docs/spec/metering.md 5).
+
+Idempotent and `acks=all`, so that a message is in the log once per send and on every in-sync replica when it is
+reported delivered; keyed by tenant with the partitioner that Java clients share, so that a tenant keeps its order.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from serving_adapter.errors import DeliveryFailed, KafkaUnavailable
+from serving_adapter.settings import KafkaSettings
+
+CONNECT_WITHIN_S: Final = 10.0
+DELIVER_WITHIN_S: Final = 120.0
+"""librdkafka's own default for `delivery.timeout.ms`; the caller's file or spool is what is durable until then."""
+
+
+# librdkafka prints every connection attempt to standard error; what matters reaches the caller as an error.
+_librdkafka_log = logging.getLogger("tollbook.kafka")
+_librdkafka_log.addHandler(logging.NullHandler())
+_librdkafka_log.propagate = False
+
+
+class EventProducer:
+    """Sends messages to one topic and counts what the brokers acknowledged."""
+
+    def __init__(self, kafka: KafkaSettings, topic: str) -> None:
+        """Connect. Raises KafkaUnavailable if no broker answers or the topic does not exist."""
+        self.topic = topic
+        self.delivered = 0
+        self._failed: str | None = None
+        self._lock = threading.Lock()
+        self._bootstrap = kafka.bootstrap
+        self._producer = Producer(
+            kafka.client(
+                **{
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "partitioner": "murmur2_random",
+                    "compression.type": "lz4",
+                    "linger.ms": 20,
+                    "delivery.timeout.ms": int(DELIVER_WITHIN_S * 1000),
+                    "logger": _librdkafka_log,
+                }
+            )
+        )
+        try:
+            metadata = self._producer.list_topics(topic, timeout=CONNECT_WITHIN_S)
+        except KafkaException:
+            raise KafkaUnavailable(
+                f"no Kafka broker answers at {kafka.bootstrap}: run `make up`, or set TOLLBOOK_KAFKA"
+            ) from None
+        if metadata.topics[topic].error is not None:
+            raise KafkaUnavailable(f"topic {topic} does not exist at {kafka.bootstrap}: `make up` creates it")
+
+    def send(self, key: bytes | None, value: bytes, headers: Iterable[tuple[str, bytes]] = ()) -> None:
+        """Queue one message; waits while the queue is full. Raises DeliveryFailed once any message has failed."""
+        while True:
+            self._raise_failed()
+            try:
+                self._producer.produce(self.topic, value, key, headers=list(headers) or None, on_delivery=self._done)
+                self._producer.poll(0)
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+
+    def flush(self) -> None:
+        """Wait until everything queued is acknowledged. Raises DeliveryFailed, with how many were not."""
+        deadline = time.monotonic() + DELIVER_WITHIN_S
+        while left := len(self._producer):
+            self._producer.poll(0.1)
+            self._raise_failed()
+            if time.monotonic() > deadline:
+                raise DeliveryFailed(
+                    f"{left} messages not acknowledged by {self._bootstrap}; sending them again is safe"
+                )
+        self._raise_failed()
+
+    def _done(self, error: KafkaError | None, _message: Message) -> None:
+        with self._lock:
+            if error is None:
+                self.delivered += 1
+            elif self._failed is None:
+                self._failed = error.str()
+
+    def _raise_failed(self) -> None:
+        if self._failed is not None:
+            raise DeliveryFailed(
+                f"Kafka did not take a message ({self._failed}); {self.delivered} delivered; sending all again is safe"
+            )

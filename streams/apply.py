@@ -1,0 +1,277 @@
+"""Apply a chunk: one transaction that counts each event once and moves the source's position with it.
+
+Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
+1-minute and 1-hour windows in key order → quarantine → advance the position. A kill at any instant leaves all of it
+or nothing; a worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
+
+Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import namedtuple_row
+
+from streams import tenants
+from streams.chunks import Accepted, Chunk, Record, Refused, digest, not_yet_applied, read
+from streams.duplicates import Seen, Verdict, judge
+from streams.errors import SourceChanged
+from streams.windows import WINDOW_KEY, WINDOW_SUMS
+
+STAGE: Final = (
+    ("position", "int8"), ("request_id", "text"), ("tenant_id", "text"), ("attempt", "int4"), ("kind", "text"),
+    ("correction_no", "int4"), ("content_digest", "bytea"), ("replica_id", "text"), ("boot_id", "text"),
+    ("completed_at", "timestamptz"), ("model", "text"), ("adapter", "text"), ("region", "text"), ("tier", "text"),
+    ("pool", "text"), ("status", "text"), ("fault", "text"), ("purpose", "text"), ("usage_source", "text"),
+    ("rating_band", "text"), ("input_tokens", "int8"), ("cache_hit_tokens", "int8"), ("output_tokens", "int8"),
+    ("gpu_us", "int8"), ("ingested_at", "timestamptz"), ("raw", "bytea"),
+)  # fmt: skip
+_STAGE_COLUMNS: Final = ", ".join(name for name, _ in STAGE)
+_STAGE_TYPES: Final = [kind for _, kind in STAGE]
+
+CREATE_STAGE: Final = (
+    "create temporary table if not exists stage ("
+    + ", ".join(
+        f"{name} {kind}" + (' collate "C"' if name in ("request_id", "tenant_id", "kind") else "")
+        for name, kind in STAGE
+    )
+    + ") on commit delete rows"
+)
+COPY_STAGE: Final = f"copy stage ({_STAGE_COLUMNS}) from stdin (format binary)"
+
+_IDENTITY: Final = "request_id, tenant_id, attempt, kind, correction_no"
+_EVENT: Final = (
+    "completed_at, tenant_id, request_id, attempt, kind, correction_no, model, adapter, region, tier, pool, status,"
+    " fault, purpose, usage_source, rating_band, input_tokens, cache_hit_tokens, output_tokens, gpu_us, position,"
+    " ingested_at, raw"
+)
+
+
+def _add_to_windows(table: str, width: str) -> str:
+    """SQL that adds the fresh events to one window size, in key order so that two workers cannot deadlock."""
+    key = ", ".join(WINDOW_KEY)
+    sums = ", ".join(WINDOW_SUMS)
+    added = ", ".join(f"{name} = w.{name} + excluded.{name}" for name in WINDOW_SUMS)
+    return f"""
+        insert into usage.{table} as w (bucket, {key}, {sums})
+        select time_bucket('{width}', completed_at) as bucket, {key},
+               count(*), count(*) filter (where kind = 'usage'), sum(input_tokens)::int8,
+               sum(cache_hit_tokens)::int8, sum(output_tokens)::int8, sum(gpu_us)::int8
+        from fresh group by bucket, {key} order by tenant_id, bucket, {key}
+        on conflict (tenant_id, bucket, {", ".join(WINDOW_KEY[1:])}) do update set {added}
+    """
+
+
+# The identity's plain key drops a resend, whatever its timestamp: `on conflict do nothing`.
+COUNT_ONCE: Final = f"""
+    with new as (
+        insert into usage.event_identities
+            ({_IDENTITY}, content_digest, usage_source, replica_id, boot_id, completed_at, source, position)
+        select {_IDENTITY}, content_digest, usage_source, replica_id, boot_id, completed_at, %(source)s, position
+        from stage order by position
+        on conflict ({_IDENTITY}) do nothing
+        returning position
+    ), fresh as materialized (
+        select stage.* from stage join new using (position)
+    ), event as (
+        insert into usage.events ({_EVENT}, source) select {_EVENT}, %(source)s from fresh
+    ), minute as ({_add_to_windows("windows_1m", "1 minute")}
+    ), hour as ({_add_to_windows("windows_1h", "1 hour")}
+    )
+    select position from new
+"""
+
+COUNTED_BEFORE: Final = f"""
+    select stage.position, counted.content_digest, counted.usage_source, counted.completed_at,
+           counted.replica_id, counted.boot_id, counted.source as counted_source, counted.position as counted_position
+    from stage join usage.event_identities as counted using ({_IDENTITY})
+    where stage.position = any(%s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a chunk; `next_position` is where its source goes on."""
+
+    next_position: int
+    skipped: int = 0
+    applied: int = 0
+    duplicates: int = 0
+    retimed: int = 0
+    quarantined: int = 0
+
+
+class ChunkApplier:
+    """Applies chunks over one connection, which it has to itself."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        """`connection` must be in autocommit mode: each chunk opens and commits its own transaction."""
+        self._connection = connection
+        self._known_tenants: set[str] = set()
+        connection.execute(CREATE_STAGE)
+
+    def apply(self, chunk: Chunk) -> Applied:
+        """Apply what is new in `chunk`, all or nothing. The same chunk again is skipped.
+
+        Raises PositionGap or SourceChanged, before anything is written; psycopg.OperationalError when the database
+        goes away: then the outcome is unknown, and applying the chunk again is right either way.
+        """
+        source = chunk.source
+        with self._connection.transaction():
+            next_position = self._lock(chunk)
+            records = not_yet_applied(source.name, next_position, chunk.records)
+            skipped = len(chunk.records) - len(records)
+            if not records:
+                return Applied(next_position, skipped)
+            accepted, refused = self._judge_alone(records)
+            counted, duplicates, retimed, conflicts = self._count_once(source.name, accepted)
+            refused += conflicts
+            self._quarantine(source.name, refused)
+            end = records[-1].position + 1
+            self._connection.execute(
+                "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
+                " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
+                (source.name, next_position, end, counted, duplicates, retimed, len(refused), digest(records)),
+            )
+            self._advance(chunk, next_position, end)
+        return Applied(end, skipped, counted, duplicates, retimed, len(refused))
+
+    def _lock(self, chunk: Chunk) -> int:
+        """The source's next position, its row locked until the transaction ends."""
+        name = chunk.source.name
+        row = self._connection.execute(
+            "select next_position, cluster_id, topic_id from usage.sources where source = %s for update", (name,)
+        ).fetchone()
+        if row is None:
+            raise SourceChanged(name, "the source", "registered", "unknown")
+        next_position, cluster_id, topic_id = row
+        if cluster_id != chunk.source.cluster_id:
+            raise SourceChanged(name, "the cluster", cluster_id, chunk.source.cluster_id)
+        if topic_id != chunk.source.topic_id:
+            raise SourceChanged(name, "the topic", topic_id, chunk.source.topic_id)
+        return int(next_position)
+
+    def _judge_alone(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
+        """Decode each message; refuse what is broken or belongs to nobody."""
+        accepted: list[Accepted] = []
+        refused: list[Refused] = []
+        for record in records:
+            message = read(record)
+            if isinstance(message, Accepted):
+                accepted.append(message)
+            else:
+                refused.append(message)
+        strangers = self._strangers({message.event.tenant_id for message in accepted})
+        if strangers:
+            for message in accepted:
+                tenant_id = message.event.tenant_id
+                if tenant_id in strangers:
+                    detail = f"tenant {tenant_id} is not registered"
+                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id))
+            accepted = [message for message in accepted if message.event.tenant_id not in strangers]
+        return accepted, refused
+
+    def _strangers(self, tenant_ids: set[str]) -> set[str]:
+        """Ids that are not registered. Known ones are remembered, since tenants are never deleted."""
+        unsure = {t for t in tenant_ids if t not in self._known_tenants and not t.startswith("_")}
+        if not unsure:
+            return unsure
+        known = tenants.known_among(self._connection, sorted(unsure))
+        self._known_tenants |= known
+        return unsure - known
+
+    def _count_once(self, source: str, accepted: Sequence[Accepted]) -> tuple[int, int, int, list[Refused]]:
+        """Insert events whose identity is new and add them to the windows; judge the others.
+
+        Returns how many were counted, were duplicates, and of these had another time; and the conflicts.
+        """
+        if not accepted:
+            return 0, 0, 0, []
+        with self._connection.cursor() as cursor:
+            with cursor.copy(COPY_STAGE) as copy:
+                copy.set_types(_STAGE_TYPES)
+                for message in accepted:
+                    copy.write_row(_stage_row(message))
+            new = {row[0] for row in cursor.execute(COUNT_ONCE, {"source": source}, prepare=True)}
+        again = {m.record.position: m for m in accepted if m.record.position not in new}
+        duplicates = retimed = 0
+        conflicts: list[Refused] = []
+        for message, counted in self._counted_before(again):
+            verdict = judge(_seen_in(counted), _seen(message))
+            if verdict in (Verdict.DUPLICATE, Verdict.RETIMED):
+                duplicates += 1
+                retimed += verdict is Verdict.RETIMED
+            else:
+                conflicts.append(_conflict(message, verdict, f"{counted.counted_source}@{counted.counted_position}"))
+        assert len(new) + duplicates + len(conflicts) == len(accepted), "each message has one outcome"
+        return len(new), duplicates, retimed, conflicts
+
+    def _counted_before(self, again: dict[int, Accepted]) -> Iterable[tuple[Accepted, Any]]:
+        """Each arrival of a known identity, with what was counted for it."""
+        if not again:
+            return
+        with self._connection.cursor(row_factory=namedtuple_row) as cursor:
+            for row in cursor.execute(COUNTED_BEFORE, (list(again),)):
+                counted: Any = row
+                yield again[counted.position], counted
+
+    def _quarantine(self, source: str, refused: Sequence[Refused]) -> None:
+        """Keep refused messages whole."""
+        if not refused:
+            return
+        with self._connection.cursor() as cursor:
+            cursor.executemany(
+                "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
+                " appended_at) values (%s, %s, %s, %s, %s, %s, %s, %s)",
+                [
+                    (source, r.record.position, r.reason, r.detail, r.tenant_id, r.record.key, r.record.value,
+                     r.record.appended_at)
+                    for r in refused
+                ],
+            )  # fmt: skip
+
+    def _advance(self, chunk: Chunk, from_position: int, to_position: int) -> None:
+        moved = self._connection.execute(
+            "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
+            " ingest_no = ingest_no + 1, changed_at = now() where source = %s and next_position = %s",
+            (to_position, chunk.leader_epoch, chunk.source.name, from_position),
+        )
+        assert moved.rowcount == 1, "the row was locked by this transaction"
+
+
+def _stage_row(message: Accepted) -> tuple[object, ...]:
+    """One row of the stage, in the order of STAGE."""
+    e = message.event
+    return (
+        message.record.position, e.request_id, e.tenant_id, e.attempt, e.kind, e.correction_no, message.content_digest,
+        e.replica_id, e.boot_id, message.completed_at, e.model, e.adapter or "", e.region, e.tier, e.pool, e.status,
+        e.fault, e.purpose, e.usage_source, "", e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
+        message.record.appended_at, message.record.value,
+    )  # fmt: skip
+
+
+def _seen(message: Accepted) -> Seen:
+    e = message.event
+    return Seen(message.content_digest, e.usage_source, message.completed_at, _numbered_by(e.replica_id, e.boot_id))
+
+
+def _seen_in(row: Any) -> Seen:
+    by = _numbered_by(row.replica_id, row.boot_id)
+    return Seen(bytes(row.content_digest), row.usage_source, row.completed_at, by)
+
+
+def _numbered_by(replica_id: str | None, boot_id: str | None) -> tuple[str, str] | None:
+    return None if replica_id is None or boot_id is None else (replica_id, boot_id)
+
+
+def _conflict(message: Accepted, verdict: Verdict, counted_at: str) -> Refused:
+    """The quarantine entry of an arrival that is no duplicate."""
+    tenant_id = message.event.tenant_id
+    if verdict is Verdict.CONFLICT:
+        return Refused(message.record, "conflict", f"same identity as {counted_at}, other content", tenant_id)
+    detail = f"{verdict.value} source than {counted_at}; this version does not supersede"
+    return Refused(message.record, "unsupported", detail, tenant_id)

@@ -1,0 +1,45 @@
+"""Errors of the streams. Each text says what to do."""
+
+from __future__ import annotations
+
+
+class StreamsError(Exception):
+    """Base of this folder's errors."""
+
+
+class DatabaseUnavailable(StreamsError):
+    """PostgreSQL cannot be reached, or lacks what is needed."""
+
+
+class SchemaOutdated(StreamsError):
+    """The database's schema is not the one this version was written for."""
+
+
+class PositionGap(StreamsError):
+    """A chunk begins after the next position of its source, or skips one within: applying it would lose messages."""
+
+    def __init__(self, source: str, expected: int, found: int) -> None:
+        super().__init__(f"{source}: expected position {expected}, got {found}")
+        self.source = source
+        self.expected = expected
+        self.found = found
+
+
+class SourceChanged(StreamsError):
+    """The partition is not the one whose position is stored: its topic was recreated, or the broker is another."""
+
+    def __init__(self, source: str, what: str, stored: str, found: str) -> None:
+        super().__init__(f"{source}: {what} was {stored}, now {found}: the stored position says nothing about this log")
+        self.source = source
+
+
+class WorkerCrashed(StreamsError):
+    """The worker ended by an error that was not foreseen. What it had committed is complete; starting it again is safe."""
+
+
+class UnknownTenant(StreamsError):
+    """A tenant that is not registered."""
+
+
+class TenantConflict(StreamsError):
+    """A tenant that is registered already, with other particulars."""

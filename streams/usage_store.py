@@ -1,0 +1,105 @@
+"""Reading usage: windows for people, quantities for rating, totals for reconciliation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from streams.windows import UsageQuantity
+
+BY: Final = {
+    "model": "model",
+    "adapter": "adapter",
+    "region": "region",
+    "tier": "tier",
+    "status": "status",
+    "hour": "bucket",
+    "day": "time_bucket('1 day', bucket)",
+}
+"""What usage can be broken down by: the name for people, and the window's expression."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotals:
+    """Sums over windows. Tokens in tokens, `gpu_us` in microseconds; input includes cached."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_hit_tokens: int = 0
+    gpu_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """Totals for one combination of the things asked for, in their order."""
+
+    by: tuple[str | datetime, ...]
+    totals: UsageTotals
+
+
+def usage_of(
+    connection: psycopg.Connection, tenant_id: str, start: datetime, end: datetime, by: Sequence[str]
+) -> list[UsageRow]:
+    """A tenant's usage in [start, end), whole hours, broken down by names from BY. Only `purpose = tenant`."""
+    columns = [sql.SQL(BY[name]) for name in by]
+    query = sql.SQL(
+        "select {by} sum(requests)::int8, sum(input_tokens)::int8, sum(output_tokens)::int8,"
+        " sum(cache_hit_tokens)::int8, sum(gpu_us)::int8 from usage.windows_1h"
+        " where tenant_id = %s and bucket >= %s and bucket < %s and purpose = 'tenant' {group}"
+    ).format(
+        by=sql.SQL("").join(column + sql.SQL(", ") for column in columns),
+        group=sql.SQL("group by {0} order by {0}").format(sql.SQL(", ").join(columns)) if columns else sql.SQL(""),
+    )
+    rows = connection.execute(query, (tenant_id, start, end)).fetchall()
+    return [UsageRow(tuple(row[: len(by)]), UsageTotals(*(value or 0 for value in row[len(by) :]))) for row in rows]
+
+
+def last_ingested(connection: psycopg.Connection) -> datetime | None:
+    """When the last chunk was applied: what a listing of usage is as of."""
+    row = connection.execute("select max(applied_at) from usage.applied_chunks").fetchone()
+    return row[0] if row else None
+
+
+_BILLABLE_KEYS: Final = "tenant_id, model, adapter, region, tier, status, fault, usage_source, rating_band"
+
+
+def rating_quantities(
+    connection: psycopg.Connection, start: datetime, end: datetime, tenant_id: str | None = None
+) -> Iterator[UsageQuantity]:
+    """What is to be rated in [start, end), whole hours: sums of the hourly windows, tenants' own traffic only.
+
+    Statuses, faults and sources are kept apart: which of them bill is billing's rule (docs/spec/money.md 2).
+    """
+    query = sql.SQL(
+        "select {keys}, sum(requests)::int8, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
+        " sum(output_tokens)::int8, sum(gpu_us)::int8 from usage.windows_1h"
+        " where bucket >= %(start)s and bucket < %(end)s and purpose = 'tenant' and not starts_with(tenant_id, '_')"
+        " and (%(tenant)s::text is null or tenant_id = %(tenant)s) group by {keys} order by {keys}"
+    ).format(keys=sql.SQL(_BILLABLE_KEYS))
+    with connection.cursor() as cursor:
+        cursor.execute(query, {"start": start, "end": end, "tenant": tenant_id})
+        for row in cursor:
+            yield UsageQuantity(*row)
+
+
+def raw_quantities(
+    connection: psycopg.Connection, start: datetime, end: datetime, tenant_id: str | None = None
+) -> Iterator[UsageQuantity]:
+    """The same as `rating_quantities`, summed from the raw events instead: the windows' independent witness."""
+    query = sql.SQL(
+        "select {keys}, count(*) filter (where kind = 'usage'), sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
+        " sum(output_tokens)::int8, sum(gpu_us)::int8 from usage.events"
+        " where completed_at >= %(start)s and completed_at < %(end)s and purpose = 'tenant'"
+        " and not starts_with(tenant_id, '_')"
+        " and (%(tenant)s::text is null or tenant_id = %(tenant)s) group by {keys} order by {keys}"
+    ).format(keys=sql.SQL(_BILLABLE_KEYS))
+    with connection.cursor() as cursor:
+        cursor.execute(query, {"start": start, "end": end, "tenant": tenant_id})
+        for row in cursor:
+            yield UsageQuantity(*row)

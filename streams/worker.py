@@ -1,0 +1,256 @@
+"""The Faust worker: membership, rebalancing, back-pressure and timers are Faust's; what is committed is not.
+
+Faust never acknowledges anything (`acks=False`): the position that counts is the source's row, which moves in the
+transaction of the events. What Kafka is told now and then is a hint about where to start reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import faust
+import psycopg
+from faust.types.tuples import TP
+
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE
+from streams import sources
+from streams.apply import Applied, ChunkApplier
+from streams.chunks import Chunk, Record
+from streams.coalescing import ChunkScheduler, ChunkSchema
+from streams.database import connect
+from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
+from streams.settings import DatabaseSettings
+
+BUFFERED_CHUNKS: Final = 8
+"""Chunks waiting in memory per worker; beyond that Faust stops fetching. 8 x 2,000 x 300 bytes is about 5 MB."""
+POLL_MESSAGES: Final = 8000
+SESSION_TIMEOUT_S: Final = 6
+"""A worker that was killed is missed after this; its partitions then move."""
+RETRY_FIRST_S: Final = 0.2
+RETRY_LONGEST_S: Final = 5.0
+HINT_EVERY_S: Final = 1.0
+REPORT_EVERY_S: Final = 2.0
+DRAIN_CHECK_EVERY_S: Final = 0.25
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this worker has done since it started."""
+
+    applied: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    skipped: int = 0
+    chunks: int = 0
+    stopped: dict[int, str] = field(default_factory=dict)
+
+    def add(self, done: Applied) -> None:
+        """Count a chunk."""
+        self.applied += done.applied
+        self.duplicates += done.duplicates
+        self.quarantined += done.quarantined
+        self.skipped += done.skipped
+        self.chunks += 1
+
+
+class StreamsWorker:
+    """Applies the partitions that the group gives it, until told to stop or, with `drain`, until all is applied."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        database: DatabaseSettings,
+        *,
+        drain: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._kafka = kafka
+        self._database = database
+        self._drain = drain
+        self._say = say
+        self._topic = USAGE.name(kafka.topic_prefix)
+        self._log_reader = sources.LogReader(kafka, self._topic)
+        self._log: sources.Log | None = None
+        self._applier: ChunkApplier | None = None
+        self._connection: psycopg.Connection | None = None
+        # The database has a thread of its own, so that heartbeats go on while a chunk is applied.
+        self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
+        self._hints: dict[int, int] = {}
+        self.tally = Tally()
+        self._reported = 0
+        self._reported_at = time.monotonic()
+
+    def run(self) -> Tally:
+        """Run until stopped by SIGTERM or SIGINT, or until drained. Raises KafkaUnavailable, DatabaseUnavailable."""
+        self._log = self._log_reader.read()
+        with connect(self._database.url) as connection:
+            sources.register(connection, self._log)
+            stored = sources.states(connection, self._topic)
+            if self._drain and all(stored[p].next_position >= end for p, end in self._log.ends.items()):
+                return self.tally
+        with tempfile.TemporaryDirectory(prefix="tollbook-faust-") as scratch:
+            app = self._app(scratch)
+            logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+            worker = faust.Worker(app, loglevel="critical", quiet=True, redirect_stdouts=False, override_logging=False)
+            try:
+                worker.execute_from_commandline()
+            except SystemExit as ended:
+                if ended.code:
+                    raise WorkerCrashed(f"the worker crashed: {worker.crash_reason or app.crash_reason!r}") from None
+            finally:
+                self._database_thread.shutdown()
+                if self._connection is not None:
+                    self._connection.close()
+        return self.tally
+
+    def _app(self, scratch: str) -> Any:
+        """The Faust application: one agent and three timers."""
+        app = faust.App(
+            f"{self._kafka.topic_prefix}.streams",
+            broker=";".join(f"kafka://{host}" for host in self._kafka.bootstrap.split(",")),
+            datadir=scratch,
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            stream_buffer_maxsize=BUFFERED_CHUNKS,
+            broker_max_poll_records=POLL_MESSAGES,
+            broker_session_timeout=SESSION_TIMEOUT_S,
+            broker_heartbeat_interval=1,
+            broker_rebalance_timeout=SESSION_TIMEOUT_S,
+            consumer_auto_offset_reset="earliest",
+            ConsumerScheduler=ChunkScheduler,
+            agent_supervisor="mode.CrashingSupervisor",
+        )
+        topic = app.topic(self._topic, schema=ChunkSchema(), acks=False)
+
+        @app.agent(topic, name="apply")
+        async def apply_chunks(stream: Any) -> None:
+            async for event in stream.events():
+                await self._apply(app, event.message.partition, event.value)
+
+        app.timer(HINT_EVERY_S)(lambda: self._hint(app))
+        app.timer(REPORT_EVERY_S)(self._report)
+        if self._drain:
+            app.timer(DRAIN_CHECK_EVERY_S)(self._stop_when_drained)
+        return app
+
+    async def _apply(self, app: Any, partition: int, messages: list[Any]) -> None:
+        """Apply one chunk, whatever it takes; a partition that must not go on is left standing."""
+        if partition in self.tally.stopped:
+            return
+        assert self._log is not None
+        source = self._log.source(partition)
+        records = [
+            Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC)) for m in messages
+        ]
+        chunk = Chunk(source, records, self._log.epochs[partition])
+        wait = RETRY_FIRST_S
+        while True:
+            try:
+                done = await self._in_database(self._apply_now, chunk)
+            except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable) as error:
+                if wait == RETRY_FIRST_S:
+                    self._say(f"database: {str(error).splitlines()[0]}; waiting for it, nothing is lost")
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, RETRY_LONGEST_S)
+            except PositionGap as gap:
+                await self._go_back(app, partition, gap)
+                return
+            except SourceChanged as changed:
+                await self._stand_still(partition, source.name, str(changed))
+                return
+            else:
+                self.tally.add(done)
+                self._hints[partition] = done.next_position
+                return
+
+    def _apply_now(self, chunk: Chunk) -> Applied:
+        """In the database thread: (re)connect if needed, then apply."""
+        if self._applier is None:
+            self._connection = connect(self._database.url, application="tollbook streams")
+            self._applier = ChunkApplier(self._connection)
+        try:
+            return self._applier.apply(chunk)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            self._applier = None
+            if self._connection is not None:
+                self._connection.close()
+            raise
+
+    async def _in_database(self, call: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._database_thread, call, *args)
+
+    async def _go_back(self, app: Any, partition: int, gap: PositionGap) -> None:
+        """Read again from the position that is due, if the log still has it; else stand still."""
+        log = await asyncio.to_thread(self._log_reader.read)
+        if log.begins[partition] > gap.expected:
+            why = f"the log begins at {log.begins[partition]}: positions from {gap.expected} on are gone"
+            await self._stand_still(partition, gap.source, why)
+        elif log.ends[partition] < gap.expected:
+            await self._stand_still(
+                partition, gap.source, f"the log ends at {log.ends[partition]}, before {gap.expected}"
+            )
+        else:
+            await app.consumer.seek_wait({TP(self._topic, partition): gap.expected})
+
+    async def _stand_still(self, partition: int, source: str, why: str) -> None:
+        """Leave a partition where it is until a person has looked at it."""
+        self.tally.stopped[partition] = why
+        self._say(f"STOPPED {source}: {why}")
+
+        def note() -> None:
+            with connect(self._database.url) as connection:
+                sources.mark_stopped(connection, source, why)
+
+        await self._in_database(note)
+
+    async def _hint(self, app: Any) -> None:
+        """Tell Kafka where a restart may begin to read. Losing it costs time, never an event."""
+        assigned = app.consumer.assignment()
+        offsets = {TP(self._topic, p): at for p, at in self._hints.items() if TP(self._topic, p) in assigned}
+        if offsets:
+            self._hints.clear()
+            # Not public; the version is pinned. The public `commit` offers only what was acknowledged.
+            await app.consumer._commit(offsets)
+
+    async def _report(self) -> None:
+        """Say how far this worker is, when something has changed."""
+        now, tally = time.monotonic(), self.tally
+        seen = tally.applied + tally.duplicates + tally.quarantined
+        if seen == self._reported:
+            return
+        rate = (seen - self._reported) / (now - self._reported_at)
+        self._reported, self._reported_at = seen, now
+        self._say(
+            f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"
+            f" ({rate:,.0f} messages/s)"
+        )
+
+    async def _stop_when_drained(self) -> None:
+        """End the process once every partition is applied up to the end that the log had when we started."""
+        assert self._log is not None
+        log = self._log
+
+        def stored() -> dict[int, sources.SourceState]:
+            with connect(self._database.url) as connection:
+                return sources.states(connection, self._topic)
+
+        with contextlib.suppress(DatabaseUnavailable):
+            positions = await asyncio.to_thread(stored)
+            waiting = [
+                p for p, end in log.ends.items() if p not in self.tally.stopped and positions[p].next_position < end
+            ]
+            if not waiting:
+                os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,95 @@
+"""The real services: a database of its own per test worker, a topic prefix of its own per test.
+
+`make test` starts Kafka and TimescaleDB and names them in the environment; `make up` does the same for a run of
+pytest by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import ensure_topics
+from streams.database import connect, upgrade
+
+NOT_RUNNING = "needs the local services: run `make test`, or `make up` and then `eval $(.venv/bin/tollbook dev env)`"
+
+
+@pytest.fixture(scope="session")
+def server_url() -> str:
+    """The database server's URL, from the environment."""
+    url = os.environ.get("TOLLBOOK_DATABASE_URL", "")
+    if not url:
+        pytest.fail(NOT_RUNNING)
+    return url
+
+
+@pytest.fixture(scope="session")
+def make_database(server_url: str) -> Iterator[Databases]:
+    """Makes migrated databases and drops them at the end."""
+    made = Databases(server_url)
+    yield made
+    made.drop_all()
+
+
+@pytest.fixture(scope="session")
+def database_url(make_database: Databases) -> str:
+    """One migrated database for all tests of this worker that can share it."""
+    return make_database()
+
+
+@pytest.fixture
+def empty_database_url(make_database: Databases) -> str:
+    """A migrated database that nobody else uses."""
+    return make_database()
+
+
+@pytest.fixture
+def connection(empty_database_url: str) -> Iterator[psycopg.Connection]:
+    """An autocommit connection to an empty database."""
+    with connect(empty_database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def kafka() -> KafkaSettings:
+    """Kafka with a topic prefix of this test's own, its topics created."""
+    bootstrap = os.environ.get("TOLLBOOK_KAFKA", "")
+    if not bootstrap:
+        pytest.fail(NOT_RUNNING)
+    settings = KafkaSettings(bootstrap, topic_prefix=f"test-{secrets.token_hex(5)}")
+    ensure_topics(settings)
+    return settings
+
+
+class Databases:
+    """Creates migrated databases.
+
+    Not from a template: TimescaleDB's own background worker sits in every database that has the extension.
+    """
+
+    def __init__(self, server_url: str) -> None:
+        self._server_url = server_url
+        self._names: list[str] = []
+
+    def __call__(self) -> str:
+        """A new migrated database's URL."""
+        name = f"tollbook_test_{secrets.token_hex(6)}"
+        with psycopg.connect(self._server_url, autocommit=True) as server:
+            server.execute(f'create database "{name}"')
+        self._names.append(name)
+        head, _, options = self._server_url.partition("?")
+        url = f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{options}" if options else "")
+        upgrade(url)
+        return url
+
+    def drop_all(self) -> None:
+        """Remove what was made."""
+        with psycopg.connect(self._server_url, autocommit=True) as server:
+            for name in reversed(self._names):
+                server.execute(f'drop database if exists "{name}" with (force)')

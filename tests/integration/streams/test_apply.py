@@ -1,0 +1,168 @@
+"""The chunk transaction on a real database."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+
+from streams import quarantine, tenants, usage_store
+from streams.apply import Applied, ChunkApplier
+from streams.errors import PositionGap, SourceChanged
+from tests.builders import SOURCE, event_json, make_chunk, make_record
+
+NOVEMBER = (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
+
+
+@pytest.fixture
+def applier(connection: psycopg.Connection) -> ChunkApplier:
+    """An applier whose source begins at 0 and which knows tenant_1."""
+    tenants.register(connection, [("tenant_1", "One")], actor="test")
+    connection.execute(
+        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
+        " values (%s, %s, %s, 0, 0, 0)",
+        (SOURCE.name, SOURCE.cluster_id, SOURCE.topic_id),
+    )
+    return ChunkApplier(connection)
+
+
+def requests_counted(connection: psycopg.Connection) -> int:
+    return usage_store.usage_of(connection, "tenant_1", *NOVEMBER, ())[0].totals.requests
+
+
+def test_events_windows_and_position_move_together(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    done = applier.apply(make_chunk(make_record(0), make_record(1)))
+    assert done == Applied(next_position=2, applied=2)
+    totals = usage_store.usage_of(connection, "tenant_1", *NOVEMBER, ())[0].totals
+    assert (totals.requests, totals.input_tokens, totals.output_tokens, totals.cache_hit_tokens) == (2, 20, 10, 8)
+    for table in ("windows_1m", "windows_1h"):
+        row = connection.execute(f"select bucket, events, requests, input_tokens from usage.{table}").fetchone()
+        assert row == (datetime(2026, 11, 1, 10, tzinfo=UTC), 2, 2, 20)
+    assert list(usage_store.rating_quantities(connection, *NOVEMBER)) == list(
+        usage_store.raw_quantities(connection, *NOVEMBER)
+    )
+
+
+def test_the_same_chunk_again_changes_nothing(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    chunk = make_chunk(make_record(0), make_record(1))
+    applier.apply(chunk)
+    assert applier.apply(chunk) == Applied(next_position=2, skipped=2)
+    assert requests_counted(connection) == 2
+
+
+def test_the_part_of_a_chunk_that_is_applied_already_is_left_out(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    applier.apply(make_chunk(make_record(0), make_record(1)))
+    done = applier.apply(make_chunk(make_record(1), make_record(2)))
+    assert done == Applied(next_position=3, skipped=1, applied=1)
+    assert requests_counted(connection) == 3
+
+
+def test_a_gap_is_refused_and_writes_nothing(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    with pytest.raises(PositionGap):
+        applier.apply(make_chunk(make_record(1)))
+    assert connection.execute("select count(*) from usage.events").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("changed", [{"cluster_id": "other"}, {"topic_id": "other"}, {"name": "kafka:unknown/0"}])
+def test_another_log_under_the_same_name_is_refused(applier: ChunkApplier, changed: dict[str, str]) -> None:
+    with pytest.raises(SourceChanged):
+        applier.apply(make_chunk(make_record(0), source=replace(SOURCE, **changed)))
+
+
+@pytest.mark.parametrize("later_chunk", [False, True])
+def test_a_resend_counts_once_whatever_its_timestamp(
+    connection: psycopg.Connection, applier: ChunkApplier, later_chunk: bool
+) -> None:
+    first, again = make_record(0, request_id="r"), make_record(1, request_id="r", timestamp="2026-11-01T11:59:00Z")
+    if later_chunk:
+        applier.apply(make_chunk(first))
+        done = applier.apply(make_chunk(again))
+    else:
+        done = applier.apply(make_chunk(first, again))
+    assert (done.duplicates, done.retimed, done.quarantined) == (1, 1, 0)
+    assert connection.execute("select bucket, requests from usage.windows_1h").fetchall() == [
+        (datetime(2026, 11, 1, 10, tzinfo=UTC), 1)
+    ]
+
+
+@pytest.mark.parametrize("later_chunk", [False, True])
+def test_other_content_under_the_same_identity_goes_to_quarantine_whole(
+    connection: psycopg.Connection, applier: ChunkApplier, later_chunk: bool
+) -> None:
+    first, other = make_record(0, request_id="r"), make_record(1, request_id="r", output_tokens=1005)
+    for chunk in (make_chunk(first), make_chunk(other)) if later_chunk else (make_chunk(first, other),):
+        applier.apply(chunk)
+    (held,) = quarantine.listing(connection)
+    assert (held.reason, held.tenant_id, held.position, held.message) == ("conflict", "tenant_1", 1, other.value)
+    assert requests_counted(connection) == 1
+
+
+def test_bad_messages_are_kept_whole_and_do_not_stop_the_others(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    bad = [b"{torn", event_json(output_tokens=-1), event_json(tenant_id="stranger"), event_json(schema_version=2),
+           event_json(timestamp="2026-11-01T12:05:00.000001Z"), event_json(timestamp=0)]  # fmt: skip
+    records = [make_record(position, value) for position, value in enumerate(bad)]
+    done = applier.apply(make_chunk(*records, make_record(len(bad))))
+    assert (done.applied, done.quarantined) == (1, len(bad))
+    held = sorted(quarantine.listing(connection), key=lambda row: row.position)
+    assert [row.reason for row in held] == ["torn", "invalid", "unknown_tenant", "unsupported", "future", "bad_time"]
+    assert [row.message for row in held] == bad
+
+
+def test_a_stronger_or_weaker_source_waits_in_quarantine(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    applier.apply(
+        make_chunk(
+            make_record(0, request_id="r", usage_source="stream"),
+            make_record(1, request_id="r", usage_source="engine"),
+            make_record(2, request_id="r", usage_source="estimate", output_tokens=9),
+        )
+    )
+    assert quarantine.counts(connection) == {"unsupported": 2}
+
+
+def test_a_late_event_changes_its_own_window(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    applier.apply(make_chunk(make_record(0, timestamp="2026-11-01T10:59:59.999999Z")))
+    applier.apply(make_chunk(make_record(1, timestamp="2026-11-01T11:00:00Z")))
+    applier.apply(make_chunk(make_record(2, timestamp="2026-11-01T10:00:00Z")))
+    rows = connection.execute("select bucket, requests from usage.windows_1h order by bucket").fetchall()
+    assert rows == [(datetime(2026, 11, 1, 10, tzinfo=UTC), 2), (datetime(2026, 11, 1, 11, tzinfo=UTC), 1)]
+
+
+def test_traffic_that_is_not_the_tenants_is_kept_but_not_rated(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    applier.apply(make_chunk(make_record(0, purpose="probe"), make_record(1, tenant_id="_platform"), make_record(2)))
+    assert requests_counted(connection) == 1
+    assert [q.tenant_id for q in usage_store.rating_quantities(connection, *NOVEMBER)] == ["tenant_1"]
+
+
+def test_a_crash_before_the_commit_leaves_nothing(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    chunk = make_chunk(make_record(0), make_record(1, b"{torn"))
+    with connection.transaction(force_rollback=True):
+        applier.apply(chunk)
+    for table in ("events", "event_identities", "windows_1m", "windows_1h", "quarantine", "applied_chunks"):
+        assert connection.execute(f"select count(*) from usage.{table}").fetchone() == (0,)
+    assert applier.apply(chunk) == Applied(next_position=2, applied=1, quarantined=1)
+
+
+def test_a_second_worker_finds_the_position_and_skips(
+    connection: psycopg.Connection, applier: ChunkApplier, empty_database_url: str
+) -> None:
+    chunk = make_chunk(*(make_record(position) for position in range(10)))
+    applier.apply(chunk)
+    with psycopg.connect(empty_database_url, autocommit=True) as other:
+        assert ChunkApplier(other).apply(chunk) == Applied(next_position=10, skipped=10)
+
+
+@pytest.mark.parametrize("table", ["applied_chunks", "audit_log", "event_identities", "quarantine"])
+@pytest.mark.parametrize("change", ["update {0} set {1} = {1}", "delete from {0}", "truncate {0} cascade"])
+def test_facts_cannot_be_edited(connection: psycopg.Connection, applier: ChunkApplier, table: str, change: str) -> None:
+    applier.apply(make_chunk(make_record(0), make_record(1, b"{torn")))
+    column = {"applied_chunks": "applied", "audit_log": "actor", "event_identities": "source", "quarantine": "reason"}
+    with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
+        connection.execute(change.format(f"usage.{table}", column[table]))

@@ -1,0 +1,79 @@
+"""Positions and messages of a chunk, without a database."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.chunks import Accepted, Refused, digest, not_yet_applied, read
+from streams.errors import PositionGap
+from tests.builders import RECEIVED, event_json, make_record
+
+
+@given(first=st.integers(0, 50), length=st.integers(1, 50), next_position=st.integers(0, 120))
+def test_a_chunk_is_applied_from_the_next_position_on_or_refused(first: int, length: int, next_position: int) -> None:
+    records = [make_record(position, b"") for position in range(first, first + length)]
+    if first > next_position:
+        with pytest.raises(PositionGap):
+            not_yet_applied("s", next_position, records)
+    else:
+        left = [record.position for record in not_yet_applied("s", next_position, records)]
+        assert left == list(range(max(first, next_position), first + length))
+
+
+@given(hole=st.integers(1, 8))
+def test_a_hole_within_a_chunk_is_refused(hole: int) -> None:
+    records = [make_record(position, b"") for position in range(10) if position != hole]
+    with pytest.raises(PositionGap) as caught:
+        not_yet_applied("s", 0, records)
+    assert (caught.value.expected, caught.value.found) == (hole, hole + 1)
+
+
+def test_a_good_message_is_accepted_with_its_completion() -> None:
+    message = read(make_record(0, timestamp="2026-11-01T10:00:00+01:00"))
+    assert isinstance(message, Accepted)
+    assert message.completed_at.isoformat() == "2026-11-01T09:00:00+00:00"
+
+
+@pytest.mark.parametrize(("microseconds_late", "accepted"), [(0, True), (1, False)])
+def test_an_event_may_be_five_minutes_ahead_of_the_broker_and_no_more(microseconds_late: int, accepted: bool) -> None:
+    at = RECEIVED + timedelta(minutes=5, microseconds=microseconds_late)
+    message = read(make_record(0, timestamp=at.isoformat()))
+    assert isinstance(message, Accepted) is accepted
+    if isinstance(message, Refused):
+        assert message.reason == "future"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "tenant_id"),
+    [
+        (b'{"tenant_id": "tenant_7", ', "torn", None),
+        (event_json(tenant_id="tenant_7", output_tokens=-1), "invalid", "tenant_7"),
+        (b'{"tenant_id": "a\\u0000b"}', "invalid", None),
+        (event_json(schema_version=9), "unsupported", "tenant_1"),
+        (b"", "torn", None),
+    ],
+)
+def test_a_bad_message_is_refused_with_its_tenant_where_it_can_be_read(
+    value: bytes, reason: str, tenant_id: str | None
+) -> None:
+    message = read(make_record(0, value))
+    assert isinstance(message, Refused)
+    assert (message.reason, message.tenant_id) == (reason, tenant_id)
+
+
+def test_a_correction_waits_in_quarantine_until_corrections_are_applied() -> None:
+    correction = {"kind": "correction", "correction_no": 1, "corrects": "05a57c93-2f15-5a80-ac63-8048b38e1de1"}
+    message = read(make_record(0, **correction))
+    assert isinstance(message, Refused)
+    assert message.reason == "unsupported"
+
+
+def test_the_digest_depends_on_every_message_and_position() -> None:
+    base = digest([make_record(0, b"ab"), make_record(1, b"c")])
+    assert base == digest([make_record(0, b"ab"), make_record(1, b"c")])
+    assert base != digest([make_record(0, b"a"), make_record(1, b"bc")])
+    assert base != digest([make_record(1, b"ab"), make_record(2, b"c")])

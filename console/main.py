@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 import psycopg
 import typer
-from sqlalchemy.exc import OperationalError
+from typer.core import TyperGroup
 
 from billing.errors import BillingError
 from console import session
-from console.commands import audit, close, db, events, invoice, ledger, plan, reconcile, streams, subscription, tenant, usage
-from console.commands import dev as devstack_commands
 from console.output import err
 from devstack.errors import DevstackError
 from reconciliation.errors import ReconciliationError
@@ -24,30 +23,47 @@ EXPECTED: Final = (AdapterError, StreamsError, BillingError, ReconciliationError
 """Errors whose text tells a person what to do: shown without a traceback."""
 
 OPERATORS, SUPPORT, FINANCE, DEVELOPERS = "For operators", "For support", "For finance", "For developers"
+NOUNS: Final = {
+    "db": OPERATORS,
+    "tenant": OPERATORS,
+    "streams": OPERATORS,
+    "events": SUPPORT,
+    "usage": SUPPORT,
+    "audit": SUPPORT,
+    "plan": FINANCE,
+    "subscription": FINANCE,
+    "ledger": FINANCE,
+    "invoice": FINANCE,
+    "close": FINANCE,
+    "reconcile": FINANCE,
+    "dev": DEVELOPERS,
+}
+"""Each noun is a module of `console/commands`, imported only when it is used."""
 
-app = typer.Typer(
-    help="Meters and bills multi-tenant LLM serving: counts every token once, bills it to the cent, and proves it.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-for command, name, panel in (
-    (db.app, "db", OPERATORS),
-    (tenant.app, "tenant", OPERATORS),
-    (streams.app, "streams", OPERATORS),
-    (events.app, "events", SUPPORT),
-    (usage.app, "usage", SUPPORT),
-    (audit.app, "audit", SUPPORT),
-    (plan.app, "plan", FINANCE),
-    (subscription.app, "subscription", FINANCE),
-    (ledger.app, "ledger", FINANCE),
-    (invoice.app, "invoice", FINANCE),
-    (close.app, "close", FINANCE),
-    (reconcile.app, "reconcile", FINANCE),
-    (devstack_commands.app, "dev", DEVELOPERS),
-):
-    app.add_typer(command, name=name, rich_help_panel=panel)
+
+class Nouns(TyperGroup):
+    """Finds a noun's verbs in its module."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All nouns, in the order of the help."""
+        return list(NOUNS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The noun's command group, or None."""
+        if cmd_name not in NOUNS:
+            return None
+        command: Any = typer.main.get_command(import_module(f"console.commands.{cmd_name}").app)
+        command.name = cmd_name
+        command.rich_help_panel = NOUNS[cmd_name]
+        return command
+
+
+app = typer.Typer(cls=Nouns, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.callback()
+def tollbook() -> None:
+    """Meters and bills multi-tenant LLM serving: counts every token once, bills it to the cent, and proves it."""
 
 
 def main() -> None:
@@ -57,10 +73,13 @@ def main() -> None:
         app()
     except EXPECTED as error:
         fail(str(error))
-    except (psycopg.OperationalError, OperationalError) as error:
-        fail(str(unavailable(getattr(error, "orig", None) or error)))
     except KeyboardInterrupt:
         fail("stopped; what was committed stays, and the command can be run again", 130)
+    except Exception as error:
+        lost = getattr(error, "orig", error)  # SQLAlchemy wraps the driver's error
+        if not isinstance(lost, psycopg.OperationalError):
+            raise
+        fail(str(unavailable(lost)))
 
 
 def fail(text: str, code: int = 1) -> None:

@@ -78,7 +78,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str 
     )
     for column in columns:
         number = all(isinstance(row[column], (int, Decimal)) and not isinstance(row[column], bool) for row in rows)
-        made.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
+        short = number or all(isinstance(row[column], datetime) for row in rows)
+        made.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold", no_wrap=short)
     for row in rows:
         made.add_row(*(_text(row[column]) for column in columns))
     return made
@@ -94,4 +95,6 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
     return str(plain(value))

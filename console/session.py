@@ -14,7 +14,8 @@ import typer
 
 from devstack import stack
 from serving_adapter.settings import KafkaSettings
-from streams.database import check, connect
+from streams.database import connect
+from streams.schema import check
 from streams.settings import DatabaseSettings
 
 Actor = Annotated[

@@ -1,6 +1,6 @@
 """Alembic's environment: one chain for the schemas `usage` and `ledger`.
 
-The database comes as the attribute `connection` of the configuration (`streams.database_schema`) or, for
+The database comes as the attribute `connection` of the configuration (`streams.schema`) or, for
 `alembic` called by hand, from `TOLLBOOK_DATABASE_URL`.
 """
 

@@ -32,7 +32,14 @@ class CoalescedRecord(NamedTuple):
 
 
 class ChunkScheduler(SchedulingStrategyT):
-    """Cuts each partition's records of a poll into chunks of at most CHUNK_MESSAGES, in order."""
+    """Cuts each partition's records of a poll into chunks of at most `chunk_messages`, in order."""
+
+    chunk_messages = CHUNK_MESSAGES
+
+    @classmethod
+    def of(cls, chunk_messages: int) -> type[ChunkScheduler]:
+        """The scheduler for another chunk size: Faust takes a class, not an instance."""
+        return type(cls.__name__, (cls,), {"chunk_messages": chunk_messages})
 
     @classmethod
     def map_from_records(cls, records: Any) -> Any:
@@ -42,8 +49,8 @@ class ChunkScheduler(SchedulingStrategyT):
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, CoalescedRecord]]:
         """One pseudo-record per chunk."""
         for partition, messages in records.items():
-            for start in range(0, len(messages), CHUNK_MESSAGES):
-                chunk = messages[start : start + CHUNK_MESSAGES]
+            for start in range(0, len(messages), self.chunk_messages):
+                chunk = messages[start : start + self.chunk_messages]
                 last = chunk[-1]
                 yield (
                     partition,

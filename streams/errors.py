@@ -34,7 +34,7 @@ class SourceChanged(StreamsError):
 
 
 class WorkerCrashed(StreamsError):
-    """The worker ended by an error that was not foreseen. What it had committed is complete; starting it again is safe."""
+    """The worker ended by an unforeseen error. What it had committed is complete; starting it again is safe."""
 
 
 class UnknownTenant(StreamsError):

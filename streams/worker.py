@@ -31,7 +31,7 @@ from streams.chunks import Chunk, Record
 from streams.coalescing import ChunkScheduler, ChunkSchema
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
-from streams.settings import DatabaseSettings
+from streams.settings import CHUNK_MESSAGES, DatabaseSettings
 
 BUFFERED_CHUNKS: Final = 8
 """Chunks waiting in memory per worker; beyond that Faust stops fetching. 8 x 2,000 x 300 bytes is about 5 MB."""
@@ -74,11 +74,13 @@ class StreamsWorker:
         database: DatabaseSettings,
         *,
         drain: bool = False,
+        chunk_messages: int = CHUNK_MESSAGES,
         say: Callable[[str], None] = print,
     ) -> None:
         self._kafka = kafka
         self._database = database
         self._drain = drain
+        self._chunk_messages = chunk_messages
         self._say = say
         self._topic = USAGE.name(kafka.topic_prefix)
         self._log_reader = sources.LogReader(kafka, self._topic)
@@ -104,6 +106,7 @@ class StreamsWorker:
             app = self._app(scratch)
             logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
             worker = faust.Worker(app, loglevel="critical", quiet=True, redirect_stdouts=False, override_logging=False)
+            worker.spinner = None  # it would write to the terminal even when quiet
             try:
                 worker.execute_from_commandline()
             except SystemExit as ended:
@@ -130,7 +133,7 @@ class StreamsWorker:
             broker_heartbeat_interval=1,
             broker_rebalance_timeout=SESSION_TIMEOUT_S,
             consumer_auto_offset_reset="earliest",
-            ConsumerScheduler=ChunkScheduler,
+            ConsumerScheduler=ChunkScheduler.of(self._chunk_messages),
             agent_supervisor="mode.CrashingSupervisor",
         )
         topic = app.topic(self._topic, schema=ChunkSchema(), acks=False)

@@ -15,7 +15,8 @@ import pytest
 
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ensure_topics
-from streams.database import connect, upgrade
+from streams.database import connect
+from streams.schema import upgrade
 
 NOT_RUNNING = "needs the local services: run `make test`, or `make up` and then `eval $(.venv/bin/tollbook dev env)`"
 

@@ -11,7 +11,7 @@ from console import session
 from console.output import AsCsv, AsJson, listing
 from streams import audit
 
-app = typer.Typer(help="Who changed what, and when.", no_args_is_help=True)
+app = typer.Typer(help="Who changed what, and when.", no_args_is_help=True, add_completion=False)
 
 
 @app.callback()

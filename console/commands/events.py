@@ -19,8 +19,10 @@ from serving_adapter.producer import EventProducer
 from serving_adapter.topics import USAGE
 from streams import quarantine as quarantines
 
-app = typer.Typer(help="Send usage events, check them, look at what was refused.", no_args_is_help=True)
-quarantine = typer.Typer(help="Messages that were refused, kept whole.", no_args_is_help=True)
+app = typer.Typer(
+    help="Send usage events, check them, look at what was refused.", no_args_is_help=True, add_completion=False
+)
+quarantine = typer.Typer(help="Messages that were refused, kept whole.", no_args_is_help=True, add_completion=False)
 app.add_typer(quarantine, name="quarantine")
 
 EventFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one event a line; - for standard input.")]

@@ -11,22 +11,26 @@ from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter.topics import USAGE
 from streams import quarantine, status
-from streams.database import check
+from streams.schema import check
+from streams.settings import CHUNK_MESSAGES
 from streams.sources import LogReader
 
-app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True)
+app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add_completion=False)
 
 
 @app.command()
 def run(
     drain: Annotated[bool, typer.Option("--drain", help="Stop when all that is in the topic now is applied.")] = False,
+    chunk: Annotated[int, typer.Option(min=1, max=10_000, help="Messages a transaction, at most.")] = CHUNK_MESSAGES,
 ) -> None:
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
     from streams.worker import StreamsWorker  # Faust takes a second to import
 
     database = session.database()
     check(database.url)
-    worker = StreamsWorker(session.kafka(), database, drain=drain, say=lambda text: err.print(text, markup=False))
+    worker = StreamsWorker(
+        session.kafka(), database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text, markup=False)
+    )
     tally = worker.run()
     out.print(
         f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"

@@ -13,7 +13,7 @@ from console import session
 from console.output import AsCsv, AsJson, document, listing, out
 from streams import tenants
 
-app = typer.Typer(help="Register and list tenants.", no_args_is_help=True)
+app = typer.Typer(help="Register and list tenants.", no_args_is_help=True, add_completion=False)
 COLUMNS = ("tenant_id", "name", "state", "registered_at")
 
 

@@ -13,7 +13,7 @@ from console import session
 from console.output import AsCsv, AsJson, document, listing, out
 from streams import tenants, usage_store
 
-app = typer.Typer(help="What tenants used.", no_args_is_help=True)
+app = typer.Typer(help="What tenants used.", no_args_is_help=True, add_completion=False)
 SUMS = tuple(field.name for field in fields(usage_store.UsageTotals))
 
 

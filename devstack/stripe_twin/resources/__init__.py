@@ -1,0 +1,21 @@
+"""Stripe's resources, one module each; ``ROUTES`` is the table of all endpoints that the twin has."""
+
+from __future__ import annotations
+
+from devstack.stripe_twin.resources import (
+    customer_balance,
+    customers,
+    invoice_items,
+    invoice_lines,
+    invoice_transitions,
+    invoices,
+)
+
+ROUTES = (
+    *customers.ROUTES,
+    *customer_balance.ROUTES,
+    *invoices.ROUTES,
+    *invoice_lines.ROUTES,
+    *invoice_transitions.ROUTES,
+    *invoice_items.ROUTES,
+)

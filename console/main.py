@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final
 
@@ -68,9 +69,18 @@ def tollbook() -> None:
 
 def main() -> None:
     """Run one command. Exit code 0 done or equal, 1 difference found or refused, 2 wrong use."""
+    run_with_messages(_command)
+
+
+def _command() -> None:
+    session.fill_environment()
+    app()
+
+
+def run_with_messages(command: Callable[[], None]) -> None:
+    """Run something that people started: expected errors end it with a message instead of a traceback."""
     try:
-        session.fill_environment()
-        app()
+        command()
     except EXPECTED as error:
         fail(str(error))
     except KeyboardInterrupt:

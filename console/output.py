@@ -78,7 +78,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str 
     )
     for column in columns:
         number = all(isinstance(row[column], (int, Decimal)) and not isinstance(row[column], bool) for row in rows)
-        short = number or all(isinstance(row[column], datetime) for row in rows)
+        short = number or all(isinstance(row[column], datetime | None) for row in rows)
         made.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold", no_wrap=short)
     for row in rows:
         made.add_row(*(_text(row[column]) for column in columns))

@@ -7,16 +7,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import psycopg
 import typer
 
+from billing.settings import StripeSettings
 from devstack import stack
 from serving_adapter.settings import KafkaSettings
 from streams.database import connect
 from streams.schema import check
 from streams.settings import DatabaseSettings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from billing.stripe_gateway import StripeGateway
 
 Actor = Annotated[
     str, typer.Option("--as", help="Who does this; goes to the audit log.", default_factory=getpass.getuser)
@@ -50,6 +57,40 @@ def connection() -> Iterator[psycopg.Connection]:
     check(settings.url)
     with connect(settings.url) as opened:
         yield opened
+
+
+@contextmanager
+def engine() -> Iterator[Engine]:
+    """Billing's engine, for a database whose schema is this version's. Raises SchemaOutdated."""
+    from billing.database import engine_for  # SQLAlchemy takes half a second to import
+
+    settings = database()
+    check(settings.url)
+    made = engine_for(settings.url)
+    try:
+        yield made
+    finally:
+        made.dispose()
+
+
+def stripe(*, test: bool) -> StripeGateway:
+    """Stripe as the environment names it. A test key or a twin needs `test`, a live key its absence."""
+    from billing.stripe_gateway import StripeGateway
+
+    settings = StripeSettings.from_environment()
+    if test and settings.is_live:
+        raise typer.BadParameter("--test with a live key: unset TOLLBOOK_STRIPE_KEY, or leave --test out")
+    if not test and not settings.is_live:
+        raise typer.BadParameter("TOLLBOOK_STRIPE_KEY is a test key: say --test, and everything is marked as a test")
+    return StripeGateway(settings)
+
+
+def read_text(file: Path) -> str:
+    """A text file's content."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"cannot read {file}: {error}") from None
 
 
 class DryRunEnds(Exception):

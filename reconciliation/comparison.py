@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Generic, TypeVar
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V", int, Decimal, str)
+Value = int | Decimal | str
 
 
 @dataclass(frozen=True, slots=True)
-class Difference(Generic[K, V]):
+class Difference:
     """One key on which two records do not agree; None where a record does not have the key."""
 
-    key: K
-    left: V | None
-    right: V | None
+    key: str
+    left: Value | None
+    right: Value | None
 
 
-def differences(left: Mapping[K, V], right: Mapping[K, V]) -> list[Difference[K, V]]:
+def differences(left: Mapping[str, Value], right: Mapping[str, Value]) -> list[Difference]:
     """Every key whose values differ, or that only one side has, in order of the keys.
 
     Zero and absent are not the same: a record that should be there and is not is a difference.
     """
-    keys = sorted(left.keys() | right.keys(), key=repr)
+    keys = sorted(left.keys() | right.keys())
     return [Difference(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+
+
+def multiset_differences(key: str, left: Counter[str], right: Counter[str]) -> list[Difference]:
+    """Entries that only one of two multisets has, each as often as it has it more."""
+    missing = [Difference(f"{key}/{entry}", entry, None) for entry in (left - right).elements()]
+    extra = [Difference(f"{key}/{entry}", None, entry) for entry in (right - left).elements()]
+    return missing + extra

@@ -6,26 +6,19 @@ reported delivered; keyed by tenant with the partitioner that Java clients share
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from serving_adapter.errors import DeliveryFailed, KafkaUnavailable
+from serving_adapter.kafka_client import first_answer, quiet_log
 from serving_adapter.settings import KafkaSettings
 
-CONNECT_WITHIN_S: Final = 10.0
 DELIVER_WITHIN_S: Final = 120.0
 """librdkafka's own default for `delivery.timeout.ms`; the caller's file or spool is what is durable until then."""
-
-
-# librdkafka prints every connection attempt to standard error; what matters reaches the caller as an error.
-_librdkafka_log = logging.getLogger("tollbook.kafka")
-_librdkafka_log.addHandler(logging.NullHandler())
-_librdkafka_log.propagate = False
 
 
 class EventProducer:
@@ -47,16 +40,11 @@ class EventProducer:
                     "compression.type": "lz4",
                     "linger.ms": 20,
                     "delivery.timeout.ms": int(DELIVER_WITHIN_S * 1000),
-                    "logger": _librdkafka_log,
+                    "logger": quiet_log,
                 }
             )
         )
-        try:
-            metadata = self._producer.list_topics(topic, timeout=CONNECT_WITHIN_S)
-        except KafkaException:
-            raise KafkaUnavailable(
-                f"no Kafka broker answers at {kafka.bootstrap}: run `make up`, or set TOLLBOOK_KAFKA"
-            ) from None
+        metadata = first_answer(self._producer, kafka, topic)
         if metadata.topics[topic].error is not None:
             raise KafkaUnavailable(f"topic {topic} does not exist at {kafka.bootstrap}: `make up` creates it")
 

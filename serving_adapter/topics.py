@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
+from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
 from serving_adapter.settings import KafkaSettings
 
-ANSWER_WITHIN_S: Final = 15.0
 DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -40,7 +40,7 @@ def ensure_topics(kafka: KafkaSettings, replication: int = 1) -> list[str]:
     `delete`, because compaction would drop late events of a tenant; `LogAppendTime`, because the broker's clock
     says when a message arrived (docs/spec/metering.md 5). Raises KafkaUnavailable.
     """
-    admin = AdminClient(kafka.client(**{"socket.timeout.ms": int(ANSWER_WITHIN_S * 1000)}))
+    admin = admin_client(kafka)
     wanted = [
         NewTopic(
             topic.name(kafka.topic_prefix),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
+from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
 from serving_adapter.settings import KafkaSettings
 from streams.chunks import Source
-
-ANSWER_WITHIN_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class LogReader:
     """Asks the broker what a topic is and how far it reaches."""
 
     def __init__(self, kafka: KafkaSettings, topic: str) -> None:
-        self._admin = AdminClient(kafka.client(**{"socket.timeout.ms": int(ANSWER_WITHIN_S * 1000), "log_level": 0}))
+        self._admin = admin_client(kafka)
         self._bootstrap = kafka.bootstrap
         self._topic = topic
 
@@ -72,10 +71,7 @@ class LogReader:
                 {p: at.leader_epoch if at.leader_epoch is not None else -1 for p, at in ends.items()},
             )
         except KafkaException as error:
-            raise KafkaUnavailable(
-                f"Kafka at {self._bootstrap}, topic {self._topic}: {error.args[0].str()};"
-                " run `make up`, or set TOLLBOOK_KAFKA"
-            ) from None
+            raise KafkaUnavailable(f"Kafka at {self._bootstrap}, topic {self._topic}: {error.args[0].str()}") from None
 
     def _offsets(self, partitions: list[int], which: OffsetSpec) -> dict[int, Any]:
         asked = {TopicPartition(self._topic, number): which for number in partitions}
@@ -118,3 +114,37 @@ def mark_stopped(connection: psycopg.Connection, source: str, because: str | Non
         " where source = %s and stopped_because is distinct from %s",
         (because, source, because),
     )
+
+
+def extents(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
+    """Each source's first and next position."""
+    rows = connection.execute("select source, first_position, next_position from usage.sources")
+    return {source: (first, after) for source, first, after in rows}
+
+
+def chunks(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
+    """Each applied chunk: source, first and next position, messages with an outcome; in order of position."""
+    rows = connection.execute(
+        "select source, first_position, next_position, applied + duplicates + quarantined"
+        " from usage.applied_chunks order by source, first_position"
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
+    """Each source's rows that are really there: events, and messages in quarantine."""
+    rows = connection.execute(
+        "select source, coalesce(e.n, 0), coalesce(q.n, 0) from usage.sources"
+        " left join (select source, count(*) as n from usage.events group by source) e using (source)"
+        " left join (select source, count(*) as n from usage.quarantine group by source) q using (source)"
+    )
+    return {source: (events, held) for source, events, held in rows}
+
+
+def counted_outcomes(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
+    """Each source's applied and quarantined messages, as its chunks recorded them."""
+    rows = connection.execute(
+        "select source, coalesce(sum(applied), 0)::int8, coalesce(sum(quarantined), 0)::int8"
+        " from usage.sources left join usage.applied_chunks using (source) group by source"
+    )
+    return {source: (applied, held) for source, applied, held in rows}

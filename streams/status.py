@@ -7,6 +7,7 @@ from datetime import datetime
 
 import psycopg
 
+from streams import quarantine
 from streams.sources import Log, states
 
 
@@ -47,3 +48,13 @@ def partitions(connection: psycopg.Connection, log: Log) -> list[PartitionStatus
             )
         )  # fmt: skip
     return result
+
+
+def outcomes(connection: psycopg.Connection) -> dict[str, int]:
+    """Messages by what became of them, over all sources: applied, duplicates, `quarantined: <reason>`."""
+    counts = connection.execute(
+        "select coalesce(sum(applied), 0)::int8, coalesce(sum(duplicates), 0)::int8 from usage.applied_chunks"
+    ).fetchone()
+    assert counts is not None, "an aggregate always has a row"
+    held = {f"quarantined: {reason}": count for reason, count in quarantine.counts(connection).items()}
+    return {"applied": counts[0], "duplicates": counts[1]} | held

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from streams.windows import UsageQuantity
 
-BY: Final = {
+BY: Final[dict[str, LiteralString]] = {
     "model": "model",
     "adapter": "adapter",
     "region": "region",
@@ -66,7 +66,9 @@ def last_ingested(connection: psycopg.Connection) -> datetime | None:
     return row[0] if row else None
 
 
-_BILLABLE_KEYS: Final = "tenant_id, model, adapter, region, tier, status, fault, usage_source, rating_band"
+_KEYS: Final = sql.SQL("tenant_id, model, adapter, region, tier, status, fault, usage_source, rating_band")
+_REQUESTS_OF_EVENTS: Final = "count(*) filter (where kind = 'usage')"
+_REQUESTS_OF_WINDOWS: Final = "sum(requests)::int8"
 
 
 def rating_quantities(
@@ -76,29 +78,38 @@ def rating_quantities(
 
     Statuses, faults and sources are kept apart: which of them bill is billing's rule (docs/spec/money.md 2).
     """
-    query = sql.SQL(
-        "select {keys}, sum(requests)::int8, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
-        " sum(output_tokens)::int8, sum(gpu_us)::int8 from usage.windows_1h"
-        " where bucket >= %(start)s and bucket < %(end)s and purpose = 'tenant' and not starts_with(tenant_id, '_')"
-        " and (%(tenant)s::text is null or tenant_id = %(tenant)s) group by {keys} order by {keys}"
-    ).format(keys=sql.SQL(_BILLABLE_KEYS))
-    with connection.cursor() as cursor:
-        cursor.execute(query, {"start": start, "end": end, "tenant": tenant_id})
-        for row in cursor:
-            yield UsageQuantity(*row)
+    return _quantities(connection, "windows_1h", "bucket", _REQUESTS_OF_WINDOWS, start, end, tenant_id)
+
+
+def minute_quantities(
+    connection: psycopg.Connection, start: datetime, end: datetime, tenant_id: str | None = None
+) -> Iterator[UsageQuantity]:
+    """The same from the 1-minute windows."""
+    return _quantities(connection, "windows_1m", "bucket", _REQUESTS_OF_WINDOWS, start, end, tenant_id)
 
 
 def raw_quantities(
     connection: psycopg.Connection, start: datetime, end: datetime, tenant_id: str | None = None
 ) -> Iterator[UsageQuantity]:
-    """The same as `rating_quantities`, summed from the raw events instead: the windows' independent witness."""
+    """The same from the raw events: the windows' independent witness. Any bounds."""
+    return _quantities(connection, "events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
+
+
+def _quantities(
+    connection: psycopg.Connection,
+    table: str,
+    time: str,
+    requests: LiteralString,
+    start: datetime,
+    end: datetime,
+    tenant_id: str | None,
+) -> Iterator[UsageQuantity]:
     query = sql.SQL(
-        "select {keys}, count(*) filter (where kind = 'usage'), sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
-        " sum(output_tokens)::int8, sum(gpu_us)::int8 from usage.events"
-        " where completed_at >= %(start)s and completed_at < %(end)s and purpose = 'tenant'"
-        " and not starts_with(tenant_id, '_')"
+        "select {keys}, {requests}, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
+        " sum(output_tokens)::int8, sum(gpu_us)::int8 from usage.{table}"
+        " where {time} >= %(start)s and {time} < %(end)s and purpose = 'tenant' and not starts_with(tenant_id, '_')"
         " and (%(tenant)s::text is null or tenant_id = %(tenant)s) group by {keys} order by {keys}"
-    ).format(keys=sql.SQL(_BILLABLE_KEYS))
+    ).format(keys=_KEYS, requests=sql.SQL(requests), table=sql.Identifier(table), time=sql.Identifier(time))
     with connection.cursor() as cursor:
         cursor.execute(query, {"start": start, "end": end, "tenant": tenant_id})
         for row in cursor:

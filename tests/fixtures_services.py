@@ -80,14 +80,18 @@ class Databases:
 
     def __call__(self) -> str:
         """A new migrated database's URL."""
+        url = self.empty()
+        upgrade(url)
+        return url
+
+    def empty(self) -> str:
+        """A new database's URL, without any schema."""
         name = f"tollbook_test_{secrets.token_hex(6)}"
         with psycopg.connect(self._server_url, autocommit=True) as server:
             server.execute(f'create database "{name}"')
         self._names.append(name)
         head, _, options = self._server_url.partition("?")
-        url = f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{options}" if options else "")
-        upgrade(url)
-        return url
+        return f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{options}" if options else "")
 
     def drop_all(self) -> None:
         """Remove what was made."""

@@ -1,0 +1,121 @@
+"""Billing accounts and subscriptions in the database: who pays, who is on which plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import ARRAY, Connection, Row, String, any_, cast, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import tables
+from billing.money import Rounding
+from billing.periods import BillingPeriod
+from billing.subscriptions import Subscription
+
+DEFAULT_LEGAL_ENTITY: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class BillingAccount:
+    """Who pays, in one currency, for 1…n tenants."""
+
+    billing_account: str
+    legal_entity: str
+    name: str
+    currency: str
+    rounding: Rounding = Rounding.HALF_EVEN
+    payment_terms_days: int = 30
+
+
+def add_account(connection: Connection, account: BillingAccount) -> bool:
+    """Make the account; False if one of this name exists."""
+    made = connection.execute(
+        insert(tables.billing_accounts)
+        .values(
+            billing_account=account.billing_account,
+            legal_entity=account.legal_entity,
+            name=account.name,
+            currency=account.currency,
+            rounding=account.rounding.value,
+            payment_terms_days=account.payment_terms_days,
+        )
+        .on_conflict_do_nothing()
+        .returning(tables.billing_accounts.c.billing_account)
+    )
+    return made.first() is not None
+
+
+def accounts(connection: Connection, names: Collection[str] | None = None) -> dict[str, BillingAccount]:
+    """Billing accounts by name; all of them unless names are given."""
+    table = tables.billing_accounts
+    query = select(table).order_by(table.c.billing_account)
+    if names is not None:
+        query = query.where(table.c.billing_account == any_(cast(list(names), ARRAY(String))))
+    return {
+        row.billing_account: BillingAccount(
+            row.billing_account,
+            row.legal_entity,
+            row.name,
+            row.currency,
+            Rounding(row.rounding),
+            row.payment_terms_days,
+        )
+        for row in connection.execute(query)
+    }
+
+
+def add_subscription(connection: Connection, subscription: Subscription, actor: str) -> None:
+    """Append a subscription. The database refuses one that overlaps another of the tenant (IntegrityError)."""
+    connection.execute(
+        tables.subscriptions.insert().values(
+            subscription_id=subscription.subscription_id,
+            tenant_id=subscription.tenant_id,
+            billing_account=subscription.billing_account,
+            plan=subscription.plan,
+            starts_at=subscription.starts_at,
+            ends_at=subscription.ends_at,
+            bill_statuses=list(subscription.bill_statuses),
+            recorded_by=actor,
+        )
+    )
+
+
+def subscriptions(connection: Connection, *, tenant_id: str | None = None) -> list[Subscription]:
+    """Subscriptions as they are known now, by tenant and start."""
+    table = tables.subscriptions
+    query = select(table).where(table.c.superseded_at.is_(None)).order_by(table.c.tenant_id, table.c.starts_at)
+    if tenant_id is not None:
+        query = query.where(table.c.tenant_id == tenant_id)
+    return [_subscription(row) for row in connection.execute(query)]
+
+
+def subscriptions_in(connection: Connection, period: BillingPeriod) -> dict[str, list[Subscription]]:
+    """Subscriptions that hold at some time of the period, by tenant."""
+    found: dict[str, list[Subscription]] = {}
+    for subscription in subscriptions(connection):
+        if subscription.starts_at < period.end and (
+            subscription.ends_at is None or subscription.ends_at > period.start
+        ):
+            found.setdefault(subscription.tenant_id, []).append(subscription)
+    return found
+
+
+def tenants_on_plan(connection: Connection, plan: str) -> list[str]:
+    """Tenants that are or were on a plan."""
+    table = tables.subscriptions
+    query = select(table.c.tenant_id).where(table.c.plan == plan).distinct().order_by(table.c.tenant_id)
+    return list(connection.execute(query).scalars())
+
+
+def _subscription(row: Row[tuple[object, ...]]) -> Subscription:
+    return Subscription(
+        subscription_id=row.subscription_id,
+        tenant_id=row.tenant_id,
+        billing_account=row.billing_account,
+        plan=row.plan,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        bill_statuses=tuple(row.bill_statuses),
+    )

@@ -1,0 +1,109 @@
+"""Apply a price plan from its file: new versions are appended, applied ones stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine
+
+from billing import account_store, invoice_store, plan_store
+from billing.database import raw, transaction
+from billing.errors import PlanConflict
+from billing.plan_file import parse_plan
+from billing.price_plans import PlanVersion, PricePlan, differences, unpriced_token_classes
+from streams import audit
+
+
+@dataclass(frozen=True, slots=True)
+class PlanApplied:
+    """What applying a plan did: versions added, versions that were there, and what is worth a second look."""
+
+    plan: PricePlan
+    added: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def apply_plan(
+    engine: Engine, text: str, *, file: str, actor: str, now: datetime, dry_run: bool = False
+) -> PlanApplied:
+    """Apply the plan that `text` (the content of `file`) describes. Applying it again changes nothing.
+
+    Raises PlanInvalid with every line and field that is wrong, PlanConflict if an applied version would change or
+    a new one reaches into a period that is billed already.
+    """
+    given = parse_plan(text, file=file)
+    with transaction(engine, dry_run=dry_run) as connection:
+        plan_store.lock(connection, given.name)
+        applied = plan_store.plans(connection, [given.name]).get(given.name)
+        fresh = _new_versions(given, applied)
+        _check_frozen(connection, given.name, fresh)
+        if fresh:
+            plan_store.add_versions(connection, given, fresh, actor)
+            audit.record(
+                raw(connection),
+                actor,
+                "plan.apply",
+                given.name,
+                {"file": file, "versions": [version.version for version in fresh], "now": now.isoformat()},
+            )
+    added = tuple(version.version for version in fresh)
+    return PlanApplied(
+        plan=given,
+        added=added,
+        unchanged=tuple(version.version for version in given.versions if version.version not in added),
+        warnings=tuple(_warnings(given)),
+    )
+
+
+def _new_versions(given: PricePlan, applied: PricePlan | None) -> list[PlanVersion]:
+    if applied is None:
+        return list(given.versions)
+    if applied.currency != given.currency:
+        raise PlanConflict(
+            f"plan {given.name} is in {applied.currency}, the file says {given.currency}: a plan keeps its currency"
+        )
+    by_name = {version.version: version for version in applied.versions}
+    by_start = {version.valid_from: version for version in applied.versions}
+    fresh = []
+    for version in given.versions:
+        old = by_name.get(version.version)
+        if old is not None:
+            found = differences(old, version)
+            if found:
+                raise PlanConflict(
+                    f"version {version.version} of plan {given.name} is applied already and never changes;"
+                    f" give the change a version of its own. {'; '.join(found)}"
+                )
+        elif version.valid_from in by_start:
+            other = by_start[version.valid_from].version
+            raise PlanConflict(
+                f"version {version.version} of plan {given.name} begins at the same time as applied version {other}"
+            )
+        else:
+            fresh.append(version)
+    return fresh
+
+
+def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -> None:
+    accounts = {
+        subscription.billing_account
+        for subscription in account_store.subscriptions(connection)
+        if subscription.plan == plan
+    }
+    billed = invoice_store.frozen_until(connection, accounts)
+    for version in fresh:
+        if billed is not None and version.valid_from < billed:
+            raise PlanConflict(
+                f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d}, but invoices up to"
+                f" {billed:%Y-%m-%d} are frozen: begin it there or later"
+            )
+
+
+def _warnings(plan: PricePlan) -> list[str]:
+    return [
+        f"version {version.version}: nothing prices {metric.value}: these tokens are free"
+        for version in plan.versions
+        for metric in unpriced_token_classes(version)
+    ]

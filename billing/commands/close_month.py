@@ -1,0 +1,85 @@
+"""From a month's usage to finalized invoices: rate and book, draw up, send. Each step resumes.
+
+The close's states, cut, gates and approval (docs/spec/money.md 11) are not here yet: `actor` prepares and approves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Engine
+
+from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
+from billing.commands.rate_period import PeriodRated, rate_period
+from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
+from billing.errors import PeriodNotEnded
+from billing.money import plain
+from billing.periods import BillingPeriod
+from billing.stripe_gateway import StripeGateway
+
+StageProgress = Callable[[str, int, int], None]
+"""Told the stage (`rate`, `send`), how many are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class MonthClosed:
+    """What a run of the close did and found."""
+
+    period: BillingPeriod
+    rated: PeriodRated
+    drafted: InvoicesDrafted
+    sent: InvoicesSent
+
+    @property
+    def amount(self) -> Decimal:
+        """Exact price of the month, over all tenants rated (of one currency)."""
+        return sum((tenant.amount for tenant in self.rated.tenants), Decimal(0))
+
+    @property
+    def problems(self) -> list[str]:
+        """What waits for a person or a later run, each in a line."""
+        return list(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        for usage in self.rated.unpriced:
+            yield str(usage)
+        yield from self.rated.negative
+        for lost in self.rated.unsubscribed:
+            yield f"tenant {lost.tenant_id}: {lost.requests} requests without a subscription: start one for that time"
+        for late in self.rated.late:
+            yield (
+                f"tenant {late.tenant_id}: usage worth {plain(late.amount)} {late.currency} came after its invoice was"
+                " frozen; adjustment lines are not built yet, nothing was posted"
+            )
+        for account, reason in self.drafted.blocked:
+            yield f"billing account {account} has no invoice: {reason}"
+        for invoice in (*self.sent.having(Outcome.PARKED), *self.sent.having(Outcome.LATER)):
+            yield f"invoice of {invoice.billing_account}: {invoice.outcome.value}: {invoice.reason}"
+
+
+def close_month(
+    engine: Engine,
+    *,
+    period: BillingPeriod,
+    gateway: StripeGateway,
+    now: datetime,
+    actor: str,
+    progress: StageProgress | None = None,
+) -> MonthClosed:
+    """Bill a calendar month that has ended. Running it again changes nothing that is done.
+
+    Raises PeriodNotEnded, and what rating, drafting and sending raise when nothing at all can go on.
+    """
+    if now < period.end:
+        raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: it is closed after that")
+
+    def stage(name: str) -> Callable[[int, int], None] | None:
+        return (lambda done, total: progress(name, done, total)) if progress else None
+
+    rated = rate_period(engine, period=period, now=now, progress=stage("rate"))
+    drafted = draft_invoices(engine, period=period, now=now, actor=actor)
+    sent = send_invoices(engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"))
+    return MonthClosed(period, rated, drafted, sent)

@@ -1,0 +1,214 @@
+"""Rate a period: what every tenant's usage costs by now, and post what is not posted yet.
+
+One transaction, under the period's lock: load usage and what is posted, rate and compare (pure), append the
+differences with their accrual entries. Running it again posts nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Connection, Engine
+
+from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
+from billing.database import raw, transaction
+from billing.errors import NegativeUsage, PeriodInvalid
+from billing.money import total
+from billing.periods import BillingPeriod
+from billing.posting_rules import accrual
+from billing.rated_line_store import TenantPeriod
+from billing.rating import RatedLine, Rating, UnpricedUsage, difference, rate
+from billing.subscriptions import Piece, pieces
+from streams.usage_store import rating_quantities
+from streams.windows import UsageQuantity
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRated:
+    """A tenant's period: the lines it comes to now, and the differences this run posted. Major units."""
+
+    tenant_id: str
+    lines: tuple[RatedLine, ...]
+    posted: tuple[RatedLine, ...]
+
+    @property
+    def amount(self) -> Decimal:
+        """The exact price of the period."""
+        return total(line.amount for line in self.lines)
+
+    @property
+    def posted_amount(self) -> Decimal:
+        """What this run posted."""
+        return total(line.amount for line in self.posted)
+
+
+@dataclass(frozen=True, slots=True)
+class LateUsage:
+    """Usage that arrived after the tenant's invoice was frozen. Nothing was posted for it."""
+
+    tenant_id: str
+    billing_account: str
+    currency: str
+    lines: tuple[RatedLine, ...]
+
+    @property
+    def amount(self) -> Decimal:
+        """What it would add to the invoice, exact, in major units."""
+        return total(line.amount for line in self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class UnsubscribedUsage:
+    """Requests of a tenant at times when it had no subscription: nobody pays for them."""
+
+    tenant_id: str
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodRated:
+    """The outcome for all tenants. `ok` is False where something waits for a person."""
+
+    period: BillingPeriod
+    tenants: tuple[TenantRated, ...]
+    late: tuple[LateUsage, ...]
+    unpriced: tuple[UnpricedUsage, ...]
+    negative: tuple[str, ...]
+    unsubscribed: tuple[UnsubscribedUsage, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every tenant's usage is rated and posted."""
+        return not (self.late or self.unpriced or self.negative or self.unsubscribed)
+
+    @property
+    def lines_posted(self) -> int:
+        """How many rated lines this run appended."""
+        return sum(len(tenant.posted) for tenant in self.tenants)
+
+
+def rate_period(
+    engine: Engine, *, period: BillingPeriod, now: datetime, progress: Progress | None = None, dry_run: bool = False
+) -> PeriodRated:
+    """Rate one calendar month for every tenant with a subscription. The month may still run.
+
+    Tenants with unpriced or negative usage are left out whole and named; they cannot be invoiced until that is
+    mended. Raises PeriodInvalid for anything but a calendar month, AccountingPeriodClosed.
+    """
+    if period.months != 1:
+        raise PeriodInvalid(f"{period.name} is no calendar month: this version rates by the month")
+    with transaction(engine, dry_run=dry_run) as connection:
+        rated_line_store.lock_period(connection, period)
+        by_tenant = account_store.subscriptions_in(connection, period)
+        plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
+        versions = {name: plan.versions for name, plan in plans.items()}
+        usage = _Usage(connection, period)
+        before = rated_line_store.posted(connection, period)
+        frozen = invoice_store.frozen_accounts(connection, period)
+        rated: list[TenantRated] = []
+        late: list[LateUsage] = []
+        problems: dict[str, Rating | NegativeUsage] = {}
+        for done, (tenant_id, subscribed) in enumerate(sorted(by_tenant.items()), start=1):
+            try:
+                cut = pieces(subscribed, versions, period)
+                found = rate([(piece, usage.of(piece)) for piece in cut])
+            except NegativeUsage as error:
+                problems[tenant_id] = error
+            else:
+                missing = difference(found.lines, before.get(tenant_id, []))
+                if found.unpriced:
+                    problems[tenant_id] = found
+                elif missing and any(line.billing_account in frozen for line in missing):
+                    late.append(LateUsage(tenant_id, missing[0].billing_account, missing[0].currency, missing))
+                else:
+                    rated.append(TenantRated(tenant_id, found.lines, missing))
+            if progress is not None:
+                progress(done, len(by_tenant))
+        _post(connection, period, rated, problems, now)
+        return PeriodRated(
+            period=period,
+            tenants=tuple(rated),
+            late=tuple(late),
+            unpriced=tuple(u for p in problems.values() if isinstance(p, Rating) for u in p.unpriced),
+            negative=tuple(str(p) for p in problems.values() if isinstance(p, NegativeUsage)),
+            unsubscribed=tuple(usage.unsubscribed(by_tenant.keys())),
+        )
+
+
+def _post(
+    connection: Connection,
+    period: BillingPeriod,
+    rated: Sequence[TenantRated],
+    problems: Mapping[str, Rating | NegativeUsage],
+    now: datetime,
+) -> None:
+    """Append the differences, their accrual entries, and where each tenant stands."""
+    states = rated_line_store.tenant_periods(connection, period)
+    numbers = {t.tenant_id: states[t.tenant_id].rating_no if t.tenant_id in states else 0 for t in rated}
+    numbers |= {t.tenant_id: numbers[t.tenant_id] + 1 for t in rated if t.posted}
+    new_states = [TenantPeriod(tenant_id, number, None) for tenant_id, number in numbers.items()]
+    for tenant_id, problem in problems.items():
+        text = str(problem) if isinstance(problem, NegativeUsage) else "; ".join(map(str, problem.unpriced))
+        new_states.append(TenantPeriod(tenant_id, states[tenant_id].rating_no if tenant_id in states else 0, text))
+    changed = [state for state in new_states if states.get(state.tenant_id) != state]
+    rated_line_store.set_tenant_periods(connection, period, changed, now)
+    by_payer: dict[tuple[str, str], list[RatedLine]] = defaultdict(list)
+    for tenant in rated:
+        for line in tenant.posted:
+            by_payer[tenant.tenant_id, line.billing_account].append(line)
+    accounts = account_store.accounts(connection, {account for _, account in by_payer})
+    entries = {
+        payer: accrual(
+            lines,
+            legal_entity=accounts[payer[1]].legal_entity,
+            period=period,
+            rating_no=numbers[payer[0]],
+            now=now,
+        )
+        for payer, lines in by_payer.items()
+    }
+    booked = ledger_store.post(connection, [entry for entry in entries.values() if entry is not None])
+    rated_line_store.append(
+        connection,
+        period,
+        [line for lines in by_payer.values() for line in lines],
+        rating_nos=numbers,
+        entry_ids={payer: booked[entry.idempotency_key] for payer, entry in entries.items() if entry is not None},
+    )
+
+
+class _Usage:
+    """The usage of a period by tenant, and of parts of it for tenants whose period is cut. Read under the lock."""
+
+    def __init__(self, connection: Connection, period: BillingPeriod) -> None:
+        self._connection = raw(connection)
+        self._period = period
+        self._whole: dict[str, list[UsageQuantity]] = defaultdict(list)
+        for quantity in rating_quantities(self._connection, period.start, period.end):
+            self._whole[quantity.tenant_id].append(quantity)
+        self._requests_rated: dict[str, int] = defaultdict(int)
+
+    def of(self, piece: Piece) -> list[UsageQuantity]:
+        """The usage of a tenant completed in a piece of the period."""
+        tenant_id = piece.subscription.tenant_id
+        if (piece.start, piece.end) == (self._period.start, self._period.end):
+            found = self._whole.get(tenant_id, [])
+        else:
+            found = list(rating_quantities(self._connection, piece.start, piece.end, tenant_id))
+        self._requests_rated[tenant_id] += sum(quantity.requests for quantity in found)
+        return found
+
+    def unsubscribed(self, subscribed: Collection[str]) -> list[UnsubscribedUsage]:
+        """Tenants with more usage in the period than in its pieces."""
+        found = []
+        for tenant_id, whole in sorted(self._whole.items()):
+            missing = sum(quantity.requests for quantity in whole) - self._requests_rated[tenant_id]
+            if missing or tenant_id not in subscribed:
+                found.append(UnsubscribedUsage(tenant_id, missing))
+        return found

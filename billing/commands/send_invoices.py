@@ -1,0 +1,199 @@
+"""Send a period's invoices to Stripe: exactly one each, whatever happens on the way. Running it again resumes."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from billing import invoice_store
+from billing.database import SENDERS_MAX, connection, transaction
+from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown
+from billing.invoice_sender import InvoiceSender, lock_account, unlock_account
+from billing.invoice_store import StoredInvoice
+from billing.invoices import InvoiceEvent, InvoiceState, settled_locally
+from billing.periods import BillingPeriod
+from billing.request_sender import Circumstances
+from billing.stripe_gateway import StripeGateway
+
+UNREACHABLE_AFTER: Final = SENDERS_MAX
+"""So many invoices in a row without an answer from Stripe: the rest is left to a later run."""
+
+
+class Outcome(StrEnum):
+    """What became of an invoice."""
+
+    FINALIZED = "finalized"
+    ZERO = "zero"
+    CARRIED = "carried_below_minimum"
+    PARKED = "parked"
+    LATER = "later"
+    WOULD_BE_SENT = "would_be_sent"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceSent:
+    """One invoice after sending. `changed`: this run got it there. `reason`: why it is parked or left for later."""
+
+    invoice_id: uuid.UUID
+    billing_account: str
+    currency: str
+    amount_due_minor: int
+    outcome: Outcome
+    changed: bool
+    number: str | None = None
+    stripe_invoice_id: str | None = None
+    hosted_invoice_url: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicesSent:
+    """Every invoice of a period, by billing account."""
+
+    period: BillingPeriod
+    invoices: tuple[InvoiceSent, ...]
+
+    def having(self, outcome: Outcome) -> tuple[InvoiceSent, ...]:
+        """Those with an outcome."""
+        return tuple(invoice for invoice in self.invoices if invoice.outcome is outcome)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.having(Outcome.PARKED) or self.having(Outcome.LATER))
+
+
+def send_invoices(
+    engine: Engine,
+    *,
+    period: BillingPeriod,
+    gateway: StripeGateway,
+    now: datetime,
+    actor: str = "tollbook",
+    progress: Callable[[int, int], None] | None = None,
+    billing_accounts: Collection[str] | None = None,
+    dry_run: bool = False,
+    checkpoint: Callable[[uuid.UUID, str], None] | None = None,
+    pause_s: float = 0.2,
+) -> InvoicesSent:
+    """Send the drafts of a period (of some billing accounts only, if given), at most eight at a time.
+
+    `actor` approves them. What needs a person is parked with a text and does not stop the others; what got no
+    answer is left for a later run. A dry run says what would be done and sends nothing.
+    Raises StripeAccessRefused when the key is not accepted: then none is sent.
+    """
+    with transaction(engine) as opened:
+        stored = invoice_store.listed(opened, period=period)
+    if billing_accounts is not None:
+        stored = [s for s in stored if s.invoice.identity.billing_account in billing_accounts]
+    if dry_run:
+        return InvoicesSent(period, tuple(_foreseen(s) for s in stored))
+    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s)
+    open_ = [s for s in stored if s.state in (InvoiceState.DRAFT, InvoiceState.APPROVED)]
+    sent = {s.invoice.invoice_id: _seen(s, changed=False) for s in stored if s not in open_}
+    run = _Run(engine, given)
+    executor = ThreadPoolExecutor(max_workers=SENDERS_MAX, thread_name_prefix="send")
+    try:
+        futures = [executor.submit(run.one, s) for s in open_]
+        for done, future in enumerate(as_completed(futures), start=1):
+            outcome = future.result()
+            sent[outcome.invoice_id] = outcome
+            if progress is not None:
+                progress(done, len(open_))
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return InvoicesSent(period, tuple(sent[s.invoice.invoice_id] for s in stored))
+
+
+class _Run:
+    """Sends invoices from several threads, and stops trying when Stripe does not answer at all."""
+
+    def __init__(self, engine: Engine, given: Circumstances) -> None:
+        self._engine = engine
+        self._given = given
+        self._unanswered = 0
+        self._guard = threading.Lock()
+
+    def one(self, stored: StoredInvoice) -> InvoiceSent:
+        """Send one invoice."""
+        if self._unanswered >= UNREACHABLE_AFTER:
+            return _left(stored, "Stripe does not answer: run it again later")
+        account = stored.invoice.identity.billing_account
+        with connection(self._engine) as opened:
+            if not lock_account(opened, account):
+                return _left(stored, "another sender is at it")
+            try:
+                sender = InvoiceSender(opened, stored.invoice.invoice_id, self._given)
+                outcome = _seen(sender.run(), changed=True)
+                self._answered(True)
+                return outcome
+            except StripeAccessRefused:
+                raise
+            except (StripeBusy, StripeOutcomeUnknown) as error:
+                self._answered(False)
+                return _left(stored, str(error))
+            except BillingError as error:
+                with opened.begin():
+                    invoice_store.park(opened, stored.invoice.invoice_id, str(error))
+                return _left(stored, str(error), Outcome.PARKED)
+            finally:
+                _release(opened, account)
+
+    def _answered(self, yes: bool) -> None:
+        with self._guard:
+            self._unanswered = 0 if yes else self._unanswered + 1
+
+
+def _release(opened: Connection, account: str) -> None:
+    if opened.in_transaction():
+        opened.rollback()
+    try:
+        unlock_account(opened, account)
+    except DBAPIError:
+        # The session, and with it the lock, is gone; whatever ended it is being raised already.
+        opened.invalidate()
+
+
+def _seen(stored: StoredInvoice, *, changed: bool) -> InvoiceSent:
+    outcomes = {
+        InvoiceState.FINALIZED: Outcome.FINALIZED,
+        InvoiceState.ZERO: Outcome.ZERO,
+        InvoiceState.CARRIED_BELOW_MINIMUM: Outcome.CARRIED,
+    }
+    identity = stored.invoice.identity
+    return InvoiceSent(
+        invoice_id=stored.invoice.invoice_id,
+        billing_account=identity.billing_account,
+        currency=identity.currency,
+        amount_due_minor=stored.invoice.amount_due_minor,
+        outcome=outcomes.get(stored.state, Outcome.OTHER),
+        changed=changed,
+        number=stored.number,
+        stripe_invoice_id=stored.stripe_invoice_id,
+        hosted_invoice_url=stored.hosted_invoice_url,
+    )
+
+
+def _left(stored: StoredInvoice, reason: str, outcome: Outcome = Outcome.LATER) -> InvoiceSent:
+    return replace(_seen(stored, changed=False), outcome=outcome, reason=reason)
+
+
+def _foreseen(stored: StoredInvoice) -> InvoiceSent:
+    if stored.state not in (InvoiceState.DRAFT, InvoiceState.APPROVED):
+        return _seen(stored, changed=False)
+    foreseen = {
+        None: Outcome.WOULD_BE_SENT,
+        InvoiceEvent.SETTLE_AS_ZERO: Outcome.ZERO,
+        InvoiceEvent.CARRY: Outcome.CARRIED,
+    }
+    return replace(_seen(stored, changed=True), outcome=foreseen[settled_locally(stored.invoice)])

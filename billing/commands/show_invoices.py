@@ -1,0 +1,109 @@
+"""Invoices for people and machines: one as a document, or a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import date, datetime
+from typing import Any, Final
+
+from sqlalchemy import Engine
+
+from billing import invoice_store
+from billing.database import transaction
+from billing.invoice_store import StoredInvoice
+from billing.invoices import Invoice, InvoiceLine, InvoiceState
+from billing.money import plain
+from billing.periods import BillingPeriod
+
+NOT_IN_STRIPE: Final = {
+    InvoiceState.ZERO: "zero: nothing is due",
+    InvoiceState.CARRIED_BELOW_MINIMUM: "below the minimum that Stripe charges: carried to the next invoice",
+}
+
+
+def invoice_document(engine: Engine, reference: str) -> dict[str, Any]:
+    """One invoice by id, number or Stripe id, in the shape of `invoice show --json`. Raises UnknownInvoice."""
+    with transaction(engine) as connection:
+        return document_of(invoice_store.find(connection, reference))
+
+
+def invoice_list(
+    engine: Engine,
+    *,
+    period: BillingPeriod | None = None,
+    billing_account: str | None = None,
+    states: Collection[InvoiceState] | None = None,
+) -> list[dict[str, Any]]:
+    """Invoices in the same shape, by period and billing account."""
+    with transaction(engine) as connection:
+        found = invoice_store.listed(connection, period=period, billing_account=billing_account, states=states)
+    return [document_of(stored) for stored in found]
+
+
+def document_of(stored: StoredInvoice) -> dict[str, Any]:
+    """A stored invoice as a document. Minor amounts are integers, exact ones decimal strings, times RFC 3339 UTC."""
+    invoice = stored.invoice
+    identity = invoice.identity
+    tenants = sorted({line.rated.identity.tenant_id for line in invoice.lines})
+    return {
+        "invoice_id": str(invoice.invoice_id),
+        "number": stored.number,
+        "legal_entity": identity.legal_entity,
+        "billing_account": identity.billing_account,
+        "tenant_id": tenants[0] if len(tenants) == 1 else None,
+        "kind": identity.kind.value,
+        "period": identity.period.name,
+        "service_start": _time(identity.period.start),
+        "service_end": _time(identity.period.end),
+        "revision": identity.revision,
+        "currency": identity.currency,
+        "state": stored.state.value,
+        "issue_date": _day(stored.issue_date),
+        "due_date": _day(stored.due_date),
+        "lines": [_line(invoice, line) for line in invoice.lines],
+        "net": invoice.net_minor,
+        "tax": [],
+        "credits": [],
+        "total": invoice.total_minor,
+        "amount_due": invoice.amount_due_minor,
+        "exact_total": plain(invoice.exact_total),
+        "rounding": plain(invoice.rounding),
+        "stripe_invoice_id": stored.stripe_invoice_id,
+        "stripe_customer_id": stored.stripe_customer_id,
+        "hosted_invoice_url": stored.hosted_invoice_url,
+        "reason_not_in_stripe": NOT_IN_STRIPE.get(stored.state),
+        "parked_because": stored.parked_because,
+        "usage_digest": None,
+    }
+
+
+def _line(invoice: Invoice, line: InvoiceLine) -> dict[str, Any]:
+    rated = line.rated
+    model, adapter, region, tier = rated.where
+    return {
+        "line_key": line.line_key,
+        "kind": rated.identity.kind,
+        "tenant_id": rated.identity.tenant_id,
+        "model": model,
+        "adapter": adapter,
+        "region": region,
+        "tier": tier,
+        "token_class": rated.metric.value,
+        "plan": rated.identity.plan,
+        "price_version": rated.identity.version,
+        "service_period": BillingPeriod(rated.service_start, rated.service_end).name,
+        "original_period": line.original_period or invoice.identity.period.name,
+        "quantity": plain(rated.quantity),
+        "unit_price": plain(rated.unit_price),
+        "amount_exact": plain(rated.amount),
+        "amount": line.amount_minor,
+        "tax_group": line.tax_group,
+    }
+
+
+def _time(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")
+
+
+def _day(on: date | None) -> str | None:
+    return on.isoformat() if on is not None else None

@@ -1,0 +1,139 @@
+"""Put tenants on a plan. In the common case each tenant pays for itself, under the default legal entity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import IntegrityError
+
+from billing import account_store, invoice_store, plan_store
+from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
+from billing.database import raw, transaction
+from billing.errors import SubscriptionRefused
+from billing.price_plans import PricePlan
+from billing.subscriptions import BILL_STATUSES, Subscription, check_start, subscription_id
+from streams import audit, tenants
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStarted:
+    """A subscription, and whether it was made now or was there before."""
+
+    subscription: Subscription
+    created: bool
+
+
+def start_subscription(
+    engine: Engine,
+    *,
+    tenant_id: str,
+    plan: str,
+    starts_at: datetime,
+    actor: str,
+    billing_account: str | None = None,
+    legal_entity: str = DEFAULT_LEGAL_ENTITY,
+    bill_statuses: Sequence[str] = BILL_STATUSES,
+    dry_run: bool = False,
+) -> SubscriptionStarted:
+    """Put one tenant on a plan from `starts_at` (UTC, on the hour). Doing it again changes nothing.
+
+    The billing account is the tenant's own unless one is named; a new one takes the plan's currency.
+    Raises SubscriptionRefused, UnknownPlan, streams.errors.UnknownTenant.
+    """
+    return start_subscriptions(
+        engine,
+        tenant_ids=[tenant_id],
+        plan=plan,
+        starts_at=starts_at,
+        actor=actor,
+        billing_account=billing_account,
+        legal_entity=legal_entity,
+        bill_statuses=bill_statuses,
+        dry_run=dry_run,
+    )[0]
+
+
+def start_subscriptions(
+    engine: Engine,
+    *,
+    tenant_ids: Sequence[str],
+    plan: str,
+    starts_at: datetime,
+    actor: str,
+    billing_account: str | None = None,
+    legal_entity: str = DEFAULT_LEGAL_ENTITY,
+    bill_statuses: Sequence[str] = BILL_STATUSES,
+    dry_run: bool = False,
+) -> list[SubscriptionStarted]:
+    """The same for many tenants in one transaction: all of them or none."""
+    try:
+        with transaction(engine, dry_run=dry_run) as connection:
+            priced = plan_store.plan(connection, plan)
+            check_start(starts_at, priced.versions)
+            return [
+                _start(
+                    connection,
+                    Subscription(
+                        subscription_id=subscription_id(tenant_id, starts_at.astimezone(UTC)),
+                        tenant_id=tenant_id,
+                        billing_account=billing_account or tenant_id,
+                        plan=plan,
+                        starts_at=starts_at.astimezone(UTC),
+                        bill_statuses=tuple(bill_statuses),
+                    ),
+                    priced,
+                    legal_entity,
+                    actor,
+                )
+                for tenant_id in tenant_ids
+            ]
+    except IntegrityError as error:
+        # Two at once: the database let one of them through.
+        raise SubscriptionRefused(f"not started: {str(error.orig).splitlines()[0]}") from None
+
+
+def _start(
+    connection: Connection, wanted: Subscription, plan: PricePlan, legal_entity: str, actor: str
+) -> SubscriptionStarted:
+    for other in account_store.subscriptions(connection, tenant_id=wanted.tenant_id):
+        if other == wanted:
+            return SubscriptionStarted(other, created=False)
+        if other.ends_at is None or other.ends_at > wanted.starts_at:
+            until = "without end" if other.ends_at is None else f"to {other.ends_at:%Y-%m-%d %H:%M}"
+            raise SubscriptionRefused(
+                f"tenant {wanted.tenant_id} is on plan {other.plan} from {other.starts_at:%Y-%m-%d %H:%M} {until},"
+                f" paid by {other.billing_account}: two subscriptions cannot overlap"
+            )
+    tenants.get(raw(connection), wanted.tenant_id)
+    _account_for(connection, wanted, plan, legal_entity, actor)
+    account_store.add_subscription(connection, wanted, actor)
+    detail = {
+        "plan": wanted.plan,
+        "starts_at": wanted.starts_at.isoformat(),
+        "billing_account": wanted.billing_account,
+        "bill_statuses": list(wanted.bill_statuses),
+    }
+    audit.record(raw(connection), actor, "subscription.start", wanted.tenant_id, detail)
+    return SubscriptionStarted(wanted, created=True)
+
+
+def _account_for(connection: Connection, wanted: Subscription, plan: PricePlan, legal_entity: str, actor: str) -> None:
+    name = wanted.billing_account
+    account = BillingAccount(name, legal_entity, name, plan.currency)
+    if account_store.add_account(connection, account):
+        detail = {"legal_entity": legal_entity, "currency": plan.currency}
+        audit.record(raw(connection), actor, "account.add", name, detail)
+        return
+    found = account_store.accounts(connection, [name])[name]
+    if found.currency != plan.currency:
+        raise SubscriptionRefused(
+            f"billing account {name} pays in {found.currency}, plan {plan.name} is in {plan.currency}"
+        )
+    billed = invoice_store.frozen_until(connection, [name])
+    if billed is not None and wanted.starts_at < billed:
+        raise SubscriptionRefused(
+            f"invoices of billing account {name} are frozen up to {billed:%Y-%m-%d}: start there or later"
+        )

@@ -1,0 +1,74 @@
+"""The database for billing: one engine, one way to open a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import psycopg
+from sqlalchemy import Connection, Engine
+from sqlalchemy import create_engine as _create_engine
+from sqlalchemy.exc import OperationalError
+
+from streams.database import CONNECT_WITHIN_S, unavailable
+from streams.errors import DatabaseUnavailable
+
+SENDERS_MAX: Final = 8
+"""How many invoices are sent at a time; each holds one connection."""
+POOL_SIZE: Final = SENDERS_MAX + 2
+
+
+def engine_for(url: str) -> Engine:
+    """An engine for a `postgresql://` URL. Its sessions speak UTC; connections are opened when first needed."""
+    return _create_engine(
+        "postgresql+psycopg://" + url.split("://", 1)[1],
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": CONNECT_WITHIN_S,
+            "options": "-c timezone=UTC",
+            "application_name": "tollbook-billing",
+        },
+    )
+
+
+@contextmanager
+def transaction(engine: Engine, *, dry_run: bool = False) -> Iterator[Connection]:
+    """One transaction: committed at the end, rolled back on an error, and in a dry run always.
+
+    Commands commit here and nowhere else. Raises DatabaseUnavailable when there is no database.
+    """
+    with connection(engine) as opened:
+        begun = opened.begin()
+        try:
+            yield opened
+            if dry_run:
+                begun.rollback()
+            else:
+                begun.commit()
+        except BaseException:
+            begun.rollback()
+            raise
+
+
+@contextmanager
+def connection(engine: Engine) -> Iterator[Connection]:
+    """A connection, for reading or for several transactions one after another. Raises DatabaseUnavailable."""
+    try:
+        opened = engine.connect()
+    except OperationalError as error:
+        raise unavailable(error.orig or error) from None
+    with opened:
+        yield opened
+
+
+def raw(opened: Connection) -> psycopg.Connection:
+    """The psycopg connection beneath, in the same transaction: for the stores of `streams`."""
+    driver = opened.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection), "the engine is made by engine_for"
+    return driver
+
+
+__all__ = ["DatabaseUnavailable", "connection", "engine_for", "raw", "transaction"]

@@ -1,0 +1,139 @@
+"""Errors of billing. Each carries its values and tells a person what to do.
+
+BillingError
+├── NotAnAmount, UnknownCurrency, CurrencyMismatch     (money)
+├── PeriodInvalid, PeriodNotEnded
+├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
+├── SubscriptionRefused
+├── NegativeUsage
+├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed  (journal)
+├── IllegalTransition, UnknownInvoice, InvoiceFrozen
+└── StripeError                                        (see billing/stripe_gateway.py)
+    ├── StripeAccessRefused    the key or its rights: stops everything
+    ├── StripeRefused          a definite no: needs a person
+    ├── StripeBusy             not done, try again: 429, or a request with this key is under way
+    └── StripeOutcomeUnknown   it may have been done: send the same key and parameters again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class BillingError(Exception):
+    """Base of this folder's errors."""
+
+
+class NotAnAmount(BillingError):
+    """A value that is no exact decimal number, or has too many decimals."""
+
+
+class UnknownCurrency(BillingError):
+    """A currency that `billing/money.py` has no row for."""
+
+
+class CurrencyMismatch(BillingError):
+    """Two amounts that should be of one currency are not."""
+
+
+class PeriodInvalid(BillingError):
+    """A text that names no billing period."""
+
+
+class PeriodNotEnded(BillingError):
+    """A period that cannot be billed yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanProblem:
+    """What is wrong with a plan file: the line (from 1), the field (`versions[0].charges[2].price`), the reason."""
+
+    line: int
+    field: str
+    reason: str
+
+
+class PlanInvalid(BillingError):
+    """A plan file that cannot be read. `problems` holds every one found."""
+
+    def __init__(self, file: str, problems: Sequence[PlanProblem]) -> None:
+        self.file = file
+        self.problems = tuple(problems)
+        super().__init__(
+            "\n".join(f"{file}:{p.line}: {p.field}: {p.reason}" if p.field else f"{file}:{p.line}: {p.reason}"
+                      for p in self.problems)
+        )  # fmt: skip
+
+
+class PlanConflict(BillingError):
+    """A plan version that is applied already with other content, or that does not fit beside those applied."""
+
+
+class UnknownPlan(BillingError):
+    """A plan that was never applied."""
+
+
+class NoPriceVersion(BillingError):
+    """A time at which a plan has no version yet."""
+
+
+class SubscriptionRefused(BillingError):
+    """A subscription that overlaps another, or does not fit its billing account."""
+
+
+class NegativeUsage(BillingError):
+    """Sums of usage below zero: the windows are wrong, and nothing is rated from them."""
+
+
+class EntryInvalid(BillingError):
+    """A journal entry that is not balanced, or has a leg that its account does not take."""
+
+
+class IdempotencyConflict(BillingError):
+    """An idempotency key that was used before with other input."""
+
+
+class AccountingPeriodClosed(BillingError):
+    """A posting into an accounting period that is closed."""
+
+
+class IllegalTransition(BillingError):
+    """A change of state that the invoice's life does not have."""
+
+
+class UnknownInvoice(BillingError):
+    """An invoice that does not exist."""
+
+
+class InvoiceFrozen(BillingError):
+    """A change to what a frozen invoice says."""
+
+
+class StripeError(BillingError):
+    """Stripe did not do what was asked. `request_id` is Stripe's own, for its support."""
+
+    def __init__(self, text: str, *, code: str = "", request_id: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+        self.request_id = request_id
+
+
+class StripeAccessRefused(StripeError):
+    """Stripe does not accept the key, or the key may not do this."""
+
+
+class StripeRefused(StripeError):
+    """A definite no to these parameters."""
+
+
+class StripeBusy(StripeError):
+    """Not done: too many requests, or one with the same key is under way."""
+
+
+class StripeOutcomeUnknown(StripeError):
+    """No reply, or one that does not say whether it was done."""
+
+
+class StripeServerError(StripeOutcomeUnknown):
+    """Stripe answered 5xx. It may repeat that answer for the key as long as it remembers the key."""

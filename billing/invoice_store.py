@@ -1,0 +1,297 @@
+"""Invoices in the database: one row per identity, its lines, its states, its number."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, UUID, Connection, Row, String, any_, cast, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import tables
+from billing.errors import IllegalTransition, InvoiceFrozen, UnknownInvoice
+from billing.invoices import Invoice, InvoiceEvent, InvoiceIdentity, InvoiceKind, InvoiceLine, InvoiceState, after
+from billing.periods import BillingPeriod
+from billing.rated_line_store import line_columns, rated_line
+from billing.sending import SendingStep
+
+INVOICE_SERIES: Final = "invoice"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInvoice:
+    """An invoice with what has become of it. Times are UTC; `frozen_at` set means its content is final."""
+
+    invoice: Invoice
+    state: InvoiceState
+    sending_step: SendingStep
+    drafted_at: datetime
+    frozen_at: datetime | None
+    parked_because: str | None
+    number: str | None
+    issue_date: date | None
+    due_date: date | None
+    stripe_customer_id: str | None
+    stripe_invoice_id: str | None
+    hosted_invoice_url: str | None
+    invoice_pdf_url: str | None
+
+
+def save_draft(connection: Connection, invoice: Invoice, now: datetime, actor: str) -> bool:
+    """Store a draft, or bring a stored one to this content; False if it is there already with the same lines.
+
+    Raises InvoiceFrozen if the stored one is frozen with other lines.
+    """
+    table = tables.invoices
+    invoice_id = invoice.invoice_id
+    found = connection.execute(
+        select(table.c.lines_hash, table.c.frozen_at).where(table.c.invoice_id == invoice_id).with_for_update()
+    ).first()
+    amounts = {
+        "exact_total": invoice.exact_total,
+        "rounding": invoice.rounding,
+        "net_minor": invoice.net_minor,
+        "tax_minor": invoice.tax_minor,
+        "total_minor": invoice.total_minor,
+        "amount_due_minor": invoice.amount_due_minor,
+        "lines_hash": invoice.lines_hash,
+        "drafted_at": now,
+    }
+    if found is None:
+        identity = invoice.identity
+        connection.execute(
+            table.insert().values(
+                invoice_id=invoice_id,
+                legal_entity=identity.legal_entity,
+                billing_account=identity.billing_account,
+                kind=identity.kind.value,
+                service_start=identity.period.start,
+                service_end=identity.period.end,
+                currency=identity.currency,
+                revision=identity.revision,
+                state=InvoiceState.DRAFT.value,
+                **amounts,
+            )
+        )
+        _add_transition(connection, invoice_id, None, InvoiceState.DRAFT, now, actor)
+    elif found.lines_hash == invoice.lines_hash:
+        return False
+    elif found.frozen_at is not None:
+        raise InvoiceFrozen(f"invoice {invoice_id} is frozen: what came later belongs to another document")
+    else:
+        connection.execute(update(table).where(table.c.invoice_id == invoice_id).values(**amounts))
+        connection.execute(tables.invoice_lines.delete().where(tables.invoice_lines.c.invoice_id == invoice_id))
+    if invoice.lines:
+        connection.execute(tables.invoice_lines.insert(), [_line_row(invoice_id, line) for line in invoice.lines])
+    return True
+
+
+def load(connection: Connection, invoice_id: uuid.UUID) -> StoredInvoice:
+    """One invoice. Raises UnknownInvoice."""
+    row = connection.execute(select(tables.invoices).where(tables.invoices.c.invoice_id == invoice_id)).first()
+    if row is None:
+        raise UnknownInvoice(f"there is no invoice {invoice_id}")
+    return _with_lines(connection, [row])[0]
+
+
+def find(connection: Connection, reference: str) -> StoredInvoice:
+    """The invoice with this id, number or Stripe id. Raises UnknownInvoice."""
+    table = tables.invoices
+    try:
+        matches = table.c.invoice_id == uuid.UUID(reference)
+    except ValueError:
+        matches = (table.c.number == reference) | (table.c.stripe_invoice_id == reference)
+    rows = connection.execute(select(table).where(matches)).all()
+    if len(rows) != 1:
+        raise UnknownInvoice(f"{len(rows) or 'no'} invoices are called {reference!r}: `tollbook invoice list` has them")
+    return _with_lines(connection, rows)[0]
+
+
+def listed(
+    connection: Connection,
+    *,
+    period: BillingPeriod | None = None,
+    billing_account: str | None = None,
+    states: Collection[InvoiceState] | None = None,
+) -> list[StoredInvoice]:
+    """Invoices with their lines, by period and billing account."""
+    table = tables.invoices
+    query = select(table).order_by(table.c.service_start, table.c.billing_account, table.c.kind, table.c.revision)
+    if period is not None:
+        query = query.where(table.c.service_start == period.start, table.c.service_end == period.end)
+    if billing_account is not None:
+        query = query.where(table.c.billing_account == billing_account)
+    if states is not None:
+        query = query.where(table.c.state.in_([state.value for state in states]))
+    return _with_lines(connection, connection.execute(query).all())
+
+
+def frozen_accounts(connection: Connection, period: BillingPeriod) -> set[str]:
+    """Billing accounts whose usage invoice of the period is frozen: later usage belongs to another document."""
+    table = tables.invoices
+    query = select(table.c.billing_account).where(
+        table.c.service_start == period.start,
+        table.c.service_end == period.end,
+        table.c.kind == InvoiceKind.USAGE.value,
+        table.c.frozen_at.is_not(None),
+    )
+    return set(connection.execute(query).scalars())
+
+
+def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime | None:
+    """The latest end of a frozen invoice of some billing accounts."""
+    table = tables.invoices
+    return connection.execute(
+        select(func.max(table.c.service_end)).where(
+            table.c.billing_account == any_(cast(list(accounts), ARRAY(String))), table.c.frozen_at.is_not(None)
+        )
+    ).scalar()
+
+
+def move(
+    connection: Connection, stored: StoredInvoice, event: InvoiceEvent, now: datetime, actor: str, **columns: Any
+) -> StoredInvoice:
+    """Let something happen to an invoice: its state follows from the event. `columns` are set with it."""
+    state = after(stored.state, event)
+    moved = set_columns(connection, stored, state=state.value, **columns)
+    _add_transition(connection, stored.invoice.invoice_id, stored.state, state, now, actor)
+    return moved
+
+
+def set_columns(connection: Connection, stored: StoredInvoice, **columns: Any) -> StoredInvoice:
+    """Set columns of an invoice that is as we know it; the invoice as it is then.
+
+    The database refuses what a frozen one must keep. Raises IllegalTransition if someone else moved it meanwhile.
+    """
+    table = tables.invoices
+    row = connection.execute(
+        update(table)
+        .where(
+            table.c.invoice_id == stored.invoice.invoice_id,
+            table.c.state == stored.state.value,
+            table.c.sending_step == stored.sending_step.value,
+            table.c.lines_hash == stored.invoice.lines_hash,
+        )
+        .values(**columns)
+        .returning(*table.c)
+    ).first()
+    if row is None:
+        raise IllegalTransition(f"invoice {stored.invoice.invoice_id} was changed by someone else: run it again")
+    return _stored(row, stored.invoice.lines)
+
+
+def park(connection: Connection, invoice_id: uuid.UUID, reason: str) -> None:
+    """Say why an invoice waits for a person."""
+    table = tables.invoices
+    connection.execute(update(table).where(table.c.invoice_id == invoice_id).values(parked_because=reason))
+
+
+def issue_number(connection: Connection, legal_entity: str, invoice_id: uuid.UUID) -> str:
+    """The next number of the legal entity's invoices. The counter stays locked until the transaction ends: no gaps."""
+    series = tables.number_series
+    connection.execute(
+        insert(series)
+        .values(legal_entity=legal_entity, series=INVOICE_SERIES, prefix=f"{legal_entity.upper()}-", last_number=0)
+        .on_conflict_do_nothing()
+    )
+    row = connection.execute(
+        update(series)
+        .where(series.c.legal_entity == legal_entity, series.c.series == INVOICE_SERIES)
+        .values(last_number=series.c.last_number + 1)
+        .returning(series.c.prefix, series.c.last_number)
+    ).one()
+    written = f"{row.prefix}{row.last_number:06d}"
+    connection.execute(
+        tables.issued_numbers.insert().values(
+            legal_entity=legal_entity,
+            series=INVOICE_SERIES,
+            number=row.last_number,
+            written=written,
+            invoice_id=invoice_id,
+        )
+    )
+    return written
+
+
+def _add_transition(
+    connection: Connection,
+    invoice_id: uuid.UUID,
+    before: InvoiceState | None,
+    to: InvoiceState,
+    at: datetime,
+    actor: str,
+) -> None:
+    connection.execute(
+        tables.invoice_transitions.insert().values(
+            invoice_id=invoice_id, from_state=before, to_state=to.value, at=at, actor=actor
+        )
+    )
+
+
+def _line_row(invoice_id: uuid.UUID, line: InvoiceLine) -> dict[str, object]:
+    return line_columns(line.rated) | {
+        "invoice_id": invoice_id,
+        "line_key": line.line_key,
+        "original_period": line.original_period,
+        "amount_exact": line.rated.amount,
+        "amount_minor": line.amount_minor,
+        "tax_group": line.tax_group,
+    }
+
+
+def _with_lines(connection: Connection, rows: Collection[Row[Any]]) -> list[StoredInvoice]:
+    table = tables.invoice_lines
+    lines: dict[uuid.UUID, list[InvoiceLine]] = {row.invoice_id: [] for row in rows}
+    payers = {row.invoice_id: (row.billing_account, row.currency) for row in rows}
+    query = (
+        select(table)
+        .where(table.c.invoice_id == any_(cast(list(lines), ARRAY(UUID))))
+        .order_by(table.c.line_key.collate("C"))
+    )
+    for row in connection.execute(query):
+        account, code = payers[row.invoice_id]
+        rated = rated_line(row, billing_account=account, currency=code, amount=row.amount_exact, reason="invoiced")
+        line = InvoiceLine(row.line_key, rated, row.amount_minor, row.original_period, row.tax_group)
+        lines[row.invoice_id].append(line)
+    return [_stored(row, tuple(lines[row.invoice_id])) for row in rows]
+
+
+def _stored(row: Row[Any], lines: tuple[InvoiceLine, ...]) -> StoredInvoice:
+    identity = InvoiceIdentity(
+        row.legal_entity,
+        row.billing_account,
+        InvoiceKind(row.kind),
+        BillingPeriod(row.service_start, row.service_end),
+        row.currency,
+        row.revision,
+    )
+    invoice = Invoice(
+        identity,
+        lines,
+        row.exact_total,
+        row.rounding,
+        row.net_minor,
+        row.tax_minor,
+        row.total_minor,
+        row.amount_due_minor,
+    )
+    assert invoice.invoice_id == row.invoice_id, "the id follows from the identity"
+    assert invoice.lines_hash == row.lines_hash, f"the stored lines of invoice {row.invoice_id} were changed"
+    return StoredInvoice(
+        invoice=invoice,
+        state=InvoiceState(row.state),
+        sending_step=SendingStep(row.sending_step),
+        drafted_at=row.drafted_at,
+        frozen_at=row.frozen_at,
+        parked_because=row.parked_because,
+        number=row.number,
+        issue_date=row.issue_date,
+        due_date=row.due_date,
+        stripe_customer_id=row.stripe_customer_id,
+        stripe_invoice_id=row.stripe_invoice_id,
+        hosted_invoice_url=row.hosted_invoice_url,
+        invoice_pdf_url=row.invoice_pdf_url,
+    )

@@ -1,0 +1,94 @@
+"""Billing periods: half-open intervals of UTC time, and how they are written (docs/spec/money.md 1)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Final
+
+from billing.errors import PeriodInvalid
+
+_FORMS: Final = "write 2026-10, 2026-Q4, 2026 or 2026-10-17..2026-11-17"
+_YEAR: Final = re.compile(r"(\d{4})")
+_QUARTER: Final = re.compile(r"(\d{4})-Q([1-4])")
+_MONTH: Final = re.compile(r"(\d{4})-(\d{2})")
+_RANGE: Final = re.compile(r"(\d{4}-\d{2}-\d{2})\.\.(\d{4}-\d{2}-\d{2})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BillingPeriod:
+    """What an invoice, or a part of one, covers: start ≤ t < end, UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        for bound in (self.start, self.end):
+            if bound.utcoffset() != timedelta(0):
+                raise PeriodInvalid(f"{bound} is not UTC")
+        if not self.start < self.end:
+            raise PeriodInvalid(f"a period that ends ({self.end}) before it starts ({self.start})")
+
+    @property
+    def months(self) -> int | None:
+        """How many whole calendar months, or None for anything else."""
+        if not (_begins_month(self.start) and _begins_month(self.end)):
+            return None
+        return (self.end.year - self.start.year) * 12 + self.end.month - self.start.month
+
+    @property
+    def name(self) -> str:
+        """The shortest way to write it, e.g. `2026-10`."""
+        months, start = self.months, self.start
+        if months == 1:
+            return f"{start:%Y-%m}"
+        if months == 3 and start.month % 3 == 1:
+            return f"{start:%Y}-Q{start.month // 3 + 1}"
+        if months == 12 and start.month == 1:
+            return f"{start:%Y}"
+        return f"{_written(start)}..{_written(self.end)}"
+
+    def contains(self, at: datetime) -> bool:
+        """Whether the moment lies within [start, end)."""
+        return self.start <= at < self.end
+
+
+def parse_period(text: str) -> BillingPeriod:
+    """The period that a text names. Raises PeriodInvalid."""
+    try:
+        if match := _YEAR.fullmatch(text):
+            return _months(int(match[1]), 1, 12)
+        if match := _QUARTER.fullmatch(text):
+            return _months(int(match[1]), int(match[2]) * 3 - 2, 3)
+        if match := _MONTH.fullmatch(text):
+            return _months(int(match[1]), int(match[2]), 1)
+        if match := _RANGE.fullmatch(text):
+            return BillingPeriod(_midnight(match[1]), _midnight(match[2]))
+    except ValueError as error:
+        raise PeriodInvalid(f"{text!r} is no period ({error}): {_FORMS}") from None
+    raise PeriodInvalid(f"{text!r} is no period: {_FORMS}")
+
+
+def accounting_month(at: datetime) -> str:
+    """The accounting period of a moment: its UTC calendar month, `2026-10` (docs/spec/money.md 1)."""
+    return f"{at.astimezone(UTC):%Y-%m}"
+
+
+def _months(year: int, month: int, count: int) -> BillingPeriod:
+    start = datetime(year, month, 1, tzinfo=UTC)
+    last = month - 1 + count
+    return BillingPeriod(start, datetime(year + last // 12, last % 12 + 1, 1, tzinfo=UTC))
+
+
+def _midnight(text: str) -> datetime:
+    day = date.fromisoformat(text)
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _written(at: datetime) -> str:
+    return f"{at:%Y-%m-%d}" if at.time() == time() else f"{at:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _begins_month(at: datetime) -> bool:
+    return (at.day, at.hour, at.minute, at.second, at.microsecond) == (1, 0, 0, 0, 0)

@@ -1,0 +1,197 @@
+"""Rated lines in the database: differences are appended, the sum of a tenant's rows is what its period costs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Connection, Row, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import tables
+from billing.periods import BillingPeriod
+from billing.price_plans import Metric
+from billing.rating import LineIdentity, RatedLine
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPeriod:
+    """Where the rating of a tenant's period stands: how often something was posted, and what hinders."""
+
+    tenant_id: str
+    rating_no: int
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RatedTotal:
+    """What a tenant was charged for one metric in a period: units and exact major units."""
+
+    tenant_id: str
+    metric: str
+    quantity: Decimal
+    amount: Decimal
+
+
+def lock_period(connection: Connection, period: BillingPeriod, *, shared: bool = False) -> None:
+    """Let ratings and drafts of one period go one after another, until the transaction ends.
+
+    Shared holders (freezing invoices) go beside each other, not beside a rating.
+    """
+    lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+    connection.execute(select(lock(func.hashtextextended(f"rating/{period.name}", 0))))
+
+
+def tenant_periods(
+    connection: Connection, period: BillingPeriod, tenants: Collection[str] | None = None
+) -> dict[str, TenantPeriod]:
+    """Tenants that were rated in the period; all of them unless some are named."""
+    table = tables.tenant_periods
+    query = select(table.c.tenant_id, table.c.rating_no, table.c.problem).where(
+        table.c.period_start == period.start, table.c.period_end == period.end
+    )
+    if tenants is not None:
+        query = query.where(table.c.tenant_id.in_(tenants))
+    return {row.tenant_id: TenantPeriod(*row) for row in connection.execute(query)}
+
+
+def set_tenant_periods(
+    connection: Connection, period: BillingPeriod, states: Iterable[TenantPeriod], now: datetime
+) -> None:
+    """Record where the rating of tenants stands."""
+    rows = [
+        {
+            "tenant_id": state.tenant_id,
+            "period_start": period.start,
+            "period_end": period.end,
+            "rating_no": state.rating_no,
+            "rated_at": now,
+            "problem": state.problem,
+        }
+        for state in states
+    ]
+    if not rows:
+        return
+    statement = insert(tables.tenant_periods)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["tenant_id", "period_start", "period_end"],
+            set_={name: statement.excluded[name] for name in ("rating_no", "rated_at", "problem")},
+        ),
+        rows,
+    )
+
+
+def posted(
+    connection: Connection, period: BillingPeriod, *, billing_account: str | None = None
+) -> dict[str, list[RatedLine]]:
+    """Every row of a period by tenant, in the order of posting."""
+    table = tables.rated_lines
+    query = (
+        select(table)
+        .where(table.c.period_start == period.start, table.c.period_end == period.end)
+        .order_by(table.c.tenant_id, table.c.rated_line_no)
+    )
+    if billing_account is not None:
+        query = query.where(table.c.billing_account == billing_account)
+    found: dict[str, list[RatedLine]] = {}
+    for row in connection.execute(query):
+        line = rated_line(
+            row, billing_account=row.billing_account, currency=row.currency, amount=row.amount, reason=row.reason
+        )
+        found.setdefault(row.tenant_id, []).append(line)
+    return found
+
+
+def append(
+    connection: Connection,
+    period: BillingPeriod,
+    lines: Collection[RatedLine],
+    *,
+    rating_nos: Mapping[str, int],
+    entry_ids: Mapping[tuple[str, str], int],
+) -> None:
+    """Append lines, with the number of this rating by tenant and the accrual entry by tenant and billing account."""
+    rows = [
+        line_columns(line)
+        | {
+            "billing_account": line.billing_account,
+            "period_start": period.start,
+            "period_end": period.end,
+            "rating_no": rating_nos[line.identity.tenant_id],
+            "currency": line.currency,
+            "amount": line.amount,
+            "reason": line.reason,
+            "entry_id": entry_ids.get((line.identity.tenant_id, line.billing_account)),
+        }
+        for line in lines
+    ]
+    if rows:
+        connection.execute(tables.rated_lines.insert(), rows)
+
+
+def totals(connection: Connection, period: BillingPeriod) -> list[RatedTotal]:
+    """What each tenant was charged per metric: for comparing with usage and invoices."""
+    table = tables.rated_lines
+    query = (
+        select(table.c.tenant_id, table.c.metric, func.sum(table.c.quantity), func.sum(table.c.amount))
+        .where(table.c.period_start == period.start, table.c.period_end == period.end)
+        .group_by(table.c.tenant_id, table.c.metric)
+        .order_by(table.c.tenant_id, table.c.metric)
+    )
+    return [RatedTotal(*row) for row in connection.execute(query)]
+
+
+def line_columns(line: RatedLine) -> dict[str, object]:
+    """The columns that a rated line and an invoice line have in common."""
+    of = line.identity
+    model, adapter, region, tier = line.where
+    return {
+        "tenant_id": of.tenant_id,
+        "subscription_id": of.subscription_id,
+        "segment_no": of.segment_no,
+        "service_start": line.service_start,
+        "service_end": line.service_end,
+        "plan": of.plan,
+        "version": of.version,
+        "charge_key": of.charge_key,
+        "tier_no": of.tier_no,
+        "kind": of.kind,
+        "metric": line.metric.value,
+        "model": model,
+        "adapter": adapter,
+        "region": region,
+        "tier": tier,
+        "unit_price": line.unit_price,
+        "quantity": line.quantity,
+    }
+
+
+def rated_line(
+    row: Row[tuple[object, ...]], *, billing_account: str, currency: str, amount: Decimal, reason: str
+) -> RatedLine:
+    """A rated line from a row with these columns; the rest as given."""
+    return RatedLine(
+        identity=LineIdentity(
+            tenant_id=row.tenant_id,
+            charge_key=row.charge_key,
+            segment_no=row.segment_no,
+            version=row.version,
+            tier_no=row.tier_no,
+            kind=row.kind,
+            plan=row.plan,
+            subscription_id=row.subscription_id,
+        ),
+        metric=Metric(row.metric),
+        where=(row.model, row.adapter, row.region, row.tier),
+        billing_account=billing_account,
+        currency=currency,
+        service_start=row.service_start,
+        service_end=row.service_end,
+        unit_price=row.unit_price,
+        quantity=row.quantity,
+        amount=amount,
+        reason=reason,
+    )

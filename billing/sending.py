@@ -1,0 +1,285 @@
+"""What goes to Stripe for an invoice: the steps, their idempotency keys and parameters, and the comparison.
+
+Pure: the shell (`billing/commands/send_invoices.py`) freezes what is made here before it sends it.
+"""
+
+from __future__ import annotations
+
+import json
+from calendar import timegm
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import quote
+
+from billing.errors import IllegalTransition
+from billing.invoices import Invoice, InvoiceIdentity, InvoiceLine
+from billing.money import plain, to_stripe
+
+LINES_PER_REQUEST: Final = 100
+"""`add_lines` documents no limit; a request of a hundred lines stays near 40 kB."""
+LINES_MAX: Final = 250
+"""Stripe holds at most 250 lines an invoice. Grouping more of them is a later issue; until then they are parked."""
+PERIOD_END_IS_INCLUSIVE_S: Final = 1
+DESCRIPTION_MAX: Final = 250
+
+
+class SendingStep(StrEnum):
+    """How far the sending of an invoice has come. Each is stored before the next one begins."""
+
+    NOT_BEGUN = "not_begun"
+    FROZEN = "frozen"
+    CUSTOMER_KNOWN = "customer_known"
+    DRAFT_CREATED = "draft_created"
+    LINES_ADDED = "lines_added"
+    COMPARED = "compared"
+    RELEASED = "released"
+    NUMBERED = "numbered"
+    FINALIZED = "finalized"
+
+
+_ORDER: Final = tuple(SendingStep)
+
+
+def following(step: SendingStep) -> SendingStep:
+    """The step after one. Raises IllegalTransition after the last."""
+    if step is _ORDER[-1]:
+        raise IllegalTransition(f"nothing follows {step}")
+    return _ORDER[_ORDER.index(step) + 1]
+
+
+class Operation(StrEnum):
+    """The requests that change something in Stripe."""
+
+    CREATE_CUSTOMER = "customer"
+    CREATE_DRAFT = "draft"
+    ADD_LINES = "lines"
+    SET_NUMBER = "number"
+    FINALIZE = "finalize"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that changes something. `target` is the Stripe id it is about, '' for a creation."""
+
+    idempotency_key: str
+    operation: Operation
+    chunk: int
+    epoch: int
+    target: str
+    parameters: str
+
+    def key_at(self, epoch: int) -> str:
+        """The key of the same change in another epoch."""
+        return f"{self.idempotency_key.removesuffix(_epoch(self.epoch))}{_epoch(epoch)}"
+
+    @property
+    def decoded(self) -> dict[str, Any]:
+        """The parameters for the SDK."""
+        found: dict[str, Any] = json.loads(self.parameters)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSeen:
+    """What Stripe says of an invoice, read back."""
+
+    status: str
+    number: str | None
+    customer: str
+    currency: str
+    total: int
+    amount_due: int
+    starting_balance: int
+    auto_advance: bool
+    automatic_tax: bool
+    default_tax_rates: int
+    discounts: int
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LineSeen:
+    """What Stripe says of a line, read back."""
+
+    line_key: str
+    amount: int
+    currency: str
+    discounts: int = 0
+    taxes: int = 0
+
+
+def customer_request(legal_entity: str, billing_account: str, name: str, epoch: int = 0) -> Request:
+    """Create the customer of a billing account."""
+    key = _key(legal_entity, billing_account, "customer", epoch=epoch)
+    metadata = {"legal_entity": legal_entity, "billing_account": billing_account}
+    return _request(key, Operation.CREATE_CUSTOMER, "", {"name": name, "metadata": metadata}, epoch=epoch)
+
+
+def draft_request(invoice: Invoice, *, customer: str, payment_terms_days: int, epoch: int = 0) -> Request:
+    """Create the draft: nothing advances by itself, nothing pending is swept in, Stripe adds no tax or discount."""
+    parameters = {
+        "customer": customer,
+        "currency": invoice.identity.currency.lower(),
+        "auto_advance": False,
+        "pending_invoice_items_behavior": "exclude",
+        "collection_method": "send_invoice",
+        "days_until_due": payment_terms_days,
+        "discounts": "",
+        "automatic_tax": {"enabled": False},
+        "metadata": invoice_metadata(invoice),
+    }
+    return _invoice_request(invoice.identity, Operation.CREATE_DRAFT, "", parameters, epoch=epoch)
+
+
+def lines_requests(invoice: Invoice, *, stripe_invoice: str, epoch: int = 0) -> list[Request]:
+    """Add the lines, in chunks."""
+    chunks = [invoice.lines[i : i + LINES_PER_REQUEST] for i in range(0, len(invoice.lines), LINES_PER_REQUEST)]
+    return [
+        _invoice_request(
+            invoice.identity,
+            Operation.ADD_LINES,
+            stripe_invoice,
+            {"lines": [_line(invoice, line) for line in chunk]},
+            chunk=number,
+            epoch=epoch,
+        )
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def number_request(invoice: Invoice, *, stripe_invoice: str, number: str, epoch: int = 0) -> Request:
+    """Give the draft our number."""
+    return _invoice_request(invoice.identity, Operation.SET_NUMBER, stripe_invoice, {"number": number}, epoch=epoch)
+
+
+def finalize_request(invoice: Invoice, *, stripe_invoice: str, epoch: int = 0) -> Request:
+    """Finalize the draft, and nothing more."""
+    return _invoice_request(invoice.identity, Operation.FINALIZE, stripe_invoice, {"auto_advance": False}, epoch=epoch)
+
+
+def invoice_metadata(invoice: Invoice) -> dict[str, str]:
+    """What tells, in Stripe, which invoice of ours it is."""
+    identity = invoice.identity
+    return {
+        "legal_entity": identity.legal_entity,
+        "billing_account": identity.billing_account,
+        "kind": identity.kind.value,
+        "period": identity.period.name,
+        "revision": str(identity.revision),
+        "invoice_id": str(invoice.invoice_id),
+        "lines_hash": invoice.lines_hash,
+    }
+
+
+def draft_differences(
+    invoice: Invoice, *, customer: str, found: DraftSeen, lines: Sequence[LineSeen], status: str = "draft",
+    number: str | None = None,
+) -> list[str]:  # fmt: skip
+    """What Stripe's invoice says otherwise than ours, to the cent and the line; empty if they are equal."""
+    code = invoice.identity.currency.lower()
+    due = to_stripe(invoice.amount_due_minor, invoice.identity.money)
+    wanted: dict[str, Any] = {
+        "status": status,
+        "customer": customer,
+        "currency": code,
+        "total": to_stripe(invoice.total_minor, invoice.identity.money),
+        "amount_due": due,
+        "starting_balance": 0,
+        "auto_advance": False,
+        "automatic_tax": False,
+        "default_tax_rates": 0,
+        "discounts": 0,
+    }
+    if number is not None:
+        wanted["number"] = number
+    different = [
+        f"{name} is {getattr(found, name)!r}, not {value!r}"
+        for name, value in wanted.items()
+        if getattr(found, name) != value
+    ]
+    for name, value in invoice_metadata(invoice).items():
+        if found.metadata.get(name) != value:
+            different.append(f"metadata {name} is {found.metadata.get(name)!r}, not {value!r}")
+    ours = Counter(
+        LineSeen(line.line_key, to_stripe(line.amount_minor, invoice.identity.money), code) for line in invoice.lines
+    )
+    theirs = Counter(lines)
+    different += [f"line {_told(line)} is not in Stripe" for line in (ours - theirs).elements()]
+    different += [f"line {_told(line)} is only in Stripe" for line in (theirs - ours).elements()]
+    return different
+
+
+def due_date(issued: date, payment_terms_days: int) -> date:
+    """When an invoice issued on a day is due."""
+    return date.fromordinal(issued.toordinal() + payment_terms_days)
+
+
+def _told(line: LineSeen) -> str:
+    extra = " with a discount or tax of its own" if line.discounts or line.taxes else ""
+    return f"{line.line_key or '(without key)'} {line.amount} {line.currency}{extra}"
+
+
+def _line(invoice: Invoice, line: InvoiceLine) -> dict[str, Any]:
+    rated = line.rated
+    return {
+        "amount": to_stripe(line.amount_minor, invoice.identity.money),
+        "description": describe(line),
+        "discountable": False,
+        "period": {
+            "start": timegm(rated.service_start.utctimetuple()),
+            "end": timegm(rated.service_end.utctimetuple()) - PERIOD_END_IS_INCLUSIVE_S,
+        },
+        "metadata": {
+            "line_key": line.line_key,
+            "tenant_id": rated.identity.tenant_id,
+            "quantity": plain(rated.quantity),
+            "unit_price": plain(rated.unit_price),
+            "amount_exact": plain(rated.amount),
+        },
+    }
+
+
+def describe(line: InvoiceLine) -> str:
+    """A line in words: what, how much, at which price."""
+    rated = line.rated
+    where = " ".join(value for value in rated.where if value)
+    what = f"{where + ': ' if where else ''}{rated.metric.value.replace('_', ' ')}"
+    text = f"{what}, {plain(rated.quantity)} × {plain(rated.unit_price)} {rated.currency}"
+    return text if len(text) <= DESCRIPTION_MAX else text[: DESCRIPTION_MAX - 1] + "…"
+
+
+def _invoice_request(
+    identity: InvoiceIdentity, operation: Operation, target: str, parameters: Mapping[str, Any], *, chunk: int = 0,
+    epoch: int,
+) -> Request:  # fmt: skip
+    key = _key(
+        identity.legal_entity,
+        identity.billing_account,
+        identity.kind.value,
+        identity.period.name,
+        f"r{identity.revision}",
+        operation.value,
+        str(chunk),
+        epoch=epoch,
+    )
+    return _request(key, operation, target, parameters, chunk=chunk, epoch=epoch)
+
+
+def _request(
+    key: str, operation: Operation, target: str, parameters: Mapping[str, Any], *, chunk: int = 0, epoch: int
+) -> Request:
+    return Request(key, operation, chunk, epoch, target, json.dumps(parameters, ensure_ascii=False))
+
+
+def _key(*parts: str, epoch: int) -> str:
+    # Parts are quoted because an account's id may hold a colon; the parameters are no part of the key, so that
+    # other parameters under the same key are an error and not a second invoice.
+    return ":".join(["tollbook", *(quote(part, safe="") for part in parts)]) + _epoch(epoch)
+
+
+def _epoch(epoch: int) -> str:
+    return f":e{epoch}"

@@ -1,0 +1,88 @@
+"""Subscriptions: which tenant is on which plan from when to when, and how that cuts a period into pieces.
+
+A piece is one (subscription segment, price version) pair: the unit in which usage is summed and rated
+(docs/spec/money.md 2 and 13.2).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Final
+
+from billing.errors import NoPriceVersion, SubscriptionRefused
+from billing.periods import BillingPeriod
+from billing.price_plans import PlanVersion, version_at
+
+BILL_STATUSES: Final = ("ok", "aborted")
+"""Statuses that bill unless the contract says otherwise (docs/spec/money.md 2)."""
+
+_SUBSCRIPTION: Final = uuid.UUID("5a6f2f0e-0a53-5b0b-9d0c-7b3d9d7f6c11")
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A tenant on a plan during [starts_at, ends_at), paid by a billing account.
+
+    `bill_statuses` is a term of the contract. Which attempts of a request bill (`bill_attempts`) will stand
+    beside it: that needs raw events, and until then every attempt with a billable status does.
+    """
+
+    subscription_id: uuid.UUID
+    tenant_id: str
+    billing_account: str
+    plan: str
+    starts_at: datetime
+    ends_at: datetime | None = None
+    bill_statuses: tuple[str, ...] = BILL_STATUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a period in which one subscription and one price version hold. `segment_no` counts from 1."""
+
+    subscription: Subscription
+    segment_no: int
+    version: PlanVersion
+    start: datetime
+    end: datetime
+
+
+def subscription_id(tenant_id: str, starts_at: datetime) -> uuid.UUID:
+    """The id of the subscription that a tenant starts at a moment."""
+    return uuid.uuid5(_SUBSCRIPTION, f"{tenant_id}\n{starts_at.isoformat()}")
+
+
+def check_start(starts_at: datetime, versions: Sequence[PlanVersion]) -> None:
+    """Raises SubscriptionRefused unless a subscription to the plan of these versions can start then."""
+    if starts_at.utcoffset() is None:
+        raise SubscriptionRefused(f"{starts_at} has no time zone: write it in UTC, 2026-10-01T00:00:00Z")
+    if (starts_at.minute, starts_at.second, starts_at.microsecond) != (0, 0, 0):
+        raise SubscriptionRefused(f"{starts_at} is within an hour: usage is summed by the hour, so start on the hour")
+    try:
+        version_at(versions, starts_at)
+    except NoPriceVersion as error:
+        raise SubscriptionRefused(str(error)) from None
+
+
+def pieces(
+    subscriptions: Iterable[Subscription], versions: Mapping[str, Sequence[PlanVersion]], period: BillingPeriod
+) -> list[Piece]:
+    """One tenant's period cut at every change of subscription and price version, in order of time.
+
+    Raises NoPriceVersion where a plan has no version yet.
+    """
+    active = [s for s in subscriptions if s.starts_at < period.end and (s.ends_at is None or s.ends_at > period.start)]
+    active.sort(key=lambda subscription: subscription.starts_at)
+    found: list[Piece] = []
+    for number, subscription in enumerate(active, start=1):
+        start = max(subscription.starts_at, period.start)
+        end = min(subscription.ends_at or period.end, period.end)
+        dated = versions[subscription.plan]
+        bounds = sorted({start, end, *(v.valid_from for v in dated if start < v.valid_from < end)})
+        for since, until in pairwise(bounds):
+            found.append(Piece(subscription, number, version_at(dated, since), since, until))
+    return found

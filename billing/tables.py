@@ -1,0 +1,168 @@
+"""The tables of schema `ledger`, for SQLAlchemy Core. Constraints and triggers: migrations/versions/0002_ledger.py.
+
+Amounts are bare `numeric` (a domain with a check on the scale): they come and go as Decimal, never rounded.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Date, DateTime, Integer, LargeBinary, MetaData, Numeric, SmallInteger, Table
+from sqlalchemy import Text as String
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+metadata = MetaData(schema="ledger")
+
+_Time = DateTime(timezone=True)
+_Uuid = UUID(as_uuid=True)
+
+
+def _table(name: str, *columns: Column[object]) -> Table:
+    return Table(name, metadata, *columns)
+
+
+def _text(*names: str) -> list[Column[object]]:
+    return [Column(name, String) for name in names]
+
+
+def _times(*names: str) -> list[Column[object]]:
+    return [Column(name, _Time) for name in names]
+
+
+def _amounts(*names: str) -> list[Column[object]]:
+    return [Column(name, Numeric(asdecimal=True)) for name in names]
+
+
+def _bigints(*names: str) -> list[Column[object]]:
+    return [Column(name, BigInteger) for name in names]
+
+
+def _smallints(*names: str) -> list[Column[object]]:
+    return [Column(name, SmallInteger) for name in names]
+
+
+legal_entities = _table("legal_entities", *_text("legal_entity", "name", "functional_currency"))
+
+billing_accounts = _table(
+    "billing_accounts",
+    *_text("billing_account", "legal_entity", "name", "currency", "rounding"),
+    Column("payment_terms_days", Integer),
+    *_times("recorded_at"),
+)
+
+price_plans = _table("price_plans", *_text("plan", "currency"), *_times("recorded_at"))
+
+plan_versions = _table(
+    "plan_versions",
+    *_text("plan", "version", "recorded_by"),
+    *_times("valid_from", "recorded_at"),
+    Column("content", JSONB),
+)
+
+subscriptions = _table(
+    "subscriptions",
+    *_bigints("subscription_row"),
+    Column("subscription_id", _Uuid),
+    *_text("tenant_id", "billing_account", "plan", "recorded_by"),
+    *_times("starts_at", "ends_at", "recorded_at", "superseded_at"),
+    Column("bill_statuses", ARRAY(String)),
+)
+
+accounting_periods = _table("accounting_periods", *_text("legal_entity", "month", "state"))
+
+accounts = _table(
+    "accounts",
+    *_bigints("account_id"),
+    *_text("legal_entity", "currency", "subledger"),
+    *_smallints("code"),
+    *_amounts("quantum"),
+)
+
+journal_entries = _table(
+    "journal_entries",
+    *_bigints("entry_id", "reverses"),
+    *_text("idempotency_key", "kind", "legal_entity", "accounting_period", "original_period", "transaction_id"),
+    Column("input_hash", LargeBinary),
+    *_times("effective_at", "recorded_at"),
+    *_smallints("legs"),
+    Column("source", JSONB),
+)
+
+postings = _table(
+    "postings",
+    *_bigints("entry_id", "account_id"),
+    *_smallints("seq"),
+    *_text("currency"),
+    *_amounts("amount"),
+)
+
+tenant_periods = _table(
+    "tenant_periods",
+    *_text("tenant_id", "problem"),
+    *_times("period_start", "period_end", "rated_at"),
+    Column("rating_no", Integer),
+)
+
+rated_lines = _table(
+    "rated_lines",
+    *_bigints("rated_line_no", "entry_id"),
+    *_text("tenant_id", "billing_account", "plan", "version", "charge_key", "kind", "metric"),
+    *_text("model", "adapter", "region", "tier", "currency", "reason"),
+    *_times("period_start", "period_end", "service_start", "service_end", "recorded_at"),
+    Column("rating_no", Integer),
+    Column("subscription_id", _Uuid),
+    *_smallints("segment_no", "tier_no"),
+    *_amounts("unit_price", "quantity", "amount"),
+)
+
+invoices = _table(
+    "invoices",
+    Column("invoice_id", _Uuid),
+    *_text("legal_entity", "billing_account", "kind", "currency", "state", "lines_hash", "sending_step"),
+    *_text("parked_because", "number", "stripe_customer_id", "stripe_invoice_id", "hosted_invoice_url"),
+    *_text("invoice_pdf_url"),
+    *_times("service_start", "service_end", "drafted_at", "frozen_at"),
+    *_smallints("revision"),
+    *_amounts("exact_total", "rounding"),
+    *_bigints("net_minor", "tax_minor", "total_minor", "amount_due_minor", "entry_id"),
+    Column("issue_date", Date),
+    Column("due_date", Date),
+)
+
+invoice_lines = _table(
+    "invoice_lines",
+    Column("invoice_id", _Uuid),
+    Column("subscription_id", _Uuid),
+    *_text("line_key", "kind", "tenant_id", "original_period", "plan", "version", "charge_key", "metric"),
+    *_text("model", "adapter", "region", "tier", "tax_group"),
+    *_smallints("segment_no", "tier_no"),
+    *_times("service_start", "service_end"),
+    *_amounts("unit_price", "quantity", "amount_exact"),
+    *_bigints("amount_minor"),
+)
+
+invoice_transitions = _table(
+    "invoice_transitions",
+    *_bigints("transition_no"),
+    Column("invoice_id", _Uuid),
+    *_text("from_state", "to_state", "actor"),
+    *_times("at", "recorded_at"),
+)
+
+number_series = _table("number_series", *_text("legal_entity", "series", "prefix"), Column("last_number", Integer))
+
+issued_numbers = _table(
+    "issued_numbers",
+    *_text("legal_entity", "series", "written"),
+    Column("number", Integer),
+    Column("invoice_id", _Uuid),
+    *_times("issued_at"),
+)
+
+stripe_customers = _table("stripe_customers", *_text("billing_account", "stripe_customer_id"), *_times("recorded_at"))
+
+stripe_requests = _table(
+    "stripe_requests",
+    *_text("idempotency_key", "billing_account", "step", "target", "parameters", "reply_id"),
+    Column("invoice_id", _Uuid),
+    *_smallints("chunk", "epoch"),
+    *_times("frozen_at", "replied_at"),
+)

@@ -1,0 +1,86 @@
+"""`tollbook close`: from a month's usage to finalized invoices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Annotated
+
+import typer
+
+from billing.commands.close_month import MonthClosed, close_month
+from billing.commands.send_invoices import Outcome
+from billing.commands.show_invoices import invoice_list
+from billing.periods import BillingPeriod, parse_period
+from console import session
+from console.output import AsJson, document, err, listing, out
+from console.progress import bars
+
+app = typer.Typer(help="The monthly close.", no_args_is_help=True, add_completion=False)
+
+Month = Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")]
+
+
+@app.command()
+def run(
+    month: Month,
+    actor: session.Actor,
+    test: Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")] = False,
+    now: session.Now = None,
+) -> None:
+    """Rate the month, book it, draw up the invoices, send and finalize them. Safe to repeat."""
+    period = _month(month)
+    if now is not None and not test:
+        raise typer.BadParameter("--now goes with --test only")
+    gateway = session.stripe(test=test)
+    with session.engine() as engine, bars() as progress:
+        closed = close_month(
+            engine, period=period, gateway=gateway, now=session.clock(now), actor=actor, progress=progress
+        )
+    show(closed)
+    for problem in closed.problems:
+        err.print(f"tollbook: {problem}", markup=False, soft_wrap=True)
+    if closed.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(month: Month, as_json: AsJson = False) -> None:
+    """How many invoices of the month are in which state, and what they come to."""
+    period = _month(month)
+    with session.engine() as engine:
+        invoices = invoice_list(engine, period=period)
+    totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for found in invoices:
+        sums = totals[found["state"], found["currency"]]
+        sums[0] += 1
+        sums[1] += found["total"]
+    rows = [
+        {"state": state, "currency": currency, "invoices": count, "total_minor": total}
+        for (state, currency), (count, total) in sorted(totals.items())
+    ]
+    if as_json:
+        document({"period": period.name, "invoices": rows})
+    else:
+        columns = ("state", "currency", "invoices", "total_minor")
+        listing(rows, columns, title=period.name, empty="nothing is drawn up yet")
+
+
+def show(closed: MonthClosed) -> None:
+    """What a run of the close did, in a few lines."""
+    rated, drafted, sent = closed.rated, closed.drafted, closed.sent
+    new = [invoice for invoice in sent.having(Outcome.FINALIZED) if invoice.changed]
+    finalized, carried, zero = (
+        len(sent.having(outcome)) for outcome in (Outcome.FINALIZED, Outcome.CARRIED, Outcome.ZERO)
+    )
+    out.print(f"{closed.period.name}: {len(rated.tenants)} tenants rated, {rated.lines_posted} rated lines posted")
+    out.print(f"{len(drafted.changed)} invoices drawn up, {len(drafted.unchanged) + len(drafted.frozen)} there already")
+    out.print(
+        f"{finalized} finalized in Stripe ({len(new)} now), {carried} carried below the minimum charge, {zero} zero"
+    )
+
+
+def _month(text: str) -> BillingPeriod:
+    period = parse_period(text)
+    if period.months != 1:
+        raise typer.BadParameter(f"{text}: a month is closed, e.g. 2026-10")
+    return period

@@ -1,0 +1,66 @@
+"""`tollbook plan`: price plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from billing import plan_store
+from billing.commands.apply_plan import apply_plan
+from billing.database import transaction
+from billing.money import plain
+from console import session
+from console.output import AsCsv, AsJson, err, listing, out
+
+app = typer.Typer(help="Price plans: YAML files with dated versions.", no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
+    actor: session.Actor,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Apply a plan's file: new versions are added, applied ones never change. Safe to repeat."""
+    text = session.read_text(file)
+    with session.engine() as engine:
+        done = apply_plan(engine, text, file=file.name, actor=actor, now=session.clock(None), dry_run=dry_run)
+    for warning in done.warnings:
+        err.print(f"warning: {warning}", markup=False)
+    added = f"{'would add' if dry_run else 'added'} {', '.join(done.added)}" if done.added else "nothing new"
+    out.print(
+        f"plan {done.plan.name}: {added}" + (f"; unchanged {', '.join(done.unchanged)}" if done.unchanged else "")
+    )
+
+
+@app.command("list")
+def list_plans(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """All plans and their versions."""
+    with session.engine() as engine, transaction(engine) as connection:
+        plans = plan_store.plans(connection)
+    rows = [
+        {"plan": plan.name, "version": version.version, "currency": plan.currency, "from": version.valid_from,
+         "charges": len(version.charges)}
+        for plan in plans.values()
+        for version in plan.versions
+    ]  # fmt: skip
+    columns = ("plan", "version", "currency", "from", "charges")
+    listing(rows, columns, as_json=as_json, as_csv=as_csv, empty="no plans; `tollbook plan apply FILE` adds one")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(metavar="PLAN")], as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """A plan's charges, version by version."""
+    with session.engine() as engine, transaction(engine) as connection:
+        plan = plan_store.plan(connection, name)
+    rows = [
+        {"version": version.version, "from": version.valid_from, "charge": charge.key, "metric": charge.metric.value,
+         "where": ", ".join(f"{k} {v}" for k, v in charge.where.as_dict().items()) or "all",
+         "price": plain(charge.pricing.price), "per": charge.pricing.per}
+        for version in plan.versions
+        for charge in version.charges
+    ]  # fmt: skip
+    columns = ("version", "from", "charge", "metric", "where", "price", "per")
+    listing(rows, columns, as_json=as_json, as_csv=as_csv, title=f"{plan.name}, {plan.currency}")

@@ -1,0 +1,62 @@
+"""`tollbook reconcile`: do all records of a period agree?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from billing.periods import parse_period
+from console import session
+from console.output import AsJson, document, err, listing, out
+from reconciliation.period import PeriodReport, reconcile_period
+from serving_adapter.topics import USAGE
+from streams.sources import LogReader
+
+app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_completion=False)
+DIFFERENCES_SHOWN = 20
+
+
+@app.callback()
+def _group() -> None:
+    """Do all records agree?"""
+
+
+@app.command()
+def run(
+    period: Annotated[str, typer.Argument(metavar="PERIOD", help="e.g. 2026-10")],
+    stripe: Annotated[bool, typer.Option(help="Compare with Stripe as well.")] = True,
+    kafka: Annotated[bool, typer.Option(help="Compare with the end of the topic as well.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compare messages, events, windows, rated lines, ledger, invoices and Stripe. Exit code 1 on any difference."""
+    parsed = parse_period(period)
+    settings = session.kafka()
+    log = LogReader(settings, USAGE.name(settings.topic_prefix)).read() if kafka else None
+    with session.engine() as engine:
+        gateway = session.stripe(test=True) if stripe else None
+        report = reconcile_period(engine, period=parsed, gateway=gateway, log=log)
+    if as_json:
+        checks = [asdict(check) | {"agrees": check.agrees} for check in report.checks]
+        document({"period": period, "agrees": report.agrees, "checks": checks})
+    else:
+        show(report)
+    if not report.agrees:
+        raise typer.Exit(1)
+
+
+def show(report: PeriodReport) -> None:
+    """The report for people: one line a check, then the differences."""
+    rows = [
+        {"check": c.name, "between": f"{c.left} / {c.right}", "compared": c.compared, "differences": len(c.differences)}
+        for c in report.checks
+    ]
+    listing(rows, ("check", "between", "compared", "differences"), title=f"Reconciliation of {report.period.name}")
+    for check in report.checks:
+        for difference in check.differences[:DIFFERENCES_SHOWN]:
+            text = f"{check.name}: {difference.key}: {difference.left} / {difference.right}"
+            err.print(text, markup=False, soft_wrap=True)
+        if len(check.differences) > DIFFERENCES_SHOWN:
+            err.print(f"… and {len(check.differences) - DIFFERENCES_SHOWN} more; --json lists all")
+    out.print("everything agrees" if report.agrees else "NOT everything agrees", style="bold")

@@ -1,0 +1,214 @@
+"""`make demo`: one real hour of traffic, from usage events to invoices in Stripe, and the proof that all agrees.
+
+Everything it does can be done by hand with the commands that it names. Running it again changes nothing: events are
+duplicates, plans and invoices are there already.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Engine
+
+from billing.commands.apply_plan import apply_plan
+from billing.commands.close_month import MonthClosed, close_month
+from billing.commands.show_invoices import invoice_list
+from billing.commands.start_subscription import start_subscriptions
+from billing.money import currency, from_minor
+from billing.periods import parse_period
+from console import session
+from console.main import run_with_messages
+from console.output import err, out, table
+from console.progress import StageProgress, bars
+from devstack.traffic import azure_hour
+from reconciliation.period import PeriodReport, reconcile_period
+from serving_adapter import ingest
+from serving_adapter.producer import EventProducer
+from serving_adapter.topics import USAGE
+from streams import schema, sources, status, tenants, usage_store
+from streams.database import connect
+from streams.sources import LogReader
+
+MONTHS: Final = ("2026-10", "2026-11")
+NOW: Final = datetime(2026, 12, 2, tzinfo=UTC)
+"""The demo's clock: both months have ended."""
+ACTOR: Final = "demo"
+SHOWN: Final = 10
+WORKER_LOOKED_AT_EVERY_S: Final = 0.1
+
+
+@dataclass(slots=True)
+class Steps:
+    """What was done, and how long each step took."""
+
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, title: str, by_hand: str) -> Iterator[None]:
+        """Announce a step and time it."""
+        out.print(f"[bold]{len(self.done) + 1}. {title}[/bold]  [dim]{by_hand}[/dim]")
+        begun = time.monotonic()
+        yield
+        self.done.append({"step": title, "seconds": f"{time.monotonic() - begun:.1f}", "by_hand": by_hand})
+
+
+def main() -> None:
+    """Run the demo; exit code 1 if anything does not agree."""
+    session.fill_environment()
+    steps = Steps()
+    with steps.step("Bring the database's schema up", "tollbook db upgrade"):
+        schema.upgrade(session.database().url)
+    with session.engine() as engine, connect(session.database().url) as connection, bars() as progress:
+        with steps.step("Register 500 tenants, a price plan, subscriptions", "tollbook tenant, plan, subscription"):
+            _register(engine, connection)
+        before = status.outcomes(connection)
+        with steps.step("Send a real hour of traffic, with duplicates, late and bad messages", "tollbook dev traffic"):
+            sent = _send(progress)
+        with steps.step("Apply it exactly once: Kafka → Faust → TimescaleDB", "tollbook streams run"):
+            _apply(connection, progress)
+        after = status.outcomes(connection)
+        with steps.step("Rate, book and invoice October and November", "tollbook close run 2026-10"):
+            closed = [_close(engine, month, progress) for month in MONTHS]
+        with steps.step("Reconcile: events in = usage billed", "tollbook reconcile run 2026-10"):
+            reports = [_reconcile(engine, month) for month in MONTHS]
+        _show_messages(sent, before, after)
+        _show_tenants(engine, connection)
+        _show_invoices(engine)
+    _show_reports(reports)
+    out.print(table(steps.done, ("step", "seconds"), "Time of each step"))
+    _show_next()
+    problems = [problem for month in closed for problem in month.problems]
+    for problem in problems:
+        err.print(f"demo: {problem}", markup=False)
+    if problems or not all(report.agrees for report in reports):
+        sys.exit(1)
+
+
+def _register(engine: Engine, connection: psycopg.Connection) -> None:
+    tenants.register(connection, [(tenant, tenant) for tenant in azure_hour.TENANTS], actor=ACTOR)
+    text = azure_hour.plan_text()
+    plan = apply_plan(engine, text, file=azure_hour.PLAN, actor=ACTOR, now=session.clock(None)).plan
+    starts_at = parse_period(MONTHS[0]).start
+    start_subscriptions(engine, tenant_ids=azure_hour.TENANTS, plan=plan.name, starts_at=starts_at, actor=ACTOR)
+
+
+def _send(progress: StageProgress) -> int:
+    kafka = session.kafka()
+    producer = EventProducer(kafka, USAGE.name(kafka.topic_prefix))
+    lines = [line.encode() for line in azure_hour.lines(dirty=True)]
+    tell: Callable[[int], None] = lambda done: progress("send", done, len(lines))  # noqa: E731
+    sent = ingest.ingest_raw(lines, producer, progress=tell).sent
+    tell(sent)
+    return sent
+
+
+def _apply(connection: psycopg.Connection, progress: StageProgress) -> None:
+    """Run a worker as an operator would, and watch the lag go down."""
+    kafka = session.kafka()
+    log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read()
+    sources.register(connection, log)
+    waiting = sources.lag(connection, log)
+    command = [sys.executable, "-m", "console.main", "streams", "run", "--drain"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as worker:
+        while worker.poll() is None:
+            progress("apply", waiting - sources.lag(connection, log), waiting)
+            time.sleep(WORKER_LOOKED_AT_EVERY_S)
+        progress("apply", waiting - sources.lag(connection, log), waiting)
+        if worker.returncode:
+            message = worker.stderr.read() if worker.stderr else ""
+            sys.exit(f"demo: the worker ended with {worker.returncode}: {message.strip()}")
+
+
+def _close(engine: Engine, month: str, progress: StageProgress) -> MonthClosed:
+    def tell(stage: str, done: int, total: int) -> None:
+        progress(f"{stage} {month}", done, total)
+
+    gateway = session.stripe(test=True)
+    return close_month(engine, period=parse_period(month), gateway=gateway, now=NOW, actor=ACTOR, progress=tell)
+
+
+def _reconcile(engine: Engine, month: str) -> PeriodReport:
+    kafka = session.kafka()
+    log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read()
+    return reconcile_period(engine, period=parse_period(month), gateway=session.stripe(test=True), log=log)
+
+
+def _show_messages(sent: int, before: dict[str, int], after: dict[str, int]) -> None:
+    rows: list[dict[str, Any]] = [{"messages": "sent", "count": sent}]
+    rows += [{"messages": name, "count": count - before.get(name, 0)} for name, count in after.items()]
+    out.print(table(rows, ("messages", "count"), "\nWhat became of the messages"))
+
+
+def _show_tenants(engine: Engine, connection: psycopg.Connection) -> None:
+    """The busiest tenants over both months."""
+    billed: dict[str, int] = {}
+    for month in MONTHS:
+        for invoice in invoice_list(engine, period=parse_period(month)):
+            billed[invoice["billing_account"]] = billed.get(invoice["billing_account"], 0) + invoice["total"]
+    usd = currency("USD", date(2026, 12, 1))
+    rows = []
+    for tenant, minor in sorted(billed.items(), key=lambda item: -item[1])[:SHOWN]:
+        start, end = parse_period(MONTHS[0]).start, parse_period(MONTHS[1]).end
+        used = usage_store.usage_of(connection, tenant, start, end, ())[0].totals
+        rows.append(
+            {"tenant": tenant, "requests": used.requests, "input_tokens": used.input_tokens,
+             "cached": used.cache_hit_tokens, "output_tokens": used.output_tokens, "USD": from_minor(minor, usd)}
+        )  # fmt: skip
+    out.print(table(rows, tuple(rows[0]), f"\nThe {SHOWN} busiest of {len(billed)} tenants"))
+
+
+def _show_invoices(engine: Engine) -> None:
+    """The largest invoices, and how many there are in which state."""
+    found = [invoice for month in MONTHS for invoice in invoice_list(engine, period=parse_period(month))]
+    usd = currency("USD", date(2026, 12, 1))
+    rows = [
+        {"account": invoice["billing_account"], "period": invoice["period"], "number": invoice["number"],
+         "exact": invoice["exact_total"], "USD": from_minor(invoice["total"], usd),
+         "stripe": invoice["stripe_invoice_id"]}
+        for invoice in sorted(found, key=lambda invoice: -invoice["total"])[:SHOWN]
+    ]  # fmt: skip
+    out.print(table(rows, tuple(rows[0]), f"\nThe {SHOWN} largest of {len(found)} invoices"))
+    states = sorted({invoice["state"] for invoice in found})
+    counts = ", ".join(f"{sum(i['state'] == state for i in found)} {state}" for state in states)
+    out.print(f"{counts}; together {from_minor(sum(i['total'] for i in found), usd):,} USD")
+
+
+def _show_reports(reports: list[PeriodReport]) -> None:
+    rows = [
+        {"period": report.period.name, "check": check.name, "between": f"{check.left} / {check.right}",
+         "compared": check.compared, "differences": len(check.differences)}
+        for report in reports
+        for check in report.checks
+    ]  # fmt: skip
+    out.print(table(rows, tuple(rows[0]), "\nReconciliation"))
+    agree = all(report.agrees for report in reports)
+    out.print(
+        "[bold green]everything agrees[/bold green]\n" if agree else "[bold red]NOT everything agrees[/bold red]\n"
+    )
+
+
+def _show_next() -> None:
+    out.print("\n[bold]What to try next[/bold]")
+    for command, why in (
+        ("tollbook usage show tenant_003 --period 2026-10 --by model,region", "what a tenant used"),
+        ("tollbook invoice list --period 2026-10", "then: tollbook invoice show NUMBER"),
+        ("tollbook events quarantine list", "the 40 bad messages, whole, with their reasons"),
+        ("tollbook streams status", "lag and counts of each partition"),
+        ("tollbook ledger trial-balance", "the books"),
+        ("make demo", "again: nothing changes"),
+        ("make down", "stop the services; make clean removes everything"),
+    ):
+        prefix = "" if command.startswith("make") else ".venv/bin/"
+        out.print(f"  {prefix}{command}  [dim]{why}[/dim]", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_with_messages(main)

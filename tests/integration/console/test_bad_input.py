@@ -1,0 +1,132 @@
+"""Bad input and missing services: a message of a line or two that says what to do, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.builders import EVENT
+from tests.fixtures_services import Databases
+from tests.integration.console.conftest import Run
+
+NOWHERE = "127.0.0.1:1"
+LINES_AT_MOST = 3
+
+
+def complaint(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """What a refused command says; checks that it says it briefly."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert 1 <= len(done.stderr.strip().splitlines()) <= LINES_AT_MOST or code == 2
+    return done.stderr
+
+
+def test_bad_lines_are_named_and_the_good_ones_sent(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    lines = [EVENT, EVENT | {"output_tokens": -1}, {k: v for k, v in EVENT.items() if k != "model"}]
+    file.write_text(
+        "\n".join(map(json.dumps, lines)) + '\n{"tenant_id": "torn\n\n' + json.dumps(EVENT | {"attempt": 2})
+    )
+    checked = run("events", "validate", str(file), "--json")
+    bad = [(b["line"], b["field"], b["reason"]) for b in json.loads(checked.stdout)["bad"]]
+    assert bad == [(2, "output_tokens", "invalid"), (3, "model", "invalid"), (4, "", "torn")]
+    sent = run("events", "ingest", str(file))
+    assert sent.returncode == 1
+    assert "2 of 5 lines sent, 3 refused" in sent.stdout
+    run("tenant", "add", "tenant_1")
+    assert "applied 2, duplicates 0, quarantined 0" in run("streams", "run", "--drain").stdout
+
+
+def test_an_unknown_tenants_events_are_kept_in_quarantine(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(json.dumps(EVENT))
+    assert run("events", "ingest", str(file)).returncode == 0
+    assert "quarantined 1" in run("streams", "run", "--drain").stdout
+    (held,) = json.loads(run("events", "quarantine", "list", "--json").stdout)
+    assert (held["reason"], held["tenant_id"]) == ("unknown_tenant", "tenant_1")
+    shown = json.loads(run("events", "quarantine", "show", str(held["quarantine_id"])).stdout)
+    assert json.loads(shown["message"]) == EVENT
+
+
+@pytest.mark.parametrize(
+    ("price", "complaint_is"),
+    [("0.5", "quotes"), ('"-1"', "negative"), ('"0.0000000000000000001"', "decimals"), ('"abc"', "no price")],
+)
+def test_a_bad_price_is_refused_by_line_and_field(run: Run, tmp_path: Path, price: str, complaint_is: str) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        "plan: p\ncurrency: USD\nversions:\n  - version: v1\n    from: 2026-01-01\n    charges:\n"
+        f"      - {{key: a, model: per_unit, metric: input, price: {price}}}\n"
+    )
+    text = complaint(run("plan", "apply", str(file)))
+    assert "plan.yaml:7" in text
+    assert "versions[0].charges[0].price" in text
+    assert complaint_is in text
+
+
+def test_without_kafka_nothing_is_sent_and_it_says_so(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(json.dumps(EVENT))
+    assert "make up" in complaint(run("events", "ingest", str(file), TOLLBOOK_KAFKA=NOWHERE))
+    assert "make up" in complaint(run("streams", "run", TOLLBOOK_KAFKA=NOWHERE))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("tenant", "list"), ("usage", "show", "t", "--period", "2026-10"), ("streams", "run"), ("plan", "list"),
+     ("invoice", "list"), ("db", "upgrade"), ("db", "check"), ("ledger", "trial-balance")],
+)  # fmt: skip
+def test_without_postgres_every_command_says_what_to_do(run: Run, arguments: tuple[str, ...]) -> None:
+    url = f"postgresql://nobody:secret@{NOWHERE}/nothing"
+    text = complaint(run(*arguments, TOLLBOOK_DATABASE_URL=url))
+    assert "make up" in text
+    assert "secret" not in text
+
+
+def test_an_empty_database_asks_for_the_upgrade(run: Run, make_database: Databases) -> None:
+    text = complaint(run("tenant", "list", TOLLBOOK_DATABASE_URL=make_database.empty()))
+    assert "tollbook db upgrade" in text
+
+
+def test_a_topic_that_does_not_exist_is_named(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(json.dumps(EVENT))
+    text = complaint(run("events", "ingest", str(file), TOLLBOOK_TOPIC_PREFIX="test-nothing-here"))
+    assert "test-nothing-here.usage.v1" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("usage", "show", "nobody", "--period", "2026-10"), ("tenant", "show", "nobody"), ("plan", "show", "nothing"),
+     ("invoice", "show", "nothing"), ("usage", "show", "tenant_1", "--period", "banana"),
+     ("events", "quarantine", "show", "7")],
+)  # fmt: skip
+def test_what_does_not_exist_is_said_in_a_line(run: Run, arguments: tuple[str, ...]) -> None:
+    complaint(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("tenant", "add", "two words"), ("tenant", "add", "_reserved"), ("events", "ingest", "/nowhere/at/all"),
+     ("close", "run", "2026-Q4", "--test"), ("close", "run", "2026-10", "--now", "2026-12-02T00:00:00Z"),
+     ("usage", "show", "t", "--from", "2026-10-01T00:30:00Z", "--to", "2026-10-02T00:00:00Z"),
+     ("subscription", "start", "p", "t"), ("nonsense",)],
+)  # fmt: skip
+def test_wrong_use_ends_with_two(run: Run, arguments: tuple[str, ...]) -> None:
+    complaint(run(*arguments), code=2)
+
+
+def test_a_month_that_has_not_ended_is_not_closed(run: Run) -> None:
+    now = "2026-10-31T23:59:59Z"
+    stripe = {"TOLLBOOK_STRIPE_KEY": "sk_test_x", "TOLLBOOK_STRIPE_API": f"http://{NOWHERE}"}
+    assert "2026-11-01" in complaint(run("close", "run", "2026-10", "--test", "--now", now, **stripe))
+
+
+def test_a_live_key_with_a_twin_is_refused_and_never_shown(run: Run) -> None:
+    stripe = {"TOLLBOOK_STRIPE_KEY": "sk_live_secret", "TOLLBOOK_STRIPE_API": f"http://{NOWHERE}"}
+    done = run("close", "run", "2026-10", "--test", **stripe)
+    assert "live key" in complaint(done)
+    assert "sk_live_secret" not in done.stderr + done.stdout

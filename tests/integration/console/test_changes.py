@@ -1,0 +1,66 @@
+"""Changes are audited, can be tried out first, and can be repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from devstack.traffic import azure_hour
+from tests.integration.console.conftest import Run
+
+
+def listed(run: Run, *arguments: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(run(*arguments, "--json").stdout)
+    return found
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(azure_hour.plan_text())
+    assert "2 would be registered" in run("tenant", "add", "a", "b", "--dry-run").stdout
+    assert "would add v1" in run("plan", "apply", str(plan), "--dry-run").stdout
+    assert listed(run, "tenant", "list") == listed(run, "plan", "list") == listed(run, "audit", "list") == []
+
+
+def test_changes_name_who_made_them_and_can_be_repeated(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(azure_hour.plan_text())
+    for _ in range(2):
+        assert run("tenant", "add", "a", "--as", "ada").returncode == 0
+        assert run("plan", "apply", str(plan), "--as", "ada").returncode == 0
+        assert run("subscription", "start", "azure-hour", "a", "--from", "2026-10-01", "--as", "ada").returncode == 0
+    acts = [(entry["actor"], entry["action"], entry["subject"]) for entry in listed(run, "audit", "list")]
+    assert sorted(acts) == [
+        ("ada", "account.add", "a"),
+        ("ada", "plan.apply", "azure-hour"),
+        ("ada", "subscription.start", "a"),
+        ("ada", "tenant.add", "a"),
+    ]
+    (subscription,) = listed(run, "subscription", "list")
+    assert (subscription["tenant_id"], subscription["plan"]) == ("a", "azure-hour")
+
+
+def test_an_applied_plan_version_never_changes(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(azure_hour.plan_text())
+    run("plan", "apply", str(plan))
+    plan.write_text(azure_hour.plan_text().replace('"0.59"', '"0.60"'))
+    done = run("plan", "apply", str(plan))
+    assert done.returncode == 1
+    assert "llama-input" in done.stderr
+
+
+def test_listings_are_one_json_document_or_csv_with_a_header(run: Run) -> None:
+    run("tenant", "add", "a", "b")
+    assert [row["tenant_id"] for row in listed(run, "tenant", "list")] == ["a", "b"]
+    assert run("tenant", "list", "--csv").stdout.splitlines()[0] == "tenant_id,name,state,registered_at"
+
+
+def test_status_shows_lag_and_counts(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text("\n".join(line for line, _ in zip(azure_hour.lines(), range(50), strict=False)))
+    run("events", "ingest", str(file))
+    assert json.loads(run("streams", "status", "--json").stdout)["lag"] == 50
+    run("streams", "run", "--drain")
+    status = json.loads(run("streams", "status", "--json").stdout)
+    assert (status["lag"], status["quarantine"]) == (0, {"unknown_tenant": 50})

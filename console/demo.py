@@ -26,7 +26,7 @@ from billing.money import currency, from_minor
 from billing.periods import parse_period
 from console import session
 from console.main import run_with_messages
-from console.output import err, out, table
+from console.output import out, problems, table
 from console.progress import StageProgress, bars
 from devstack.traffic import azure_hour
 from reconciliation.period import PeriodReport, reconcile_period
@@ -85,10 +85,9 @@ def main() -> None:
     _show_reports(reports)
     out.print(table(steps.done, ("step", "seconds"), "Time of each step"))
     _show_next()
-    problems = [problem for month in closed for problem in month.problems]
-    for problem in problems:
-        err.print(f"demo: {problem}", markup=False)
-    if problems or not all(report.agrees for report in reports):
+    found = [problem for month in closed for problem in month.problems]
+    problems(found)
+    if found or not all(report.agrees for report in reports):
         sys.exit(1)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -17,7 +18,11 @@ from rich.table import Table
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header.")]
 
-out = Console(highlight=False)
+PROBLEMS_SHOWN: Final = 20
+WIDTH_OF_A_FILE: Final = 140
+"""Rich takes 80 columns where there is no terminal; a file or a pipe has room for more."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_A_FILE)
 err = Console(stderr=True, highlight=False)
 
 
@@ -64,6 +69,14 @@ def listing(
         out.print(empty)
     else:
         out.print(table(found, columns, title))
+
+
+def problems(found: Sequence[str]) -> None:
+    """Tell on standard error what waits for a person: each in a line, the first PROBLEMS_SHOWN of them."""
+    for text in found[:PROBLEMS_SHOWN]:
+        err.print(f"tollbook: {text}", markup=False, soft_wrap=True)
+    if len(found) > PROBLEMS_SHOWN:
+        err.print(f"tollbook: … and {len(found) - PROBLEMS_SHOWN} more")
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> Table:

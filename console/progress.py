@@ -37,11 +37,15 @@ def bars() -> Iterator[StageProgress]:
 
 def _lines() -> StageProgress:
     told: dict[str, float] = {}
+    ended: set[str] = set()
 
     def tell(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done == total or now - told.setdefault(stage, now) >= LINE_EVERY_S:
+        due = done == total or now - told.setdefault(stage, now) >= LINE_EVERY_S
+        if due and stage not in ended:
             told[stage] = now
             err.print(f"  {stage}: {done:,} of {total:,}")
+        if done == total:
+            ended.add(stage)
 
     return tell

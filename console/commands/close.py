@@ -12,7 +12,7 @@ from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.periods import BillingPeriod, parse_period
 from console import session
-from console.output import AsJson, document, err, listing, out
+from console.output import AsJson, document, listing, out, problems
 from console.progress import bars
 
 app = typer.Typer(help="The monthly close.", no_args_is_help=True, add_completion=False)
@@ -37,8 +37,7 @@ def run(
             engine, period=period, gateway=gateway, now=session.clock(now), actor=actor, progress=progress
         )
     show(closed)
-    for problem in closed.problems:
-        err.print(f"tollbook: {problem}", markup=False, soft_wrap=True)
+    problems(closed.problems)
     if closed.problems:
         raise typer.Exit(1)
 

@@ -9,13 +9,12 @@ import typer
 
 from billing.periods import parse_period
 from console import session
-from console.output import AsJson, document, err, listing, out
+from console.output import AsJson, document, listing, out, problems
 from reconciliation.period import PeriodReport, reconcile_period
 from serving_adapter.topics import USAGE
 from streams.sources import LogReader
 
 app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_completion=False)
-DIFFERENCES_SHOWN = 20
 
 
 @app.callback()
@@ -53,10 +52,5 @@ def show(report: PeriodReport) -> None:
         for c in report.checks
     ]
     listing(rows, ("check", "between", "compared", "differences"), title=f"Reconciliation of {report.period.name}")
-    for check in report.checks:
-        for difference in check.differences[:DIFFERENCES_SHOWN]:
-            text = f"{check.name}: {difference.key}: {difference.left} / {difference.right}"
-            err.print(text, markup=False, soft_wrap=True)
-        if len(check.differences) > DIFFERENCES_SHOWN:
-            err.print(f"… and {len(check.differences) - DIFFERENCES_SHOWN} more; --json lists all")
+    problems([f"{check.name}: {d.key}: {d.left} / {d.right}" for check in report.checks for d in check.differences])
     out.print("everything agrees" if report.agrees else "NOT everything agrees", style="bold")

@@ -163,15 +163,16 @@ def spread(rounded_total: Decimal, exact: Mapping[str, Decimal], quantum: Decima
 
     Each line gets its floor (toward −∞); the quanta still missing go to the largest fractions, ties to the key
     that comes first bytewise. The result sums to the total, and no line is a whole quantum away from exact.
-    `rounded_total` must be the sum of the lines rounded to the quantum, either way.
+    `rounded_total` must be the sum of the lines rounded to the quantum, a half either way.
     """
     step = _power_of_ten(quantum)
     with exactly():
         floors = {key: amount.quantize(step, ROUND_FLOOR, _ROUNDING) for key, amount in exact.items()}
-        missing = (rounded_total - sum(floors.values(), ZERO)) / step
         fractions = {key: amount - floors[key] for key, amount in exact.items()}
-    if missing != int(missing) or not 0 <= missing <= sum(1 for fraction in fractions.values() if fraction):
-        raise NotAnAmount(f"{rounded_total} is not the rounded sum of these {len(exact)} lines")
+        residue = sum(exact.values(), ZERO) - rounded_total
+        missing = (rounded_total - sum(floors.values(), ZERO)) / step
+        if missing != int(missing) or abs(residue) * 2 > step:
+            raise NotAnAmount(f"{rounded_total} is not the rounded sum of these {len(exact)} lines")
     order = sorted(exact, key=lambda key: (-fractions[key], key.encode()))
     raised = set(order[: int(missing)])
     with exactly():

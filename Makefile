@@ -1,0 +1,45 @@
+# The verbs of this repository. `make help` lists them. No verb asks a question; each can be run again at any time.
+
+# The system's Python is enough to install, stop and clean; everything else runs in .venv.
+PYTHON ?= python3
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+.SILENT:
+.DEFAULT_GOAL := help
+.PHONY: help demo test check up down status clean lock install
+
+help: ## List the verbs
+	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: up ## Install what is missing, start the services, and bill real request traces end to end
+	.venv/bin/python -m console.demo
+
+test: install ## Run all tests on services of their own (PYTEST_ARGS="-k name" for some of them)
+	.venv/bin/python -m devstack.testrun
+
+check: install ## Lint, format, types, import rules, and the tests that need no service
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python -m pytest -q $(wildcard tests/unit tests/property)
+
+up: install ## Install what is missing and start Kafka, TimescaleDB and the Stripe twin (TOLLBOOK_HOME, default .tollbook)
+	.venv/bin/python -m devstack up
+
+down: ## Stop the services; their data stays
+	$(PYTHON) -m devstack down
+
+status: ## What runs, where, and how much it keeps
+	$(PYTHON) -m devstack status
+
+clean: ## Stop the services; remove their data, .venv and build (what was fetched stays in TOLLBOOK_CACHE)
+	$(PYTHON) -m devstack clean
+	rm -rf .venv build
+
+lock: install ## Write requirements.lock anew from the pyproject files
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  pyproject.toml serving_adapter/pyproject.toml --group dev --no-emit-package tollbook-adapter -o requirements.lock
+
+install:
+	$(PYTHON) -m devstack.install

@@ -37,11 +37,12 @@ def run(
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["tollbook", *arguments])
             capfd.readouterr()
-            with pytest.raises(SystemExit) as ended:
+            code: object = 0
+            try:
                 main()
-                sys.exit(0)
+            except SystemExit as ended:
+                code = ended.code
         printed = capfd.readouterr()
-        code = ended.value.code
         return Done(arguments, code if isinstance(code, int) else 0, printed.out, printed.err)
 
     def process(*arguments: str, **more: str) -> Done:

@@ -37,7 +37,7 @@ class ToolLog:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, text: str) -> None:
-        with self._lock, self.path.open("a") as log:
+        with self._lock, self.path.open("a", encoding="utf-8", errors="replace") as log:
             log.write(text if text.endswith("\n") else text + "\n")
 
 

@@ -182,6 +182,21 @@ def test_unpriced_usage_keeps_the_tenant_out_and_stops_nobody_else(world: World)
     assert world.draft().ok
 
 
+def test_an_account_with_unpriced_usage_is_not_drawn_up_over_the_part_that_has_a_price(world: World) -> None:
+    world.tenant("acme")
+    world.plan(PLAN.replace("metric: output,", "metric: output, where: {model: llama},"))
+    world.subscribe("acme")
+    world.use("acme", output_tokens=100)
+    world.rate()
+    world.use("acme", output_tokens=5, model="qwen")
+    world.rate()
+    assert world.count("ledger.rated_lines") == 1
+    drafted = world.draft()
+    assert (drafted.changed, [account for account, _ in drafted.blocked]) == ((), ["acme"])
+    assert not drafted.ok
+    assert world.count("ledger.invoices") == 0
+
+
 def test_negative_sums_keep_the_tenant_out(world: World) -> None:
     world.customers("acme", "bolt")
     world.use("acme", output_tokens=-5)

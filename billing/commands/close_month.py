@@ -16,7 +16,7 @@ from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.errors import PeriodNotEnded
-from billing.money import plain
+from billing.money import plain, total
 from billing.periods import BillingPeriod
 from billing.stripe_gateway import StripeGateway
 
@@ -36,7 +36,7 @@ class MonthClosed:
     @property
     def amount(self) -> Decimal:
         """Exact price of the month, over all tenants rated (of one currency)."""
-        return sum((tenant.amount for tenant in self.rated.tenants), Decimal(0))
+        return total(tenant.amount for tenant in self.rated.tenants)
 
     @property
     def problems(self) -> list[str]:

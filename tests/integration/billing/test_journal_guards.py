@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from decimal import Decimal
+from itertools import count
 
 import psycopg
 import pytest
@@ -13,16 +15,19 @@ from streams.database import connect
 ENTRY = """
     insert into ledger.journal_entries (idempotency_key, input_hash, kind, legal_entity, accounting_period,
         effective_at, recorded_at, transaction_id, legs, reverses)
-    values (%s, sha256(%s::text::bytea), %s, 'default', '2026-10', '2026-10-31Z', now(), '1', %s, %s) returning entry_id
+    values (%s, sha256(%s::text::bytea), %s, 'default', %s, '2026-10-31Z', now(), '1', %s, %s) returning entry_id
 """
 LEG = "insert into ledger.postings (entry_id, seq, account_id, currency, amount) values (%s, %s, %s, %s, %s)"
 
 
 class Book:
-    """Writes to the journal with plain SQL, as a careless program would."""
+    """Writes to the journal with plain SQL, as a careless program would: keys and accounting month of its own."""
 
-    def __init__(self, connection: psycopg.Connection) -> None:
+    def __init__(self, connection: psycopg.Connection, name: str, month: str) -> None:
         self.connection = connection
+        self.name = name
+        self.month = month
+        connection.execute("insert into ledger.accounting_periods values ('default', %s, 'open')", (month,))
         self.account = {
             name: self._account(code, currency, subledger, quantum)
             for name, code, currency, subledger, quantum in (
@@ -34,16 +39,22 @@ class Book:
         }
 
     def _account(self, code: int, currency: str, subledger: str, quantum: str | None) -> int:
-        row = self.connection.execute(
+        self.connection.execute(
             "insert into ledger.accounts (legal_entity, code, currency, subledger, quantum)"
-            " values ('default', %s, %s, %s, %s) returning account_id",
+            " values ('default', %s, %s, %s, %s) on conflict do nothing",
             (code, currency, subledger, quantum),
+        )
+        row = self.connection.execute(
+            "select account_id from ledger.accounts where (legal_entity, code, currency, subledger)"
+            " = ('default', %s, %s, %s)",
+            (code, currency, subledger),
         ).fetchone()
         assert row is not None
         return int(row[0])
 
     def header(self, key: str = "k1", legs: int = 2, kind: str = "test", reverses: int | None = None) -> int:
-        row = self.connection.execute(ENTRY, (key, key, kind, legs, reverses)).fetchone()
+        key = f"{self.name}/{key}"
+        row = self.connection.execute(ENTRY, (key, key, kind, self.month, legs, reverses)).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -58,7 +69,9 @@ class Book:
         return entry
 
     def count(self) -> int:
-        row = self.connection.execute("select count(*) from ledger.journal_entries").fetchone()
+        row = self.connection.execute(
+            "select count(*) from ledger.journal_entries where starts_with(idempotency_key, %s)", (f"{self.name}/",)
+        ).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -66,10 +79,15 @@ class Book:
 GOOD = (("unbilled", "12.345678901234"), ("revenue", "-12.345678901234"))
 
 
+MONTHS = count(1)
+
+
 @pytest.fixture
-def book(connection: psycopg.Connection) -> Book:
-    connection.execute("insert into ledger.accounting_periods values ('default', '2026-10', 'open')")
-    return Book(connection)
+def book(database_url: str, request: pytest.FixtureRequest) -> Iterator[Book]:
+    """The journal of the database that this worker's tests share."""
+    number = next(MONTHS)
+    with connect(database_url) as connection:
+        yield Book(connection, request.node.name, f"{2030 + number // 12}-{number % 12 + 1:02d}")
 
 
 def refused(state: str) -> pytest.RaisesExc[psycopg.Error]:
@@ -133,7 +151,9 @@ def test_a_leg_cannot_be_added_after_the_balance_was_checked_in_the_same_transac
 def test_a_header_cannot_be_stamped_with_another_transaction(book: Book) -> None:
     # ENTRY says transaction 1; the trigger writes the real one, and later legs are refused.
     entry = book.post("k1", *GOOD)
-    row = book.connection.execute("select transaction_id from ledger.journal_entries").fetchone()
+    row = book.connection.execute(
+        "select transaction_id from ledger.journal_entries where entry_id = %s", (entry,)
+    ).fetchone()
     assert row is not None
     assert row[0] != "1"
     with refused("TB002"):
@@ -141,6 +161,7 @@ def test_a_header_cannot_be_stamped_with_another_transaction(book: Book) -> None
 
 
 FACTS = (
+    "accounts",
     "invoice_transitions",
     "issued_numbers",
     "journal_entries",
@@ -158,8 +179,20 @@ def test_the_journal_cannot_be_edited_or_deleted(book: Book) -> None:
         "update ledger.postings set amount = amount * 2",
         "delete from ledger.postings",
         "delete from ledger.journal_entries",
+        "update ledger.accounts set code = 4010 where code = 4000",
     ):
         with refused("TB001"):
+            book.connection.execute(statement)
+
+
+def test_a_series_of_numbers_only_counts_up_one_by_one(book: Book) -> None:
+    for statement in (
+        "update ledger.number_series set last_number = last_number + 2",
+        "update ledger.number_series set last_number = last_number",
+        "update ledger.number_series set last_number = last_number + 1, prefix = 'X-'",
+        "delete from ledger.number_series",
+    ):
+        with refused("TB009"):
             book.connection.execute(statement)
 
 
@@ -184,8 +217,10 @@ def test_a_float_that_is_no_number_is_refused_and_nothing_is_rounded_silently(bo
     for wrong in ("nan", "inf", "1e-13"):
         with refused(CHECK), book.connection.transaction():
             book.connection.execute(LEG, (book.header(), 1, book.account["unbilled"], "USD", float(wrong)))
-    book.post("k1", *GOOD)
-    row = book.connection.execute("select amount from ledger.postings order by seq limit 1").fetchone()
+    entry = book.post("k1", *GOOD)
+    row = book.connection.execute(
+        "select amount from ledger.postings where entry_id = %s and seq = 1", (entry,)
+    ).fetchone()
     assert row == (Decimal("12.345678901234"),)
 
 
@@ -201,7 +236,7 @@ def test_receivables_take_whole_cents_only(book: Book) -> None:
 
 
 def test_an_entry_cannot_use_an_account_of_another_legal_entity(book: Book) -> None:
-    book.connection.execute("insert into ledger.legal_entities values ('eu', 'EU', 'EUR')")
+    book.connection.execute("insert into ledger.legal_entities values ('eu', 'EU', 'EUR') on conflict do nothing")
     row = book.connection.execute(
         "insert into ledger.accounts (legal_entity, code, currency) values ('eu', 4000, 'USD') returning account_id"
     ).fetchone()
@@ -222,21 +257,21 @@ def test_a_key_is_booked_once_and_an_entry_reversed_once(book: Book) -> None:
 
 
 def test_a_closed_or_unknown_accounting_period_takes_nothing_but_its_adjustments(book: Book) -> None:
-    book.connection.execute("update ledger.accounting_periods set state = 'closed'")
+    book.connection.execute("update ledger.accounting_periods set state = 'closed' where month = %s", (book.month,))
     with refused("TB005"):
         book.post("k1", *GOOD)
     book.post("k2", *GOOD, kind="prior_period_adjustment")
-    book.connection.execute("delete from ledger.accounting_periods where month = '2026-09'")
+    book.month = "1999-01"
     with refused("TB005"):
-        book.connection.execute(ENTRY.replace("2026-10'", "2026-09'"), ("k3", "k3", "test", 2, None))
+        book.post("k3", *GOOD)
 
 
-def test_whoever_closes_a_period_waits_for_postings_that_are_under_way(book: Book, empty_database_url: str) -> None:
-    lock = "select pg_advisory_xact_lock(hashtextextended('ledger/default/2026-10', 0))"
+def test_whoever_closes_a_period_waits_for_postings_that_are_under_way(book: Book, database_url: str) -> None:
+    lock = f"select pg_advisory_xact_lock(hashtextextended('ledger/default/{book.month}', 0))"
     got_it = threading.Event()
 
     def close() -> None:
-        with connect(empty_database_url) as other, other.transaction():
+        with connect(database_url) as other, other.transaction():
             other.execute(lock)
             got_it.set()
 

@@ -120,3 +120,13 @@ def clock(now: str | None) -> datetime:
     if given.tzinfo is None:
         raise typer.BadParameter("a time needs its offset, e.g. 2026-12-02T00:00:00Z")
     return given.astimezone(UTC)
+
+
+def whole_hours(start: str, end: str) -> tuple[datetime, datetime]:
+    """A time given on the command line, [start, end), for hourly windows."""
+    begins, ends = clock(start), clock(end)
+    if begins >= ends:
+        raise typer.BadParameter("--from must lie before --to")
+    if any((at.minute, at.second, at.microsecond) != (0, 0, 0) for at in (begins, ends)):
+        raise typer.BadParameter("--from and --to must be whole hours: windows are hourly")
+    return begins, ends

@@ -9,17 +9,17 @@ Nothing here knows Faust: the worker, other runners and the tests call the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import psycopg
-from psycopg.rows import namedtuple_row
 
-from streams import tenants
+from streams import estimates, tenants
 from streams.chunks import Accepted, Chunk, Record, Refused, digest, not_yet_applied, read
-from streams.duplicates import Seen, Verdict, judge
 from streams.errors import SourceChanged
+from streams.further_arrivals import Arrivals, Outcome
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 STAGE: Final = (
@@ -79,17 +79,16 @@ COUNT_ONCE: Final = f"""
         select stage.* from stage join new using (position)
     ), event as (
         insert into usage.events ({_EVENT}, source) select {_EVENT}, %(source)s from fresh
+    ), feed as (
+        insert into usage.quota_feed (source, ingest_no, tenant_id, request_id, attempt, kind, model, adapter, status,
+            fault, usage_source, completed_at, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us)
+        select %(source)s, %(ingest_no)s, tenant_id, request_id, attempt, kind, model, adapter, status, fault,
+            usage_source, completed_at, 1, input_tokens, cache_hit_tokens, output_tokens, gpu_us
+        from fresh where purpose = 'tenant' order by position
     ), minute as ({_add_to_windows("windows_1m", "1 minute")}
     ), hour as ({_add_to_windows("windows_1h", "1 hour")}
     )
     select position from new
-"""
-
-COUNTED_BEFORE: Final = f"""
-    select stage.position, counted.content_digest, counted.usage_source, counted.completed_at,
-           counted.replica_id, counted.boot_id, counted.source as counted_source, counted.position as counted_position
-    from stage join usage.event_identities as counted using ({_IDENTITY})
-    where stage.position = any(%s)
 """
 
 
@@ -122,38 +121,51 @@ class ChunkApplier:
         """
         source = chunk.source
         with self._connection.transaction():
-            next_position = self._lock(chunk)
+            next_position, ingest_no = self._lock(chunk)
             records = not_yet_applied(source.name, next_position, chunk.records)
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(next_position, skipped)
             accepted, refused = self._judge_alone(records)
-            counted, duplicates, retimed, conflicts = self._count_once(source.name, accepted)
-            refused += conflicts
+            usage = [message for message in accepted if message.event.kind == "usage"]
+            new = self._count_new(source.name, ingest_no, usage)
+            outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
+            arrivals = Arrivals(self._connection, source.name, ingest_no)
+            for message in accepted:
+                if message.record.position not in new:
+                    outcome = arrivals.take(message)
+                    if isinstance(outcome, Refused):
+                        refused.append(outcome)
+                    else:
+                        outcomes[outcome] += 1
             self._quarantine(source.name, refused)
-            end = records[-1].position + 1
-            self._connection.execute(
-                "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
-                " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-                (source.name, next_position, end, counted, duplicates, retimed, len(refused), digest(records)),
+            done = Applied(
+                next_position=records[-1].position + 1,
+                skipped=skipped,
+                applied=outcomes[Outcome.APPLIED],
+                duplicates=outcomes[Outcome.DUPLICATE] + outcomes[Outcome.RETIMED],
+                retimed=outcomes[Outcome.RETIMED],
+                quarantined=len(refused),
             )
-            self._advance(chunk, next_position, end)
-        return Applied(end, skipped, counted, duplicates, retimed, len(refused))
+            self._record(source.name, next_position, done, digest(records))
+            self._advance(chunk, next_position, done.next_position)
+        return done
 
-    def _lock(self, chunk: Chunk) -> int:
-        """The source's next position, its row locked until the transaction ends."""
+    def _lock(self, chunk: Chunk) -> tuple[int, int]:
+        """The source's next position and ingest number, its row locked until the transaction ends."""
         name = chunk.source.name
         row = self._connection.execute(
-            "select next_position, cluster_id, topic_id from usage.sources where source = %s for update", (name,)
+            "select next_position, ingest_no, cluster_id, topic_id from usage.sources where source = %s for update",
+            (name,),
         ).fetchone()
         if row is None:
             raise SourceChanged(name, "the source", "registered", "unknown")
-        next_position, cluster_id, topic_id = row
+        next_position, ingest_no, cluster_id, topic_id = row
         if cluster_id != chunk.source.cluster_id:
             raise SourceChanged(name, "the cluster", cluster_id, chunk.source.cluster_id)
         if topic_id != chunk.source.topic_id:
             raise SourceChanged(name, "the topic", topic_id, chunk.source.topic_id)
-        return int(next_position)
+        return int(next_position), int(ingest_no) + 1
 
     def _judge_alone(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
         """Decode each message; refuse what is broken or belongs to nobody."""
@@ -171,7 +183,7 @@ class ChunkApplier:
                 tenant_id = message.event.tenant_id
                 if tenant_id in strangers:
                     detail = f"tenant {tenant_id} is not registered"
-                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id))
+                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id, message.event))
             accepted = [message for message in accepted if message.event.tenant_id not in strangers]
         return accepted, refused
 
@@ -184,40 +196,26 @@ class ChunkApplier:
         self._known_tenants |= known
         return unsure - known
 
-    def _count_once(self, source: str, accepted: Sequence[Accepted]) -> tuple[int, int, int, list[Refused]]:
-        """Insert events whose identity is new and add them to the windows; judge the others.
-
-        Returns how many were counted, were duplicates, and of these had another time; and the conflicts.
-        """
-        if not accepted:
-            return 0, 0, 0, []
+    def _count_new(self, source: str, ingest_no: int, messages: Sequence[Accepted]) -> set[int]:
+        """Insert the events whose identity is new and add them to the windows; returns their positions."""
+        if not messages:
+            return set()
         with self._connection.cursor() as cursor:
             with cursor.copy(COPY_STAGE) as copy:
                 copy.set_types(_STAGE_TYPES)
-                for message in accepted:
+                for message in messages:
                     copy.write_row(_stage_row(message))
-            new = {row[0] for row in cursor.execute(COUNT_ONCE, {"source": source}, prepare=True)}
-        again = {m.record.position: m for m in accepted if m.record.position not in new}
-        duplicates = retimed = 0
-        conflicts: list[Refused] = []
-        for message, counted in self._counted_before(again):
-            verdict = judge(_seen_in(counted), _seen(message))
-            if verdict in (Verdict.DUPLICATE, Verdict.RETIMED):
-                duplicates += 1
-                retimed += verdict is Verdict.RETIMED
-            else:
-                conflicts.append(_conflict(message, verdict, f"{counted.counted_source}@{counted.counted_position}"))
-        assert len(new) + duplicates + len(conflicts) == len(accepted), "each message has one outcome"
-        return len(new), duplicates, retimed, conflicts
+            counted = cursor.execute(COUNT_ONCE, {"source": source, "ingest_no": ingest_no}, prepare=True)
+            return {row[0] for row in counted}
 
-    def _counted_before(self, again: dict[int, Accepted]) -> Iterable[tuple[Accepted, Any]]:
-        """Each arrival of a known identity, with what was counted for it."""
-        if not again:
-            return
-        with self._connection.cursor(row_factory=namedtuple_row) as cursor:
-            for row in cursor.execute(COUNTED_BEFORE, (list(again),)):
-                counted: Any = row
-                yield again[counted.position], counted
+    def _record(self, source: str, first_position: int, done: Applied, content_digest: bytes) -> None:
+        """What this chunk held, as a proof for later."""
+        self._connection.execute(
+            "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates, retimed,"
+            " quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
+            (source, first_position, done.next_position, done.applied, done.duplicates, done.retimed,
+             done.quarantined, content_digest),
+        )  # fmt: skip
 
     def _quarantine(self, source: str, refused: Sequence[Refused]) -> None:
         """Keep refused messages whole."""
@@ -226,18 +224,25 @@ class ChunkApplier:
         with self._connection.cursor() as cursor:
             cursor.executemany(
                 "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
-                " appended_at) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-                [
-                    (source, r.record.position, r.reason, r.detail, r.tenant_id, r.record.key, r.record.value,
-                     r.record.appended_at)
-                    for r in refused
-                ],
-            )  # fmt: skip
+                " appended_at, request_id, attempt, estimated_value, currency)"
+                " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                [self._quarantine_row(source, r) for r in refused],
+            )
+
+    def _quarantine_row(self, source: str, refused: Refused) -> tuple[object, ...]:
+        record, event = refused.record, refused.event
+        named = (event.request_id, event.attempt) if event else (None, None)
+        value = estimates.value_of(self._connection, event)
+        return (
+            source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
+            record.appended_at, *named, *value,
+        )  # fmt: skip
 
     def _advance(self, chunk: Chunk, from_position: int, to_position: int) -> None:
         moved = self._connection.execute(
             "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
-            " ingest_no = ingest_no + 1, changed_at = now() where source = %s and next_position = %s",
+            " ingest_no = ingest_no + 1, stopped_because = null, changed_at = now()"
+            " where source = %s and next_position = %s",
             (to_position, chunk.leader_epoch, chunk.source.name, from_position),
         )
         assert moved.rowcount == 1, "the row was locked by this transaction"
@@ -252,26 +257,3 @@ def _stage_row(message: Accepted) -> tuple[object, ...]:
         e.fault, e.purpose, e.usage_source, "", e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
         message.record.appended_at, message.record.value,
     )  # fmt: skip
-
-
-def _seen(message: Accepted) -> Seen:
-    e = message.event
-    return Seen(message.content_digest, e.usage_source, message.completed_at, _numbered_by(e.replica_id, e.boot_id))
-
-
-def _seen_in(row: Any) -> Seen:
-    by = _numbered_by(row.replica_id, row.boot_id)
-    return Seen(bytes(row.content_digest), row.usage_source, row.completed_at, by)
-
-
-def _numbered_by(replica_id: str | None, boot_id: str | None) -> tuple[str, str] | None:
-    return None if replica_id is None or boot_id is None else (replica_id, boot_id)
-
-
-def _conflict(message: Accepted, verdict: Verdict, counted_at: str) -> Refused:
-    """The quarantine entry of an arrival that is no duplicate."""
-    tenant_id = message.event.tenant_id
-    if verdict is Verdict.CONFLICT:
-        return Refused(message.record, "conflict", f"same identity as {counted_at}, other content", tenant_id)
-    detail = f"{verdict.value} source than {counted_at}; this version does not supersede"
-    return Refused(message.record, "unsupported", detail, tenant_id)

@@ -55,12 +55,13 @@ class Accepted(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A message for the quarantine, and why."""
+    """A message for the quarantine, and why; with its event, where it could be decoded."""
 
     record: Record
     reason: str
     detail: str
     tenant_id: str | None
+    event: UsageEvent | None = None
 
 
 def not_yet_applied(source: str, next_position: int, records: Sequence[Record]) -> Sequence[Record]:
@@ -68,15 +69,19 @@ def not_yet_applied(source: str, next_position: int, records: Sequence[Record]) 
 
     Raises PositionGap when a position would be skipped, before the chunk or within it.
     """
-    expected = records[0].position
-    for record in records:
-        if record.position != expected:
-            raise PositionGap(source, expected, record.position)
-        expected += 1
+    for run in contiguous_runs(records)[1:]:
+        raise PositionGap(source, run[0].position - 1, run[0].position)
     first = records[0].position
     if first > next_position:
         raise PositionGap(source, next_position, first)
     return records[next_position - first :]
+
+
+def contiguous_runs(records: Sequence[Record]) -> list[Sequence[Record]]:
+    """The records cut wherever a position is missing. Usually one run: a broker's markers leave holes."""
+    cuts = [0]
+    cuts += [i for i in range(1, len(records)) if records[i].position != records[i - 1].position + 1]
+    return [records[start:end] for start, end in zip(cuts, [*cuts[1:], len(records)], strict=True)]
 
 
 def read(record: Record) -> Accepted | Refused:
@@ -90,9 +95,7 @@ def read(record: Record) -> Accepted | Refused:
         return Refused(record, refused.reason, str(refused), tenant_id)
     if at > record.appended_at + FUTURE_ALLOWED:
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
-        return Refused(record, "future", detail, event.tenant_id)
-    if event.kind == "correction":
-        return Refused(record, "unsupported", "corrections are not applied by this version", event.tenant_id)
+        return Refused(record, "future", detail, event.tenant_id, event)
     return Accepted(record, event, at, content_digest_of(event))
 
 

@@ -37,6 +37,14 @@ class WorkerCrashed(StreamsError):
     """The worker ended by an unforeseen error. What it had committed is complete; starting it again is safe."""
 
 
+class CannotResolve(StreamsError):
+    """A partition that cannot go on from the position given."""
+
+
+class NotReleased(StreamsError):
+    """A quarantined message that cannot be released or discarded."""
+
+
 class UnknownTenant(StreamsError):
     """A tenant that is not registered."""
 

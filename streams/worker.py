@@ -13,9 +13,9 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,14 +23,16 @@ import faust
 import psycopg
 from faust.types.tuples import TP
 
+from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
 from streams import sources
 from streams.apply import Applied, ChunkApplier
-from streams.chunks import Chunk, Record
-from streams.coalescing import ChunkScheduler, ChunkSchema
+from streams.chunks import Chunk, Record, contiguous_runs
+from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
+from streams.release import Releaser
 from streams.settings import CHUNK_MESSAGES, DatabaseSettings
 
 BUFFERED_CHUNKS: Final = 8
@@ -43,6 +45,10 @@ RETRY_LONGEST_S: Final = 5.0
 HINT_EVERY_S: Final = 1.0
 REPORT_EVERY_S: Final = 2.0
 DRAIN_CHECK_EVERY_S: Final = 0.25
+SWEEP_EVERY_S: Final = 2.0
+NOTHING_COMES_AFTER_S: Final = 5.0
+GO_BACK_TIMES: Final = 20
+"""A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
 
 
 @dataclass(slots=True)
@@ -89,6 +95,11 @@ class StreamsWorker:
         self._connection: psycopg.Connection | None = None
         # The database has a thread of its own, so that heartbeats go on while a chunk is applied.
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
+        self._states: dict[int, sources.SourceState] = {}
+        self._drain_to: dict[int, int] = {}
+        self._log_read_at = 0.0
+        self._taken_at = time.monotonic()
+        self._went_back: dict[int, int] = {}
         self._hints: dict[int, int] = {}
         self.tally = Tally()
         self._reported = 0
@@ -97,10 +108,14 @@ class StreamsWorker:
     def run(self) -> Tally:
         """Run until stopped by SIGTERM or SIGINT, or until drained. Raises KafkaUnavailable, DatabaseUnavailable."""
         self._log = self._log_reader.read()
+        self._drain_to = dict(self._log.ends)
         with connect(self._database.url) as connection:
             sources.register(connection, self._log)
-            stored = sources.states(connection, self._topic)
-            if self._drain and all(stored[p].next_position >= end for p, end in self._log.ends.items()):
+            self._states = sources.states(connection, self._topic)
+            for partition, state in self._states.items():
+                if why := sources.disagreement(state, self._log, partition):
+                    self._stop(connection, partition, why)
+            if self._drain and not self._waiting(self._states):
                 return self.tally
         with tempfile.TemporaryDirectory(prefix="tollbook-faust-") as scratch:
             app = self._app(scratch)
@@ -119,7 +134,7 @@ class StreamsWorker:
         return self.tally
 
     def _app(self, scratch: str) -> Any:
-        """The Faust application: one agent and three timers."""
+        """The Faust application: one agent and a few timers."""
         app = faust.App(
             f"{self._kafka.topic_prefix}.streams",
             broker=";".join(f"kafka://{host}" for host in self._kafka.bootstrap.split(",")),
@@ -141,23 +156,32 @@ class StreamsWorker:
         @app.agent(topic, name="apply")
         async def apply_chunks(stream: Any) -> None:
             async for event in stream.events():
-                await self._apply(app, event.message.partition, event.value)
+                await self._take(app, event.message.partition, event.value)
 
         app.timer(HINT_EVERY_S)(lambda: self._hint(app))
         app.timer(REPORT_EVERY_S)(self._report)
+        app.timer(SWEEP_EVERY_S)(lambda: self._sweep(app))
         if self._drain:
-            app.timer(DRAIN_CHECK_EVERY_S)(self._stop_when_drained)
+            app.timer(DRAIN_CHECK_EVERY_S)(lambda: self._stop_when_drained(app))
         return app
 
-    async def _apply(self, app: Any, partition: int, messages: list[Any]) -> None:
-        """Apply one chunk, whatever it takes; a partition that must not go on is left standing."""
-        if partition in self.tally.stopped:
+    async def _take(self, app: Any, partition: int, fetched: Fetched) -> None:
+        """Apply what was fetched of a partition; one that must not go on is left standing."""
+        self._taken_at = time.monotonic()
+        if partition in self.tally.stopped or not await self._is_same_log(partition, fetched.at):
             return
-        assert self._log is not None
-        source = self._log.source(partition)
         records = [
-            Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC)) for m in messages
+            Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC))
+            for m in fetched.records
         ]
+        for run in contiguous_runs(records):
+            if not await self._apply(app, partition, run):
+                return
+
+    async def _apply(self, app: Any, partition: int, records: Sequence[Record]) -> bool:
+        """Apply one chunk, whatever it takes; False if the partition cannot go on with it."""
+        assert self._log is not None
+        source = self._states[partition].as_source
         chunk = Chunk(source, records, self._log.epochs[partition])
         wait = RETRY_FIRST_S
         while True:
@@ -170,14 +194,36 @@ class StreamsWorker:
                 wait = min(wait * 2, RETRY_LONGEST_S)
             except PositionGap as gap:
                 await self._go_back(app, partition, gap)
-                return
+                return False
             except SourceChanged as changed:
-                await self._stand_still(partition, source.name, str(changed))
-                return
+                await self._stand_still(partition, str(changed))
+                return False
             else:
                 self.tally.add(done)
                 self._hints[partition] = done.next_position
-                return
+                self._went_back.pop(partition, None)
+                return True
+
+    async def _is_same_log(self, partition: int, fetched_at: float) -> bool:
+        """Whether what was fetched came from the log that the stored position is about.
+
+        The ids are asked for after the fetch: if they are those that were stored before it, the topic cannot have been
+        another one in between. One question serves all partitions of a poll.
+        """
+        if self._log_read_at <= fetched_at:
+            asked_at = time.monotonic()
+            try:
+                self._log = await asyncio.to_thread(self._log_reader.read)
+            except KafkaUnavailable as error:
+                self._say(f"Kafka: {error}; what was fetched is read again")
+                return False  # the next chunk finds a gap and goes back
+            self._log_read_at = asked_at
+        assert self._log is not None
+        state = self._states[partition]
+        if (state.cluster_id, state.topic_id) == (self._log.cluster_id, self._log.topic_id):
+            return True
+        await self._stand_still(partition, sources.disagreement(state, self._log, partition) or "another log")
+        return False
 
     def _apply_now(self, chunk: Chunk) -> Applied:
         """In the database thread: (re)connect if needed, then apply."""
@@ -196,28 +242,53 @@ class StreamsWorker:
         return await asyncio.get_running_loop().run_in_executor(self._database_thread, call, *args)
 
     async def _go_back(self, app: Any, partition: int, gap: PositionGap) -> None:
-        """Read again from the position that is due, if the log still has it; else stand still."""
+        """Read again from the position that is due; stand still if the log does not have it."""
         log = await asyncio.to_thread(self._log_reader.read)
-        if log.begins[partition] > gap.expected:
-            why = f"the log begins at {log.begins[partition]}: positions from {gap.expected} on are gone"
-            await self._stand_still(partition, gap.source, why)
-        elif log.ends[partition] < gap.expected:
-            await self._stand_still(
-                partition, gap.source, f"the log ends at {log.ends[partition]}, before {gap.expected}"
+        state = replace(self._states[partition], next_position=gap.expected)
+        if why := sources.disagreement(state, log, partition):
+            await self._stand_still(partition, why)
+        elif self._went_back.get(partition, 0) >= GO_BACK_TIMES:
+            why = (
+                f"the log has nothing at position {gap.expected}, but at {gap.found}: a transaction's marker, or a loss"
             )
-        else:
+            await self._stand_still(partition, why)
+        elif TP(self._topic, partition) in app.consumer.assignment():
+            self._went_back[partition] = self._went_back.get(partition, 0) + 1
             await app.consumer.seek_wait({TP(self._topic, partition): gap.expected})
 
-    async def _stand_still(self, partition: int, source: str, why: str) -> None:
+    async def _stand_still(self, partition: int, why: str) -> None:
         """Leave a partition where it is until a person has looked at it."""
-        self.tally.stopped[partition] = why
-        self._say(f"STOPPED {source}: {why}")
 
         def note() -> None:
             with connect(self._database.url) as connection:
-                sources.mark_stopped(connection, source, why)
+                self._stop(connection, partition, why)
 
         await self._in_database(note)
+
+    def _stop(self, connection: psycopg.Connection, partition: int, why: str) -> None:
+        self.tally.stopped[partition] = why
+        source = self._states[partition].source
+        self._say(f"STOPPED {source}: {why}; `tollbook streams resolve` lets it go on")
+        sources.mark_stopped(connection, source, why)
+
+    async def _sweep(self, app: Any) -> None:
+        """Release corrections whose original has come, and go on with partitions that a person has resolved."""
+
+        def look() -> dict[int, sources.SourceState]:
+            with connect(self._database.url) as connection:
+                Releaser(connection).release_orphans()
+                return sources.states(connection, self._topic)
+
+        try:
+            states = await asyncio.to_thread(look)
+        except (psycopg.OperationalError, DatabaseUnavailable):
+            return
+        for partition in [p for p in self.tally.stopped if states[p].stopped_because is None]:
+            self._states[partition] = states[partition]
+            self._went_back.pop(partition, None)
+            del self.tally.stopped[partition]
+            if TP(self._topic, partition) in app.consumer.assignment():
+                await app.consumer.seek_wait({TP(self._topic, partition): states[partition].next_position})
 
     async def _hint(self, app: Any) -> None:
         """Tell Kafka where a restart may begin to read. Losing it costs time, never an event."""
@@ -241,19 +312,36 @@ class StreamsWorker:
             f" ({rate:,.0f} messages/s)"
         )
 
-    async def _stop_when_drained(self) -> None:
+    async def _stop_when_drained(self, app: Any) -> None:
         """End the process once every partition is applied up to the end that the log had when we started."""
-        assert self._log is not None
-        log = self._log
 
         def stored() -> dict[int, sources.SourceState]:
             with connect(self._database.url) as connection:
                 return sources.states(connection, self._topic)
 
         with contextlib.suppress(DatabaseUnavailable):
-            positions = await asyncio.to_thread(stored)
-            waiting = [
-                p for p, end in log.ends.items() if p not in self.tally.stopped and positions[p].next_position < end
-            ]
+            waiting = self._waiting(await asyncio.to_thread(stored))
+            if waiting and time.monotonic() - self._taken_at > NOTHING_COMES_AFTER_S:
+                waiting = [p for p in waiting if not await self._has_nothing_left(app, p)]
             if not waiting:
+                await self._in_database(self._release_orphans)
                 os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _has_nothing_left(self, app: Any, partition: int) -> bool:
+        """Whether everything readable was read, though the log goes on: it ends with a marker. Then it stands still."""
+        tp, end = TP(self._topic, partition), self._drain_to[partition]
+        if tp not in app.consumer.assignment() or (await app.consumer.position(tp) or 0) < end:
+            return False
+        await self._stand_still(
+            partition, f"the log ends at {end}, but what is left has no message: a transaction's marker"
+        )
+        return True
+
+    def _waiting(self, states: Mapping[int, sources.SourceState]) -> list[int]:
+        """Partitions that are not applied up to the end that the log had when we started, and could be."""
+        ends = self._drain_to.items()
+        return [p for p, end in ends if p not in self.tally.stopped and states[p].next_position < end]
+
+    def _release_orphans(self) -> None:
+        with connect(self._database.url) as connection:
+            Releaser(connection).release_orphans()

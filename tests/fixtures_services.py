@@ -97,4 +97,4 @@ class Databases:
         """Remove what was made."""
         with psycopg.connect(self._server_url, autocommit=True) as server:
             for name in reversed(self._names):
-                server.execute(f'drop database if exists "{name}" with (force)')
+                server.execute(f'drop database if exists "{name}"')

@@ -10,10 +10,12 @@ import typer
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter.topics import USAGE
-from streams import quarantine, status
+from streams import quarantine, sources, status
+from streams import rebuild as rebuilding
 from streams.schema import check
 from streams.settings import CHUNK_MESSAGES
 from streams.sources import LogReader
+from streams.windows import WINDOW_SUMS
 
 app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add_completion=False)
 
@@ -69,3 +71,43 @@ def show_status(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
             if row["stopped_because"]:
                 err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}", markup=False)
         out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))
+
+
+@app.command()
+def rebuild(
+    actor: session.Actor,
+    start: Annotated[str, typer.Option("--from", help="Beginning, a whole hour in RFC 3339.")],
+    end: Annotated[str, typer.Option("--to", help="End, not included, a whole hour in RFC 3339.")],
+    apply: Annotated[bool, typer.Option("--apply", help="Replace the windows that differ.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute windows from raw events, beside the running ingestion, and show what differs (expected: nothing)."""
+    begins, ends = session.whole_hours(start, end)
+    with session.connection() as connection:
+        found = rebuilding.rebuild(connection, begins, ends, actor=actor, apply=apply)
+    rows = [asdict(difference) for difference in found.differences]
+    if as_json:
+        document({"windows": found.windows, "differences": rows, "sums": WINDOW_SUMS})
+    else:
+        if rows:
+            listing(rows, ("table", "bucket", "key", "stored", "events"), title=f"sums: {', '.join(WINDOW_SUMS)}")
+        done = ", replaced" if apply and rows else ""
+        out.print(f"{found.windows:,} windows compared with their events, {len(rows):,} differ{done}")
+    if rows and not apply:
+        raise typer.Exit(1)
+
+
+@app.command()
+def resolve(
+    actor: session.Actor,
+    partition: Annotated[int, typer.Option(min=0, help="The partition that stands still.")],
+    to: Annotated[int, typer.Option(min=0, help="The offset at which it goes on.")],
+    reason: Annotated[str, typer.Option(help="Why; goes to the audit log.")],
+    dry_run: session.DryRun = False,
+) -> None:
+    """Let a partition that stands still go on: pass over positions, or begin in a topic that was made again."""
+    kafka = session.kafka()
+    log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read()
+    with session.connection() as connection, session.change(connection, dry_run):
+        source, stood_at = sources.resolve(connection, log, partition, to, reason=reason, actor=actor)
+    out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")

@@ -65,9 +65,4 @@ def _bounds(period: str | None, start: str | None, end: str | None) -> tuple[dat
         return parsed.start, parsed.end
     if not (start and end) or period:
         raise typer.BadParameter("give --period, or --from and --to")
-    begins, ends = session.clock(start), session.clock(end)
-    if begins >= ends:
-        raise typer.BadParameter("--from must lie before --to")
-    if any((at.minute, at.second, at.microsecond) != (0, 0, 0) for at in (begins, ends)):
-        raise typer.BadParameter("--from and --to must be whole hours: windows are hourly")
-    return begins, ends
+    return session.whole_hours(start, end)

@@ -179,7 +179,7 @@ def assert_chunks_are_contiguous(connection: psycopg.Connection, log: sources.Lo
         chunks[source].append((first, after))
     for partition, end in log.ends.items():
         position = log.begins[partition]
-        for first, after in chunks[log.source(partition).name]:
+        for first, after in chunks[sources.source_name(log.topic, partition)]:
             assert first == position
             position = after
         assert position == end

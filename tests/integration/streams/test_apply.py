@@ -8,24 +8,12 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from streams import quarantine, tenants, usage_store
+from streams import quarantine, usage_store
 from streams.apply import Applied, ChunkApplier
 from streams.errors import PositionGap, SourceChanged
 from tests.builders import SOURCE, event_json, make_chunk, make_record
 
 NOVEMBER = (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
-
-
-@pytest.fixture
-def applier(connection: psycopg.Connection) -> ChunkApplier:
-    """An applier whose source begins at 0 and which knows tenant_1."""
-    tenants.register(connection, [("tenant_1", "One")], actor="test")
-    connection.execute(
-        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
-        " values (%s, %s, %s, 0, 0, 0)",
-        (SOURCE.name, SOURCE.cluster_id, SOURCE.topic_id),
-    )
-    return ChunkApplier(connection)
 
 
 def requests_counted(connection: psycopg.Connection) -> int:
@@ -112,17 +100,6 @@ def test_bad_messages_are_kept_whole_and_do_not_stop_the_others(
     held = sorted(quarantine.listing(connection), key=lambda row: row.position)
     assert [row.reason for row in held] == ["torn", "invalid", "unknown_tenant", "unsupported", "future", "bad_time"]
     assert [row.message for row in held] == bad
-
-
-def test_a_stronger_or_weaker_source_waits_in_quarantine(connection: psycopg.Connection, applier: ChunkApplier) -> None:
-    applier.apply(
-        make_chunk(
-            make_record(0, request_id="r", usage_source="stream"),
-            make_record(1, request_id="r", usage_source="engine"),
-            make_record(2, request_id="r", usage_source="estimate", output_tokens=9),
-        )
-    )
-    assert quarantine.counts(connection) == {"unsupported": 2}
 
 
 def test_a_late_event_changes_its_own_window(connection: psycopg.Connection, applier: ChunkApplier) -> None:

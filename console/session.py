@@ -16,9 +16,11 @@ import typer
 from billing.settings import StripeSettings
 from devstack import stack
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE
 from streams.database import connect
 from streams.schema import check
 from streams.settings import DatabaseSettings
+from streams.sources import Log, LogReader
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -43,6 +45,12 @@ def fill_environment() -> None:
 def kafka() -> KafkaSettings:
     """Kafka as the environment names it."""
     return KafkaSettings.from_environment()
+
+
+def usage_log() -> Log:
+    """The topic of usage events, as the broker has it now."""
+    settings = kafka()
+    return LogReader(settings, USAGE.name(settings.topic_prefix)).read()
 
 
 def database() -> DatabaseSettings:

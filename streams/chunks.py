@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import UsageEvent, completed_at, decode
+from serving_adapter.events import UsageEvent, completed_at, decode, key_of
 from serving_adapter.identity import content_digest_of
-from serving_adapter.ingest import key_of
 from streams.errors import PositionGap
 
 FUTURE_ALLOWED: Final = timedelta(minutes=5)

@@ -9,12 +9,10 @@ import typer
 
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
-from serving_adapter.topics import USAGE
 from streams import quarantine, sources, status
 from streams import rebuild as rebuilding
 from streams.schema import check
 from streams.settings import CHUNK_MESSAGES
-from streams.sources import LogReader
 from streams.windows import WINDOW_SUMS
 
 app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add_completion=False)
@@ -45,8 +43,7 @@ def run(
 @app.command("status")
 def show_status(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """Lag and counts of each partition, and the quarantine by reason."""
-    kafka = session.kafka()
-    log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read()
+    log = session.usage_log()
     with session.connection() as connection:
         rows = [asdict(row) for row in status.partitions(connection, log)]
         refused = quarantine.counts(connection)
@@ -106,8 +103,7 @@ def resolve(
     dry_run: session.DryRun = False,
 ) -> None:
     """Let a partition that stands still go on: pass over positions, or begin in a topic that was made again."""
-    kafka = session.kafka()
-    log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read()
+    log = session.usage_log()
     with session.connection() as connection, session.change(connection, dry_run):
         source, stood_at = sources.resolve(connection, log, partition, to, reason=reason, actor=actor)
     out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")

@@ -58,10 +58,7 @@ def show(
 def _bounds(period: str | None, start: str | None, end: str | None) -> tuple[datetime, datetime]:
     """The time asked for, as [begin, end)."""
     if period and not (start or end):
-        try:
-            parsed = parse_period(period)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+        parsed = parse_period(period)
         return parsed.start, parsed.end
     if not (start and end) or period:
         raise typer.BadParameter("give --period, or --from and --to")

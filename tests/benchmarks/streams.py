@@ -282,7 +282,8 @@ def preload(url: str, count: int) -> None:
                 "insert into usage.event_identities (request_id, tenant_id, attempt, kind, correction_no,"
                 " content_digest, usage_source, completed_at, source, position)"
                 " select substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-7' || substr(h, 13, 3) || '-8'"
-                " || substr(r, 1, 3) || '-' || substr(r, 4, 12), 'tenant_' || to_char(n %% 500, 'FM000'), 1, 'usage', 0,"
+                " || substr(r, 1, 3) || '-' || substr(r, 4, 12),"
+                " 'tenant_' || to_char(n %% 500, 'FM000'), 1, 'usage', 0,"
                 " decode(r, 'hex'), 'engine', now() - interval '20 days', 'preload', n"
                 " from (select n, md5(n::text) as r, lpad(to_hex(1790000000000 + n / 20), 12, '0') || '000' as h"
                 " from generate_series(%s::bigint, %s::bigint) as n) as made",

@@ -112,9 +112,9 @@ class World:
 
 
 @pytest.fixture
-def world(empty_database_url: str) -> Iterator[World]:
+def world(own_database_url: str) -> Iterator[World]:
     """A world of the test's own."""
-    engine = engine_for(empty_database_url)
+    engine = engine_for(own_database_url)
     yield World(engine)
     engine.dispose()
 

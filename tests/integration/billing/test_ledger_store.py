@@ -63,8 +63,8 @@ def test_an_entry_comes_back_as_it_was_posted(world: World) -> None:
     assert found[1].input_hash == given.input_hash
 
 
-def test_64_at_once_with_one_key_book_it_once(world: World, empty_database_url: str) -> None:
-    engines = [engine_for(empty_database_url) for _ in range(4)]
+def test_64_at_once_with_one_key_book_it_once(world: World, own_database_url: str) -> None:
+    engines = [engine_for(own_database_url) for _ in range(4)]
     try:
         with ThreadPoolExecutor(32) as pool:
             ids = list(pool.map(lambda n: post(engines[n % 4], entry("k1"), entry(f"own-{n}"))["k1"], range(64)))

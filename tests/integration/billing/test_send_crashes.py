@@ -191,13 +191,13 @@ send_invoices(engine_for(url), period=parse_period("2026-10"), gateway=StripeGat
 
 
 def test_a_sender_that_is_killed_again_and_again_sends_each_invoice_once(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, empty_database_url: str
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, own_database_url: str
 ) -> None:
     names = drafted(world, 24)
     chance = random.Random(7)
     kills = 0
     for _ in range(5):
-        arguments = [sys.executable, "-c", SENDER, empty_database_url, stripe_twin.key, stripe_twin.url]
+        arguments = [sys.executable, "-c", SENDER, own_database_url, stripe_twin.key, stripe_twin.url]
         with subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "begins\n"

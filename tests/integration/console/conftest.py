@@ -18,7 +18,7 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def run(
-    kafka: KafkaSettings, empty_database_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    kafka: KafkaSettings, own_database_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs `tollbook …` and returns what came of it; further environment by keyword.
 
@@ -27,7 +27,7 @@ def run(
     environ = {
         "TOLLBOOK_KAFKA": kafka.bootstrap,
         "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix,
-        "TOLLBOOK_DATABASE_URL": empty_database_url,
+        "TOLLBOOK_DATABASE_URL": own_database_url,
         "COLUMNS": "200",
     }
 

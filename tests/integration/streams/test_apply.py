@@ -128,11 +128,11 @@ def test_a_crash_before_the_commit_leaves_nothing(connection: psycopg.Connection
 
 
 def test_a_second_worker_finds_the_position_and_skips(
-    connection: psycopg.Connection, applier: ChunkApplier, empty_database_url: str
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
 ) -> None:
     chunk = make_chunk(*(make_record(position) for position in range(10)))
     applier.apply(chunk)
-    with psycopg.connect(empty_database_url, autocommit=True) as other:
+    with psycopg.connect(own_database_url, autocommit=True) as other:
         assert ChunkApplier(other).apply(chunk) == Applied(next_position=10, skipped=10)
 
 

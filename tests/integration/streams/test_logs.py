@@ -76,11 +76,11 @@ def topic(kafka: KafkaSettings, connection: psycopg.Connection) -> Topic:
 
 
 @pytest.fixture
-def drain(kafka: KafkaSettings, empty_database_url: str) -> Drain:
+def drain(kafka: KafkaSettings, own_database_url: str) -> Drain:
     """Runs a worker until everything in the topic is applied, or stands still."""
     environ = os.environ | {
         "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix,
-        "TOLLBOOK_DATABASE_URL": empty_database_url,
+        "TOLLBOOK_DATABASE_URL": own_database_url,
         "COLUMNS": "400",
     }
     command = [sys.executable, "-m", "console.main", "streams", "run", "--drain"]

@@ -23,7 +23,7 @@ def test_a_failed_command_is_shown_with_its_last_lines_and_all_of_it_is_in_the_l
     with pytest.raises(DevstackError) as failed:
         run(log, [sys.executable, "-c", code])
     message = str(failed.value)
-    assert "exit code 3" in message
+    assert f"(exit code 3): {sys.executable} -c" in message
     assert "| line 29\n" in message
     assert "| line 3\n" not in message
     assert str(log.path) in message

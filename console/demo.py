@@ -84,7 +84,7 @@ def main() -> None:
             f"tollbook close run 2026-10 --test --now {NOW:%Y-%m-%dT%H:%M:%SZ}",
         ):
             closed = [_close(engine, month, progress) for month in MONTHS]
-        with steps.step("Reconcile: events in = usage billed", "tollbook reconcile run 2026-10 --test"):
+        with steps.step("Reconcile: events in = usage billed", "tollbook reconcile run 2026-10"):
             reports = [_reconcile(engine, month) for month in MONTHS]
         _show_messages(sent, before, after)
         _show_tenants(engine, connection)
@@ -142,7 +142,7 @@ def _close(engine: Engine, month: str, progress: StageProgress) -> MonthClosed:
 
 def _reconcile(engine: Engine, month: str) -> PeriodReport:
     log = session.usage_log()
-    return reconcile_period(engine, period=parse_period(month), gateway=session.stripe(test=True), log=log)
+    return reconcile_period(engine, period=parse_period(month), gateway=session.stripe(), log=log)
 
 
 def _show_messages(sent: int, before: dict[str, int], after: dict[str, int]) -> None:

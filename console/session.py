@@ -81,14 +81,14 @@ def engine() -> Iterator[Engine]:
         made.dispose()
 
 
-def stripe(*, test: bool) -> StripeGateway:
-    """Stripe as the environment names it. A test key or a twin needs `test`, a live key its absence."""
+def stripe(*, test: bool | None = None) -> StripeGateway:
+    """Stripe as the environment names it. For changes a test key or a twin needs `test`, a live key its absence."""
     from billing.stripe_gateway import StripeGateway
 
     settings = StripeSettings.from_environment()
-    if test and settings.is_live:
+    if test is True and settings.is_live:
         raise typer.BadParameter("--test with a live key: unset TOLLBOOK_STRIPE_KEY, or leave --test out")
-    if not test and not settings.is_live:
+    if test is False and not settings.is_live:
         raise typer.BadParameter("TOLLBOOK_STRIPE_KEY is a test key: say --test, and everything is marked as a test")
     return StripeGateway(settings)
 

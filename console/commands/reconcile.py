@@ -24,14 +24,13 @@ def _group() -> None:
 @app.command()
 def run(
     period: Annotated[str, typer.Argument(metavar="PERIOD", help="e.g. 2026-10")],
-    test: Annotated[bool, typer.Option("--test", help="Stripe is a test key or a twin.")] = False,
     stripe: Annotated[bool, typer.Option(help="Compare with Stripe as well.")] = True,
     kafka: Annotated[bool, typer.Option(help="Compare with the end of the topic as well.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Compare messages, events, windows, rated lines, ledger, invoices and Stripe. Exit code 1 on any difference."""
     parsed = parse_period(period)
-    gateway = session.stripe(test=test) if stripe else None
+    gateway = session.stripe() if stripe else None
     log = session.usage_log() if kafka else None
     left_out = [name for name, looked_at in (("Stripe", stripe), ("Kafka's end", kafka)) if not looked_at]
     with session.engine() as engine:

@@ -112,7 +112,7 @@ def test_usage_and_bills_equal_the_outsiders_answers(
     for month in MONTHS:
         tollbook("close", "run", month, "--test", "--now", NOW)
         assert_bills(tollbook, month)
-        tollbook("reconcile", "run", month, "--test")
+        tollbook("reconcile", "run", month)
     assert_usage_show(tollbook)
     if traffic == "dirty":
         assert_nothing_changes_when_everything_is_done_again(tollbook, tmp_path, connection)
@@ -231,7 +231,7 @@ def assert_nothing_changes_when_everything_is_done_again(
     assert worker.returncode == 0, output
     for month in MONTHS:
         tollbook("close", "run", month, "--test", "--now", NOW)
-        tollbook("reconcile", "run", month, "--test")
+        tollbook("reconcile", "run", month)
     assert_usage(connection)
     assert quarantine.counts(connection) == {reason: 2 * number for reason, number in REASONS.items()}
     assert [tollbook.json("invoice", "list", "--period", month) for month in MONTHS] == before

@@ -61,7 +61,9 @@ class _Refusal:
             self.error = error
 
 
-def _first_answer(client: Producer | AdminClient, kafka: KafkaSettings, topic: str | None, refusal: _Refusal) -> ClusterMetadata:
+def _first_answer(
+    client: Producer | AdminClient, kafka: KafkaSettings, topic: str | None, refusal: _Refusal
+) -> ClusterMetadata:
     begun = time.monotonic()
     while True:
         try:

@@ -102,7 +102,7 @@ class EventServer:
         begun = time.monotonic()
         try:
             status, body, headers = await self._answered(scope, receive)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             status, headers = refusal.status, refusal.headers
             body = _to_json({"error": {"code": refusal.code, "message": str(refusal)}})
         self._metrics.request(status, time.monotonic() - begun)
@@ -112,14 +112,14 @@ class EventServer:
         await send({"type": "http.response.body", "body": body})
 
     async def _answered(self, scope: Scope, receive: Receive) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-        """Status, body and further headers of a request that was judged. Raises _Refusal."""
+        """Status, body and further headers of a request that was judged. Raises Refusal."""
         if scope["method"] != "POST":
-            raise _Refusal(405, "method_not_allowed", "POST only", [(b"allow", b"POST")])
+            raise Refusal(405, "method_not_allowed", "POST only", [(b"allow", b"POST")])
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         key = await self._key_of(headers)
         announced = _announced_bytes(headers)
         with self._room_for(announced):
-            body = await _read(receive)
+            body = await read_body(receive)
             results = await self._sent(headers, body, key)
         return status_of(results), _to_json(answer_of(results)), []
 
@@ -133,7 +133,7 @@ class EventServer:
             raise _away("keys_unknown", str(error)) from None
         if key is None:
             challenge = [(b"www-authenticate", b'Bearer realm="tollbook"')]
-            raise _Refusal(401, "unauthorized", "an emitter's key is needed: Authorization: Bearer …", challenge)
+            raise Refusal(401, "unauthorized", "an emitter's key is needed: Authorization: Bearer …", challenge)
         return key
 
     @contextlib.contextmanager
@@ -154,7 +154,7 @@ class EventServer:
         try:
             found = read_request(headers, body, emitter=key.name, may_speak_for=key.may_speak_for)
         except BadRequest as bad:
-            raise _Refusal(bad.status, bad.code, str(bad)) from None
+            raise Refusal(bad.status, bad.code, str(bad)) from None
         submissions = [each for each in found if not isinstance(each, Refused)]
         if submissions:
             if self.kafka_is_away or self._delivery.broken:
@@ -212,7 +212,7 @@ class EventServer:
         return _plain_json(200, event_openapi.document())
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """An answer without results."""
 
     def __init__(self, status: int, code: str, text: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
@@ -222,16 +222,16 @@ class _Refusal(Exception):
         self.headers = headers or []
 
 
-def _busy(text: str) -> _Refusal:
-    return _Refusal(429, "too_busy", text, [(b"retry-after", b"%d" % RETRY_BUSY_S)])
+def _busy(text: str) -> Refusal:
+    return Refusal(429, "too_busy", text, [(b"retry-after", b"%d" % RETRY_BUSY_S)])
 
 
-def _away(code: str, text: str) -> _Refusal:
-    return _Refusal(503, code, text, [(b"retry-after", b"%d" % RETRY_AWAY_S)])
+def _away(code: str, text: str) -> Refusal:
+    return Refusal(503, code, text, [(b"retry-after", b"%d" % RETRY_AWAY_S)])
 
 
 def _announced_bytes(headers: list[tuple[bytes, bytes]]) -> int:
-    """The body's length as announced; the most it may be where it is not. Raises _Refusal 413."""
+    """The body's length as announced; the most it may be where it is not. Raises Refusal 413."""
     given = next((value for name, value in headers if name == b"content-length"), None)
     announced = int(given) if given is not None and given.isdigit() else MAX_BODY_BYTES
     if announced > MAX_BODY_BYTES:
@@ -239,16 +239,16 @@ def _announced_bytes(headers: list[tuple[bytes, bytes]]) -> int:
     return announced
 
 
-async def _read(receive: Receive) -> bytes:
-    """The body. Raises _Refusal 408 or 413."""
+async def read_body(receive: Receive, within_s: float = READ_WITHIN_S) -> bytes:
+    """A request's body. Raises Refusal 408 or 413."""
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(READ_WITHIN_S):
+        async with asyncio.timeout(within_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise _Refusal(400, "torn", "the connection ended before the body did")
+                    raise Refusal(400, "torn", "the connection ended before the body did")
                 part: bytes = message.get("body", b"")
                 size += len(part)
                 if size > MAX_BODY_BYTES:
@@ -257,11 +257,11 @@ async def _read(receive: Receive) -> bytes:
                 if not message.get("more_body"):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
     except TimeoutError:
-        raise _Refusal(408, "too_slow", f"the body did not come within {READ_WITHIN_S:.0f} s") from None
+        raise Refusal(408, "too_slow", f"the body did not come within {within_s:.0f} s") from None
 
 
-def _too_large() -> _Refusal:
-    return _Refusal(413, "too_large", f"the body may have {MAX_BODY_BYTES} bytes at most")
+def _too_large() -> Refusal:
+    return Refusal(413, "too_large", f"the body may have {MAX_BODY_BYTES} bytes at most")
 
 
 def _plain_json(status: int, value: dict[str, Any]) -> Response:

@@ -16,6 +16,7 @@ from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter import ingest as ingesting
 from serving_adapter.producer import EventProducer
+from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import USAGE
 from streams import quarantine as quarantines
 from streams.errors import NotReleased
@@ -64,15 +65,15 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8710,
+    dev: session.Dev = False,
 ) -> None:
     """Take events over HTTP (POST /v1/events, CloudEvents) from emitters that have a key. Stop with Ctrl-C."""
     from streams.event_server import serve as serve_events  # half a second to import
 
-    database = session.database()
+    kafka, database = session.kafka(), session.database()
+    require_fit(kafka, USAGE, development=dev)
     check(database.url)
-    serve_events(
-        session.kafka(), database, host=host, port=port, say=lambda text: err.print(text, markup=False, soft_wrap=True)
-    )
+    serve_events(kafka, database, host=host, port=port, say=lambda text: err.print(text, markup=False, soft_wrap=True))
 
 
 @quarantine.command("list")

@@ -9,6 +9,8 @@ import typer
 
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
+from serving_adapter.topic_check import require_fit
+from serving_adapter.topics import USAGE
 from streams import quarantine, sources, status
 from streams import rebuild as rebuilding
 from streams.schema import check
@@ -22,14 +24,16 @@ app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add
 def run(
     drain: Annotated[bool, typer.Option("--drain", help="Stop when all that is in the topic now is applied.")] = False,
     chunk: Annotated[int, typer.Option(min=1, max=10_000, help="Messages a transaction, at most.")] = CHUNK_MESSAGES,
+    dev: session.Dev = False,
 ) -> None:
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
     from streams.worker import StreamsWorker  # Faust takes a second to import
 
-    database = session.database()
+    kafka, database = session.kafka(), session.database()
+    require_fit(kafka, USAGE, development=dev)
     check(database.url)
     worker = StreamsWorker(
-        session.kafka(), database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text, markup=False)
+        kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text, markup=False)
     )
     tally = worker.run()
     out.print(

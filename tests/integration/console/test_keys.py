@@ -51,7 +51,7 @@ def test_a_key_is_revoked_once_and_for_good(run: Run, connection: psycopg.Connec
     (key,) = json.loads(run("key", "list", "--json").stdout)
     assert key["revoked_at"] is not None
     acts = json.loads(run("audit", "list", "--json").stdout)
-    assert [(act["actor"], act["action"]) for act in acts][0] == ("ada", "key.revoke")
+    assert (acts[0]["actor"], acts[0]["action"]) == ("ada", "key.revoke")
     for statement in ("update usage.access_keys set all_tenants = true", "delete from usage.key_revocations"):
         with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
             connection.execute(statement)

@@ -32,6 +32,8 @@ from streams.chunks import Chunk, Record, contiguous_runs
 from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
+from streams.faust_credentials import credentials
+from streams.kafka_security import security_of
 from streams.release import Releaser
 from streams.settings import CHUNK_MESSAGES, DatabaseSettings
 
@@ -89,6 +91,7 @@ class StreamsWorker:
         self._chunk_messages = chunk_messages
         self._say = say
         self._topic = USAGE.name(kafka.topic_prefix)
+        self._credentials = credentials(security_of(kafka.properties))
         self._log_reader = sources.LogReader(kafka, self._topic)
         self._log: sources.Log | None = None
         self._applier: ChunkApplier | None = None
@@ -138,6 +141,7 @@ class StreamsWorker:
         app = faust.App(
             f"{self._kafka.topic_prefix}.streams",
             broker=";".join(f"kafka://{host}" for host in self._kafka.bootstrap.split(",")),
+            broker_credentials=self._credentials,
             datadir=scratch,
             web_enabled=False,
             topic_allow_declare=False,

@@ -12,12 +12,15 @@ import psycopg
 import pytest
 from starlette.types import Message
 
+from devstack.kafka_broker import KafkaBroker
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import ensure_topics
 from streams import access_keys
 from streams.event_server import MAX_BODY_BYTES, Refusal, read_body
 from streams.http_events import BATCHED, MAX_EVENTS, STRUCTURED
 from tests.builders import EVENT
 from tests.fixtures_event_server import EventServerProcess, StartServer, messages, usage_event, wait_for
+from tests.fixtures_kafka import PREFIX, QUIET
 
 ENVELOPE: dict[str, Any] = {"specversion": "1.0", "id": "own-1", "source": "/gateway/eu", "type": "tollbook.usage.v1"}
 
@@ -143,6 +146,29 @@ def test_a_request_that_was_accepted_is_answered_when_the_server_is_stopped(
     assert (code, printed) == (0, "")
     assert set(statuses) == {202}
     assert len(messages(kafka)) >= len(statuses)
+
+
+def test_while_kafka_is_away_emitters_are_told_to_repeat_and_what_they_were_told_is_there_holds(
+    own_broker: KafkaBroker, start_server: StartServer
+) -> None:
+    kafka = KafkaSettings(own_broker.address(), topic_prefix=PREFIX)
+    ensure_topics(kafka)
+    server = start_server("--dev", TOLLBOOK_KAFKA=kafka.bootstrap, TOLLBOOK_TOPIC_PREFIX=PREFIX)
+    told = [number for number in range(5) if server.post(usage_event(number)).status == 202]
+    own_broker.down(QUIET)
+    # The first waits as long as a delivery may take; once Kafka is known to be away, the answer is immediate.
+    for number in (5, 6):
+        reply = server.post(usage_event(number))
+        assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+        assert reply.body["error"]["code"] in ("not_acknowledged", "kafka_away")
+    assert server.request("GET", "/readyz").status == 503
+    assert server.request("GET", "/healthz").status == 200
+    own_broker.up(QUIET)
+    wait_for(lambda: server.post(usage_event(5)).status == 202)
+    assert server.post(usage_event(6)).status == 202
+    found = {json.loads(message.value() or b"")["request_id"] for message in messages(kafka)}
+    assert found == {f"req-{number}" for number in [*told, 5, 6]}
+    assert server.stop()[0] == 0
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(server: EventServerProcess, start_server: StartServer) -> None:

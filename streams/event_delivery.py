@@ -1,7 +1,7 @@
 """Into Kafka on behalf of HTTP requests: an answer is given when every event of a request is acknowledged.
 
 Runs on the event loop alone: a task serves librdkafka's callbacks while anything is on its way. A polling thread was
-measured beside it: no faster (docs/benchmarks.md), and every count here would need a lock.
+measured beside it: no faster (docs/http-events.md), and every count here would need a lock.
 """
 
 from __future__ import annotations

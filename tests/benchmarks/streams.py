@@ -33,6 +33,7 @@ from streams.schema import upgrade
 from streams.sources import LogReader
 from tests.benchmarks.report import Report
 
+WORKERS = int(os.environ.get("WORKERS", "2"))
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 SEED = 20261121
 BACKLOG = 400_000 if QUICK else 20_000_000
@@ -64,16 +65,17 @@ class Bench:
         }
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
-        """A worker as operators run it."""
+    def workers(self) -> Iterator[list[int]]:
+        """Workers as operators run them, one a core; gives their pids."""
         command = [sys.executable, "-m", "console.main", "streams", "run"]
-        with subprocess.Popen(
-            command, env=self.environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as worker:
-            try:
-                yield worker
-            finally:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started = [subprocess.Popen(command, env=self.environ(), **quiet) for _ in range(WORKERS)]
+        try:
+            yield [worker.pid for worker in started]
+        finally:
+            for worker in started:
                 worker.terminate()
+            for worker in started:
                 worker.wait(30)
 
     def produce(self, count: int, rate: int = 0) -> subprocess.Popen[str]:
@@ -132,10 +134,10 @@ def sustained(b: Bench, report: Report) -> None:
     """Drain the backlog for a while: events a second, CPU an event by process, memory of the worker."""
     log = LogReader(b.kafka, b.topic).read()
     total = sum(log.ends.values())
-    with b.worker() as worker, connect(b.url) as connection:
+    with b.workers() as workers, connect(b.url) as connection:
         wait_for_progress(connection, log, total)
-        rates, memory = [], [resident_mib(worker.pid)]
-        cpu_before, at_before, begun = cpu_by_part(worker.pid), lag(connection, log), time.monotonic()
+        rates, memory = [], [resident_mib(workers)]
+        cpu_before, at_before, begun = cpu_by_part(workers), lag(connection, log), time.monotonic()
         at, then = at_before, begun
         while at and time.monotonic() - begun < SUSTAINED_S:
             time.sleep(2.0 if QUICK else 10.0)
@@ -143,15 +145,15 @@ def sustained(b: Bench, report: Report) -> None:
             if now_at:
                 rates.append((at - now_at) / (now - then))
             at, then = now_at, now
-            memory.append(resident_mib(worker.pid))
+            memory.append(resident_mib(workers))
         applied = at_before - at
-        cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(worker.pid).items()}
+        cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(workers).items()}
     report.add("ingest_events_per_s", "1/s", rates, goal=25_000)
     report.add("cpu_us_per_event", "us", [sum(cpu.values()) / applied * 1e6])
     for part, seconds in cpu.items():
         report.add(f"cpu_us_per_event_{part}", "us", [seconds / applied * 1e6])
-    report.add("worker_memory_mib", "MiB", [memory[-1]])
-    report.add("worker_memory_growth_mib", "MiB", [memory[-1] - memory[len(memory) // 4]])
+    report.add("workers_memory_mib", "MiB", [memory[-1]])
+    report.add("workers_memory_growth_mib", "MiB", [memory[-1] - memory[len(memory) // 4]])
 
 
 def latency(b: Bench, report: Report) -> None:
@@ -163,7 +165,7 @@ def latency(b: Bench, report: Report) -> None:
             state = sources.states(connection, b.topic)[partition]
             if state.next_position < end:
                 sources.resolve(connection, log, partition, end, reason="benchmark: the next figure", actor="bench")
-        with b.worker():
+        with b.workers():
             wait_for_members(b)
             producer = b.produce(LATENCY_RATE * LATENCY_S, LATENCY_RATE)
             visible = watch(connection, b, producer)
@@ -264,7 +266,7 @@ def full_table(report: Report, preloaded: int) -> None:
                 preload(b.url, identities)
             assert b.produce(FULL_TABLE_EVENTS).wait() == 0
             log = LogReader(b.kafka, b.topic).read()
-            with b.worker(), connect(b.url) as connection:
+            with b.workers(), connect(b.url) as connection:
                 wait_for_progress(connection, log, FULL_TABLE_EVENTS)
                 begun, at = time.monotonic(), lag(connection, log)
                 while lag(connection, log):
@@ -327,9 +329,9 @@ def wait_for_members(b: Bench) -> None:
     time.sleep(6)
 
 
-def cpu_by_part(worker: int) -> dict[str, float]:
-    """CPU seconds so far of the worker, PostgreSQL and Kafka."""
-    found = {"worker": cpu_seconds(worker), "postgres": 0.0, "kafka": 0.0}
+def cpu_by_part(workers: list[int]) -> dict[str, float]:
+    """CPU seconds so far of the workers, PostgreSQL and Kafka."""
+    found = {"workers": sum(map(cpu_seconds, workers)), "postgres": 0.0, "kafka": 0.0}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             command = path.read_bytes().replace(b"\0", b" ")
@@ -345,9 +347,10 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK_HZ
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def resident_mib(pids: list[int]) -> float:
+    """Resident memory of processes together."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(max_length=256)]
 LabelKey = Annotated[str, Meta(max_length=64)]
+Seq = Annotated[int, Meta(ge=1, le=INT53)]
+"""A boot's events are numbered 1…n (rule 6.1)."""
 EventIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
 # A correction's counts are signed deltas: the sign is checked against `kind` after decoding.
 Count = Annotated[int, Meta(ge=-INT31, le=INT31)]
@@ -101,7 +103,7 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_o
     usage_source: UsageSource = "engine"
     replica_id: Label | None = None
     boot_id: Label | None = None
-    seq: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
+    seq: Seq | None = None
     parent_request_id: Label | None = None
     client_request_id: Label | None = None
     api_key_id: Label | None = None

@@ -1,7 +1,7 @@
 """Apply a chunk: one transaction that counts each event once and moves the source's position with it.
 
 Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
-1-minute and 1-hour windows in key order → quarantine → advance the position. A kill at any instant leaves all of it
+1-minute and 1-hour windows in key order → note the numbers received → quarantine → advance the position. A kill at any instant leaves all of it
 or nothing; a worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
 
 Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
@@ -10,16 +10,15 @@ Nothing here knows Faust: the worker, other runners and the tests call the same 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from streams import tenants
-from streams.chunks import Accepted, Chunk, Record, Refused, digest, not_yet_applied, read
+from streams import positions, tenants
+from streams.chunks import Accepted, Chunk, Record, Refused, number_of, read
 from streams.duplicates import Seen, Verdict, judge
-from streams.errors import SourceChanged
+from streams.positions import Applied
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 STAGE: Final = (
@@ -28,7 +27,7 @@ STAGE: Final = (
     ("completed_at", "timestamptz"), ("model", "text"), ("adapter", "text"), ("region", "text"), ("tier", "text"),
     ("pool", "text"), ("status", "text"), ("fault", "text"), ("purpose", "text"), ("usage_source", "text"),
     ("rating_band", "text"), ("input_tokens", "int8"), ("cache_hit_tokens", "int8"), ("output_tokens", "int8"),
-    ("gpu_us", "int8"), ("ingested_at", "timestamptz"), ("raw", "bytea"),
+    ("gpu_us", "int8"), ("seq", "int8"), ("ingested_at", "timestamptz"), ("raw", "bytea"),
 )  # fmt: skip
 _STAGE_COLUMNS: Final = ", ".join(name for name, _ in STAGE)
 _STAGE_TYPES: Final = [kind for _, kind in STAGE]
@@ -81,8 +80,26 @@ COUNT_ONCE: Final = f"""
         insert into usage.events ({_EVENT}, source) select {_EVENT}, %(source)s from fresh
     ), minute as ({_add_to_windows("windows_1m", "1 minute")}
     ), hour as ({_add_to_windows("windows_1h", "1 hour")}
+    ), numbered as (
+        insert into usage.number_fills (replica_id, boot_id, numbers)
+        select replica_id, boot_id, array_agg(seq)
+        from stage where seq is not null group by replica_id, boot_id
+    ), counted as (
+        insert into usage.replica_usage_fills
+            (replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens)
+        select case when seq is null then '' else replica_id end as replica,
+               case when seq is null then '' else boot_id end as boot, tenant_id, model,
+               count(*), sum(input_tokens)::int8, sum(output_tokens)::int8, sum(cache_hit_tokens)::int8
+        from fresh group by replica, boot, tenant_id, model
     )
     select position from new
+"""
+
+# A message that could not be staged fills its number as well (rule 1.5).
+FILL_REFUSED: Final = """
+    insert into usage.number_fills (replica_id, boot_id, numbers)
+    select replica_id, boot_id, array_agg(seq)
+    from unnest(%s::text[], %s::text[], %s::int8[]) as refused (replica_id, boot_id, seq) group by replica_id, boot_id
 """
 
 COUNTED_BEFORE: Final = f"""
@@ -91,18 +108,6 @@ COUNTED_BEFORE: Final = f"""
     from stage join usage.event_identities as counted using ({_IDENTITY})
     where stage.position = any(%s)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of a chunk; `next_position` is where its source goes on."""
-
-    next_position: int
-    skipped: int = 0
-    applied: int = 0
-    duplicates: int = 0
-    retimed: int = 0
-    quarantined: int = 0
 
 
 class ChunkApplier:
@@ -120,40 +125,20 @@ class ChunkApplier:
         Raises PositionGap or SourceChanged, before anything is written; psycopg.OperationalError when the database
         goes away: then the outcome is unknown, and applying the chunk again is right either way.
         """
-        source = chunk.source
+        source = chunk.source.name
         with self._connection.transaction():
-            next_position = self._lock(chunk)
-            records = not_yet_applied(source.name, next_position, chunk.records)
+            next_position, records = positions.due(self._connection, chunk)
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(next_position, skipped)
             accepted, refused = self._judge_alone(records)
-            counted, duplicates, retimed, conflicts = self._count_once(source.name, accepted)
+            self._fill_refused(refused)
+            counted, duplicates, retimed, conflicts = self._count_once(source, accepted)
             refused += conflicts
-            self._quarantine(source.name, refused)
-            end = records[-1].position + 1
-            self._connection.execute(
-                "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
-                " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-                (source.name, next_position, end, counted, duplicates, retimed, len(refused), digest(records)),
-            )
-            self._advance(chunk, next_position, end)
-        return Applied(end, skipped, counted, duplicates, retimed, len(refused))
-
-    def _lock(self, chunk: Chunk) -> int:
-        """The source's next position, its row locked until the transaction ends."""
-        name = chunk.source.name
-        row = self._connection.execute(
-            "select next_position, cluster_id, topic_id from usage.sources where source = %s for update", (name,)
-        ).fetchone()
-        if row is None:
-            raise SourceChanged(name, "the source", "registered", "unknown")
-        next_position, cluster_id, topic_id = row
-        if cluster_id != chunk.source.cluster_id:
-            raise SourceChanged(name, "the cluster", cluster_id, chunk.source.cluster_id)
-        if topic_id != chunk.source.topic_id:
-            raise SourceChanged(name, "the topic", topic_id, chunk.source.topic_id)
-        return int(next_position)
+            positions.keep_refused(self._connection, source, refused)
+            done = Applied(records[-1].position + 1, skipped, counted, duplicates, retimed, len(refused))
+            positions.advance(self._connection, chunk, records, done)
+        return done
 
     def _judge_alone(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
         """Decode each message; refuse what is broken or belongs to nobody."""
@@ -171,7 +156,8 @@ class ChunkApplier:
                 tenant_id = message.event.tenant_id
                 if tenant_id in strangers:
                     detail = f"tenant {tenant_id} is not registered"
-                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id))
+                    number = number_of(message.event)
+                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id, number))
             accepted = [message for message in accepted if message.event.tenant_id not in strangers]
         return accepted, refused
 
@@ -219,28 +205,12 @@ class ChunkApplier:
                 counted: Any = row
                 yield again[counted.position], counted
 
-    def _quarantine(self, source: str, refused: Sequence[Refused]) -> None:
-        """Keep refused messages whole."""
-        if not refused:
-            return
-        with self._connection.cursor() as cursor:
-            cursor.executemany(
-                "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
-                " appended_at) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-                [
-                    (source, r.record.position, r.reason, r.detail, r.tenant_id, r.record.key, r.record.value,
-                     r.record.appended_at)
-                    for r in refused
-                ],
-            )  # fmt: skip
-
-    def _advance(self, chunk: Chunk, from_position: int, to_position: int) -> None:
-        moved = self._connection.execute(
-            "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
-            " ingest_no = ingest_no + 1, changed_at = now() where source = %s and next_position = %s",
-            (to_position, chunk.leader_epoch, chunk.source.name, from_position),
-        )
-        assert moved.rowcount == 1, "the row was locked by this transaction"
+    def _fill_refused(self, refused: Sequence[Refused]) -> None:
+        """Fill the numbers of messages that go to quarantine unstaged, where they can be read."""
+        numbers = [message.number for message in refused if message.number is not None]
+        if numbers:
+            replicas, boots, seqs = (list(column) for column in zip(*numbers, strict=True))
+            self._connection.execute(FILL_REFUSED, (replicas, boots, seqs))
 
 
 def _stage_row(message: Accepted) -> tuple[object, ...]:
@@ -250,7 +220,7 @@ def _stage_row(message: Accepted) -> tuple[object, ...]:
         message.record.position, e.request_id, e.tenant_id, e.attempt, e.kind, e.correction_no, message.content_digest,
         e.replica_id, e.boot_id, message.completed_at, e.model, e.adapter or "", e.region, e.tier, e.pool, e.status,
         e.fault, e.purpose, e.usage_source, "", e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
-        message.record.appended_at, message.record.value,
+        e.seq if e.replica_id and e.boot_id else None, message.record.appended_at, message.record.value,
     )  # fmt: skip
 
 

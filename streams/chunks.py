@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+import msgspec
+
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import UsageEvent, completed_at, decode
+from serving_adapter.events import Label, Seq, UsageEvent, completed_at, decode
 from serving_adapter.identity import content_digest_of
 from serving_adapter.ingest import key_of
 from streams.errors import PositionGap
@@ -45,6 +47,14 @@ class Chunk:
     leader_epoch: int = -1
 
 
+class Number(NamedTuple):
+    """An event's number in its boot's sequence."""
+
+    replica_id: str
+    boot_id: str
+    seq: int
+
+
 class Accepted(NamedTuple):
     """A message that holds a usage event which may be counted, if it is not there already."""
 
@@ -61,6 +71,7 @@ class Refused(NamedTuple):
     reason: str
     detail: str
     tenant_id: str | None
+    number: Number | None = None
 
 
 def not_yet_applied(source: str, next_position: int, records: Sequence[Record]) -> Sequence[Record]:
@@ -87,13 +98,41 @@ def read(record: Record) -> Accepted | Refused:
     except RefusedEvent as refused:
         key = key_of(record.value)
         tenant_id = None if key is None or b"\0" in key else key.decode()
-        return Refused(record, refused.reason, str(refused), tenant_id)
+        return Refused(record, refused.reason, str(refused), tenant_id, _number_in(record.value))
     if at > record.appended_at + FUTURE_ALLOWED:
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
-        return Refused(record, "future", detail, event.tenant_id)
+        return Refused(record, "future", detail, event.tenant_id, number_of(event))
     if event.kind == "correction":
-        return Refused(record, "unsupported", "corrections are not applied by this version", event.tenant_id)
+        detail = "corrections are not applied by this version"
+        return Refused(record, "unsupported", detail, event.tenant_id, number_of(event))
     return Accepted(record, event, at, content_digest_of(event))
+
+
+def number_of(event: UsageEvent) -> Number | None:
+    """The event's number, if it has all of replica, boot and number."""
+    if not event.replica_id or not event.boot_id or event.seq is None:
+        return None
+    return Number(event.replica_id, event.boot_id, event.seq)
+
+
+class _NumberOnly(msgspec.Struct, gc=False):
+    replica_id: Label
+    boot_id: Label
+    seq: Seq
+
+
+_decode_number = msgspec.json.Decoder(_NumberOnly).decode
+
+
+def _number_in(message: bytes) -> Number | None:
+    """The number of a message that is refused: it fills its place in the sequence all the same (rule 1.5)."""
+    try:
+        found = _decode_number(message)
+    except msgspec.DecodeError:
+        return None
+    if not found.replica_id or not found.boot_id or "\0" in found.replica_id + found.boot_id:
+        return None
+    return Number(found.replica_id, found.boot_id, found.seq)
 
 
 def digest(records: Sequence[Record]) -> bytes:

@@ -26,11 +26,12 @@ from faust.types.tuples import TP
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
 from streams import sources
-from streams.apply import Applied, ChunkApplier
+from streams.apply import ChunkApplier
 from streams.chunks import Chunk, Record
 from streams.coalescing import ChunkScheduler, ChunkSchema
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
+from streams.positions import Applied
 from streams.settings import CHUNK_MESSAGES, DatabaseSettings
 
 BUFFERED_CHUNKS: Final = 8

@@ -179,6 +179,12 @@ def json_schema() -> dict[str, object]:
     }
 
 
+def field_at_fault(text: str) -> tuple[str, str]:
+    """The field that a msgspec error is about, or "", and what it says of it."""
+    found = _AT.search(text) or _MISSING.search(text)
+    return found.group(1) if found else "", _AT.sub("", text)
+
+
 def _check(event: UsageEvent) -> None:
     """The rules between fields, which types alone do not say."""
     if event.kind == "usage":
@@ -228,9 +234,7 @@ def _refusal(message: bytes, text: str) -> RefusedEvent:
     version = value.get("schema_version", SCHEMA_VERSION)
     if isinstance(version, int) and version > SCHEMA_VERSION:
         return _later_version(version)
-    found = _AT.search(text) or _MISSING.search(text)
-    field = found.group(1) if found else ""
-    detail = _AT.sub("", text)
+    field, detail = field_at_fault(text)
     if field in _ENUMS and isinstance(value.get(field), str):
         return RefusedEvent("unsupported", field, f"unknown value {value[field]!r}")
     return RefusedEvent("invalid", field, detail)

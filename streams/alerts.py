@@ -16,7 +16,7 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
-NAMESPACE: Final = UUID("5ae6f02b-91c7-5e6d-8c58-0a1e6e4f7d0b")
+NAMESPACE: Final = UUID("ac8bd784-8c80-508b-9e2b-0599f41ef948")
 
 
 @dataclass(frozen=True, slots=True)

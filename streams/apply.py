@@ -1,8 +1,9 @@
 """Apply a chunk: one transaction that counts each event once and moves the source's position with it.
 
 Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
-1-minute and 1-hour windows in key order → note the numbers received → quarantine → advance the position. A kill at any instant leaves all of it
-or nothing; a worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
+1-minute and 1-hour windows in key order → note the numbers that arrived → quarantine → advance the position. A kill at
+any instant leaves all of it or nothing; a worker that lost its partition is stopped by the position it finds
+(docs/spec/metering.md 4).
 
 Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
 """

@@ -115,12 +115,11 @@ def _fill(connection: psycopg.Connection, arrived: dict[BootKey, Ranges], now: d
     """Add numbers to their boots' ranges, and close the gaps that they fill."""
     keys = list(arrived)
     positions = _positions(connection, keys)
-    wanted = [
-        (key, segment)
+    wanted = {
+        key: {*number_ranges.by_segment(numbers), number_ranges.segment_of(positions[key][0] + 1)}
         for key, numbers in arrived.items()
-        for segment in {*number_ranges.by_segment(numbers), number_ranges.segment_of(positions[key][0] + 1)}
-    ]
-    stored = _segments(connection, wanted)
+    }
+    stored = _segments(connection, [(key, segment) for key, segments in wanted.items() for segment in segments])
     open_gaps = _open_gaps(connection, keys)
     changed_gaps: list[tuple[BootKey, Gap]] = []
     states: list[tuple[str, str, int, int, datetime]] = []
@@ -129,7 +128,7 @@ def _fill(connection: psycopg.Connection, arrived: dict[BootKey, Ranges], now: d
         through, highest = positions[key]
         done = number_ranges.fill(through, stored[key], numbers)
         following = number_ranges.segment_of(done.received_through + 1)
-        if done.received_through > through and following not in stored[key]:
+        if following not in wanted[key]:
             stored[key] |= _following(connection, key, following)
             done = number_ranges.fill(through, stored[key], numbers)
         changed_gaps += [(key, gap) for gap in gaps.filled(open_gaps[key], done.fresh)]
@@ -215,16 +214,11 @@ def _store_gaps(connection: psycopg.Connection, changed: Sequence[tuple[BootKey,
         return
     with connection.cursor() as cursor:
         cursor.executemany(
-            "insert into usage.gaps (replica_id, boot_id, first_number, last_number, missing, since)"
-            " values (%(replica)s, %(boot)s, %(first)s, %(last)s, %(missing)s, %(since)s)"
-            " on conflict (replica_id, boot_id, first_number) do update set last_number = excluded.last_number,"
-            " missing = excluded.missing, closed_at = case when excluded.missing = 0 then %(now)s::timestamptz end",
-            [
-                {"replica": key[0], "boot": key[1], "first": gap.first, "last": gap.last, "missing": gap.missing,
-                 "since": gap.since, "now": now}
-                for key, gap in changed
-            ],
-        )  # fmt: skip
+            "insert into usage.gaps (replica_id, boot_id, first_number, last_number, missing, since, closed_at)"
+            " values (%s, %s, %s, %s, %s, %s, %s) on conflict (replica_id, boot_id, first_number) do update set"
+            " last_number = excluded.last_number, missing = excluded.missing, closed_at = excluded.closed_at",
+            [(*key, gap.first, gap.last, gap.missing, gap.since, None if gap.missing else now) for key, gap in changed],
+        )
 
 
 def _store_segments(connection: psycopg.Connection, changed: Sequence[tuple[str, str, int, Ranges]]) -> None:

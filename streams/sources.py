@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
@@ -13,6 +13,9 @@ from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
 from serving_adapter.settings import KafkaSettings
 from streams.chunks import Source
+
+Feed = Literal["usage", "replicas"]
+"""What a source brings: usage events, or replicas' reports about themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,15 @@ class LogReader:
         return {at.partition: future.result() for at, future in answers.items()}
 
 
-def register(connection: psycopg.Connection, log: Log) -> None:
+def register(connection: psycopg.Connection, log: Log, feed: Feed = "usage") -> None:
     """Make a row for each partition that has none: it begins where the log begins today, and that is kept."""
     with connection.cursor() as cursor:
         cursor.executemany(
-            "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
-            " values (%s, %s, %s, -1, %s, %s) on conflict do nothing",
+            "insert into usage.sources"
+            " (source, cluster_id, topic_id, leader_epoch, first_position, next_position, feed)"
+            " values (%s, %s, %s, -1, %s, %s, %s) on conflict do nothing",
             [
-                (source_name(log.topic, p), log.cluster_id, log.topic_id, begin, begin)
+                (source_name(log.topic, p), log.cluster_id, log.topic_id, begin, begin, feed)
                 for p, begin in sorted(log.begins.items())
             ],
         )
@@ -132,19 +136,20 @@ def chunks(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
 
 
 def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
-    """Each source's rows that are really there: events, and messages in quarantine."""
+    """Each usage source's rows that are really there: events, and messages in quarantine."""
     rows = connection.execute(
         "select source, coalesce(e.n, 0), coalesce(q.n, 0) from usage.sources"
         " left join (select source, count(*) as n from usage.events group by source) e using (source)"
         " left join (select source, count(*) as n from usage.quarantine group by source) q using (source)"
+        " where feed = 'usage'"
     )
     return {source: (events, held) for source, events, held in rows}
 
 
 def counted_outcomes(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
-    """Each source's applied and quarantined messages, as its chunks recorded them."""
+    """Each usage source's applied and quarantined messages, as its chunks recorded them."""
     rows = connection.execute(
         "select source, coalesce(sum(applied), 0)::int8, coalesce(sum(quarantined), 0)::int8"
-        " from usage.sources left join usage.applied_chunks using (source) group by source"
+        " from usage.sources left join usage.applied_chunks using (source) where feed = 'usage' group by source"
     )
     return {source: (applied, held) for source, applied, held in rows}

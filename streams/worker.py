@@ -17,14 +17,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import faust
 import psycopg
 from faust.types.tuples import TP
 
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import USAGE
+from serving_adapter.topics import REPLICAS, USAGE
 from streams import sources
 from streams.apply import ChunkApplier
 from streams.chunks import Chunk, Record
@@ -32,7 +32,9 @@ from streams.coalescing import ChunkScheduler, ChunkSchema
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
 from streams.positions import Applied
-from streams.settings import CHUNK_MESSAGES, DatabaseSettings
+from streams.replica_apply import ReplicaChunkApplier
+from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
+from streams.upkeep import Upkeep
 
 BUFFERED_CHUNKS: Final = 8
 """Chunks waiting in memory per worker; beyond that Faust stops fetching. 8 x 2,000 x 300 bytes is about 5 MB."""
@@ -43,6 +45,7 @@ RETRY_FIRST_S: Final = 0.2
 RETRY_LONGEST_S: Final = 5.0
 HINT_EVERY_S: Final = 1.0
 REPORT_EVERY_S: Final = 2.0
+UPKEEP_EVERY_S: Final = 1.0
 DRAIN_CHECK_EVERY_S: Final = 0.25
 
 
@@ -55,7 +58,10 @@ class Tally:
     quarantined: int = 0
     skipped: int = 0
     chunks: int = 0
-    stopped: dict[int, str] = field(default_factory=dict)
+    reports: int = 0
+    """Messages of replicas about themselves; the other counts are usage."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Sources that stand still, and why."""
 
     def add(self, done: Applied) -> None:
         """Count a chunk."""
@@ -64,6 +70,33 @@ class Tally:
         self.quarantined += done.quarantined
         self.skipped += done.skipped
         self.chunks += 1
+
+
+class Applier(Protocol):
+    """What applies the chunks of one feed."""
+
+    def apply(self, chunk: Chunk) -> Applied:
+        """Apply what is new in the chunk, all or nothing."""
+
+
+class FeedTopic:
+    """A topic that this worker reads: which log it is, and what applies its chunks."""
+
+    def __init__(
+        self, kafka: KafkaSettings, topic: str, feed: sources.Feed, applier: Callable[[psycopg.Connection], Applier]
+    ) -> None:
+        """Raises KafkaUnavailable."""
+        self.topic = topic
+        self.feed = feed
+        self.applier = applier
+        self.log_reader = sources.LogReader(kafka, topic)
+        self.log = self.log_reader.read()
+
+    def waiting(self, connection: psycopg.Connection) -> list[str]:
+        """Sources that are not applied up to the end that the log had when the worker started."""
+        stored = sources.states(connection, self.topic)
+        ends = self.log.ends.items()
+        return [self.log.source(p).name for p, end in ends if stored[p].next_position < end]
 
 
 class StreamsWorker:
@@ -76,6 +109,7 @@ class StreamsWorker:
         *,
         drain: bool = False,
         chunk_messages: int = CHUNK_MESSAGES,
+        completeness: CompletenessSettings | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._kafka = kafka
@@ -83,25 +117,30 @@ class StreamsWorker:
         self._drain = drain
         self._chunk_messages = chunk_messages
         self._say = say
-        self._topic = USAGE.name(kafka.topic_prefix)
-        self._log_reader = sources.LogReader(kafka, self._topic)
-        self._log: sources.Log | None = None
-        self._applier: ChunkApplier | None = None
+        self._feeds: list[FeedTopic] = []
+        self._appliers: dict[str, Applier] = {}
         self._connection: psycopg.Connection | None = None
         # The database has a thread of its own, so that heartbeats go on while a chunk is applied.
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
-        self._hints: dict[int, int] = {}
+        self._upkeep_thread = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
+        self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
+        self._hints: dict[TP, int] = {}
         self.tally = Tally()
         self._reported = 0
         self._reported_at = time.monotonic()
 
     def run(self) -> Tally:
         """Run until stopped by SIGTERM or SIGINT, or until drained. Raises KafkaUnavailable, DatabaseUnavailable."""
-        self._log = self._log_reader.read()
+        prefix = self._kafka.topic_prefix
+        self._feeds = [
+            FeedTopic(self._kafka, USAGE.name(prefix), "usage", ChunkApplier),
+            FeedTopic(self._kafka, REPLICAS.name(prefix), "replicas", ReplicaChunkApplier),
+        ]
         with connect(self._database.url) as connection:
-            sources.register(connection, self._log)
-            stored = sources.states(connection, self._topic)
-            if self._drain and all(stored[p].next_position >= end for p, end in self._log.ends.items()):
+            for feed in self._feeds:
+                sources.register(connection, feed.log, feed.feed)
+            if self._drain and not any(feed.waiting(connection) for feed in self._feeds):
+                self._end_upkeep()
                 return self.tally
         with tempfile.TemporaryDirectory(prefix="tollbook-faust-") as scratch:
             app = self._app(scratch)
@@ -115,12 +154,19 @@ class StreamsWorker:
                     raise WorkerCrashed(f"the worker crashed: {worker.crash_reason or app.crash_reason!r}") from None
             finally:
                 self._database_thread.shutdown()
+                self._end_upkeep()
                 if self._connection is not None:
                     self._connection.close()
         return self.tally
 
+    def _end_upkeep(self) -> None:
+        """A last round, so that what this worker applied is folded when it has ended."""
+        self._upkeep_thread.submit(self._upkeep.round).result()
+        self._upkeep_thread.shutdown()
+        self._upkeep.close()
+
     def _app(self, scratch: str) -> Any:
-        """The Faust application: one agent and three timers."""
+        """The Faust application: an agent for each feed, and timers."""
         app = faust.App(
             f"{self._kafka.topic_prefix}.streams",
             broker=";".join(f"kafka://{host}" for host in self._kafka.bootstrap.split(",")),
@@ -137,81 +183,91 @@ class StreamsWorker:
             ConsumerScheduler=ChunkScheduler.of(self._chunk_messages),
             agent_supervisor="mode.CrashingSupervisor",
         )
-        topic = app.topic(self._topic, schema=ChunkSchema(), acks=False)
-
-        @app.agent(topic, name="apply")
-        async def apply_chunks(stream: Any) -> None:
-            async for event in stream.events():
-                await self._apply(app, event.message.partition, event.value)
-
+        for feed in self._feeds:
+            self._add_agent(app, feed)
         app.timer(HINT_EVERY_S)(lambda: self._hint(app))
         app.timer(REPORT_EVERY_S)(self._report)
+        app.timer(UPKEEP_EVERY_S)(self._keep_up)
         if self._drain:
             app.timer(DRAIN_CHECK_EVERY_S)(self._stop_when_drained)
         return app
 
-    async def _apply(self, app: Any, partition: int, messages: list[Any]) -> None:
+    def _add_agent(self, app: Any, feed: FeedTopic) -> None:
+        """The agent that applies a feed's chunks."""
+
+        async def apply_chunks(stream: Any) -> None:
+            async for event in stream.events():
+                await self._apply(app, feed, event.message.partition, event.value)
+
+        app.agent(app.topic(feed.topic, schema=ChunkSchema(), acks=False), name=f"apply-{feed.feed}")(apply_chunks)
+
+    async def _keep_up(self) -> None:
+        """Completeness check and alerts, in their own thread: a chunk never waits for them."""
+        await asyncio.get_running_loop().run_in_executor(self._upkeep_thread, self._upkeep.round)
+
+    async def _apply(self, app: Any, feed: FeedTopic, partition: int, messages: list[Any]) -> None:
         """Apply one chunk, whatever it takes; a partition that must not go on is left standing."""
-        if partition in self.tally.stopped:
+        source = feed.log.source(partition)
+        if source.name in self.tally.stopped:
             return
-        assert self._log is not None
-        source = self._log.source(partition)
         records = [
             Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC)) for m in messages
         ]
-        chunk = Chunk(source, records, self._log.epochs[partition])
+        chunk = Chunk(source, records, feed.log.epochs[partition])
         wait = RETRY_FIRST_S
         while True:
             try:
-                done = await self._in_database(self._apply_now, chunk)
+                done = await self._in_database(self._apply_now, feed, chunk)
             except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable) as error:
                 if wait == RETRY_FIRST_S:
                     self._say(f"database: {str(error).splitlines()[0]}; waiting for it, nothing is lost")
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, RETRY_LONGEST_S)
             except PositionGap as gap:
-                await self._go_back(app, partition, gap)
+                await self._go_back(app, feed, partition, gap)
                 return
             except SourceChanged as changed:
-                await self._stand_still(partition, source.name, str(changed))
+                await self._stand_still(source.name, str(changed))
                 return
             else:
-                self.tally.add(done)
-                self._hints[partition] = done.next_position
+                if feed.feed == "usage":
+                    self.tally.add(done)
+                else:
+                    self.tally.reports += done.applied
+                self._hints[TP(feed.topic, partition)] = done.next_position
                 return
 
-    def _apply_now(self, chunk: Chunk) -> Applied:
+    def _apply_now(self, feed: FeedTopic, chunk: Chunk) -> Applied:
         """In the database thread: (re)connect if needed, then apply."""
-        if self._applier is None:
+        if self._connection is None:
             self._connection = connect(self._database.url, application="tollbook streams")
-            self._applier = ChunkApplier(self._connection)
         try:
-            return self._applier.apply(chunk)
+            if feed.topic not in self._appliers:
+                self._appliers[feed.topic] = feed.applier(self._connection)
+            return self._appliers[feed.topic].apply(chunk)
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            self._applier = None
-            if self._connection is not None:
-                self._connection.close()
+            self._appliers.clear()
+            self._connection.close()
+            self._connection = None
             raise
 
     async def _in_database(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._database_thread, call, *args)
 
-    async def _go_back(self, app: Any, partition: int, gap: PositionGap) -> None:
+    async def _go_back(self, app: Any, feed: FeedTopic, partition: int, gap: PositionGap) -> None:
         """Read again from the position that is due, if the log still has it; else stand still."""
-        log = await asyncio.to_thread(self._log_reader.read)
+        log = await asyncio.to_thread(feed.log_reader.read)
         if log.begins[partition] > gap.expected:
             why = f"the log begins at {log.begins[partition]}: positions from {gap.expected} on are gone"
-            await self._stand_still(partition, gap.source, why)
+            await self._stand_still(gap.source, why)
         elif log.ends[partition] < gap.expected:
-            await self._stand_still(
-                partition, gap.source, f"the log ends at {log.ends[partition]}, before {gap.expected}"
-            )
+            await self._stand_still(gap.source, f"the log ends at {log.ends[partition]}, before {gap.expected}")
         else:
-            await app.consumer.seek_wait({TP(self._topic, partition): gap.expected})
+            await app.consumer.seek_wait({TP(feed.topic, partition): gap.expected})
 
-    async def _stand_still(self, partition: int, source: str, why: str) -> None:
+    async def _stand_still(self, source: str, why: str) -> None:
         """Leave a partition where it is until a person has looked at it."""
-        self.tally.stopped[partition] = why
+        self.tally.stopped[source] = why
         self._say(f"STOPPED {source}: {why}")
 
         def note() -> None:
@@ -223,7 +279,7 @@ class StreamsWorker:
     async def _hint(self, app: Any) -> None:
         """Tell Kafka where a restart may begin to read. Losing it costs time, never an event."""
         assigned = app.consumer.assignment()
-        offsets = {TP(self._topic, p): at for p, at in self._hints.items() if TP(self._topic, p) in assigned}
+        offsets = {tp: at for tp, at in self._hints.items() if tp in assigned}
         if offsets:
             self._hints.clear()
             # Not public; the version is pinned. The public `commit` offers only what was acknowledged.
@@ -244,17 +300,11 @@ class StreamsWorker:
 
     async def _stop_when_drained(self) -> None:
         """End the process once every partition is applied up to the end that the log had when we started."""
-        assert self._log is not None
-        log = self._log
 
-        def stored() -> dict[int, sources.SourceState]:
+        def waiting() -> list[str]:
             with connect(self._database.url) as connection:
-                return sources.states(connection, self._topic)
+                return [source for feed in self._feeds for source in feed.waiting(connection)]
 
         with contextlib.suppress(DatabaseUnavailable):
-            positions = await asyncio.to_thread(stored)
-            waiting = [
-                p for p, end in log.ends.items() if p not in self.tally.stopped and positions[p].next_position < end
-            ]
-            if not waiting:
+            if not set(await asyncio.to_thread(waiting)) - set(self.tally.stopped):
                 os.kill(os.getpid(), signal.SIGTERM)

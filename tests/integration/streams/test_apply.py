@@ -8,25 +8,13 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from streams import quarantine, tenants, usage_store
+from streams import quarantine, usage_store
 from streams.apply import ChunkApplier
 from streams.errors import PositionGap, SourceChanged
 from streams.positions import Applied
 from tests.builders import SOURCE, event_json, make_chunk, make_record
 
 NOVEMBER = (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
-
-
-@pytest.fixture
-def applier(connection: psycopg.Connection) -> ChunkApplier:
-    """An applier whose source begins at 0 and which knows tenant_1."""
-    tenants.register(connection, [("tenant_1", "One")], actor="test")
-    connection.execute(
-        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
-        " values (%s, %s, %s, 0, 0, 0)",
-        (SOURCE.name, SOURCE.cluster_id, SOURCE.topic_id),
-    )
-    return ChunkApplier(connection)
 
 
 def requests_counted(connection: psycopg.Connection) -> int:

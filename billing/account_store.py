@@ -102,13 +102,6 @@ def subscriptions_in(connection: Connection, period: BillingPeriod) -> dict[str,
     return found
 
 
-def tenants_on_plan(connection: Connection, plan: str) -> list[str]:
-    """Tenants that are or were on a plan."""
-    table = tables.subscriptions
-    query = select(table.c.tenant_id).where(table.c.plan == plan).distinct().order_by(table.c.tenant_id)
-    return list(connection.execute(query).scalars())
-
-
 def _subscription(row: Row[tuple[object, ...]]) -> Subscription:
     return Subscription(
         subscription_id=row.subscription_id,

@@ -13,7 +13,16 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
 from billing.errors import IllegalTransition, InvoiceFrozen, UnknownInvoice
-from billing.invoices import Invoice, InvoiceEvent, InvoiceIdentity, InvoiceKind, InvoiceLine, InvoiceState, after
+from billing.invoices import (
+    INVOICED,
+    Invoice,
+    InvoiceEvent,
+    InvoiceIdentity,
+    InvoiceKind,
+    InvoiceLine,
+    InvoiceState,
+    after,
+)
 from billing.periods import BillingPeriod
 from billing.rated_line_store import line_columns, rated_line
 from billing.sending import SendingStep
@@ -253,7 +262,7 @@ def _with_lines(connection: Connection, rows: Collection[Row[Any]]) -> list[Stor
     )
     for row in connection.execute(query):
         account, code = payers[row.invoice_id]
-        rated = rated_line(row, billing_account=account, currency=code, amount=row.amount_exact, reason="invoiced")
+        rated = rated_line(row, billing_account=account, currency=code, amount=row.amount_exact, reason=INVOICED)
         line = InvoiceLine(row.line_key, rated, row.amount_minor, row.original_period, row.tax_group)
         lines[row.invoice_id].append(line)
     return [_stored(row, tuple(lines[row.invoice_id])) for row in rows]

@@ -7,7 +7,7 @@ import json
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final
@@ -29,6 +29,8 @@ from billing.rating import LineIdentity, RatedLine, net
 
 _INVOICE: Final = uuid.UUID("0d3c9c0a-6f5f-5c57-8f0e-0c6b0f5f4a57")
 DEFAULT_TAX_GROUP: Final = "std"
+INVOICED: Final = "invoiced"
+"""The reason of a line on an invoice: the sum of what was posted, whatever the reasons of that."""
 
 
 class InvoiceKind(StrEnum):
@@ -124,7 +126,7 @@ def draw_up(
 
     `plan_versions` says how many versions each plan has, for the line keys. There is no tax yet: total = net = due.
     """
-    lines = list(net(posted).values())
+    lines = [replace(line, reason=INVOICED) for line in net(posted).values()]
     for line in lines:
         if line.currency != identity.currency:
             raise CurrencyMismatch(f"a line in {line.currency} on an invoice in {identity.currency}")

@@ -18,9 +18,6 @@ from typing import Final
 from billing.errors import EntryInvalid
 from billing.money import LINE_DECIMALS, ZERO, currency, exactly, parse_decimal, plain, to_minor
 
-PRIOR_PERIOD_ADJUSTMENT: Final = "prior_period_adjustment"
-"""The one kind of entry that may name a closed accounting period."""
-
 
 class AccountType(StrEnum):
     """What an account is; debit-normal ones are assets, expenses and contra income."""

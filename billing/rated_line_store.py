@@ -25,16 +25,6 @@ class TenantPeriod:
     problem: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class RatedTotal:
-    """What a tenant was charged for one metric in a period: units and exact major units."""
-
-    tenant_id: str
-    metric: str
-    quantity: Decimal
-    amount: Decimal
-
-
 def lock_period(connection: Connection, period: BillingPeriod, *, shared: bool = False) -> None:
     """Let ratings and drafts of one period go one after another, until the transaction ends.
 
@@ -130,18 +120,6 @@ def append(
     ]
     if rows:
         connection.execute(tables.rated_lines.insert(), rows)
-
-
-def totals(connection: Connection, period: BillingPeriod) -> list[RatedTotal]:
-    """What each tenant was charged per metric: for comparing with usage and invoices."""
-    table = tables.rated_lines
-    query = (
-        select(table.c.tenant_id, table.c.metric, func.sum(table.c.quantity), func.sum(table.c.amount))
-        .where(table.c.period_start == period.start, table.c.period_end == period.end)
-        .group_by(table.c.tenant_id, table.c.metric)
-        .order_by(table.c.tenant_id, table.c.metric)
-    )
-    return [RatedTotal(*row) for row in connection.execute(query)]
 
 
 def line_columns(line: RatedLine) -> dict[str, object]:

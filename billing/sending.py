@@ -5,6 +5,7 @@ Pure: the shell (`billing/commands/send_invoices.py`) freezes what is made here 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from calendar import timegm
 from collections import Counter
@@ -25,6 +26,8 @@ LINES_MAX: Final = 250
 """Stripe holds at most 250 lines an invoice. Grouping more of them is a later issue; until then they are parked."""
 PERIOD_END_IS_INCLUSIVE_S: Final = 1
 DESCRIPTION_MAX: Final = 250
+KEY_PART_MAX: Final = 127
+"""Stripe takes keys of 255 characters; a longer part is replaced by its hash."""
 
 
 class SendingStep(StrEnum):
@@ -278,7 +281,12 @@ def _request(
 def _key(*parts: str, epoch: int) -> str:
     # Parts are quoted because an account's id may hold a colon; the parameters are no part of the key, so that
     # other parameters under the same key are an error and not a second invoice.
-    return ":".join(["tollbook", *(quote(part, safe="") for part in parts)]) + _epoch(epoch)
+    return ":".join(["tollbook", *map(_key_part, parts)]) + _epoch(epoch)
+
+
+def _key_part(part: str) -> str:
+    quoted = quote(part, safe="")
+    return quoted if len(quoted) <= KEY_PART_MAX else hashlib.sha256(part.encode()).hexdigest()
 
 
 def _epoch(epoch: int) -> str:

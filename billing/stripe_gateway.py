@@ -155,7 +155,8 @@ def _raise(error: stripe.StripeError) -> NoReturn:
     text = f"Stripe: {error.user_message or error}"
     code, request_id = error.code or "", error.request_id or ""
     kind: type[StripeError]
-    if isinstance(error, stripe.APIConnectionError) or error.http_status is None:
+    if isinstance(error, stripe.APIConnectionError) or error.http_status is None or error.http_status < 400:
+        # No answer, or a success that cannot be read (a proxy's page): it may well have been done.
         kind = StripeOutcomeUnknown
     elif error.http_status >= 500:
         kind = StripeServerError

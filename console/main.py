@@ -11,7 +11,7 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from billing.errors import BillingError
+from billing.errors import BillingError, PeriodInvalid
 from console import session
 from console.output import err
 from devstack.errors import DevstackError
@@ -20,6 +20,8 @@ from serving_adapter.errors import AdapterError
 from streams.database import unavailable
 from streams.errors import StreamsError
 
+WRONG_USE: Final = (PeriodInvalid,)
+"""Arguments that only the folder that reads them can judge: exit code 2."""
 EXPECTED: Final = (AdapterError, StreamsError, BillingError, ReconciliationError, DevstackError)
 """Errors whose text tells a person what to do: shown without a traceback."""
 
@@ -81,6 +83,8 @@ def run_with_messages(command: Callable[[], None]) -> None:
     """Run something that people started: expected errors end it with a message instead of a traceback."""
     try:
         command()
+    except WRONG_USE as error:
+        fail(str(error), 2)
     except EXPECTED as error:
         fail(str(error))
     except KeyboardInterrupt:

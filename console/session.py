@@ -16,9 +16,11 @@ import typer
 from billing.settings import StripeSettings
 from devstack import stack
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import REPLICAS, USAGE
 from streams.database import connect
 from streams.schema import check
 from streams.settings import DatabaseSettings
+from streams.sources import Feed, Log, LogReader
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -43,6 +45,18 @@ def fill_environment() -> None:
 def kafka() -> KafkaSettings:
     """Kafka as the environment names it."""
     return KafkaSettings.from_environment()
+
+
+def usage_log() -> Log:
+    """The topic of usage events, as the broker has it now."""
+    return feed_log("usage")
+
+
+def feed_log(feed: Feed) -> Log:
+    """The topic of a feed, as the broker has it now."""
+    settings = kafka()
+    topic = USAGE if feed == "usage" else REPLICAS
+    return LogReader(settings, topic.name(settings.topic_prefix)).read()
 
 
 def database() -> DatabaseSettings:
@@ -73,14 +87,14 @@ def engine() -> Iterator[Engine]:
         made.dispose()
 
 
-def stripe(*, test: bool) -> StripeGateway:
-    """Stripe as the environment names it. A test key or a twin needs `test`, a live key its absence."""
+def stripe(*, test: bool | None = None) -> StripeGateway:
+    """Stripe as the environment names it. For changes a test key or a twin needs `test`, a live key its absence."""
     from billing.stripe_gateway import StripeGateway
 
     settings = StripeSettings.from_environment()
-    if test and settings.is_live:
+    if test is True and settings.is_live:
         raise typer.BadParameter("--test with a live key: unset TOLLBOOK_STRIPE_KEY, or leave --test out")
-    if not test and not settings.is_live:
+    if test is False and not settings.is_live:
         raise typer.BadParameter("TOLLBOOK_STRIPE_KEY is a test key: say --test, and everything is marked as a test")
     return StripeGateway(settings)
 
@@ -120,3 +134,13 @@ def clock(now: str | None) -> datetime:
     if given.tzinfo is None:
         raise typer.BadParameter("a time needs its offset, e.g. 2026-12-02T00:00:00Z")
     return given.astimezone(UTC)
+
+
+def whole_hours(start: str, end: str) -> tuple[datetime, datetime]:
+    """A time given on the command line, [start, end), for hourly windows."""
+    begins, ends = clock(start), clock(end)
+    if begins >= ends:
+        raise typer.BadParameter("--from must lie before --to")
+    if any((at.minute, at.second, at.microsecond) != (0, 0, 0) for at in (begins, ends)):
+        raise typer.BadParameter("--from and --to must be whole hours: windows are hourly")
+    return begins, ends

@@ -1,6 +1,6 @@
 """`python3 -m devstack up|down|status|env|clean`: the local services, also where the Python environment is missing.
 
-Only `up` needs the environment (it speaks to the services it started). `tollbook dev …` (commands.py) is the same.
+Only `up` needs the environment (it speaks to the services it started). `tollbook dev` (commands.py) is the same.
 """
 
 from __future__ import annotations

@@ -118,16 +118,11 @@ class KafkaBroker(Service):
         return f"no leader yet for {', '.join(leaderless)}" if leaderless else None
 
     def complete(self) -> None:
-        """Create the topics of INTERFACES that are missing."""
-        from serving_adapter.errors import AdapterError
-        from serving_adapter.settings import KafkaSettings
-        from serving_adapter.topics import ensure_topics
+        """Create the topics that are missing."""
+        from devstack.kafka_topics import create_topics
 
         prefix = {name: os.environ[name] for name in ("TOLLBOOK_TOPIC_PREFIX",) if os.environ.get(name)}
-        try:
-            ensure_topics(KafkaSettings.from_environment({"TOLLBOOK_KAFKA": self.address(), **prefix}))
-        except AdapterError as error:
-            raise DevstackError(f"{self.title} runs, but its topics could not be made: {error}") from None
+        create_topics({"TOLLBOOK_KAFKA": self.address(), **prefix})
 
     @property
     def _properties(self) -> Path:

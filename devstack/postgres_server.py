@@ -33,8 +33,8 @@ unix_socket_directories = ''            # one way in, and no limit on the length
 max_connections = 200
 shared_preload_libraries = 'timescaledb'
 timescaledb.telemetry_level = off
-timescaledb.max_background_workers = 4
-max_worker_processes = 16
+timescaledb.max_background_workers = 8
+max_worker_processes = 24
 max_locks_per_transaction = 256         # a statement over a hypertable locks every chunk it touches
 
 shared_buffers = {shared_buffers}MB

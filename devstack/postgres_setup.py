@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from devstack.errors import DevstackError
+
 if TYPE_CHECKING:
     import psycopg
 
@@ -49,6 +51,23 @@ def complete(host: str, port: int, superuser_password: str, role_password: str) 
     # In a session of its own, as TimescaleDB asks: nothing of the old version may be loaded yet
     with _connect(host, port, superuser_password, DATABASE) as connection:
         connection.execute("ALTER EXTENSION timescaledb UPDATE")
+
+
+def check_elsewhere(url: str) -> None:
+    """Raise DevstackError unless the database at `url` answers and offers TimescaleDB."""
+    import psycopg
+
+    try:
+        with psycopg.connect(url, connect_timeout=10, application_name="devstack") as connection:
+            offered = _exists(connection, "SELECT 1 FROM pg_available_extensions WHERE name = %s", "timescaledb")
+    except psycopg.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DevstackError(
+            f"PostgreSQL: {reason}\n"
+            "TOLLBOOK_DATABASE_URL is set in this shell; without it (unset TOLLBOOK_DATABASE_URL) a local one is used."
+        ) from None
+    if not offered:
+        raise DevstackError("The PostgreSQL that TOLLBOOK_DATABASE_URL names has no TimescaleDB: install it there.")
 
 
 def _exists(connection: psycopg.Connection[Any], query: Any, name: str) -> bool:

@@ -56,6 +56,10 @@ class Service(ABC):
     def address(self) -> str:
         """What a client is given."""
 
+    def shown_address(self) -> str:
+        """The address as people are shown it, without its parameters."""
+        return self.address().partition("?")[0]
+
     @property
     def data(self) -> Path:
         return self.places.home / self.name
@@ -71,6 +75,10 @@ class Service(ABC):
     def complete(self) -> None:  # noqa: B027 - not every service has something to do
         """What is to be done once it runs (databases, topics). Must be safe to repeat."""
 
+    def outdated(self) -> bool:
+        """Whether the running process is older than what launch() would start now."""
+        return False
+
     def running(self) -> ProcessId | None:
         """This service's process, also when its record was lost."""
         return processes.remembered(self._record) or processes.find(self.is_mine)
@@ -79,18 +87,20 @@ class Service(ABC):
         """Run the service and wait until it does its work; raises DevstackError. Does nothing to one that runs."""
         began = time.monotonic()
         process = self.running()
-        if process is not None and self.port is None:  # its home was removed under it: nothing tells its address
+        # Without a port its home was removed under it, and nothing tells its address
+        if process is not None and (self.port is None or self.outdated()):
+            progress.say(f"{self.title}: starting anew, for the running one is of an older version or home")
             processes.stop(process, self.stop_signal, self.stop_patience_s)
             process = None
         if process is not None:
             processes.remember(self._record, process)
             self._await(process, progress)
             self.complete()
-            progress.say(f"{self.title}: runs already, {self.address()}")
+            progress.say(f"{self.title}: runs already, {self.shown_address()}")
             return
         process = self._start(progress)
         self.complete()
-        progress.say(f"{self.title}: ready after {time.monotonic() - began:.1f} s, {self.address()}")
+        progress.say(f"{self.title}: ready after {time.monotonic() - began:.1f} s, {self.shown_address()}")
 
     def down(self, progress: Progress) -> None:
         """Stop the service in order, and wait for its end."""
@@ -98,7 +108,7 @@ class Service(ABC):
         if process is None:
             return
         began = time.monotonic()
-        progress.say(f"{self.title}: stopping …")
+        progress.say(f"{self.title}: stopping...")
         if processes.stop(process, self.stop_signal, self.stop_patience_s):
             progress.say(f"{self.title}: stopped after {time.monotonic() - began:.1f} s")
         else:

@@ -7,6 +7,7 @@ TOLLBOOK_STRIPE_KEY alone) is used where it is, and none is started for it here.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+from devstack import postgres_setup
 from devstack import settings as remembering
 from devstack.errors import DevstackError
 from devstack.kafka_broker import KafkaBroker
@@ -84,12 +86,7 @@ class Stack:
         """Start what does not run, side by side, and wait until all of it works; raises DevstackError."""
         prepare_home(self.places.home)
         with self._alone(progress):
-            elsewhere = self.elsewhere()
-            for service in self.services:
-                if service.name in elsewhere:
-                    progress.say(
-                        f"{service.title}: {elsewhere[service.name]}, as the environment says; not started here"
-                    )
+            self._use_elsewhere(progress)
             # Before anything starts, and one after another: no two services may choose the same port
             starting = self.own()
             for service in starting:
@@ -100,6 +97,24 @@ class Stack:
                 _side_by_side([partial(service.up, progress) for service in starting])
             finally:
                 self._save()
+
+    def _use_elsewhere(self, progress: Progress) -> None:
+        """Say which services run elsewhere, and check them: Kafka by making its topics, PostgreSQL by a query."""
+        elsewhere = self.elsewhere()
+        for service in self.services:
+            if service.name in elsewhere:
+                shown = masked(elsewhere[service.name])
+                progress.say(f"{service.title}: {shown}, as the environment says; none is started here")
+        if self.kafka.name in elsewhere:
+            from devstack.kafka_topics import create_topics
+
+            try:
+                create_topics(self._environ)
+            except DevstackError as error:
+                unset = "TOLLBOOK_KAFKA is set in this shell; without it (unset TOLLBOOK_KAFKA) a local one is used."
+                raise DevstackError(f"{error}\n{unset}") from None
+        if self.postgres.name in elsewhere:
+            postgres_setup.check_elsewhere(elsewhere[self.postgres.name])
 
     def down(self, progress: Progress) -> None:
         """Stop every service of this home that runs, side by side. Data stays."""
@@ -135,7 +150,7 @@ class Stack:
     @contextmanager
     def _alone(self, progress: Progress) -> Iterator[None]:
         """One command at a time; with the settings as the one before left them."""
-        waiting = "waiting for another command on these services to end …"
+        waiting = "waiting for another command on these services to end..."
         with exclusive(self.places.home / "lock", lambda: progress.say(waiting)):
             latest = remembering.load(self.places.settings)
             self.settings.ports = latest.ports
@@ -146,6 +161,11 @@ class Stack:
 def environment(home: str | Path | None = None) -> dict[str, str]:
     """The environment of the stack at `home` (see Stack.environment)."""
     return Stack(home).environment()
+
+
+def masked(address: str) -> str:
+    """An address without the password that it may hold."""
+    return re.sub(r"(://[^:/@?]*):[^/?]*@", r"\1:***@", address)
 
 
 def _side_by_side(actions: Sequence[Callable[[], None]]) -> None:

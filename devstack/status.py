@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from devstack import ports
 from devstack.service import Service
-from devstack.stack import Stack
+from devstack.stack import Stack, masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _of(service: Service, elsewhere: str | None) -> ServiceStatus:
         state = "running" if service.port and ports.answers(service.port) else "not answering"
     else:
         state = "stopped" if service.data.exists() else "never started"
-    address = elsewhere or (service.address() if service.port else None)
+    address = masked(elsewhere) if elsewhere else (service.address() if service.port else None)
     return ServiceStatus(
         service.name,
         state,

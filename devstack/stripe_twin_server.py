@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import ClassVar
 
 from devstack import ports, processes
@@ -33,7 +35,15 @@ class StripeTwinServer(Service):
         self.data.mkdir(parents=True, exist_ok=True)
         self.key()
 
+    def outdated(self) -> bool:
+        try:
+            return self._started_version.read_text() != _version()
+        except OSError:
+            return False
+
     def launch(self) -> ProcessId:
+        self._started_version.parent.mkdir(exist_ok=True)
+        self._started_version.write_text(_version())
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
         return processes.start(
             [VENV / "bin/python", "-m", "devstack.stripe_twin", "--host", ports.HOST,
@@ -49,3 +59,15 @@ class StripeTwinServer(Service):
                 return None if reply.status == 200 else f"health check answered {reply.status}"
         except (urllib.error.URLError, OSError) as error:
             return f"health check failed: {error}"
+
+    @property
+    def _started_version(self) -> Path:
+        return self.places.home / "run" / "stripe_twin.version"
+
+
+def _version() -> str:
+    """A digest of the twin's program: a clone that was brought up to date is not to go on with the old one."""
+    digest = hashlib.sha256()
+    for path in sorted((REPOSITORY / "devstack/stripe_twin").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

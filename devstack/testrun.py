@@ -21,10 +21,11 @@ from devstack.errors import DevstackError
 from devstack.locations import REPOSITORY
 from devstack.locking import if_free
 from devstack.progress import Progress
-from devstack.stack import Stack
+from devstack.stack import DATABASE, KAFKA, Stack
 
 BUILD = REPOSITORY / "build"
 MOST_RUNS = 20  # side by side; each takes about 1 GB of memory
+SERVICES = (KAFKA, DATABASE)
 ARGUMENTS = ("-n", "2", "--dist", "loadgroup", "tests")
 
 
@@ -39,9 +40,9 @@ def main() -> int:
     progress = Progress()
     try:
         with _own_stack(progress) as stack:
-            environ = {**os.environ, **stack.environment()}
+            environ = {**_environment_for_tests(), **stack.environment()}
             return subprocess.run([sys.executable, "-m", "pytest", *arguments], env=environ, cwd=REPOSITORY).returncode
-    except DevstackError as error:
+    except (DevstackError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped):
@@ -54,15 +55,25 @@ def _own_stack(progress: Progress) -> Iterator[Stack]:
     """Services that run inside the block; stopped and removed at its end, however it ends, with their logs kept."""
     with ExitStack() as held:
         home = _free_home(held)
-        stack = Stack(home, _without_local_services())
-        stack.clean(progress)
-        stack = Stack(home, _without_local_services())
+        environ = _environment_for_tests()
+        Stack(home, environ).clean(progress)
+        stack = Stack(home, environ)
         try:
             stack.up(progress)
             yield stack
+            progress.say("Tests ended; removing their services...")
         finally:
             _keep_logs(home)
             stack.clean(progress)
+
+
+def remove_left(progress: Progress) -> None:
+    """Stop and remove what killed test runs left behind. Raises DevstackError while a test run goes on."""
+    for lock in BUILD.glob("test-stack-*.lock"):
+        with if_free(lock) as taken:
+            if not taken:
+                raise DevstackError(f"a test run goes on in {lock.with_suffix('')}: let it end, or stop it (Ctrl-C).")
+            Stack(lock.with_suffix("")).clean(progress)
 
 
 def _free_home(held: ExitStack) -> Path:
@@ -73,21 +84,25 @@ def _free_home(held: ExitStack) -> Path:
     raise DevstackError(f"{MOST_RUNS} test runs are going on in this clone already.")
 
 
-def _without_local_services() -> dict[str, str]:
+def _environment_for_tests() -> dict[str, str]:
     """The process's environment without the addresses of `make up`'s services (a shell that read `tollbook dev env`).
 
-    Other addresses are meant: services that the tests shall use instead of own ones.
+    Another Kafka or database that it names is meant: it is used instead of an own one. Stripe never is: tests talk to
+    the twin, whatever key is at hand.
     """
-    local = Stack(environ={k: v for k, v in os.environ.items() if k in ("TOLLBOOK_HOME", "HOME", "XDG_CACHE_HOME")})
-    own = {name: value for name, value in local.environment().items() if name.startswith("TOLLBOOK_")}
-    kept = ("TOLLBOOK_CACHE",)
-    return {name: value for name, value in os.environ.items() if name in kept or own.get(name) != value}
+    local = Stack(environ={name: value for name, value in os.environ.items() if name not in SERVICES}).environment()
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TOLLBOOK_STRIPE_") and not (name in SERVICES and value == local.get(name))
+    }
 
 
 def _keep_logs(home: Path) -> None:
-    kept = BUILD / "test-logs"
+    kept = BUILD / "test-logs" / home.name
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(home / "log", kept, dirs_exist_ok=True)
+    if (home / "log").is_dir():
+        shutil.copytree(home / "log", kept)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from devstack import status as statuses
+from devstack import testrun
 from devstack.errors import DevstackError
 from devstack.progress import Progress
 from devstack.stack import Stack
@@ -24,8 +25,10 @@ def down(home: str | Path | None = None) -> None:
 
 
 def clean(home: str | Path | None = None) -> None:
-    stack = Stack(home)
-    stack.clean(Progress())
+    """Remove the services of `home`, and what killed test runs left behind."""
+    stack, progress = Stack(home), Progress()
+    testrun.remove_left(progress)
+    stack.clean(progress)
     print(f"Removed {stack.places.home}. What was fetched once stays in {stack.places.cache}.")
 
 

@@ -68,8 +68,10 @@ def reconcile_period(
 
 def _log_end(usage: psycopg.Connection, log: Log) -> Check:
     stored = sources.states(usage, log.topic)
-    ends = {log.source(p).name: end for p, end in log.ends.items()}
-    applied = {log.source(p).name: stored[p].next_position if p in stored else log.begins[p] for p in log.ends}
+    ends = {sources.source_name(log.topic, p): end for p, end in log.ends.items()}
+    applied = {
+        sources.source_name(log.topic, p): stored[p].next_position if p in stored else log.begins[p] for p in log.ends
+    }
     return compare("everything in Kafka is applied", "Kafka's end", "positions", ends, applied)
 
 

@@ -144,6 +144,21 @@ def decode(message: bytes) -> UsageEvent:
     return event
 
 
+class _TenantOnly(msgspec.Struct, gc=False):
+    tenant_id: str
+
+
+_decode_tenant = msgspec.json.Decoder(_TenantOnly).decode
+
+
+def key_of(message: bytes) -> bytes | None:
+    """The Kafka key of a message that may be anything: its tenant, or none."""
+    try:
+        return _decode_tenant(message).tenant_id.encode()
+    except msgspec.DecodeError:
+        return None
+
+
 def completed_at(event: UsageEvent) -> datetime:
     """The instant of completion in UTC, to the microsecond; it decides window and billing period."""
     return instant(event.timestamp, "timestamp")

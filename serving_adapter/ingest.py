@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import UsageEvent, completed_at, decode
+from serving_adapter.events import UsageEvent, completed_at, decode, key_of
 from serving_adapter.identity import event_id_of, identity_of
 from serving_adapter.producer import EventProducer
 
@@ -94,21 +92,6 @@ def ingest_raw(lines: Iterable[bytes], producer: EventProducer, *, progress: Pro
     producer.flush()
     result.sent = result.lines
     return result
-
-
-class _TenantOnly(msgspec.Struct, gc=False):
-    tenant_id: str
-
-
-_decode_tenant = msgspec.json.Decoder(_TenantOnly).decode
-
-
-def key_of(message: bytes) -> bytes | None:
-    """The Kafka key of a message that may be anything: its tenant, or none."""
-    try:
-        return _decode_tenant(message).tenant_id.encode()
-    except msgspec.DecodeError:
-        return None
 
 
 def cloud_event_headers(event: UsageEvent, source: str) -> list[tuple[str, bytes]]:

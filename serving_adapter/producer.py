@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from confluent_kafka import KafkaError, Message, Producer
@@ -48,12 +49,22 @@ class EventProducer:
         if metadata.topics[topic].error is not None:
             raise KafkaUnavailable(f"topic {topic} does not exist at {kafka.bootstrap}: `make up` creates it")
 
-    def send(self, key: bytes | None, value: bytes, headers: Iterable[tuple[str, bytes]] = ()) -> None:
-        """Queue one message; waits while the queue is full. Raises DeliveryFailed once any message has failed."""
+    def send(
+        self,
+        key: bytes | None,
+        value: bytes,
+        headers: Iterable[tuple[str, bytes]] = (),
+        told: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Queue one message; waits while the queue is full. Raises DeliveryFailed once any message has failed.
+
+        `told` hears partition and offset once it is acknowledged.
+        """
+        done = self._done if told is None else partial(self._done_and_tell, told)
         while True:
             self._raise_failed()
             try:
-                self._producer.produce(self.topic, value, key, headers=list(headers) or None, on_delivery=self._done)
+                self._producer.produce(self.topic, value, key, headers=list(headers) or None, on_delivery=done)
                 self._producer.poll(0)
                 return
             except BufferError:
@@ -77,6 +88,11 @@ class EventProducer:
                 self.delivered += 1
             elif self._failed is None:
                 self._failed = error.str()
+
+    def _done_and_tell(self, told: Callable[[int, int], None], error: KafkaError | None, message: Message) -> None:
+        self._done(error, message)
+        if error is None:
+            told(message.partition() or 0, message.offset() or 0)
 
     def _raise_failed(self) -> None:
         if self._failed is not None:

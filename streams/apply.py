@@ -10,15 +10,15 @@ Nothing here knows Faust: the worker, other runners and the tests call the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
 
 import psycopg
-from psycopg.rows import namedtuple_row
 
-from streams import positions, tenants
-from streams.chunks import Accepted, Chunk, Record, Refused, number_of, read
-from streams.duplicates import Seen, Verdict, judge
+from streams import numbers, positions, tenants
+from streams.chunks import Accepted, Chunk, Record, Refused, number_in, number_of, read
+from streams.further_arrivals import Arrivals, Outcome
 from streams.positions import Applied
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
@@ -79,12 +79,17 @@ COUNT_ONCE: Final = f"""
         select stage.* from stage join new using (position)
     ), event as (
         insert into usage.events ({_EVENT}, source) select {_EVENT}, %(source)s from fresh
+    ), feed as (
+        insert into usage.quota_feed (source, ingest_no, tenant_id, request_id, attempt, kind, model, adapter, status,
+            fault, usage_source, completed_at, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us)
+        select %(source)s, %(ingest_no)s, tenant_id, request_id, attempt, kind, model, adapter, status, fault,
+            usage_source, completed_at, 1, input_tokens, cache_hit_tokens, output_tokens, gpu_us
+        from fresh where purpose = 'tenant' order by position
     ), minute as ({_add_to_windows("windows_1m", "1 minute")}
     ), hour as ({_add_to_windows("windows_1h", "1 hour")}
     ), numbered as (
         insert into usage.number_fills (replica_id, boot_id, numbers)
-        select replica_id, boot_id, array_agg(seq)
-        from stage where seq is not null group by replica_id, boot_id
+        select replica_id, boot_id, array_agg(seq) from stage where seq is not null group by replica_id, boot_id
     ), counted as (
         insert into usage.replica_usage_fills
             (replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens)
@@ -94,20 +99,6 @@ COUNT_ONCE: Final = f"""
         from fresh group by replica, boot, tenant_id, model
     )
     select position from new
-"""
-
-# A message that could not be staged fills its number as well (rule 1.5).
-FILL_REFUSED: Final = """
-    insert into usage.number_fills (replica_id, boot_id, numbers)
-    select replica_id, boot_id, array_agg(seq)
-    from unnest(%s::text[], %s::text[], %s::int8[]) as refused (replica_id, boot_id, seq) group by replica_id, boot_id
-"""
-
-COUNTED_BEFORE: Final = f"""
-    select stage.position, counted.content_digest, counted.usage_source, counted.completed_at,
-           counted.replica_id, counted.boot_id, counted.source as counted_source, counted.position as counted_position
-    from stage join usage.event_identities as counted using ({_IDENTITY})
-    where stage.position = any(%s)
 """
 
 
@@ -128,16 +119,35 @@ class ChunkApplier:
         """
         source = chunk.source.name
         with self._connection.transaction():
-            next_position, records = positions.due(self._connection, chunk)
+            at, records = positions.due(self._connection, chunk)
             skipped = len(chunk.records) - len(records)
             if not records:
-                return Applied(next_position, skipped)
+                return Applied(at.next_position, skipped)
             accepted, refused = self._judge_alone(records)
-            self._fill_refused(refused)
-            counted, duplicates, retimed, conflicts = self._count_once(source, accepted)
-            refused += conflicts
+            usage = [message for message in accepted if message.event.kind == "usage"]
+            new = self._count_new(source, at.ingest_no, usage)
+            outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
+            corrections = [message for message in accepted if message.event.kind != "usage"]
+            numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
+            arrivals = Arrivals(self._connection, source, at.ingest_no)
+            for message in accepted:
+                if message.record.position not in new:
+                    outcome = arrivals.take(message)
+                    if isinstance(outcome, Refused):
+                        refused.append(outcome)
+                    else:
+                        outcomes[outcome] += 1
+                        if outcome is Outcome.APPLIED:
+                            numbers.count(self._connection, message.event)
             positions.keep_refused(self._connection, source, refused)
-            done = Applied(records[-1].position + 1, skipped, counted, duplicates, retimed, len(refused))
+            done = Applied(
+                next_position=records[-1].position + 1,
+                skipped=skipped,
+                applied=outcomes[Outcome.APPLIED],
+                duplicates=outcomes[Outcome.DUPLICATE] + outcomes[Outcome.RETIMED],
+                retimed=outcomes[Outcome.RETIMED],
+                quarantined=len(refused),
+            )
             positions.advance(self._connection, chunk, records, done)
         return done
 
@@ -157,8 +167,7 @@ class ChunkApplier:
                 tenant_id = message.event.tenant_id
                 if tenant_id in strangers:
                     detail = f"tenant {tenant_id} is not registered"
-                    number = number_of(message.event)
-                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id, number))
+                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id, message.event))
             accepted = [message for message in accepted if message.event.tenant_id not in strangers]
         return accepted, refused
 
@@ -171,47 +180,17 @@ class ChunkApplier:
         self._known_tenants |= known
         return unsure - known
 
-    def _count_once(self, source: str, accepted: Sequence[Accepted]) -> tuple[int, int, int, list[Refused]]:
-        """Insert events whose identity is new and add them to the windows; judge the others.
-
-        Returns how many were counted, were duplicates, and of these had another time; and the conflicts.
-        """
-        if not accepted:
-            return 0, 0, 0, []
+    def _count_new(self, source: str, ingest_no: int, messages: Sequence[Accepted]) -> set[int]:
+        """Insert the events whose identity is new and add them to the windows; returns their positions."""
+        if not messages:
+            return set()
         with self._connection.cursor() as cursor:
             with cursor.copy(COPY_STAGE) as copy:
                 copy.set_types(_STAGE_TYPES)
-                for message in accepted:
+                for message in messages:
                     copy.write_row(_stage_row(message))
-            new = {row[0] for row in cursor.execute(COUNT_ONCE, {"source": source}, prepare=True)}
-        again = {m.record.position: m for m in accepted if m.record.position not in new}
-        duplicates = retimed = 0
-        conflicts: list[Refused] = []
-        for message, counted in self._counted_before(again):
-            verdict = judge(_seen_in(counted), _seen(message))
-            if verdict in (Verdict.DUPLICATE, Verdict.RETIMED):
-                duplicates += 1
-                retimed += verdict is Verdict.RETIMED
-            else:
-                conflicts.append(_conflict(message, verdict, f"{counted.counted_source}@{counted.counted_position}"))
-        assert len(new) + duplicates + len(conflicts) == len(accepted), "each message has one outcome"
-        return len(new), duplicates, retimed, conflicts
-
-    def _counted_before(self, again: dict[int, Accepted]) -> Iterable[tuple[Accepted, Any]]:
-        """Each arrival of a known identity, with what was counted for it."""
-        if not again:
-            return
-        with self._connection.cursor(row_factory=namedtuple_row) as cursor:
-            for row in cursor.execute(COUNTED_BEFORE, (list(again),)):
-                counted: Any = row
-                yield again[counted.position], counted
-
-    def _fill_refused(self, refused: Sequence[Refused]) -> None:
-        """Fill the numbers of messages that go to quarantine unstaged, where they can be read."""
-        numbers = [message.number for message in refused if message.number is not None]
-        if numbers:
-            replicas, boots, seqs = (list(column) for column in zip(*numbers, strict=True))
-            self._connection.execute(FILL_REFUSED, (replicas, boots, seqs))
+            counted = cursor.execute(COUNT_ONCE, {"source": source, "ingest_no": ingest_no}, prepare=True)
+            return {row[0] for row in counted}
 
 
 def _stage_row(message: Accepted) -> tuple[object, ...]:
@@ -223,26 +202,3 @@ def _stage_row(message: Accepted) -> tuple[object, ...]:
         e.fault, e.purpose, e.usage_source, "", e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
         e.seq if e.replica_id and e.boot_id else None, message.record.appended_at, message.record.value,
     )  # fmt: skip
-
-
-def _seen(message: Accepted) -> Seen:
-    e = message.event
-    return Seen(message.content_digest, e.usage_source, message.completed_at, _numbered_by(e.replica_id, e.boot_id))
-
-
-def _seen_in(row: Any) -> Seen:
-    by = _numbered_by(row.replica_id, row.boot_id)
-    return Seen(bytes(row.content_digest), row.usage_source, row.completed_at, by)
-
-
-def _numbered_by(replica_id: str | None, boot_id: str | None) -> tuple[str, str] | None:
-    return None if replica_id is None or boot_id is None else (replica_id, boot_id)
-
-
-def _conflict(message: Accepted, verdict: Verdict, counted_at: str) -> Refused:
-    """The quarantine entry of an arrival that is no duplicate."""
-    tenant_id = message.event.tenant_id
-    if verdict is Verdict.CONFLICT:
-        return Refused(message.record, "conflict", f"same identity as {counted_at}, other content", tenant_id)
-    detail = f"{verdict.value} source than {counted_at}; this version does not supersede"
-    return Refused(message.record, "unsupported", detail, tenant_id)

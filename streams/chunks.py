@@ -11,9 +11,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import Label, Seq, UsageEvent, completed_at, decode
+from serving_adapter.events import Label, Seq, UsageEvent, completed_at, decode, key_of
 from serving_adapter.identity import content_digest_of
-from serving_adapter.ingest import key_of
 from streams.errors import PositionGap
 
 FUTURE_ALLOWED: Final = timedelta(minutes=5)
@@ -65,13 +64,13 @@ class Accepted(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A message for the quarantine, and why."""
+    """A message for the quarantine, and why; with its event, where it could be decoded."""
 
     record: Record
     reason: str
     detail: str
     tenant_id: str | None
-    number: Number | None = None
+    event: UsageEvent | None = None
 
 
 def not_yet_applied(source: str, next_position: int, records: Sequence[Record]) -> Sequence[Record]:
@@ -79,15 +78,19 @@ def not_yet_applied(source: str, next_position: int, records: Sequence[Record]) 
 
     Raises PositionGap when a position would be skipped, before the chunk or within it.
     """
-    expected = records[0].position
-    for record in records:
-        if record.position != expected:
-            raise PositionGap(source, expected, record.position)
-        expected += 1
+    for run in contiguous_runs(records)[1:]:
+        raise PositionGap(source, run[0].position - 1, run[0].position)
     first = records[0].position
     if first > next_position:
         raise PositionGap(source, next_position, first)
     return records[next_position - first :]
+
+
+def contiguous_runs(records: Sequence[Record]) -> list[Sequence[Record]]:
+    """The records cut wherever a position is missing. Usually one run: a broker's markers leave holes."""
+    cuts = [0]
+    cuts += [i for i in range(1, len(records)) if records[i].position != records[i - 1].position + 1]
+    return [records[start:end] for start, end in zip(cuts, [*cuts[1:], len(records)], strict=True)]
 
 
 def read(record: Record) -> Accepted | Refused:
@@ -98,13 +101,10 @@ def read(record: Record) -> Accepted | Refused:
     except RefusedEvent as refused:
         key = key_of(record.value)
         tenant_id = None if key is None or b"\0" in key else key.decode()
-        return Refused(record, refused.reason, str(refused), tenant_id, _number_in(record.value))
+        return Refused(record, refused.reason, str(refused), tenant_id)
     if at > record.appended_at + FUTURE_ALLOWED:
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
-        return Refused(record, "future", detail, event.tenant_id, number_of(event))
-    if event.kind == "correction":
-        detail = "corrections are not applied by this version"
-        return Refused(record, "unsupported", detail, event.tenant_id, number_of(event))
+        return Refused(record, "future", detail, event.tenant_id, event)
     return Accepted(record, event, at, content_digest_of(event))
 
 
@@ -124,10 +124,12 @@ class _NumberOnly(msgspec.Struct, gc=False):
 _decode_number = msgspec.json.Decoder(_NumberOnly).decode
 
 
-def _number_in(message: bytes) -> Number | None:
-    """The number of a message that is refused: it fills its place in the sequence all the same (rule 1.5)."""
+def number_in(refused: Refused) -> Number | None:
+    """The number of a refused message, where it can be read: it fills its place all the same (rule 1.5)."""
+    if refused.event is not None:
+        return number_of(refused.event)
     try:
-        found = _decode_number(message)
+        found = _decode_number(refused.record.value)
     except msgspec.DecodeError:
         return None
     if not found.replica_id or not found.boot_id or "\0" in found.replica_id + found.boot_id:

@@ -5,6 +5,7 @@ Both classes are Faust's own extension points (settings `ConsumerScheduler`, `To
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,8 +16,15 @@ from faust.types.tuples import TP
 from streams.settings import CHUNK_MESSAGES
 
 
+class Fetched(NamedTuple):
+    """Records of one partition, and when they had been fetched (monotonic seconds)."""
+
+    records: list[Any]
+    at: float
+
+
 class CoalescedRecord(NamedTuple):
-    """What Faust takes for one record: `value` is the list of records, `offset` that of the last one."""
+    """What Faust takes for one record: `value` holds the records, `offset` is that of the last one."""
 
     topic: str
     partition: int
@@ -25,7 +33,7 @@ class CoalescedRecord(NamedTuple):
     timestamp_type: int | None
     headers: tuple[()]
     key: None
-    value: list[Any]
+    value: Fetched
     checksum: None
     serialized_key_size: int
     serialized_value_size: int
@@ -48,6 +56,7 @@ class ChunkScheduler(SchedulingStrategyT):
 
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, CoalescedRecord]]:
         """One pseudo-record per chunk."""
+        fetched_at = time.monotonic()
         for partition, messages in records.items():
             for start in range(0, len(messages), self.chunk_messages):
                 chunk = messages[start : start + self.chunk_messages]
@@ -56,12 +65,12 @@ class ChunkScheduler(SchedulingStrategyT):
                     partition,
                     CoalescedRecord(
                         last.topic, last.partition, last.offset, last.timestamp, last.timestamp_type,
-                        (), None, chunk, None, 0, 0,
+                        (), None, Fetched(chunk, fetched_at), None, 0, 0,
                     ),
                 )  # fmt: skip
 
 
-class ChunkSchema(Schema[None, list[Any]]):
+class ChunkSchema(Schema[None, Fetched]):
     """Hands a chunk's records to the agent undecoded: Faust acknowledges what it cannot decode, and loses it."""
 
     def compile(self, app: Any, **_: Any) -> Callable[..., Awaitable[Any]]:

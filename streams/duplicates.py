@@ -1,7 +1,8 @@
-"""The verdict on a second arrival of the same identity (docs/spec/metering.md 1.5)."""
+"""The verdict on a further arrival of a known identity (docs/spec/metering.md 1.5)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -10,35 +11,55 @@ from serving_adapter.events import SOURCE_STRENGTH
 
 
 class Verdict(Enum):
-    """What an arrival is, beside the event that was counted first."""
+    """What an arrival is, beside the versions of the event that are stored."""
 
     DUPLICATE = "duplicate"
     RETIMED = "retimed"
     """A duplicate with another timestamp: the first one's stays."""
     CONFLICT = "conflict"
     STRONGER = "stronger"
+    """Of a stronger source than the version in force: takes its place."""
     WEAKER = "weaker"
+    """Of a weaker source, with other content: is stored and counts nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What decides between duplicate and conflict. `numbered_by` is (replica, boot), or None if unnumbered."""
+class Version:
+    """What decides between the verdicts. `numbered_by` is (replica, boot), or None if unnumbered."""
 
     content_digest: bytes
     usage_source: str
     completed_at: datetime
     numbered_by: tuple[str, str] | None
 
+    @property
+    def strength(self) -> int:
+        """Greater is stronger."""
+        return SOURCE_STRENGTH[self.usage_source]
 
-def judge(counted: Seen, arrived: Seen) -> Verdict:
-    """Compare an arrival with the event that is counted."""
-    equal = counted.content_digest == arrived.content_digest
-    more = SOURCE_STRENGTH[arrived.usage_source] - SOURCE_STRENGTH[counted.usage_source]
-    if more > 0:
+
+def in_force(versions: Sequence[Version]) -> Version:
+    """The version that counts: the one of the strongest source. Each source has one version at most."""
+    return max(versions, key=lambda version: version.strength)
+
+
+def judge(stored: Sequence[Version], arrived: Version) -> Verdict:
+    """Compare an arrival with the stored versions of its identity (at least one)."""
+    same_source = [version for version in stored if version.usage_source == arrived.usage_source]
+    if same_source:
+        return _judge_equal_source(same_source[0], arrived)
+    counting = in_force(stored)
+    if arrived.strength > counting.strength:
         return Verdict.STRONGER
-    if equal:
-        numbers = (counted.numbered_by, arrived.numbered_by)
-        if None not in numbers and numbers[0] != numbers[1]:
-            return Verdict.CONFLICT
-        return Verdict.DUPLICATE if counted.completed_at == arrived.completed_at else Verdict.RETIMED
-    return Verdict.WEAKER if more < 0 else Verdict.CONFLICT
+    if arrived.content_digest == counting.content_digest:
+        return _judge_equal_source(counting, arrived)
+    return Verdict.WEAKER
+
+
+def _judge_equal_source(stored: Version, arrived: Version) -> Verdict:
+    if stored.content_digest != arrived.content_digest:
+        return Verdict.CONFLICT
+    numbers = (stored.numbered_by, arrived.numbered_by)
+    if None not in numbers and numbers[0] != numbers[1]:
+        return Verdict.CONFLICT
+    return Verdict.DUPLICATE if stored.completed_at == arrived.completed_at else Verdict.RETIMED

@@ -41,6 +41,14 @@ class UnknownBoot(StreamsError):
     """A boot of which nothing was ever heard."""
 
 
+class CannotResolve(StreamsError):
+    """A partition that cannot go on from the position given."""
+
+
+class NotReleased(StreamsError):
+    """A quarantined message that cannot be released or discarded."""
+
+
 class UnknownTenant(StreamsError):
     """A tenant that is not registered."""
 

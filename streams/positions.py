@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 
+from streams import estimates
 from streams.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
 from streams.errors import SourceChanged
 
@@ -27,29 +29,20 @@ class Applied:
     quarantined: int = 0
 
 
-def lock(connection: psycopg.Connection, source: Source) -> int:
-    """The source's next position, its row locked until the transaction ends. Raises SourceChanged."""
-    name = source.name
-    row = connection.execute(
-        "select next_position, cluster_id, topic_id from usage.sources where source = %s for update", (name,)
-    ).fetchone()
-    if row is None:
-        raise SourceChanged(name, "the source", "registered", "unknown")
-    next_position, cluster_id, topic_id = row
-    if cluster_id != source.cluster_id:
-        raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
-    if topic_id != source.topic_id:
-        raise SourceChanged(name, "the topic", topic_id, source.topic_id)
-    return int(next_position)
+class At(NamedTuple):
+    """Where a locked source stands: its next position, and the number of the ingest that is about to be."""
+
+    next_position: int
+    ingest_no: int
 
 
-def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[int, Sequence[Record]]:
-    """Lock the source and return its next position with what of the chunk is not applied yet.
+def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
+    """Lock the source's row until the transaction ends; return where it stands and what is not applied yet.
 
     Raises SourceChanged, or PositionGap when a message would be skipped.
     """
-    next_position = lock(connection, chunk.source)
-    return next_position, not_yet_applied(chunk.source.name, next_position, chunk.records)
+    at = _lock(connection, chunk.source)
+    return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records)
 
 
 def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[Refused]) -> None:
@@ -59,13 +52,10 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
     with connection.cursor() as cursor:
         cursor.executemany(
             "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
-            " appended_at) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                (source, r.record.position, r.reason, r.detail, r.tenant_id, r.record.key, r.record.value,
-                 r.record.appended_at)
-                for r in refused
-            ],
-        )  # fmt: skip
+            " appended_at, request_id, attempt, estimated_value, currency)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [_quarantine_row(connection, source, r) for r in refused],
+        )
 
 
 def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Record], done: Applied) -> None:
@@ -79,7 +69,34 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
     )  # fmt: skip
     moved = connection.execute(
         "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
-        " ingest_no = ingest_no + 1, changed_at = now() where source = %s and next_position = %s",
+        " ingest_no = ingest_no + 1, stopped_because = null, changed_at = now()"
+        " where source = %s and next_position = %s",
         (done.next_position, chunk.leader_epoch, source, first),
     )
     assert moved.rowcount == 1, "the row was locked by this transaction"
+
+
+def _lock(connection: psycopg.Connection, source: Source) -> At:
+    name = source.name
+    row = connection.execute(
+        "select next_position, ingest_no, cluster_id, topic_id from usage.sources where source = %s for update",
+        (name,),
+    ).fetchone()
+    if row is None:
+        raise SourceChanged(name, "the source", "registered", "unknown")
+    next_position, ingest_no, cluster_id, topic_id = row
+    if cluster_id != source.cluster_id:
+        raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
+    if topic_id != source.topic_id:
+        raise SourceChanged(name, "the topic", topic_id, source.topic_id)
+    return At(int(next_position), int(ingest_no) + 1)
+
+
+def _quarantine_row(connection: psycopg.Connection, source: str, refused: Refused) -> tuple[object, ...]:
+    record, event = refused.record, refused.event
+    named = (event.request_id, event.attempt) if event else (None, None)
+    value = estimates.value_of(connection, event)
+    return (
+        source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
+        record.appended_at, *named, *value,
+    )  # fmt: skip

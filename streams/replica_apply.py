@@ -63,10 +63,10 @@ class ReplicaChunkApplier:
     def apply(self, chunk: Chunk) -> Applied:
         """Apply what is new in `chunk`, all or nothing. Raises what ChunkApplier.apply raises."""
         with self._connection.transaction():
-            next_position, records = positions.due(self._connection, chunk)
+            at, records = positions.due(self._connection, chunk)
             skipped = len(chunk.records) - len(records)
             if not records:
-                return Applied(next_position, skipped)
+                return Applied(at.next_position, skipped)
             said, refused = _judge(records)
             self._store(news(said))
             positions.keep_refused(self._connection, chunk.source.name, refused)

@@ -12,7 +12,9 @@ from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
 from serving_adapter.settings import KafkaSettings
+from streams import audit
 from streams.chunks import Source
+from streams.errors import CannotResolve
 
 Feed = Literal["usage", "replicas"]
 """What a source brings: usage events, or replicas' reports about themselves."""
@@ -29,23 +31,44 @@ class Log:
     ends: dict[int, int]
     epochs: dict[int, int]
 
-    def source(self, partition: int) -> Source:
-        """The partition as a source of chunks."""
-        return Source(source_name(self.topic, partition), self.cluster_id, self.topic_id)
-
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """A source's row."""
+    """A partition's row: the log that its position is about, and the position."""
 
     source: str
+    cluster_id: str
+    topic_id: str
     next_position: int
     stopped_because: str | None
+    feed: Feed = "usage"
+
+    @property
+    def as_source(self) -> Source:
+        """The source of the partition's chunks."""
+        return Source(self.source, self.cluster_id, self.topic_id)
 
 
-def source_name(topic: str, partition: int) -> str:
-    """The name under which a partition's position is stored, e.g. `kafka:tollbook.usage.v1/3`."""
-    return f"kafka:{topic}/{partition}"
+def source_name(topic: str, partition: int, generation: int = 1) -> str:
+    """The name of a partition's source: `kafka:tollbook.usage.v1/3`; `…/3@2` for the second log of that name."""
+    return f"kafka:{topic}/{partition}" + (f"@{generation}" if generation > 1 else "")
+
+
+def disagreement(state: SourceState, log: Log, partition: int) -> str | None:
+    """Why the stored position says nothing about the log that is there now; None if it does.
+
+    Comparing numbers alone would skip real messages silently (docs/spec/metering.md 4.1).
+    """
+    at, begin, end = state.next_position, log.begins[partition], log.ends[partition]
+    if state.cluster_id != log.cluster_id:
+        return f"the cluster was {state.cluster_id}, now {log.cluster_id}"
+    if state.topic_id != log.topic_id:
+        return f"the topic was {state.topic_id}, now {log.topic_id}: it was deleted and made again"
+    if end < at:
+        return f"the log ends at {end}, before position {at}: it was truncated"
+    if begin > at:
+        return f"the log begins at {begin}: positions from {at} on are gone"
+    return None
 
 
 class LogReader:
@@ -84,31 +107,85 @@ class LogReader:
 
 def register(connection: psycopg.Connection, log: Log, feed: Feed = "usage") -> None:
     """Make a row for each partition that has none: it begins where the log begins today, and that is kept."""
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "insert into usage.sources"
-            " (source, cluster_id, topic_id, leader_epoch, first_position, next_position, feed)"
-            " values (%s, %s, %s, -1, %s, %s, %s) on conflict do nothing",
-            [
-                (source_name(log.topic, p), log.cluster_id, log.topic_id, begin, begin, feed)
-                for p, begin in sorted(log.begins.items())
-            ],
-        )
+    for partition, begin in sorted(log.begins.items()):
+        _add(connection, source_name(log.topic, partition), log, begin, feed)
+
+
+def _add(connection: psycopg.Connection, name: str, log: Log, position: int, feed: Feed) -> None:
+    connection.execute(
+        "insert into usage.sources"
+        " (source, cluster_id, topic_id, leader_epoch, first_position, next_position, feed)"
+        " values (%s, %s, %s, -1, %s, %s, %s) on conflict do nothing",
+        (name, log.cluster_id, log.topic_id, position, position, feed),
+    )
 
 
 def states(connection: psycopg.Connection, topic: str) -> dict[int, SourceState]:
-    """The stored state of each partition of a topic."""
+    """The stored state of each partition of a topic, of the newest log that it is about."""
     prefix = source_name(topic, 0)[:-1]
     rows = connection.execute(
-        "select source, next_position, stopped_because from usage.sources where starts_with(source, %s)", (prefix,)
+        "select source, cluster_id, topic_id, next_position, stopped_because, feed from usage.sources"
+        " where starts_with(source, %s)",
+        (prefix,),
     )
-    return {int(row[0][len(prefix) :]): SourceState(*row) for row in rows}
+    newest: dict[int, tuple[int, SourceState]] = {}
+    for row in rows:
+        partition, _, generation = row[0][len(prefix) :].partition("@")
+        found = (int(generation or 1), SourceState(*row))
+        newest[int(partition)] = max(newest.get(int(partition), found), found, key=lambda each: each[0])
+    return {partition: state for partition, (_, state) in newest.items()}
 
 
 def lag(connection: psycopg.Connection, log: Log) -> int:
     """Messages in the log that are not applied yet."""
     stored = states(connection, log.topic)
     return sum(end - (stored[p].next_position if p in stored else log.begins[p]) for p, end in log.ends.items())
+
+
+def resolve(
+    connection: psycopg.Connection, log: Log, partition: int, to: int, *, reason: str, actor: str
+) -> tuple[str, int]:
+    """Let a partition that stands still go on from `to`; returns the source and the position it stood at.
+
+    In the same log this passes over positions, which is kept with the reason. In another log of the same name it
+    begins a source of its own there. Raises CannotResolve.
+    """
+    if not reason.strip():
+        raise CannotResolve("passing over positions needs a reason")
+    with connection.transaction():
+        state = states(connection, log.topic).get(partition)
+        if state is None or partition not in log.ends:
+            raise CannotResolve(f"{log.topic} has no partition {partition} that was ever read")
+        connection.execute("select 1 from usage.sources where source = %s for update", (state.source,))
+        if not log.begins[partition] <= to <= log.ends[partition]:
+            raise CannotResolve(
+                f"the log reaches from {log.begins[partition]} to {log.ends[partition]}: {to} is outside"
+            )
+        if (state.cluster_id, state.topic_id) == (log.cluster_id, log.topic_id):
+            source = _pass_over(connection, state, to, reason, actor)
+        else:
+            _, _, generation = state.source.partition("@")
+            source = source_name(log.topic, partition, int(generation or 1) + 1)
+            _add(connection, source, log, to, state.feed)
+            mark_stopped(connection, state.source, f"replaced by {source}: {reason}")
+        detail = {"from": state.next_position, "to": to, "reason": reason, "was": state.source}
+        audit.record(connection, actor, "streams.resolve", source, detail)
+    return source, state.next_position
+
+
+def _pass_over(connection: psycopg.Connection, state: SourceState, to: int, reason: str, actor: str) -> str:
+    if to < state.next_position:
+        raise CannotResolve(f"{state.source} is at {state.next_position}: what is applied is not applied again")
+    connection.execute(
+        "insert into usage.position_resolutions (source, from_position, to_position, reason, actor)"
+        " values (%s, %s, %s, %s, %s)",
+        (state.source, state.next_position, to, reason, actor),
+    )
+    connection.execute(
+        "update usage.sources set next_position = %s, stopped_because = null, changed_at = now() where source = %s",
+        (to, state.source),
+    )
+    return state.source
 
 
 def mark_stopped(connection: psycopg.Connection, source: str, because: str | None) -> None:
@@ -127,10 +204,11 @@ def extents(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
 
 
 def chunks(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
-    """Each applied chunk: source, first and next position, messages with an outcome; in order of position."""
+    """Each applied chunk, and each range that a person passed over: source, first and next position, outcomes."""
     rows = connection.execute(
-        "select source, first_position, next_position, applied + duplicates + quarantined"
-        " from usage.applied_chunks order by source, first_position"
+        "select source, first_position, next_position, applied + duplicates + quarantined from usage.applied_chunks"
+        " union all select source, from_position, to_position, to_position - from_position"
+        " from usage.position_resolutions order by 1, 2"
     )
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 

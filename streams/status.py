@@ -40,7 +40,7 @@ def partitions(connection: psycopg.Connection, log: Log) -> list[PartitionStatus
     for partition, end in sorted(log.ends.items()):
         state = stored.get(partition)
         at = state.next_position if state else log.begins[partition]
-        applied, duplicates, quarantined, last = done.get(log.source(partition).name, (0, 0, 0, None))
+        applied, duplicates, quarantined, last = done.get(state.source if state else None, (0, 0, 0, None))
         result.append(
             PartitionStatus(
                 partition, at, end, end - at, applied, duplicates, quarantined, last,

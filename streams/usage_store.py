@@ -94,7 +94,7 @@ def raw_quantities(
     connection: psycopg.Connection, start: datetime, end: datetime, tenant_id: str | None = None
 ) -> Iterator[UsageQuantity]:
     """The same from the raw events: the windows' independent witness. Any bounds."""
-    return _quantities(connection, "events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
+    return _quantities(connection, "counting_events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
 
 
 def _quantities(

@@ -13,9 +13,9 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -23,15 +23,17 @@ import faust
 import psycopg
 from faust.types.tuples import TP
 
+from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
 from streams import sources
 from streams.apply import ChunkApplier
-from streams.chunks import Chunk, Record
-from streams.coalescing import ChunkScheduler, ChunkSchema
+from streams.chunks import Chunk, Record, contiguous_runs
+from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
 from streams.positions import Applied
+from streams.release import Releaser
 from streams.replica_apply import ReplicaChunkApplier
 from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
 from streams.upkeep import Upkeep
@@ -45,8 +47,12 @@ RETRY_FIRST_S: Final = 0.2
 RETRY_LONGEST_S: Final = 5.0
 HINT_EVERY_S: Final = 1.0
 REPORT_EVERY_S: Final = 2.0
-UPKEEP_EVERY_S: Final = 1.0
 DRAIN_CHECK_EVERY_S: Final = 0.25
+SWEEP_EVERY_S: Final = 2.0
+UPKEEP_EVERY_S: Final = 1.0
+NOTHING_COMES_AFTER_S: Final = 5.0
+GO_BACK_TIMES: Final = 20
+"""A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
 
 
 @dataclass(slots=True)
@@ -60,8 +66,7 @@ class Tally:
     chunks: int = 0
     reports: int = 0
     """Messages of replicas about themselves; the other counts are usage."""
-    stopped: dict[str, str] = field(default_factory=dict)
-    """Sources that stand still, and why."""
+    stopped: dict[TP, str] = field(default_factory=dict)
 
     def add(self, done: Applied) -> None:
         """Count a chunk."""
@@ -80,23 +85,24 @@ class Applier(Protocol):
 
 
 class FeedTopic:
-    """A topic that this worker reads: which log it is, and what applies its chunks."""
+    """A topic that the worker reads: what it brings, which log it is, and how far its partitions are."""
 
     def __init__(
         self, kafka: KafkaSettings, topic: str, feed: sources.Feed, applier: Callable[[psycopg.Connection], Applier]
     ) -> None:
         """Raises KafkaUnavailable."""
         self.topic = topic
-        self.feed = feed
+        self.feed: sources.Feed = feed
         self.applier = applier
         self.log_reader = sources.LogReader(kafka, topic)
         self.log = self.log_reader.read()
+        self.log_read_at = 0.0
+        self.states: dict[int, sources.SourceState] = {}
+        self.drain_to = {self.tp(partition): end for partition, end in self.log.ends.items()}
 
-    def waiting(self, connection: psycopg.Connection) -> list[str]:
-        """Sources that are not applied up to the end that the log had when the worker started."""
-        stored = sources.states(connection, self.topic)
-        ends = self.log.ends.items()
-        return [self.log.source(p).name for p, end in ends if stored[p].next_position < end]
+    def tp(self, partition: int) -> TP:
+        """One of its partitions, as Faust names it."""
+        return TP(self.topic, partition)
 
 
 class StreamsWorker:
@@ -117,13 +123,15 @@ class StreamsWorker:
         self._drain = drain
         self._chunk_messages = chunk_messages
         self._say = say
-        self._feeds: list[FeedTopic] = []
+        self._feeds: dict[str, FeedTopic] = {}
         self._appliers: dict[str, Applier] = {}
         self._connection: psycopg.Connection | None = None
         # The database has a thread of its own, so that heartbeats go on while a chunk is applied.
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
         self._upkeep_thread = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
+        self._taken_at = time.monotonic()
+        self._went_back: dict[TP, int] = {}
         self._hints: dict[TP, int] = {}
         self.tally = Tally()
         self._reported = 0
@@ -132,14 +140,19 @@ class StreamsWorker:
     def run(self) -> Tally:
         """Run until stopped by SIGTERM or SIGINT, or until drained. Raises KafkaUnavailable, DatabaseUnavailable."""
         prefix = self._kafka.topic_prefix
-        self._feeds = [
+        for feed in (
             FeedTopic(self._kafka, USAGE.name(prefix), "usage", ChunkApplier),
             FeedTopic(self._kafka, REPLICAS.name(prefix), "replicas", ReplicaChunkApplier),
-        ]
+        ):
+            self._feeds[feed.topic] = feed
         with connect(self._database.url) as connection:
-            for feed in self._feeds:
+            for feed in self._feeds.values():
                 sources.register(connection, feed.log, feed.feed)
-            if self._drain and not any(feed.waiting(connection) for feed in self._feeds):
+                feed.states = sources.states(connection, feed.topic)
+                for partition, state in feed.states.items():
+                    if why := sources.disagreement(state, feed.log, partition):
+                        self._stop(connection, feed.tp(partition), why)
+            if self._drain and not self._waiting(self._stored(connection)):
                 self._end_upkeep()
                 return self.tally
         with tempfile.TemporaryDirectory(prefix="tollbook-faust-") as scratch:
@@ -166,7 +179,7 @@ class StreamsWorker:
         self._upkeep.close()
 
     def _app(self, scratch: str) -> Any:
-        """The Faust application: an agent for each feed, and timers."""
+        """The Faust application: an agent for each feed, and a few timers."""
         app = faust.App(
             f"{self._kafka.topic_prefix}.streams",
             broker=";".join(f"kafka://{host}" for host in self._kafka.bootstrap.split(",")),
@@ -183,13 +196,14 @@ class StreamsWorker:
             ConsumerScheduler=ChunkScheduler.of(self._chunk_messages),
             agent_supervisor="mode.CrashingSupervisor",
         )
-        for feed in self._feeds:
+        for feed in self._feeds.values():
             self._add_agent(app, feed)
         app.timer(HINT_EVERY_S)(lambda: self._hint(app))
         app.timer(REPORT_EVERY_S)(self._report)
         app.timer(UPKEEP_EVERY_S)(self._keep_up)
+        app.timer(SWEEP_EVERY_S)(lambda: self._sweep(app))
         if self._drain:
-            app.timer(DRAIN_CHECK_EVERY_S)(self._stop_when_drained)
+            app.timer(DRAIN_CHECK_EVERY_S)(lambda: self._stop_when_drained(app))
         return app
 
     def _add_agent(self, app: Any, feed: FeedTopic) -> None:
@@ -197,7 +211,7 @@ class StreamsWorker:
 
         async def apply_chunks(stream: Any) -> None:
             async for event in stream.events():
-                await self._apply(app, feed, event.message.partition, event.value)
+                await self._take(app, feed, event.message.partition, event.value)
 
         app.agent(app.topic(feed.topic, schema=ChunkSchema(), acks=False), name=f"apply-{feed.feed}")(apply_chunks)
 
@@ -205,15 +219,23 @@ class StreamsWorker:
         """Completeness check and alerts, in their own thread: a chunk never waits for them."""
         await asyncio.get_running_loop().run_in_executor(self._upkeep_thread, self._upkeep.round)
 
-    async def _apply(self, app: Any, feed: FeedTopic, partition: int, messages: list[Any]) -> None:
-        """Apply one chunk, whatever it takes; a partition that must not go on is left standing."""
-        source = feed.log.source(partition)
-        if source.name in self.tally.stopped:
+    async def _take(self, app: Any, feed: FeedTopic, partition: int, fetched: Fetched) -> None:
+        """Apply what was fetched of a partition; one that must not go on is left standing."""
+        self._taken_at = time.monotonic()
+        if feed.tp(partition) in self.tally.stopped or not await self._is_same_log(feed, partition, fetched.at):
             return
         records = [
-            Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC)) for m in messages
+            Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC))
+            for m in fetched.records
         ]
-        chunk = Chunk(source, records, feed.log.epochs[partition])
+        for run in contiguous_runs(records):
+            if not await self._apply(app, feed, partition, run):
+                return
+
+    async def _apply(self, app: Any, feed: FeedTopic, partition: int, records: Sequence[Record]) -> bool:
+        """Apply one chunk, whatever it takes; False if the partition cannot go on with it."""
+        tp = feed.tp(partition)
+        chunk = Chunk(feed.states[partition].as_source, records, feed.log.epochs[partition])
         wait = RETRY_FIRST_S
         while True:
             try:
@@ -225,17 +247,39 @@ class StreamsWorker:
                 wait = min(wait * 2, RETRY_LONGEST_S)
             except PositionGap as gap:
                 await self._go_back(app, feed, partition, gap)
-                return
+                return False
             except SourceChanged as changed:
-                await self._stand_still(source.name, str(changed))
-                return
+                await self._stand_still(tp, str(changed))
+                return False
             else:
                 if feed.feed == "usage":
                     self.tally.add(done)
                 else:
                     self.tally.reports += done.applied
-                self._hints[TP(feed.topic, partition)] = done.next_position
-                return
+                self._hints[tp] = done.next_position
+                self._went_back.pop(tp, None)
+                return True
+
+    async def _is_same_log(self, feed: FeedTopic, partition: int, fetched_at: float) -> bool:
+        """Whether what was fetched came from the log that the stored position is about.
+
+        The ids are asked for after the fetch: if they are those that were stored before it, the topic cannot have been
+        another one in between. One question serves all partitions of a poll.
+        """
+        if feed.log_read_at <= fetched_at:
+            asked_at = time.monotonic()
+            try:
+                feed.log = await asyncio.to_thread(feed.log_reader.read)
+            except KafkaUnavailable as error:
+                self._say(f"Kafka: {error}; what was fetched is read again")
+                return False  # the next chunk finds a gap and goes back
+            feed.log_read_at = asked_at
+        state = feed.states[partition]
+        if (state.cluster_id, state.topic_id) == (feed.log.cluster_id, feed.log.topic_id):
+            return True
+        why = sources.disagreement(state, feed.log, partition) or "another log"
+        await self._stand_still(feed.tp(partition), why)
+        return False
 
     def _apply_now(self, feed: FeedTopic, chunk: Chunk) -> Applied:
         """In the database thread: (re)connect if needed, then apply."""
@@ -255,26 +299,62 @@ class StreamsWorker:
         return await asyncio.get_running_loop().run_in_executor(self._database_thread, call, *args)
 
     async def _go_back(self, app: Any, feed: FeedTopic, partition: int, gap: PositionGap) -> None:
-        """Read again from the position that is due, if the log still has it; else stand still."""
+        """Read again from the position that is due; stand still if the log does not have it."""
+        tp = feed.tp(partition)
         log = await asyncio.to_thread(feed.log_reader.read)
-        if log.begins[partition] > gap.expected:
-            why = f"the log begins at {log.begins[partition]}: positions from {gap.expected} on are gone"
-            await self._stand_still(gap.source, why)
-        elif log.ends[partition] < gap.expected:
-            await self._stand_still(gap.source, f"the log ends at {log.ends[partition]}, before {gap.expected}")
-        else:
-            await app.consumer.seek_wait({TP(feed.topic, partition): gap.expected})
+        state = replace(feed.states[partition], next_position=gap.expected)
+        if why := sources.disagreement(state, log, partition):
+            await self._stand_still(tp, why)
+        elif self._went_back.get(tp, 0) >= GO_BACK_TIMES:
+            why = (
+                f"the log has nothing at position {gap.expected}, but at {gap.found}: a transaction's marker, or a loss"
+            )
+            await self._stand_still(tp, why)
+        elif tp in app.consumer.assignment():
+            self._went_back[tp] = self._went_back.get(tp, 0) + 1
+            await app.consumer.seek_wait({tp: gap.expected})
 
-    async def _stand_still(self, source: str, why: str) -> None:
+    async def _stand_still(self, tp: TP, why: str) -> None:
         """Leave a partition where it is until a person has looked at it."""
-        self.tally.stopped[source] = why
-        self._say(f"STOPPED {source}: {why}")
 
         def note() -> None:
             with connect(self._database.url) as connection:
-                sources.mark_stopped(connection, source, why)
+                self._stop(connection, tp, why)
 
         await self._in_database(note)
+
+    def _stop(self, connection: psycopg.Connection, tp: TP, why: str) -> None:
+        self.tally.stopped[tp] = why
+        source = self._feeds[tp.topic].states[tp.partition].source
+        self._say(f"STOPPED {source}: {why}; `tollbook streams resolve` lets it go on")
+        sources.mark_stopped(connection, source, why)
+
+    def _stored(self, connection: psycopg.Connection) -> dict[TP, sources.SourceState]:
+        """The stored state of every partition."""
+        return {
+            feed.tp(partition): state
+            for feed in self._feeds.values()
+            for partition, state in sources.states(connection, feed.topic).items()
+        }
+
+    async def _sweep(self, app: Any) -> None:
+        """Release corrections whose original has come, and go on with partitions that a person has resolved."""
+
+        def look() -> dict[TP, sources.SourceState]:
+            with connect(self._database.url) as connection:
+                Releaser(connection).release_orphans()
+                return self._stored(connection)
+
+        try:
+            states = await asyncio.to_thread(look)
+        except (psycopg.OperationalError, DatabaseUnavailable):
+            return
+        for tp in [tp for tp in self.tally.stopped if states[tp].stopped_because is None]:
+            self._feeds[tp.topic].states[tp.partition] = states[tp]
+            self._went_back.pop(tp, None)
+            del self.tally.stopped[tp]
+            if tp in app.consumer.assignment():
+                await app.consumer.seek_wait({tp: states[tp].next_position})
 
     async def _hint(self, app: Any) -> None:
         """Tell Kafka where a restart may begin to read. Losing it costs time, never an event."""
@@ -298,13 +378,34 @@ class StreamsWorker:
             f" ({rate:,.0f} messages/s)"
         )
 
-    async def _stop_when_drained(self) -> None:
+    async def _stop_when_drained(self, app: Any) -> None:
         """End the process once every partition is applied up to the end that the log had when we started."""
 
-        def waiting() -> list[str]:
+        def stored() -> dict[TP, sources.SourceState]:
             with connect(self._database.url) as connection:
-                return [source for feed in self._feeds for source in feed.waiting(connection)]
+                return self._stored(connection)
 
         with contextlib.suppress(DatabaseUnavailable):
-            if not set(await asyncio.to_thread(waiting)) - set(self.tally.stopped):
+            waiting = self._waiting(await asyncio.to_thread(stored))
+            if waiting and time.monotonic() - self._taken_at > NOTHING_COMES_AFTER_S:
+                waiting = [tp for tp in waiting if not await self._has_nothing_left(app, tp)]
+            if not waiting:
+                await self._in_database(self._release_orphans)
                 os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _has_nothing_left(self, app: Any, tp: TP) -> bool:
+        """Whether everything readable was read, though the log goes on: it ends with a marker. Then it stands still."""
+        end = self._feeds[tp.topic].drain_to[tp]
+        if tp not in app.consumer.assignment() or (await app.consumer.position(tp) or 0) < end:
+            return False
+        await self._stand_still(tp, f"the log ends at {end}, but what is left has no message: a transaction's marker")
+        return True
+
+    def _waiting(self, states: Mapping[TP, sources.SourceState]) -> list[TP]:
+        """Partitions that are not applied up to the end that the log had when we started, and could be."""
+        ends = {tp: end for feed in self._feeds.values() for tp, end in feed.drain_to.items()}
+        return [tp for tp, end in ends.items() if tp not in self.tally.stopped and states[tp].next_position < end]
+
+    def _release_orphans(self) -> None:
+        with connect(self._database.url) as connection:
+            Releaser(connection).release_orphans()

@@ -1,4 +1,4 @@
-"""The real services: a database of its own per test worker, a topic prefix of its own per test.
+"""The real services: a database and a topic prefix of its own for each test that asks.
 
 `make test` starts Kafka and TimescaleDB and names them in the environment; `make up` does the same for a run of
 pytest by hand.
@@ -38,22 +38,16 @@ def make_database(server_url: str) -> Iterator[Databases]:
     made.drop_all()
 
 
-@pytest.fixture(scope="session")
-def database_url(make_database: Databases) -> str:
-    """One migrated database for all tests of this worker that can share it."""
-    return make_database()
-
-
 @pytest.fixture
-def empty_database_url(make_database: Databases) -> str:
+def own_database_url(make_database: Databases) -> str:
     """A migrated database that nobody else uses."""
     return make_database()
 
 
 @pytest.fixture
-def connection(empty_database_url: str) -> Iterator[psycopg.Connection]:
+def connection(own_database_url: str) -> Iterator[psycopg.Connection]:
     """An autocommit connection to an empty database."""
-    with connect(empty_database_url) as opened:
+    with connect(own_database_url) as opened:
         yield opened
 
 
@@ -80,11 +74,11 @@ class Databases:
 
     def __call__(self) -> str:
         """A new migrated database's URL."""
-        url = self.empty()
+        url = self.without_schema()
         upgrade(url)
         return url
 
-    def empty(self) -> str:
+    def without_schema(self) -> str:
         """A new database's URL, without any schema."""
         name = f"tollbook_test_{secrets.token_hex(6)}"
         with psycopg.connect(self._server_url, autocommit=True) as server:
@@ -97,4 +91,4 @@ class Databases:
         """Remove what was made."""
         with psycopg.connect(self._server_url, autocommit=True) as server:
             for name in reversed(self._names):
-                server.execute(f'drop database if exists "{name}" with (force)')
+                server.execute(f'drop database if exists "{name}"')

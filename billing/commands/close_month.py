@@ -15,10 +15,12 @@ from sqlalchemy import Engine
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
+from billing.database import raw, transaction
 from billing.errors import PeriodNotEnded
-from billing.money import plain
+from billing.money import plain, total
 from billing.periods import BillingPeriod
 from billing.stripe_gateway import StripeGateway
+from streams import audit
 
 StageProgress = Callable[[str, int, int], None]
 """Told the stage (`rate`, `send`), how many are done, and of how many."""
@@ -36,7 +38,7 @@ class MonthClosed:
     @property
     def amount(self) -> Decimal:
         """Exact price of the month, over all tenants rated (of one currency)."""
-        return sum((tenant.amount for tenant in self.rated.tenants), Decimal(0))
+        return total(tenant.amount for tenant in self.rated.tenants)
 
     @property
     def problems(self) -> list[str]:
@@ -79,6 +81,8 @@ def close_month(
     def stage(name: str) -> Callable[[int, int], None] | None:
         return (lambda done, total: progress(name, done, total)) if progress else None
 
+    with transaction(engine) as connection:
+        audit.record(raw(connection), actor, "close.run", period.name, {"now": now.isoformat()})
     rated = rate_period(engine, period=period, now=now, progress=stage("rate"))
     drafted = draft_invoices(engine, period=period, now=now, actor=actor)
     sent = send_invoices(engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"))

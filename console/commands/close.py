@@ -15,7 +15,9 @@ from console import session
 from console.output import AsJson, document, listing, out, problems
 from console.progress import bars
 
-app = typer.Typer(help="The monthly close.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Bill a month: rate, book, invoice. (The gated close comes later.)", no_args_is_help=True, add_completion=False
+)
 
 Month = Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")]
 

@@ -18,6 +18,8 @@ from serving_adapter import ingest as ingesting
 from serving_adapter.producer import EventProducer
 from serving_adapter.topics import USAGE
 from streams import quarantine as quarantines
+from streams.errors import NotReleased
+from streams.release import Releaser
 
 app = typer.Typer(
     help="Send usage events, check them, look at what was refused.", no_args_is_help=True, add_completion=False
@@ -27,6 +29,7 @@ app.add_typer(quarantine, name="quarantine")
 
 EventFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one event a line; - for standard input.")]
 BAD_LINES_SHOWN = 50
+RELEASED_A_TIME = 10_000
 
 
 @app.command()
@@ -58,14 +61,17 @@ def ingest(
 def list_quarantine(
     reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Released and discarded ones as well.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """The latest refused messages, newest first."""
+    """The latest refused messages that wait, newest first, with what each may be worth."""
     with session.connection() as connection:
-        rows = [asdict(row) for row in quarantines.listing(connection, reason=reason, tenant_id=tenant, limit=limit)]
-    columns = ("quarantine_id", "reason", "tenant_id", "source", "position", "detail", "quarantined_at")
+        found = quarantines.listing(connection, reason=reason, tenant_id=tenant, resolved=all_, limit=limit)
+    rows = [asdict(row) for row in found]
+    columns: tuple[str, ...] = ("quarantine_id", "reason", "tenant_id", "estimated_value", "currency", "detail")
+    columns += ("source", "position", "quarantined_at", *(("outcome", "resolved_by") if all_ else ()))
     listing(rows, columns, as_json=as_json, as_csv=as_csv, empty="the quarantine is empty")
 
 
@@ -78,6 +84,53 @@ def show_quarantine(quarantine_id: Annotated[int, typer.Argument(metavar="ID")])
         err.print(f"tollbook: there is no quarantined message {quarantine_id}")
         raise typer.Exit(1)
     document(asdict(found))
+
+
+@quarantine.command("release")
+def release_quarantine(
+    actor: session.Actor,
+    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID…]")] = None,
+    reason: Annotated[str | None, typer.Option(help="All that wait for this reason.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="All that wait of this tenant.")] = None,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Apply messages again, once their cause is mended. Those that would be refused again stay. Safe to repeat."""
+    if bool(ids) == bool(reason or tenant):
+        raise typer.BadParameter("name ids, or choose by --reason and --tenant")
+    refused = 0
+    with session.connection() as connection:
+        if not ids:
+            found = quarantines.listing(connection, reason=reason, tenant_id=tenant, limit=RELEASED_A_TIME)
+            ids = sorted(row.quarantine_id for row in found)
+        releaser = Releaser(connection)
+        for quarantine_id in ids:
+            try:
+                with session.change(connection, dry_run):
+                    done = releaser.release(quarantine_id, actor=actor)
+                out.print(f"{quarantine_id}: {'duplicate' if done.duplicate else 'applied'}")
+            except NotReleased as error:
+                refused += 1
+                err.print(str(error), markup=False, soft_wrap=True)
+    out.print(f"{len(ids) - refused} {'would be released' if dry_run else 'released'}, {refused} not")
+    if refused:
+        raise typer.Exit(1)
+
+
+@quarantine.command("discard")
+def discard_quarantine(
+    ids: Annotated[list[int], typer.Argument(metavar="ID…")],
+    actor: session.Actor,
+    reason: Annotated[str, typer.Option(help="Why these are never to count; goes to the audit log.")] = "",
+    dry_run: session.DryRun = False,
+) -> None:
+    """Decide that messages are never to count. They stay stored."""
+    if not reason.strip():
+        raise typer.BadParameter("--reason is needed: it goes to the audit log")
+    with session.connection() as connection, session.change(connection, dry_run):
+        releaser = Releaser(connection)
+        for quarantine_id in ids:
+            releaser.discard(quarantine_id, actor=actor, reason=reason)
+    out.print(f"{len(ids)} {'would be discarded' if dry_run else 'discarded'}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,8 +12,6 @@ from billing.periods import parse_period
 from console import session
 from console.output import AsJson, document, listing, out, problems
 from reconciliation.period import PeriodReport, reconcile_period
-from serving_adapter.topics import USAGE
-from streams.sources import LogReader
 
 app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_completion=False)
 
@@ -31,26 +30,27 @@ def run(
 ) -> None:
     """Compare messages, events, windows, rated lines, ledger, invoices and Stripe. Exit code 1 on any difference."""
     parsed = parse_period(period)
-    settings = session.kafka()
-    log = LogReader(settings, USAGE.name(settings.topic_prefix)).read() if kafka else None
+    gateway = session.stripe() if stripe else None
+    log = session.usage_log() if kafka else None
+    left_out = [name for name, looked_at in (("Stripe", stripe), ("Kafka's end", kafka)) if not looked_at]
     with session.engine() as engine:
-        gateway = session.stripe(test=True) if stripe else None
         report = reconcile_period(engine, period=parsed, gateway=gateway, log=log)
     if as_json:
         checks = [asdict(check) | {"agrees": check.agrees} for check in report.checks]
-        document({"period": period, "agrees": report.agrees, "checks": checks})
+        document({"period": period, "agrees": report.agrees, "left_out": left_out, "checks": checks})
     else:
-        show(report)
+        show(report, left_out)
     if not report.agrees:
         raise typer.Exit(1)
 
 
-def show(report: PeriodReport) -> None:
-    """The report for people: one line a check, then the differences."""
+def show(report: PeriodReport, left_out: Sequence[str]) -> None:
+    """The report for people: one line a check, then the differences, and what was not looked at."""
     rows = [
         {"check": c.name, "between": f"{c.left} / {c.right}", "compared": c.compared, "differences": len(c.differences)}
         for c in report.checks
     ]
     listing(rows, ("check", "between", "compared", "differences"), title=f"Reconciliation of {report.period.name}")
     problems([f"{check.name}: {d.key}: {d.left} / {d.right}" for check in report.checks for d in check.differences])
-    out.print("everything agrees" if report.agrees else "NOT everything agrees", style="bold")
+    verdict = "everything agrees" if report.agrees else "NOT everything agrees"
+    out.print(verdict + (f", {' and '.join(left_out)} not looked at" if left_out else ""), style="bold")

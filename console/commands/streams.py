@@ -13,11 +13,12 @@ from rich.text import Text
 
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
-from serving_adapter.topics import USAGE
-from streams import completeness_store, quarantine, status
+from streams import completeness_store, quarantine, sources, status
+from streams import rebuild as rebuilding
 from streams.schema import check
 from streams.settings import CHUNK_MESSAGES
-from streams.sources import Log, LogReader
+from streams.sources import Feed, Log
+from streams.windows import WINDOW_SUMS
 
 WATCH_EVERY_S: Final = 2.0
 GAPS_SHOWN: Final = 20
@@ -57,18 +58,16 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 2 seco
 @app.command("status")
 def show_status(as_json: AsJson = False, as_csv: AsCsv = False, watch: Watch = False) -> None:
     """How far everything is: lag and counts of each partition, complete-to, gaps, boots, the quarantine."""
-    kafka = session.kafka()
-    reader = LogReader(kafka, USAGE.name(kafka.topic_prefix))
     if watch and (as_json or as_csv or not out.is_terminal):
         raise typer.BadParameter("--watch is for a terminal, without --json and --csv")
     with session.connection() as connection:
         if not watch:
-            _show(connection, reader.read(), as_json, as_csv)
+            _show(connection, session.usage_log(), as_json, as_csv)
             return
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 with out.capture() as captured:
-                    _show(connection, reader.read(), as_json, as_csv)
+                    _show(connection, session.usage_log(), as_json, as_csv)
                 out.clear()
                 out.print(Text.from_ansi(captured.get()))
                 time.sleep(WATCH_EVERY_S)
@@ -91,6 +90,46 @@ def write_off(
         out.print(f"boot {boot_id} of {replica_id} would be written off", markup=False)
     else:
         out.print(f"boot {boot_id} of {replica_id} is written off", markup=False)
+
+
+@app.command()
+def rebuild(
+    actor: session.Actor,
+    start: Annotated[str, typer.Option("--from", help="Beginning, a whole hour in RFC 3339.")],
+    end: Annotated[str, typer.Option("--to", help="End, not included, a whole hour in RFC 3339.")],
+    apply: Annotated[bool, typer.Option("--apply", help="Replace the windows that differ.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute windows from raw events, beside the running ingestion, and show what differs (expected: nothing)."""
+    begins, ends = session.whole_hours(start, end)
+    with session.connection() as connection:
+        found = rebuilding.rebuild(connection, begins, ends, actor=actor, apply=apply)
+    rows = [asdict(difference) for difference in found.differences]
+    if as_json:
+        document({"windows": found.windows, "differences": rows, "sums": WINDOW_SUMS})
+    else:
+        if rows:
+            listing(rows, ("table", "bucket", "key", "stored", "events"), title=f"sums: {', '.join(WINDOW_SUMS)}")
+        done = ", replaced" if apply and rows else ""
+        out.print(f"{found.windows:,} windows compared with their events, {len(rows):,} differ{done}")
+    if rows and not apply:
+        raise typer.Exit(1)
+
+
+@app.command()
+def resolve(
+    actor: session.Actor,
+    partition: Annotated[int, typer.Option(min=0, help="The partition that stands still.")],
+    to: Annotated[int, typer.Option(min=0, help="The offset at which it goes on.")],
+    reason: Annotated[str, typer.Option(help="Why; goes to the audit log.")],
+    feed: Annotated[Feed, typer.Option(help="Of which topic: usage events, or replicas' reports.")] = "usage",
+    dry_run: session.DryRun = False,
+) -> None:
+    """Let a partition that stands still go on: pass over positions, or begin in a topic that was made again."""
+    log = session.feed_log(feed)
+    with session.connection() as connection, session.change(connection, dry_run):
+        source, stood_at = sources.resolve(connection, log, partition, to, reason=reason, actor=actor)
+    out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")
 
 
 def _show(connection: psycopg.Connection, log: Log, as_json: bool, as_csv: bool) -> None:

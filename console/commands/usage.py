@@ -61,16 +61,8 @@ def show(
 def _bounds(period: str | None, start: str | None, end: str | None) -> tuple[datetime, datetime]:
     """The time asked for, as [begin, end)."""
     if period and not (start or end):
-        try:
-            parsed = parse_period(period)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+        parsed = parse_period(period)
         return parsed.start, parsed.end
     if not (start and end) or period:
         raise typer.BadParameter("give --period, or --from and --to")
-    begins, ends = session.clock(start), session.clock(end)
-    if begins >= ends:
-        raise typer.BadParameter("--from must lie before --to")
-    if any((at.minute, at.second, at.microsecond) != (0, 0, 0) for at in (begins, ends)):
-        raise typer.BadParameter("--from and --to must be whole hours: windows are hourly")
-    return begins, ends
+    return session.whole_hours(start, end)

@@ -55,7 +55,7 @@ def install(places: Locations, progress: Progress, system_only: bool = False) ->
         _check_clone()
         folder = places.log
     # One installation at a time for this clone (its .venv); what clones share has locks of its own.
-    with exclusive(REPOSITORY, lambda: progress.say("waiting for another installation of this clone to end …")):
+    with exclusive(REPOSITORY, lambda: progress.say("waiting for another installation of this clone to end...")):
         missing = find_missing(places.cache, system_only=system_only)
         if not missing.anything():
             return

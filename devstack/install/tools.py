@@ -37,7 +37,7 @@ class ToolLog:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, text: str) -> None:
-        with self._lock, self.path.open("a") as log:
+        with self._lock, self.path.open("a", encoding="utf-8", errors="replace") as log:
             log.write(text if text.endswith("\n") else text + "\n")
 
 
@@ -77,9 +77,9 @@ def run(
     if process.returncode == 0:
         return output
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
-    shown = "\n".join("  | " + line[:300] for line in lines[-LAST_LINES:])
+    last_lines = "\n".join("  | " + line[:300] for line in lines[-LAST_LINES:])
     raise DevstackError(
-        f"this command failed (exit code {process.returncode}): {shlex.join(shown or command)}\n{shown}\n"
+        f"this command failed (exit code {process.returncode}): {shlex.join(shown or command)}\n{last_lines}\n"
         f"{_advice(output, what_to_do)}\nAll of its output: {log.path}"
     )
 

@@ -28,7 +28,6 @@ TRACES: Final = (
 CUT_ON_TRACE: Final = datetime(2023, 11, 16, 18, 45, tzinfo=UTC)
 CUT: Final = datetime(2026, 11, 1, tzinfo=UTC)
 TENANTS: Final = tuple(f"tenant_{number:03d}" for number in range(500))
-REQUESTS: Final = 28_185
 PLAN: Final = "azure_hour_plan.yaml"
 
 Event = dict[str, Any]

@@ -427,6 +427,19 @@ create table ledger.issued_numbers (
     foreign key (legal_entity, series) references ledger.number_series
 )
 --;
+create function ledger.guard_number_series() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'DELETE' or new.last_number <> old.last_number + 1
+       or to_jsonb(new) - 'last_number' is distinct from to_jsonb(old) - 'last_number' then
+        raise exception 'series % of % only counts up, one by one', old.series, old.legal_entity
+            using errcode = 'TB009';
+    end if;
+    return new;
+end $$
+--;
+create trigger guard_number_series before update or delete on ledger.number_series
+    for each row execute function ledger.guard_number_series()
+--;
 create table ledger.stripe_customers (
     billing_account    text        primary key references ledger.billing_accounts,
     stripe_customer_id text        not null unique,
@@ -466,6 +479,7 @@ create trigger guard_stripe_request before update or delete on ledger.stripe_req
 """
 
 APPEND_ONLY = (
+    "accounts",
     "invoice_transitions",
     "issued_numbers",
     "journal_entries",

@@ -85,9 +85,9 @@ class Tollbook:
 
 
 @pytest.fixture
-def tollbook(kafka: KafkaSettings, empty_database_url: str, stripe_twin: StripeTwin) -> Iterator[Tollbook]:
+def tollbook(kafka: KafkaSettings, own_database_url: str, stripe_twin: StripeTwin) -> Iterator[Tollbook]:
     """The command line on an empty database, empty topics and an empty Stripe."""
-    made = Tollbook(kafka, empty_database_url, stripe_twin)
+    made = Tollbook(kafka, own_database_url, stripe_twin)
     yield made
     made.end_workers()
 
@@ -179,7 +179,7 @@ def assert_chunks_are_contiguous(connection: psycopg.Connection, log: sources.Lo
         chunks[source].append((first, after))
     for partition, end in log.ends.items():
         position = log.begins[partition]
-        for first, after in chunks[log.source(partition).name]:
+        for first, after in chunks[sources.source_name(log.topic, partition)]:
             assert first == position
             position = after
         assert position == end

@@ -18,7 +18,7 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def run(
-    kafka: KafkaSettings, empty_database_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    kafka: KafkaSettings, own_database_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs `tollbook …` and returns what came of it; further environment by keyword.
 
@@ -27,7 +27,7 @@ def run(
     environ = {
         "TOLLBOOK_KAFKA": kafka.bootstrap,
         "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix,
-        "TOLLBOOK_DATABASE_URL": empty_database_url,
+        "TOLLBOOK_DATABASE_URL": own_database_url,
         "COLUMNS": "200",
     }
 
@@ -37,11 +37,12 @@ def run(
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["tollbook", *arguments])
             capfd.readouterr()
-            with pytest.raises(SystemExit) as ended:
+            code: object = 0
+            try:
                 main()
-                sys.exit(0)
+            except SystemExit as ended:
+                code = ended.code
         printed = capfd.readouterr()
-        code = ended.value.code
         return Done(arguments, code if isinstance(code, int) else 0, printed.out, printed.err)
 
     def process(*arguments: str, **more: str) -> Done:

@@ -103,17 +103,6 @@ def test_bad_messages_are_kept_whole_and_do_not_stop_the_others(
     assert [row.message for row in held] == bad
 
 
-def test_a_stronger_or_weaker_source_waits_in_quarantine(connection: psycopg.Connection, applier: ChunkApplier) -> None:
-    applier.apply(
-        make_chunk(
-            make_record(0, request_id="r", usage_source="stream"),
-            make_record(1, request_id="r", usage_source="engine"),
-            make_record(2, request_id="r", usage_source="estimate", output_tokens=9),
-        )
-    )
-    assert quarantine.counts(connection) == {"unsupported": 2}
-
-
 def test_a_late_event_changes_its_own_window(connection: psycopg.Connection, applier: ChunkApplier) -> None:
     applier.apply(make_chunk(make_record(0, timestamp="2026-11-01T10:59:59.999999Z")))
     applier.apply(make_chunk(make_record(1, timestamp="2026-11-01T11:00:00Z")))
@@ -140,11 +129,11 @@ def test_a_crash_before_the_commit_leaves_nothing(connection: psycopg.Connection
 
 
 def test_a_second_worker_finds_the_position_and_skips(
-    connection: psycopg.Connection, applier: ChunkApplier, empty_database_url: str
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
 ) -> None:
     chunk = make_chunk(*(make_record(position) for position in range(10)))
     applier.apply(chunk)
-    with psycopg.connect(empty_database_url, autocommit=True) as other:
+    with psycopg.connect(own_database_url, autocommit=True) as other:
         assert ChunkApplier(other).apply(chunk) == Applied(next_position=10, skipped=10)
 
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 import psycopg
 import pytest
 
+from serving_adapter.identity import Identity, event_id_of
 from streams import completeness_store, number_store, quarantine, sources, tenants
 from streams.apply import ChunkApplier
 from streams.chunks import Record
@@ -89,9 +90,9 @@ def line(connection: psycopg.Connection, applier: ChunkApplier, replica_applier:
 
 
 @pytest.fixture
-def second_check(empty_database_url: str) -> Iterator[CompletenessCheck]:
+def second_check(own_database_url: str) -> Iterator[CompletenessCheck]:
     """Another worker's check."""
-    with connect(empty_database_url) as other:
+    with connect(own_database_url) as other:
         yield CompletenessCheck(other, AT_ONCE)
 
 
@@ -465,3 +466,20 @@ def test_what_was_found_cannot_be_edited(line: Line) -> None:
     ):
         with pytest.raises(psycopg.errors.DatabaseError, match=r"append-only|keeps"):
             line.connection.execute(change)
+
+
+def test_corrections_and_other_versions_fill_their_number_and_count_for_their_boot(line: Line) -> None:
+    line.records(
+        numbered(0, 1, request_id="a", usage_source="stream"),
+        numbered(1, 2, request_id="a", usage_source="engine", output_tokens=6),
+        numbered(2, 3, request_id="a", usage_source="estimate", output_tokens=9),
+        numbered(3, 4, request_id="a", kind="correction", correction_no=1, input_tokens=0, output_tokens=-1,
+                 cache_hit_tokens=0, corrects=str(event_id_of(Identity("tenant_1", "a", 1, "usage", 0)))),
+        numbered(4, 5, request_id="b", kind="correction", correction_no=1,
+                 corrects=str(event_id_of(Identity("tenant_1", "b", 1, "usage", 0)))),
+    )  # fmt: skip
+    line.check(0)
+    assert quarantine.counts(line.connection) == {"orphan": 1}
+    assert line.connection.execute("select received_through from usage.boot_numbers").fetchone() == (5,)
+    counted = line.connection.execute("select events, output_tokens from usage.replica_usage").fetchall()
+    assert counted == [(4, 5 + 6 + 9 - 1)]

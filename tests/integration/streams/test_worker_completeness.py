@@ -55,8 +55,8 @@ class Workers:
 
 
 @pytest.fixture
-def workers(kafka: KafkaSettings, empty_database_url: str) -> Iterator[Workers]:
-    made = Workers(kafka, empty_database_url)
+def workers(kafka: KafkaSettings, own_database_url: str) -> Iterator[Workers]:
+    made = Workers(kafka, own_database_url)
     yield made
     made.kill()
 

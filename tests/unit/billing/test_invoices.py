@@ -45,7 +45,7 @@ def test_every_part_of_the_identity_makes_another_invoice() -> None:
 
 
 def test_the_id_of_an_identity_never_changes() -> None:
-    assert str(IDENTITY.invoice_id) == "f5b1bbcf-27a4-5e56-9a33-ed2ee0a5e0f6"
+    assert str(IDENTITY.invoice_id) == "d2f0bf3c-7b5b-5a29-888e-d3cf62280a9f"
 
 
 def test_a_line_is_called_by_its_charge_alone_where_that_is_enough() -> None:

@@ -46,6 +46,11 @@ def test_a_subscription_outside_the_period_gives_no_piece() -> None:
     assert pieces([ended, not_begun], {"p": [V1]}, OCTOBER) == []
 
 
+def test_a_subscription_that_ended_when_the_period_began_does_not_count_as_a_segment() -> None:
+    ended, current = subscription(ends_at=OCTOBER.start), subscription(starts_at=OCTOBER.start)
+    assert [piece.segment_no for piece in pieces([ended, current], {"p": [V1]}, OCTOBER)] == [1]
+
+
 def test_a_time_without_a_price_version_is_an_error() -> None:
     with pytest.raises(NoPriceVersion):
         pieces([subscription()], {"p": [V2]}, OCTOBER)

@@ -1,14 +1,14 @@
 """Completeness: received numbers, boots, gaps, cumulative counts, engine counters, alerts (docs/spec/metering.md 6).
 
-Revision ID: 0003
+Revision ID: 0006
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

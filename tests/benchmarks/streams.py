@@ -1,0 +1,354 @@
+"""`make bench-streams`: how fast events become windows, and what that costs.
+
+Everything runs on this one machine: Kafka, PostgreSQL with TimescaleDB, the worker, and where named the producer.
+`QUICK=1` gives a first look in under a minute; the full run ingests for ten minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import quantiles
+
+import aiokafka
+import psycopg
+
+from devstack.traffic.azure_hour import TENANTS
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE, ensure_topics
+from streams import sources, tenants
+from streams.apply import CREATE_STAGE, STAGE
+from streams.chunks import Record, read
+from streams.database import connect
+from streams.schema import upgrade
+from streams.sources import LogReader
+from tests.benchmarks.report import Report
+
+QUICK = os.environ.get("QUICK", "") not in ("", "0")
+SEED = 20261121
+BACKLOG = 400_000 if QUICK else 20_000_000
+SUSTAINED_S = 8 if QUICK else 600
+LATENCY_RATE = 10_000
+LATENCY_S = 8 if QUICK else 60
+PRELOADED = () if QUICK else (10_000_000, 100_000_000)
+FULL_TABLE_EVENTS = 1_000_000
+TICK_HZ = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Services and a database of this run's own."""
+
+    kafka: KafkaSettings
+    url: str
+
+    @property
+    def topic(self) -> str:
+        """The usage topic."""
+        return USAGE.name(self.kafka.topic_prefix)
+
+    def environ(self) -> dict[str, str]:
+        """For processes that take part."""
+        return os.environ | {
+            "TOLLBOOK_TOPIC_PREFIX": self.kafka.topic_prefix,
+            "TOLLBOOK_DATABASE_URL": self.url,
+        }
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker as operators run it."""
+        command = [sys.executable, "-m", "console.main", "streams", "run"]
+        with subprocess.Popen(
+            command, env=self.environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as worker:
+            try:
+                yield worker
+            finally:
+                worker.terminate()
+                worker.wait(30)
+
+    def produce(self, count: int, rate: int = 0) -> subprocess.Popen[str]:
+        """A producer process of its own."""
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.traffic",
+            self.topic,
+            str(count),
+            *([str(rate)] if rate else []),
+        ]
+        return subprocess.Popen(command, env=self.environ(), stdout=subprocess.PIPE, text=True)
+
+
+@contextlib.contextmanager
+def bench() -> Iterator[Bench]:
+    """A fresh database and fresh topics; the database is dropped at the end."""
+    server = os.environ["TOLLBOOK_DATABASE_URL"]
+    name = f"tollbook_bench_{secrets.token_hex(4)}"
+    head, _, options = server.partition("?")
+    url = f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{options}" if options else "")
+    kafka = KafkaSettings(os.environ["TOLLBOOK_KAFKA"], topic_prefix=f"bench-{secrets.token_hex(4)}")
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f'create database "{name}"')
+        try:
+            upgrade(url)
+            ensure_topics(kafka)
+            with connect(url) as connection:
+                tenants.register(connection, [(tenant, tenant) for tenant in TENANTS], actor="bench")
+            yield Bench(kafka, url)
+        finally:
+            admin.execute(f'drop database if exists "{name}"')
+
+
+def main() -> None:
+    """Measure, print, and write build/bench-streams.json."""
+    report = Report("bench-streams", SEED, QUICK)
+    with bench() as b:
+        print(f"producing a backlog of {BACKLOG:,} events", flush=True)
+        begun = time.monotonic()
+        produced = b.produce(BACKLOG)
+        assert produced.wait() == 0, "the producer failed"
+        report.add("produced_events_per_s", "1/s", [BACKLOG / (time.monotonic() - begun)])
+        sustained(b, report)
+        latency(b, report)
+        bare_read(b, report)
+        bare_copy(b, report)
+    for preloaded in PRELOADED:
+        full_table(report, preloaded)
+    ratios(report)
+    report.write()
+
+
+def sustained(b: Bench, report: Report) -> None:
+    """Drain the backlog for a while: events a second, CPU an event by process, memory of the worker."""
+    log = LogReader(b.kafka, b.topic).read()
+    total = sum(log.ends.values())
+    with b.worker() as worker, connect(b.url) as connection:
+        wait_for_progress(connection, log, total)
+        rates, memory = [], [resident_mib(worker.pid)]
+        cpu_before, at_before, begun = cpu_by_part(worker.pid), lag(connection, log), time.monotonic()
+        at, then = at_before, begun
+        while at and time.monotonic() - begun < SUSTAINED_S:
+            time.sleep(2.0 if QUICK else 10.0)
+            now_at, now = lag(connection, log), time.monotonic()
+            if now_at:
+                rates.append((at - now_at) / (now - then))
+            at, then = now_at, now
+            memory.append(resident_mib(worker.pid))
+        applied = at_before - at
+        cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(worker.pid).items()}
+    report.add("ingest_events_per_s", "1/s", rates, goal=25_000)
+    report.add("cpu_us_per_event", "us", [sum(cpu.values()) / applied * 1e6])
+    for part, seconds in cpu.items():
+        report.add(f"cpu_us_per_event_{part}", "us", [seconds / applied * 1e6])
+    report.add("worker_memory_mib", "MiB", [memory[-1]])
+    report.add("worker_memory_growth_mib", "MiB", [memory[-1] - memory[len(memory) // 4]])
+
+
+def latency(b: Bench, report: Report) -> None:
+    """Produce evenly and watch positions: from produce() to committed and so visible."""
+    log = LogReader(b.kafka, b.topic).read()
+    with connect(b.url) as connection:
+        connection.execute("update usage.sources set next_position = next_position")  # fail early if it is gone
+        for partition, end in log.ends.items():
+            state = sources.states(connection, b.topic)[partition]
+            if state.next_position < end:
+                sources.resolve(connection, log, partition, end, reason="benchmark: the next figure", actor="bench")
+        with b.worker():
+            wait_for_members(b)
+            producer = b.produce(LATENCY_RATE * LATENCY_S, LATENCY_RATE)
+            visible = watch(connection, b, producer)
+    assert producer.stdout is not None
+    delays = []
+    for line in producer.stdout.read().splitlines():
+        partition, offset, produced_at = line.split()
+        seen = next((at for at, positions in visible if positions.get(int(partition), 0) > int(offset)), None)
+        if seen is not None:
+            delays.append((seen - float(produced_at)) * 1000)
+    cuts = quantiles(delays, n=100)
+    report.add("visible_p50_ms_at_10k", "ms", [cuts[49]])
+    report.add("visible_p99_ms_at_10k", "ms", [cuts[98]], goal=1000)
+
+
+def watch(
+    connection: psycopg.Connection, b: Bench, producer: subprocess.Popen[str]
+) -> list[tuple[float, dict[int, int]]]:
+    """Positions over time, every few milliseconds, until the producer has ended and all is applied."""
+    seen: list[tuple[float, dict[int, int]]] = []
+    ends: dict[int, int] | None = None
+    deadline = time.monotonic() + LATENCY_S + 60
+    while time.monotonic() < deadline:
+        positions = {p: state.next_position for p, state in sources.states(connection, b.topic).items()}
+        seen.append((time.time(), positions))
+        if producer.poll() is not None:
+            ends = ends or LogReader(b.kafka, b.topic).read().ends
+            if all(positions[p] >= end for p, end in ends.items()):
+                break
+        time.sleep(0.004)
+    return seen
+
+
+def bare_read(b: Bench, report: Report) -> None:
+    """The floor of reading: aiokafka alone, doing nothing."""
+
+    async def read_all() -> float:
+        consumer = aiokafka.AIOKafkaConsumer(
+            b.topic, bootstrap_servers=b.kafka.bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            count, begun = 0, 0.0
+            while not begun or time.monotonic() - begun < 5:
+                batch = await consumer.getmany(timeout_ms=1000, max_records=8000)
+                if not batch:
+                    break
+                begun = begun or time.monotonic()
+                count += sum(map(len, batch.values()))
+            return count / (time.monotonic() - begun)
+        finally:
+            await consumer.stop()
+
+    report.add("bare_read_events_per_s", "1/s", [asyncio.run(read_all()) for _ in range(3)])
+
+
+def bare_copy(b: Bench, report: Report) -> None:
+    """The floor of writing: the same rows by binary COPY into a plain table, in the same chunks, committed each."""
+    from streams.apply import _stage_row
+    from tests.benchmarks.traffic import events
+
+    received = datetime.now(UTC)
+    accepted = [read(Record(i, key, value, received)) for i, (key, value) in enumerate(events(20_000, SEED))]
+    rows = [_stage_row(message) for message in accepted]  # type: ignore[arg-type]
+    runs = []
+    with connect(b.url) as connection:
+        connection.execute(
+            CREATE_STAGE.replace("temporary table", "table")
+            .replace("stage (", "bench_copy (")
+            .replace(" on commit delete rows", "")
+        )
+        for _ in range(3):
+            begun, count = time.monotonic(), 0
+            while time.monotonic() - begun < 5:
+                for start in range(0, len(rows), 2000):
+                    with (
+                        connection.cursor() as cursor,
+                        cursor.copy(
+                            f"copy bench_copy ({', '.join(name for name, _ in STAGE)}) from stdin (format binary)"
+                        ) as copy,
+                    ):
+                        copy.set_types([kind for _, kind in STAGE])
+                        for row in rows[start : start + 2000]:
+                            copy.write_row(row)
+                    count += 2000
+            runs.append(count / (time.monotonic() - begun))
+            connection.execute("truncate bench_copy")
+    report.add("bare_copy_events_per_s", "1/s", runs)
+
+
+def full_table(report: Report, preloaded: int) -> None:
+    """The rate with so many identities there already (UUIDv7, older), beside the same on an empty table."""
+    rates = []
+    for identities in (0, preloaded):
+        with bench() as b:
+            if identities:
+                print(f"preloading {identities:,} identities", flush=True)
+                preload(b.url, identities)
+            assert b.produce(FULL_TABLE_EVENTS).wait() == 0
+            log = LogReader(b.kafka, b.topic).read()
+            with b.worker(), connect(b.url) as connection:
+                wait_for_progress(connection, log, FULL_TABLE_EVENTS)
+                begun, at = time.monotonic(), lag(connection, log)
+                while lag(connection, log):
+                    time.sleep(0.2)
+                rates.append(at / (time.monotonic() - begun))
+    report.add(f"slowdown_{preloaded // 1_000_000}m_ids", "ratio", [rates[0] / rates[1]], goal=1.2)
+
+
+def preload(url: str, count: int) -> None:
+    """Identities of the past, in order of time as they came."""
+    with connect(url) as connection:
+        connection.execute("set synchronous_commit = off")
+        for start in range(0, count, 1_000_000):
+            connection.execute(
+                "insert into usage.event_identities (request_id, tenant_id, attempt, kind, correction_no,"
+                " content_digest, usage_source, completed_at, source, position)"
+                " select substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-7' || substr(h, 13, 3) || '-8'"
+                " || substr(r, 1, 3) || '-' || substr(r, 4, 12),"
+                " 'tenant_' || to_char(n %% 500, 'FM000'), 1, 'usage', 0,"
+                " decode(r, 'hex'), 'engine', now() - interval '20 days', 'preload', n"
+                " from (select n, md5(n::text) as r, lpad(to_hex(1790000000000 + n / 20), 12, '0') || '000' as h"
+                " from generate_series(%s::bigint, %s::bigint) as n) as made",
+                (start, min(start + 1_000_000, count) - 1),
+            )
+        connection.execute("analyze usage.event_identities")
+        connection.execute("checkpoint") if is_superuser(connection) else None
+
+
+def is_superuser(connection: psycopg.Connection) -> bool:
+    """Whether a checkpoint can be asked for."""
+    row = connection.execute("select usesuper from pg_user where usename = current_user").fetchone()
+    return bool(row and row[0])
+
+
+def ratios(report: Report) -> None:
+    """The figures beside their floors, and the slow-down at the largest table measured."""
+    ingest = report.figures["ingest_events_per_s"].value
+    report.add("ratio_to_bare_read", "ratio", [report.figures["bare_read_events_per_s"].value / ingest], floor=1.0)
+    report.add("ratio_to_bare_copy", "ratio", [report.figures["bare_copy_events_per_s"].value / ingest], floor=1.0)
+    measured = [figure.value for key, figure in report.figures.items() if key.startswith("slowdown_")]
+    if measured:
+        report.add("slowdown_full_table", "ratio", [measured[-1]], goal=1.2)
+
+
+def lag(connection: psycopg.Connection, log: sources.Log) -> int:
+    """Messages of the log that are not applied."""
+    return sources.lag(connection, log)
+
+
+def wait_for_progress(connection: psycopg.Connection, log: sources.Log, total: int) -> None:
+    """Until the worker has joined and applied something."""
+    deadline = time.monotonic() + 60
+    while lag(connection, log) >= total:
+        assert time.monotonic() < deadline, "the worker does not begin"
+        time.sleep(0.05)
+
+
+def wait_for_members(b: Bench) -> None:
+    """Until the worker has its partitions: a probe message per second is not needed, its join takes two seconds."""
+    time.sleep(6)
+
+
+def cpu_by_part(worker: int) -> dict[str, float]:
+    """CPU seconds so far of the worker, PostgreSQL and Kafka."""
+    found = {"worker": cpu_seconds(worker), "postgres": 0.0, "kafka": 0.0}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes().replace(b"\0", b" ")
+            part = "postgres" if b"postgres" in command[:60] else "kafka" if b"kafka.Kafka" in command else None
+            if part:
+                found[part] += cpu_seconds(int(path.parent.name))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK_HZ
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Usage events of a platform with 500 skewed tenants and 20 models, as fast as Kafka takes them.
+
+python -m tests.benchmarks.traffic TOPIC COUNT [RATE]    prints, for every 1,000th message, when it was produced
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from serving_adapter.producer import EventProducer
+from serving_adapter.settings import KafkaSettings
+
+TENANTS = tuple(f"tenant_{number:03d}" for number in range(500))
+MODELS = tuple(f"model-{number:02d}" for number in range(20))
+STAMPED_EVERY = 1000
+BURST_S = 0.005
+TEMPLATE = (
+    '{{"tenant_id":"{tenant}","request_id":"{request}","model":"{model}","input_tokens":{input},"output_tokens":{output},'
+    '"cache_hit_tokens":{cached},"region":"us-east","tier":"paid","duration_ms":{duration},"gpu_us":{gpu},'
+    '"timestamp":"{timestamp}","replica_id":"r{replica}","boot_id":"b1"}}'
+)
+
+
+def tenant_weights() -> list[float]:
+    """Ten tenants make 80 %, two hundred 19 %, the rest 1 %."""
+    return [0.08] * 10 + [0.19 / 200] * 200 + [0.01 / 290] * 290
+
+
+def events(count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
+    """(key, message) of so many events, about 330 bytes each, with UUIDv7 request ids in order of time."""
+    dice = random.Random(seed)
+    tenants = dice.choices(TENANTS, tenant_weights(), k=100_000)
+    timestamp, minted = "", 0
+    for number in range(count):
+        if number % 500 == 0:
+            now = time.time()
+            timestamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            minted = int(now * 1000)
+        tenant, bits = tenants[number % 100_000], dice.getrandbits(72)
+        request = uuid7_text(minted, number, bits)
+        yield tenant.encode(), TEMPLATE.format(
+            tenant=tenant, request=request, model=MODELS[bits % 20], input=bits % 3000 + 100, output=bits % 700 + 1,
+            cached=bits % 100, duration=bits % 9000, gpu=bits % 500_000, timestamp=timestamp, replica=bits % 20,
+        ).encode()  # fmt: skip
+
+
+def uuid7_text(milliseconds: int, counter: int, bits: int) -> str:
+    """A UUIDv7: time, then a counter, then random bits."""
+    head = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{counter % 4096:03x}"
+    return f"{head}-{0x8000 | bits >> 58 & 0x3FFF:04x}-{bits & 0xFFFFFFFFFFFF:012x}"
+
+
+def main() -> None:
+    """Produce; with a rate, evenly, printing `partition offset seconds` of stamped messages."""
+    topic, count = sys.argv[1], int(sys.argv[2])
+    rate = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    producer = EventProducer(KafkaSettings.from_environment(), topic)
+    begun = time.monotonic()
+    for number, (key, message) in enumerate(events(count, seed=count)):
+        if rate and (ahead := number / rate - (time.monotonic() - begun)) > BURST_S:
+            time.sleep(ahead)
+        if rate and number % STAMPED_EVERY == 0:
+            producer.send(key, message, told=_stamp(time.time()))
+        else:
+            producer.send(key, message)
+    producer.flush()
+
+
+def _stamp(produced_at: float) -> Callable[[int, int], None]:
+    return lambda partition, offset: print(partition, offset, produced_at, flush=True)
+
+
+if __name__ == "__main__":
+    main()

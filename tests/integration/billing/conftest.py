@@ -1,0 +1,142 @@
+"""A database of the test's own, and short ways to fill it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from billing.commands.apply_plan import PlanApplied, apply_plan
+from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
+from billing.commands.rate_period import PeriodRated, rate_period
+from billing.commands.send_invoices import InvoicesSent, send_invoices
+from billing.commands.start_subscription import SubscriptionStarted, start_subscription
+from billing.database import engine_for, raw, transaction
+from billing.periods import BillingPeriod
+from billing.settings import StripeSettings
+from billing.stripe_gateway import StripeGateway
+from streams import tenants
+from tests.billing_builders import NOW, OCTOBER, SINCE
+from tests.fixtures_stripe_twin import StripeTwin
+
+PLAN = """\
+plan: p
+currency: USD
+versions:
+  - version: v1
+    from: 2026-01-01
+    charges:
+      - {key: in, model: per_unit, metric: input, price: "0.001"}
+      - {key: cached, model: per_unit, metric: cached_input, price: "0.0005"}
+      - {key: out, model: per_unit, metric: output, price: "0.002"}
+"""
+
+
+@dataclass
+class World:
+    """A database with tenants, usage and a plan; commands with the test's defaults."""
+
+    engine: Engine
+
+    def tenant(self, *names: str) -> None:
+        """Register tenants."""
+        with transaction(self.engine) as connection:
+            tenants.register(raw(connection), [(name, name) for name in names], actor="test")
+
+    def use(self, tenant: str, *, at: datetime = OCTOBER.start, model: str = "llama", **changed: Any) -> None:
+        """Add usage to the hourly window that begins at `at`."""
+        row: dict[str, Any] = {
+            "tenant_id": tenant, "bucket": at, "model": model, "adapter": "", "region": "", "tier": "", "pool": "",
+            "status": "ok", "fault": "none", "purpose": "tenant", "usage_source": "engine", "rating_band": "",
+            "events": 1, "requests": 1, "input_tokens": 0, "cache_hit_tokens": 0, "output_tokens": 0, "gpu_us": 0,
+        } | changed  # fmt: skip
+        sums = ("events", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
+        keys = ", ".join(key for key in row if key not in sums)
+        added = ", ".join(f"{name} = windows_1h.{name} + excluded.{name}" for name in sums)
+        with transaction(self.engine) as connection:
+            connection.execute(
+                text(
+                    f"insert into usage.windows_1h ({', '.join(row)}) values ({', '.join(':' + k for k in row)})"
+                    f" on conflict ({keys}) do update set {added}"
+                ),
+                row,
+            )
+
+    def plan(self, content: str = PLAN, **changed: Any) -> PlanApplied:
+        """Apply a plan."""
+        return apply_plan(self.engine, content, **({"file": "plan.yaml", "actor": "test", "now": NOW} | changed))
+
+    def subscribe(self, tenant: str, **changed: Any) -> SubscriptionStarted:
+        """Put a tenant on plan `p` from January."""
+        values: dict[str, Any] = {"plan": "p", "starts_at": SINCE, "actor": "test"}
+        return start_subscription(self.engine, tenant_id=tenant, **(values | changed))
+
+    def rate(self, period: BillingPeriod = OCTOBER, now: datetime = NOW, **changed: Any) -> PeriodRated:
+        """Rate a period."""
+        return rate_period(self.engine, period=period, now=now, **changed)
+
+    def draft(self, period: BillingPeriod = OCTOBER, now: datetime = NOW, **changed: Any) -> InvoicesDrafted:
+        """Draw up the invoices of a period."""
+        return draft_invoices(self.engine, period=period, now=now, **changed)
+
+    def send(self, gateway: StripeGateway, period: BillingPeriod = OCTOBER, **changed: Any) -> InvoicesSent:
+        """Send the invoices of a period."""
+        values: dict[str, Any] = {"now": NOW, "actor": "ada", "pause_s": 0.01}
+        return send_invoices(self.engine, period=period, gateway=gateway, **(values | changed))
+
+    def customers(self, *names: str) -> None:
+        """Tenants on plan `p`."""
+        self.tenant(*names)
+        self.plan()
+        for name in names:
+            self.subscribe(name)
+
+    def rows(self, query: str, **values: object) -> list[tuple[Any, ...]]:
+        """What a query finds."""
+        with transaction(self.engine) as connection:
+            return [tuple(row) for row in connection.execute(text(query), values)]
+
+    def execute(self, statement: str, **values: object) -> None:
+        """Run a statement and commit."""
+        with transaction(self.engine) as connection:
+            connection.execute(text(statement), values)
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        return int(self.rows(f"select count(*) from {table}")[0][0])
+
+
+@pytest.fixture
+def world(own_database_url: str) -> Iterator[World]:
+    """A world of the test's own."""
+    engine = engine_for(own_database_url)
+    yield World(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def gateway(stripe_twin: StripeTwin) -> StripeGateway:
+    """Stripe, empty."""
+    return StripeGateway(StripeSettings(stripe_twin.key, stripe_twin.url))
+
+
+class Crash(BaseException):
+    """What a kill does, as far as one process can do it to itself: nothing after it runs."""
+
+
+def crash_at(name: str, times: int = 1) -> Callable[[uuid.UUID, str], None]:
+    """A checkpoint that crashes when it is passed so often under this name."""
+    left = [times]
+
+    def checkpoint(_: uuid.UUID, reached: str) -> None:
+        if reached == name:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Crash(name)
+
+    return checkpoint

@@ -1,0 +1,293 @@
+"""What the database itself refuses, whatever program writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from itertools import count
+
+import psycopg
+import pytest
+
+from streams.database import connect
+
+ENTRY = """
+    insert into ledger.journal_entries (idempotency_key, input_hash, kind, legal_entity, accounting_period,
+        effective_at, recorded_at, transaction_id, legs, reverses)
+    values (%s, sha256(%s::text::bytea), %s, 'default', %s, '2026-10-31Z', now(), '1', %s, %s) returning entry_id
+"""
+LEG = "insert into ledger.postings (entry_id, seq, account_id, currency, amount) values (%s, %s, %s, %s, %s)"
+
+
+class Book:
+    """Writes to the journal with plain SQL, as a careless program would: keys and accounting month of its own."""
+
+    def __init__(self, connection: psycopg.Connection, name: str, month: str) -> None:
+        self.connection = connection
+        self.name = name
+        self.month = month
+        connection.execute("insert into ledger.accounting_periods values ('default', %s, 'open')", (month,))
+        self.account = {
+            name: self._account(code, currency, subledger, quantum)
+            for name, code, currency, subledger, quantum in (
+                ("unbilled", 1150, "USD", "t1", None),
+                ("revenue", 4000, "USD", "", None),
+                ("euro", 4000, "EUR", "", None),
+                ("receivable", 1100, "USD", "acme", "0.01"),
+            )
+        }
+
+    def _account(self, code: int, currency: str, subledger: str, quantum: str | None) -> int:
+        self.connection.execute(
+            "insert into ledger.accounts (legal_entity, code, currency, subledger, quantum)"
+            " values ('default', %s, %s, %s, %s) on conflict do nothing",
+            (code, currency, subledger, quantum),
+        )
+        row = self.connection.execute(
+            "select account_id from ledger.accounts where (legal_entity, code, currency, subledger)"
+            " = ('default', %s, %s, %s)",
+            (code, currency, subledger),
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def header(self, key: str = "k1", legs: int = 2, kind: str = "test", reverses: int | None = None) -> int:
+        key = f"{self.name}/{key}"
+        row = self.connection.execute(ENTRY, (key, key, kind, self.month, legs, reverses)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def leg(self, entry: int, seq: int, account: str, amount: str, currency: str = "USD") -> None:
+        self.connection.execute(LEG, (entry, seq, self.account[account], currency, amount))
+
+    def post(self, key: str, *legs: tuple[str, str], **header: object) -> int:
+        with self.connection.transaction():
+            entry = self.header(key, len(legs), **header)  # type: ignore[arg-type]
+            for seq, (account, amount) in enumerate(legs, start=1):
+                self.leg(entry, seq, account, amount, "EUR" if account == "euro" else "USD")
+        return entry
+
+    def count(self) -> int:
+        row = self.connection.execute(
+            "select count(*) from ledger.journal_entries where starts_with(idempotency_key, %s)", (f"{self.name}/",)
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+GOOD = (("unbilled", "12.345678901234"), ("revenue", "-12.345678901234"))
+
+
+MONTHS = count(1)
+
+
+@pytest.fixture
+def book(database_url: str, request: pytest.FixtureRequest) -> Iterator[Book]:
+    """The journal of the database that this worker's tests share."""
+    number = next(MONTHS)
+    with connect(database_url) as connection:
+        yield Book(connection, request.node.name, f"{2030 + number // 12}-{number % 12 + 1:02d}")
+
+
+def refused(state: str) -> pytest.RaisesExc[psycopg.Error]:
+    """An error with this SQLSTATE."""
+    return pytest.RaisesExc(psycopg.Error, check=lambda error: error.sqlstate == state)
+
+
+CHECK, FOREIGN_KEY, UNIQUE = "23514", "23503", "23505"
+
+
+def test_a_balanced_entry_is_booked(book: Book) -> None:
+    book.post("k1", *GOOD)
+    book.post("k2", ("unbilled", "1"), ("euro", "-2"), ("revenue", "-1"), ("euro", "2"))
+    assert book.count() == 2
+
+
+@pytest.mark.parametrize(
+    "legs",
+    [
+        (("unbilled", "12.34"), ("revenue", "-12.33")),
+        (("unbilled", "1"), ("euro", "-1")),
+        (("unbilled", "0.000000000001"), ("revenue", "-0.000000000002")),
+    ],
+)
+def test_what_does_not_balance_in_each_currency_is_refused_at_commit(
+    book: Book, legs: tuple[tuple[str, str], ...]
+) -> None:
+    with refused("TB004"):
+        book.post("k1", *legs)
+    assert book.count() == 0
+
+
+def test_one_leg_or_none_is_refused(book: Book) -> None:
+    with refused(CHECK):
+        book.header(legs=1)
+    with refused("TB003"), book.connection.transaction():
+        book.header()
+    with refused("TB003"), book.connection.transaction():
+        book.leg(book.header(), 1, "unbilled", "1")
+    assert book.count() == 0
+
+
+def test_a_leg_cannot_be_added_later(book: Book) -> None:
+    entry = book.post("k1", *GOOD)
+    with refused("TB002"):
+        book.leg(entry, 2, "unbilled", "1")
+    with refused("TB002"):
+        book.leg(entry, 3, "unbilled", "1")
+
+
+def test_a_leg_cannot_be_added_after_the_balance_was_checked_in_the_same_transaction(book: Book) -> None:
+    with refused("TB002"), book.connection.transaction():
+        entry = book.header()
+        book.leg(entry, 1, "unbilled", "1")
+        book.leg(entry, 2, "revenue", "-1")
+        book.connection.execute("set constraints all immediate")
+        book.leg(entry, 3, "unbilled", "1")
+    assert book.count() == 0
+
+
+def test_a_header_cannot_be_stamped_with_another_transaction(book: Book) -> None:
+    # ENTRY says transaction 1; the trigger writes the real one, and later legs are refused.
+    entry = book.post("k1", *GOOD)
+    row = book.connection.execute(
+        "select transaction_id from ledger.journal_entries where entry_id = %s", (entry,)
+    ).fetchone()
+    assert row is not None
+    assert row[0] != "1"
+    with refused("TB002"):
+        book.leg(entry, 1, "unbilled", "1")
+
+
+FACTS = (
+    "accounts",
+    "invoice_transitions",
+    "issued_numbers",
+    "journal_entries",
+    "plan_versions",
+    "postings",
+    "price_plans",
+    "rated_lines",
+)
+
+
+def test_the_journal_cannot_be_edited_or_deleted(book: Book) -> None:
+    book.post("k1", *GOOD)
+    for statement in (
+        "update ledger.journal_entries set kind = 'other'",
+        "update ledger.postings set amount = amount * 2",
+        "delete from ledger.postings",
+        "delete from ledger.journal_entries",
+        "update ledger.accounts set code = 4010 where code = 4000",
+    ):
+        with refused("TB001"):
+            book.connection.execute(statement)
+
+
+def test_a_series_of_numbers_only_counts_up_one_by_one(book: Book) -> None:
+    for statement in (
+        "update ledger.number_series set last_number = last_number + 2",
+        "update ledger.number_series set last_number = last_number",
+        "update ledger.number_series set last_number = last_number + 1, prefix = 'X-'",
+        "delete from ledger.number_series",
+    ):
+        with refused("TB009"):
+            book.connection.execute(statement)
+
+
+def test_no_table_of_facts_can_be_emptied_and_each_refuses_edits(book: Book) -> None:
+    for table in FACTS:
+        with refused("TB001"):
+            book.connection.execute(f"truncate ledger.{table} cascade")
+        guards = book.connection.execute(
+            "select count(*) from pg_trigger where tgrelid = %s::regclass and tgname = 'append_only'",
+            (f"ledger.{table}",),
+        ).fetchone()
+        assert guards == (1,), table
+
+
+@pytest.mark.parametrize("amount", ["0.0000000000001", "NaN", "Infinity", "-Infinity", "0"])
+def test_too_many_decimals_and_no_numbers_are_refused(book: Book, amount: str) -> None:
+    with refused(CHECK), book.connection.transaction():
+        book.leg(book.header(), 1, "unbilled", amount)
+
+
+def test_a_float_that_is_no_number_is_refused_and_nothing_is_rounded_silently(book: Book) -> None:
+    for wrong in ("nan", "inf", "1e-13"):
+        with refused(CHECK), book.connection.transaction():
+            book.connection.execute(LEG, (book.header(), 1, book.account["unbilled"], "USD", float(wrong)))
+    entry = book.post("k1", *GOOD)
+    row = book.connection.execute(
+        "select amount from ledger.postings where entry_id = %s and seq = 1", (entry,)
+    ).fetchone()
+    assert row == (Decimal("12.345678901234"),)
+
+
+def test_a_leg_in_another_currency_than_its_account_is_refused(book: Book) -> None:
+    with refused(FOREIGN_KEY), book.connection.transaction():
+        book.leg(book.header(), 1, "unbilled", "1", "EUR")
+
+
+def test_receivables_take_whole_cents_only(book: Book) -> None:
+    with refused("TB007"):
+        book.post("k1", ("receivable", "1.005"), ("unbilled", "-1.005"))
+    book.post("k2", ("receivable", "1.01"), ("unbilled", "-1.01"))
+
+
+def test_an_entry_cannot_use_an_account_of_another_legal_entity(book: Book) -> None:
+    book.connection.execute("insert into ledger.legal_entities values ('eu', 'EU', 'EUR') on conflict do nothing")
+    row = book.connection.execute(
+        "insert into ledger.accounts (legal_entity, code, currency) values ('eu', 4000, 'USD') returning account_id"
+    ).fetchone()
+    assert row is not None
+    book.account["foreign"] = row[0]
+    with refused("TB006"):
+        book.post("k1", ("unbilled", "1"), ("foreign", "-1"))
+
+
+def test_a_key_is_booked_once_and_an_entry_reversed_once(book: Book) -> None:
+    entry = book.post("k1", *GOOD)
+    with refused(UNIQUE):
+        book.post("k1", *GOOD)
+    back = tuple((account, amount.removeprefix("-") if "-" in amount else f"-{amount}") for account, amount in GOOD)
+    book.post("k1:reversal", *back, reverses=entry)
+    with refused(UNIQUE):
+        book.post("k1:reversal-2", *back, reverses=entry)
+
+
+def test_a_closed_or_unknown_accounting_period_takes_nothing_but_its_adjustments(book: Book) -> None:
+    book.connection.execute("update ledger.accounting_periods set state = 'closed' where month = %s", (book.month,))
+    with refused("TB005"):
+        book.post("k1", *GOOD)
+    book.post("k2", *GOOD, kind="prior_period_adjustment")
+    book.month = "1999-01"
+    with refused("TB005"):
+        book.post("k3", *GOOD)
+
+
+def test_whoever_closes_a_period_waits_for_postings_that_are_under_way(book: Book, database_url: str) -> None:
+    lock = f"select pg_advisory_xact_lock(hashtextextended('ledger/default/{book.month}', 0))"
+    got_it = threading.Event()
+
+    def close() -> None:
+        with connect(database_url) as other, other.transaction():
+            other.execute(lock)
+            got_it.set()
+
+    with book.connection.transaction():
+        entry = book.header()
+        closer = threading.Thread(target=close)
+        closer.start()
+        assert not got_it.wait(0.3)
+        book.leg(entry, 1, "unbilled", "1")
+        book.leg(entry, 2, "revenue", "-1")
+    assert got_it.wait(10)
+    closer.join()
+
+
+def test_prices_take_eighteen_decimals_and_amounts_twelve(book: Book) -> None:
+    book.connection.execute("select 0.000000000000000001::ledger.price, 0.000000000001::ledger.amount")
+    for wrong in ("0.0000000000000000001::ledger.price", "'NaN'::ledger.price", "0.0000000000001::ledger.quantity"):
+        with refused(CHECK):
+            book.connection.execute(f"select {wrong}")

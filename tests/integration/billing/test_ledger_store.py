@@ -1,0 +1,125 @@
+"""Posting through the store: once per key, in parallel too; balances as sums."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import Engine
+
+from billing import ledger_store
+from billing.commands.trial_balance import trial_balance
+from billing.database import engine_for, transaction
+from billing.errors import AccountingPeriodClosed, IdempotencyConflict
+from billing.ledger import AccountCode, JournalEntry, Posting, reversal
+from tests.integration.billing.conftest import World
+
+AT = datetime(2026, 10, 31, tzinfo=UTC)
+
+
+def entry(key: str = "k1", amount: str = "1.5", tenant: str = "t1", month: str = "2026-10") -> JournalEntry:
+    debit = Posting(AccountCode.UNBILLED_RECEIVABLE, "USD", Decimal(amount), tenant)
+    credit = Posting(AccountCode.USAGE_REVENUE, "USD", -Decimal(amount))
+    return JournalEntry(key, "test", "default", month, AT, (debit, credit))
+
+
+def post(engine: Engine, *entries: JournalEntry) -> dict[str, int]:
+    with transaction(engine) as connection:
+        return ledger_store.post(connection, entries)
+
+
+def test_the_same_fact_is_booked_once_and_found_again(world: World) -> None:
+    first = post(world.engine, entry("k1"), entry("k2", tenant="t2"))
+    again = post(world.engine, entry("k2", tenant="t2"), entry("k3"), entry("k1"))
+    assert {key: again[key] for key in first} == first
+    assert world.count("ledger.journal_entries") == 3
+    assert world.count("ledger.postings") == 6
+
+
+def test_a_key_with_other_input_is_refused_and_nothing_of_the_batch_is_booked(world: World) -> None:
+    post(world.engine, entry("k1"))
+    with pytest.raises(IdempotencyConflict, match="k1"):
+        post(world.engine, entry("k0"), entry("k1", amount="1.500000000001"))
+    assert world.count("ledger.journal_entries") == 1
+
+
+def test_one_batch_cannot_name_a_key_twice(world: World) -> None:
+    with pytest.raises(IdempotencyConflict):
+        post(world.engine, entry("k1"), entry("k1"))
+
+
+def test_an_entry_comes_back_as_it_was_posted(world: World) -> None:
+    given = replace(entry("k1", amount="1.000000000001"), source={"tenant_id": "t1"}, original_period="2026-09")
+    post(world.engine, given)
+    with transaction(world.engine) as connection:
+        found = ledger_store.entry(connection, "k1")
+        assert ledger_store.entry(connection, "k9") is None
+    assert found is not None
+    assert found[1] == given
+    assert found[1].input_hash == given.input_hash
+
+
+def test_64_at_once_with_one_key_book_it_once(world: World, own_database_url: str) -> None:
+    engines = [engine_for(own_database_url) for _ in range(4)]
+    try:
+        with ThreadPoolExecutor(32) as pool:
+            ids = list(pool.map(lambda n: post(engines[n % 4], entry("k1"), entry(f"own-{n}"))["k1"], range(64)))
+    finally:
+        for engine in engines:
+            engine.dispose()
+    assert len(set(ids)) == 1
+    assert world.count("ledger.journal_entries") == 65
+    assert world.rows("select count(*) from ledger.accounts") == [(2,)]
+
+
+def test_of_two_inputs_under_one_key_at_once_one_is_booked_and_the_other_refused(world: World) -> None:
+    def attempt(n: int) -> str:
+        try:
+            post(world.engine, entry("k1", amount=str(n % 2 + 1)))
+        except IdempotencyConflict:
+            return "refused"
+        return "booked"
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = Counter(pool.map(attempt, range(16)))
+    assert outcomes == {"booked": 8, "refused": 8}
+    assert world.count("ledger.journal_entries") == 1
+
+
+def test_a_closed_period_takes_nothing_new_but_still_knows_what_it_has(world: World) -> None:
+    first = post(world.engine, entry("k1"))
+    world.execute("update ledger.accounting_periods set state = 'closed'")
+    assert post(world.engine, entry("k1")) == first
+    with pytest.raises(AccountingPeriodClosed, match=r"2026-10 of default is closed"):
+        post(world.engine, entry("k2"))
+
+
+def test_balances_are_sums_per_account_and_period(world: World) -> None:
+    booked = post(
+        world.engine, entry("k1", "1.25"), entry("k2", "0.000000000001", tenant="t2"), entry("k3", "7", month="2026-11")
+    )
+    back = reversal(
+        entry("k1", "1.25"), entry_id=booked["k1"], idempotency_key="k1:r", accounting_period="2026-11", effective_at=AT
+    )
+    post(world.engine, back)
+    whole, november = trial_balance(world.engine), trial_balance(world.engine, accounting_period="2026-11")
+    assert [(row.code, row.debit, row.credit) for row in whole.rows] == [
+        (1150, Decimal("7.000000000001"), 0),
+        (4000, 0, Decimal("7.000000000001")),
+    ]
+    assert [(row.code, row.debit, row.credit) for row in november.rows] == [
+        (1150, Decimal("5.75"), 0),
+        (4000, 0, Decimal("5.75")),
+    ]
+    assert whole.balanced
+    assert november.balanced
+    assert whole.totals == {"USD": (Decimal("7.000000000001"), Decimal("7.000000000001"))}
+    with transaction(world.engine) as connection:
+        per_tenant = ledger_store.subledger_balances(
+            connection, legal_entity="default", account=AccountCode.UNBILLED_RECEIVABLE
+        )
+    assert per_tenant == {"t1": 7, "t2": Decimal("0.000000000001")}

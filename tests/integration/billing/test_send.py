@@ -1,0 +1,353 @@
+"""Sending invoices with the real SDK to the twin: what arrives, what stays, what is parked, what is left for later."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import stripe
+
+from billing.commands.send_invoices import InvoicesSent, Outcome
+from billing.commands.show_invoices import invoice_document, invoice_list
+from billing.commands.trial_balance import trial_balance
+from billing.database import connection
+from billing.errors import StripeAccessRefused
+from billing.invoice_sender import lock_account, unlock_account
+from billing.sending import LINES_MAX
+from billing.settings import StripeSettings
+from billing.stripe_gateway import StripeGateway
+from tests.billing_builders import NOVEMBER
+from tests.fixtures_stripe_twin import StripeTwin
+from tests.integration.billing.conftest import World
+
+NOWHERE = StripeGateway(StripeSettings("sk_test_1", "http://127.0.0.1:9"))
+
+
+def drafted(world: World, **tokens: int) -> None:
+    """Accounts with a draft over so many output tokens at 0.002."""
+    world.customers(*tokens)
+    for tenant, count in tokens.items():
+        world.use(tenant, output_tokens=count)
+    world.rate()
+    world.draft()
+
+
+def in_stripe(twin: StripeTwin) -> list[stripe.Invoice]:
+    return list(twin.client().v1.invoices.list({"limit": 100}).auto_paging_iter())
+
+
+def outcomes(sent: InvoicesSent) -> dict[str, Outcome]:
+    return {invoice.billing_account: invoice.outcome for invoice in sent.invoices}
+
+
+def balance(world: World) -> dict[int, Decimal]:
+    return {row.code: row.debit - row.credit for row in trial_balance(world.engine).rows}
+
+
+def test_an_invoice_arrives_finalized_with_our_number_lines_and_total(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    world.customers("acme")
+    world.use("acme", input_tokens=1000, cache_hit_tokens=400, output_tokens=2502)
+    world.rate()
+    world.draft()
+    (sent,) = world.send(gateway).invoices
+    assert (sent.outcome, sent.changed, sent.number, sent.amount_due_minor) == (
+        Outcome.FINALIZED,
+        True,
+        "INV-000001",
+        580,
+    )
+    (invoice,) = in_stripe(stripe_twin)
+    assert (invoice.id, invoice.status, invoice.number, invoice.total, invoice.amount_due, invoice.currency) == (
+        sent.stripe_invoice_id, "open", "INV-000001", 580, 580, "usd",
+    )  # fmt: skip
+    assert (invoice.auto_advance, invoice.collection_method, invoice.starting_balance) == (False, "send_invoice", 0)
+    assert invoice.metadata is not None
+    assert invoice.metadata["billing_account"] == "acme"
+    lines = {line.metadata["line_key"]: line.amount for line in invoice.lines.data}
+    assert lines == {"cached": 20, "in": 60, "out": 500}
+    document = invoice_document(world.engine, "INV-000001")
+    assert (document["state"], document["issue_date"], document["due_date"]) == (
+        "finalized",
+        "2026-12-02",
+        "2027-01-01",
+    )
+    assert document["stripe_invoice_id"] == invoice.id
+    assert document["hosted_invoice_url"] == invoice.hosted_invoice_url is not None
+    (customer,) = stripe_twin.client().v1.customers.list().data
+    assert (customer.name, document["stripe_customer_id"]) == ("acme", customer.id)
+
+
+def test_sending_books_the_receivable_clears_what_was_unbilled_and_keeps_the_residue(
+    world: World, gateway: StripeGateway
+) -> None:
+    drafted(world, acme=1001, bolt=1003)  # 2.002 → 2.00, 2.006 → 2.01
+    assert balance(world) == {1150: Decimal("4.008"), 4000: Decimal("-4.008")}
+    world.send(gateway)
+    assert balance(world) == {1100: Decimal("4.01"), 1150: 0, 4000: Decimal("-4.008"), 5900: Decimal("-0.002")}
+    assert trial_balance(world.engine).balanced
+
+
+def test_zero_and_below_the_minimum_stay_local_and_are_settled_in_the_books(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, zero=2, small=245, least=250)  # 0.004 → 0.00, 0.49 < 0.50, 0.50
+    sent = world.send(gateway)
+    assert outcomes(sent) == {"zero": Outcome.ZERO, "small": Outcome.CARRIED, "least": Outcome.FINALIZED}
+    assert sent.ok
+    assert [invoice.total for invoice in in_stripe(stripe_twin)] == [50]
+    assert balance(world) == {1100: Decimal("0.99"), 1150: 0, 4000: Decimal("-0.994"), 5900: Decimal("0.004")}
+    documents = {d["billing_account"]: d for d in invoice_list(world.engine)}
+    assert documents["zero"]["number"] is None
+    assert documents["small"]["number"] is not None
+    assert documents["small"]["state"] == "carried_below_minimum"
+    assert "below the minimum" in documents["small"]["reason_not_in_stripe"]
+    assert world.send(gateway).ok
+    assert world.count("ledger.invoice_transitions") == 7  # three drafts, zero, carried, approved, finalized
+
+
+def test_sending_again_sends_nothing(world: World, gateway: StripeGateway, stripe_twin: StripeTwin) -> None:
+    drafted(world, acme=1000, bolt=2000)
+    first = world.send(gateway)
+    counts = [world.count(f"ledger.{t}") for t in ("stripe_requests", "journal_entries", "invoice_transitions")]
+    again = world.send(NOWHERE)  # not even asked
+    assert [(i.number, i.outcome, i.changed) for i in again.invoices] == [
+        (i.number, Outcome.FINALIZED, False) for i in first.invoices
+    ]
+    assert counts == [world.count(f"ledger.{t}") for t in ("stripe_requests", "journal_entries", "invoice_transitions")]
+    assert len(in_stripe(stripe_twin)) == 2
+
+
+def test_a_customer_is_made_once_for_all_invoices_of_an_account(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000)
+    world.send(gateway)
+    world.use("acme", at=NOVEMBER.start, output_tokens=500)
+    world.rate(NOVEMBER)
+    world.draft(NOVEMBER)
+    assert outcomes(world.send(gateway, NOVEMBER)) == {"acme": Outcome.FINALIZED}
+    assert len(stripe_twin.client().v1.customers.list().data) == 1
+    assert sorted(str(invoice.number) for invoice in in_stripe(stripe_twin)) == ["INV-000001", "INV-000002"]
+
+
+def test_numbers_have_no_gaps_however_many_are_sent_at_once(world: World, gateway: StripeGateway) -> None:
+    drafted(world, **{f"t{n:02d}": 1000 + n for n in range(20)})
+    world.send(gateway)
+    assert world.rows("select number, written from ledger.issued_numbers order by number") == [
+        (n, f"INV-{n:06d}") for n in range(1, 21)
+    ]
+
+
+def test_two_senders_at_once_send_each_invoice_once(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    names = [f"t{n}" for n in range(6)]
+    drafted(world, **dict.fromkeys(names, 1000))
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(world.send, gateway) for _ in range(3)]
+        seen = Counter(i.outcome for run in runs for i in run.result().invoices if i.changed)
+    final = world.send(gateway)
+    assert seen[Outcome.FINALIZED] + sum(i.changed for i in final.invoices) >= 6
+    assert set(outcomes(final).values()) == {Outcome.FINALIZED}
+    assert len(in_stripe(stripe_twin)) == 6
+    assert all(invoice.status == "open" for invoice in in_stripe(stripe_twin))
+    assert world.count("ledger.issued_numbers") == 6
+
+
+def test_an_account_that_another_sender_is_at_is_left_to_it(world: World, gateway: StripeGateway) -> None:
+    drafted(world, acme=1000)
+    with connection(world.engine) as other:
+        assert lock_account(other, "acme")
+        (left,) = world.send(gateway).invoices
+        assert (left.outcome, left.reason) == (Outcome.LATER, "another sender is at it")
+        unlock_account(other, "acme")
+    assert outcomes(world.send(gateway)) == {"acme": Outcome.FINALIZED}
+
+
+def test_without_stripe_everything_is_left_for_later_and_nothing_is_lost(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, **{f"t{n:02d}": 1000 for n in range(30)})
+    sent = world.send(NOWHERE, pause_s=0.001)
+    assert {i.outcome for i in sent.invoices} == {Outcome.LATER}
+    assert not sent.ok
+    assert any("does not answer" in str(i.reason) for i in sent.invoices)
+    assert {i["state"] for i in invoice_list(world.engine)} == {"draft"}
+    assert set(outcomes(world.send(gateway)).values()) == {Outcome.FINALIZED}
+    assert len(in_stripe(stripe_twin)) == 30
+
+
+def test_a_key_that_stripe_does_not_accept_stops_everything(world: World, stripe_twin: StripeTwin) -> None:
+    drafted(world, acme=1000)
+    with pytest.raises(StripeAccessRefused, match="Stripe"):
+        world.send(StripeGateway(StripeSettings("nonsense", stripe_twin.url)))
+
+
+def edit(twin: StripeTwin, change: str) -> None:
+    """Somebody edits the draft in Stripe by hand."""
+    client = twin.client()
+    (draft,) = in_stripe(twin)
+    if change == "line":
+        client.v1.invoices.add_lines(draft.id, {"lines": [{"amount": 5, "description": "by hand"}]})
+    elif change == "metadata":
+        client.v1.invoices.update(draft.id, {"metadata": {"lines_hash": "0"}})
+    else:
+        client.v1.invoices.update(draft.id, {"auto_advance": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("line", r"line \(without key\) 5 usd is only in Stripe"),
+        ("metadata", "metadata lines_hash"),
+        ("advance", "auto_advance is True, not False"),
+    ],
+)
+def test_a_draft_edited_by_hand_is_parked_with_the_difference_and_stops_nobody_else(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, change: str, told: str
+) -> None:
+    drafted(world, acme=1000)
+
+    def checkpoint(_: object, name: str) -> None:
+        if name == "stored lines_added":
+            edit(stripe_twin, change)
+
+    (sent,) = world.send(gateway, checkpoint=checkpoint, billing_accounts=["acme"]).invoices
+    assert sent.outcome is Outcome.PARKED
+    assert sent.reason is not None
+    assert re.search(told, sent.reason)
+    (shown,) = invoice_list(world.engine)
+    assert (shown["state"], shown["number"], shown["parked_because"]) == ("draft", None, sent.reason)
+    assert in_stripe(stripe_twin)[0].status == "draft"
+    world.tenant("bolt")
+    world.subscribe("bolt")
+    world.use("bolt", output_tokens=1000)
+    world.rate()
+    world.draft()
+    assert outcomes(world.send(gateway)) == {"acme": Outcome.PARKED, "bolt": Outcome.FINALIZED}
+
+
+def test_what_a_person_has_mended_goes_on_where_it_stood(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000)
+
+    def checkpoint(_: object, name: str) -> None:
+        if name == "stored lines_added":
+            edit(stripe_twin, "advance")
+
+    assert not world.send(gateway, checkpoint=checkpoint).ok
+    stripe_twin.client().v1.invoices.update(in_stripe(stripe_twin)[0].id, {"auto_advance": False})
+    (sent,) = world.send(gateway).invoices
+    assert (sent.outcome, sent.number) == (Outcome.FINALIZED, "INV-000001")
+    assert invoice_document(world.engine, "INV-000001")["parked_because"] is None
+
+
+def test_usage_that_came_after_the_draft_is_drawn_up_before_anything_is_sent(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000)
+    world.use("acme", output_tokens=500)
+    world.rate()
+    (sent,) = world.send(gateway).invoices
+    assert (sent.outcome, sent.reason) == (
+        Outcome.PARKED,
+        "the draft is over 2, rated are 3 USD: draw the invoices up again",
+    )
+    assert in_stripe(stripe_twin) == []
+    world.draft()
+    (sent,) = world.send(gateway).invoices
+    assert (sent.outcome, sent.amount_due_minor) == (Outcome.FINALIZED, 300)
+
+
+def test_a_tenant_with_unpriced_usage_is_not_sent(world: World, gateway: StripeGateway) -> None:
+    drafted(world, acme=1000)
+    world.execute("update ledger.tenant_periods set problem = 'no price'")
+    (sent,) = world.send(gateway).invoices
+    assert (sent.outcome, sent.reason) == (Outcome.PARKED, "tenant acme: no price")
+
+
+def plan_with_models(count: int) -> str:
+    charges = "\n".join(
+        f"      - {{key: m{n:03d}, model: per_unit, metric: output, where: {{model: m{n:03d}}}, price: '0.01'}}"
+        for n in range(count)
+    )
+    return f"plan: p\ncurrency: USD\nversions:\n  - version: v1\n    from: 2026-01-01\n    charges:\n{charges}\n"
+
+
+def with_lines(world: World, count: int) -> None:
+    world.tenant("acme")
+    world.plan(plan_with_models(count))
+    world.subscribe("acme")
+    for n in range(count):
+        world.use("acme", model=f"m{n:03d}", output_tokens=n + 1)
+    world.rate()
+    world.draft()
+
+
+def test_many_lines_go_in_several_requests_and_are_all_compared(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    with_lines(world, LINES_MAX)
+    (sent,) = world.send(gateway).invoices
+    assert (sent.outcome, sent.amount_due_minor) == (Outcome.FINALIZED, LINES_MAX * (LINES_MAX + 1) // 2)
+    (invoice,) = in_stripe(stripe_twin)
+    found, lines = gateway.invoice(invoice.id)
+    assert found.lines is None, "more than Stripe puts into the invoice itself"
+    assert {line.line_key: line.amount for line in lines} == {f"m{n:03d}": n + 1 for n in range(LINES_MAX)}
+
+
+def test_more_lines_than_stripe_takes_are_parked_before_anything_is_sent(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    with_lines(world, LINES_MAX + 1)
+    (sent,) = world.send(gateway).invoices
+    assert (sent.outcome, sent.reason) == (Outcome.PARKED, "251 lines; Stripe takes 250: use a plan with fewer")
+    assert in_stripe(stripe_twin) == []
+
+
+def test_a_dry_run_tells_and_sends_nothing(world: World, stripe_twin: StripeTwin) -> None:
+    drafted(world, zero=2, small=245, acme=1000)
+    assert outcomes(world.send(NOWHERE, dry_run=True)) == {
+        "zero": Outcome.ZERO, "small": Outcome.CARRIED, "acme": Outcome.WOULD_BE_SENT,
+    }  # fmt: skip
+    assert world.count("ledger.stripe_requests") == 0
+    assert {i["state"] for i in invoice_list(world.engine)} == {"draft"}
+
+
+def test_progress_counts_the_invoices_and_only_the_named_accounts_are_sent(
+    world: World, gateway: StripeGateway
+) -> None:
+    drafted(world, a=1000, b=1000, c=1000)
+    seen: list[tuple[int, int]] = []
+    sent = world.send(gateway, billing_accounts=["a", "c"], progress=lambda done, total: seen.append((done, total)))
+    assert outcomes(sent) == {"a": Outcome.FINALIZED, "c": Outcome.FINALIZED}
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_a_slow_reply_does_not_hold_up_the_others(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, a=1000, b=1000)
+    hold = stripe_twin.hold("after_commit", "POST", "/v1/customers")
+    done = threading.Event()
+    result: list[Any] = []
+
+    def send() -> None:
+        result.append(world.send(gateway))
+        done.set()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    hold.wait()
+    assert not done.is_set()
+    hold.release()
+    thread.join(60)
+    assert set(outcomes(result[0]).values()) == {Outcome.FINALIZED}

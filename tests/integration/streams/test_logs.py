@@ -1,0 +1,190 @@
+"""What may happen to a topic: nothing is ever skipped silently; a person decides, and the partition goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from reconciliation import agreement
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE, ensure_topics
+from streams import sources, tenants
+from streams.errors import CannotResolve
+from streams.sources import LogReader, source_name
+from tests.builders import event_json
+
+PARTITION = 0
+Drain = Callable[[], subprocess.CompletedProcess[str]]
+
+
+class Topic:
+    """The usage topic, of which these tests use one partition."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self.kafka = kafka
+        self.name = USAGE.name(kafka.topic_prefix)
+        self.admin = AdminClient(kafka.client())
+
+    def send(self, first: int, count: int, transactional_id: str | None = None) -> None:
+        """Send numbered events, if asked for as a transaction of its own."""
+        settings = {"transactional.id": transactional_id} if transactional_id else {}
+        producer = Producer(self.kafka.client(**settings))
+        if transactional_id:
+            producer.init_transactions()
+            producer.begin_transaction()
+        for number in range(first, first + count):
+            producer.produce(self.name, event_json(request_id=f"req-{number}"), b"tenant_1", partition=PARTITION)
+        if transactional_id:
+            producer.commit_transaction()
+        producer.flush()
+
+    def wait_for_end(self, offset: int) -> None:
+        """Wait until the log reaches so far: a transaction's marker is written after its commit has returned."""
+        deadline = time.monotonic() + 30
+        while LogReader(self.kafka, self.name).read().ends[PARTITION] < offset:
+            assert time.monotonic() < deadline, "the marker is not written"
+            time.sleep(0.05)
+
+    def make_again(self) -> None:
+        """Delete the topic and create it under the same name."""
+        self.admin.delete_topics([self.name])[self.name].result()
+        deadline = time.monotonic() + 30
+        while self.name in self.admin.list_topics().topics or self.name not in self._created():
+            assert time.monotonic() < deadline, "the topic does not go away"
+            time.sleep(0.1)
+
+    def _created(self) -> list[str]:
+        try:
+            return ensure_topics(self.kafka)
+        except KafkaException:
+            return []
+
+
+@pytest.fixture
+def topic(kafka: KafkaSettings, connection: psycopg.Connection) -> Topic:
+    """The test's usage topic, and a database that knows tenant_1."""
+    tenants.register(connection, [("tenant_1", "One")], actor="test")
+    return Topic(kafka)
+
+
+@pytest.fixture
+def drain(kafka: KafkaSettings, own_database_url: str) -> Drain:
+    """Runs a worker until everything in the topic is applied, or stands still."""
+    environ = os.environ | {
+        "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix,
+        "TOLLBOOK_DATABASE_URL": own_database_url,
+        "COLUMNS": "400",
+    }
+    command = [sys.executable, "-m", "console.main", "streams", "run", "--drain"]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+def applied(connection: psycopg.Connection) -> int:
+    row = connection.execute("select count(*) from usage.events").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def resolve(topic: Topic, connection: psycopg.Connection, to: int) -> str:
+    log = LogReader(topic.kafka, topic.name).read()
+    return sources.resolve(connection, log, PARTITION, to, reason="looked at it", actor="ada")[0]
+
+
+def assert_positions_are_explained(connection: psycopg.Connection) -> None:
+    assert agreement.positions(sources.extents(connection), sources.chunks(connection)).agrees
+
+
+def test_a_transactions_marker_stops_the_partition_until_it_is_passed_over(
+    topic: Topic, drain: Drain, connection: psycopg.Connection
+) -> None:
+    topic.send(0, 3, transactional_id=f"{topic.kafka.topic_prefix}-tx")
+    topic.wait_for_end(4)
+    topic.send(3, 2)
+    done = drain()
+    assert (done.returncode, applied(connection)) == (1, 3)
+    assert "the log has nothing at position 3, but at 4" in done.stderr
+    with pytest.raises(CannotResolve, match="outside"):
+        resolve(topic, connection, 99)
+    with pytest.raises(CannotResolve, match="not applied again"):
+        resolve(topic, connection, 1)
+    assert resolve(topic, connection, 4) == source_name(topic.name, PARTITION)
+    assert (drain().returncode, applied(connection)) == (0, 5)
+    assert_positions_are_explained(connection)
+
+
+def test_a_transactions_marker_at_the_end_is_said_and_not_waited_for(
+    topic: Topic, drain: Drain, connection: psycopg.Connection
+) -> None:
+    topic.send(0, 3, transactional_id=f"{topic.kafka.topic_prefix}-tx")
+    topic.wait_for_end(4)
+    done = drain()
+    assert (done.returncode, applied(connection)) == (1, 3)
+    assert "the log ends at 4" in done.stderr
+
+
+def test_a_topic_that_was_made_again_stops_the_partition_until_a_person_has_looked(
+    topic: Topic, drain: Drain, connection: psycopg.Connection
+) -> None:
+    topic.send(0, 3)
+    assert (drain().returncode, applied(connection)) == (0, 3)
+    topic.make_again()
+    topic.send(3, 5)
+    done = drain()
+    assert (done.returncode, applied(connection)) == (1, 3)
+    assert "deleted and made again" in done.stderr
+    for partition in range(1, USAGE.partitions):
+        log = LogReader(topic.kafka, topic.name).read()
+        sources.resolve(connection, log, partition, 0, reason="made again", actor="ada")
+    assert resolve(topic, connection, 0) == f"{source_name(topic.name, PARTITION)}@2"
+    assert (drain().returncode, applied(connection)) == (0, 8)
+    assert_positions_are_explained(connection)
+
+
+def test_a_log_whose_beginning_is_gone_stops_the_partition(
+    topic: Topic, drain: Drain, connection: psycopg.Connection
+) -> None:
+    topic.send(0, 3)
+    assert drain().returncode == 0
+    topic.send(3, 5)
+    partition = TopicPartition(topic.name, PARTITION, 6)
+    topic.admin.delete_records([partition])[partition].result()
+    done = drain()
+    assert (done.returncode, applied(connection)) == (1, 3)
+    assert "the log begins at 6: positions from 3 on are gone" in done.stderr
+    resolve(topic, connection, 6)
+    assert (drain().returncode, applied(connection)) == (0, 5)
+    assert_positions_are_explained(connection)
+
+
+def test_a_hint_that_is_ahead_makes_the_worker_go_back(
+    topic: Topic, drain: Drain, connection: psycopg.Connection
+) -> None:
+    topic.send(0, 5)
+    ahead = TopicPartition(topic.name, PARTITION, 4)
+    group = ConsumerGroupTopicPartitions(f"{topic.kafka.topic_prefix}.streams", [ahead])
+    next(iter(topic.admin.alter_consumer_group_offsets([group]).values())).result()
+    assert (drain().returncode, applied(connection)) == (0, 5)
+
+
+def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, connection: psycopg.Connection) -> None:
+    topic.send(0, 3)
+    log = LogReader(topic.kafka, topic.name).read()
+    sources.register(connection, log)
+    with pytest.raises(CannotResolve, match="reason"):
+        sources.resolve(connection, log, PARTITION, 2, reason="", actor="ada")
+    resolve(topic, connection, 2)
+    (act,) = connection.execute("select actor, action, detail ->> 'to' from usage.audit_log where actor = 'ada'")
+    assert act == ("ada", "streams.resolve", "2")
+    assert (drain().returncode, applied(connection)) == (0, 1)

@@ -29,6 +29,7 @@ OPERATORS, SUPPORT, FINANCE, DEVELOPERS = "For operators", "For support", "For f
 NOUNS: Final = {
     "db": OPERATORS,
     "tenant": OPERATORS,
+    "key": OPERATORS,
     "streams": OPERATORS,
     "events": SUPPORT,
     "usage": SUPPORT,

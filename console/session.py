@@ -31,6 +31,7 @@ Actor = Annotated[
     str, typer.Option("--as", help="Who does this; goes to the audit log.", default_factory=getpass.getuser)
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, change nothing.")]
+Dev = Annotated[bool, typer.Option("--dev", help="Accept a topic with a single copy. The local broker needs no --dev.")]
 Now = Annotated[
     str | None, typer.Option("--now", help="Take this RFC 3339 time for now (tests and the demo only, with --test).")
 ]

@@ -89,7 +89,7 @@ class KafkaBroker(Service):
     def prepare(self) -> None:
         java = self._java()
         self.data.mkdir(parents=True, exist_ok=True)
-        self._properties.write_text(self._described(self._log_dirs))
+        self._properties.write_text(self.server_properties(self._log_dirs))
         (self.data / "log4j2.properties").write_text(LOG4J.format(log=self.log))
         if not (self._log_dirs / "meta.properties").exists():
             self._format(java)
@@ -109,7 +109,7 @@ class KafkaBroker(Service):
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        admin = AdminClient({"bootstrap.servers": self.address(), "log_level": 0, "socket.timeout.ms": 5000})
+        admin = AdminClient({**self.client_properties(), "log_level": 0, "socket.timeout.ms": 5000})
         try:
             topics = admin.list_topics(timeout=5).topics.values()
         except KafkaException as error:
@@ -124,6 +124,18 @@ class KafkaBroker(Service):
         prefix = {name: os.environ[name] for name in ("TOLLBOOK_TOPIC_PREFIX",) if os.environ.get(name)}
         create_topics({"TOLLBOOK_KAFKA": self.address(), **prefix})
 
+    def client_properties(self) -> dict[str, str]:
+        """What a client of this broker is configured with."""
+        return {"bootstrap.servers": self.address()}
+
+    def server_properties(self, log_dirs: Path) -> str:
+        """The broker's own configuration."""
+        return PROPERTIES.format(
+            port=self.settings.ports["kafka"],
+            controller_port=self.settings.ports["kafka_controller"],
+            data=str(log_dirs).replace("\\", "\\\\"),
+        )
+
     @property
     def _properties(self) -> Path:
         return self.data / "server.properties"
@@ -132,20 +144,13 @@ class KafkaBroker(Service):
     def _log_dirs(self) -> Path:
         return self.data / "data"
 
-    def _described(self, log_dirs: Path) -> str:
-        return PROPERTIES.format(
-            port=self.settings.ports["kafka"],
-            controller_port=self.settings.ports["kafka_controller"],
-            data=str(log_dirs).replace("\\", "\\\\"),
-        )
-
     def _format(self, java: Path) -> None:
         """Give the data folder its cluster id: under another name first, so that a kill leaves no half-made one."""
         unfinished = self.data / "data.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(self._log_dirs, ignore_errors=True)  # without meta.properties it was never in use
         properties = self.data / "format.properties"
-        properties.write_text(self._described(unfinished))
+        properties.write_text(self.server_properties(unfinished))
         cluster = base64.urlsafe_b64encode(b"T" + secrets.token_bytes(15)).decode()[:22]
         formatted = subprocess.run(
             [java, "-XX:TieredStopAtLevel=1", "-cp", self._classpath(), "kafka.tools.StorageTool", "format",

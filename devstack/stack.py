@@ -27,8 +27,9 @@ from devstack.service import Service
 from devstack.settings import Settings
 from devstack.stripe_twin_server import StripeTwinServer
 
-KAFKA, DATABASE, STRIPE_API, STRIPE_KEY = (
+KAFKA, DEV_KAFKA, DATABASE, STRIPE_API, STRIPE_KEY = (
     "TOLLBOOK_KAFKA",
+    "TOLLBOOK_DEV_KAFKA",
     "TOLLBOOK_DATABASE_URL",
     "TOLLBOOK_STRIPE_API",
     "TOLLBOOK_STRIPE_KEY",
@@ -73,13 +74,16 @@ class Stack:
         found = {"TOLLBOOK_HOME": str(self.places.home), "TOLLBOOK_CACHE": str(self.places.cache)}
         elsewhere = self.elsewhere()
         if self.kafka.name not in elsewhere and self.kafka.port:
-            found[KAFKA] = self.kafka.address()
+            # By name: a broker of which one copy of a message is enough (serving_adapter/topic_check.py)
+            found[KAFKA] = found[DEV_KAFKA] = self.kafka.address()
         if self.postgres.name not in elsewhere and self.postgres.port:
             found[DATABASE] = self.postgres.address()
         if self.stripe_twin.name not in elsewhere and self.stripe_twin.port:
             found[STRIPE_API] = self.stripe_twin.address()
             found[STRIPE_KEY] = self.stripe_twin.key()
-        given = (KAFKA, "TOLLBOOK_KAFKA_CONFIG", DATABASE, STRIPE_API, STRIPE_KEY, "TOLLBOOK_STRIPE_WEBHOOK_SECRET")
+        given = [KAFKA, "TOLLBOOK_KAFKA_CONFIG", DATABASE, STRIPE_API, STRIPE_KEY, "TOLLBOOK_STRIPE_WEBHOOK_SECRET"]
+        if DEV_KAFKA not in found:
+            given.append(DEV_KAFKA)
         return {**found, **{name: self._environ[name] for name in given if self._environ.get(name)}}
 
     def up(self, progress: Progress) -> None:

@@ -27,3 +27,7 @@ class KafkaUnavailable(AdapterError):
 
 class DeliveryFailed(AdapterError):
     """Kafka refused or lost track of messages; sending the same file again is safe."""
+
+
+class TopicUnfit(AdapterError):
+    """The usage topic is missing, or not set as metering needs it."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from serving_adapter.errors import RefusedEvent
 from serving_adapter.events import UsageEvent, completed_at, decode, key_of
-from serving_adapter.identity import event_id_of, identity_of
+from serving_adapter.identity import event_id_text_of, identity_of
 from serving_adapter.producer import EventProducer
 
 Progress = Callable[[int], None]
@@ -94,13 +94,13 @@ def ingest_raw(lines: Iterable[bytes], producer: EventProducer, *, progress: Pro
     return result
 
 
-def cloud_event_headers(event: UsageEvent, source: str) -> list[tuple[str, bytes]]:
-    """CloudEvents 1.0 attributes in Kafka's binary mode."""
+def cloud_event_headers(event: UsageEvent, source: str, event_id: str | None = None) -> list[tuple[str, bytes]]:
+    """CloudEvents 1.0 attributes in Kafka's binary mode. `event_id` saves working it out where it is known."""
     return [
         ("ce_specversion", b"1.0"),
         ("ce_type", b"tollbook.usage.v1"),
         ("ce_source", source.encode()),
-        ("ce_id", str(event_id_of(identity_of(event))).encode()),
+        ("ce_id", (event_id or event_id_text_of(identity_of(event))).encode()),
         ("ce_subject", event.tenant_id.encode()),
         ("ce_time", completed_at(event).isoformat().encode()),
         ("content-type", b"application/json"),

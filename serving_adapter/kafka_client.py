@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
-from serving_adapter.settings import KafkaSettings
+from serving_adapter.settings import KafkaSettings, SettingsError
 
 ANSWER_WITHIN_S: Final = 10.0
 REFUSED_FOR_S: Final = 2.0
@@ -22,24 +24,68 @@ quiet_log.addHandler(logging.NullHandler())
 quiet_log.propagate = False
 
 
+AnyClient = TypeVar("AnyClient", Producer, AdminClient)
+
+
 def admin_client(kafka: KafkaSettings) -> AdminClient:
-    """An admin client of a broker that answers. Raises KafkaUnavailable."""
-    client = AdminClient(kafka.client(logger=quiet_log, **{"socket.timeout.ms": int(ANSWER_WITHIN_S * 1000)}))
-    first_answer(client, kafka, None)
+    """An admin client of a broker that answers. Raises KafkaUnavailable, SettingsError."""
+    client, _ = connect(AdminClient, kafka, None, **{"socket.timeout.ms": int(ANSWER_WITHIN_S * 1000)})
     return client
 
 
-def first_answer(client: AdminClient | Producer, kafka: KafkaSettings, topic: str | None) -> ClusterMetadata:
-    """The brokers' metadata of a topic (None: of all). Raises KafkaUnavailable, soon if nobody listens there."""
+def connect(
+    make: Callable[[dict[str, Any]], AnyClient], kafka: KafkaSettings, topic: str | None, **more: Any
+) -> tuple[AnyClient, ClusterMetadata]:
+    """A client of brokers that answer, and their metadata of a topic (None: of all).
+
+    Raises KafkaUnavailable, soon if nobody listens there or the brokers refuse us; SettingsError if the properties are
+    not librdkafka's.
+    """
+    refusal = _Refusal()
+    try:
+        client = make(kafka.client(**more, logger=quiet_log, error_cb=refusal.note))
+    except KafkaException as error:
+        raise SettingsError(f"TOLLBOOK_KAFKA_CONFIG: {_told(kafka, error.args[0])}") from None
+    return client, _first_answer(client, kafka, topic, refusal)
+
+
+class _Refusal:
+    """Why brokers that can be reached do not speak with us: librdkafka tells it in a callback and tries on."""
+
+    def __init__(self) -> None:
+        self.error: KafkaError | None = None
+
+    def note(self, error: KafkaError) -> None:
+        """librdkafka's callback."""
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self.error = error
+
+
+def _first_answer(
+    client: Producer | AdminClient, kafka: KafkaSettings, topic: str | None, refusal: _Refusal
+) -> ClusterMetadata:
     begun = time.monotonic()
     while True:
         try:
             return client.list_topics(topic, timeout=1.0) if topic else client.list_topics(timeout=1.0)
         except KafkaException as error:
             waited = time.monotonic() - begun
+            client.poll(0)
+            if refusal.error is not None:
+                raise KafkaUnavailable(
+                    f"Kafka at {kafka.bootstrap} refuses this client: {_told(kafka, refusal.error)}."
+                    " Mend the file that TOLLBOOK_KAFKA_CONFIG names"
+                ) from None
             failed: Any = error.args[0]
             refused = failed.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
             if waited > (REFUSED_FOR_S if refused else ANSWER_WITHIN_S):
                 raise KafkaUnavailable(
                     f"no Kafka broker answers at {kafka.bootstrap}: run `make up`, or set TOLLBOOK_KAFKA"
                 ) from None
+
+
+def _told(kafka: KafkaSettings, error: KafkaError) -> str:
+    """librdkafka's text in one line: what it says of its own states and addresses helps nobody."""
+    text = " ".join(kafka.without_secrets(error.str()).split())
+    text = re.sub(r"^\w+://\S+: ", "", text)
+    return re.sub(r" ?\(after \d+ms in state \w+\)", "", text).rstrip(". ")

@@ -10,16 +10,28 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, Message, Producer
 
 from serving_adapter.errors import DeliveryFailed, KafkaUnavailable
-from serving_adapter.kafka_client import first_answer, quiet_log
+from serving_adapter.kafka_client import connect
 from serving_adapter.settings import KafkaSettings
 
 DELIVER_WITHIN_S: Final = 120.0
 """librdkafka's own default for `delivery.timeout.ms`; the caller's file or spool is what is durable until then."""
+
+
+def open_producer(kafka: KafkaSettings, topic: str, **more: Any) -> Producer:
+    """A connected producer with the guarantees of rule 5, whatever else `more` says.
+
+    Raises KafkaUnavailable if no broker answers or the topic does not exist.
+    """
+    guarantees = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
+    producer, metadata = connect(Producer, kafka, topic, **{"compression.type": "lz4", **more, **guarantees})
+    if metadata.topics[topic].error is not None:
+        raise KafkaUnavailable(f"topic {topic} does not exist at {kafka.bootstrap}: `make up` creates it")
+    return producer
 
 
 class EventProducer:
@@ -32,22 +44,9 @@ class EventProducer:
         self._failed: str | None = None
         self._lock = threading.Lock()
         self._bootstrap = kafka.bootstrap
-        self._producer = Producer(
-            kafka.client(
-                **{
-                    "acks": "all",
-                    "enable.idempotence": True,
-                    "partitioner": "murmur2_random",
-                    "compression.type": "lz4",
-                    "linger.ms": 20,
-                    "delivery.timeout.ms": int(DELIVER_WITHIN_S * 1000),
-                    "logger": quiet_log,
-                }
-            )
+        self._producer = open_producer(
+            kafka, topic, **{"linger.ms": 20, "delivery.timeout.ms": int(DELIVER_WITHIN_S * 1000)}
         )
-        metadata = first_answer(self._producer, kafka, topic)
-        if metadata.topics[topic].error is not None:
-            raise KafkaUnavailable(f"topic {topic} does not exist at {kafka.bootstrap}: `make up` creates it")
 
     def send(
         self,

@@ -55,3 +55,19 @@ class UnknownTenant(StreamsError):
 
 class TenantConflict(StreamsError):
     """A tenant that is registered already, with other particulars."""
+
+
+class UnknownKey(StreamsError):
+    """An access key that does not exist."""
+
+
+class QueueFull(StreamsError):
+    """More events wait for Kafka than may; what was refused can be sent again soon."""
+
+
+class KeysUnknown(StreamsError):
+    """The access keys could not be read from the database for too long to go by the old ones."""
+
+
+class CannotServe(StreamsError):
+    """A server that cannot start, or cannot go on."""

@@ -32,6 +32,8 @@ from streams.chunks import Chunk, Record, contiguous_runs
 from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
+from streams.faust_credentials import credentials
+from streams.kafka_security import security_of
 from streams.positions import Applied
 from streams.release import Releaser
 from streams.replica_apply import ReplicaChunkApplier
@@ -125,6 +127,7 @@ class StreamsWorker:
         self._say = say
         self._feeds: dict[str, FeedTopic] = {}
         self._appliers: dict[str, Applier] = {}
+        self._credentials = credentials(security_of(kafka.properties))
         self._connection: psycopg.Connection | None = None
         # The database has a thread of its own, so that heartbeats go on while a chunk is applied.
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
@@ -183,6 +186,7 @@ class StreamsWorker:
         app = faust.App(
             f"{self._kafka.topic_prefix}.streams",
             broker=";".join(f"kafka://{host}" for host in self._kafka.bootstrap.split(",")),
+            broker_credentials=self._credentials,
             datadir=scratch,
             web_enabled=False,
             topic_allow_declare=False,

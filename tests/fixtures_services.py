@@ -38,6 +38,12 @@ def make_database(server_url: str) -> Iterator[Databases]:
     made.drop_all()
 
 
+@pytest.fixture(scope="session")
+def shared_database_url(make_database: Databases) -> str:
+    """One migrated database for all tests of this worker process that keep out of each other's way in it."""
+    return make_database()
+
+
 @pytest.fixture
 def own_database_url(make_database: Databases) -> str:
     """A migrated database that nobody else uses."""

@@ -16,10 +16,12 @@ from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter import ingest as ingesting
 from serving_adapter.producer import EventProducer
+from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import USAGE
 from streams import quarantine as quarantines
 from streams.errors import NotReleased
 from streams.release import Releaser
+from streams.schema import check
 
 app = typer.Typer(
     help="Send usage events, check them, look at what was refused.", no_args_is_help=True, add_completion=False
@@ -55,6 +57,23 @@ def ingest(
         else:
             result = ingesting.ingest(lines, producer, source=f"file:{file.name}", progress=progress)
     _report(result, "sent", as_json)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on. Keys go over it: TLS ends in a proxy before it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8710,
+    dev: session.Dev = False,
+) -> None:
+    """Take events over HTTP (POST /v1/events, CloudEvents) from emitters that have a key. Stop with Ctrl-C."""
+    from streams.event_server import serve as serve_events  # half a second to import
+
+    kafka, database = session.kafka(), session.database()
+    require_fit(kafka, USAGE, development=dev)
+    check(database.url)
+    serve_events(kafka, database, host=host, port=port, say=lambda text: err.print(text, markup=False, soft_wrap=True))
 
 
 @quarantine.command("list")

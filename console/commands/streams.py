@@ -13,6 +13,8 @@ from rich.text import Text
 
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
+from serving_adapter.topic_check import require_fit
+from serving_adapter.topics import REPLICAS, USAGE
 from streams import completeness_store, quarantine, sources, status
 from streams import rebuild as rebuilding
 from streams.schema import check
@@ -34,14 +36,17 @@ app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add
 def run(
     drain: Annotated[bool, typer.Option("--drain", help="Stop when all that is in the topic now is applied.")] = False,
     chunk: Annotated[int, typer.Option(min=1, max=10_000, help="Messages a transaction, at most.")] = CHUNK_MESSAGES,
+    dev: session.Dev = False,
 ) -> None:
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
     from streams.worker import StreamsWorker  # Faust takes a second to import
 
-    database = session.database()
+    kafka, database = session.kafka(), session.database()
+    for topic in (USAGE, REPLICAS):
+        require_fit(kafka, topic, development=dev)
     check(database.url)
     worker = StreamsWorker(
-        session.kafka(), database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text, markup=False)
+        kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text, markup=False)
     )
     tally = worker.run()
     out.print(

@@ -83,10 +83,10 @@ MONTHS = count(1)
 
 
 @pytest.fixture
-def book(database_url: str, request: pytest.FixtureRequest) -> Iterator[Book]:
+def book(shared_database_url: str, request: pytest.FixtureRequest) -> Iterator[Book]:
     """The journal of the database that this worker's tests share."""
     number = next(MONTHS)
-    with connect(database_url) as connection:
+    with connect(shared_database_url) as connection:
         yield Book(connection, request.node.name, f"{2030 + number // 12}-{number % 12 + 1:02d}")
 
 
@@ -266,12 +266,12 @@ def test_a_closed_or_unknown_accounting_period_takes_nothing_but_its_adjustments
         book.post("k3", *GOOD)
 
 
-def test_whoever_closes_a_period_waits_for_postings_that_are_under_way(book: Book, database_url: str) -> None:
+def test_whoever_closes_a_period_waits_for_postings_that_are_under_way(book: Book, shared_database_url: str) -> None:
     lock = f"select pg_advisory_xact_lock(hashtextextended('ledger/default/{book.month}', 0))"
     got_it = threading.Event()
 
     def close() -> None:
-        with connect(database_url) as other, other.transaction():
+        with connect(shared_database_url) as other, other.transaction():
             other.execute(lock)
             got_it.set()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving_adapter.events import decode
-from serving_adapter.identity import content_digest_of, event_id_of, identity_of
+from serving_adapter.identity import content_digest_of, event_id_of, event_id_text_of, identity_of
 
 VECTORS = json.loads((Path(__file__).parents[3] / "schemas" / "identity_vectors.v1.json").read_text())["vectors"]
 
@@ -19,7 +19,7 @@ def test_an_event_has_the_identity_and_content_of_its_vector(vector: dict[str, A
     event = decode(json.dumps(vector["event"]).encode())
     identity = identity_of(event)
     assert list(identity) == vector["identity"]
-    assert str(event_id_of(identity)) == vector["event_id"]
+    assert str(event_id_of(identity)) == event_id_text_of(identity) == vector["event_id"]
     assert content_digest_of(event).hex() == vector["content_digest"]
 
 

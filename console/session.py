@@ -16,11 +16,11 @@ import typer
 from billing.settings import StripeSettings
 from devstack import stack
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import USAGE
+from serving_adapter.topics import REPLICAS, USAGE
 from streams.database import connect
 from streams.schema import check
 from streams.settings import DatabaseSettings
-from streams.sources import Log, LogReader
+from streams.sources import Feed, Log, LogReader
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -50,8 +50,14 @@ def kafka() -> KafkaSettings:
 
 def usage_log() -> Log:
     """The topic of usage events, as the broker has it now."""
+    return feed_log("usage")
+
+
+def feed_log(feed: Feed) -> Log:
+    """The topic of a feed, as the broker has it now."""
     settings = kafka()
-    return LogReader(settings, USAGE.name(settings.topic_prefix)).read()
+    topic = USAGE if feed == "usage" else REPLICAS
+    return LogReader(settings, topic.name(settings.topic_prefix)).read()
 
 
 def database() -> DatabaseSettings:

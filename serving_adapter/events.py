@@ -31,6 +31,8 @@ RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(max_length=256)]
 LabelKey = Annotated[str, Meta(max_length=64)]
+Seq = Annotated[int, Meta(ge=1, le=INT53)]
+"""A boot's events are numbered 1…n (rule 6.1)."""
 EventIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
 # A correction's counts are signed deltas: the sign is checked against `kind` after decoding.
 Count = Annotated[int, Meta(ge=-INT31, le=INT31)]
@@ -101,7 +103,7 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_o
     usage_source: UsageSource = "engine"
     replica_id: Label | None = None
     boot_id: Label | None = None
-    seq: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
+    seq: Seq | None = None
     parent_request_id: Label | None = None
     client_request_id: Label | None = None
     api_key_id: Label | None = None
@@ -192,6 +194,12 @@ def json_schema() -> dict[str, object]:
     }
 
 
+def field_at_fault(text: str) -> tuple[str, str]:
+    """The field that a msgspec error is about, or "", and what it says of it."""
+    found = _AT.search(text) or _MISSING.search(text)
+    return found.group(1) if found else "", _AT.sub("", text)
+
+
 def _check(event: UsageEvent) -> None:
     """The rules between fields, which types alone do not say."""
     if event.kind == "usage":
@@ -241,9 +249,7 @@ def _refusal(message: bytes, text: str) -> RefusedEvent:
     version = value.get("schema_version", SCHEMA_VERSION)
     if isinstance(version, int) and version > SCHEMA_VERSION:
         return _later_version(version)
-    found = _AT.search(text) or _MISSING.search(text)
-    field = found.group(1) if found else ""
-    detail = _AT.sub("", text)
+    field, detail = field_at_fault(text)
     if field in _ENUMS and isinstance(value.get(field), str):
         return RefusedEvent("unsupported", field, f"unknown value {value[field]!r}")
     return RefusedEvent("invalid", field, detail)

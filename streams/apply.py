@@ -1,8 +1,9 @@
 """Apply a chunk: one transaction that counts each event once and moves the source's position with it.
 
 Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
-1-minute and 1-hour windows in key order → quarantine → advance the position. A kill at any instant leaves all of it
-or nothing; a worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
+1-minute and 1-hour windows in key order → note the numbers that arrived → quarantine → advance the position. A kill at
+any instant leaves all of it or nothing; a worker that lost its partition is stopped by the position it finds
+(docs/spec/metering.md 4).
 
 Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
 """
@@ -11,15 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import psycopg
 
-from streams import estimates, tenants
-from streams.chunks import Accepted, Chunk, Record, Refused, digest, not_yet_applied, read
-from streams.errors import SourceChanged
+from streams import numbers, positions, tenants
+from streams.chunks import Accepted, Chunk, Record, Refused, number_in, number_of, read
 from streams.further_arrivals import Arrivals, Outcome
+from streams.positions import Applied
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 STAGE: Final = (
@@ -28,7 +28,7 @@ STAGE: Final = (
     ("completed_at", "timestamptz"), ("model", "text"), ("adapter", "text"), ("region", "text"), ("tier", "text"),
     ("pool", "text"), ("status", "text"), ("fault", "text"), ("purpose", "text"), ("usage_source", "text"),
     ("rating_band", "text"), ("input_tokens", "int8"), ("cache_hit_tokens", "int8"), ("output_tokens", "int8"),
-    ("gpu_us", "int8"), ("ingested_at", "timestamptz"), ("raw", "bytea"),
+    ("gpu_us", "int8"), ("seq", "int8"), ("ingested_at", "timestamptz"), ("raw", "bytea"),
 )  # fmt: skip
 _STAGE_COLUMNS: Final = ", ".join(name for name, _ in STAGE)
 _STAGE_TYPES: Final = [kind for _, kind in STAGE]
@@ -87,21 +87,19 @@ COUNT_ONCE: Final = f"""
         from fresh where purpose = 'tenant' order by position
     ), minute as ({_add_to_windows("windows_1m", "1 minute")}
     ), hour as ({_add_to_windows("windows_1h", "1 hour")}
+    ), numbered as (
+        insert into usage.number_fills (replica_id, boot_id, numbers)
+        select replica_id, boot_id, array_agg(seq) from stage where seq is not null group by replica_id, boot_id
+    ), counted as (
+        insert into usage.replica_usage_fills
+            (replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens)
+        select case when seq is null then '' else replica_id end as replica,
+               case when seq is null then '' else boot_id end as boot, tenant_id, model,
+               count(*), sum(input_tokens)::int8, sum(output_tokens)::int8, sum(cache_hit_tokens)::int8
+        from fresh group by replica, boot, tenant_id, model
     )
     select position from new
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of a chunk; `next_position` is where its source goes on."""
-
-    next_position: int
-    skipped: int = 0
-    applied: int = 0
-    duplicates: int = 0
-    retimed: int = 0
-    quarantined: int = 0
 
 
 class ChunkApplier:
@@ -119,18 +117,19 @@ class ChunkApplier:
         Raises PositionGap or SourceChanged, before anything is written; psycopg.OperationalError when the database
         goes away: then the outcome is unknown, and applying the chunk again is right either way.
         """
-        source = chunk.source
+        source = chunk.source.name
         with self._connection.transaction():
-            next_position, ingest_no = self._lock(chunk)
-            records = not_yet_applied(source.name, next_position, chunk.records)
+            at, records = positions.due(self._connection, chunk)
             skipped = len(chunk.records) - len(records)
             if not records:
-                return Applied(next_position, skipped)
+                return Applied(at.next_position, skipped)
             accepted, refused = self._judge_alone(records)
             usage = [message for message in accepted if message.event.kind == "usage"]
-            new = self._count_new(source.name, ingest_no, usage)
+            new = self._count_new(source, at.ingest_no, usage)
             outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
-            arrivals = Arrivals(self._connection, source.name, ingest_no)
+            corrections = [message for message in accepted if message.event.kind != "usage"]
+            numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
+            arrivals = Arrivals(self._connection, source, at.ingest_no)
             for message in accepted:
                 if message.record.position not in new:
                     outcome = arrivals.take(message)
@@ -138,7 +137,9 @@ class ChunkApplier:
                         refused.append(outcome)
                     else:
                         outcomes[outcome] += 1
-            self._quarantine(source.name, refused)
+                        if outcome is Outcome.APPLIED:
+                            numbers.count(self._connection, message.event)
+            positions.keep_refused(self._connection, source, refused)
             done = Applied(
                 next_position=records[-1].position + 1,
                 skipped=skipped,
@@ -147,25 +148,8 @@ class ChunkApplier:
                 retimed=outcomes[Outcome.RETIMED],
                 quarantined=len(refused),
             )
-            self._record(source.name, next_position, done, digest(records))
-            self._advance(chunk, next_position, done.next_position)
+            positions.advance(self._connection, chunk, records, done)
         return done
-
-    def _lock(self, chunk: Chunk) -> tuple[int, int]:
-        """The source's next position and ingest number, its row locked until the transaction ends."""
-        name = chunk.source.name
-        row = self._connection.execute(
-            "select next_position, ingest_no, cluster_id, topic_id from usage.sources where source = %s for update",
-            (name,),
-        ).fetchone()
-        if row is None:
-            raise SourceChanged(name, "the source", "registered", "unknown")
-        next_position, ingest_no, cluster_id, topic_id = row
-        if cluster_id != chunk.source.cluster_id:
-            raise SourceChanged(name, "the cluster", cluster_id, chunk.source.cluster_id)
-        if topic_id != chunk.source.topic_id:
-            raise SourceChanged(name, "the topic", topic_id, chunk.source.topic_id)
-        return int(next_position), int(ingest_no) + 1
 
     def _judge_alone(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
         """Decode each message; refuse what is broken or belongs to nobody."""
@@ -208,45 +192,6 @@ class ChunkApplier:
             counted = cursor.execute(COUNT_ONCE, {"source": source, "ingest_no": ingest_no}, prepare=True)
             return {row[0] for row in counted}
 
-    def _record(self, source: str, first_position: int, done: Applied, content_digest: bytes) -> None:
-        """What this chunk held, as a proof for later."""
-        self._connection.execute(
-            "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates, retimed,"
-            " quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-            (source, first_position, done.next_position, done.applied, done.duplicates, done.retimed,
-             done.quarantined, content_digest),
-        )  # fmt: skip
-
-    def _quarantine(self, source: str, refused: Sequence[Refused]) -> None:
-        """Keep refused messages whole."""
-        if not refused:
-            return
-        with self._connection.cursor() as cursor:
-            cursor.executemany(
-                "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
-                " appended_at, request_id, attempt, estimated_value, currency)"
-                " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                [self._quarantine_row(source, r) for r in refused],
-            )
-
-    def _quarantine_row(self, source: str, refused: Refused) -> tuple[object, ...]:
-        record, event = refused.record, refused.event
-        named = (event.request_id, event.attempt) if event else (None, None)
-        value = estimates.value_of(self._connection, event)
-        return (
-            source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
-            record.appended_at, *named, *value,
-        )  # fmt: skip
-
-    def _advance(self, chunk: Chunk, from_position: int, to_position: int) -> None:
-        moved = self._connection.execute(
-            "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
-            " ingest_no = ingest_no + 1, stopped_because = null, changed_at = now()"
-            " where source = %s and next_position = %s",
-            (to_position, chunk.leader_epoch, chunk.source.name, from_position),
-        )
-        assert moved.rowcount == 1, "the row was locked by this transaction"
-
 
 def _stage_row(message: Accepted) -> tuple[object, ...]:
     """One row of the stage, in the order of STAGE."""
@@ -255,5 +200,5 @@ def _stage_row(message: Accepted) -> tuple[object, ...]:
         message.record.position, e.request_id, e.tenant_id, e.attempt, e.kind, e.correction_no, message.content_digest,
         e.replica_id, e.boot_id, message.completed_at, e.model, e.adapter or "", e.region, e.tier, e.pool, e.status,
         e.fault, e.purpose, e.usage_source, "", e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
-        message.record.appended_at, message.record.value,
+        e.seq if e.replica_id and e.boot_id else None, message.record.appended_at, message.record.value,
     )  # fmt: skip

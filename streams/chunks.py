@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+import msgspec
+
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import UsageEvent, completed_at, decode, key_of
+from serving_adapter.events import Label, Seq, UsageEvent, completed_at, decode, key_of
 from serving_adapter.identity import content_digest_of
 from streams.errors import PositionGap
 
@@ -42,6 +44,14 @@ class Chunk:
     source: Source
     records: Sequence[Record]
     leader_epoch: int = -1
+
+
+class Number(NamedTuple):
+    """An event's number in its boot's sequence."""
+
+    replica_id: str
+    boot_id: str
+    seq: int
 
 
 class Accepted(NamedTuple):
@@ -96,6 +106,35 @@ def read(record: Record) -> Accepted | Refused:
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
         return Refused(record, "future", detail, event.tenant_id, event)
     return Accepted(record, event, at, content_digest_of(event))
+
+
+def number_of(event: UsageEvent) -> Number | None:
+    """The event's number, if it has all of replica, boot and number."""
+    if not event.replica_id or not event.boot_id or event.seq is None:
+        return None
+    return Number(event.replica_id, event.boot_id, event.seq)
+
+
+class _NumberOnly(msgspec.Struct, gc=False):
+    replica_id: Label
+    boot_id: Label
+    seq: Seq
+
+
+_decode_number = msgspec.json.Decoder(_NumberOnly).decode
+
+
+def number_in(refused: Refused) -> Number | None:
+    """The number of a refused message, where it can be read: it fills its place all the same (rule 1.5)."""
+    if refused.event is not None:
+        return number_of(refused.event)
+    try:
+        found = _decode_number(refused.record.value)
+    except msgspec.DecodeError:
+        return None
+    if not found.replica_id or not found.boot_id or "\0" in found.replica_id + found.boot_id:
+        return None
+    return Number(found.replica_id, found.boot_id, found.seq)
 
 
 def digest(records: Sequence[Record]) -> bytes:

@@ -37,6 +37,10 @@ class WorkerCrashed(StreamsError):
     """The worker ended by an unforeseen error. What it had committed is complete; starting it again is safe."""
 
 
+class UnknownBoot(StreamsError):
+    """A boot of which nothing was ever heard."""
+
+
 class CannotResolve(StreamsError):
     """A partition that cannot go on from the position given."""
 

@@ -12,9 +12,10 @@ from typing import Final
 import psycopg
 
 from streams import audit
-from streams.apply import Applied, ChunkApplier
+from streams.apply import ChunkApplier
 from streams.chunks import Chunk, Record, Source
 from streams.errors import NotReleased
+from streams.positions import Applied
 
 CLUSTER: Final = "quarantine"
 ORPHANS_A_TIME: Final = 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 from serving_adapter.settings import SettingsError
@@ -30,3 +31,36 @@ class DatabaseSettings:
         if not url.startswith(("postgresql://", "postgres://")):
             raise SettingsError("TOLLBOOK_DATABASE_URL must begin with postgresql://")
         return DatabaseSettings(url)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletenessSettings:
+    """When a missing number becomes a gap, a gap an alert, and a replica that says nothing one that broke off."""
+
+    settle: timedelta = timedelta(seconds=5)
+    """How long a number may be known and missing before it is named: heartbeats overtake events."""
+    alert_after: timedelta = timedelta(seconds=60)
+    silent_after: timedelta = timedelta(seconds=30)
+
+    @staticmethod
+    def from_environment(environ: Mapping[str, str] = os.environ) -> CompletenessSettings:
+        """Settings from `TOLLBOOK_GAP_ALERT_AFTER_S` and `TOLLBOOK_REPLICA_SILENT_AFTER_S`."""
+        default = CompletenessSettings()
+        return CompletenessSettings(
+            default.settle,
+            _seconds(environ, "TOLLBOOK_GAP_ALERT_AFTER_S", default.alert_after),
+            _seconds(environ, "TOLLBOOK_REPLICA_SILENT_AFTER_S", default.silent_after),
+        )
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: timedelta) -> timedelta:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    try:
+        seconds = float(text)
+        if not 0 <= seconds <= 86_400:
+            raise ValueError
+    except ValueError:
+        raise SettingsError(f"{name} is {text!r}: give seconds, 0 to 86400") from None
+    return timedelta(seconds=seconds)

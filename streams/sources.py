@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
@@ -15,6 +15,9 @@ from serving_adapter.settings import KafkaSettings
 from streams import audit
 from streams.chunks import Source
 from streams.errors import CannotResolve
+
+Feed = Literal["usage", "replicas"]
+"""What a source brings: usage events, or replicas' reports about themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class SourceState:
     topic_id: str
     next_position: int
     stopped_because: str | None
+    feed: Feed = "usage"
 
     @property
     def as_source(self) -> Source:
@@ -101,17 +105,18 @@ class LogReader:
         return {at.partition: future.result() for at, future in answers.items()}
 
 
-def register(connection: psycopg.Connection, log: Log) -> None:
+def register(connection: psycopg.Connection, log: Log, feed: Feed = "usage") -> None:
     """Make a row for each partition that has none: it begins where the log begins today, and that is kept."""
     for partition, begin in sorted(log.begins.items()):
-        _add(connection, source_name(log.topic, partition), log, begin)
+        _add(connection, source_name(log.topic, partition), log, begin, feed)
 
 
-def _add(connection: psycopg.Connection, name: str, log: Log, position: int) -> None:
+def _add(connection: psycopg.Connection, name: str, log: Log, position: int, feed: Feed) -> None:
     connection.execute(
-        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
-        " values (%s, %s, %s, -1, %s, %s) on conflict do nothing",
-        (name, log.cluster_id, log.topic_id, position, position),
+        "insert into usage.sources"
+        " (source, cluster_id, topic_id, leader_epoch, first_position, next_position, feed)"
+        " values (%s, %s, %s, -1, %s, %s, %s) on conflict do nothing",
+        (name, log.cluster_id, log.topic_id, position, position, feed),
     )
 
 
@@ -119,7 +124,7 @@ def states(connection: psycopg.Connection, topic: str) -> dict[int, SourceState]
     """The stored state of each partition of a topic, of the newest log that it is about."""
     prefix = source_name(topic, 0)[:-1]
     rows = connection.execute(
-        "select source, cluster_id, topic_id, next_position, stopped_because from usage.sources"
+        "select source, cluster_id, topic_id, next_position, stopped_because, feed from usage.sources"
         " where starts_with(source, %s)",
         (prefix,),
     )
@@ -161,7 +166,7 @@ def resolve(
         else:
             _, _, generation = state.source.partition("@")
             source = source_name(log.topic, partition, int(generation or 1) + 1)
-            _add(connection, source, log, to)
+            _add(connection, source, log, to, state.feed)
             mark_stopped(connection, state.source, f"replaced by {source}: {reason}")
         detail = {"from": state.next_position, "to": to, "reason": reason, "was": state.source}
         audit.record(connection, actor, "streams.resolve", source, detail)
@@ -209,19 +214,20 @@ def chunks(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
 
 
 def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
-    """Each source's rows that are really there: events, and messages in quarantine."""
+    """Each usage source's rows that are really there: events, and messages in quarantine."""
     rows = connection.execute(
         "select source, coalesce(e.n, 0), coalesce(q.n, 0) from usage.sources"
         " left join (select source, count(*) as n from usage.events group by source) e using (source)"
         " left join (select source, count(*) as n from usage.quarantine group by source) q using (source)"
+        " where feed = 'usage'"
     )
     return {source: (events, held) for source, events, held in rows}
 
 
 def counted_outcomes(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
-    """Each source's applied and quarantined messages, as its chunks recorded them."""
+    """Each usage source's applied and quarantined messages, as its chunks recorded them."""
     rows = connection.execute(
         "select source, coalesce(sum(applied), 0)::int8, coalesce(sum(quarantined), 0)::int8"
-        " from usage.sources left join usage.applied_chunks using (source) group by source"
+        " from usage.sources left join usage.applied_chunks using (source) where feed = 'usage' group by source"
     )
     return {source: (applied, held) for source, applied, held in rows}

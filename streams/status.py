@@ -51,9 +51,10 @@ def partitions(connection: psycopg.Connection, log: Log) -> list[PartitionStatus
 
 
 def outcomes(connection: psycopg.Connection) -> dict[str, int]:
-    """Messages by what became of them, over all sources: applied, duplicates, `quarantined: <reason>`."""
+    """Usage messages by what became of them, over all sources: applied, duplicates, `quarantined: <reason>`."""
     counts = connection.execute(
-        "select coalesce(sum(applied), 0)::int8, coalesce(sum(duplicates), 0)::int8 from usage.applied_chunks"
+        "select coalesce(sum(applied), 0)::int8, coalesce(sum(duplicates), 0)::int8"
+        " from usage.applied_chunks join usage.sources using (source) where feed = 'usage'"
     ).fetchone()
     assert counts is not None, "an aggregate always has a row"
     held = {f"quarantined: {reason}": count for reason, count in quarantine.counts(connection).items()}

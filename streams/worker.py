@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import faust
 import psycopg
@@ -25,17 +25,20 @@ from faust.types.tuples import TP
 
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import USAGE
+from serving_adapter.topics import REPLICAS, USAGE
 from streams import sources
-from streams.apply import Applied, ChunkApplier
+from streams.apply import ChunkApplier
 from streams.chunks import Chunk, Record, contiguous_runs
 from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
 from streams.database import connect
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
 from streams.faust_credentials import credentials
 from streams.kafka_security import security_of
+from streams.positions import Applied
 from streams.release import Releaser
-from streams.settings import CHUNK_MESSAGES, DatabaseSettings
+from streams.replica_apply import ReplicaChunkApplier
+from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
+from streams.upkeep import Upkeep
 
 BUFFERED_CHUNKS: Final = 8
 """Chunks waiting in memory per worker; beyond that Faust stops fetching. 8 x 2,000 x 300 bytes is about 5 MB."""
@@ -48,6 +51,7 @@ HINT_EVERY_S: Final = 1.0
 REPORT_EVERY_S: Final = 2.0
 DRAIN_CHECK_EVERY_S: Final = 0.25
 SWEEP_EVERY_S: Final = 2.0
+UPKEEP_EVERY_S: Final = 1.0
 NOTHING_COMES_AFTER_S: Final = 5.0
 GO_BACK_TIMES: Final = 20
 """A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
@@ -62,7 +66,9 @@ class Tally:
     quarantined: int = 0
     skipped: int = 0
     chunks: int = 0
-    stopped: dict[int, str] = field(default_factory=dict)
+    reports: int = 0
+    """Messages of replicas about themselves; the other counts are usage."""
+    stopped: dict[TP, str] = field(default_factory=dict)
 
     def add(self, done: Applied) -> None:
         """Count a chunk."""
@@ -71,6 +77,34 @@ class Tally:
         self.quarantined += done.quarantined
         self.skipped += done.skipped
         self.chunks += 1
+
+
+class Applier(Protocol):
+    """What applies the chunks of one feed."""
+
+    def apply(self, chunk: Chunk) -> Applied:
+        """Apply what is new in the chunk, all or nothing."""
+
+
+class FeedTopic:
+    """A topic that the worker reads: what it brings, which log it is, and how far its partitions are."""
+
+    def __init__(
+        self, kafka: KafkaSettings, topic: str, feed: sources.Feed, applier: Callable[[psycopg.Connection], Applier]
+    ) -> None:
+        """Raises KafkaUnavailable."""
+        self.topic = topic
+        self.feed: sources.Feed = feed
+        self.applier = applier
+        self.log_reader = sources.LogReader(kafka, topic)
+        self.log = self.log_reader.read()
+        self.log_read_at = 0.0
+        self.states: dict[int, sources.SourceState] = {}
+        self.drain_to = {self.tp(partition): end for partition, end in self.log.ends.items()}
+
+    def tp(self, partition: int) -> TP:
+        """One of its partitions, as Faust names it."""
+        return TP(self.topic, partition)
 
 
 class StreamsWorker:
@@ -83,6 +117,7 @@ class StreamsWorker:
         *,
         drain: bool = False,
         chunk_messages: int = CHUNK_MESSAGES,
+        completeness: CompletenessSettings | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._kafka = kafka
@@ -90,35 +125,38 @@ class StreamsWorker:
         self._drain = drain
         self._chunk_messages = chunk_messages
         self._say = say
-        self._topic = USAGE.name(kafka.topic_prefix)
+        self._feeds: dict[str, FeedTopic] = {}
+        self._appliers: dict[str, Applier] = {}
         self._credentials = credentials(security_of(kafka.properties))
-        self._log_reader = sources.LogReader(kafka, self._topic)
-        self._log: sources.Log | None = None
-        self._applier: ChunkApplier | None = None
         self._connection: psycopg.Connection | None = None
         # The database has a thread of its own, so that heartbeats go on while a chunk is applied.
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
-        self._states: dict[int, sources.SourceState] = {}
-        self._drain_to: dict[int, int] = {}
-        self._log_read_at = 0.0
+        self._upkeep_thread = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
+        self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
         self._taken_at = time.monotonic()
-        self._went_back: dict[int, int] = {}
-        self._hints: dict[int, int] = {}
+        self._went_back: dict[TP, int] = {}
+        self._hints: dict[TP, int] = {}
         self.tally = Tally()
         self._reported = 0
         self._reported_at = time.monotonic()
 
     def run(self) -> Tally:
         """Run until stopped by SIGTERM or SIGINT, or until drained. Raises KafkaUnavailable, DatabaseUnavailable."""
-        self._log = self._log_reader.read()
-        self._drain_to = dict(self._log.ends)
+        prefix = self._kafka.topic_prefix
+        for feed in (
+            FeedTopic(self._kafka, USAGE.name(prefix), "usage", ChunkApplier),
+            FeedTopic(self._kafka, REPLICAS.name(prefix), "replicas", ReplicaChunkApplier),
+        ):
+            self._feeds[feed.topic] = feed
         with connect(self._database.url) as connection:
-            sources.register(connection, self._log)
-            self._states = sources.states(connection, self._topic)
-            for partition, state in self._states.items():
-                if why := sources.disagreement(state, self._log, partition):
-                    self._stop(connection, partition, why)
-            if self._drain and not self._waiting(self._states):
+            for feed in self._feeds.values():
+                sources.register(connection, feed.log, feed.feed)
+                feed.states = sources.states(connection, feed.topic)
+                for partition, state in feed.states.items():
+                    if why := sources.disagreement(state, feed.log, partition):
+                        self._stop(connection, feed.tp(partition), why)
+            if self._drain and not self._waiting(self._stored(connection)):
+                self._end_upkeep()
                 return self.tally
         with tempfile.TemporaryDirectory(prefix="tollbook-faust-") as scratch:
             app = self._app(scratch)
@@ -132,12 +170,19 @@ class StreamsWorker:
                     raise WorkerCrashed(f"the worker crashed: {worker.crash_reason or app.crash_reason!r}") from None
             finally:
                 self._database_thread.shutdown()
+                self._end_upkeep()
                 if self._connection is not None:
                     self._connection.close()
         return self.tally
 
+    def _end_upkeep(self) -> None:
+        """A last round, so that what this worker applied is folded when it has ended."""
+        self._upkeep_thread.submit(self._upkeep.round).result()
+        self._upkeep_thread.shutdown()
+        self._upkeep.close()
+
     def _app(self, scratch: str) -> Any:
-        """The Faust application: one agent and a few timers."""
+        """The Faust application: an agent for each feed, and a few timers."""
         app = faust.App(
             f"{self._kafka.topic_prefix}.streams",
             broker=";".join(f"kafka://{host}" for host in self._kafka.bootstrap.split(",")),
@@ -155,149 +200,170 @@ class StreamsWorker:
             ConsumerScheduler=ChunkScheduler.of(self._chunk_messages),
             agent_supervisor="mode.CrashingSupervisor",
         )
-        topic = app.topic(self._topic, schema=ChunkSchema(), acks=False)
-
-        @app.agent(topic, name="apply")
-        async def apply_chunks(stream: Any) -> None:
-            async for event in stream.events():
-                await self._take(app, event.message.partition, event.value)
-
+        for feed in self._feeds.values():
+            self._add_agent(app, feed)
         app.timer(HINT_EVERY_S)(lambda: self._hint(app))
         app.timer(REPORT_EVERY_S)(self._report)
+        app.timer(UPKEEP_EVERY_S)(self._keep_up)
         app.timer(SWEEP_EVERY_S)(lambda: self._sweep(app))
         if self._drain:
             app.timer(DRAIN_CHECK_EVERY_S)(lambda: self._stop_when_drained(app))
         return app
 
-    async def _take(self, app: Any, partition: int, fetched: Fetched) -> None:
+    def _add_agent(self, app: Any, feed: FeedTopic) -> None:
+        """The agent that applies a feed's chunks."""
+
+        async def apply_chunks(stream: Any) -> None:
+            async for event in stream.events():
+                await self._take(app, feed, event.message.partition, event.value)
+
+        app.agent(app.topic(feed.topic, schema=ChunkSchema(), acks=False), name=f"apply-{feed.feed}")(apply_chunks)
+
+    async def _keep_up(self) -> None:
+        """Completeness check and alerts, in their own thread: a chunk never waits for them."""
+        await asyncio.get_running_loop().run_in_executor(self._upkeep_thread, self._upkeep.round)
+
+    async def _take(self, app: Any, feed: FeedTopic, partition: int, fetched: Fetched) -> None:
         """Apply what was fetched of a partition; one that must not go on is left standing."""
         self._taken_at = time.monotonic()
-        if partition in self.tally.stopped or not await self._is_same_log(partition, fetched.at):
+        if feed.tp(partition) in self.tally.stopped or not await self._is_same_log(feed, partition, fetched.at):
             return
         records = [
             Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC))
             for m in fetched.records
         ]
         for run in contiguous_runs(records):
-            if not await self._apply(app, partition, run):
+            if not await self._apply(app, feed, partition, run):
                 return
 
-    async def _apply(self, app: Any, partition: int, records: Sequence[Record]) -> bool:
+    async def _apply(self, app: Any, feed: FeedTopic, partition: int, records: Sequence[Record]) -> bool:
         """Apply one chunk, whatever it takes; False if the partition cannot go on with it."""
-        assert self._log is not None
-        source = self._states[partition].as_source
-        chunk = Chunk(source, records, self._log.epochs[partition])
+        tp = feed.tp(partition)
+        chunk = Chunk(feed.states[partition].as_source, records, feed.log.epochs[partition])
         wait = RETRY_FIRST_S
         while True:
             try:
-                done = await self._in_database(self._apply_now, chunk)
+                done = await self._in_database(self._apply_now, feed, chunk)
             except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable) as error:
                 if wait == RETRY_FIRST_S:
                     self._say(f"database: {str(error).splitlines()[0]}; waiting for it, nothing is lost")
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, RETRY_LONGEST_S)
             except PositionGap as gap:
-                await self._go_back(app, partition, gap)
+                await self._go_back(app, feed, partition, gap)
                 return False
             except SourceChanged as changed:
-                await self._stand_still(partition, str(changed))
+                await self._stand_still(tp, str(changed))
                 return False
             else:
-                self.tally.add(done)
-                self._hints[partition] = done.next_position
-                self._went_back.pop(partition, None)
+                if feed.feed == "usage":
+                    self.tally.add(done)
+                else:
+                    self.tally.reports += done.applied
+                self._hints[tp] = done.next_position
+                self._went_back.pop(tp, None)
                 return True
 
-    async def _is_same_log(self, partition: int, fetched_at: float) -> bool:
+    async def _is_same_log(self, feed: FeedTopic, partition: int, fetched_at: float) -> bool:
         """Whether what was fetched came from the log that the stored position is about.
 
         The ids are asked for after the fetch: if they are those that were stored before it, the topic cannot have been
         another one in between. One question serves all partitions of a poll.
         """
-        if self._log_read_at <= fetched_at:
+        if feed.log_read_at <= fetched_at:
             asked_at = time.monotonic()
             try:
-                self._log = await asyncio.to_thread(self._log_reader.read)
+                feed.log = await asyncio.to_thread(feed.log_reader.read)
             except KafkaUnavailable as error:
                 self._say(f"Kafka: {error}; what was fetched is read again")
                 return False  # the next chunk finds a gap and goes back
-            self._log_read_at = asked_at
-        assert self._log is not None
-        state = self._states[partition]
-        if (state.cluster_id, state.topic_id) == (self._log.cluster_id, self._log.topic_id):
+            feed.log_read_at = asked_at
+        state = feed.states[partition]
+        if (state.cluster_id, state.topic_id) == (feed.log.cluster_id, feed.log.topic_id):
             return True
-        await self._stand_still(partition, sources.disagreement(state, self._log, partition) or "another log")
+        why = sources.disagreement(state, feed.log, partition) or "another log"
+        await self._stand_still(feed.tp(partition), why)
         return False
 
-    def _apply_now(self, chunk: Chunk) -> Applied:
+    def _apply_now(self, feed: FeedTopic, chunk: Chunk) -> Applied:
         """In the database thread: (re)connect if needed, then apply."""
-        if self._applier is None:
+        if self._connection is None:
             self._connection = connect(self._database.url, application="tollbook streams")
-            self._applier = ChunkApplier(self._connection)
         try:
-            return self._applier.apply(chunk)
+            if feed.topic not in self._appliers:
+                self._appliers[feed.topic] = feed.applier(self._connection)
+            return self._appliers[feed.topic].apply(chunk)
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            self._applier = None
-            if self._connection is not None:
-                self._connection.close()
+            self._appliers.clear()
+            self._connection.close()
+            self._connection = None
             raise
 
     async def _in_database(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._database_thread, call, *args)
 
-    async def _go_back(self, app: Any, partition: int, gap: PositionGap) -> None:
+    async def _go_back(self, app: Any, feed: FeedTopic, partition: int, gap: PositionGap) -> None:
         """Read again from the position that is due; stand still if the log does not have it."""
-        log = await asyncio.to_thread(self._log_reader.read)
-        state = replace(self._states[partition], next_position=gap.expected)
+        tp = feed.tp(partition)
+        log = await asyncio.to_thread(feed.log_reader.read)
+        state = replace(feed.states[partition], next_position=gap.expected)
         if why := sources.disagreement(state, log, partition):
-            await self._stand_still(partition, why)
-        elif self._went_back.get(partition, 0) >= GO_BACK_TIMES:
+            await self._stand_still(tp, why)
+        elif self._went_back.get(tp, 0) >= GO_BACK_TIMES:
             why = (
                 f"the log has nothing at position {gap.expected}, but at {gap.found}: a transaction's marker, or a loss"
             )
-            await self._stand_still(partition, why)
-        elif TP(self._topic, partition) in app.consumer.assignment():
-            self._went_back[partition] = self._went_back.get(partition, 0) + 1
-            await app.consumer.seek_wait({TP(self._topic, partition): gap.expected})
+            await self._stand_still(tp, why)
+        elif tp in app.consumer.assignment():
+            self._went_back[tp] = self._went_back.get(tp, 0) + 1
+            await app.consumer.seek_wait({tp: gap.expected})
 
-    async def _stand_still(self, partition: int, why: str) -> None:
+    async def _stand_still(self, tp: TP, why: str) -> None:
         """Leave a partition where it is until a person has looked at it."""
 
         def note() -> None:
             with connect(self._database.url) as connection:
-                self._stop(connection, partition, why)
+                self._stop(connection, tp, why)
 
         await self._in_database(note)
 
-    def _stop(self, connection: psycopg.Connection, partition: int, why: str) -> None:
-        self.tally.stopped[partition] = why
-        source = self._states[partition].source
+    def _stop(self, connection: psycopg.Connection, tp: TP, why: str) -> None:
+        self.tally.stopped[tp] = why
+        source = self._feeds[tp.topic].states[tp.partition].source
         self._say(f"STOPPED {source}: {why}; `tollbook streams resolve` lets it go on")
         sources.mark_stopped(connection, source, why)
+
+    def _stored(self, connection: psycopg.Connection) -> dict[TP, sources.SourceState]:
+        """The stored state of every partition."""
+        return {
+            feed.tp(partition): state
+            for feed in self._feeds.values()
+            for partition, state in sources.states(connection, feed.topic).items()
+        }
 
     async def _sweep(self, app: Any) -> None:
         """Release corrections whose original has come, and go on with partitions that a person has resolved."""
 
-        def look() -> dict[int, sources.SourceState]:
+        def look() -> dict[TP, sources.SourceState]:
             with connect(self._database.url) as connection:
                 Releaser(connection).release_orphans()
-                return sources.states(connection, self._topic)
+                return self._stored(connection)
 
         try:
             states = await asyncio.to_thread(look)
         except (psycopg.OperationalError, DatabaseUnavailable):
             return
-        for partition in [p for p in self.tally.stopped if states[p].stopped_because is None]:
-            self._states[partition] = states[partition]
-            self._went_back.pop(partition, None)
-            del self.tally.stopped[partition]
-            if TP(self._topic, partition) in app.consumer.assignment():
-                await app.consumer.seek_wait({TP(self._topic, partition): states[partition].next_position})
+        for tp in [tp for tp in self.tally.stopped if states[tp].stopped_because is None]:
+            self._feeds[tp.topic].states[tp.partition] = states[tp]
+            self._went_back.pop(tp, None)
+            del self.tally.stopped[tp]
+            if tp in app.consumer.assignment():
+                await app.consumer.seek_wait({tp: states[tp].next_position})
 
     async def _hint(self, app: Any) -> None:
         """Tell Kafka where a restart may begin to read. Losing it costs time, never an event."""
         assigned = app.consumer.assignment()
-        offsets = {TP(self._topic, p): at for p, at in self._hints.items() if TP(self._topic, p) in assigned}
+        offsets = {tp: at for tp, at in self._hints.items() if tp in assigned}
         if offsets:
             self._hints.clear()
             # Not public; the version is pinned. The public `commit` offers only what was acknowledged.
@@ -319,32 +385,30 @@ class StreamsWorker:
     async def _stop_when_drained(self, app: Any) -> None:
         """End the process once every partition is applied up to the end that the log had when we started."""
 
-        def stored() -> dict[int, sources.SourceState]:
+        def stored() -> dict[TP, sources.SourceState]:
             with connect(self._database.url) as connection:
-                return sources.states(connection, self._topic)
+                return self._stored(connection)
 
         with contextlib.suppress(DatabaseUnavailable):
             waiting = self._waiting(await asyncio.to_thread(stored))
             if waiting and time.monotonic() - self._taken_at > NOTHING_COMES_AFTER_S:
-                waiting = [p for p in waiting if not await self._has_nothing_left(app, p)]
+                waiting = [tp for tp in waiting if not await self._has_nothing_left(app, tp)]
             if not waiting:
                 await self._in_database(self._release_orphans)
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    async def _has_nothing_left(self, app: Any, partition: int) -> bool:
+    async def _has_nothing_left(self, app: Any, tp: TP) -> bool:
         """Whether everything readable was read, though the log goes on: it ends with a marker. Then it stands still."""
-        tp, end = TP(self._topic, partition), self._drain_to[partition]
+        end = self._feeds[tp.topic].drain_to[tp]
         if tp not in app.consumer.assignment() or (await app.consumer.position(tp) or 0) < end:
             return False
-        await self._stand_still(
-            partition, f"the log ends at {end}, but what is left has no message: a transaction's marker"
-        )
+        await self._stand_still(tp, f"the log ends at {end}, but what is left has no message: a transaction's marker")
         return True
 
-    def _waiting(self, states: Mapping[int, sources.SourceState]) -> list[int]:
+    def _waiting(self, states: Mapping[TP, sources.SourceState]) -> list[TP]:
         """Partitions that are not applied up to the end that the log had when we started, and could be."""
-        ends = self._drain_to.items()
-        return [p for p, end in ends if p not in self.tally.stopped and states[p].next_position < end]
+        ends = {tp: end for feed in self._feeds.values() for tp, end in feed.drain_to.items()}
+        return [tp for tp, end in ends.items() if tp not in self.tally.stopped and states[tp].next_position < end]
 
     def _release_orphans(self) -> None:
         with connect(self._database.url) as connection:

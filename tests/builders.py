@@ -19,6 +19,7 @@ EVENT: dict[str, Any] = {
     "timestamp": "2026-11-01T10:00:30.25Z",
 }
 SOURCE = Source("kafka:test.usage.v1/0", "cluster-1", "topic-1")
+REPLICA_SOURCE = Source("kafka:test.replicas.v1/0", "cluster-1", "topic-2")
 
 
 def event_json(**changed: Any) -> bytes:
@@ -36,3 +37,23 @@ def make_record(position: int, value: bytes | None = None, **changed: Any) -> Re
 def make_chunk(*records: Record, source: Source = SOURCE) -> Chunk:
     """A chunk of the test's source."""
     return Chunk(source, records, leader_epoch=0)
+
+
+def numbered(position: int, seq: int, *, replica: str = "r1", boot: str = "b1", **changed: Any) -> Record:
+    """An event that a replica has numbered."""
+    return make_record(position, **({"replica_id": replica, "boot_id": boot, "seq": seq} | changed))
+
+
+def report_json(kind: str, *, replica: str = "r1", boot: str = "b1", at: datetime = RECEIVED, **more: Any) -> bytes:
+    """One report of a replica as JSON; a heartbeat's or farewell's other counts follow its last number."""
+    if kind in ("heartbeat", "farewell"):
+        last_seq = more.get("last_seq", 0)
+        more = {"last_seq": last_seq, "started": last_seq, "ended": last_seq} | more
+    if kind == "heartbeat":
+        more = {"open": 0} | more
+    return json.dumps({"type": kind, "replica_id": replica, "boot_id": boot, "at": at.isoformat()} | more).encode()
+
+
+def make_report(position: int, kind: str, *, at: datetime = RECEIVED, **more: Any) -> Record:
+    """A report that the broker got when the replica sent it."""
+    return Record(position, b"r1", report_json(kind, at=at, **more), at)

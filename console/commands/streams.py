@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any, Final
 
+import psycopg
 import typer
+from rich.text import Text
 
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter.topic_check import require_fit
-from serving_adapter.topics import USAGE
-from streams import quarantine, sources, status
+from serving_adapter.topics import REPLICAS, USAGE
+from streams import completeness_store, quarantine, sources, status
 from streams import rebuild as rebuilding
 from streams.schema import check
 from streams.settings import CHUNK_MESSAGES
+from streams.sources import Feed, Log
 from streams.windows import WINDOW_SUMS
+
+WATCH_EVERY_S: Final = 2.0
+GAPS_SHOWN: Final = 20
+PARTITION_COLUMNS: Final = (
+    "partition", "next_offset", "end_offset", "lag", "applied", "duplicates", "quarantined", "last_applied_at",
+)  # fmt: skip
+GAP_COLUMNS: Final = ("replica_id", "boot_id", "first_number", "last_number", "missing", "since", "alerted_at")
 
 app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add_completion=False)
 
@@ -30,7 +42,8 @@ def run(
     from streams.worker import StreamsWorker  # Faust takes a second to import
 
     kafka, database = session.kafka(), session.database()
-    require_fit(kafka, USAGE, development=dev)
+    for topic in (USAGE, REPLICAS):
+        require_fit(kafka, topic, development=dev)
     check(database.url)
     worker = StreamsWorker(
         kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text, markup=False)
@@ -44,34 +57,44 @@ def run(
         raise typer.Exit(1)
 
 
+Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 2 seconds, on a terminal, until Ctrl-C.")]
+
+
 @app.command("status")
-def show_status(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
-    """Lag and counts of each partition, and the quarantine by reason."""
-    log = session.usage_log()
+def show_status(as_json: AsJson = False, as_csv: AsCsv = False, watch: Watch = False) -> None:
+    """How far everything is: lag and counts of each partition, complete-to, gaps, boots, the quarantine."""
+    if watch and (as_json or as_csv or not out.is_terminal):
+        raise typer.BadParameter("--watch is for a terminal, without --json and --csv")
     with session.connection() as connection:
-        rows = [asdict(row) for row in status.partitions(connection, log)]
-        refused = quarantine.counts(connection)
-    if as_json:
-        document(
-            {"topic": log.topic, "partitions": rows, "lag": sum(row["lag"] for row in rows), "quarantine": refused}
-        )
-        return
-    columns = (
-        "partition",
-        "next_offset",
-        "end_offset",
-        "lag",
-        "applied",
-        "duplicates",
-        "quarantined",
-        "last_applied_at",
-    )
-    listing(rows, columns, as_csv=as_csv, title=log.topic)
-    if not as_csv:
-        for row in rows:
-            if row["stopped_because"]:
-                err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}", markup=False)
-        out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))
+        if not watch:
+            _show(connection, session.usage_log(), as_json, as_csv)
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                with out.capture() as captured:
+                    _show(connection, session.usage_log(), as_json, as_csv)
+                out.clear()
+                out.print(Text.from_ansi(captured.get()))
+                time.sleep(WATCH_EVERY_S)
+
+
+@app.command("write-off")
+def write_off(
+    replica_id: Annotated[str, typer.Argument(metavar="REPLICA")],
+    boot_id: Annotated[str, typer.Argument(metavar="BOOT")],
+    reason: Annotated[str, typer.Option(help="Why nothing more will come of this boot; goes to the audit log.")],
+    actor: session.Actor,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Wait no longer for a boot that ended without a farewell or lost events for good. Its gaps stay listed."""
+    with session.connection() as connection, session.change(connection, dry_run):
+        done = completeness_store.write_off(connection, (replica_id, boot_id), actor=actor, reason=reason)
+    if not done:
+        out.print(f"boot {boot_id} of {replica_id} is written off already", markup=False)
+    elif dry_run:
+        out.print(f"boot {boot_id} of {replica_id} would be written off", markup=False)
+    else:
+        out.print(f"boot {boot_id} of {replica_id} is written off", markup=False)
 
 
 @app.command()
@@ -104,10 +127,75 @@ def resolve(
     partition: Annotated[int, typer.Option(min=0, help="The partition that stands still.")],
     to: Annotated[int, typer.Option(min=0, help="The offset at which it goes on.")],
     reason: Annotated[str, typer.Option(help="Why; goes to the audit log.")],
+    feed: Annotated[Feed, typer.Option(help="Of which topic: usage events, or replicas' reports.")] = "usage",
     dry_run: session.DryRun = False,
 ) -> None:
     """Let a partition that stands still go on: pass over positions, or begin in a topic that was made again."""
-    log = session.usage_log()
+    log = session.feed_log(feed)
     with session.connection() as connection, session.change(connection, dry_run):
         source, stood_at = sources.resolve(connection, log, partition, to, reason=reason, actor=actor)
     out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")
+
+
+def _show(connection: psycopg.Connection, log: Log, as_json: bool, as_csv: bool) -> None:
+    """The status once."""
+    rows = [asdict(row) for row in status.partitions(connection, log)]
+    refused = quarantine.counts(connection)
+    if as_json:
+        document(
+            {"topic": log.topic, "partitions": rows, "lag": sum(row["lag"] for row in rows), "quarantine": refused}
+            | _completeness(connection)
+        )
+        return
+    listing(rows, PARTITION_COLUMNS, as_csv=as_csv, title=log.topic)
+    if as_csv:
+        return
+    for row in rows:
+        if row["stopped_because"]:
+            err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}", markup=False)
+    out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))
+    _print_completeness(connection)
+
+
+def _completeness(connection: psycopg.Connection) -> dict[str, Any]:
+    """What is known about completeness, for machines."""
+    complete = completeness_store.complete_to_overall(connection)
+    unnumbered = completeness_store.unnumbered(connection)
+    return {
+        "complete_to": complete.complete_to,
+        "held_back_by": [{"replica_id": replica, "boot_id": boot} for replica, boot in complete.held_back_by],
+        "open_gaps": [asdict(gap) for gap in completeness_store.open_gaps(connection)],
+        "boots_without_farewell": [
+            {"replica_id": boot.replica_id, "boot_id": boot.boot_id, "last_received_at": boot.last_received_at,
+             "last_seq": boot.last_seq, "received_through": boot.received_through}
+            for boot in completeness_store.broken_off(connection)
+        ],
+        "unnumbered": {"total": sum(unnumbered.values()), "by_tenant": unnumbered},
+        "differences": [
+            asdict(found) | {"reported": found.reported._asdict(), "counted": found.counted._asdict()}
+            for found in completeness_store.boot_differences(connection)
+        ],
+    }  # fmt: skip
+
+
+def _print_completeness(connection: psycopg.Connection) -> None:
+    """What is known about completeness, for people."""
+    complete = completeness_store.complete_to_overall(connection)
+    if complete.complete_to is not None:
+        out.print(f"complete to: {complete.complete_to:%Y-%m-%d %H:%M:%S.%f} UTC, as far as replicas are known")
+    elif complete.held_back_by:
+        out.print("complete to: unknown, some replicas number their events but have not reported")
+    else:
+        out.print("complete to: unknown, no replica has reported")
+    unnumbered = sum(completeness_store.unnumbered(connection).values())
+    if unnumbered:
+        out.print(f"unnumbered: {unnumbered:,} events, whose completeness cannot be proven")
+    found = completeness_store.open_gaps(connection, GAPS_SHOWN)
+    if found:
+        listing([asdict(gap) for gap in found], GAP_COLUMNS, title="open gaps, the oldest first")
+    for boot in completeness_store.broken_off(connection)[:GAPS_SHOWN]:
+        err.print(
+            f"boot {boot.boot_id} of {boot.replica_id} ended without a farewell; last number {boot.last_seq},"
+            f" received through {boot.received_through}",
+            markup=False,
+        )

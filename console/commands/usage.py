@@ -11,7 +11,7 @@ import typer
 from billing.periods import parse_period
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out
-from streams import tenants, usage_store
+from streams import completeness_store, tenants, usage_store
 
 app = typer.Typer(help="What tenants used.", no_args_is_help=True, add_completion=False)
 SUMS = tuple(field.name for field in fields(usage_store.UsageTotals))
@@ -42,16 +42,19 @@ def show(
         rows = usage_store.usage_of(connection, tenant_id, begins, ends, names)
         total = usage_store.usage_of(connection, tenant_id, begins, ends, ())[0].totals
         as_of = usage_store.last_ingested(connection)
+        complete_to = completeness_store.complete_to_of(connection, tenant_id).complete_to
     shown = [dict(zip(names, row.by, strict=True)) | asdict(row.totals) for row in rows]
     if as_json:
         document(
             {"tenant_id": tenant_id, "from": begins, "to": ends, "rows": shown, "total": asdict(total),
-             "as_of": as_of, "complete_to": None}
+             "as_of": as_of, "complete_to": complete_to}
         )  # fmt: skip
         return
     title = f"{tenant_id}, {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
     listing(shown, (*names, *SUMS), as_csv=as_csv, title=title, empty=f"{tenant_id} used nothing in this time")
     if not as_csv and shown:
+        if complete_to is not None:
+            out.print(f"complete to {complete_to:%Y-%m-%d %H:%M:%S} UTC, as far as replicas are known")
         out.print("total: " + ", ".join(f"{name} {value:,}" for name, value in asdict(total).items()))
 
 

@@ -1,4 +1,4 @@
-"""An applier on a database of the test's own."""
+"""Appliers of an empty database: of usage events and of replicas' reports."""
 
 from __future__ import annotations
 
@@ -7,16 +7,30 @@ import pytest
 
 from streams import tenants
 from streams.apply import ChunkApplier
-from tests.builders import SOURCE
+from streams.chunks import Source
+from streams.replica_apply import ReplicaChunkApplier
+from tests.builders import REPLICA_SOURCE, SOURCE
+
+
+def register_source(connection: psycopg.Connection, source: Source, feed: str) -> None:
+    """A source that begins at 0."""
+    connection.execute(
+        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position, feed)"
+        " values (%s, %s, %s, 0, 0, 0, %s)",
+        (source.name, source.cluster_id, source.topic_id, feed),
+    )
 
 
 @pytest.fixture
 def applier(connection: psycopg.Connection) -> ChunkApplier:
     """An applier whose source begins at 0 and which knows tenant_1."""
     tenants.register(connection, [("tenant_1", "One")], actor="test")
-    connection.execute(
-        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
-        " values (%s, %s, %s, 0, 0, 0)",
-        (SOURCE.name, SOURCE.cluster_id, SOURCE.topic_id),
-    )
+    register_source(connection, SOURCE, "usage")
     return ChunkApplier(connection)
+
+
+@pytest.fixture
+def replica_applier(connection: psycopg.Connection) -> ReplicaChunkApplier:
+    """An applier of reports whose source begins at 0."""
+    register_source(connection, REPLICA_SOURCE, "replicas")
+    return ReplicaChunkApplier(connection)

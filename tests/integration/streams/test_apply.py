@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from streams import quarantine, usage_store
-from streams.apply import Applied, ChunkApplier
+from streams.apply import ChunkApplier
 from streams.errors import PositionGap, SourceChanged
+from streams.positions import Applied
 from tests.builders import SOURCE, event_json, make_chunk, make_record
 
 NOVEMBER = (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))

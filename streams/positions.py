@@ -1,0 +1,102 @@
+"""A source's position: what is applied, compared and moved in the transaction of what it stands for.
+
+Whoever applies a chunk, of usage events or of replicas' reports, does it in these steps, so that a message of either
+counts once and a gap stops the partition (docs/spec/metering.md 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import psycopg
+
+from streams import estimates
+from streams.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
+from streams.errors import SourceChanged
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a chunk; `next_position` is where its source goes on."""
+
+    next_position: int
+    skipped: int = 0
+    applied: int = 0
+    duplicates: int = 0
+    retimed: int = 0
+    quarantined: int = 0
+
+
+class At(NamedTuple):
+    """Where a locked source stands: its next position, and the number of the ingest that is about to be."""
+
+    next_position: int
+    ingest_no: int
+
+
+def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
+    """Lock the source's row until the transaction ends; return where it stands and what is not applied yet.
+
+    Raises SourceChanged, or PositionGap when a message would be skipped.
+    """
+    at = _lock(connection, chunk.source)
+    return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records)
+
+
+def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[Refused]) -> None:
+    """Put refused messages into quarantine, whole."""
+    if not refused:
+        return
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
+            " appended_at, request_id, attempt, estimated_value, currency)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [_quarantine_row(connection, source, r) for r in refused],
+        )
+
+
+def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Record], done: Applied) -> None:
+    """Write down what `records` came to, and move the source's position behind them."""
+    source, first = chunk.source.name, records[0].position
+    connection.execute(
+        "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
+        " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
+        (source, first, done.next_position, done.applied, done.duplicates, done.retimed, done.quarantined,
+         digest(records)),
+    )  # fmt: skip
+    moved = connection.execute(
+        "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
+        " ingest_no = ingest_no + 1, stopped_because = null, changed_at = now()"
+        " where source = %s and next_position = %s",
+        (done.next_position, chunk.leader_epoch, source, first),
+    )
+    assert moved.rowcount == 1, "the row was locked by this transaction"
+
+
+def _lock(connection: psycopg.Connection, source: Source) -> At:
+    name = source.name
+    row = connection.execute(
+        "select next_position, ingest_no, cluster_id, topic_id from usage.sources where source = %s for update",
+        (name,),
+    ).fetchone()
+    if row is None:
+        raise SourceChanged(name, "the source", "registered", "unknown")
+    next_position, ingest_no, cluster_id, topic_id = row
+    if cluster_id != source.cluster_id:
+        raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
+    if topic_id != source.topic_id:
+        raise SourceChanged(name, "the topic", topic_id, source.topic_id)
+    return At(int(next_position), int(ingest_no) + 1)
+
+
+def _quarantine_row(connection: psycopg.Connection, source: str, refused: Refused) -> tuple[object, ...]:
+    record, event = refused.record, refused.event
+    named = (event.request_id, event.attempt) if event else (None, None)
+    value = estimates.value_of(connection, event)
+    return (
+        source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
+        record.appended_at, *named, *value,
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""Apply a chunk of replicas' reports: one transaction, by the same position as usage (docs/spec/metering.md 4.1, 6.2).
+
+Reports say the state as it is, and cumulative counts: the later one replaces the earlier. What must not be lost of an
+earlier one, the times that can still be proven, is kept as marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import psycopg
+
+from streams import positions
+from streams.chunks import Chunk, Record, Refused
+from streams.positions import Applied
+from streams.replica_chunks import News, Said, news, read
+
+STORE_BOOT: Final = """
+    insert into usage.boots as b (replica_id, boot_id, first_received_at, last_received_at, begun_at, heartbeat_at,
+                                  last_seq, started, ended, open, clock_offset_ms, farewell_at)
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    on conflict (replica_id, boot_id) do update set
+        last_received_at = greatest(b.last_received_at, excluded.last_received_at),
+        begun_at = coalesce(b.begun_at, excluded.begun_at),
+        heartbeat_at = greatest(b.heartbeat_at, excluded.heartbeat_at),
+        last_seq = greatest(b.last_seq, excluded.last_seq),
+        started = coalesce(excluded.started, b.started), ended = coalesce(excluded.ended, b.ended),
+        open = coalesce(excluded.open, b.open),
+        clock_offset_ms = coalesce(excluded.clock_offset_ms, b.clock_offset_ms),
+        farewell_at = greatest(b.farewell_at, excluded.farewell_at)
+"""
+STORE_MARK: Final = (
+    "insert into usage.heartbeat_marks (replica_id, boot_id, last_seq, reported_at) values (%s, %s, %s, %s)"
+)
+# Cumulative counts only grow; a report that was sent again must not take any back.
+STORE_TOTAL: Final = """
+    insert into usage.replica_reported as r
+        (replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens)
+    values (%s, %s, %s, %s, %s, %s, %s, %s)
+    on conflict (replica_id, boot_id, tenant_id, model) do update set
+        events = excluded.events, input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+        cache_hit_tokens = excluded.cache_hit_tokens
+    where r.events <= excluded.events
+"""
+STORE_ENGINE: Final = """
+    insert into usage.engine_counters as e
+        (replica_id, boot_id, model, prompt_tokens, generation_tokens, cached_tokens, scraped_at)
+    values (%s, %s, %s, %s, %s, %s, %s)
+    on conflict (replica_id, boot_id, model) do update set
+        prompt_tokens = excluded.prompt_tokens, generation_tokens = excluded.generation_tokens,
+        cached_tokens = excluded.cached_tokens, scraped_at = excluded.scraped_at
+    where e.scraped_at <= excluded.scraped_at
+"""
+
+
+class ReplicaChunkApplier:
+    """Applies chunks of replicas' reports over one connection in autocommit mode."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+
+    def apply(self, chunk: Chunk) -> Applied:
+        """Apply what is new in `chunk`, all or nothing. Raises what ChunkApplier.apply raises."""
+        with self._connection.transaction():
+            at, records = positions.due(self._connection, chunk)
+            skipped = len(chunk.records) - len(records)
+            if not records:
+                return Applied(at.next_position, skipped)
+            said, refused = _judge(records)
+            self._store(news(said))
+            positions.keep_refused(self._connection, chunk.source.name, refused)
+            done = Applied(records[-1].position + 1, skipped, applied=len(said), quarantined=len(refused))
+            positions.advance(self._connection, chunk, records, done)
+        return done
+
+    def _store(self, found: News) -> None:
+        """Write what the chunk said, boots in order of their key."""
+        boots = sorted(found.boots.items(), key=lambda item: item[0])
+        engines = sorted(found.engines.items(), key=lambda item: item[0])
+        rows: dict[str, list[tuple[object, ...]]] = {
+            STORE_BOOT: [
+                (*key, b.first_received_at, b.last_received_at, b.begun_at, b.heartbeat_at, b.last_seq, b.started,
+                 b.ended, b.open, b.clock_offset_ms, b.farewell_at)
+                for key, b in boots
+            ],
+            STORE_MARK: [(*key, last_seq, at) for key, b in boots for last_seq, at in b.marks.items()],
+            STORE_TOTAL: [(*key, *what, *counts) for key, b in boots for what, counts in b.totals.items()],
+            STORE_ENGINE: [(*key, *tokens, at) for key, (tokens, at) in engines],
+        }  # fmt: skip
+        with self._connection.cursor() as cursor:
+            for statement, values in rows.items():
+                if values:
+                    cursor.executemany(statement, values)
+
+
+def _judge(records: Sequence[Record]) -> tuple[list[Said], list[Refused]]:
+    """What could be read, and what goes to quarantine."""
+    messages = [read(record) for record in records]
+    return [m for m in messages if isinstance(m, Said)], [m for m in messages if isinstance(m, Refused)]

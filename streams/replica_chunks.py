@@ -1,0 +1,98 @@
+"""A chunk of replicas' reports, and what it comes to for each boot: values in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from serving_adapter.errors import RefusedEvent
+from serving_adapter.replica_reports import BootReport, EngineCounters, Farewell, Heartbeat, Report, decode, reported_at
+from streams.chunks import FUTURE_ALLOWED, Record, Refused
+from streams.completeness import BootKey
+from streams.witnesses import Counts, EngineTokens
+
+
+class Said(NamedTuple):
+    """A report that was read: what, when by the replica's clock, when the broker got it."""
+
+    report: Report
+    at: datetime
+    received_at: datetime
+
+
+@dataclass(slots=True)
+class BootNews:
+    """What a chunk says about one boot; None where it says nothing."""
+
+    first_received_at: datetime
+    last_received_at: datetime
+    begun_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    last_seq: int = 0
+    started: int | None = None
+    ended: int | None = None
+    open: int | None = None
+    clock_offset_ms: int | None = None
+    farewell_at: datetime | None = None
+    marks: dict[int, datetime] = field(default_factory=dict)
+    """The latest time at which each last number was reported."""
+    totals: dict[tuple[str, str], Counts] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class News:
+    """What a chunk says: of boots, and of engines by (replica, boot, model) with the time of the scrape."""
+
+    boots: dict[BootKey, BootNews] = field(default_factory=dict)
+    engines: dict[tuple[str, str, str], tuple[EngineTokens, datetime]] = field(default_factory=dict)
+
+
+def read(record: Record) -> Said | Refused:
+    """Decode one message."""
+    try:
+        report = decode(record.value)
+        at = reported_at(report)
+    except RefusedEvent as refused:
+        return Refused(record, refused.reason, str(refused), None)
+    if at > record.appended_at + FUTURE_ALLOWED:
+        detail = f"at {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
+        return Refused(record, "future", detail, None)
+    return Said(report, at, record.appended_at)
+
+
+def news(reports: Iterable[Said]) -> News:
+    """What the reports come to. They are in order, since a replica's reports share a partition."""
+    found = News()
+    for report, at, received_at in reports:
+        key = (report.replica_id, report.boot_id)
+        if isinstance(report, EngineCounters):
+            for model in report.models:
+                tokens = EngineTokens(model.prompt_tokens, model.generation_tokens, model.cached_tokens)
+                found.engines[*key, model.model] = (tokens, at)
+            continue
+        boot = found.boots.setdefault(key, BootNews(received_at, received_at))
+        boot.last_received_at = max(boot.last_received_at, received_at)
+        if isinstance(report, BootReport):
+            boot.begun_at = boot.begun_at or at
+        else:
+            _add_progress(boot, report, at)
+    return found
+
+
+def _add_progress(boot: BootNews, report: Heartbeat | Farewell, at: datetime) -> None:
+    boot.last_seq = max(boot.last_seq, report.last_seq)
+    boot.marks[report.last_seq] = max(boot.marks.get(report.last_seq, at), at)
+    boot.totals |= {
+        (t.tenant_id, t.model): Counts(t.events, t.input_tokens, t.output_tokens, t.cache_hit_tokens)
+        for t in report.totals
+    }
+    if isinstance(report, Heartbeat):
+        boot.heartbeat_at = at
+        boot.started, boot.ended, boot.open = report.started, report.ended, report.open
+        boot.clock_offset_ms = report.clock_offset_ms
+    else:
+        boot.farewell_at = at
+        if report.started:
+            boot.started, boot.ended, boot.open = report.started, report.ended, 0

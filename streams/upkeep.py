@@ -1,0 +1,69 @@
+"""What a worker does beside applying chunks, on a connection of its own: the completeness check, alerts to Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+
+from serving_adapter.errors import AdapterError
+from serving_adapter.producer import EventProducer
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import ALERTS
+from streams import alerts
+from streams.alerts import Alert
+from streams.completeness_check import CompletenessCheck, deliver_alerts
+from streams.database import connect
+from streams.errors import DatabaseUnavailable
+from streams.settings import CompletenessSettings, DatabaseSettings
+
+
+class Upkeep:
+    """One round whenever told. What fails is said and tried again in the next round: usage goes on meanwhile."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        database: DatabaseSettings,
+        settings: CompletenessSettings,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._kafka = kafka
+        self._database = database
+        self._settings = settings
+        self._say = say
+        self._connection: psycopg.Connection | None = None
+        self._check: CompletenessCheck | None = None
+        self._producer: EventProducer | None = None
+        self._failing = False
+
+    def round(self) -> bool:
+        """Check and deliver once. False if it failed, the database or Kafka being away; said once, until it works."""
+        try:
+            if self._connection is None or self._check is None:
+                self._connection = connect(self._database.url, application="tollbook streams upkeep")
+                self._check = CompletenessCheck(self._connection, self._settings)
+            self._check.run()
+            deliver_alerts(self._connection, self._send)
+        except (psycopg.Error, DatabaseUnavailable, AdapterError) as error:
+            if not self._failing:
+                self._say(f"completeness: {str(error).splitlines()[0]}; trying again, nothing is lost")
+            self._failing = True
+            self.close()
+            return False
+        self._failing = False
+        return True
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._check = self._producer = None
+
+    def _send(self, waiting: list[Alert]) -> None:
+        """Into the topic; returns when Kafka has all of them."""
+        if self._producer is None:
+            self._producer = EventProducer(self._kafka, ALERTS.name(self._kafka.topic_prefix))
+        for alert in waiting:
+            self._producer.send(alert.key.encode(), alerts.encode(alert))
+        self._producer.flush()

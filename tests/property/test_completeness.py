@@ -1,0 +1,113 @@
+"""The time up to which everything is there never moves back by something arriving, and never lies too late."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.completeness import Boot, TenantShare, complete_to, tenant_complete_to
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+
+def at(second: int) -> datetime:
+    return NOON + timedelta(seconds=second)
+
+
+class Replica:
+    """A boot that makes an event whenever told, and a heartbeat each second; some events reach us, in any order."""
+
+    def __init__(self, number: int, seconds: list[int], farewell: bool) -> None:
+        self.boot = Boot(f"r{number}", "b", first_received_at=at(0), last_received_at=at(0), begun_at=at(0))
+        self.completed = dict[int, datetime]()
+        self.marks = list[tuple[datetime, int]]()
+        for second, events in enumerate(seconds):
+            for _ in range(events):
+                self.completed[len(self.completed) + 1] = at(second) + timedelta(milliseconds=500)
+            self.marks.append((at(second + 1), len(self.completed)))
+        self.farewell_at = at(len(seconds)) if farewell else None
+        self.received = set[int]()
+
+    def seen(self) -> Boot:
+        """The boot as far as its events have arrived."""
+        through = next(n for n in range(len(self.completed) + 1) if n + 1 not in self.received)
+        proven = max((when for when, last in self.marks if last <= through), default=None)
+        return replace(
+            self.boot, heartbeat_at=self.marks[-1][0] if self.marks else None, last_seq=len(self.completed),
+            farewell_at=self.farewell_at, received_through=through, highest=max(self.received, default=0),
+            proven_to=proven,
+        )  # fmt: skip
+
+    def missing_before(self, when: datetime) -> set[int]:
+        """Events completed before `when` that have not arrived."""
+        return {n for n, completed in self.completed.items() if completed < when and n not in self.received}
+
+
+REPLICAS = st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=5), st.booleans()), min_size=1, max_size=4)
+
+
+@given(specs=REPLICAS, data=st.data())
+def test_arrivals_never_move_it_back_and_nothing_before_it_is_missing(
+    specs: list[tuple[list[int], bool]], data: st.DataObject
+) -> None:
+    replicas = [Replica(number, seconds, farewell) for number, (seconds, farewell) in enumerate(specs)]
+    events = [(replica, n) for replica in replicas for n in replica.completed]
+    before = complete_to(replica.seen() for replica in replicas).complete_to
+    for replica, number in data.draw(st.permutations(events)):
+        replica.received.add(number)
+        now = complete_to(other.seen() for other in replicas).complete_to
+        assert before is not None, "every replica has announced itself"
+        assert now is not None
+        assert now >= before
+        assert not any(other.missing_before(now) for other in replicas)
+        before = now
+    ends = [at(len(seconds)) for seconds, farewell in specs if not farewell]
+    assert before == (min(ends) if ends else max(at(len(seconds)) for seconds, _ in specs))
+
+
+def test_without_a_replica_nothing_is_known() -> None:
+    assert complete_to([]).complete_to is None
+
+
+def test_a_boot_known_from_its_events_alone_has_proven_nothing() -> None:
+    silent = Boot("r1", "b", received_through=5, highest=5)
+    running = Boot("r2", "b", begun_at=at(0), heartbeat_at=at(9), proven_to=at(9))
+    found = complete_to([silent, running])
+    assert (found.complete_to, found.held_back_by) == (None, (("r1", "b"),))
+
+
+def test_a_gap_holds_back_to_the_last_heartbeat_below_it_and_is_named() -> None:
+    gap = Boot(
+        "r1", "b", begun_at=at(0), heartbeat_at=at(9), last_seq=7, received_through=3, highest=7, proven_to=at(4)
+    )
+    running = Boot("r2", "b", begun_at=at(0), heartbeat_at=at(9), proven_to=at(9))
+    found = complete_to([gap, running])
+    assert (found.complete_to, found.held_back_by) == (at(4), (("r1", "b"),))
+
+
+def test_a_boot_without_farewell_holds_back_until_it_is_written_off() -> None:
+    broken = Boot(
+        "r1", "b1", begun_at=at(0), heartbeat_at=at(3), last_seq=2, received_through=2, highest=2, proven_to=at(3)
+    )
+    running = Boot("r1", "b2", begun_at=at(5), heartbeat_at=at(9), proven_to=at(9))
+    assert complete_to([broken, running]).complete_to == at(3)
+    assert complete_to([replace(broken, farewell_at=at(3)), running]).complete_to == at(9)
+    assert complete_to([replace(broken, written_off=True), running]).complete_to == at(9)
+
+
+def test_a_farewell_with_numbers_missing_holds_back_those_tenants_whose_they_are() -> None:
+    ended = Boot("r1", "b", begun_at=at(0), heartbeat_at=at(3), last_seq=5, received_through=2, highest=5,
+                 farewell_at=at(4), proven_to=at(1))  # fmt: skip
+    running = Boot("r2", "b", begun_at=at(0), heartbeat_at=at(9), proven_to=at(9))
+    share = TenantShare(reported=2, counted=2, reported_in_all=5)
+    for shares, expected in (
+        ({}, at(1)),
+        ({ended.key: share}, at(9)),
+        ({ended.key: replace(share, reported=0, counted=0)}, at(9)),
+        ({ended.key: replace(share, counted=1)}, at(1)),
+        ({ended.key: replace(share, reported_in_all=4)}, at(1)),
+    ):
+        assert tenant_complete_to([ended, running], shares).complete_to == expected

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, plan_store
+from billing import account_store, estimates, invoice_store, plan_store
 from billing.database import raw, transaction
 from billing.errors import PlanConflict
 from billing.plan_file import parse_plan
@@ -41,6 +41,8 @@ def apply_plan(
         _check_frozen(connection, given.name, fresh)
         if fresh:
             plan_store.add_versions(connection, given, fresh, actor)
+            on_plan = [s for s in account_store.subscriptions(connection) if s.plan == given.name]
+            estimates.write_prices(connection, on_plan)
             audit.record(
                 raw(connection),
                 actor,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, invoice_store, plan_store
+from billing import account_store, estimates, invoice_store, plan_store
 from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
@@ -73,7 +73,7 @@ def start_subscriptions(
         with transaction(engine, dry_run=dry_run) as connection:
             priced = plan_store.plan(connection, plan)
             check_start(starts_at, priced.versions)
-            return [
+            started = [
                 _start(
                     connection,
                     Subscription(
@@ -90,6 +90,8 @@ def start_subscriptions(
                 )
                 for tenant_id in tenant_ids
             ]
+            estimates.write_prices(connection, [each.subscription for each in started if each.created])
+            return started
     except IntegrityError as error:
         # Two at once: the database let one of them through.
         raise SubscriptionRefused(f"not started: {str(error.orig).splitlines()[0]}") from None

@@ -6,6 +6,7 @@ duplicates, plans and invoices are there already.
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
@@ -53,7 +54,8 @@ class Steps:
     @contextmanager
     def step(self, title: str, by_hand: str) -> Iterator[None]:
         """Announce a step and time it."""
-        out.print(f"[bold]{len(self.done) + 1}. {title}[/bold]\n   [dim]{by_hand}[/dim]", soft_wrap=True)
+        out.print(f"{len(self.done) + 1}. {title}", style="bold")
+        out.print(f"   {by_hand}", style="dim", soft_wrap=True)
         begun = time.monotonic()
         yield
         self.done.append({"step": title, "seconds": f"{time.monotonic() - begun:.1f}"})
@@ -110,8 +112,9 @@ def _send(progress: StageProgress) -> int:
     kafka = session.kafka()
     producer = EventProducer(kafka, USAGE.name(kafka.topic_prefix))
     lines = [line.encode() for line in azure_hour.lines(dirty=True)]
+    stream = io.BytesIO(b"\n".join(lines))
     tell: Callable[[int], None] = lambda done: progress("send", done, len(lines))  # noqa: E731
-    sent = ingest.ingest_raw(lines, producer, progress=tell).sent
+    sent = ingest.ingest_raw(stream, producer, progress=tell).sent
     tell(sent)
     return sent
 
@@ -194,13 +197,12 @@ def _show_reports(reports: list[PeriodReport]) -> None:
     ]  # fmt: skip
     out.print(table(rows, tuple(rows[0]), "\nReconciliation"))
     agree = all(report.agrees for report in reports)
-    out.print(
-        "[bold green]everything agrees[/bold green]\n" if agree else "[bold red]NOT everything agrees[/bold red]\n"
-    )
+    verdict = "everything agrees" if agree else "NOT everything agrees"
+    out.print(f"{verdict}\n", style="bold green" if agree else "bold red")
 
 
 def _show_next() -> None:
-    out.print("\n[bold]What to try next[/bold]")
+    out.print("\nWhat to try next", style="bold")
     for command, why in (
         ("tollbook usage show tenant_003 --period 2026-10 --by model,region", "what a tenant used"),
         ("tollbook invoice list --period 2026-10", "then: tollbook invoice show NUMBER"),
@@ -211,7 +213,7 @@ def _show_next() -> None:
         ("make down", "stop the services; make clean removes everything"),
     ):
         prefix = "" if command.startswith("make") else ".venv/bin/"
-        out.print(f"  {prefix}{command}  [dim]{why}[/dim]", soft_wrap=True)
+        out.print(f"  {prefix}{command:<75} {why}", soft_wrap=True)
 
 
 if __name__ == "__main__":

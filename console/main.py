@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from billing.errors import BillingError, PeriodInvalid
 from console import session
-from console.output import err
+from console.output import err, visible
 from devstack.errors import DevstackError
 from reconciliation.errors import ReconciliationError
 from serving_adapter.errors import AdapterError
@@ -99,7 +99,7 @@ def run_with_messages(command: Callable[[], None]) -> None:
 
 def fail(text: str, code: int = 1) -> None:
     """End with a message of a line or two."""
-    err.print(f"tollbook: {text}", markup=False, soft_wrap=True)
+    err.print(f"tollbook: {visible(text)}", soft_wrap=True)
     sys.exit(code)
 
 

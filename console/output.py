@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header.")]
@@ -22,8 +24,14 @@ PROBLEMS_SHOWN: Final = 20
 WIDTH_OF_A_FILE: Final = 140
 """Rich takes 80 columns where there is no terminal; a file or a pipe has room for more."""
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_A_FILE)
-err = Console(stderr=True, highlight=False)
+# C0 and C1 controls but for the line feed and tab; marks that turn the direction of writing.
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+# No markup: what is printed holds names that tenants have chosen.
+out = Console(
+    highlight=False, markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_A_FILE
+)
+err = Console(stderr=True, highlight=False, markup=False)
 
 
 def plain(value: Any) -> Any:
@@ -74,7 +82,7 @@ def listing(
 def problems(found: Sequence[str]) -> None:
     """Tell on standard error what waits for a person: each in a line, the first PROBLEMS_SHOWN of them."""
     for text in found[:PROBLEMS_SHOWN]:
-        err.print(f"tollbook: {text}", markup=False, soft_wrap=True)
+        err.print(f"tollbook: {visible(text)}", soft_wrap=True)
     if len(found) > PROBLEMS_SHOWN:
         err.print(f"tollbook: … and {len(found) - PROBLEMS_SHOWN} more")
 
@@ -94,8 +102,13 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str 
         short = number or all(isinstance(row[column], datetime | None) for row in rows)
         made.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold", no_wrap=short)
     for row in rows:
-        made.add_row(*(_text(row[column]) for column in columns))
+        made.add_row(*(Text(visible(_text(row[column]))) for column in columns))
     return made
+
+
+def visible(text: str) -> str:
+    """Text that others have written, safe on a terminal: control and direction characters are shown, not obeyed."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _cell(value: Any) -> Any:

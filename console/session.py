@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import psycopg
 import typer
@@ -35,6 +35,10 @@ Dev = Annotated[bool, typer.Option("--dev", help="Accept a topic with a single c
 Now = Annotated[
     str | None, typer.Option("--now", help="Take this RFC 3339 time for now (tests and the demo only, with --test).")
 ]
+
+
+TEXT_BYTES: Final = 1_000_000
+"""More than any price plan has."""
 
 
 def fill_environment() -> None:
@@ -103,7 +107,11 @@ def stripe(*, test: bool | None = None) -> StripeGateway:
 def read_text(file: Path) -> str:
     """A text file's content."""
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            content = opened.read(TEXT_BYTES + 1)
+        if len(content) > TEXT_BYTES:
+            raise typer.BadParameter(f"{file} has more than {TEXT_BYTES:,} bytes")
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"cannot read {file}: {error}") from None
 

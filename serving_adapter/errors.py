@@ -25,6 +25,10 @@ class KafkaUnavailable(AdapterError):
     """The brokers did not answer within the time allowed."""
 
 
+class MessageTooLarge(AdapterError):
+    """A message that Kafka does not take, with its key and headers."""
+
+
 class DeliveryFailed(AdapterError):
     """Kafka refused or lost track of messages; sending the same file again is safe."""
 

@@ -21,15 +21,22 @@ MAX_MESSAGE_BYTES: Final = 1_000_000
 EARLIEST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 """An event from before this day is a broken clock (rule 2: `bad_time`)."""
 
+KEY_BYTES: Final = {
+    "model": 256, "adapter": 256, "region": 128, "tier": 128, "pool": 128, "replica_id": 128, "boot_id": 128
+}  # fmt: skip
+"""Names that are keys of windows and boots, in bytes: together they must fit into a row of an index (2,704 bytes)."""
+
 INT31: Final = 2**31 - 1
 INT53: Final = 2**53 - 1
 """Bound of sizes and durations: what a JSON number holds exactly in every language."""
 
 # `$(?!\n)`: Python's `$` would let a trailing line feed pass.
-TenantId = Annotated[str, Meta(pattern=r"^_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}$(?!\n)")]
+TENANT_ID_PATTERN: Final = r"^_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}$(?!\n)"
+TenantId = Annotated[str, Meta(pattern=TENANT_ID_PATTERN)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!\n)")]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(max_length=256)]
+KeyName = Annotated[str, Meta(max_length=128)]
 LabelKey = Annotated[str, Meta(max_length=64)]
 Seq = Annotated[int, Meta(ge=1, le=INT53)]
 """A boot's events are numbered 1…n (rule 6.1)."""
@@ -38,7 +45,8 @@ EventIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}
 Count = Annotated[int, Meta(ge=-INT31, le=INT31)]
 Positive = Annotated[int, Meta(ge=1, le=INT31)]
 Amount = Annotated[int, Meta(ge=0, le=INT53)]
-SignedAmount = Annotated[int, Meta(ge=-INT53, le=INT53)]
+# Eleven days of one GPU: a window may add up nine million of these before its bigint is full.
+GpuMicroseconds = Annotated[int, Meta(ge=-(10**12), le=10**12)]
 RFC3339_PATTERN: Final = r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$"
 # The pattern is for the published schema; here `instant` checks the same at a tenth of the price.
 Rfc3339 = Annotated[
@@ -88,21 +96,21 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_o
     engine_input_tokens: Count | None = None
     engine_output_tokens: Count | None = None
     engine_cached_tokens: Count | None = None
-    region: Label = ""
-    tier: Label = ""
-    pool: Label = ""
+    region: KeyName = ""
+    tier: KeyName = ""
+    pool: KeyName = ""
     started_at: Rfc3339 | EpochMs | None = None
     duration_ms: Amount = 0
     ttft_ms: Amount | None = None
     queue_ms: Amount | None = None
-    gpu_us: SignedAmount = 0
+    gpu_us: GpuMicroseconds = 0
     status: Status = "ok"
     fault: Fault = "none"
     finish_reason: Label = ""
     purpose: Purpose = "tenant"
     usage_source: UsageSource = "engine"
-    replica_id: Label | None = None
-    boot_id: Label | None = None
+    replica_id: KeyName | None = None
+    boot_id: KeyName | None = None
     seq: Seq | None = None
     parent_request_id: Label | None = None
     client_request_id: Label | None = None
@@ -113,6 +121,9 @@ class UsageEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_o
 _decode = msgspec.json.Decoder(UsageEvent).decode
 _decode_any = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises on bytes that are no JSON: also invalid UTF-8 within a string, and thousands of brackets."""
+_TENANT_ID = re.compile(TENANT_ID_PATTERN)
 _AT = re.compile(r" - at (?:`key` in )?`\$\.?([^`\[.]*)[^`]*`$")
 _MISSING = re.compile(r"required field `([^`]+)`")
 
@@ -134,8 +145,8 @@ def decode(message: bytes) -> UsageEvent:
         event = _decode(message)
     except msgspec.ValidationError as error:
         raise _refusal(message, str(error)) from None
-    except msgspec.DecodeError as error:
-        raise RefusedEvent("torn", "", f"not JSON: {error}") from None
+    except UNREADABLE as error:
+        raise RefusedEvent("torn", "", _not_json(error)) from None
     if event.schema_version != SCHEMA_VERSION:
         raise _later_version(event.schema_version)
     if b"\\u0000" in message:
@@ -154,9 +165,10 @@ _decode_tenant = msgspec.json.Decoder(_TenantOnly).decode
 def key_of(message: bytes) -> bytes | None:
     """The Kafka key of a message that may be anything: its tenant, or none."""
     try:
-        return _decode_tenant(message).tenant_id.encode()
-    except msgspec.DecodeError:
+        tenant_id = _decode_tenant(message).tenant_id
+    except UNREADABLE:
         return None
+    return tenant_id.encode() if _TENANT_ID.match(tenant_id) else None
 
 
 def completed_at(event: UsageEvent) -> datetime:
@@ -200,6 +212,12 @@ def field_at_fault(text: str) -> tuple[str, str]:
     return found.group(1) if found else "", _AT.sub("", text)
 
 
+def _not_json(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "not JSON that can be read: nested too deeply"
+    return f"not JSON: {error}" if isinstance(error, msgspec.DecodeError) else "not JSON: not UTF-8"
+
+
 def _check(event: UsageEvent) -> None:
     """The rules between fields, which types alone do not say."""
     if event.kind == "usage":
@@ -219,6 +237,10 @@ def _check(event: UsageEvent) -> None:
             raise RefusedEvent("invalid", "correction_no", "must be at least 1 for a correction")
         if event.corrects is None:
             raise RefusedEvent("invalid", "corrects", "a correction names the event_id it corrects")
+    for field, bound in KEY_BYTES.items():
+        name = getattr(event, field)
+        if name and not name.isascii() and len(name.encode()) > bound:
+            raise RefusedEvent("invalid", field, f"more than {bound} bytes of UTF-8")
     if completed_at(event) < EARLIEST:
         raise RefusedEvent("bad_time", "timestamp", f"{event.timestamp} is before {EARLIEST:%Y-%m-%d}")
     if event.started_at is not None:
@@ -242,8 +264,8 @@ def _refusal(message: bytes, text: str) -> RefusedEvent:
     """Why a message that msgspec could not convert is refused. Slow path: it parses the message again."""
     try:
         value = _decode_any(message)
-    except msgspec.DecodeError as error:
-        return RefusedEvent("torn", "", f"not JSON: {error}")
+    except UNREADABLE as error:
+        return RefusedEvent("torn", "", _not_json(error))
     if not isinstance(value, dict):
         return RefusedEvent("invalid", "", "not a JSON object")
     version = value.get("schema_version", SCHEMA_VERSION)

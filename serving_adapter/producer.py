@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from serving_adapter.errors import DeliveryFailed, KafkaUnavailable
+from serving_adapter.errors import DeliveryFailed, KafkaUnavailable, MessageTooLarge
 from serving_adapter.kafka_client import connect
 from serving_adapter.settings import KafkaSettings
 
@@ -55,7 +55,8 @@ class EventProducer:
         headers: Iterable[tuple[str, bytes]] = (),
         told: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Queue one message; waits while the queue is full. Raises DeliveryFailed once any message has failed.
+        """Queue one message; waits while the queue is full. Raises MessageTooLarge, then nothing
+        was queued, and DeliveryFailed once any message has failed.
 
         `told` hears partition and offset once it is acknowledged.
         """
@@ -68,6 +69,10 @@ class EventProducer:
                 return
             except BufferError:
                 self._producer.poll(0.1)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise
+                raise MessageTooLarge(f"{len(value)} bytes are more than Kafka takes in a message") from None
 
     def flush(self) -> None:
         """Wait until everything queued is acknowledged. Raises DeliveryFailed, with how many were not."""

@@ -19,6 +19,7 @@ import psycopg
 from streams import numbers, positions, tenants
 from streams.chunks import Accepted, Chunk, Record, Refused, number_in, number_of, read
 from streams.further_arrivals import Arrivals, Outcome
+from streams.isolation import apply_isolating
 from streams.positions import Applied
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
@@ -117,6 +118,9 @@ class ChunkApplier:
         Raises PositionGap or SourceChanged, before anything is written; psycopg.OperationalError when the database
         goes away: then the outcome is unknown, and applying the chunk again is right either way.
         """
+        return apply_isolating(self._apply, chunk)
+
+    def _apply(self, chunk: Chunk, unstorable: str) -> Applied:
         source = chunk.source.name
         with self._connection.transaction():
             at, records = positions.due(self._connection, chunk)
@@ -124,6 +128,8 @@ class ChunkApplier:
             if not records:
                 return Applied(at.next_position, skipped)
             accepted, refused = self._judge_alone(records)
+            if unstorable:
+                accepted, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             usage = [message for message in accepted if message.event.kind == "usage"]
             new = self._count_new(source, at.ingest_no, usage)
             outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})

@@ -100,7 +100,7 @@ def read(record: Record) -> Accepted | Refused:
         at = completed_at(event)
     except RefusedEvent as refused:
         key = key_of(record.value)
-        tenant_id = None if key is None or b"\0" in key else key.decode()
+        tenant_id = key.decode() if key is not None else None
         return Refused(record, refused.reason, str(refused), tenant_id)
     if at > record.appended_at + FUTURE_ALLOWED:
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"

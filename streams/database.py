@@ -23,6 +23,23 @@ def connect(url: str, *, autocommit: bool = True, application: str = "tollbook")
         )
     except psycopg.OperationalError as error:
         raise unavailable(error) from None
+    except (psycopg.Error, ValueError):
+        # The driver's text repeats the URL, and the URL may hold a password.
+        raise DatabaseUnavailable("TOLLBOOK_DATABASE_URL is no URL that PostgreSQL's library understands") from None
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether an error is about the database's state, so that the same may go through later.
+
+    No SQLSTATE: the connection is gone. 08: connection, 40: serialisation and deadlock, 53: disk, memory, connections
+    used up, 55P03: a lock not to be had, 57P: shut down, 58: its files.
+    """
+    if isinstance(error, DatabaseUnavailable | psycopg.InterfaceError):
+        return True
+    state = getattr(error, "sqlstate", None)
+    return isinstance(error, psycopg.OperationalError) and (
+        state is None or state.startswith(("08", "40", "53", "55P03", "57P", "58"))
+    )
 
 
 def unavailable(error: Exception) -> DatabaseUnavailable:

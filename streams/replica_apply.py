@@ -13,6 +13,7 @@ import psycopg
 
 from streams import positions
 from streams.chunks import Chunk, Record, Refused
+from streams.isolation import apply_isolating
 from streams.positions import Applied
 from streams.replica_chunks import News, Said, news, read
 
@@ -62,12 +63,17 @@ class ReplicaChunkApplier:
 
     def apply(self, chunk: Chunk) -> Applied:
         """Apply what is new in `chunk`, all or nothing. Raises what ChunkApplier.apply raises."""
+        return apply_isolating(self._apply, chunk)
+
+    def _apply(self, chunk: Chunk, unstorable: str) -> Applied:
         with self._connection.transaction():
             at, records = positions.due(self._connection, chunk)
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(at.next_position, skipped)
             said, refused = _judge(records)
+            if unstorable:
+                said, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             self._store(news(said))
             positions.keep_refused(self._connection, chunk.source.name, refused)
             done = Applied(records[-1].position + 1, skipped, applied=len(said), quarantined=len(refused))

@@ -30,7 +30,7 @@ from streams import sources
 from streams.apply import ChunkApplier
 from streams.chunks import Chunk, Record, contiguous_runs
 from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
-from streams.database import connect
+from streams.database import connect, is_passing
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, WorkerCrashed
 from streams.faust_credentials import credentials
 from streams.kafka_security import security_of
@@ -245,6 +245,8 @@ class StreamsWorker:
             try:
                 done = await self._in_database(self._apply_now, feed, chunk)
             except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable) as error:
+                if not is_passing(error):
+                    raise
                 if wait == RETRY_FIRST_S:
                     self._say(f"database: {str(error).splitlines()[0]}; waiting for it, nothing is lost")
                 await asyncio.sleep(wait)

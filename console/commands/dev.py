@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -32,5 +33,5 @@ def traffic(
         return
     kafka = session.kafka()
     producer = EventProducer(kafka, USAGE.name(kafka.topic_prefix))
-    result = ingest.ingest_raw((line.encode() for line in lines), producer)
+    result = ingest.ingest_raw(io.BytesIO("\n".join(lines).encode()), producer)
     err.print(f"{result.sent:,} messages sent to {producer.topic}")

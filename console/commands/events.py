@@ -73,7 +73,7 @@ def serve(
     kafka, database = session.kafka(), session.database()
     require_fit(kafka, USAGE, development=dev)
     check(database.url)
-    serve_events(kafka, database, host=host, port=port, say=lambda text: err.print(text, markup=False, soft_wrap=True))
+    serve_events(kafka, database, host=host, port=port, say=lambda text: err.print(text, soft_wrap=True))
 
 
 @quarantine.command("list")
@@ -129,7 +129,7 @@ def release_quarantine(
                 out.print(f"{quarantine_id}: {'duplicate' if done.duplicate else 'applied'}")
             except NotReleased as error:
                 refused += 1
-                err.print(str(error), markup=False, soft_wrap=True)
+                err.print(str(error), soft_wrap=True)
     out.print(f"{len(ids) - refused} {'would be released' if dry_run else 'released'}, {refused} not")
     if refused:
         raise typer.Exit(1)
@@ -180,9 +180,7 @@ def _report(result: ingesting.IngestResult, done: str, as_json: bool) -> None:
         document({"lines": result.lines, done: good, "bad": [asdict(bad) for bad in result.bad]})
     else:
         for bad in result.bad[:BAD_LINES_SHOWN]:
-            out.print(
-                f"line {bad.line}: {bad.field + ': ' if bad.field else ''}{bad.detail} ({bad.reason})", markup=False
-            )
+            out.print(f"line {bad.line}: {bad.field + ': ' if bad.field else ''}{bad.detail} ({bad.reason})")
         if len(result.bad) > BAD_LINES_SHOWN:
             out.print(f"… and {len(result.bad) - BAD_LINES_SHOWN} more; --json lists all")
         out.print(f"{good:,} of {result.lines:,} lines {done}, {len(result.bad):,} refused")

@@ -64,7 +64,7 @@ def show(
         out.print(f"Stripe {found['stripe_invoice_id']}: {found['hosted_invoice_url']}")
     for reason in (found["reason_not_in_stripe"], found["parked_because"]):
         if reason:
-            out.print(reason, markup=False)
+            out.print(reason)
 
 
 def major(minor: int, found: dict[str, Any]) -> Decimal:

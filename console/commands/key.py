@@ -44,9 +44,9 @@ def add(
     if as_json:
         document(shown)
     elif dry_run:
-        out.print(f"would add a key of kind {kind}, {name}, for {shown['tenants']}", markup=False)
+        out.print(f"would add a key of kind {kind}, {name}, for {shown['tenants']}")
     else:
-        err.print(f"{key.key_id} ({kind}, {name}) for {shown['tenants']}; its secret, shown this once:", markup=False)
+        err.print(f"{key.key_id} ({kind}, {name}) for {shown['tenants']}; its secret, shown this once:")
         print(secret)
 
 
@@ -72,7 +72,7 @@ def revoke(
         document({"key_id": key_id, "revoked": new and not dry_run, "was_revoked": not new})
     else:
         would = "would be " if dry_run else ""
-        out.print(f"{key_id} {would}revoked" if new else f"{key_id} was revoked before", markup=False)
+        out.print(f"{key_id} {would}revoked" if new else f"{key_id} was revoked before")
 
 
 def _row(key: AccessKey) -> dict[str, Any]:

@@ -45,9 +45,7 @@ def run(
     for topic in (USAGE, REPLICAS):
         require_fit(kafka, topic, development=dev)
     check(database.url)
-    worker = StreamsWorker(
-        kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text, markup=False)
-    )
+    worker = StreamsWorker(kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text))
     tally = worker.run()
     out.print(
         f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"
@@ -90,11 +88,11 @@ def write_off(
     with session.connection() as connection, session.change(connection, dry_run):
         done = completeness_store.write_off(connection, (replica_id, boot_id), actor=actor, reason=reason)
     if not done:
-        out.print(f"boot {boot_id} of {replica_id} is written off already", markup=False)
+        out.print(f"boot {boot_id} of {replica_id} is written off already")
     elif dry_run:
-        out.print(f"boot {boot_id} of {replica_id} would be written off", markup=False)
+        out.print(f"boot {boot_id} of {replica_id} would be written off")
     else:
-        out.print(f"boot {boot_id} of {replica_id} is written off", markup=False)
+        out.print(f"boot {boot_id} of {replica_id} is written off")
 
 
 @app.command()
@@ -152,7 +150,7 @@ def _show(connection: psycopg.Connection, log: Log, as_json: bool, as_csv: bool)
         return
     for row in rows:
         if row["stopped_because"]:
-            err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}", markup=False)
+            err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}")
     out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))
     _print_completeness(connection)
 
@@ -197,5 +195,4 @@ def _print_completeness(connection: psycopg.Connection) -> None:
         err.print(
             f"boot {boot.boot_id} of {boot.replica_id} ended without a farewell; last number {boot.last_seq},"
             f" received through {boot.received_through}",
-            markup=False,
         )

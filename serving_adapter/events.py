@@ -134,7 +134,12 @@ def encode(event: UsageEvent) -> bytes:
 
 
 def decode(message: bytes) -> UsageEvent:
-    """A checked event from the bytes of one message.
+    """A checked event from the bytes of one message. Raises what `decode_completed` raises."""
+    return decode_completed(message)[0]
+
+
+def decode_completed(message: bytes) -> tuple[UsageEvent, datetime]:
+    """A checked event with its completion, from the bytes of one message.
 
     Raises RefusedEvent: `torn` (not JSON), `unsupported` (a later schema_version or an unknown enum value),
     `invalid` (not an object, or a field, which is named), `bad_time` (before 2020), `too_large`.
@@ -146,13 +151,13 @@ def decode(message: bytes) -> UsageEvent:
     except msgspec.ValidationError as error:
         raise _refusal(message, str(error)) from None
     except UNREADABLE as error:
-        raise RefusedEvent("torn", "", _not_json(error)) from None
+        raise RefusedEvent("torn", "", not_json(error)) from None
     if event.schema_version != SCHEMA_VERSION:
         raise _later_version(event.schema_version)
-    if b"\\u0000" in message:
-        _refuse_nul(event)
-    _check(event)
-    return event
+    # Only a message with escapes or other scripts can hold a NUL, or a name that is longer in bytes than it looks.
+    if b"\\u" in message or not message.isascii():
+        _check_text(event)
+    return event, _check(event)
 
 
 class _TenantOnly(msgspec.Struct, gc=False):
@@ -212,52 +217,68 @@ def field_at_fault(text: str) -> tuple[str, str]:
     return found.group(1) if found else "", _AT.sub("", text)
 
 
-def _not_json(error: Exception) -> str:
+def not_json(error: Exception) -> str:
+    """In words, why bytes are no JSON."""
     if isinstance(error, RecursionError):
         return "not JSON that can be read: nested too deeply"
     return f"not JSON: {error}" if isinstance(error, msgspec.DecodeError) else "not JSON: not UTF-8"
 
 
-def _check(event: UsageEvent) -> None:
-    """The rules between fields, which types alone do not say."""
+def _check(event: UsageEvent) -> datetime:
+    """The rules between fields, which types alone do not say; returns the completion."""
     if event.kind == "usage":
-        if event.correction_no:
-            raise RefusedEvent("invalid", "correction_no", "must be 0 for kind usage")
-        if event.corrects is not None:
-            raise RefusedEvent("invalid", "corrects", "only a correction names what it corrects")
-        for field in ("input_tokens", "output_tokens", "cache_hit_tokens", "engine_input_tokens",
-                      "engine_output_tokens", "engine_cached_tokens", "gpu_us"):  # fmt: skip
-            value = getattr(event, field)
-            if value is not None and value < 0:
-                raise RefusedEvent("invalid", field, f"{value} is negative")
-        if event.cache_hit_tokens > event.input_tokens:
-            raise RefusedEvent("invalid", "cache_hit_tokens", "must not exceed input_tokens, whose part it is")
-    else:
-        if event.correction_no < 1:
-            raise RefusedEvent("invalid", "correction_no", "must be at least 1 for a correction")
-        if event.corrects is None:
-            raise RefusedEvent("invalid", "corrects", "a correction names the event_id it corrects")
-    for field, bound in KEY_BYTES.items():
-        name = getattr(event, field)
-        if name and not name.isascii() and len(name.encode()) > bound:
-            raise RefusedEvent("invalid", field, f"more than {bound} bytes of UTF-8")
-    if completed_at(event) < EARLIEST:
+        if (
+            event.correction_no
+            or event.corrects is not None
+            or event.cache_hit_tokens > event.input_tokens
+            or event.cache_hit_tokens < 0
+            or event.output_tokens < 0
+            or event.gpu_us < 0
+            or (event.engine_input_tokens or 0) < 0
+            or (event.engine_output_tokens or 0) < 0
+            or (event.engine_cached_tokens or 0) < 0
+        ):
+            raise _usage_refusal(event)
+    elif event.correction_no < 1:
+        raise RefusedEvent("invalid", "correction_no", "must be at least 1 for a correction")
+    elif event.corrects is None:
+        raise RefusedEvent("invalid", "corrects", "a correction names the event_id it corrects")
+    completed = completed_at(event)
+    if completed < EARLIEST:
         raise RefusedEvent("bad_time", "timestamp", f"{event.timestamp} is before {EARLIEST:%Y-%m-%d}")
     if event.started_at is not None:
         instant(event.started_at, "started_at")
+    return completed
+
+
+def _usage_refusal(event: UsageEvent) -> RefusedEvent:
+    """Which field of a usage event is at fault."""
+    if event.correction_no:
+        return RefusedEvent("invalid", "correction_no", "must be 0 for kind usage")
+    if event.corrects is not None:
+        return RefusedEvent("invalid", "corrects", "only a correction names what it corrects")
+    for field in ("input_tokens", "output_tokens", "cache_hit_tokens", "engine_input_tokens",
+                  "engine_output_tokens", "engine_cached_tokens", "gpu_us"):  # fmt: skip
+        value = getattr(event, field)
+        if value is not None and value < 0:
+            return RefusedEvent("invalid", field, f"{value} is negative")
+    return RefusedEvent("invalid", "cache_hit_tokens", "must not exceed input_tokens, whose part it is")
 
 
 def _later_version(version: int) -> RefusedEvent:
     return RefusedEvent("unsupported", "schema_version", f"{version}, this version reads {SCHEMA_VERSION}")
 
 
-def _refuse_nul(event: UsageEvent) -> None:
-    """A NUL cannot be stored in a Postgres text column: the field that has one is refused here, by name."""
+def _check_text(event: UsageEvent) -> None:
+    """What only text beyond plain ASCII can break: PostgreSQL stores no NUL, and an index row has a size."""
     for field in event.__struct_fields__:
         value = getattr(event, field)
         text = "".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else value
         if isinstance(text, str) and "\0" in text:
             raise RefusedEvent("invalid", field, "holds a NUL character")
+    for field, bound in KEY_BYTES.items():
+        if len((getattr(event, field) or "").encode()) > bound:
+            raise RefusedEvent("invalid", field, f"more than {bound} bytes of UTF-8")
 
 
 def _refusal(message: bytes, text: str) -> RefusedEvent:
@@ -265,7 +286,7 @@ def _refusal(message: bytes, text: str) -> RefusedEvent:
     try:
         value = _decode_any(message)
     except UNREADABLE as error:
-        return RefusedEvent("torn", "", _not_json(error))
+        return RefusedEvent("torn", "", not_json(error))
     if not isinstance(value, dict):
         return RefusedEvent("invalid", "", "not a JSON object")
     version = value.get("schema_version", SCHEMA_VERSION)

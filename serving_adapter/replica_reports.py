@@ -21,12 +21,14 @@ from serving_adapter.events import (
     EARLIEST,
     INT53,
     MAX_MESSAGE_BYTES,
+    UNREADABLE,
     EpochMs,
     Name,
     Rfc3339,
     TenantId,
     field_at_fault,
     instant,
+    not_json,
 )  # fmt: skip
 from serving_adapter.producer import EventProducer
 
@@ -124,8 +126,8 @@ def decode(message: bytes) -> Report:
         report: Report = _decode(message)
     except msgspec.ValidationError as error:
         raise _refusal(message, str(error)) from None
-    except msgspec.DecodeError as error:
-        raise RefusedEvent("torn", "", f"not JSON: {error}") from None
+    except UNREADABLE as error:
+        raise RefusedEvent("torn", "", not_json(error)) from None
     if b"\\u0000" in message:
         _refuse_nul(report)
     if reported_at(report) < EARLIEST:
@@ -164,8 +166,8 @@ def _refusal(message: bytes, text: str) -> RefusedEvent:
     """Why a message that msgspec could not convert is refused. Slow path: it parses the message again."""
     try:
         value = _decode_any(message)
-    except msgspec.DecodeError as error:
-        return RefusedEvent("torn", "", f"not JSON: {error}")
+    except UNREADABLE as error:
+        return RefusedEvent("torn", "", not_json(error))
     if not isinstance(value, dict):
         return RefusedEvent("invalid", "", "not a JSON object")
     field, detail = field_at_fault(text)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import Label, Seq, UsageEvent, completed_at, decode, key_of
+from serving_adapter.events import UNREADABLE, KeyName, Seq, UsageEvent, decode_completed, key_of
 from serving_adapter.identity import content_digest_of
 from streams.errors import PositionGap
 
@@ -96,8 +96,7 @@ def contiguous_runs(records: Sequence[Record]) -> list[Sequence[Record]]:
 def read(record: Record) -> Accepted | Refused:
     """Decode one message and check what needs no database."""
     try:
-        event = decode(record.value)
-        at = completed_at(event)
+        event, at = decode_completed(record.value)
     except RefusedEvent as refused:
         key = key_of(record.value)
         tenant_id = key.decode() if key is not None else None
@@ -116,8 +115,8 @@ def number_of(event: UsageEvent) -> Number | None:
 
 
 class _NumberOnly(msgspec.Struct, gc=False):
-    replica_id: Label
-    boot_id: Label
+    replica_id: KeyName
+    boot_id: KeyName
     seq: Seq
 
 
@@ -130,7 +129,7 @@ def number_in(refused: Refused) -> Number | None:
         return number_of(refused.event)
     try:
         found = _decode_number(refused.record.value)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     if not found.replica_id or not found.boot_id or "\0" in found.replica_id + found.boot_id:
         return None

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import UsageEvent, decode
+from serving_adapter.events import UNREADABLE, UsageEvent, decode, not_json
 from serving_adapter.identity import event_id_text_of, identity_of
 
 MAX_EVENTS: Final = 1000
@@ -157,8 +157,8 @@ class _Reader:
             envelope = _decode_one(text)
         except msgspec.ValidationError as error:
             return _bad_attribute(index, str(error))
-        except msgspec.DecodeError as error:
-            return Refused(index, "torn", "", f"not JSON: {error}")
+        except UNREADABLE as error:
+            return Refused(index, "torn", "", not_json(error))
         return self._enveloped(index, envelope)
 
     def batched(self, body: bytes) -> list[Submission | Refused]:
@@ -167,7 +167,7 @@ class _Reader:
             envelopes = _decode_many(body)
         except msgspec.ValidationError:
             return [self.structured(index, text) for index, text in enumerate(_elements(body))]
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise _torn(error) from None
         _refuse_too_many(len(envelopes))
         return [self._enveloped(index, envelope) for index, envelope in enumerate(envelopes)]
@@ -265,7 +265,7 @@ def _elements(body: bytes) -> list[msgspec.Raw]:
         elements = _split(body)
     except msgspec.ValidationError:
         raise BadRequest(400, "invalid", "the body of a batch must be a JSON array") from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _torn(error) from None
     _refuse_too_many(len(elements))
     return elements
@@ -277,7 +277,7 @@ def _refuse_too_many(events: int) -> None:
 
 
 def _torn(error: Exception) -> BadRequest:
-    return BadRequest(400, "torn", f"not JSON: {error}")
+    return BadRequest(400, "torn", not_json(error))
 
 
 def _media_type(headers: Sequence[tuple[bytes, bytes]]) -> str:

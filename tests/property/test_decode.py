@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving_adapter.errors import RefusedEvent
 from serving_adapter.events import decode, key_of
-from streams.chunks import Accepted, Record, read
+from streams.chunks import Accepted, Record, number_in, read
 from tests.builders import EVENT
 
 VALUES = st.recursive(
@@ -34,6 +34,7 @@ def judged(message: bytes) -> None:
     assert found.reason in ("torn", "invalid", "unsupported", "bad_time", "too_large", "future")
     assert found.tenant_id is None or len(found.tenant_id) <= 128
     assert "\0" not in found.detail
+    number_in(found)
 
 
 @given(st.binary())

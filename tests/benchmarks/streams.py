@@ -166,7 +166,7 @@ def latency(b: Bench, report: Report) -> None:
             if state.next_position < end:
                 sources.resolve(connection, log, partition, end, reason="benchmark: the next figure", actor="bench")
         with b.workers():
-            wait_for_members(b)
+            wait_for_members(b, connection)
             producer = b.produce(LATENCY_RATE * LATENCY_S, LATENCY_RATE)
             visible = watch(connection, b, producer)
     assert producer.stdout is not None
@@ -324,9 +324,15 @@ def wait_for_progress(connection: psycopg.Connection, log: sources.Log, total: i
         time.sleep(0.05)
 
 
-def wait_for_members(b: Bench) -> None:
-    """Until the worker has its partitions: a probe message per second is not needed, its join takes two seconds."""
-    time.sleep(6)
+def wait_for_members(b: Bench, connection: psycopg.Connection) -> None:
+    """Until the workers have all partitions and have caught up: a few messages go through before the clock starts."""
+    deadline = time.monotonic() + 90
+    for _ in range(2):
+        assert b.produce(len(TENANTS)).wait() == 0
+        while sources.lag(connection, LogReader(b.kafka, b.topic).read()):
+            assert time.monotonic() < deadline, "the workers do not begin"
+            time.sleep(0.5)
+        time.sleep(5)  # a second worker that joins moves partitions once more
 
 
 def cpu_by_part(workers: list[int]) -> dict[str, float]:

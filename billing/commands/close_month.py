@@ -48,7 +48,7 @@ class MonthClosed:
     def _problems(self) -> Iterator[str]:
         for usage in self.rated.unpriced:
             yield str(usage)
-        yield from self.rated.negative
+        yield from self.rated.unratable
         for lost in self.rated.unsubscribed:
             yield f"tenant {lost.tenant_id}: {lost.requests} requests without a subscription: start one for that time"
         for late in self.rated.late:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
 from billing.database import raw, transaction
-from billing.errors import NegativeUsage, PeriodInvalid
+from billing.errors import PeriodInvalid, Unratable
 from billing.money import total
 from billing.periods import BillingPeriod
 from billing.posting_rules import accrual
@@ -79,13 +79,13 @@ class PeriodRated:
     tenants: tuple[TenantRated, ...]
     late: tuple[LateUsage, ...]
     unpriced: tuple[UnpricedUsage, ...]
-    negative: tuple[str, ...]
+    unratable: tuple[str, ...]
     unsubscribed: tuple[UnsubscribedUsage, ...]
 
     @property
     def ok(self) -> bool:
         """Whether every tenant's usage is rated and posted."""
-        return not (self.late or self.unpriced or self.negative or self.unsubscribed)
+        return not (self.late or self.unpriced or self.unratable or self.unsubscribed)
 
     @property
     def lines_posted(self) -> int:
@@ -98,8 +98,8 @@ def rate_period(
 ) -> PeriodRated:
     """Rate one calendar month for every tenant with a subscription. The month may still run.
 
-    Tenants with unpriced or negative usage are left out whole and named; they cannot be invoiced until that is
-    mended. Raises PeriodInvalid for anything but a calendar month, AccountingPeriodClosed.
+    Tenants with usage that is unpriced, negative or worth an absurd amount are left out whole and named; they cannot
+    be invoiced until that is mended. Raises PeriodInvalid for anything but a calendar month, AccountingPeriodClosed.
     """
     if period.months != 1:
         raise PeriodInvalid(f"{period.name} is no calendar month: this version rates by the month")
@@ -113,12 +113,12 @@ def rate_period(
         frozen = invoice_store.frozen_accounts(connection, period)
         rated: list[TenantRated] = []
         late: list[LateUsage] = []
-        problems: dict[str, Rating | NegativeUsage] = {}
+        problems: dict[str, Rating | Unratable] = {}
         for done, (tenant_id, subscribed) in enumerate(sorted(by_tenant.items()), start=1):
             try:
                 cut = pieces(subscribed, versions, period)
                 found = rate([(piece, usage.of(piece)) for piece in cut])
-            except NegativeUsage as error:
+            except Unratable as error:
                 problems[tenant_id] = error
             else:
                 missing = difference(found.lines, before.get(tenant_id, []))
@@ -136,7 +136,7 @@ def rate_period(
             tenants=tuple(rated),
             late=tuple(late),
             unpriced=tuple(u for p in problems.values() if isinstance(p, Rating) for u in p.unpriced),
-            negative=tuple(str(p) for p in problems.values() if isinstance(p, NegativeUsage)),
+            unratable=tuple(str(p) for p in problems.values() if isinstance(p, Unratable)),
             unsubscribed=tuple(usage.unsubscribed(by_tenant.keys())),
         )
 
@@ -145,7 +145,7 @@ def _post(
     connection: Connection,
     period: BillingPeriod,
     rated: Sequence[TenantRated],
-    problems: Mapping[str, Rating | NegativeUsage],
+    problems: Mapping[str, Rating | Unratable],
     now: datetime,
 ) -> None:
     """Append the differences, their accrual entries, and where each tenant stands."""
@@ -154,7 +154,7 @@ def _post(
     numbers |= {t.tenant_id: numbers[t.tenant_id] + 1 for t in rated if t.posted}
     new_states = [TenantPeriod(tenant_id, number, None) for tenant_id, number in numbers.items()]
     for tenant_id, problem in problems.items():
-        text = str(problem) if isinstance(problem, NegativeUsage) else "; ".join(map(str, problem.unpriced))
+        text = str(problem) if isinstance(problem, Unratable) else "; ".join(map(str, problem.unpriced))
         new_states.append(TenantPeriod(tenant_id, states[tenant_id].rating_no if tenant_id in states else 0, text))
     changed = [state for state in new_states if states.get(state.tenant_id) != state]
     rated_line_store.set_tenant_periods(connection, period, changed, now)

@@ -10,7 +10,7 @@ from typing import Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from streams.windows import UsageQuantity
+from streams.windows import AttemptUsage, UsageQuantity
 
 BY: Final[dict[str, LiteralString]] = {
     "model": "model",
@@ -95,6 +95,43 @@ def raw_quantities(
 ) -> Iterator[UsageQuantity]:
     """The same from the raw events: the windows' independent witness. Any bounds."""
     return _quantities(connection, "counting_events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
+
+
+# Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: found by
+# their identities (a partial index), read from the events by tenant and time (a chunk and its index).
+_RETRIED: Final = """
+    with retried as (
+        select distinct tenant_id, request_id from usage.event_identities where attempt > 1
+    ), known as materialized (
+        select request_id, tenant_id, attempt, completed_at
+        from usage.event_identities join retried using (request_id, tenant_id)
+        union
+        select request_id, tenant_id, attempt, completed_at
+        from usage.event_versions join retried using (request_id, tenant_id)
+    ), concerned as (
+        select distinct request_id, tenant_id from known where completed_at >= %(start)s and completed_at < %(end)s
+    )
+    select e.request_id, e.attempt, e.completed_at, e.tenant_id, e.model, e.adapter, e.region, e.tier, e.status,
+        e.fault, e.usage_source, e.rating_band, (e.kind = 'usage')::int, e.input_tokens, e.cache_hit_tokens,
+        e.output_tokens, e.gpu_us
+    from known as k join concerned using (request_id, tenant_id)
+    join usage.counting_events as e
+        on e.tenant_id = k.tenant_id collate "default" and e.completed_at = k.completed_at
+        and e.request_id = k.request_id collate "default" and e.attempt = k.attempt
+    where e.purpose = 'tenant' and not starts_with(e.tenant_id, '_')
+    order by e.tenant_id, e.request_id, e.attempt, e.kind desc, e.correction_no
+"""
+
+
+def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime) -> Iterator[AttemptUsage]:
+    """Every event of the requests with more than one attempt of which any completed in [start, end).
+
+    Also their events outside of it: which attempt bills is decided over all of them (docs/spec/money.md 2).
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_RETRIED, {"start": start, "end": end})
+        for request_id, attempt, completed_at, *quantity in cursor:
+            yield AttemptUsage(request_id, attempt, completed_at, UsageQuantity(*quantity))
 
 
 def _quantities(

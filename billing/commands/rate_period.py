@@ -15,6 +15,7 @@ from decimal import Decimal
 from sqlalchemy import Connection, Engine
 
 from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
+from billing.attempts import left_out, less
 from billing.database import raw, transaction
 from billing.errors import PeriodInvalid, Unratable
 from billing.money import total
@@ -23,8 +24,8 @@ from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference, rate
 from billing.subscriptions import Piece, pieces
-from streams.usage_store import rating_quantities
-from streams.windows import UsageQuantity
+from streams.usage_store import rating_quantities, retried_usage
+from streams.windows import AttemptUsage, UsageQuantity
 
 Progress = Callable[[int, int], None]
 
@@ -117,7 +118,7 @@ def rate_period(
         for done, (tenant_id, subscribed) in enumerate(sorted(by_tenant.items()), start=1):
             try:
                 cut = pieces(subscribed, versions, period)
-                found = rate([(piece, usage.of(piece)) for piece in cut])
+                found = rate(usage.of(cut))
             except Unratable as error:
                 problems[tenant_id] = error
             else:
@@ -193,9 +194,26 @@ class _Usage:
         for quantity in rating_quantities(self._connection, period.start, period.end):
             self._whole[quantity.tenant_id].append(quantity)
         self._requests_rated: dict[str, int] = defaultdict(int)
+        self._retried: dict[str, list[AttemptUsage]] = defaultdict(list)
+        for usage in retried_usage(self._connection, period.start, period.end):
+            self._retried[usage.quantity.tenant_id].append(usage)
 
-    def of(self, piece: Piece) -> list[UsageQuantity]:
-        """The usage of a tenant completed in a piece of the period."""
+    def of(self, cut: Sequence[Piece]) -> list[tuple[Piece, list[UsageQuantity]]]:
+        """A tenant's pieces of the period with the usage completed in each, less the attempts that were not delivered.
+
+        Which one was is decided over the whole request, by every status that bills in any of the pieces.
+        """
+        found = [(piece, self._of(piece)) for piece in cut]
+        retried = self._retried.get(cut[0].subscription.tenant_id, []) if cut else []
+        if not retried:
+            return found
+        without = left_out(retried, {status for piece in cut for status in piece.subscription.bill_statuses})
+        return [
+            (piece, less(usage, [u for u in without if piece.start <= u.completed_at < piece.end]))
+            for piece, usage in found
+        ]
+
+    def _of(self, piece: Piece) -> list[UsageQuantity]:
         tenant_id = piece.subscription.tenant_id
         if (piece.start, piece.end) == (self._period.start, self._period.end):
             found = self._whole.get(tenant_id, [])

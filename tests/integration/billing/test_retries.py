@@ -9,6 +9,7 @@ from typing import Any
 from billing.periods import BillingPeriod
 from streams.apply import ChunkApplier
 from streams.database import connect
+from streams.usage_store import delivered_quantities
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.builders import EVENT, SOURCE, make_chunk, make_record
 from tests.integration.billing.conftest import World
@@ -49,3 +50,7 @@ def test_only_the_delivered_attempt_is_billed_in_its_own_month(world: World, own
     assert rated(world, OCTOBER) == Decimal("2.040")
     assert rated(world, NOVEMBER) == Decimal("0.200")
     assert world.rate().lines_posted == 0
+    with connect(own_database_url) as connection:
+        for period, expected in ((OCTOBER, (2, 1020)), (NOVEMBER, (1, 100))):
+            found = list(delivered_quantities(connection, period.start, period.end, {"acme": ("ok", "aborted")}))
+            assert (sum(q.requests for q in found), sum(q.output_tokens for q in found)) == expected

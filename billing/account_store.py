@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,8 @@ from billing.periods import BillingPeriod
 from billing.subscriptions import Subscription
 
 DEFAULT_LEGAL_ENTITY: Final = "default"
+ACCOUNT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,126}")
+"""As the database checks it, and as a tenant is named."""
 
 
 @dataclass(frozen=True, slots=True)

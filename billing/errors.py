@@ -5,7 +5,9 @@ BillingError
 ├── PeriodInvalid, PeriodNotEnded
 ├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
-├── NegativeUsage
+├── Unratable
+│   ├── NegativeUsage
+│   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen
 └── StripeError                                        (see billing/stripe_gateway.py)
@@ -82,8 +84,16 @@ class SubscriptionRefused(BillingError):
     """A subscription that overlaps another, or does not fit its billing account."""
 
 
-class NegativeUsage(BillingError):
+class Unratable(BillingError):
+    """A tenant whose usage cannot be rated as it is. It is left out whole, by name; the others go on."""
+
+
+class NegativeUsage(Unratable):
     """Sums of usage below zero: the windows are wrong, and nothing is rated from them."""
+
+
+class AmountTooLarge(Unratable):
+    """Usage that comes to more than anybody pays: a price or a count is wrong."""
 
 
 class EntryInvalid(BillingError):

@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from billing.errors import NegativeUsage
+from billing.errors import AmountTooLarge, NegativeUsage
 from billing.money import ZERO, exactly, plain, price_of, total
 from billing.price_plans import Charge, Metric, PlanVersion
 from billing.subscriptions import Piece
@@ -20,6 +20,9 @@ GPU_MICROSECOND: Final = Decimal("0.000001")
 FREE_FAULT: Final = "platform"
 NEVER_BILLED_SOURCE: Final = "estimate"
 NEVER_BILLED_STATUS: Final = "lost"
+AMOUNT_MAX: Final = Decimal(10) ** 12
+"""Major units per tenant and period. Beyond it a price is mistaken; thousands of such tenants on one account still fit
+the minor units of an invoice (a bigint) and the 18 digits of a posting."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -121,7 +124,8 @@ def quantities(usage: UsageQuantity) -> dict[Metric, Decimal]:
 def rate(usage_of_pieces: Iterable[tuple[Piece, Iterable[UsageQuantity]]]) -> Rating:
     """Rate one tenant's period: each piece with the usage completed in it.
 
-    Neither the order of the usage nor how it is split into quantities changes the result. Raises NegativeUsage.
+    Neither the order of the usage nor how it is split into quantities changes the result. Raises NegativeUsage,
+    AmountTooLarge.
     """
     lines: list[RatedLine] = []
     unpriced: dict[tuple[str, str, Metric, str, str], Decimal] = defaultdict(lambda: ZERO)
@@ -140,6 +144,11 @@ def rate(usage_of_pieces: Iterable[tuple[Piece, Iterable[UsageQuantity]]]) -> Ra
                     )
         lines += [_line(piece, charge, quantity) for charge, quantity in per_charge.items() if quantity]
     lines.sort(key=lambda line: line.identity)
+    if (amount := total(line.amount for line in lines)) > AMOUNT_MAX:
+        raise AmountTooLarge(
+            f"tenant {lines[0].identity.tenant_id}: its usage comes to {plain(amount)} {lines[0].currency}, more than"
+            f" {plain(AMOUNT_MAX)}: look at the prices of plan {lines[0].identity.plan}"
+        )
     return Rating(
         tuple(lines),
         tuple(

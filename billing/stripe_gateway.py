@@ -153,6 +153,8 @@ def _call(request: Callable[[], T]) -> T:
 
 def _raise(error: stripe.StripeError) -> NoReturn:
     text = f"Stripe: {error.user_message or error}"
+    if isinstance(error, stripe.APIConnectionError):
+        text = "Stripe: no answer; run it again later"  # the SDK's own words fill a page
     code, request_id = error.code or "", error.request_id or ""
     kind: type[StripeError]
     if isinstance(error, stripe.APIConnectionError) or error.http_status is None or error.http_status < 400:

@@ -27,8 +27,8 @@ _SUBSCRIPTION: Final = uuid.UUID("5a6f2f0e-0a53-5b0b-9d0c-7b3d9d7f6c11")
 class Subscription:
     """A tenant on a plan during [starts_at, ends_at), paid by a billing account.
 
-    `bill_statuses` is a term of the contract. Which attempts of a request bill (`bill_attempts`) will stand
-    beside it: that needs raw events, and until then every attempt with a billable status does.
+    `bill_statuses` is a term of the contract. Of a request with several attempts the delivered one bills
+    (billing/attempts.py); `bill_attempts = all` will stand beside it.
     """
 
     subscription_id: uuid.UUID

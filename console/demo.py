@@ -140,7 +140,9 @@ def _close(engine: Engine, month: str, progress: StageProgress) -> MonthClosed:
         progress(f"{stage} {month}", done, total)
 
     gateway = session.stripe(test=True)
-    return close_month(engine, period=parse_period(month), gateway=gateway, now=NOW, actor=ACTOR, progress=tell)
+    return close_month(
+        engine, period=parse_period(month), gateway=gateway, now=NOW, actor=ACTOR, test=True, progress=tell
+    )
 
 
 def _reconcile(engine: Engine, month: str) -> PeriodReport:

@@ -21,6 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header.")]
 
 PROBLEMS_SHOWN: Final = 20
+FORMULA_BEGINS: Final = ("=", "+", "-", "@", "\t", "\r")
 WIDTH_OF_A_FILE: Final = 140
 """Rich takes 80 columns where there is no terminal; a file or a pipe has room for more."""
 
@@ -112,7 +113,13 @@ def visible(text: str) -> str:
 
 
 def _cell(value: Any) -> Any:
+    """A cell of CSV: structures as JSON; a text that a spreadsheet would take for a formula behind an apostrophe."""
+    numeric = isinstance(value, (int, Decimal))
     value = plain(value)
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and not numeric and value.startswith(FORMULA_BEGINS):
+        return f"'{value}"
     return "" if value is None else value
 
 

@@ -27,8 +27,19 @@ if TYPE_CHECKING:
 
     from billing.stripe_gateway import StripeGateway
 
+
+def _somebody(actor: str) -> str:
+    """A name for the audit log: not empty."""
+    if not actor.strip():
+        raise typer.BadParameter("say who does this: the audit log keeps it")
+    return actor
+
+
 Actor = Annotated[
-    str, typer.Option("--as", help="Who does this; goes to the audit log.", default_factory=getpass.getuser)
+    str,
+    typer.Option(
+        "--as", help="Who does this; goes to the audit log.", default_factory=getpass.getuser, callback=_somebody
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, change nothing.")]
 Dev = Annotated[bool, typer.Option("--dev", help="Accept a topic with a single copy. The local broker needs no --dev.")]
@@ -100,8 +111,13 @@ def stripe(*, test: bool | None = None) -> StripeGateway:
     if test is True and settings.is_live:
         raise typer.BadParameter("--test with a live key: unset TOLLBOOK_STRIPE_KEY, or leave --test out")
     if test is False and not settings.is_live:
-        raise typer.BadParameter("TOLLBOOK_STRIPE_KEY is a test key: say --test, and everything is marked as a test")
+        raise typer.BadParameter("TOLLBOOK_STRIPE_KEY is a test key: say --test, and the audit log says so too")
     return StripeGateway(settings)
+
+
+def shown(file: Path) -> str:
+    """A file's name as text, also where its bytes are no UTF-8."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def read_text(file: Path) -> str:
@@ -113,7 +129,7 @@ def read_text(file: Path) -> str:
             raise typer.BadParameter(f"{file} has more than {TEXT_BYTES:,} bytes")
         return content.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"cannot read {file}: {error}") from None
+        raise typer.BadParameter(f"cannot read {shown(file)}: {error}") from None
 
 
 class DryRunEnds(Exception):
@@ -138,11 +154,11 @@ def clock(now: str | None) -> datetime:
         return datetime.now(UTC)
     try:
         given = datetime.fromisoformat(now.replace("Z", "+00:00"))
-    except ValueError:
+        if given.tzinfo is not None:
+            return given.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise typer.BadParameter(f"{now!r} is not an RFC 3339 time such as 2026-12-02T00:00:00Z") from None
-    if given.tzinfo is None:
-        raise typer.BadParameter("a time needs its offset, e.g. 2026-12-02T00:00:00Z")
-    return given.astimezone(UTC)
+    raise typer.BadParameter("a time needs its offset, e.g. 2026-12-02T00:00:00Z")
 
 
 def whole_hours(start: str, end: str) -> tuple[datetime, datetime]:

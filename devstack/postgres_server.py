@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pwd
 import shutil
@@ -35,7 +36,7 @@ shared_preload_libraries = 'timescaledb'
 timescaledb.telemetry_level = off
 timescaledb.max_background_workers = 8
 max_worker_processes = 24
-max_locks_per_transaction = 256         # a statement over a hypertable locks every chunk it touches
+max_locks_per_transaction = 1024        # a transaction locks each chunk it touches, with its indexes: years of days
 
 shared_buffers = {shared_buffers}MB
 effective_cache_size = {effective_cache_size}MB
@@ -85,6 +86,7 @@ class PostgresServer(Service):
         return Path(arguments[0]).name == "postgres" and arguments[1:2] == ["-D"] and arguments[2] in places
 
     def prepare(self) -> None:
+        self._recover()
         if not (self.data / "PG_VERSION").exists():
             self._initialize()
         self._write_as_owner(
@@ -169,8 +171,37 @@ class PostgresServer(Service):
             password.unlink()
         with (unfinished / "postgresql.conf").open("a") as configuration:
             configuration.write("\ninclude_if_exists = 'tollbook.conf'\n")
-        shutil.rmtree(self.data, ignore_errors=True)  # half-made, or of an earlier home (see _choose_owner)
+        self._put_aside(self.data)
         os.replace(unfinished, self.data)
+
+    def _recover(self) -> None:
+        """Where settings were lost (services.json removed), find the data and its owner on disk.
+
+        Only where the passwords are still there: data without them is an earlier home's, whose name this one has.
+        """
+        if (
+            self.settings.postgres_data is not None
+            or not (self.places.home / "postgres" / "superuser.password").exists()
+        ):
+            return
+        for folder in (self._home_folder, self._system_folder):
+            version = folder / "data" / "PG_VERSION"
+            if version.exists():
+                owner = version.stat().st_uid
+                if owner != os.geteuid():
+                    self.settings.postgres_user = pwd.getpwuid(owner).pw_name
+                    self.settings.postgres_data = str(folder / "data")
+                elif folder != self._home_folder:
+                    self.settings.postgres_data = str(folder / "data")
+                return
+
+    @staticmethod
+    def _put_aside(data: Path) -> None:
+        """Make way for new data. What is there is never deleted, only renamed; `clean` removes it with the rest."""
+        if not data.exists():
+            return
+        number = next(n for n in itertools.count(1) if not data.with_name(f"data.aside-{n}").exists())
+        os.replace(data, data.with_name(f"data.aside-{number}"))
 
     def _choose_owner(self) -> None:
         """As root: the user postgres owns the data and the folder around it, one that this user reaches."""

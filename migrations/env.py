@@ -14,7 +14,11 @@ from sqlalchemy import Connection, create_engine
 
 def migrate(connection: Connection) -> None:
     """Run the migrations in one transaction; a lock that is not to be had within 30 s fails instead of queueing."""
-    context.configure(connection=connection, version_table="alembic_version", version_table_schema="public")
+    context.configure(
+        connection=connection,
+        version_table="tollbook_schema_version",  # Alembic's own name may be another program's
+        version_table_schema="public",
+    )
     with context.begin_transaction():
         connection.exec_driver_sql("set local lock_timeout = '30s'")
         context.run_migrations()

@@ -11,6 +11,10 @@ class DatabaseUnavailable(StreamsError):
     """PostgreSQL cannot be reached, or lacks what is needed."""
 
 
+class SchemaInTheWay(StreamsError):
+    """A schema of the same name that somebody else has made."""
+
+
 class SchemaOutdated(StreamsError):
     """The database's schema is not the one this version was written for."""
 

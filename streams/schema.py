@@ -8,9 +8,10 @@ from typing import Final
 import psycopg
 
 from streams.database import CONNECT_WITHIN_S, connect, unavailable
-from streams.errors import DatabaseUnavailable, SchemaOutdated
+from streams.errors import DatabaseUnavailable, SchemaInTheWay, SchemaOutdated
 
 MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+SCHEMAS: Final = ("usage", "ledger")
 UPGRADE_LOCK: Final = 0x746F6C6C
 """The letters "toll": two upgrades at a time wait for each other."""
 
@@ -38,6 +39,8 @@ def upgrade(url: str) -> tuple[str | None, str]:
             opened: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
             _require_timescaledb(opened)
             before = _revision(opened)
+            if before is None:
+                _require_free_schemas(opened)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except OperationalError as error:
@@ -60,9 +63,18 @@ def check(url: str) -> str:
 
 def _revision(connection: psycopg.Connection) -> str | None:
     """The revision that the database is at, None if it is empty."""
-    (known,) = connection.execute("select to_regclass('public.alembic_version')").fetchone() or (None,)
-    row = connection.execute("select version_num from public.alembic_version").fetchone() if known else None
+    (known,) = connection.execute("select to_regclass('public.tollbook_schema_version')").fetchone() or (None,)
+    row = connection.execute("select version_num from public.tollbook_schema_version").fetchone() if known else None
     return row[0] if row else None
+
+
+def _require_free_schemas(connection: psycopg.Connection) -> None:
+    """Raises SchemaInTheWay where a schema of our name is there that no migration of ours has made."""
+    row = connection.execute("select nspname from pg_namespace where nspname = any(%s)", (list(SCHEMAS),)).fetchone()
+    if row is not None:
+        raise SchemaInTheWay(
+            f"this database has a schema {row[0]} that is not Tollbook's: use another database, or rename it"
+        )
 
 
 def _require_timescaledb(connection: psycopg.Connection) -> None:

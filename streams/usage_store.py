@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, LiteralString
@@ -10,7 +10,7 @@ from typing import Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from streams.windows import UsageQuantity
+from streams.windows import AttemptUsage, UsageQuantity
 
 BY: Final[dict[str, LiteralString]] = {
     "model": "model",
@@ -95,6 +95,80 @@ def raw_quantities(
 ) -> Iterator[UsageQuantity]:
     """The same from the raw events: the windows' independent witness. Any bounds."""
     return _quantities(connection, "counting_events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
+
+
+# Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: found by
+# their identities (a partial index), read from the events by tenant and time (a chunk and its index).
+_RETRIED: Final = """
+    with retried as (
+        select distinct tenant_id, request_id from usage.event_identities where attempt > 1
+    ), known as materialized (
+        select request_id, tenant_id, attempt, completed_at
+        from usage.event_identities join retried using (request_id, tenant_id)
+        union
+        select request_id, tenant_id, attempt, completed_at
+        from usage.event_versions join retried using (request_id, tenant_id)
+    ), concerned as (
+        select distinct request_id, tenant_id from known where completed_at >= %(start)s and completed_at < %(end)s
+    )
+    select e.request_id, e.attempt, e.completed_at, e.tenant_id, e.model, e.adapter, e.region, e.tier, e.status,
+        e.fault, e.usage_source, e.rating_band, (e.kind = 'usage')::int, e.input_tokens, e.cache_hit_tokens,
+        e.output_tokens, e.gpu_us
+    from known as k join concerned using (request_id, tenant_id)
+    join usage.counting_events as e
+        on e.tenant_id = k.tenant_id collate "default" and e.completed_at = k.completed_at
+        and e.request_id = k.request_id collate "default" and e.attempt = k.attempt
+    where e.purpose = 'tenant' and not starts_with(e.tenant_id, '_')
+    order by e.tenant_id, e.request_id, e.attempt, e.kind desc, e.correction_no
+"""
+
+
+def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime) -> Iterator[AttemptUsage]:
+    """Every event of the requests with more than one attempt of which any completed in [start, end).
+
+    Also their events outside of it: which attempt bills is decided over all of them (docs/spec/money.md 2).
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_RETRIED, {"start": start, "end": end})
+        for request_id, attempt, completed_at, *quantity in cursor:
+            yield AttemptUsage(request_id, attempt, completed_at, UsageQuantity(*quantity))
+
+
+# Said in SQL over all raw events, apart from billing's own way (billing/attempts.py): reconciliation's witness of it.
+_DELIVERED: Final = """
+    with ranked as (
+        select e.*, first_value(e.attempt) over (
+            partition by e.tenant_id, e.request_id
+            order by (e.status = 'ok') desc, (e.status = 'aborted') desc, e.attempt desc) as delivered
+        from usage.counting_events as e
+        join unnest(%(tenants)s::text[], %(statuses)s::text[]) as bills (tenant_id, status)
+            on bills.tenant_id = e.tenant_id and bills.status = e.status
+        where e.purpose = 'tenant' and e.status <> 'lost'
+          and (e.completed_at >= %(start)s and e.completed_at < %(end)s
+               or exists (select from usage.events as r where r.tenant_id = e.tenant_id
+                          and r.request_id = e.request_id and r.attempt > 1))
+    )
+    select {keys}, {requests}, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8, sum(output_tokens)::int8,
+        sum(gpu_us)::int8
+    from ranked where attempt = delivered and completed_at >= %(start)s and completed_at < %(end)s
+    group by {keys} order by {keys}
+"""
+
+
+def delivered_quantities(
+    connection: psycopg.Connection, start: datetime, end: datetime, bill_statuses: Mapping[str, Collection[str]]
+) -> Iterator[UsageQuantity]:
+    """Usage in [start, end) from the raw events, of the delivered attempt of each request (docs/spec/money.md 13.11).
+
+    `bill_statuses` says, by tenant, which statuses bill; other usage and other tenants are left out. Any bounds.
+    """
+    pairs = [(tenant, status) for tenant, statuses in bill_statuses.items() for status in statuses]
+    query = sql.SQL(_DELIVERED).format(keys=_KEYS, requests=sql.SQL(_REQUESTS_OF_EVENTS))
+    given = {"start": start, "end": end, "tenants": [t for t, _ in pairs], "statuses": [s for _, s in pairs]}
+    with connection.cursor() as cursor:
+        cursor.execute(query, given)
+        for row in cursor:
+            yield UsageQuantity(*row)
 
 
 def _quantities(

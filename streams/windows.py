@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 WINDOW_KEY: Final = (
@@ -36,3 +37,16 @@ class UsageQuantity:
     cache_hit_tokens: int
     output_tokens: int
     gpu_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptUsage:
+    """An event of a request that was dispatched more than once: its attempt, when it completed, and what it counts.
+
+    A correction counts under its attempt, and as no request.
+    """
+
+    request_id: str
+    attempt: int
+    completed_at: datetime
+    quantity: UsageQuantity

@@ -34,6 +34,12 @@ class MonthClosed:
     rated: PeriodRated
     drafted: InvoicesDrafted
     sent: InvoicesSent
+    dry_run: bool = False
+
+    @property
+    def accounts_to_redraw(self) -> frozenset[str]:
+        """Billing accounts whose drafts follow what this run rated anew."""
+        return frozenset(line.billing_account for tenant in self.rated.tenants for line in tenant.posted)
 
     @property
     def amount(self) -> Decimal:
@@ -48,7 +54,7 @@ class MonthClosed:
     def _problems(self) -> Iterator[str]:
         for usage in self.rated.unpriced:
             yield str(usage)
-        yield from self.rated.negative
+        yield from self.rated.unratable
         for lost in self.rated.unsubscribed:
             yield f"tenant {lost.tenant_id}: {lost.requests} requests without a subscription: start one for that time"
         for late in self.rated.late:
@@ -69,9 +75,14 @@ def close_month(
     gateway: StripeGateway,
     now: datetime,
     actor: str,
+    test: bool = False,
     progress: StageProgress | None = None,
+    dry_run: bool = False,
 ) -> MonthClosed:
     """Bill a calendar month that has ended. Running it again changes nothing that is done.
+
+    `test` marks the run in the audit log. A dry run changes nothing: its drafts and what would be sent are as of what
+    is posted already, and `accounts_to_redraw` says which of them the new rated lines would change.
 
     Raises PeriodNotEnded, and what rating, drafting and sending raise when nothing at all can go on.
     """
@@ -81,9 +92,11 @@ def close_month(
     def stage(name: str) -> Callable[[int, int], None] | None:
         return (lambda done, total: progress(name, done, total)) if progress else None
 
-    with transaction(engine) as connection:
-        audit.record(raw(connection), actor, "close.run", period.name, {"now": now.isoformat()})
-    rated = rate_period(engine, period=period, now=now, progress=stage("rate"))
-    drafted = draft_invoices(engine, period=period, now=now, actor=actor)
-    sent = send_invoices(engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"))
-    return MonthClosed(period, rated, drafted, sent)
+    with transaction(engine, dry_run=dry_run) as connection:
+        audit.record(raw(connection), actor, "close.run", period.name, {"now": now.isoformat(), "test": test})
+    rated = rate_period(engine, period=period, now=now, progress=stage("rate"), dry_run=dry_run)
+    drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run)
+    sent = send_invoices(
+        engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"), dry_run=dry_run
+    )
+    return MonthClosed(period, rated, drafted, sent, dry_run)

@@ -15,16 +15,17 @@ from decimal import Decimal
 from sqlalchemy import Connection, Engine
 
 from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
+from billing.attempts import left_out, less
 from billing.database import raw, transaction
-from billing.errors import NegativeUsage, PeriodInvalid
+from billing.errors import PeriodInvalid, Unratable
 from billing.money import total
 from billing.periods import BillingPeriod
 from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference, rate
 from billing.subscriptions import Piece, pieces
-from streams.usage_store import rating_quantities
-from streams.windows import UsageQuantity
+from streams.usage_store import rating_quantities, retried_usage
+from streams.windows import AttemptUsage, UsageQuantity
 
 Progress = Callable[[int, int], None]
 
@@ -79,13 +80,13 @@ class PeriodRated:
     tenants: tuple[TenantRated, ...]
     late: tuple[LateUsage, ...]
     unpriced: tuple[UnpricedUsage, ...]
-    negative: tuple[str, ...]
+    unratable: tuple[str, ...]
     unsubscribed: tuple[UnsubscribedUsage, ...]
 
     @property
     def ok(self) -> bool:
         """Whether every tenant's usage is rated and posted."""
-        return not (self.late or self.unpriced or self.negative or self.unsubscribed)
+        return not (self.late or self.unpriced or self.unratable or self.unsubscribed)
 
     @property
     def lines_posted(self) -> int:
@@ -98,8 +99,8 @@ def rate_period(
 ) -> PeriodRated:
     """Rate one calendar month for every tenant with a subscription. The month may still run.
 
-    Tenants with unpriced or negative usage are left out whole and named; they cannot be invoiced until that is
-    mended. Raises PeriodInvalid for anything but a calendar month, AccountingPeriodClosed.
+    Tenants with usage that is unpriced, negative or worth an absurd amount are left out whole and named; they cannot
+    be invoiced until that is mended. Raises PeriodInvalid for anything but a calendar month, AccountingPeriodClosed.
     """
     if period.months != 1:
         raise PeriodInvalid(f"{period.name} is no calendar month: this version rates by the month")
@@ -113,12 +114,12 @@ def rate_period(
         frozen = invoice_store.frozen_accounts(connection, period)
         rated: list[TenantRated] = []
         late: list[LateUsage] = []
-        problems: dict[str, Rating | NegativeUsage] = {}
+        problems: dict[str, Rating | Unratable] = {}
         for done, (tenant_id, subscribed) in enumerate(sorted(by_tenant.items()), start=1):
             try:
                 cut = pieces(subscribed, versions, period)
-                found = rate([(piece, usage.of(piece)) for piece in cut])
-            except NegativeUsage as error:
+                found = rate(usage.of(cut))
+            except Unratable as error:
                 problems[tenant_id] = error
             else:
                 missing = difference(found.lines, before.get(tenant_id, []))
@@ -136,7 +137,7 @@ def rate_period(
             tenants=tuple(rated),
             late=tuple(late),
             unpriced=tuple(u for p in problems.values() if isinstance(p, Rating) for u in p.unpriced),
-            negative=tuple(str(p) for p in problems.values() if isinstance(p, NegativeUsage)),
+            unratable=tuple(str(p) for p in problems.values() if isinstance(p, Unratable)),
             unsubscribed=tuple(usage.unsubscribed(by_tenant.keys())),
         )
 
@@ -145,7 +146,7 @@ def _post(
     connection: Connection,
     period: BillingPeriod,
     rated: Sequence[TenantRated],
-    problems: Mapping[str, Rating | NegativeUsage],
+    problems: Mapping[str, Rating | Unratable],
     now: datetime,
 ) -> None:
     """Append the differences, their accrual entries, and where each tenant stands."""
@@ -154,7 +155,7 @@ def _post(
     numbers |= {t.tenant_id: numbers[t.tenant_id] + 1 for t in rated if t.posted}
     new_states = [TenantPeriod(tenant_id, number, None) for tenant_id, number in numbers.items()]
     for tenant_id, problem in problems.items():
-        text = str(problem) if isinstance(problem, NegativeUsage) else "; ".join(map(str, problem.unpriced))
+        text = str(problem) if isinstance(problem, Unratable) else "; ".join(map(str, problem.unpriced))
         new_states.append(TenantPeriod(tenant_id, states[tenant_id].rating_no if tenant_id in states else 0, text))
     changed = [state for state in new_states if states.get(state.tenant_id) != state]
     rated_line_store.set_tenant_periods(connection, period, changed, now)
@@ -193,9 +194,26 @@ class _Usage:
         for quantity in rating_quantities(self._connection, period.start, period.end):
             self._whole[quantity.tenant_id].append(quantity)
         self._requests_rated: dict[str, int] = defaultdict(int)
+        self._retried: dict[str, list[AttemptUsage]] = defaultdict(list)
+        for usage in retried_usage(self._connection, period.start, period.end):
+            self._retried[usage.quantity.tenant_id].append(usage)
 
-    def of(self, piece: Piece) -> list[UsageQuantity]:
-        """The usage of a tenant completed in a piece of the period."""
+    def of(self, cut: Sequence[Piece]) -> list[tuple[Piece, list[UsageQuantity]]]:
+        """A tenant's pieces of the period with the usage completed in each, less the attempts that were not delivered.
+
+        Which one was is decided over the whole request, by every status that bills in any of the pieces.
+        """
+        found = [(piece, self._of(piece)) for piece in cut]
+        retried = self._retried.get(cut[0].subscription.tenant_id, []) if cut else []
+        if not retried:
+            return found
+        without = left_out(retried, {status for piece in cut for status in piece.subscription.bill_statuses})
+        return [
+            (piece, less(usage, [u for u in without if piece.start <= u.completed_at < piece.end]))
+            for piece, usage in found
+        ]
+
+    def _of(self, piece: Piece) -> list[UsageQuantity]:
         tenant_id = piece.subscription.tenant_id
         if (piece.start, piece.end) == (self._period.start, self._period.end):
             found = self._whole.get(tenant_id, [])

@@ -69,6 +69,10 @@ def start_subscriptions(
     dry_run: bool = False,
 ) -> list[SubscriptionStarted]:
     """The same for many tenants in one transaction: all of them or none."""
+    if billing_account is not None and not account_store.ACCOUNT_NAME.fullmatch(billing_account):
+        raise SubscriptionRefused(
+            f"{billing_account!r} is no name of a billing account: letters, digits, and . _ : - (not first), up to 127"
+        )
     try:
         with transaction(engine, dry_run=dry_run) as connection:
             priced = plan_store.plan(connection, plan)

@@ -28,15 +28,17 @@ def run(
     actor: session.Actor,
     test: Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")] = False,
     now: session.Now = None,
+    dry_run: session.DryRun = False,
 ) -> None:
     """Rate the month, book it, draw up the invoices, send and finalize them. Safe to repeat."""
     period = _month(month)
     if now is not None and not test:
         raise typer.BadParameter("--now goes with --test only")
+    at = session.clock(now)
     gateway = session.stripe(test=test)
     with session.engine() as engine, bars() as progress:
         closed = close_month(
-            engine, period=period, gateway=gateway, now=session.clock(now), actor=actor, progress=progress
+            engine, period=period, gateway=gateway, now=at, actor=actor, test=test, progress=progress, dry_run=dry_run
         )
     show(closed)
     problems(closed.problems)
@@ -69,6 +71,18 @@ def status(month: Month, as_json: AsJson = False) -> None:
 def show(closed: MonthClosed) -> None:
     """What a run of the close did, in a few lines."""
     rated, drafted, sent = closed.rated, closed.drafted, closed.sent
+    if closed.dry_run:
+        would = sent.having(Outcome.WOULD_BE_SENT)
+        out.print(f"{closed.period.name}: dry run, nothing is changed")
+        out.print(
+            f"{rated.lines_posted} rated lines would be posted; the drafts of {len(closed.accounts_to_redraw)} billing"
+            " accounts would follow them"
+        )
+        out.print(
+            f"of what is posted already {len(drafted.changed)} invoices would be drawn up,"
+            f" and {len(would)} of those drawn up would be sent"
+        )
+        return
     new = [invoice for invoice in sent.having(Outcome.FINALIZED) if invoice.changed]
     finalized, carried, zero = (
         len(sent.having(outcome)) for outcome in (Outcome.FINALIZED, Outcome.CARRIED, Outcome.ZERO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
+from console.progress import LINE_EVERY_S
 from serving_adapter import ingest as ingesting
 from serving_adapter.producer import EventProducer
 from serving_adapter.topic_check import require_fit
@@ -55,7 +57,9 @@ def ingest(
         if raw:
             result = ingesting.ingest_raw(lines, producer, progress=progress)
         else:
-            result = ingesting.ingest(lines, producer, source=f"file:{file.name}", progress=progress)
+            result = ingesting.ingest(
+                lines, producer, source=f"file:{session.shown(Path(file.name))}", progress=progress
+            )
     _report(result, "sent", as_json)
 
 
@@ -160,17 +164,33 @@ def _lines(file: Path) -> Iterator[BinaryIO]:
     try:
         opened = file.open("rb")
     except OSError as error:
-        raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from None
+        raise typer.BadParameter(f"cannot read {session.shown(file)}: {error.strerror}") from None
     with opened:
         yield opened
 
 
 @contextmanager
 def _progress() -> Iterator[ingesting.Progress]:
+    if not err.is_terminal:
+        yield _plain_progress()
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("sending")
         yield lambda lines: bar.update(task, description=f"sending, {lines:,} lines")
+
+
+def _plain_progress() -> ingesting.Progress:
+    """A line at most every LINE_EVERY_S seconds."""
+    told = time.monotonic()
+
+    def tell(lines: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= LINE_EVERY_S:
+            told = time.monotonic()
+            err.print(f"  sending: {lines:,} lines")
+
+    return tell
 
 
 def _report(result: ingesting.IngestResult, done: str, as_json: bool) -> None:

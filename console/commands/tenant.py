@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,7 @@ def import_file(
     dry_run: session.DryRun = False,
 ) -> None:
     """Register tenants from a file."""
-    with file.open(newline="", encoding="utf-8") as lines:
+    with io.StringIO(session.read_text(file), newline="") as lines:
         rows = csv.DictReader(lines)
         if "tenant_id" not in (rows.fieldnames or ()):
             raise typer.BadParameter(f"{file}: the first line must name the columns, tenant_id among them")

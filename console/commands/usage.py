@@ -38,7 +38,8 @@ def show(
     if unknown := [name for name in names if name not in usage_store.BY]:
         raise typer.BadParameter(f"--by {unknown[0]}: choose from {', '.join(usage_store.BY)}")
     with session.connection() as connection:
-        tenants.get(connection, tenant_id)
+        if not tenant_id.startswith("_"):  # the platform's own ids are known without being registered
+            tenants.get(connection, tenant_id)
         rows = usage_store.usage_of(connection, tenant_id, begins, ends, names)
         total = usage_store.usage_of(connection, tenant_id, begins, ends, ())[0].totals
         as_of = usage_store.last_ingested(connection)

@@ -121,7 +121,8 @@ create table usage.events (
 create table usage.windows_1m ({WINDOW});
 create table usage.windows_1h ({WINDOW});
 
-select create_hypertable('usage.events', 'completed_at', chunk_time_interval => interval '1 hour', create_default_indexes => false);
+-- A day to a chunk: a transaction locks every chunk it touches with its indexes, and a backfill touches all hours it is of.
+select create_hypertable('usage.events', 'completed_at', chunk_time_interval => interval '1 day', create_default_indexes => false);
 create index on usage.events (tenant_id, completed_at);
 select create_hypertable('usage.windows_1m', 'bucket', chunk_time_interval => interval '1 day', create_default_indexes => false);
 create index on usage.windows_1m (bucket);

@@ -202,7 +202,7 @@ def test_negative_sums_keep_the_tenant_out(world: World) -> None:
     world.use("acme", output_tokens=-5)
     world.use("bolt", output_tokens=1)
     found = world.rate()
-    assert found.negative == ("tenant acme, model llama: -5 output: rebuild the windows",)
+    assert found.unratable == ("tenant acme, model llama: -5 output: rebuild the windows",)
     assert world.draft().blocked == (("acme", "tenant acme: tenant acme, model llama: -5 output: rebuild the windows"),)
 
 
@@ -359,3 +359,19 @@ def test_one_invoice_per_identity_ever(world: World) -> None:
             "insert into ledger.invoices select (jsonb_populate_record(i,"
             " jsonb_build_object('invoice_id', gen_random_uuid()))).* from ledger.invoices i"
         )
+
+
+def test_a_tenant_with_an_absurd_price_is_named_and_the_others_go_on(world: World) -> None:
+    world.customers("acme", "bolt")
+    world.plan(PLAN.replace("plan: p", "plan: dear").replace('"0.002"', '"900000000000000000"'), file="dear.yaml")
+    world.tenant("dear")
+    world.subscribe("dear", plan="dear")
+    for tenant in ("acme", "bolt", "dear"):
+        world.use(tenant, output_tokens=100)
+    found = world.rate()
+    assert [t.tenant_id for t in found.tenants] == ["acme", "bolt"]
+    assert (len(found.unratable), "tenant dear: " in found.unratable[0]) == (1, True)
+    assert not found.ok
+    drafted = world.draft()
+    assert billed(world).keys() == {"acme", "bolt"}
+    assert [account for account, _ in drafted.blocked] == ["dear"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_what_does_not_exist_is_said_in_a_line(run: Run, arguments: tuple[str, .
      ("close", "run", "2026-Q4", "--test"), ("close", "run", "2026-10", "--now", "2026-12-02T00:00:00Z"),
      ("usage", "show", "t", "--from", "2026-10-01T00:30:00Z", "--to", "2026-10-02T00:00:00Z"),
      ("usage", "show", "tenant_1", "--period", "banana"), ("invoice", "list", "--period", "2026-13"),
-     ("subscription", "start", "p", "t"), ("nonsense",)],
+     ("subscription", "start", "p", "t"), ("tenant", "add", "t", "--as", " "),
+     ("close", "run", "2026-10", "--test", "--now", "0001-01-01T00:00:00+23:00"), ("nonsense",)],
 )  # fmt: skip
 def test_wrong_use_ends_with_two(run: Run, arguments: tuple[str, ...]) -> None:
     complaint(run(*arguments), code=2)
@@ -131,3 +133,28 @@ def test_a_live_key_with_a_twin_is_refused_and_never_shown(run: Run) -> None:
     done = run("close", "run", "2026-10", "--test", **stripe)
     assert "live key" in complaint(done)
     assert "sk_live_secret" not in done.stderr + done.stdout
+
+
+def test_files_and_names_that_are_no_utf_8_are_no_crash(run: Run, tmp_path: Path) -> None:
+    latin = tmp_path / "tenants.csv"
+    latin.write_bytes("tenant_id,name\nt,Köln\n".encode("latin-1"))
+    assert "cannot read" in complaint(run("tenant", "import", str(latin)), code=2)
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/k\xf6ln.jsonl"))
+    file.write_text(json.dumps(EVENT))
+    assert run("events", "ingest", str(file)).returncode == 0
+
+
+def test_the_platforms_own_ids_are_known_without_being_registered(run: Run) -> None:
+    assert run("usage", "show", "_platform", "--period", "2026-10").returncode == 0
+
+
+def test_a_name_that_no_billing_account_can_have_is_refused_in_words(run: Run) -> None:
+    text = complaint(run("subscription", "start", "p", "t", "--from", "2026-10-01", "--account", "x y"))
+    assert "'x y' is no name of a billing account" in text
+
+
+def test_a_dry_run_of_the_close_changes_nothing_and_needs_no_stripe(run: Run) -> None:
+    stripe = {"TOLLBOOK_STRIPE_KEY": "sk_test_x", "TOLLBOOK_STRIPE_API": f"http://{NOWHERE}"}
+    done = run("close", "run", "2026-10", "--test", "--now", "2026-12-02T00:00:00Z", "--dry-run", **stripe)
+    assert (done.returncode, "0 rated lines would be posted" in done.stdout) == (0, True)
+    assert json.loads(run("audit", "list", "--json").stdout) == []

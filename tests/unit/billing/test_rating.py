@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from billing.errors import NegativeUsage
+from billing.errors import AmountTooLarge, NegativeUsage
 from billing.price_plans import Metric
 from billing.rating import difference, is_billable, net, quantities, rate
 from tests.billing_builders import NOVEMBER, OCTOBER, charge, cut, rated, subscription, usage, version
@@ -166,3 +166,10 @@ def test_two_segments_of_one_charge_are_two_lines() -> None:
     (two,) = cut([PLAN], of=late)
     lines = rate([(one, [usage(input_tokens=1)]), (replace(two, segment_no=2), [usage(input_tokens=1)])]).lines
     assert [line.identity.segment_no for line in lines] == [1, 2]
+
+
+def test_an_absurd_amount_stops_the_tenant_by_name_and_the_highest_bearable_does_not() -> None:
+    dear = version(charge("a", INPUT, "1000000000000"))
+    assert rated(dear, [usage(input_tokens=1)]).amount == Decimal(10) ** 12
+    with pytest.raises(AmountTooLarge, match=r"tenant tenant_1: .* 2000000000000 USD.* plan p"):
+        rated(dear, [usage(input_tokens=2)])

@@ -1,0 +1,39 @@
+"""Requests with more than one attempt, read with all that belongs to them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams import usage_store
+from streams.apply import ChunkApplier
+from tests.integration.streams.test_further_arrivals import ENGINE, STREAM, correction, send
+
+OCTOBER = (datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
+NOVEMBER = (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
+IN_OCTOBER, IN_NOVEMBER = {"timestamp": "2026-10-31T23:59:59Z"}, {"timestamp": "2026-11-01T00:00:01Z"}
+FIRST: dict[str, Any] = {"attempt": 1, "status": "aborted"} | IN_OCTOBER
+SECOND: dict[str, Any] = {"attempt": 2} | IN_NOVEMBER
+
+
+@pytest.mark.parametrize("month", [OCTOBER, NOVEMBER])
+def test_all_attempts_of_a_request_are_found_from_each_month_that_has_one(
+    applier: ChunkApplier, connection: psycopg.Connection, month: tuple[datetime, datetime]
+) -> None:
+    send(applier, connection, FIRST, SECOND, {"request_id": "alone"} | IN_OCTOBER)
+    found = list(usage_store.retried_usage(connection, *month))
+    assert [(u.attempt, u.quantity.status, u.completed_at.month) for u in found] == [(1, "aborted", 10), (2, "ok", 11)]
+
+
+def test_corrections_come_along_and_what_was_superseded_does_not(
+    applier: ChunkApplier, connection: psycopg.Connection
+) -> None:
+    send(applier, connection, STREAM | IN_OCTOBER, correction(output_tokens=2), ENGINE | IN_NOVEMBER, SECOND)
+    raw = list(usage_store.raw_quantities(connection, OCTOBER[0], NOVEMBER[1]))
+    found = list(usage_store.retried_usage(connection, *NOVEMBER))
+    for measure in ("requests", "output_tokens", "input_tokens"):
+        assert sum(getattr(u.quantity, measure) for u in found) == sum(getattr(q, measure) for q in raw)
+    assert sum(u.quantity.requests for u in found) == 2

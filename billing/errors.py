@@ -7,7 +7,7 @@ BillingError
 ├── SubscriptionRefused
 ├── NegativeUsage
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed  (journal)
-├── IllegalTransition, UnknownInvoice, InvoiceFrozen
+├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
 └── StripeError                                        (see billing/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
@@ -108,6 +108,10 @@ class UnknownInvoice(BillingError):
 
 class InvoiceFrozen(BillingError):
     """A change to what a frozen invoice says."""
+
+
+class InvoiceAltered(BillingError):
+    """A stored invoice that is not what it was when it was drawn up: somebody changed it in the database."""
 
 
 class StripeError(BillingError):

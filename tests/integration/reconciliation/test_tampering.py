@@ -10,12 +10,14 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from billing.database import transaction
+from billing.database import raw, transaction
 from billing.ledger import AccountCode, JournalEntry, Posting
 from billing.ledger_store import post
 from serving_adapter.topics import ensure_topics
+from streams import status
+from streams.status import PartitionStatus
 from tests.billing_builders import NOVEMBER, OCTOBER
-from tests.integration.reconciliation.conftest import Line, event, found
+from tests.integration.reconciliation.conftest import PARTITION, Line, event, found
 
 IN_KAFKA = "everything in Kafka is applied"
 ONE_OUTCOME = "every message has one outcome"
@@ -163,6 +165,25 @@ def test_a_topic_that_was_made_again_is_found_though_it_is_as_long_as_before(lin
         time.sleep(0.1)
     line.produce(event(1), event(2), event(3), b"torn")
     assert found(line.reconcile()).keys() == {IN_KAFKA}
+    seen = shown(line)
+    assert seen.lag is None
+    assert "made again" in str(seen.stopped_because)
+
+
+def test_a_log_that_ends_before_its_position_is_found_and_has_no_lag(line: Line) -> None:
+    line.execute("update usage.sources set next_position = next_position + 1 where next_position > 0")
+    assert found(line.reconcile()) == {
+        IN_KAFKA: [f"kafka:{line.topic}/0"], ONE_OUTCOME: [f"kafka:{line.topic}/0"],
+    }  # fmt: skip
+    seen = shown(line)
+    assert seen.lag is None
+    assert "truncated" in str(seen.stopped_because)
+
+
+def shown(line: Line) -> PartitionStatus:
+    """What `streams status` shows of the partition in use."""
+    with transaction(line.engine) as connection:
+        return status.partitions(raw(connection), line.log())[PARTITION]
 
 
 def test_a_tenant_without_a_subscription_is_found(line: Line) -> None:

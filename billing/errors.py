@@ -9,7 +9,7 @@ BillingError
 │   ├── NegativeUsage
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed  (journal)
-├── IllegalTransition, UnknownInvoice, InvoiceFrozen
+├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
 └── StripeError                                        (see billing/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
@@ -118,6 +118,10 @@ class UnknownInvoice(BillingError):
 
 class InvoiceFrozen(BillingError):
     """A change to what a frozen invoice says."""
+
+
+class InvoiceAltered(BillingError):
+    """A stored invoice that is not what it was when it was drawn up: somebody changed it in the database."""
 
 
 class StripeError(BillingError):

@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, UUID, Connection, Row, String, any_, cast, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
-from billing.errors import IllegalTransition, InvoiceFrozen, UnknownInvoice
+from billing.errors import IllegalTransition, InvoiceAltered, InvoiceFrozen, UnknownInvoice
 from billing.invoices import (
     INVOICED,
     Invoice,
@@ -32,7 +33,11 @@ INVOICE_SERIES: Final = "invoice"
 
 @dataclass(frozen=True, slots=True)
 class StoredInvoice:
-    """An invoice with what has become of it. Times are UTC; `frozen_at` set means its content is final."""
+    """An invoice with what has become of it. Times are UTC; `frozen_at` set means its content is final.
+
+    `stored_id` and `stored_lines_hash` are as the row has them: they follow from identity and lines, unless somebody
+    changed those.
+    """
 
     invoice: Invoice
     state: InvoiceState
@@ -47,6 +52,13 @@ class StoredInvoice:
     stripe_invoice_id: str | None
     hosted_invoice_url: str | None
     invoice_pdf_url: str | None
+    stored_id: uuid.UUID
+    stored_lines_hash: str
+
+    @property
+    def altered(self) -> bool:
+        """Whether this is not what was drawn up."""
+        return (self.stored_id, self.stored_lines_hash) != (self.invoice.invoice_id, self.invoice.lines_hash)
 
 
 def save_draft(connection: Connection, invoice: Invoice, now: datetime, actor: str) -> bool:
@@ -103,7 +115,7 @@ def load(connection: Connection, invoice_id: uuid.UUID) -> StoredInvoice:
     row = connection.execute(select(tables.invoices).where(tables.invoices.c.invoice_id == invoice_id)).first()
     if row is None:
         raise UnknownInvoice(f"there is no invoice {invoice_id}")
-    return _with_lines(connection, [row])[0]
+    return _unaltered(_with_lines(connection, [row]))[0]
 
 
 def find(connection: Connection, reference: str) -> StoredInvoice:
@@ -116,26 +128,78 @@ def find(connection: Connection, reference: str) -> StoredInvoice:
     rows = connection.execute(select(table).where(matches)).all()
     if len(rows) != 1:
         raise UnknownInvoice(f"{len(rows) or 'no'} invoices are called {reference!r}: `tollbook invoice list` has them")
-    return _with_lines(connection, rows)[0]
+    return _unaltered(_with_lines(connection, rows))[0]
 
 
 def listed(
     connection: Connection,
     *,
     period: BillingPeriod | None = None,
+    within: BillingPeriod | None = None,
     billing_account: str | None = None,
     states: Collection[InvoiceState] | None = None,
 ) -> list[StoredInvoice]:
-    """Invoices with their lines, by period and billing account."""
+    """Invoices with their lines, by period and billing account. Raises InvoiceAltered.
+
+    `period` takes exactly that service period, `within` every one that lies in it.
+    """
+    return _unaltered(
+        as_stored(connection, period=period, within=within, billing_account=billing_account, states=states)
+    )
+
+
+def as_stored(
+    connection: Connection,
+    *,
+    period: BillingPeriod | None = None,
+    within: BillingPeriod | None = None,
+    billing_account: str | None = None,
+    states: Collection[InvoiceState] | None = None,
+) -> list[StoredInvoice]:
+    """The same, altered or not: for whoever says so of each."""
     table = tables.invoices
     query = select(table).order_by(table.c.service_start, table.c.billing_account, table.c.kind, table.c.revision)
     if period is not None:
         query = query.where(table.c.service_start == period.start, table.c.service_end == period.end)
+    if within is not None:
+        query = query.where(table.c.service_start >= within.start, table.c.service_end <= within.end)
     if billing_account is not None:
         query = query.where(table.c.billing_account == billing_account)
     if states is not None:
         query = query.where(table.c.state.in_([state.value for state in states]))
     return _with_lines(connection, connection.execute(query).all())
+
+
+def totals(
+    connection: Connection, states: Collection[InvoiceState]
+) -> dict[tuple[str, str, datetime], tuple[int, Decimal]]:
+    """All invoices in some states: (billing account, currency, service end) → total in minor units, rounding."""
+    table = tables.invoices
+    key = (table.c.billing_account, table.c.currency, table.c.service_end)
+    query = (
+        select(*key, func.sum(table.c.total_minor), func.sum(table.c.rounding))
+        .where(table.c.state.in_([state.value for state in states]))
+        .group_by(*key)
+    )
+    return {(row[0], row[1], row[2]): (int(row[3]), row[4]) for row in connection.execute(query)}
+
+
+def invoiced_by_tenant(connection: Connection, states: Collection[InvoiceState]) -> dict[tuple[str, str], Decimal]:
+    """The lines of all invoices in some states: (tenant, currency) → exact amount."""
+    lines, table = tables.invoice_lines, tables.invoices
+    query = (
+        select(lines.c.tenant_id, table.c.currency, func.sum(lines.c.amount_exact))
+        .join(table, table.c.invoice_id == lines.c.invoice_id)
+        .where(table.c.state.in_([state.value for state in states]))
+        .group_by(lines.c.tenant_id, table.c.currency)
+    )
+    return {(row[0], row[1]): row[2] for row in connection.execute(query)}
+
+
+def stripe_invoice_ids(connection: Connection) -> set[str]:
+    """Stripe's ids of all our invoices."""
+    column = tables.invoices.c.stripe_invoice_id
+    return set(connection.execute(select(column).where(column.is_not(None))).scalars())
 
 
 def frozen_accounts(connection: Connection, period: BillingPeriod) -> set[str]:
@@ -251,6 +315,18 @@ def _line_row(invoice_id: uuid.UUID, line: InvoiceLine) -> dict[str, object]:
     }
 
 
+def _unaltered(found: list[StoredInvoice]) -> list[StoredInvoice]:
+    """Nothing goes on from an invoice that is not what was drawn up."""
+    altered = [stored for stored in found if stored.altered]
+    if altered:
+        first = altered[0].invoice.identity
+        raise InvoiceAltered(
+            f"{len(altered)} stored invoices are not what was drawn up, the first is {altered[0].stored_id} of"
+            f" {first.billing_account}: `tollbook reconcile run {first.period.name}` lists them"
+        )
+    return found
+
+
 def _with_lines(connection: Connection, rows: Collection[Row[Any]]) -> list[StoredInvoice]:
     table = tables.invoice_lines
     lines: dict[uuid.UUID, list[InvoiceLine]] = {row.invoice_id: [] for row in rows}
@@ -287,8 +363,6 @@ def _stored(row: Row[Any], lines: tuple[InvoiceLine, ...]) -> StoredInvoice:
         row.total_minor,
         row.amount_due_minor,
     )
-    assert invoice.invoice_id == row.invoice_id, "the id follows from the identity"
-    assert invoice.lines_hash == row.lines_hash, f"the stored lines of invoice {row.invoice_id} were changed"
     return StoredInvoice(
         invoice=invoice,
         state=InvoiceState(row.state),
@@ -303,4 +377,6 @@ def _stored(row: Row[Any], lines: tuple[InvoiceLine, ...]) -> StoredInvoice:
         stripe_invoice_id=row.stripe_invoice_id,
         hosted_invoice_url=row.hosted_invoice_url,
         invoice_pdf_url=row.invoice_pdf_url,
+        stored_id=row.invoice_id,
+        stored_lines_hash=row.lines_hash,
     )

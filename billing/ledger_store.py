@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from decimal import Decimal
@@ -265,5 +265,18 @@ def movements(connection: Connection, *, kind: str, period: str) -> dict[tuple[i
         .join(entries, entries.c.entry_id == postings.c.entry_id)
         .where(entries.c.kind == kind, entries.c.source["period"].astext == period)
         .group_by(accounts.c.code, accounts.c.subledger, accounts.c.currency)
+    )
+    return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query) if row[3]}
+
+
+def balances(connection: Connection, codes: Collection[int]) -> dict[tuple[int, str, str], Decimal]:
+    """What entries of every kind and period moved: (account code, subledger, currency) → amount, zeros left out."""
+    postings, accounts = tables.postings, tables.accounts
+    key = (accounts.c.code, accounts.c.subledger, accounts.c.currency)
+    query = (
+        select(*key, func.sum(postings.c.amount))
+        .join(accounts, accounts.c.account_id == postings.c.account_id)
+        .where(accounts.c.code.in_(codes))
+        .group_by(*key)
     )
     return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query) if row[3]}

@@ -95,6 +95,15 @@ def posted(
     return found
 
 
+def amounts_by_tenant(connection: Connection) -> dict[tuple[str, str], Decimal]:
+    """Everything that was ever rated: (tenant, currency) → exact amount."""
+    table = tables.rated_lines
+    key = (table.c.tenant_id, table.c.currency)
+    return {
+        (row[0], row[1]): row[2] for row in connection.execute(select(*key, func.sum(table.c.amount)).group_by(*key))
+    }
+
+
 def append(
     connection: Connection,
     period: BillingPeriod,

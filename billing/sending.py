@@ -9,7 +9,7 @@ import hashlib
 import json
 from calendar import timegm
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
@@ -26,6 +26,8 @@ LINES_MAX: Final = 250
 """Stripe holds at most 250 lines an invoice. Grouping more of them is a later issue; until then they are parked."""
 PERIOD_END_IS_INCLUSIVE_S: Final = 1
 DESCRIPTION_MAX: Final = 250
+COLLECTION_METHOD: Final = "send_invoice"
+METADATA: Final = "metadata "
 KEY_PART_MAX: Final = 127
 """Stripe takes keys of 255 characters; a longer part is replaced by its hash."""
 
@@ -98,6 +100,7 @@ class DraftSeen:
     amount_due: int
     starting_balance: int
     auto_advance: bool
+    collection_method: str
     automatic_tax: bool
     default_tax_rates: int
     discounts: int
@@ -129,7 +132,7 @@ def draft_request(invoice: Invoice, *, customer: str, payment_terms_days: int, e
         "currency": invoice.identity.currency.lower(),
         "auto_advance": False,
         "pending_invoice_items_behavior": "exclude",
-        "collection_method": "send_invoice",
+        "collection_method": COLLECTION_METHOD,
         "days_until_due": payment_terms_days,
         "discounts": "",
         "automatic_tax": {"enabled": False},
@@ -183,37 +186,53 @@ def draft_differences(
     number: str | None = None,
 ) -> list[str]:  # fmt: skip
     """What Stripe's invoice says otherwise than ours, to the cent and the line; empty if they are equal."""
-    code = invoice.identity.currency.lower()
+    wanted = wanted_header(invoice, customer=customer, status=status, number=number)
+    seen = seen_header(found, wanted)
+    different = [f"{name} is {seen[name]!r}, not {value!r}" for name, value in wanted.items() if seen[name] != value]
+    ours, theirs = wanted_lines(invoice), Counter(lines)
+    different += [f"line {told(line)} is not in Stripe" for line in (ours - theirs).elements()]
+    different += [f"line {told(line)} is only in Stripe" for line in (theirs - ours).elements()]
+    return different
+
+
+def wanted_header(
+    invoice: Invoice, *, customer: str, status: str = "draft", number: str | None = None
+) -> dict[str, Any]:
+    """What Stripe must say of an invoice besides its lines; a metadata field as `metadata NAME`."""
     due = to_stripe(invoice.amount_due_minor, invoice.identity.money)
     wanted: dict[str, Any] = {
         "status": status,
         "customer": customer,
-        "currency": code,
+        "currency": invoice.identity.currency.lower(),
         "total": to_stripe(invoice.total_minor, invoice.identity.money),
         "amount_due": due,
         "starting_balance": 0,
         "auto_advance": False,
+        "collection_method": COLLECTION_METHOD,
         "automatic_tax": False,
         "default_tax_rates": 0,
         "discounts": 0,
     }
     if number is not None:
         wanted["number"] = number
-    different = [
-        f"{name} is {getattr(found, name)!r}, not {value!r}"
-        for name, value in wanted.items()
-        if getattr(found, name) != value
-    ]
-    for name, value in invoice_metadata(invoice).items():
-        if found.metadata.get(name) != value:
-            different.append(f"metadata {name} is {found.metadata.get(name)!r}, not {value!r}")
-    ours = Counter(
-        LineSeen(line.line_key, to_stripe(line.amount_minor, invoice.identity.money), code) for line in invoice.lines
+    return wanted | {f"{METADATA}{name}": value for name, value in invoice_metadata(invoice).items()}
+
+
+def seen_header(found: DraftSeen, names: Iterable[str]) -> dict[str, Any]:
+    """What Stripe says under the names of `wanted_header`."""
+    return {
+        name: found.metadata.get(name.removeprefix(METADATA)) if name.startswith(METADATA) else getattr(found, name)
+        for name in names
+    }
+
+
+def wanted_lines(invoice: Invoice) -> Counter[LineSeen]:
+    """The lines that Stripe must have."""
+    identity = invoice.identity
+    return Counter(
+        LineSeen(line.line_key, to_stripe(line.amount_minor, identity.money), identity.currency.lower())
+        for line in invoice.lines
     )
-    theirs = Counter(lines)
-    different += [f"line {_told(line)} is not in Stripe" for line in (ours - theirs).elements()]
-    different += [f"line {_told(line)} is only in Stripe" for line in (theirs - ours).elements()]
-    return different
 
 
 def due_date(issued: date, payment_terms_days: int) -> date:
@@ -221,7 +240,8 @@ def due_date(issued: date, payment_terms_days: int) -> date:
     return date.fromordinal(issued.toordinal() + payment_terms_days)
 
 
-def _told(line: LineSeen) -> str:
+def told(line: LineSeen) -> str:
+    """A line of Stripe's in words."""
     extra = " with a discount or tax of its own" if line.discounts or line.taxes else ""
     return f"{line.line_key or '(without key)'} {line.amount} {line.currency}{extra}"
 

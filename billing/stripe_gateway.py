@@ -31,13 +31,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StripeInvoice:
-    """An invoice in Stripe. Amounts in Stripe's integers; `lines` None where they were not all in the reply."""
+    """An invoice in Stripe. Amounts in Stripe's integers; `lines` None where they were not all in the reply.
+
+    `…_s` are Unix seconds of Stripe's clock.
+    """
 
     invoice_id: str
     seen: DraftSeen
     lines: tuple[LineSeen, ...] | None
     hosted_invoice_url: str | None
     invoice_pdf_url: str | None
+    created_s: int
+    finalized_s: int | None
+    due_s: int | None
 
 
 class StripeGateway:
@@ -118,6 +124,7 @@ def _invoice(found: stripe.Invoice) -> StripeInvoice:
             amount_due=found.amount_due,
             starting_balance=found.starting_balance,
             auto_advance=bool(found.auto_advance),
+            collection_method=found.collection_method or "",
             automatic_tax=found.automatic_tax.enabled,
             default_tax_rates=len(found.default_tax_rates or []),
             discounts=len(found.discounts or []),
@@ -126,6 +133,9 @@ def _invoice(found: stripe.Invoice) -> StripeInvoice:
         lines=None if found.lines.has_more else tuple(_line(line) for line in found.lines.data),
         hosted_invoice_url=found.hosted_invoice_url,
         invoice_pdf_url=found.invoice_pdf,
+        created_s=found.created,
+        finalized_s=found.status_transitions.finalized_at,
+        due_s=found.due_date,
     )
 
 

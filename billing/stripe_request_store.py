@@ -109,6 +109,11 @@ def customer_of(connection: Connection, billing_account: str) -> str | None:
     ).scalar()
 
 
+def customers(connection: Connection) -> set[str]:
+    """The Stripe customers of all billing accounts."""
+    return set(connection.execute(select(tables.stripe_customers.c.stripe_customer_id)).scalars())
+
+
 def set_customer(connection: Connection, billing_account: str, stripe_customer_id: str) -> None:
     """Keep the Stripe customer of a billing account, once."""
     connection.execute(

@@ -147,7 +147,7 @@ def _close(engine: Engine, month: str, progress: StageProgress) -> MonthClosed:
 
 def _reconcile(engine: Engine, month: str) -> PeriodReport:
     log = session.usage_log()
-    return reconcile_period(engine, period=parse_period(month), gateway=session.stripe(), log=log)
+    return reconcile_period(engine, period=parse_period(month), now=NOW, gateway=session.stripe(), log=log)
 
 
 def _show_messages(sent: int, before: dict[str, int], after: dict[str, int]) -> None:

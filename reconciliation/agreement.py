@@ -2,10 +2,12 @@
 
 positions passed = events + duplicates + quarantine   per partition
 raw events = 1-minute windows = 1-hour windows        per tenant and rating key
-billable windows = rated quantities                   per tenant and metric
+billable events = rated quantities                    per tenant and metric; none without a subscription
 rated lines = accruals in the ledger                  per tenant
 rated lines = invoice lines                           per billing account and line
 invoices = ledger                                     per account
+rated lines, invoices of all periods = ledger         per account, over entries of all kinds
+invoices = what was drawn up, issued, adding up       per invoice
 finalized invoices = Stripe, both ways                per invoice and line
 trial balance = 0                                     per currency
 """
@@ -15,11 +17,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 from billing.invoices import Invoice
-from billing.money import ZERO, from_minor, total
+from billing.money import ZERO, currency, exactly, from_minor, total
+from billing.price_plans import Metric
 from billing.rating import RatedLine, is_billable, quantities
+from billing.subscriptions import BILL_STATUSES
 from reconciliation.comparison import Difference, Value, differences
 from streams.windows import UsageQuantity
 
@@ -58,24 +63,44 @@ def usage_by_key(usage: Iterable[UsageQuantity]) -> dict[str, Value]:
     return found
 
 
-def billable_by_metric(
-    usage: Iterable[UsageQuantity],
-    bill_statuses: Mapping[str, frozenset[str]],
-    priced: Mapping[str, frozenset[str]],
-) -> dict[str, Value]:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What bills in a part of a tenant's period: statuses, and the metrics that its price version prices."""
+
+    bill_statuses: tuple[str, ...]
+    priced: frozenset[Metric]
+
+
+def billable_by_metric(used: Iterable[tuple[Terms | None, Iterable[UsageQuantity]]]) -> dict[str, Value]:
     """`tenant/metric` → units that should have been rated.
 
-    `bill_statuses` and `priced` say, by tenant, which statuses bill and which metrics its plan prices; tenants
-    that are in neither were not rated.
+    Usage comes with the terms of the part of the period in which it was completed. None: no subscription held, so
+    nobody said what it costs; its requests are expected to be rated all the same, and are found not to be.
     """
     found: dict[str, Decimal] = defaultdict(lambda: ZERO)
-    for u in usage:
-        if not is_billable(u, sorted(bill_statuses.get(u.tenant_id, frozenset()))):
-            continue
-        for metric, quantity in quantities(u).items():
-            if metric.value in priced.get(u.tenant_id, frozenset()):
-                found[f"{u.tenant_id}/{metric.value}"] += quantity
+    for terms, usage in used:
+        for u in usage:
+            if not is_billable(u, BILL_STATUSES if terms is None else terms.bill_statuses):
+                continue
+            if terms is None:
+                found[f"{u.tenant_id}/without a subscription/requests"] += u.requests
+                continue
+            for metric, quantity in quantities(u).items():
+                if metric in terms.priced:
+                    found[f"{u.tenant_id}/{metric.value}"] += quantity
     return {key: quantity for key, quantity in found.items() if quantity}
+
+
+def gaps(
+    bounds: Iterable[tuple[datetime, datetime]], start: datetime, end: datetime
+) -> list[tuple[datetime, datetime]]:
+    """The parts of [start, end) that no pair of bounds covers; the pairs do not overlap."""
+    found = []
+    for begins, ends in sorted(bounds):
+        if start < begins:
+            found.append((start, begins))
+        start = max(start, ends)
+    return [*found, (start, end)] if start < end else found
 
 
 def rated_by_metric(lines: Iterable[RatedLine]) -> dict[str, Value]:
@@ -108,7 +133,10 @@ def invoiced_by_line(invoices: Iterable[Invoice]) -> dict[str, Value]:
 
 
 def invoice_sums(invoices: Iterable[Invoice]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """What each invoice says in total, beside the sums of its lines: net in minor units, exact, rounding."""
+    """What each invoice says in total, beside the sums of its lines: minor units, exact, rounding.
+
+    There are no credits yet: what is due is net and tax.
+    """
     said: dict[str, Value] = {}
     summed: dict[str, Value] = {}
     for invoice in invoices:
@@ -118,9 +146,12 @@ def invoice_sums(invoices: Iterable[Invoice]) -> tuple[dict[str, Value], dict[st
             f"{key}/net": invoice.net_minor,
             f"{key}/exact": invoice.exact_total,
             f"{key}/rounding": invoice.rounding,
+            f"{key}/total": invoice.total_minor,
+            f"{key}/due": invoice.amount_due_minor,
         }
         rounded = from_minor(net, invoice.identity.money)
         summed |= {f"{key}/net": net, f"{key}/exact": exact, f"{key}/rounding": total([exact, -rounded])}
+        summed |= {f"{key}/{name}": net + invoice.tax_minor for name in ("total", "due")}
     return said, summed
 
 
@@ -134,6 +165,29 @@ def invoices_in_ledger(invoices: Iterable[Invoice]) -> dict[str, Value]:
         found[f"5900//{identity.currency}"] += invoice.rounding
         for line in invoice.lines:
             found[f"1150/{line.rated.identity.tenant_id}/{identity.currency}"] -= line.rated.amount
+    return {key: amount for key, amount in found.items() if amount}
+
+
+def explained(
+    rated: Mapping[tuple[str, str], Decimal],
+    invoiced: Mapping[tuple[str, str], Decimal],
+    issued: Mapping[tuple[str, str, datetime], tuple[int, Decimal]],
+) -> dict[str, Value]:
+    """`code/subledger/currency` → the balances that follow from everything ever rated and every invoice ever issued.
+
+    `rated` and `invoiced`: (tenant, currency) → exact; `issued`: (billing account, currency, service end) → (total in
+    minor units, rounding). Whatever else was booked, by whatever kind of entry, is explained by nothing.
+    """
+    found: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for (tenant, code), amount in rated.items():
+            found[f"1150/{tenant}/{code}"] += amount
+            found[f"4000//{code}"] -= amount
+        for (tenant, code), amount in invoiced.items():
+            found[f"1150/{tenant}/{code}"] -= amount
+        for (account, code, end), (minor, rounding) in issued.items():
+            found[f"1100/{account}/{code}"] += from_minor(minor, currency(code, end.date()))
+            found[f"5900//{code}"] += rounding
     return {key: amount for key, amount in found.items() if amount}
 
 

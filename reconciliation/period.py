@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
 
 import psycopg
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
+from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store, stripe_request_store
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceState
-from billing.money import to_stripe
 from billing.periods import BillingPeriod
 from billing.rating import RatedLine
-from billing.stripe_gateway import StripeGateway, StripeInvoice
-from reconciliation import agreement
-from reconciliation.agreement import Check, compare
-from reconciliation.comparison import Difference, Value, multiset_differences
+from billing.stripe_gateway import StripeGateway
+from billing.subscriptions import pieces
+from reconciliation import agreement, stripe_agreement
+from reconciliation.agreement import Check, Terms, compare
+from reconciliation.comparison import Difference, Value
+from reconciliation.errors import PeriodNotReconcilable
 from streams import sources, usage_store
 from streams.sources import Log
+from streams.windows import UsageQuantity
 
-ISSUED = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
+ISSUED: Final = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
 """States in which an invoice is in the journal."""
-IN_STRIPE = ISSUED - {InvoiceState.ZERO, InvoiceState.CARRIED_BELOW_MINIMUM}
-"""States in which Stripe must have it, finalized."""
+BALANCES: Final = (1100, 1150, 4000, 5900)
+"""Accounts to which only accruals and invoices are booked by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,18 @@ class PeriodReport:
 
 
 def reconcile_period(
-    engine: Engine, *, period: BillingPeriod, gateway: StripeGateway | None, log: Log | None
+    engine: Engine, *, period: BillingPeriod, now: datetime, gateway: StripeGateway | None, log: Log | None
 ) -> PeriodReport:
-    """Compare every record of a period. Without `gateway` or `log`, Stripe or Kafka's end is left out."""
+    """Compare every record of a calendar month. Without `gateway` or `log`, Stripe or Kafka's end is left out.
+
+    Raises PeriodNotReconcilable for anything but a month: nothing was rated or invoiced for it as such.
+    """
+    if period.months != 1:
+        raise PeriodNotReconcilable(f"{period.name}: one month is reconciled at a time, e.g. 2026-10")
     with transaction(engine) as connection:
         usage = raw(connection)
         lines = [line for posted in rated_line_store.posted(connection, period).values() for line in posted]
-        invoices = invoice_store.listed(connection, period=period)
+        invoices = invoice_store.as_stored(connection, period=period)
         checks = [
             *([_log_end(usage, log)] if log else []),
             agreement.positions(sources.extents(usage), sources.chunks(usage)),
@@ -58,21 +67,38 @@ def reconcile_period(
             *_windows(usage, period),
             _rated(connection, period, lines),
             *_ledger(connection, period, lines, invoices),
+            _explained(connection),
             *_invoices(lines, invoices),
+            _issued(invoices, ended=now >= period.end),
         ]
+        ours = stripe_agreement.Ours(
+            period,
+            invoices,
+            invoice_store.stripe_invoice_ids(connection),
+            stripe_request_store.customers(connection),
+        )
     checks.append(_trial_balance(engine))
     if gateway is not None:
-        checks.append(_stripe(gateway, period, invoices))
+        checks.append(stripe_agreement.in_stripe(ours, gateway.invoices(), lambda at: gateway.invoice(at)[1]))
     return PeriodReport(period, tuple(checks))
 
 
 def _log_end(usage: psycopg.Connection, log: Log) -> Check:
+    """Where the log is not the one that a position is about, equal numbers mean nothing: that is the difference."""
     stored = sources.states(usage, log.topic)
-    ends = {sources.source_name(log.topic, p): end for p, end in log.ends.items()}
-    applied = {
-        sources.source_name(log.topic, p): stored[p].next_position if p in stored else log.begins[p] for p in log.ends
-    }
-    return compare("everything in Kafka is applied", "Kafka's end", "positions", ends, applied)
+    others: dict[str, Value] = {}
+    ends: dict[str, Value] = {}
+    applied: dict[str, Value] = {}
+    for p in sorted(log.ends.keys() | stored.keys()):
+        source = stored[p].source if p in stored else sources.source_name(log.topic, p)
+        if p in stored and (why := sources.disagreement(stored[p], log, p)):
+            others[source] = why
+        else:
+            ends[source] = log.ends[p]
+            applied[source] = stored[p].next_position if p in stored else log.begins[p]
+    check = compare("everything in Kafka is applied", "Kafka's end", "positions", ends, applied)
+    found = [Difference(source, why, None) for source, why in others.items()]
+    return Check(check.name, check.left, check.right, check.compared + len(others), (*found, *check.differences))
 
 
 def _stored(usage: psycopg.Connection) -> Check:
@@ -96,16 +122,37 @@ def _windows(usage: psycopg.Connection, period: BillingPeriod) -> list[Check]:
 
 
 def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedLine]) -> Check:
+    billable = agreement.billable_by_metric(_usage_with_terms(connection, period))
+    rated = agreement.rated_by_metric(lines)
+    check = compare("usage is rated", "billable events", "rated quantities", billable, rated)
+    hindered = [
+        Difference(f"{tenant}/problem: {state.problem}", "rated", None)
+        for tenant, state in sorted(rated_line_store.tenant_periods(connection, period).items())
+        if state.problem is not None
+    ]
+    return Check(check.name, check.left, check.right, check.compared, (*check.differences, *hindered))
+
+
+def _usage_with_terms(
+    connection: Connection, period: BillingPeriod
+) -> Iterator[tuple[Terms | None, Iterable[UsageQuantity]]]:
+    """Every tenant's events, cut where its terms change; None for the times in which it had no subscription."""
     subscribed = account_store.subscriptions_in(connection, period)
-    plans = plan_store.plans(connection)
-    statuses = {t: frozenset(s for sub in subs for s in sub.bill_statuses) for t, subs in subscribed.items()}
-    priced = {
-        tenant: frozenset(m.value for sub in subs for v in plans[sub.plan].versions for m in v.metrics)
-        for tenant, subs in subscribed.items()
-    }
-    usage = usage_store.raw_quantities(raw(connection), period.start, period.end)
-    billable = agreement.billable_by_metric(usage, statuses, priced)
-    return compare("usage is rated", "billable events", "rated quantities", billable, agreement.rated_by_metric(lines))
+    versions = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
+    whole: dict[str, list[UsageQuantity]] = defaultdict(list)
+    for usage in usage_store.raw_quantities(raw(connection), period.start, period.end):
+        whole[usage.tenant_id].append(usage)
+    for tenant, all_of_it in sorted(whole.items()):
+        cut: dict[tuple[datetime, datetime], Terms | None] = {
+            (piece.start, piece.end): Terms(piece.subscription.bill_statuses, frozenset(piece.version.metrics))
+            for piece in pieces(subscribed.get(tenant, []), versions, period)
+        }
+        cut |= dict.fromkeys(agreement.gaps(cut, period.start, period.end))
+        for (start, end), terms in cut.items():
+            if (start, end) == (period.start, period.end):
+                yield terms, all_of_it
+            else:
+                yield terms, usage_store.raw_quantities(raw(connection), start, end, tenant)
 
 
 def _ledger(
@@ -131,14 +178,49 @@ def _ledger(
     ]
 
 
+def _explained(connection: Connection) -> Check:
+    expected = agreement.explained(
+        rated_line_store.amounts_by_tenant(connection),
+        invoice_store.invoiced_by_tenant(connection, ISSUED),
+        invoice_store.totals(connection, ISSUED),
+    )
+    booked: dict[str, Value] = {
+        f"{code}/{subledger}/{currency}": amount
+        for (code, subledger, currency), amount in ledger_store.balances(connection, BALANCES).items()
+    }
+    left, right = "rated lines and invoices of all periods", "ledger 1100, 1150, 4000, 5900"
+    return compare("the books are explained", left, right, expected, booked)
+
+
 def _invoices(lines: list[RatedLine], invoices: list[StoredInvoice]) -> list[Check]:
     documents = [stored.invoice for stored in invoices]
     said, summed = agreement.invoice_sums(documents)
+    drawn_up: dict[str, Value] = {}
+    stands: dict[str, Value] = {}
+    for s in invoices:
+        drawn_up |= {f"{s.stored_id}/identity": str(s.stored_id), f"{s.stored_id}/lines": s.stored_lines_hash}
+        stands |= {
+            f"{s.stored_id}/identity": str(s.invoice.invoice_id),
+            f"{s.stored_id}/lines": s.invoice.lines_hash,
+        }
     return [
         compare("rated lines are invoiced", "rated lines", "invoice lines",
                 agreement.rated_by_line(lines), agreement.invoiced_by_line(documents)),
+        compare("invoices are as drawn up", "id and hash", "identity and lines", drawn_up, stands),
         compare("invoices add up", "invoice totals", "sums of their lines", said, summed),
     ]  # fmt: skip
+
+
+def _issued(invoices: list[StoredInvoice], *, ended: bool) -> Check:
+    """Once the month has ended no draft is left, none waits for approval, and none is parked."""
+    open_ = [s for s in invoices if s.state not in ISSUED or s.parked_because is not None] if ended else []
+    found = [
+        Difference(
+            f"{s.stored_id} of {s.invoice.identity.billing_account}", "issued", s.parked_because or s.state.value
+        )
+        for s in open_
+    ]
+    return Check("invoices are issued", "a month that has ended", "invoices' states", len(invoices), tuple(found))
 
 
 def _trial_balance(engine: Engine) -> Check:
@@ -146,46 +228,3 @@ def _trial_balance(engine: Engine) -> Check:
     debit = {currency: debit for currency, (debit, _) in totals.items()}
     credit = {currency: credit for currency, (_, credit) in totals.items()}
     return compare("the books balance", "debit", "credit", debit, credit)
-
-
-def _stripe(gateway: StripeGateway, period: BillingPeriod, invoices: Iterable[StoredInvoice]) -> Check:
-    """Both ways: each of ours is in Stripe as it should be, and Stripe has no other that claims to be of the period."""
-    ours = {str(i.invoice.invoice_id): i for i in invoices if i.state in IN_STRIPE}
-    found: list[Difference] = []
-    claimed: Counter[str] = Counter()
-    for theirs in gateway.invoices():
-        if theirs.seen.metadata.get("period") != period.name or theirs.seen.status == "void":
-            continue
-        claim = theirs.seen.metadata.get("invoice_id", "")
-        claimed[claim] += 1
-        if claim not in ours or claimed[claim] > 1:
-            found.append(Difference(f"{theirs.invoice_id} ({claim or 'without our id'})", None, theirs.seen.status))
-        else:
-            found += _stripe_differences(gateway, ours[claim], theirs)
-    found += [Difference(key, stored.stripe_invoice_id, None) for key, stored in ours.items() if not claimed[key]]
-    return Check(
-        "finalized invoices are in Stripe", "invoices", "Stripe", len(ours.keys() | claimed.keys()), tuple(found)
-    )
-
-
-def _stripe_differences(gateway: StripeGateway, stored: StoredInvoice, theirs: StripeInvoice) -> list[Difference]:
-    invoice, money = stored.invoice, stored.invoice.identity.money
-    expected: dict[str, Value] = {
-        "id": stored.stripe_invoice_id or "",
-        "number": stored.number or "",
-        "currency": invoice.identity.currency.lower(),
-        "total": to_stripe(invoice.total_minor, money),
-        "finalized": "True",
-    }
-    seen: dict[str, Value] = {
-        "id": theirs.invoice_id,
-        "number": theirs.seen.number or "",
-        "currency": theirs.seen.currency,
-        "total": theirs.seen.total,
-        "finalized": str(theirs.seen.status != "draft"),
-    }
-    key = f"{theirs.invoice_id}"
-    found = [Difference(f"{key}/{d.key}", d.left, d.right) for d in compare("", "", "", expected, seen).differences]
-    lines = theirs.lines if theirs.lines is not None else gateway.invoice(theirs.invoice_id)[1]
-    our_lines = Counter(f"{line.line_key} {to_stripe(line.amount_minor, money)}" for line in invoice.lines)
-    return found + multiset_differences(key, our_lines, Counter(f"{line.line_key} {line.amount}" for line in lines))

@@ -59,11 +59,13 @@ def disagreement(state: SourceState, log: Log, partition: int) -> str | None:
 
     Comparing numbers alone would skip real messages silently (docs/spec/metering.md 4.1).
     """
-    at, begin, end = state.next_position, log.begins[partition], log.ends[partition]
     if state.cluster_id != log.cluster_id:
         return f"the cluster was {state.cluster_id}, now {log.cluster_id}"
     if state.topic_id != log.topic_id:
         return f"the topic was {state.topic_id}, now {log.topic_id}: it was deleted and made again"
+    if partition not in log.ends:
+        return f"the topic has no partition {partition} any more"
+    at, begin, end = state.next_position, log.begins[partition], log.ends[partition]
     if end < at:
         return f"the log ends at {end}, before position {at}: it was truncated"
     if begin > at:

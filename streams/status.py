@@ -8,17 +8,20 @@ from datetime import datetime
 import psycopg
 
 from streams import quarantine
-from streams.sources import Log, states
+from streams.sources import Log, disagreement, states
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionStatus:
-    """One partition. `lag` is messages in the log that are not applied; the other counts are since its beginning."""
+    """One partition. `lag` is messages in the log that are not applied; the other counts are since its beginning.
+
+    Where the log is not the one that the position is about, `lag` is None, and `stopped_because` says why.
+    """
 
     partition: int
     next_offset: int
     end_offset: int
-    lag: int
+    lag: int | None
     applied: int
     duplicates: int
     quarantined: int
@@ -41,10 +44,11 @@ def partitions(connection: psycopg.Connection, log: Log) -> list[PartitionStatus
         state = stored.get(partition)
         at = state.next_position if state else log.begins[partition]
         applied, duplicates, quarantined, last = done.get(state.source if state else None, (0, 0, 0, None))
+        other_log = disagreement(state, log, partition) if state else None
         result.append(
             PartitionStatus(
-                partition, at, end, end - at, applied, duplicates, quarantined, last,
-                state.stopped_because if state else None,
+                partition, at, end, None if other_log else end - at, applied, duplicates, quarantined, last,
+                (state.stopped_because if state else None) or other_log,
             )
         )  # fmt: skip
     return result

@@ -124,9 +124,15 @@ class TwinProcess:
 
 
 @pytest.fixture(scope="session")
-def stripe_twin_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def stripe_twin_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the shared twin: for tests that change what Stripe has behind its back."""
+    return tmp_path_factory.mktemp("stripe_twin")
+
+
+@pytest.fixture(scope="session")
+def stripe_twin_url(stripe_twin_data: Path) -> Iterator[str]:
     """The address of a twin that all tests of this worker share."""
-    process = TwinProcess(tmp_path_factory.mktemp("stripe_twin"))
+    process = TwinProcess(stripe_twin_data)
     yield process.start().url
     process.stop()
 

@@ -31,12 +31,15 @@ def invoice_list(
     engine: Engine,
     *,
     period: BillingPeriod | None = None,
+    within: BillingPeriod | None = None,
     billing_account: str | None = None,
     states: Collection[InvoiceState] | None = None,
 ) -> list[dict[str, Any]]:
-    """Invoices in the same shape, by period and billing account."""
+    """Invoices in the same shape: of a period, or of every service period within one; by billing account."""
     with transaction(engine) as connection:
-        found = invoice_store.listed(connection, period=period, billing_account=billing_account, states=states)
+        found = invoice_store.listed(
+            connection, period=period, within=within, billing_account=billing_account, states=states
+        )
     return [document_of(stored) for stored in found]
 
 

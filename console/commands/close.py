@@ -12,7 +12,7 @@ from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.periods import BillingPeriod, parse_period
 from console import session
-from console.output import AsJson, document, listing, out, problems
+from console.output import AsCsv, AsJson, document, listing, out, problems
 from console.progress import bars
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ def run(
 
 
 @app.command()
-def status(month: Month, as_json: AsJson = False) -> None:
+def status(month: Month, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """How many invoices of the month are in which state, and what they come to."""
     period = _month(month)
     with session.engine() as engine:
@@ -65,7 +65,7 @@ def status(month: Month, as_json: AsJson = False) -> None:
         document({"period": period.name, "invoices": rows})
     else:
         columns = ("state", "currency", "invoices", "total_minor")
-        listing(rows, columns, title=period.name, empty="nothing is drawn up yet")
+        listing(rows, columns, as_csv=as_csv, title=period.name, empty="nothing is drawn up yet")
 
 
 def show(closed: MonthClosed) -> None:

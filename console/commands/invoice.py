@@ -21,7 +21,7 @@ app = typer.Typer(help="Invoices.", no_args_is_help=True, add_completion=False)
 
 @app.command("list")
 def list_invoices(
-    period: Annotated[str | None, typer.Option(help="Billing period, e.g. 2026-10.")] = None,
+    period: Annotated[str | None, typer.Option(help="Service periods within it, e.g. 2026-10 or 2026-Q4.")] = None,
     account: Annotated[str | None, typer.Option(help="Only this billing account.")] = None,
     state: Annotated[InvoiceState | None, typer.Option(help="Only this state.")] = None,
     as_json: AsJson = False,
@@ -31,7 +31,7 @@ def list_invoices(
     with session.engine() as engine:
         found = invoice_list(
             engine,
-            period=parse_period(period) if period else None,
+            within=parse_period(period) if period else None,
             billing_account=account,
             states=[state] if state else None,
         )

@@ -10,6 +10,7 @@ import typer
 
 from billing.commands.trial_balance import trial_balance
 from billing.money import plain
+from billing.periods import parse_period
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing
 
@@ -28,6 +29,8 @@ def show_trial_balance(
     as_csv: AsCsv = False,
 ) -> None:
     """Every account's balance; debit and credit must be equal. Exit code 1 if they are not."""
+    if period is not None and parse_period(period).months != 1:
+        raise typer.BadParameter(f"{period}: the books are kept by the month, e.g. 2026-10")
     with session.engine() as engine:
         found = trial_balance(engine, accounting_period=period)
     rows: list[dict[str, Any]] = [asdict(row) for row in found.rows]

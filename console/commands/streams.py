@@ -141,7 +141,7 @@ def _show(connection: psycopg.Connection, log: Log, as_json: bool, as_csv: bool)
     refused = quarantine.counts(connection)
     if as_json:
         document(
-            {"topic": log.topic, "partitions": rows, "lag": sum(row["lag"] for row in rows), "quarantine": refused}
+            {"topic": log.topic, "partitions": rows, "lag": _total_lag(rows), "quarantine": refused}
             | _completeness(connection)
         )
         return
@@ -153,6 +153,13 @@ def _show(connection: psycopg.Connection, log: Log, as_json: bool, as_csv: bool)
             err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}")
     out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))
     _print_completeness(connection)
+
+
+def _total_lag(rows: list[dict[str, Any]]) -> int | None:
+    """Messages that wait in all partitions; None where one partition's position is about another log."""
+    lags: list[int | None] = [row["lag"] for row in rows]
+    known = [lag for lag in lags if lag is not None]
+    return sum(known) if len(known) == len(lags) else None
 
 
 def _completeness(connection: psycopg.Connection) -> dict[str, Any]:

@@ -115,8 +115,11 @@ def test_what_does_not_exist_is_said_in_a_line(run: Run, arguments: tuple[str, .
      ("close", "run", "2026-Q4", "--test"), ("close", "run", "2026-10", "--now", "2026-12-02T00:00:00Z"),
      ("usage", "show", "t", "--from", "2026-10-01T00:30:00Z", "--to", "2026-10-02T00:00:00Z"),
      ("usage", "show", "tenant_1", "--period", "banana"), ("invoice", "list", "--period", "2026-13"),
-     ("subscription", "start", "p", "t"), ("tenant", "add", "t", "--as", " "),
-     ("close", "run", "2026-10", "--test", "--now", "0001-01-01T00:00:00+23:00"), ("nonsense",)],
+     ("tenant", "add", "t", "--as", " "),
+     ("close", "run", "2026-10", "--test", "--now", "0001-01-01T00:00:00+23:00"),
+     ("ledger", "trial-balance", "--period", "foo"), ("ledger", "trial-balance", "--period", "2026-Q4"),
+     ("reconcile", "run", "2026", "--no-stripe"), ("reconcile", "run", "2026-10-01..2026-10-08", "--no-stripe"),
+     ("subscription", "start", "p", "t"), ("nonsense",)],
 )  # fmt: skip
 def test_wrong_use_ends_with_two(run: Run, arguments: tuple[str, ...]) -> None:
     complaint(run(*arguments), code=2)

@@ -124,7 +124,8 @@ def test_many_lines_go_in_chunks_each_under_its_own_key() -> None:
 
 def seen(invoice: Invoice, **changed: object) -> DraftSeen:
     values = DraftSeen(
-        "draft", None, "cus_1", "usd", invoice.total_minor, invoice.amount_due_minor, 0, False, False, 0, 0,
+        "draft", None, "cus_1", "usd", invoice.total_minor, invoice.amount_due_minor, 0, False, "send_invoice",
+        False, 0, 0,
         invoice_metadata(invoice),
     )  # fmt: skip
     return replace(values, **changed)  # type: ignore[arg-type]
@@ -152,6 +153,7 @@ def test_an_equal_draft_has_no_difference_in_whatever_order_its_lines_come() -> 
         ({"amount_due": 1434}, "amount_due"),
         ({"starting_balance": -100}, "starting_balance"),
         ({"auto_advance": True}, "auto_advance"),
+        ({"collection_method": "charge_automatically"}, "collection_method"),
         ({"automatic_tax": True}, "automatic_tax"),
         ({"default_tax_rates": 1}, "default_tax_rates"),
         ({"discounts": 1}, "discounts"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 
+from billing.price_plans import Metric
 from reconciliation import agreement
+from reconciliation.agreement import Terms
 from streams.windows import UsageQuantity
 
 USAGE = UsageQuantity("t1", "llama", "", "us", "", "ok", "none", "engine", "", 2, 100, 40, 30, 0)
@@ -30,11 +33,37 @@ def test_a_missing_last_chunk_is_found() -> None:
 
 
 def test_only_billable_usage_of_priced_metrics_is_expected_to_be_rated() -> None:
-    usage = [USAGE, replace(USAGE, status="error"), replace(USAGE, fault="platform"), replace(USAGE, tenant_id="t2")]
-    found = agreement.billable_by_metric(
-        usage, {"t1": frozenset({"ok", "aborted"})}, {"t1": frozenset({"input", "cached_input", "output"})}
+    terms = Terms(("ok", "aborted"), frozenset({Metric.INPUT, Metric.CACHED_INPUT, Metric.OUTPUT}))
+    usage = [USAGE, replace(USAGE, status="error"), replace(USAGE, fault="platform")]
+    assert agreement.billable_by_metric([(terms, usage)]) == {
+        "t1/input": Decimal(60), "t1/cached_input": Decimal(40), "t1/output": Decimal(30),
+    }  # fmt: skip
+
+
+def test_billable_usage_without_a_subscription_is_expected_to_be_rated_all_the_same() -> None:
+    usage = [USAGE, replace(USAGE, status="error")]
+    assert agreement.billable_by_metric([(None, usage)]) == {"t1/without a subscription/requests": 2}
+
+
+def test_gaps_are_what_no_pair_of_bounds_covers() -> None:
+    days = [datetime(2026, 10, day, tzinfo=UTC) for day in range(1, 7)]
+    assert agreement.gaps([], days[0], days[5]) == [(days[0], days[5])]
+    assert agreement.gaps([(days[0], days[5])], days[0], days[5]) == []
+    assert agreement.gaps([(days[3], days[4]), (days[1], days[2])], days[0], days[5]) == [
+        (days[0], days[1]), (days[2], days[3]), (days[4], days[5]),
+    ]  # fmt: skip
+
+
+def test_balances_follow_from_what_was_rated_and_issued() -> None:
+    found = agreement.explained(
+        {("t1", "USD"): Decimal("2.002")},
+        {("t1", "USD"): Decimal("1.001")},
+        {("acme", "USD", datetime(2026, 11, 1, tzinfo=UTC)): (100, Decimal("0.001"))},
     )
-    assert found == {"t1/input": Decimal(60), "t1/cached_input": Decimal(40), "t1/output": Decimal(30)}
+    assert found == {
+        "1150/t1/USD": Decimal("1.001"), "4000//USD": Decimal("-2.002"), "1100/acme/USD": 1,
+        "5900//USD": Decimal("0.001"),
+    }  # fmt: skip
 
 
 def test_usage_is_compared_measure_by_measure() -> None:

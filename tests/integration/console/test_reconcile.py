@@ -1,0 +1,65 @@
+"""What finance sees of a month: its state, its invoices, and what does not agree; on the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from tests.fixtures_stripe_twin import StripeTwin
+from tests.integration.billing.conftest import World, world
+from tests.integration.console.conftest import Done, Run
+
+__all__ = ["world"]
+
+
+@pytest.fixture
+def billed(world: World, run: Run, stripe_twin: StripeTwin) -> Run:
+    """The command line on an October of one tenant, billed; its windows have no events behind them."""
+    world.customers("acme")
+    world.use("acme", output_tokens=1000)
+
+    def billed(*arguments: str) -> Done:
+        return run(*arguments, TOLLBOOK_STRIPE_API=stripe_twin.url, TOLLBOOK_STRIPE_KEY=stripe_twin.key)
+
+    done = billed("close", "run", "2026-10", "--test", "--now", "2026-12-02T00:00:00Z")
+    assert done.returncode == 0, done.stderr
+    return billed
+
+
+def rows(done: Done) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(done.stdout)))
+
+
+def test_a_quarter_lists_the_invoices_of_its_months(billed: Run) -> None:
+    (invoice,) = rows(billed("invoice", "list", "--period", "2026-Q4", "--csv"))
+    assert (invoice["billing_account"], invoice["period"]) == ("acme", "2026-10")
+    assert rows(billed("invoice", "list", "--period", "2026-Q3", "--csv")) == []
+
+
+def test_the_state_of_a_month_can_be_had_as_csv(billed: Run) -> None:
+    assert rows(billed("close", "status", "2026-10", "--csv")) == [
+        {"state": "finalized", "currency": "USD", "invoices": "1", "total_minor": "200"}
+    ]
+
+
+def test_differences_can_be_had_as_csv_and_end_with_one(billed: Run) -> None:
+    done = billed("reconcile", "run", "2026-10", "--csv")
+    assert done.returncode == 1
+    assert {"check": "usage is rated", "key": "acme/output", "left": "", "right": "1000"} in rows(done)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("invoice", "list"), ("close", "run", "2026-10", "--test", "--now", "2026-12-02T00:00:00Z")]
+)
+def test_a_changed_invoice_line_is_told_without_a_traceback(
+    world: World, billed: Run, arguments: tuple[str, ...]
+) -> None:
+    world.execute("alter table ledger.invoice_lines disable trigger user")
+    world.execute("update ledger.invoice_lines set amount_minor = amount_minor + 1")
+    done = billed(*arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "`tollbook reconcile run 2026-10`" in done.stderr
+    assert "as drawn up" in billed("reconcile", "run", "2026-10").stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -139,9 +138,13 @@ def _usage_with_terms(
     """Every tenant's events, cut where its terms change; None for the times in which it had no subscription."""
     subscribed = account_store.subscriptions_in(connection, period)
     versions = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
-    whole: dict[str, list[UsageQuantity]] = defaultdict(list)
-    for usage in usage_store.raw_quantities(raw(connection), period.start, period.end):
+    statuses = {tenant: {s for sub in subs for s in sub.bill_statuses} for tenant, subs in subscribed.items()}
+    whole: dict[str, list[UsageQuantity]] = {tenant: [] for tenant in subscribed}
+    for usage in usage_store.delivered_quantities(raw(connection), period.start, period.end, statuses):
         whole[usage.tenant_id].append(usage)
+    for usage in usage_store.raw_quantities(raw(connection), period.start, period.end):
+        if usage.tenant_id not in subscribed:
+            whole.setdefault(usage.tenant_id, []).append(usage)
     for tenant, all_of_it in sorted(whole.items()):
         cut: dict[tuple[datetime, datetime], Terms | None] = {
             (piece.start, piece.end): Terms(piece.subscription.bill_statuses, frozenset(piece.version.metrics))
@@ -151,8 +154,11 @@ def _usage_with_terms(
         for (start, end), terms in cut.items():
             if (start, end) == (period.start, period.end):
                 yield terms, all_of_it
-            else:
+            elif terms is None:
                 yield terms, usage_store.raw_quantities(raw(connection), start, end, tenant)
+            else:
+                bill = {tenant: terms.bill_statuses}
+                yield terms, usage_store.delivered_quantities(raw(connection), start, end, bill)
 
 
 def _ledger(

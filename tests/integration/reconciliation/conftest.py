@@ -85,9 +85,18 @@ class Line(World):
         return reconcile_period(self.engine, period=period, now=NOW, gateway=self.gateway, log=self.log())
 
     def tamper(self, table: str, statement: str) -> None:
-        """Change a table as its owner can, with its guards off; hypertables have none, and take no such change."""
+        """Change a table as its owner can, with its guards off; those of a hypertable can only be dropped."""
         guarded = not table.startswith(("usage.events", "usage.windows"))
         with transaction(self.engine) as opened:
+            if table == "usage.events":
+                guards = opened.execute(
+                    text(
+                        "select tgname from pg_trigger where tgrelid = 'usage.events'::regclass and not tgisinternal"
+                        " and tgname not like 'ts\\_%'"
+                    )
+                ).scalars()
+                for guard in guards.all():
+                    opened.execute(text(f"drop trigger {guard} on usage.events"))
             if guarded:
                 opened.execute(text(f"alter table {table} disable trigger user"))
             opened.execute(text(statement))

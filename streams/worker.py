@@ -52,7 +52,10 @@ REPORT_EVERY_S: Final = 2.0
 DRAIN_CHECK_EVERY_S: Final = 0.25
 SWEEP_EVERY_S: Final = 2.0
 UPKEEP_EVERY_S: Final = 1.0
-NOTHING_COMES_AFTER_S: Final = 5.0
+QUIET_S: Final = 3.0
+"""With nothing in hand for so long, what was fetched and is not applied was dropped on the way."""
+READ_AGAIN_TIMES: Final = 3
+"""After so many times there really is nothing: the log ends with a transaction's marker."""
 GO_BACK_TIMES: Final = 20
 """A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
 
@@ -135,6 +138,8 @@ class StreamsWorker:
         self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
         self._taken_at = time.monotonic()
         self._went_back: dict[TP, int] = {}
+        self._read_again: dict[TP, int] = {}
+        self._in_hand = False
         self._hints: dict[TP, int] = {}
         self.tally = Tally()
         self._reported = 0
@@ -215,7 +220,11 @@ class StreamsWorker:
 
         async def apply_chunks(stream: Any) -> None:
             async for event in stream.events():
-                await self._take(app, feed, event.message.partition, event.value)
+                self._in_hand = True
+                try:
+                    await self._take(app, feed, event.message.partition, event.value)
+                finally:
+                    self._in_hand, self._taken_at = False, time.monotonic()
 
         app.agent(app.topic(feed.topic, schema=ChunkSchema(), acks=False), name=f"apply-{feed.feed}")(apply_chunks)
 
@@ -225,7 +234,6 @@ class StreamsWorker:
 
     async def _take(self, app: Any, feed: FeedTopic, partition: int, fetched: Fetched) -> None:
         """Apply what was fetched of a partition; one that must not go on is left standing."""
-        self._taken_at = time.monotonic()
         if feed.tp(partition) in self.tally.stopped or not await self._is_same_log(feed, partition, fetched.at):
             return
         records = [
@@ -264,6 +272,7 @@ class StreamsWorker:
                     self.tally.reports += done.applied
                 self._hints[tp] = done.next_position
                 self._went_back.pop(tp, None)
+                self._read_again.pop(tp, None)
                 return True
 
     async def _is_same_log(self, feed: FeedTopic, partition: int, fetched_at: float) -> bool:
@@ -344,7 +353,10 @@ class StreamsWorker:
         }
 
     async def _sweep(self, app: Any) -> None:
-        """Release corrections whose original has come, and go on with partitions that a person has resolved."""
+        """Release corrections whose original has come; go on where a person has resolved, or where messages got lost
+        between the broker and us.
+        """
+        began = time.monotonic()
 
         def look() -> dict[TP, sources.SourceState]:
             with connect(self._database.url) as connection:
@@ -361,6 +373,23 @@ class StreamsWorker:
             del self.tally.stopped[tp]
             if tp in app.consumer.assignment():
                 await app.consumer.seek_wait({tp: states[tp].next_position})
+        await self._read_what_was_dropped(app, states, began)
+
+    async def _read_what_was_dropped(self, app: Any, states: Mapping[TP, sources.SourceState], began: float) -> None:
+        """Go back where more was fetched than is applied, and nothing is in hand.
+
+        Faust drops what it had fetched before a rebalance, and we what came while Kafka could not be asked. A later
+        message would show the gap; this is for when there is none.
+        """
+        if self._in_hand or self._taken_at > began - QUIET_S:
+            return
+        for tp, state in states.items():
+            times = self._read_again.get(tp, 0)
+            if tp in self.tally.stopped or tp not in app.consumer.assignment() or times >= READ_AGAIN_TIMES:
+                continue
+            if (await app.consumer.position(tp) or 0) > state.next_position:
+                self._read_again[tp] = times + 1
+                await app.consumer.seek_wait({tp: state.next_position})
 
     async def _hint(self, app: Any) -> None:
         """Tell Kafka where a restart may begin to read. Losing it costs time, never an event."""
@@ -393,7 +422,7 @@ class StreamsWorker:
 
         with contextlib.suppress(DatabaseUnavailable):
             waiting = self._waiting(await asyncio.to_thread(stored))
-            if waiting and time.monotonic() - self._taken_at > NOTHING_COMES_AFTER_S:
+            if waiting and not self._in_hand:
                 waiting = [tp for tp in waiting if not await self._has_nothing_left(app, tp)]
             if not waiting:
                 await self._in_database(self._release_orphans)
@@ -402,7 +431,9 @@ class StreamsWorker:
     async def _has_nothing_left(self, app: Any, tp: TP) -> bool:
         """Whether everything readable was read, though the log goes on: it ends with a marker. Then it stands still."""
         end = self._feeds[tp.topic].drain_to[tp]
-        if tp not in app.consumer.assignment() or (await app.consumer.position(tp) or 0) < end:
+        if self._read_again.get(tp, 0) < READ_AGAIN_TIMES or tp not in app.consumer.assignment():
+            return False
+        if (await app.consumer.position(tp) or 0) < end:
             return False
         await self._stand_still(tp, f"the log ends at {end}, but what is left has no message: a transaction's marker")
         return True

@@ -11,7 +11,7 @@ Nothing here knows Faust: the worker, other runners and the tests call the same 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import psycopg
@@ -103,12 +103,24 @@ COUNT_ONCE: Final = f"""
 """
 
 
+STEPS: Final = (
+    "begun", "locked", "copying", "staged", "counted", "arrived", "quarantined", "advanced", "committed"
+)  # fmt: skip
+"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after each further arrival."""
+Checkpoint = Callable[[str], None]
+
+
+def no_checkpoint(step: str) -> None:
+    """What a checkpoint does unless a test wants to stop there."""
+
+
 class ChunkApplier:
     """Applies chunks over one connection, which it has to itself."""
 
-    def __init__(self, connection: psycopg.Connection) -> None:
+    def __init__(self, connection: psycopg.Connection, checkpoint: Checkpoint = no_checkpoint) -> None:
         """`connection` must be in autocommit mode: each chunk opens and commits its own transaction."""
         self._connection = connection
+        self._checkpoint = checkpoint
         self._known_tenants: set[str] = set()
         connection.execute(CREATE_STAGE)
 
@@ -123,7 +135,9 @@ class ChunkApplier:
     def _apply(self, chunk: Chunk, unstorable: str) -> Applied:
         source = chunk.source.name
         with self._connection.transaction():
+            self._checkpoint("begun")
             at, records = positions.due(self._connection, chunk)
+            self._checkpoint("locked")
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(at.next_position, skipped)
@@ -145,7 +159,9 @@ class ChunkApplier:
                         outcomes[outcome] += 1
                         if outcome is Outcome.APPLIED:
                             numbers.count(self._connection, message.event)
+                    self._checkpoint("arrived")
             positions.keep_refused(self._connection, source, refused)
+            self._checkpoint("quarantined")
             done = Applied(
                 next_position=records[-1].position + 1,
                 skipped=skipped,
@@ -155,6 +171,8 @@ class ChunkApplier:
                 quarantined=len(refused),
             )
             positions.advance(self._connection, chunk, records, done)
+            self._checkpoint("advanced")
+        self._checkpoint("committed")
         return done
 
     def _judge_alone(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
@@ -195,8 +213,12 @@ class ChunkApplier:
                 copy.set_types(_STAGE_TYPES)
                 for message in messages:
                     copy.write_row(_stage_row(message))
+                self._checkpoint("copying")
+            self._checkpoint("staged")
             counted = cursor.execute(COUNT_ONCE, {"source": source, "ingest_no": ingest_no}, prepare=True)
-            return {row[0] for row in counted}
+            new = {row[0] for row in counted}
+        self._checkpoint("counted")
+        return new
 
 
 def _stage_row(message: Accepted) -> tuple[object, ...]:

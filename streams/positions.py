@@ -60,19 +60,16 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
 
 def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Record], done: Applied) -> None:
     """Write down what `records` came to, and move the source's position behind them."""
-    source, first = chunk.source.name, records[0].position
-    connection.execute(
-        "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
-        " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-        (source, first, done.next_position, done.applied, done.duplicates, done.retimed, done.quarantined,
-         digest(records)),
-    )  # fmt: skip
     moved = connection.execute(
-        "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
-        " ingest_no = ingest_no + 1, stopped_because = null, changed_at = now()"
-        " where source = %s and next_position = %s",
-        (done.next_position, chunk.leader_epoch, source, first),
-    )
+        "with proof as (insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
+        " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)"
+        " returning source, first_position, next_position)"
+        " update usage.sources as s set next_position = proof.next_position,"
+        " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1, stopped_because = null,"
+        " changed_at = now() from proof where s.source = proof.source and s.next_position = proof.first_position",
+        (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
+         done.quarantined, digest(records), chunk.leader_epoch),
+    )  # fmt: skip
     assert moved.rowcount == 1, "the row was locked by this transaction"
 
 

@@ -6,6 +6,7 @@ A released message does not go through the topic. It is applied as the only mess
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,7 +77,8 @@ class Releaser:
                 self.release(quarantine_id, actor=SYSTEM, reason="what it corrects has arrived")
                 released += 1
             except NotReleased:
-                self._settle_orphan(quarantine_id)
+                with contextlib.suppress(NotReleased):  # another worker was faster
+                    self._settle_orphan(quarantine_id)
         return released
 
     def _settle_orphan(self, quarantine_id: int) -> None:

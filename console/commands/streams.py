@@ -37,6 +37,9 @@ def run(
     drain: Annotated[bool, typer.Option("--drain", help="Stop when all that is in the topic now is applied.")] = False,
     chunk: Annotated[int, typer.Option(min=1, max=10_000, help="Messages a transaction, at most.")] = CHUNK_MESSAGES,
     dev: session.Dev = False,
+    instance: Annotated[
+        str | None, typer.Option(help="This worker's own name: restarted, it has its partitions back at once.")
+    ] = None,
 ) -> None:
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
     from streams.worker import StreamsWorker  # Faust takes a second to import
@@ -45,7 +48,14 @@ def run(
     for topic in (USAGE, REPLICAS):
         require_fit(kafka, topic, development=dev)
     check(database.url)
-    worker = StreamsWorker(kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text))
+    worker = StreamsWorker(
+        kafka,
+        database,
+        drain=drain,
+        chunk_messages=chunk,
+        instance=instance,
+        say=lambda text: err.print(text, markup=False),
+    )
     tally = worker.run()
     out.print(
         f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"

@@ -30,10 +30,11 @@ class Applied:
 
 
 class At(NamedTuple):
-    """Where a locked source stands: its next position, and the number of the ingest that is about to be."""
+    """Where a locked source stands: its next position, the number of the ingest that is about to be; and its own."""
 
     next_position: int
     ingest_no: int
+    source_no: int
 
 
 def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
@@ -76,17 +77,18 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
 def _lock(connection: psycopg.Connection, source: Source) -> At:
     name = source.name
     row = connection.execute(
-        "select next_position, ingest_no, cluster_id, topic_id from usage.sources where source = %s for update",
+        "select next_position, ingest_no, source_no, cluster_id, topic_id from usage.sources where source = %s"
+        " for update",
         (name,),
     ).fetchone()
     if row is None:
         raise SourceChanged(name, "the source", "registered", "unknown")
-    next_position, ingest_no, cluster_id, topic_id = row
+    next_position, ingest_no, source_no, cluster_id, topic_id = row
     if cluster_id != source.cluster_id:
         raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
     if topic_id != source.topic_id:
         raise SourceChanged(name, "the topic", topic_id, source.topic_id)
-    return At(int(next_position), int(ingest_no) + 1)
+    return At(int(next_position), int(ingest_no) + 1, int(source_no))
 
 
 def _quarantine_row(connection: psycopg.Connection, source: str, refused: Refused) -> tuple[object, ...]:

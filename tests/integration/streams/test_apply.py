@@ -167,6 +167,11 @@ def test_two_workers_with_the_same_chunk_at_the_same_time_apply_it_once(
 @pytest.mark.parametrize("change", ["update {0} set {1} = {1}", "delete from {0}", "truncate {0} cascade"])
 def test_facts_cannot_be_edited(connection: psycopg.Connection, applier: ChunkApplier, table: str, change: str) -> None:
     applier.apply(make_chunk(make_record(0), make_record(1, b"{torn")))
-    column = {"applied_chunks": "applied", "audit_log": "actor", "event_identities": "source", "quarantine": "reason"}
+    column = {
+        "applied_chunks": "applied",
+        "audit_log": "actor",
+        "event_identities": "position",
+        "quarantine": "reason",
+    }
     with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
         connection.execute(change.format(f"usage.{table}", column[table]))

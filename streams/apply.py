@@ -21,7 +21,7 @@ from psycopg.pq import Format
 from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
-from streams import numbers, positions, tenants
+from streams import engine_sums, numbers, positions, tenants
 from streams.chunks import Accepted, Chunk, Record, Refused, number_in, number_of, read
 from streams.further_arrivals import Arrivals, Outcome
 from streams.identity_keys import identity_key, numbered_by
@@ -177,6 +177,7 @@ class ChunkApplier:
             corrections = [message for message in accepted if message.event.kind != "usage"]
             numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
             arrivals = Arrivals(self._connection, source, at.source_no, at.ingest_no)
+            telling = []
             for message in accepted:
                 if message.record.position not in new:
                     outcome = arrivals.take(message)
@@ -187,6 +188,9 @@ class ChunkApplier:
                         if outcome is Outcome.APPLIED:
                             numbers.count(self._connection, message.event)
                     self._checkpoint("arrived")
+                elif engine_sums.tells(message.event):
+                    telling.append(message.event)
+            engine_sums.note_new(self._connection, telling)
             positions.keep_refused(self._connection, source, refused)
             self._checkpoint("quarantined")
             done = Applied(

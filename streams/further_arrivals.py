@@ -15,8 +15,9 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from serving_adapter.events import UsageEvent
+from serving_adapter.events import UsageEvent, decode
 from serving_adapter.identity import Identity, event_id_of, identity_of
+from streams import engine_sums
 from streams.chunks import Accepted, Refused
 from streams.duplicates import Verdict, Version, judge
 from streams.identity_keys import identity_key, numbered_by
@@ -99,6 +100,7 @@ class Arrivals:
         self._execute(_ADD_EVENT, message)
         if verdict is Verdict.WEAKER:
             self._supersede(self.source, message.record.position, counting.source, counting.position)
+            engine_sums.note_weaker(self.connection, message.event)
         else:
             self._take_the_place(message, counting)
         return Outcome.APPLIED
@@ -106,10 +108,16 @@ class Arrivals:
     def _take_the_place(self, message: Accepted, counting: Any) -> None:
         """What counted, with its corrections, leaves the windows; the arrival enters under its own keys and time."""
         mine = (self.source, message.record.position)
-        for row in self._counting(identity_of(message.event), counting.completed_at):
-            if (row.source, row.position) != mine:
-                self._count(row, -1)
-                self._supersede(row.source, row.position, *mine)
+        replaced = [
+            row
+            for row in self._counting(identity_of(message.event), counting.completed_at)
+            if (row.source, row.position) != mine
+        ]
+        for row in replaced:
+            self._count(row, -1)
+            self._supersede(row.source, row.position, *mine)
+            engine_sums.note_superseded(self.connection, decode(replaced[0].raw), decode(row.raw))
+        engine_sums.note_new(self.connection, [message.event])
         (entered,) = [
             row
             for row in self._counting(identity_of(message.event), message.completed_at)
@@ -143,6 +151,7 @@ class Arrivals:
         for row in self._counting(original, counting.completed_at):
             if (row.source, row.position) == (self.source, message.record.position):
                 self._count(row, +1)
+        engine_sums.note_correction(self.connection, decode(rows[0].raw), event)
         return Outcome.APPLIED
 
     def _stored_versions(self, identity: Identity) -> list[Any]:

@@ -94,6 +94,12 @@ def _only(plain: Plain, known: frozenset[str], where: str) -> None:
         raise CaseError(where, f"unknown field {', '.join(sorted(plain.keys() - known))}")
 
 
+def _each(plain: Sequence[Plain], known: str, where: str) -> Sequence[Plain]:
+    for one in plain:
+        _only(one, _words(known), where)
+    return plain
+
+
 def _one_of(value: Any, allowed: Iterable[str], where: str) -> Any:
     if value not in allowed:
         raise CaseError(where, f"{value!r} is none of {', '.join(sorted(allowed))}")
@@ -148,13 +154,15 @@ def _version(plain: Plain, where: str) -> Version:
     where = f"{where}.{plain['version']}"
     charges = [_charge(one, where) for charge in plain["charges"] for one in _spread(charge, "key")]
     commitment, discount = plain.get("commitment"), plain.get("invoice_discount")
+    _only(commitment or {}, _words("amount charges"), f"{where}.commitment")
+    _only(discount or {}, _words("percent base"), f"{where}.invoice_discount")
     return Version(
         name=plain["version"],
         start=_optional(plain, "from", instant),
         charges={charge.key: charge for charge in charges},
         allowances=tuple(
             Allowance(pool["pool"], exact(pool["units"]), frozenset(pool["charges"]))
-            for pool in plain.get("allowances", ())
+            for pool in _each(plain.get("allowances", ()), "pool units charges", f"{where}.allowances")
         ),
         commitment=Commitment(exact(commitment["amount"]), frozenset(commitment["charges"])) if commitment else None,
         invoice_discount=InvoiceDiscount(
@@ -180,7 +188,7 @@ def _charge(plain: Plain, where: str) -> Charge:
         price=exact(plain.get("price", 0)),
         tiers=tuple(
             Tier(_optional(tier, "up_to", exact), exact(tier["price"]), exact(tier.get("flat_fee", 0)))
-            for tier in plain.get("tiers", ())
+            for tier in _each(plain.get("tiers", ()), "up_to price flat_fee", f"{where}.tiers")
         ),
         size=exact(plain.get("size", 1)),
         rate=exact(plain.get("rate", 0)),

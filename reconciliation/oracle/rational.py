@@ -13,11 +13,7 @@ PRICE_SCALE = 18
 """Prices have at most 18 decimals (13.19), lines at most 12."""
 
 
-@lru_cache(maxsize=65536)
-def _parsed(text: str) -> Fraction:
-    return Fraction(text)
-
-
+@lru_cache(maxsize=65536, typed=True)
 def exact(value: object) -> Fraction:
     """The number that an int, or a string of decimal digits, says; a float is refused: it is already rounded.
 
@@ -25,12 +21,8 @@ def exact(value: object) -> Fraction:
         TypeError: for a float, a bool, or anything that is not a number or its text.
         ValueError: for text that is no number.
     """
-    if isinstance(value, str):
-        return _parsed(value)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, (str, int, Fraction)) and not isinstance(value, bool):
         return Fraction(value)
-    if isinstance(value, Fraction):
-        return value
     raise TypeError(f"not an exact number: {value!r}")
 
 

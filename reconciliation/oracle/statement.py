@@ -10,7 +10,7 @@ from itertools import groupby
 
 from reconciliation.oracle import fees, models, segments
 from reconciliation.oracle.calendar import Period
-from reconciliation.oracle.case import Case, Charge, Usage
+from reconciliation.oracle.case import Case, Charge, InvoiceDiscount, Usage
 from reconciliation.oracle.line import Draw, Line, totals
 from reconciliation.oracle.models import Used
 from reconciliation.oracle.rational import ONE, ZERO, at_twelve, pieces_that_add_up
@@ -61,11 +61,10 @@ def statement(case: Case, period: Period, usage: Usage) -> Statement:
     lines += _limits(plan, lines)
     draws = _draws(plan, measured, lines) if case.grants else []
     lines += fees.in_arrears(plan.period, plan.stretches, plan.name)
-    percent, discounts = _invoice_discount(plan, lines)
-    if percent:
-        draws = [Draw(d.completed, d.charge, d.group, d.order, d.value * (ONE - percent)) for d in draws]
-    true_up = _true_up(plan, lines, percent)
-    return Statement([*lines, *discounts, *true_up], draws)
+    discount = plan.stretches[-1].version.invoice_discount if plan.stretches else None
+    if discount and discount.base != "fees":
+        draws = [Draw(d.completed, d.charge, d.group, d.order, d.value * (ONE - discount.percent)) for d in draws]
+    return Statement(lines + _invoice_discount(discount, lines) + _true_up(plan, lines, discount), draws)
 
 
 def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
@@ -191,35 +190,36 @@ def _limits(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
     return result
 
 
-def _invoice_discount(plan: PeriodPlan, lines: Sequence[Line]) -> tuple[Fraction, list[Line]]:
-    """The discount of the version in force at the end, on what its base names (5): (its share of usage, its lines)."""
-    discount = plan.stretches[-1].version.invoice_discount if plan.stretches else None
+def _invoice_discount(discount: InvoiceDiscount | None, lines: Sequence[Line]) -> list[Line]:
+    """What the discount in force at the period's end takes off what its base names, a line per tax group (3, 5)."""
     if discount is None:
-        return ZERO, []
-    on_usage, on_fees = discount.base in ("usage", "total"), discount.base in ("fees", "total")
-    bases = totals([line for line in lines if (on_fees if line.is_fee else on_usage)], lambda line: line.group)
+        return []
+    bases = totals([line for line in lines if _in_base(discount, line)], lambda line: line.group)
     groups = sorted(group for group, base in bases.items() if base)
     amounts = pieces_that_add_up(bases[group] * discount.percent for group in groups)
     key = "invoice_discount"
-    result = [
+    return [
         Line(key if len(groups) == 1 else f"{key}.{group}", key, "", None, group, -amount)
         for group, amount in zip(groups, amounts, strict=True)
         if amount
     ]
-    return discount.percent if on_usage else ZERO, result
 
 
-def _true_up(plan: PeriodPlan, lines: Sequence[Line], percent: Fraction) -> list[Line]:
+def _in_base(discount: InvoiceDiscount, line: Line) -> bool:
+    return discount.base == "total" or (discount.base == "fees") == line.is_fee
+
+
+def _true_up(plan: PeriodPlan, lines: Sequence[Line], discount: InvoiceDiscount | None) -> list[Line]:
     """max(0, weighted commitment − Σ committed charges), these after discounts, limits included (4, 13.8)."""
     commitments = [(stretch, stretch.version.commitment) for stretch in plan.stretches]
     due = segments.weighted([(stretch, one.amount if one else None) for stretch, one in commitments], plan.period)
     keys = {key for _, one in commitments if one for key in one.charges}
     if not keys:
         return []
-    committed = sum(
-        (line.amount if line.is_fee else line.amount * (ONE - percent) for line in lines if line.charge in keys),
-        ZERO,
-    )
+    committed = sum((line.amount for line in lines if line.charge in keys), ZERO)
+    if discount:
+        off = sum((line.amount for line in lines if line.charge in keys and _in_base(discount, line)), ZERO)
+        committed -= off * discount.percent
     if committed >= due:
         return []
     groups = {charge.tax_group for key in keys for _, charge in plan.carriers(key)}

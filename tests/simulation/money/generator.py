@@ -48,7 +48,7 @@ def simulated(seed: int, number: int, free: Freedom) -> Simulated:
     credits = random.choices(("none", "price_reduction", "payment"), (65, 22, 13))[0]
     form = plans.shape(random, groups, free, credits != "none")
     if not free.contested:
-        credits = _agreed(form, credits)
+        credits = _agreed(random, form, credits)
     if not free.contested and any(charge.advance for charge in form.charges):
         account.pop("stripe_minimum", None)
     starts = {name: _version_starts(random, spans) for name in ("a", "b")[: random.choice((1, 1, 2))]}
@@ -62,6 +62,7 @@ def simulated(seed: int, number: int, free: Freedom) -> Simulated:
     if credits != "none":
         case["credits"] = _grants(random, form, spans, credits, account["currency"], free, edges)
     setting = Setting(random, form, free, spans[0][0], spans[-1][1], edges, case["contract"].get("price_at") == "start")
+    setting.meet_fees()
     case["usage"] = usages.usage(setting, spans)
     _late(case, setting, spans, credits, free)
     _prior_credit(random, case, form, spans)
@@ -98,7 +99,7 @@ def _contract(random: Random) -> Plain:
     return result
 
 
-def _agreed(form: Shape, credits: str) -> str:
+def _agreed(random: Random, form: Shape, credits: str) -> str:
     """The shape cut down to what the rules say about credits without a doubt; the kind of credits that is left."""
     if credits == "payment":
         form.charges = [charge for charge in form.charges if charge.model in _USAGE_ALONE]
@@ -110,6 +111,8 @@ def _agreed(form: Shape, credits: str) -> str:
     if credits != "none":
         for charge in form.charges:
             charge.tax_group = "std"
+    if credits == "price_reduction" and random.random() < 0.5:
+        plans.make_linear(form)
     return credits
 
 
@@ -230,7 +233,7 @@ def _grants(
 def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]], credits: str, free: Freedom) -> None:
     """Late usage of a period that has a next invoice, or of a tenant that has gone."""
     random = setting.random
-    if random.random() > 0.2 or (credits == "payment" and not free.contested):
+    if random.random() > 0.45 or (credits == "payment" and not free.contested):
         return
     of_period = random.randrange(len(spans))
     start, end = spans[of_period]

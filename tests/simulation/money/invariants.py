@@ -110,12 +110,11 @@ def exact_sum(documents: Sequence[Mapping[str, Any]]) -> Fraction:
 def _more_never_costs_less(case: Plain, documents: Sequence[Plain], rating: Rating, random: Random) -> Iterator[str]:
     """For models whose price of a unit does not hang on what follows: no volume; tiers and packages of one version.
 
-    Not with both credits and a commitment: more usage draws more credit, and lowers the true-up all the same (13.8).
+    Not with credits: more usage draws more of them, and lowers a minimum and a true-up, which they do not cover (13.8).
     """
     positional = {"graduated", "package", "prepaid"} & _models(case)
     one_stretch = len(case["plan"]) == 1 and all(len(versions) == 1 for versions in case["plan"].values())
-    committed = any("commitment" in version for versions in case["plan"].values() for version in versions)
-    if "volume" in _models(case) or (positional and not one_stretch) or (committed and "credits" in case):
+    if "volume" in _models(case) or (positional and not one_stretch) or "credits" in case:
         return
     usage = [one for one in case["usage"] if "corrects" not in one and "request_id" not in one]
     if not usage:
@@ -126,15 +125,21 @@ def _more_never_costs_less(case: Plain, documents: Sequence[Plain], rating: Rati
     target = next(one for one in more["usage"] if one.get("id") == usage[chosen]["id"])
     target[field] += random.choice((1, 10, 1000))
     if exact_sum(rating(more)) < exact_sum(documents):
-        yield f"more usage in {usage[chosen]['id']} costs less"
+        yield f"more usage costs less: in {usage[chosen]['id']}"
 
 
 def _a_version_that_changes_nothing(
     case: Plain, documents: Sequence[Plain], rating: Rating, random: Random
 ) -> Iterator[str]:
-    """A new version with the same content cuts every piece in two; the pieces add up to what was (3, 4)."""
+    """A new version with the same content cuts every piece in two; the pieces add up to what was (3, 4).
+
+    Not where charges share a pool: of two segments, the earlier one's units are free first (4).
+    """
     charges = [charge for versions in case["plan"].values() for version in versions for charge in version["charges"]]
     if "credits" in case or any("discount" in one or one.get("timing") or one["model"] == "one_off" for one in charges):
+        return
+    pools = [pool for versions in case["plan"].values() for one in versions for pool in one.get("allowances", ())]
+    if any(len(pool["charges"]) > 1 for pool in pools):
         return
     name = random.choice(sorted(case["plan"]))
     if case.get("contract", {}).get("rounding") or "invoice_discount" in case["plan"][name][0]:
@@ -151,7 +156,7 @@ def _a_version_that_changes_nothing(
     versions.append({**copy.deepcopy(before), "version": f"{before['version']}b", "from": calendar.written(at)})
     again = rating(other)
     if _sums(documents) != _sums(again):
-        yield f"a version from {calendar.written(at)} that changes nothing changes the bill"
+        yield f"a version that changes nothing changes the bill: from {calendar.written(at)} on"
 
 
 def _sums(documents: Sequence[Plain]) -> list[tuple[str, str, Fraction]]:

@@ -74,6 +74,8 @@ def shape(random: Random, groups: list[str], free: Freedom, credits: bool) -> Sh
         model = random.choice(("flat", "flat", "seat", "one_off"))
         charges.append(_traits(random, f"f{i}", model, by_events, groups, free, credits))
     result = Shape(charges, by_events)
+    if random.random() < 0.1:
+        make_linear(result)
     counted = [charge for charge in charges if charge.model in COUNTED]
     if counted and random.random() < 0.25:
         result.pool = _pool(random, counted, free)
@@ -112,6 +114,15 @@ def _traits(
         maximum=limited and random.random() < 0.15,
         advance=not counted and model != "percentage" and random.random() < 0.5,
     )
+
+
+def make_linear(form: Shape) -> None:
+    """All that counts units turned into per-unit charges without limits: then pools and credits may cut anywhere."""
+    form.pool = []
+    for charge in form.charges:
+        if charge.key.startswith("u"):
+            charge.model, charge.continuity, charge.flat_fees, charge.maximum = "per_unit", "carry", False, False
+            charge.metric = "output" if charge.metric == "pass_through_cost" else charge.metric
 
 
 def _pool(random: Random, counted: list[Traits], free: Freedom) -> list[str]:

@@ -47,6 +47,13 @@ class Setting:
                 if boundary:
                     self.met[model, kind, boundary] += 1
 
+    def meet_fees(self) -> None:
+        """Fees have no events: they meet the changes that cut them."""
+        for charge in self.form.charges:
+            if charge.model in ("flat", "seat", "one_off", "prepaid"):
+                kind = "fee in advance" if charge.advance else "fee in arrears"
+                self.meet({charge.model}, kind, *sorted({name for name, _ in self.edges}))
+
 
 def usage(setting: Setting, periods: list[tuple[int, int]]) -> list[Plain]:
     """Few events per period, now and then many; corrections and further attempts among them."""

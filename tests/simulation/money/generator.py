@@ -23,6 +23,9 @@ CURRENCIES = (
 )
 """Currency, minor unit, quantum where it is another, and a smallest amount that can be charged."""
 
+_LARGE = {"0.01": "40", "1": "900", "0.001": "25"}
+"""Smallest amounts by minor unit that many invoices do not reach, so that they are carried."""
+
 RATES = ("0.19", "0.2", "0.07", "0.081", "0.25", "0.055", "0.1")
 
 
@@ -82,7 +85,7 @@ def _account(random: Random) -> tuple[Plain, list[str]]:
         groups = ["std", "reduced"] if random.random() < 0.4 else ["std"]
         account["tax"] = {"mode": mode, "groups": {group: random.choice(RATES) for group in groups}}
     if random.random() < 0.2:
-        account["stripe_minimum"] = least
+        account["stripe_minimum"] = random.choice((least, _LARGE[minor_unit]))
     return account, groups
 
 

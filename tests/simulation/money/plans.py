@@ -65,10 +65,10 @@ def decimal(random: Random, whole: int, places: int) -> str:
 
 def shape(random: Random, groups: list[str], free: Freedom, credits: bool) -> Shape:
     """Which charges there are, and what they have in all versions."""
-    by_events = random.random() < 0.35
+    by_events = random.random() < 0.45
     charges = []
     for i in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
-        model = random.choice((*COUNTED, *COUNTED, "percentage")) if by_events else random.choice(COUNTED)
+        model = random.choice((*COUNTED, "percentage", "percentage")) if by_events else random.choice(COUNTED)
         charges.append(_traits(random, f"u{i}", model, by_events, groups, free, credits))
     for i in range(random.choice((0, 0, 0, 1, 1, 2))):
         model = random.choice(("flat", "flat", "seat", "one_off"))

@@ -12,6 +12,8 @@ from tests.simulation.money.plans import Freedom, Plain, Shape, decimal
 Met = tuple[str, str, str]
 """(model, kind of event, boundary): what a case exercises."""
 
+_CUT_FEES = {"period", "version", "change", "cancel"}
+
 
 @dataclass(slots=True)
 class Setting:
@@ -52,7 +54,7 @@ class Setting:
         for charge in self.form.charges:
             if charge.model in ("flat", "seat", "one_off", "prepaid"):
                 kind = "fee in advance" if charge.advance else "fee in arrears"
-                self.meet({charge.model}, kind, *sorted({name for name, _ in self.edges}))
+                self.meet({charge.model}, kind, *sorted({name for name, _ in self.edges} & _CUT_FEES))
 
 
 def usage(setting: Setting, periods: list[tuple[int, int]]) -> list[Plain]:

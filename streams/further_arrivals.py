@@ -82,6 +82,8 @@ class Arrivals:
     connection: psycopg.Connection
     source: str
     ingest_no: int
+    sealed_before: datetime | None = None
+    """What was counted before this is archived: nothing takes its place or corrects it any more."""
 
     def take(self, message: Accepted) -> Outcome | Refused:
         """Do what is to be done with one message whose identity may be known already."""
@@ -97,6 +99,8 @@ class Arrivals:
         if verdict is Verdict.CONFLICT:
             return _conflict(message, stored[0])
         counting = max(stored, key=lambda row: _version(row).strength)
+        if self._is_sealed(counting):
+            return _refuse(message, "too_old", "what it belongs to is archived")
         self._execute(f"insert into usage.event_versions ({_IDENTIFIED}) values ({_IDENTIFIED_VALUES})", message)
         self._execute(_ADD_EVENT, message)
         if verdict is Verdict.WEAKER:
@@ -135,6 +139,8 @@ class Arrivals:
                 return Outcome(verdict.value)
             return _conflict(message, known[0])
         counting = max(stored, key=lambda row: _version(row).strength)
+        if self._is_sealed(counting):
+            return _refuse(message, "too_old", "what it corrects is archived")
         rows = self._counting(original, counting.completed_at)
         sums = {name: sum(getattr(row, name) for row in rows) + getattr(event, name) for name in COUNTS}
         if min(sums.values()) < 0 or sums["cache_hit_tokens"] > sums["input_tokens"]:
@@ -146,6 +152,9 @@ class Arrivals:
             if (row.source, row.position) == (self.source, message.record.position):
                 self._count(row, +1)
         return Outcome.APPLIED
+
+    def _is_sealed(self, counting: Any) -> bool:
+        return self.sealed_before is not None and counting.completed_at < self.sealed_before
 
     def _stored_versions(self, identity: Identity) -> list[Any]:
         """Every stored version of an identity, the first one locked; empty if it is not known."""
@@ -188,7 +197,7 @@ class Arrivals:
         values: dict[str, object] = {name: getattr(event, name) for name in event.__struct_fields__ if name != "labels"}
         values |= {
             "adapter": event.adapter or "",
-            "rating_band": "",
+            "rating_band": message.rating_band,
             "completed_at": message.completed_at,
             "content_digest": message.content_digest,
             "source": self.source,

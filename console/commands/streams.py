@@ -180,12 +180,11 @@ def retain(
     would = "would be " if dry_run else ""
     out.print(f"closed before {closed:%Y-%m-%d}" if closed else "no period is closed: nothing is behind the horizon")
     if done.before is not None:
-        out.print(f"events from before {done.before:%Y-%m-%d %H:%M} UTC are too old; {done.identities:,} identities"
-                  f" and {done.boots:,} boots {would}forgotten")  # fmt: skip
+        out.print(f"events from before {done.before:%Y-%m-%d %H:%M} UTC are too old")
+        out.print(f"{done.identities:,} identities and {done.boots:,} boots {would}forgotten")
     out.print(f"{done.feed_chunks:,} chunks of the quota feed {would}dropped")
-    out.print(
-        f"{len(dropped)} days of raw events {would}dropped" + (f": {dropped[0]} to {dropped[-1]}" if dropped else "")
-    )
+    days = f": {dropped[0]} to {dropped[-1]}" if dropped else ""
+    out.print(f"{len(dropped)} days of raw events {would}dropped{days}")
     if dropping.hindered_by:
         out.print(f"not more, because {dropping.hindered_by}")
 

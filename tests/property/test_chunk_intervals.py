@@ -33,7 +33,7 @@ def test_the_indexes_being_written_fit_and_no_longer_interval_would(
 
 
 def test_ten_million_events_a_day_make_a_chunk_of_a_day_in_8_gib() -> None:
-    events, windows = plan(loads(10_000_000, 5_000), 8 * 2**30, 25)
+    events, windows = plan(loads(10_000_000, 2_000), 8 * 2**30, 25)
     assert (events.interval, windows.interval) == (DAY, DAY)
     events, windows = plan(loads(25_000 * 86_400, 20_000), 8 * 2**30, 25)
     assert events.interval == windows.interval == timedelta(hours=1)

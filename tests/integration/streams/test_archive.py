@@ -180,6 +180,24 @@ def test_an_event_that_came_after_the_archiving_is_archived_before_the_drop_and_
         connection.execute("update usage.archived_days set rows = 0")
 
 
+def test_archiving_and_dropping_go_on_where_they_were_interrupted(
+    connection: psycopg.Connection, october: ChunkApplier, files: Archive
+) -> None:
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        archive.archive_days(connection, files, *MONTH, actor="ada", progress=stop)
+    assert [day.changed for day in archive.archive_days(connection, files, *MONTH, actor="ada")] == [False, True, True]
+    retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
+    Retention(connection, RetentionSettings()).step(LATER, at_once=True)
+    with pytest.raises(KeyboardInterrupt):
+        archive.drop(connection, files, LATER, actor="ada", progress=stop)
+    assert count(connection, "events") == 125  # sealed, and all there
+    assert len(archive.drop(connection, files, LATER, actor="ada")) == 3
+    assert archive.drop(connection, files, LATER, actor="ada") == []
+
+
 def test_what_belongs_to_an_archived_event_cannot_change_it_any_more(
     connection: psycopg.Connection, october: ChunkApplier, files: Archive
 ) -> None:

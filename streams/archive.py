@@ -74,6 +74,8 @@ def _archive_day(connection: psycopg.Connection, archive: Archive, day: date, ac
     """Write one day, if it is not there or not as it is now."""
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read")
+        # Files are written and read back between two fetches; nobody waits for what this transaction holds.
+        connection.execute("set local idle_in_transaction_session_timeout = 0")
         rows, digest = archive_store.digest(connection, day)
         known = archive_store.archived_days(connection, midnight(day), midnight(day) + timedelta(days=1))
         if known and (known[0].rows, known[0].rows_digest) == (rows, digest):

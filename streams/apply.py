@@ -25,6 +25,7 @@ from streams import engine_sums, numbers, positions, tenants
 from streams.chunks import Accepted, Chunk, Record, Refused, number_in, number_of, read
 from streams.further_arrivals import Arrivals, Outcome
 from streams.identity_keys import identity_key, numbered_by
+from streams.ingest_rules import IngestRules
 from streams.isolation import apply_isolating
 from streams.positions import Applied
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
@@ -147,6 +148,7 @@ class ChunkApplier:
         self._connection = connection
         self._checkpoint = checkpoint
         self._known_tenants: set[str] = set()
+        self._rules = IngestRules(connection)
         connection.adapters.register_dumper(bytes, BytesBinaryDumper)  # the one in C, for bytea
         connection.adapters.register_dumper(_Key, _KeyDumper)
         connection.execute(CREATE_STAGE)
@@ -169,6 +171,9 @@ class ChunkApplier:
             if not records:
                 return Applied(at.next_position, skipped)
             accepted, refused = self._judge_alone(records)
+            horizon, bands = self._rules.current()
+            accepted, too_old = horizon.sift(accepted)
+            accepted, refused = bands.mark(accepted), [*refused, *too_old]
             if unstorable:
                 accepted, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             usage = [message for message in accepted if message.event.kind == "usage"]
@@ -176,7 +181,7 @@ class ChunkApplier:
             outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
             corrections = [message for message in accepted if message.event.kind != "usage"]
             numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
-            arrivals = Arrivals(self._connection, source, at.source_no, at.ingest_no)
+            arrivals = Arrivals(self._connection, source, at.source_no, at.ingest_no, horizon.sealed_before)
             telling = []
             for message in accepted:
                 if message.record.position not in new:
@@ -260,6 +265,6 @@ def _stage_row(message: Accepted) -> tuple[object, ...]:
         message.record.position, identity_key(identity_of(e)), e.request_id, e.tenant_id, e.attempt, e.kind,
         e.correction_no, message.content_digest, numbered_by(e.replica_id, e.boot_id), e.replica_id, e.boot_id,
         message.completed_at, e.model, e.adapter or "", e.region, e.tier, e.pool, e.status, e.fault, e.purpose,
-        e.usage_source, "", e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
+        e.usage_source, message.rating_band, e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
         e.seq if e.replica_id and e.boot_id else None, message.record.appended_at, message.record.value,
     )  # fmt: skip

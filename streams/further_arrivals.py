@@ -81,6 +81,8 @@ class Arrivals:
     source: str
     source_no: int
     ingest_no: int
+    sealed_before: datetime | None = None
+    """What was counted before this is archived: nothing takes its place or corrects it any more."""
 
     def take(self, message: Accepted) -> Outcome | Refused:
         """Do what is to be done with one message whose identity may be known already."""
@@ -96,6 +98,8 @@ class Arrivals:
         if verdict is Verdict.CONFLICT:
             return _conflict(message, stored[0])
         counting = max(stored, key=lambda row: _version(row).strength)
+        if self._is_sealed(counting):
+            return _refuse(message, "too_old", "what it belongs to is archived")
         self._execute(f"insert into usage.event_versions ({_IDENTIFIED}) values ({_IDENTIFIED_VALUES})", message)
         self._execute(_ADD_EVENT, message)
         if verdict is Verdict.WEAKER:
@@ -141,6 +145,8 @@ class Arrivals:
                 return Outcome(verdict.value)
             return _conflict(message, known[0])
         counting = max(stored, key=lambda row: _version(row).strength)
+        if self._is_sealed(counting):
+            return _refuse(message, "too_old", "what it corrects is archived")
         rows = self._counting(original, counting.completed_at)
         sums = {name: sum(getattr(row, name) for row in rows) + getattr(event, name) for name in COUNTS}
         if min(sums.values()) < 0 or sums["cache_hit_tokens"] > sums["input_tokens"]:
@@ -153,6 +159,9 @@ class Arrivals:
                 self._count(row, +1)
         engine_sums.note_correction(self.connection, decode(rows[0].raw), event)
         return Outcome.APPLIED
+
+    def _is_sealed(self, counting: Any) -> bool:
+        return self.sealed_before is not None and counting.completed_at < self.sealed_before
 
     def _stored_versions(self, identity: Identity) -> list[Any]:
         """Every stored version of an identity, the first one locked; empty if it is not known."""
@@ -199,7 +208,7 @@ class Arrivals:
             "numbered_by": numbered_by(event.replica_id, event.boot_id),
             "source_no": self.source_no,
             "adapter": event.adapter or "",
-            "rating_band": "",
+            "rating_band": message.rating_band,
             "completed_at": message.completed_at,
             "content_digest": message.content_digest,
             "source": self.source,

@@ -15,9 +15,17 @@ from typing import Final
 from serving_adapter.identity import Identity
 
 KEY_BYTES: Final = 16
-_UUID7: Final = re.compile(r"[0-7][0-9a-f]{7}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z").match
+_UUID7: Final = re.compile(
+    r"[0-7][0-9a-f]{7}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII
+).fullmatch
+"""Until the year 6429; whatever claims to be later is no UUIDv7 here."""
 _OTHER: Final = 0x80
 NUMBERED_BY_BYTES: Final = 8
+
+
+def minted(request_id: str) -> bytes | None:
+    """The six bytes of a UUIDv7 that say when it was minted, in milliseconds since 1970; None for any other id."""
+    return bytes.fromhex(request_id[:8] + request_id[9:13]) if _UUID7(request_id) else None
 
 
 def identity_key(identity: Identity) -> bytes:
@@ -25,8 +33,8 @@ def identity_key(identity: Identity) -> bytes:
     tenant_id, request_id, attempt, kind, correction_no = identity
     named = f"{request_id}\0{tenant_id}\0{attempt}\0{kind}\0{correction_no}"
     digest = hashlib.sha256(named.encode()).digest()
-    if _UUID7(request_id):
-        return bytes.fromhex(request_id[:8] + request_id[9:13]) + digest[: KEY_BYTES - 6]
+    if (time := minted(request_id)) is not None:
+        return time + digest[: KEY_BYTES - len(time)]
     return bytes((digest[0] | _OTHER,)) + digest[1:KEY_BYTES]
 
 

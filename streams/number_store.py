@@ -19,6 +19,7 @@ from streams import gaps, number_ranges
 from streams.completeness import BootKey
 from streams.gaps import Gap, Looked
 from streams.number_ranges import Ranges
+from streams.retention_store import forgotten_boots
 
 FOLD_USAGE: Final = """
     with taken as (delete from usage.replica_usage_fills returning *)
@@ -78,6 +79,8 @@ def fold(connection: psycopg.Connection, now: datetime) -> None:
         arrived: dict[BootKey, list[int]] = defaultdict(list)
         for replica_id, boot_id, numbers in cursor:
             arrived[replica_id, boot_id].extend(numbers)
+    for key in forgotten_boots(connection, arrived) if arrived else ():
+        del arrived[key]  # its numbers were let go of: the late one is no gap's end
     if arrived:
         _fill(connection, {key: number_ranges.of_numbers(numbers) for key, numbers in arrived.items()}, now)
     connection.execute(PROVE, (now,))

@@ -16,6 +16,7 @@ from streams.chunks import Chunk, Record, Refused
 from streams.isolation import apply_isolating
 from streams.positions import Applied
 from streams.replica_chunks import News, Said, news, read
+from streams.retention_store import forgotten_boots
 
 STORE_BOOT: Final = """
     insert into usage.boots as b (replica_id, boot_id, first_received_at, last_received_at, begun_at, heartbeat_at,
@@ -79,7 +80,8 @@ class ReplicaChunkApplier:
 
     def _store(self, found: News) -> None:
         """Write what the chunk said, boots in order of their key."""
-        boots = sorted(found.boots.items(), key=lambda item: item[0])
+        gone = forgotten_boots(self._connection, found.boots)
+        boots = sorted(((key, boot) for key, boot in found.boots.items() if key not in gone), key=lambda item: item[0])
         rows: dict[str, list[tuple[object, ...]]] = {
             STORE_BOOT: [
                 (*key, b.first_received_at, b.last_received_at, b.begun_at, b.heartbeat_at, b.last_seq, b.started,

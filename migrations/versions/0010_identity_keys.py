@@ -8,7 +8,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0010"
-down_revision = "0007"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
@@ -23,7 +23,7 @@ alter table usage.sources add column source_no integer generated always as ident
 create function usage.identity_key(tenant_id text, request_id text, attempt integer, kind text, correction_no integer)
 returns uuid language sql immutable strict parallel safe as $$
     select encode(
-        case when request_id ~ '^[0-7][0-9a-f]{7}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$'
+        case when request_id ~* '^[0-7][0-9a-f]{7}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$'
              then decode(replace(left(request_id, 13), '-', ''), 'hex') || substr(hash, 1, 10)
              else set_byte(substr(hash, 1, 16), 0, get_byte(hash, 0) | 128) end, 'hex')::uuid
     from sha256(convert_to(request_id, 'UTF8') || '\x00' || convert_to(tenant_id, 'UTF8') || '\x00'
@@ -74,6 +74,24 @@ create function usage.first_key_of(day date) returns uuid language sql immutable
     select rpad(lpad(to_hex((extract(epoch from day::timestamp) * 1000)::bigint), 12, '0'), 32, '0')::uuid
 $$
 --;
+-- The time by which an identity ages: when its UUIDv7 was minted, else the event's completion (streams/horizon.py).
+create function usage.identified_at(key uuid, completed_at timestamptz) returns timestamptz
+    language sql immutable parallel safe as $$
+    select case when ms < 140737488355328 then timestamptz '1970-01-01 00:00:00Z' + ms * interval '1 millisecond'
+           else completed_at end
+    from (select ('x' || left(replace(key::text, '-', ''), 12))::bit(48)::bigint as ms) as minted
+$$
+--;
+create or replace function usage.refuse_early_forgetting() returns trigger language plpgsql as $$
+declare bound timestamptz := (select forgotten_before from usage.ingest_rules);
+begin
+    if exists (select from forgotten where bound is null or usage.identified_at(key, completed_at) >= bound) then
+        raise exception '% is append-only, an identity is forgotten by its age alone: delete refused',
+            tg_table_schema || '.' || tg_table_name using errcode = 'TB001';
+    end if;
+    return null;
+end $$
+--;
 -- A partition for each week (of Monday) from `first` to `last` that has none and whose ids are not in the rest already;
 -- returns how many.
 create function usage.add_identity_weeks(first date, last date) returns integer
@@ -93,11 +111,34 @@ begin
                 name, usage.first_key_of(week), usage.first_key_of(week + 7));
             execute format('create trigger append_only_truncate before truncate on usage.%I'
                 ' for each statement execute function usage.refuse_change()', name);
+            execute format('create trigger forgotten_by_age after delete on usage.%I referencing old table as forgotten'
+                ' for each statement execute function usage.refuse_early_forgetting()', name);
             added := added + 1;
         end if;
         week := week + 7;
     end loop;
     return added;
+end $$
+--;
+-- Drop the partitions of weeks that end before, or with `dry_run` only count them. Never what is not to be forgotten yet.
+create function usage.forget_identity_weeks(before timestamptz, dry_run boolean) returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    told  timestamptz := (select forgotten_before from usage.ingest_rules);
+    bound timestamptz := case when dry_run then before when told is not null then least(before, told) end;
+    name  text;
+    found integer := 0;
+begin
+    for name in select c.relname from pg_inherits as i join pg_class as c on c.oid = i.inhrelid
+                where i.inhparent = 'usage.event_identities'::regclass and c.relname ~ '^event_identities_[0-9]{8}$'
+                  and to_date(right(c.relname, 8), 'YYYYMMDD') + 7 <= (bound at time zone 'UTC')::date
+    loop
+        if not dry_run then
+            execute format('drop table usage.%I', name);
+        end if;
+        found := found + 1;
+    end loop;
+    return found;
 end $$
 --;
 select usage.add_identity_weeks(current_date - 50, current_date + 14)
@@ -117,6 +158,10 @@ from usage.event_versions_by_name join usage.sources using (source)
 drop table usage.event_identities_by_name
 --;
 drop table usage.event_versions_by_name
+--;
+drop function usage.identified_at(text, timestamptz)
+--;
+delete from usage.identity_sweeps
 --;
 -- Requests that were dispatched more than once: few, and all that `bill_attempts = delivered` has to look at
 -- (docs/spec/money.md 2).
@@ -140,10 +185,14 @@ def upgrade() -> None:
         op.execute(statement)
     for table in GUARDED:
         op.execute(
-            f"create trigger append_only before update or delete on usage.{table}"
+            f"create trigger append_only before update on usage.{table}"
             " for each row execute function usage.refuse_change()"
         )
     for table in (*GUARDED, "event_identities_other", "event_identities_rest"):
+        op.execute(
+            f"create trigger forgotten_by_age after delete on usage.{table} referencing old table as forgotten"
+            " for each statement execute function usage.refuse_early_forgetting()"
+        )
         op.execute(
             f"create trigger append_only_truncate before truncate on usage.{table}"
             " for each statement execute function usage.refuse_change()"

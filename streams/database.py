@@ -7,19 +7,28 @@ from typing import Final
 import psycopg
 
 from streams.errors import DatabaseUnavailable
+from streams.settings import application_role
 
 CONNECT_WITHIN_S: Final = 10
 
 
-def connect(url: str, *, autocommit: bool = True, application: str = "tollbook") -> psycopg.Connection:
-    """A connection whose session speaks UTC. Raises DatabaseUnavailable."""
+def session_options(*, as_login: bool = False) -> str:
+    """How a session begins: in UTC, and as the application's role unless it is `as_login` (migrations alone)."""
+    role = None if as_login else application_role()
+    return "-c timezone=UTC" + (f" -c role={role}" if role else "")
+
+
+def connect(
+    url: str, *, autocommit: bool = True, application: str = "tollbook", as_login: bool = False
+) -> psycopg.Connection:
+    """A connection whose session has `session_options`. Raises DatabaseUnavailable."""
     try:
         return psycopg.connect(
             url,
             autocommit=autocommit,
             connect_timeout=CONNECT_WITHIN_S,
             application_name=application,
-            options="-c timezone=UTC",
+            options=session_options(as_login=as_login),
         )
     except psycopg.OperationalError as error:
         raise unavailable(error) from None
@@ -46,4 +55,9 @@ def unavailable(error: Exception) -> DatabaseUnavailable:
     """The error for a person, without the connection's password."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
+    if 'parameter "role"' in reason or "permission denied to set role" in reason:
+        return DatabaseUnavailable(
+            f"this login cannot work as the role {application_role()}: run `tollbook db upgrade` as the owner of the"
+            f" tables, and `grant {application_role()} to` the login (docs/decisions/0006-two-roles.md)"
+        )
     return DatabaseUnavailable(f"no PostgreSQL: {reason}. Run `make up`, or set TOLLBOOK_DATABASE_URL")

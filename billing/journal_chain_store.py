@@ -1,7 +1,7 @@
 """Sealing in the database: entries get their place in the chain some time after they were booked.
 
 Not in the posting's own transaction, which would put all postings one after another. Ids are not in commit order, so
-only entries of transactions below the snapshot's xmin are sealed: those are over, and none of them can still appear.
+only entries below the oldest transaction under way are sealed: nothing can still appear among them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,18 @@ ENTRY: Final = """
      from ledger.postings p join ledger.accounts a on a.account_id = p.account_id where p.entry_id = e.entry_id) as legs
 """
 """The columns of a BookedEntry, for `ledger.journal_entries e`."""
-_OVER: Final = "e.transaction_id < pg_snapshot_xmin(pg_current_snapshot())"
+_OVER: Final = """
+    e.transaction_id < coalesce((
+        select x.running from pg_snapshot_xip(pg_current_snapshot()) as x (running)
+        left join pg_locks l on l.locktype = 'transactionid' and l.mode = 'ExclusiveLock'
+            and l.transactionid = x.running::xid
+        left join pg_stat_activity a on a.pid = l.pid
+        where a.datid is null or a.datid = (select oid from pg_database where datname = current_database())
+        order by x.running limit 1
+    ), pg_snapshot_xmax(pg_current_snapshot()))
+"""
+"""Below the oldest transaction that may still write here. Those of other databases on the server are told by the lock
+that each holds on its own number; one whose lock cannot be found counts as one of ours."""
 _OF_THE_OLD_SERVER: Final = "e.transaction_id > pg_snapshot_xmax(pg_current_snapshot())"
 """After a dump and restore: this server has not come to that transaction yet, so it was one of before, and is over."""
 

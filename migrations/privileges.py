@@ -18,7 +18,8 @@ SCHEMAS: Final = ("usage", "ledger")
 STATE: Final[Mapping[str, str]] = {
     "usage.tenants": "update (name, state)",
     "usage.sources": "update",
-    "usage.quarantine": "update (detail)",  # never updated (a trigger refuses it): `for update` asks for the right
+    "usage.event_identities": "update (position)",  # locked by `for update`, which asks for the right; no trigger lets
+    "usage.quarantine": "update (detail)",  # either of the two be updated
     "usage.windows_1m": "update",
     "usage.windows_1h": "update",
     "usage.number_fills": "delete",

@@ -1,6 +1,6 @@
 """What the database refuses, whatever program writes.
 
-The application for want of a right (migrations/privileges.py), the owner by trigger (migrations/versions/0007_guards.py).
+The application for want of a right (migrations/privileges.py), the owner by trigger (0007_guards.py).
 """
 
 from __future__ import annotations

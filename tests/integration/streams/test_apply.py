@@ -139,8 +139,13 @@ def test_a_second_worker_finds_the_position_and_skips(
 
 @pytest.mark.parametrize("table", ["applied_chunks", "audit_log", "event_identities", "quarantine"])
 @pytest.mark.parametrize("change", ["update {0} set {1} = {1}", "delete from {0}", "truncate {0} cascade"])
-def test_facts_cannot_be_edited(connection: psycopg.Connection, applier: ChunkApplier, table: str, change: str) -> None:
+def test_facts_cannot_be_edited(
+    connection: psycopg.Connection, owner: psycopg.Connection, applier: ChunkApplier, table: str, change: str
+) -> None:
     applier.apply(make_chunk(make_record(0), make_record(1, b"{torn")))
     column = {"applied_chunks": "applied", "audit_log": "actor", "event_identities": "source", "quarantine": "reason"}
+    statement = change.format(f"usage.{table}", column[table])
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(statement)
     with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
-        connection.execute(change.format(f"usage.{table}", column[table]))
+        owner.execute(statement)

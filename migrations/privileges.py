@@ -1,7 +1,7 @@
 """What the application may do with which table, as data; granted anew at the end of every upgrade.
 
 Two roles: the owner of the tables, who migrates, and the application's role, as which every session of Tollbook works
-(`streams/database.py`, docs/decisions/0006-two-roles.md). The triggers are the second line.
+(`streams/database.py`, docs/decisions/0011-two-roles.md). The triggers are the second line.
 """
 
 from __future__ import annotations

@@ -58,6 +58,6 @@ def unavailable(error: Exception) -> DatabaseUnavailable:
     if 'parameter "role"' in reason or "permission denied to set role" in reason:
         return DatabaseUnavailable(
             f"this login cannot work as the role {application_role()}: run `tollbook db upgrade` as the owner of the"
-            f" tables, and `grant {application_role()} to` the login (docs/decisions/0006-two-roles.md)"
+            f" tables, and `grant {application_role()} to` the login (docs/decisions/0011-two-roles.md)"
         )
     return DatabaseUnavailable(f"no PostgreSQL: {reason}. Run `make up`, or set TOLLBOOK_DATABASE_URL")

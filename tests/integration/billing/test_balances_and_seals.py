@@ -262,7 +262,11 @@ def test_the_export_of_the_chain_is_followed_without_the_database(world: World) 
 
 
 def test_entries_come_in_pages_and_by_what_is_asked(world: World) -> None:
-    post(world, *(entry(f"k{number}", "1", START, f"t{number % 2}") for number in range(5)), entry("n", "1", NOVEMBER, "t0"))
+    post(
+        world,
+        *(entry(f"k{number}", "1", START, f"t{number % 2}") for number in range(5)),
+        entry("n", "1", NOVEMBER, "t0"),
+    )
 
     def keys(wanted: Wanted, **as_of: datetime) -> list[str]:
         return [one.idempotency_key for one in journal_entries(world.engine, wanted, **as_of)]

@@ -55,7 +55,7 @@ def unavailable(error: Exception) -> DatabaseUnavailable:
     """The error for a person, without the connection's password."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
-    if 'parameter "role"' in reason or "permission denied to set role" in reason:
+    if f'role "{application_role()}"' in reason:
         return DatabaseUnavailable(
             f"this login cannot work as the role {application_role()}: run `tollbook db upgrade` as the owner of the"
             f" tables, and `grant {application_role()} to` the login (docs/decisions/0011-two-roles.md)"

@@ -49,11 +49,13 @@ def trial_balance(
     accounting_period: str | None = None,
     as_of: datetime | None = None,
     booked_as_of: datetime | int | None = None,
+    use_snapshots: bool = True,
 ) -> TrialBalance:
     """The trial balance of a legal entity, over all of the journal or one accounting period (`2026-10`).
 
     `as_of`: of what is effective before this moment. `booked_as_of`: of what was sealed by this moment, or with this
-    seal. A period goes with neither. Raises UnknownMoment.
+    seal. A period goes with neither. Without snapshots the journal itself is added up, whole: for whoever checks it.
+    Raises UnknownMoment.
     """
     with transaction(engine) as connection:
         if accounting_period is not None:
@@ -63,7 +65,9 @@ def trial_balance(
             )
         else:
             moment = moment_in_both_times(connection, legal_entity, as_of, booked_as_of)
-            found = balance_store.account_balances(connection, legal_entity=legal_entity, as_of=moment)
+            found = balance_store.account_balances(
+                connection, legal_entity=legal_entity, as_of=moment, use_snapshots=use_snapshots
+            )
     return TrialBalance(legal_entity, accounting_period, moment, tuple(balance_store.by_code(found)))
 
 

@@ -1,7 +1,7 @@
 """`python -m tests.mutations.ledger [number …]`: deliberate errors in the ledger, each of which a test must catch.
 
 Every error is made in a copy of the tree, and the tests that should see it are run there: exit code 1 if one survives.
-Needs the local services (`make up`, then `eval "$(.venv/bin/tollbook dev env)"`). Minutes, so it is no part of `make test`.
+Needs the local services (`make up`, then `eval "$(.venv/bin/tollbook dev env)"`), and minutes.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def test_an_upgrade_that_may_not_make_the_role_says_what_an_administrator_runs(
     make_database: Databases, poor_login: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = make_database.without_schema()
-    name = url.rsplit("/", 1)[1].partition("?")[0]
+    name = url.partition("?")[0].rsplit("/", 1)[1]
     with psycopg.connect(url, autocommit=True) as server:
         server.execute("create extension if not exists timescaledb")
         server.execute(f'grant create on database "{name}" to {poor_login}')
@@ -140,3 +140,4 @@ def test_an_upgrade_that_may_not_make_the_role_says_what_an_administrator_runs(
         upgrade(poor)
     with psycopg.connect(url, autocommit=True) as server:
         assert server.execute("select to_regclass('ledger.postings')").fetchone() == (None,)
+        server.execute(f"drop owned by {poor_login}")

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy import create_engine as _create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from streams.database import CONNECT_WITHIN_S, session_options, unavailable
+from streams.database import CONNECT_WITHIN_S, role_option, unavailable
 from streams.errors import DatabaseUnavailable
 
 SENDERS_MAX: Final = 8
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 def engine_for(url: str) -> Engine:
-    """An engine for a `postgresql://` URL. Its sessions have `session_options`, and are opened when first needed."""
+    """An engine for a `postgresql://` URL. Its sessions speak UTC and work as the application's role."""
     return _create_engine(
         "postgresql+psycopg://" + url.split("://", 1)[1],
         pool_size=POOL_SIZE,
@@ -36,7 +36,7 @@ def engine_for(url: str) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": CONNECT_WITHIN_S,
-            "options": session_options(),
+            "options": "-c timezone=UTC" + role_option(),
             "application_name": "tollbook-billing",
         },
     )

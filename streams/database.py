@@ -10,25 +10,41 @@ from streams.errors import DatabaseUnavailable
 from streams.settings import application_role
 
 CONNECT_WITHIN_S: Final = 10
+SILENT_AT_MOST_S: Final = 6
+"""Like a worker's session in its group: who is silent for longer in mid-transaction loses it, and the row it locks."""
+_SESSION: Final = (
+    "-c timezone=UTC"
+    f" -c idle_in_transaction_session_timeout={SILENT_AT_MOST_S}s"
+    " -c client_connection_check_interval=1s"
+    " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=5"
+)
 
 
-def session_options(*, as_login: bool = False) -> str:
-    """How a session begins: in UTC, and as the application's role unless it is `as_login` (migrations alone)."""
-    role = None if as_login else application_role()
-    return "-c timezone=UTC" + (f" -c role={role}" if role else "")
+def role_option() -> str:
+    """What a session's options say so that it works as the application's role; nothing where it is switched off."""
+    role = application_role()
+    return f" -c role={role}" if role else ""
 
 
 def connect(
     url: str, *, autocommit: bool = True, application: str = "tollbook", as_login: bool = False
 ) -> psycopg.Connection:
-    """A connection whose session has `session_options`. Raises DatabaseUnavailable."""
+    """A connection whose session speaks UTC, works as the application's role, and ends when one of its ends is gone.
+
+    `as_login`: with the rights of the login itself, as migrations need them. Raises DatabaseUnavailable.
+    """
     try:
         return psycopg.connect(
             url,
             autocommit=autocommit,
             connect_timeout=CONNECT_WITHIN_S,
             application_name=application,
-            options=session_options(as_login=as_login),
+            options=_SESSION + ("" if as_login else role_option()),
+            # A server whose machine is gone is noticed within a quarter of a minute
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=5,
+            tcp_user_timeout=15_000,
         )
     except psycopg.OperationalError as error:
         raise unavailable(error) from None
@@ -40,15 +56,16 @@ def connect(
 def is_passing(error: Exception) -> bool:
     """Whether an error is about the database's state, so that the same may go through later.
 
-    No SQLSTATE: the connection is gone. 08: connection, 40: serialisation and deadlock, 53: disk, memory, connections
-    used up, 55P03: a lock not to be had, 57P: shut down, 58: its files.
+    No SQLSTATE: the connection is gone. 08: connection, 25006: a standby now, 25P03: we were silent for too long,
+    40: serialisation and deadlock, 53: disk, memory, connections used up, 55P03: a lock not to be had, 57P: shut down,
+    58: its files.
     """
     if isinstance(error, DatabaseUnavailable | psycopg.InterfaceError):
         return True
-    state = getattr(error, "sqlstate", None)
-    return isinstance(error, psycopg.OperationalError) and (
-        state is None or state.startswith(("08", "40", "53", "55P03", "57P", "58"))
-    )
+    state: str | None = getattr(error, "sqlstate", None)
+    if state is None:
+        return isinstance(error, psycopg.OperationalError)
+    return state.startswith(("08", "25006", "25P03", "40", "53", "55P03", "57P", "58"))
 
 
 def unavailable(error: Exception) -> DatabaseUnavailable:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from typing import Final
 
 import psycopg
 
@@ -16,6 +19,9 @@ from streams.completeness_check import CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import DatabaseUnavailable
 from streams.settings import CompletenessSettings, DatabaseSettings
+
+WEEKS_AHEAD_EVERY_S: Final = 3600.0
+"""How often partitions for the ids of coming weeks are made."""
 
 
 class Upkeep:
@@ -36,6 +42,7 @@ class Upkeep:
         self._check: CompletenessCheck | None = None
         self._producer: EventProducer | None = None
         self._failing = False
+        self._weeks_added_at = -math.inf
 
     def round(self) -> bool:
         """Check and deliver once. False if it failed, the database or Kafka being away; said once, until it works."""
@@ -44,6 +51,9 @@ class Upkeep:
                 self._connection = connect(self._database.url, application="tollbook streams upkeep")
                 self._check = CompletenessCheck(self._connection, self._settings)
             self._check.run()
+            if time.monotonic() - self._weeks_added_at > WEEKS_AHEAD_EVERY_S:
+                self._connection.execute("select usage.add_identity_weeks(current_date, current_date + 14)")
+                self._weeks_added_at = time.monotonic()
             deliver_alerts(self._connection, self._send)
         except (psycopg.Error, DatabaseUnavailable, AdapterError) as error:
             if not self._failing:

@@ -97,17 +97,20 @@ def raw_quantities(
     return _quantities(connection, "counting_events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
 
 
-# Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: found by
-# their identities (a partial index), read from the events by tenant and time (a chunk and its index).
+# Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: the
+# later ones by a partial index, the first by its identity's key; read from the events by tenant and time.
 _RETRIED: Final = """
     with retried as (
-        select distinct tenant_id, request_id from usage.event_identities where attempt > 1
+        select tenant_id, request_id, attempt, completed_at from usage.events where attempt > 1
+    ), first_key as materialized (
+        select distinct tenant_id, request_id, usage.identity_key(tenant_id, request_id, 1, 'usage', 0) as key
+        from retried
     ), known as materialized (
-        select request_id, tenant_id, attempt, completed_at
-        from usage.event_identities join retried using (request_id, tenant_id)
+        select tenant_id, request_id, attempt, completed_at from retried
         union
-        select request_id, tenant_id, attempt, completed_at
-        from usage.event_versions join retried using (request_id, tenant_id)
+        select tenant_id, request_id, 1, completed_at from first_key join usage.event_identities using (key)
+        union
+        select tenant_id, request_id, 1, completed_at from first_key join usage.event_versions using (key)
     ), concerned as (
         select distinct request_id, tenant_id from known where completed_at >= %(start)s and completed_at < %(end)s
     )
@@ -116,8 +119,8 @@ _RETRIED: Final = """
         e.output_tokens, e.gpu_us
     from known as k join concerned using (request_id, tenant_id)
     join usage.counting_events as e
-        on e.tenant_id = k.tenant_id collate "default" and e.completed_at = k.completed_at
-        and e.request_id = k.request_id collate "default" and e.attempt = k.attempt
+        on e.tenant_id = k.tenant_id and e.completed_at = k.completed_at
+        and e.request_id = k.request_id and e.attempt = k.attempt
     where e.purpose = 'tenant' and not starts_with(e.tenant_id, '_')
     order by e.tenant_id, e.request_id, e.attempt, e.kind desc, e.correction_no
 """

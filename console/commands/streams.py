@@ -11,11 +11,11 @@ import psycopg
 import typer
 from rich.text import Text
 
-from console import session
+from console import session, witnesses
 from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import REPLICAS, USAGE
-from streams import completeness_store, quarantine, sources, status
+from streams import completeness_store, engine_store, quarantine, sources, status
 from streams import rebuild as rebuilding
 from streams.schema import check
 from streams.settings import CHUNK_MESSAGES
@@ -37,6 +37,9 @@ def run(
     drain: Annotated[bool, typer.Option("--drain", help="Stop when all that is in the topic now is applied.")] = False,
     chunk: Annotated[int, typer.Option(min=1, max=10_000, help="Messages a transaction, at most.")] = CHUNK_MESSAGES,
     dev: session.Dev = False,
+    instance: Annotated[
+        str | None, typer.Option(help="This worker's own name: restarted, it has its partitions back at once.")
+    ] = None,
 ) -> None:
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
     from streams.worker import StreamsWorker  # Faust takes a second to import
@@ -45,7 +48,14 @@ def run(
     for topic in (USAGE, REPLICAS):
         require_fit(kafka, topic, development=dev)
     check(database.url)
-    worker = StreamsWorker(kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text))
+    worker = StreamsWorker(
+        kafka,
+        database,
+        drain=drain,
+        chunk_messages=chunk,
+        instance=instance,
+        say=lambda text: err.print(text, markup=False),
+    )
     tally = worker.run()
     out.print(
         f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"
@@ -60,7 +70,7 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 2 seco
 
 @app.command("status")
 def show_status(as_json: AsJson = False, as_csv: AsCsv = False, watch: Watch = False) -> None:
-    """How far everything is: lag and counts of each partition, complete-to, gaps, boots, the quarantine."""
+    """How far everything is: lag and counts of each partition, quarantine, complete-to, gaps, boots, witnesses."""
     if watch and (as_json or as_csv or not out.is_terminal):
         raise typer.BadParameter("--watch is for a terminal, without --json and --csv")
     with session.connection() as connection:
@@ -180,6 +190,7 @@ def _completeness(connection: psycopg.Connection) -> dict[str, Any]:
             asdict(found) | {"reported": found.reported._asdict(), "counted": found.counted._asdict()}
             for found in completeness_store.boot_differences(connection)
         ],
+        "engines": witnesses.as_document(engine_store.report(connection)),
     }  # fmt: skip
 
 
@@ -203,3 +214,4 @@ def _print_completeness(connection: psycopg.Connection) -> None:
             f"boot {boot.boot_id} of {boot.replica_id} ended without a farewell; last number {boot.last_seq},"
             f" received through {boot.received_through}",
         )
+    witnesses.show(engine_store.report(connection))

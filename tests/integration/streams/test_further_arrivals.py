@@ -142,7 +142,11 @@ def test_two_workers_release_an_orphan_once(
 ) -> None:
     send(applier, connection, correction(1, output_tokens=-2), ENGINE)
     (held,) = quarantine.listing(connection)
-    with connect(own_database_url) as watching, connect(own_database_url) as other, ThreadPoolExecutor(1) as thread:
+    with (
+        connect(own_database_url, as_login=True) as watching,
+        connect(own_database_url) as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
         with connection.transaction():
             Releaser(connection).release(held.quarantine_id, actor="ada")
             slower = thread.submit(Releaser(other).release_orphans)

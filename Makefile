@@ -6,10 +6,10 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check simulate up down status clean lock install
+.PHONY: help demo test check bench-close simulate up down status clean lock install
 
 help: ## List the verbs
-	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: up ## Install what is missing, start the services, and bill real request traces end to end
 	.venv/bin/python -m console.demo
@@ -23,6 +23,9 @@ check: install ## Lint, format, types, import rules, and the tests that need no 
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -q $(wildcard tests/unit tests/property)
+
+bench-close: install ## How fast the ledger books, beside bare INSERTs (QUICK=1 for a first look; needs `make up`)
+	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.ledger
 
 simulate: up ## Kill workers at random in dirty traffic and count what is lost (KILLS=200, QUICK=1, TOLLBOOK_SEED=)
 	.venv/bin/python -m tests.simulation.run

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy import create_engine as _create_engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from streams.database import CONNECT_WITHIN_S, unavailable
+from streams.database import CONNECT_WITHIN_S, role_option, unavailable
 from streams.errors import DatabaseUnavailable
 
 SENDERS_MAX: Final = 8
 """How many invoices are sent at a time; each holds one connection."""
 POOL_SIZE: Final = SENDERS_MAX + 2
+TRY_AGAIN: Final = ("40001", "40P01")
+ATTEMPTS: Final = 8
+"""Eight that lose in a row, with pauses that grow to seconds, are no coincidence: a person should see the error."""
+PAUSE_S: Final = 0.01
+
+Result = TypeVar("Result")
 
 
 def engine_for(url: str) -> Engine:
-    """An engine for a `postgresql://` URL. Its sessions speak UTC; connections are opened when first needed."""
+    """An engine for a `postgresql://` URL. Its sessions speak UTC and work as the application's role."""
     return _create_engine(
         "postgresql+psycopg://" + url.split("://", 1)[1],
         pool_size=POOL_SIZE,
@@ -28,7 +36,7 @@ def engine_for(url: str) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": CONNECT_WITHIN_S,
-            "options": "-c timezone=UTC",
+            "options": "-c timezone=UTC" + role_option(),
             "application_name": "tollbook-billing",
         },
     )
@@ -53,6 +61,23 @@ def transaction(engine: Engine, *, dry_run: bool = False) -> Iterator[Connection
             raise
 
 
+def retried(engine: Engine, work: Callable[[Connection], Result], *, attempts: int = ATTEMPTS) -> Result:
+    """Do some work in a transaction of its own, again where the database asks for it, and return what it returns.
+
+    It asks by a serialisation failure (40001) or a deadlock (40P01): nothing of the transaction happened then. `work`
+    has no effect outside its transaction. After `attempts` the error is raised.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            with transaction(engine) as opened:
+                return work(opened)
+        except DBAPIError as error:
+            if attempt == attempts or getattr(error.orig, "sqlstate", None) not in TRY_AGAIN:
+                raise
+            time.sleep(random.uniform(0, PAUSE_S * 2**attempt))
+    raise AssertionError("attempts is at least 1")
+
+
 @contextmanager
 def connection(engine: Engine) -> Iterator[Connection]:
     """A connection, for reading or for several transactions one after another. Raises DatabaseUnavailable."""
@@ -71,4 +96,4 @@ def raw(opened: Connection) -> psycopg.Connection:
     return driver
 
 
-__all__ = ["DatabaseUnavailable", "connection", "engine_for", "raw", "transaction"]
+__all__ = ["DatabaseUnavailable", "connection", "engine_for", "raw", "retried", "transaction"]

@@ -8,7 +8,7 @@ BillingError
 ├── Unratable
 │   ├── NegativeUsage
 │   └── AmountTooLarge
-├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed  (journal)
+├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed, JournalBroken, UnknownMoment  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
 └── StripeError                                        (see billing/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
@@ -106,6 +106,14 @@ class IdempotencyConflict(BillingError):
 
 class AccountingPeriodClosed(BillingError):
     """A posting into an accounting period that is closed."""
+
+
+class JournalBroken(BillingError):
+    """A journal that is not what was sealed: an entry was changed, removed, added or moved past the guards."""
+
+
+class UnknownMoment(BillingError):
+    """A moment of booking that lies ahead, or a seal that does not exist: balances as of it may still change."""
 
 
 class IllegalTransition(BillingError):

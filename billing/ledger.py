@@ -29,6 +29,13 @@ class AccountType(StrEnum):
     EXPENSE = "expense"
 
 
+class Side(StrEnum):
+    """The column in which an account's balance usually stands."""
+
+    DEBIT = "debit"
+    CREDIT = "credit"
+
+
 class Subledger(StrEnum):
     """What tells the accounts of one code apart."""
 
@@ -72,6 +79,11 @@ class AccountCode(Enum):
         self.type = type_
         self.subledger = subledger
         self.in_quanta = in_quanta
+
+    @property
+    def normal_side(self) -> Side:
+        """Credit for what is owed and earned, debit for what is owned, spent and taken off income."""
+        return Side.CREDIT if self.type in (AccountType.LIABILITY, AccountType.INCOME) else Side.DEBIT
 
     @property
     def title(self) -> str:

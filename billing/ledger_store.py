@@ -1,23 +1,29 @@
-"""The journal in the database: posting once per key, and balances as sums. Entries are appended, never changed."""
+"""The journal in the database: posting once per key, reading it in pages. Entries are appended, never changed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Final
 
 from sqlalchemy import Connection, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
 from billing import tables
+from billing.balance_store import NOW, AsOf
 from billing.errors import AccountingPeriodClosed, IdempotencyConflict
-from billing.ledger import ACCOUNTS, AccountCode, JournalEntry, Posting
+from billing.journal_chain import BookedEntry
+from billing.journal_chain_store import ENTRY, READ_AT_ONCE, booked_entry
+from billing.ledger import ACCOUNTS, JournalEntry, Posting
 from billing.money import currency
 
 PERIOD_CLOSED_SQLSTATE = "TB005"
+PAGE_MAX: Final = 1_000
+"""Entries a page: what a person or one reply can take."""
 
 _HEADERS = text(
     """
@@ -44,17 +50,6 @@ _POSTINGS = text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """One line of a trial balance, in major units: debit and credit are both ≥ 0, one of them is 0."""
-
-    code: int
-    name: str
-    currency: str
-    debit: Decimal
-    credit: Decimal
-
-
 def post(connection: Connection, entries: Sequence[JournalEntry]) -> dict[str, int]:
     """Book entries in the caller's transaction; returns the entry id of each idempotency key.
 
@@ -77,46 +72,6 @@ def post(connection: Connection, entries: Sequence[JournalEntry]) -> dict[str, i
     _add_postings(connection, [(entry_id, by_key[key]) for key, entry_id in sorted(booked.items())], accounts)
     overtaken = {entry.idempotency_key: entry for entry in fresh if entry.idempotency_key not in booked}
     return existing | booked | (_existing(connection, overtaken) if overtaken else {})
-
-
-def trial_balance(connection: Connection, *, legal_entity: str, accounting_period: str | None = None) -> list[Balance]:
-    """Every account code with postings, per currency: sums of the journal, of one accounting period or of all."""
-    postings, accounts, entries = tables.postings, tables.accounts, tables.journal_entries
-    amount = func.sum(postings.c.amount)
-    query = (
-        select(accounts.c.code, accounts.c.currency, amount.label("amount"))
-        .join(accounts, accounts.c.account_id == postings.c.account_id)
-        .where(accounts.c.legal_entity == legal_entity)
-        .group_by(accounts.c.code, accounts.c.currency)
-        .order_by(accounts.c.code, accounts.c.currency)
-    )
-    if accounting_period is not None:
-        query = query.join(entries, entries.c.entry_id == postings.c.entry_id).where(
-            entries.c.accounting_period == accounting_period
-        )
-    return [
-        Balance(
-            row.code,
-            ACCOUNTS[row.code].name.lower(),
-            row.currency,
-            max(row.amount, Decimal(0)),
-            max(-row.amount, Decimal(0)),
-        )
-        for row in connection.execute(query)
-    ]
-
-
-def subledger_balances(connection: Connection, *, legal_entity: str, account: AccountCode) -> dict[str, Decimal]:
-    """The balance of one account code per subledger (tenant, billing account …), in major units."""
-    postings, accounts = tables.postings, tables.accounts
-    query = (
-        select(accounts.c.subledger, func.sum(postings.c.amount).label("amount"))
-        .join(accounts, accounts.c.account_id == postings.c.account_id)
-        .where(accounts.c.legal_entity == legal_entity, accounts.c.code == account.code)
-        .group_by(accounts.c.subledger)
-        .order_by(accounts.c.subledger)
-    )
-    return {row.subledger: row.amount for row in connection.execute(query)}
 
 
 def entry(connection: Connection, idempotency_key: str) -> tuple[int, JournalEntry] | None:
@@ -158,6 +113,89 @@ def books(connection: Connection) -> dict[str, dict[str, bool]]:
         if month is not None:
             months[month] = state == "closed"
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which entries to show, and where a page begins: the entries after an id, at most so many."""
+
+    legal_entity: str
+    as_of: AsOf = NOW
+    accounting_period: str | None = None
+    code: int | None = None
+    subledger: str | None = None
+    kind: str | None = None
+    key: str | None = None
+    after: int = 0
+    limit: int = PAGE_MAX
+
+
+def page(connection: Connection, wanted: Wanted) -> list[BookedEntry]:
+    """Booked entries in order of their ids, with all their legs."""
+    sealed = (
+        " and exists (select from ledger.sealed_entries s where s.entry_id = e.entry_id and s.seal_no <= :seal_no)"
+        if wanted.as_of.seal_no is not None
+        else ""
+    )
+    rows = connection.execute(
+        text(
+            f"select {ENTRY} from ledger.journal_entries e where e.legal_entity = :legal_entity and e.entry_id > :after"
+            " and (cast(:effective as timestamptz) is null or e.effective_at < :effective)"
+            " and (cast(:accounting_period as text) is null or e.accounting_period = :accounting_period)"
+            " and (cast(:kind as text) is null or e.kind = :kind)"
+            " and (cast(:key as text) is null or e.idempotency_key = :key)"
+            " and (cast(:code as smallint) is null and cast(:subledger as text) is null or exists ("
+            "   select from ledger.postings p join ledger.accounts a on a.account_id = p.account_id"
+            "   where p.entry_id = e.entry_id and (cast(:code as smallint) is null or a.code = :code)"
+            "   and (cast(:subledger as text) is null or a.subledger = :subledger)))"
+            f"{sealed} order by e.entry_id limit :limit"
+        ),
+        {
+            "legal_entity": wanted.legal_entity,
+            "after": wanted.after,
+            "effective": wanted.as_of.effective,
+            "accounting_period": wanted.accounting_period,
+            "kind": wanted.kind,
+            "key": wanted.key,
+            "code": wanted.code,
+            "subledger": wanted.subledger,
+            "seal_no": wanted.as_of.seal_no,
+            "limit": min(wanted.limit, PAGE_MAX),
+        },
+    )
+    return [booked_entry(row) for row in rows]
+
+
+def as_one_moment(connection: Connection) -> None:
+    """Let all that the transaction reads be of one moment. Before anything else in it."""
+    connection.execute(text("set transaction isolation level repeatable read, read only"))
+
+
+def effective_span(
+    connection: Connection, legal_entity: str, *, before: datetime | None
+) -> tuple[datetime, datetime] | None:
+    """The effective times of the first and the last entry before a moment (None: of all); None if there is none."""
+    first, last = connection.execute(
+        text(
+            "select min(effective_at), max(effective_at) from ledger.journal_entries where legal_entity = :entity"
+            " and (cast(:before as timestamptz) is null or effective_at < :before)"
+        ),
+        {"entity": legal_entity, "before": before},
+    ).one()
+    return None if first is None else (first, last)
+
+
+def by_effective_time(connection: Connection, legal_entity: str, *, before: datetime | None) -> Iterator[BookedEntry]:
+    """All entries effective before a moment (None: all), in order of that time, in parts that fit in memory."""
+    rows = connection.execution_options(yield_per=READ_AT_ONCE).execute(
+        text(
+            f"select {ENTRY} from ledger.journal_entries e where e.legal_entity = :entity"
+            " and (cast(:before as timestamptz) is null or e.effective_at < :before)"
+            " order by e.effective_at, e.entry_id"
+        ),
+        {"entity": legal_entity, "before": before},
+    )
+    return (booked_entry(row) for row in rows)
 
 
 def _open_periods(connection: Connection, entries: Sequence[JournalEntry]) -> None:

@@ -1,11 +1,23 @@
-"""The tables of schema `ledger`, for SQLAlchemy Core. Constraints and triggers: migrations/versions/0002_ledger.py.
+"""The tables of schema `ledger`, for SQLAlchemy Core. Constraints and triggers: migrations/versions (0002, 0007, 0009).
 
 Amounts are bare `numeric` (a domain with a check on the scale): they come and go as Decimal, never rounded.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Date, DateTime, Integer, LargeBinary, MetaData, Numeric, SmallInteger, Table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    Table,
+)
 from sqlalchemy import Text as String
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
@@ -91,6 +103,46 @@ postings = _table(
     *_bigints("entry_id", "account_id"),
     *_smallints("seq"),
     *_text("currency"),
+    *_amounts("amount"),
+)
+
+chart_of_accounts = _table(
+    "chart_of_accounts",
+    *_text("name", "type", "normal_side", "subledger"),
+    *_smallints("code"),
+    Column("in_quanta", Boolean),
+)
+
+seals = _table(
+    "seals",
+    *_text("legal_entity", "upto_transaction"),
+    *_bigints("last_position", "upto_entry", "server"),
+    Column("seal_no", Integer),
+    Column("chain_hash", LargeBinary),
+    *_times("sealed_at"),
+)
+
+sealed_entries = _table(
+    "sealed_entries",
+    *_bigints("entry_id", "position"),
+    *_text("legal_entity"),
+    Column("seal_no", Integer),
+    Column("chain_hash", LargeBinary),
+)
+
+balance_snapshots = _table(
+    "balance_snapshots",
+    *_text("legal_entity"),
+    Column("snapshot_no", Integer),
+    Column("seal_no", Integer),
+    *_times("effective_before", "taken_at"),
+)
+
+snapshot_balances = _table(
+    "snapshot_balances",
+    *_text("legal_entity"),
+    Column("snapshot_no", Integer),
+    *_bigints("account_id"),
     *_amounts("amount"),
 )
 

@@ -66,7 +66,7 @@ def main() -> None:
     session.fill_environment()
     steps = Steps()
     with steps.step("Bring the database's schema up", "tollbook db upgrade"):
-        schema.upgrade(session.database().url)
+        schema.upgrade(session.database().owner_url)
     with session.engine() as engine, connect(session.database().url) as connection, bars() as progress:
         with steps.step(
             "Register 500 tenants, a price plan, subscriptions",

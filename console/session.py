@@ -91,6 +91,15 @@ def connection() -> Iterator[psycopg.Connection]:
 
 
 @contextmanager
+def owner_connection() -> Iterator[psycopg.Connection]:
+    """The same with the rights of the tables' owner: for what drops partitions and chunks."""
+    settings = database()
+    check(settings.url)
+    with connect(settings.owner_url, as_login=True) as opened:
+        yield opened
+
+
+@contextmanager
 def engine() -> Iterator[Engine]:
     """Billing's engine, for a database whose schema is this version's. Raises SchemaOutdated."""
     from billing.database import engine_for  # SQLAlchemy takes half a second to import

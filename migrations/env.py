@@ -1,5 +1,7 @@
 """Alembic's environment: one chain for the schemas `usage` and `ledger`.
 
+At the end the application's role gets its rights (`migrations/privileges.py`).
+
 The database comes as the attribute `connection` of the configuration (`streams.schema`) or, for
 `alembic` called by hand, from `TOLLBOOK_DATABASE_URL`.
 """
@@ -10,6 +12,9 @@ import os
 
 from alembic import context
 from sqlalchemy import Connection, create_engine
+
+from migrations import privileges
+from streams.settings import application_role
 
 
 def migrate(connection: Connection) -> None:
@@ -22,6 +27,9 @@ def migrate(connection: Connection) -> None:
     with context.begin_transaction():
         connection.exec_driver_sql("set local lock_timeout = '30s'")
         context.run_migrations()
+        role = application_role()
+        if role is not None and connection.exec_driver_sql("select to_regclass('ledger.postings')").scalar_one():
+            privileges.grant(connection, role)
 
 
 given = context.config.attributes.get("connection")

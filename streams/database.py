@@ -7,6 +7,7 @@ from typing import Final
 import psycopg
 
 from streams.errors import DatabaseUnavailable
+from streams.settings import application_role
 
 CONNECT_WITHIN_S: Final = 10
 SILENT_AT_MOST_S: Final = 6
@@ -19,15 +20,26 @@ _SESSION: Final = (
 )
 
 
-def connect(url: str, *, autocommit: bool = True, application: str = "tollbook") -> psycopg.Connection:
-    """A connection whose session speaks UTC, and ends when one of its ends is gone. Raises DatabaseUnavailable."""
+def role_option() -> str:
+    """What a session's options say so that it works as the application's role; nothing where it is switched off."""
+    role = application_role()
+    return f" -c role={role}" if role else ""
+
+
+def connect(
+    url: str, *, autocommit: bool = True, application: str = "tollbook", as_login: bool = False
+) -> psycopg.Connection:
+    """A connection whose session speaks UTC, works as the application's role, and ends when one of its ends is gone.
+
+    `as_login`: with the rights of the login itself, as migrations need them. Raises DatabaseUnavailable.
+    """
     try:
         return psycopg.connect(
             url,
             autocommit=autocommit,
             connect_timeout=CONNECT_WITHIN_S,
             application_name=application,
-            options=_SESSION,
+            options=_SESSION + ("" if as_login else role_option()),
             # A server whose machine is gone is noticed within a quarter of a minute
             keepalives_idle=5,
             keepalives_interval=2,
@@ -60,4 +72,9 @@ def unavailable(error: Exception) -> DatabaseUnavailable:
     """The error for a person, without the connection's password."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
+    if f'role "{application_role()}"' in reason:
+        return DatabaseUnavailable(
+            f"this login cannot work as the role {application_role()}: run `tollbook db upgrade` as the owner of the"
+            f" tables, and `grant {application_role()} to` the login (docs/decisions/0011-two-roles.md)"
+        )
     return DatabaseUnavailable(f"no PostgreSQL: {reason}. Run `make up`, or set TOLLBOOK_DATABASE_URL")

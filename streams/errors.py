@@ -11,6 +11,10 @@ class DatabaseUnavailable(StreamsError):
     """PostgreSQL cannot be reached, or lacks what is needed."""
 
 
+class RoleRefused(StreamsError):
+    """The application's database role is missing, and this login may not make it."""
+
+
 class SchemaInTheWay(StreamsError):
     """A schema of the same name that somebody else has made."""
 

@@ -8,7 +8,7 @@ from typing import Final
 import psycopg
 
 from streams.database import CONNECT_WITHIN_S, connect, unavailable
-from streams.errors import DatabaseUnavailable, SchemaInTheWay, SchemaOutdated
+from streams.errors import DatabaseUnavailable, RoleRefused, SchemaInTheWay, SchemaOutdated
 
 MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 SCHEMAS: Final = ("usage", "ledger")
@@ -28,6 +28,8 @@ def upgrade(url: str) -> tuple[str | None, str]:
     from sqlalchemy import create_engine
     from sqlalchemy.exc import OperationalError
 
+    from migrations.privileges import RoleMissing
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     engine = create_engine(
@@ -45,6 +47,8 @@ def upgrade(url: str) -> tuple[str | None, str]:
             command.upgrade(config, "head")
     except OperationalError as error:
         raise unavailable(error.orig or error) from None
+    except RoleMissing as error:
+        raise RoleRefused(str(error)) from None
     finally:
         engine.dispose()
     return before, newest()
@@ -52,7 +56,8 @@ def upgrade(url: str) -> tuple[str | None, str]:
 
 def check(url: str) -> str:
     """The schema's revision. Raises SchemaOutdated if it is not this version's."""
-    with connect(url) as connection:
+    # As the login itself: before the first upgrade there is no application's role
+    with connect(url, as_login=True) as connection:
         found = _revision(connection)
     if found != newest():
         raise SchemaOutdated(

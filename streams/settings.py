@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,25 +14,44 @@ from streams.horizon import SHORTEST
 
 CHUNK_MESSAGES: Final = 2000
 """Messages a transaction: measured best between 1,000 (overhead) and 5,000 (latency)."""
+APPLICATION_ROLE: Final = "tollbook_app"
+ROLE_NAME: Final = re.compile("[a-z_][a-z0-9_]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    """Where PostgreSQL with TimescaleDB is. The URL holds a password: it is never printed."""
+    """Where PostgreSQL with TimescaleDB is. The URLs hold passwords: they are never printed.
+
+    `owner_url` is for `db upgrade` alone: the login that owns the tables.
+    """
 
     url: str = field(repr=False)
+    owner_url: str = field(repr=False, default="")
 
     @staticmethod
     def from_environment(environ: Mapping[str, str] = os.environ) -> DatabaseSettings:
-        """Settings from `TOLLBOOK_DATABASE_URL`."""
+        """Settings from `TOLLBOOK_DATABASE_URL` and `TOLLBOOK_DATABASE_OWNER_URL` (default: the same)."""
         url = environ.get("TOLLBOOK_DATABASE_URL", "")
+        owner_url = environ.get("TOLLBOOK_DATABASE_OWNER_URL") or url
         if not url:
             raise SettingsError(
                 "TOLLBOOK_DATABASE_URL is not set: start the local database with `make up`, or name yours (postgresql://…)"
             )
-        if not url.startswith(("postgresql://", "postgres://")):
-            raise SettingsError("TOLLBOOK_DATABASE_URL must begin with postgresql://")
-        return DatabaseSettings(url)
+        for name, given in (("TOLLBOOK_DATABASE_URL", url), ("TOLLBOOK_DATABASE_OWNER_URL", owner_url)):
+            if not given.startswith(("postgresql://", "postgres://")):
+                raise SettingsError(f"{name} must begin with postgresql://")
+        return DatabaseSettings(url, owner_url)
+
+
+def application_role(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The role as which every session works: `TOLLBOOK_DATABASE_ROLE`, `tollbook_app` if it is not set.
+
+    None where it says `none`: sessions then have all rights of their login. Raises SettingsError.
+    """
+    role = environ.get("TOLLBOOK_DATABASE_ROLE") or APPLICATION_ROLE
+    if not ROLE_NAME.fullmatch(role):
+        raise SettingsError(f"TOLLBOOK_DATABASE_ROLE is {role!r}: give lower-case letters, digits and _, or none")
+    return None if role == "none" else role
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,13 @@ def connection(own_database_url: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
+def owner(own_database_url: str) -> Iterator[psycopg.Connection]:
+    """A connection to the same database as the tables' owner, who may do more than the application."""
+    with connect(own_database_url, as_login=True) as opened:
+        yield opened
+
+
+@pytest.fixture
 def kafka() -> KafkaSettings:
     """Kafka with a topic prefix of this test's own, its topics created."""
     bootstrap = os.environ.get("TOLLBOOK_KAFKA", "")

@@ -1,4 +1,4 @@
-"""From a month's usage to finalized invoices: rate and book, draw up, send. Each step resumes.
+"""From a month's usage to finalized invoices: rate and book, draw up, send, seal the journal. Each step resumes.
 
 The close's states, cut, gates and approval (docs/spec/money.md 11) are not here yet: `actor` prepares and approves.
 """
@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.rate_period import PeriodRated, rate_period
+from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.database import raw, transaction
 from billing.errors import PeriodNotEnded
@@ -99,4 +100,7 @@ def close_month(
     sent = send_invoices(
         engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"), dry_run=dry_run
     )
+    if not dry_run:
+        seal_journals(engine)
+        keep_balances(engine, effective_before=period.end)
     return MonthClosed(period, rated, drafted, sent, dry_run)

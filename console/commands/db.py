@@ -14,7 +14,7 @@ app = typer.Typer(help="The database's schema.", no_args_is_help=True, add_compl
 @app.command()
 def upgrade() -> None:
     """Bring the schema to this version. Safe to repeat."""
-    before, after = schema.upgrade(session.database().url)
+    before, after = schema.upgrade(session.database().owner_url)
     out.print(f"schema at revision {after}" + ("" if before == after else f" (was {before or 'empty'})"))
 
 

@@ -165,7 +165,7 @@ def retain(
     at = session.clock(now)
     with session.engine() as engine, transaction(engine) as books:
         closed = periods.closed_before(ledger_store.books(books))
-    with session.connection() as connection:
+    with session.owner_connection() as connection:
         retention = Retention(connection, RetentionSettings.from_environment())
         with session.change(connection, dry_run):
             retention_store.set_closed_before(connection, closed, actor=actor)
@@ -218,7 +218,7 @@ def plan_chunks(
     as_json: AsJson = False,
 ) -> None:
     """Work out how much time a chunk should hold, so that the indexes that are written to stay in memory."""
-    with session.connection() as connection:
+    with session.owner_connection() as connection:
         memory = int(memory_gib * 2**30) if memory_gib else hypertables.shared_memory(connection)
         stands, edition = hypertables.intervals(connection), hypertables.edition(connection)
         planned = chunk_intervals.plan(chunk_intervals.loads(events_a_day, keys), memory, share)

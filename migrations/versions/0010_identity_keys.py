@@ -8,7 +8,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
@@ -140,6 +140,12 @@ begin
     end loop;
     return found;
 end $$
+--;
+-- The application may not drop what it does not own: of the feed it lets go through this.
+create function usage.drop_feed_before(before timestamptz) returns integer
+language sql security definer set search_path = pg_catalog, public, pg_temp as $$
+    select count(*)::integer from drop_chunks('usage.quota_feed', older_than => before)
+$$
 --;
 select usage.add_identity_weeks(current_date - 50, current_date + 14)
 --;

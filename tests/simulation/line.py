@@ -168,7 +168,8 @@ class Line:
             "select 1 from pg_stat_activity where datname = current_database()"
             " and application_name = 'tollbook streams' and {}"
         ).format(sql.SQL(condition))
-        wait_for(lambda: self.connection.execute(query).fetchone() is not None, f"a session where {condition}", worker)
+        with connect(self.database_url, as_login=True) as looking:  # the application sees no more than its own sessions
+            wait_for(lambda: looking.execute(query).fetchone() is not None, f"a session where {condition}", worker)
 
 
 def wait_for(happened: Callable[[], bool], what: str, worker: Worker | None = None) -> None:

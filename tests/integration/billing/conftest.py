@@ -21,6 +21,7 @@ from billing.periods import BillingPeriod
 from billing.settings import StripeSettings
 from billing.stripe_gateway import StripeGateway
 from streams import tenants
+from streams.database import connect
 from tests.billing_builders import NOW, OCTOBER, SINCE
 from tests.fixtures_stripe_twin import StripeTwin
 
@@ -105,6 +106,13 @@ class World:
         """Run a statement and commit."""
         with transaction(self.engine) as connection:
             connection.execute(text(statement), values)
+
+    def as_owner(self, *statements: str) -> None:
+        """Run statements as the owner of the tables, who may do more than the application."""
+        url = self.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with connect(url, as_login=True) as owner:
+            for statement in statements:
+                owner.execute(statement)  # type: ignore[call-overload]
 
     def count(self, table: str) -> int:
         """How many rows a table has."""

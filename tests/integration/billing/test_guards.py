@@ -1,9 +1,13 @@
-"""What the application's own role may not do, under whatever program writes (migrations/versions/0007_guards.py)."""
+"""What the database refuses, whatever program writes.
+
+The application for want of a right (migrations/privileges.py), the owner by trigger (0007_guards.py).
+"""
 
 from __future__ import annotations
 
 import re
 
+import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
@@ -12,11 +16,17 @@ from streams.schema import MIGRATIONS
 from tests.integration.billing.conftest import World
 from tests.integration.billing.test_retries import apply, event
 
+NO_RIGHT = "42501"
+
 
 def refuses(world: World, state: str, statement: str) -> None:
+    """Refused to the application, by one or the other; by the trigger also to the owner."""
     with pytest.raises(DBAPIError) as caught:
         world.execute(statement)
-    assert getattr(caught.value.orig, "sqlstate", None) == state, statement
+    assert getattr(caught.value.orig, "sqlstate", None) in (state, NO_RIGHT), statement
+    with pytest.raises(psycopg.Error) as second:
+        world.as_owner(statement)
+    assert second.value.sqlstate == state, statement
 
 
 def test_stored_events_stay_but_whole_chunks_can_be_dropped_by_age(world: World, own_database_url: str) -> None:
@@ -24,7 +34,7 @@ def test_stored_events_stay_but_whole_chunks_can_be_dropped_by_age(world: World,
     apply(own_database_url, event(1, "ok", "2026-10-30T10:00:00Z", 5))
     refuses(world, "TB001", "update usage.events set output_tokens = 0")
     refuses(world, "TB001", "delete from usage.events")
-    world.execute("select drop_chunks('usage.events', timestamptz '2026-11-30')")
+    world.as_owner("select drop_chunks('usage.events', timestamptz '2026-11-30')")
     assert world.count("usage.events") == 0
 
 

@@ -1,4 +1,8 @@
-"""What the database itself refuses, whatever program writes."""
+"""What the database itself refuses, whatever program writes.
+
+`book` writes as the application does. What its role has no right to is tried by the tables' owner as well: then the
+triggers refuse it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from itertools import count
 import psycopg
 import pytest
 
+from billing.ledger import ACCOUNTS
+from migrations.privileges import STATE
 from streams.database import connect
 
 ENTRY = """
@@ -23,8 +29,9 @@ LEG = "insert into ledger.postings (entry_id, seq, account_id, currency, amount)
 class Book:
     """Writes to the journal with plain SQL, as a careless program would: keys and accounting month of its own."""
 
-    def __init__(self, connection: psycopg.Connection, name: str, month: str) -> None:
+    def __init__(self, connection: psycopg.Connection, owner: psycopg.Connection, name: str, month: str) -> None:
         self.connection = connection
+        self.owner = owner
         self.name = name
         self.month = month
         connection.execute("insert into ledger.accounting_periods values ('default', %s, 'open')", (month,))
@@ -86,8 +93,8 @@ MONTHS = count(1)
 def book(shared_database_url: str, request: pytest.FixtureRequest) -> Iterator[Book]:
     """The journal of the database that this worker's tests share."""
     number = next(MONTHS)
-    with connect(shared_database_url) as connection:
-        yield Book(connection, request.node.name, f"{2030 + number // 12}-{number % 12 + 1:02d}")
+    with connect(shared_database_url) as connection, connect(shared_database_url, as_login=True) as owner:
+        yield Book(connection, owner, request.node.name, f"{2030 + number // 12}-{number % 12 + 1:02d}")
 
 
 def refused(state: str) -> pytest.RaisesExc[psycopg.Error]:
@@ -95,7 +102,15 @@ def refused(state: str) -> pytest.RaisesExc[psycopg.Error]:
     return pytest.RaisesExc(psycopg.Error, check=lambda error: error.sqlstate == state)
 
 
-CHECK, FOREIGN_KEY, UNIQUE = "23514", "23503", "23505"
+def refused_to_both(book: Book, state: str, statement: str) -> None:
+    """The application has no right to it, and the owner is refused by a trigger."""
+    with refused(NO_RIGHT):
+        book.connection.execute(statement)  # type: ignore[call-overload]
+    with refused(state):
+        book.owner.execute(statement)  # type: ignore[call-overload]
+
+
+CHECK, FOREIGN_KEY, UNIQUE, NO_RIGHT, NOT_SERIALISABLE = "23514", "23503", "23505", "42501", "40001"
 
 
 def test_a_balanced_entry_is_booked(book: Book) -> None:
@@ -162,6 +177,8 @@ def test_a_header_cannot_be_stamped_with_another_transaction(book: Book) -> None
 
 FACTS = (
     "accounts",
+    "balance_snapshots",
+    "chart_of_accounts",
     "invoice_transitions",
     "issued_numbers",
     "journal_entries",
@@ -169,6 +186,9 @@ FACTS = (
     "postings",
     "price_plans",
     "rated_lines",
+    "sealed_entries",
+    "seals",
+    "snapshot_balances",
 )
 
 
@@ -179,27 +199,30 @@ def test_the_journal_cannot_be_edited_or_deleted(book: Book) -> None:
         "update ledger.postings set amount = amount * 2",
         "delete from ledger.postings",
         "delete from ledger.journal_entries",
+        "truncate ledger.postings",
+        "truncate ledger.journal_entries cascade",
         "update ledger.accounts set code = 4010 where code = 4000",
     ):
-        with refused("TB001"):
-            book.connection.execute(statement)
+        refused_to_both(book, "TB001", statement)
 
 
 def test_a_series_of_numbers_only_counts_up_one_by_one(book: Book) -> None:
     for statement in (
         "update ledger.number_series set last_number = last_number + 2",
         "update ledger.number_series set last_number = last_number",
-        "update ledger.number_series set last_number = last_number + 1, prefix = 'X-'",
-        "delete from ledger.number_series",
     ):
         with refused("TB009"):
             book.connection.execute(statement)
+    for statement in (
+        "update ledger.number_series set last_number = last_number + 1, prefix = 'X-'",
+        "delete from ledger.number_series",
+    ):
+        refused_to_both(book, "TB009", statement)
 
 
 def test_no_table_of_facts_can_be_emptied_and_each_refuses_edits(book: Book) -> None:
     for table in FACTS:
-        with refused("TB001"):
-            book.connection.execute(f"truncate ledger.{table} cascade")
+        refused_to_both(book, "TB001", f"truncate ledger.{table} cascade")
         guards = book.connection.execute(
             "select count(*) from pg_trigger where tgrelid = %s::regclass and tgname = 'append_only'",
             (f"ledger.{table}",),
@@ -264,6 +287,100 @@ def test_a_closed_or_unknown_accounting_period_takes_nothing_but_its_adjustments
     book.month = "1999-01"
     with refused("TB005"):
         book.post("k3", *GOOD)
+
+
+def test_the_application_works_under_a_role_that_owns_nothing(book: Book) -> None:
+    row = book.connection.execute(
+        "select current_user, (select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where pg_get_userbyid(c.relowner) = current_user and n.nspname in ('usage', 'ledger')),"
+        " (select rolsuper or rolcreaterole or rolcreatedb from pg_roles where rolname = current_user)"
+    ).fetchone()
+    assert row == ("tollbook_app", 0, False)
+    for statement in (
+        "alter table ledger.postings disable trigger user",
+        "drop trigger append_only on ledger.postings",
+        "drop table ledger.postings cascade",
+        "create or replace function ledger.refuse_change() returns trigger language plpgsql as 'begin return new; end'",
+        "create table ledger.mine ()",
+        "set session_replication_role = replica",
+    ):
+        with refused(NO_RIGHT):
+            book.connection.execute(statement)
+
+
+def test_the_application_may_change_no_more_than_is_listed(book: Book) -> None:
+    found = book.connection.execute(
+        "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname in ('usage', 'ledger') and c.relkind in ('r', 'p') and ("
+        "   has_any_column_privilege('tollbook_app', c.oid, 'UPDATE')"
+        "   or has_table_privilege('tollbook_app', c.oid, 'DELETE, TRUNCATE, REFERENCES, TRIGGER'))"
+    ).fetchall()
+    assert {name for (name,) in found} == set(STATE)
+
+
+def test_a_closed_book_stays_closed_and_is_never_removed(book: Book) -> None:
+    book.connection.execute("update ledger.accounting_periods set state = 'closed' where month = %s", (book.month,))
+    with refused("TB012"):
+        book.connection.execute("update ledger.accounting_periods set state = 'open' where month = %s", (book.month,))
+    refused_to_both(book, "TB012", f"delete from ledger.accounting_periods where month = '{book.month}'")
+    refused_to_both(
+        book, "TB012", f"update ledger.accounting_periods set month = '1999-12' where month = '{book.month}'"
+    )
+    refused_to_both(book, "TB001", "truncate ledger.accounting_periods cascade")
+
+
+def test_a_transaction_that_began_before_the_close_does_not_post_into_it(book: Book) -> None:
+    book.connection.execute("set session characteristics as transaction isolation level repeatable read")
+    with refused(NOT_SERIALISABLE), book.connection.transaction():
+        book.connection.execute("select count(*) from ledger.journal_entries")
+        book.owner.execute("update ledger.accounting_periods set state = 'closed' where month = %s", (book.month,))
+        book.header()
+    assert book.count() == 0
+
+
+def test_an_account_is_one_of_the_chart_and_kept_as_the_chart_says(book: Book) -> None:
+    wrong = (
+        (1234, "", None, FOREIGN_KEY),  # not in the chart
+        (4000, "t1", None, "TB013"),  # kept per nothing
+        (1150, "", None, "TB013"),  # kept per tenant
+        (1100, "acme", None, "TB013"),  # in whole quanta
+        (1150, "t1", "0.01", "TB013"),  # exact
+    )
+    for code, subledger, quantum, state in wrong:
+        with refused(state):
+            book.connection.execute(
+                "insert into ledger.accounts (legal_entity, code, currency, subledger, quantum)"
+                " values ('default', %s, 'JPY', %s, %s)",
+                (code, subledger, quantum),
+            )
+
+
+def test_the_databases_chart_of_accounts_is_that_of_the_code(book: Book) -> None:
+    rows = book.connection.execute(
+        "select code, name, type, normal_side, subledger, in_quanta from ledger.chart_of_accounts order by code"
+    ).fetchall()
+    assert rows == [
+        (a.code, a.name.lower(), a.type.value, a.normal_side.value, a.subledger.value, a.in_quanta)
+        for _, a in sorted(ACCOUNTS.items())
+    ]
+
+
+def test_a_seal_follows_the_one_before_and_bears_a_later_time(book: Book) -> None:
+    name = f"seal-{book.month}"
+    book.connection.execute("insert into ledger.legal_entities values (%s, 'x', 'USD')", (name,))
+    seal = (
+        "insert into ledger.seals (legal_entity, seal_no, last_position, chain_hash, upto_transaction, upto_entry,"
+        " server, sealed_at) values (%s, %s, %s, sha256(''), '1', 1, 1, '1999-01-01Z')"
+    )
+    book.connection.execute(seal, (name, 1, 5))
+    book.connection.execute(seal, (name, 2, 6))
+    for number, last in ((2, 9), (4, 9), (3, 6)):
+        with refused("TB011"):
+            book.connection.execute(seal, (name, number, last))
+    rows = book.connection.execute(
+        "select sealed_at > '2026-01-01' from ledger.seals where legal_entity = %s", (name,)
+    ).fetchall()
+    assert rows == [(True,), (True,)]
 
 
 def test_whoever_closes_a_period_waits_for_postings_that_are_under_way(book: Book, shared_database_url: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,11 +12,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from billing import ledger_store
-from billing.commands.trial_balance import trial_balance
-from billing.database import engine_for, transaction
+from billing.commands.trial_balance import account_balances, trial_balance
+from billing.database import engine_for, retried, transaction
 from billing.errors import AccountingPeriodClosed, IdempotencyConflict
 from billing.ledger import AccountCode, JournalEntry, Posting, reversal
 from tests.integration.billing.conftest import World
@@ -118,8 +122,89 @@ def test_balances_are_sums_per_account_and_period(world: World) -> None:
     assert whole.balanced
     assert november.balanced
     assert whole.totals == {"USD": (Decimal("7.000000000001"), Decimal("7.000000000001"))}
-    with transaction(world.engine) as connection:
-        per_tenant = ledger_store.subledger_balances(
-            connection, legal_entity="default", account=AccountCode.UNBILLED_RECEIVABLE
-        )
-    assert per_tenant == {"t1": 7, "t2": Decimal("0.000000000001")}
+    per_tenant = account_balances(world.engine, code=1150, limit=10)
+    assert {one.subledger: one.amount for one in per_tenant} == {"t1": 7, "t2": Decimal("0.000000000001")}
+
+
+POSTER = """
+import random, sys
+from datetime import datetime, timezone
+from decimal import Decimal
+from billing import ledger_store
+from billing.database import engine_for, retried
+from billing.ledger import AccountCode, JournalEntry, Posting
+
+url, seed = sys.argv[1], int(sys.argv[2])
+at = datetime(2026, 10, 31, tzinfo=timezone.utc)
+
+def entry(key):
+    amount = Decimal(int(key[1:]) + 1)
+    legs = (Posting(AccountCode.UNBILLED_RECEIVABLE, "USD", amount, f"t-{key}"),
+            Posting(AccountCode.USAGE_REVENUE, "USD", -amount))
+    return JournalEntry(key, "test", "default", "2026-10", at, legs)
+
+engine, chosen = engine_for(url), random.Random(seed)
+for _ in range(15):
+    batches = [[f"k{n}" for n in chosen.sample(range(40), 8)] for _ in range(3)]
+    # Several batches in a transaction, in no order: processes wait for each other in circles, which ends in deadlocks
+    def work(opened):
+        for batch in batches:
+            ledger_store.post(opened, [entry(key) for key in batch])
+    retried(engine, work, attempts=50)
+"""
+
+
+def test_processes_that_post_the_same_facts_at_once_book_each_once(world: World, own_database_url: str) -> None:
+    running = [subprocess.Popen([sys.executable, "-c", POSTER, own_database_url, str(seed)]) for seed in range(4)]
+    assert [process.wait(120) for process in running] == [0, 0, 0, 0]
+    assert world.count("ledger.journal_entries") == 40
+    assert world.count("ledger.postings") == 80
+    assert trial_balance(world.engine).totals == {"USD": (Decimal(820), Decimal(820))}
+
+
+def test_a_deadlock_is_tried_again_and_both_are_booked(world: World) -> None:
+    post(world.engine, entry("first"))  # makes the accounts
+    met, tries = threading.Barrier(2, timeout=20), Counter[str]()
+
+    def two(first: str, second: str) -> None:
+        def work(connection: Connection) -> None:
+            tries[first] += 1
+            ledger_store.post(connection, [entry(first)])
+            if tries[first] == 1:
+                met.wait()
+            ledger_store.post(connection, [entry(second)])
+
+        retried(world.engine, work)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(two, "a", "b"), pool.submit(two, "b", "a")]:
+            done.result(60)
+    assert sorted(tries.values()) == [1, 2]
+    assert world.count("ledger.journal_entries") == 3
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+def test_trying_again_has_a_bound_and_nothing_of_what_failed_stays(world: World, state: str) -> None:
+    tries = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        ledger_store.post(connection, [entry("k1")])
+        connection.execute(text(f"do $$ begin raise exception 'again' using errcode = '{state}'; end $$"))
+
+    with pytest.raises(DBAPIError, match="again"):
+        retried(world.engine, work, attempts=3)
+    assert len(tries) == 3
+    assert world.count("ledger.journal_entries") == 0
+
+
+def test_another_error_is_not_tried_again(world: World) -> None:
+    tries = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("select 1 / 0"))
+
+    with pytest.raises(DBAPIError, match="division by zero"):
+        retried(world.engine, work)
+    assert len(tries) == 1

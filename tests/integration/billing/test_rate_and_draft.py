@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
@@ -84,7 +85,7 @@ def test_usage_that_was_rebuilt_away_is_reversed_while_nothing_is_frozen(world: 
     world.use("acme", output_tokens=100)
     world.rate()
     world.draft()
-    world.execute("delete from usage.windows_1h")
+    world.as_owner("delete from usage.windows_1h")
     (tenant,) = world.rate().tenants
     assert [(x.quantity, x.amount) for x in tenant.posted] == [(-100, Decimal("-0.2"))]
     assert len(world.draft().changed) == 1
@@ -177,7 +178,7 @@ def test_unpriced_usage_keeps_the_tenant_out_and_stops_nobody_else(world: World)
     assert [i.identity.billing_account for i in drafted.changed] == ["bolt"]
     assert drafted.blocked == (("acme", f"tenant acme: {found.unpriced[0]}"),)
     # Mended by a further version; the same run then bills what was left out.
-    world.execute("delete from usage.windows_1h where model = 'qwen'")
+    world.as_owner("delete from usage.windows_1h where model = 'qwen'")
     assert world.rate().ok
     assert world.draft().ok
 
@@ -344,8 +345,10 @@ def test_the_database_keeps_a_frozen_invoice_as_it_is(world: World) -> None:
         "update ledger.rated_lines set amount = 0",
         "delete from ledger.rated_lines",
     ):  # fmt: skip
-        with pytest.raises(DBAPIError, match=r"frozen|never deleted|append-only|identity"):
+        with pytest.raises(DBAPIError, match=r"frozen|never deleted|append-only|identity|permission denied"):
             world.execute(statement)
+        with pytest.raises(psycopg.Error, match=r"frozen|never deleted|append-only|identity"):
+            world.as_owner(statement)
     assert billed(world) == {"acme": (Decimal("0.5"), 50)}
 
 

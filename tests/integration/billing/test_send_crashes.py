@@ -103,10 +103,10 @@ def test_two_crashes_at_any_points_are_resumed_too(
 
 def age_requests(world: World, hours: int) -> None:
     """Let every request have been frozen so long ago."""
-    world.execute(
-        "alter table ledger.stripe_requests disable trigger guard_stripe_request;"
-        f"update ledger.stripe_requests set frozen_at = frozen_at - interval '{hours} hours';"
-        "alter table ledger.stripe_requests enable trigger guard_stripe_request"
+    world.as_owner(
+        "alter table ledger.stripe_requests disable trigger guard_stripe_request",
+        f"update ledger.stripe_requests set frozen_at = frozen_at - interval '{hours} hours'",
+        "alter table ledger.stripe_requests enable trigger guard_stripe_request",
     )
 
 

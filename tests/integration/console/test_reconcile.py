@@ -56,8 +56,10 @@ def test_differences_can_be_had_as_csv_and_end_with_one(billed: Run) -> None:
 def test_a_changed_invoice_line_is_told_without_a_traceback(
     world: World, billed: Run, arguments: tuple[str, ...]
 ) -> None:
-    world.execute("alter table ledger.invoice_lines disable trigger user")
-    world.execute("update ledger.invoice_lines set amount_minor = amount_minor + 1")
+    world.as_owner(
+        "alter table ledger.invoice_lines disable trigger user",
+        "update ledger.invoice_lines set amount_minor = amount_minor + 1",
+    )
     done = billed(*arguments)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

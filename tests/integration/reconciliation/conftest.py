@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import stripe
 from confluent_kafka import Producer
-from sqlalchemy import text
 
 from billing.commands.close_month import MonthClosed, close_month
 from billing.database import engine_for, raw, transaction
@@ -87,21 +86,18 @@ class Line(World):
     def tamper(self, table: str, statement: str) -> None:
         """Change a table as its owner can, with its guards off; those of a hypertable can only be dropped."""
         guarded = not table.startswith(("usage.events", "usage.windows"))
-        with transaction(self.engine) as opened:
-            if table == "usage.events":
-                guards = opened.execute(
-                    text(
-                        "select tgname from pg_trigger where tgrelid = 'usage.events'::regclass and not tgisinternal"
-                        " and tgname not like 'ts\\_%'"
-                    )
-                ).scalars()
-                for guard in guards.all():
-                    opened.execute(text(f"drop trigger {guard} on usage.events"))
-            if guarded:
-                opened.execute(text(f"alter table {table} disable trigger user"))
-            opened.execute(text(statement))
-            if guarded:
-                opened.execute(text(f"alter table {table} enable trigger user"))
+        if table == "usage.events":
+            guards = self.rows(
+                "select tgname from pg_trigger where tgrelid = 'usage.events'::regclass and not tgisinternal"
+                " and tgname not like 'ts\\_%'"
+            )
+            self.as_owner(*(f"drop trigger {guard} on usage.events" for (guard,) in guards))
+        if guarded:
+            self.as_owner(
+                f"alter table {table} disable trigger user", statement, f"alter table {table} enable trigger user"
+            )
+        else:
+            self.as_owner(statement)
 
     def tamper_stripe(self, kind: str, **changed: Any) -> None:
         """Change the account's first object of a kind in the twin's own file; `_deleted` removes it."""

@@ -146,7 +146,11 @@ def test_two_workers_with_the_same_chunk_at_the_same_time_apply_it_once(
     """The second waits for the source's row, then finds the position moved; it never looks at the messages."""
     chunk = make_chunk(*(make_record(position) for position in range(10)), make_record(10, b"{torn"))
     steps: list[str] = []
-    with connect(own_database_url) as watching, connect(own_database_url) as other, ThreadPoolExecutor(1) as thread:
+    with (
+        connect(own_database_url, as_login=True) as watching,
+        connect(own_database_url) as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
         second = ChunkApplier(other, steps.append)
         results: list[Future[Applied]] = []
 
@@ -165,7 +169,9 @@ def test_two_workers_with_the_same_chunk_at_the_same_time_apply_it_once(
 
 @pytest.mark.parametrize("table", ["applied_chunks", "audit_log", "event_identities", "quarantine"])
 @pytest.mark.parametrize("change", ["update {0} set {1} = {1}", "delete from {0}", "truncate {0} cascade"])
-def test_facts_cannot_be_edited(connection: psycopg.Connection, applier: ChunkApplier, table: str, change: str) -> None:
+def test_facts_cannot_be_edited(
+    connection: psycopg.Connection, owner: psycopg.Connection, applier: ChunkApplier, table: str, change: str
+) -> None:
     applier.apply(make_chunk(make_record(0), make_record(1, b"{torn")))
     column = {
         "applied_chunks": "applied",
@@ -173,5 +179,8 @@ def test_facts_cannot_be_edited(connection: psycopg.Connection, applier: ChunkAp
         "event_identities": "position",
         "quarantine": "reason",
     }
+    statement = change.format(f"usage.{table}", column[table])
+    with pytest.raises(psycopg.errors.DatabaseError, match=r"permission denied|append-only"):
+        connection.execute(statement)
     with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
-        connection.execute(change.format(f"usage.{table}", column[table]))
+        owner.execute(statement)

@@ -142,7 +142,11 @@ def test_two_workers_release_an_orphan_once(
 ) -> None:
     send(applier, connection, correction(1, output_tokens=-2), ENGINE)
     (held,) = quarantine.listing(connection)
-    with connect(own_database_url) as watching, connect(own_database_url) as other, ThreadPoolExecutor(1) as thread:
+    with (
+        connect(own_database_url, as_login=True) as watching,
+        connect(own_database_url) as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
         with connection.transaction():
             Releaser(connection).release(held.quarantine_id, actor="ada")
             slower = thread.submit(Releaser(other).release_orphans)
@@ -239,11 +243,11 @@ def test_discarding_needs_a_reason_and_is_final(connection: psycopg.Connection, 
 
 
 def test_a_rebuild_finds_and_mends_a_window_that_was_tampered_with(
-    connection: psycopg.Connection, applier: ChunkApplier
+    connection: psycopg.Connection, owner: psycopg.Connection, applier: ChunkApplier
 ) -> None:
     send(applier, connection, ENGINE, {"request_id": "r2"})
     connection.execute("update usage.windows_1h set output_tokens = output_tokens + 1")
-    connection.execute("delete from usage.windows_1m")
+    owner.execute("delete from usage.windows_1m")
     found = rebuild(connection, *YEAR, actor="ada")
     assert [(d.table, d.stored is None, d.events is None) for d in found.differences] == [
         ("windows_1m", True, False),

@@ -46,16 +46,16 @@ def test_the_widest_names_that_are_accepted_can_be_stored(
 
 
 def test_what_the_database_refuses_is_found_by_halving_and_kept(
-    connection: psycopg.Connection, applier: ChunkApplier
+    connection: psycopg.Connection, owner: psycopg.Connection, applier: ChunkApplier
 ) -> None:
     connection.execute("update usage.sources set next_position = 0")
-    connection.execute(
-        "create function pg_temp.refuse() returns trigger language plpgsql as $$ begin"
+    owner.execute(
+        "create function public.refuse() returns trigger language plpgsql as $$ begin"
         " if new.position in (2, 5) then raise exception 'too much' using errcode = '22003'; end if;"
         " return new; end $$"
     )
-    connection.execute(
-        "create trigger refuse before insert on usage.event_identities for each row execute function pg_temp.refuse()"
+    owner.execute(
+        "create trigger refuse before insert on usage.event_identities for each row execute function public.refuse()"
     )
     done = applier.apply(make_chunk(*(make_record(position) for position in range(7))))
     assert (done.next_position, done.applied, done.quarantined) == (7, 5, 2)

@@ -1,0 +1,109 @@
+"""What the application may do with which table, as data; granted anew at the end of every upgrade.
+
+Two roles: the owner of the tables, who migrates, and the application's role, as which every session of Tollbook works
+(`streams/database.py`, docs/decisions/0011-two-roles.md). The triggers are the second line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+SCHEMAS: Final = ("usage", "ledger")
+"""Of every table here the application reads rows and adds rows. More it may only as listed below."""
+
+STATE: Final[Mapping[str, str]] = {
+    "usage.tenants": "update (name, state)",
+    "usage.sources": "update",
+    "usage.event_identities": "update (position)",  # locked by `for update`, which asks for the right; no trigger lets
+    "usage.quarantine": "update (detail)",  # either of the two be updated
+    "usage.event_identities_other": "delete",  # by age alone: a trigger says so, here and on the next two
+    "usage.event_identities_rest": "delete",
+    "usage.event_versions": "delete",
+    "usage.identity_sweeps": "update",
+    "usage.ingest_rules": "update",
+    "usage.rating_bands": "update, delete",
+    "usage.archived_days": "update",
+    "usage.archived_counts": "delete",
+    "usage.windows_1m": "update",
+    "usage.windows_1h": "update",
+    "usage.number_fills": "delete",
+    "usage.replica_usage_fills": "delete",
+    "usage.replica_usage": "update, delete",
+    "usage.boot_numbers": "update, delete",
+    "usage.received_numbers": "update, delete",
+    "usage.boots": "update, delete",
+    "usage.heartbeat_marks": "delete",
+    "usage.replica_reported": "update, delete",
+    "usage.engine_counters": "update, delete",
+    "usage.gaps": "update (last_number, missing, alerted_at, closed_at)",
+    "usage.alerts": "update (delivered_at)",
+    "usage.completeness_watch": "update",
+    "usage.estimate_prices": "update, delete",
+    "ledger.accounting_periods": "update (state)",
+    "ledger.invoice_lines": "delete",
+    "ledger.invoices": "update",
+    "ledger.number_series": "update (last_number)",
+    "ledger.stripe_requests": "update (reply_id, replied_at)",
+    "ledger.subscriptions": "update (superseded_at)",
+    "ledger.tenant_periods": "update",
+}
+"""Tables whose rows have a state. One that is added with a state gets a line here."""
+
+_ROLE: Final = """
+do $$ begin
+    if not exists (select from pg_roles where rolname = '{role}') then
+        create role {role} nologin;
+    end if;
+exception when duplicate_object or unique_violation then null;  -- another database's upgrade was faster
+end $$
+"""
+_MAY_BECOME: Final = """
+select case when current_setting('server_version_num')::integer >= 160000
+    then pg_has_role(current_user, '{role}', 'SET') else pg_has_role(current_user, '{role}', 'MEMBER') end
+"""
+_MEMBER: Final = """
+do $$ begin
+    grant {role} to current_user;
+exception when unique_violation then null;
+end $$
+"""
+
+
+class RoleMissing(Exception):
+    """The application's role is not there, and this login may not make it."""
+
+
+def grant(connection: Connection, role: str) -> None:
+    """Make the application's role where it is missing, and give it exactly what is listed here. Safe to repeat.
+
+    Raises RoleMissing, with what an administrator has to run.
+    """
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(_ROLE.format(role=role))
+            if not connection.exec_driver_sql(_MAY_BECOME.format(role=role)).scalar_one():
+                connection.exec_driver_sql(_MEMBER.format(role=role))
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != "42501":
+            raise
+        login = connection.exec_driver_sql("select current_user").scalar_one()
+        raise RoleMissing(
+            f"this login may not make the role {role}: have an administrator run"
+            f' `create role {role} nologin; grant {role} to "{login}";` and upgrade again'
+            " (TOLLBOOK_DATABASE_ROLE names another role, or none)"
+        ) from None
+    schemas = ", ".join(SCHEMAS)
+    for statement in (
+        f"grant usage on schema {schemas} to {role}",
+        f"revoke all on all tables in schema {schemas} from {role}",
+        f"grant select, insert on all tables in schema {schemas} to {role}",
+        f"grant select on public.tollbook_schema_version to {role}",
+    ):
+        connection.exec_driver_sql(statement)
+    for table, rights in STATE.items():
+        if connection.exec_driver_sql(f"select to_regclass('{table}')").scalar_one() is not None:
+            connection.exec_driver_sql(f"grant {rights} on {table} to {role}")

@@ -91,7 +91,7 @@ class Retention:
             retention_store.set_horizon(self.connection, self.settings.horizon, actor=SYSTEM)
             try:
                 before = self._move_horizon(now, timedelta(0) if at_once else MOVE_EVERY)
-                feed_chunks = retention_store.drop_chunks(self.connection, "quota_feed", now - self.settings.feed_kept)
+                feed_chunks = retention_store.drop_feed(self.connection, now - self.settings.feed_kept)
                 weeks = 0 if before is None else retention_store.forget_weeks(self.connection, before)
             except psycopg.errors.LockNotAvailable:
                 return Forgotten(ingest_rules.horizon(self.connection).forgotten_before, more=True)
@@ -110,7 +110,7 @@ class Retention:
             for table in retention_store.SWEPT:
                 identities += retention_store.older_identities(self.connection, table, before)
             boots = len(retention_store.ended_boots(self.connection, before, limit=1_000_000))
-        feed_chunks = retention_store.older_chunks(self.connection, "quota_feed", now - self.settings.feed_kept)
+        feed_chunks = retention_store.older_feed(self.connection, now - self.settings.feed_kept)
         return Forgotten(before, identities, weeks, feed_chunks, boots)
 
     def _move_horizon(self, now: datetime, every: timedelta) -> datetime | None:

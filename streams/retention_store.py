@@ -144,22 +144,18 @@ def older_identities(connection: psycopg.Connection, table: str, before: datetim
     return int(row[0]) if row else 0
 
 
-def drop_chunks(connection: psycopg.Connection, table: str, before: datetime) -> int:
-    """Drop the chunks of a hypertable that lie wholly before; returns how many. Raises LockNotAvailable."""
+def drop_feed(connection: psycopg.Connection, before: datetime) -> int:
+    """Drop the chunks of the quota feed that lie wholly before; returns how many. Raises LockNotAvailable."""
     with connection.transaction():
         connection.execute(f"set local lock_timeout = '{LOCKED_WITHIN}'")
-        rows = connection.execute(
-            "select drop_chunks(%s::regclass, older_than => %s::timestamptz)", (f"usage.{table}", before)
-        ).fetchall()
-    return len(rows)
+        row = connection.execute("select usage.drop_feed_before(%s)", (before,)).fetchone()
+    return int(row[0]) if row else 0
 
 
-def older_chunks(connection: psycopg.Connection, table: str, before: datetime) -> int:
-    """How many chunks `drop_chunks` would drop."""
-    rows = connection.execute(
-        "select show_chunks(%s::regclass, older_than => %s::timestamptz)", (f"usage.{table}", before)
-    ).fetchall()
-    return len(rows)
+def older_feed(connection: psycopg.Connection, before: datetime) -> int:
+    """How many chunks `drop_feed` would drop."""
+    rows = connection.execute("select show_chunks('usage.quota_feed', older_than => %s::timestamptz)", (before,))
+    return len(rows.fetchall())
 
 
 # Ended with nothing open: a farewell with all its numbers here, or a person's word that nothing more will come.

@@ -117,7 +117,7 @@ def recall_events(
 
     if bool(period) == end:
         raise typer.BadParameter("give --period, or --end")
-    with session.connection() as connection:
+    with session.owner_connection() as connection:
         if period is None:
             out.print(f"{archive.let_go(connection, actor=actor)} recalled days are taken away")
             return

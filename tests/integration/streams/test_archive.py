@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from streams import archive, archive_store, retention_store, sources, usage_stor
 from streams.apply import ChunkApplier
 from streams.archive_files import Archive
 from streams.chunks import Chunk, Record
+from streams.database import connect
 from streams.errors import ArchiveDamaged, EventsArchived
 from streams.event_reader import events_of, totals_of
 from streams.rebuild import rebuild
@@ -27,6 +29,13 @@ NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
 LATER = datetime(2027, 1, 15, tzinfo=UTC)
 DAY = timedelta(days=1)
 MONTH = (OCTOBER, NOVEMBER)
+
+
+@pytest.fixture
+def connection(own_database_url: str) -> Iterator[psycopg.Connection]:
+    """As the owner of the tables: dropping chunks is the owner's."""
+    with connect(own_database_url, as_login=True) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from streams import ingest_rules, quarantine, retention_store
 from streams.apply import ChunkApplier
 from streams.chunks import Chunk, Record
 from streams.completeness_check import CompletenessCheck
+from streams.database import connect
 from streams.errors import NotReleased
 from streams.horizon import identified_at
 from streams.release import Releaser
@@ -113,16 +114,22 @@ def test_identities_are_forgotten_by_age_and_what_was_forgotten_never_counts_aga
     assert quarantine.counts(connection) == {"too_old": 2}
 
 
-def test_an_identity_cannot_be_deleted_before_its_time(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+def test_an_identity_cannot_be_deleted_before_its_time(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
+) -> None:
     apply(applier, at(0, OCTOBER, OCTOBER), at(1, NOVEMBER, NOVEMBER))
     retention_store.move_forgotten(connection, OCTOBER + DAY)
-    with pytest.raises(psycopg.Error, match="forgotten by its age"):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute("delete from usage.event_identities")
     with pytest.raises(psycopg.Error, match="only moves forward"):
         connection.execute("update usage.ingest_rules set forgotten_before = null")
-    connection.execute(
-        "delete from usage.event_identities where key = usage.identity_key('tenant_1', 'req-0', 1, 'usage', 0)"
-    )
+    with connect(own_database_url, as_login=True) as owner:
+        for table in ("event_identities", "event_identities_other"):
+            with pytest.raises(psycopg.Error, match="forgotten by its age"):
+                owner.execute(f"delete from usage.{table}")
+        owner.execute(
+            "delete from usage.event_identities where key = usage.identity_key('tenant_1', 'req-0', 1, 'usage', 0)"
+        )
     assert known(connection, "req-0", "req-1") == ["req-1"]
 
 

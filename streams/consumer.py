@@ -80,7 +80,6 @@ class BareConsumer:
         self._paused = False
         self._fetched: dict[Partition, int | None] = {}
         """Kept here: librdkafka's own `position` waits for seconds beside a thread that polls."""
-        self._broken: KafkaError | None = None
         self._ending = threading.Event()
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="beside")
 
@@ -136,9 +135,9 @@ class BareConsumer:
         messages = self._consumer.consume(POLL_MESSAGES, POLL_S)
         for message in messages:
             if (error := message.error()) is not None and error.code() in ENDED:
-                self._broken = error
-        if self._broken is not None:
-            raise WorkerCrashed(f"Kafka: {self._broken.str()}")
+                mixed = error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL
+                hint = ": Faust workers are in the group, stop them first" if mixed else ""
+                raise WorkerCrashed(f"Kafka: {error.str()}{hint}")
         return [message for message in messages if message.error() is None]
 
     def _hold_back(self) -> None:

@@ -28,7 +28,7 @@ from tests.simulation.line import Line, ended, memory_of, wait_for
 from tests.simulation.services import kill, start
 
 pytestmark = pytest.mark.xdist_group("outages")  # one set of services for all of them
-AWAY_S = 20
+AWAY_S = 10
 GROWS_AT_MOST_MIB = 50
 """Eight partitions' fetches and eight chunks of the largest size fit into that; the backlog does not."""
 

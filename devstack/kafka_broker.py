@@ -17,7 +17,6 @@ from devstack.install.kafka_jars import jars_complete, jars_folder
 from devstack.processes import ProcessId
 from devstack.service import Service
 
-HEAP = ("-Xms256m", "-Xmx512m")
 # Kafka's own start script's choices
 JVM = ("-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35",
        "-XX:+ExplicitGCInvokesConcurrent", "-Djava.awt.headless=true")  # fmt: skip
@@ -79,6 +78,7 @@ class KafkaBroker(Service):
     name: ClassVar[str] = "kafka"
     title: ClassVar[str] = "Kafka"
     port_names: ClassVar[tuple[str, ...]] = ("kafka", "kafka_controller")
+    heap: ClassVar[tuple[str, ...]] = ("-Xms256m", "-Xmx512m")
 
     def address(self) -> str:
         return f"{ports.HOST}:{self.port}"
@@ -98,7 +98,7 @@ class KafkaBroker(Service):
         log4j = f"-Dlog4j2.configurationFile={self.data / 'log4j2.properties'}"
         # What is printed before (or beside) the log file's own lines goes to the same file
         return processes.start(
-            [self._java(), *HEAP, *JVM, log4j, "-cp", self._classpath(), "kafka.Kafka", self._properties],
+            [self._java(), *self.heap, *JVM, log4j, "-cp", self._classpath(), "kafka.Kafka", self._properties],
             log=self.log,
             environ={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
             cwd=self.data,
@@ -136,6 +136,10 @@ class KafkaBroker(Service):
             data=str(log_dirs).replace("\\", "\\\\"),
         )
 
+    def cluster_id(self) -> str:
+        """The id of the cluster that a data folder is made for."""
+        return base64.urlsafe_b64encode(b"T" + secrets.token_bytes(15)).decode()[:22]
+
     @property
     def _properties(self) -> Path:
         return self.data / "server.properties"
@@ -151,10 +155,9 @@ class KafkaBroker(Service):
         shutil.rmtree(self._log_dirs, ignore_errors=True)  # without meta.properties it was never in use
         properties = self.data / "format.properties"
         properties.write_text(self.server_properties(unfinished))
-        cluster = base64.urlsafe_b64encode(b"T" + secrets.token_bytes(15)).decode()[:22]
         formatted = subprocess.run(
             [java, "-XX:TieredStopAtLevel=1", "-cp", self._classpath(), "kafka.tools.StorageTool", "format",
-             "-t", cluster, "-c", properties],
+             "-t", self.cluster_id(), "-c", properties],
             capture_output=True, text=True, check=False, cwd=self.data, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if formatted.returncode != 0:

@@ -22,7 +22,7 @@ from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
 from streams import engine_sums, numbers, positions, tenants
-from streams.chunks import Accepted, Chunk, Record, Refused, number_in, number_of, read
+from streams.chunks import Accepted, Chunk, Record, Refused, late_before, number_in, number_of, read
 from streams.further_arrivals import Arrivals, Outcome
 from streams.identity_keys import identity_key, numbered_by
 from streams.ingest_rules import IngestRules
@@ -205,6 +205,9 @@ class ChunkApplier:
                 duplicates=outcomes[Outcome.DUPLICATE] + outcomes[Outcome.RETIMED],
                 retimed=outcomes[Outcome.RETIMED],
                 quarantined=len(refused),
+                late=_late(usage, new),
+                refused=Counter(message.reason for message in refused),
+                tenants=Counter(message.event.tenant_id for message in accepted),
             )
             positions.advance(self._connection, chunk, records, done)
             self._checkpoint("advanced")
@@ -256,6 +259,14 @@ class ChunkApplier:
             new = {row[0] for row in counted}
         self._checkpoint("counted")
         return new
+
+
+def _late(messages: Sequence[Accepted], new: set[int]) -> int:
+    """How many of the new events came late, as of the chunk's first."""
+    if not messages:
+        return 0
+    before = late_before(messages[0].record.appended_at)
+    return sum(m.completed_at < before and m.record.position in new for m in messages)
 
 
 def _stage_row(message: Accepted) -> tuple[object, ...]:

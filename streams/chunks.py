@@ -18,6 +18,8 @@ from streams.errors import PositionGap
 FUTURE_ALLOWED: Final = timedelta(minutes=5)
 """How far an event's completion may lie after the broker received it (docs/spec/metering.md 2)."""
 
+LATE_AFTER: Final = timedelta(hours=1)
+
 
 class Record(NamedTuple):
     """One message: where it stands in its source, and when the broker appended it."""
@@ -106,6 +108,11 @@ def read(record: Record) -> Accepted | Refused:
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
         return Refused(record, "future", detail, event.tenant_id, event)
     return Accepted(record, event, at, content_digest_of(event))
+
+
+def late_before(appended_at: datetime) -> datetime:
+    """An event that was completed before this came late: before the hour that precedes the one of its arrival."""
+    return appended_at.replace(minute=0, second=0, microsecond=0) - LATE_AFTER
 
 
 def number_of(event: UsageEvent) -> Number | None:

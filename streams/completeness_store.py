@@ -129,6 +129,13 @@ def open_gaps(connection: psycopg.Connection, limit: int = 1000) -> list[StoredG
         ).fetchall()
 
 
+def count_open_gaps(connection: psycopg.Connection) -> int:
+    """How many gaps are open."""
+    row = connection.execute("select count(*) from usage.gaps where closed_at is null").fetchone()
+    assert row is not None, "an aggregate always has a row"
+    return int(row[0])
+
+
 def gap_alerts(connection: psycopg.Connection, now: datetime, after: timedelta) -> list[Alert]:
     """Mark the gaps that are older than `after` as alerted, and return what to raise."""
     rows = connection.execute(

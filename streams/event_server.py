@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
@@ -36,6 +35,7 @@ from streams.event_delivery import DELIVER_WITHIN_S, EventDelivery
 from streams.event_metrics import CONTENT_TYPE, EventMetrics
 from streams.http_events import Accepted, BadRequest, Refused, Result, answer_of, read_request, status_of
 from streams.key_ring import STALE_S, KeyRing
+from streams.listening import listen, url_of
 from streams.settings import DatabaseSettings
 
 PATH: Final = "/v1/events"
@@ -276,7 +276,7 @@ def serve(
     `say` is told the address once the server can be called. Raises KafkaUnavailable, CannotServe.
     """
     signal.signal(signal.SIGTERM, _end)  # uvicorn takes it over, and raises it again when done: a normal end
-    listener = _listen(host, port)
+    listener = listen(host, port, MAX_CONNECTIONS)
     delivery = EventDelivery(kafka, USAGE.name(kafka.topic_prefix))
     keys = KeyRing(database, "emitter")
     app = EventServer(delivery, keys)
@@ -298,8 +298,7 @@ def serve(
         server.should_exit = True
 
     app.on_broken = stop
-    shown = f"[{host}]" if ":" in host else host
-    say(f"POST http://{shown}:{listener.getsockname()[1]}{PATH}")
+    say(f"POST {url_of(listener)}{PATH}")
     try:
         server.run(sockets=[listener])
     except (KeyboardInterrupt, SystemExit):
@@ -309,21 +308,6 @@ def serve(
         keys.close()
     if delivery.broken:
         raise CannotServe(f"Kafka's client gave up ({delivery.broken}): start the server again; nothing is lost")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: callers can connect from here on. Raises CannotServe."""
-    # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits 40 ms for an ACK.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(MAX_CONNECTIONS)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise CannotServe(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
-    return listener
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

@@ -38,11 +38,35 @@ GO_BACK_TIMES: Final = 20
 class Message(Protocol):
     """A message as a Kafka client gives it."""
 
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp: int
-    """When the broker appended it, in milliseconds since 1970."""
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def timestamp(self) -> int:
+        """When the broker appended it, in milliseconds since 1970."""
+
+
+class Observer(Protocol):
+    """Who is told what happens, once a chunk; in the thread that calls `take`."""
+
+    def chunk(self, feed: Feed, done: Applied, seconds: float) -> None:
+        """A chunk was applied, by a transaction that took so long."""
+
+    def database_wait(self) -> None:
+        """A chunk could not be applied: the database is away, and the chunk will be tried again."""
+
+
+class Unobserved:
+    """Nobody is told."""
+
+    def chunk(self, feed: Feed, done: Applied, seconds: float) -> None:
+        """Nothing."""
+
+    def database_wait(self) -> None:
+        """Nothing."""
 
 
 class Applier(Protocol):
@@ -64,6 +88,11 @@ class Tally:
     reports: int = 0
     """Messages of replicas about themselves; the other counts are usage."""
     stopped: dict[Partition, str] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> int:
+        """Usage messages with an outcome."""
+        return self.applied + self.duplicates + self.quarantined
 
     def add(self, done: Applied) -> None:
         """Count a chunk."""
@@ -106,6 +135,7 @@ class Ingestion:
         *,
         say: Callable[[str], None] = print,
         checkpoint: Checkpoint = no_checkpoint,
+        observer: Observer | None = None,
     ) -> None:
         """Read what the topics are and how far they are applied. Raises KafkaUnavailable, DatabaseUnavailable."""
         self._database = database
@@ -115,6 +145,9 @@ class Ingestion:
         self._went_back: dict[Partition, int] = {}
         self._moved: dict[Partition, int] = {}
         self._ending = threading.Event()
+        self._observer = observer or Unobserved()
+        self.trying_since: float | None = None
+        """When the transaction in hand began (monotonic seconds); None between two."""
         self.tally = Tally()
         prefix = kafka.topic_prefix
         usage = FeedTopic(kafka, USAGE.name(prefix), "usage", lambda to: ChunkApplier(to, checkpoint))
@@ -187,11 +220,15 @@ class Ingestion:
     def stored(self) -> dict[Partition, SourceState]:
         """The stored state of every partition. Raises DatabaseUnavailable, psycopg.OperationalError."""
         with connect(self._database.url) as connection:
-            return {
-                Partition(feed.topic, number): state
-                for feed in self.feeds.values()
-                for number, state in sources.states(connection, feed.topic).items()
-            }
+            return self.stored_in(connection)
+
+    def stored_in(self, connection: psycopg.Connection) -> dict[Partition, SourceState]:
+        """The same, by a connection of the caller's. Raises psycopg.OperationalError."""
+        return {
+            Partition(feed.topic, number): state
+            for feed in self.feeds.values()
+            for number, state in sources.states(connection, feed.topic).items()
+        }
 
     def release_orphans(self) -> None:
         """Apply corrections whose original has come. Raises DatabaseUnavailable, psycopg.OperationalError."""
@@ -236,6 +273,7 @@ class Ingestion:
         chunk = Chunk(feed.states[partition.number].as_source, records, feed.log.epochs[partition.number])
         wait = RETRY_FIRST_S
         while True:
+            self.trying_since = began = time.monotonic()
             try:
                 done = self._apply_now(feed, chunk)
             except (psycopg.Error, DatabaseUnavailable) as error:
@@ -243,12 +281,17 @@ class Ingestion:
                     raise
                 if wait == RETRY_FIRST_S:
                     self._say(f"database: {str(error).splitlines()[0]}; waiting for it, nothing is lost")
+                self._observer.database_wait()
+                self.trying_since = None  # the pause is no attempt
                 if self._ending.wait(wait):
                     return False
                 wait = min(wait * 2, RETRY_LONGEST_S)
             else:
                 self._count(partition, feed.feed, done)
+                self._observer.chunk(feed.feed, done, time.monotonic() - began)
                 return True
+            finally:
+                self.trying_since = None
 
     def _apply_now(self, feed: FeedTopic, chunk: Chunk) -> Applied:
         """(Re)connect if needed, then apply."""

@@ -32,11 +32,4 @@ def apply_isolating(apply: Apply, chunk: Chunk) -> Applied:
     middle = len(chunk.records) // 2
     first = apply_isolating(apply, replace(chunk, records=chunk.records[:middle]))
     second = apply_isolating(apply, replace(chunk, records=chunk.records[middle:]))
-    return Applied(
-        second.next_position,
-        first.skipped + second.skipped,
-        first.applied + second.applied,
-        first.duplicates + second.duplicates,
-        first.retimed + second.retimed,
-        first.quarantined + second.quarantined,
-    )
+    return first.then(second)

@@ -6,8 +6,9 @@ counts once and a gap stops the partition (docs/spec/metering.md 4.1).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import psycopg
@@ -19,7 +20,11 @@ from streams.errors import SourceChanged
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a chunk; `next_position` is where its source goes on."""
+    """What became of a chunk; `next_position` is where its source goes on.
+
+    `late` of the applied ones came late (chunks.late_before). `refused` = the quarantined by reason; `tenants` = the
+    readable by tenant. These three are for observers: outcomes are the same without them.
+    """
 
     next_position: int
     skipped: int = 0
@@ -27,6 +32,23 @@ class Applied:
     duplicates: int = 0
     retimed: int = 0
     quarantined: int = 0
+    late: int = field(default=0, compare=False)
+    refused: Counter[str] = field(default_factory=Counter, compare=False)
+    tenants: Counter[str] = field(default_factory=Counter, compare=False)
+
+    def then(self, second: Applied) -> Applied:
+        """What became of two chunks of a source, this one and the one behind it."""
+        return Applied(
+            second.next_position,
+            self.skipped + second.skipped,
+            self.applied + second.applied,
+            self.duplicates + second.duplicates,
+            self.retimed + second.retimed,
+            self.quarantined + second.quarantined,
+            self.late + second.late,
+            self.refused + second.refused,
+            self.tenants + second.tenants,
+        )
 
 
 class At(NamedTuple):
@@ -63,13 +85,13 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
     """Write down what `records` came to, and move the source's position behind them."""
     moved = connection.execute(
         "with proof as (insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
-        " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)"
+        " retimed, quarantined, late, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " returning source, first_position, next_position)"
         " update usage.sources as s set next_position = proof.next_position,"
         " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1, stopped_because = null,"
         " changed_at = now() from proof where s.source = proof.source and s.next_position = proof.first_position",
         (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
-         done.quarantined, digest(records), chunk.leader_epoch),
+         done.quarantined, done.late, digest(records), chunk.leader_epoch),
     )  # fmt: skip
     assert moved.rowcount == 1, "the row was locked by this transaction"
 

@@ -6,6 +6,7 @@ earlier one, the times that can still be proven, is kept as marks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -74,7 +75,10 @@ class ReplicaChunkApplier:
                 said, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             self._store(news(said))
             positions.keep_refused(self._connection, chunk.source.name, refused)
-            done = Applied(records[-1].position + 1, skipped, applied=len(said), quarantined=len(refused))
+            reasons = Counter(message.reason for message in refused)
+            done = Applied(
+                records[-1].position + 1, skipped, applied=len(said), quarantined=len(refused), refused=reasons
+            )
             positions.advance(self._connection, chunk, records, done)
         return done
 

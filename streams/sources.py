@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import psycopg
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
@@ -84,19 +84,21 @@ class LogReader:
     """Asks the broker what a topic is and how far it reaches."""
 
     def __init__(self, kafka: KafkaSettings, topic: str) -> None:
-        self._admin = admin_client(kafka)
-        self._bootstrap = kafka.bootstrap
+        """Raises KafkaUnavailable."""
+        self._kafka = kafka
         self._topic = topic
+        self._admin: AdminClient | None = admin_client(kafka)
 
     def read(self) -> Log:
         """Ids and offsets now. Raises KafkaUnavailable."""
+        admin = self._client()
         try:
-            cluster = self._admin.describe_cluster(request_timeout=ANSWER_WITHIN_S).result()
-            topics = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
+            cluster = admin.describe_cluster(request_timeout=ANSWER_WITHIN_S).result()
+            topics = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
             topic = topics[self._topic].result()
             numbers = [partition.id for partition in topic.partitions]
-            begins = self._offsets(numbers, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-            ends = self._offsets(numbers, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+            begins = self._offsets(admin, numbers, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+            ends = self._offsets(admin, numbers, OffsetSpec.latest())  # type: ignore[no-untyped-call]
             return Log(
                 self._topic,
                 str(cluster.cluster_id),
@@ -110,18 +112,26 @@ class LogReader:
 
     def topic_id(self) -> str:
         """The topic's id alone, as cheaply as it can be had. Raises KafkaUnavailable."""
+        admin = self._client()
         try:
-            topics = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
+            topics = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
             return str(topics[self._topic].result().topic_id)
         except KafkaException as error:
             raise self._unavailable(error) from None
 
-    def _unavailable(self, error: KafkaException) -> KafkaUnavailable:
-        return KafkaUnavailable(f"Kafka at {self._bootstrap}, topic {self._topic}: {error.args[0].str()}")
+    def _client(self) -> AdminClient:
+        """The client: to be held while it is asked, its answers end with it. A new one after an error."""
+        if (admin := self._admin) is None:
+            admin = self._admin = admin_client(self._kafka)
+        return admin
 
-    def _offsets(self, partitions: list[int], which: OffsetSpec) -> dict[int, Any]:
+    def _unavailable(self, error: KafkaException) -> KafkaUnavailable:
+        self._admin = None  # librdkafka asks the controller that it knows, for minutes after it is gone
+        return KafkaUnavailable(f"Kafka at {self._kafka.bootstrap}, topic {self._topic}: {error.args[0].str()}")
+
+    def _offsets(self, admin: AdminClient, partitions: list[int], which: OffsetSpec) -> dict[int, Any]:
         asked = {TopicPartition(self._topic, number): which for number in partitions}
-        answers = self._admin.list_offsets(asked, request_timeout=ANSWER_WITHIN_S)
+        answers = admin.list_offsets(asked, request_timeout=ANSWER_WITHIN_S)
         return {at.partition: future.result() for at, future in answers.items()}
 
 

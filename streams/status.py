@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
 
 import psycopg
 
 from streams import quarantine
 from streams.sources import Log, disagreement, states
 
+RATE_OVER: Final = timedelta(minutes=1)
+NOTHING: Final[tuple[Any, ...]] = (0, 0, 0, 0, Decimal(0), None)
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionStatus:
-    """One partition. `lag` is messages in the log that are not applied; the other counts are since its beginning.
+    """One partition. `lag` is messages in the log that are not applied; `per_second` what was passed of late, on
+    average over RATE_OVER; the other counts are since its beginning. `late`: chunks.late_before.
 
     Where the log is not the one that the position is about, `lag` is None, and `stopped_because` says why.
     """
@@ -22,9 +28,11 @@ class PartitionStatus:
     next_offset: int
     end_offset: int
     lag: int | None
+    per_second: Decimal
     applied: int
     duplicates: int
     quarantined: int
+    late: int
     last_applied_at: datetime | None
     stopped_because: str | None
 
@@ -35,19 +43,22 @@ def partitions(connection: psycopg.Connection, log: Log) -> list[PartitionStatus
     done = {
         row[0]: row[1:]
         for row in connection.execute(
-            "select source, sum(applied)::int8, sum(duplicates)::int8, sum(quarantined)::int8, max(applied_at)"
-            " from usage.applied_chunks group by source"
+            "select source, sum(applied)::int8, sum(duplicates)::int8, sum(quarantined)::int8, sum(late)::int8,"
+            " round(coalesce(sum(next_position - first_position) filter (where applied_at > now() - %(over)s), 0)"
+            "       / extract(epoch from %(over)s::interval), 1), max(applied_at)"
+            " from usage.applied_chunks group by source",
+            {"over": RATE_OVER},
         )
     }
     result = []
     for partition, end in sorted(log.ends.items()):
         state = stored.get(partition)
         at = state.next_position if state else log.begins[partition]
-        applied, duplicates, quarantined, last = done.get(state.source if state else None, (0, 0, 0, None))
+        applied, duplicates, quarantined, late, rate, last = done.get(state.source if state else None, NOTHING)
         other_log = disagreement(state, log, partition) if state else None
         result.append(
             PartitionStatus(
-                partition, at, end, None if other_log else end - at, applied, duplicates, quarantined, last,
+                partition, at, end, None if other_log else end - at, rate, applied, duplicates, quarantined, late, last,
                 (state.stopped_because if state else None) or other_log,
             )
         )  # fmt: skip

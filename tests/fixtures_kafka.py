@@ -5,9 +5,12 @@ Processes from the jars of devstack, below a temporary folder, on ports of their
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import secrets
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -49,6 +52,56 @@ def secure_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKa
     broker.up(QUIET)
     yield broker
     broker.down(QUIET)
+
+
+class BrokerOfThree(KafkaBroker):
+    """One of three brokers that hold a copy of everything; two must have it before a message is acknowledged."""
+
+    heap: ClassVar[tuple[str, ...]] = ("-Xms128m", "-Xmx256m")
+
+    def __init__(self, places: Locations, node: int, all_three: list[BrokerOfThree]) -> None:
+        super().__init__(places, Settings())
+        self.node = node
+        self._all_three = all_three
+        all_three.append(self)
+
+    def cluster_id(self) -> str:
+        """The same for the three: their data lies in the same test's folder."""
+        return base64.urlsafe_b64encode(hashlib.sha256(bytes(self.places.home.parent)).digest()).decode()[:22]
+
+    def server_properties(self, log_dirs: Path) -> str:
+        """Of two lines for the same name Java takes the later."""
+        voters = ",".join(f"{b.node}@127.0.0.1:{b.settings.ports['kafka_controller']}" for b in self._all_three)
+        return super().server_properties(log_dirs) + "\n".join(
+            [
+                f"node.id={self.node}",
+                f"controller.quorum.voters={voters}",
+                "offsets.topic.replication.factor=3",
+                "min.insync.replicas=2",
+                "broker.session.timeout.ms=3000",
+                "broker.heartbeat.interval.ms=500",
+                "",
+            ]
+        )
+
+    def complete(self) -> None:
+        """Topics are made once all three are there."""
+
+
+@pytest.fixture
+def three_brokers(tmp_path: Path) -> Iterator[list[BrokerOfThree]]:
+    """Three brokers, which run."""
+    made: list[BrokerOfThree] = []
+    for node in (1, 2, 3):
+        BrokerOfThree(_places(tmp_path / f"kafka-{node}"), node, made).choose_ports(QUIET)
+    try:
+        with ThreadPoolExecutor(3) as side_by_side:  # none answers before two are there
+            list(side_by_side.map(lambda broker: broker.up(QUIET), made))
+        yield made
+    finally:
+        for broker in made:
+            broker.stop_patience_s = 5.0  # the last ones would wait for a quorum
+            broker.down(QUIET)
 
 
 @dataclass(frozen=True)

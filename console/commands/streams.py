@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import psycopg
 import typer
@@ -29,17 +30,29 @@ from streams import (
     status,
 )
 from streams import rebuild as rebuilding
+from streams.listening import listen as listen_on
+from streams.listening import url_of
 from streams.retention import Forgotten, Retention
 from streams.schema import check
-from streams.settings import CHUNK_MESSAGES, RetentionSettings
+from streams.settings import CHUNK_MESSAGES, DatabaseSettings, RetentionSettings
 from streams.sources import Feed, Log
 from streams.windows import WINDOW_SUMS
+from streams.worker_metrics import WorkerMetrics
+
+if TYPE_CHECKING:
+    from streams.consumer import BareConsumer
+    from streams.worker import StreamsWorker
+
+Reader = Literal["faust", "bare"]
+HEALTH_BACKLOG: Final = 64
+"""Probes and scrapers that may wait to be let in."""
 
 WATCH_EVERY_S: Final = 2.0
 STEP_AGAIN_S: Final = 0.5
 GAPS_SHOWN: Final = 20
 PARTITION_COLUMNS: Final = (
-    "partition", "next_offset", "end_offset", "lag", "applied", "duplicates", "quarantined", "last_applied_at",
+    "partition", "next_offset", "end_offset", "lag", "per_second", "applied", "duplicates", "quarantined", "late",
+    "last_applied_at",
 )  # fmt: skip
 GAP_COLUMNS: Final = ("replica_id", "boot_id", "first_number", "last_number", "missing", "since", "alerted_at")
 
@@ -54,23 +67,26 @@ def run(
     instance: Annotated[
         str | None, typer.Option(help="This worker's own name: restarted, it has its partitions back at once.")
     ] = None,
+    reader: Annotated[
+        Reader, typer.Option(help="What reads Kafka. A group's workers must all use the same.")
+    ] = "faust",
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Answer /healthz, /readyz and /metrics there; :PORT is 127.0.0.1."),
+    ] = None,
 ) -> None:
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
-    from streams.worker import StreamsWorker  # Faust takes a second to import
-
+    address = _address(listen) if listen is not None else None
     kafka, database = session.kafka(), session.database()
     for topic in (USAGE, REPLICAS):
         require_fit(kafka, topic, development=dev)
     check(database.url)
-    worker = StreamsWorker(
-        kafka,
-        database,
-        drain=drain,
-        chunk_messages=chunk,
-        instance=instance,
-        say=lambda text: err.print(text, markup=False),
+    metrics = WorkerMetrics() if address else None
+    worker = _reader(reader)(
+        kafka, database, drain=drain, chunk_messages=chunk, instance=instance, say=_say, observer=metrics
     )
-    tally = worker.run()
+    with _served(worker, metrics, database, address):
+        tally = worker.run()
     out.print(
         f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"
         f" in {tally.chunks:,} chunks"
@@ -79,25 +95,70 @@ def run(
         raise typer.Exit(1)
 
 
+def _say(text: str) -> None:
+    err.print(text, markup=False)
+
+
+def _reader(name: Reader) -> type[StreamsWorker] | type[BareConsumer]:
+    if name == "bare":
+        from streams.consumer import BareConsumer
+
+        return BareConsumer
+    from streams.worker import StreamsWorker  # Faust takes a second to import
+
+    return StreamsWorker
+
+
+def _address(text: str) -> tuple[str, int]:
+    """HOST:PORT, :PORT or [HOST]:PORT."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9100")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+@contextlib.contextmanager
+def _served(
+    worker: StreamsWorker | BareConsumer,
+    metrics: WorkerMetrics | None,
+    database: DatabaseSettings,
+    address: tuple[str, int] | None,
+) -> Iterator[None]:
+    """Inside the block health and metrics are served, if asked for."""
+    if metrics is None or address is None:
+        yield
+        return
+    from streams.worker_server import WorkerServer, served  # uvicorn takes a while to import
+
+    listener = listen_on(*address, backlog=HEALTH_BACKLOG)
+    with served(WorkerServer(worker.ingestion, worker.signs, metrics, database), listener):
+        _say(f"health and metrics: {url_of(listener)}")
+        yield
+
+
 Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 2 seconds, on a terminal, until Ctrl-C.")]
 
 
 @app.command("status")
 def show_status(as_json: AsJson = False, as_csv: AsCsv = False, watch: Watch = False) -> None:
-    """How far everything is: lag and counts of each partition, quarantine, complete-to, gaps, boots, witnesses."""
+    """How far everything is: lag, rate and counts by partition, quarantine, complete-to, gaps, boots, witnesses."""
     if watch and (as_json or as_csv or not out.is_terminal):
         raise typer.BadParameter("--watch is for a terminal, without --json and --csv")
     with session.connection() as connection:
         if not watch:
-            _show(connection, session.usage_log(), as_json, as_csv)
+            _show(connection, _logs(), as_json, as_csv)
             return
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 with out.capture() as captured:
-                    _show(connection, session.usage_log(), as_json, as_csv)
+                    _show(connection, _logs(), as_json, as_csv)
                 out.clear()
                 out.print(Text.from_ansi(captured.get()))
                 time.sleep(WATCH_EVERY_S)
+
+
+def _logs() -> dict[Feed, Log]:
+    return {feed: session.feed_log(feed) for feed in get_args(Feed)}
 
 
 @app.command("write-off")
@@ -258,22 +319,30 @@ def resolve(
     out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")
 
 
-def _show(connection: psycopg.Connection, log: Log, as_json: bool, as_csv: bool) -> None:
-    """The status once."""
-    rows = [asdict(row) for row in status.partitions(connection, log)]
+def _show(connection: psycopg.Connection, logs: Mapping[Feed, Log], as_json: bool, as_csv: bool) -> None:
+    """The status once. The totals and the table for spreadsheets are of usage."""
+    rows = {feed: [asdict(row) for row in status.partitions(connection, log)] for feed, log in logs.items()}
+    usage = rows["usage"]
     refused = quarantine.counts(connection)
     if as_json:
         document(
-            {"topic": log.topic, "partitions": rows, "lag": _total_lag(rows), "quarantine": refused}
+            {
+                "topic": logs["usage"].topic, "partitions": usage, "lag": _total_lag(usage),
+                "per_second": sum(row["per_second"] for row in usage), "late": sum(row["late"] for row in usage),
+                "replicas": {"topic": logs["replicas"].topic, "partitions": rows["replicas"]}, "quarantine": refused,
+            }
             | _completeness(connection)
-        )
+        )  # fmt: skip
         return
-    listing(rows, PARTITION_COLUMNS, as_csv=as_csv, title=log.topic)
+    for feed, log in logs.items():
+        if feed == "usage" or not as_csv:
+            listing(rows[feed], PARTITION_COLUMNS, as_csv=as_csv, title=log.topic)
     if as_csv:
         return
-    for row in rows:
-        if row["stopped_because"]:
-            err.print(f"partition {row['partition']} STOPPED: {row['stopped_because']}")
+    for feed, log in logs.items():
+        for row in rows[feed]:
+            if row["stopped_because"]:
+                err.print(f"partition {row['partition']} of {log.topic} STOPPED: {row['stopped_because']}")
     out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))
     _print_completeness(connection)
 

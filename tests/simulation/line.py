@@ -38,6 +38,8 @@ class Line:
 
     def __init__(self, kafka: KafkaSettings, database_url: str, seed: int) -> None:
         self.seed = seed
+        self.reader = "faust"
+        """What its workers read Kafka with: `faust` or `bare`."""
         self.kafka = kafka
         self.database_url = database_url
         self.topic = USAGE.name(kafka.topic_prefix)
@@ -81,7 +83,7 @@ class Line:
 
         With a name it takes the place of a dead one of that name at once; without, the group waits for the dead.
         """
-        command = [sys.executable, "-m", "tests.simulation.worker", *options]
+        command = [sys.executable, "-m", "tests.simulation.worker", "--reader", self.reader, *options]
         if name is not None:
             command += ["--instance", name]
         if fault is not None:

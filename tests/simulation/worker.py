@@ -13,8 +13,8 @@ from typing import Any
 import mode
 
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import USAGE
-from streams import worker
+from streams import consumer, worker
+from streams.ingestion import Ingestion
 from streams.settings import DatabaseSettings
 from streams.sources import Partition
 from tests.simulation.faults import Fault, Injector
@@ -26,16 +26,6 @@ class FaultyWorker(worker.StreamsWorker):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.faust_settings: dict[str, Any] = {}
-        self.asked_once_in_vain = set(range(USAGE.partitions))
-        ask = self.ingestion.is_same_log
-
-        def is_same_log(partition: Partition, fetched_at: float) -> bool:
-            if partition.number not in self.asked_once_in_vain:
-                self.asked_once_in_vain.add(partition.number)
-                return False
-            return ask(partition, fetched_at)
-
-        self.ingestion.is_same_log = is_same_log  # type: ignore[method-assign]
 
     def _app(self, scratch: str) -> Any:
         app = super()._app(scratch)
@@ -44,10 +34,25 @@ class FaultyWorker(worker.StreamsWorker):
         return app
 
 
+def ask_in_vain(ingestion: Ingestion) -> None:
+    """Let the question after each partition's log fail once."""
+    asked = set()
+    ask = ingestion.is_same_log
+
+    def is_same_log(partition: Partition, fetched_at: float) -> bool:
+        if partition not in asked:
+            asked.add(partition)
+            return False
+        return ask(partition, fetched_at)
+
+    ingestion.is_same_log = is_same_log  # type: ignore[method-assign]
+
+
 def main() -> int:
     """Run until drained, stopped, or struck."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fault", type=Fault.of, help="JSON of tests.simulation.faults.Fault")
+    parser.add_argument("--reader", choices=("faust", "bare"), default="faust")
     parser.add_argument("--instance", help="its name in the group (static membership)")
     parser.add_argument("--drain", action="store_true")
     parser.add_argument("--chunk", type=int, default=100)
@@ -56,7 +61,10 @@ def main() -> int:
     parser.add_argument("--restart-agent", action="store_true", help="Faust's default supervisor instead of ours")
     parser.add_argument("--ask-in-vain", action="store_true", help="Kafka cannot be asked once for each partition")
     given = parser.parse_args()
-    made = FaultyWorker(
+    if given.eager:
+        consumer.HINT_EVERY_S = worker.HINT_EVERY_S = 0.05  # type: ignore[misc]
+    make = FaultyWorker if given.reader == "faust" else consumer.BareConsumer
+    made = make(
         KafkaSettings.from_environment(),
         DatabaseSettings.from_environment(),
         drain=given.drain,
@@ -65,15 +73,15 @@ def main() -> int:
         say=lambda text: print(text, file=sys.stderr, flush=True),
         checkpoint=Injector(given.fault),
     )
-    if given.eager:
-        worker.HINT_EVERY_S = 0.05  # type: ignore[misc]
-        made.faust_settings["broker_commit_interval"] = 0.1
     if given.ask_in_vain:
-        made.asked_once_in_vain.clear()
-    if given.do_not_wait:
-        made.faust_settings["stream_wait_empty"] = False
-    if given.restart_agent:
-        made.faust_settings["agent_supervisor"] = mode.OneForOneSupervisor
+        ask_in_vain(made.ingestion)
+    if isinstance(made, FaultyWorker):
+        if given.eager:
+            made.faust_settings["broker_commit_interval"] = 0.1
+        if given.do_not_wait:
+            made.faust_settings["stream_wait_empty"] = False
+        if given.restart_agent:
+            made.faust_settings["agent_supervisor"] = mode.OneForOneSupervisor
     made.run()
     return 0
 

@@ -64,3 +64,6 @@ def test_status_shows_lag_and_counts(run: Run, tmp_path: Path) -> None:
     run("streams", "run", "--drain")
     status = json.loads(run("streams", "status", "--json").stdout)
     assert (status["lag"], status["quarantine"]) == (0, {"unknown_tenant": 50})
+    assert float(status["per_second"]) > 0
+    assert [status["late"], *(row["late"] for row in status["partitions"])] == [0] * 9
+    assert [row["lag"] for row in status["replicas"]["partitions"]] == [0]

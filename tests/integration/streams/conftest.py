@@ -26,6 +26,16 @@ def register_source(connection: psycopg.Connection, source: Source, feed: str) -
     )
 
 
+BOTH_READERS = pytest.mark.parametrize("reader", ["faust", "bare"])
+"""For what depends on the client that reads Kafka; the steps of a transaction do not."""
+
+
+@pytest.fixture
+def reader() -> str:
+    """What a line's workers read Kafka with."""
+    return "faust"
+
+
 @pytest.fixture
 def applier(connection: psycopg.Connection) -> ChunkApplier:
     """An applier whose source begins at 0 and which knows tenant_1."""
@@ -42,9 +52,10 @@ def replica_applier(connection: psycopg.Connection) -> ReplicaChunkApplier:
 
 
 @pytest.fixture
-def line(kafka: KafkaSettings, own_database_url: str) -> Iterator[Line]:
+def line(kafka: KafkaSettings, own_database_url: str, reader: str) -> Iterator[Line]:
     """Topics, a database, and dirty traffic to come."""
     seed = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
     print(f"seed {seed}: TOLLBOOK_SEED={seed} repeats it")
     with Line(kafka, own_database_url, seed) as made:
+        made.reader = reader
         yield made

@@ -184,3 +184,16 @@ def test_facts_cannot_be_edited(
         connection.execute(statement)
     with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
         owner.execute(statement)
+
+
+def test_what_came_late_and_what_was_refused_is_told(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    """Received at 12:00: late is what was completed before 11:00 and counts; a resend of it does not count again."""
+    late = {"request_id": "late", "timestamp": "2026-11-01T10:59:59.999999Z"}
+    done = applier.apply(
+        make_chunk(
+            make_record(0, **late), make_record(1, timestamp="2026-11-01T11:00:00Z"), make_record(2, **late),
+            make_record(3, b"{torn"),
+        )
+    )  # fmt: skip
+    assert (done.late, dict(done.refused), dict(done.tenants)) == (1, {"torn": 1}, {"tenant_1": 3})
+    assert connection.execute("select late from usage.applied_chunks").fetchall() == [(1,)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import time
 
 import pytest
 from confluent_kafka import Producer
@@ -16,10 +17,16 @@ from confluent_kafka import Producer
 from serving_adapter.identity import Identity
 from serving_adapter.settings import KafkaSettings
 from streams.apply import STEPS
+from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation import invariants
 from tests.simulation.faults import Fault
-from tests.simulation.line import Line, ended, killed, wait_for
+from tests.simulation.line import Line, ended, killed, memory_of, wait_for
+from tests.simulation.slow_link import SlowLink
 from tests.simulation.traffic import BEGIN
+
+STANDS_STILL_S = 8
+GROWS_AT_MOST_MIB = 70
+"""A fetch of each partition, what waits, and a chunk with its copies; not the 120 MB that are sent."""
 
 # Inside a step: while its statement runs, which is held up by a lock on what it writes. The worker is stopped before.
 INSIDE = {
@@ -57,6 +64,7 @@ def test_a_worker_killed_inside_any_step_leaves_nothing_of_the_chunk(line: Line)
     line.finish()
 
 
+@BOTH_READERS
 def test_two_workers_killed_at_once(line: Line) -> None:
     line.send(900)
     faults = [Fault("counted", nth=3), Fault("advanced", nth=2)]
@@ -66,7 +74,7 @@ def test_two_workers_killed_at_once(line: Line) -> None:
     line.finish()
 
 
-@pytest.mark.parametrize("step", ["counted", "committed"])
+@pytest.mark.parametrize(("reader", "step"), [("faust", "counted"), ("faust", "committed"), ("bare", "counted")])
 def test_a_worker_that_wakes_after_its_partitions_were_given_away_writes_nothing_twice(line: Line, step: str) -> None:
     """Stopped in mid-transaction it holds its partition's row: the database lets go of it, and the others go on."""
     line.send(400)
@@ -81,6 +89,7 @@ def test_a_worker_that_wakes_after_its_partitions_were_given_away_writes_nothing
     ended(zombie, 0)
 
 
+@BOTH_READERS
 def test_a_rebalance_storm(line: Line) -> None:
     dice = random.Random(line.seed)
     workers = [line.worker(name=None)]
@@ -97,6 +106,7 @@ def test_a_rebalance_storm(line: Line) -> None:
         ended(worker, 0)
 
 
+@BOTH_READERS
 def test_a_worker_takes_its_place_again_under_its_own_name(line: Line) -> None:
     """Static membership: no rebalance, no waiting for the session to time out; and two of one name do no harm."""
     line.send(300)
@@ -109,6 +119,7 @@ def test_a_worker_takes_its_place_again_under_its_own_name(line: Line) -> None:
     line.finish()
 
 
+@BOTH_READERS
 def test_what_was_fetched_and_dropped_is_read_again_though_nothing_follows(line: Line) -> None:
     """What Faust drops at a rebalance, or we while Kafka cannot be asked, must not wait for a later message."""
     line.send(50)  # one chunk a partition: no later one shows the gap
@@ -117,6 +128,7 @@ def test_what_was_fetched_and_dropped_is_read_again_though_nothing_follows(line:
     line.settled()
 
 
+@BOTH_READERS
 def test_sigterm_finishes_the_chunk_in_hand(line: Line) -> None:
     line.send(300)
     worker = line.worker(Fault("counted", nth=2, how="terminate"), "--chunk", "50")
@@ -126,6 +138,7 @@ def test_sigterm_finishes_the_chunk_in_hand(line: Line) -> None:
     line.finish()
 
 
+@BOTH_READERS
 def test_messages_that_nobody_can_read_and_large_ones(line: Line, kafka: KafkaSettings) -> None:
     """Faust would acknowledge what it cannot decode, and restart its agent; here it is quarantined, whole."""
     tenant = line.traffic.tenants[0]
@@ -167,3 +180,41 @@ def test_wait_for_is_not_satisfied_by_silence(line: Line) -> None:
     line.send(10)
     with pytest.raises(AssertionError, match="ended before"):
         wait_for(lambda: False, "never", worker)
+
+
+def test_a_database_that_is_slow_and_then_stands_still(line: Line) -> None:
+    """For longer than the group's session, and than the server waits for a silent transaction."""
+    with SlowLink(line.database_url, delay_s=0.01) as link:
+        line.database_url = link.url
+        worker = line.worker(None, "--chunk", "50")
+        line.send(250)
+        line.wait_for_positions(100, worker)
+        link.hold()
+        time.sleep(STANDS_STILL_S)
+        link.go()
+        line.wait_for_positions(line.traffic.expected.messages, worker)
+        line.settled()
+        worker.terminate()
+        ended(worker, 0)
+
+
+@BOTH_READERS
+def test_memory_does_not_grow_with_messages_of_a_megabyte(line: Line) -> None:
+    """The largest chunk that is allowed, of the largest messages: bytes bound what is held, not numbers."""
+    worker = line.worker(None, "--chunk", "10000")
+    line.send(20)
+    line.wait_for_positions(line.traffic.expected.messages, worker)
+    before = most = memory_of(worker)
+    line.traffic.padding = 940_000
+    line.send(100)
+
+    def applied() -> bool:
+        nonlocal most
+        most = max(most, memory_of(worker))
+        return sum(line.next_positions().values()) >= line.traffic.expected.messages
+
+    wait_for(applied, "all of them are applied", worker)
+    line.settled()
+    assert most - before < GROWS_AT_MOST_MIB, f"{most - before} MiB"
+    worker.terminate()
+    ended(worker, 0)

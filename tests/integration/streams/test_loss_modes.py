@@ -11,12 +11,14 @@ import signal
 
 import pytest
 
+from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation.faults import Fault
 from tests.simulation.line import Line, Worker, ended, killed, wait_for
 
 FAULTY_AGENT = [
-    pytest.param((), id="the worker crashes"),
-    pytest.param(("--restart-agent", "--drain"), id="Faust restarts the agent"),
+    pytest.param("faust", (), id="the worker crashes"),
+    pytest.param("faust", ("--restart-agent", "--drain"), id="Faust restarts the agent"),
+    pytest.param("bare", (), id="the bare consumer crashes"),
 ]
 
 
@@ -32,7 +34,7 @@ def watch_hints(line: Line, worker: Worker) -> None:
         no_hint_is_ahead(line)
 
 
-@pytest.mark.parametrize("options", FAULTY_AGENT)
+@pytest.mark.parametrize(("reader", "options"), FAULTY_AGENT)
 @pytest.mark.parametrize("nth", [pytest.param(1, id="first chunk"), pytest.param(25, id="after commits")])
 def test_an_exception_in_the_body_of_a_batch(line: Line, options: tuple[str, ...], nth: int) -> None:
     """Nothing committed before, or offsets committed and more chunks in the agent's buffer: the batch comes again."""
@@ -57,6 +59,7 @@ def test_a_shutdown_that_does_not_wait_for_the_batch(line: Line, step: str) -> N
     line.finish()
 
 
+@BOTH_READERS
 @pytest.mark.parametrize("nth", [1, 12])
 def test_a_commit_while_a_batch_is_in_flight_ends_before_it(line: Line, nth: int) -> None:
     """At the head of a partition, or behind what is stored, what is in flight is not committed, and is read again."""
@@ -70,6 +73,7 @@ def test_a_commit_while_a_batch_is_in_flight_ends_before_it(line: Line, nth: int
     line.finish()
 
 
+@BOTH_READERS
 def test_a_hint_beyond_everything_is_not_believed(line: Line) -> None:
     """Whoever commits too much, by whatever error: the stored position is where reading begins."""
     line.send(200)

@@ -1,4 +1,4 @@
-"""PostgreSQL and Kafka killed, stopped and started again under load, on services of these tests' own.
+"""PostgreSQL and Kafka killed, stopped, started again and out of room under load, on services of these tests' own.
 
 A worker waits, takes no more memory meanwhile, goes on by itself, and ends in order when it is told to.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,19 +15,20 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from devstack import ports, processes
 from devstack.locations import prepare_home
 from devstack.progress import Progress
-from devstack.service import Service
 from devstack.stack import Stack
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ensure_topics
 from tests.fixtures_services import Databases
-from tests.simulation.line import Line, ended, memory_of
+from tests.simulation import full_disk, invariants
+from tests.simulation.line import Line, ended, memory_of, wait_for
+from tests.simulation.services import kill, start
 
 pytestmark = pytest.mark.xdist_group("outages")  # one set of services for all of them
-AWAY_S = 20
+AWAY_S = 10
 GROWS_AT_MOST_MIB = 50
 """Eight partitions' fetches and eight chunks of the largest size fit into that; the backlog does not."""
 
@@ -57,20 +57,6 @@ def line(stack: Stack) -> Iterator[Line]:
     ensure_topics(kafka)
     with Line(kafka, Databases(stack.postgres.address())(), 20261121) as made:
         yield made
-
-
-def kill(service: Service) -> None:
-    process = service.running()
-    assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
-    # All of its threads must be gone: with its port still held, another would be chosen
-    port = service.port
-    assert port is not None
-    assert processes.wait_until(lambda: not process.alive() and ports.is_free(port), 10)
-
-
-def start(service: Service) -> None:
-    service.up(Progress(StringIO()))
 
 
 def test_postgres_killed_under_load(stack: Stack, line: Line) -> None:
@@ -120,3 +106,23 @@ def test_kafka_killed_under_load(stack: Stack, line: Line) -> None:
     line.settled()
     worker.terminate()
     ended(worker, 0)
+
+
+def test_a_full_disk(stack: Stack, line: Line) -> None:
+    """PostgreSQL refuses to write (53100): the chunk is tried again until there is room, and is not quarantined."""
+    password = (stack.places.home / "postgres" / "superuser.password").read_text().strip()
+    superuser = make_conninfo(line.database_url, user="postgres", password=password, passfile="")
+    worker = line.worker(None, "--chunk", "50")
+    line.send(100)
+    line.wait_for_positions(line.traffic.expected.messages, worker)
+    with full_disk.disk_of(line.database_url, superuser, stack.settings.postgres_user) as disk:
+        disk.fill()
+        seen = stack.postgres.log.stat().st_size
+        line.send(300)
+        wait_for(lambda: full_disk.SAID.encode() in stack.postgres.log.read_bytes()[seen:], "the disk is full", worker)
+        invariants.consistent(line.connection)
+        disk.free()
+        line.wait_for_positions(line.traffic.expected.messages, worker)
+        line.settled()
+        worker.terminate()
+        assert "nothing is lost" in ended(worker, 0)

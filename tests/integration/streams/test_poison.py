@@ -59,6 +59,7 @@ def test_what_the_database_refuses_is_found_by_halving_and_kept(
     )
     done = applier.apply(make_chunk(*(make_record(position) for position in range(7))))
     assert (done.next_position, done.applied, done.quarantined) == (7, 5, 2)
+    assert (done.late, dict(done.refused), dict(done.tenants)) == (5, {"invalid": 2}, {"tenant_1": 5})
     held = quarantine.listing(connection)
     assert sorted((row.position, row.reason, row.detail) for row in held) == [
         (2, "invalid", "cannot be stored: too much"),

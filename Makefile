@@ -6,7 +6,7 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-close simulate up down status clean lock install
+.PHONY: help demo test check bench-streams bench-identities bench-close simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,12 @@ check: install ## Lint, format, types, import rules, and the tests that need no 
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -q $(wildcard tests/unit tests/property)
+
+bench-streams: install ## How fast events become windows, for ten minutes, and from produced to visible (QUICK=1)
+	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.streams
+
+bench-identities: install ## Ways to know an identity again, with 100 million there already (QUICK=1, IDENTITIES=)
+	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.identities
 
 bench-close: install ## How fast the ledger books, beside bare INSERTs (QUICK=1 for a first look; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.ledger

@@ -1,7 +1,8 @@
 """`make bench-streams`: how fast events become windows, and what that costs.
 
-Everything runs on this one machine: Kafka, PostgreSQL with TimescaleDB, the worker, and where named the producer.
-`QUICK=1` gives a first look in under a minute; the full run ingests for ten minutes.
+Everything runs on this one machine: Kafka, PostgreSQL with TimescaleDB, the workers, and the producer. While a backlog
+is worked off for ten minutes, events go on arriving at the rate of the whole platform. `QUICK=1` gives a first look in
+under a minute.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ from tests.benchmarks.report import Report
 WORKERS = int(os.environ.get("WORKERS", "2"))
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 SEED = 20261121
-BACKLOG = 400_000 if QUICK else 20_000_000
+BACKLOG = 400_000 if QUICK else int(os.environ.get("BACKLOG", "10_000_000"))
 SUSTAINED_S = 8 if QUICK else 600
+ARRIVING_RATE = 20_000
 LATENCY_RATE = 10_000
 LATENCY_S = 8 if QUICK else 60
-PRELOADED = () if QUICK else (10_000_000, 100_000_000)
+PRELOADED = () if QUICK else (1_000_000, 10_000_000, 100_000_000)
 FULL_TABLE_EVENTS = 1_000_000
+PAST_DAYS = 20
 TICK_HZ = os.sysconf("SC_CLK_TCK")
 
 
@@ -136,18 +139,21 @@ def sustained(b: Bench, report: Report) -> None:
     total = sum(log.ends.values())
     with b.workers() as workers, connect(b.url) as connection:
         wait_for_progress(connection, log, total)
+        producer = b.produce(ARRIVING_RATE * SUSTAINED_S, ARRIVING_RATE)
         rates, memory = [], [resident_mib(workers)]
         cpu_before, at_before, begun = cpu_by_part(workers), lag(connection, log), time.monotonic()
         at, then = at_before, begun
-        while at and time.monotonic() - begun < SUSTAINED_S:
+        while at > -ARRIVING_RATE * (time.monotonic() - begun) and time.monotonic() - begun < SUSTAINED_S:
             time.sleep(2.0 if QUICK else 10.0)
             now_at, now = lag(connection, log), time.monotonic()
-            if now_at:
-                rates.append((at - now_at) / (now - then))
+            rates.append((at - now_at) / (now - then))
             at, then = now_at, now
             memory.append(resident_mib(workers))
         applied = at_before - at
         cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(workers).items()}
+        producer.kill()
+        producer.communicate()
+        print(f"  {applied:,} events in {then - begun:.0f} s", flush=True)
     report.add("ingest_events_per_s", "1/s", rates, goal=25_000)
     report.add("cpu_us_per_event", "us", [sum(cpu.values()) / applied * 1e6])
     for part, seconds in cpu.items():
@@ -195,7 +201,7 @@ def watch(
             ends = ends or LogReader(b.kafka, b.topic).read().ends
             if all(positions[p] >= end for p, end in ends.items()):
                 break
-        time.sleep(0.004)
+        time.sleep(0.01)
     return seen
 
 
@@ -281,15 +287,19 @@ def preload(url: str, count: int) -> None:
         connection.execute("set synchronous_commit = off")
         for start in range(0, count, 1_000_000):
             connection.execute(
-                "insert into usage.event_identities (request_id, tenant_id, attempt, kind, correction_no,"
-                " content_digest, usage_source, completed_at, source, position)"
-                " select substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-7' || substr(h, 13, 3) || '-8'"
-                " || substr(r, 1, 3) || '-' || substr(r, 4, 12),"
-                " 'tenant_' || to_char(n %% 500, 'FM000'), 1, 'usage', 0,"
-                " decode(r, 'hex'), 'engine', now() - interval '20 days', 'preload', n"
-                " from (select n, md5(n::text) as r, lpad(to_hex(1790000000000 + n / 20), 12, '0') || '000' as h"
-                " from generate_series(%s::bigint, %s::bigint) as n) as made",
-                (start, min(start + 1_000_000, count) - 1),
+                "insert into usage.event_identities"
+                " (key, completed_at, position, source_no, usage_source, content_digest, numbered_by)"
+                " select (lpad(to_hex(%(begin)s + n * %(span)s / %(count)s), 12, '0') || substr(r, 13))::uuid,"
+                " now() - interval '20 days', n, 1, 'engine', decode(r, 'hex'), null"
+                " from (select n, md5(n::text) as r"
+                " from generate_series(%(first)s::bigint, %(last)s::bigint) as n) as made",
+                {
+                    "begin": int((time.time() - PAST_DAYS * 86_400) * 1000),
+                    "span": PAST_DAYS * 86_400_000,
+                    "count": count,
+                    "first": start,
+                    "last": min(start + 1_000_000, count) - 1,
+                },
             )
         connection.execute("analyze usage.event_identities")
         connection.execute("checkpoint") if is_superuser(connection) else None

@@ -1,7 +1,7 @@
 """The whole line on real parts, against answers that an outsider worked out: usage, bills, quarantine, agreement.
 
 Three ways for the traffic to take: clean; dirty (duplicates, late, bad messages); dirty with workers killed at random.
-All commands are those that people type.
+Two workers share it. All commands are those that people type.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ EXPECTED = Path(__file__).parent / "azure_hour"
 MONTHS = ("2026-10", "2026-11")
 NOW = "2026-12-02T00:00:00Z"
 KILLS = 4
+WORKERS = ("one", "two")
 DONE_WITHIN_S = 150
 REASONS = {"conflict": 10, "invalid": 10, "torn": 10, "unknown_tenant": 10}
 
@@ -65,9 +66,12 @@ class Tollbook:
         """The JSON document that a command prints."""
         return json.loads(self(*arguments, "--json"))
 
-    def worker(self) -> subprocess.Popen[str]:
-        """Start a worker that ends when everything is applied. Small chunks: many moments to be killed at."""
-        command = self._command("streams", "run", "--drain", "--chunk", "100")
+    def worker(self, name: str) -> subprocess.Popen[str]:
+        """Start a worker that ends when everything is applied. Small chunks: many moments to be killed at.
+
+        With its name it has its place in the group again at once.
+        """
+        command = self._command("streams", "run", "--drain", "--chunk", "100", "--instance", name)
         worker = subprocess.Popen(
             command, env=self._environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -102,9 +106,9 @@ def test_usage_and_bills_equal_the_outsiders_answers(
     log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read()
     if traffic == "dirty, with kills":
         kill_workers(tollbook, connection, log, messages)
-    worker = tollbook.worker()
-    output, _ = worker.communicate(timeout=DONE_WITHIN_S)
-    assert worker.returncode == 0, output
+    for worker in [tollbook.worker(name) for name in WORKERS]:
+        output, _ = worker.communicate(timeout=DONE_WITHIN_S)
+        assert worker.returncode == 0, output
 
     assert_usage(connection)
     assert_chunks_are_contiguous(connection, log)
@@ -137,20 +141,24 @@ def send(tollbook: Tollbook, tmp_path: Path, dirty: bool) -> int:
 
 
 def kill_workers(tollbook: Tollbook, connection: psycopg.Connection, log: sources.Log, messages: int) -> None:
-    """Start a worker and kill it at a random moment, several times over."""
+    """Let two workers work and kill one or both of them at random moments, several times over."""
     seed = int(os.environ.get("TOLLBOOK_SEED") or random.randrange(2**32))
     print(f"seed {seed}: TOLLBOOK_SEED={seed} repeats it")
     dice = random.Random(seed)
     sources.register(connection, log)
+    workers = {name: tollbook.worker(name) for name in WORKERS}
     for threshold in sorted(dice.sample(range(1, messages), KILLS)):
-        worker = tollbook.worker()
         deadline = time.monotonic() + DONE_WITHIN_S
         while messages - sources.lag(connection, log) < threshold:
-            assert worker.poll() is None, f"the worker ended by itself: {worker.communicate()}"
-            assert time.monotonic() < deadline, "the worker makes no progress"
+            for worker in workers.values():
+                assert worker.poll() is None, f"the worker ended by itself: {worker.communicate()}"
+            assert time.monotonic() < deadline, "the workers make no progress"
             time.sleep(dice.random() * 0.02)
-        worker.kill()
-        worker.wait()
+        for name in dice.sample(WORKERS, dice.choice((1, 1, 2))):
+            workers[name].kill()
+            workers[name].wait()
+            workers[name] = tollbook.worker(name)
+    tollbook.end_workers()
 
 
 def assert_usage(connection: psycopg.Connection) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing import tables
 from billing.money import Rounding
 from billing.periods import BillingPeriod
+from billing.price_plans import Terms
 from billing.subscriptions import Subscription
 
 DEFAULT_LEGAL_ENTITY: Final = "default"
@@ -113,5 +114,5 @@ def _subscription(row: Row[tuple[object, ...]]) -> Subscription:
         plan=row.plan,
         starts_at=row.starts_at,
         ends_at=row.ends_at,
-        bill_statuses=tuple(row.bill_statuses),
+        terms=Terms(bill_statuses=tuple(row.bill_statuses)),
     )

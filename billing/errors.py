@@ -1,12 +1,13 @@
 """Errors of billing. Each carries its values and tells a person what to do.
 
 BillingError
-├── NotAnAmount, UnknownCurrency, CurrencyMismatch     (money)
+├── NotAnAmount, UnknownCurrency, CurrencyMismatch, UnknownTaxGroup     (money)
 ├── PeriodInvalid, PeriodNotEnded
 ├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
 ├── Unratable
 │   ├── NegativeUsage
+│   ├── OrphanCorrection
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
@@ -37,6 +38,10 @@ class UnknownCurrency(BillingError):
 
 class CurrencyMismatch(BillingError):
     """Two amounts that should be of one currency are not."""
+
+
+class UnknownTaxGroup(BillingError):
+    """A tax group that the payer's tax rules have no rate for."""
 
 
 class PeriodInvalid(BillingError):
@@ -90,6 +95,10 @@ class Unratable(BillingError):
 
 class NegativeUsage(Unratable):
     """Sums of usage below zero: the windows are wrong, and nothing is rated from them."""
+
+
+class OrphanCorrection(Unratable):
+    """A correction of an event that is not there."""
 
 
 class AmountTooLarge(Unratable):

@@ -9,7 +9,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
 from billing.errors import UnknownPlan
-from billing.price_plans import PlanVersion, PricePlan, version_document, version_of_document
+from billing.plan_documents import version_document, version_of_document
+from billing.price_plans import PlanVersion, PricePlan
 
 
 def plan(connection: Connection, name: str) -> PricePlan:

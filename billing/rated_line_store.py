@@ -12,7 +12,6 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
 from billing.periods import BillingPeriod
-from billing.price_plans import Metric
 from billing.rating import LineIdentity, RatedLine
 
 
@@ -146,7 +145,7 @@ def line_columns(line: RatedLine) -> dict[str, object]:
         "charge_key": of.charge_key,
         "tier_no": of.tier_no,
         "kind": of.kind,
-        "metric": line.metric.value,
+        "metric": str(line.metric),
         "model": model,
         "adapter": adapter,
         "region": region,
@@ -171,7 +170,7 @@ def rated_line(
             plan=row.plan,
             subscription_id=row.subscription_id,
         ),
-        metric=Metric(row.metric),
+        metric=row.metric,
         where=(row.model, row.adapter, row.region, row.tier),
         billing_account=billing_account,
         currency=currency,

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Engine
 from billing import account_store, estimates, invoice_store, plan_store
 from billing.database import raw, transaction
 from billing.errors import PlanConflict
+from billing.plan_documents import differences
 from billing.plan_file import parse_plan
-from billing.price_plans import PlanVersion, PricePlan, differences, unpriced_token_classes
+from billing.price_plans import PlanVersion, PricePlan, unpriced_token_classes
 from streams import audit
 
 

@@ -13,8 +13,8 @@ from billing import account_store, estimates, invoice_store, plan_store
 from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
-from billing.price_plans import PricePlan
-from billing.subscriptions import BILL_STATUSES, Subscription, check_start, subscription_id
+from billing.price_plans import BILL_STATUSES, PricePlan, Terms
+from billing.subscriptions import Subscription, check_start, subscription_id
 from streams import audit, tenants
 
 
@@ -86,7 +86,7 @@ def start_subscriptions(
                         billing_account=billing_account or tenant_id,
                         plan=plan,
                         starts_at=starts_at.astimezone(UTC),
-                        bill_statuses=tuple(bill_statuses),
+                        terms=Terms(bill_statuses=tuple(bill_statuses)),
                     ),
                     priced,
                     legal_entity,

@@ -10,7 +10,7 @@ import typer
 from billing import plan_store
 from billing.commands.apply_plan import apply_plan
 from billing.database import transaction
-from billing.money import plain
+from billing.plan_words import price_in_words, terms_in_words
 from console import session
 from console.output import AsCsv, AsJson, err, listing, out
 
@@ -56,11 +56,12 @@ def show(name: Annotated[str, typer.Argument(metavar="PLAN")], as_json: AsJson =
     with session.engine() as engine, transaction(engine) as connection:
         plan = plan_store.plan(connection, name)
     rows = [
-        {"version": version.version, "from": version.valid_from, "charge": charge.key, "metric": charge.metric.value,
+        {"version": version.version, "from": version.valid_from, "charge": charge.key,
+         "model": charge.pricing.model, "metric": str(charge.metric),
          "where": ", ".join(f"{k} {v}" for k, v in charge.where.as_dict().items()) or "all",
-         "price": plain(charge.pricing.price), "per": charge.pricing.per}
+         "price": price_in_words(charge.pricing), "terms": "; ".join(terms_in_words(charge))}
         for version in plan.versions
         for charge in version.charges
     ]  # fmt: skip
-    columns = ("version", "from", "charge", "metric", "where", "price", "per")
+    columns = ("version", "from", "charge", "model", "metric", "where", "price", "terms")
     listing(rows, columns, as_json=as_json, as_csv=as_csv, title=f"{plan.name}, {plan.currency}")

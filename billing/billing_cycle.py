@@ -225,7 +225,7 @@ class _Cycle:
             too_old = horizon is not None and (frozen.end - event.completed_at).days >= horizon
             (self.unbillable if too_old else self.known).append(event)
         last = next(n for n, period in enumerate(self.of.periods) if period == frozen)
-        for number in range(last + 1):
+        for number in range(last + 1 if late.events else 0):
             self._adjust(number)
 
     def _adjust(self, number: int) -> None:

@@ -227,9 +227,8 @@ def test_the_histories_reach_every_kind_of_document() -> None:
     # The strategies above are worth what they reach: this fails if they stop reaching adjustments and credit notes.
     kinds: set[DocumentKind] = set()
 
-    @settings(max_examples=200, database=None, derandomize=True)
-    @settings(deadline=None)
-@given(history=HISTORIES)
+    @settings(max_examples=100, database=None, derandomize=True, deadline=None)
+    @given(history=HISTORIES)
     def collect(history: History) -> None:
         kinds.update(document.kind for document in bill(history).documents)
 

@@ -3,7 +3,7 @@
 BillingError
 ├── NotAnAmount, UnknownCurrency, CurrencyMismatch, UnknownTaxGroup     (money)
 ├── PeriodInvalid, PeriodNotEnded
-├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
+├── PlanInvalid, PlanUnsupported, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
 ├── Unratable
 │   ├── NegativeUsage
@@ -71,6 +71,10 @@ class PlanInvalid(BillingError):
             "\n".join(f"{file}:{p.line}: {p.field}: {p.reason}" if p.field else f"{file}:{p.line}: {p.reason}"
                       for p in self.problems)
         )  # fmt: skip
+
+
+class PlanUnsupported(BillingError):
+    """A plan that the core can rate, but that no command bills yet."""
 
 
 class PlanConflict(BillingError):

@@ -141,7 +141,8 @@ def draw_up(
     return Invoice(
         identity=identity,
         lines=tuple(
-            InvoiceLine(key, named[key], to_minor(shares[key], money)) for key in sorted(named, key=str.encode)
+            InvoiceLine(key, named[key], to_minor(shares[key], money), tax_group=named[key].tax_group)
+            for key in sorted(named, key=str.encode)
         ),
         exact_total=exact_total,
         rounding=residue,

@@ -152,6 +152,10 @@ def line_columns(line: RatedLine) -> dict[str, object]:
         "tier": tier,
         "unit_price": line.unit_price,
         "quantity": line.quantity,
+        "tax_group": line.tax_group,
+        "units": line.units,
+        "free": line.free,
+        "included": line.included,
     }
 
 
@@ -180,4 +184,8 @@ def rated_line(
         quantity=row.quantity,
         amount=amount,
         reason=reason,
+        tax_group=row.tax_group,
+        units=row.units,
+        free=row.free,
+        included=row.included,
     )

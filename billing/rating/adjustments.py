@@ -113,22 +113,26 @@ def _weighted(
     return found
 
 
+Share = tuple[str, str, bool]
+"""A charge's key, a tax group, and whether it is the charge's usage or its fees."""
+
+
 @dataclass(frozen=True, slots=True)
 class InvoiceDiscounted:
     """The invoice discount by tax group, negative, and what of it falls on each charge's usage and fees."""
 
     by_group: Mapping[str, Decimal]
-    of_charge: Mapping[tuple[str, str], Fraction]
+    of_charge: Mapping[Share, Fraction]
 
-    def on(self, charge_key: str) -> Fraction:
-        """What falls on a charge."""
-        return sum((share for (key, _), share in self.of_charge.items() if key == charge_key), NOTHING)
+    def on(self, charge_key: str, *, usage: bool) -> Fraction:
+        """What falls on a charge's usage, or on its fees."""
+        return sum((part for (key, _, of), part in self.of_charge.items() if (key, of) == (charge_key, usage)), NOTHING)
 
 
 def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod) -> InvoiceDiscounted:
     """The discount on the whole: each piece's lines by its version's share, or an amount once."""
     less: dict[str, Fraction] = defaultdict(Fraction)
-    bases: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
+    bases: dict[Share, Fraction] = defaultdict(Fraction)
     amount_of: InvoiceDiscount | None = None
     for number, piece in enumerate(pieces):
         discount = piece.version.invoice_discount
@@ -141,19 +145,19 @@ def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPerio
             if each.piece_no == number:
                 part = Fraction(each.line.amount) * Fraction(discount.percent)
                 less[each.line.tax_group] -= part
-                bases[each.charge.key, each.line.tax_group] += part
+                bases[each.charge.key, each.line.tax_group, each.is_usage] += part
     if amount_of is not None:
         _share_out(amount_of, lines, less, bases)
     by_group = {group: quantise_line(amount) for group, amount in less.items()}
     by_group = {group: amount for group, amount in by_group.items() if amount}
     weights: dict[str, Fraction] = defaultdict(Fraction)
-    for (_, group), base in bases.items():
+    for (_, group, _), base in bases.items():
         weights[group] += base
     return InvoiceDiscounted(
         by_group,
         {
-            (key, group): Fraction(by_group[group]) * base / weights[group]
-            for (key, group), base in bases.items()
+            (key, group, usage): Fraction(by_group[group]) * base / weights[group]
+            for (key, group, usage), base in bases.items()
             if group in by_group and weights[group]
         },
     )
@@ -169,13 +173,13 @@ def _share_out(
     discount: InvoiceDiscount,
     lines: Lines,
     less: dict[str, Fraction],
-    bases: dict[tuple[str, str], Fraction],
+    bases: dict[Share, Fraction],
 ) -> None:
     """An amount, at most what it is taken from, spread over charges and groups by what they come to."""
     assert discount.amount is not None, "a discount is one of the two"
-    own: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
+    own: dict[Share, Fraction] = defaultdict(Fraction)
     for each in _based_on(discount.base, lines):
-        own[each.charge.key, each.line.tax_group] += Fraction(each.line.amount)
+        own[each.charge.key, each.line.tax_group, each.is_usage] += Fraction(each.line.amount)
     whole = sum(own.values(), NOTHING)
     if whole <= 0:
         return
@@ -190,7 +194,8 @@ def true_up(
 ) -> tuple[Decimal, str] | None:
     """What is missing to the commitment, with its tax group (4, 13.8); None if nothing is.
 
-    Committed charges count after line and invoice discounts, with minimum and maximum, before credits.
+    Committed charges count after line and invoice discounts, with minimum and maximum, before credits. A charge that is
+    named counts whole; without names all usage counts, and no fee.
     """
     committed, named, all_usage, tax_group = NOTHING, set[str](), False, ""
     for piece in pieces:
@@ -200,8 +205,9 @@ def true_up(
             named |= set(commitment.charges)
             all_usage = all_usage or not commitment.charges
             tax_group = commitment.tax_group
-    counting = {each.charge.key for each in lines if each.charge.key in named or (all_usage and each.is_usage)}
-    reached = sum((Fraction(each.line.amount) for each in lines if each.charge.key in counting), NOTHING)
-    reached += sum((discounted.on(key) for key in counting), NOTHING)
+    counting = [each for each in lines if each.charge.key in named or (all_usage and each.is_usage)]
+    reached = sum((Fraction(each.line.amount) for each in counting), NOTHING)
+    for key, usage in {(each.charge.key, each.is_usage) for each in counting}:
+        reached += discounted.on(key, usage=usage)
     missing = quantise_line(max(NOTHING, committed - reached))
     return (missing, tax_group) if missing else None

@@ -45,7 +45,8 @@ _SUFFIX: Mapping[str, str] = {
 class LineIdentity:
     """The finest line: charge × subscription segment × price version × tier × kind.
 
-    What belongs to the whole period (minimum, maximum, true-up, invoice discount, credit) has segment 0 and no version.
+    What belongs to the whole period (minimum, maximum, true-up, invoice discount, credit) has segment 0; its version is
+    the last one of the period, and no part of its key.
     """
 
     tenant_id: str

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.charge_models import FEES
 from billing.errors import AmountTooLarge
 from billing.money import decimal_of, plain, quantise_pieces, total
 from billing.periods import BillingPeriod
@@ -114,7 +113,14 @@ def period_line(pieces: Sequence[Piece], key: str, kind: LineKind, amount: Decim
     last = pieces[-1]
     return RatedLine(
         identity=LineIdentity(
-            last.subscription.tenant_id, key, 0, "", 0, kind.value, last.version.plan, last.subscription.subscription_id
+            last.subscription.tenant_id,
+            key,
+            0,
+            last.version.version,
+            0,
+            kind.value,
+            last.version.plan,
+            last.subscription.subscription_id,
         ),
         metric="",
         where=("", "", "", ""),
@@ -218,34 +224,40 @@ def _coverable(
     """
     found: list[Coverable] = []
     for key, listed in lines.items():
-        if not listed:
-            continue
-        comes_to = Fraction(total(each.line.amount for each in listed)) + discounted.on(key)
-        by_piece: dict[int, Fraction] = defaultdict(Fraction)
-        for each in listed:
-            if each.line.identity.segment_no:
-                by_piece[each.piece_no] += Fraction(each.line.amount)
-        whole = sum(by_piece.values(), Fraction(0))
-        charge = listed[0].charge
-        if comes_to <= 0:
-            continue
-        if whole <= 0:
-            at = pieces[-1].end - timedelta(microseconds=1)
-            found.append(Coverable(at, key, charge.tax_group, comes_to, isinstance(charge.pricing, FEES)))
-            continue
-        factor = comes_to / whole
-        of_piece = {each.piece_no: each for each in counted.get(key, ())}
-        for number, amount in by_piece.items():
-            found += _timed(key, amount * factor, of_piece.get(number), pieces[number])
+        for is_usage in (True, False):
+            own = [each for each in listed if each.is_usage is is_usage]
+            comes_to = Fraction(total(each.line.amount for each in own)) + discounted.on(key, usage=is_usage)
+            if comes_to > 0:
+                found += _by_time(own, comes_to, counted.get(key, ()) if is_usage else (), pieces)
     return [each for each in found if each.amount > 0]
 
 
-def _timed(key: str, amount: Fraction, of: Counted | None, piece: Piece) -> list[Coverable]:
+def _by_time(
+    lines: Sequence[ChargeLine], comes_to: Fraction, counted: Sequence[Counted], pieces: Sequence[Piece]
+) -> list[Coverable]:
+    charge, is_fee = lines[0].charge, not lines[0].is_usage
+    by_piece: dict[int, Fraction] = defaultdict(Fraction)
+    for each in lines:
+        if each.line.identity.segment_no:
+            by_piece[each.piece_no] += Fraction(each.line.amount)
+    whole = sum(by_piece.values(), Fraction(0))
+    if whole <= 0:
+        at = pieces[-1].end - timedelta(microseconds=1)
+        return [Coverable(at, charge.key, charge.tax_group, comes_to, is_fee)]
+    of_piece = {each.piece_no: each for each in counted}
+    return [
+        part
+        for number, amount in by_piece.items()
+        for part in _timed(charge.key, amount * comes_to / whole, of_piece.get(number), pieces[number], is_fee)
+    ]
+
+
+def _timed(key: str, amount: Fraction, of: Counted | None, piece: Piece, is_fee: bool) -> list[Coverable]:
     weights = metered.event_amounts(of) if of is not None else []
     whole = sum(weights, Fraction(0))
     if of is None or not whole:
         charge = next(charge for charge in piece.version.charges if charge.key == key)
-        return [Coverable(piece.start, key, charge.tax_group, amount, charge.is_fee)]
+        return [Coverable(piece.start, key, charge.tax_group, amount, is_fee)]
     by_time: dict[datetime, Fraction] = defaultdict(Fraction)
     for (at, _), weight in zip(of.parts, weights, strict=True):
         by_time[at] += weight

@@ -345,9 +345,11 @@ def to_minor_floor(amount: Decimal, payer: Payer) -> int:
 
 
 def _adjustment_keys(changes: Sequence[RatedLine], naming: Naming) -> dict[str, RatedLine]:
-    """Changes by key; a line that is reversed and billed anew at another price has two."""
+    """Changes of amount by key; a line that is reversed and billed anew at another price has two."""
     found: dict[str, RatedLine] = {}
     for line in changes:
+        if not line.amount:
+            continue
         key = f"adj.{naming.key(line.identity)}"
         found[key if key not in found else f"{key}.repriced"] = line
     return found

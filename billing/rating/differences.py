@@ -30,7 +30,7 @@ def difference(target: Iterable[RatedLine], posted: Iterable[RatedLine]) -> tupl
             found.append(_changed(old, -1, old, reason, nothing=True))
         elif old is None:
             found.append(new)
-        elif (new.quantity, new.amount, new.free) != (old.quantity, old.amount, old.free):
+        elif _figures(new) != _figures(old):
             more = new.quantity > old.quantity or (new.quantity == old.quantity and new.amount > old.amount)
             found.append(_changed(new, -1, old, "more usage" if more else "less usage"))
     return tuple(found)
@@ -42,7 +42,11 @@ def net(posted: Iterable[RatedLine]) -> Mapping[PriceKey, RatedLine]:
     for line in posted:
         old = sums.get(_key(line))
         sums[_key(line)] = line if old is None else _changed(line, 1, old, line.reason)
-    return {key: line for key, line in sums.items() if line.quantity or line.amount or line.free}
+    return {key: line for key, line in sums.items() if any(_figures(line))}
+
+
+def _figures(line: RatedLine) -> tuple[Decimal, ...]:
+    return line.quantity, line.amount, line.free, line.units or ZERO, line.included or ZERO
 
 
 def _key(line: RatedLine) -> PriceKey:

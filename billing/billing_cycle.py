@@ -147,8 +147,7 @@ class _Cycle:
                 remaining = self._note_in_advance(each, lines, remaining)
             else:
                 document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
-                fees = [Coverable(line.service_start, line.identity.charge_key, line.tax_group, Fraction(line.amount),
-                                  is_fee=True) for line in each.lines]  # fmt: skip
+                fees = _fees_to_cover(each.lines)
                 document = self._issue(document, fees, DocumentKind.ADVANCE)
                 issued = remaining_of(document)
                 remaining = Remaining({**remaining.lines, **issued.lines}, _added(remaining.groups, issued.groups))
@@ -353,6 +352,23 @@ def _adjustment_keys(changes: Sequence[RatedLine], naming: Naming) -> dict[str, 
         key = f"adj.{naming.key(line.identity)}"
         found[key if key not in found else f"{key}.repriced"] = line
     return found
+
+
+def _fees_to_cover(lines: Sequence[RatedLine]) -> list[Coverable]:
+    """What credits can cover of fees in advance: the new ones, less what the credit for unused time takes off."""
+    grown: dict[str, Decimal] = net_by_group([line for line in lines if line.amount > 0])
+    nets = net_by_group(lines)
+    return [
+        Coverable(
+            line.service_start,
+            line.identity.charge_key,
+            line.tax_group,
+            Fraction(line.amount) * Fraction(nets[line.tax_group]) / Fraction(grown[line.tax_group]),
+            is_fee=True,
+        )
+        for line in lines
+        if line.amount > 0 and nets[line.tax_group] > 0
+    ]
 
 
 def _more_to_cover(before: Sequence[Coverable], after: Sequence[Coverable], groups: set[str]) -> tuple[Coverable, ...]:

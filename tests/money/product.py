@@ -116,8 +116,15 @@ def keys_of(key: str) -> list[str]:
 
 def terms_of(contract: Mapping[str, Any]) -> Terms:
     """What the contract says otherwise than the defaults."""
-    given = {name: value for name, value in contract.items() if name in {field.name for field in fields(Terms)}}
+    given = {name: value for name, value in contract.items() if name not in ("seats", "note")}
+    _check_known(given, {field.name for field in fields(Terms)}, "contract")
     return construct(Terms, given | {"bill_statuses": tuple(contract.get("bill_statuses", BILL_STATUSES))})
+
+
+def _check_known(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """A parameter that nobody reads would be two ratings of two different things."""
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}")
 
 
 def _number(value: Any) -> Decimal:
@@ -176,10 +183,13 @@ def _charges(given: Mapping[str, Any]) -> Iterable[Charge]:
     discount = given.get("discount")
     if discount is not None and not isinstance(discount, Mapping):
         discount = {"percent": discount}
+    model = given["model"].replace("-", "_")
+    known = {field.name for of in (Charge, MODELS[model]) for field in fields(of)} | {"model", "note"}
+    _check_known(given, known, f"charge {given['key']}")
     for key in keys_of(given["key"]):
-        is_fee = MODELS[given["model"]] in FEES
+        is_fee = MODELS[model] in FEES
         metric = "" if is_fee else given.get("metric") or given.get("base") or key
-        yield charge_of_document({**given, "key": key, "metric": metric, "discount": discount})
+        yield charge_of_document({**given, "key": key, "model": model, "metric": metric, "discount": discount})
 
 
 def _subscriptions(

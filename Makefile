@@ -6,7 +6,7 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check up down status clean lock install
+.PHONY: help demo test check simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,9 @@ check: install ## Lint, format, types, import rules, and the tests that need no 
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -q $(wildcard tests/unit tests/property)
+
+simulate: up ## Kill workers at random in dirty traffic and count what is lost (KILLS=200, QUICK=1, TOLLBOOK_SEED=)
+	.venv/bin/python -m tests.simulation.run
 
 up: install ## Install what is missing and start Kafka, TimescaleDB and the Stripe twin (TOLLBOOK_HOME, default .tollbook)
 	.venv/bin/python -m devstack up

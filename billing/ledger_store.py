@@ -144,6 +144,22 @@ def entry(connection: Connection, idempotency_key: str) -> tuple[int, JournalEnt
     )
 
 
+def books(connection: Connection) -> dict[str, dict[str, bool]]:
+    """Per legal entity that somebody pays to, its months and whether each is closed."""
+    rows = connection.execute(
+        text(
+            "select distinct a.legal_entity, p.month, p.state from ledger.billing_accounts as a"
+            " left join ledger.accounting_periods as p using (legal_entity)"
+        )
+    )
+    found: dict[str, dict[str, bool]] = {}
+    for legal_entity, month, state in rows:
+        months = found.setdefault(legal_entity, {})
+        if month is not None:
+            months[month] = state == "closed"
+    return found
+
+
 def _open_periods(connection: Connection, entries: Sequence[JournalEntry]) -> None:
     books = sorted({(entry.legal_entity, entry.accounting_period) for entry in entries})
     connection.execute(

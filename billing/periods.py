@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from fractions import Fraction
@@ -115,6 +116,24 @@ def period_of(at: datetime, anchor: datetime, months: int) -> BillingPeriod:
 def accounting_month(at: datetime) -> str:
     """The accounting period of a moment: its UTC calendar month, `2026-10` (docs/spec/money.md 1)."""
     return f"{at.astimezone(UTC):%Y-%m}"
+
+
+def closed_before(books: Mapping[str, Mapping[str, bool]]) -> datetime | None:
+    """Up to when the accounting periods of all books are closed, without a gap; None if not of all books any is.
+
+    `books`: per legal entity its months and whether each is closed. A book without months holds all back.
+    """
+    bounds = []
+    for months in books.values():
+        closed = None
+        for name in sorted(months):
+            period = parse_period(name)
+            if not months[name] or closed not in (None, period.start):
+                break
+            closed = period.end
+        bounds.append(closed)
+    known = [bound for bound in bounds if bound is not None]
+    return min(known) if known and len(known) == len(bounds) else None
 
 
 def _months(year: int, month: int, count: int) -> BillingPeriod:

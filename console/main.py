@@ -30,6 +30,7 @@ NOUNS: Final = {
     "db": OPERATORS,
     "tenant": OPERATORS,
     "key": OPERATORS,
+    "adapter": OPERATORS,
     "streams": OPERATORS,
     "events": SUPPORT,
     "usage": SUPPORT,

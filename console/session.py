@@ -19,13 +19,14 @@ from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
 from streams.database import connect
 from streams.schema import check
-from streams.settings import DatabaseSettings
+from streams.settings import DatabaseSettings, archive_address
 from streams.sources import Feed, Log, LogReader
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from billing.stripe_gateway import StripeGateway
+    from streams.archive_files import Archive
 
 
 def _somebody(actor: str) -> str:
@@ -101,6 +102,13 @@ def engine() -> Iterator[Engine]:
         yield made
     finally:
         made.dispose()
+
+
+def archive() -> Archive:
+    """The archive of raw events as the environment names it."""
+    from streams.archive_files import Archive  # pyarrow takes a third of a second to import
+
+    return Archive(archive_address())
 
 
 def stripe(*, test: bool | None = None) -> StripeGateway:

@@ -23,7 +23,9 @@ from reconciliation import agreement, stripe_agreement
 from reconciliation.agreement import Check, Terms, compare
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import PeriodNotReconcilable
-from streams import sources, usage_store
+from reconciliation.witness_agreement import engine_checks
+from streams import engine_store, sources, usage_store
+from streams.engine_witness import EngineReport
 from streams.sources import Log
 from streams.windows import UsageQuantity
 
@@ -39,6 +41,8 @@ class PeriodReport:
 
     period: BillingPeriod
     checks: tuple[Check, ...]
+    engines: EngineReport
+    """How engine counters stand to events, boots that were cut off included; which witnesses there are."""
 
     @property
     def agrees(self) -> bool:
@@ -70,16 +74,17 @@ def reconcile_period(
             *_invoices(lines, invoices),
             _issued(invoices, ended=now >= period.end),
         ]
+        engines = engine_store.report(usage, period.start, period.end)
         ours = stripe_agreement.Ours(
             period,
             invoices,
             invoice_store.stripe_invoice_ids(connection),
             stripe_request_store.customers(connection),
         )
-    checks.append(_trial_balance(engine))
+    checks += [*engine_checks(engines), _trial_balance(engine)]
     if gateway is not None:
         checks.append(stripe_agreement.in_stripe(ours, gateway.invoices(), lambda at: gateway.invoice(at)[1]))
-    return PeriodReport(period, tuple(checks))
+    return PeriodReport(period, tuple(checks), engines)
 
 
 def _log_end(usage: psycopg.Connection, log: Log) -> Check:

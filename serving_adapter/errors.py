@@ -35,3 +35,15 @@ class DeliveryFailed(AdapterError):
 
 class TopicUnfit(AdapterError):
     """The usage topic is missing, or not set as metering needs it."""
+
+
+class BadMetrics(AdapterError):
+    """A page of metrics that cannot be read, or not wholly."""
+
+
+class EngineUnreachable(AdapterError):
+    """An engine's metrics could not be fetched within the time and size allowed."""
+
+
+class BootUnknown(AdapterError):
+    """Nobody said which boot of the replica an engine's counters belong to."""

@@ -37,15 +37,16 @@ def open_producer(kafka: KafkaSettings, topic: str, **more: Any) -> Producer:
 class EventProducer:
     """Sends messages to one topic and counts what the brokers acknowledged."""
 
-    def __init__(self, kafka: KafkaSettings, topic: str) -> None:
+    def __init__(self, kafka: KafkaSettings, topic: str, deliver_within_s: float = DELIVER_WITHIN_S) -> None:
         """Connect. Raises KafkaUnavailable if no broker answers or the topic does not exist."""
         self.topic = topic
         self.delivered = 0
         self._failed: str | None = None
         self._lock = threading.Lock()
         self._bootstrap = kafka.bootstrap
+        self._deliver_within_s = deliver_within_s
         self._producer = open_producer(
-            kafka, topic, **{"linger.ms": 20, "delivery.timeout.ms": int(DELIVER_WITHIN_S * 1000)}
+            kafka, topic, **{"linger.ms": 20, "delivery.timeout.ms": int(deliver_within_s * 1000)}
         )
 
     def send(
@@ -76,7 +77,7 @@ class EventProducer:
 
     def flush(self) -> None:
         """Wait until everything queued is acknowledged. Raises DeliveryFailed, with how many were not."""
-        deadline = time.monotonic() + DELIVER_WITHIN_S
+        deadline = time.monotonic() + self._deliver_within_s
         while left := len(self._producer):
             self._producer.poll(0.1)
             self._raise_failed()

@@ -19,6 +19,7 @@ from msgspec import Meta
 from serving_adapter.errors import RefusedEvent
 from serving_adapter.events import (
     EARLIEST,
+    INT31,
     INT53,
     MAX_MESSAGE_BYTES,
     UNREADABLE,
@@ -35,6 +36,9 @@ from serving_adapter.producer import EventProducer
 MOST_TOTALS: Final = 4000
 """Totals in one message: below a megabyte with the longest names in use."""
 
+ENGINE_COUNTERS_VERSION: Final = 1
+"""The version of `engine_counters` that this one reads; it follows the engine's counters, not the other reports."""
+
 Whole = Annotated[int, Meta(ge=0, le=INT53)]
 Totals = Annotated[list["Total"], Meta(max_length=MOST_TOTALS)]
 
@@ -50,13 +54,17 @@ class Total(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     cache_hit_tokens: Whole = 0
 
 
-class EngineModel(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Cumulative tokens of one model as its engine counts them, since the boot."""
+class EngineModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Cumulative tokens of one model as its engine counts them, and sequences that finished, by reason.
+
+    `cached_tokens` are a part of `prompt_tokens`; none where the engine does not count them exactly.
+    """
 
     model: Name
     prompt_tokens: Whole
     generation_tokens: Whole
-    cached_tokens: Whole = 0
+    cached_tokens: Whole | None = None
+    finished: Annotated[dict[Name, Whole], Meta(max_length=32)] = {}
 
 
 class _Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -92,9 +100,16 @@ class Farewell(_Report, tag="farewell", frozen=True, kw_only=True, omit_defaults
 
 
 class EngineCounters(_Report, tag="engine_counters", frozen=True, kw_only=True):
-    """The engine's counters, read from its `/metrics` by a process of their own."""
+    """The engine's counters, read from its `/metrics` by a process of their own; `at` is read before they are.
 
+    Within one `since` they only grow. It is when the engine's process started, or when the counters were seen to begin
+    again, or first seen; `from_zero` is false where what they had counted before that is not known to be this boot's.
+    """
+
+    since: Rfc3339 | EpochMs
     models: Annotated[list[EngineModel], Meta(max_length=1000)]
+    from_zero: bool = True
+    schema_version: Annotated[int, Meta(ge=1, le=INT31)] = ENGINE_COUNTERS_VERSION
 
 
 Report = BootReport | Heartbeat | Farewell | EngineCounters
@@ -132,6 +147,8 @@ def decode(message: bytes) -> Report:
         _refuse_nul(report)
     if reported_at(report) < EARLIEST:
         raise RefusedEvent("bad_time", "at", f"{report.at} is before {EARLIEST:%Y-%m-%d}")
+    if isinstance(report, EngineCounters):
+        _check_counters(report)
     return report
 
 
@@ -151,6 +168,22 @@ def json_schema() -> dict[str, object]:
     }
 
 
+def counting_since(report: EngineCounters) -> datetime:
+    """Since when an engine's counters only grow, in UTC."""
+    return instant(report.since, "since")
+
+
+def _check_counters(report: EngineCounters) -> None:
+    """What the types of an engine's counters do not say."""
+    if report.schema_version > ENGINE_COUNTERS_VERSION:
+        detail = f"{report.schema_version}, this version reads {ENGINE_COUNTERS_VERSION}"
+        raise RefusedEvent("unsupported", "schema_version", detail)
+    counting_since(report)
+    names = [model.model for model in report.models]
+    if len(set(names)) < len(names):
+        raise RefusedEvent("invalid", "models", "a model twice")
+
+
 def _refuse_nul(report: Report) -> None:
     """A NUL cannot be stored in a Postgres text column."""
     for field in ("replica_id", "boot_id"):
@@ -160,6 +193,8 @@ def _refuse_nul(report: Report) -> None:
     if any("\0" in entry.model for entry in named):
         field = "models" if isinstance(report, EngineCounters) else "totals"
         raise RefusedEvent("invalid", field, "a model's name holds a NUL character")
+    if isinstance(report, EngineCounters) and any("\0" in reason for m in report.models for reason in m.finished):
+        raise RefusedEvent("invalid", "models", "a reason holds a NUL character")
 
 
 def _refusal(message: bytes, text: str) -> RefusedEvent:

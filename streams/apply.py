@@ -11,40 +11,44 @@ Nothing here knows Faust: the worker, other runners and the tests call the same 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import psycopg
+from psycopg import adapters
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+from psycopg.types.string import BytesBinaryDumper
 
-from streams import numbers, positions, tenants
+from serving_adapter.identity import identity_of
+from streams import engine_sums, numbers, positions, tenants
 from streams.chunks import Accepted, Chunk, Record, Refused, number_in, number_of, read
 from streams.further_arrivals import Arrivals, Outcome
+from streams.identity_keys import identity_key, numbered_by
+from streams.ingest_rules import IngestRules
 from streams.isolation import apply_isolating
 from streams.positions import Applied
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 STAGE: Final = (
-    ("position", "int8"), ("request_id", "text"), ("tenant_id", "text"), ("attempt", "int4"), ("kind", "text"),
-    ("correction_no", "int4"), ("content_digest", "bytea"), ("replica_id", "text"), ("boot_id", "text"),
-    ("completed_at", "timestamptz"), ("model", "text"), ("adapter", "text"), ("region", "text"), ("tier", "text"),
-    ("pool", "text"), ("status", "text"), ("fault", "text"), ("purpose", "text"), ("usage_source", "text"),
-    ("rating_band", "text"), ("input_tokens", "int8"), ("cache_hit_tokens", "int8"), ("output_tokens", "int8"),
-    ("gpu_us", "int8"), ("seq", "int8"), ("ingested_at", "timestamptz"), ("raw", "bytea"),
+    ("position", "int8"), ("key", "uuid"), ("request_id", "text"), ("tenant_id", "text"), ("attempt", "int4"),
+    ("kind", "text"), ("correction_no", "int4"), ("content_digest", "bytea"), ("numbered_by", "bytea"),
+    ("replica_id", "text"), ("boot_id", "text"), ("completed_at", "timestamptz"), ("model", "text"),
+    ("adapter", "text"), ("region", "text"), ("tier", "text"), ("pool", "text"), ("status", "text"), ("fault", "text"),
+    ("purpose", "text"), ("usage_source", "text"), ("rating_band", "text"), ("input_tokens", "int8"),
+    ("cache_hit_tokens", "int8"), ("output_tokens", "int8"), ("gpu_us", "int8"), ("seq", "int8"),
+    ("ingested_at", "timestamptz"), ("raw", "bytea"),
 )  # fmt: skip
 _STAGE_COLUMNS: Final = ", ".join(name for name, _ in STAGE)
 _STAGE_TYPES: Final = [kind for _, kind in STAGE]
 
 CREATE_STAGE: Final = (
     "create temporary table if not exists stage ("
-    + ", ".join(
-        f"{name} {kind}" + (' collate "C"' if name in ("request_id", "tenant_id", "kind") else "")
-        for name, kind in STAGE
-    )
+    + ", ".join(f"{name} {kind}" for name, kind in STAGE)
     + ") on commit delete rows"
 )
 COPY_STAGE: Final = f"copy stage ({_STAGE_COLUMNS}) from stdin (format binary)"
 
-_IDENTITY: Final = "request_id, tenant_id, attempt, kind, correction_no"
 _EVENT: Final = (
     "completed_at, tenant_id, request_id, attempt, kind, correction_no, model, adapter, region, tier, pool, status,"
     " fault, purpose, usage_source, rating_band, input_tokens, cache_hit_tokens, output_tokens, gpu_us, position,"
@@ -52,17 +56,18 @@ _EVENT: Final = (
 )
 
 
+_KEY: Final = ", ".join(WINDOW_KEY)
+_SUMS: Final = ", ".join(WINDOW_SUMS)
+
+
 def _add_to_windows(table: str, width: str) -> str:
-    """SQL that adds the fresh events to one window size, in key order so that two workers cannot deadlock."""
-    key = ", ".join(WINDOW_KEY)
-    sums = ", ".join(WINDOW_SUMS)
+    """SQL that adds the minutes' sums to one window size, in key order so that two workers cannot deadlock."""
+    summed = ", ".join(f"sum({name})::int8" for name in WINDOW_SUMS)
     added = ", ".join(f"{name} = w.{name} + excluded.{name}" for name in WINDOW_SUMS)
     return f"""
-        insert into usage.{table} as w (bucket, {key}, {sums})
-        select time_bucket('{width}', completed_at) as bucket, {key},
-               count(*), count(*) filter (where kind = 'usage'), sum(input_tokens)::int8,
-               sum(cache_hit_tokens)::int8, sum(output_tokens)::int8, sum(gpu_us)::int8
-        from fresh group by bucket, {key} order by tenant_id, bucket, {key}
+        insert into usage.{table} as w (bucket, {_KEY}, {_SUMS})
+        select time_bucket('{width}', minute) as bucket, {_KEY}, {summed}
+        from summed group by bucket, {_KEY} order by tenant_id, bucket, {_KEY}
         on conflict (tenant_id, bucket, {", ".join(WINDOW_KEY[1:])}) do update set {added}
     """
 
@@ -71,10 +76,10 @@ def _add_to_windows(table: str, width: str) -> str:
 COUNT_ONCE: Final = f"""
     with new as (
         insert into usage.event_identities
-            ({_IDENTITY}, content_digest, usage_source, replica_id, boot_id, completed_at, source, position)
-        select {_IDENTITY}, content_digest, usage_source, replica_id, boot_id, completed_at, %(source)s, position
-        from stage order by position
-        on conflict ({_IDENTITY}) do nothing
+            (key, completed_at, position, source_no, usage_source, content_digest, numbered_by)
+        select key, completed_at, position, %(source_no)s, usage_source, content_digest, numbered_by
+        from stage order by key, position
+        on conflict (key) do nothing
         returning position
     ), fresh as materialized (
         select stage.* from stage join new using (position)
@@ -86,6 +91,12 @@ COUNT_ONCE: Final = f"""
         select %(source)s, %(ingest_no)s, tenant_id, request_id, attempt, kind, model, adapter, status, fault,
             usage_source, completed_at, 1, input_tokens, cache_hit_tokens, output_tokens, gpu_us
         from fresh where purpose = 'tenant' order by position
+    ), summed as materialized (
+        select time_bucket('1 minute', completed_at) as minute, {_KEY}, count(*) as events,
+            count(*) filter (where kind = 'usage') as requests, sum(input_tokens)::int8 as input_tokens,
+            sum(cache_hit_tokens)::int8 as cache_hit_tokens, sum(output_tokens)::int8 as output_tokens,
+            sum(gpu_us)::int8 as gpu_us
+        from fresh group by minute, {_KEY}
     ), minute as ({_add_to_windows("windows_1m", "1 minute")}
     ), hour as ({_add_to_windows("windows_1h", "1 hour")}
     ), numbered as (
@@ -103,13 +114,43 @@ COUNT_ONCE: Final = f"""
 """
 
 
+STEPS: Final = (
+    "begun", "locked", "copying", "staged", "counted", "arrived", "quarantined", "advanced", "committed"
+)  # fmt: skip
+"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after each further arrival."""
+Checkpoint = Callable[[str], None]
+
+
+def no_checkpoint(step: str) -> None:
+    """What a checkpoint does unless a test wants to stop there."""
+
+
+class _Key(bytes):
+    """An identity's key on its way into a column of type uuid."""
+
+
+class _KeyDumper(Dumper):
+    """The bytes as they are: a UUID object for each event would cost more than its insertion."""
+
+    format = Format.BINARY
+    oid = adapters.types["uuid"].oid
+
+    def dump(self, obj: bytes) -> bytes:
+        """What is sent."""
+        return obj
+
+
 class ChunkApplier:
     """Applies chunks over one connection, which it has to itself."""
 
-    def __init__(self, connection: psycopg.Connection) -> None:
+    def __init__(self, connection: psycopg.Connection, checkpoint: Checkpoint = no_checkpoint) -> None:
         """`connection` must be in autocommit mode: each chunk opens and commits its own transaction."""
         self._connection = connection
+        self._checkpoint = checkpoint
         self._known_tenants: set[str] = set()
+        self._rules = IngestRules(connection)
+        connection.adapters.register_dumper(bytes, BytesBinaryDumper)  # the one in C, for bytea
+        connection.adapters.register_dumper(_Key, _KeyDumper)
         connection.execute(CREATE_STAGE)
 
     def apply(self, chunk: Chunk) -> Applied:
@@ -123,19 +164,25 @@ class ChunkApplier:
     def _apply(self, chunk: Chunk, unstorable: str) -> Applied:
         source = chunk.source.name
         with self._connection.transaction():
+            self._checkpoint("begun")
             at, records = positions.due(self._connection, chunk)
+            self._checkpoint("locked")
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(at.next_position, skipped)
             accepted, refused = self._judge_alone(records)
+            horizon, bands = self._rules.current()
+            accepted, too_old = horizon.sift(accepted)
+            accepted, refused = bands.mark(accepted), [*refused, *too_old]
             if unstorable:
                 accepted, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             usage = [message for message in accepted if message.event.kind == "usage"]
-            new = self._count_new(source, at.ingest_no, usage)
+            new = self._count_new(source, at, usage)
             outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
             corrections = [message for message in accepted if message.event.kind != "usage"]
             numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
-            arrivals = Arrivals(self._connection, source, at.ingest_no)
+            arrivals = Arrivals(self._connection, source, at.source_no, at.ingest_no, horizon.sealed_before)
+            telling = []
             for message in accepted:
                 if message.record.position not in new:
                     outcome = arrivals.take(message)
@@ -145,7 +192,12 @@ class ChunkApplier:
                         outcomes[outcome] += 1
                         if outcome is Outcome.APPLIED:
                             numbers.count(self._connection, message.event)
+                    self._checkpoint("arrived")
+                elif engine_sums.tells(message.event):
+                    telling.append(message.event)
+            engine_sums.note_new(self._connection, telling)
             positions.keep_refused(self._connection, source, refused)
+            self._checkpoint("quarantined")
             done = Applied(
                 next_position=records[-1].position + 1,
                 skipped=skipped,
@@ -155,6 +207,8 @@ class ChunkApplier:
                 quarantined=len(refused),
             )
             positions.advance(self._connection, chunk, records, done)
+            self._checkpoint("advanced")
+        self._checkpoint("committed")
         return done
 
     def _judge_alone(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
@@ -186,7 +240,7 @@ class ChunkApplier:
         self._known_tenants |= known
         return unsure - known
 
-    def _count_new(self, source: str, ingest_no: int, messages: Sequence[Accepted]) -> set[int]:
+    def _count_new(self, source: str, at: positions.At, messages: Sequence[Accepted]) -> set[int]:
         """Insert the events whose identity is new and add them to the windows; returns their positions."""
         if not messages:
             return set()
@@ -195,16 +249,22 @@ class ChunkApplier:
                 copy.set_types(_STAGE_TYPES)
                 for message in messages:
                     copy.write_row(_stage_row(message))
-            counted = cursor.execute(COUNT_ONCE, {"source": source, "ingest_no": ingest_no}, prepare=True)
-            return {row[0] for row in counted}
+                self._checkpoint("copying")
+            self._checkpoint("staged")
+            given = {"source": source, "source_no": at.source_no, "ingest_no": at.ingest_no}
+            counted = cursor.execute(COUNT_ONCE, given, prepare=True)
+            new = {row[0] for row in counted}
+        self._checkpoint("counted")
+        return new
 
 
 def _stage_row(message: Accepted) -> tuple[object, ...]:
     """One row of the stage, in the order of STAGE."""
     e = message.event
     return (
-        message.record.position, e.request_id, e.tenant_id, e.attempt, e.kind, e.correction_no, message.content_digest,
-        e.replica_id, e.boot_id, message.completed_at, e.model, e.adapter or "", e.region, e.tier, e.pool, e.status,
-        e.fault, e.purpose, e.usage_source, "", e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
+        message.record.position, identity_key(identity_of(e)), e.request_id, e.tenant_id, e.attempt, e.kind,
+        e.correction_no, message.content_digest, numbered_by(e.replica_id, e.boot_id), e.replica_id, e.boot_id,
+        message.completed_at, e.model, e.adapter or "", e.region, e.tier, e.pool, e.status, e.fault, e.purpose,
+        e.usage_source, message.rating_band, e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
         e.seq if e.replica_id and e.boot_id else None, message.record.appended_at, message.record.value,
     )  # fmt: skip

@@ -61,6 +61,7 @@ class Accepted(NamedTuple):
     event: UsageEvent
     completed_at: datetime
     content_digest: bytes
+    rating_band: str = ""
 
 
 class Refused(NamedTuple):

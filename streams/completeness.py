@@ -48,6 +48,8 @@ class Boot:
     highest: int = 0
     proven_to: datetime | None = None
     written_off: bool = False
+    quiet_since: datetime | None = None
+    """The earliest report of its last number and last start with nothing open; none while something is under way."""
     settled: bool = False
     """Whether what is missing concerns nobody who asks."""
 

@@ -20,6 +20,7 @@ from streams.witnesses import Comparable, Counts, Difference, comparable, differ
 _BOOTS: Final = """
     select replica_id, boot_id, b.first_received_at, b.last_received_at, b.begun_at, b.heartbeat_at,
            coalesce(b.last_seq, 0) as last_seq, b.started, b.ended, b.open, b.clock_offset_ms, b.farewell_at,
+           b.quiet_since,
            coalesce(n.received_through, 0) as received_through, coalesce(n.highest, 0) as highest, n.proven_to,
            w.replica_id is not null as written_off
     from usage.boots as b full join usage.boot_numbers as n using (replica_id, boot_id)
@@ -62,6 +63,12 @@ def unfinished_boots(connection: psycopg.Connection) -> list[Boot]:
     """Boots of which something is still to be expected."""
     with connection.cursor(row_factory=class_row(Boot)) as cursor:
         return cursor.execute(_BOOTS + _UNFINISHED + " order by replica_id, boot_id").fetchall()
+
+
+def all_boots(connection: psycopg.Connection) -> list[Boot]:
+    """Every boot that reported, or numbered an event."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        return cursor.execute(_BOOTS + " order by replica_id, boot_id").fetchall()
 
 
 def last_farewell(connection: psycopg.Connection) -> datetime | None:

@@ -9,17 +9,30 @@ import psycopg
 from streams.errors import DatabaseUnavailable
 
 CONNECT_WITHIN_S: Final = 10
+SILENT_AT_MOST_S: Final = 6
+"""Like a worker's session in its group: who is silent for longer in mid-transaction loses it, and the row it locks."""
+_SESSION: Final = (
+    "-c timezone=UTC"
+    f" -c idle_in_transaction_session_timeout={SILENT_AT_MOST_S}s"
+    " -c client_connection_check_interval=1s"
+    " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=5"
+)
 
 
 def connect(url: str, *, autocommit: bool = True, application: str = "tollbook") -> psycopg.Connection:
-    """A connection whose session speaks UTC. Raises DatabaseUnavailable."""
+    """A connection whose session speaks UTC, and ends when one of its ends is gone. Raises DatabaseUnavailable."""
     try:
         return psycopg.connect(
             url,
             autocommit=autocommit,
             connect_timeout=CONNECT_WITHIN_S,
             application_name=application,
-            options="-c timezone=UTC",
+            options=_SESSION,
+            # A server whose machine is gone is noticed within a quarter of a minute
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=5,
+            tcp_user_timeout=15_000,
         )
     except psycopg.OperationalError as error:
         raise unavailable(error) from None
@@ -31,15 +44,16 @@ def connect(url: str, *, autocommit: bool = True, application: str = "tollbook")
 def is_passing(error: Exception) -> bool:
     """Whether an error is about the database's state, so that the same may go through later.
 
-    No SQLSTATE: the connection is gone. 08: connection, 40: serialisation and deadlock, 53: disk, memory, connections
-    used up, 55P03: a lock not to be had, 57P: shut down, 58: its files.
+    No SQLSTATE: the connection is gone. 08: connection, 25006: a standby now, 25P03: we were silent for too long,
+    40: serialisation and deadlock, 53: disk, memory, connections used up, 55P03: a lock not to be had, 57P: shut down,
+    58: its files.
     """
     if isinstance(error, DatabaseUnavailable | psycopg.InterfaceError):
         return True
-    state = getattr(error, "sqlstate", None)
-    return isinstance(error, psycopg.OperationalError) and (
-        state is None or state.startswith(("08", "40", "53", "55P03", "57P", "58"))
-    )
+    state: str | None = getattr(error, "sqlstate", None)
+    if state is None:
+        return isinstance(error, psycopg.OperationalError)
+    return state.startswith(("08", "25006", "25P03", "40", "53", "55P03", "57P", "58"))
 
 
 def unavailable(error: Exception) -> DatabaseUnavailable:

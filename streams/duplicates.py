@@ -25,12 +25,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What decides between the verdicts. `numbered_by` is (replica, boot), or None if unnumbered."""
+    """What decides between the verdicts. `numbered_by` stands for (replica, boot); None if unnumbered."""
 
     content_digest: bytes
     usage_source: str
     completed_at: datetime
-    numbered_by: tuple[str, str] | None
+    numbered_by: bytes | None
 
     @property
     def strength(self) -> int:

@@ -75,3 +75,19 @@ class KeysUnknown(StreamsError):
 
 class CannotServe(StreamsError):
     """A server that cannot start, or cannot go on."""
+
+
+class ArchiveDamaged(StreamsError):
+    """Something in the archive is not what was written there. Nothing that depends on it is dropped."""
+
+
+class ArchiveUnavailable(StreamsError):
+    """The archive cannot be reached."""
+
+
+class EventsArchived(StreamsError):
+    """Raw events that are asked for are no longer in the database."""
+
+
+class CannotArchive(StreamsError):
+    """The archive cannot be written to now, or not for this time."""

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from serving_adapter.events import UsageEvent
+from serving_adapter.events import UsageEvent, decode
 from serving_adapter.identity import Identity, event_id_of, identity_of
+from streams import engine_sums
 from streams.chunks import Accepted, Refused
 from streams.duplicates import Verdict, Version, judge
+from streams.identity_keys import identity_key, numbered_by
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 COUNTS: Final = ("input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
@@ -26,17 +29,15 @@ _SUMS: Final = ", ".join(WINDOW_SUMS)
 _WIDTHS: Final = {"windows_1m": "1 minute", "windows_1h": "1 hour"}
 
 _STORED: Final = """
-    select content_digest, usage_source, completed_at, replica_id, boot_id, source, position
-    from usage.event_identities
-    where request_id = %(request_id)s and tenant_id = %(tenant_id)s and attempt = %(attempt)s and kind = %(kind)s
-      and correction_no = %(correction_no)s
-    for update
+    select content_digest, usage_source, completed_at, numbered_by, source, position
+    from usage.event_identities as i join usage.sources using (source_no)
+    where key = %s
+    for update of i
 """
 _VERSIONS: Final = """
-    select content_digest, usage_source, completed_at, replica_id, boot_id, source, position
-    from usage.event_versions
-    where request_id = %(request_id)s and tenant_id = %(tenant_id)s and attempt = %(attempt)s and kind = %(kind)s
-      and correction_no = %(correction_no)s
+    select content_digest, usage_source, completed_at, numbered_by, source, position
+    from usage.event_versions join usage.sources using (source_no)
+    where key = %s
 """
 # An event with its corrections: a correction is stored at the completion time of what it corrects.
 _COUNTING: Final = """
@@ -53,10 +54,7 @@ _ADD_EVENT: Final = f"""
         %(correction_no)s, {", ".join(f"%({name})s" for name in COUNTS)}, %(source)s, %(position)s, %(ingested_at)s,
         %(raw)s)
 """
-_IDENTIFIED: Final = (
-    "request_id, tenant_id, attempt, kind, correction_no, usage_source, content_digest, replica_id, boot_id,"
-    " completed_at, source, position"
-)
+_IDENTIFIED: Final = "key, usage_source, completed_at, position, source_no, content_digest, numbered_by"
 _IDENTIFIED_VALUES: Final = ", ".join(f"%({name.strip()})s" for name in _IDENTIFIED.split(","))
 _ADD_FEED: Final = """
     insert into usage.quota_feed (source, ingest_no, tenant_id, request_id, attempt, kind, model, adapter, status,
@@ -81,7 +79,10 @@ class Arrivals:
 
     connection: psycopg.Connection
     source: str
+    source_no: int
     ingest_no: int
+    sealed_before: datetime | None = None
+    """What was counted before this is archived: nothing takes its place or corrects it any more."""
 
     def take(self, message: Accepted) -> Outcome | Refused:
         """Do what is to be done with one message whose identity may be known already."""
@@ -97,10 +98,13 @@ class Arrivals:
         if verdict is Verdict.CONFLICT:
             return _conflict(message, stored[0])
         counting = max(stored, key=lambda row: _version(row).strength)
+        if self._is_sealed(counting):
+            return _refuse(message, "too_old", "what it belongs to is archived")
         self._execute(f"insert into usage.event_versions ({_IDENTIFIED}) values ({_IDENTIFIED_VALUES})", message)
         self._execute(_ADD_EVENT, message)
         if verdict is Verdict.WEAKER:
             self._supersede(self.source, message.record.position, counting.source, counting.position)
+            engine_sums.note_weaker(self.connection, message.event)
         else:
             self._take_the_place(message, counting)
         return Outcome.APPLIED
@@ -108,10 +112,16 @@ class Arrivals:
     def _take_the_place(self, message: Accepted, counting: Any) -> None:
         """What counted, with its corrections, leaves the windows; the arrival enters under its own keys and time."""
         mine = (self.source, message.record.position)
-        for row in self._counting(identity_of(message.event), counting.completed_at):
-            if (row.source, row.position) != mine:
-                self._count(row, -1)
-                self._supersede(row.source, row.position, *mine)
+        replaced = [
+            row
+            for row in self._counting(identity_of(message.event), counting.completed_at)
+            if (row.source, row.position) != mine
+        ]
+        for row in replaced:
+            self._count(row, -1)
+            self._supersede(row.source, row.position, *mine)
+            engine_sums.note_superseded(self.connection, decode(replaced[0].raw), decode(row.raw))
+        engine_sums.note_new(self.connection, [message.event])
         (entered,) = [
             row
             for row in self._counting(identity_of(message.event), message.completed_at)
@@ -135,6 +145,8 @@ class Arrivals:
                 return Outcome(verdict.value)
             return _conflict(message, known[0])
         counting = max(stored, key=lambda row: _version(row).strength)
+        if self._is_sealed(counting):
+            return _refuse(message, "too_old", "what it corrects is archived")
         rows = self._counting(original, counting.completed_at)
         sums = {name: sum(getattr(row, name) for row in rows) + getattr(event, name) for name in COUNTS}
         if min(sums.values()) < 0 or sums["cache_hit_tokens"] > sums["input_tokens"]:
@@ -145,13 +157,18 @@ class Arrivals:
         for row in self._counting(original, counting.completed_at):
             if (row.source, row.position) == (self.source, message.record.position):
                 self._count(row, +1)
+        engine_sums.note_correction(self.connection, decode(rows[0].raw), event)
         return Outcome.APPLIED
+
+    def _is_sealed(self, counting: Any) -> bool:
+        return self.sealed_before is not None and counting.completed_at < self.sealed_before
 
     def _stored_versions(self, identity: Identity) -> list[Any]:
         """Every stored version of an identity, the first one locked; empty if it is not known."""
         with self.connection.cursor(row_factory=namedtuple_row) as cursor:
-            first = cursor.execute(_STORED, identity._asdict()).fetchall()
-            return [*first, *(cursor.execute(_VERSIONS, identity._asdict()).fetchall() if first else [])]
+            key = (_key(identity),)
+            first = cursor.execute(_STORED, key).fetchall()
+            return [*first, *(cursor.execute(_VERSIONS, key).fetchall() if first else [])]
 
     def _counting(self, identity: Identity, completed_at: datetime) -> list[Any]:
         """The rows that count for a request's attempt at a completion time: the event, then its corrections."""
@@ -187,8 +204,11 @@ class Arrivals:
         event = message.event
         values: dict[str, object] = {name: getattr(event, name) for name in event.__struct_fields__ if name != "labels"}
         values |= {
+            "key": _key(identity_of(event)),
+            "numbered_by": numbered_by(event.replica_id, event.boot_id),
+            "source_no": self.source_no,
             "adapter": event.adapter or "",
-            "rating_band": "",
+            "rating_band": message.rating_band,
             "completed_at": message.completed_at,
             "content_digest": message.content_digest,
             "source": self.source,
@@ -199,9 +219,8 @@ class Arrivals:
         self.connection.execute(statement, values | other)
 
 
-def numbered_by(replica_id: str | None, boot_id: str | None) -> tuple[str, str] | None:
-    """Who numbered an event, if anybody did."""
-    return None if replica_id is None or boot_id is None else (replica_id, boot_id)
+def _key(identity: Identity) -> UUID:
+    return UUID(bytes=identity_key(identity))
 
 
 def _arriving(message: Accepted) -> Version:
@@ -211,7 +230,7 @@ def _arriving(message: Accepted) -> Version:
 
 
 def _version(row: Any) -> Version:
-    by = numbered_by(row.replica_id, row.boot_id)
+    by = None if row.numbered_by is None else bytes(row.numbered_by)
     return Version(bytes(row.content_digest), row.usage_source, row.completed_at, by)
 
 

@@ -19,18 +19,25 @@ from streams import gaps, number_ranges
 from streams.completeness import BootKey
 from streams.gaps import Gap, Looked
 from streams.number_ranges import Ranges
+from streams.retention_store import forgotten_boots
 
 FOLD_USAGE: Final = """
     with taken as (delete from usage.replica_usage_fills returning *)
     insert into usage.replica_usage as u
-        (replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens)
+        (replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens,
+         engine_input_beyond, engine_output_beyond, engine_cached_beyond, lost)
     select replica_id, boot_id, tenant_id, model, sum(events), sum(input_tokens), sum(output_tokens),
-           sum(cache_hit_tokens)
+           sum(cache_hit_tokens), sum(engine_input_beyond), sum(engine_output_beyond), sum(engine_cached_beyond),
+           sum(lost)
     from taken group by replica_id, boot_id, tenant_id, model
     on conflict (replica_id, boot_id, tenant_id, model) do update set
         events = u.events + excluded.events, input_tokens = u.input_tokens + excluded.input_tokens,
         output_tokens = u.output_tokens + excluded.output_tokens,
-        cache_hit_tokens = u.cache_hit_tokens + excluded.cache_hit_tokens
+        cache_hit_tokens = u.cache_hit_tokens + excluded.cache_hit_tokens,
+        engine_input_beyond = u.engine_input_beyond + excluded.engine_input_beyond,
+        engine_output_beyond = u.engine_output_beyond + excluded.engine_output_beyond,
+        engine_cached_beyond = u.engine_cached_beyond + excluded.engine_cached_beyond,
+        lost = u.lost + excluded.lost
 """
 
 PROVE: Final = """
@@ -72,6 +79,8 @@ def fold(connection: psycopg.Connection, now: datetime) -> None:
         arrived: dict[BootKey, list[int]] = defaultdict(list)
         for replica_id, boot_id, numbers in cursor:
             arrived[replica_id, boot_id].extend(numbers)
+    for key in forgotten_boots(connection, arrived) if arrived else ():
+        del arrived[key]  # its numbers were let go of: the late one is no gap's end
     if arrived:
         _fill(connection, {key: number_ranges.of_numbers(numbers) for key, numbers in arrived.items()}, now)
     connection.execute(PROVE, (now,))

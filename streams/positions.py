@@ -30,10 +30,11 @@ class Applied:
 
 
 class At(NamedTuple):
-    """Where a locked source stands: its next position, and the number of the ingest that is about to be."""
+    """Where a locked source stands: its next position, the number of the ingest that is about to be; and its own."""
 
     next_position: int
     ingest_no: int
+    source_no: int
 
 
 def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
@@ -60,36 +61,34 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
 
 def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Record], done: Applied) -> None:
     """Write down what `records` came to, and move the source's position behind them."""
-    source, first = chunk.source.name, records[0].position
-    connection.execute(
-        "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
-        " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)",
-        (source, first, done.next_position, done.applied, done.duplicates, done.retimed, done.quarantined,
-         digest(records)),
-    )  # fmt: skip
     moved = connection.execute(
-        "update usage.sources set next_position = %s, leader_epoch = greatest(leader_epoch, %s),"
-        " ingest_no = ingest_no + 1, stopped_because = null, changed_at = now()"
-        " where source = %s and next_position = %s",
-        (done.next_position, chunk.leader_epoch, source, first),
-    )
+        "with proof as (insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
+        " retimed, quarantined, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s)"
+        " returning source, first_position, next_position)"
+        " update usage.sources as s set next_position = proof.next_position,"
+        " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1, stopped_because = null,"
+        " changed_at = now() from proof where s.source = proof.source and s.next_position = proof.first_position",
+        (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
+         done.quarantined, digest(records), chunk.leader_epoch),
+    )  # fmt: skip
     assert moved.rowcount == 1, "the row was locked by this transaction"
 
 
 def _lock(connection: psycopg.Connection, source: Source) -> At:
     name = source.name
     row = connection.execute(
-        "select next_position, ingest_no, cluster_id, topic_id from usage.sources where source = %s for update",
+        "select next_position, ingest_no, source_no, cluster_id, topic_id from usage.sources where source = %s"
+        " for update",
         (name,),
     ).fetchone()
     if row is None:
         raise SourceChanged(name, "the source", "registered", "unknown")
-    next_position, ingest_no, cluster_id, topic_id = row
+    next_position, ingest_no, source_no, cluster_id, topic_id = row
     if cluster_id != source.cluster_id:
         raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
     if topic_id != source.topic_id:
         raise SourceChanged(name, "the topic", topic_id, source.topic_id)
-    return At(int(next_position), int(ingest_no) + 1)
+    return At(int(next_position), int(ingest_no) + 1, int(source_no))
 
 
 def _quarantine_row(connection: psycopg.Connection, source: str, refused: Refused) -> tuple[object, ...]:

@@ -1,4 +1,7 @@
-"""Windows from raw events, beside the running ingestion: what differs, and putting it right."""
+"""Windows from raw events, beside the running ingestion: what differs, and putting it right.
+
+Events go by the rating bands of today's rules: where a rule was changed late, that is a difference as well.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from streams import audit
+from streams import audit, rebanding
+from streams.archive_store import require_present
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 WIDTHS: Final = {"windows_1m": "1 minute", "windows_1h": "1 hour"}
@@ -29,10 +33,13 @@ class WindowDifference:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What a rebuild looked at, and found."""
+    """What a rebuild looked at, and found; of the differences the first DIFFERENCES_LISTED of each table."""
 
     windows: int
     differences: tuple[WindowDifference, ...]
+    replaced: int = 0
+    rebanded: int = 0
+    """Events that have another rating band by today's rules."""
 
 
 def rebuild(
@@ -41,27 +48,35 @@ def rebuild(
     """Compare the windows of [start, end), whole hours, with sums of events; with `apply`, replace those that differ.
 
     One snapshot (REPEATABLE READ), so that chunks which are applied meanwhile are in both or in neither. Replacing
-    stops the sources for its transaction, so that no event is added between reading and writing.
+    stops the sources for its transaction, so that no event is added between reading and writing. Raises EventsArchived.
     """
+    require_present(connection, start, end)
     with connection.transaction():
         if apply:
             connection.execute("lock table usage.sources in exclusive mode")
         else:
             connection.execute("set transaction isolation level repeatable read")
-        looked_at = 0
-        found: list[WindowDifference] = []
+        rebanded = rebanding.stage(connection, start, end)
+        looked_at = replaced = 0
+        listed: list[WindowDifference] = []
         for table, width in WIDTHS.items():
             looked_at += _count(connection, table, start, end)
-            found += _differences(connection, table, width, start, end)
-        if apply and found:
-            for difference in found:
-                _replace(connection, difference)
-            detail = {"from": start.isoformat(), "to": end.isoformat(), "windows": len(found)}
+            found = _differences(connection, table, width, start, end)
+            listed += found
+            while apply and found:
+                for difference in found:
+                    _replace(connection, difference)
+                replaced += len(found)
+                found = _differences(connection, table, width, start, end)
+        if apply and (replaced or rebanded):
+            rebanding.apply(connection, start, end)
+            detail = {"from": start.isoformat(), "to": end.isoformat(), "windows": replaced, "rebanded": rebanded}
             audit.record(connection, actor, "windows.rebuild", "windows", detail)
-    return Rebuilt(looked_at, tuple(found))
+    return Rebuilt(looked_at, tuple(listed), replaced, rebanded)
 
 
 _COLUMNS: Final = sql.SQL(", ").join(map(sql.Identifier, WINDOW_KEY))
+_KEY_OF_EVENTS: Final = (*map(sql.Identifier, WINDOW_KEY[:-1]), sql.SQL("band as rating_band"))
 _STORED_SUMS: Final = sql.SQL(", ").join(sql.SQL("w.{}").format(sql.Identifier(name)) for name in WINDOW_SUMS)
 _EVENT_SUMS: Final = sql.SQL(", ").join(sql.SQL("e.{}").format(sql.Identifier(name)) for name in WINDOW_SUMS)
 
@@ -70,11 +85,13 @@ def _differences(
     connection: psycopg.Connection, table: str, width: str, start: datetime, end: datetime
 ) -> list[WindowDifference]:
     query = sql.SQL(
-        "with e as (select time_bucket({width}, completed_at) as bucket, {key}, count(*) as events,"
+        "with c as (select e.*, coalesce(r.rating_band, e.rating_band) as band from usage.counting_events as e"
+        " left join rebanded as r using (source, position)"
+        " where e.completed_at >= %(start)s and e.completed_at < %(end)s),"
+        " e as (select time_bucket({width}, completed_at) as bucket, {key_of_events}, count(*) as events,"
         " count(*) filter (where kind = 'usage') as requests, sum(input_tokens)::int8 as input_tokens,"
         " sum(cache_hit_tokens)::int8 as cache_hit_tokens, sum(output_tokens)::int8 as output_tokens,"
-        " sum(gpu_us)::int8 as gpu_us from usage.counting_events"
-        " where completed_at >= %(start)s and completed_at < %(end)s group by bucket, {key}),"
+        " sum(gpu_us)::int8 as gpu_us from c group by bucket, {key_by}),"
         " w as (select * from usage.{table} where bucket >= %(start)s and bucket < %(end)s"
         " and (events, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us) <> (0, 0, 0, 0, 0, 0))"
         " select bucket, {key}, {stored}, {events} from w full join e using (bucket, {key})"
@@ -82,6 +99,8 @@ def _differences(
     ).format(
         width=sql.Literal(width),
         key=_COLUMNS,
+        key_of_events=sql.SQL(", ").join(_KEY_OF_EVENTS),
+        key_by=sql.SQL(", ").join(map(sql.Identifier, (*WINDOW_KEY[:-1], "band"))),
         table=sql.Identifier(table),
         stored=_STORED_SUMS,
         events=_EVENT_SUMS,

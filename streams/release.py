@@ -6,6 +6,7 @@ A released message does not go through the topic. It is applied as the only mess
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,8 +65,7 @@ class Releaser:
         """Release corrections whose original has arrived meanwhile; returns how many."""
         rows = self._connection.execute(
             "select q.quarantine_id from usage.quarantine as q join usage.event_identities as i"
-            " on i.request_id = q.request_id and i.tenant_id = q.tenant_id and i.attempt = q.attempt"
-            " and i.kind = 'usage' and i.correction_no = 0"
+            " on i.key = usage.identity_key(q.tenant_id, q.request_id, q.attempt, 'usage', 0)"
             " where q.reason = 'orphan' and not exists (select from usage.quarantine_resolutions as r"
             " where r.quarantine_id = q.quarantine_id) order by q.quarantine_id limit %s",
             (ORPHANS_A_TIME,),
@@ -76,7 +76,8 @@ class Releaser:
                 self.release(quarantine_id, actor=SYSTEM, reason="what it corrects has arrived")
                 released += 1
             except NotReleased:
-                self._settle_orphan(quarantine_id)
+                with contextlib.suppress(NotReleased):  # another worker was faster
+                    self._settle_orphan(quarantine_id)
         return released
 
     def _settle_orphan(self, quarantine_id: int) -> None:

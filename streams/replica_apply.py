@@ -11,16 +11,17 @@ from typing import Final
 
 import psycopg
 
-from streams import positions
+from streams import engine_store, positions
 from streams.chunks import Chunk, Record, Refused
 from streams.isolation import apply_isolating
 from streams.positions import Applied
 from streams.replica_chunks import News, Said, news, read
+from streams.retention_store import forgotten_boots
 
 STORE_BOOT: Final = """
     insert into usage.boots as b (replica_id, boot_id, first_received_at, last_received_at, begun_at, heartbeat_at,
-                                  last_seq, started, ended, open, clock_offset_ms, farewell_at)
-    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                                  last_seq, started, ended, open, clock_offset_ms, farewell_at, quiet_since)
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
     on conflict (replica_id, boot_id) do update set
         last_received_at = greatest(b.last_received_at, excluded.last_received_at),
         begun_at = coalesce(b.begun_at, excluded.begun_at),
@@ -29,7 +30,13 @@ STORE_BOOT: Final = """
         started = coalesce(excluded.started, b.started), ended = coalesce(excluded.ended, b.ended),
         open = coalesce(excluded.open, b.open),
         clock_offset_ms = coalesce(excluded.clock_offset_ms, b.clock_offset_ms),
-        farewell_at = greatest(b.farewell_at, excluded.farewell_at)
+        farewell_at = greatest(b.farewell_at, excluded.farewell_at),
+        quiet_since = case
+            when (excluded.last_seq, coalesce(excluded.started, 0)) > (b.last_seq, coalesce(b.started, 0))
+                then excluded.quiet_since
+            when (excluded.last_seq, coalesce(excluded.started, 0)) = (b.last_seq, coalesce(b.started, 0))
+                then least(b.quiet_since, excluded.quiet_since)
+            else b.quiet_since end
 """
 STORE_MARK: Final = (
     "insert into usage.heartbeat_marks (replica_id, boot_id, last_seq, reported_at) values (%s, %s, %s, %s)"
@@ -43,15 +50,6 @@ STORE_TOTAL: Final = """
         events = excluded.events, input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
         cache_hit_tokens = excluded.cache_hit_tokens
     where r.events <= excluded.events
-"""
-STORE_ENGINE: Final = """
-    insert into usage.engine_counters as e
-        (replica_id, boot_id, model, prompt_tokens, generation_tokens, cached_tokens, scraped_at)
-    values (%s, %s, %s, %s, %s, %s, %s)
-    on conflict (replica_id, boot_id, model) do update set
-        prompt_tokens = excluded.prompt_tokens, generation_tokens = excluded.generation_tokens,
-        cached_tokens = excluded.cached_tokens, scraped_at = excluded.scraped_at
-    where e.scraped_at <= excluded.scraped_at
 """
 
 
@@ -82,22 +80,22 @@ class ReplicaChunkApplier:
 
     def _store(self, found: News) -> None:
         """Write what the chunk said, boots in order of their key."""
-        boots = sorted(found.boots.items(), key=lambda item: item[0])
-        engines = sorted(found.engines.items(), key=lambda item: item[0])
+        gone = forgotten_boots(self._connection, found.boots)
+        boots = sorted(((key, boot) for key, boot in found.boots.items() if key not in gone), key=lambda item: item[0])
         rows: dict[str, list[tuple[object, ...]]] = {
             STORE_BOOT: [
                 (*key, b.first_received_at, b.last_received_at, b.begun_at, b.heartbeat_at, b.last_seq, b.started,
-                 b.ended, b.open, b.clock_offset_ms, b.farewell_at)
+                 b.ended, b.open, b.clock_offset_ms, b.farewell_at, b.quiet.since)
                 for key, b in boots
             ],
             STORE_MARK: [(*key, last_seq, at) for key, b in boots for last_seq, at in b.marks.items()],
             STORE_TOTAL: [(*key, *what, *counts) for key, b in boots for what, counts in b.totals.items()],
-            STORE_ENGINE: [(*key, *tokens, at) for key, (tokens, at) in engines],
         }  # fmt: skip
         with self._connection.cursor() as cursor:
             for statement, values in rows.items():
                 if values:
                     cursor.executemany(statement, values)
+        engine_store.store(self._connection, found.engines)
 
 
 def _judge(records: Sequence[Record]) -> tuple[list[Said], list[Refused]]:

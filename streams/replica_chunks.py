@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.replica_reports import BootReport, EngineCounters, Farewell, Heartbeat, Report, decode, reported_at
+from serving_adapter.replica_reports import (
+    BootReport,
+    EngineCounters,
+    Farewell,
+    Heartbeat,
+    Report,
+    counting_since,
+    decode,
+    reported_at,
+)
 from streams.chunks import FUTURE_ALLOWED, Record, Refused
 from streams.completeness import BootKey
-from streams.witnesses import Counts, EngineTokens
+from streams.engine_witness import EngineRun, EngineTokens, RunKey
+from streams.witnesses import Counts
 
 
 class Said(NamedTuple):
@@ -20,6 +30,23 @@ class Said(NamedTuple):
     report: Report
     at: datetime
     received_at: datetime
+
+
+class Quiet(NamedTuple):
+    """How far a boot was, and the earliest report that says so with nothing open; None while something is."""
+
+    last_seq: int
+    started: int
+    since: datetime | None
+
+    def joined(self, other: Quiet) -> Quiet:
+        """Both reports: the further one, and of equal ones the earlier; in any order."""
+        if self[:2] != other[:2]:
+            return max(self, other, key=lambda quiet: quiet[:2])
+        return self._replace(since=min((at for at in (self.since, other.since) if at is not None), default=None))
+
+
+NEVER_QUIET: Final = Quiet(-1, -1, None)
 
 
 @dataclass(slots=True)
@@ -36,6 +63,7 @@ class BootNews:
     open: int | None = None
     clock_offset_ms: int | None = None
     farewell_at: datetime | None = None
+    quiet: Quiet = NEVER_QUIET
     marks: dict[int, datetime] = field(default_factory=dict)
     """The latest time at which each last number was reported."""
     totals: dict[tuple[str, str], Counts] = field(default_factory=dict)
@@ -43,10 +71,10 @@ class BootNews:
 
 @dataclass(slots=True)
 class News:
-    """What a chunk says: of boots, and of engines by (replica, boot, model) with the time of the scrape."""
+    """What a chunk says: of boots, and of engines by run."""
 
     boots: dict[BootKey, BootNews] = field(default_factory=dict)
-    engines: dict[tuple[str, str, str], tuple[EngineTokens, datetime]] = field(default_factory=dict)
+    engines: dict[RunKey, EngineRun] = field(default_factory=dict)
 
 
 def read(record: Record) -> Said | Refused:
@@ -68,9 +96,9 @@ def news(reports: Iterable[Said]) -> News:
     for report, at, received_at in reports:
         key = (report.replica_id, report.boot_id)
         if isinstance(report, EngineCounters):
-            for model in report.models:
-                tokens = EngineTokens(model.prompt_tokens, model.generation_tokens, model.cached_tokens)
-                found.engines[*key, model.model] = (tokens, at)
+            for run_key, run in _runs(report, at):
+                known = found.engines.get(run_key)
+                found.engines[run_key] = known.joined(run) if known else run
             continue
         boot = found.boots.setdefault(key, BootNews(received_at, received_at))
         boot.last_received_at = max(boot.last_received_at, received_at)
@@ -79,6 +107,16 @@ def news(reports: Iterable[Said]) -> News:
         else:
             _add_progress(boot, report, at)
     return found
+
+
+def _runs(report: EngineCounters, at: datetime) -> Iterable[tuple[RunKey, EngineRun]]:
+    """What one scrape says of each model's run."""
+    since = counting_since(report)
+    for model in report.models:
+        tokens = EngineTokens(model.prompt_tokens, model.generation_tokens, model.cached_tokens or 0)
+        known = model.cached_tokens is not None
+        run = EngineRun(tokens, tokens, known, report.from_zero, at, at, model.finished)
+        yield RunKey(report.replica_id, report.boot_id, model.model, since), run
 
 
 def _add_progress(boot: BootNews, report: Heartbeat | Farewell, at: datetime) -> None:
@@ -92,7 +130,10 @@ def _add_progress(boot: BootNews, report: Heartbeat | Farewell, at: datetime) ->
         boot.heartbeat_at = at
         boot.started, boot.ended, boot.open = report.started, report.ended, report.open
         boot.clock_offset_ms = report.clock_offset_ms
+        quiet = Quiet(report.last_seq, report.started, None if report.open else at)
     else:
         boot.farewell_at = at
+        quiet = Quiet(report.last_seq, report.started, at)
         if report.started:
             boot.started, boot.ended, boot.open = report.started, report.ended, 0
+    boot.quiet = boot.quiet.joined(quiet)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Final
 
 from serving_adapter.settings import SettingsError
+from streams.horizon import SHORTEST
 
 CHUNK_MESSAGES: Final = 2000
 """Messages a transaction: measured best between 1,000 (overhead) and 5,000 (latency)."""
@@ -51,6 +52,42 @@ class CompletenessSettings:
             _seconds(environ, "TOLLBOOK_GAP_ALERT_AFTER_S", default.alert_after),
             _seconds(environ, "TOLLBOOK_REPLICA_SILENT_AFTER_S", default.silent_after),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """How long things are kept (docs/retention.md)."""
+
+    horizon: timedelta = SHORTEST
+    """How late an event may come, at least: never shorter than the oldest period that is not closed."""
+    feed_kept: timedelta = timedelta(days=3)
+    """How long the quota service may be away before it has to begin with the windows again."""
+
+    @staticmethod
+    def from_environment(environ: Mapping[str, str] = os.environ) -> RetentionSettings:
+        """Settings from `TOLLBOOK_HORIZON_DAYS` (at least 45) and `TOLLBOOK_QUOTA_FEED_DAYS` (at least 1)."""
+        default = RetentionSettings()
+        return RetentionSettings(
+            _days(environ, "TOLLBOOK_HORIZON_DAYS", default.horizon, at_least=SHORTEST.days),
+            _days(environ, "TOLLBOOK_QUOTA_FEED_DAYS", default.feed_kept, at_least=1),
+        )
+
+
+def archive_address(environ: Mapping[str, str] = os.environ) -> str:
+    """Where raw events are archived: `TOLLBOOK_ARCHIVE`, a folder or `s3://bucket/prefix`."""
+    where = environ.get("TOLLBOOK_ARCHIVE", "")
+    if not where:
+        raise SettingsError("TOLLBOOK_ARCHIVE is not set: name a folder, or s3://bucket/prefix")
+    return where
+
+
+def _days(environ: Mapping[str, str], name: str, default: timedelta, *, at_least: int) -> timedelta:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or not at_least <= int(text[:6]) <= 3650:
+        raise SettingsError(f"{name} is {text!r}: give whole days, {at_least} to 3650")
+    return timedelta(days=int(text))
 
 
 def _seconds(environ: Mapping[str, str], name: str, default: timedelta) -> timedelta:

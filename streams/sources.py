@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
@@ -18,6 +18,13 @@ from streams.errors import CannotResolve
 
 Feed = Literal["usage", "replicas"]
 """What a source brings: usage events, or replicas' reports about themselves."""
+
+
+class Partition(NamedTuple):
+    """A partition of a topic. As a tuple it equals Faust's own."""
+
+    topic: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +106,18 @@ class LogReader:
                 {p: at.leader_epoch if at.leader_epoch is not None else -1 for p, at in ends.items()},
             )
         except KafkaException as error:
-            raise KafkaUnavailable(f"Kafka at {self._bootstrap}, topic {self._topic}: {error.args[0].str()}") from None
+            raise self._unavailable(error) from None
+
+    def topic_id(self) -> str:
+        """The topic's id alone, as cheaply as it can be had. Raises KafkaUnavailable."""
+        try:
+            topics = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
+            return str(topics[self._topic].result().topic_id)
+        except KafkaException as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: KafkaException) -> KafkaUnavailable:
+        return KafkaUnavailable(f"Kafka at {self._bootstrap}, topic {self._topic}: {error.args[0].str()}")
 
     def _offsets(self, partitions: list[int], which: OffsetSpec) -> dict[int, Any]:
         asked = {TopicPartition(self._topic, number): which for number in partitions}
@@ -216,10 +234,12 @@ def chunks(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
 
 
 def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
-    """Each usage source's rows that are really there: events, and messages in quarantine."""
+    """Each usage source's rows that are really there: events, also those only in the archive, and quarantine."""
     rows = connection.execute(
-        "select source, coalesce(e.n, 0), coalesce(q.n, 0) from usage.sources"
-        " left join (select source, count(*) as n from usage.events group by source) e using (source)"
+        "select source, coalesce(e.n, 0)::int8, coalesce(q.n, 0) from usage.sources"
+        " left join (select source, sum(n) as n from (select source, count(*) as n from usage.events group by source"
+        "   union all select source, events from usage.archived_counts join usage.archived_days using (day)"
+        "   where dropped_at is not null) as each group by source) e using (source)"
         " left join (select source, count(*) as n from usage.quarantine group by source) q using (source)"
         " where feed = 'usage'"
     )

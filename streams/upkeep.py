@@ -1,8 +1,11 @@
-"""What a worker does beside applying chunks, on a connection of its own: the completeness check, alerts to Kafka."""
+"""What a worker does beside applying chunks, on a connection of its own: the completeness check, alerts, letting go."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from typing import Final
 
 import psycopg
 
@@ -15,7 +18,11 @@ from streams.alerts import Alert
 from streams.completeness_check import CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import DatabaseUnavailable
-from streams.settings import CompletenessSettings, DatabaseSettings
+from streams.retention import Retention
+from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
+
+WEEKS_AHEAD_EVERY_S: Final = 3600.0
+"""How often partitions for the ids of coming weeks are made."""
 
 
 class Upkeep:
@@ -27,6 +34,7 @@ class Upkeep:
         database: DatabaseSettings,
         settings: CompletenessSettings,
         say: Callable[[str], None] = print,
+        retention: RetentionSettings | None = None,
     ) -> None:
         self._kafka = kafka
         self._database = database
@@ -34,20 +42,28 @@ class Upkeep:
         self._say = say
         self._connection: psycopg.Connection | None = None
         self._check: CompletenessCheck | None = None
+        self._retention_settings = retention or RetentionSettings.from_environment()
+        self._retention: Retention | None = None
         self._producer: EventProducer | None = None
         self._failing = False
+        self._weeks_added_at = -math.inf
 
     def round(self) -> bool:
         """Check and deliver once. False if it failed, the database or Kafka being away; said once, until it works."""
         try:
-            if self._connection is None or self._check is None:
+            if self._connection is None or self._check is None or self._retention is None:
                 self._connection = connect(self._database.url, application="tollbook streams upkeep")
                 self._check = CompletenessCheck(self._connection, self._settings)
+                self._retention = Retention(self._connection, self._retention_settings)
             self._check.run()
+            if time.monotonic() - self._weeks_added_at > WEEKS_AHEAD_EVERY_S:
+                self._connection.execute("select usage.add_identity_weeks(current_date, current_date + 14)")
+                self._weeks_added_at = time.monotonic()
             deliver_alerts(self._connection, self._send)
+            self._retention.step_when_due()
         except (psycopg.Error, DatabaseUnavailable, AdapterError) as error:
             if not self._failing:
-                self._say(f"completeness: {str(error).splitlines()[0]}; trying again, nothing is lost")
+                self._say(f"upkeep: {str(error).splitlines()[0]}; trying again, nothing is lost")
             self._failing = True
             self.close()
             return False
@@ -58,7 +74,7 @@ class Upkeep:
         """Give the connections back."""
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._check = self._producer = None
+        self._connection = self._check = self._retention = self._producer = None
 
     def _send(self, waiting: list[Alert]) -> None:
         """Into the topic; returns when Kafka has all of them."""

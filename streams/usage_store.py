@@ -10,6 +10,7 @@ from typing import Final, LiteralString
 import psycopg
 from psycopg import sql
 
+from streams.archive_store import require_present
 from streams.windows import AttemptUsage, UsageQuantity
 
 BY: Final[dict[str, LiteralString]] = {
@@ -86,28 +87,37 @@ def rating_quantities(
 def minute_quantities(
     connection: psycopg.Connection, start: datetime, end: datetime, tenant_id: str | None = None
 ) -> Iterator[UsageQuantity]:
-    """The same from the 1-minute windows."""
+    """The same from the 1-minute windows. Raises EventsArchived: they go and come back with their raw events."""
+    require_present(connection, start, end)
     return _quantities(connection, "windows_1m", "bucket", _REQUESTS_OF_WINDOWS, start, end, tenant_id)
 
 
 def raw_quantities(
     connection: psycopg.Connection, start: datetime, end: datetime, tenant_id: str | None = None
 ) -> Iterator[UsageQuantity]:
-    """The same from the raw events: the windows' independent witness. Any bounds."""
+    """The same from the raw events: the windows' independent witness. Any bounds. Raises EventsArchived."""
+    require_present(connection, start, end)
     return _quantities(connection, "counting_events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
 
 
-# Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: found by
-# their identities (a partial index), read from the events by tenant and time (a chunk and its index).
+# Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: the
+# later ones by a partial index, the first by its identity's key; read from the events by tenant and time.
 _RETRIED: Final = """
     with retried as (
-        select distinct tenant_id, request_id from usage.event_identities where attempt > 1
+        select tenant_id, request_id, attempt, completed_at from usage.events where attempt > 1
+        union select tenant_id, request_id, attempt, completed_at from usage.recalled_events where attempt > 1
+    ), first_key as materialized (
+        select distinct tenant_id, request_id, usage.identity_key(tenant_id, request_id, 1, 'usage', 0) as key
+        from retried
     ), known as materialized (
-        select request_id, tenant_id, attempt, completed_at
-        from usage.event_identities join retried using (request_id, tenant_id)
+        select tenant_id, request_id, attempt, completed_at from retried
         union
-        select request_id, tenant_id, attempt, completed_at
-        from usage.event_versions join retried using (request_id, tenant_id)
+        select tenant_id, request_id, 1, completed_at from first_key join usage.event_identities using (key)
+        union
+        select tenant_id, request_id, 1, completed_at from first_key join usage.event_versions using (key)
+        union
+        select r.tenant_id, r.request_id, r.attempt, r.completed_at
+        from usage.recalled_events as r join retried using (tenant_id, request_id)
     ), concerned as (
         select distinct request_id, tenant_id from known where completed_at >= %(start)s and completed_at < %(end)s
     )
@@ -116,8 +126,8 @@ _RETRIED: Final = """
         e.output_tokens, e.gpu_us
     from known as k join concerned using (request_id, tenant_id)
     join usage.counting_events as e
-        on e.tenant_id = k.tenant_id collate "default" and e.completed_at = k.completed_at
-        and e.request_id = k.request_id collate "default" and e.attempt = k.attempt
+        on e.tenant_id = k.tenant_id and e.completed_at = k.completed_at
+        and e.request_id = k.request_id and e.attempt = k.attempt
     where e.purpose = 'tenant' and not starts_with(e.tenant_id, '_')
     order by e.tenant_id, e.request_id, e.attempt, e.kind desc, e.correction_no
 """
@@ -127,7 +137,9 @@ def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime
     """Every event of the requests with more than one attempt of which any completed in [start, end).
 
     Also their events outside of it: which attempt bills is decided over all of them (docs/spec/money.md 2).
+    Raises EventsArchived.
     """
+    require_present(connection, start, end)
     with connection.cursor() as cursor:
         cursor.execute(_RETRIED, {"start": start, "end": end})
         for request_id, attempt, completed_at, *quantity in cursor:
@@ -145,7 +157,7 @@ _DELIVERED: Final = """
             on bills.tenant_id = e.tenant_id and bills.status = e.status
         where e.purpose = 'tenant' and e.status <> 'lost'
           and (e.completed_at >= %(start)s and e.completed_at < %(end)s
-               or exists (select from usage.events as r where r.tenant_id = e.tenant_id
+               or exists (select from usage.present_events as r where r.tenant_id = e.tenant_id
                           and r.request_id = e.request_id and r.attempt > 1))
     )
     select {keys}, {requests}, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8, sum(output_tokens)::int8,
@@ -161,7 +173,9 @@ def delivered_quantities(
     """Usage in [start, end) from the raw events, of the delivered attempt of each request (docs/spec/money.md 13.11).
 
     `bill_statuses` says, by tenant, which statuses bill; other usage and other tenants are left out. Any bounds.
+    Raises EventsArchived.
     """
+    require_present(connection, start, end)
     pairs = [(tenant, status) for tenant, statuses in bill_statuses.items() for status in statuses]
     query = sql.SQL(_DELIVERED).format(keys=_KEYS, requests=sql.SQL(_REQUESTS_OF_EVENTS))
     given = {"start": start, "end": end, "tenants": [t for t, _ in pairs], "statuses": [s for _, s in pairs]}

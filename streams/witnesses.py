@@ -1,8 +1,8 @@
 """Two witnesses side by side: what a replica says it did, and what was counted of it (docs/spec/metering.md 6.4).
 
 Values in, values out, without tolerance. Independence is stated, not assumed: heartbeats come from the process that
-made the events, by another way (straight to Kafka, not through the spool and the shipper). Engine counters come from
-the engine, read by another process.
+made the events, by another way (straight to Kafka, not through the spool and the shipper). Engine counters, which come
+from the engine, are in `engine_witness.py`.
 """
 
 from __future__ import annotations
@@ -68,32 +68,6 @@ def differences(
         agrees = said == was if how is Comparable.EXACT else all(w >= s for w, s in zip(was, said, strict=True))
         if not agrees:
             found.append(Difference(key, said, was))
-    return found
-
-
-class EngineTokens(NamedTuple):
-    """Tokens as an engine counts them, cumulative since its boot."""
-
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    cached_tokens: int = 0
-
-
-def engine_differences(
-    counters: Mapping[str, EngineTokens], events: Mapping[str, EngineTokens], itemised: Mapping[str, EngineTokens]
-) -> list[Difference]:
-    """Models of one boot on which Σ `engine_*` of events + itemised `_platform` rows is not the engine's counter.
-
-    `events` are the tenants' (with what was in flight at an abort in their own `engine_*`), `itemised` those of
-    `_platform`: orphaned, probe, warm-up. Exact in runs without kills; with kills each difference is listed.
-    """
-    found = []
-    for model in sorted(counters.keys() | events.keys() | itemised.keys()):
-        counter = counters.get(model, EngineTokens())
-        parts = (events.get(model, EngineTokens()), itemised.get(model, EngineTokens()))
-        total = EngineTokens(*(a + b for a, b in zip(*parts, strict=True)))
-        if total != counter:
-            found.append(Difference((model,), counter, total))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from billing.periods import parse_period
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from console.progress import LINE_EVERY_S
@@ -78,6 +79,53 @@ def serve(
     require_fit(kafka, USAGE, development=dev)
     check(database.url)
     serve_events(kafka, database, host=host, port=port, say=lambda text: err.print(text, soft_wrap=True))
+
+
+@app.command("archive")
+def archive_events(
+    period: Annotated[str, typer.Option(help="2026-10, 2026-Q4, 2026 or 2026-10-17..2026-11-17 (UTC).")],
+    actor: session.Actor,
+    as_json: AsJson = False,
+) -> None:
+    """Write the raw events of a period to TOLLBOOK_ARCHIVE, a day at a time, each read back and compared.
+
+    Drops nothing: `streams retain` does, once the period is closed and behind the horizon. Safe to repeat; a day that
+    is there unchanged is only verified.
+    """
+    from streams import archive
+
+    asked = parse_period(period)
+    with session.connection() as connection:
+        found = archive.archive_days(
+            connection, session.archive(), asked.start, asked.end, actor=actor, progress=lambda text: err.print(text)
+        )
+    if as_json:
+        document({"days": [asdict(day) for day in found]})
+        return
+    rows, new = sum(day.rows for day in found), sum(day.changed for day in found)
+    out.print(f"{rows:,} events of {len(found)} days are in the archive ({new} days written now)")
+
+
+@app.command("recall")
+def recall_events(
+    actor: session.Actor,
+    period: Annotated[str | None, typer.Option(help="Whose dropped raw events to bring back.")] = None,
+    end: Annotated[bool, typer.Option("--end", help="Take away again all that was recalled.")] = False,
+) -> None:
+    """Bring archived raw events back into the database, to rate, rebuild or dispute them again; and take them away."""
+    from streams import archive
+
+    if bool(period) == end:
+        raise typer.BadParameter("give --period, or --end")
+    with session.connection() as connection:
+        if period is None:
+            out.print(f"{archive.let_go(connection, actor=actor)} recalled days are taken away")
+            return
+        asked = parse_period(period)
+        days = archive.recall(
+            connection, session.archive(), asked.start, asked.end, actor=actor, progress=lambda text: err.print(text)
+        )
+    out.print(f"{len(days)} days are recalled; `tollbook events recall --end` takes them away again")
 
 
 @quarantine.command("list")

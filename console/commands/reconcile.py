@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from billing.periods import parse_period
-from console import session
+from console import session, witnesses
 from console.output import AsCsv, AsJson, document, listing, out, problems
 from reconciliation.period import PeriodReport, reconcile_period
 
@@ -41,7 +41,10 @@ def run(
         report = reconcile_period(engine, period=parsed, now=session.clock(None), gateway=gateway, log=log)
     if as_json:
         checks = [asdict(check) | {"agrees": check.agrees} for check in report.checks]
-        document({"period": period, "agrees": report.agrees, "left_out": left_out, "checks": checks})
+        document(
+            {"period": period, "agrees": report.agrees, "left_out": left_out, "checks": checks}
+            | {"engines": witnesses.as_document(report.engines)}
+        )
     elif as_csv:
         listing(differences(report), ("check", "key", "left", "right"), as_csv=True)
     else:
@@ -63,5 +66,6 @@ def show(report: PeriodReport, left_out: Sequence[str]) -> None:
     ]
     listing(rows, ("check", "between", "compared", "differences"), title=f"Reconciliation of {report.period.name}")
     problems([f"{check.name}: {d.key}: {d.left} / {d.right}" for check in report.checks for d in check.differences])
+    witnesses.show(report.engines)
     verdict = "everything agrees" if report.agrees else "NOT everything agrees"
     out.print(verdict + (f", {' and '.join(left_out)} not looked at" if left_out else ""), style="bold")

@@ -5,24 +5,38 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 import psycopg
 import typer
 from rich.text import Text
 
-from console import session
+from console import session, witnesses
 from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import REPLICAS, USAGE
-from streams import completeness_store, quarantine, sources, status
+from streams import (
+    archive,
+    chunk_intervals,
+    completeness_store,
+    engine_store,
+    hypertables,
+    ingest_rules,
+    quarantine,
+    retention_store,
+    sources,
+    status,
+)
 from streams import rebuild as rebuilding
+from streams.retention import Forgotten, Retention
 from streams.schema import check
-from streams.settings import CHUNK_MESSAGES
+from streams.settings import CHUNK_MESSAGES, RetentionSettings
 from streams.sources import Feed, Log
 from streams.windows import WINDOW_SUMS
 
 WATCH_EVERY_S: Final = 2.0
+STEP_AGAIN_S: Final = 0.5
 GAPS_SHOWN: Final = 20
 PARTITION_COLUMNS: Final = (
     "partition", "next_offset", "end_offset", "lag", "applied", "duplicates", "quarantined", "last_applied_at",
@@ -37,6 +51,9 @@ def run(
     drain: Annotated[bool, typer.Option("--drain", help="Stop when all that is in the topic now is applied.")] = False,
     chunk: Annotated[int, typer.Option(min=1, max=10_000, help="Messages a transaction, at most.")] = CHUNK_MESSAGES,
     dev: session.Dev = False,
+    instance: Annotated[
+        str | None, typer.Option(help="This worker's own name: restarted, it has its partitions back at once.")
+    ] = None,
 ) -> None:
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
     from streams.worker import StreamsWorker  # Faust takes a second to import
@@ -45,7 +62,14 @@ def run(
     for topic in (USAGE, REPLICAS):
         require_fit(kafka, topic, development=dev)
     check(database.url)
-    worker = StreamsWorker(kafka, database, drain=drain, chunk_messages=chunk, say=lambda text: err.print(text))
+    worker = StreamsWorker(
+        kafka,
+        database,
+        drain=drain,
+        chunk_messages=chunk,
+        instance=instance,
+        say=lambda text: err.print(text, markup=False),
+    )
     tally = worker.run()
     out.print(
         f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"
@@ -60,7 +84,7 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 2 seco
 
 @app.command("status")
 def show_status(as_json: AsJson = False, as_csv: AsCsv = False, watch: Watch = False) -> None:
-    """How far everything is: lag and counts of each partition, complete-to, gaps, boots, the quarantine."""
+    """How far everything is: lag and counts of each partition, quarantine, complete-to, gaps, boots, witnesses."""
     if watch and (as_json or as_csv or not out.is_terminal):
         raise typer.BadParameter("--watch is for a terminal, without --json and --csv")
     with session.connection() as connection:
@@ -109,14 +133,113 @@ def rebuild(
         found = rebuilding.rebuild(connection, begins, ends, actor=actor, apply=apply)
     rows = [asdict(difference) for difference in found.differences]
     if as_json:
-        document({"windows": found.windows, "differences": rows, "sums": WINDOW_SUMS})
+        document(
+            {"windows": found.windows, "differences": rows, "sums": WINDOW_SUMS, "replaced": found.replaced,
+             "rebanded": found.rebanded}
+        )  # fmt: skip
     else:
         if rows:
             listing(rows, ("table", "bucket", "key", "stored", "events"), title=f"sums: {', '.join(WINDOW_SUMS)}")
-        done = ", replaced" if apply and rows else ""
-        out.print(f"{found.windows:,} windows compared with their events, {len(rows):,} differ{done}")
+        done = f", {found.replaced:,} replaced" if apply and rows else ""
+        out.print(f"{found.windows:,} windows compared with their events, {len(rows):,} listed that differ{done}")
+        if found.rebanded:
+            out.print(f"{found.rebanded:,} events have another rating band by today's rules")
     if rows and not apply:
         raise typer.Exit(1)
+
+
+@app.command()
+def retain(
+    actor: session.Actor,
+    now: Annotated[str | None, typer.Option("--now", help="Take this RFC 3339 time for now (tests only).")] = None,
+    dry_run: session.DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let go of what is old: identities behind the horizon, ended boots, the feed; drop raw events that are archived.
+
+    Workers do the first three by themselves, a little at a time. Safe to repeat; run it daily, after `events archive`.
+    """
+    from billing import ledger_store, periods
+    from billing.database import transaction
+
+    at = session.clock(now)
+    with session.engine() as engine, transaction(engine) as books:
+        closed = periods.closed_before(ledger_store.books(books))
+    with session.connection() as connection:
+        retention = Retention(connection, RetentionSettings.from_environment())
+        with session.change(connection, dry_run):
+            retention_store.set_closed_before(connection, closed, actor=actor)
+            dropping = archive.droppable(connection, at)
+            done, dropped = (retention.preview(at) if dry_run else Forgotten()), list(dropping.days)
+        if not dry_run:
+            done = _let_go(retention, at)
+            if dropping.days:
+                dropped = archive.drop(connection, session.archive(), at, actor=actor, progress=err.print)
+    if as_json:
+        document(asdict(done) | {"days_dropped": dropped, "closed_before": closed, "hindered_by": dropping.hindered_by})
+        return
+    would = "would be " if dry_run else ""
+    out.print(f"closed before {closed:%Y-%m-%d}" if closed else "no period is closed: nothing is behind the horizon")
+    if done.before is not None:
+        out.print(f"events from before {done.before:%Y-%m-%d %H:%M} UTC are too old")
+        out.print(
+            f"{done.weeks:,} weeks of identities, {done.identities:,} other identities and {done.boots:,} boots"
+            f" {would}forgotten"
+        )
+    out.print(f"{done.feed_chunks:,} chunks of the quota feed {would}dropped")
+    days = f": {dropped[0]} to {dropped[-1]}" if dropped else ""
+    out.print(f"{len(dropped)} days of raw events {would}dropped{days}")
+    if dropping.hindered_by:
+        out.print(f"not more, because {dropping.hindered_by}")
+
+
+def _let_go(retention: Retention, at: datetime) -> Forgotten:
+    """Steps until nothing is left; a worker's step in between is waited for."""
+    done = Forgotten(more=True)
+    while done.more:
+        step = retention.step(at, at_once=True)
+        if step is None:
+            time.sleep(STEP_AGAIN_S)
+        else:
+            done += step
+    return done
+
+
+@app.command("plan-chunks")
+def plan_chunks(
+    actor: session.Actor,
+    events_a_day: Annotated[int, typer.Option("--events-per-day", min=1, help="What is expected.")],
+    keys: Annotated[
+        int, typer.Option("--keys-per-minute", min=1, help="Windows a minute: tenants times models in use, about.")
+    ] = 2000,
+    memory_gib: Annotated[float | None, typer.Option("--memory-gib", help="Default: shared_buffers.")] = None,
+    share: Annotated[int, typer.Option("--share", min=1, max=100, help="Percent of it for indexes written to.")] = 25,
+    apply: Annotated[bool, typer.Option("--apply", help="Set it for chunks to come.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Work out how much time a chunk should hold, so that the indexes that are written to stay in memory."""
+    with session.connection() as connection:
+        memory = int(memory_gib * 2**30) if memory_gib else hypertables.shared_memory(connection)
+        stands, edition = hypertables.intervals(connection), hypertables.edition(connection)
+        planned = chunk_intervals.plan(chunk_intervals.loads(events_a_day, keys), memory, share)
+        rows = [
+            {"table": each.table, "hours": each.interval // chunk_intervals.HOUR, "index_mib": each.index_bytes >> 20,
+             "fits": each.fits, "hours_now": stands[each.table] // chunk_intervals.HOUR}
+            for each in planned
+        ]  # fmt: skip
+        if apply:
+            for each in planned:
+                hypertables.set_interval(connection, each.table, each.interval, actor=actor)
+            hypertables.compress_after(connection, ingest_rules.horizon(connection).length * 2, actor=actor)
+    if as_json:
+        document({"edition": edition, "memory_bytes": memory, "chunks": rows, "applied": apply})
+        return
+    listing(rows, ("table", "hours", "hours_now", "index_mib", "fits"), title=f"{memory >> 20:,} MiB, {share} % of it")
+    out.print(
+        f"TimescaleDB's edition: {edition}" + ("" if edition == hypertables.COMMUNITY else ", without compression")
+    )
+    if not all(row["fits"] for row in rows):
+        out.print("even the shortest chunk does not fit: give PostgreSQL more memory, or a larger share")
 
 
 @app.command()
@@ -180,6 +303,7 @@ def _completeness(connection: psycopg.Connection) -> dict[str, Any]:
             asdict(found) | {"reported": found.reported._asdict(), "counted": found.counted._asdict()}
             for found in completeness_store.boot_differences(connection)
         ],
+        "engines": witnesses.as_document(engine_store.report(connection)),
     }  # fmt: skip
 
 
@@ -203,3 +327,4 @@ def _print_completeness(connection: psycopg.Connection) -> None:
             f"boot {boot.boot_id} of {boot.replica_id} ended without a farewell; last number {boot.last_seq},"
             f" received through {boot.received_through}",
         )
+    witnesses.show(engine_store.report(connection))

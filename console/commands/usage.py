@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Annotated
@@ -11,10 +12,14 @@ import typer
 from billing.periods import parse_period
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out
-from streams import completeness_store, tenants, usage_store
+from streams import completeness_store, event_reader, tenants, usage_store
 
 app = typer.Typer(help="What tenants used.", no_args_is_help=True, add_completion=False)
 SUMS = tuple(field.name for field in fields(usage_store.UsageTotals))
+EVENT_COLUMNS = (
+    "completed_at", "request_id", "attempt", "kind", "model", "status", "usage_source", "rating_band", "input_tokens",
+    "cache_hit_tokens", "output_tokens", "counts", "kept_in",
+)  # fmt: skip
 
 
 @app.callback()
@@ -57,6 +62,51 @@ def show(
         if complete_to is not None:
             out.print(f"complete to {complete_to:%Y-%m-%d %H:%M:%S} UTC, as far as replicas are known")
         out.print("total: " + ", ".join(f"{name} {value:,}" for name, value in asdict(total).items()))
+
+
+@app.command()
+def explain(
+    tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
+    period: Annotated[str | None, typer.Option(help="2026-10, 2026-Q4, 2026 or 2026-10-17..2026-11-17 (UTC).")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Beginning, a whole hour in RFC 3339.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End, not included, a whole hour in RFC 3339.")] = None,
+    request: Annotated[str | None, typer.Option("--request", help="Only this request.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Events shown, at most; all are added up.")] = 50,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """A tenant's single requests, from the database or the archive, and whether they add up to its hourly windows."""
+    begins, ends = _bounds(period, start, end)
+    with session.connection() as connection:
+        if not tenant_id.startswith("_"):
+            tenants.get(connection, tenant_id)
+        found = event_reader.events_of(connection, session.archive, tenant_id, begins, ends, request)
+        shown: list[event_reader.StoredEvent] = []
+        summed = event_reader.totals_of(_keeping(found, shown, limit))
+        windows = usage_store.usage_of(connection, tenant_id, begins, ends, ())[0].totals
+    rows = [asdict(event) for event in shown]
+    compared = None if request else windows
+    if as_json:
+        document({"tenant_id": tenant_id, "from": begins, "to": ends, "events": rows, "sums": asdict(summed),
+                  "hourly_windows": asdict(compared) if compared else None})  # fmt: skip
+    else:
+        listing(rows, EVENT_COLUMNS, as_csv=as_csv, empty=f"no event of {tenant_id} in this time")
+        if not as_csv:
+            out.print("sums: " + ", ".join(f"{name} {value:,}" for name, value in asdict(summed).items()))
+            if compared is not None:
+                out.print("equal to the hourly windows" if summed == compared else f"hourly windows: {compared}")
+    if compared is not None and summed != compared:
+        raise typer.Exit(1)
+
+
+def _keeping(
+    events: Iterator[event_reader.StoredEvent], shown: list[event_reader.StoredEvent], limit: int
+) -> Iterator[event_reader.StoredEvent]:
+    """All events, the first of them kept to be shown."""
+    for event in events:
+        if len(shown) < limit:
+            shown.append(event)
+        yield event
 
 
 def _bounds(period: str | None, start: str | None, end: str | None) -> tuple[datetime, datetime]:

@@ -205,7 +205,7 @@ def _subscriptions(
             continue
         goes_on = bool(found) and found[-1].ends_at == at and change.get("plan", found[-1].plan) == found[-1].plan
         before = found[-1] if found else None
-        seats = change.get("seats", before.seats if before else contract.get("seats"))
+        seats = change.get("seats", before.seats if before else contract.get("seats", 1))
         found.append(
             Subscription(
                 subscription_id(TENANT, at),

@@ -1,15 +1,20 @@
-"""Appliers of an empty database: of usage events and of replicas' reports."""
+"""Appliers of an empty database: of usage events and of replicas' reports; a line with topics of its own."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 
+from serving_adapter.settings import KafkaSettings
 from streams import tenants
 from streams.apply import ChunkApplier
 from streams.chunks import Source
 from streams.replica_apply import ReplicaChunkApplier
 from tests.builders import REPLICA_SOURCE, SOURCE
+from tests.simulation.line import Line
 
 
 def register_source(connection: psycopg.Connection, source: Source, feed: str) -> None:
@@ -34,3 +39,12 @@ def replica_applier(connection: psycopg.Connection) -> ReplicaChunkApplier:
     """An applier of reports whose source begins at 0."""
     register_source(connection, REPLICA_SOURCE, "replicas")
     return ReplicaChunkApplier(connection)
+
+
+@pytest.fixture
+def line(kafka: KafkaSettings, own_database_url: str) -> Iterator[Line]:
+    """Topics, a database, and dirty traffic to come."""
+    seed = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
+    print(f"seed {seed}: TOLLBOOK_SEED={seed} repeats it")
+    with Line(kafka, own_database_url, seed) as made:
+        yield made

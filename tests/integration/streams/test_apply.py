@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,6 +12,7 @@ import pytest
 
 from streams import quarantine, usage_store
 from streams.apply import ChunkApplier
+from streams.database import connect
 from streams.errors import PositionGap, SourceChanged
 from streams.positions import Applied
 from tests.builders import SOURCE, event_json, make_chunk, make_record
@@ -137,10 +140,38 @@ def test_a_second_worker_finds_the_position_and_skips(
         assert ChunkApplier(other).apply(chunk) == Applied(next_position=10, skipped=10)
 
 
+def test_two_workers_with_the_same_chunk_at_the_same_time_apply_it_once(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
+) -> None:
+    """The second waits for the source's row, then finds the position moved; it never looks at the messages."""
+    chunk = make_chunk(*(make_record(position) for position in range(10)), make_record(10, b"{torn"))
+    steps: list[str] = []
+    with connect(own_database_url) as watching, connect(own_database_url) as other, ThreadPoolExecutor(1) as thread:
+        second = ChunkApplier(other, steps.append)
+        results: list[Future[Applied]] = []
+
+        def meanwhile(step: str) -> None:
+            if step == "counted":
+                results.append(thread.submit(second.apply, chunk))
+                waiting = "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+                deadline = time.monotonic() + 30
+                while not watching.execute(waiting, (other.info.backend_pid,)).fetchone():
+                    assert time.monotonic() < deadline, "the second does not wait"
+
+        assert ChunkApplier(connection, meanwhile).apply(chunk) == Applied(next_position=11, applied=10, quarantined=1)
+        assert results[0].result() == Applied(next_position=11, skipped=11)
+    assert steps == ["begun", "locked"]
+
+
 @pytest.mark.parametrize("table", ["applied_chunks", "audit_log", "event_identities", "quarantine"])
 @pytest.mark.parametrize("change", ["update {0} set {1} = {1}", "delete from {0}", "truncate {0} cascade"])
 def test_facts_cannot_be_edited(connection: psycopg.Connection, applier: ChunkApplier, table: str, change: str) -> None:
     applier.apply(make_chunk(make_record(0), make_record(1, b"{torn")))
-    column = {"applied_chunks": "applied", "audit_log": "actor", "event_identities": "source", "quarantine": "reason"}
+    column = {
+        "applied_chunks": "applied",
+        "audit_log": "actor",
+        "event_identities": "position",
+        "quarantine": "reason",
+    }
     with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
         connection.execute(change.format(f"usage.{table}", column[table]))

@@ -412,15 +412,6 @@ def test_heartbeats_that_say_more_than_was_counted_are_a_difference(line: Line) 
     assert (found.reported.events, found.counted.events) == (3, 2)
 
 
-def test_engine_counters_are_kept_as_they_were_last_scraped(line: Line) -> None:
-    for at, tokens in ((1, 10), (2, 30)):
-        models = [{"model": "llama", "prompt_tokens": tokens, "generation_tokens": 5, "cached_tokens": 1}]
-        line.report("engine_counters", at, models=models)
-    rows = line.connection.execute("select model, prompt_tokens, scraped_at from usage.engine_counters").fetchall()
-    assert rows == [("llama", 30, after(2))]
-    assert line.complete_to is None
-
-
 def test_bad_reports_go_to_quarantine_whole_and_the_others_are_applied(
     connection: psycopg.Connection, replica_applier: ReplicaChunkApplier
 ) -> None:

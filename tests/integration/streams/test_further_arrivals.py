@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from serving_adapter.identity import Identity, event_id_of
 from streams import quarantine, usage_store
 from streams.apply import ChunkApplier
+from streams.database import connect
 from streams.errors import NotReleased
 from streams.rebuild import rebuild
 from streams.release import Releaser
@@ -131,6 +134,23 @@ def test_an_orphan_waits_and_is_released_when_its_event_arrives(
     assert (releaser.release_orphans(), releaser.release_orphans()) == (1, 0)
     assert quarantine.counts(connection) == {}
     assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 3)]
+    assert_windows_are_their_events(connection)
+
+
+def test_two_workers_release_an_orphan_once(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
+) -> None:
+    send(applier, connection, correction(1, output_tokens=-2), ENGINE)
+    (held,) = quarantine.listing(connection)
+    with connect(own_database_url) as watching, connect(own_database_url) as other, ThreadPoolExecutor(1) as thread:
+        with connection.transaction():
+            Releaser(connection).release(held.quarantine_id, actor="ada")
+            slower = thread.submit(Releaser(other).release_orphans)
+            waiting = "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+            deadline = time.monotonic() + 30
+            while not watching.execute(waiting, (other.info.backend_pid,)).fetchone():
+                assert time.monotonic() < deadline, "the slower one does not wait"
+        assert slower.result() == 0
     assert_windows_are_their_events(connection)
 
 

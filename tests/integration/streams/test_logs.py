@@ -20,6 +20,7 @@ from streams import sources, tenants
 from streams.errors import CannotResolve
 from streams.sources import LogReader, source_name
 from tests.builders import event_json
+from tests.simulation.line import Line, wait_for
 
 PARTITION = 0
 Drain = Callable[[], subprocess.CompletedProcess[str]]
@@ -150,6 +151,25 @@ def test_a_topic_that_was_made_again_stops_the_partition_until_a_person_has_look
     assert resolve(topic, connection, 0) == f"{source_name(topic.name, PARTITION)}@2"
     assert (drain().returncode, applied(connection)) == (0, 8)
     assert_positions_are_explained(connection)
+
+
+def test_a_topic_that_is_made_again_under_a_running_worker_stops_the_partition(
+    topic: Topic, line: Line, connection: psycopg.Connection
+) -> None:
+    """The worker finds positions that it has passed already: not skipped, for they are other messages."""
+    topic.send(0, 5)
+    worker = line.worker()
+    line.wait_for_positions(5, worker)
+    topic.make_again()
+    topic.send(5, 20)
+    stopped = "select stopped_because from usage.sources where source = %s"
+    name = source_name(topic.name, PARTITION)
+
+    def stands_still() -> bool:
+        assert applied(connection) == 5, "messages of another log were taken for the rest of this one"
+        return "deleted and made again" in str(connection.execute(stopped, (name,)).fetchone())
+
+    wait_for(stands_still, "the partition stands still", worker)
 
 
 def test_a_log_whose_beginning_is_gone_stops_the_partition(

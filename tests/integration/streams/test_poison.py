@@ -51,7 +51,7 @@ def test_what_the_database_refuses_is_found_by_halving_and_kept(
     connection.execute("update usage.sources set next_position = 0")
     connection.execute(
         "create function pg_temp.refuse() returns trigger language plpgsql as $$ begin"
-        " if new.request_id in ('req-2', 'req-5') then raise exception 'too much' using errcode = '22003'; end if;"
+        " if new.position in (2, 5) then raise exception 'too much' using errcode = '22003'; end if;"
         " return new; end $$"
     )
     connection.execute(

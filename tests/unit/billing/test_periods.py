@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from billing.errors import PeriodInvalid
-from billing.periods import BillingPeriod, accounting_month, parse_period
+from billing.periods import BillingPeriod, accounting_month, closed_before, parse_period
 
 MICROSECOND = timedelta(microseconds=1)
 
@@ -78,3 +78,23 @@ def test_the_accounting_month_is_that_of_utc() -> None:
     tokyo = timezone(timedelta(hours=9))
     assert accounting_month(datetime(2026, 11, 1, 8, 59, tzinfo=tokyo)) == "2026-10"
     assert accounting_month(datetime(2026, 11, 1, 9, 0, tzinfo=tokyo)) == "2026-11"
+
+
+@pytest.mark.parametrize(
+    ("books", "expected"),
+    [
+        ({}, None),
+        ({"a": {}}, None),
+        ({"a": {"2026-10": False}}, None),
+        ({"a": {"2026-10": True}}, "2026-11-01"),
+        ({"a": {"2026-10": True, "2026-11": True, "2026-12": False}}, "2026-12-01"),
+        ({"a": {"2026-10": True, "2026-12": True}}, "2026-11-01"),
+        ({"a": {"2026-10": False, "2026-11": True}}, None),
+        ({"a": {"2026-10": True, "2026-11": True}, "b": {"2026-10": True}}, "2026-11-01"),
+        ({"a": {"2026-10": True}, "b": {}}, None),
+    ],
+)
+def test_periods_are_closed_up_to_the_first_month_that_any_book_has_not_closed(
+    books: dict[str, dict[str, bool]], expected: str | None
+) -> None:
+    assert closed_before(books) == (datetime.fromisoformat(expected).replace(tzinfo=UTC) if expected else None)

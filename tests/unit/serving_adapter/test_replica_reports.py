@@ -50,8 +50,11 @@ def refusal(raw: bytes) -> RefusedEvent:
         Heartbeat(replica_id="r1", boot_id="b1", at=AT, last_seq=3, started=5, ended=3, open=2, clock_offset_ms=-20,
                   totals=[Total(tenant_id="t", model="m", events=3, input_tokens=30, output_tokens=9)]),
         Farewell(replica_id="r1", boot_id="b1", at=1793534400000, last_seq=3),
-        EngineCounters(replica_id="r1", boot_id="b1", at=AT,
+        EngineCounters(replica_id="r1", boot_id="b1", at=AT, since=AT, from_zero=False,
                        models=[EngineModel(model="m", prompt_tokens=30, generation_tokens=9)]),
+        EngineCounters(replica_id="r1", boot_id="b1", at=AT, since=AT,
+                       models=[EngineModel(model="m", prompt_tokens=30, generation_tokens=9, cached_tokens=0,
+                                           finished={"stop": 2})]),
     ],
 )  # fmt: skip
 def test_what_was_encoded_decodes_to_the_same_report(report: Report) -> None:
@@ -95,6 +98,33 @@ def test_a_missing_field_is_refused_by_name(field: str) -> None:
 )
 def test_what_is_no_report_is_refused(raw: bytes, reason: str) -> None:
     assert refusal(raw).reason == reason
+
+
+COUNTERS: dict[str, Any] = {
+    "type": "engine_counters", "replica_id": "r1", "boot_id": "b1", "at": AT, "since": AT,
+    "models": [{"model": "m", "prompt_tokens": 3, "generation_tokens": 1}],
+}  # fmt: skip
+MODEL = COUNTERS["models"][0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "field"),
+    [
+        ({"schema_version": 2}, "unsupported", "schema_version"),
+        ({"schema_version": 0}, "invalid", "schema_version"),
+        ({"since": "noon"}, "invalid", "since"),
+        ({"models": [MODEL, MODEL]}, "invalid", "models"),
+        ({"models": [MODEL | {"prompt_tokens": 1.5}]}, "invalid", "models"),
+        ({"models": [MODEL | {"finished": {"a\0b": 1}}]}, "invalid", "models"),
+        ({"models": [MODEL | {"finished": {str(i): 1 for i in range(33)}}]}, "invalid", "models"),
+    ],
+)
+def test_engine_counters_that_cannot_be_right_are_refused_by_name(
+    changed: dict[str, Any], reason: str, field: str
+) -> None:
+    decode(json.dumps(COUNTERS).encode())
+    refused = refusal(json.dumps(COUNTERS | changed).encode())
+    assert (refused.reason, refused.field) == (reason, field)
 
 
 def test_unknown_fields_are_ignored() -> None:

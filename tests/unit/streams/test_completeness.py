@@ -14,11 +14,9 @@ from streams.completeness import Boot, BootState, state_of
 from streams.witnesses import (
     Comparable,
     Counts,
-    EngineTokens,
     Requests,
     comparable,
     differences,
-    engine_differences,
 )
 from tests.builders import RECEIVED, event_json, make_record
 
@@ -130,16 +128,6 @@ def test_heartbeats_and_counted_events_differ_without_tolerance(
     reported: dict[tuple[str, str], Counts], counted: dict[tuple[str, str], Counts], how: Comparable, differs: bool
 ) -> None:
     assert [found.key for found in differences(reported, counted, how)] == ([KEY] if differs else [])
-
-
-def test_engine_counters_equal_events_and_itemised_rows_exactly() -> None:
-    counters = {"a": EngineTokens(100, 50, 10), "b": EngineTokens(7, 7, 0)}
-    events = {"a": EngineTokens(90, 45, 10), "b": EngineTokens(7, 7, 0)}
-    itemised = {"a": EngineTokens(10, 5, 0)}
-    assert engine_differences(counters, events, itemised) == []
-    (found,) = engine_differences(counters, events, {"a": EngineTokens(10, 4, 0)})
-    assert (found.key, found.reported, found.counted) == (("a",), (100, 50, 10), (100, 49, 10))
-    assert [found.key for found in engine_differences({}, events, {})] == [("a",), ("b",)]
 
 
 def test_requests_are_explained_when_started_is_ended_and_open_and_lost() -> None:

@@ -26,7 +26,7 @@ FIRST = Version(b"content", "stream", datetime(2026, 11, 1, tzinfo=UTC), None)
         ({"usage_source": "engine", "content_digest": b"other"}, Verdict.STRONGER),
         ({"usage_source": "gateway"}, Verdict.DUPLICATE),
         ({"usage_source": "gateway", "content_digest": b"other"}, Verdict.WEAKER),
-        ({"numbered_by": ("r1", "b1")}, Verdict.DUPLICATE),
+        ({"numbered_by": b"r1b1"}, Verdict.DUPLICATE),
     ],
 )
 def test_an_arrival_is_judged_by_content_and_source(changed: dict[str, object], verdict: Verdict) -> None:
@@ -34,10 +34,10 @@ def test_an_arrival_is_judged_by_content_and_source(changed: dict[str, object], 
 
 
 def test_equal_content_numbered_by_two_boots_is_a_conflict() -> None:
-    numbered = replace(FIRST, numbered_by=("r1", "b1"))
+    numbered = replace(FIRST, numbered_by=b"r1b1")
     assert judge([numbered], numbered) is Verdict.DUPLICATE
-    assert judge([numbered], replace(FIRST, numbered_by=("r1", "b2"))) is Verdict.CONFLICT
-    assert judge([numbered], replace(FIRST, numbered_by=("r2", "b1"))) is Verdict.CONFLICT
+    assert judge([numbered], replace(FIRST, numbered_by=b"r1b2")) is Verdict.CONFLICT
+    assert judge([numbered], replace(FIRST, numbered_by=b"r2b1")) is Verdict.CONFLICT
 
 
 def test_a_resend_of_a_superseded_version_is_its_duplicate() -> None:

@@ -1,0 +1,47 @@
+"""Late usage: re-rate(all) − billed, per tax group (money.md 7, 13.15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from reconciliation.oracle.line import Line, totals
+from reconciliation.oracle.rational import ZERO
+
+
+def differences(billed: Sequence[Line], rerated: Sequence[Line]) -> list[Line]:
+    """A line `adj.` + key for every line that changed: same unit price → delta, other unit price → another key (4)."""
+    before = {line.key: line for line in billed}
+    after = {line.key: line for line in rerated}
+    lines = [_difference(before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())]
+    return [line for line in lines if line.amount or line.quantity or line.units or line.free or line.included]
+
+
+def _difference(before: Line | None, after: Line | None) -> Line:
+    line = after or before
+    if line is None:
+        raise ValueError("a difference of nothing with nothing")
+
+    def delta(of: Callable[[Line], Fraction | None]) -> Fraction | None:
+        old, new = of(before) if before else None, of(after) if after else None
+        return None if old is None and new is None else (new or ZERO) - (old or ZERO)
+
+    return Line(
+        key=f"adj.{line.key}",
+        kind="adjustment",
+        charge=line.charge,
+        pair=line.pair,
+        group=line.group,
+        amount=delta(lambda one: one.amount) or ZERO,
+        quantity=delta(lambda one: one.quantity),
+        unit_price=line.unit_price,
+        free=delta(lambda one: one.free) or ZERO,
+        units=delta(lambda one: one.units),
+        included=delta(lambda one: one.included),
+    )
+
+
+def netted(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+    """(lines of groups that come to more, lines of groups that come to less); a group that nets to nothing has none."""
+    net = totals(lines, lambda line: line.group)
+    return [line for line in lines if net[line.group] > 0], [line for line in lines if net[line.group] < 0]

@@ -1,0 +1,117 @@
+"""Fees in advance: billed where a stretch begins, given back where it ends early (money.md 4, 13.9, 13.10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reconciliation.oracle import fees
+from reconciliation.oracle.calendar import Period
+from reconciliation.oracle.case import Case, PriorCredit
+from reconciliation.oracle.document import Document, Tax, credit_note, invoice, rounding, tax_on
+from reconciliation.oracle.line import Line, totals
+from reconciliation.oracle.rational import ZERO
+from reconciliation.oracle.segments import Stretch
+from reconciliation.oracle.statement import PeriodPlan
+
+
+@dataclass(slots=True)
+class Paid:
+    """A fee invoiced in advance for [start, end), net of its discount, and what of it is not credited yet.
+
+    `taxes` are those of the document it stands on, less the credit notes against it; all its lines share them.
+    """
+
+    line: Line
+    amount: Fraction
+    start: int
+    end: int
+    left: Fraction
+    left_quanta: int
+    taxes: dict[str, Tax]
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A document and the instant at which it is issued."""
+
+    at: int
+    document: Document
+
+
+def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
+    """Advance invoices and credit notes of a period, in order. A change that nets to nothing has none."""
+    result = []
+    paid: list[Paid] = []
+    taxes: dict[str, Tax] = {}
+    for at in _changes(plan.stretches, plan.period):
+        starting = next((stretch for stretch in plan.stretches if stretch.start == at), None)
+        back = [(_unused(case, one, at), one) for one in paid]
+        new = _new_lines(plan, starting) if starting else []
+        lines = [line for line, _ in back if line.amount] + new
+        service = Period(at, plan.period.end)
+        document = None
+        if any(totals(lines, lambda line: line.group).values()):
+            if sum(line.amount for line in lines) >= 0:
+                document = invoice(case.account, case.contract, "advance", service, lines)
+                taxes = {group: Tax(tax.amount, tax.tax) for group, tax in document.taxes.items()}
+            else:
+                changed = [(line, one.left, one.left_quanta) for line, one in back if line.amount]
+                changed += [(line, ZERO, 0) for line in new]
+                document = credit_note(case.account, case.contract, service, changed, taxes)
+            result.append(Issued(at, document))
+        paid = _paid(case, new, document, service, taxes)
+    return result
+
+
+def _changes(stretches: Sequence[Stretch], period: Period) -> list[int]:
+    """Where a stretch begins or ends before its period does."""
+    ends = {stretch.end for stretch in stretches if stretch.end < period.end}
+    return sorted({stretch.start for stretch in stretches} | ends)
+
+
+def _new_lines(plan: PeriodPlan, stretch: Stretch) -> list[Line]:
+    """Each fee to the period's end: nobody knows yet that it will end before."""
+    charges = [charge for charge in stretch.version.charges.values() if charge.in_advance]
+    return [
+        line for charge in charges for line in fees.fee_lines(charge, stretch, plan.period, plan.period.end, plan.name)
+    ]
+
+
+def _unused(case: Case, paid: Paid, at: int) -> Line:
+    """The credit for unused time: from the invoiced amount, over the line's own interval, capped by what is left."""
+    for credit in case.prior_credits:
+        if credit.line == paid.line.key and paid.start <= credit.at <= at:
+            _credit_by_hand(case, paid, credit)
+    amount = min(fees.unused(paid.amount, paid.start, paid.end, at), paid.left)
+    line = paid.line
+    return Line(f"{line.key}.unused", "unused", line.charge, line.pair, line.group, -amount)
+
+
+def _credit_by_hand(case: Case, paid: Paid, credit: PriorCredit) -> None:
+    paid.left = max(ZERO, paid.left - credit.amount)
+    quanta = rounding(case.contract, paid.left / case.account.quantum)
+    if paid.line.group in paid.taxes:
+        tax = paid.taxes[paid.line.group]
+        tax.amount -= paid.left_quanta - quanta
+        tax.tax = tax_on(case.account, paid.line.group, tax.amount)
+    paid.left_quanta = quanta
+
+
+def _paid(
+    case: Case, lines: Sequence[Line], document: Document | None, service: Period, taxes: dict[str, Tax]
+) -> list[Paid]:
+    """The fees among new lines that can be given back: all but one-offs, which cover no time."""
+    rounded = {line.key: quanta for line, quanta in document.lines} if document else {}
+    result = []
+    for line in lines:
+        if line.kind != "fee":
+            continue
+        of_line = [one for one in lines if one.key in (line.key, f"{line.key}.discount")]
+        amount = sum((one.amount for one in of_line), ZERO)
+        quanta = sum(
+            rounded.get(one.key, rounding(case.contract, one.amount / case.account.quantum)) for one in of_line
+        )
+        result.append(Paid(line, amount, service.start, service.end, amount, quanta, taxes))
+    return result

@@ -1,0 +1,190 @@
+"""From a case to its documents, in the order in which they are issued (money.md 3, 7, 8, 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reconciliation.oracle import adjustment, advance, credits
+from reconciliation.oracle.calendar import DAY, Period
+from reconciliation.oracle.case import Case, Usage
+from reconciliation.oracle.document import Document, credit_note, gross_per_group, invoice, plain
+from reconciliation.oracle.line import Draw, Line
+from reconciliation.oracle.rational import ZERO, written
+from reconciliation.oracle.reading import read_case
+from reconciliation.oracle.statement import PeriodPlan, period_plan, statement
+
+GRACE = DAY
+"""From a period's end to FROZEN, the default (11)."""
+
+
+def rate(case: Mapping[str, Any]) -> dict[str, Any]:
+    """`documents` and, where the case has credits, `credits_after`, of a case in plain data.
+
+    Raises:
+        CaseError: for a case that cannot be read.
+    """
+    read = read_case(case)
+    bill = _Bill(read)
+    bill.run()
+    result: dict[str, Any] = {"documents": [plain(read.account, document) for document in bill.documents]}
+    if read.grants:
+        result["credits_after"] = {
+            grant.id: {"used": written(grant.amount - bill.left[grant.id]), "left": written(bill.left[grant.id])}
+            for grant in read.grants
+        }
+    return result
+
+
+def documents_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The documents alone, in the form of `expect.documents`."""
+    documents: list[dict[str, Any]] = rate(case)["documents"]
+    return documents
+
+
+@dataclass(slots=True)
+class _Billed:
+    """A period as it was billed, for what comes late."""
+
+    lines: list[Line]
+    document: Document | None
+    reduced: dict[str, Any]
+
+
+class _Bill:
+    """What goes from one document to the next: grants, carried amounts, adjustments that wait for an invoice."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.documents: list[Document] = []
+        self.left = {grant.id: grant.amount for grant in case.grants}
+        self._plans = [period_plan(case, period) for period in case.periods]
+        self._usage = case.usage
+        self._billed: dict[int, _Billed] = {}
+        self._carried = 0
+        self._pending: list[Line] = []
+        self._pending_draws: list[Draw] = []
+
+    def run(self) -> None:
+        """Advance documents at their instants; a period's invoice when it is frozen; late usage after that (7, 11)."""
+        steps: list[tuple[int, int, Callable[[], None]]] = []
+        for i, plan in enumerate(self._plans):
+            steps += [(one.at, 0, self._issuing(one.document)) for one in advance.documents(self.case, plan)]
+            frozen = plan.period.end + GRACE
+            steps.append((frozen, 1, self._billing(i)))
+            if i in self.case.late:
+                steps.append((frozen, 2, self._adjusting(i, self.case.late[i])))
+        for _, _, step in sorted(steps, key=lambda step: step[:2]):
+            step()
+
+    def _issuing(self, document: Document) -> Callable[[], None]:
+        return lambda: self._issue(document)
+
+    def _billing(self, i: int) -> Callable[[], None]:
+        return lambda: self._bill(i)
+
+    def _adjusting(self, i: int, late: Usage) -> Callable[[], None]:
+        return lambda: self._adjust(i, late)
+
+    def _bill(self, i: int) -> None:
+        """The period's invoice, with what waits from earlier ones; none without any line (10)."""
+        lines, reduced = self._rated(self._plans[i])
+        self._draw(reduced.used)
+        self._billed[i] = _Billed(lines, None, dict(reduced.used))
+        lines = lines + self._pending
+        if not lines:
+            return
+        document = self._invoice("usage", self._plans[i].period, lines)
+        self._pay(document, reduced.draws + self._pending_draws)
+        self._pending, self._pending_draws = [], []
+        self._billed[i].document = document
+        self._issue(document)
+
+    def _rated(self, plan: PeriodPlan) -> tuple[list[Line], credits.Reduced]:
+        found = statement(self.case, plan.period, self._usage)
+        reduced = credits.price_reductions(self.case, found.draws, self.left)
+        return found.lines + reduced.lines, reduced
+
+    def _draw(self, used: Mapping[str, Any]) -> None:
+        for grant, amount in used.items():
+            self.left[grant] -= amount
+
+    def _invoice(self, doc: str, period: Period, lines: Sequence[Line]) -> Document:
+        return invoice(self.case.account, self.case.contract, doc, period, lines)
+
+    def _pay(self, document: Document, draws: Sequence[Draw]) -> None:
+        """Credits of kind `payment`, after tax (3)."""
+        if not draws:
+            return
+        account = self.case.account
+        gross = gross_per_group(account, document)
+        document.payments = credits.payments(self.case, draws, self.left, gross, document.total(account))
+        self._draw({grant: quanta * account.quantum for grant, quanta in document.payments})
+
+    def _issue(self, document: Document) -> None:
+        """Below Stripe's minimum it is carried to the next invoice, gross, after payment credits (10, 13.16)."""
+        if document.doc != "credit_note":
+            document.carried_in, self._carried = self._carried, 0
+            due = document.due(self.case.account)
+            document.state = "zero" if due == 0 else "finalize"
+            if 0 < due * self.case.account.quantum < self.case.account.stripe_minimum:
+                document.state = "carried_below_minimum"
+                self._carried = due
+        self.documents.append(document)
+
+    def _adjust(self, i: int, late: Usage) -> None:
+        """Re-rate(all) − billed, at the period's credit state: less → credit note, more → the next invoice (7)."""
+        self._usage = self._usage.and_also(late)
+        billed, plan = self._billed[i], self._plans[i]
+        self._draw({grant: -amount for grant, amount in billed.reduced.items()})
+        lines, reduced = self._rated(plan)
+        self._draw(reduced.used)
+        more, less = adjustment.netted(adjustment.differences(billed.lines, lines))
+        if less:
+            self._credit(plan.period, billed, less)
+        if not more:
+            return
+        self._pending = more
+        self._pending_draws = _as_draws(more, late)
+        if self._closed(plan.period):
+            document = self._invoice("adjustment", plan.period, more)
+            self._pay(document, self._pending_draws)
+            self._pending, self._pending_draws = [], []
+            self._issue(document)
+
+    def _closed(self, period: Period) -> bool:
+        """A tenant that gets no next invoice: its subscription ended with the period, or in it."""
+        last = self.case.changes[-1]
+        return last.plan is None and last.at <= period.end
+
+    def _credit(self, period: Period, billed: _Billed, less: Sequence[Line]) -> None:
+        """A credit note against the period's invoice; what payment credits paid goes back to them first (6)."""
+        original = billed.document
+        exact = {line.key: line.amount for line in billed.lines}
+        rounded = {line.key: quanta for line, quanta in original.lines} if original else {}
+        keys = [line.key.removeprefix("adj.") for line in less]
+        changed = [(line, exact.get(key, ZERO), rounded.get(key, 0)) for line, key in zip(less, keys, strict=True)]
+        account = self.case.account
+        taxes = dict(original.taxes) if original else {}
+        note = credit_note(account, self.case.contract, period, changed, taxes)
+        open_quanta = -note.total(account)
+        for grant, quanta in reversed(original.payments if original else []):
+            back = min(quanta, open_quanta)
+            if back > 0:
+                note.payments.append((grant, -back))
+                self._draw({grant: -back * account.quantum})
+                open_quanta -= back
+        self._issue(note)
+
+
+def _as_draws(lines: Sequence[Line], late: Usage) -> list[Draw]:
+    """What late usage costs, as one draw per group at the time of the first late event (6)."""
+    moments = [event.completed for event in late.events]
+    if not moments:
+        return []
+    groups = sorted({line.group for line in lines})
+    return [
+        Draw(min(moments), "", group, 0, sum((line.amount for line in lines if line.group == group), ZERO))
+        for group in groups
+    ]

@@ -1,0 +1,212 @@
+"""What is to be billed, as frozen values: account, contract, periods, plans, subscription, usage, credits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from reconciliation.oracle.calendar import Period
+
+TaxMode = Literal["none", "exclusive", "inclusive", "reverse_charge"]
+Rounding = Literal["half_even", "half_up"]
+Continuity = Literal["carry", "reset", "prorate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who pays. Amounts are counted in `minor_unit`; rounded ones are multiples of `quantum` (13.14)."""
+
+    currency: str
+    minor_unit: Fraction
+    quantum: Fraction
+    tax_mode: TaxMode
+    rates: Mapping[str, Fraction]
+    stripe_minimum: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What was agreed; the defaults are those of section 2 and 5."""
+
+    price_at: Literal["completion", "start"] = "completion"
+    bill_attempts: Literal["delivered", "all"] = "delivered"
+    bill_statuses: frozenset[str] = frozenset({"ok", "aborted"})
+    rounding: Rounding = "half_even"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One tier; `up_to` is its inclusive upper end, None for the last."""
+
+    up_to: Fraction | None
+    price: Fraction
+    flat_fee: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One charge of a plan version; what a model does not use is zero or None."""
+
+    key: str
+    model: str
+    metric: str
+    tax_group: str
+    continuity: Continuity
+    price: Fraction
+    tiers: tuple[Tier, ...]
+    size: Fraction
+    rate: Fraction
+    fixed_per_event: Fraction
+    min_per_event: Fraction | None
+    max_per_event: Fraction | None
+    included: Fraction
+    overage_price: Fraction
+    fee: Fraction
+    in_advance: bool
+    discount: Fraction
+    minimum: Fraction | None
+    maximum: Fraction | None
+
+    @property
+    def counts_usage(self) -> bool:
+        return self.model not in ("flat", "seat", "one_off")
+
+    @property
+    def has_fee(self) -> bool:
+        return self.model in ("flat", "seat", "prepaid")
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The first `units` of the period are free, over all `charges` together."""
+
+    pool: str
+    units: Fraction
+    charges: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """What the named charges shall come to in a full period."""
+
+    amount: Fraction
+    charges: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceDiscount:
+    """A share of what `base` names: usage, fees, or total."""
+
+    percent: Fraction
+    base: Literal["usage", "fees", "total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A plan from `start` on, until the next version starts."""
+
+    name: str
+    start: int | None
+    charges: Mapping[str, Charge]
+    allowances: tuple[Allowance, ...]
+    commitment: Commitment | None
+    invoice_discount: InvoiceDiscount | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Its versions in the order of their starts."""
+
+    name: str
+    versions: tuple[Version, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From `at` on this plan with these seats; no plan after a cancellation."""
+
+    at: int
+    plan: Plan | None
+    seats: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One usage event, or a quantity of one metric (`counted` is then None).
+
+    `counted` holds the event's own metrics; `request_id`, where given, says which request it was an attempt of.
+    """
+
+    order: int
+    id: str
+    completed: int
+    started: int
+    status: str
+    fault: str
+    source: str
+    purpose: str
+    request_id: str
+    attempt: int
+    is_request: bool
+    metrics: Mapping[str, Fraction]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Signed deltas to the event it names; all else is that event's (13.18)."""
+
+    id: str
+    corrects: str
+    metrics: Mapping[str, Fraction]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Events and corrections, as they came."""
+
+    events: tuple[Event, ...]
+    corrections: tuple[Correction, ...]
+
+    def and_also(self, other: Usage) -> Usage:
+        return Usage(self.events + other.events, self.corrections + other.corrections)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A credit. `usable_from` is None for a paid one that was never paid (6, 13.12)."""
+
+    id: str
+    kind: str
+    amount: Fraction
+    currency: str
+    treatment: str
+    priority: int
+    usable_from: int | None
+    expires: int | None
+    granted_at: int
+    applies_to: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PriorCredit:
+    """A credit note that was given by hand against a fee's line before."""
+
+    line: str
+    amount: Fraction
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """All that a billing account's documents follow from."""
+
+    account: Account
+    contract: Contract
+    periods: tuple[Period, ...]
+    changes: tuple[Change, ...]
+    usage: Usage
+    late: Mapping[int, Usage]
+    grants: tuple[Grant, ...]
+    prior_credits: tuple[PriorCredit, ...]

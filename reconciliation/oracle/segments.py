@@ -1,0 +1,111 @@
+"""Who was subscribed to what, when, and at which version (money.md 1, 2, 3, 13.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reconciliation.oracle.calendar import Period
+from reconciliation.oracle.case import Change, Plan, Version
+from reconciliation.oracle.rational import ZERO
+
+Pair = tuple[int, int]
+"""(number of the subscription segment in its period from 1, index of the plan's version): a segment of section 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A plan with its seats through [start, end), inside one billing period.
+
+    `begins` says that the plan itself begins here, not only a period or other seats.
+    """
+
+    number: int
+    plan: Plan
+    seats: Fraction
+    start: int
+    end: int
+    begins: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One version inside one segment, through [start, end)."""
+
+    pair: Pair
+    segment: Segment
+    version: Version
+    start: int
+    end: int
+
+
+def segments_in(period: Period, changes: Sequence[Change]) -> list[Segment]:
+    """The subscription's segments in a period, numbered from 1."""
+    result: list[Segment] = []
+    before: Plan | None = None
+    for i, change in enumerate(changes):
+        ends = changes[i + 1].at if i + 1 < len(changes) else period.end
+        start, end = max(change.at, period.start), min(ends, period.end)
+        if change.plan and start < end:
+            begins = change.plan is not before and start == change.at
+            result.append(Segment(len(result) + 1, change.plan, change.seats, start, end, begins))
+        before = change.plan
+    return result
+
+
+def stretches_in(segments: Sequence[Segment]) -> list[Stretch]:
+    """The (segment, version) pairs that have a time of their own, in their order."""
+    result = []
+    for segment in segments:
+        versions = segment.plan.versions
+        for i, version in enumerate(versions):
+            start = segment.start if i == 0 else max(segment.start, version.start or segment.start)
+            end = segment.end if i + 1 == len(versions) else min(segment.end, versions[i + 1].start or segment.end)
+            if start < end:
+                result.append(Stretch((segment.number, i), segment, version, start, end))
+    return result
+
+
+def version_at(plan: Plan, moment: int) -> int:
+    """Index of the version in force; the first one reaches back as far as it is asked."""
+    found = 0
+    for i, version in enumerate(plan.versions):
+        if version.start is not None and version.start <= moment:
+            found = i
+    return found
+
+
+def segment_at(segments: Sequence[Segment], moment: int) -> Segment | None:
+    """The segment that contains an instant; none before, after, and between subscriptions."""
+    return next((segment for segment in segments if segment.start <= moment < segment.end), None)
+
+
+def share(start: int, end: int, period: Period) -> Fraction:
+    """Active seconds over the period's seconds (3)."""
+    return Fraction(end - start, period.end - period.start)
+
+
+def share_of(segment: Segment, period: Period) -> Fraction:
+    return share(segment.start, segment.end, period)
+
+
+def weighted(amounts: Sequence[tuple[Stretch, Fraction | None]], period: Period) -> Fraction:
+    """Σ amount × active share (3); None weighs nothing."""
+    return sum(
+        (amount * share(stretch.start, stretch.end, period) for stretch, amount in amounts if amount is not None), ZERO
+    )
+
+
+class Naming:
+    """Keys of lines: `charge[.sN][.version]`, each part only where there is more than one (tests/money/README.md)."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._several = len(segments) > 1
+        self._plans = {segment.number: segment.plan for segment in segments}
+
+    def __call__(self, charge: str, pair: Pair) -> str:
+        number, version = pair
+        versions = self._plans[number].versions
+        key = f"{charge}.s{number}" if self._several else charge
+        return f"{key}.{versions[version].name}" if len(versions) > 1 else key

@@ -1,0 +1,97 @@
+"""Which of the usage bills, event by event (money.md 2, 13.11, 13.18)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reconciliation.oracle.case import Contract, Event, Usage
+from reconciliation.oracle.rational import ZERO
+
+_NEVER_BILLED_STATUS = "lost"
+_WEAKEST_FIRST = ("estimate", "settled", "gateway", "stream", "engine", "measured")
+_BETTER_LAST = {"aborted": 1, "ok": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Billable:
+    """One event that bills, with its corrections in it."""
+
+    event: Event
+    metrics: dict[str, Fraction]
+
+
+def billable(usage: Usage, contract: Contract) -> list[Billable]:
+    """The events that bill, by completion; repeated ones once."""
+    events = [event for event in _once(usage.events) if event.purpose == "tenant"]
+    if contract.bill_attempts == "delivered":
+        events = _delivered(events, contract)
+    deltas = _deltas(usage)
+    bills = [event for event in events if _bills(event, contract)]
+    bills.sort(key=lambda event: (event.completed, event.order))
+    return [Billable(event, _corrected(event, deltas.get(event.id, ()))) for event in bills]
+
+
+def _once(events: Sequence[Event]) -> Iterable[Event]:
+    """One event per identity: a stronger source supersedes a weaker, whichever came first (`metering.md` 1.5)."""
+    chosen: dict[object, Event] = {}
+    for event in events:
+        identity = event.id or event.order
+        held = chosen.get(identity)
+        if held is None or _strength(event) > _strength(held):
+            chosen[identity] = event
+    return chosen.values()
+
+
+def _strength(event: Event) -> int:
+    return _WEAKEST_FIRST.index(event.source)
+
+
+def _delivered(events: Sequence[Event], contract: Contract) -> list[Event]:
+    """Per request the attempt that ended ok, else the last aborted, of those with a billable status (2, 13.11)."""
+    chosen: dict[str, Event] = {}
+    alone = []
+    for event in events:
+        if not event.request_id:
+            alone.append(event)
+        elif event.status in contract.bill_statuses:
+            held = chosen.get(event.request_id)
+            if held is None or _preference(event) > _preference(held):
+                chosen[event.request_id] = event
+    return alone + list(chosen.values())
+
+
+def _preference(event: Event) -> tuple[int, int]:
+    return _BETTER_LAST.get(event.status, 0), event.attempt
+
+
+def _bills(event: Event, contract: Contract) -> bool:
+    """Billable status, no platform fault, neither estimate nor lost (2); asked after the attempt is chosen (13.11)."""
+    return (
+        event.status in contract.bill_statuses
+        and event.status != _NEVER_BILLED_STATUS
+        and event.source != "estimate"
+        and event.fault != "platform"
+    )
+
+
+def _deltas(usage: Usage) -> dict[str, list[dict[str, Fraction]]]:
+    result: dict[str, list[dict[str, Fraction]]] = defaultdict(list)
+    seen = set()
+    for correction in usage.corrections:
+        if correction.id and correction.id in seen:
+            continue
+        seen.add(correction.id)
+        result[correction.corrects].append(dict(correction.metrics))
+    return result
+
+
+def _corrected(event: Event, deltas: Iterable[dict[str, Fraction]]) -> dict[str, Fraction]:
+    """The event's metrics with its corrections; a correction is no request of its own (2)."""
+    result = dict(event.metrics)
+    for delta in deltas:
+        for metric, quantity in delta.items():
+            result[metric] = result.get(metric, ZERO) + quantity
+    return result

@@ -1,0 +1,169 @@
+"""Workers that are killed, stopped, evicted and restarted: nothing is lost and nothing counts twice.
+
+Real workers on the real Kafka and the real database, in dirty traffic. After each fault the database is consistent;
+at the end everything that was sent is there once (tests/simulation/invariants.py says what that means).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+
+import pytest
+from confluent_kafka import Producer
+
+from serving_adapter.identity import Identity
+from serving_adapter.settings import KafkaSettings
+from streams.apply import STEPS
+from tests.simulation import invariants
+from tests.simulation.faults import Fault
+from tests.simulation.line import Line, ended, killed, wait_for
+from tests.simulation.traffic import BEGIN
+
+# Inside a step: while its statement runs, which is held up by a lock on what it writes. The worker is stopped before.
+INSIDE = {
+    "lock": ("begun", "select 1 from usage.sources for update"),
+    "count": ("staged", "lock table usage.windows_1h in share mode"),
+    "feed": ("staged", "lock table usage.quota_feed in share mode"),
+    "further arrival": ("counted", "lock table usage.superseded_events in share mode"),
+    "quarantine": ("counted", "lock table usage.quarantine in share mode"),
+    "record": ("quarantined", "lock table usage.applied_chunks in share mode"),
+    "advance": ("quarantined", "lock table usage.sources in share mode"),
+}
+
+
+def test_a_worker_killed_between_any_two_steps_leaves_all_of_a_chunk_or_nothing(line: Line) -> None:
+    line.send(900)
+    for step in STEPS:
+        # Not the first chunk: what was applied before is there to be damaged
+        killed(line.worker(Fault(step, nth=2)))
+        invariants.consistent(line.connection)
+    line.finish()
+
+
+def test_a_worker_killed_inside_any_step_leaves_nothing_of_the_chunk(line: Line) -> None:
+    line.send(900)
+    for before, lock in INSIDE.values():
+        worker = line.struck(Fault(before, nth=2, how="stop"))
+        with line.locked(lock):
+            worker.send_signal(signal.SIGCONT)
+            line.wait_until_blocked(worker)
+            positions = line.next_positions()
+            worker.kill()
+            killed(worker)
+            assert line.next_positions() == positions
+        invariants.consistent(line.connection)
+    line.finish()
+
+
+def test_two_workers_killed_at_once(line: Line) -> None:
+    line.send(900)
+    faults = [Fault("counted", nth=3), Fault("advanced", nth=2)]
+    for worker in [line.worker(fault, name=fault.step) for fault in faults]:
+        killed(worker)
+    invariants.consistent(line.connection)
+    line.finish()
+
+
+@pytest.mark.parametrize("step", ["counted", "committed"])
+def test_a_worker_that_wakes_after_its_partitions_were_given_away_writes_nothing_twice(line: Line, step: str) -> None:
+    """Stopped in mid-transaction it holds its partition's row: the database lets go of it, and the others go on."""
+    line.send(400)
+    zombie = line.struck(Fault(step, nth=2, how="stop"), name=None)
+    line.drain()
+    line.settled()
+    zombie.send_signal(signal.SIGCONT)
+    line.send(200)
+    line.wait_for_positions(line.traffic.expected.messages, zombie)
+    line.settled()
+    zombie.terminate()
+    ended(zombie, 0)
+
+
+def test_a_rebalance_storm(line: Line) -> None:
+    dice = random.Random(line.seed)
+    workers = [line.worker(name=None)]
+    for _ in range(6):
+        line.send(150)
+        workers.append(line.worker(name=None))
+        line.wait_for_positions(int(line.traffic.expected.messages * 0.5))
+        leaving = workers.pop(dice.randrange(len(workers) - 1))
+        leaving.send_signal(dice.choice((signal.SIGTERM, signal.SIGKILL)))
+    line.wait_for_positions(line.traffic.expected.messages, workers[-1])
+    line.settled()
+    for worker in workers:
+        worker.terminate()
+        ended(worker, 0)
+
+
+def test_a_worker_takes_its_place_again_under_its_own_name(line: Line) -> None:
+    """Static membership: no rebalance, no waiting for the session to time out; and two of one name do no harm."""
+    line.send(300)
+    killed(line.worker(Fault("counted", nth=2)))
+    first, second = line.worker(), line.worker()
+    line.send(300)
+    line.wait_for_positions(line.traffic.expected.messages)
+    for worker in (first, second):
+        worker.kill()
+    line.finish()
+
+
+def test_what_was_fetched_and_dropped_is_read_again_though_nothing_follows(line: Line) -> None:
+    """What Faust drops at a rebalance, or we while Kafka cannot be asked, must not wait for a later message."""
+    line.send(50)  # one chunk a partition: no later one shows the gap
+    worker = line.worker(None, "--ask-in-vain", "--chunk", "1000")
+    line.wait_for_positions(line.traffic.expected.messages, worker)
+    line.settled()
+
+
+def test_sigterm_finishes_the_chunk_in_hand(line: Line) -> None:
+    line.send(300)
+    worker = line.worker(Fault("counted", nth=2, how="terminate"), "--chunk", "50")
+    said = ended(worker, 0)
+    chunks = line.connection.execute("select count(*) from usage.applied_chunks").fetchone()
+    assert chunks == (2,), said
+    line.finish()
+
+
+def test_messages_that_nobody_can_read_and_large_ones(line: Line, kafka: KafkaSettings) -> None:
+    """Faust would acknowledge what it cannot decode, and restart its agent; here it is quarantined, whole."""
+    tenant = line.traffic.tenants[0]
+    event = {"tenant_id": tenant, "model": "m", "input_tokens": 1, "output_tokens": 1, "timestamp": BEGIN.isoformat()}
+    large, too_large = (
+        json.dumps(event | {"request_id": f"large-{size}", "unknown_field": "x" * size}).encode()
+        for size in (999_000, 1_000_000)
+    )
+    rubbish = [(None, None), (b"\xff\xfe", b"\x00\xff"), (b"", b""), (b"k" * 1000, b"[]"), (None, b"null")]
+    producer = Producer(kafka.client(**{"message.max.bytes": 1_040_000}))
+    for key, value in [*rubbish, (tenant.encode(), large), (tenant.encode(), too_large)]:
+        producer.produce(line.topic, value, key, partition=0, headers=[("content-type", b"\xff"), ("empty", None)])
+    assert producer.flush(30) == 0
+    expected = line.traffic.expected
+    line.send(100)
+    expected.quarantine.update({"torn": 3, "invalid": 2, "too_large": 1})
+    expected.rows.add((Identity(tenant, "large-999000", 1, "usage", 0), "engine"))
+    expected.sums[tenant, "m", "engine", BEGIN] = [1, 1, 0, 1]
+    expected.messages += len(rubbish) + 2
+    line.finish()
+    held = line.connection.execute("select message from usage.quarantine where reason = 'too_large'").fetchone()
+    assert held == (too_large,)
+
+
+def test_one_tenant_with_half_of_all_traffic(line: Line) -> None:
+    line.traffic.tenants[:] = [line.traffic.tenants[0]] * len(line.traffic.tenants) + line.traffic.tenants[1:]
+    line.send(800)
+    workers = [line.worker(None, "--drain", name=name) for name in ("one", "two")]
+    for worker in workers:
+        ended(worker, 0)
+    busiest = line.connection.execute("select max(next_position) from usage.sources where source like 'kafka:%'")
+    assert busiest.fetchone()[0] > line.traffic.expected.messages * 0.45
+    line.settled()
+
+
+def test_wait_for_is_not_satisfied_by_silence(line: Line) -> None:
+    """The tests' own guard: a worker that ends early is noticed."""
+    worker = line.worker(Fault("begun"))
+    line.send(10)
+    with pytest.raises(AssertionError, match="ended before"):
+        wait_for(lambda: False, "never", worker)

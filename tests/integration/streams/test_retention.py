@@ -1,0 +1,195 @@
+"""What expires: too late, forgotten, and still counted once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams import ingest_rules, quarantine, retention_store
+from streams.apply import ChunkApplier
+from streams.chunks import Chunk, Record
+from streams.completeness_check import CompletenessCheck
+from streams.errors import NotReleased
+from streams.horizon import identified_at
+from streams.release import Releaser
+from streams.replica_apply import ReplicaChunkApplier
+from streams.retention import Forgotten, Retention
+from streams.settings import CompletenessSettings, RetentionSettings
+from tests.builders import REPLICA_SOURCE, SOURCE, event_json, make_report, numbered
+from tests.property.test_horizon import uuid_v7
+
+OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
+NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def at(position: int, completed: datetime, appended: datetime, **changed: Any) -> Record:
+    """An event with its completion, and when the broker got it."""
+    named = {"request_id": f"req-{position}", "timestamp": completed.isoformat()} | changed
+    return Record(position, b"tenant_1", event_json(**named), appended)
+
+
+def apply(applier: ChunkApplier, *records: Record) -> tuple[int, int, int]:
+    """Applied, duplicates, quarantined."""
+    done = applier.apply(Chunk(SOURCE, records, 0))
+    return done.applied, done.duplicates, done.quarantined
+
+
+def retain(connection: psycopg.Connection, now: datetime) -> Forgotten:
+    """Steps until nothing is left."""
+    retention, total = Retention(connection, RetentionSettings()), Forgotten(more=True)
+    while total.more:
+        step = retention.step(now, at_once=True)
+        assert step is not None
+        total += step
+    return total
+
+
+def known(connection: psycopg.Connection, *request_ids: str) -> list[str]:
+    """Those of some request ids whose identity is not forgotten."""
+    rows = connection.execute(
+        "select id from unnest(%s::text[]) with ordinality as given (id, at) join usage.event_identities"
+        " on key = usage.identity_key('tenant_1', id, 1, 'usage', 0) order by at",
+        (list(request_ids),),
+    )
+    return [row[0] for row in rows]
+
+
+def test_nothing_is_too_old_while_no_period_is_closed(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    assert apply(applier, at(0, OCTOBER, OCTOBER + 300 * DAY)) == (1, 0, 0)
+    done = retain(connection, OCTOBER + 300 * DAY)
+    assert (done.before, done.identities, done.boots) == (None, 0, 0)
+    assert known(connection, "req-0") == ["req-0"]
+
+
+def test_an_event_from_before_the_horizon_waits_in_quarantine_and_cannot_be_released(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
+    minted_early = uuid_v7(OCTOBER)
+    assert apply(
+        applier,
+        at(0, OCTOBER, OCTOBER + 46 * DAY),
+        at(1, OCTOBER, OCTOBER + 44 * DAY),
+        at(2, OCTOBER + 20 * DAY, OCTOBER + 46 * DAY, request_id=minted_early),
+        at(3, NOVEMBER, NOVEMBER + 300 * DAY),
+    ) == (2, 0, 2)
+    held = quarantine.listing(connection)
+    assert [(h.position, h.reason) for h in held] == [(2, "too_old"), (0, "too_old")]
+    with pytest.raises(NotReleased, match="too_old"):
+        Releaser(connection).release(held[0].quarantine_id, actor="ada")
+    Releaser(connection).discard(held[0].quarantine_id, actor="ada", reason="too late")
+
+
+def test_identities_are_forgotten_by_age_and_what_was_forgotten_never_counts_again(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    connection.execute("select usage.add_identity_weeks('2026-10-01', '2026-10-01')")
+    young = uuid_v7(NOVEMBER + 30 * DAY)
+    old = uuid_v7(OCTOBER)
+    sent = [
+        at(0, OCTOBER, OCTOBER),
+        at(1, OCTOBER, OCTOBER, request_id=old),
+        at(2, OCTOBER, NOVEMBER, request_id=young),
+        at(3, NOVEMBER + 20 * DAY, NOVEMBER + 20 * DAY),
+    ]
+    assert apply(applier, *sent) == (4, 0, 0)
+    retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
+    now = NOVEMBER + 40 * DAY
+    preview = Retention(connection, RetentionSettings()).preview(now)
+    assert (preview.identities, preview.before) == (1, now - 45 * DAY - timedelta(minutes=5))
+    ids = ("req-0", old, young, "req-3")
+    assert known(connection, *ids) == list(ids)
+    done = retain(connection, now)
+    assert (done.identities, done.weeks) == (1, preview.weeks)
+    assert done.weeks >= 1
+    assert known(connection, *ids) == [young, "req-3"]
+    # Read again, from a log that says it got them back then: refused or known, none counts a second time.
+    again = [record._replace(position=record.position + 4) for record in sent]
+    assert apply(applier, *again) == (0, 2, 2)
+    assert quarantine.counts(connection) == {"too_old": 2}
+
+
+def test_an_identity_cannot_be_deleted_before_its_time(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    apply(applier, at(0, OCTOBER, OCTOBER), at(1, NOVEMBER, NOVEMBER))
+    retention_store.move_forgotten(connection, OCTOBER + DAY)
+    with pytest.raises(psycopg.Error, match="forgotten by its age"):
+        connection.execute("delete from usage.event_identities")
+    with pytest.raises(psycopg.Error, match="only moves forward"):
+        connection.execute("update usage.ingest_rules set forgotten_before = null")
+    connection.execute(
+        "delete from usage.event_identities where key = usage.identity_key('tenant_1', 'req-0', 1, 'usage', 0)"
+    )
+    assert known(connection, "req-0", "req-1") == ["req-1"]
+
+
+def test_the_database_and_the_program_agree_on_an_identitys_age(connection: psycopg.Connection) -> None:
+    ids = [
+        uuid_v7(OCTOBER), uuid_v7(OCTOBER).upper(), "req-1", "ffffffff-ffff-7fff-8fff-ffffffffffff",
+        "f47ac10b-58cc-4372-a567-0e02b2c3d479", uuid_v7(OCTOBER).replace("-", ""), uuid_v7(NOVEMBER)[:-1] + "g",
+        "00000000-0000-7000-8000-000000000000", uuid_v7(OCTOBER) + "0",
+    ]  # fmt: skip
+    for request_id in ids:
+        row = connection.execute(
+            "select usage.identified_at(usage.identity_key('t', %s, 1, 'usage', 0), %s)", (request_id, NOVEMBER)
+        ).fetchone()
+        assert row == (identified_at(request_id, NOVEMBER),), request_id
+
+
+def test_a_sweep_goes_on_where_the_last_step_ended(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    apply(applier, *(at(i, OCTOBER, OCTOBER) for i in range(500)))
+    retention_store.move_forgotten(connection, NOVEMBER)
+    blocks = retention_store.blocks_of(connection, "event_identities_other")
+    assert blocks > 2
+    assert retention_store.sweep_is_due(connection, "event_identities_other", NOVEMBER, DAY)
+    steps = [retention_store.sweep(connection, "event_identities_other", 1) for _ in range(blocks)]
+    assert [step.done for step in steps] == [False] * (blocks - 1) + [True]
+    assert sum(step.forgotten for step in steps) == 500
+    assert not retention_store.sweep_is_due(connection, "event_identities_other", NOVEMBER + DAY / 2, DAY)
+
+
+def test_the_feed_for_quotas_is_dropped_by_age(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    apply(applier, at(0, OCTOBER, OCTOBER))
+    now = datetime.now(UTC)
+    assert retain(connection, now + 2 * DAY).feed_chunks == 0
+    assert retain(connection, now + 4 * DAY).feed_chunks == 1
+    assert connection.execute("select count(*) from usage.quota_feed").fetchone() == (0,)
+
+
+def test_a_boot_that_ended_long_ago_leaves_one_row_and_its_stragglers_open_no_gap(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    said = {"appended_at": OCTOBER}
+    applier.apply(Chunk(SOURCE, [numbered(i, i + 1, timestamp=OCTOBER.isoformat()) for i in range(3)], 0))
+    replica_applier.apply(
+        Chunk(REPLICA_SOURCE, [make_report(0, "farewell", at=OCTOBER, last_seq=3)._replace(**said),
+                               make_report(1, "heartbeat", at=OCTOBER, boot="b2", last_seq=5)._replace(**said)])
+    )  # fmt: skip
+    check = CompletenessCheck(connection, CompletenessSettings(settle=timedelta(0)))
+    check.run()
+    retention_store.set_closed_before(connection, NOVEMBER + 30 * DAY, actor="ada")
+    assert retain(connection, NOVEMBER + 60 * DAY).boots == 1  # b2 said no farewell: a person has to
+    assert connection.execute("select boot_id, received_through, events from usage.ended_boots").fetchall() == [
+        ("b1", 3, 3)
+    ]
+    for table in ("boots", "boot_numbers", "replica_usage", "received_numbers"):
+        assert connection.execute(f"select count(*) from usage.{table} where boot_id = 'b1'").fetchone() == (0,)
+    late = NOVEMBER + 60 * DAY
+    applier.apply(Chunk(SOURCE, [numbered(3, 3, timestamp=OCTOBER.isoformat())._replace(appended_at=late)], 0))
+    replica_applier.apply(Chunk(REPLICA_SOURCE, [make_report(2, "farewell", at=OCTOBER, last_seq=3)]))
+    check.run()
+    check.run()
+    assert connection.execute("select count(*) from usage.gaps where boot_id = 'b1'").fetchone() == (0,)
+    assert connection.execute("select count(*) from usage.boots where boot_id = 'b1'").fetchone() == (0,)
+
+
+def test_the_horizons_length_is_the_same_for_all_workers(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
+    Retention(connection, RetentionSettings(horizon=60 * DAY)).step(NOVEMBER)
+    assert ingest_rules.horizon(connection).length == 60 * DAY
+    assert apply(applier, at(0, OCTOBER, OCTOBER + 59 * DAY), at(1, OCTOBER, OCTOBER + 61 * DAY)) == (1, 0, 1)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute("update usage.ingest_rules set horizon = '44 days'")

@@ -1,0 +1,80 @@
+"""What must hold whatever was killed: events = distinct sent, windows = events, positions contiguous, counts add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import psycopg
+
+from reconciliation import agreement
+from serving_adapter.identity import Identity
+from streams import quarantine, sources
+from streams.rebuild import rebuild
+from tests.simulation.traffic import Expected, Row
+
+EVER: Final = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
+
+_ROWS: Final = (
+    "select tenant_id, request_id, attempt, kind, correction_no, usage_source, count(*) from usage.events"
+    " group by 1, 2, 3, 4, 5, 6"
+)
+_SUMS: Final = (
+    "select tenant_id, model, usage_source, time_bucket('1 hour', completed_at),"
+    " count(*) filter (where kind = 'usage'), sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
+    " sum(output_tokens)::int8 from usage.counting_events group by 1, 2, 3, 4"
+)
+_FED: Final = (
+    "select (select coalesce(sum(requests), 0) || '/' || coalesce(sum(output_tokens), 0) from usage.quota_feed),"
+    " (select coalesce(sum(requests), 0) || '/' || coalesce(sum(output_tokens), 0) from usage.windows_1h"
+    " where purpose = 'tenant')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What is missing and what is there more than once. Both must be 0."""
+
+    lost: int
+    doubled: int
+
+
+def stored_rows(connection: psycopg.Connection) -> Counter[Row]:
+    """How often each identity is stored, by source."""
+    found: Counter[Row] = Counter()
+    for *identity, usage_source, count in connection.execute(_ROWS):
+        found[Identity(*identity), usage_source] = count
+    return found
+
+
+def loss(connection: psycopg.Connection, due: Iterable[Row]) -> Loss:
+    """Compare what is stored with what is due."""
+    stored = stored_rows(connection)
+    return Loss(sum(row not in stored for row in due), sum(count - 1 for count in stored.values()))
+
+
+def consistent(connection: psycopg.Connection) -> None:
+    """What holds at every moment, between any two commits."""
+    assert rebuild(connection, *EVER, actor="test").differences == (), "windows are not the sums of their events"
+    check = agreement.positions(sources.extents(connection), sources.chunks(connection))
+    assert check.agrees, check.differences
+    assert sources.stored_counts(connection) == sources.counted_outcomes(connection)
+    row = connection.execute(_FED).fetchone()
+    assert row is not None
+    assert row[0] == row[1], "what the quotas are fed is not what the windows hold"
+
+
+def complete(connection: psycopg.Connection, expected: Expected) -> None:
+    """What holds once everything that was sent is applied and no orphan waits."""
+    consistent(connection)
+    assert stored_rows(connection) == Counter(dict.fromkeys(expected.rows, 1))
+    sums = {tuple(row[:4]): list(row[4:]) for row in connection.execute(_SUMS)}
+    assert sums == dict(expected.sums)
+    assert quarantine.counts(connection) == dict(expected.quarantine)
+    row = connection.execute(
+        "select sum(applied + duplicates + quarantined)::int8 from usage.applied_chunks where source like 'kafka:%'"
+    ).fetchone()
+    assert row == (expected.messages,), "messages with an outcome are not the messages that were sent"

@@ -1,0 +1,58 @@
+"""Instants of the simulation: microseconds since 1970, and their text. A third calendar, so that none tests itself."""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from random import Random
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def of(day: date) -> int:
+    """The instant at which a day begins."""
+    return (datetime(day.year, day.month, day.day, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+
+
+def written(moment: int) -> str:
+    """A bare date at midnight, else down to the second, or the microsecond where it has one."""
+    at = _EPOCH + timedelta(microseconds=moment)
+    if moment % DAY == 0:
+        return at.date().isoformat()
+    return at.isoformat(timespec="microseconds" if moment % SECOND else "seconds").replace("+00:00", "Z")
+
+
+def _add_months(day: date, months: int) -> date:
+    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
+    return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
+
+
+def periods(random: Random) -> tuple[dict[str, object], list[tuple[int, int]]]:
+    """(fields that give a case its periods, the periods): one to three months, quarters, years, or anniversaries."""
+    count = random.choice((1, 1, 2, 2, 2, 3))
+    year = random.choice((2024, 2025, 2026, 2027, 2028))
+    kind = random.choice(("month", "month", "month", "quarter", "year", "anniversary", "anniversary"))
+    if kind == "anniversary":
+        month = random.randint(1, 12)
+        day = min(random.choice((1, 15, 28, 29, 30, 31, 31)), monthrange(year, month)[1])
+        anchor, length, offset = date(year, month, day), 1, random.choice((0, 0, 1, 12))
+        days = [_add_months(anchor, offset + i) for i in range(count + 1)]
+        fields: dict[str, object] = {"anchor": anchor.isoformat(), "anchor_months": [offset + i for i in range(count)]}
+    else:
+        length = {"month": 1, "quarter": 3, "year": 12}[kind]
+        first = date(year, random.choice(range(1, 13, length)), 1)
+        days = [_add_months(first, length * i) for i in range(count + 1)]
+        fields = {"periods": [f"{start}..{end}" for start, end in pairwise(days)]}
+    edges = [of(day) for day in days]
+    return fields, list(pairwise(edges))
+
+
+def read(text: str) -> int:
+    """The instant that `written` wrote."""
+    at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return (at - _EPOCH) // timedelta(microseconds=1)

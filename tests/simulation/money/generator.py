@@ -1,0 +1,263 @@
+"""Random cases in the form of tests/money/README.md: the same seed and number give the same case, anywhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from tests.simulation.money import calendar, plans, usages
+from tests.simulation.money.calendar import DAY, SECOND, written
+from tests.simulation.money.plans import Freedom, Plain, Shape, decimal
+from tests.simulation.money.usages import Met, Setting
+
+CURRENCIES = (
+    ("USD", "0.01", "", "0.50"),
+    ("USD", "0.01", "", "0.50"),
+    ("EUR", "0.01", "", "0.50"),
+    ("GBP", "0.01", "", "0.30"),
+    ("JPY", "1", "", "50"),
+    ("KWD", "0.001", "0.010", "0.150"),
+    ("ISK", "1", "1", "30"),
+)
+"""Currency, minor unit, quantum where it is another, and a smallest amount that can be charged."""
+
+_LARGE = {"0.01": "40", "1": "900", "0.001": "25"}
+"""Smallest amounts by minor unit that many invoices do not reach, so that they are carried."""
+
+RATES = ("0.19", "0.2", "0.07", "0.081", "0.25", "0.055", "0.1")
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """A case, and which (model, kind of event, boundary) its usage meets."""
+
+    case: Plain
+    met: Counter[Met]
+
+
+def cases(seed: int, first: int, count: int, free: Freedom) -> Iterator[Simulated]:
+    """`count` cases from number `first` on."""
+    for number in range(first, first + count):
+        yield simulated(seed, number, free)
+
+
+def simulated(seed: int, number: int, free: Freedom) -> Simulated:
+    """Case `number` of a seed."""
+    random = Random(f"{seed}/{number}/{free.contested}")
+    fields, spans = calendar.periods(random)
+    account, groups = _account(random)
+    credits = random.choices(("none", "price_reduction", "payment"), (65, 22, 13))[0]
+    form = plans.shape(random, groups, free, credits != "none")
+    if not free.contested:
+        credits = _agreed(random, form, credits)
+    if not free.contested and any(charge.advance for charge in form.charges):
+        account.pop("stripe_minimum", None)
+    starts = {name: _version_starts(random, spans) for name in ("a", "b")[: random.choice((1, 1, 2))]}
+    changes = _subscription(random, spans, list(starts), starts, form)
+    edges = _edges(spans, starts, changes)
+    case: Plain = {"id": f"sim-{seed}-{number}", "account": account, "contract": _contract(random), **fields}
+    case["plan"] = {
+        name: plans.plan(random, form, at, free, _left_out(random, form, name)) for name, at in starts.items()
+    }
+    case["subscription"] = changes
+    if credits != "none":
+        case["credits"] = _grants(random, form, spans, credits, account["currency"], free, edges)
+    setting = Setting(random, form, free, spans[0][0], spans[-1][1], edges, case["contract"].get("price_at") == "start")
+    setting.meet_fees()
+    case["usage"] = usages.usage(setting, spans)
+    _late(case, setting, spans, credits, free)
+    _prior_credit(random, case, form, spans)
+    if not case["contract"]:
+        del case["contract"]
+    return Simulated(case, setting.met)
+
+
+def _account(random: Random) -> tuple[Plain, list[str]]:
+    currency, minor_unit, quantum, least = random.choice(CURRENCIES)
+    account: Plain = {"currency": currency, "minor_unit": minor_unit}
+    if quantum:
+        account["quantum"] = quantum
+    groups = ["std"]
+    mode = random.choices(("none", "exclusive", "inclusive", "reverse_charge"), (45, 30, 15, 10))[0]
+    if mode != "none":
+        groups = ["std", "reduced"] if random.random() < 0.4 else ["std"]
+        account["tax"] = {"mode": mode, "groups": {group: random.choice(RATES) for group in groups}}
+    if random.random() < 0.2:
+        account["stripe_minimum"] = random.choice((least, _LARGE[minor_unit]))
+    return account, groups
+
+
+def _contract(random: Random) -> Plain:
+    result: Plain = {}
+    if random.random() < 0.15:
+        result["price_at"] = "start"
+    if random.random() < 0.15:
+        result["bill_attempts"] = "all"
+    if random.random() < 0.1:
+        result["bill_statuses"] = random.choice((["ok"], ["ok", "aborted", "error"]))
+    if random.random() < 0.2:
+        result["rounding"] = "half_up"
+    return result
+
+
+def _agreed(random: Random, form: Shape, credits: str) -> str:
+    """The shape cut down to what the rules say about credits without a doubt; the kind of credits that is left."""
+    if credits == "payment":
+        form.charges = [charge for charge in form.charges if charge.model in _USAGE_ALONE]
+        form.committed, form.invoice_discount = [], ""
+        form.pool = [key for key in form.pool if key in {charge.key for charge in form.charges}]
+        if not form.charges:
+            form.charges = [plans.charge_alone()]
+            form.by_events = False
+    if credits != "none":
+        for charge in form.charges:
+            charge.tax_group = "std"
+    if credits == "price_reduction" and random.random() < 0.5:
+        plans.make_linear(form)
+    return credits
+
+
+_USAGE_ALONE = ("per_unit", "graduated", "volume", "package", "percentage")
+
+
+def _version_starts(random: Random, spans: list[tuple[int, int]]) -> list[int]:
+    return sorted({_instant(random, spans) for _ in range(random.choice((0, 0, 0, 1, 1, 2)))})
+
+
+def _instant(random: Random, spans: list[tuple[int, int]]) -> int:
+    """A period's edge, a midnight, or any second."""
+    start, end = random.choice(spans)
+    how = random.random()
+    if how < 0.2:
+        return start
+    if how < 0.6:
+        return start + random.randrange((end - start) // DAY) * DAY
+    return start + random.randrange((end - start) // SECOND) * SECOND
+
+
+def _left_out(random: Random, form: Shape, name: str) -> str:
+    """A charge that plan b does not have."""
+    if name == "b" and len(form.charges) > 1 and random.random() < 0.2:
+        charge = random.choice(form.charges[1:])
+        return "" if charge.maximum else charge.key
+    return ""
+
+
+def _subscription(
+    random: Random, spans: list[tuple[int, int]], names: list[str], starts: dict[str, list[int]], form: Shape
+) -> list[Plain]:
+    """From before, at, or after the first start; upgrades, other seats, a cancellation, now and then a return."""
+    first = random.choices((spans[0][0] - 40 * DAY, spans[0][0], _instant(random, spans)), (60, 15, 25))[0]
+    entries: dict[int, Plain] = {first: {"plan": names[0]}}
+    versions = [at for of in starts.values() for at in of]
+
+    def later() -> int:
+        return random.choice(versions) if versions and random.random() < 0.15 else _instant(random, spans)
+
+    plan_now = names[0]
+    for at in sorted(later() for _ in range(random.choice((1, 1, 2)) if len(names) > 1 else 0)):
+        if at > first and at not in entries:
+            plan_now = "b" if plan_now == "a" else "a"
+            entries[at] = {"plan": plan_now}
+    if "seat" in form.models():
+        entries[first]["seats"] = random.randint(1, 9)
+        at = later()
+        if at > first and at not in entries and random.random() < 0.5:
+            entries[at] = {"seats": random.randint(1, 9)}
+    if random.random() < 0.25:
+        at = later()
+        if at > max(entries):
+            entries[at] = {"cancel": True}
+            back = later()
+            if back > at and random.random() < 0.3:
+                entries[back] = {"plan": random.choice(names)}
+    return [{"at": written(at), **entries[at]} for at in sorted(entries)]
+
+
+def _edges(spans: list[tuple[int, int]], starts: dict[str, list[int]], changes: list[Plain]) -> list[tuple[str, int]]:
+    """Named instants around which usage is placed."""
+    edges = [("period", at) for at in {edge for span in spans for edge in span}]
+    edges += [("version", at) for of in starts.values() for at in of]
+    for change in changes:
+        name = "cancel" if change.get("cancel") else "change"
+        edges.append((name, calendar.read(change["at"])))
+    return sorted(edges)
+
+
+def _grants(
+    random: Random,
+    form: Shape,
+    spans: list[tuple[int, int]],
+    treatment: str,
+    currency: str,
+    free: Freedom,
+    edges: list[tuple[str, int]],
+) -> list[Plain]:
+    """One to four. Inside a period they begin and end only where usage costs the same at any time (or `contested`)."""
+    linear = not form.pool and all(
+        charge.model in ("per_unit", "flat", "seat", "one_off") and not charge.maximum for charge in form.charges
+    )
+    may_end = free.contested or (treatment == "price_reduction" and linear)
+    usage = [charge.key for charge in form.charges if charge.key.startswith("u")]
+    result = []
+    for number in range(random.choice((1, 1, 2, 3, 4))):
+        grant: Plain = {"id": f"g{number}"}
+        grant["kind"] = "paid" if treatment == "payment" else random.choice(("promo", "sla", "goodwill", "paid"))
+        if grant["kind"] == "paid" and treatment == "price_reduction":
+            grant["tax_treatment"] = "price_reduction"
+        grant |= {"amount": str(random.choice((1, 5, 20, 100, 5000))), "currency": currency}
+        if random.random() < 0.05:
+            grant["currency"] = "CHF"
+        before = spans[0][0] - random.randint(1, 300) * DAY
+        effective = _instant(random, spans) if may_end and random.random() < 0.4 else before
+        grant["effective"] = written(effective)
+        edges.append(("effective", effective))
+        if random.random() < 0.4:
+            expires = _instant(random, spans) if may_end else spans[-1][1] + random.randint(0, 60) * DAY
+            if expires > effective:
+                grant["expires"] = written(expires)
+                edges.append(("expires", expires))
+        if grant["kind"] == "paid" and random.random() < 0.85:
+            paid = _instant(random, spans) if may_end and random.random() < 0.3 else before
+            grant["paid_at"] = written(paid)
+            edges.append(("paid", paid))
+        if random.random() < 0.5:
+            grant["priority"] = random.choice((5, 10, 90))
+        if random.random() < 0.5:
+            grant["granted_at"] = written(before - random.randint(0, 5) * DAY)
+        result.append(grant)
+    if usage and random.random() < 0.2 and (free.contested or (len(result) == 1 and treatment == "price_reduction")):
+        result[0]["applies_to"] = random.sample(usage, random.randint(1, len(usage)))
+    return result
+
+
+def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]], credits: str, free: Freedom) -> None:
+    """Late usage of a period that has a next invoice, or of a tenant that has gone."""
+    random = setting.random
+    if random.random() > 0.45 or (credits == "payment" and not free.contested):
+        return
+    of_period = random.randrange(len(spans))
+    start, end = spans[of_period]
+    last = case["subscription"][-1]
+    closed = last.get("cancel") and calendar.read(last["at"]) <= end
+    if of_period + 1 == len(spans) and not closed:
+        return
+    found = usages.late(setting, case["usage"], start, end)
+    if found:
+        case["late"] = {"of_period": of_period, "usage": found}
+
+
+def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[int, int]]) -> None:
+    """A credit given by hand against the only fee in advance of a subscription that then is cancelled."""
+    fees = [charge for charge in form.charges if charge.model == "flat" and charge.advance and not charge.discounted]
+    changes = case["subscription"]
+    plain = len(case["plan"]) == 1 and len(case["plan"]["a"]) == 1 and len(changes) == 2 and changes[1].get("cancel")
+    if not (plain and fees and random.random() < 0.5):
+        return
+    cancelled, begun = calendar.read(changes[1]["at"]), calendar.read(changes[0]["at"])
+    start = next((max(start, begun) for start, end in spans if start < cancelled < end), None)
+    if start is not None and start < cancelled:
+        at = start + random.randrange((cancelled - start) // SECOND) * SECOND
+        case["prior_credits"] = [{"line": fees[0].key, "amount": decimal(random, 90, 2), "at": written(at)}]

@@ -1,0 +1,163 @@
+"""What must hold of one rating alone, whatever the case. Used with `--self`, and as a check of the generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from random import Random
+from typing import Any
+
+from tests.simulation.money import calendar
+from tests.simulation.money.compare import Rating, difference, in_order
+
+Plain = dict[str, Any]
+
+
+def broken(case: Plain, rating: Rating, number: int) -> Iterator[str]:
+    """Every invariant that does not hold for the case, by name, with what was found."""
+    documents = rating(case)
+    for document in documents:
+        yield from _adds_up(case, document)
+    random = Random(number)
+    for name, other in (
+        ("the order of the usage matters", _shuffled(case, random)),
+        ("repeating usage changes the bill", _repeated(case, random)),
+        ("cutting quantities in two changes the bill", _in_batches(case, random)),
+    ):
+        found = difference(case, rating, lambda _, other=other: rating(other))
+        if found:
+            yield f"{name}: {found}"
+    yield from _more_never_costs_less(case, documents, rating, random)
+    yield from _a_version_that_changes_nothing(case, documents, rating, random)
+
+
+def _adds_up(case: Plain, document: Mapping[str, Any]) -> Iterator[str]:
+    """Σ lines = net or gross, total = net + tax, due, residue; all in multiples of the quantum."""
+    account = case["account"]
+    minor = Fraction(account["minor_unit"])
+    whole = sum(line["rounded_minor"] for line in document["lines"])
+    exact = sum((Fraction(line["exact"]) for line in document["lines"]), Fraction(0))
+    tax = sum(group["tax_minor"] for group in document.get("tax", ()))
+    inclusive = account.get("tax", {}).get("mode") == "inclusive"
+    paid = sum(payment["used_minor"] for payment in document.get("payment_credits", ()))
+    equal = {
+        "exact": (exact, Fraction(document["exact_gross" if inclusive else "exact_net"])),
+        "net": (whole - (tax if inclusive else 0), document["net_minor"]),
+        "total": (document["net_minor"] + tax, document["total_minor"]),
+        "due": (document["total_minor"] - paid + document.get("carried_in_minor", 0), document["due_minor"]),
+        "residue": (exact - whole * minor, Fraction(document["residue"])),
+    }
+    if "tax" in document:
+        equal["bases"] = (sum(group["base_minor"] for group in document["tax"]), document["net_minor"])
+    for name, (one, other) in equal.items():
+        if one != other:
+            yield f"{name} does not add up on {document['doc']} {document['period']}: {one} != {other}"
+    step = Fraction(account.get("quantum", account["minor_unit"])) / minor
+    for line in document["lines"]:
+        if line["rounded_minor"] % step:
+            yield f"{line['key']} is no multiple of the quantum"
+    roundings = len(document.get("tax", ())) if inclusive else 1
+    if document["doc"] != "credit_note" and abs(Fraction(document["residue"])) > step * minor / 2 * roundings:
+        yield f"residue {document['residue']} on {document['doc']} is more than half a quantum per rounding"
+
+
+def _lists(case: Plain) -> list[list[Plain]]:
+    """The lists of usage of a case."""
+    return [case.get("usage", [])] + ([case["late"]["usage"]] if "late" in case else [])
+
+
+def _shuffled(case: Plain, random: Random) -> Plain:
+    other = copy.deepcopy(case)
+    for usage in _lists(other):
+        random.shuffle(usage)
+    return other
+
+
+def _repeated(case: Plain, random: Random) -> Plain:
+    other = copy.deepcopy(case)
+    for usage in _lists(other):
+        usage += [copy.deepcopy(one) for one in usage if ("id" in one or "request_id" in one) and random.random() < 0.5]
+    return other
+
+
+def _in_batches(case: Plain, random: Random) -> Plain:
+    """Each quantity as two events of the same instant; events as they are (each is a request of its own).
+
+    What is corrected stays whole: the correction names one event, and may be larger than a part of it.
+    """
+    other = copy.deepcopy(case)
+    corrected = {one["corrects"] for usage in _lists(case) for one in usage if "corrects" in one}
+    for usage in _lists(other):
+        for one in list(usage):
+            if "metric" in one and "corrects" not in one and one["id"] not in corrected and one["quantity"] > 1:
+                part = random.randint(1, one["quantity"] - 1)
+                usage.append({**one, "id": f"{one['id']}b", "quantity": part})
+                one["quantity"] -= part
+    return other
+
+
+def _models(case: Plain) -> set[str]:
+    return {
+        charge["model"] for versions in case["plan"].values() for version in versions for charge in version["charges"]
+    }
+
+
+def exact_sum(documents: Sequence[Mapping[str, Any]]) -> Fraction:
+    return sum((Fraction(line["exact"]) for document in documents for line in document["lines"]), Fraction(0))
+
+
+def _more_never_costs_less(case: Plain, documents: Sequence[Plain], rating: Rating, random: Random) -> Iterator[str]:
+    """For models whose price of a unit does not hang on what follows: no volume; tiers and packages of one version.
+
+    Not with credits: more usage draws more of them, and lowers a minimum and a true-up, which they do not cover (13.8).
+    """
+    positional = {"graduated", "package", "prepaid"} & _models(case)
+    one_stretch = len(case["plan"]) == 1 and all(len(versions) == 1 for versions in case["plan"].values())
+    if "volume" in _models(case) or (positional and not one_stretch) or "credits" in case:
+        return
+    usage = [one for one in case["usage"] if "corrects" not in one and "request_id" not in one]
+    if not usage:
+        return
+    more = copy.deepcopy(case)
+    chosen = random.randrange(len(usage))
+    field = "quantity" if "metric" in usage[chosen] else "input"
+    target = next(one for one in more["usage"] if one.get("id") == usage[chosen]["id"])
+    target[field] += random.choice((1, 10, 1000))
+    if exact_sum(rating(more)) < exact_sum(documents):
+        yield f"more usage costs less: in {usage[chosen]['id']}"
+
+
+def _a_version_that_changes_nothing(
+    case: Plain, documents: Sequence[Plain], rating: Rating, random: Random
+) -> Iterator[str]:
+    """A new version with the same content cuts every piece in two; the pieces add up to what was (3, 4).
+
+    Not where charges share a pool: of two segments, the earlier one's units are free first (4).
+    """
+    charges = [charge for versions in case["plan"].values() for version in versions for charge in version["charges"]]
+    if "credits" in case or any("discount" in one or one.get("timing") or one["model"] == "one_off" for one in charges):
+        return
+    pools = [pool for versions in case["plan"].values() for one in versions for pool in one.get("allowances", ())]
+    if any(len(pool["charges"]) > 1 for pool in pools):
+        return
+    name = random.choice(sorted(case["plan"]))
+    if case.get("contract", {}).get("rounding") or "invoice_discount" in case["plan"][name][0]:
+        return
+    other = copy.deepcopy(case)
+    versions = other["plan"][name]
+    instants = [one["completed"] for one in case["usage"] if "completed" in one]
+    if not instants:
+        return
+    at = calendar.read(random.choice(instants)) // calendar.SECOND * calendar.SECOND
+    if any("from" in version and calendar.read(version["from"]) == at for version in versions):
+        return
+    before = [v for v in versions if "from" not in v or calendar.read(v["from"]) < at][-1]
+    versions.append({**copy.deepcopy(before), "version": f"{before['version']}b", "from": calendar.written(at)})
+    again = rating(other)
+    if _sums(documents) != _sums(again):
+        yield f"a version that changes nothing changes the bill: from {calendar.written(at)} on"
+
+
+def _sums(documents: Sequence[Plain]) -> list[tuple[str, str, Fraction]]:
+    return [(document["period"], document["doc"], exact_sum([document])) for document in in_order(documents)]

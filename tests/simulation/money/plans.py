@@ -1,0 +1,250 @@
+"""Random plans over all charge models, in the form of tests/money/README.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.simulation.money.calendar import written
+
+Plain = dict[str, Any]
+COUNTED = ("per_unit", "graduated", "volume", "package", "prepaid")
+"""Models that count units of a metric; `percentage` looks at events, fees at time."""
+TOKEN_METRICS = ("input", "cached_input", "output", "total_tokens", "request", "gpu_second")
+
+
+@dataclass(frozen=True, slots=True)
+class Freedom:
+    """What a case may contain.
+
+    `contested`: also combinations that money.md leaves open (see `reconciliation/oracle/README.md`, Readings).
+    """
+
+    contested: bool = False
+
+
+@dataclass(slots=True)
+class Traits:
+    """What is the same for a charge in all plans and versions of a case."""
+
+    key: str
+    model: str
+    metric: str
+    tax_group: str
+    continuity: str
+    scale: int
+    bounds: list[int]
+    flat_fees: bool
+    discounted: bool
+    minimum: bool
+    maximum: bool
+    advance: bool
+
+
+@dataclass(slots=True)
+class Shape:
+    """What the whole case agrees on: its charges, whether credits come, and what is shared over charges."""
+
+    charges: list[Traits]
+    by_events: bool
+    pool: list[str] = field(default_factory=list)
+    committed: list[str] = field(default_factory=list)
+    invoice_discount: str = ""
+
+    def models(self) -> set[str]:
+        return {charge.model for charge in self.charges}
+
+
+def decimal(random: Random, whole: int, places: int) -> str:
+    """A number up to `whole` with up to `places` decimals, written without a float."""
+    units = random.randint(1, whole * 10**places)
+    text = str(units).rjust(places + 1, "0")
+    return f"{text[:-places]}.{text[-places:]}" if places else text
+
+
+def shape(random: Random, groups: list[str], free: Freedom, credits: bool) -> Shape:
+    """Which charges there are, and what they have in all versions."""
+    by_events = random.random() < 0.45
+    charges = []
+    for i in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
+        model = random.choice((*COUNTED, "percentage", "percentage")) if by_events else random.choice(COUNTED)
+        charges.append(_traits(random, f"u{i}", model, by_events, groups, free, credits))
+    for i in range(random.choice((0, 0, 0, 1, 1, 2))):
+        model = random.choice(("flat", "flat", "seat", "one_off"))
+        charges.append(_traits(random, f"f{i}", model, by_events, groups, free, credits))
+    result = Shape(charges, by_events)
+    if random.random() < 0.1:
+        make_linear(result)
+    counted = [charge for charge in charges if charge.model in COUNTED]
+    if counted and random.random() < 0.25:
+        result.pool = _pool(random, counted, free)
+    one_group = len({charge.tax_group for charge in charges}) == 1
+    usage = [charge.key for charge in charges if charge.key.startswith("u")]
+    if random.random() < 0.2 and (one_group or free.contested):
+        result.committed = random.sample(usage, random.randint(1, len(usage)))
+    if random.random() < 0.15 and (one_group or free.contested):
+        result.invoice_discount = random.choice(("0.1", "0.05", "0.125", "0.333"))
+    return result
+
+
+def _traits(
+    random: Random, key: str, model: str, by_events: bool, groups: list[str], free: Freedom, credits: bool
+) -> Traits:
+    counted = model in COUNTED
+    metric = random.choice(TOKEN_METRICS) if by_events else key
+    continuity = "carry"
+    if model in ("graduated", "volume") and random.random() < 0.4:
+        continuity = random.choice(("reset", "prorate"))
+    limited = (counted or model == "percentage") and model != "prepaid"
+    unlimited = credits and not free.contested
+    bounds = sorted(random.sample(range(1, 60), random.randint(1, 3)))
+    scale = random.choice((1, 1, 1, 10, 1000))
+    return Traits(
+        key=key,
+        model=model,
+        metric="pass_through_cost" if model == "percentage" else metric,
+        tax_group=random.choice(groups),
+        continuity=continuity,
+        scale=scale,
+        bounds=[bound * scale for bound in bounds],
+        flat_fees=model == "graduated" and random.random() < 0.4 and (free.contested or continuity == "carry"),
+        discounted=random.random() < 0.2 and model not in ("prepaid", "one_off"),
+        minimum=limited and random.random() < 0.2 and not unlimited,
+        maximum=limited and random.random() < 0.15,
+        advance=not counted and model != "percentage" and random.random() < 0.5,
+    )
+
+
+def make_linear(form: Shape) -> None:
+    """All that counts units turned into per-unit charges without limits: then pools and credits may cut anywhere."""
+    form.pool = []
+    for charge in form.charges:
+        if charge.key.startswith("u"):
+            charge.model, charge.continuity, charge.flat_fees, charge.maximum = "per_unit", "carry", False, False
+            charge.metric = "output" if charge.metric == "pass_through_cost" else charge.metric
+
+
+def _pool(random: Random, counted: list[Traits], free: Freedom) -> list[str]:
+    """Several per-unit charges, or one with tiers but no flat fees (13.3 says no more about the others)."""
+    if free.contested:
+        return [charge.key for charge in random.sample(counted, random.randint(1, len(counted)))]
+    per_unit = [charge.key for charge in counted if charge.model == "per_unit"]
+    tiered = [charge.key for charge in counted if charge.model in ("graduated", "volume") and not charge.flat_fees]
+    if per_unit and (not tiered or random.random() < 0.6):
+        return per_unit
+    return tiered[:1]
+
+
+def plan(random: Random, form: Shape, starts: list[int], free: Freedom, without: str = "") -> list[Plain]:
+    """Versions of a plan; the first is valid always, the others from `starts` on; one charge may be left out."""
+    result = []
+    charges = [traits for traits in form.charges if traits.key != without]
+    pool, committed = ([key for key in keys if key != without] for keys in (form.pool, form.committed))
+    for number, start in enumerate([None, *starts], 1):
+        version: Plain = {"version": f"v{number}"}
+        if start is not None:
+            version["from"] = written(start)
+        version["charges"] = [charge(random, traits) for traits in charges]
+        if pool:
+            version["allowances"] = [{"pool": "pool", "units": random.choice((1, 5, 20, 60, 1000)), "charges": pool}]
+        if committed:
+            version["commitment"] = {"amount": decimal(random, 200, 2), "charges": committed}
+        if form.invoice_discount:
+            percent = random.choice(("0.02", form.invoice_discount)) if free.contested else form.invoice_discount
+            version["invoice_discount"] = {"percent": percent, "base": "usage"}
+        result.append(version)
+    return result
+
+
+def charge(random: Random, traits: Traits) -> Plain:
+    """One charge with its own prices; its traits stay."""
+    result: Plain = {"key": traits.key, "model": traits.model}
+    if traits.tax_group != "std":
+        result["tax_group"] = traits.tax_group
+    result |= _PARAMETERS[traits.model](random, traits)
+    if traits.continuity != "carry":
+        result["tier_continuity"] = traits.continuity
+    if traits.discounted:
+        result["discount"] = random.choice(("0.1", "0.05", "0.25", "0.333", "0.0125"))
+    if traits.minimum:
+        result["minimum"] = decimal(random, 40, 2)
+    if traits.maximum:
+        result["maximum"] = str(random.randint(41, 400))
+    if traits.advance:
+        result["timing"] = "advance"
+    return result
+
+
+def price(random: Random, scale: int) -> str:
+    """Prices of many sizes; some with more than 12 decimals, so that lines are cut at 10⁻¹²."""
+    if random.random() < 0.12:
+        return random.choice(("0.0000000000005", "0.000000000625", "0.000000000000000001", "0.1234567890123456"))
+    places = random.choice((0, 1, 2, 3, 3, 4, 6, 9))
+    return decimal(random, 1 if scale > 1 or places > 2 else 9, places)
+
+
+def _counted(random: Random, traits: Traits) -> Plain:
+    return {"metric": traits.metric, "price": price(random, traits.scale)}
+
+
+def _tiered(random: Random, traits: Traits) -> Plain:
+    tiers: list[Plain] = []
+    for bound in [*traits.bounds, None]:
+        tier: Plain = {"price": price(random, traits.scale)}
+        if bound is not None:
+            tier["up_to"] = bound
+        if traits.flat_fees and random.random() < 0.7:
+            tier["flat_fee"] = decimal(random, 9, 2)
+        tiers.append(tier)
+    return {"metric": traits.metric, "tiers": tiers}
+
+
+def _package(random: Random, traits: Traits) -> Plain:
+    size = random.choice((traits.bounds[0], traits.bounds[0], 7, 100))
+    return {"metric": traits.metric, "size": size, "price": decimal(random, 9, 2)}
+
+
+def _prepaid(random: Random, traits: Traits) -> Plain:
+    return {
+        "metric": traits.metric,
+        "included": random.choice((traits.bounds[0], traits.bounds[-1])),
+        "fee": decimal(random, 99, 2),
+        "overage_price": price(random, traits.scale),
+    }
+
+
+def _percentage(random: Random, traits: Traits) -> Plain:
+    result: Plain = {"base": "pass_through_cost", "rate": random.choice(("0.029", "0.1", "0.003333", "0.5"))}
+    if random.random() < 0.5:
+        result["fixed_per_event"] = decimal(random, 1, 2)
+    if random.random() < 0.4:
+        result["min_per_event"] = decimal(random, 2, 2)
+    if random.random() < 0.4:
+        result["max_per_event"] = str(random.randint(2, 12))
+    return result
+
+
+def _fee(random: Random, traits: Traits) -> Plain:
+    """Advance fees hardly ever repeat: a change to an equal fee nets to nothing; which line is left then is open."""
+    if traits.advance:
+        return {"fee": decimal(random, 199, 3)}
+    return {"fee": random.choice((decimal(random, 99, 2), str(random.randint(1, 200)), "100", "31"))}
+
+
+_PARAMETERS = {
+    "per_unit": _counted,
+    "graduated": _tiered,
+    "volume": _tiered,
+    "package": _package,
+    "prepaid": _prepaid,
+    "percentage": _percentage,
+    "flat": _fee,
+    "seat": _fee,
+    "one_off": _fee,
+}
+
+
+def charge_alone() -> Traits:
+    """A per-unit charge, for a case that has nothing else left."""
+    return Traits("u0", "per_unit", "u0", "std", "carry", 1, [10], False, False, False, False, False)

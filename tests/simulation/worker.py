@@ -1,0 +1,82 @@
+"""`python -m tests.simulation.worker`: a real streams worker with a fault in it, for tests.
+
+The services are those of the environment. What can be set is what tests need to drive the worker into the situations
+in which Faust's own acknowledgement loses messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import mode
+
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE
+from streams import worker
+from streams.settings import DatabaseSettings
+from streams.sources import Partition
+from tests.simulation.faults import Fault, Injector
+
+
+class FaultyWorker(worker.StreamsWorker):
+    """The worker, with some of Faust's settings replaced."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.faust_settings: dict[str, Any] = {}
+        self.asked_once_in_vain = set(range(USAGE.partitions))
+        ask = self.ingestion.is_same_log
+
+        def is_same_log(partition: Partition, fetched_at: float) -> bool:
+            if partition.number not in self.asked_once_in_vain:
+                self.asked_once_in_vain.add(partition.number)
+                return False
+            return ask(partition, fetched_at)
+
+        self.ingestion.is_same_log = is_same_log  # type: ignore[method-assign]
+
+    def _app(self, scratch: str) -> Any:
+        app = super()._app(scratch)
+        for name, value in self.faust_settings.items():
+            setattr(app.conf, name, value)
+        return app
+
+
+def main() -> int:
+    """Run until drained, stopped, or struck."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fault", type=Fault.of, help="JSON of tests.simulation.faults.Fault")
+    parser.add_argument("--instance", help="its name in the group (static membership)")
+    parser.add_argument("--drain", action="store_true")
+    parser.add_argument("--chunk", type=int, default=100)
+    parser.add_argument("--eager", action="store_true", help="tell Kafka at every moment where it may begin to read")
+    parser.add_argument("--do-not-wait", action="store_true", help="Faust's stream_wait_empty=False")
+    parser.add_argument("--restart-agent", action="store_true", help="Faust's default supervisor instead of ours")
+    parser.add_argument("--ask-in-vain", action="store_true", help="Kafka cannot be asked once for each partition")
+    given = parser.parse_args()
+    made = FaultyWorker(
+        KafkaSettings.from_environment(),
+        DatabaseSettings.from_environment(),
+        drain=given.drain,
+        chunk_messages=given.chunk,
+        instance=given.instance,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+        checkpoint=Injector(given.fault),
+    )
+    if given.eager:
+        worker.HINT_EVERY_S = 0.05  # type: ignore[misc]
+        made.faust_settings["broker_commit_interval"] = 0.1
+    if given.ask_in_vain:
+        made.asked_once_in_vain.clear()
+    if given.do_not_wait:
+        made.faust_settings["stream_wait_empty"] = False
+    if given.restart_agent:
+        made.faust_settings["agent_supervisor"] = mode.OneForOneSupervisor
+    made.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

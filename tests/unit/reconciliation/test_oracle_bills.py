@@ -1,0 +1,280 @@
+"""Bills of the second rating that the cases of `tests/money` do not have, worked by hand in each test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reconciliation import oracle
+
+Plain = dict[str, Any]
+OCTOBER, NOVEMBER = "2026-10-01..2026-11-01", "2026-11-01..2026-12-01"
+
+
+def bill(*charges: Plain, usage: list[Plain] | None = None, tax: Plain | None = None, **more: Any) -> list[Plain]:
+    """The documents of a tenant with one plan, subscribed since long, over October."""
+    return list(oracle.rate(case(*charges, usage=usage, tax=tax, **more))["documents"])
+
+
+def case(*charges: Plain, usage: list[Plain] | None = None, tax: Plain | None = None, **more: Any) -> Plain:
+    account = {"currency": "USD", "minor_unit": "0.01"} | ({"tax": tax} if tax else {})
+    return {
+        "account": account,
+        "periods": [OCTOBER],
+        "plan": {"p": [{"version": "v1", "charges": list(charges)}]},
+        "subscription": [{"at": "2026-09-01", "plan": "p"}],
+        "usage": usage or [],
+        **more,
+    }
+
+
+def exact(document: Plain) -> dict[str, str]:
+    return {line["key"]: line["exact"] for line in document["lines"]}
+
+
+def minor(document: Plain) -> dict[str, int]:
+    return {line["key"]: line["rounded_minor"] for line in document["lines"]}
+
+
+def used(metric: str, quantity: int, completed: str, **more: Any) -> Plain:
+    return {"metric": metric, "quantity": quantity, "completed": completed, **more}
+
+
+def graduated(fee: str, **more: Any) -> Plain:
+    tiers = [{"up_to": 10, "price": "1", "flat_fee": fee}, {"price": "2", "flat_fee": fee}]
+    return {"key": "a", "model": "graduated", "metric": "a", "tiers": tiers, **more}
+
+
+TWICE = [used("a", 5, "2026-10-05"), used("a", 10, "2026-10-20")]
+
+
+def test_a_tier_that_was_entered_is_not_entered_again_after_a_version_change() -> None:
+    versions = [
+        {"version": "v1", "charges": [graduated("7")]},
+        {"version": "v2", "from": "2026-10-16", "charges": [graduated("9")]},
+    ]
+    (document,) = bill(usage=TWICE, plan={"p": versions})
+    assert exact(document) == {"a.v1.t1": "5", "a.v1.t1.fee": "7", "a.v2.t1": "5", "a.v2.t2": "10", "a.v2.t2.fee": "9"}
+
+
+def test_a_counter_that_starts_anew_with_a_plan_enters_its_tiers_anew() -> None:
+    (document,) = bill(
+        usage=TWICE,
+        plan={
+            "p": [{"version": "v1", "charges": [graduated("7", tier_continuity="reset")]}],
+            "q": [{"version": "v1", "charges": [graduated("9", tier_continuity="reset")]}],
+        },
+        subscription=[{"at": "2026-09-01", "plan": "p"}, {"at": "2026-10-16", "plan": "q"}],
+    )
+    assert exact(document) == {"a.s1.t1": "5", "a.s1.t1.fee": "7", "a.s2.t1": "10", "a.s2.t1.fee": "9"}
+
+
+def test_an_allowance_that_grows_frees_positions_and_not_what_was_paid_for() -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "1"}
+    versions = [
+        {"version": "v1", "charges": [price], "allowances": [{"pool": "x", "units": 5, "charges": ["a"]}]},
+        {
+            "version": "v2",
+            "from": "2026-10-16",
+            "charges": [price],
+            "allowances": [{"pool": "x", "units": 12, "charges": ["a"]}],
+        },
+    ]
+    (document,) = bill(usage=[used("a", 8, "2026-10-05"), used("a", 10, "2026-10-20")], plan={"p": versions})
+    assert exact(document) == {"a.v1": "3", "a.v2": "6"}  # 8 - 5; positions 9 to 12 are free, 13 to 18 are not
+
+
+def test_an_unpaid_grant_goes_before_a_paid_one_of_the_same_expiry() -> None:
+    grants = [
+        {"id": "paid", "kind": "paid", "tax_treatment": "price_reduction", "paid_at": "2026-08-02"},
+        {"id": "promo", "kind": "promo"},
+    ]
+    terms = {"amount": "4", "currency": "USD", "effective": "2026-08-01"}
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "1"}
+    rated = oracle.rate(
+        case(price, usage=[used("a", 5, "2026-10-05")], credits=[{**grant, **terms} for grant in grants])
+    )
+    assert {grant: one["used"] for grant, one in rated["credits_after"].items()} == {"paid": "1", "promo": "4"}
+
+
+def test_payment_credits_pay_an_invoice_to_the_last_cent_and_come_back_with_a_credit_note() -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "0.001"}
+    rated = oracle.rate(
+        case(
+            price,
+            usage=[used("a", 15496, "2026-10-05", id="e1")],
+            tax={"mode": "exclusive", "groups": {"std": "0.19"}},
+            late={"of_period": 0, "usage": [{"corrects": "e1", "metric": "a", "quantity": -15496}]},
+            credits=[
+                {
+                    "id": "g",
+                    "kind": "paid",
+                    "amount": "100",
+                    "currency": "USD",
+                    "effective": "2026-08-01",
+                    "paid_at": "2026-08-01",
+                }
+            ],
+        )
+    )
+    invoice, note = rated["documents"]
+    assert (invoice["total_minor"], invoice["due_minor"], invoice["state"]) == (1845, 0, "zero")  # 15.50 + 2.945
+    assert invoice["payment_credits"] == [{"grant": "g", "used_minor": 1845}]
+    assert (note["total_minor"], note["due_minor"]) == (-1845, 0)
+    assert rated["credits_after"] == {"g": {"used": "0", "left": "100"}}
+
+
+def test_seats_are_billed_by_the_second_and_a_one_off_fee_once() -> None:
+    charges = [
+        {"key": "seats", "model": "seat", "fee": "31"},
+        {"key": "setup", "model": "one_off", "fee": "99.5"},
+    ]
+    first, second = bill(
+        *charges,
+        periods=[OCTOBER, NOVEMBER],
+        subscription=[{"at": "2026-10-01", "plan": "p", "seats": 2}, {"at": "2026-10-11", "seats": 3}],
+    )
+    assert exact(first) == {"seats.s1": "20", "seats.s2": "63", "setup.s1": "99.5"}  # 62 × 10/31, 93 × 21/31
+    assert exact(second) == {"seats": "93"}
+
+
+def test_a_downgrade_of_a_fee_in_advance_is_a_credit_note_that_rounds_against_its_line() -> None:
+    fee = {"key": "fee", "model": "flat", "timing": "advance"}
+    first, note = bill(
+        tax={"mode": "exclusive", "groups": {"std": "0.19"}},
+        plan={
+            "p": [{"version": "v1", "charges": [{**fee, "fee": "50"}]}],
+            "q": [{"version": "v1", "charges": [{**fee, "fee": "10"}]}],
+        },
+        subscription=[{"at": "2026-10-01", "plan": "p"}, {"at": "2026-10-11", "plan": "q"}],
+    )
+    assert (first["doc"], first["total_minor"]) == ("advance", 5950)
+    assert (note["doc"], note["period"]) == ("credit_note", "2026-10-11..2026-11-01")
+    assert exact(note) == {"fee.s1.unused": "-33.870967741935", "fee.s2": "6.774193548387"}
+    assert minor(note) == {"fee.s1.unused": -3387, "fee.s2": 677}  # 16.13 of 50.00 remain
+    assert note["tax"] == [{"group": "std", "rate": "0.19", "base_minor": -2710, "tax_minor": -515}]  # 4.351 of 9.50
+
+
+def test_late_usage_that_costs_less_in_one_tax_group_and_more_in_another_does_both() -> None:
+    volume = {"key": "v", "model": "volume", "metric": "v", "tiers": [{"up_to": 10, "price": "2"}, {"price": "1"}]}
+    price = {"key": "w", "model": "per_unit", "metric": "w", "price": "1", "tax_group": "reduced"}
+    _, note, following = bill(
+        volume,
+        price,
+        tax={"mode": "exclusive", "groups": {"std": "0.2", "reduced": "0.1"}},
+        periods=[OCTOBER, NOVEMBER],
+        usage=[used("v", 10, "2026-10-05"), used("w", 1, "2026-11-05")],
+        late={"of_period": 0, "usage": [used("v", 1, "2026-10-06"), used("w", 3, "2026-10-06")]},
+    )
+    assert (note["doc"], exact(note)) == ("credit_note", {"adj.v.t1": "-20", "adj.v.t2": "11"})
+    assert note["tax"] == [{"group": "std", "rate": "0.2", "base_minor": -900, "tax_minor": -180}]
+    assert exact(following) == {"adj.w": "3", "w": "1"}
+
+
+def test_late_usage_of_a_tenant_that_has_gone_is_an_invoice_of_its_own() -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "1"}
+    _, adjustment = bill(
+        price,
+        usage=[used("a", 1, "2026-10-05")],
+        late={"of_period": 0, "usage": [used("a", 2, "2026-10-06")]},
+        subscription=[{"at": "2026-09-01", "plan": "p"}, {"at": "2026-10-20", "cancel": True}],
+    )
+    assert (adjustment["doc"], adjustment["period"], exact(adjustment)) == ("adjustment", OCTOBER, {"adj.a": "2"})
+
+
+def test_an_amount_too_small_to_charge_is_carried_until_it_is_large_enough() -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "0.2"}
+    account = {"currency": "USD", "minor_unit": "0.01", "stripe_minimum": "0.50"}
+    months = [OCTOBER, NOVEMBER, "2026-12-01..2027-01-01", "2027-01-01..2027-02-01"]
+    usage = [used("a", 1, f"{month[:7]}-05") for month in (months[0], months[1], months[3])]
+    documents = bill(price, account=account, periods=months, usage=usage)
+    assert [(one["due_minor"], one["state"]) for one in documents] == [
+        (20, "carried_below_minimum"),
+        (40, "carried_below_minimum"),
+        (60, "finalize"),  # nothing was used in December: no document, the amount waits
+    ]
+
+
+def test_a_platform_fault_makes_the_request_free_and_no_earlier_attempt_bills_instead() -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "output", "price": "1"}
+    attempt = {"request_id": "r", "output": 10, "completed": "2026-10-05"}
+    assert (
+        bill(
+            price,
+            usage=[
+                {**attempt, "attempt": 1, "status": "aborted"},
+                {**attempt, "attempt": 2, "status": "ok", "fault": "platform"},
+            ],
+        )
+        == []
+    )
+
+
+def test_truth_that_comes_late_supersedes_an_estimate() -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "output", "price": "1"}
+    event = {"id": "e", "output": 10, "completed": "2026-10-05"}
+    (following,) = bill(
+        price,
+        periods=[OCTOBER, NOVEMBER],
+        usage=[{**event, "source": "estimate", "status": "lost"}],
+        late={"of_period": 0, "usage": [{**event, "output": 12}]},
+    )
+    assert (following["period"], exact(following)) == (NOVEMBER, {"adj.a": "12"})
+
+
+def test_a_correction_changes_its_events_base_and_is_no_event_of_its_own() -> None:
+    percentage = {
+        "key": "p",
+        "model": "percentage",
+        "base": "pass_through_cost",
+        "rate": "0.1",
+        "min_per_event": "0.5",
+    }
+    (document,) = bill(
+        percentage,
+        {"key": "req", "model": "per_unit", "metric": "request", "price": "1"},
+        usage=[
+            {"id": "e", "pass_through_cost": "10", "completed": "2026-10-05"},
+            {"corrects": "e", "pass_through_cost": "-8", "completed": "2026-10-05"},
+        ],
+    )
+    assert exact(document) == {"p": "0.5", "req": "1"}
+    assert [line["quantity"] for line in document["lines"]] == [1, 1]
+
+
+def test_weighted_limits_of_all_segments_are_compared_once_with_the_charges_total() -> None:
+    def plan(price: str, least: str) -> list[Plain]:
+        charge = {"key": "a", "model": "per_unit", "metric": "a", "price": price, "minimum": least}
+        return [{"version": "v1", "charges": [charge]}]
+
+    (document,) = bill(
+        usage=[used("a", 30, "2026-10-05")],
+        plan={"p": plan("1", "31"), "q": plan("1", "62")},
+        subscription=[{"at": "2026-09-01", "plan": "p"}, {"at": "2026-10-11", "plan": "q"}],
+    )
+    assert exact(document) == {"a.s1": "30", "a.minimum": "22"}  # 31 × 10/31 + 62 × 21/31 = 52
+
+
+def test_a_price_reduction_over_two_tax_groups_is_a_line_for_each() -> None:
+    (document,) = bill(
+        {"key": "a", "model": "per_unit", "metric": "a", "price": "1"},
+        {"key": "b", "model": "per_unit", "metric": "b", "price": "1", "tax_group": "reduced"},
+        tax={"mode": "exclusive", "groups": {"std": "0.2", "reduced": "0.1"}},
+        usage=[used("a", 3, "2026-10-05"), used("b", 4, "2026-10-06")],
+        credits=[{"id": "g", "kind": "promo", "amount": "5", "currency": "USD", "effective": "2026-01-01"}],
+    )
+    assert exact(document) == {"a": "3", "b": "4", "credit.g.std": "-3", "credit.g.reduced": "-2"}
+
+
+def test_a_discount_on_the_total_counts_for_committed_fees_too() -> None:
+    charges = [
+        {"key": "a", "model": "per_unit", "metric": "a", "price": "1"},
+        {"key": "base", "model": "flat", "fee": "50"},
+    ]
+    version = {
+        "version": "v1",
+        "charges": charges,
+        "invoice_discount": {"percent": "0.1", "base": "total"},
+        "commitment": {"amount": "200", "charges": ["a", "base"]},
+    }
+    (document,) = bill(usage=[used("a", 100, "2026-10-05")], plan={"p": [version]})
+    assert exact(document) == {"a": "100", "base": "50", "invoice_discount": "-15", "true_up": "65"}

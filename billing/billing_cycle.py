@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from billing import credits
-from billing.credit_notes import Remaining, credit_note, net_by_group, reduced, remaining_of
+from billing.credit_notes import Remaining, credit_note, net_by_group, net_of_discounts, reduced, remaining_of
 from billing.credits import Grant
 from billing.documents import Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
 from billing.money import ZERO, exactly, from_minor, to_minor, total
@@ -143,14 +143,17 @@ class _Cycle:
         for each in advance_bills(self.cuts[number], self.of.periods[number], credited):
             remaining = self._with_prior_credits(remaining, each.service.start, noted, each)
             lines = {naming.key(line.identity): line for line in each.lines}
-            if total(line.amount for line in each.lines) < 0:
+            net = total(line.amount for line in each.lines)
+            if not net:
+                remaining = net_of_discounts(self._advance_note(each, lines, remaining)[1])
+            elif net < 0:
                 remaining = self._note_in_advance(each, lines, remaining)
             else:
                 document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
                 fees = _fees_to_cover(each.lines)
                 document = self._issue(document, fees, DocumentKind.ADVANCE)
-                issued = remaining_of(document)
-                remaining = Remaining({**remaining.lines, **issued.lines}, _added(remaining.groups, issued.groups))
+                issued = net_of_discounts(remaining_of(document))
+                remaining = Remaining({**remaining.lines, **issued.lines}, {**remaining.groups, **issued.groups})
 
     def _with_prior_credits(self, remaining: Remaining, at: datetime, noted: set[int], of: AdvanceBill) -> Remaining:
         groups = {line.tax_group for line in of.lines}
@@ -163,10 +166,15 @@ class _Cycle:
 
     def _note_in_advance(self, of: AdvanceBill, lines: Mapping[str, RatedLine], remaining: Remaining) -> Remaining:
         """A change of fees that comes to less than nothing is a credit note against what was billed in advance."""
-        against = {key: key.replace(".unused", "") for key, line in lines.items() if line.amount < 0}
-        document, after = credit_note(of.service, lines, against, remaining, self.of.payer)
+        document, after = self._advance_note(of, lines, remaining)
         self.documents.append(document)
-        return after
+        return net_of_discounts(after)
+
+    def _advance_note(
+        self, of: AdvanceBill, lines: Mapping[str, RatedLine], remaining: Remaining
+    ) -> tuple[Document, Remaining]:
+        against = {key: key.replace(".unused", "") for key, line in lines.items() if line.amount < 0}
+        return credit_note(of.service, lines, against, remaining, self.of.payer)
 
     def _bill_usage(self, number: int) -> None:
         period, naming = self.of.periods[number], self._naming(number)
@@ -344,11 +352,9 @@ def to_minor_floor(amount: Decimal, payer: Payer) -> int:
 
 
 def _adjustment_keys(changes: Sequence[RatedLine], naming: Naming) -> dict[str, RatedLine]:
-    """Changes of amount by key; a line that is reversed and billed anew at another price has two."""
+    """Changes by key; a line that is reversed and billed anew at another price has two."""
     found: dict[str, RatedLine] = {}
     for line in changes:
-        if not line.amount:
-            continue
         key = f"adj.{naming.key(line.identity)}"
         found[key if key not in found else f"{key}.repriced"] = line
     return found
@@ -387,11 +393,3 @@ def _more_to_cover(before: Sequence[Coverable], after: Sequence[Coverable], grou
         for (at, key, group, is_fee), amount in in_groups.items()
         if amount > 0
     )
-
-
-def _added(one: Mapping[str, tuple[int, int]], other: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    found = dict(one)
-    for group, (base, tax) in other.items():
-        before = found.get(group, (0, 0))
-        found[group] = (before[0] + base, before[1] + tax)
-    return found

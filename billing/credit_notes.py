@@ -42,6 +42,17 @@ def remaining_of(document: Document) -> Remaining:
     )
 
 
+def net_of_discounts(remaining: Remaining) -> Remaining:
+    """The same with each line's discount taken into it: the credit for unused time starts from the net (13.9)."""
+    lines: dict[str, tuple[Decimal, int]] = {}
+    for key, (exact, minor) in remaining.lines.items():
+        name = key.replace(".discount", "")
+        before = lines.get(name, (ZERO, 0))
+        with exactly():
+            lines[name] = (before[0] + exact, before[1] + minor)
+    return Remaining(lines, remaining.groups)
+
+
 def reduced(remaining: Remaining, key: str, tax_group: str, amount: Decimal, payer: Payer) -> Remaining:
     """What remains when a line was reduced by an amount on some earlier credit note."""
     exact, _ = remaining.line(key)

@@ -7,7 +7,6 @@ BillingError
 ├── SubscriptionRefused
 ├── Unratable
 │   ├── NegativeUsage
-│   ├── OrphanCorrection
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
@@ -99,10 +98,6 @@ class Unratable(BillingError):
 
 class NegativeUsage(Unratable):
     """Sums of usage below zero: the windows are wrong, and nothing is rated from them."""
-
-
-class OrphanCorrection(Unratable):
-    """A correction of an event that is not there."""
 
 
 class AmountTooLarge(Unratable):

@@ -154,11 +154,14 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Commitment:
-    """What these charges (none named: all usage) come to at least; what is missing is billed as true-up."""
+    """What these charges (none named: all usage) come to at least; what is missing is billed as true-up.
+
+    Its tax group, unless given, is that of the first charge that counts.
+    """
 
     amount: Decimal
     charges: tuple[str, ...] = ()
-    tax_group: str = DEFAULT_TAX_GROUP
+    tax_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +217,10 @@ class PlanVersion:
     invoice_discount: InvoiceDiscount | None = None
     commitment: Commitment | None = None
 
-    def charge_for(
+    def charges_for(
         self, metric: str, *, model: str, adapter: str, region: str, tier: str, context: int | None = None
-    ) -> Charge | None:
-        """The most specific charge of a metric for usage with these keys, or None."""
+    ) -> tuple[Charge, ...]:
+        """The most specific charge of a metric for usage with these keys; all of them where several are equally so."""
         fitting = [
             charge
             for charge in self.charges
@@ -225,7 +228,15 @@ class PlanVersion:
             and not charge.is_fee
             and charge.where.take(model, adapter, region, tier, context)
         ]
-        return max(fitting, key=lambda charge: charge.where.rank, default=None)
+        highest = max((charge.where.rank for charge in fitting), default=None)
+        return tuple(charge for charge in fitting if charge.where.rank == highest)
+
+    def charge_for(
+        self, metric: str, *, model: str, adapter: str, region: str, tier: str, context: int | None = None
+    ) -> Charge | None:
+        """The first of them, or None."""
+        found = self.charges_for(metric, model=model, adapter=adapter, region=region, tier=tier, context=context)
+        return found[0] if found else None
 
     @property
     def metrics(self) -> frozenset[str]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
-from billing.errors import OrphanCorrection
 from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
 from billing.price_plans import BillAttempts, PlanVersion, PriceAt, Terms, version_at
@@ -51,7 +50,7 @@ def billable(events: Iterable[UsageEvent], terms: Terms) -> list[UsageEvent]:
     """The events that bill, each with its corrections added in.
 
     First one attempt of each request is chosen among those with a billable status, then faults are applied: where it
-    was the platform's the request is free. Raises OrphanCorrection.
+    was the platform's the request is free. A correction without its original is left out: it waits in quarantine.
     """
     found = _corrected(event for event in events if event.purpose == BILLED_PURPOSE)
     if terms.bill_attempts is BillAttempts.DELIVERED:
@@ -71,7 +70,7 @@ def _corrected(events: Iterable[UsageEvent]) -> list[UsageEvent]:
         assert correction.corrects is not None, "only corrections are here"
         original = by_id.get(correction.corrects)
         if original is None:
-            raise OrphanCorrection(f"event {correction.event_id} corrects {correction.corrects}, which is not there")
+            continue
         with exactly():
             counts = {
                 metric: original.quantities.get(metric, ZERO) + correction.quantities.get(metric, ZERO)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.money import exactly, quantise_line, quantise_pieces, total
+from billing.money import exactly, quantise_line, total
 from billing.periods import BillingPeriod
-from billing.price_plans import Charge, DiscountBase, InvoiceDiscount, Validity
+from billing.price_plans import DEFAULT_TAX_GROUP, Charge, DiscountBase, InvoiceDiscount, Validity
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.positions import share_of
 from billing.subscriptions import Piece
@@ -58,7 +58,7 @@ def line_discounts(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod)
         for each in lines:
             charge, base = each.charge, bases[each.piece_no][1] if each.piece_no in bases else Decimal(0)
             bases[each.piece_no] = (charge, base + each.line.amount)
-    by_segment: dict[int, list[tuple[int, Charge, Fraction]]] = defaultdict(list)
+    found: list[tuple[int, Charge, Decimal]] = []
     used = NOTHING
     for number, (charge, base) in sorted(bases.items()):
         discount = charge.discount
@@ -70,13 +70,9 @@ def line_discounts(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod)
             assert discount.amount is not None, "a discount is one of the two"
             less = min(Fraction(base), max(NOTHING, Fraction(discount.amount) - used))
             used += less
-        by_segment[pieces[number].segment_no].append((number, charge, -less))
-    return [
-        (number, charge, amount)
-        for found in by_segment.values()
-        for (number, charge, _), amount in zip(found, quantise_pieces(less for _, _, less in found), strict=True)
-        if amount
-    ]
+        if less:
+            found.append((number, charge, quantise_line(-less)))
+    return found
 
 
 def limit(
@@ -150,17 +146,7 @@ def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPerio
         _share_out(amount_of, lines, less, bases)
     by_group = {group: quantise_line(amount) for group, amount in less.items()}
     by_group = {group: amount for group, amount in by_group.items() if amount}
-    weights: dict[str, Fraction] = defaultdict(Fraction)
-    for (_, group, _), base in bases.items():
-        weights[group] += base
-    return InvoiceDiscounted(
-        by_group,
-        {
-            (key, group, usage): Fraction(by_group[group]) * base / weights[group]
-            for (key, group, usage), base in bases.items()
-            if group in by_group and weights[group]
-        },
-    )
+    return InvoiceDiscounted(by_group, {share: -base for share, base in bases.items()})
 
 
 def _based_on(base: DiscountBase, lines: Lines) -> Iterable[ChargeLine]:
@@ -197,12 +183,13 @@ def true_up(
     Committed charges count after line and invoice discounts, with minimum and maximum, before credits. A charge that is
     named counts whole; without names all usage counts, and no fee.
     """
-    committed, named, all_usage, tax_group = NOTHING, set[str](), False, ""
+    committed, named, all_usage = NOTHING, list[str](), False
+    tax_group: str | None = None
     for piece in pieces:
         commitment = piece.version.commitment
         if commitment is not None:
             committed += Fraction(commitment.amount) * share_of(piece, period)
-            named |= set(commitment.charges)
+            named += commitment.charges
             all_usage = all_usage or not commitment.charges
             tax_group = commitment.tax_group
     counting = [each for each in lines if each.charge.key in named or (all_usage and each.is_usage)]
@@ -210,4 +197,9 @@ def true_up(
     for key, usage in {(each.charge.key, each.is_usage) for each in counting}:
         reached += discounted.on(key, usage=usage)
     missing = quantise_line(max(NOTHING, committed - reached))
-    return (missing, tax_group) if missing else None
+    if not missing:
+        return None
+    of_charges = {charge.key: charge.tax_group for piece in pieces for charge in piece.version.charges}
+    of_usage = [charge.key for piece in pieces for charge in piece.version.charges if not charge.is_fee]
+    first = next(iter(key for key in [*named, *of_usage] if key in of_charges), None)
+    return missing, tax_group or (of_charges[first] if first else DEFAULT_TAX_GROUP)

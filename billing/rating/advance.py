@@ -36,16 +36,13 @@ class _Running:
     line: RatedLine
     net: Decimal
 
-    def same_as(self, piece: Piece, charge: Charge) -> bool:
-        return self.charge == charge and self.piece.subscription.seats == piece.subscription.seats
-
 
 CreditedBefore = Callable[[LineIdentity, datetime], Decimal]
 """What was credited on a line until a moment, as a positive amount."""
 
 
 def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: CreditedBefore) -> list[AdvanceBill]:
-    """What a period's fees in advance come to, moment by moment. What nets to nothing is no bill."""
+    """What a period's fees in advance come to, moment by moment. A bill that nets to nothing makes no document."""
     held = [piece for piece in pieces if piece.start < piece.end]
     running: list[_Running] = []
     bills: list[AdvanceBill] = []
@@ -56,12 +53,10 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
             _add(bills, ended, period, [_unused(each, ended, credited) for each in running])
             running = []
         charges = [charge for charge in piece.version.charges if charge.timing is Timing.ADVANCE]
-        kept = [each for each in running if any(each.same_as(piece, charge) for charge in charges)]
-        lines = [_unused(each, piece.start, credited) for each in running if each not in kept]
-        fresh = [charge for charge in charges if not any(each.same_as(piece, charge) for each in kept)]
-        begun = [_begin(piece, charge, period, number, held, opens=opens) for charge in fresh]
+        lines = [_unused(each, piece.start, credited) for each in running]
+        begun = [_begin(piece, charge, period, number, held, opens=opens) for charge in charges]
         lines += [line for found in begun if found for line in found[1]]
-        running = [*kept, *(found[0] for found in begun if found)]
+        running = [found[0] for found in begun if found]
         _add(bills, piece.start, period, lines)
     if running and held[-1].end < period.end:
         _add(bills, held[-1].end, period, [_unused(each, held[-1].end, credited) for each in running])
@@ -70,7 +65,7 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
 
 def _add(bills: list[AdvanceBill], at: datetime, period: BillingPeriod, lines: Sequence[RatedLine | None]) -> None:
     due = tuple(line for line in lines if line is not None)
-    if total(line.amount for line in due):
+    if due:
         bills.append(AdvanceBill(BillingPeriod(at, period.end), due))
 
 

@@ -1,7 +1,8 @@
 """Free units (docs/spec/money.md 4 allowance, 13.3): which of the period's units cost nothing.
 
 The first A units of a pool are free: an earlier segment first, then the higher unit price, then the charge's key. Free
-units keep their tier positions, so within a charge the lowest positions go first.
+units keep their tier positions, so within a charge the lowest positions go first. "First" counts every unit of the pool
+in the period, also those that an earlier version gave no allowance to.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def free_units(counted: Mapping[str, Sequence[Counted]], *, weighted: bool) -> d
         here = by_piece[number]
         for pool in _pools(here):
             left = limits[pool.pool, number] - used[pool.pool]
-            charges = [here[key] for key in pool.charges if key in here and here[key].quantity]
+            charges = [here[key] for key in pool.charges if key in here and here[key].quantity > 0]
             for key, units in _drawn(charges, left).items():
                 found[key, number] = units
-                used[pool.pool] += units
+            used[pool.pool] += sum((each.quantity for each in charges), Fraction(0))
     return found
 
 

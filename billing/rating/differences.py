@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 
 from billing.money import ZERO, exactly
 from billing.rating.lines import LineIdentity, RatedLine
@@ -45,6 +46,17 @@ def net(posted: Iterable[RatedLine]) -> Mapping[PriceKey, RatedLine]:
     return {key: line for key, line in sums.items() if any(_figures(line))}
 
 
+def _split_of(line: RatedLine | None, sign: int, by: RatedLine) -> tuple[Fraction, Fraction] | None:
+    if by.split is None and (line is None or line.split is None):
+        return None
+    quantity, free = (Fraction(0), Fraction(0)) if line is None else _fractions(line)
+    return quantity + sign * _fractions(by)[0], free + sign * _fractions(by)[1]
+
+
+def _fractions(line: RatedLine) -> tuple[Fraction, Fraction]:
+    return line.split or (Fraction(line.quantity), Fraction(line.free))
+
+
 def _figures(line: RatedLine) -> tuple[Decimal, ...]:
     return line.quantity, line.amount, line.free, line.units or ZERO, line.included or ZERO
 
@@ -63,6 +75,7 @@ def _changed(line: RatedLine, sign: int, by: RatedLine, reason: str, *, nothing:
     with exactly():
         return replace(
             line,
+            split=_split_of(None if nothing else line, sign, by),
             quantity=of("quantity"),
             amount=of("amount"),
             free=of("free"),

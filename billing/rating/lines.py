@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from fractions import Fraction
 
 from billing.money import ZERO, exactly
 from billing.price_plans import DEFAULT_TAX_GROUP
@@ -65,7 +66,8 @@ class RatedLine:
 
     As a difference the quantity and the amount may be negative. `where` = the charge's model, adapter, region and
     tier, '' where it takes any. `units` are those behind packages; `free` and `included` those that cost nothing by
-    an allowance and by a prepaid quantity. `reason` says why in words.
+    an allowance and by a prepaid quantity. `split` holds quantity and free units where prorated tiers split a unit
+    so that they do not end as decimals. `reason` says why in words.
     """
 
     identity: LineIdentity
@@ -83,6 +85,7 @@ class RatedLine:
     units: Decimal | None = None
     free: Decimal = ZERO
     included: Decimal | None = None
+    split: tuple[Fraction, Fraction] | None = field(default=None, compare=False)
 
     @property
     def counted(self) -> Decimal:

@@ -38,7 +38,7 @@ def amounts(listed: Sequence[Counted], free: Free, *, weighted: bool) -> list[Am
     found: list[Amount] = []
     entered: set[int] = set()
     opened: dict[int, Fraction] = {}
-    included_used = Fraction(0)
+    counted_before = Fraction(0)
     for each in listed:
         if not each.quantity:
             continue
@@ -54,8 +54,8 @@ def amounts(listed: Sequence[Counted], free: Free, *, weighted: bool) -> list[Am
                 found.append(_percentage(each, percentage))
             case Prepaid() as prepaid:
                 limit = _included(listed, each, prepaid, weighted=weighted)
-                used = min(each.quantity, max(Fraction(0), limit - included_used))
-                included_used += used
+                used = min(each.quantity, max(Fraction(0), limit - counted_before))
+                counted_before += each.quantity
                 found.append(_overage(each, prepaid, used))
     return found
 

@@ -16,7 +16,7 @@ from fractions import Fraction
 from billing.errors import AmountTooLarge
 from billing.money import decimal_of, plain, quantise_pieces, total
 from billing.periods import BillingPeriod
-from billing.price_plans import DEFAULT_TAX_GROUP, Charge, Terms
+from billing.price_plans import Charge, Terms
 from billing.rating import adjustments, metered
 from billing.rating.adjustments import ChargeLine, InvoiceDiscounted
 from billing.rating.allowances import free_units
@@ -168,7 +168,13 @@ def _usage_line(amount: metered.Amount, exact: Decimal) -> RatedLine:
         units=None if amount.units is None else decimal_of(amount.units),
         free=decimal_of(amount.free),
         included=None if amount.included is None else decimal_of(amount.included),
+        split=_split(amount.quantity, amount.free),
     )
+
+
+def _split(quantity: Fraction, free: Fraction) -> tuple[Fraction, Fraction] | None:
+    ends = Fraction(decimal_of(quantity)) == quantity and Fraction(decimal_of(free)) == free
+    return None if ends else (quantity, free)
 
 
 def _charges_by_key(pieces: Sequence[Piece]) -> dict[str, dict[int, Charge]]:
@@ -207,7 +213,7 @@ def _closing_lines(
     missing = adjustments.true_up(lines, discounted, pieces, period)
     if missing is not None:
         amount, group = missing
-        found.append(period_line(pieces, "true_up", LineKind.TRUE_UP, amount, group or DEFAULT_TAX_GROUP))
+        found.append(period_line(pieces, "true_up", LineKind.TRUE_UP, amount, group))
     return found
 
 
@@ -236,6 +242,7 @@ def _by_time(
     lines: Sequence[ChargeLine], comes_to: Fraction, counted: Sequence[Counted], pieces: Sequence[Piece]
 ) -> list[Coverable]:
     charge, is_fee = lines[0].charge, not lines[0].is_usage
+    key = f"{charge.key}.fee" if is_fee and not charge.is_fee else charge.key
     by_piece: dict[int, Fraction] = defaultdict(Fraction)
     for each in lines:
         if each.line.identity.segment_no:
@@ -243,20 +250,21 @@ def _by_time(
     whole = sum(by_piece.values(), Fraction(0))
     if whole <= 0:
         at = pieces[-1].end - timedelta(microseconds=1)
-        return [Coverable(at, charge.key, charge.tax_group, comes_to, is_fee)]
+        return [Coverable(at, key, charge.tax_group, comes_to, is_fee)]
     of_piece = {each.piece_no: each for each in counted}
     return [
         part
         for number, amount in by_piece.items()
-        for part in _timed(charge.key, amount * comes_to / whole, of_piece.get(number), pieces[number], is_fee)
+        for part in _timed(charge, key, amount * comes_to / whole, of_piece.get(number), pieces[number], is_fee)
     ]
 
 
-def _timed(key: str, amount: Fraction, of: Counted | None, piece: Piece, is_fee: bool) -> list[Coverable]:
+def _timed(
+    charge: Charge, key: str, amount: Fraction, of: Counted | None, piece: Piece, is_fee: bool
+) -> list[Coverable]:
     weights = metered.event_amounts(of) if of is not None else []
     whole = sum(weights, Fraction(0))
     if of is None or not whole:
-        charge = next(charge for charge in piece.version.charges if charge.key == key)
         return [Coverable(piece.start, key, charge.tax_group, amount, is_fee)]
     by_time: dict[datetime, Fraction] = defaultdict(Fraction)
     for (at, _), weight in zip(of.parts, weights, strict=True):

@@ -5,8 +5,9 @@ A piece is one (subscription segment, price version) pair; positions follow piec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from billing.charge_models import (
@@ -75,20 +76,33 @@ def _quantity(charge: Charge, parts: Sequence[Part]) -> Fraction:
 
 
 def _placed(listed: Sequence[Counted], terms: Terms) -> list[Counted]:
+    """The pieces of a charge with their positions: a counter goes on over price versions, and over a change of plan
+    if the contract carries it."""
+    held: dict[int, Fraction] = defaultdict(Fraction)
+    for each in listed:
+        held[each.piece.segment_no] += each.share
     runs: list[list[tuple[Counted, Fraction, Fraction]]] = []
     for each in listed:
         continuity = each.charge.tier_continuity or terms.tier_continuity
-        if not runs or continuity is not TierContinuity.CARRY:
+        before = runs[-1][-1] if runs else None
+        changed = before is not None and before[0].piece.segment_no != each.piece.segment_no
+        if before is None or (changed and continuity is not TierContinuity.CARRY):
             runs.append([])
-        before = runs[-1][-1] if runs[-1] else None
+            before = None
         start = before[1] + before[0].quantity if before else Fraction(0)
-        runs[-1].append((each, start, each.share if continuity is TierContinuity.PRORATE else Fraction(1)))
+        scale = held[each.piece.segment_no] if continuity is TierContinuity.PRORATE else Fraction(1)
+        runs[-1].append((each, start, scale))
     return [
-        Counted(c.piece_no, c.piece, c.charge, c.parts, c.share, c.quantity, number, start, scale,
-                sum((other.quantity for other, _, _ in run), Fraction(0)))
+        replace(
+            each,
+            run=number,
+            start=start,
+            scale=scale,
+            total=sum((other.quantity for other, _, _ in run), Fraction(0)),
+        )
         for number, run in enumerate(runs)
-        for c, start, scale in run
-    ]  # fmt: skip
+        for each, start, scale in run
+    ]
 
 
 def steps(of: Counted) -> list[Step]:
@@ -126,8 +140,3 @@ def _graduated(of: Counted, pricing: Graduated) -> list[Step]:
             found.append((number, units, Fraction(for_one(tier.price, pricing.per))))
         below = bound
     return found
-
-
-def active(counted: Mapping[str, Sequence[Counted]]) -> Iterable[Counted]:
-    """Every piece of every charge."""
-    return (each for listed in counted.values() for each in listed)

@@ -123,20 +123,19 @@ def distribute(piece: Piece, used: Iterable[Usage]) -> tuple[PieceUsage, list[Un
     """
     parts: dict[str, list[Part]] = defaultdict(list)
     missing: dict[tuple[str, str], Decimal] = defaultdict(lambda: ZERO)
-    known: dict[tuple[object, ...], Charge | None] = {}
+    known: dict[tuple[object, ...], tuple[Charge, ...]] = {}
     for usage in used:
         keys = (usage.model, usage.adapter, usage.region, usage.tier, usage.context)
         taken = False
         for metric, quantity in usage.quantities.items():
             key = (metric, *keys)
             if key not in known:
-                known[key] = _charge_for(piece.version, metric, usage)
-            charge = known[key]
-            if charge is not None:
+                known[key] = _charges_for(piece.version, metric, usage)
+            for charge in known[key]:
                 taken = True
                 if quantity or isinstance(charge.pricing, Percentage):
                     parts[charge.key].append((usage.at, quantity))
-            elif quantity and metric in piece.version.metrics:
+            if not known[key] and quantity and metric in piece.version.metrics:
                 with exactly():
                     missing[usage.model, metric] += quantity
         if not taken and not _some_charge_takes(piece.version, usage):
@@ -152,8 +151,8 @@ def distribute(piece: Piece, used: Iterable[Usage]) -> tuple[PieceUsage, list[Un
     return PieceUsage(piece, {key: tuple(found) for key, found in parts.items()}), unpriced
 
 
-def _charge_for(version: PlanVersion, metric: str, usage: Usage) -> Charge | None:
-    return version.charge_for(
+def _charges_for(version: PlanVersion, metric: str, usage: Usage) -> tuple[Charge, ...]:
+    return version.charges_for(
         metric,
         model=usage.model,
         adapter=usage.adapter,

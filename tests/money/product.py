@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from billing.billing_cycle import Bills, History, LateUsage, PriorCredit, bill
 from billing.charge_models import FEES, MODELS
 from billing.credits import Applicability, Grant, GrantKind, TaxTreatment
 from billing.documents import Document, DocumentLine, Payer
-from billing.money import Currency, parse_decimal, plain
+from billing.money import Currency, decimal_of, parse_decimal, plain
 from billing.periods import BillingPeriod, anchored_period
 from billing.plan_documents import charge_of_document, construct
 from billing.price_plans import (
@@ -229,7 +230,7 @@ def _events(usage: Iterable[Mapping[str, Any]], prefix: str, begins: datetime) -
             number += 1
             completed = moment(given["completed"]) if "completed" in given else begins
             yield UsageEvent(
-                event_id=str(given.get("id", f"{prefix}{number}")),
+                event_id=str(given.get("id", f"unnamed-{prefix}{number}")),
                 completed_at=completed,
                 started_at=moment(given["started"]) if "started" in given else None,
                 quantities=_quantities(given, metric),
@@ -326,17 +327,26 @@ def _line(line: DocumentLine) -> dict[str, Any]:
     rated: RatedLine = line.rated
     found: dict[str, Any] = {"key": line.key}
     if rated.identity.kind in WITH_QUANTITY or rated.unit_price is not None:
-        found["quantity"] = _quantity(rated.quantity)
-    if rated.unit_price is not None:
+        found["quantity"] = _quantity(rated.split[0] if rated.split else rated.quantity)
+    if rated.unit_price is not None and rated.identity.kind in WITH_QUANTITY:
         found["unit_price"] = plain(rated.unit_price)
-    for name, value in (("units", rated.units), ("free", rated.free or None), ("included_used", rated.included)):
+    for name, value in (
+        ("units", rated.units),
+        ("free", (rated.split[1] if rated.split else rated.free) or None),
+        ("included_used", rated.included),
+    ):
         if value is not None:
             found[name] = _quantity(value)
     return found | {"exact": plain(rated.amount), "rounded_minor": line.amount_minor}
 
 
-def _quantity(value: Decimal) -> int | str:
-    return int(value) if value == value.to_integral_value() else plain(value)
+def _quantity(value: Decimal | Fraction) -> int | str:
+    """A whole number, a decimal, or a fraction where units are split so that they do not end as decimals."""
+    whole = Fraction(value)
+    if whole.denominator == 1:
+        return int(whole)
+    decimal = decimal_of(whole)
+    return plain(decimal) if Fraction(decimal) == whole else f"{whole.numerator}/{whole.denominator}"
 
 
 def _credits_after(grants: Iterable[Grant], bills: Bills) -> dict[str, dict[str, str]]:

@@ -65,7 +65,7 @@ def _by_tier(of: Counted, free: Fraction, entered: set[int]) -> list[Amount]:
     found: list[Amount] = []
     pricing = of.charge.pricing
     for number, units, _ in steps(of):
-        given = min(units, free)
+        given = max(Fraction(0), min(units, free))
         free -= given
         match pricing:
             case Graduated() | Volume():

@@ -30,7 +30,8 @@ def difference(target: Iterable[RatedLine], posted: Iterable[RatedLine]) -> tupl
             reason = "reversal: priced otherwise now" if repriced else "reversal: no such usage now"
             found.append(_changed(old, -1, old, reason, nothing=True))
         elif old is None:
-            found.append(new)
+            if any(_figures(new)):
+                found.append(new)
         elif _figures(new) != _figures(old):
             more = new.quantity > old.quantity or (new.quantity == old.quantity and new.amount > old.amount)
             found.append(_changed(new, -1, old, "more usage" if more else "less usage"))

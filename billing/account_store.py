@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy import ARRAY, Connection, Row, String, any_, cast, select
@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing import tables
 from billing.money import Rounding
 from billing.periods import BillingPeriod
+from billing.plan_documents import terms_document, terms_of_document
 from billing.subscriptions import Subscription
 
 DEFAULT_LEGAL_ENTITY: Final = "default"
@@ -80,6 +81,10 @@ def add_subscription(connection: Connection, subscription: Subscription, actor: 
             starts_at=subscription.starts_at,
             ends_at=subscription.ends_at,
             bill_statuses=list(subscription.bill_statuses),
+            terms=terms_document(subscription.terms),
+            seats=subscription.seats,
+            begins_plan=subscription.begins_plan,
+            trial_ends_at=subscription.trial_ends_at,
             recorded_by=actor,
         )
     )
@@ -113,5 +118,8 @@ def _subscription(row: Row[tuple[object, ...]]) -> Subscription:
         plan=row.plan,
         starts_at=row.starts_at,
         ends_at=row.ends_at,
-        bill_statuses=tuple(row.bill_statuses),
+        terms=replace(terms_of_document(row.terms), bill_statuses=tuple(row.bill_statuses)),
+        seats=row.seats,
+        begins_plan=row.begins_plan,
+        trial_ends_at=row.trial_ends_at,
     )

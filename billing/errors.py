@@ -1,9 +1,9 @@
 """Errors of billing. Each carries its values and tells a person what to do.
 
 BillingError
-├── NotAnAmount, UnknownCurrency, CurrencyMismatch     (money)
+├── NotAnAmount, UnknownCurrency, CurrencyMismatch, UnknownTaxGroup     (money)
 ├── PeriodInvalid, PeriodNotEnded
-├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
+├── PlanInvalid, PlanUnsupported, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
 ├── Unratable
 │   ├── NegativeUsage
@@ -39,6 +39,10 @@ class CurrencyMismatch(BillingError):
     """Two amounts that should be of one currency are not."""
 
 
+class UnknownTaxGroup(BillingError):
+    """A tax group that the payer's tax rules have no rate for."""
+
+
 class PeriodInvalid(BillingError):
     """A text that names no billing period."""
 
@@ -66,6 +70,10 @@ class PlanInvalid(BillingError):
             "\n".join(f"{file}:{p.line}: {p.field}: {p.reason}" if p.field else f"{file}:{p.line}: {p.reason}"
                       for p in self.problems)
         )  # fmt: skip
+
+
+class PlanUnsupported(BillingError):
+    """A plan that the core can rate, but that no command bills yet."""
 
 
 class PlanConflict(BillingError):

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from sqlalchemy import Connection
 
 from billing import plan_store
+from billing.charge_models import highest_unit_price
 from billing.database import raw
-from billing.price_plans import Metric, PlanVersion
+from billing.price_plans import TOKEN_CLASSES, Metric, PlanVersion
 from billing.subscriptions import Subscription
 from streams import estimates
 from streams.estimates import EstimatePrice
@@ -23,10 +24,10 @@ def highest_prices(versions: Iterable[PlanVersion]) -> list[EstimatePrice]:
     for version in versions:
         for charge in version.charges:
             for metric in _counted(charge.metric):
-                model, price = charge.where.model or "", charge.pricing.unit_price
-                key = (version.version, model, metric.value)
+                model, price = charge.where.model or "", highest_unit_price(charge.pricing)
+                key = (version.version, model, metric)
                 if key not in highest or price > highest[key].unit_price:
-                    highest[key] = EstimatePrice(model, metric.value, price, version.currency, version.valid_from)
+                    highest[key] = EstimatePrice(model, metric, price, version.currency, version.valid_from)
     return list(highest.values())
 
 
@@ -42,7 +43,7 @@ def write_prices(connection: Connection, subscriptions: Iterable[Subscription]) 
         estimates.set_prices(raw(connection), tenant_id, prices.values())
 
 
-def _counted(metric: Metric) -> tuple[Metric, ...]:
-    if metric is Metric.TOTAL_TOKENS:
-        return (Metric.INPUT, Metric.CACHED_INPUT, Metric.OUTPUT)
-    return (metric,)
+def _counted(metric: str) -> tuple[str, ...]:
+    if metric == Metric.TOTAL_TOKENS:
+        return tuple(str(each) for each in TOKEN_CLASSES)
+    return (str(metric),) if metric else ()

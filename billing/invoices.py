@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -14,6 +13,7 @@ from typing import Final
 
 from billing.errors import CurrencyMismatch, IllegalTransition
 from billing.money import (
+    ZERO,
     Currency,
     Rounding,
     currency,
@@ -25,10 +25,10 @@ from billing.money import (
     total,
 )
 from billing.periods import BillingPeriod
-from billing.rating import LineIdentity, RatedLine, net
+from billing.price_plans import DEFAULT_TAX_GROUP
+from billing.rating import Naming, RatedLine, net, segments_of
 
 _INVOICE: Final = uuid.UUID("0d3c9c0a-6f5f-5c57-8f0e-0c6b0f5f4a57")
-DEFAULT_TAX_GROUP: Final = "std"
 INVOICED: Final = "invoiced"
 """The reason of a line on an invoice: the sum of what was posted, whatever the reasons of that."""
 
@@ -108,7 +108,7 @@ class Invoice:
     def lines_hash(self) -> str:
         """SHA-256 of the lines, in hex: equal hashes mean an equal document."""
         content = [
-            [line.line_key, plain(line.rated.quantity), plain(line.rated.unit_price), plain(line.rated.amount),
+            [line.line_key, plain(line.rated.quantity), plain(line.rated.unit_price or ZERO), plain(line.rated.amount),
              line.amount_minor, line.tax_group, line.original_period]
             for line in self.lines
         ]  # fmt: skip
@@ -141,7 +141,8 @@ def draw_up(
     return Invoice(
         identity=identity,
         lines=tuple(
-            InvoiceLine(key, named[key], to_minor(shares[key], money)) for key in sorted(named, key=str.encode)
+            InvoiceLine(key, named[key], to_minor(shares[key], money), tax_group=named[key].tax_group)
+            for key in sorted(named, key=str.encode)
         ),
         exact_total=exact_total,
         rounding=residue,
@@ -153,18 +154,10 @@ def draw_up(
 
 
 def _named(lines: list[RatedLine], plan_versions: Mapping[str, int]) -> dict[str, RatedLine]:
-    """Lines by key: `charge[.sN][.version][.tN][@tenant]`, each part only where it tells lines apart."""
-    segments: dict[str, int] = defaultdict(int)
-    for line in lines:
-        segments[line.identity.tenant_id] = max(segments[line.identity.tenant_id], line.identity.segment_no)
+    naming = Naming(segments_of(lines), plan_versions)
     named: dict[str, RatedLine] = {}
     for line in lines:
-        of: LineIdentity = line.identity
-        key = of.charge_key
-        key += f".s{of.segment_no}" if segments[of.tenant_id] > 1 else ""
-        key += f".{of.version}" if plan_versions[of.plan] > 1 else ""
-        key += f".t{of.tier_no}" if of.tier_no else ""
-        key += f"@{of.tenant_id}" if len(segments) > 1 else ""
+        key = naming.key(line.identity)
         assert key not in named, f"two lines have the key {key}"
         named[key] = line
     return named

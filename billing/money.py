@@ -145,6 +145,29 @@ def quantise_line(amount: Decimal | Fraction) -> Decimal:
     return amount.quantize(LINE_STEP, ROUND_HALF_EVEN, _ROUNDING)
 
 
+def quantise_pieces(amounts: Iterable[Fraction]) -> list[Decimal]:
+    """Pieces of one whole at 10⁻¹² so that they add up: each is round(Σ up to it) − round(Σ before it)."""
+    found, exact, before = [], Fraction(0), ZERO
+    for amount in amounts:
+        exact += amount
+        after = quantise_line(exact)
+        with exactly():
+            found.append(after - before)
+        before = after
+    return found
+
+
+def decimal_of(number: Fraction) -> Decimal:
+    """The number exactly where it ends as a decimal of up to 30 digits, else half-even at 10⁻¹²."""
+    numerator, denominator = number.numerator, number.denominator
+    if denominator == 1:
+        return Decimal(numerator)
+    scale = 10**30
+    if scale % denominator == 0:
+        return Decimal(numerator * (scale // denominator)).scaleb(-30, _EXACT).normalize(_EXACT)
+    return quantise_line(number)
+
+
 def price_of(quantity: Decimal, unit_price: Decimal) -> Decimal:
     """quantity × unit price, quantised as a line (docs/spec/money.md 4 per_unit)."""
     with exactly():
@@ -156,6 +179,19 @@ def round_to_quantum(amount: Decimal, quantum: Decimal, rounding: Rounding = Rou
     """The nearest multiple of the quantum (a power of ten); a half goes as `rounding` says (docs/spec/money.md 5)."""
     mode = ROUND_HALF_UP if rounding is Rounding.HALF_UP else ROUND_HALF_EVEN
     return amount.quantize(_power_of_ten(quantum), mode, _ROUNDING)
+
+
+def round_fraction(amount: Fraction, quantum: Decimal, rounding: Rounding) -> Decimal:
+    """The nearest multiple of the quantum to a number that may not end as a decimal (docs/spec/money.md 5)."""
+    step = _power_of_ten(quantum)
+    quanta = amount / Fraction(step)
+    if rounding is Rounding.HALF_UP:
+        whole = (2 * abs(quanta.numerator) + quanta.denominator) // (2 * quanta.denominator)
+        whole = -whole if quanta < 0 else whole
+    else:
+        whole = round(quanta)
+    with exactly():
+        return Decimal(whole) * step
 
 
 def spread(rounded_total: Decimal, exact: Mapping[str, Decimal], quantum: Decimal) -> dict[str, Decimal]:

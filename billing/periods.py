@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from fractions import Fraction
 from typing import Final
 
 from billing.errors import PeriodInvalid
@@ -50,9 +52,23 @@ class BillingPeriod:
             return f"{start:%Y}"
         return f"{_written(start)}..{_written(self.end)}"
 
+    @property
+    def seconds(self) -> Fraction:
+        """How long it is."""
+        return seconds_between(self.start, self.end)
+
+    def elapsed(self, at: datetime) -> Fraction:
+        """The share of it that is over at a moment within it: c of docs/spec/money.md 4 and 13.9."""
+        return seconds_between(self.start, at) / self.seconds
+
     def contains(self, at: datetime) -> bool:
         """Whether the moment lies within [start, end)."""
         return self.start <= at < self.end
+
+
+def seconds_between(start: datetime, end: datetime) -> Fraction:
+    """Seconds from one moment to another, to the microsecond."""
+    return Fraction((end - start) // timedelta(microseconds=1), 1_000_000)
 
 
 def parse_period(text: str) -> BillingPeriod:
@@ -69,6 +85,32 @@ def parse_period(text: str) -> BillingPeriod:
     except ValueError as error:
         raise PeriodInvalid(f"{text!r} is no period ({error}): {_FORMS}") from None
     raise PeriodInvalid(f"{text!r} is no period: {_FORMS}")
+
+
+def add_months(anchor: datetime, months: int) -> datetime:
+    """The anchor's day and time so many months later; a month without that day uses its last (13.13)."""
+    month = anchor.year * 12 + anchor.month - 1 + months
+    year, month = month // 12, month % 12 + 1
+    return anchor.replace(year=year, month=month, day=min(anchor.day, monthrange(year, month)[1]))
+
+
+def anchored_period(anchor: datetime, months: int, number: int) -> BillingPeriod:
+    """The period of so many months that is the number-th from the anchor on (0 begins at it; may be negative).
+
+    Each bound is counted from the anchor, so that a short month does not move those after it.
+    """
+    return BillingPeriod(add_months(anchor, number * months), add_months(anchor, (number + 1) * months))
+
+
+def period_of(at: datetime, anchor: datetime, months: int) -> BillingPeriod:
+    """The anchored period that a moment lies in."""
+    number = ((at.year - anchor.year) * 12 + at.month - anchor.month) // months
+    found = anchored_period(anchor, months, number)
+    if at < found.start:
+        return anchored_period(anchor, months, number - 1)
+    if at >= found.end:
+        return anchored_period(anchor, months, number + 1)
+    return found
 
 
 def accounting_month(at: datetime) -> str:

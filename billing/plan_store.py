@@ -9,7 +9,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
 from billing.errors import UnknownPlan
-from billing.price_plans import PlanVersion, PricePlan, version_document, version_of_document
+from billing.plan_documents import terms_document, terms_of_document, version_document, version_of_document
+from billing.price_plans import PlanVersion, PricePlan, Terms
 
 
 def plan(connection: Connection, name: str) -> PricePlan:
@@ -24,17 +25,19 @@ def plans(connection: Connection, names: Collection[str] | None = None) -> dict[
     """Plans by name, each with its versions, the earliest first; all of them unless names are given."""
     plans_, versions = tables.price_plans, tables.plan_versions
     query = (
-        select(plans_.c.plan, plans_.c.currency, versions.c.version, versions.c.valid_from, versions.c.content)
+        select(plans_, versions.c.version, versions.c.valid_from, versions.c.content)
         .join(versions, versions.c.plan == plans_.c.plan)
         .order_by(plans_.c.plan, versions.c.valid_from)
     )
     if names is not None:
         query = query.where(plans_.c.plan.in_(names))
     found: dict[str, list[PlanVersion]] = {}
+    stored: dict[str, tuple[Terms, tuple[str, ...]]] = {}
     for row in connection.execute(query):
+        stored[row.plan] = (terms_of_document(row.terms), tuple(row.metrics))
         version = version_of_document(row.plan, row.currency, row.version, row.valid_from, row.content)
         found.setdefault(row.plan, []).append(version)
-    return {name: PricePlan(name, listed[0].currency, tuple(listed)) for name, listed in found.items()}
+    return {name: PricePlan(name, listed[0].currency, tuple(listed), *stored[name]) for name, listed in found.items()}
 
 
 def lock(connection: Connection, name: str) -> None:
@@ -45,7 +48,11 @@ def lock(connection: Connection, name: str) -> None:
 def add_versions(connection: Connection, given: PricePlan, versions: Collection[PlanVersion], actor: str) -> None:
     """Append versions; the plan itself is made if it is new."""
     connection.execute(
-        insert(tables.price_plans).values(plan=given.name, currency=given.currency).on_conflict_do_nothing()
+        insert(tables.price_plans)
+        .values(
+            plan=given.name, currency=given.currency, terms=terms_document(given.terms), metrics=list(given.metrics)
+        )
+        .on_conflict_do_nothing()
     )
     for version in versions:
         connection.execute(

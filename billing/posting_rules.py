@@ -6,18 +6,27 @@ from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Final
 
 from billing.invoices import Invoice
 from billing.ledger import AccountCode, JournalEntry, Posting
 from billing.money import ZERO, currency, exactly, from_minor, plain, total
 from billing.periods import BillingPeriod, accounting_month
-from billing.rating import RatedLine
+from billing.rating import LineKind, RatedLine
+
+_REVENUE: Final[dict[str, AccountCode]] = {
+    LineKind.FEE: AccountCode.FEE_REVENUE,
+    LineKind.PREPAID_FEE: AccountCode.FEE_REVENUE,
+    LineKind.TRUE_UP: AccountCode.COMMITMENT_TRUE_UP_REVENUE,
+}
 
 
 def accrual(
     lines: Iterable[RatedLine], *, legal_entity: str, period: BillingPeriod, rating_no: int, now: datetime
 ) -> JournalEntry | None:
     """Revenue of a tenant's newly rated lines: Dr 1150 / Cr 4000, exact, in the accounting period of completion.
+
+    Fees are credited to 4010, a true-up to 4050; discounts, minimum and maximum lower or raise 4000.
 
     The lines have one payer, the period is one calendar month. None if the lines come to nothing.
     """
@@ -28,6 +37,10 @@ def accrual(
     (tenant_id,) = {line.identity.tenant_id for line in lines}
     (code,) = {line.currency for line in lines}
     (account,) = {line.billing_account for line in lines}
+    by_revenue: dict[AccountCode, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for line in lines:
+            by_revenue[_REVENUE.get(line.identity.kind, AccountCode.USAGE_REVENUE)] += line.amount
     return JournalEntry(
         idempotency_key=f"accrual:{legal_entity}:{account}:{tenant_id}:{period.name}:{rating_no}",
         kind="accrual",
@@ -36,7 +49,7 @@ def accrual(
         effective_at=_within(period, now),
         postings=(
             Posting(AccountCode.UNBILLED_RECEIVABLE, code, amount, tenant_id),
-            Posting(AccountCode.USAGE_REVENUE, code, -amount),
+            *(Posting(revenue, code, -part) for revenue, part in by_revenue.items() if part),
         ),
         source={"tenant_id": tenant_id, "billing_account": account, "period": period.name, "rating_no": str(rating_no)},
     )

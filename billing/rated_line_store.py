@@ -12,7 +12,6 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
 from billing.periods import BillingPeriod
-from billing.price_plans import Metric
 from billing.rating import LineIdentity, RatedLine
 
 
@@ -146,13 +145,17 @@ def line_columns(line: RatedLine) -> dict[str, object]:
         "charge_key": of.charge_key,
         "tier_no": of.tier_no,
         "kind": of.kind,
-        "metric": line.metric.value,
+        "metric": str(line.metric),
         "model": model,
         "adapter": adapter,
         "region": region,
         "tier": tier,
         "unit_price": line.unit_price,
         "quantity": line.quantity,
+        "tax_group": line.tax_group,
+        "units": line.units,
+        "free": line.free,
+        "included": line.included,
     }
 
 
@@ -171,7 +174,7 @@ def rated_line(
             plan=row.plan,
             subscription_id=row.subscription_id,
         ),
-        metric=Metric(row.metric),
+        metric=row.metric,
         where=(row.model, row.adapter, row.region, row.tier),
         billing_account=billing_account,
         currency=currency,
@@ -181,4 +184,8 @@ def rated_line(
         quantity=row.quantity,
         amount=amount,
         reason=reason,
+        tax_group=row.tax_group,
+        units=row.units,
+        free=row.free,
+        included=row.included,
     )

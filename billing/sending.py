@@ -19,6 +19,7 @@ from urllib.parse import quote
 from billing.errors import IllegalTransition
 from billing.invoices import Invoice, InvoiceIdentity, InvoiceLine
 from billing.money import plain, to_stripe
+from billing.rating import LineKind
 
 LINES_PER_REQUEST: Final = 100
 """`add_lines` documents no limit; a request of a hundred lines stays near 40 kB."""
@@ -260,7 +261,7 @@ def _line(invoice: Invoice, line: InvoiceLine) -> dict[str, Any]:
             "line_key": line.line_key,
             "tenant_id": rated.identity.tenant_id,
             "quantity": plain(rated.quantity),
-            "unit_price": plain(rated.unit_price),
+            **({} if rated.unit_price is None else {"unit_price": plain(rated.unit_price)}),
             "amount_exact": plain(rated.amount),
         },
     }
@@ -270,8 +271,11 @@ def describe(line: InvoiceLine) -> str:
     """A line in words: what, how much, at which price."""
     rated = line.rated
     where = " ".join(value for value in rated.where if value)
-    what = f"{where + ': ' if where else ''}{rated.metric.value.replace('_', ' ')}"
-    text = f"{what}, {plain(rated.quantity)} × {plain(rated.unit_price)} {rated.currency}"
+    kind = rated.identity.kind
+    named = rated.metric if kind in (LineKind.USAGE, LineKind.OVERAGE) else f"{rated.identity.charge_key} {kind}"
+    text = f"{where + ': ' if where else ''}{named.replace('_', ' ')}"
+    if rated.unit_price is not None:
+        text += f", {plain(rated.quantity)} × {plain(rated.unit_price)} {rated.currency}"
     return text if len(text) <= DESCRIPTION_MAX else text[: DESCRIPTION_MAX - 1] + "…"
 
 

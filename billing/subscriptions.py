@@ -15,10 +15,7 @@ from typing import Final
 
 from billing.errors import NoPriceVersion, SubscriptionRefused
 from billing.periods import BillingPeriod
-from billing.price_plans import PlanVersion, version_at
-
-BILL_STATUSES: Final = ("ok", "aborted")
-"""Statuses that bill unless the contract says otherwise (docs/spec/money.md 2)."""
+from billing.price_plans import DEFAULT_TERMS, PlanVersion, Terms, version_at
 
 _SUBSCRIPTION: Final = uuid.UUID("5a6f2f0e-0a53-5b0b-9d0c-7b3d9d7f6c11")
 
@@ -27,8 +24,8 @@ _SUBSCRIPTION: Final = uuid.UUID("5a6f2f0e-0a53-5b0b-9d0c-7b3d9d7f6c11")
 class Subscription:
     """A tenant on a plan during [starts_at, ends_at), paid by a billing account.
 
-    `bill_statuses` is a term of the contract. Of a request with several attempts the delivered one bills
-    (billing/attempts.py); `bill_attempts = all` will stand beside it.
+    `seats` is for fees by the seat. `begins_plan` is False where it goes on with the plan of the one before it, with
+    other seats or terms: then no one-off fee is due. Nothing bills before `trial_ends_at`.
     """
 
     subscription_id: uuid.UUID
@@ -37,18 +34,39 @@ class Subscription:
     plan: str
     starts_at: datetime
     ends_at: datetime | None = None
-    bill_statuses: tuple[str, ...] = BILL_STATUSES
+    terms: Terms = DEFAULT_TERMS
+    seats: int | None = None
+    begins_plan: bool = True
+    trial_ends_at: datetime | None = None
+
+    @property
+    def bill_statuses(self) -> tuple[str, ...]:
+        """Statuses that bill by this contract."""
+        return self.terms.bill_statuses
+
+    @property
+    def bills_from(self) -> datetime:
+        """When it begins to cost something."""
+        return max(self.starts_at, self.trial_ends_at or self.starts_at)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a period in which one subscription and one price version hold. `segment_no` counts from 1."""
+    """A part of a period in which one subscription and one price version hold. `segment_no` counts from 1.
+
+    Without length (start = end) where only usage priced at its start falls to a version that was in force earlier.
+    """
 
     subscription: Subscription
     segment_no: int
     version: PlanVersion
     start: datetime
     end: datetime
+
+    @property
+    def begins_plan(self) -> bool:
+        """Whether the subscription to a plan begins with it, so that one-off fees are due."""
+        return self.subscription.begins_plan and self.start == self.subscription.bills_from < self.end
 
 
 def subscription_id(tenant_id: str, starts_at: datetime) -> uuid.UUID:
@@ -75,11 +93,12 @@ def pieces(
 
     Raises NoPriceVersion where a plan has no version yet.
     """
-    active = [s for s in subscriptions if s.starts_at < period.end and (s.ends_at is None or s.ends_at > period.start)]
+    active = [s for s in subscriptions if s.bills_from < period.end and (s.ends_at is None or s.ends_at > period.start)]
+    active = [s for s in active if s.ends_at is None or s.bills_from < s.ends_at]
     active.sort(key=lambda subscription: subscription.starts_at)
     found: list[Piece] = []
     for number, subscription in enumerate(active, start=1):
-        start = max(subscription.starts_at, period.start)
+        start = max(subscription.bills_from, period.start)
         end = min(subscription.ends_at or period.end, period.end)
         dated = versions[subscription.plan]
         bounds = sorted({start, end, *(v.valid_from for v in dated if start < v.valid_from < end)})

@@ -60,7 +60,13 @@ billing_accounts = _table(
     *_times("recorded_at"),
 )
 
-price_plans = _table("price_plans", *_text("plan", "currency"), *_times("recorded_at"))
+price_plans = _table(
+    "price_plans",
+    *_text("plan", "currency"),
+    *_times("recorded_at"),
+    Column("terms", JSONB),
+    Column("metrics", ARRAY(String)),
+)
 
 plan_versions = _table(
     "plan_versions",
@@ -74,8 +80,11 @@ subscriptions = _table(
     *_bigints("subscription_row"),
     Column("subscription_id", _Uuid),
     *_text("tenant_id", "billing_account", "plan", "recorded_by"),
-    *_times("starts_at", "ends_at", "recorded_at", "superseded_at"),
+    *_times("starts_at", "ends_at", "recorded_at", "superseded_at", "trial_ends_at"),
     Column("bill_statuses", ARRAY(String)),
+    Column("terms", JSONB),
+    Column("seats", Integer),
+    Column("begins_plan", Boolean),
 )
 
 accounting_periods = _table("accounting_periods", *_text("legal_entity", "month", "state"))
@@ -157,12 +166,12 @@ rated_lines = _table(
     "rated_lines",
     *_bigints("rated_line_no", "entry_id"),
     *_text("tenant_id", "billing_account", "plan", "version", "charge_key", "kind", "metric"),
-    *_text("model", "adapter", "region", "tier", "currency", "reason"),
+    *_text("model", "adapter", "region", "tier", "currency", "reason", "tax_group"),
     *_times("period_start", "period_end", "service_start", "service_end", "recorded_at"),
     Column("rating_no", Integer),
     Column("subscription_id", _Uuid),
     *_smallints("segment_no", "tier_no"),
-    *_amounts("unit_price", "quantity", "amount"),
+    *_amounts("unit_price", "quantity", "amount", "units", "free", "included"),
 )
 
 invoices = _table(
@@ -187,7 +196,7 @@ invoice_lines = _table(
     *_text("model", "adapter", "region", "tier", "tax_group"),
     *_smallints("segment_no", "tier_no"),
     *_times("service_start", "service_end"),
-    *_amounts("unit_price", "quantity", "amount_exact"),
+    *_amounts("unit_price", "quantity", "amount_exact", "units", "free", "included"),
     *_bigints("amount_minor"),
 )
 

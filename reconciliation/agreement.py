@@ -22,9 +22,8 @@ from decimal import Decimal
 
 from billing.invoices import Invoice
 from billing.money import ZERO, currency, exactly, from_minor, total
-from billing.price_plans import Metric
+from billing.price_plans import BILL_STATUSES
 from billing.rating import RatedLine, is_billable, quantities
-from billing.subscriptions import BILL_STATUSES
 from reconciliation.comparison import Difference, Value, differences
 from streams.windows import UsageQuantity
 
@@ -68,7 +67,7 @@ class Terms:
     """What bills in a part of a tenant's period: statuses, and the metrics that its price version prices."""
 
     bill_statuses: tuple[str, ...]
-    priced: frozenset[Metric]
+    priced: frozenset[str]
 
 
 def billable_by_metric(used: Iterable[tuple[Terms | None, Iterable[UsageQuantity]]]) -> dict[str, Value]:
@@ -107,7 +106,7 @@ def rated_by_metric(lines: Iterable[RatedLine]) -> dict[str, Value]:
     """`tenant/metric` → units that were rated."""
     found: dict[str, Decimal] = defaultdict(lambda: ZERO)
     for line in lines:
-        found[f"{line.identity.tenant_id}/{line.metric.value}"] += line.quantity
+        found[f"{line.identity.tenant_id}/{line.metric}"] += line.counted
     return {key: quantity for key, quantity in found.items() if quantity}
 
 

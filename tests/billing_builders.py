@@ -10,7 +10,7 @@ from typing import Any
 from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import Rounding
 from billing.periods import BillingPeriod, parse_period
-from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion
+from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion, Terms
 from billing.rating import RatedLine, Rating, rate
 from billing.subscriptions import Piece, Subscription, pieces, subscription_id
 from streams.windows import UsageQuantity
@@ -45,6 +45,8 @@ def version(
 def subscription(tenant_id: str = "tenant_1", **changed: Any) -> Subscription:
     """A subscription to plan `p`, paid by the tenant's own account."""
     starts_at = changed.pop("starts_at", SINCE)
+    if "bill_statuses" in changed:
+        changed["terms"] = Terms(bill_statuses=changed.pop("bill_statuses"))
     values: dict[str, Any] = {"billing_account": tenant_id, "plan": "p"}
     return Subscription(subscription_id(tenant_id, starts_at), tenant_id, starts_at=starts_at, **(values | changed))
 
@@ -61,7 +63,7 @@ def rated(
 ) -> Rating:
     """Usage rated, all of it in the one piece of the period."""
     (piece,) = cut([versions] if isinstance(versions, PlanVersion) else versions, period)
-    return rate([(piece, list(used))])
+    return rate([(piece, list(used))], period)
 
 
 def invoice(

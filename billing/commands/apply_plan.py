@@ -9,9 +9,11 @@ from sqlalchemy import Connection, Engine
 
 from billing import account_store, estimates, invoice_store, plan_store
 from billing.database import raw, transaction
-from billing.errors import PlanConflict
+from billing.errors import PlanConflict, PlanUnsupported
+from billing.plan_documents import differences
 from billing.plan_file import parse_plan
-from billing.price_plans import PlanVersion, PricePlan, differences, unpriced_token_classes
+from billing.price_plans import PlanVersion, PricePlan, unpriced_token_classes
+from billing.rating.sums import not_billed_yet
 from streams import audit
 
 
@@ -30,10 +32,12 @@ def apply_plan(
 ) -> PlanApplied:
     """Apply the plan that `text` (the content of `file`) describes. Applying it again changes nothing.
 
-    Raises PlanInvalid with every line and field that is wrong, PlanConflict if an applied version would change or
-    a new one reaches into a period that is billed already.
+    Raises PlanInvalid with every line and field that is wrong, PlanUnsupported if no command bills what it asks for,
+    PlanConflict if an applied version would change or a new one reaches into a period that is billed already.
     """
     given = parse_plan(text, file=file)
+    if unmet := not_billed_yet(given):
+        raise PlanUnsupported(f"plan {given.name} cannot be billed by this version: {'; '.join(unmet)}")
     with transaction(engine, dry_run=dry_run) as connection:
         plan_store.lock(connection, given.name)
         applied = plan_store.plans(connection, [given.name]).get(given.name)
@@ -65,6 +69,10 @@ def _new_versions(given: PricePlan, applied: PricePlan | None) -> list[PlanVersi
     if applied.currency != given.currency:
         raise PlanConflict(
             f"plan {given.name} is in {applied.currency}, the file says {given.currency}: a plan keeps its currency"
+        )
+    if applied.terms != given.terms:
+        raise PlanConflict(
+            f"plan {given.name} is applied already with other terms: give other terms a plan of their own"
         )
     by_name = {version.version: version for version in applied.versions}
     by_start = {version.valid_from: version for version in applied.versions}

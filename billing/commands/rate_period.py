@@ -118,7 +118,7 @@ def rate_period(
         for done, (tenant_id, subscribed) in enumerate(sorted(by_tenant.items()), start=1):
             try:
                 cut = pieces(subscribed, versions, period)
-                found = rate(usage.of(cut))
+                found = rate(usage.of(cut), period, is_over=now >= period.end)
             except Unratable as error:
                 problems[tenant_id] = error
             else:

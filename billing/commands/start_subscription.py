@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine
@@ -13,8 +13,8 @@ from billing import account_store, estimates, invoice_store, plan_store
 from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
-from billing.price_plans import PricePlan
-from billing.subscriptions import BILL_STATUSES, Subscription, check_start, subscription_id
+from billing.price_plans import BILL_STATUSES, PricePlan
+from billing.subscriptions import Subscription, check_start, subscription_id
 from streams import audit, tenants
 
 
@@ -86,7 +86,7 @@ def start_subscriptions(
                         billing_account=billing_account or tenant_id,
                         plan=plan,
                         starts_at=starts_at.astimezone(UTC),
-                        bill_statuses=tuple(bill_statuses),
+                        terms=replace(priced.terms, bill_statuses=tuple(bill_statuses)),
                     ),
                     priced,
                     legal_entity,
@@ -128,7 +128,7 @@ def _start(
 
 def _account_for(connection: Connection, wanted: Subscription, plan: PricePlan, legal_entity: str, actor: str) -> None:
     name = wanted.billing_account
-    account = BillingAccount(name, legal_entity, name, plan.currency)
+    account = BillingAccount(name, legal_entity, name, plan.currency, plan.terms.rounding)
     if account_store.add_account(connection, account):
         detail = {"legal_entity": legal_entity, "currency": plan.currency}
         audit.record(raw(connection), actor, "account.add", name, detail)

@@ -10,9 +10,16 @@ import typer
 from billing import plan_store
 from billing.commands.apply_plan import apply_plan
 from billing.database import transaction
-from billing.money import plain
+from billing.money import parse_decimal
+from billing.plan_documents import differences
+from billing.plan_file import parse_plan
+from billing.plan_words import explain, price_in_words, terms_in_words
+from billing.rating import Usage
 from console import session
 from console.output import AsCsv, AsJson, err, listing, out
+
+GPU_DECIMALS = 6
+"""GPU time is counted in microseconds; nothing is counted finer."""
 
 app = typer.Typer(help="Price plans: YAML files with dated versions.", no_args_is_help=True, add_completion=False)
 
@@ -56,11 +63,52 @@ def show(name: Annotated[str, typer.Argument(metavar="PLAN")], as_json: AsJson =
     with session.engine() as engine, transaction(engine) as connection:
         plan = plan_store.plan(connection, name)
     rows = [
-        {"version": version.version, "from": version.valid_from, "charge": charge.key, "metric": charge.metric.value,
+        {"version": version.version, "from": version.valid_from, "charge": charge.key,
+         "model": charge.pricing.model, "metric": str(charge.metric),
          "where": ", ".join(f"{k} {v}" for k, v in charge.where.as_dict().items()) or "all",
-         "price": plain(charge.pricing.price), "per": charge.pricing.per}
+         "price": price_in_words(charge.pricing), "terms": "; ".join(terms_in_words(charge))}
         for version in plan.versions
         for charge in version.charges
     ]  # fmt: skip
-    columns = ("version", "from", "charge", "metric", "where", "price", "per")
+    columns = ("version", "from", "charge", "model", "metric", "where", "price", "terms")
     listing(rows, columns, as_json=as_json, as_csv=as_csv, title=f"{plan.name}, {plan.currency}")
+
+
+@app.command()
+def diff(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """What a plan's file says otherwise than what is applied, version by version."""
+    given = parse_plan(session.read_text(file), file=file.name)
+    with session.engine() as engine, transaction(engine) as connection:
+        applied = plan_store.plans(connection, [given.name]).get(given.name)
+    known = {version.version: version for version in applied.versions} if applied else {}
+    rows = [
+        {"version": version.version, "difference": told}
+        for version in given.versions
+        for told in (differences(known[version.version], version) if version.version in known else ["is new"])
+    ]
+    missing = known.keys() - {version.version for version in given.versions}
+    rows += [{"version": name, "difference": "is missing from the file"} for name in sorted(missing)]
+    listing(rows, ("version", "difference"), as_json=as_json, as_csv=as_csv, empty="no difference")
+
+
+@app.command()
+def price(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
+    metric: Annotated[str, typer.Option(help="What was counted, such as output or request.")],
+    quantity: Annotated[str, typer.Option(help="How much of it, such as 1500000.")],
+    at: Annotated[str | None, typer.Option(help="When, such as 2026-10-09T00:00:00Z (default: now).")] = None,
+    model: Annotated[str, typer.Option(help="Of which model.")] = "",
+    adapter: Annotated[str, typer.Option(help="Of which adapter.")] = "",
+    region: Annotated[str, typer.Option(help="In which region.")] = "",
+    tier: Annotated[str, typer.Option(help="In which service tier, such as batch.")] = "",
+) -> None:
+    """What a usage costs by a plan's file, step by step, as if it were all of its month. Nothing is stored."""
+    plan = parse_plan(session.read_text(file), file=file.name)
+    counted = {metric: parse_decimal(quantity, decimals=GPU_DECIMALS)}
+    used = Usage(session.clock(at), counted, model, adapter, region, tier, context=None)
+    for step in explain(plan, used):
+        out.print(step)

@@ -53,7 +53,7 @@ def test_a_correction_goes_with_its_attempt() -> None:
 def test_where_the_delivered_attempt_failed_by_the_platforms_fault_the_request_is_free() -> None:
     attempts = [attempt(1, "aborted", output_tokens=5), attempt(2, "ok", fault="platform", output_tokens=7)]
     (piece,) = cut([version(charge("a", Metric.OUTPUT, "1"))])
-    assert not rate([(piece, less([a.quantity for a in attempts], left_out(attempts, BILLS)))]).lines
+    assert not rate([(piece, less([a.quantity for a in attempts], left_out(attempts, BILLS)))], OCTOBER).lines
 
 
 def test_what_is_left_out_is_taken_from_the_sums_of_its_own_key() -> None:

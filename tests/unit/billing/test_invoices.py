@@ -57,11 +57,13 @@ def test_segment_and_version_join_the_key_where_there_are_several() -> None:
     v2 = version(charge("out", OUTPUT, "0.02"), name="v2", valid_from=middle)
     first, second = cut([PLAN, v2])
     versions = invoice(
-        rate([(first, [usage(output_tokens=1)]), (second, [usage(output_tokens=1)])]).lines, plan_versions=2
+        rate([(first, [usage(output_tokens=1)]), (second, [usage(output_tokens=1)])], OCTOBER).lines, plan_versions=2
     )
     assert list(rounded(versions)) == ["out.v1", "out.v2"]
     (one,), (two,) = cut([PLAN], of=subscription(ends_at=middle)), cut([PLAN], of=subscription(starts_at=middle))
-    lines = rate([(one, [usage(output_tokens=1)]), (replace(two, segment_no=2), [usage(output_tokens=1)])]).lines
+    lines = rate(
+        [(one, [usage(output_tokens=1)]), (replace(two, segment_no=2), [usage(output_tokens=1)])], OCTOBER
+    ).lines
     assert list(rounded(invoice(lines))) == ["out.s1", "out.s2"]
 
 

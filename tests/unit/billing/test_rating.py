@@ -106,9 +106,9 @@ def test_each_price_version_has_its_own_line_for_the_usage_completed_in_it() -> 
     v2 = version(charge("a", OUTPUT, "0.02"), name="v2", valid_from=NOVEMBER.start)
     (october,) = cut([v1, v2], OCTOBER)
     (november,) = cut([v1, v2], NOVEMBER)
-    assert [line.amount for line in rate([(october, [usage(output_tokens=100)])]).lines] == [Decimal("1.00")]
+    assert [line.amount for line in rate([(october, [usage(output_tokens=100)])], OCTOBER).lines] == [Decimal("1.00")]
     used = [usage(output_tokens=200), usage(output_tokens=400)]
-    (line,) = rate([(november, used)]).lines
+    (line,) = rate([(november, used)], NOVEMBER).lines
     assert (line.quantity, line.unit_price, line.amount) == (600, Decimal("0.02"), 12)
 
 
@@ -117,7 +117,7 @@ def test_a_change_in_mid_period_makes_two_lines_with_their_own_service_times() -
     v1 = version(charge("a", OUTPUT, "0.01"))
     v2 = version(charge("a", OUTPUT, "0.02"), name="v2", valid_from=middle)
     first, second = cut([v1, v2])
-    lines = rate([(first, [usage(output_tokens=8)]), (second, [usage(output_tokens=7)])]).lines
+    lines = rate([(first, [usage(output_tokens=8)]), (second, [usage(output_tokens=7)])], OCTOBER).lines
     assert [(x.identity.version, x.service_start, x.service_end, x.amount) for x in lines] == [
         ("v1", OCTOBER.start, middle, Decimal("0.08")),
         ("v2", middle, OCTOBER.end, Decimal("0.14")),
@@ -164,7 +164,7 @@ def test_two_segments_of_one_charge_are_two_lines() -> None:
     early, late = subscription(ends_at=middle), subscription(starts_at=middle)
     (one,) = cut([PLAN], of=early)
     (two,) = cut([PLAN], of=late)
-    lines = rate([(one, [usage(input_tokens=1)]), (replace(two, segment_no=2), [usage(input_tokens=1)])]).lines
+    lines = rate([(one, [usage(input_tokens=1)]), (replace(two, segment_no=2), [usage(input_tokens=1)])], OCTOBER).lines
     assert [line.identity.segment_no for line in lines] == [1, 2]
 
 

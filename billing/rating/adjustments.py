@@ -1,0 +1,205 @@
+"""What is done to the amounts of charges, in the order of docs/spec/money.md 3.
+
+Line discounts → minimum and maximum per charge → invoice discount → true-up of the commitment. A percentage is taken of
+quantised lines. Minimum, maximum and commitment are weighted by the active seconds of the pieces.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+from billing.money import exactly, quantise_line, total
+from billing.periods import BillingPeriod
+from billing.price_plans import DEFAULT_TAX_GROUP, Charge, DiscountBase, InvoiceDiscount, Validity
+from billing.rating.lines import LineKind, RatedLine
+from billing.rating.positions import share_of
+from billing.subscriptions import Piece
+
+NOTHING = Fraction(0)
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeLine:
+    """A line with the piece it comes from and its charge."""
+
+    piece_no: int
+    charge: Charge
+    line: RatedLine
+
+    @property
+    def is_usage(self) -> bool:
+        """Whether it is for usage, as opposed to a fee."""
+        return not self.charge.is_fee and self.line.identity.kind != LineKind.PREPAID_FEE
+
+
+Lines = Sequence[ChargeLine]
+
+
+def holds(valid: Validity, pieces: Sequence[Piece], period: BillingPeriod) -> bool:
+    """Whether a discount holds in this period of the subscription."""
+    since = valid.since or pieces[0].subscription.starts_at
+    return valid.holds(period.start, _period_no(period, since.year * 12 + since.month))
+
+
+def _period_no(period: BillingPeriod, first_month: int) -> int:
+    """Which of the periods since a month this is, from 1."""
+    months = max(1, round((period.end - period.start).days / 30.44))
+    return max(0, period.start.year * 12 + period.start.month - first_month + months - 1) // months + 1
+
+
+def line_discounts(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod) -> list[tuple[int, Charge, Decimal]]:
+    """The discounts of one charge by piece, negative: of all that it comes to there, fees included."""
+    bases: dict[int, tuple[Charge, Decimal]] = {}
+    with exactly():
+        for each in lines:
+            charge, base = each.charge, bases[each.piece_no][1] if each.piece_no in bases else Decimal(0)
+            bases[each.piece_no] = (charge, base + each.line.amount)
+    found: list[tuple[int, Charge, Decimal]] = []
+    used = NOTHING
+    for number, (charge, base) in sorted(bases.items()):
+        discount = charge.discount
+        if discount is None or base <= 0 or not holds(discount, pieces, period):
+            continue
+        if discount.percent is not None:
+            less = Fraction(base) * Fraction(discount.percent)
+        else:
+            assert discount.amount is not None, "a discount is one of the two"
+            less = min(Fraction(base), max(NOTHING, Fraction(discount.amount) - used))
+            used += less
+        if less:
+            found.append((number, charge, quantise_line(-less)))
+    return found
+
+
+def limit(
+    lines: Lines, charges: Mapping[int, Charge], pieces: Sequence[Piece], period: BillingPeriod
+) -> tuple[LineKind, Decimal] | None:
+    """What brings one charge to its minimum or maximum of the period (13.7); None if it is within.
+
+    `charges`: the charge as it is in each piece. A maximum holds if it is one in every piece.
+    """
+    comes_to = Fraction(total(each.line.amount for each in lines))
+    least = _weighted(charges, pieces, period, lambda charge: charge.minimum)
+    most = _weighted(charges, pieces, period, lambda charge: charge.maximum)
+    capped = all(charge.maximum is not None for charge in charges.values())
+    if least > comes_to:
+        amount = quantise_line(least - comes_to)
+        return (LineKind.MINIMUM, amount) if amount else None
+    if capped and most < comes_to:
+        amount = quantise_line(most - comes_to)
+        return (LineKind.MAXIMUM, amount) if amount else None
+    return None
+
+
+def _weighted(
+    charges: Mapping[int, Charge],
+    pieces: Sequence[Piece],
+    period: BillingPeriod,
+    amount_of: Callable[[Charge], Decimal | None],
+) -> Fraction:
+    found = NOTHING
+    for number, charge in charges.items():
+        amount = amount_of(charge)
+        if amount is not None:
+            found += Fraction(amount) * share_of(pieces[number], period)
+    return found
+
+
+Share = tuple[str, str, bool]
+"""A charge's key, a tax group, and whether it is the charge's usage or its fees."""
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceDiscounted:
+    """The invoice discount by tax group, negative, and what of it falls on each charge's usage and fees."""
+
+    by_group: Mapping[str, Decimal]
+    of_charge: Mapping[Share, Fraction]
+
+    def on(self, charge_key: str, *, usage: bool) -> Fraction:
+        """What falls on a charge's usage, or on its fees."""
+        return sum((part for (key, _, of), part in self.of_charge.items() if (key, of) == (charge_key, usage)), NOTHING)
+
+
+def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod) -> InvoiceDiscounted:
+    """The discount on the whole: each piece's lines by its version's share, or an amount once."""
+    less: dict[str, Fraction] = defaultdict(Fraction)
+    bases: dict[Share, Fraction] = defaultdict(Fraction)
+    amount_of: InvoiceDiscount | None = None
+    for number, piece in enumerate(pieces):
+        discount = piece.version.invoice_discount
+        if discount is None or not holds(discount, pieces, period):
+            continue
+        if discount.percent is None:
+            amount_of = discount
+            continue
+        for each in _based_on(discount.base, lines):
+            if each.piece_no == number:
+                part = Fraction(each.line.amount) * Fraction(discount.percent)
+                less[each.line.tax_group] -= part
+                bases[each.charge.key, each.line.tax_group, each.is_usage] += part
+    if amount_of is not None:
+        _share_out(amount_of, lines, less, bases)
+    by_group = {group: quantise_line(amount) for group, amount in less.items()}
+    by_group = {group: amount for group, amount in by_group.items() if amount}
+    return InvoiceDiscounted(by_group, {share: -base for share, base in bases.items()})
+
+
+def _based_on(base: DiscountBase, lines: Lines) -> Iterable[ChargeLine]:
+    if base is DiscountBase.ALL:
+        return lines
+    return [each for each in lines if each.is_usage is (base is DiscountBase.USAGE)]
+
+
+def _share_out(
+    discount: InvoiceDiscount,
+    lines: Lines,
+    less: dict[str, Fraction],
+    bases: dict[Share, Fraction],
+) -> None:
+    """An amount, at most what it is taken from, spread over charges and groups by what they come to."""
+    assert discount.amount is not None, "a discount is one of the two"
+    own: dict[Share, Fraction] = defaultdict(Fraction)
+    for each in _based_on(discount.base, lines):
+        own[each.charge.key, each.line.tax_group, each.is_usage] += Fraction(each.line.amount)
+    whole = sum(own.values(), NOTHING)
+    if whole <= 0:
+        return
+    share = min(Fraction(discount.amount), whole) / whole
+    for key, base in own.items():
+        less[key[1]] -= base * share
+        bases[key] += base * share
+
+
+def true_up(
+    lines: Lines, discounted: InvoiceDiscounted, pieces: Sequence[Piece], period: BillingPeriod
+) -> tuple[Decimal, str] | None:
+    """What is missing to the commitment, with its tax group (4, 13.8); None if nothing is.
+
+    Committed charges count after line and invoice discounts, with minimum and maximum, before credits. A charge that is
+    named counts whole; without names all usage counts, and no fee.
+    """
+    committed, named, all_usage = NOTHING, list[str](), False
+    tax_group: str | None = None
+    for piece in pieces:
+        commitment = piece.version.commitment
+        if commitment is not None:
+            committed += Fraction(commitment.amount) * share_of(piece, period)
+            named += commitment.charges
+            all_usage = all_usage or not commitment.charges
+            tax_group = commitment.tax_group
+    counting = [each for each in lines if each.charge.key in named or (all_usage and each.is_usage)]
+    reached = sum((Fraction(each.line.amount) for each in counting), NOTHING)
+    for key, usage in {(each.charge.key, each.is_usage) for each in counting}:
+        reached += discounted.on(key, usage=usage)
+    missing = quantise_line(max(NOTHING, committed - reached))
+    if not missing:
+        return None
+    of_charges = {charge.key: charge.tax_group for piece in pieces for charge in piece.version.charges}
+    of_usage = [charge.key for piece in pieces for charge in piece.version.charges if not charge.is_fee]
+    first = next(iter(key for key in [*named, *of_usage] if key in of_charges), None)
+    return missing, tax_group or (of_charges[first] if first else DEFAULT_TAX_GROUP)

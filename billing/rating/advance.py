@@ -1,0 +1,103 @@
+"""Fees in advance, and the credit for unused time when they change (docs/spec/money.md 4, 13.9, 13.10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+
+from billing.charge_models import OneOff, Timing
+from billing.money import exactly, quantise_line, total
+from billing.periods import BillingPeriod, seconds_between
+from billing.price_plans import Charge
+from billing.rating.adjustments import ChargeLine, line_discounts
+from billing.rating.fees import fee_for
+from billing.rating.lines import LineIdentity, LineKind, RatedLine
+from billing.rating.period import fee_line, line_of
+from billing.subscriptions import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class AdvanceBill:
+    """What becomes due at a moment for the rest of the period: new fees, and credit for the unused part of old ones."""
+
+    service: BillingPeriod
+    lines: tuple[RatedLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A fee that was billed in advance: what it came to net of its discounts, for what time."""
+
+    piece: Piece
+    charge: Charge
+    line: RatedLine
+    net: Decimal
+
+
+CreditedBefore = Callable[[LineIdentity, datetime], Decimal]
+"""What was credited on a line until a moment, as a positive amount."""
+
+
+def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: CreditedBefore) -> list[AdvanceBill]:
+    """What a period's fees in advance come to, moment by moment. A bill that nets to nothing makes no document."""
+    held = [piece for piece in pieces if piece.start < piece.end]
+    running: list[_Running] = []
+    bills: list[AdvanceBill] = []
+    for number, piece in enumerate(held):
+        opens = number == 0 or held[number - 1].segment_no != piece.segment_no
+        if running and held[number - 1].end < piece.start:
+            ended = held[number - 1].end
+            _add(bills, ended, period, [_unused(each, ended, credited) for each in running])
+            running = []
+        charges = [charge for charge in piece.version.charges if charge.timing is Timing.ADVANCE]
+        lines = [_unused(each, piece.start, credited) for each in running]
+        begun = [_begin(piece, charge, period, number, held, opens=opens) for charge in charges]
+        lines += [line for found in begun if found for line in found[1]]
+        running = [found[0] for found in begun if found]
+        _add(bills, piece.start, period, lines)
+    if running and held[-1].end < period.end:
+        _add(bills, held[-1].end, period, [_unused(each, held[-1].end, credited) for each in running])
+    return bills
+
+
+def _add(bills: list[AdvanceBill], at: datetime, period: BillingPeriod, lines: Sequence[RatedLine | None]) -> None:
+    due = tuple(line for line in lines if line is not None)
+    if due:
+        bills.append(AdvanceBill(BillingPeriod(at, period.end), due))
+
+
+def _begin(
+    piece: Piece, charge: Charge, period: BillingPeriod, number: int, held: Sequence[Piece], *, opens: bool
+) -> tuple[_Running, list[RatedLine]] | None:
+    """A fee from the piece's start to the period's end, with its discount."""
+    fee = fee_for(piece, charge, period.end, period, opens_segment=opens)
+    if fee is None:
+        return None
+    lines = [replace(fee_line(fee), service_end=period.end)]
+    for _, _, amount in line_discounts([ChargeLine(number, charge, lines[0])], held, period):
+        lines.append(replace(line_of(piece, charge, LineKind.DISCOUNT, amount), service_end=period.end))
+    return _Running(piece, charge, lines[0], total(line.amount for line in lines)), lines
+
+
+def _unused(of: _Running, at: datetime, credited: CreditedBefore) -> RatedLine | None:
+    """The credit for what is left of a fee's time: of its net amount, over its own service, capped by what is left."""
+    if isinstance(of.charge.pricing, OneOff) or not of.charge.prorated:
+        return None
+    since, until = of.line.service_start, of.line.service_end
+    with exactly():
+        used = quantise_line(Fraction(of.net) * seconds_between(since, at) / seconds_between(since, until))
+        amount = min(of.net - used, of.net - credited(of.line.identity, at))
+    if amount <= 0:
+        return None
+    return replace(
+        of.line,
+        identity=replace(of.line.identity, kind=LineKind.UNUSED.value),
+        service_start=at,
+        unit_price=None,
+        quantity=Decimal(0),
+        amount=-amount,
+        reason=LineKind.UNUSED.value,
+    )

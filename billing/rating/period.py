@@ -1,0 +1,272 @@
+"""One tenant's billing period rated: the order of computation of docs/spec/money.md 3, up to the credits.
+
+Usage charges → free allowances → line discounts → minimum and maximum → fees → invoice discounts → true-up. Credits and
+tax belong to the billing account (billing/credits.py, billing/documents.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+from billing.errors import AmountTooLarge
+from billing.money import decimal_of, plain, quantise_pieces, total
+from billing.periods import BillingPeriod
+from billing.price_plans import Charge, Terms
+from billing.rating import adjustments, metered
+from billing.rating.adjustments import ChargeLine, InvoiceDiscounted
+from billing.rating.allowances import free_units
+from billing.rating.fees import FeeAmount, fees_in_arrears
+from billing.rating.lines import LineIdentity, LineKind, RatedLine
+from billing.rating.positions import Counted, by_charge
+from billing.rating.usage import PieceUsage
+from billing.subscriptions import Piece
+
+AMOUNT_MAX = Decimal(10) ** 12
+"""Major units per tenant and period. Beyond it a price is mistaken; thousands of such tenants on one account still fit
+the minor units of an invoice (a bigint) and the 18 digits of a posting."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Coverable:
+    """What of a charge came to be at a time of usage, after all discounts: what a credit may be drawn for."""
+
+    at: datetime
+    charge_key: str
+    tax_group: str
+    amount: Fraction
+    is_fee: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RatedPeriod:
+    """A tenant's period: its lines, and what credits can cover by time of usage."""
+
+    lines: tuple[RatedLine, ...]
+    coverable: tuple[Coverable, ...]
+
+
+NOTHING_RATED = RatedPeriod((), ())
+
+
+def rate_period(period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms) -> RatedPeriod:
+    """The lines of a tenant's period, in order of their identity.
+
+    `used` has every piece of the period in order, also those without usage. Neither the order of the usage in a piece
+    nor how it is split into parts changes a line. Raises AmountTooLarge.
+    """
+    if not used:
+        return NOTHING_RATED
+    pieces = [each.piece for each in used]
+    counted = by_charge(used, period, terms)
+    lines = _usage_lines(counted, terms)
+    for fee in fees_in_arrears(pieces, period):
+        lines[fee.charge.key].append(ChargeLine(pieces.index(fee.piece), fee.charge, fee_line(fee)))
+    for key, charges in _charges_by_key(pieces).items():
+        _adjust(lines[key], charges, pieces, period)
+    found = [each for listed in lines.values() for each in listed]
+    discounted = adjustments.invoice_discount(found, pieces, period)
+    closing = _closing_lines(found, discounted, pieces, period)
+    whole = sorted([*(each.line for each in found), *closing], key=lambda line: line.identity)
+    if (amount := total(line.amount for line in whole)) > AMOUNT_MAX:
+        raise AmountTooLarge(
+            f"tenant {whole[0].identity.tenant_id}: its usage comes to {plain(amount)} {whole[0].currency}, more than"
+            f" {plain(AMOUNT_MAX)}: look at the prices of plan {pieces[0].version.plan}"
+        )
+    return RatedPeriod(tuple(whole), tuple(sorted(_coverable(lines, counted, discounted, pieces))))
+
+
+def line_of(piece: Piece, charge: Charge, kind: LineKind, amount: Decimal, *, tier_no: int = 0) -> RatedLine:
+    """A line of a charge in a piece; what it counted is added by whoever knows."""
+    where = charge.where
+    return RatedLine(
+        identity=LineIdentity(
+            tenant_id=piece.subscription.tenant_id,
+            charge_key=charge.key,
+            segment_no=piece.segment_no,
+            version=piece.version.version,
+            tier_no=tier_no,
+            kind=kind.value,
+            plan=piece.version.plan,
+            subscription_id=piece.subscription.subscription_id,
+        ),
+        metric=charge.metric,
+        where=(where.model or "", where.adapter or "", where.region or "", where.tier or ""),
+        billing_account=piece.subscription.billing_account,
+        currency=piece.version.currency,
+        service_start=piece.start,
+        service_end=piece.end,
+        unit_price=None,
+        quantity=Decimal(0),
+        amount=amount,
+        reason=kind.value,
+        tax_group=charge.tax_group,
+    )
+
+
+def period_line(pieces: Sequence[Piece], key: str, kind: LineKind, amount: Decimal, tax_group: str) -> RatedLine:
+    """A line that belongs to the whole period."""
+    last = pieces[-1]
+    return RatedLine(
+        identity=LineIdentity(
+            last.subscription.tenant_id,
+            key,
+            0,
+            last.version.version,
+            0,
+            kind.value,
+            last.version.plan,
+            last.subscription.subscription_id,
+        ),
+        metric="",
+        where=("", "", "", ""),
+        billing_account=last.subscription.billing_account,
+        currency=last.version.currency,
+        service_start=pieces[0].start,
+        service_end=last.end,
+        unit_price=None,
+        quantity=Decimal(0),
+        amount=amount,
+        reason=kind.value,
+        tax_group=tax_group,
+    )
+
+
+def fee_line(fee: FeeAmount) -> RatedLine:
+    """The line of a fee."""
+    line = line_of(fee.piece, fee.charge, fee.kind, fee.amount)
+    return line if fee.seats is None else replace(line, quantity=fee.seats, unit_price=fee.unit_price)
+
+
+def _usage_lines(counted: Mapping[str, Sequence[Counted]], terms: Terms) -> dict[str, list[ChargeLine]]:
+    """Usage by charge, quantised cumulatively per segment in the order of price version, then tier (13.2)."""
+    free = free_units(counted, weighted=terms.weighted_allowances)
+    found: dict[str, list[ChargeLine]] = defaultdict(list)
+    for key, listed in counted.items():
+        by_segment: dict[int, list[metered.Amount]] = defaultdict(list)
+        for amount in metered.amounts(listed, free, weighted=terms.weighted_allowances):
+            by_segment[amount.of.piece.segment_no].append(amount)
+        for amounts in by_segment.values():
+            quantised = quantise_pieces(each.amount for each in amounts)
+            found[key] += [
+                ChargeLine(each.of.piece_no, each.of.charge, _usage_line(each, exact))
+                for each, exact in zip(amounts, quantised, strict=True)
+            ]
+    return found
+
+
+def _usage_line(amount: metered.Amount, exact: Decimal) -> RatedLine:
+    line = line_of(amount.of.piece, amount.of.charge, amount.kind, exact, tier_no=amount.tier_no)
+    return replace(
+        line,
+        quantity=decimal_of(amount.quantity),
+        unit_price=amount.unit_price,
+        units=None if amount.units is None else decimal_of(amount.units),
+        free=decimal_of(amount.free),
+        included=None if amount.included is None else decimal_of(amount.included),
+        split=_split(amount.quantity, amount.free),
+    )
+
+
+def _split(quantity: Fraction, free: Fraction) -> tuple[Fraction, Fraction] | None:
+    ends = Fraction(decimal_of(quantity)) == quantity and Fraction(decimal_of(free)) == free
+    return None if ends else (quantity, free)
+
+
+def _charges_by_key(pieces: Sequence[Piece]) -> dict[str, dict[int, Charge]]:
+    """Each charge as it is in the pieces that have a length, by number of the piece."""
+    found: dict[str, dict[int, Charge]] = defaultdict(dict)
+    for number, piece in enumerate(pieces):
+        if piece.start < piece.end:
+            for charge in piece.version.charges:
+                found[charge.key][number] = charge
+    return found
+
+
+def _adjust(
+    lines: list[ChargeLine], charges: Mapping[int, Charge], pieces: Sequence[Piece], period: BillingPeriod
+) -> None:
+    """Add a charge's discounts, and what brings it to its minimum or maximum."""
+    for number, charge, amount in adjustments.line_discounts(lines, pieces, period):
+        lines.append(ChargeLine(number, charge, line_of(pieces[number], charge, LineKind.DISCOUNT, amount)))
+    limited = adjustments.limit(lines, charges, pieces, period)
+    if limited is not None:
+        kind, amount = limited
+        number, charge = max(charges.items())
+        line = period_line(pieces, charge.key, kind, amount, charge.tax_group)
+        lines.append(ChargeLine(number, charge, replace(line, metric=charge.metric)))
+
+
+def _closing_lines(
+    lines: Sequence[ChargeLine], discounted: InvoiceDiscounted, pieces: Sequence[Piece], period: BillingPeriod
+) -> list[RatedLine]:
+    kind = LineKind.INVOICE_DISCOUNT
+    several = len(discounted.by_group) > 1
+    found = [
+        period_line(pieces, f"{kind}.{group}" if several else kind.value, kind, amount, group)
+        for group, amount in discounted.by_group.items()
+    ]
+    missing = adjustments.true_up(lines, discounted, pieces, period)
+    if missing is not None:
+        amount, group = missing
+        found.append(period_line(pieces, "true_up", LineKind.TRUE_UP, amount, group))
+    return found
+
+
+def _coverable(
+    lines: Mapping[str, Sequence[ChargeLine]],
+    counted: Mapping[str, Sequence[Counted]],
+    discounted: InvoiceDiscounted,
+    pieces: Sequence[Piece],
+) -> list[Coverable]:
+    """Each charge's amount by time of usage: a piece's lines over its parts by quantity, then all by one factor.
+
+    The factor brings in what belongs to the whole charge: minimum, maximum and its part of the invoice discount.
+    What has no usage to stand beside (a fee; a minimum without usage) counts at the start or end of its service.
+    """
+    found: list[Coverable] = []
+    for key, listed in lines.items():
+        for is_usage in (True, False):
+            own = [each for each in listed if each.is_usage is is_usage]
+            comes_to = Fraction(total(each.line.amount for each in own)) + discounted.on(key, usage=is_usage)
+            if comes_to > 0:
+                found += _by_time(own, comes_to, counted.get(key, ()) if is_usage else (), pieces)
+    return [each for each in found if each.amount > 0]
+
+
+def _by_time(
+    lines: Sequence[ChargeLine], comes_to: Fraction, counted: Sequence[Counted], pieces: Sequence[Piece]
+) -> list[Coverable]:
+    charge, is_fee = lines[0].charge, not lines[0].is_usage
+    key = f"{charge.key}.fee" if is_fee and not charge.is_fee else charge.key
+    by_piece: dict[int, Fraction] = defaultdict(Fraction)
+    for each in lines:
+        if each.line.identity.segment_no:
+            by_piece[each.piece_no] += Fraction(each.line.amount)
+    whole = sum(by_piece.values(), Fraction(0))
+    if whole <= 0:
+        at = pieces[-1].end - timedelta(microseconds=1)
+        return [Coverable(at, key, charge.tax_group, comes_to, is_fee)]
+    of_piece = {each.piece_no: each for each in counted}
+    return [
+        part
+        for number, amount in by_piece.items()
+        for part in _timed(charge, key, amount * comes_to / whole, of_piece.get(number), pieces[number], is_fee)
+    ]
+
+
+def _timed(
+    charge: Charge, key: str, amount: Fraction, of: Counted | None, piece: Piece, is_fee: bool
+) -> list[Coverable]:
+    weights = metered.event_amounts(of) if of is not None else []
+    whole = sum(weights, Fraction(0))
+    if of is None or not whole:
+        return [Coverable(piece.start, key, charge.tax_group, amount, is_fee)]
+    by_time: dict[datetime, Fraction] = defaultdict(Fraction)
+    for (at, _), weight in zip(of.parts, weights, strict=True):
+        by_time[at] += weight
+    return [Coverable(at, key, of.charge.tax_group, amount * weight / whole) for at, weight in by_time.items()]

@@ -1,0 +1,142 @@
+"""Where the units of a piece stand in their tiers (docs/spec/money.md 4 tier_continuity, 13.2).
+
+A piece is one (subscription segment, price version) pair; positions follow pieces, not single completions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from billing.charge_models import (
+    Graduated,
+    Package,
+    Percentage,
+    PerUnit,
+    Prepaid,
+    Tier,
+    TierContinuity,
+    Volume,
+    for_one,
+)
+from billing.periods import BillingPeriod
+from billing.price_plans import Charge, Terms
+from billing.rating.usage import Part, PieceUsage
+from billing.subscriptions import Piece
+
+Step = tuple[int, Fraction, Fraction]
+"""Tier (0 where there is none), units in it, price of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a charge counted in a piece, and where its units stand.
+
+    `share` is the piece's part of the period's seconds. `start` is the position before its first unit, `scale` what
+    tier bounds are multiplied by, `total` what the counter reaches over all pieces that it runs through; `run` numbers
+    the counters: a piece with another number begins a new one.
+    """
+
+    piece_no: int
+    piece: Piece
+    charge: Charge
+    parts: tuple[Part, ...]
+    share: Fraction
+    quantity: Fraction
+    run: int = 0
+    start: Fraction = Fraction(0)
+    scale: Fraction = Fraction(1)
+    total: Fraction = Fraction(0)
+
+
+def share_of(piece: Piece, period: BillingPeriod) -> Fraction:
+    """A piece's part of the period's seconds."""
+    return period.elapsed(piece.end) - period.elapsed(piece.start)
+
+
+def by_charge(used: Sequence[PieceUsage], period: BillingPeriod, terms: Terms) -> dict[str, list[Counted]]:
+    """Every charge that counts usage, with its pieces in order, also those in which it counted nothing."""
+    found: dict[str, list[Counted]] = {}
+    for number, each in enumerate(used):
+        share = share_of(each.piece, period)
+        for charge in each.piece.version.charges:
+            if not charge.is_fee:
+                parts = each.parts.get(charge.key, ())
+                quantity = _quantity(charge, parts)
+                found.setdefault(charge.key, []).append(Counted(number, each.piece, charge, parts, share, quantity))
+    return {key: _placed(listed, terms) for key, listed in found.items()}
+
+
+def _quantity(charge: Charge, parts: Sequence[Part]) -> Fraction:
+    if isinstance(charge.pricing, Percentage):
+        return Fraction(len(parts))
+    return sum((Fraction(units) for _, units in parts), Fraction(0))
+
+
+def _placed(listed: Sequence[Counted], terms: Terms) -> list[Counted]:
+    """The pieces of a charge with their positions: a counter goes on over price versions, and over a change of plan
+    if the contract carries it."""
+    held: dict[int, Fraction] = defaultdict(Fraction)
+    for each in listed:
+        held[each.piece.segment_no] += each.share
+    runs: list[list[tuple[Counted, Fraction, Fraction]]] = []
+    for each in listed:
+        continuity = each.charge.tier_continuity or terms.tier_continuity
+        before = runs[-1][-1] if runs else None
+        changed = before is not None and before[0].piece.segment_no != each.piece.segment_no
+        if before is None or (changed and continuity is not TierContinuity.CARRY):
+            runs.append([])
+            before = None
+        start = before[1] + before[0].quantity if before else Fraction(0)
+        scale = held[each.piece.segment_no] if continuity is TierContinuity.PRORATE else Fraction(1)
+        runs[-1].append((each, start, scale))
+    return [
+        replace(
+            each,
+            run=number,
+            start=start,
+            scale=scale,
+            total=sum((other.quantity for other, _, _ in run), Fraction(0)),
+        )
+        for number, run in enumerate(runs)
+        for each, start, scale in run
+    ]
+
+
+def steps(of: Counted) -> list[Step]:
+    """The units of a piece by tier, in order of position, with the price of one."""
+    pricing = of.charge.pricing
+    match pricing:
+        case PerUnit() | Prepaid():
+            return [(0, of.quantity, Fraction(pricing.unit_price))]
+        case Package():
+            return [(0, of.quantity, Fraction(pricing.price) / Fraction(pricing.size))]
+        case Graduated():
+            return _graduated(of, pricing)
+        case Volume():
+            number = tier_reached(pricing.tiers, of.total, of.scale)
+            return [(number, of.quantity, Fraction(for_one(pricing.tiers[number - 1].price, pricing.per)))]
+        case _:
+            return []
+
+
+def tier_reached(tiers: Sequence[Tier], total: Fraction, scale: Fraction) -> int:
+    """The number (from 1) of the tier that a total falls in; `up_to` is an inclusive upper end."""
+    for number, tier in enumerate(tiers, start=1):
+        if tier.up_to is None or total <= Fraction(tier.up_to) * scale:
+            return number
+    return len(tiers)
+
+
+def _graduated(of: Counted, pricing: Graduated) -> list[Step]:
+    found: list[Step] = []
+    below, end = Fraction(0), of.start + of.quantity
+    for number, tier in enumerate(pricing.tiers, start=1):
+        bound = end if tier.up_to is None else Fraction(tier.up_to) * of.scale
+        units = min(bound, end) - max(below, of.start)
+        if units > 0:
+            found.append((number, units, Fraction(for_one(tier.price, pricing.per))))
+        below = bound
+    return found

@@ -1,0 +1,43 @@
+"""Bills worked by hand from the rules, equal to the last digit: the auditor's cases, and our own beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.money.product import keys_of, result_of
+
+HERE = Path(__file__).parent
+FILES = [HERE / "cases.yaml", *sorted((HERE / "golden").glob("*.yaml"))]
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(case, id=case["id"])
+        for path in FILES
+        for case in yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["cases"]
+    ]
+
+
+def written_out(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Documents with their lines by key (their order says nothing), one for each of `l001..l250`."""
+    return [
+        document | {"lines": {key: line | {"key": key} for line in document["lines"] for key in keys_of(line["key"])}}
+        for document in documents
+    ]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_bill_worked_by_hand_comes_out_to_the_last_digit(case: dict[str, Any]) -> None:
+    found, expected = result_of(case), case["expect"]
+    assert written_out(found["documents"]) == written_out(expected["documents"])
+    if "credits_after" in expected:
+        assert found["credits_after"] == expected["credits_after"]
+
+
+def test_case_ids_are_unique() -> None:
+    ids = [case.values[0]["id"] for case in cases()]
+    assert len(ids) == len(set(ids))

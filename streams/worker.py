@@ -27,6 +27,7 @@ from streams.apply import Checkpoint, no_checkpoint
 from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
 from streams.errors import DatabaseUnavailable, WorkerCrashed
 from streams.faust_credentials import credentials
+from streams.fetching import PromptTransport
 from streams.ingestion import FeedTopic, Ingestion, Observer, Tally
 from streams.kafka_security import security_of
 from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
@@ -45,8 +46,8 @@ from streams.sweeping import (
 from streams.upkeep import Upkeep
 from streams.worker_health import LifeSigns
 
-BUFFERED_CHUNKS: Final = 8
-"""Chunks waiting in memory per worker; beyond that Faust stops fetching. 8 x 2,000 x 300 bytes is about 5 MB."""
+BUFFERED_CHUNKS: Final = 1024
+"""Never reached: fetching stops long before (`fetching.py`)."""
 POLL_MESSAGES: Final = 8000
 
 
@@ -83,6 +84,7 @@ class StreamsWorker:
         self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
         self._sweeper = Sweeper(self.ingestion, say)
         self._in_hand = False
+        self._queues: dict[str, asyncio.Queue[Any]] = {}
         self.signs = LifeSigns(time.monotonic())
 
     @property
@@ -140,6 +142,8 @@ class StreamsWorker:
             ConsumerScheduler=ChunkScheduler.of(self._chunk_messages),
             agent_supervisor="mode.CrashingSupervisor",
         )
+        app.transport = PromptTransport(app.conf.broker_consumer, app)
+        app.transport.waiting = lambda: sum(queue.qsize() for queue in self._queues.values())
         for feed in self.ingestion.feeds.values():
             self._add_agent(app, feed)
         app.timer(HINT_EVERY_S)(lambda: self._hint(app))
@@ -169,6 +173,7 @@ class StreamsWorker:
         """The agent that applies a feed's chunks."""
 
         async def apply_chunks(stream: Any) -> None:
+            self._queues[feed.topic] = stream.channel.queue
             async for event in stream.events():
                 self._in_hand = True
                 try:

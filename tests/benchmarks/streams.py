@@ -42,7 +42,8 @@ SUSTAINED_S = 8 if QUICK else 600
 ARRIVING_RATE = 20_000
 LATENCY_RATE = 10_000
 LATENCY_S = 8 if QUICK else 60
-PRELOADED = () if QUICK else (1_000_000, 10_000_000, 100_000_000)
+IDENTITIES = "" if QUICK else os.environ.get("IDENTITIES", "1_000_000,10_000_000,100_000_000")
+PRELOADED = tuple(int(count) for count in IDENTITIES.split(",") if count)
 FULL_TABLE_EVENTS = 1_000_000
 PAST_DAYS = 20
 TICK_HZ = os.sysconf("SC_CLK_TCK")
@@ -168,8 +169,8 @@ def latency(b: Bench, report: Report) -> None:
     with connect(b.url) as connection:
         connection.execute("update usage.sources set next_position = next_position")  # fail early if it is gone
         for partition, end in log.ends.items():
-            state = sources.states(connection, b.topic)[partition]
-            if state.next_position < end:
+            state = sources.states(connection, b.topic).get(partition)
+            if state is not None and state.next_position < end:
                 sources.resolve(connection, log, partition, end, reason="benchmark: the next figure", actor="bench")
         with b.workers():
             wait_for_members(b, connection)
@@ -230,19 +231,20 @@ def bare_read(b: Bench, report: Report) -> None:
 
 def bare_copy(b: Bench, report: Report) -> None:
     """The floor of writing: the same rows by binary COPY into a plain table, in the same chunks, committed each."""
-    from streams.apply import _stage_row
+    from streams.apply import _stage_row, adapt
     from tests.benchmarks.traffic import events
 
     received = datetime.now(UTC)
     accepted = [read(Record(i, key, value, received)) for i, (key, value) in enumerate(events(20_000, SEED))]
     rows = [_stage_row(message) for message in accepted]  # type: ignore[arg-type]
     runs = []
-    with connect(b.url) as connection:
+    with connect(b.url, as_login=True) as connection:
         connection.execute(
             CREATE_STAGE.replace("temporary table", "table")
             .replace("stage (", "bench_copy (")
             .replace(" on commit delete rows", "")
         )
+        adapt(connection)
         for _ in range(3):
             begun, count = time.monotonic(), 0
             while time.monotonic() - begun < 5:
@@ -283,7 +285,7 @@ def full_table(report: Report, preloaded: int) -> None:
 
 def preload(url: str, count: int) -> None:
     """Identities of the past, in order of time as they came."""
-    with connect(url) as connection:
+    with connect(url, as_login=True) as connection:
         connection.execute("set synchronous_commit = off")
         for start in range(0, count, 1_000_000):
             connection.execute(

@@ -103,6 +103,8 @@ def grant(connection: Connection, role: str) -> None:
         f"revoke all on all tables in schema {schemas} from {role}",
         f"grant select, insert on all tables in schema {schemas} to {role}",
         f"grant select on public.tollbook_schema_version to {role}",
+        f"revoke execute on all functions in schema {schemas} from public",
+        f"grant execute on all functions in schema {schemas} to {role}",
     ):
         connection.exec_driver_sql(statement)
     for table, rights in STATE.items():

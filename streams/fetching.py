@@ -48,7 +48,7 @@ class _PromptConsumer(driver.Consumer):
 
 
 class PromptTransport(driver.Transport):
-    """The transport for `app.transport`."""
+    """What `app.transport` is set to."""
 
     Consumer = _PromptConsumer
     waiting: Callable[[], int]

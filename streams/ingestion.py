@@ -6,6 +6,7 @@ decided here and in the database: by the source's row, which moves in the transa
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ import psycopg
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
-from streams import sources
+from streams import alerts, sources
+from streams.alerts import Alert
 from streams.apply import Checkpoint, ChunkApplier, no_checkpoint
 from streams.chunks import Chunk, Record, contiguous_runs
 from streams.database import connect, is_passing
@@ -31,6 +33,7 @@ from streams.sources import Feed, LogReader, Partition, SourceState
 
 RETRY_FIRST_S: Final = 0.2
 RETRY_LONGEST_S: Final = 5.0
+READ_LOGS_EVERY_S: Final = 5.0
 GO_BACK_TIMES: Final = 20
 """A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
 
@@ -143,6 +146,10 @@ class Ingestion:
         self._connection: psycopg.Connection | None = None
         self._appliers: dict[str, Applier] = {}
         self._went_back: dict[Partition, int] = {}
+        self._sent_back_at: dict[Partition, float] = {}
+        self._logs_read_at = time.monotonic()
+        self.asked_in_vain: set[Partition] = set()
+        """Partitions of which messages were passed by, because Kafka could not be asked whose they are."""
         self._moved: dict[Partition, int] = {}
         self._ending = threading.Event()
         self._observer = observer or Unobserved()
@@ -157,7 +164,7 @@ class Ingestion:
             for feed in self.feeds.values():
                 sources.register(connection, feed.log, feed.feed)
                 feed.states = sources.states(connection, feed.topic)
-                self._stop_where_they_disagree(connection, feed)
+                self._compare_with_log(connection, feed)
 
     def end(self) -> None:
         """Give up waiting for the database: the process is to end, and what is not applied will be read again."""
@@ -174,7 +181,12 @@ class Ingestion:
         Waits for the database, whatever it takes. A partition that must not go on is left standing. `fetched_at` =
         monotonic seconds, after the fetch.
         """
-        if partition in self.tally.stopped or not self.is_same_log(partition, fetched_at):
+        if partition in self.tally.stopped or fetched_at < self._sent_back_at.get(partition, 0.0):
+            return None  # fetched before we went back: it comes again
+        self._read_logs_when_due()
+        if partition.number not in self.feeds[partition.topic].states:
+            self._add_partitions(self.feeds[partition.topic])
+        if not self.is_same_log(partition, fetched_at) or partition in self.tally.stopped:
             return None
         records = [
             Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC)) for m in messages
@@ -204,8 +216,10 @@ class Ingestion:
                     feed.log = feed.log_reader.read()
             except KafkaUnavailable as error:
                 self._say(f"Kafka: {error}; what was fetched is read again")
+                self.asked_in_vain.add(partition)
                 return False  # a later chunk, or the sweep, finds the gap
             feed.asked_at = asked_at
+        self.asked_in_vain.discard(partition)
         state = feed.states[partition.number]
         if (state.cluster_id, state.topic_id) == (feed.log.cluster_id, feed.log.topic_id):
             return True
@@ -251,18 +265,42 @@ class Ingestion:
 
     def read_logs(self) -> None:
         """Ask what the logs are and how far they reach; stop what disagrees. Raises KafkaUnavailable and as above."""
-        for feed in self.feeds.values():
+        self._logs_read_at = time.monotonic()
+        with connect(self._database.url) as connection:
+            for feed in self.feeds.values():
+                self._compare_with_log(connection, feed)
+
+    def _compare_with_log(self, connection: psycopg.Connection, feed: FeedTopic) -> None:
+        """Read positions, then the log: whatever other workers apply in between, its end is not before a position.
+
+        What disagrees is asked about once more: a log's beginning may have moved past a position that moved on as well.
+        """
+        for _ in range(2):
+            stored = sources.states(connection, feed.topic)
             asked_at = time.monotonic()
             feed.log = feed.log_reader.read()
             feed.asked_at = asked_at
-            with connect(self._database.url) as connection:
-                stored = sources.states(connection, feed.topic)
-                self._stop_where_they_disagree(connection, feed, stored)
+            if not any(sources.disagreement(state, feed.log, number) for number, state in stored.items()):
+                return
+        self._stop_where_they_disagree(connection, feed, stored)
+
+    def _read_logs_when_due(self) -> None:
+        """A log that was cut below its position must be noticed before it has grown past it again."""
+        if time.monotonic() - self._logs_read_at > READ_LOGS_EVERY_S:
+            with contextlib.suppress(KafkaUnavailable, DatabaseUnavailable, psycopg.OperationalError):
+                self.read_logs()
+
+    def _add_partitions(self, feed: FeedTopic) -> None:
+        """The topic has more partitions than when we started."""
+        feed.log = feed.log_reader.read()
+        with connect(self._database.url) as connection:
+            sources.register(connection, feed.log, feed.feed)
+            feed.states = sources.states(connection, feed.topic) | feed.states
 
     def _stop_where_they_disagree(
-        self, connection: psycopg.Connection, feed: FeedTopic, states: Mapping[int, SourceState] | None = None
+        self, connection: psycopg.Connection, feed: FeedTopic, states: Mapping[int, SourceState]
     ) -> None:
-        for number, state in (states or feed.states).items():
+        for number, state in states.items():
             partition = Partition(feed.topic, number)
             if partition not in self.tally.stopped and (why := sources.disagreement(state, feed.log, number)):
                 self._stop(connection, partition, why)
@@ -334,10 +372,15 @@ class Ingestion:
             self.stand_still(partition, why)
             return None
         self._went_back[partition] = self._went_back.get(partition, 0) + 1
+        self._sent_back_at[partition] = time.monotonic()
         return gap.expected
 
     def _stop(self, connection: psycopg.Connection, partition: Partition, why: str) -> None:
         self.tally.stopped[partition] = why
         source = self.feeds[partition.topic].states[partition.number].source
         self._say(f"STOPPED {source}: {why}; `tollbook streams resolve` lets it go on")
-        sources.mark_stopped(connection, source, why)
+        with connection.transaction():
+            position = sources.mark_stopped(connection, source, why)
+            subject = {"source": source, "position": position, "why": why}
+            alert = Alert("source_stopped", source, subject, f"{source} stands still: {why}", datetime.now(UTC))
+            alerts.raise_all(connection, [alert])

@@ -177,8 +177,8 @@ def resolve(
 ) -> tuple[str, int]:
     """Let a partition that stands still go on from `to`; returns the source and the position it stood at.
 
-    In the same log this passes over positions, which is kept with the reason. In another log of the same name it
-    begins a source of its own there. Raises CannotResolve.
+    In the same log this passes over positions, which is kept with the reason. In another log of the same name, or where
+    the log was cut below the position, it begins a source of its own there. Raises CannotResolve.
     """
     if not reason.strip():
         raise CannotResolve("passing over positions needs a reason")
@@ -187,11 +187,13 @@ def resolve(
         if state is None or partition not in log.ends:
             raise CannotResolve(f"{log.topic} has no partition {partition} that was ever read")
         connection.execute("select 1 from usage.sources where source = %s for update", (state.source,))
+        state = states(connection, log.topic)[partition]  # as it stands now that it is locked
         if not log.begins[partition] <= to <= log.ends[partition]:
             raise CannotResolve(
                 f"the log reaches from {log.begins[partition]} to {log.ends[partition]}: {to} is outside"
             )
-        if (state.cluster_id, state.topic_id) == (log.cluster_id, log.topic_id):
+        is_cut = log.ends[partition] < state.next_position
+        if (state.cluster_id, state.topic_id) == (log.cluster_id, log.topic_id) and not is_cut:
             source = _pass_over(connection, state, to, reason, actor)
         else:
             _, _, generation = state.source.partition("@")
@@ -218,13 +220,16 @@ def _pass_over(connection: psycopg.Connection, state: SourceState, to: int, reas
     return state.source
 
 
-def mark_stopped(connection: psycopg.Connection, source: str, because: str | None) -> None:
-    """Note why a source stands still, or that it goes on again (None)."""
+def mark_stopped(connection: psycopg.Connection, source: str, because: str | None) -> int:
+    """Note why a source stands still, or that it goes on again (None); returns where it stands."""
     connection.execute(
         "update usage.sources set stopped_because = %s, changed_at = now()"
         " where source = %s and stopped_because is distinct from %s",
         (because, source, because),
     )
+    row = connection.execute("select next_position from usage.sources where source = %s", (source,)).fetchone()
+    assert row is not None, "a source is never deleted"
+    return int(row[0])
 
 
 def extents(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:

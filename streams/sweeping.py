@@ -77,9 +77,12 @@ class Sweeper:
         back_to = {}
         for partition, position in fetched.items():
             times = self._read_again.get(partition, 0)
+            if partition not in states:
+                continue
             due = states[partition].next_position
             if self._goes_on(partition) and times < READ_AGAIN_TIMES and (position or 0) > due:
-                self._read_again[partition] = times + 1
+                if partition not in self._ingestion.asked_in_vain:
+                    self._read_again[partition] = times + 1
                 back_to[partition] = due
         return back_to
 
@@ -98,7 +101,8 @@ class Sweeper:
         ends = {p: end for feed in self._ingestion.feeds.values() for p, end in feed.ends.items()}
         for partition in ours:
             tried = self._read_again.get(partition, 0) >= READ_AGAIN_TIMES  # in vain: a marker at its end
-            if self._goes_on(partition) and not tried and ends.get(partition, 0) > states[partition].next_position:
+            due = partition in states and ends.get(partition, 0) > states[partition].next_position
+            if self._goes_on(partition) and not tried and due:
                 raise WorkerCrashed(f"{partition}: nothing came for {STUCK_S:.0f} s, and there is something")
 
     def waiting(self, states: Mapping[Partition, SourceState]) -> list[Partition]:

@@ -143,8 +143,8 @@ end $$
 --;
 -- The application may not drop what it does not own: of the feed it lets go through this.
 create function usage.drop_feed_before(before timestamptz) returns integer
-language sql security definer set search_path = pg_catalog, public, pg_temp as $$
-    select count(*)::integer from drop_chunks('usage.quota_feed', older_than => before)
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select count(*)::integer from public.drop_chunks('usage.quota_feed', older_than => before)
 $$
 --;
 select usage.add_identity_weeks(current_date - 50, current_date + 14)

@@ -82,8 +82,8 @@ class Bench:
             for worker in started:
                 worker.wait(30)
 
-    def produce(self, count: int, rate: int = 0) -> subprocess.Popen[str]:
-        """A producer process of its own."""
+    def produce(self, count: int, rate: int = 0, stamps: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        """A producer process of its own; `stamps` is where it says when it produced what."""
         command = [
             sys.executable,
             "-m",
@@ -92,7 +92,7 @@ class Bench:
             str(count),
             *([str(rate)] if rate else []),
         ]
-        return subprocess.Popen(command, env=self.environ(), stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=self.environ(), stdout=stamps, text=True)
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def sustained(b: Bench, report: Report) -> None:
     total = sum(log.ends.values())
     with b.workers() as workers, connect(b.url) as connection:
         wait_for_progress(connection, log, total)
-        producer = b.produce(ARRIVING_RATE * SUSTAINED_S, ARRIVING_RATE)
+        producer = b.produce(ARRIVING_RATE * SUSTAINED_S, ARRIVING_RATE, subprocess.DEVNULL)
         rates, memory = [], [resident_mib(workers)]
         cpu_before, at_before, begun = cpu_by_part(workers), lag(connection, log), time.monotonic()
         at, then = at_before, begun
@@ -152,9 +152,12 @@ def sustained(b: Bench, report: Report) -> None:
             memory.append(resident_mib(workers))
         applied = at_before - at
         cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(workers).items()}
+        assert producer.poll() in (None, 0), "the producer failed"
         producer.kill()
-        producer.communicate()
-        print(f"  {applied:,} events in {then - begun:.0f} s", flush=True)
+        producer.wait()
+    report.add("sustained_s", "s", [then - begun], goal=SUSTAINED_S)
+    report.add("sustained_events", "1", [applied])
+    report.add("sustained_events_per_s", "1/s", [applied / (then - begun)], goal=25_000)
     report.add("ingest_events_per_s", "1/s", rates, goal=25_000)
     report.add("cpu_us_per_event", "us", [sum(cpu.values()) / applied * 1e6])
     for part, seconds in cpu.items():
@@ -180,9 +183,8 @@ def latency(b: Bench, report: Report) -> None:
     delays = []
     for line in producer.stdout.read().splitlines():
         partition, offset, produced_at = line.split()
-        seen = next((at for at, positions in visible if positions.get(int(partition), 0) > int(offset)), None)
-        if seen is not None:
-            delays.append((seen - float(produced_at)) * 1000)
+        seen = next(at for at, positions in visible if positions.get(int(partition), 0) > int(offset))
+        delays.append((seen - float(produced_at)) * 1000)
     cuts = quantiles(delays, n=100)
     report.add("visible_p50_ms_at_10k", "ms", [cuts[49]])
     report.add("visible_p99_ms_at_10k", "ms", [cuts[98]], goal=1000)

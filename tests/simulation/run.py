@@ -165,8 +165,9 @@ def kill_workers(kafka: KafkaSettings, url: str, seed: int, kills: int) -> Figur
                 workers.append((line.worker(fault, "--chunk", "40", name=name), step))
             line.send(REQUESTS_A_ROUND // 4)
             for worker, step in workers:
-                _kill_worker(line, worker, step, dice)
-                figures.killed(step if step and worker.returncode == -9 else "at a random moment")
+                struck = _kill_worker(line, worker, step, dice)
+                assert worker.returncode == -9, f"a worker ended by itself: {worker.communicate()[0]}"
+                figures.killed(step if step and struck else "at a random moment")
             invariants.consistent(line.connection)
             figures.checks += 1
         line.drain()
@@ -177,8 +178,11 @@ def kill_workers(kafka: KafkaSettings, url: str, seed: int, kills: int) -> Figur
     return figures
 
 
-def _kill_worker(line: Line, worker: Worker, step: str | None, dice: random.Random) -> None:
-    """Wait until a worker's fault has struck or it has nothing left to do; without a fault, until it has done some."""
+def _kill_worker(line: Line, worker: Worker, step: str | None, dice: random.Random) -> bool:
+    """Wait until a worker's fault has struck or it has nothing left to do; without a fault, until it has done some.
+
+    Then kill it; returns whether its fault was faster.
+    """
     goal = sum(line.next_positions().values()) + dice.randrange(200)
     due = line.traffic.expected.messages
 
@@ -187,8 +191,10 @@ def _kill_worker(line: Line, worker: Worker, step: str | None, dice: random.Rand
         return worker.poll() is not None or at >= due or (step is None and at >= goal)
 
     wait_for(far_enough, "a worker applies something")
+    struck = worker.poll() is not None
     worker.kill()
     worker.wait()
+    return struck
 
 
 @contextmanager

@@ -7,18 +7,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from reconciliation import agreement
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
 from streams import sources, tenants
 from streams.errors import CannotResolve
-from streams.sources import LogReader, source_name
+from streams.ingestion import Ingestion
+from streams.settings import DatabaseSettings
+from streams.sources import LogReader, Partition, source_name
 from tests.builders import event_json
 from tests.simulation.line import Line, wait_for
 
@@ -208,3 +211,44 @@ def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, 
     (act,) = connection.execute("select actor, action, detail ->> 'to' from usage.audit_log where actor = 'ada'")
     assert act == ("ada", "streams.resolve", "2")
     assert (drain().returncode, applied(connection)) == (0, 1)
+
+
+def test_a_log_that_was_cut_is_noticed_while_other_partitions_are_busy(
+    topic: Topic, line: Line, connection: psycopg.Connection
+) -> None:
+    """A log is cut when an election takes a replica that lacks the end. Here the position is moved instead."""
+    topic.send(0, 5)
+    worker = line.worker()
+    line.wait_for_positions(5, worker)
+    name = source_name(topic.name, PARTITION)
+    connection.execute("update usage.sources set next_position = 9 where source = %s", (name,))
+    busy = Producer(topic.kafka.client())
+    sent = iter(range(1_000_000))
+
+    def stands_still() -> bool:
+        busy.produce(topic.name, event_json(request_id=f"busy-{next(sent)}"), b"tenant_1", partition=PARTITION + 1)
+        busy.flush()
+        row = connection.execute("select stopped_because from usage.sources where source = %s", (name,)).fetchone()
+        return "it was truncated" in str(row)
+
+    wait_for(stands_still, "the partition stands still", worker)
+    alert = connection.execute("select kind, key, subject ->> 'position' from usage.alerts").fetchall()
+    assert alert == [("source_stopped", name, "9")]
+    assert resolve(topic, connection, 5) == f"{name}@2"
+    topic.send(5, 3)
+    of_partition = "select count(*) from usage.events where starts_with(request_id, 'req-')"
+    wait_for(lambda: connection.execute(of_partition).fetchone() == (8,), "the new end is applied", worker)
+
+
+def test_a_partition_that_was_added_is_read_from_its_beginning(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str
+) -> None:
+    ingestion = Ingestion(topic.kafka, DatabaseSettings(own_database_url))
+    topic.admin.create_partitions([NewPartitions(topic.name, USAGE.partitions + 1)])[topic.name].result()
+    added = Partition(topic.name, USAGE.partitions)
+    wait_for(lambda: added.number in LogReader(topic.kafka, topic.name).read().ends, "the partition is there")
+    record = SimpleNamespace(offset=0, key=b"tenant_1", value=event_json(), timestamp=int(time.time() * 1000))
+    assert ingestion.take(added, [record], time.monotonic()) is None
+    assert applied(connection) == 1
+    assert sources.states(connection, topic.name)[added.number].next_position == 1
+    ingestion.close()

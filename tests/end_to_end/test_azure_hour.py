@@ -234,7 +234,7 @@ def assert_nothing_changes_when_everything_is_done_again(
     }
     register_everybody(tollbook, tmp_path)
     send(tollbook, tmp_path, dirty=True)
-    worker = tollbook.worker()
+    worker = tollbook.worker(WORKERS[0])
     output, _ = worker.communicate(timeout=DONE_WITHIN_S)
     assert worker.returncode == 0, output
     for month in MONTHS:

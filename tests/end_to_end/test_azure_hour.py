@@ -80,7 +80,8 @@ class Tollbook:
 
     def end_workers(self) -> None:
         """Kill what is left."""
-        for worker in self._workers:
+        while self._workers:
+            worker = self._workers.pop()
             worker.kill()
             worker.communicate()
 

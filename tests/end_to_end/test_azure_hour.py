@@ -97,6 +97,7 @@ def tollbook(kafka: KafkaSettings, own_database_url: str, stripe_twin: StripeTwi
     made.end_workers()
 
 
+@pytest.mark.timeout(900)  # the whole line, once or twice over: minutes on a machine that does other things
 @pytest.mark.parametrize("traffic", ["clean", "dirty", "dirty, with kills"])
 def test_usage_and_bills_equal_the_outsiders_answers(
     traffic: str, tollbook: Tollbook, kafka: KafkaSettings, connection: psycopg.Connection, tmp_path: Path

@@ -29,7 +29,7 @@ from streams.positions import Applied
 from streams.release import Releaser
 from streams.replica_apply import ReplicaChunkApplier
 from streams.settings import DatabaseSettings
-from streams.sources import Feed, LogReader, Partition, SourceState
+from streams.sources import Feed, Log, LogReader, Partition, SourceState
 
 RETRY_FIRST_S: Final = 0.2
 RETRY_LONGEST_S: Final = 5.0
@@ -116,11 +116,35 @@ class FeedTopic:
         self.topic = topic
         self.feed: Feed = feed
         self.applier = applier
-        self.log_reader = LogReader(kafka, topic)
-        self.log = self.log_reader.read()
-        self.asked_at = 0.0
-        """When the log's ids were last asked for (monotonic seconds)."""
         self.states: dict[int, SourceState] = {}
+        self._log_reader = LogReader(kafka, topic)
+        self._asking = threading.Lock()
+        self._asked_at = 0.0
+        self.log = self._log_reader.read()
+
+    def read_log(self) -> Log:
+        """Ask what the log is and how far it reaches. Raises KafkaUnavailable."""
+        with self._asking:
+            return self._read_log()
+
+    def log_after(self, fetched_at: float) -> Log:
+        """The log as it is known to have been after a fetch (monotonic seconds). Raises KafkaUnavailable.
+
+        Its topic's id is asked for if it was not since then; the rest only if that is another one.
+        """
+        with self._asking:
+            if self._asked_at <= fetched_at:
+                asked_at = time.monotonic()
+                if self._log_reader.topic_id() != self.log.topic_id:
+                    return self._read_log()
+                self._asked_at = asked_at
+            return self.log
+
+    def _read_log(self) -> Log:
+        asked_at = time.monotonic()
+        self.log = self._log_reader.read()
+        self._asked_at = asked_at
+        return self.log
 
     @property
     def ends(self) -> dict[Partition, int]:
@@ -209,21 +233,17 @@ class Ingestion:
         before it, the topic cannot have been another one in between. One question serves all partitions of a poll.
         """
         feed = self.feeds[partition.topic]
-        if feed.asked_at <= fetched_at:
-            asked_at = time.monotonic()
-            try:
-                if feed.log_reader.topic_id() != feed.log.topic_id:
-                    feed.log = feed.log_reader.read()
-            except KafkaUnavailable as error:
-                self._say(f"Kafka: {error}; what was fetched is read again")
-                self.asked_in_vain.add(partition)
-                return False  # a later chunk, or the sweep, finds the gap
-            feed.asked_at = asked_at
+        try:
+            log = feed.log_after(fetched_at)
+        except KafkaUnavailable as error:
+            self._say(f"Kafka: {error}; what was fetched is read again")
+            self.asked_in_vain.add(partition)
+            return False  # a later chunk, or the sweep, finds the gap
         self.asked_in_vain.discard(partition)
         state = feed.states[partition.number]
-        if (state.cluster_id, state.topic_id) == (feed.log.cluster_id, feed.log.topic_id):
+        if (state.cluster_id, state.topic_id) == (log.cluster_id, log.topic_id):
             return True
-        self.stand_still(partition, sources.disagreement(state, feed.log, partition.number) or "another log")
+        self.stand_still(partition, sources.disagreement(state, log, partition.number) or "another log")
         return False
 
     def stand_still(self, partition: Partition, why: str) -> None:
@@ -277,12 +297,13 @@ class Ingestion:
         """
         for _ in range(2):
             stored = sources.states(connection, feed.topic)
-            asked_at = time.monotonic()
-            feed.log = feed.log_reader.read()
-            feed.asked_at = asked_at
-            if not any(sources.disagreement(state, feed.log, number) for number, state in stored.items()):
+            log = feed.read_log()
+            found = {Partition(feed.topic, n): sources.disagreement(state, log, n) for n, state in stored.items()}
+            if not any(found.values()):
                 return
-        self._stop_where_they_disagree(connection, feed, stored)
+        for partition, why in found.items():
+            if why and partition not in self.tally.stopped:
+                self._stop(connection, partition, why)
 
     def _read_logs_when_due(self) -> None:
         """A log that was cut below its position must be noticed before it has grown past it again."""
@@ -292,18 +313,10 @@ class Ingestion:
 
     def _add_partitions(self, feed: FeedTopic) -> None:
         """The topic has more partitions than when we started."""
-        feed.log = feed.log_reader.read()
+        log = feed.read_log()
         with connect(self._database.url) as connection:
-            sources.register(connection, feed.log, feed.feed)
+            sources.register(connection, log, feed.feed)
             feed.states = sources.states(connection, feed.topic) | feed.states
-
-    def _stop_where_they_disagree(
-        self, connection: psycopg.Connection, feed: FeedTopic, states: Mapping[int, SourceState]
-    ) -> None:
-        for number, state in states.items():
-            partition = Partition(feed.topic, number)
-            if partition not in self.tally.stopped and (why := sources.disagreement(state, feed.log, number)):
-                self._stop(connection, partition, why)
 
     def _apply(self, partition: Partition, records: Sequence[Record]) -> bool:
         """Apply one chunk, waiting for the database; False if told to end meanwhile."""
@@ -358,7 +371,7 @@ class Ingestion:
         """The position that is due; None, standing still, if the log does not have it."""
         feed = self.feeds[partition.topic]
         try:
-            log = feed.log_reader.read()
+            log = feed.read_log()
         except KafkaUnavailable as error:
             self._say(f"Kafka: {error}; what was fetched is read again")
             return gap.expected

@@ -108,7 +108,7 @@ class WorkerServer:
 
     async def _look_at_kafka(self) -> None:
         def look() -> list[Log]:
-            return [feed.log_reader.read() for feed in self._ingestion.feeds.values()]
+            return [feed.read_log() for feed in self._ingestion.feeds.values()]
 
         self._logs = await self._ask("kafka", look) or self._logs
 

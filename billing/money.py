@@ -168,13 +168,6 @@ def decimal_of(number: Fraction) -> Decimal:
     return quantise_line(number)
 
 
-def price_of(quantity: Decimal, unit_price: Decimal) -> Decimal:
-    """quantity × unit price, quantised as a line (docs/spec/money.md 4 per_unit)."""
-    with exactly():
-        product = quantity * unit_price
-    return quantise_line(product)
-
-
 def round_to_quantum(amount: Decimal, quantum: Decimal, rounding: Rounding = Rounding.HALF_EVEN) -> Decimal:
     """The nearest multiple of the quantum (a power of ten); a half goes as `rounding` says (docs/spec/money.md 5)."""
     mode = ROUND_HALF_UP if rounding is Rounding.HALF_UP else ROUND_HALF_EVEN

@@ -231,13 +231,6 @@ class PlanVersion:
         highest = max((charge.where.rank for charge in fitting), default=None)
         return tuple(charge for charge in fitting if charge.where.rank == highest)
 
-    def charge_for(
-        self, metric: str, *, model: str, adapter: str, region: str, tier: str, context: int | None = None
-    ) -> Charge | None:
-        """The first of them, or None."""
-        found = self.charges_for(metric, model=model, adapter=adapter, region=region, tier=tier, context=context)
-        return found[0] if found else None
-
     @property
     def metrics(self) -> frozenset[str]:
         """Every metric that some charge prices."""

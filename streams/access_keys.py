@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import psycopg
 
@@ -21,7 +21,6 @@ from streams import audit, tenants
 from streams.errors import UnknownKey, UnknownTenant
 
 Kind = Literal["emitter", "quota", "tenant"]
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SECRET_PREFIX: Final = "tbk_"
 """Lets scanners of repositories and logs recognise a secret that lies where it should not."""
 SECRET_BYTES: Final = 32

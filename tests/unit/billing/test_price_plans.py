@@ -39,14 +39,13 @@ def test_the_most_specific_charge_wins(model: str, adapter: str, region: str, ti
         charge("by-adapter", INPUT, "1", adapter="lora-1"),
         charge("other-metric", OUTPUT, "1", model="llama", adapter="lora-1", region="eu", tier="batch"),
     )
-    found = plan.charge_for(INPUT, model=model, adapter=adapter, region=region, tier=tier)
-    assert found is not None
-    assert found.key == key
+    found = plan.charges_for(INPUT, model=model, adapter=adapter, region=region, tier=tier)
+    assert [charge.key for charge in found] == [key]
 
 
 def test_no_charge_holds_for_usage_that_no_filter_takes() -> None:
     plan = version(charge("by-model", INPUT, "1", model="llama"))
-    assert plan.charge_for(INPUT, model="qwen", adapter="", region="", tier="") is None
+    assert plan.charges_for(INPUT, model="qwen", adapter="", region="", tier="") == ()
 
 
 def test_a_version_holds_from_its_moment_until_the_next() -> None:

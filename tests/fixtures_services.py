@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from sqlalchemy import Engine, event
 
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ensure_topics
@@ -100,15 +101,23 @@ class Databases:
                 server.execute(f'drop database if exists "{name}" with (force)')
 
     def _make_template(self) -> str:
-        """A migrated database that nobody is in: TimescaleDB's own worker sits in each that lets it in."""
+        """A migrated database that nobody else ever enters: a copy can only be made of one that is empty.
+
+        TimescaleDB's worker goes into each database that has the extension and lets it in, belongs to the superuser,
+        and cannot be told to leave: the door is shut once the migration is inside.
+        """
         url = self.without_schema()
-        upgrade(url)
         name = self._names[-1]
-        with psycopg.connect(self._server_url, autocommit=True) as server:
-            server.execute(f'alter database "{name}" with allow_connections false')
-            left = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s"
-            while server.execute(left, (name,)).fetchall():
-                pass
+
+        def shut(*_: object) -> None:
+            with psycopg.connect(self._server_url, autocommit=True) as server:
+                server.execute(f'alter database "{name}" with allow_connections false')
+
+        event.listen(Engine, "connect", shut)
+        try:
+            upgrade(url)
+        finally:
+            event.remove(Engine, "connect", shut)
         return name
 
     def _create(self, like: str) -> str:

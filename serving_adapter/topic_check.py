@@ -1,7 +1,9 @@
 """Whether the usage topic is what metering rests on (docs/spec/metering.md 5); whoever reads or writes it asks first.
 
 `compact` would drop events of a tenant, a producer's clock would say when a message arrived, a short retention would
-lose what is not applied yet, and a single copy loses what was acknowledged when its disk dies.
+lose what is not applied yet, a single copy loses what was acknowledged when its disk dies, and an unclean election
+takes back what was read already: a log that is cut below a stored position, and has grown past it before anybody
+looked, is the one change that neither ids nor ends betray.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ def misfits(topic: TopicSettings, *, development: bool) -> list[Misfit]:
 
     exactly("cleanup.policy", "delete")
     exactly("message.timestamp.type", "LogAppendTime")
+    exactly("unclean.leader.election.enable", "false")
     unbounded_or("retention.ms", RETENTION_AT_LEAST_MS, f"at least {RETENTION_AT_LEAST_MS} (7 days)")
     if development:
         return found

@@ -188,7 +188,7 @@ class ChunkApplier:
             corrections = [message for message in accepted if message.event.kind != "usage"]
             numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
             arrivals = Arrivals(self._connection, source, at.source_no, at.ingest_no, horizon.sealed_before)
-            telling = []
+            telling, entered = [], set(new)
             for message in accepted:
                 if message.record.position not in new:
                     outcome = arrivals.take(message)
@@ -198,6 +198,7 @@ class ChunkApplier:
                         outcomes[outcome] += 1
                         if outcome is Outcome.APPLIED:
                             numbers.count(self._connection, message.event)
+                            entered.add(message.record.position)
                     self._checkpoint("arrived")
                 elif engine_sums.tells(message.event):
                     telling.append(message.event)
@@ -211,7 +212,7 @@ class ChunkApplier:
                 duplicates=outcomes[Outcome.DUPLICATE] + outcomes[Outcome.RETIMED],
                 retimed=outcomes[Outcome.RETIMED],
                 quarantined=len(refused),
-                late=_late(usage, new),
+                late=_late(accepted, entered),
                 refused=Counter(message.reason for message in refused),
                 tenants=Counter(message.event.tenant_id for message in accepted),
             )
@@ -267,12 +268,12 @@ class ChunkApplier:
         return {message.record.position for message in messages} if row[0] is None else set(row[0])
 
 
-def _late(messages: Sequence[Accepted], new: set[int]) -> int:
-    """How many of the new events came late, as of the chunk's first."""
+def _late(messages: Sequence[Accepted], entered: set[int]) -> int:
+    """How many of those that entered came late, as of the chunk's first."""
     if not messages:
         return 0
     before = late_before(messages[0].record.appended_at)
-    return sum(m.completed_at < before and m.record.position in new for m in messages)
+    return sum(m.completed_at < before and m.record.position in entered for m in messages)
 
 
 def _stage_row(message: Accepted) -> tuple[object, ...]:

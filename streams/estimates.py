@@ -41,14 +41,19 @@ def set_prices(connection: psycopg.Connection, tenant_id: str, prices: Iterable[
 
 
 def value_of(connection: psycopg.Connection, event: UsageEvent | None) -> tuple[Decimal | None, str | None]:
-    """(amount in major units, currency), or (None, None) where there is no event or no price for it."""
+    """(amount in major units, currency), or (None, None) where there is no event or no price for it.
+
+    Of a tenant whose plans changed currency the prices of the newer one alone are taken.
+    """
     if event is None:
         return None, None
     rows = connection.execute(
         "select distinct on (metric) metric, unit_price, currency from usage.estimate_prices"
         " where tenant_id = %s and model in (%s, '') and valid_from <= %s"
+        " and currency = (select currency from usage.estimate_prices where tenant_id = %s and model in (%s, '')"
+        "   and valid_from <= %s order by valid_from desc, currency limit 1)"
         " order by metric, valid_from desc, model desc",
-        (event.tenant_id, event.model, completed_at(event)),
+        (event.tenant_id, event.model, completed_at(event)) * 2,
     ).fetchall()
     if not rows:
         return None, None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import psycopg
 
@@ -36,6 +36,10 @@ RETRY_LONGEST_S: Final = 5.0
 READ_LOGS_EVERY_S: Final = 5.0
 GO_BACK_TIMES: Final = 20
 """A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
+
+_LAST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999, in milliseconds since 1970."""
+_Done = TypeVar("_Done")
 
 
 class Message(Protocol):
@@ -104,6 +108,14 @@ class Tally:
         self.quarantined += done.quarantined
         self.skipped += done.skipped
         self.chunks += 1
+
+
+def appended_at(timestamp_ms: int) -> datetime:
+    """When the broker appended a message, from a client's milliseconds since 1970.
+
+    What no broker says, only a producer that may set the time (a topic not fit for production), is held within bounds.
+    """
+    return datetime.fromtimestamp(min(max(timestamp_ms, 0), _LAST_MS) / 1000, UTC)
 
 
 class FeedTopic:
@@ -182,7 +194,7 @@ class Ingestion:
         self.tally = Tally()
         prefix = kafka.topic_prefix
         usage = FeedTopic(kafka, USAGE.name(prefix), "usage", lambda to: ChunkApplier(to, checkpoint))
-        replicas = FeedTopic(kafka, REPLICAS.name(prefix), "replicas", ReplicaChunkApplier)
+        replicas = FeedTopic(kafka, REPLICAS.name(prefix), "replicas", lambda to: ReplicaChunkApplier(to, checkpoint))
         self.feeds = {feed.topic: feed for feed in (usage, replicas)}
         with connect(database.url) as connection:
             for feed in self.feeds.values():
@@ -212,9 +224,7 @@ class Ingestion:
             self._add_partitions(self.feeds[partition.topic])
         if not self.is_same_log(partition, fetched_at) or partition in self.tally.stopped:
             return None
-        records = [
-            Record(m.offset, m.key, m.value or b"", datetime.fromtimestamp(m.timestamp / 1000, UTC)) for m in messages
-        ]
+        records = [Record(m.offset, m.key, m.value or b"", appended_at(m.timestamp)) for m in messages]
         for run in contiguous_runs(records):
             try:
                 if not self._apply(partition, run):
@@ -247,9 +257,14 @@ class Ingestion:
         return False
 
     def stand_still(self, partition: Partition, why: str) -> None:
-        """Leave a partition where it is until a person has looked at it. Raises DatabaseUnavailable."""
-        with connect(self._database.url) as connection:
-            self._stop(connection, partition, why)
+        """Leave a partition where it is until a person has looked at it. Waits for the database, to write that down."""
+        self.tally.stopped[partition] = why
+
+        def write() -> None:
+            with connect(self._database.url) as connection:
+                self._stop(connection, partition, why)
+
+        self._waiting_for_the_database(write)
 
     def stored(self) -> dict[Partition, SourceState]:
         """The stored state of every partition. Raises DatabaseUnavailable, psycopg.OperationalError."""
@@ -322,11 +337,27 @@ class Ingestion:
         """Apply one chunk, waiting for the database; False if told to end meanwhile."""
         feed = self.feeds[partition.topic]
         chunk = Chunk(feed.states[partition.number].as_source, records, feed.log.epochs[partition.number])
+        began = 0.0
+
+        def apply() -> Applied:
+            nonlocal began
+            began = time.monotonic()
+            return self._apply_now(feed, chunk)
+
+        done = self._waiting_for_the_database(apply)
+        if done is None:
+            return False
+        self._count(partition, feed.feed, done)
+        self._observer.chunk(feed.feed, done, time.monotonic() - began)
+        return True
+
+    def _waiting_for_the_database(self, work: Callable[[], _Done]) -> _Done | None:
+        """What `work` returns, tried again for as long as the database is away; None if told to end meanwhile."""
         wait = RETRY_FIRST_S
         while True:
-            self.trying_since = began = time.monotonic()
+            self.trying_since = time.monotonic()
             try:
-                done = self._apply_now(feed, chunk)
+                return work()
             except (psycopg.Error, DatabaseUnavailable) as error:
                 if not is_passing(error):
                     raise
@@ -335,12 +366,8 @@ class Ingestion:
                 self._observer.database_wait()
                 self.trying_since = None  # the pause is no attempt
                 if self._ending.wait(wait):
-                    return False
+                    return None
                 wait = min(wait * 2, RETRY_LONGEST_S)
-            else:
-                self._count(partition, feed.feed, done)
-                self._observer.chunk(feed.feed, done, time.monotonic() - began)
-                return True
             finally:
                 self.trying_since = None
 

@@ -13,12 +13,15 @@ from typing import Final
 import psycopg
 
 from streams import engine_store, positions
+from streams.apply import Checkpoint, no_checkpoint
 from streams.chunks import Chunk, Record, Refused
 from streams.isolation import apply_isolating
 from streams.positions import Applied
 from streams.replica_chunks import News, Said, news, read
 from streams.retention_store import forgotten_boots
 
+REPORT_STEPS: Final = ("reports begun", "reports stored", "reports advanced", "reports committed")
+"""The moments of a chunk that a checkpoint is told of, in order."""
 STORE_BOOT: Final = """
     insert into usage.boots as b (replica_id, boot_id, first_received_at, last_received_at, begun_at, heartbeat_at,
                                   last_seq, started, ended, open, clock_offset_ms, farewell_at, quiet_since)
@@ -57,8 +60,9 @@ STORE_TOTAL: Final = """
 class ReplicaChunkApplier:
     """Applies chunks of replicas' reports over one connection in autocommit mode."""
 
-    def __init__(self, connection: psycopg.Connection) -> None:
+    def __init__(self, connection: psycopg.Connection, checkpoint: Checkpoint = no_checkpoint) -> None:
         self._connection = connection
+        self._checkpoint = checkpoint
 
     def apply(self, chunk: Chunk) -> Applied:
         """Apply what is new in `chunk`, all or nothing. Raises what ChunkApplier.apply raises."""
@@ -66,6 +70,7 @@ class ReplicaChunkApplier:
 
     def _apply(self, chunk: Chunk, unstorable: str) -> Applied:
         with self._connection.transaction():
+            self._checkpoint("reports begun")
             at, records = positions.due(self._connection, chunk)
             skipped = len(chunk.records) - len(records)
             if not records:
@@ -74,12 +79,15 @@ class ReplicaChunkApplier:
             if unstorable:
                 said, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             self._store(news(said))
+            self._checkpoint("reports stored")
             positions.keep_refused(self._connection, chunk.source.name, refused)
             reasons = Counter(message.reason for message in refused)
             done = Applied(
                 records[-1].position + 1, skipped, applied=len(said), quarantined=len(refused), refused=reasons
             )
             positions.advance(self._connection, chunk, records, done)
+            self._checkpoint("reports advanced")
+        self._checkpoint("reports committed")
         return done
 
     def _store(self, found: News) -> None:

@@ -88,7 +88,8 @@ class Retention:
         if locked is None or not locked[0]:
             return None
         try:
-            retention_store.set_horizon(self.connection, self.settings.horizon, actor=SYSTEM)
+            if self.settings.horizon is not None:
+                retention_store.set_horizon(self.connection, self.settings.horizon, actor=SYSTEM)
             try:
                 before = self._move_horizon(now, timedelta(0) if at_once else MOVE_EVERY)
                 feed_chunks = retention_store.drop_feed(self.connection, now - self.settings.feed_kept)

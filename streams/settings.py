@@ -78,8 +78,10 @@ class CompletenessSettings:
 class RetentionSettings:
     """How long things are kept (docs/retention.md)."""
 
-    horizon: timedelta = SHORTEST
-    """How late an event may come, at least: never shorter than the oldest period that is not closed."""
+    horizon: timedelta | None = None
+    """How late an event may come, at least: never shorter than the oldest period that is not closed. None: as the
+    database has it, 45 days at first; a worker that is not told otherwise changes nothing.
+    """
     feed_kept: timedelta = timedelta(days=3)
     """How long the quota service may be away before it has to begin with the windows again."""
 
@@ -88,8 +90,8 @@ class RetentionSettings:
         """Settings from `TOLLBOOK_HORIZON_DAYS` (at least 45) and `TOLLBOOK_QUOTA_FEED_DAYS` (at least 1)."""
         default = RetentionSettings()
         return RetentionSettings(
-            _days(environ, "TOLLBOOK_HORIZON_DAYS", default.horizon, at_least=SHORTEST.days),
-            _days(environ, "TOLLBOOK_QUOTA_FEED_DAYS", default.feed_kept, at_least=1),
+            _days(environ, "TOLLBOOK_HORIZON_DAYS", at_least=SHORTEST.days),
+            _days(environ, "TOLLBOOK_QUOTA_FEED_DAYS", at_least=1) or default.feed_kept,
         )
 
 
@@ -101,10 +103,10 @@ def archive_address(environ: Mapping[str, str] = os.environ) -> str:
     return where
 
 
-def _days(environ: Mapping[str, str], name: str, default: timedelta, *, at_least: int) -> timedelta:
+def _days(environ: Mapping[str, str], name: str, *, at_least: int) -> timedelta | None:
     text = environ.get(name, "")
     if not text:
-        return default
+        return None
     if not text.isascii() or not text.isdigit() or not at_least <= int(text[:6]) <= 3650:
         raise SettingsError(f"{name} is {text!r}: give whole days, {at_least} to 3650")
     return timedelta(days=int(text))

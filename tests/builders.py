@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from streams.chunks import Chunk, Record, Source
@@ -20,6 +20,12 @@ EVENT: dict[str, Any] = {
 }
 SOURCE = Source("kafka:test.usage.v1/0", "cluster-1", "topic-1")
 REPLICA_SOURCE = Source("kafka:test.replicas.v1/0", "cluster-1", "topic-2")
+
+
+def uuid_v7(at: datetime, rest: int = 0) -> str:
+    """A UUIDv7 minted at a time."""
+    ms = round((at - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))
+    return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{rest & 0xFFF:03x}-8{rest & 0xFFF:03x}-{rest & 0xFFFFFFFFFFFF:012x}"
 
 
 def event_json(**changed: Any) -> bytes:

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
 
 import psycopg
 import typer
 from rich.text import Text
 
-from console import session, witnesses
+from console import session, streams_status
 from console.output import AsCsv, AsJson, document, err, listing, out
+from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import REPLICAS, USAGE
 from streams import (
     archive,
     chunk_intervals,
     completeness_store,
-    engine_store,
     hypertables,
     ingest_rules,
-    quarantine,
     retention_store,
     sources,
-    status,
 )
 from streams import rebuild as rebuilding
+from streams.errors import DatabaseUnavailable
 from streams.listening import listen as listen_on
 from streams.listening import url_of
 from streams.retention import Forgotten, Retention
@@ -47,14 +46,10 @@ Reader = Literal["faust", "bare"]
 HEALTH_BACKLOG: Final = 64
 """Probes and scrapers that may wait to be let in."""
 
+START_AGAIN_S: Final = 2.0
+"""A worker that found no Kafka or no database tries again after this."""
 WATCH_EVERY_S: Final = 2.0
 STEP_AGAIN_S: Final = 0.5
-GAPS_SHOWN: Final = 20
-PARTITION_COLUMNS: Final = (
-    "partition", "next_offset", "end_offset", "lag", "per_second", "applied", "duplicates", "quarantined", "late",
-    "last_applied_at",
-)  # fmt: skip
-GAP_COLUMNS: Final = ("replica_id", "boot_id", "first_number", "last_number", "missing", "since", "alerted_at")
 
 app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add_completion=False)
 
@@ -78,13 +73,17 @@ def run(
     """Run a worker. Start as many as there are cores; stop with Ctrl-C: the chunk in hand is finished first."""
     address = _address(listen) if listen is not None else None
     kafka, database = session.kafka(), session.database()
-    for topic in (USAGE, REPLICAS):
-        require_fit(kafka, topic, development=dev)
-    check(database.url)
     metrics = WorkerMetrics() if address else None
-    worker = _reader(reader)(
-        kafka, database, drain=drain, chunk_messages=chunk, instance=instance, say=_say, observer=metrics
-    )
+
+    def made() -> StreamsWorker | BareConsumer:
+        for topic in (USAGE, REPLICAS):
+            require_fit(kafka, topic, development=dev)
+        check(database.url)
+        return _reader(reader)(
+            kafka, database, drain=drain, chunk_messages=chunk, instance=instance, say=_say, observer=metrics
+        )
+
+    worker = made() if drain else _as_soon_as_there(made)
     with _served(worker, metrics, database, address):
         tally = worker.run()
     out.print(
@@ -93,6 +92,22 @@ def run(
     )
     if tally.stopped:
         raise typer.Exit(1)
+
+
+def _as_soon_as_there(
+    made: Callable[[], StreamsWorker | BareConsumer],
+) -> StreamsWorker | BareConsumer:
+    """The worker, once Kafka and the database answer: whoever starts everything at once need not know the order."""
+    said = ""
+    while True:
+        try:
+            return made()
+        except (KafkaUnavailable, DatabaseUnavailable, psycopg.OperationalError) as error:
+            why = str(error).splitlines()[0]
+            if why != said:
+                _say(f"{why}; waiting for it (Ctrl-C ends)")
+            said = why
+            time.sleep(START_AGAIN_S)
 
 
 def _say(text: str) -> None:
@@ -140,18 +155,23 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show it again every 2 seco
 
 
 @app.command("status")
-def show_status(as_json: AsJson = False, as_csv: AsCsv = False, watch: Watch = False) -> None:
+def show_status(
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    watch: Watch = False,
+    tenant: Annotated[str | None, typer.Option(help="Also up to when this tenant's usage is complete.")] = None,
+) -> None:
     """How far everything is: lag, rate and counts by partition, quarantine, complete-to, gaps, boots, witnesses."""
     if watch and (as_json or as_csv or not out.is_terminal):
         raise typer.BadParameter("--watch is for a terminal, without --json and --csv")
     with session.connection() as connection:
         if not watch:
-            _show(connection, _logs(), as_json, as_csv)
+            streams_status.show(connection, _logs(), tenant, as_json=as_json, as_csv=as_csv)
             return
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 with out.capture() as captured:
-                    _show(connection, _logs(), as_json, as_csv)
+                    streams_status.show(connection, _logs(), tenant)
                 out.clear()
                 out.print(Text.from_ansi(captured.get()))
                 time.sleep(WATCH_EVERY_S)
@@ -317,83 +337,3 @@ def resolve(
     with session.owner_connection() as connection, session.change(connection, dry_run):
         source, stood_at = sources.resolve(connection, log, partition, to, reason=reason, actor=actor)
     out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")
-
-
-def _show(connection: psycopg.Connection, logs: Mapping[Feed, Log], as_json: bool, as_csv: bool) -> None:
-    """The status once. The totals and the table for spreadsheets are of usage."""
-    rows = {feed: [asdict(row) for row in status.partitions(connection, log)] for feed, log in logs.items()}
-    usage = rows["usage"]
-    refused = quarantine.counts(connection)
-    if as_json:
-        document(
-            {
-                "topic": logs["usage"].topic, "partitions": usage, "lag": _total_lag(usage),
-                "per_second": sum(row["per_second"] for row in usage), "late": sum(row["late"] for row in usage),
-                "replicas": {"topic": logs["replicas"].topic, "partitions": rows["replicas"]}, "quarantine": refused,
-            }
-            | _completeness(connection)
-        )  # fmt: skip
-        return
-    for feed, log in logs.items():
-        if feed == "usage" or not as_csv:
-            listing(rows[feed], PARTITION_COLUMNS, as_csv=as_csv, title=log.topic)
-    if as_csv:
-        return
-    for feed, log in logs.items():
-        for row in rows[feed]:
-            if row["stopped_because"]:
-                err.print(f"partition {row['partition']} of {log.topic} STOPPED: {row['stopped_because']}")
-    out.print("quarantine: " + (", ".join(f"{reason} {count}" for reason, count in refused.items()) or "empty"))
-    _print_completeness(connection)
-
-
-def _total_lag(rows: list[dict[str, Any]]) -> int | None:
-    """Messages that wait in all partitions; None where one partition's position is about another log."""
-    lags: list[int | None] = [row["lag"] for row in rows]
-    known = [lag for lag in lags if lag is not None]
-    return sum(known) if len(known) == len(lags) else None
-
-
-def _completeness(connection: psycopg.Connection) -> dict[str, Any]:
-    """What is known about completeness, for machines."""
-    complete = completeness_store.complete_to_overall(connection)
-    unnumbered = completeness_store.unnumbered(connection)
-    return {
-        "complete_to": complete.complete_to,
-        "held_back_by": [{"replica_id": replica, "boot_id": boot} for replica, boot in complete.held_back_by],
-        "open_gaps": [asdict(gap) for gap in completeness_store.open_gaps(connection)],
-        "boots_without_farewell": [
-            {"replica_id": boot.replica_id, "boot_id": boot.boot_id, "last_received_at": boot.last_received_at,
-             "last_seq": boot.last_seq, "received_through": boot.received_through}
-            for boot in completeness_store.broken_off(connection)
-        ],
-        "unnumbered": {"total": sum(unnumbered.values()), "by_tenant": unnumbered},
-        "differences": [
-            asdict(found) | {"reported": found.reported._asdict(), "counted": found.counted._asdict()}
-            for found in completeness_store.boot_differences(connection)
-        ],
-        "engines": witnesses.as_document(engine_store.report(connection)),
-    }  # fmt: skip
-
-
-def _print_completeness(connection: psycopg.Connection) -> None:
-    """What is known about completeness, for people."""
-    complete = completeness_store.complete_to_overall(connection)
-    if complete.complete_to is not None:
-        out.print(f"complete to: {complete.complete_to:%Y-%m-%d %H:%M:%S.%f} UTC, as far as replicas are known")
-    elif complete.held_back_by:
-        out.print("complete to: unknown, some replicas number their events but have not reported")
-    else:
-        out.print("complete to: unknown, no replica has reported")
-    unnumbered = sum(completeness_store.unnumbered(connection).values())
-    if unnumbered:
-        out.print(f"unnumbered: {unnumbered:,} events, whose completeness cannot be proven")
-    found = completeness_store.open_gaps(connection, GAPS_SHOWN)
-    if found:
-        listing([asdict(gap) for gap in found], GAP_COLUMNS, title="open gaps, the oldest first")
-    for boot in completeness_store.broken_off(connection)[:GAPS_SHOWN]:
-        err.print(
-            f"boot {boot.boot_id} of {boot.replica_id} ended without a farewell; last number {boot.last_seq},"
-            f" received through {boot.received_through}",
-        )
-    witnesses.show(engine_store.report(connection))

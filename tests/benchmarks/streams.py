@@ -27,10 +27,11 @@ from devstack.traffic.azure_hour import TENANTS
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
 from streams import sources, tenants
-from streams.apply import CREATE_STAGE, STAGE
-from streams.chunks import Record, read
+from streams.apply import CREATE_STAGE, STAGE, ChunkApplier
+from streams.chunks import Chunk, Record, Source, read
 from streams.database import connect
 from streams.schema import upgrade
+from streams.settings import CHUNK_MESSAGES
 from streams.sources import LogReader
 from tests.benchmarks.report import Report
 
@@ -45,6 +46,7 @@ LATENCY_S = 8 if QUICK else 60
 IDENTITIES = "" if QUICK else os.environ.get("IDENTITIES", "1_000_000,10_000_000,100_000_000")
 PRELOADED = tuple(int(count) for count in IDENTITIES.split(",") if count)
 FULL_TABLE_EVENTS = 1_000_000
+STAGE_EVENTS = 40_000 if QUICK else 400_000
 PAST_DAYS = 20
 TICK_HZ = os.sysconf("SC_CLK_TCK")
 
@@ -126,6 +128,7 @@ def main() -> None:
         report.add("produced_events_per_s", "1/s", [BACKLOG / (time.monotonic() - begun)])
         sustained(b, report)
         latency(b, report)
+        stages(b, report)
         bare_read(b, report)
         bare_copy(b, report)
     for preloaded in PRELOADED:
@@ -206,6 +209,48 @@ def watch(
                 break
         time.sleep(0.01)
     return seen
+
+
+class StageClock:
+    """A checkpoint that adds up the CPU between two steps of a chunk, ours and that of our session in PostgreSQL."""
+
+    def __init__(self, backend: int) -> None:
+        self._backend = Path(f"/proc/{backend}/schedstat")
+        self._at = self._now()
+        self.spent: dict[str, tuple[float, float]] = {}
+        """Seconds of ours and of PostgreSQL's up to a step."""
+
+    def __call__(self, step: str) -> None:
+        now = self._now()
+        ours, theirs = self.spent.get(step, (0.0, 0.0))
+        self.spent[step] = (ours + now[0] - self._at[0], theirs + now[1] - self._at[1])
+        self._at = now
+
+    def _now(self) -> tuple[float, float]:
+        return time.thread_time(), int(self._backend.read_text().split()[0]) / 1e9
+
+
+def stages(b: Bench, report: Report) -> None:
+    """CPU an event, from one step of a chunk's transaction to the next."""
+    from tests.benchmarks.traffic import events
+
+    received, source = datetime.now(UTC), Source("bench:stages", "bench", "bench")
+    records = [Record(i, key, value, received) for i, (key, value) in enumerate(events(STAGE_EVENTS, SEED + 1))]
+    with connect(b.url) as connection:
+        connection.execute(
+            "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
+            " values (%s, %s, %s, 0, 0, 0)",
+            (source.name, source.cluster_id, source.topic_id),
+        )
+        clock = StageClock(connection.info.backend_pid)
+        applier = ChunkApplier(connection, clock)
+        for start in range(0, STAGE_EVENTS, CHUNK_MESSAGES):
+            applier.apply(Chunk(source, records[start : start + CHUNK_MESSAGES], 0))
+            if not start:
+                clock.spent.clear()  # plans are made, caches are filled
+    for step, seconds in clock.spent.items():
+        for part, spent in zip(("worker", "postgres"), seconds, strict=True):
+            report.add(f"stage_{step}_{part}_us", "us", [spent / (STAGE_EVENTS - CHUNK_MESSAGES) * 1e6])
 
 
 def bare_read(b: Bench, report: Report) -> None:

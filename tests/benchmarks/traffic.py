@@ -21,7 +21,7 @@ BURST_S = 0.005
 TEMPLATE = (
     '{{"tenant_id":"{tenant}","request_id":"{request}","model":"{model}","input_tokens":{input},"output_tokens":{output},'
     '"cache_hit_tokens":{cached},"region":"us-east","tier":"paid","duration_ms":{duration},"gpu_us":{gpu},'
-    '"timestamp":"{timestamp}","replica_id":"r{replica}","boot_id":"b1"}}'
+    '"timestamp":"{timestamp}","replica_id":"r{replica}","boot_id":"b{boot}","seq":{seq}}}'
 )
 
 
@@ -31,7 +31,7 @@ def tenant_weights() -> list[float]:
 
 
 def events(count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, message) of so many events, about 330 bytes each, with UUIDv7 request ids in order of time."""
+    """(key, message) of so many events of 20 replicas, about 350 bytes each, with UUIDv7 ids in order of time."""
     dice = random.Random(seed)
     tenants = dice.choices(TENANTS, tenant_weights(), k=100_000)
     timestamp, minted = "", 0
@@ -44,7 +44,8 @@ def events(count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
         request = uuid7_text(minted, number, bits)
         yield tenant.encode(), TEMPLATE.format(
             tenant=tenant, request=request, model=MODELS[bits % 20], input=bits % 3000 + 100, output=bits % 700 + 1,
-            cached=bits % 100, duration=bits % 9000, gpu=bits % 500_000, timestamp=timestamp, replica=bits % 20,
+            cached=bits % 100, duration=bits % 9000, gpu=bits % 500_000, timestamp=timestamp, replica=number % 20,
+            boot=seed, seq=number // 20 + 1,
         ).encode()  # fmt: skip
 
 

@@ -8,16 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.horizon import KEPT_LONGER, SHORTEST, Horizon, identified_at, minted_at
+from tests.builders import uuid_v7
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 times = st.integers(0, 400 * 86_400_000).map(lambda ms: BEGIN + timedelta(milliseconds=ms))
 lengths = st.integers(45, 100).map(lambda days: timedelta(days=days))
-
-
-def uuid_v7(at: datetime, rest: int = 0) -> str:
-    """A UUIDv7 minted at a time."""
-    ms = round((at - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))
-    return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{rest & 0xFFF:03x}-8{rest & 0xFFF:03x}-{rest & 0xFFFFFFFFFFFF:012x}"
 
 
 @given(times, st.integers(0))

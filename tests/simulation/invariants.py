@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ import psycopg
 from reconciliation import agreement
 from serving_adapter.identity import Identity
 from streams import quarantine, sources
+from streams.completeness import BootKey
+from streams.completeness_check import CompletenessCheck
 from streams.rebuild import rebuild
+from streams.settings import CompletenessSettings
 from tests.simulation.traffic import Expected, Row
 
 EVER: Final = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
@@ -67,6 +71,16 @@ def consistent(connection: psycopg.Connection) -> None:
     assert row[0] == row[1], "what the quotas are fed is not what the windows hold"
 
 
+def numbers(connection: psycopg.Connection) -> dict[BootKey, tuple[int, int]]:
+    """Of each boot, up to where all numbers have arrived, and the highest of them; without a gap they are equal."""
+    for _ in range(50):  # a worker may be at it
+        if CompletenessCheck(connection, CompletenessSettings()).run():
+            break
+        time.sleep(0.1)
+    rows = connection.execute("select replica_id, boot_id, received_through, highest from usage.boot_numbers")
+    return {(replica_id, boot_id): (through, highest) for replica_id, boot_id, through, highest in rows}
+
+
 def complete(connection: psycopg.Connection, expected: Expected) -> None:
     """What holds once everything that was sent is applied and no orphan waits."""
     consistent(connection)
@@ -74,6 +88,7 @@ def complete(connection: psycopg.Connection, expected: Expected) -> None:
     sums = {tuple(row[:4]): list(row[4:]) for row in connection.execute(_SUMS)}
     assert sums == dict(expected.sums)
     assert quarantine.counts(connection) == dict(expected.quarantine)
+    assert numbers(connection) == {boot: (last, last) for boot, last in expected.numbers.items()}
     row = connection.execute(
         "select sum(applied + duplicates + quarantined)::int8 from usage.applied_chunks where source like 'kafka:%'"
     ).fetchone()

@@ -88,6 +88,10 @@ class Line:
             command += ["--instance", name]
         if fault is not None:
             command += ["--fault", fault.text]
+        return self.process(command)
+
+    def process(self, command: list[str]) -> Worker:
+        """Start a process on this line's topics and database; it is killed when the line ends."""
         environ = os.environ | {
             "TOLLBOOK_KAFKA": self.kafka.bootstrap,
             "TOLLBOOK_TOPIC_PREFIX": self.kafka.topic_prefix,

@@ -1,8 +1,9 @@
 """Dirty traffic from a seed, and what must become of it, worked out while it is made: not by the code under test.
 
-Most requests are one plain event. The others are resent (also with another time), reported by several sources in any
-order, corrected (also before what is corrected arrives), contradicted, late, or rubbish. What follows a first message
-follows it within some hundred messages, so that both meet in one chunk or in two.
+Most requests are one plain event, half of them under a UUIDv7, most of them numbered by one of a few replicas. The
+others are resent (also with another time), reported by several sources in any order, corrected (also before what is
+corrected arrives), contradicted, late, or rubbish. What follows a first message follows it within some hundred
+messages, so that both meet in one chunk or in two.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from typing import Any, Final
 
 from serving_adapter.identity import Identity, event_id_of
 from serving_adapter.topics import USAGE
+from tests.builders import uuid_v7
 
 BEGIN: Final = datetime(2026, 11, 1, tzinfo=UTC)
 MODELS: Final = ("llama-3.3-70b-instruct", "qwen3-coder-30b")
 SOURCES: Final = ("engine", "stream", "gateway", "settled", "estimate")  # the strongest first
 APART: Final = 300
 """How many messages may lie between a first message and what follows it."""
+
+BOOT: Final = "boot-1"
+REPLICAS: Final = ("replica-1", "replica-2", "replica-3")
 
 Row = tuple[Identity, str]
 """What is stored once: an identity as one source reported it."""
@@ -48,6 +53,8 @@ class Expected:
     """Requests, input, cached, output."""
     quarantine: Counter[str] = field(default_factory=Counter)
     messages: int = 0
+    numbers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """The last number that each replica's boot has given: all from 1 to it must have arrived."""
 
 
 class Traffic:
@@ -91,7 +98,7 @@ class Traffic:
         padding = {"padding": dice.randbytes(self.padding // 2).hex()} if self.padding else {}
         return padding | {
             "tenant_id": tenant,
-            "request_id": f"req-{self._requests:07d}",
+            "request_id": self._request_id(completed),
             "model": dice.choice(MODELS),
             "input_tokens": input_tokens,
             "cache_hit_tokens": dice.randrange(input_tokens + 1),
@@ -99,11 +106,29 @@ class Traffic:
             "timestamp": completed.isoformat(),
         }
 
+    def _request_id(self, completed: datetime) -> str:
+        if self._dice.random() < 0.5:
+            return f"req-{self._requests:07d}"
+        return uuid_v7(completed - timedelta(seconds=self._dice.randrange(60)), self._dice.getrandbits(48))
+
+    def _numbered(self, event: dict[str, Any]) -> dict[str, Any]:
+        """The event with the next number of the replica that served it; some emitters give none."""
+        if self._dice.random() < 0.3:
+            return event
+        replica = self._dice.choice(REPLICAS)
+        return event | {"replica_id": replica, "boot_id": BOOT, "seq": self._next_number(replica)}
+
+    def _next_number(self, replica: str) -> int:
+        self.expected.numbers[replica, BOOT] += 1
+        return self.expected.numbers[replica, BOOT]
+
     def _plain(self, event: dict[str, Any]) -> list[Message]:
+        event = self._numbered(event)
         self._count(event)
         return [self._message(event)]
 
     def _resent(self, event: dict[str, Any]) -> list[Message]:
+        event = self._numbered(event)
         self._count(event)
         again = event | {"timestamp": BEGIN.isoformat()} if self._dice.random() < 0.5 else event
         return [self._message(event)] + [self._message(again)] * self._dice.randint(1, 2)
@@ -116,12 +141,15 @@ class Traffic:
         return [self._message(versions[s]) for s in sources]
 
     def _corrected(self, event: dict[str, Any]) -> list[Message]:
+        event = self._numbered(event)
         messages = [self._message(event)]
         self._count(event)
         for number in range(1, self._dice.randint(2, 3)):
             identity = _identity(event)
             delta = {"input_tokens": self._dice.randrange(5), "output_tokens": -self._dice.randrange(50)}
             correction = event | delta | {"cache_hit_tokens": 0, "kind": "correction", "correction_no": number}
+            if "seq" in event:
+                correction["seq"] = self._next_number(event["replica_id"])
             correction["corrects"] = str(event_id_of(identity))
             self._add(event, 0, delta["input_tokens"], 0, delta["output_tokens"])
             self.expected.rows.add((_identity(correction), "engine"))
@@ -133,6 +161,7 @@ class Traffic:
         return messages
 
     def _conflict(self, event: dict[str, Any]) -> list[Message]:
+        event = self._numbered(event)
         self._count(event)
         self.expected.quarantine["conflict"] += 1
         other = event | {"output_tokens": event["output_tokens"] + 1}

@@ -72,13 +72,14 @@ def test_without_kafka_nothing_is_sent_and_it_says_so(run: Run, tmp_path: Path) 
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(EVENT))
     assert "make up" in complaint(run("events", "ingest", str(file), TOLLBOOK_KAFKA=NOWHERE))
-    assert "make up" in complaint(run("streams", "run", TOLLBOOK_KAFKA=NOWHERE))
+    assert "make up" in complaint(run("streams", "run", "--drain", TOLLBOOK_KAFKA=NOWHERE))
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("tenant", "list"), ("usage", "show", "t", "--period", "2026-10"), ("streams", "run"), ("plan", "list"),
-     ("invoice", "list"), ("db", "upgrade"), ("db", "check"), ("ledger", "trial-balance")],
+    [("tenant", "list"), ("usage", "show", "t", "--period", "2026-10"), ("streams", "status"), ("plan", "list"),
+     ("streams", "run", "--drain"), ("invoice", "list"), ("db", "upgrade"), ("db", "check"),
+     ("ledger", "trial-balance")],
 )  # fmt: skip
 def test_without_postgres_every_command_says_what_to_do(run: Run, arguments: tuple[str, ...]) -> None:
     url = f"postgresql://nobody:secret@{NOWHERE}/nothing"

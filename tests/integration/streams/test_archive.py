@@ -21,7 +21,7 @@ from streams.event_reader import events_of, totals_of
 from streams.rebuild import rebuild
 from streams.retention import Retention
 from streams.settings import RetentionSettings
-from tests.builders import SOURCE
+from tests.builders import SOURCE, uuid_v7
 from tests.integration.streams.test_retention import at
 
 OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
@@ -135,7 +135,9 @@ def test_a_sum_of_raw_events_that_are_only_in_the_archive_is_refused_until_they_
 def test_nothing_is_dropped_while_its_period_is_open_its_horizon_not_over_or_its_archive_missing(
     connection: psycopg.Connection, october: ChunkApplier, files: Archive
 ) -> None:
+    retention_store.set_closed_before(connection, LATER, actor="ada")
     retention_store.move_forgotten(connection, LATER)
+    retention_store.set_closed_before(connection, None, actor="ada")  # opened again
     assert archive.drop(connection, files, LATER, actor="ada") == []
     retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
     assert archive.droppable(connection, LATER).hindered_by == "2026-10-01 is not in the archive"
@@ -211,8 +213,6 @@ def test_what_belongs_to_an_archived_event_cannot_change_it_any_more(
     connection: psycopg.Connection, october: ChunkApplier, files: Archive
 ) -> None:
     """Its identity may be younger than its completion: then it is known still, and its raw event is not there."""
-    from tests.property.test_horizon import uuid_v7
-
     minted = uuid_v7(NOVEMBER + 70 * DAY)
     early = at(125, OCTOBER + timedelta(hours=5), OCTOBER + 30 * DAY, request_id=minted, usage_source="gateway")
     assert october.apply(Chunk(SOURCE, [early], 0)).applied == 1

@@ -16,7 +16,10 @@ from confluent_kafka import Producer
 
 from serving_adapter.identity import Identity
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import REPLICAS
 from streams.apply import STEPS
+from streams.replica_apply import REPORT_STEPS
+from tests.builders import report_json
 from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation import invariants
 from tests.simulation.faults import Fault
@@ -62,6 +65,40 @@ def test_a_worker_killed_inside_any_step_leaves_nothing_of_the_chunk(line: Line)
             assert line.next_positions() == positions
         invariants.consistent(line.connection)
     line.finish()
+
+
+def test_a_worker_killed_at_any_step_of_the_replicas_reports(line: Line) -> None:
+    """What a report says stands there as if nobody had been killed: the last state, and everything that was counted."""
+    tenant, model = line.traffic.tenants[0], "m"
+    producer = Producer(line.kafka.client())
+    topic = REPLICAS.name(line.kafka.topic_prefix)
+    reports = 0
+
+    def report(kind: str, last_seq: int) -> None:
+        nonlocal reports
+        totals = [{"tenant_id": tenant, "model": model, "events": last_seq, "input_tokens": 10 * last_seq,
+                   "output_tokens": last_seq, "cache_hit_tokens": 0}]  # fmt: skip
+        more = {"last_seq": last_seq, "totals": totals} if kind == "heartbeat" else {}
+        producer.produce(topic, report_json(kind, **more), b"r1")
+        reports += 1
+
+    def state() -> tuple[object, ...] | None:
+        return line.connection.execute(
+            "select b.last_seq, b.started, r.events, r.input_tokens, (select sum(applied)::int8 from"
+            " usage.applied_chunks where source like '%%.replicas.v1/%%') from usage.boots as b"
+            " join usage.replica_reported as r using (replica_id, boot_id)"
+        ).fetchone()
+
+    report("boot", 0)
+    last_seq = 0
+    for step in REPORT_STEPS:
+        for _ in range(60):  # more than a chunk
+            last_seq += 3
+            report("heartbeat", last_seq)
+        assert producer.flush(30) == 0
+        killed(line.worker(Fault(step, nth=2), "--chunk", "20"))
+    line.drain()
+    assert state() == (last_seq, last_seq, last_seq, 10 * last_seq, reports)
 
 
 @BOTH_READERS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -70,6 +71,22 @@ def test_postgres_killed_under_load(stack: Stack, line: Line) -> None:
     line.settled()
     worker.terminate()
     assert "nothing is lost" in ended(worker, 0)
+
+
+def test_a_worker_that_is_started_before_the_services(stack: Stack, line: Line) -> None:
+    """Whoever starts everything at once need not know the order."""
+    line.send(50)
+    kill(stack.postgres)
+    command = [sys.executable, "-m", "console.main", "streams", "run", "--listen", "127.0.0.1:0"]
+    worker = line.process(command)
+    assert worker.stdout is not None
+    assert "waiting for it" in worker.stdout.readline()
+    assert worker.poll() is None
+    start(stack.postgres)
+    line.wait_for_positions(line.traffic.expected.messages, worker)
+    line.settled()
+    worker.terminate()
+    ended(worker, 0)
 
 
 def test_postgres_away_for_long(stack: Stack, line: Line) -> None:

@@ -19,8 +19,7 @@ from streams.release import Releaser
 from streams.replica_apply import ReplicaChunkApplier
 from streams.retention import Forgotten, Retention
 from streams.settings import CompletenessSettings, RetentionSettings
-from tests.builders import REPLICA_SOURCE, SOURCE, event_json, make_report, numbered
-from tests.property.test_horizon import uuid_v7
+from tests.builders import REPLICA_SOURCE, SOURCE, event_json, make_report, numbered, uuid_v7
 
 OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
 NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
@@ -118,6 +117,11 @@ def test_an_identity_cannot_be_deleted_before_its_time(
     connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
 ) -> None:
     apply(applier, at(0, OCTOBER, OCTOBER), at(1, NOVEMBER, NOVEMBER))
+    with pytest.raises(psycopg.Error, match="not closed"):
+        retention_store.move_forgotten(connection, OCTOBER + DAY)
+    retention_store.set_closed_before(connection, OCTOBER + DAY, actor="ada")
+    with pytest.raises(psycopg.Error, match="not closed"):
+        retention_store.move_forgotten(connection, OCTOBER + 2 * DAY)
     retention_store.move_forgotten(connection, OCTOBER + DAY)
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute("delete from usage.event_identities")
@@ -148,6 +152,7 @@ def test_the_database_and_the_program_agree_on_an_identitys_age(connection: psyc
 
 def test_a_sweep_goes_on_where_the_last_step_ended(connection: psycopg.Connection, applier: ChunkApplier) -> None:
     apply(applier, *(at(i, OCTOBER, OCTOBER) for i in range(500)))
+    retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
     retention_store.move_forgotten(connection, NOVEMBER)
     blocks = retention_store.blocks_of(connection, "event_identities_other")
     assert blocks > 2
@@ -196,6 +201,8 @@ def test_a_boot_that_ended_long_ago_leaves_one_row_and_its_stragglers_open_no_ga
 def test_the_horizons_length_is_the_same_for_all_workers(connection: psycopg.Connection, applier: ChunkApplier) -> None:
     retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
     Retention(connection, RetentionSettings(horizon=60 * DAY)).step(NOVEMBER)
+    assert ingest_rules.horizon(connection).length == 60 * DAY
+    Retention(connection, RetentionSettings()).step(NOVEMBER)  # a worker that was told nothing of it
     assert ingest_rules.horizon(connection).length == 60 * DAY
     assert apply(applier, at(0, OCTOBER, OCTOBER + 59 * DAY), at(1, OCTOBER, OCTOBER + 61 * DAY)) == (1, 0, 1)
     with pytest.raises(psycopg.errors.CheckViolation):

@@ -10,6 +10,7 @@ FIT = {
     "cleanup.policy": "delete",
     "message.timestamp.type": "LogAppendTime",
     "retention.ms": "604800000",
+    "unclean.leader.election.enable": "false",
     "min.insync.replicas": "2",
 }
 
@@ -26,6 +27,7 @@ def test_a_topic_as_the_rules_want_it_is_fit(changed: dict[str, str]) -> None:
         ("cleanup.policy", "compact,delete", "delete", True),
         ("message.timestamp.type", "CreateTime", "LogAppendTime", True),
         ("retention.ms", "604799999", "604800000", True),
+        ("unclean.leader.election.enable", "true", "false", True),
         ("min.insync.replicas", "1", "2", False),
     ],
 )

@@ -27,7 +27,7 @@ SYSTEM_USER = "postgres"  # PostgreSQL refuses to run as root: root's server run
 SYSTEM_DATA = Path("/var/lib/tollbook")  # for root's data, where that user cannot reach the home (a clone in /root)
 
 CONFIGURATION = """\
-# Written by devstack/postgres_server.py at each start. Durable: a committed transaction survives a power failure.
+# Written by devstack/postgres_server.py at each start. With fsync a committed transaction survives a power failure.
 listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = ''            # one way in, and no limit on the length of the folder's name
@@ -45,7 +45,7 @@ maintenance_work_mem = 128MB
 random_page_cost = 1.1
 jit = off                               # costs more than it gains on many small chunks
 
-fsync = on
+fsync = {fsync}
 synchronous_commit = on
 full_page_writes = on
 wal_compression = lz4
@@ -67,6 +67,8 @@ class PostgresServer(Service):
     title: ClassVar[str] = "PostgreSQL"
     port_names: ClassVar[tuple[str, ...]] = ("postgres",)
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # "fast": SIGTERM would wait for every client to go
+    durable: bool = True
+    """Off for data that is thrown away, whatever happens: a power failure may then damage it, a kill does not."""
     start_patience_s: ClassVar[float] = 300.0  # after a crash it first replays up to max_wal_size of WAL
     stop_patience_s: ClassVar[float] = 60.0  # it writes a checkpoint
 
@@ -91,7 +93,7 @@ class PostgresServer(Service):
             self._initialize()
         self._write_as_owner(
             self.data / "tollbook.conf",
-            CONFIGURATION.format(port=self.port, **_memory_settings()),
+            CONFIGURATION.format(port=self.port, fsync="on" if self.durable else "off", **_memory_settings()),
         )
         write_private(self._passfile, f"{ports.HOST}:*:*:{postgres_setup.ROLE}:{self._role_password()}\n")
         self._clear_after_crash()

@@ -58,6 +58,7 @@ def _own_stack(progress: Progress) -> Iterator[Stack]:
         environ = _environment_for_tests()
         Stack(home, environ).clean(progress)
         stack = Stack(home, environ)
+        stack.postgres.durable = False  # tests of what survives start a server of their own
         try:
             stack.up(progress)
             yield stack

@@ -18,7 +18,7 @@ from streams.ingestion import Ingestion
 from streams.sources import Partition
 
 BUFFERED_MESSAGES: Final = 16_000
-BUFFERED_BYTES: Final = 16 * 1024 * 1024
+BUFFERED_BYTES: Final = 8 * 1024 * 1024
 CHUNK_BYTES: Final = 4 * 1024 * 1024
 """A chunk's messages together; one message may be larger."""
 

@@ -7,6 +7,7 @@ nothing is acknowledged by reading: what Kafka is told is a hint.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -15,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Final
 
-import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from serving_adapter.errors import KafkaUnavailable
@@ -23,7 +23,8 @@ from serving_adapter.kafka_client import quiet_log
 from serving_adapter.settings import KafkaSettings
 from streams.apply import Checkpoint, no_checkpoint
 from streams.apply_queue import ApplyQueue, chunks_of
-from streams.errors import DatabaseUnavailable, WorkerCrashed
+from streams.database import done_later
+from streams.errors import WorkerCrashed
 from streams.ingestion import Ingestion, Observer, Tally
 from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
 from streams.sources import Partition
@@ -40,8 +41,8 @@ from streams.sweeping import (
 from streams.upkeep import Upkeep
 from streams.worker_health import LifeSigns
 
-PREFETCHED_KB: Final = 16 * 1024
-"""What librdkafka holds beside; its default is four times that."""
+PREFETCHED_KB: Final = 8 * 1024
+"""What librdkafka holds beside; its default is eight times that."""
 POLL_MESSAGES: Final = 4000
 POLL_S: Final = 0.02
 """librdkafka waits so long for a batch to fill."""
@@ -178,23 +179,19 @@ class BareConsumer:
     def _sweep(self) -> None:
         """Release corrections whose original has come; go on where a person has resolved, or something was dropped."""
         began = time.monotonic()
-        try:
+        with done_later(), contextlib.suppress(KafkaUnavailable):
             states = self._sweeper.look()
             self._queue.ask_to_seek(self.ingestion.resume(states))
             if not self._queue.in_hand and self._sweeper.is_quiet(began):
                 fetched = dict(self._fetched)
                 self._queue.ask_to_seek(self._sweeper.dropped(states, fetched))
                 self._sweeper.check_quiet_logs(states, fetched)
-        except (psycopg.OperationalError, DatabaseUnavailable, KafkaUnavailable):
-            return  # the next sweep
 
     def _stop_when_drained(self) -> None:
         """End once every partition is applied up to the end that the log had when we started."""
-        try:
+        with done_later():
             if self._sweeper.is_drained(None if self._queue.in_hand else dict(self._fetched)):
                 self._ending.set()
-        except (psycopg.OperationalError, DatabaseUnavailable):
-            return
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         self._ending.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 import psycopg
@@ -66,6 +68,16 @@ def is_passing(error: Exception) -> bool:
     if state is None:
         return isinstance(error, psycopg.OperationalError)
     return state.startswith(("08", "25006", "25P03", "40", "53", "55P03", "57P", "58"))
+
+
+@contextlib.contextmanager
+def done_later() -> Iterator[None]:
+    """Around what is done again and again anyway: the block ends where the database is away (`is_passing`)."""
+    try:
+        yield
+    except (psycopg.Error, DatabaseUnavailable) as error:
+        if not is_passing(error):
+            raise
 
 
 def unavailable(error: Exception) -> DatabaseUnavailable:

@@ -23,7 +23,7 @@ from streams import alerts, sources
 from streams.alerts import Alert
 from streams.apply import Checkpoint, ChunkApplier, no_checkpoint
 from streams.chunks import Chunk, Record, contiguous_runs
-from streams.database import connect, is_passing
+from streams.database import connect, done_later, is_passing
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged
 from streams.positions import Applied
 from streams.release import Releaser
@@ -221,7 +221,11 @@ class Ingestion:
             return None  # fetched before we went back: it comes again
         self._read_logs_when_due()
         if partition.number not in self.feeds[partition.topic].states:
-            self._add_partitions(self.feeds[partition.topic])
+            with done_later(), contextlib.suppress(KafkaUnavailable):
+                self._add_partitions(self.feeds[partition.topic])
+            if partition.number not in self.feeds[partition.topic].states:
+                self.asked_in_vain.add(partition)
+                return None
         if not self.is_same_log(partition, fetched_at) or partition in self.tally.stopped:
             return None
         records = [Record(m.offset, m.key, m.value or b"", appended_at(m.timestamp)) for m in messages]
@@ -267,12 +271,12 @@ class Ingestion:
         self._waiting_for_the_database(write)
 
     def stored(self) -> dict[Partition, SourceState]:
-        """The stored state of every partition. Raises DatabaseUnavailable, psycopg.OperationalError."""
+        """The stored state of every partition. Raises DatabaseUnavailable, psycopg.Error."""
         with connect(self._database.url) as connection:
             return self.stored_in(connection)
 
     def stored_in(self, connection: psycopg.Connection) -> dict[Partition, SourceState]:
-        """The same, by a connection of the caller's. Raises psycopg.OperationalError."""
+        """The same, by a connection of the caller's. Raises psycopg.Error."""
         return {
             Partition(feed.topic, number): state
             for feed in self.feeds.values()
@@ -280,7 +284,7 @@ class Ingestion:
         }
 
     def release_orphans(self) -> None:
-        """Apply corrections whose original has come. Raises DatabaseUnavailable, psycopg.OperationalError."""
+        """Apply corrections whose original has come. Raises DatabaseUnavailable, psycopg.Error."""
         with connect(self._database.url) as connection:
             Releaser(connection).release_orphans()
 
@@ -323,7 +327,7 @@ class Ingestion:
     def _read_logs_when_due(self) -> None:
         """A log that was cut below its position must be noticed before it has grown past it again."""
         if time.monotonic() - self._logs_read_at > READ_LOGS_EVERY_S:
-            with contextlib.suppress(KafkaUnavailable, DatabaseUnavailable, psycopg.OperationalError):
+            with done_later(), contextlib.suppress(KafkaUnavailable):
                 self.read_logs()
 
     def _add_partitions(self, feed: FeedTopic) -> None:

@@ -11,7 +11,7 @@ import psycopg
 
 from streams import access_keys
 from streams.access_keys import AccessKey, Kind
-from streams.database import connect
+from streams.database import connect, is_passing
 from streams.errors import DatabaseUnavailable, KeysUnknown
 from streams.settings import DatabaseSettings
 
@@ -71,7 +71,9 @@ class KeyRing:
                 try:
                     self._keys = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
                     self._read_at = began
-                except (DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError):
+                except (psycopg.Error, DatabaseUnavailable) as error:
+                    if not is_passing(error):
+                        raise
                     return False
         return self._read_at >= asked_at
 
@@ -86,7 +88,7 @@ class KeyRing:
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._database.url, application="tollbook events serve")
             return access_keys.in_force(self._connection, self._kind)
-        except (psycopg.OperationalError, psycopg.InterfaceError):
+        except psycopg.Error:
             if self._connection is not None:
                 self._connection.close()
             raise

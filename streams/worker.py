@@ -18,14 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import faust
-import psycopg
 from faust.types.tuples import TP
 
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.settings import KafkaSettings
 from streams.apply import Checkpoint, no_checkpoint
 from streams.coalescing import ChunkScheduler, ChunkSchema, Fetched
-from streams.errors import DatabaseUnavailable, WorkerCrashed
+from streams.database import done_later
+from streams.errors import WorkerCrashed
 from streams.faust_credentials import credentials
 from streams.fetching import PromptTransport
 from streams.ingestion import FeedTopic, Ingestion, Observer, Tally
@@ -207,7 +207,7 @@ class StreamsWorker:
         between the broker and us.
         """
         began = time.monotonic()
-        try:
+        with done_later(), contextlib.suppress(KafkaUnavailable):
             states = await asyncio.to_thread(self._sweeper.look)
             for partition, position in self.ingestion.resume(states).items():
                 await self._seek(app, partition, position)
@@ -216,8 +216,6 @@ class StreamsWorker:
                 for partition, position in self._sweeper.dropped(states, fetched).items():
                     await self._seek(app, partition, position)
                 await asyncio.to_thread(self._sweeper.check_quiet_logs, states, fetched)
-        except (psycopg.OperationalError, DatabaseUnavailable, KafkaUnavailable):
-            return  # the next sweep
 
     async def _fetched(self, app: Any) -> dict[Partition, int | None]:
         """How far each of our partitions is fetched."""
@@ -245,7 +243,7 @@ class StreamsWorker:
 
     async def _stop_when_drained(self, app: Any) -> None:
         """End the process once every partition is applied up to the end that the log had when we started."""
-        with contextlib.suppress(DatabaseUnavailable):
+        with done_later():
             fetched = None if self._in_hand else await self._fetched(app)
             if await asyncio.to_thread(self._sweeper.is_drained, fetched):
                 os.kill(os.getpid(), signal.SIGTERM)

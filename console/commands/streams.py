@@ -111,7 +111,7 @@ def _as_soon_as_there(
 
 
 def _say(text: str) -> None:
-    err.print(text, markup=False)
+    err.print(text, markup=False, soft_wrap=True)
 
 
 def _reader(name: Reader) -> type[StreamsWorker] | type[BareConsumer]:

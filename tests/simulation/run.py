@@ -28,14 +28,13 @@ from typing import Any, Final
 import psycopg
 
 from devstack.stack import environment
-from serving_adapter.kafka_client import admin_client
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import TOPICS, ensure_topics
+from serving_adapter.topics import ensure_topics
 from streams import sources
 from streams.apply import STEPS
 from streams.database import connect
 from streams.settings import DatabaseSettings
-from tests.fixtures_services import Databases
+from tests.fixtures_services import Databases, delete_topics
 from tests.simulation import applying, invariants
 from tests.simulation.faults import Fault
 from tests.simulation.line import Line, Worker, wait_for
@@ -208,13 +207,7 @@ def _services() -> Iterator[tuple[Databases, KafkaSettings]]:
         yield databases, kafka
     finally:
         databases.drop_all()
-        _delete_topics(kafka)
-
-
-def _delete_topics(kafka: KafkaSettings) -> None:
-    admin = admin_client(kafka)  # held: its futures are never done once it is gone
-    for deleted in admin.delete_topics([topic.name(kafka.topic_prefix) for topic in TOPICS]).values():
-        deleted.result()
+        delete_topics(kafka)
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from tests.simulation.slow_link import SlowLink
 from tests.simulation.traffic import BEGIN
 
 STANDS_STILL_S = 8
-GROWS_AT_MOST_MIB = 70
+GROWS_AT_MOST_MIB = 100
 """A fetch of each partition, what waits, and a chunk with its copies; not the 120 MB that are sent."""
 
 # Inside a step: while its statement runs, which is held up by a lock on what it writes. The worker is stopped before.

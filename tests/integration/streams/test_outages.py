@@ -77,7 +77,7 @@ def test_a_worker_that_is_started_before_the_services(stack: Stack, line: Line) 
     """Whoever starts everything at once need not know the order."""
     line.send(50)
     kill(stack.postgres)
-    command = [sys.executable, "-m", "console.main", "streams", "run", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "console.main", "streams", "run", "--dev", "--listen", "127.0.0.1:0"]
     worker = line.process(command)
     assert worker.stdout is not None
     assert "waiting for it" in worker.stdout.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from streams import quarantine
 from streams.apply import ChunkApplier
-from streams.database import is_passing
+from streams.database import done_later, is_passing
 from tests.builders import EVENT, event_json, make_chunk, make_record
 
 WIDE = "漢" * 85
@@ -74,6 +75,7 @@ def test_what_the_database_refuses_is_found_by_halving_and_kept(
         (psycopg.errors.DeadlockDetected(), True),
         (psycopg.errors.DiskFull(), True),
         (psycopg.errors.AdminShutdown(), True),
+        (psycopg.errors.IdleInTransactionSessionTimeout(), True),
         (psycopg.errors.ProgramLimitExceeded(), False),
         (psycopg.errors.NumericValueOutOfRange(), False),
         (psycopg.errors.UndefinedTable(), False),
@@ -81,3 +83,5 @@ def test_what_the_database_refuses_is_found_by_halving_and_kept(
 )
 def test_only_errors_about_the_databases_state_are_waited_out(error: Exception, passing: bool) -> None:
     assert is_passing(error) is passing
+    with contextlib.nullcontext() if passing else pytest.raises(psycopg.Error), done_later():
+        raise error

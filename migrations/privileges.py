@@ -23,6 +23,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.event_identities_other": "delete",  # by age alone: a trigger says so, here and on the next two
     "usage.event_identities_rest": "delete",
     "usage.event_versions": "delete",
+    "usage.identity_ages": "update, delete",  # a trigger lets them grow younger only
     "usage.identity_sweeps": "update",
     "usage.ingest_rules": "update",
     "usage.rating_bands": "update, delete",

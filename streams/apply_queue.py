@@ -39,7 +39,7 @@ class ApplyQueue:
     def __init__(self, ingestion: Ingestion) -> None:
         self._ingestion = ingestion
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
-        self._waiting: deque[tuple[Future[None], int, int]] = deque()
+        self._waiting: deque[tuple[Partition, Future[None], int, int]] = deque()
         self._messages = self._bytes = 0
         self._eras: dict[Partition, int] = {}
         """How often a partition was read anew: what was polled before is not applied."""
@@ -60,21 +60,21 @@ class ApplyQueue:
         size = sum(len(message.value or b"") for message in chunk)
         era = self._eras.get(partition, 0)
         self._waiting.append(
-            (self._thread.submit(self._take, partition, chunk, time.monotonic(), era), len(chunk), size)
+            (partition, self._thread.submit(self._take, partition, chunk, time.monotonic(), era), len(chunk), size)
         )
         self._messages += len(chunk)
         self._bytes += size
 
-    def collect(self) -> bool:
-        """Forget what is done; whether anything was. Raises what applying raised."""
-        done = False
-        while self._waiting and self._waiting[0][0].done():
-            future, messages, size = self._waiting.popleft()
+    def collect(self) -> set[Partition]:
+        """Forget what is done; returns of which partitions. Raises what applying raised."""
+        done = set()
+        while self._waiting and self._waiting[0][1].done():
+            partition, future, messages, size = self._waiting.popleft()
             self._messages -= messages
             self._bytes -= size
             if not future.cancelled():
                 future.result()
-            done = True
+            done.add(partition)
         return done
 
     def drop(self, partitions: Iterable[Partition]) -> None:

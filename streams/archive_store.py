@@ -200,11 +200,17 @@ _TYPES: Final = [
 def let_go(connection: psycopg.Connection, sealed_before: datetime) -> int:
     """Take away what was recalled; returns how many days."""
     with connection.transaction():
+        connection.execute("lock table usage.archived_days in share row exclusive mode")
         connection.execute("truncate usage.recalled_events")
         connection.execute(
             "select drop_chunks('usage.windows_1m'::regclass, older_than => %s::timestamptz)", (sealed_before,)
         )
         return connection.execute("delete from usage.recalled_days").rowcount
+
+
+def hold_archive(connection: psycopg.Connection) -> None:
+    """Until the transaction ends nothing is dropped and nothing that was recalled is let go."""
+    connection.execute("lock table usage.archived_days in share mode")
 
 
 def require_present(connection: psycopg.Connection, start: datetime, end: datetime) -> None:

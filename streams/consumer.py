@@ -125,9 +125,9 @@ class BareConsumer:
             for partition, chunk in chunks_of(messages, self._chunk_messages):
                 self._queue.submit(partition, chunk)
                 self._fetched[partition] = chunk[-1].offset + 1
-                self._sweeper.took()
-            if self._queue.collect():
-                self._sweeper.took()
+                self._sweeper.took(partition)
+            for partition in self._queue.collect():
+                self._sweeper.took(partition)
             self._hold_back()
             for chore in chores:
                 chore.do(self.signs.seen_at)
@@ -178,14 +178,12 @@ class BareConsumer:
 
     def _sweep(self) -> None:
         """Release corrections whose original has come; go on where a person has resolved, or something was dropped."""
-        began = time.monotonic()
         with done_later(), contextlib.suppress(KafkaUnavailable):
             states = self._sweeper.look()
             self._queue.ask_to_seek(self.ingestion.resume(states))
-            if not self._queue.in_hand and self._sweeper.is_quiet(began):
-                fetched = dict(self._fetched)
-                self._queue.ask_to_seek(self._sweeper.dropped(states, fetched))
-                self._sweeper.check_quiet_logs(states, fetched)
+            fetched, in_hand = dict(self._fetched), self._queue.in_hand
+            self._queue.ask_to_seek(self._sweeper.dropped(states, fetched, in_hand=in_hand))
+            self._sweeper.check_logs(states, fetched, in_hand=in_hand)
 
     def _stop_when_drained(self) -> None:
         """End once every partition is applied up to the end that the log had when we started."""
@@ -207,7 +205,7 @@ class BareConsumer:
         except KafkaException as error:
             self._say(f"Kafka: {error.args[0].str()}")
         self.ingestion.close()
-        self._upkeep.round()  # so that what this worker applied is folded when it has ended
+        self._upkeep.round(at_once=True)  # so that what this worker applied is folded when it has ended
         self._upkeep.close()
 
     @staticmethod

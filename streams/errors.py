@@ -41,6 +41,14 @@ class SourceChanged(StreamsError):
         self.source = source
 
 
+class SourceStopped(StreamsError):
+    """The source was left standing until a person has looked at it, or another took its place."""
+
+    def __init__(self, source: str, why: str) -> None:
+        super().__init__(f"{source} stands still: {why}")
+        self.why = why
+
+
 class WorkerCrashed(StreamsError):
     """The worker ended by an unforeseen error. What it had committed is complete; starting it again is safe."""
 

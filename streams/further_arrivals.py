@@ -6,6 +6,7 @@ decided about one event is decided one after another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -20,7 +21,7 @@ from serving_adapter.identity import Identity, event_id_of, identity_of
 from streams import engine_sums
 from streams.chunks import Accepted, Refused
 from streams.duplicates import Verdict, Version, judge
-from streams.identity_keys import identity_key, numbered_by
+from streams.identity_keys import identity_key, minted, numbered_by
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 COUNTS: Final = ("input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
@@ -93,10 +94,13 @@ class Arrivals:
         identity = identity_of(message.event)
         stored = self._stored_versions(identity)
         verdict = judge([_version(row) for row in stored], _arriving(message))
-        if verdict in (Verdict.DUPLICATE, Verdict.RETIMED):
-            return Outcome(verdict.value)
+        if verdict is Verdict.DUPLICATE:
+            return Outcome.DUPLICATE
         if verdict is Verdict.CONFLICT:
             return _conflict(message, stored[0])
+        self._keep_young(identity, message, stored)
+        if verdict is Verdict.RETIMED:
+            return Outcome.RETIMED
         counting = max(stored, key=lambda row: _version(row).strength)
         if self._is_sealed(counting):
             return _refuse(message, "too_old", "what it belongs to is archived")
@@ -139,26 +143,55 @@ class Arrivals:
         if not stored:
             return _refuse(message, "orphan", "what it corrects has not arrived yet")
         known = self._stored_versions(identity_of(event))
-        if known:
-            verdict = judge([_version(row) for row in known], _arriving(message))
-            if verdict in (Verdict.DUPLICATE, Verdict.RETIMED):
-                return Outcome(verdict.value)
+        verdict = judge([_version(row) for row in known], _arriving(message)) if known else None
+        if verdict is Verdict.DUPLICATE:
+            return Outcome.DUPLICATE
+        if verdict is Verdict.CONFLICT:
             return _conflict(message, known[0])
+        if verdict is Verdict.RETIMED:
+            self._keep_young(identity_of(event), message, known)
+            return Outcome.RETIMED
         counting = max(stored, key=lambda row: _version(row).strength)
         if self._is_sealed(counting):
             return _refuse(message, "too_old", "what it corrects is archived")
         rows = self._counting(original, counting.completed_at)
-        sums = {name: sum(getattr(row, name) for row in rows) + getattr(event, name) for name in COUNTS}
-        if min(sums.values()) < 0 or sums["cache_hit_tokens"] > sums["input_tokens"]:
-            return _refuse(message, "invalid", f"would leave {', '.join(f'{k} {v}' for k, v in sums.items())}")
-        self._execute(f"insert into usage.event_identities ({_IDENTIFIED}) values ({_IDENTIFIED_VALUES})", message)
+        # The same correction as a weaker source told it leaves, as with an event (rule 1.5)
+        told = [row for row in rows if row.kind == "correction" and row.correction_no == event.correction_no]
+        if verdict is not Verdict.WEAKER:
+            left = [row for row in rows if row not in told]
+            sums = {name: sum(getattr(row, name) for row in left) + getattr(event, name) for name in COUNTS}
+            if min(sums.values()) < 0 or sums["cache_hit_tokens"] > sums["input_tokens"]:
+                return _refuse(message, "invalid", f"would leave {', '.join(f'{k} {v}' for k, v in sums.items())}")
+        table = "event_versions" if known else "event_identities"
+        self._execute(f"insert into usage.{table} ({_IDENTIFIED}) values ({_IDENTIFIED_VALUES})", message)
+        if known:
+            self._keep_young(identity_of(event), message, known)
         corrected = {key: getattr(rows[0], key) for key in WINDOW_KEY} | {"completed_at": counting.completed_at}
         self._execute(_ADD_EVENT, message, **corrected)
+        mine = (self.source, message.record.position)
+        if verdict is Verdict.WEAKER:
+            stronger = max(known, key=lambda row: _version(row).strength)
+            self._supersede(*mine, stronger.source, stronger.position)
+            engine_sums.note_weaker(self.connection, event)
+            return Outcome.APPLIED
+        for row in told:
+            self._count(row, -1)
+            self._supersede(row.source, row.position, *mine)
+            engine_sums.note_superseded(self.connection, decode(rows[0].raw), decode(row.raw))
         for row in self._counting(original, counting.completed_at):
-            if (row.source, row.position) == (self.source, message.record.position):
+            if (row.source, row.position) == mine:
                 self._count(row, +1)
         engine_sums.note_correction(self.connection, decode(rows[0].raw), event)
         return Outcome.APPLIED
+
+    def _keep_young(self, identity: Identity, message: Accepted, stored: Sequence[Any]) -> None:
+        """An identity that ages by its event's time is as young as the latest it came with."""
+        if minted(identity.request_id) is None and all(message.completed_at > row.completed_at for row in stored):
+            self.connection.execute(
+                "insert into usage.identity_ages as a (key, completed_at) values (%s, %s) on conflict (key) do update"
+                " set completed_at = excluded.completed_at where a.completed_at < excluded.completed_at",
+                (_key(identity), message.completed_at),
+            )
 
     def _is_sealed(self, counting: Any) -> bool:
         return self.sealed_before is not None and counting.completed_at < self.sealed_before

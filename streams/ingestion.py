@@ -24,7 +24,7 @@ from streams.alerts import Alert
 from streams.apply import Checkpoint, ChunkApplier, no_checkpoint
 from streams.chunks import Chunk, Record, contiguous_runs
 from streams.database import connect, done_later, is_passing
-from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged
+from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, SourceStopped
 from streams.positions import Applied
 from streams.release import Releaser
 from streams.replica_apply import ReplicaChunkApplier
@@ -115,7 +115,10 @@ def appended_at(timestamp_ms: int) -> datetime:
 
     What no broker says, only a producer that may set the time (a topic not fit for production), is held within bounds.
     """
-    return datetime.fromtimestamp(min(max(timestamp_ms, 0), _LAST_MS) / 1000, UTC)
+    try:
+        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0 if timestamp_ms < 0 else _LAST_MS / 1000, UTC)
 
 
 class FeedTopic:
@@ -238,6 +241,8 @@ class Ingestion:
             except SourceChanged as changed:
                 self.stand_still(partition, str(changed))
                 return None
+            except SourceStopped:
+                return self._look_again(partition)
         return None
 
     def is_same_log(self, partition: Partition, fetched_at: float) -> bool:
@@ -260,13 +265,31 @@ class Ingestion:
         self.stand_still(partition, sources.disagreement(state, log, partition.number) or "another log")
         return False
 
+    def _look_again(self, partition: Partition) -> int | None:
+        """Somebody stopped the source that we go by: stand still as well, or go on where it was resolved."""
+
+        def read() -> SourceState:
+            with connect(self._database.url) as connection:
+                return sources.states(connection, partition.topic)[partition.number]
+
+        state = self._waiting_for_the_database(read)
+        if state is None:
+            return None
+        if state.stopped_because is not None:
+            self._note_stopped(partition, state)
+            return None
+        self.feeds[partition.topic].states[partition.number] = state
+        self._sent_back_at[partition] = time.monotonic()
+        return state.next_position
+
     def stand_still(self, partition: Partition, why: str) -> None:
         """Leave a partition where it is until a person has looked at it. Waits for the database, to write that down."""
         self.tally.stopped[partition] = why
 
         def write() -> None:
             with connect(self._database.url) as connection:
-                self._stop(connection, partition, why)
+                source = self.feeds[partition.topic].states[partition.number].source
+                self._stop(connection, partition, source, why)
 
         self._waiting_for_the_database(write)
 
@@ -317,12 +340,15 @@ class Ingestion:
         for _ in range(2):
             stored = sources.states(connection, feed.topic)
             log = feed.read_log()
-            found = {Partition(feed.topic, n): sources.disagreement(state, log, n) for n, state in stored.items()}
-            if not any(found.values()):
-                return
-        for partition, why in found.items():
-            if why and partition not in self.tally.stopped:
-                self._stop(connection, partition, why)
+            going = {n: state for n, state in stored.items() if state.stopped_because is None}
+            found = {n: why for n, state in going.items() if (why := sources.disagreement(state, log, n))}
+            if not found:
+                break
+        for number, why in found.items():
+            self._stop(connection, Partition(feed.topic, number), stored[number].source, why)
+        for number, state in stored.items():
+            if state.stopped_because is not None:
+                self._note_stopped(Partition(feed.topic, number), state)
 
     def _read_logs_when_due(self) -> None:
         """A log that was cut below its position must be noticed before it has grown past it again."""
@@ -419,9 +445,14 @@ class Ingestion:
         self._sent_back_at[partition] = time.monotonic()
         return gap.expected
 
-    def _stop(self, connection: psycopg.Connection, partition: Partition, why: str) -> None:
+    def _note_stopped(self, partition: Partition, state: SourceState) -> None:
+        """A partition was stopped before we came, or by another worker: it stands still for all."""
+        if partition not in self.tally.stopped:
+            self.tally.stopped[partition] = str(state.stopped_because)
+            self._say(f"STOPPED {state.source}: {state.stopped_because}; `tollbook streams resolve` lets it go on")
+
+    def _stop(self, connection: psycopg.Connection, partition: Partition, source: str, why: str) -> None:
         self.tally.stopped[partition] = why
-        source = self.feeds[partition.topic].states[partition.number].source
         self._say(f"STOPPED {source}: {why}; `tollbook streams resolve` lets it go on")
         with connection.transaction():
             position = sources.mark_stopped(connection, source, why)

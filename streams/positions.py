@@ -15,7 +15,7 @@ import psycopg
 
 from streams import estimates
 from streams.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
-from streams.errors import SourceChanged
+from streams.errors import SourceChanged, SourceStopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class At(NamedTuple):
 def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
     """Lock the source's row until the transaction ends; return where it stands and what is not applied yet.
 
-    Raises SourceChanged, or PositionGap when a message would be skipped.
+    Raises SourceChanged; SourceStopped where a person has to look first, whoever noticed; or PositionGap when a message
+    would be skipped.
     """
     at = _lock(connection, chunk.source)
     return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records)
@@ -88,7 +89,7 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
         " retimed, quarantined, late, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " returning source, first_position, next_position)"
         " update usage.sources as s set next_position = proof.next_position,"
-        " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1, stopped_because = null,"
+        " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1,"
         " changed_at = now() from proof where s.source = proof.source and s.next_position = proof.first_position",
         (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
          done.quarantined, done.late, digest(records), chunk.leader_epoch),
@@ -99,17 +100,19 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
 def _lock(connection: psycopg.Connection, source: Source) -> At:
     name = source.name
     row = connection.execute(
-        "select next_position, ingest_no, source_no, cluster_id, topic_id from usage.sources where source = %s"
-        " for update",
+        "select next_position, ingest_no, source_no, cluster_id, topic_id, stopped_because from usage.sources"
+        " where source = %s for update",
         (name,),
     ).fetchone()
     if row is None:
         raise SourceChanged(name, "the source", "registered", "unknown")
-    next_position, ingest_no, source_no, cluster_id, topic_id = row
+    next_position, ingest_no, source_no, cluster_id, topic_id, stopped_because = row
     if cluster_id != source.cluster_id:
         raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
     if topic_id != source.topic_id:
         raise SourceChanged(name, "the topic", topic_id, source.topic_id)
+    if stopped_because is not None:
+        raise SourceStopped(name, stopped_because)
     return At(int(next_position), int(ingest_no) + 1, int(source_no))
 
 

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from streams import audit, rebanding
-from streams.archive_store import require_present
+from streams.archive_store import hold_archive, require_present
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
 WIDTHS: Final = {"windows_1m": "1 minute", "windows_1h": "1 hour"}
@@ -50,12 +50,13 @@ def rebuild(
     One snapshot (REPEATABLE READ), so that chunks which are applied meanwhile are in both or in neither. Replacing
     stops the sources for its transaction, so that no event is added between reading and writing. Raises EventsArchived.
     """
-    require_present(connection, start, end)
     with connection.transaction():
+        if not apply:
+            connection.execute("set transaction isolation level repeatable read")
+        hold_archive(connection)
         if apply:
             connection.execute("lock table usage.sources in exclusive mode")
-        else:
-            connection.execute("set transaction isolation level repeatable read")
+        require_present(connection, start, end)
         rebanded = rebanding.stage(connection, start, end)
         looked_at = replaced = 0
         listed: list[WindowDifference] = []

@@ -18,7 +18,15 @@ from streams.completeness import BootKey
 
 LOCKED_WITHIN: Final = "1s"
 """How long a lock that ingestion waits behind may be waited for; not got, it is tried again in the next round."""
-SWEPT: Final = ("event_identities_other", "event_identities_rest", "event_versions")
+SWEPT: Final = ("event_identities_other", "event_identities_rest", "event_versions", "identity_ages")
+_OLDER: Final = sql.SQL(
+    "usage.identified_at(t.key, t.completed_at) < %(before)s"
+    " and not exists (select from usage.identity_ages as a where a.key = t.key and a.completed_at >= %(before)s)"
+    # A version goes with its identity, never before it
+    " and (t.key < '80000000-0000-0000-0000-000000000000' or not exists (select from usage.event_identities as i"
+    "      where i.key = t.key and i.completed_at >= %(before)s))"
+)
+"""Whether an identity, by whatever time it was seen with, lies before."""
 """Tables of identities that are swept row by row; those of UUIDv7 go with their weeks."""
 _PAGE_BYTES: Final = 8192
 _BOOT_TABLES: Final = (
@@ -122,11 +130,10 @@ def sweep(connection: psycopg.Connection, table: str, blocks: int) -> Swept:
         first, before = row
         after = min(first + blocks, total)
         forgotten = connection.execute(
-            sql.SQL(
-                "delete from usage.{} where ctid >= %s::tid and ctid < %s::tid"
-                " and usage.identified_at(key, completed_at) < %s"
-            ).format(sql.Identifier(table)),
-            (f"({first},0)", f"({after},0)", before),
+            sql.SQL("delete from usage.{} as t where ctid >= %(first)s::tid and ctid < %(after)s::tid and {}").format(
+                sql.Identifier(table), _OLDER
+            ),
+            {"first": f"({first},0)", "after": f"({after},0)", "before": before},
         ).rowcount
         done = after >= total
         connection.execute(
@@ -139,8 +146,8 @@ def sweep(connection: psycopg.Connection, table: str, blocks: int) -> Swept:
 
 def older_identities(connection: psycopg.Connection, table: str, before: datetime) -> int:
     """How many rows a sweep would forget. Reads the whole table."""
-    query = sql.SQL("select count(*) from usage.{} where usage.identified_at(key, completed_at) < %s")
-    row = connection.execute(query.format(sql.Identifier(table)), (before,)).fetchone()
+    query = sql.SQL("select count(*) from usage.{} as t where {}").format(sql.Identifier(table), _OLDER)
+    row = connection.execute(query, {"before": before}).fetchone()
     return int(row[0]) if row else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
@@ -56,6 +56,10 @@ class SourceState:
         return Source(self.source, self.cluster_id, self.topic_id)
 
 
+TRUNCATED: Final = "it was truncated"
+"""Stands in why such a source stands still: below its position the log then has other messages."""
+
+
 def source_name(topic: str, partition: int, generation: int = 1) -> str:
     """The name of a partition's source: `kafka:tollbook.usage.v1/3`; `…/3@2` for the second log of that name."""
     return f"kafka:{topic}/{partition}" + (f"@{generation}" if generation > 1 else "")
@@ -74,7 +78,7 @@ def disagreement(state: SourceState, log: Log, partition: int) -> str | None:
         return f"the topic has no partition {partition} any more"
     at, begin, end = state.next_position, log.begins[partition], log.ends[partition]
     if end < at:
-        return f"the log ends at {end}, before position {at}: it was truncated"
+        return f"the log ends at {end}, before position {at}: {TRUNCATED}"
     if begin > at:
         return f"the log begins at {begin}: positions from {at} on are gone"
     return None
@@ -178,7 +182,8 @@ def resolve(
     """Let a partition that stands still go on from `to`; returns the source and the position it stood at.
 
     In the same log this passes over positions, which is kept with the reason. In another log of the same name, or where
-    the log was cut below the position, it begins a source of its own there. Raises CannotResolve.
+    the log was cut below the position (then `to` may lie before it), it begins a source of its own there. Raises
+    CannotResolve.
     """
     if not reason.strip():
         raise CannotResolve("passing over positions needs a reason")
@@ -192,14 +197,20 @@ def resolve(
             raise CannotResolve(
                 f"the log reaches from {log.begins[partition]} to {log.ends[partition]}: {to} is outside"
             )
-        is_cut = log.ends[partition] < state.next_position
+        # A log that was cut has other messages below the position, also once it has grown past it again
+        is_cut = to < state.next_position and (
+            TRUNCATED in (state.stopped_because or "") or log.ends[partition] < state.next_position
+        )
         if (state.cluster_id, state.topic_id) == (log.cluster_id, log.topic_id) and not is_cut:
             source = _pass_over(connection, state, to, reason, actor)
         else:
             _, _, generation = state.source.partition("@")
             source = source_name(log.topic, partition, int(generation or 1) + 1)
             _add(connection, source, log, to, state.feed)
-            mark_stopped(connection, state.source, f"replaced by {source}: {reason}")
+            connection.execute(
+                "update usage.sources set stopped_because = %s, changed_at = now() where source = %s",
+                (f"replaced by {source}: {reason}", state.source),
+            )
         detail = {"from": state.next_position, "to": to, "reason": reason, "was": state.source}
         audit.record(connection, actor, "streams.resolve", source, detail)
     return source, state.next_position
@@ -220,12 +231,12 @@ def _pass_over(connection: psycopg.Connection, state: SourceState, to: int, reas
     return state.source
 
 
-def mark_stopped(connection: psycopg.Connection, source: str, because: str | None) -> int:
-    """Note why a source stands still, or that it goes on again (None); returns where it stands."""
+def mark_stopped(connection: psycopg.Connection, source: str, because: str) -> int:
+    """Note why a source stands still, if it is not noted yet; returns where it stands. Only `resolve` lets it go on."""
     connection.execute(
         "update usage.sources set stopped_because = %s, changed_at = now()"
-        " where source = %s and stopped_because is distinct from %s",
-        (because, source, because),
+        " where source = %s and stopped_because is null",
+        (because, source),
     )
     row = connection.execute("select next_position from usage.sources where source = %s", (source,)).fetchone()
     assert row is not None, "a source is never deleted"

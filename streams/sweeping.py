@@ -28,6 +28,8 @@ UPKEEP_EVERY_S: Final = 1.0
 QUIET_S: Final = 3.0
 """With nothing in hand for so long, what was fetched and is not applied was dropped on the way."""
 LOG_CHECK_EVERY_S: Final = 10.0
+QUIET_BESIDE_OTHERS_S: Final = 20.0
+"""The same for one partition while others are at work: longer than anything waits its turn."""
 STUCK_S: Final = 60.0
 """Messages are there and nothing came for so long: the consumer hangs, and a restarted worker does not."""
 READ_AGAIN_TIMES: Final = 3
@@ -44,49 +46,57 @@ class Sweeper:
         self._ingestion = ingestion
         self._say = say
         self._drain_to = {p: end for feed in ingestion.feeds.values() for p, end in feed.ends.items()}
-        self._taken_at = time.monotonic()
+        self._taken_at = self._begun_at = time.monotonic()
+        self._taken_of: dict[Partition, float] = {}
+        self._stood: dict[Partition, tuple[int, float]] = {}
+        """Where a partition stood when it was last seen to have moved, and when."""
         self._logs_read_at = time.monotonic()
         self._read_again: dict[Partition, int] = {}
         self._reported = 0
         self._reported_at = time.monotonic()
 
-    def took(self) -> None:
-        """Something was taken in hand, or is done."""
-        self._taken_at = time.monotonic()
+    def took(self, partition: Partition) -> None:
+        """Something of a partition was taken in hand, or is done."""
+        self._taken_at = self._taken_of[partition] = time.monotonic()
 
     def moved(self, partitions: Iterable[Partition]) -> None:
         """These were applied further."""
         for partition in partitions:
             self._read_again.pop(partition, None)
 
-    def is_quiet(self, before: float) -> bool:
-        """Whether nothing was in hand for a while before this (monotonic seconds)."""
-        return self._taken_at <= before - QUIET_S
-
     def look(self) -> dict[Partition, SourceState]:
         """Release corrections whose original has come; the stored states. Raises as `Ingestion.stored` does."""
         self._ingestion.release_orphans()
         return self._ingestion.stored()
 
-    def dropped(self, states: Mapping[Partition, SourceState], fetched: Fetched) -> dict[Partition, int]:
-        """Where to go back to, where more was fetched than is applied while nothing is in hand.
+    def dropped(
+        self, states: Mapping[Partition, SourceState], fetched: Fetched, *, in_hand: bool
+    ) -> dict[Partition, int]:
+        """Where to go back to, where more was fetched than is applied and nothing of it has come up for a while.
 
         A client drops what it had fetched before a rebalance, and we what came while Kafka could not be asked. A later
-        message would show the gap; this is for when there is none.
+        message would show the gap; this is for when there is none. `in_hand`: something is being applied, or waits.
         """
+        now = time.monotonic()
+        all_quiet = not in_hand and self._taken_at <= now - QUIET_S
         back_to = {}
         for partition, position in fetched.items():
-            times = self._read_again.get(partition, 0)
-            if partition not in states:
+            if partition not in states or not self._goes_on(partition):
                 continue
             due = states[partition].next_position
-            if self._goes_on(partition) and times < READ_AGAIN_TIMES and (position or 0) > due:
+            if (position or 0) <= due:
+                continue
+            times = self._read_again.get(partition, 0)
+            if all_quiet and times < READ_AGAIN_TIMES:
                 if partition not in self._ingestion.asked_in_vain:
                     self._read_again[partition] = times + 1
                 back_to[partition] = due
+            elif not all_quiet and self._taken_of.get(partition, self._begun_at) <= now - QUIET_BESIDE_OTHERS_S:
+                self._taken_of[partition] = now
+                back_to[partition] = due
         return back_to
 
-    def check_quiet_logs(self, states: Mapping[Partition, SourceState], ours: Iterable[Partition]) -> None:
+    def check_logs(self, states: Mapping[Partition, SourceState], ours: Iterable[Partition], *, in_hand: bool) -> None:
         """Where nothing comes: is there nothing, or another log, or does the consumer hang?
 
         Raises WorkerCrashed if it hangs, and as `Ingestion.read_logs` does.
@@ -96,13 +106,17 @@ class Sweeper:
             return
         self._logs_read_at = now
         self._ingestion.read_logs()
-        if now - self._taken_at <= STUCK_S:
-            return
+        waits = in_hand and now - self._taken_at > QUIET_S  # for the database: nothing moves, and nothing hangs
         ends = {p: end for feed in self._ingestion.feeds.values() for p, end in feed.ends.items()}
+        stood, self._stood = self._stood, {}
         for partition in ours:
+            if partition not in states or not self._goes_on(partition):
+                continue
+            at = states[partition].next_position
+            since = stood[partition][1] if partition in stood and stood[partition][0] == at and not waits else now
+            self._stood[partition] = (at, since)
             tried = self._read_again.get(partition, 0) >= READ_AGAIN_TIMES  # in vain: a marker at its end
-            due = partition in states and ends.get(partition, 0) > states[partition].next_position
-            if self._goes_on(partition) and not tried and due:
+            if ends.get(partition, 0) > at and not tried and now - since > STUCK_S:
                 raise WorkerCrashed(f"{partition}: nothing came for {STUCK_S:.0f} s, and there is something")
 
     def waiting(self, states: Mapping[Partition, SourceState]) -> list[Partition]:

@@ -21,6 +21,8 @@ from streams.errors import DatabaseUnavailable
 from streams.retention import Retention
 from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
 
+SHARE_OF_TIME: Final = 0.05
+"""Of a worker's time, at most, goes into checks."""
 WEEKS_AHEAD_EVERY_S: Final = 3600.0
 """How often partitions for the ids of coming weeks are made."""
 
@@ -47,9 +49,16 @@ class Upkeep:
         self._producer: EventProducer | None = None
         self._failing = False
         self._weeks_added_at = -math.inf
+        self._not_before = -math.inf
 
-    def round(self) -> bool:
-        """Check and deliver once. False if it failed, the database or Kafka being away; said once, until it works."""
+    def round(self, *, at_once: bool = False) -> bool:
+        """Check and deliver once. False if it failed, the database or Kafka being away; said once, until it works.
+
+        A check that takes long, because a backlog brings numbers out of order, is made less often unless `at_once`.
+        """
+        began = time.monotonic()
+        if began < self._not_before and not at_once:
+            return True
         try:
             if self._connection is None or self._check is None or self._retention is None:
                 self._connection = connect(self._database.url, application="tollbook streams upkeep")
@@ -68,6 +77,8 @@ class Upkeep:
             self.close()
             return False
         self._failing = False
+        ended = time.monotonic()
+        self._not_before = ended + (ended - began) / SHARE_OF_TIME
         return True
 
     def close(self) -> None:

@@ -83,7 +83,8 @@ class StreamsWorker:
         self._upkeep_thread = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
         self._sweeper = Sweeper(self.ingestion, say)
-        self._in_hand = False
+        self._in_hand: set[str] = set()
+        """Feeds of which a chunk is being applied."""
         self._queues: dict[str, asyncio.Queue[Any]] = {}
         self.signs = LifeSigns(time.monotonic())
 
@@ -117,7 +118,7 @@ class StreamsWorker:
 
     def _end_upkeep(self) -> None:
         """A last round, so that what this worker applied is folded when it has ended."""
-        self._upkeep_thread.submit(self._upkeep.round).result()
+        self._upkeep_thread.submit(self._upkeep.round, at_once=True).result()
         self._upkeep_thread.shutdown()
         self._upkeep.close()
 
@@ -175,12 +176,13 @@ class StreamsWorker:
         async def apply_chunks(stream: Any) -> None:
             self._queues[feed.topic] = stream.channel.queue
             async for event in stream.events():
-                self._in_hand = True
+                self._in_hand.add(feed.topic)
+                partition = Partition(feed.topic, event.message.partition)
                 try:
-                    await self._take(app, Partition(feed.topic, event.message.partition), event.value)
+                    await self._take(app, partition, event.value)
                 finally:
-                    self._in_hand = False
-                    self._sweeper.took()
+                    self._in_hand.discard(feed.topic)
+                    self._sweeper.took(partition)
 
         app.agent(app.topic(feed.topic, schema=ChunkSchema(), acks=False), name=f"apply-{feed.feed}")(apply_chunks)
 
@@ -206,16 +208,14 @@ class StreamsWorker:
         """Release corrections whose original has come; go on where a person has resolved, or where messages got lost
         between the broker and us.
         """
-        began = time.monotonic()
         with done_later(), contextlib.suppress(KafkaUnavailable):
             states = await asyncio.to_thread(self._sweeper.look)
             for partition, position in self.ingestion.resume(states).items():
                 await self._seek(app, partition, position)
-            if not self._in_hand and self._sweeper.is_quiet(began):
-                fetched = await self._fetched(app)
-                for partition, position in self._sweeper.dropped(states, fetched).items():
-                    await self._seek(app, partition, position)
-                await asyncio.to_thread(self._sweeper.check_quiet_logs, states, fetched)
+            fetched = await self._fetched(app)
+            for partition, position in self._sweeper.dropped(states, fetched, in_hand=bool(self._in_hand)).items():
+                await self._seek(app, partition, position)
+            await asyncio.to_thread(self._sweeper.check_logs, states, fetched, in_hand=bool(self._in_hand))
 
     async def _fetched(self, app: Any) -> dict[Partition, int | None]:
         """How far each of our partitions is fetched."""

@@ -16,6 +16,7 @@ from serving_adapter.settings import KafkaSettings
 
 TENANTS = tuple(f"tenant_{number:03d}" for number in range(500))
 MODELS = tuple(f"model-{number:02d}" for number in range(20))
+REPLICAS = 40  # two for each model: an engine serves one
 STAMPED_EVERY = 1000
 BURST_S = 0.005
 TEMPLATE = (
@@ -31,7 +32,7 @@ def tenant_weights() -> list[float]:
 
 
 def events(count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, message) of so many events of 20 replicas, about 350 bytes each, with UUIDv7 ids in order of time."""
+    """(key, message) of so many events of 40 replicas, about 350 bytes each, with UUIDv7 ids in order of time."""
     dice = random.Random(seed)
     tenants = dice.choices(TENANTS, tenant_weights(), k=100_000)
     timestamp, minted = "", 0
@@ -43,9 +44,9 @@ def events(count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
         tenant, bits = tenants[number % 100_000], dice.getrandbits(72)
         request = uuid7_text(minted, number, bits)
         yield tenant.encode(), TEMPLATE.format(
-            tenant=tenant, request=request, model=MODELS[bits % 20], input=bits % 3000 + 100, output=bits % 700 + 1,
-            cached=bits % 100, duration=bits % 9000, gpu=bits % 500_000, timestamp=timestamp, replica=number % 20,
-            boot=seed, seq=number // 20 + 1,
+            tenant=tenant, request=request, model=MODELS[number % 20], input=bits % 3000 + 100, output=bits % 700 + 1,
+            cached=bits % 100, duration=bits % 9000, gpu=bits % 500_000, timestamp=timestamp,
+            replica=number % REPLICAS, boot=seed, seq=number // REPLICAS + 1,
         ).encode()  # fmt: skip
 
 

@@ -109,6 +109,19 @@ def test_a_correction_counts_once(connection: psycopg.Connection, applier: Chunk
     assert windows(connection)[0][-1] == 3
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_one_correction_by_two_sources_the_stronger_counts(
+    connection: psycopg.Connection, applier: ChunkApplier, order: Sequence[int]
+) -> None:
+    told = [correction(1, output_tokens=-1) | {"usage_source": "stream"}, correction(1, output_tokens=-2)]
+    done = send(applier, connection, ENGINE, *(told[i] for i in order), *told, correction(2, output_tokens=-1))
+    assert [(d.applied, d.duplicates) for d in done] == [(1, 0), (1, 0), (1, 0), (0, 1), (0, 1), (1, 0)]
+    assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 2)]
+    assert_windows_are_their_events(connection)
+    send(applier, connection, told[1] | {"output_tokens": -3})
+    assert quarantine.counts(connection) == {"conflict": 1}
+
+
 @pytest.mark.parametrize("deltas", [{"output_tokens": -6}, {"input_tokens": -7}, {"cache_hit_tokens": 7}])
 def test_a_correction_that_leaves_impossible_sums_is_refused(
     connection: psycopg.Connection, applier: ChunkApplier, deltas: dict[str, int]
@@ -198,10 +211,11 @@ def test_random_arrivals_leave_windows_that_are_their_events(
         ]  # fmt: skip
         for number in range(1, dice.randint(1, 3)):
             identity = Identity("tenant_1", f"req-{request}", 1, "usage", 0)
-            events.append(
+            events += [
                 correction(number, output_tokens=dice.randint(-2, 2))
-                | {"request_id": f"req-{request}", "corrects": str(event_id_of(identity))}
-            )
+                | {"request_id": f"req-{request}", "corrects": str(event_id_of(identity)), "usage_source": source}
+                for source in dice.sample(sources, dice.randint(1, 2))
+            ]
     events += dice.sample(events, 10)
     dice.shuffle(events)
     send(applier, connection, *events)

@@ -18,6 +18,7 @@ from reconciliation import agreement
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
 from streams import sources, tenants
+from streams.apply_queue import Fetched
 from streams.errors import CannotResolve
 from streams.ingestion import Ingestion
 from streams.settings import DatabaseSettings
@@ -214,7 +215,7 @@ def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, 
 
 
 def test_a_log_that_was_cut_is_noticed_while_other_partitions_are_busy(
-    topic: Topic, line: Line, connection: psycopg.Connection
+    topic: Topic, line: Line, drain: Drain, connection: psycopg.Connection
 ) -> None:
     """A log is cut when an election takes a replica that lacks the end. Here the position is moved instead."""
     topic.send(0, 5)
@@ -234,10 +235,42 @@ def test_a_log_that_was_cut_is_noticed_while_other_partitions_are_busy(
     wait_for(stands_still, "the partition stands still", worker)
     alert = connection.execute("select kind, key, subject ->> 'position' from usage.alerts").fetchall()
     assert alert == [("source_stopped", name, "9")]
-    assert resolve(topic, connection, 5) == f"{name}@2"
-    topic.send(5, 3)
+
+    # It grows past the position: the stop holds, for this worker and for those that have not seen the cut
+    topic.send(5, 7)
     of_partition = "select count(*) from usage.events where starts_with(request_id, 'req-')"
-    wait_for(lambda: connection.execute(of_partition).fetchone() == (8,), "the new end is applied", worker)
+    done = drain()
+    assert (done.returncode, connection.execute(of_partition).fetchone()) == (1, (5,))
+    assert "it was truncated" in done.stderr
+    other = line.worker(name="two")
+    assert resolve(topic, connection, 5) == f"{name}@2"
+    wait_for(lambda: connection.execute(of_partition).fetchone() == (12,), "what came after the cut is applied", worker)
+    worker.kill()
+    topic.send(12, 3)
+    wait_for(lambda: connection.execute(of_partition).fetchone() == (15,), "another worker goes on", other)
+
+
+def test_a_worker_that_goes_by_a_source_that_was_replaced_follows_to_the_new_one(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str
+) -> None:
+    """Another worker had the partition when it was stopped, and a person has resolved it since."""
+    topic.send(0, 5)
+    said: list[str] = []
+    ingestion = Ingestion(topic.kafka, DatabaseSettings(own_database_url), say=said.append)
+    partition = Partition(topic.name, PARTITION)
+    name = source_name(topic.name, PARTITION)
+    connection.execute("update usage.sources set next_position = 3 where source = %s", (name,))
+    sources.mark_stopped(connection, name, f"the log ended at 1: {sources.TRUNCATED}")
+    messages = [Fetched(n, b"tenant_1", event_json(request_id=f"req-{n}"), 1_793_534_400_000) for n in range(5)]
+    assert ingestion.take(partition, messages[3:], time.monotonic()) is None
+    assert list(ingestion.tally.stopped) == [partition]
+    assert applied(connection) == 0
+    ingestion.tally.stopped.clear()  # as one that has not looked yet
+    assert resolve(topic, connection, 1) == f"{name}@2"
+    assert ingestion.take(partition, messages[3:], time.monotonic()) == 1
+    assert ingestion.take(partition, messages[1:], time.monotonic()) is None
+    assert (applied(connection), ingestion.tally.stopped) == (4, {})
+    ingestion.close()
 
 
 def test_a_partition_that_was_added_is_read_from_its_beginning(

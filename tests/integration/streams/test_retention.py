@@ -113,6 +113,31 @@ def test_identities_are_forgotten_by_age_and_what_was_forgotten_never_counts_aga
     assert quarantine.counts(connection) == {"too_old": 2}
 
 
+@pytest.mark.parametrize("first", ["gateway", "engine"])
+@pytest.mark.parametrize("retimed", [False, True])
+def test_an_identity_is_as_young_as_the_latest_time_that_it_came_with(
+    connection: psycopg.Connection, applier: ChunkApplier, first: str, retimed: bool
+) -> None:
+    """No UUIDv7: a stronger source, or a resend, told a later completion, and may be sent again with that."""
+    other = "engine" if retimed or first == "gateway" else "gateway"
+    later = {"request_id": "req-0", "usage_source": first if retimed else other, "timestamp": NOVEMBER.isoformat()}
+    sent = [at(0, OCTOBER, OCTOBER, usage_source=first), at(1, NOVEMBER, NOVEMBER, **later)]
+    assert sum(apply(applier, *sent)) == 2
+    retention_store.set_closed_before(connection, NOVEMBER + 10 * DAY, actor="ada")
+    done = retain(connection, NOVEMBER + 30 * DAY)  # 1 October is behind the horizon, 1 November is not
+    assert done.before is not None
+    assert OCTOBER < done.before < NOVEMBER
+    assert (done.identities, known(connection, "req-0")) == (0, ["req-0"])
+    rows = connection.execute("select sum(requests)::int8 from usage.windows_1h").fetchone()
+    again = at(2, NOVEMBER, NOVEMBER + 30 * DAY, **later)
+    assert apply(applier, again)[0] == 0
+    assert connection.execute("select sum(requests)::int8 from usage.windows_1h").fetchone() == rows
+    done = retain(connection, NOVEMBER + 60 * DAY)
+    assert known(connection, "req-0") == []
+    left = "select (select count(*) from usage.event_versions), (select count(*) from usage.identity_ages)"
+    assert connection.execute(left).fetchone() == (0, 0)
+
+
 def test_an_identity_cannot_be_deleted_before_its_time(
     connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
 ) -> None:

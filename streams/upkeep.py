@@ -22,7 +22,8 @@ from streams.retention import Retention
 from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
 
 SHARE_OF_TIME: Final = 0.05
-"""Of a worker's time, at most, goes into checks."""
+"""Of a worker's time so much, at most, goes into checks."""
+RESTS_AT_MOST_S: Final = 10.0
 WEEKS_AHEAD_EVERY_S: Final = 3600.0
 """How often partitions for the ids of coming weeks are made."""
 
@@ -56,15 +57,17 @@ class Upkeep:
 
         A check that takes long, because a backlog brings numbers out of order, is made less often unless `at_once`.
         """
-        began = time.monotonic()
-        if began < self._not_before and not at_once:
+        if time.monotonic() < self._not_before and not at_once:
             return True
         try:
             if self._connection is None or self._check is None or self._retention is None:
                 self._connection = connect(self._database.url, application="tollbook streams upkeep")
                 self._check = CompletenessCheck(self._connection, self._settings)
                 self._retention = Retention(self._connection, self._retention_settings)
+            began = time.monotonic()
             self._check.run()
+            ended = time.monotonic()
+            self._not_before = ended + min((ended - began) / SHARE_OF_TIME, RESTS_AT_MOST_S)
             if time.monotonic() - self._weeks_added_at > WEEKS_AHEAD_EVERY_S:
                 self._connection.execute("select usage.add_identity_weeks(current_date, current_date + 14)")
                 self._weeks_added_at = time.monotonic()
@@ -77,8 +80,6 @@ class Upkeep:
             self.close()
             return False
         self._failing = False
-        ended = time.monotonic()
-        self._not_before = ended + (ended - began) / SHARE_OF_TIME
         return True
 
     def close(self) -> None:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
+from billing import documents
+from billing.credit_application import grant_of, payments, price_reductions, whole_minor
+from billing.credits import Grant, GrantKind, TaxTreatment
+from billing.documents import Document, DocumentKind, PaidByCredit, Payer
 from billing.errors import CurrencyMismatch, IllegalTransition
-from billing.money import (
-    ZERO,
-    Currency,
-    Rounding,
-    currency,
-    exactly,
-    plain,
-    round_to_quantum,
-    spread,
-    to_minor,
-    total,
-)
+from billing.money import ZERO, Currency, Rounding, currency, exactly, from_minor, plain
 from billing.periods import BillingPeriod
 from billing.price_plans import DEFAULT_TAX_GROUP
-from billing.rating import Naming, RatedLine, net, segments_of
+from billing.rating import LineKind, Naming, RatedLine, net, segments_of
+from billing.rating.period import Coverable
+from billing.subscriptions import Piece
+from billing.tax import NO_TAX, TaxMode, TaxRow, TaxRules
 
 _INVOICE: Final = uuid.UUID("0d3c9c0a-6f5f-5c57-8f0e-0c6b0f5f4a57")
 INVOICED: Final = "invoiced"
@@ -87,8 +84,54 @@ class InvoiceLine:
 
 
 @dataclass(frozen=True, slots=True)
+class CreditUsed:
+    """What an invoice draws of a grant, as a positive amount: exact, and on the document in minor units.
+
+    `left` is what is left of the grant then, in major units.
+    """
+
+    grant_id: str
+    kind: GrantKind
+    treatment: TaxTreatment
+    amount: Decimal
+    amount_minor: int
+    left: Decimal
+
+    @property
+    def pays(self) -> bool:
+        """Whether it pays of the total; else it is among the lines, before tax."""
+        return self.treatment is TaxTreatment.PAYMENT
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedIn:
+    """What an earlier invoice below the minimum left to this one, in minor units; it keeps its own tax (13.16)."""
+
+    invoice_id: uuid.UUID
+    number: str
+    amount_minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountCredits:
+    """What grants can give for an account's usage: `left` of each in major units, what they can cover, and the pieces
+    of the period that lines of credit belong to."""
+
+    grants: Sequence[Grant] = ()
+    left: Mapping[str, Decimal] = field(default_factory=dict)
+    coverable: Sequence[Coverable] = ()
+    cut: Sequence[Piece] = ()
+
+
+NO_CREDITS: Final = AccountCredits()
+
+
+@dataclass(frozen=True, slots=True)
 class Invoice:
-    """An invoice's content. Minor amounts are integers; `exact_total`, `rounding` (= exact − rounded) major units."""
+    """An invoice's content. Minor amounts are integers; `exact_total`, `rounding` (= exact − rounded) major units.
+
+    Due is the total, less what credits pay, with what is carried in.
+    """
 
     identity: InvoiceIdentity
     lines: tuple[InvoiceLine, ...]
@@ -98,6 +141,10 @@ class Invoice:
     tax_minor: int
     total_minor: int
     amount_due_minor: int
+    tax_mode: TaxMode = TaxMode.NONE
+    taxes: tuple[TaxRow, ...] = ()
+    credits: tuple[CreditUsed, ...] = ()
+    carried: tuple[CarriedIn, ...] = ()
 
     @property
     def invoice_id(self) -> uuid.UUID:
@@ -105,13 +152,24 @@ class Invoice:
         return self.identity.invoice_id
 
     @property
+    def receivable_minor(self) -> int:
+        """What the payer owes for this document alone: its total, less what credits pay of it."""
+        return self.total_minor - sum(each.amount_minor for each in self.credits if each.pays)
+
+    @property
     def lines_hash(self) -> str:
-        """SHA-256 of the lines, in hex: equal hashes mean an equal document."""
-        content = [
+        """SHA-256 of the lines, taxes, credits and what is carried in, in hex: equal hashes mean an equal document."""
+        content: list[list[object]] = [
             [line.line_key, plain(line.rated.quantity), plain(line.rated.unit_price or ZERO), plain(line.rated.amount),
              line.amount_minor, line.tax_group, line.original_period]
             for line in self.lines
         ]  # fmt: skip
+        content += [["tax", self.tax_mode, r.group, plain(r.rate), r.base_minor, r.tax_minor] for r in self.taxes]
+        content += [
+            ["credit", c.grant_id, c.kind, c.treatment, plain(c.amount), c.amount_minor, plain(c.left)]
+            for c in self.credits
+        ]
+        content += [["carried", str(c.invoice_id), c.number, c.amount_minor] for c in self.carried]
         return hashlib.sha256(b"tollbook.invoice_lines.v1\n" + json.dumps(content).encode()).hexdigest()
 
 
@@ -121,36 +179,65 @@ def draw_up(
     *,
     plan_versions: Mapping[str, int],
     rounding: Rounding = Rounding.HALF_EVEN,
+    tax: TaxRules = NO_TAX,
+    credits: AccountCredits = NO_CREDITS,
+    carried: Sequence[CarriedIn] = (),
 ) -> Invoice:
-    """The invoice over posted rated lines: net rounded once, then spread over the lines (docs/spec/money.md 5).
+    """The invoice over posted rated lines, in the order of docs/spec/money.md 3 from the price reductions on.
 
-    `plan_versions` says how many versions each plan has, for the line keys. There is no tax yet: total = net = due.
+    `plan_versions` says how many versions each plan has, for the line keys. Raises CurrencyMismatch, UnknownTaxGroup.
     """
-    lines = [replace(line, reason=INVOICED) for line in net(posted).values()]
+    reduced = price_reductions(credits.coverable, credits.grants, credits.left, credits.cut)
+    lines = [replace(line, reason=INVOICED) for line in (*net(posted).values(), *reduced.lines)]
     for line in lines:
         if line.currency != identity.currency:
             raise CurrencyMismatch(f"a line in {line.currency} on an invoice in {identity.currency}")
-    named = _named(lines, plan_versions)
-    money = identity.money
-    exact_total = total(line.amount for line in lines)
-    rounded = round_to_quantum(exact_total, money.quantum, rounding)
-    shares = spread(rounded, {key: line.amount for key, line in named.items()}, money.quantum)
-    with exactly():
-        residue = exact_total - rounded
-    net_minor = to_minor(rounded, money)
+    payer = Payer(identity.money, tax, rounding)
+    document = documents.draw_up(DocumentKind.USAGE, identity.period, _named(lines, plan_versions), payer)
+    whole = {grant_id: whole_minor(left, payer) for grant_id, left in credits.left.items()}
+    paid = payments(document, reduced.open, credits.grants, whole, payer)
+    document = documents.settle(document, paid, sum(each.amount_minor for each in carried), payer)
+    taxed = tax.mode is not TaxMode.NONE
     return Invoice(
         identity=identity,
         lines=tuple(
-            InvoiceLine(key, named[key], to_minor(shares[key], money), tax_group=named[key].tax_group)
-            for key in sorted(named, key=str.encode)
+            InvoiceLine(line.key, line.rated, line.amount_minor, tax_group=line.rated.tax_group)
+            for line in document.lines
         ),
-        exact_total=exact_total,
-        rounding=residue,
-        net_minor=net_minor,
-        tax_minor=0,
-        total_minor=net_minor,
-        amount_due_minor=net_minor,
+        exact_total=document.exact_total,
+        rounding=document.residue,
+        net_minor=document.net_minor,
+        tax_minor=sum(row.tax_minor for row in document.taxes),
+        total_minor=document.total_minor,
+        amount_due_minor=document.due_minor,
+        tax_mode=tax.mode,
+        taxes=document.taxes if taxed else (),
+        credits=_credits_used(document, reduced.drawn, paid, credits, payer),
+        carried=tuple(carried),
     )
+
+
+def _credits_used(
+    document: Document,
+    drawn: Mapping[str, Decimal],
+    paid: Iterable[PaidByCredit],
+    credits: AccountCredits,
+    payer: Payer,
+) -> tuple[CreditUsed, ...]:
+    reductions: dict[str, int] = defaultdict(int)
+    for line in document.lines:
+        if line.rated.identity.kind == LineKind.CREDIT:
+            reductions[grant_of(line.rated, drawn)] -= line.amount_minor
+    used = {grant_id: (amount, reductions[grant_id]) for grant_id, amount in drawn.items()}
+    used |= {each.grant_id: (from_minor(each.used_minor, payer.money), each.used_minor) for each in paid}
+    found = []
+    for grant in sorted(credits.grants, key=lambda grant: grant.grant_id):
+        if grant.grant_id in used:
+            amount, minor = used[grant.grant_id]
+            with exactly():
+                left = credits.left[grant.grant_id] - amount
+            found.append(CreditUsed(grant.grant_id, grant.kind, grant.treatment, amount, minor, left))
+    return tuple(found)
 
 
 def _named(lines: list[RatedLine], plan_versions: Mapping[str, int]) -> dict[str, RatedLine]:

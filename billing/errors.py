@@ -5,6 +5,7 @@ BillingError
 ├── PeriodInvalid, PeriodNotEnded
 ├── PlanInvalid, PlanUnsupported, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
+├── UnknownCredit, CreditRefused, TaxRuleRefused, ProposalRefused
 ├── Unratable
 │   ├── NegativeUsage
 │   └── AmountTooLarge
@@ -90,6 +91,22 @@ class NoPriceVersion(BillingError):
 
 class SubscriptionRefused(BillingError):
     """A subscription that overlaps another, or does not fit its billing account."""
+
+
+class UnknownCredit(BillingError):
+    """A credit that was never granted."""
+
+
+class CreditRefused(BillingError):
+    """A credit that cannot be given so, or that cannot be drawn, voided, settled or refunded as it stands."""
+
+
+class TaxRuleRefused(BillingError):
+    """A tax rule that says nothing whole, or that would change what is invoiced already."""
+
+
+class ProposalRefused(BillingError):
+    """A proposal that does not exist, is decided already, is one's own, or can no longer be carried out."""
 
 
 class Unratable(BillingError):

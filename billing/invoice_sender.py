@@ -10,7 +10,14 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from billing import account_store, invoice_store, ledger_store, rated_line_store, stripe_request_store
+from billing import (
+    account_store,
+    credit_drawing,
+    invoice_store,
+    ledger_store,
+    rated_line_store,
+    stripe_request_store,
+)
 from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceEvent, InvoiceState, settled_locally
 from billing.money import plain, total
@@ -29,6 +36,7 @@ from billing.sending import (
     invoice_metadata,
     lines_requests,
     number_request,
+    stripe_lines,
 )
 from billing.stripe_gateway import StripeInvoice
 
@@ -77,10 +85,11 @@ class InvoiceSender:
         with self._connection.begin():
             rated_line_store.lock_period(self._connection, stored.invoice.identity.period, shared=True)
             self._check_current(stored)
+            credit_drawing.reserve(self._connection, stored.invoice)
             locally = settled_locally(stored.invoice)
             if locally is None:
-                if len(stored.invoice.lines) > LINES_MAX:
-                    raise Parked(f"{len(stored.invoice.lines)} lines; Stripe takes {LINES_MAX}: use a plan with fewer")
+                if (lines := len(stripe_lines(stored.invoice))) > LINES_MAX:
+                    raise Parked(f"{lines} lines; Stripe takes {LINES_MAX}: use a plan with fewer")
                 return self._set(stored, SendingStep.FROZEN, frozen_at=self._given.now)
             columns: dict[str, object] = {"frozen_at": self._given.now, "parked_because": None}
             if locally is InvoiceEvent.CARRY:
@@ -93,9 +102,10 @@ class InvoiceSender:
         identity = stored.invoice.identity
         posted = rated_line_store.posted(self._connection, identity.period, billing_account=identity.billing_account)
         rated = total(line.amount for lines in posted.values() for line in lines)
-        if rated != stored.invoice.exact_total:
+        drafted = stored.invoice.rated_total
+        if rated != drafted:
             raise Parked(
-                f"the draft is over {plain(stored.invoice.exact_total)}, rated are {plain(rated)}"
+                f"the draft is over {plain(drafted)}, rated are {plain(rated)}"
                 f" {identity.currency}: draw the invoices up again"
             )
         for state in rated_line_store.tenant_periods(self._connection, identity.period, posted.keys()).values():
@@ -104,10 +114,14 @@ class InvoiceSender:
 
     def _issue(self, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object]) -> StoredInvoice:
         """The invoice becomes due: its journal entry and its new state, in the caller's transaction."""
-        entry = invoice_issued(stored.invoice, now=self._given.now)
+        given = self._given
+        entry = invoice_issued(stored.invoice, now=given.now)
+        entry_id = None
         if entry is not None:
-            columns["entry_id"] = ledger_store.post(self._connection, [entry])[entry.idempotency_key]
-        return invoice_store.move(self._connection, stored, event, self._given.now, self._given.actor, **columns)
+            entry_id = ledger_store.post(self._connection, [entry])[entry.idempotency_key]
+            columns["entry_id"] = entry_id
+        credit_drawing.draw(self._connection, stored.invoice, entry_id, given.now, given.actor)
+        return invoice_store.move(self._connection, stored, event, given.now, given.actor, **columns)
 
     def _find_customer(self, stored: StoredInvoice) -> StoredInvoice:
         account = self._account

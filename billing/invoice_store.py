@@ -9,11 +9,13 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, UUID, Connection, Row, String, any_, cast, func, select, update
+from sqlalchemy import ARRAY, UUID, Connection, Row, String, any_, case, cast, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from billing import tables
+from billing import invoice_parts, tables
+from billing.credits import TaxTreatment
 from billing.errors import IllegalTransition, InvoiceAltered, InvoiceFrozen, UnknownInvoice
+from billing.invoice_parts import Parts
 from billing.invoices import (
     INVOICED,
     Invoice,
@@ -26,7 +28,9 @@ from billing.invoices import (
 )
 from billing.periods import BillingPeriod
 from billing.rated_line_store import line_columns, rated_line
+from billing.rating import LineKind
 from billing.sending import SendingStep
+from billing.tax import TaxMode
 
 INVOICE_SERIES: Final = "invoice"
 
@@ -78,6 +82,7 @@ def save_draft(connection: Connection, invoice: Invoice, now: datetime, actor: s
         "tax_minor": invoice.tax_minor,
         "total_minor": invoice.total_minor,
         "amount_due_minor": invoice.amount_due_minor,
+        "tax_mode": invoice.tax_mode.value,
         "lines_hash": invoice.lines_hash,
         "drafted_at": now,
     }
@@ -107,6 +112,7 @@ def save_draft(connection: Connection, invoice: Invoice, now: datetime, actor: s
         connection.execute(tables.invoice_lines.delete().where(tables.invoice_lines.c.invoice_id == invoice_id))
     if invoice.lines:
         connection.execute(tables.invoice_lines.insert(), [_line_row(invoice_id, line) for line in invoice.lines])
+    invoice_parts.save(connection, invoice, replace=found is not None)
     return True
 
 
@@ -172,25 +178,42 @@ def as_stored(
 
 def totals(
     connection: Connection, states: Collection[InvoiceState]
-) -> dict[tuple[str, str, datetime], tuple[int, Decimal]]:
-    """All invoices in some states: (billing account, currency, service end) → total in minor units, rounding."""
-    table = tables.invoices
+) -> list[tuple[str, str, datetime, int, Decimal, int, int]]:
+    """All invoices in some states, by billing account, currency and service end.
+
+    What is receivable in minor units (the total less what credits pay), the rounding, tax, and tax within prices.
+    """
+    table, credits = tables.invoices, tables.invoice_credits
+    paid = (
+        select(credits.c.invoice_id, func.sum(credits.c.amount_minor).label("minor"))
+        .where(credits.c.tax_treatment == TaxTreatment.PAYMENT.value)
+        .group_by(credits.c.invoice_id)
+        .subquery()
+    )
     key = (table.c.billing_account, table.c.currency, table.c.service_end)
+    within = case((table.c.tax_mode == TaxMode.INCLUSIVE.value, table.c.tax_minor), else_=0)
+    sums = (
+        func.sum(table.c.total_minor - func.coalesce(paid.c.minor, 0)),
+        func.sum(table.c.rounding),
+        func.sum(table.c.tax_minor),
+        func.sum(within),
+    )
     query = (
-        select(*key, func.sum(table.c.total_minor), func.sum(table.c.rounding))
+        select(*key, *sums)
+        .join(paid, paid.c.invoice_id == table.c.invoice_id, isouter=True)
         .where(table.c.state.in_([state.value for state in states]))
         .group_by(*key)
     )
-    return {(row[0], row[1], row[2]): (int(row[3]), row[4]) for row in connection.execute(query)}
+    return [(*row[:3], int(row[3]), row[4], int(row[5]), int(row[6])) for row in connection.execute(query)]
 
 
 def invoiced_by_tenant(connection: Connection, states: Collection[InvoiceState]) -> dict[tuple[str, str], Decimal]:
-    """The lines of all invoices in some states: (tenant, currency) → exact amount."""
+    """The rated lines of all invoices in some states: (tenant, currency) → exact amount."""
     lines, table = tables.invoice_lines, tables.invoices
     query = (
         select(lines.c.tenant_id, table.c.currency, func.sum(lines.c.amount_exact))
         .join(table, table.c.invoice_id == lines.c.invoice_id)
-        .where(table.c.state.in_([state.value for state in states]))
+        .where(table.c.state.in_([state.value for state in states]), lines.c.kind != LineKind.CREDIT.value)
         .group_by(lines.c.tenant_id, table.c.currency)
     )
     return {(row[0], row[1]): row[2] for row in connection.execute(query)}
@@ -253,7 +276,9 @@ def set_columns(connection: Connection, stored: StoredInvoice, **columns: Any) -
     ).first()
     if row is None:
         raise IllegalTransition(f"invoice {stored.invoice.invoice_id} was changed by someone else: run it again")
-    return _stored(row, stored.invoice.lines)
+    invoice = stored.invoice
+    parts = Parts(list(invoice.taxes), list(invoice.credits), list(invoice.carried))
+    return _stored(row, invoice.lines, parts)
 
 
 def park(connection: Connection, invoice_id: uuid.UUID, reason: str) -> None:
@@ -341,10 +366,11 @@ def _with_lines(connection: Connection, rows: Collection[Row[Any]]) -> list[Stor
         rated = rated_line(row, billing_account=account, currency=code, amount=row.amount_exact, reason=INVOICED)
         line = InvoiceLine(row.line_key, rated, row.amount_minor, row.original_period, row.tax_group)
         lines[row.invoice_id].append(line)
-    return [_stored(row, tuple(lines[row.invoice_id])) for row in rows]
+    parts = invoice_parts.of_invoices(connection, list(lines))
+    return [_stored(row, tuple(lines[row.invoice_id]), parts[row.invoice_id]) for row in rows]
 
 
-def _stored(row: Row[Any], lines: tuple[InvoiceLine, ...]) -> StoredInvoice:
+def _stored(row: Row[Any], lines: tuple[InvoiceLine, ...], parts: Parts) -> StoredInvoice:
     identity = InvoiceIdentity(
         row.legal_entity,
         row.billing_account,
@@ -362,6 +388,10 @@ def _stored(row: Row[Any], lines: tuple[InvoiceLine, ...]) -> StoredInvoice:
         row.tax_minor,
         row.total_minor,
         row.amount_due_minor,
+        TaxMode(row.tax_mode),
+        tuple(parts.taxes),
+        tuple(parts.credits),
+        tuple(parts.carried),
     )
     return StoredInvoice(
         invoice=invoice,

@@ -17,7 +17,7 @@ from billing.credit_application import grant_of, payments, price_reductions, who
 from billing.credits import Grant, GrantKind, TaxTreatment
 from billing.documents import Document, DocumentKind, PaidByCredit, Payer
 from billing.errors import CurrencyMismatch, IllegalTransition
-from billing.money import ZERO, Currency, Rounding, currency, exactly, from_minor, plain
+from billing.money import ZERO, Currency, Rounding, currency, exactly, from_minor, plain, total
 from billing.periods import BillingPeriod
 from billing.price_plans import DEFAULT_TAX_GROUP
 from billing.rating import LineKind, Naming, RatedLine, net, segments_of
@@ -150,6 +150,11 @@ class Invoice:
     def invoice_id(self) -> uuid.UUID:
         """The id that follows from the identity."""
         return self.identity.invoice_id
+
+    @property
+    def rated_total(self) -> Decimal:
+        """The exact sum of what was rated, before credits."""
+        return total(line.rated.amount for line in self.lines if line.rated.identity.kind != LineKind.CREDIT)
 
     @property
     def receivable_minor(self) -> int:

@@ -323,8 +323,10 @@ def movements(connection: Connection, *, kind: str, period: str) -> dict[tuple[i
     return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query) if row[3]}
 
 
-def balances(connection: Connection, codes: Collection[int]) -> dict[tuple[int, str, str], Decimal]:
-    """What entries of every kind and period moved: (account code, subledger, currency) → amount, zeros left out."""
+def balances(
+    connection: Connection, codes: Collection[int], *, kind: str | None = None
+) -> dict[tuple[int, str, str], Decimal]:
+    """What entries of every period (of one kind) moved: (account code, subledger, currency) → amount, not zero."""
     postings, accounts = tables.postings, tables.accounts
     key = (accounts.c.code, accounts.c.subledger, accounts.c.currency)
     query = (
@@ -333,4 +335,7 @@ def balances(connection: Connection, codes: Collection[int]) -> dict[tuple[int, 
         .where(accounts.c.code.in_(codes))
         .group_by(*key)
     )
+    if kind is not None:
+        entries = tables.journal_entries
+        query = query.join(entries, entries.c.entry_id == postings.c.entry_id).where(entries.c.kind == kind)
     return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query) if row[3]}

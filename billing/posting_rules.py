@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Final
 
-from billing.invoices import Invoice
+from billing.credit_application import grant_of
+from billing.credits import Grant, GrantKind
+from billing.invoices import CreditUsed, Invoice
 from billing.ledger import AccountCode, JournalEntry, Posting
-from billing.money import ZERO, currency, exactly, from_minor, plain, total
+from billing.money import ZERO, currency, exactly, from_minor, plain, quantise_pieces, total
 from billing.periods import BillingPeriod, accounting_month
 from billing.rating import LineKind, RatedLine
+from billing.tax import TaxMode
 
 _REVENUE: Final[dict[str, AccountCode]] = {
     LineKind.FEE: AccountCode.FEE_REVENUE,
     LineKind.PREPAID_FEE: AccountCode.FEE_REVENUE,
     LineKind.TRUE_UP: AccountCode.COMMITMENT_TRUE_UP_REVENUE,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """Where an entry goes: its key, whose books, which month, when it holds.
+
+    `original_period` is the month it belongs to, where that is closed.
+    """
+
+    key: str
+    legal_entity: str
+    accounting_period: str
+    effective_at: datetime
+    original_period: str | None = None
 
 
 def accrual(
@@ -40,7 +59,7 @@ def accrual(
     by_revenue: dict[AccountCode, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
         for line in lines:
-            by_revenue[_REVENUE.get(line.identity.kind, AccountCode.USAGE_REVENUE)] += line.amount
+            by_revenue[revenue_account(line)] += line.amount
     return JournalEntry(
         idempotency_key=f"accrual:{legal_entity}:{account}:{tenant_id}:{period.name}:{rating_no}",
         kind="accrual",
@@ -56,22 +75,34 @@ def accrual(
 
 
 def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
-    """An invoice becomes due: Dr 1100 rounded, ± 5900 the residue, Cr 1150 exact per tenant, in the month of `now`.
+    """An invoice becomes due, in the month of `now`.
 
-    Also for one that is never sent because it is zero or below the minimum. None if it says nothing in money.
+    Dr 1100 rounded, less what credits pay · Dr 2100, 4900 or 4910 what grants give · ± 5900 the residue · Cr 1150 exact
+    per tenant · Cr 2200 tax, which comes out of revenue where prices contain it (13.14).
+
+    What is carried in stays where its own invoice booked it. Also for one that is never sent because it is zero or
+    below the minimum. None if it says nothing in money.
     """
     identity = invoice.identity
+    money = currency(identity.currency, now.date())
     per_tenant: dict[str, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
         for line in invoice.lines:
-            per_tenant[line.rated.identity.tenant_id] -= line.rated.amount
-    due = from_minor(invoice.total_minor, currency(identity.currency, now.date()))
+            if line.rated.identity.kind != LineKind.CREDIT:
+                per_tenant[line.rated.identity.tenant_id] -= line.rated.amount
     legs = [
-        (AccountCode.ACCOUNTS_RECEIVABLE, identity.billing_account, due),
+        (AccountCode.ACCOUNTS_RECEIVABLE, identity.billing_account, from_minor(invoice.receivable_minor, money)),
+        *((*granted_account(credit), credit.amount) for credit in invoice.credits),
         (AccountCode.ROUNDING_DIFFERENCE, "", invoice.rounding),
         *((AccountCode.UNBILLED_RECEIVABLE, tenant, amount) for tenant, amount in sorted(per_tenant.items())),
+        (AccountCode.TAX_PAYABLE, "", from_minor(-invoice.tax_minor, money)),
+        *((account, sub, amount) for (account, sub), amount in sorted(_tax_in_prices(invoice).items(), key=_by_code)),
     ]
-    postings = tuple(Posting(code, identity.currency, amount, sub) for code, sub, amount in legs if amount)
+    sums: dict[tuple[AccountCode, str], Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for code, sub, amount in legs:
+            sums[code, sub] += amount
+    postings = tuple(Posting(code, identity.currency, amount, sub) for (code, sub), amount in sums.items() if amount)
     if not postings:
         return None
     return JournalEntry(
@@ -86,6 +117,91 @@ def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
             "period": identity.period.name,
             "exact_total": plain(invoice.exact_total),
         },
+    )
+
+
+def revenue_account(line: RatedLine) -> AccountCode:
+    """Where a rated line is credited."""
+    return _REVENUE.get(line.identity.kind, AccountCode.USAGE_REVENUE)
+
+
+def granted_account(credit: CreditUsed) -> tuple[AccountCode, str]:
+    """What a draw is debited to, with its subledger: the liability of a paid grant, else contra income (money 6)."""
+    if credit.kind is GrantKind.PAID:
+        return AccountCode.DEFERRED_REVENUE_PREPAID, credit.grant_id
+    return (AccountCode.SLA_CREDITS if credit.kind is GrantKind.SLA else AccountCode.PROMO_CREDITS), ""
+
+
+def _tax_in_prices(invoice: Invoice) -> dict[tuple[AccountCode, str], Decimal]:
+    """The tax that inclusive prices contain, on the accounts that carry them gross: debits, in all the tax.
+
+    A price reduction of a paid grant is a debit of its liability in full: its part of the tax is taken from revenue.
+    """
+    if invoice.tax_mode is not TaxMode.INCLUSIVE:
+        return {}
+    credits = {credit.grant_id: credit for credit in invoice.credits if not credit.pays}
+    found: dict[tuple[AccountCode, str], Decimal] = defaultdict(lambda: ZERO)
+    for row in invoice.taxes:
+        on: dict[tuple[AccountCode, str], Fraction] = defaultdict(Fraction)
+        for line in invoice.lines:
+            if line.tax_group == row.group:
+                account = revenue_account(line.rated), ""
+                if line.rated.identity.kind == LineKind.CREDIT:
+                    given = granted_account(credits[grant_of(line.rated, credits)])
+                    account = account if given[1] else given
+                on[account] += Fraction(line.rated.amount)
+        tax = Fraction(from_minor(row.tax_minor, invoice.identity.money))
+        whole = sum(on.values(), Fraction(0))
+        if not whole:
+            on, whole = {(AccountCode.USAGE_REVENUE, ""): Fraction(1)}, Fraction(1)
+        accounts = sorted(on, key=lambda account: account[0].code)
+        parts = quantise_pieces(tax * on[account] / whole for account in accounts)
+        with exactly():
+            for account, part in zip(accounts, parts, strict=True):
+                found[account] += part
+    return found
+
+
+def _by_code(item: tuple[tuple[AccountCode, str], Decimal]) -> int:
+    return item[0][0].code
+
+
+def credit_settled(grant: Grant, document: str, *, booking: Booking) -> JournalEntry:
+    """A paid grant was paid outside Stripe: Dr 1020 / Cr 2100. It is a liability from then on (money 6)."""
+    return _of_grant(grant, "settled", AccountCode.BANK, grant.amount, booking, {"document": document})
+
+
+def credit_refunded(grant: Grant, amount: Decimal, document: str, *, booking: Booking) -> JournalEntry:
+    """What is left of a paid grant is to be paid back: Dr 2100 / Cr 2300."""
+    return _of_grant(grant, "refunded", AccountCode.REFUNDS_PAYABLE, -amount, booking, {"document": document})
+
+
+def credit_expired(grant: Grant, amount: Decimal, *, booking: Booking) -> JournalEntry:
+    """What was left of a paid grant at its expiry is breakage: Dr 2100 / Cr 4100 (money 6)."""
+    return _of_grant(grant, "expired", AccountCode.BREAKAGE_REVENUE, -amount, booking, {})
+
+
+def credit_reinstated(grant: Grant, amount: Decimal, *, booking: Booking) -> JournalEntry:
+    """Late usage draws on what was booked as breakage: Dr 4100 / Cr 2100."""
+    return _of_grant(grant, "reinstated", AccountCode.BREAKAGE_REVENUE, amount, booking, {})
+
+
+def _of_grant(
+    grant: Grant, what: str, against: AccountCode, amount: Decimal, booking: Booking, source: Mapping[str, str]
+) -> JournalEntry:
+    """What is added to the liability of a grant (credit), against an account (debit)."""
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind=f"credit_{what}",
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=(
+            Posting(against, grant.currency, amount),
+            Posting(AccountCode.DEFERRED_REVENUE_PREPAID, grant.currency, -amount, grant.grant_id),
+        ),
+        original_period=booking.original_period,
+        source={"grant_id": grant.grant_id, **source},
     )
 
 

@@ -10,8 +10,9 @@ import json
 from calendar import timegm
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from billing.errors import IllegalTransition
 from billing.invoices import Invoice, InvoiceIdentity, InvoiceLine
 from billing.money import plain, to_stripe
 from billing.rating import LineKind
+from billing.tax import TaxMode
 
 LINES_PER_REQUEST: Final = 100
 """`add_lines` documents no limit; a request of a hundred lines stays near 40 kB."""
@@ -119,6 +121,17 @@ class LineSeen:
     taxes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StripeLine:
+    """An amount on an invoice in Stripe, in minor units, for a service period."""
+
+    key: str
+    amount_minor: int
+    description: str
+    period: tuple[datetime, datetime]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 def customer_request(legal_entity: str, billing_account: str, name: str, epoch: int = 0) -> Request:
     """Create the customer of a billing account."""
     key = _key(legal_entity, billing_account, "customer", epoch=epoch)
@@ -144,7 +157,8 @@ def draft_request(invoice: Invoice, *, customer: str, payment_terms_days: int, e
 
 def lines_requests(invoice: Invoice, *, stripe_invoice: str, epoch: int = 0) -> list[Request]:
     """Add the lines, in chunks."""
-    chunks = [invoice.lines[i : i + LINES_PER_REQUEST] for i in range(0, len(invoice.lines), LINES_PER_REQUEST)]
+    lines = stripe_lines(invoice)
+    chunks = [lines[i : i + LINES_PER_REQUEST] for i in range(0, len(lines), LINES_PER_REQUEST)]
     return [
         _invoice_request(
             invoice.identity,
@@ -205,7 +219,7 @@ def wanted_header(
         "status": status,
         "customer": customer,
         "currency": invoice.identity.currency.lower(),
-        "total": to_stripe(invoice.total_minor, invoice.identity.money),
+        "total": due,
         "amount_due": due,
         "starting_balance": 0,
         "auto_advance": False,
@@ -231,8 +245,8 @@ def wanted_lines(invoice: Invoice) -> Counter[LineSeen]:
     """The lines that Stripe must have."""
     identity = invoice.identity
     return Counter(
-        LineSeen(line.line_key, to_stripe(line.amount_minor, identity.money), identity.currency.lower())
-        for line in invoice.lines
+        LineSeen(line.key, to_stripe(line.amount_minor, identity.money), identity.currency.lower())
+        for line in stripe_lines(invoice)
     )
 
 
@@ -247,23 +261,63 @@ def told(line: LineSeen) -> str:
     return f"{line.line_key or '(without key)'} {line.amount} {line.currency}{extra}"
 
 
-def _line(invoice: Invoice, line: InvoiceLine) -> dict[str, Any]:
-    rated = line.rated
+def stripe_lines(invoice: Invoice) -> list[StripeLine]:
+    """All that makes up what is due, as amounts: lines, tax on top of them, payments by credit, what is carried in.
+
+    Tax is computed here and nowhere else; Stripe is told how much it is (docs/spec/money.md 5). In the key of a line a
+    colon stands only behind an @, so those of the others never meet one.
+    """
+    period = invoice.identity.period
+    whole = (period.start, period.end)
+    found = [
+        StripeLine(line.line_key, line.amount_minor, describe(line), (line.rated.service_start, line.rated.service_end),
+                   _metadata(line))
+        for line in invoice.lines
+    ]  # fmt: skip
+    if invoice.tax_mode is TaxMode.EXCLUSIVE:
+        found += [
+            StripeLine(f"tax:{row.group}", row.tax_minor, f"Tax {row.group}, {percent(row.rate)}", whole)
+            for row in invoice.taxes
+            if row.tax_minor
+        ]
+    found += [
+        StripeLine(f"credit:{credit.grant_id}", -credit.amount_minor, f"Paid by credit {credit.grant_id}", whole)
+        for credit in invoice.credits
+        if credit.pays
+    ]
+    found += [
+        StripeLine(f"carried:{each.number}", each.amount_minor, f"Carried over from {each.number}", whole)
+        for each in invoice.carried
+    ]
+    return found
+
+
+def percent(rate: Decimal) -> str:
+    """A rate as people write it: 0.19 is 19 %."""
+    return f"{plain(rate.scaleb(2))} %"
+
+
+def _line(invoice: Invoice, line: StripeLine) -> dict[str, Any]:
+    start, end = line.period
     return {
         "amount": to_stripe(line.amount_minor, invoice.identity.money),
-        "description": describe(line),
+        "description": line.description,
         "discountable": False,
         "period": {
-            "start": timegm(rated.service_start.utctimetuple()),
-            "end": timegm(rated.service_end.utctimetuple()) - PERIOD_END_IS_INCLUSIVE_S,
+            "start": timegm(start.utctimetuple()),
+            "end": timegm(end.utctimetuple()) - PERIOD_END_IS_INCLUSIVE_S,
         },
-        "metadata": {
-            "line_key": line.line_key,
-            "tenant_id": rated.identity.tenant_id,
-            "quantity": plain(rated.quantity),
-            **({} if rated.unit_price is None else {"unit_price": plain(rated.unit_price)}),
-            "amount_exact": plain(rated.amount),
-        },
+        "metadata": {"line_key": line.key, **line.metadata},
+    }
+
+
+def _metadata(line: InvoiceLine) -> dict[str, str]:
+    rated = line.rated
+    return {
+        "tenant_id": rated.identity.tenant_id,
+        "quantity": plain(rated.quantity),
+        **({} if rated.unit_price is None else {"unit_price": plain(rated.unit_price)}),
+        "amount_exact": plain(rated.amount),
     }
 
 

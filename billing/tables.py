@@ -179,7 +179,7 @@ invoices = _table(
     Column("invoice_id", _Uuid),
     *_text("legal_entity", "billing_account", "kind", "currency", "state", "lines_hash", "sending_step"),
     *_text("parked_because", "number", "stripe_customer_id", "stripe_invoice_id", "hosted_invoice_url"),
-    *_text("invoice_pdf_url"),
+    *_text("invoice_pdf_url", "tax_mode"),
     *_times("service_start", "service_end", "drafted_at", "frozen_at"),
     *_smallints("revision"),
     *_amounts("exact_total", "rounding"),
@@ -226,4 +226,71 @@ stripe_requests = _table(
     Column("invoice_id", _Uuid),
     *_smallints("chunk", "epoch"),
     *_times("frozen_at", "replied_at"),
+)
+
+credit_grants = _table(
+    "credit_grants",
+    *_text("grant_id", "billing_account", "currency", "kind", "tax_treatment", "funding_invoice", "reason"),
+    *_text("recorded_by"),
+    *_amounts("amount"),
+    Column("charges", ARRAY(String)),
+    Column("fees", Boolean),
+    Column("priority", Integer),
+    *_times("effective_at", "expires_at", "granted_at", "recorded_at"),
+)
+
+credit_movements = _table(
+    "credit_movements",
+    *_bigints("movement_no", "entry_id"),
+    *_text("idempotency_key", "grant_id", "kind", "reason", "recorded_by"),
+    *_amounts("amount"),
+    *_times("at", "recorded_at"),
+    Column("invoice_id", _Uuid),
+)
+
+tax_rules = _table(
+    "tax_rules",
+    *_bigints("tax_rule_no"),
+    *_text("billing_account", "mode", "rounding", "evidence", "recorded_by"),
+    Column("rates", JSONB),
+    *_times("valid_from", "recorded_at"),
+)
+
+invoice_taxes = _table(
+    "invoice_taxes",
+    Column("invoice_id", _Uuid),
+    *_text("tax_group"),
+    *_amounts("rate"),
+    *_bigints("base_minor", "tax_minor"),
+)
+
+invoice_credits = _table(
+    "invoice_credits",
+    Column("invoice_id", _Uuid),
+    *_text("grant_id", "kind", "tax_treatment"),
+    *_amounts("amount", "left_after"),
+    *_bigints("amount_minor"),
+)
+
+invoice_carried = _table(
+    "invoice_carried",
+    Column("invoice_id", _Uuid),
+    Column("carried_invoice_id", _Uuid),
+    *_bigints("amount_minor"),
+)
+
+proposals = _table(
+    "proposals",
+    *_bigints("proposal_no"),
+    *_text("kind", "subject", "document", "proposed_by"),
+    Column("content", JSONB),
+    *_times("proposed_at"),
+)
+
+decisions = _table(
+    "decisions",
+    *_bigints("proposal_no", "entry_id"),
+    Column("approved", Boolean),
+    *_text("decided_by", "reason"),
+    *_times("decided_at"),
 )

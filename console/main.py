@@ -37,9 +37,12 @@ NOUNS: Final = {
     "audit": SUPPORT,
     "plan": FINANCE,
     "subscription": FINANCE,
+    "credit": FINANCE,
+    "tax": FINANCE,
     "ledger": FINANCE,
     "invoice": FINANCE,
     "close": FINANCE,
+    "approval": FINANCE,
     "reconcile": FINANCE,
     "dev": DEVELOPERS,
 }

@@ -7,6 +7,8 @@ rated lines = accruals in the ledger                  per tenant
 rated lines = invoice lines                           per billing account and line
 invoices = ledger                                     per account
 rated lines, invoices of all periods = ledger         per account, over entries of all kinds
+what is left of paid credits = ledger 2100            per credit
+credits on invoices = what was drawn                  per invoice and credit
 invoices = what was drawn up, issued, adding up       per invoice
 finalized invoices = Stripe, both ways                per invoice and line
 trial balance = 0                                     per currency
@@ -19,11 +21,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Final
 
+from billing.credits import GrantKind
 from billing.invoices import Invoice
 from billing.money import ZERO, currency, exactly, from_minor, total
 from billing.price_plans import BILL_STATUSES
-from billing.rating import RatedLine, is_billable, quantities
+from billing.rating import LineKind, RatedLine, is_billable, quantities
+from billing.tax import TaxMode
 from reconciliation.comparison import Difference, Value, differences
 from streams.windows import UsageQuantity
 
@@ -127,67 +132,145 @@ def rated_by_line(lines: Iterable[RatedLine]) -> dict[str, Value]:
 
 
 def invoiced_by_line(invoices: Iterable[Invoice]) -> dict[str, Value]:
-    """The same from invoice lines."""
-    return rated_by_line(line.rated for invoice in invoices for line in invoice.lines)
+    """The same from invoice lines; credits are none of what was rated."""
+    return rated_by_line(
+        line.rated for invoice in invoices for line in invoice.lines if line.rated.identity.kind != LineKind.CREDIT
+    )
 
 
 def invoice_sums(invoices: Iterable[Invoice]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """What each invoice says in total, beside the sums of its lines: minor units, exact, rounding.
-
-    There are no credits yet: what is due is net and tax.
-    """
+    """What each invoice says in total, beside the sums of its lines, taxes and credits: minor units, exact."""
     said: dict[str, Value] = {}
     summed: dict[str, Value] = {}
     for invoice in invoices:
-        key, net = str(invoice.invoice_id), sum(line.amount_minor for line in invoice.lines)
+        key, lines = str(invoice.invoice_id), sum(line.amount_minor for line in invoice.lines)
         exact = total(line.rated.amount for line in invoice.lines)
         said |= {
             f"{key}/net": invoice.net_minor,
+            f"{key}/tax": invoice.tax_minor,
             f"{key}/exact": invoice.exact_total,
             f"{key}/rounding": invoice.rounding,
             f"{key}/total": invoice.total_minor,
             f"{key}/due": invoice.amount_due_minor,
         }
-        rounded = from_minor(net, invoice.identity.money)
-        summed |= {f"{key}/net": net, f"{key}/exact": exact, f"{key}/rounding": total([exact, -rounded])}
-        summed |= {f"{key}/{name}": net + invoice.tax_minor for name in ("total", "due")}
+        rounded, tax = from_minor(lines, invoice.identity.money), sum(row.tax_minor for row in invoice.taxes)
+        within = tax if invoice.tax_mode is TaxMode.INCLUSIVE else 0
+        paid = sum(credit.amount_minor for credit in invoice.credits if credit.pays)
+        summed |= {
+            f"{key}/net": lines - within,
+            f"{key}/tax": tax,
+            f"{key}/exact": exact,
+            f"{key}/rounding": total([exact, -rounded]),
+            f"{key}/total": lines - within + tax,
+            f"{key}/due": lines - within + tax - paid + sum(each.amount_minor for each in invoice.carried),
+        }
     return said, summed
 
 
-def invoices_in_ledger(invoices: Iterable[Invoice]) -> dict[str, Value]:
-    """`code/subledger/currency` → what the given issued invoices must have moved in the journal."""
+REVENUE: Final = "revenue"
+_REVENUE_CODES: Final = (4000, 4010, 4050, 4900, 4910)
+
+
+def account(code: int, subledger: str, currency_code: str) -> str:
+    """`code/subledger/currency`; income and what reduces it are one: tax within prices comes out of all of it."""
+    return f"{REVENUE if code in _REVENUE_CODES else code}/{subledger}/{currency_code}"
+
+
+def booked(moved: Mapping[tuple[int, str, str], Decimal]) -> dict[str, Value]:
+    """What the journal moved, in the same keys."""
     found: dict[str, Decimal] = defaultdict(lambda: ZERO)
-    for invoice in invoices:
-        identity = invoice.identity
-        due = from_minor(invoice.total_minor, identity.money)
-        found[f"1100/{identity.billing_account}/{identity.currency}"] += due
-        found[f"5900//{identity.currency}"] += invoice.rounding
-        for line in invoice.lines:
-            found[f"1150/{line.rated.identity.tenant_id}/{identity.currency}"] -= line.rated.amount
+    with exactly():
+        for key, amount in moved.items():
+            found[account(*key)] += amount
     return {key: amount for key, amount in found.items() if amount}
+
+
+def invoices_in_ledger(invoices: Iterable[Invoice]) -> dict[str, Value]:
+    """What the given issued invoices must have moved in the journal."""
+    found: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for invoice in invoices:
+            identity = invoice.identity
+            money, code = identity.money, identity.currency
+            tax = from_minor(invoice.tax_minor, money)
+            found[f"1100/{identity.billing_account}/{code}"] += from_minor(invoice.receivable_minor, money)
+            found[f"5900//{code}"] += invoice.rounding
+            found[f"2200//{code}"] -= tax
+            if invoice.tax_mode is TaxMode.INCLUSIVE:
+                found[f"{REVENUE}//{code}"] += tax
+            for credit in invoice.credits:
+                owed = credit.kind is GrantKind.PAID
+                found[f"2100/{credit.grant_id}/{code}" if owed else f"{REVENUE}//{code}"] += credit.amount
+            for line in invoice.lines:
+                if line.rated.identity.kind != LineKind.CREDIT:
+                    found[f"1150/{line.rated.identity.tenant_id}/{code}"] -= line.rated.amount
+    return {key: amount for key, amount in found.items() if amount}
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """All invoices ever issued of a billing account, currency and service end, summed: minor units; exact `rounding`.
+
+    `tax_within` is the part of `tax` that prices contained.
+    """
+
+    billing_account: str
+    currency: str
+    service_end: datetime
+    receivable: int
+    rounding: Decimal
+    tax: int
+    tax_within: int
 
 
 def explained(
     rated: Mapping[tuple[str, str], Decimal],
     invoiced: Mapping[tuple[str, str], Decimal],
-    issued: Mapping[tuple[str, str, datetime], tuple[int, Decimal]],
+    issued: Iterable[Issued],
+    reduced: Mapping[str, Decimal],
+    by_hand: Mapping[tuple[int, str, str], Decimal],
 ) -> dict[str, Value]:
-    """`code/subledger/currency` → the balances that follow from everything ever rated and every invoice ever issued.
+    """The balances that follow from everything ever rated, invoiced, and posted by hand.
 
-    `rated` and `invoiced`: (tenant, currency) → exact; `issued`: (billing account, currency, service end) → (total in
-    minor units, rounding). Whatever else was booked, by whatever kind of entry, is explained by nothing.
+    `rated` and `invoiced`: (tenant, currency) → exact; `reduced`: currency → what credits took off that nobody paid
+    for. Whatever else was booked, by whatever kind of entry, is explained by nothing.
     """
     found: dict[str, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
         for (tenant, code), amount in rated.items():
             found[f"1150/{tenant}/{code}"] += amount
-            found[f"4000//{code}"] -= amount
+            found[f"{REVENUE}//{code}"] -= amount
         for (tenant, code), amount in invoiced.items():
             found[f"1150/{tenant}/{code}"] -= amount
-        for (account, code, end), (minor, rounding) in issued.items():
-            found[f"1100/{account}/{code}"] += from_minor(minor, currency(code, end.date()))
-            found[f"5900//{code}"] += rounding
+        for each in issued:
+            code, money = each.currency, currency(each.currency, each.service_end.date())
+            found[f"1100/{each.billing_account}/{code}"] += from_minor(each.receivable, money)
+            found[f"5900//{code}"] += each.rounding
+            found[f"2200//{code}"] -= from_minor(each.tax, money)
+            found[f"{REVENUE}//{code}"] += from_minor(each.tax_within, money)
+        for code, amount in reduced.items():
+            found[f"{REVENUE}//{code}"] += amount
+        for key, amount in by_hand.items():
+            found[account(*key)] += amount
     return {key: amount for key, amount in found.items() if amount}
+
+
+def credits_owed(left: Mapping[tuple[str, str], Decimal], liability: Mapping[tuple[str, str], Decimal]) -> Check:
+    """What is left of paid, settled credits, (credit, currency) → amount, is what account 2100 holds (money 6, R7)."""
+    owed: dict[str, Value] = {"/".join(key): amount for key, amount in left.items() if amount}
+    held: dict[str, Value] = {"/".join(key): -amount for key, amount in liability.items() if amount}
+    owed["how many"], held["how many"] = len(owed), len(held)
+    return compare("credits are owed", "what is left of paid credits", "ledger 2100", owed, held)
+
+
+def credits_drawn(
+    on_invoices: Mapping[tuple[str, str], Decimal], drawn: Mapping[tuple[str, str], Decimal], invoices: int
+) -> Check:
+    """What issued invoices say they draw of credits, (invoice, credit) → amount, is what was taken of the credits."""
+    left: dict[str, Value] = {"/".join(key): amount for key, amount in on_invoices.items()}
+    right: dict[str, Value] = {"/".join(key): amount for key, amount in drawn.items()}
+    check = compare("credits are drawn as invoiced", "issued invoices", "movements of credits", left, right)
+    return Check(check.name, check.left, check.right, max(check.compared, invoices), check.differences)
 
 
 def positions(sources: Mapping[str, tuple[int, int]], chunks: Iterable[tuple[str, int, int, int]]) -> Check:

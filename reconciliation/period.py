@@ -10,11 +10,22 @@ from typing import Final
 import psycopg
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store, stripe_request_store
+from billing import (
+    account_store,
+    credit_store,
+    invoice_parts,
+    invoice_store,
+    ledger_store,
+    manual_entries,
+    plan_store,
+    rated_line_store,
+    stripe_request_store,
+)
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceState
+from billing.money import ZERO, total
 from billing.periods import BillingPeriod
 from billing.rating import RatedLine
 from billing.stripe_gateway import StripeGateway
@@ -31,8 +42,10 @@ from streams.windows import UsageQuantity
 
 ISSUED: Final = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
 """States in which an invoice is in the journal."""
-BALANCES: Final = (1100, 1150, 4000, 5900)
-"""Accounts to which only accruals and invoices are booked by now."""
+BALANCES: Final = (1100, 1150, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
+"""Accounts to which accruals and invoices are booked, and else only by hand."""
+BOOKED: Final = "1100, 1150, 2100, 2200, 5900, revenue"
+EXPLAINED: Final = "1100, 1150, 2200, 5900, revenue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,7 @@ def reconcile_period(
             _rated(connection, period, lines),
             *_ledger(connection, period, lines, invoices),
             _explained(connection),
+            *_credits(connection, len(invoices)),
             *_invoices(lines, invoices),
             _issued(invoices, ended=now >= period.end),
         ]
@@ -176,31 +190,40 @@ def _ledger(
         ).items()
         if code == 1150
     }
-    booked = {
-        f"{code}/{subledger}/{currency}": amount
-        for (code, subledger, currency), amount in ledger_store.movements(
-            connection, kind="invoice", period=period.name
-        ).items()
-    }
+    booked = agreement.booked(ledger_store.movements(connection, kind="invoice", period=period.name))
     issued = agreement.invoices_in_ledger(i.invoice for i in invoices if i.state in ISSUED)
     return [
         compare("rated lines are accrued", "rated lines", "ledger 1150", agreement.rated_by_tenant(lines), accrued),
-        compare("issued invoices are booked", "invoices", "ledger 1100, 1150, 5900", issued, booked),
+        compare("issued invoices are booked", "invoices", f"ledger {BOOKED}", issued, booked),
     ]
 
 
 def _explained(connection: Connection) -> Check:
+    by_hand = [ledger_store.balances(connection, BALANCES, kind=kind) for kind in manual_entries.KINDS]
     expected = agreement.explained(
         rated_line_store.amounts_by_tenant(connection),
         invoice_store.invoiced_by_tenant(connection, ISSUED),
-        invoice_store.totals(connection, ISSUED),
+        [agreement.Issued(*row) for row in invoice_store.totals(connection, ISSUED)],
+        credit_store.drawn_unpaid(connection),
+        {key: total(each.get(key, ZERO) for each in by_hand) for each in by_hand for key in each},
     )
-    booked: dict[str, Value] = {
-        f"{code}/{subledger}/{currency}": amount
-        for (code, subledger, currency), amount in ledger_store.balances(connection, BALANCES).items()
+    booked = agreement.booked(ledger_store.balances(connection, BALANCES))
+    left = "rated lines and invoices of all periods"
+    return compare("the books are explained", left, f"ledger {EXPLAINED}", expected, booked)
+
+
+def _credits(connection: Connection, invoices: int) -> list[Check]:
+    left = {
+        (state.grant.grant_id, state.grant.currency): state.remaining
+        for state in credit_store.states(connection)
+        if state.is_liability
     }
-    left, right = "rated lines and invoices of all periods", "ledger 1100, 1150, 4000, 5900"
-    return compare("the books are explained", left, right, expected, booked)
+    liability = {key[1:]: amount for key, amount in ledger_store.balances(connection, [2100]).items()}
+    on_invoices = invoice_parts.credits_drawn(connection, ISSUED)
+    return [
+        agreement.credits_owed(left, liability),
+        agreement.credits_drawn(on_invoices, credit_store.drawn(connection), invoices),
+    ]
 
 
 def _invoices(lines: list[RatedLine], invoices: list[StoredInvoice]) -> list[Check]:

@@ -1,4 +1,4 @@
-"""From a month's usage to finalized invoices: rate and book, draw up, send, seal the journal. Each step resumes.
+"""From a month's usage to finalized invoices: rate and book, draw up, send, expire credits, seal. Each step resumes.
 
 The close's states, cut, gates and approval (docs/spec/money.md 11) are not here yet: `actor` prepares and approves.
 """
@@ -13,6 +13,7 @@ from decimal import Decimal
 from sqlalchemy import Engine
 
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
+from billing.commands.expire_credits import CreditExpired, expire_credits
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
@@ -36,6 +37,7 @@ class MonthClosed:
     drafted: InvoicesDrafted
     sent: InvoicesSent
     dry_run: bool = False
+    expired: tuple[CreditExpired, ...] = ()
 
     @property
     def accounts_to_redraw(self) -> frozenset[str]:
@@ -100,7 +102,9 @@ def close_month(
     sent = send_invoices(
         engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"), dry_run=dry_run
     )
+    # After the invoices: what they could still draw on is no breakage.
+    expired = expire_credits(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
     if not dry_run:
         seal_journals(engine)
         keep_balances(engine, effective_before=period.end)
-    return MonthClosed(period, rated, drafted, sent, dry_run)
+    return MonthClosed(period, rated, drafted, sent, dry_run, tuple(expired))

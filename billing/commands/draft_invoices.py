@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, plan_store, rated_line_store
-from billing.account_store import BillingAccount
+from billing import (
+    account_store,
+    credit_store,
+    invoice_parts,
+    invoice_store,
+    plan_store,
+    rated_line_store,
+    tax_store,
+)
+from billing.coverable_usage import CoverableUsage
+from billing.credit_store import CreditState
 from billing.database import transaction
-from billing.errors import PeriodNotEnded
-from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.errors import CreditRefused, PeriodNotEnded, UnknownTaxGroup
+from billing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
 from billing.rating import RatedLine
+from billing.subscriptions import Subscription
+from streams.errors import EventsArchived
 
 SYSTEM: Final = "tollbook"
 """Who drafts: nobody decides anything in it."""
+INSTANT: Final = timedelta(microseconds=1)
+"""The tax point of an invoice is the last instant of its service period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +68,8 @@ def draft_invoices(
         raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: invoices are drawn up after that")
     with transaction(engine, dry_run=dry_run) as connection:
         rated_line_store.lock_period(connection, period)
-        by_account = _lines_by_account(connection, period)
-        accounts = account_store.accounts(connection, by_account.keys())
+        posted = _lines_by_account(connection, period)
         stored = {s.invoice.invoice_id: s for s in invoice_store.listed(connection, period=period)}
-        versions = {name: len(plan.versions) for name, plan in plan_store.plans(connection).items()}
         states = rated_line_store.tenant_periods(connection, period)
         payers = account_store.subscriptions_in(connection, period)
         blocked = {
@@ -65,15 +78,19 @@ def draft_invoices(
             if state.problem is not None
             for subscription in payers.get(tenant_id, [])
         }
+        drawing = _Drawing(connection, period, posted, payers)
         changed, unchanged, frozen = [], [], []
-        for name, lines in sorted(by_account.items()):
-            if name in blocked:
-                continue
-            invoice = _draw_up(accounts[name], period, lines, versions)
-            old = stored.get(invoice.invoice_id)
+        for name in sorted(posted.keys() - blocked.keys()):
+            old = stored.get(drawing.identity(name).invoice_id)
             if old is not None and old.frozen_at is not None:
                 frozen.append(old.invoice)
-            elif invoice_store.save_draft(connection, invoice, now, actor):
+                continue
+            try:
+                invoice = drawing.draw_up(name)
+            except (CreditRefused, UnknownTaxGroup, EventsArchived) as error:
+                blocked[name] = str(error)
+                continue
+            if invoice_store.save_draft(connection, invoice, now, actor):
                 changed.append(invoice)
             else:
                 unchanged.append(invoice)
@@ -87,18 +104,65 @@ def draft_invoices(
     )
 
 
-def _lines_by_account(connection: Connection, period: BillingPeriod) -> dict[str, list[RatedLine]]:
-    found: dict[str, list[RatedLine]] = {}
-    for lines in rated_line_store.posted(connection, period).values():
+def _lines_by_account(connection: Connection, period: BillingPeriod) -> dict[str, dict[str, list[RatedLine]]]:
+    found: dict[str, dict[str, list[RatedLine]]] = {}
+    for tenant_id, lines in rated_line_store.posted(connection, period).items():
         for line in lines:
-            found.setdefault(line.billing_account, []).append(line)
+            found.setdefault(line.billing_account, {}).setdefault(tenant_id, []).append(line)
     return found
 
 
-def _draw_up(
-    account: BillingAccount, period: BillingPeriod, lines: list[RatedLine], versions: Mapping[str, int]
-) -> Invoice:
-    identity = InvoiceIdentity(
-        account.legal_entity, account.billing_account, InvoiceKind.USAGE, period, account.currency
-    )
-    return draw_up(identity, lines, plan_versions=versions, rounding=account.rounding)
+class _Drawing:
+    """Draws up the invoices of a period: what all accounts need is read once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        period: BillingPeriod,
+        posted: Mapping[str, Mapping[str, Sequence[RatedLine]]],
+        subscribed: Mapping[str, Sequence[Subscription]],
+    ) -> None:
+        self._period = period
+        self._posted = posted
+        self._accounts = account_store.accounts(connection, posted.keys())
+        plans = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
+        self._plan_versions = {name: len(versions) for name, versions in plans.items()}
+        self._tax = tax_store.in_force(connection, posted.keys(), period.end - INSTANT)
+        ids = [self.identity(name).invoice_id for name in posted]
+        self._carried = invoice_parts.carried_to_next(connection, posted.keys(), ids)
+        self._usage = CoverableUsage(connection, period, subscribed, plans)
+        self._credits: dict[str, list[CreditState]] = defaultdict(list)
+        for state in credit_store.states(connection, accounts=posted.keys()):
+            if state.grant.effective < period.end:
+                self._credits[state.given.billing_account].append(state)
+        held = [state.grant.grant_id for listed in self._credits.values() for state in listed]
+        self._reserved = credit_store.reserved(connection, held, before=period.start) if held else {}
+
+    def identity(self, name: str) -> InvoiceIdentity:
+        """The usage invoice of an account."""
+        account = self._accounts[name]
+        return InvoiceIdentity(account.legal_entity, name, InvoiceKind.USAGE, self._period, account.currency)
+
+    def draw_up(self, name: str) -> Invoice:
+        """The invoice as it is by now. Raises CreditRefused, UnknownTaxGroup, EventsArchived."""
+        return draw_up(
+            self.identity(name),
+            [line for lines in self._posted[name].values() for line in lines],
+            plan_versions=self._plan_versions,
+            rounding=self._accounts[name].rounding,
+            tax=self._tax[name],
+            credits=self._credits_of(name),
+            carried=self._carried.get(name, ()),
+        )
+
+    def _credits_of(self, name: str) -> AccountCredits:
+        with exactly():
+            left = {
+                state.grant.grant_id: state.drawable - self._reserved.get(state.grant.grant_id, ZERO)
+                for state in self._credits.get(name, ())
+            }
+        grants = [state.grant for state in self._credits.get(name, ()) if left[state.grant.grant_id] > 0]
+        if not grants:
+            return NO_CREDITS
+        coverable, cut = self._usage.of(name, self._posted[name], grants)
+        return AccountCredits(grants, left, coverable, cut)

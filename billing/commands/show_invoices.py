@@ -65,8 +65,24 @@ def document_of(stored: StoredInvoice) -> dict[str, Any]:
         "due_date": _day(stored.due_date),
         "lines": [_line(invoice, line) for line in invoice.lines],
         "net": invoice.net_minor,
-        "tax": [],
-        "credits": [],
+        "tax_mode": invoice.tax_mode.value,
+        "tax": [
+            {"tax_group": r.group, "rate": plain(r.rate), "base": r.base_minor, "amount": r.tax_minor}
+            for r in invoice.taxes
+        ],
+        "credits": [
+            {
+                "credit_id": c.grant_id,
+                "kind": c.kind.value,
+                "tax_treatment": c.treatment.value,
+                "pays": c.pays,
+                "amount": c.amount_minor,
+                "amount_exact": plain(c.amount),
+                "left": plain(c.left),
+            }
+            for c in invoice.credits
+        ],
+        "carried": [{"number": c.number, "amount": c.amount_minor} for c in invoice.carried],
         "total": invoice.total_minor,
         "amount_due": invoice.amount_due_minor,
         "exact_total": plain(invoice.exact_total),

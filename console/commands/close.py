@@ -92,6 +92,8 @@ def show(closed: MonthClosed) -> None:
     out.print(
         f"{finalized} finalized in Stripe ({len(new)} now), {carried} carried below the minimum charge, {zero} zero"
     )
+    if closed.expired:
+        out.print(f"{len(closed.expired)} credits expired")
 
 
 def _month(text: str) -> BillingPeriod:

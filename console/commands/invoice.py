@@ -13,6 +13,7 @@ from billing.invoices import InvoiceState
 from billing.money import currency as currency_of
 from billing.money import from_minor
 from billing.periods import parse_period
+from billing.sending import percent
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out
 
@@ -59,7 +60,17 @@ def show(
     lines = [line | {"amount": major(line["amount"], found)} for line in found["lines"]]
     listing(lines, ("line_key", "token_class", "model", "quantity", "unit_price", "amount_exact", "amount"))
     out.print(f"exact {found['exact_total']}, rounding {found['rounding']}")
+    for row in found["tax"]:
+        rate, base = percent(Decimal(row["rate"])), major(row["base"], found)
+        out.print(f"tax {row['tax_group']} {rate} of {base}: {major(row['amount'], found)}")
     out.print(f"total {major(found['total'], found)} {found['currency']}", style="bold")
+    for row in found["credits"]:
+        how = "pays" if row["pays"] else "is taken off above"
+        out.print(f"credit {row['credit_id']} ({row['kind']}): {row['amount_exact']} {how}, {row['left']} left")
+    for row in found["carried"]:
+        out.print(f"carried over from {row['number']}: {major(row['amount'], found)}")
+    if found["amount_due"] != found["total"]:
+        out.print(f"due {major(found['amount_due'], found)} {found['currency']}", style="bold")
     if found["stripe_invoice_id"]:
         out.print(f"Stripe {found['stripe_invoice_id']}: {found['hosted_invoice_url']}")
     for reason in (found["reason_not_in_stripe"], found["parked_because"]):

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
+import yaml
 
 from billing.account_store import DEFAULT_LEGAL_ENTITY
+from billing.commands.decide_proposal import propose
 from billing.commands.export_beancount import export_beancount
 from billing.commands.seal_journal import seal_journals
 from billing.commands.show_journal import journal_entries
@@ -26,6 +28,7 @@ from billing.ledger import ACCOUNTS
 from billing.ledger_store import PAGE_MAX, Wanted
 from billing.money import plain
 from billing.periods import parse_period
+from billing.proposal_store import ProposalKind
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out, problems
 
@@ -273,6 +276,47 @@ def export_journal(
             file.writelines(export_chain(engine, legal_entity=legal_entity))
         else:
             file.writelines(export_beancount(engine, legal_entity=legal_entity, as_of=_time(as_of)))
+
+
+@app.command()
+def post(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
+    actor: session.Actor,
+    paper: Annotated[str, typer.Option("--document", help="What the entry rests on.")],
+    legal_entity: Entity = DEFAULT_LEGAL_ENTITY,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Propose a journal entry by hand: YAML with effective_at, memo, legs. Another person approves it.
+
+    A leg has account, currency, amount (a text, debit positive) and, where the account is kept per something,
+    subledger. `kind: prior_period_adjustment` books into a closed month.
+    """
+    content = yaml.safe_load(session.read_text(file))
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{file}: effective_at, memo and legs are expected")
+    _propose(ProposalKind.POST_ENTRY, legal_entity, content, paper, actor, dry_run)
+
+
+@app.command()
+def close(
+    month: Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")],
+    actor: session.Actor,
+    paper: Annotated[str, typer.Option("--document", help="What the close rests on, such as a reconciliation.")],
+    legal_entity: Entity = DEFAULT_LEGAL_ENTITY,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Propose to close the book of a month, for good. Another person approves it."""
+    _propose(ProposalKind.CLOSE_BOOK, legal_entity, {"month": _month(month)}, paper, actor, dry_run)
+
+
+def _propose(
+    kind: ProposalKind, legal_entity: str, content: dict[str, Any], paper: str, actor: str, dry_run: bool
+) -> None:
+    with session.engine() as engine:
+        number = propose(
+            engine, kind, legal_entity, content, document=paper, now=session.clock(None), actor=actor, dry_run=dry_run
+        )
+    out.print("it can be proposed" if dry_run else f"proposal {number}: another person approves it")
 
 
 def amount(value: Decimal) -> Decimal | None:

@@ -1,0 +1,148 @@
+"""What needs two people: one proposes, another approves, and only then it happens (docs/spec/money.md 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine
+
+from billing import account_store, credit_store, ledger_store, manual_entries, period_closing, proposal_store
+from billing.booking import booking
+from billing.commands.grant_credit import unreserved
+from billing.credit_application import whole_minor
+from billing.credit_store import CreditState, Movement, MovementKind
+from billing.credits import GrantKind
+from billing.database import raw, transaction
+from billing.documents import Payer
+from billing.errors import CreditRefused, ProposalRefused
+from billing.money import ZERO, currency, from_minor, plain
+from billing.posting_rules import Booking, credit_refunded, credit_settled
+from billing.proposal_store import Proposal, ProposalKind
+from streams import audit
+
+
+def propose(
+    engine: Engine,
+    kind: ProposalKind,
+    subject: str,
+    content: Mapping[str, Any],
+    *,
+    document: str,
+    now: datetime,
+    actor: str,
+    dry_run: bool = False,
+) -> int:
+    """Propose something; returns the proposal's number. It is tried out first, so that only what can be done is
+    proposed. Raises ProposalRefused, and what doing it raises."""
+    with transaction(engine, dry_run=dry_run) as connection:
+        checked = manual_entries.checked(content) if kind is ProposalKind.POST_ENTRY else dict(content)
+        number = proposal_store.add(connection, kind, subject, checked, document, actor)
+        tried = connection.begin_nested()
+        _CARRY_OUT[kind](connection, proposal_store.one(connection, number), now, actor)
+        tried.rollback()
+        detail = {"proposal_no": number, "document": document, **checked}
+        audit.record(raw(connection), actor, f"{kind}.propose", subject, detail)
+    return number
+
+
+def decide(
+    engine: Engine,
+    proposal_no: int,
+    *,
+    approved: bool,
+    now: datetime,
+    actor: str,
+    reason: str = "",
+    dry_run: bool = False,
+) -> Proposal:
+    """Approve a proposal of another person, which carries it out, or reject it. The same again changes nothing.
+
+    Raises ProposalRefused, and what carrying it out raises.
+    """
+    with transaction(engine, dry_run=dry_run) as connection:
+        proposal = proposal_store.one(connection, proposal_no)
+        if proposal.decided_by is not None:
+            if (proposal.approved, proposal.decided_by) == (approved, actor):
+                return proposal
+            raise ProposalRefused(f"proposal {proposal_no} is decided already, by {proposal.decided_by}")
+        if proposal.proposed_by == actor:
+            raise ProposalRefused(f"proposal {proposal_no} is your own: another person decides it")
+        entry_id = _CARRY_OUT[proposal.kind](connection, proposal, now, actor) if approved else None
+        proposal_store.decide(connection, proposal, approved=approved, actor=actor, reason=reason, entry_id=entry_id)
+        detail = {"proposal_no": proposal_no, "reason": reason}
+        audit.record(
+            raw(connection), actor, f"approval.{'approve' if approved else 'reject'}", proposal.subject, detail
+        )
+        return replace(proposal, approved=approved, decided_by=actor, reason=reason, entry_id=entry_id)
+
+
+def proposals(engine: Engine, *, undecided: bool = False) -> list[Proposal]:
+    """All proposals, or those that nobody has decided."""
+    with transaction(engine) as connection:
+        return proposal_store.listed(connection, undecided=undecided)
+
+
+def _settle(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> int:
+    state = credit_store.one(connection, proposal.subject)
+    grant_id, paid_at = state.grant.grant_id, datetime.fromisoformat(proposal.content["paid_at"])
+    if state.grant.kind is not GrantKind.PAID or state.grant.paid_at is not None or state.voided:
+        raise CreditRefused(f"credit {grant_id} is {_told(state)}: there is nothing to settle")
+    if paid_at > now:
+        raise CreditRefused(f"paid at {paid_at:%Y-%m-%d %H:%M}, which is yet to come")
+    key = f"credit:{grant_id}:settled"
+    where = _booking(connection, state, key, paid_at, now)
+    entry_id = ledger_store.post(connection, [credit_settled(state.grant, proposal.document, booking=where)])[key]
+    movement = Movement(key, grant_id, MovementKind.SETTLED, ZERO, paid_at, entry_id=entry_id)
+    credit_store.move(connection, [replace(movement, reason=proposal.document)], actor)
+    return entry_id
+
+
+def _refund(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> int:
+    state = credit_store.one(connection, proposal.subject)
+    grant = state.grant
+    payer = Payer(currency(grant.currency, now.date()))
+    amount = from_minor(whole_minor(unreserved(connection, state), payer), payer.money)
+    if not state.is_liability or amount <= 0:
+        raise CreditRefused(f"credit {grant.grant_id} is {_told(state)}: there is nothing to refund")
+    key = f"credit:{grant.grant_id}:refunded:{proposal.proposal_no}"
+    where = _booking(connection, state, key, now, now)
+    entry = credit_refunded(grant, amount, proposal.document, booking=where)
+    entry_id = ledger_store.post(connection, [entry])[key]
+    movement = Movement(key, grant.grant_id, MovementKind.REFUNDED, -amount, now, None, entry_id, proposal.document)
+    credit_store.move(connection, [movement], actor)
+    return entry_id
+
+
+def _post(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> int:
+    content, key = proposal.content, f"manual:{proposal.proposal_no}"
+    at = datetime.fromisoformat(content["effective_at"])
+    where = booking(connection, key, legal_entity=proposal.subject, at=at, now=now)
+    if content["kind"] == manual_entries.PRIOR_PERIOD and where.original_period is not None:
+        where = Booking(key, proposal.subject, where.original_period, at)
+    return ledger_store.post(connection, [manual_entries.entry_of(content, where, document=proposal.document)])[key]
+
+
+def _close(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:
+    period_closing.close_book(connection, proposal.subject, proposal.content["month"], now)
+
+
+_CARRY_OUT: Final[Mapping[ProposalKind, Callable[[Connection, Proposal, datetime, str], int | None]]] = {
+    ProposalKind.SETTLE_CREDIT: _settle,
+    ProposalKind.REFUND_CREDIT: _refund,
+    ProposalKind.POST_ENTRY: _post,
+    ProposalKind.CLOSE_BOOK: _close,
+}
+
+
+def _booking(connection: Connection, state: CreditState, key: str, at: datetime, now: datetime) -> Booking:
+    account = state.given.billing_account
+    entity = account_store.accounts(connection, [account])[account].legal_entity
+    return booking(connection, key, legal_entity=entity, at=at, now=now)
+
+
+def _told(state: CreditState) -> str:
+    paid = "" if state.grant.kind is not GrantKind.PAID else ", settled" if state.grant.paid_at else ", not settled"
+    return f"{state.grant.kind}{paid}{', voided' if state.voided else ''}, {plain(state.remaining)} left"

@@ -1,0 +1,159 @@
+"""Give credits to billing accounts, take back what is not used yet, and see what became of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+
+from sqlalchemy import Connection, Engine
+
+from billing import account_store, credit_store, plan_store
+from billing.account_store import BillingAccount
+from billing.credit_store import CreditState, GivenCredit, Movement, MovementKind
+from billing.credits import Grant, GrantKind
+from billing.database import raw, transaction
+from billing.errors import CreditRefused, NotAnAmount
+from billing.money import ZERO, currency, exactly, plain, to_minor
+from billing.periods import add_months
+from streams import audit
+
+GRANT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+TIMES_MAX: Final = 120
+"""Ten years of months: more is a mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """The same credit again every so many months, so many times in all."""
+
+    months: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreditGranted:
+    """A credit, and whether it was given now or was there before."""
+
+    given: GivenCredit
+    created: bool
+
+
+def grant_credit(
+    engine: Engine, given: GivenCredit, *, actor: str, recurrence: Recurrence | None = None, dry_run: bool = False
+) -> list[CreditGranted]:
+    """Give a credit to a billing account, or one for each time that it recurs. Doing it again changes nothing.
+
+    A paid one can be used, and is owed, once it is settled. Raises CreditRefused.
+    """
+    with transaction(engine, dry_run=dry_run) as connection:
+        account = account_store.accounts(connection, [given.billing_account]).get(given.billing_account)
+        if account is None:
+            raise CreditRefused(f"there is no billing account {given.billing_account!r}")
+        _check(connection, given.grant, account)
+        return [_give(connection, each, actor) for each in repeated(given, recurrence)]
+
+
+def repeated(given: GivenCredit, recurrence: Recurrence | None) -> list[GivenCredit]:
+    """The credits of a recurrence: each holds as long as the first, so many months later. Raises CreditRefused."""
+    if recurrence is None:
+        return [given]
+    if not 1 <= recurrence.times <= TIMES_MAX:
+        raise CreditRefused(f"{recurrence.times} times: a credit recurs 1 to {TIMES_MAX} times")
+    grant, found = given.grant, []
+    for number in range(recurrence.times):
+        later = number * recurrence.months
+        expires = None if grant.expires is None else add_months(grant.expires, later)
+        one = replace(
+            grant, grant_id=f"{grant.grant_id}-{number + 1}", effective=add_months(grant.effective, later),
+            expires=expires,
+        )  # fmt: skip
+        found.append(replace(given, grant=one))
+    return found
+
+
+def void_credit(
+    engine: Engine, grant_id: str, *, reason: str, now: datetime, actor: str, dry_run: bool = False
+) -> Decimal:
+    """Take back what is left of a credit and not reserved by an invoice that is frozen; returns that, in major units.
+
+    Again it is nothing. Raises UnknownCredit, and CreditRefused for a settled paid one: that is refunded.
+    """
+    with transaction(engine, dry_run=dry_run) as connection:
+        state = credit_store.one(connection, grant_id)
+        if state.is_liability:
+            raise CreditRefused(f"credit {grant_id} is paid: what is left is refunded (`tollbook credit refund`)")
+        left = unreserved(connection, state)
+        if state.voided or not left:
+            return ZERO
+        key = f"credit:{grant_id}:voided"
+        credit_store.move(connection, [Movement(key, grant_id, MovementKind.VOIDED, -left, now, reason=reason)], actor)
+        audit.record(raw(connection), actor, "credit.void", grant_id, {"amount": plain(left), "reason": reason})
+        return left
+
+
+def unreserved(connection: Connection, state: CreditState) -> Decimal:
+    """What is left of a credit beside what frozen invoices are about to draw."""
+    held = credit_store.reserved(connection, [state.grant.grant_id]).get(state.grant.grant_id, ZERO)
+    with exactly():
+        return max(ZERO, state.remaining - held)
+
+
+def credits_of(
+    engine: Engine, *, accounts: Collection[str] | None = None, as_of: datetime | None = None
+) -> list[CreditState]:
+    """Credits with what is left of them now, or by what happened before a moment."""
+    with transaction(engine) as connection:
+        return credit_store.states(connection, accounts=accounts, as_of=as_of)
+
+
+def _check(connection: Connection, grant: Grant, account: BillingAccount) -> None:
+    if not GRANT_ID.fullmatch(grant.grant_id):
+        raise CreditRefused(f"{grant.grant_id!r} is no name of a credit: letters, digits, _ and -, up to 64")
+    if grant.currency != account.currency:
+        raise CreditRefused(f"billing account {account.billing_account} pays in {account.currency}")
+    if grant.amount <= 0:
+        raise CreditRefused(f"{plain(grant.amount)}: a credit is more than nothing")
+    if grant.expires is not None and grant.expires <= grant.effective:
+        raise CreditRefused(f"credit {grant.grant_id} would expire before it holds")
+    if grant.kind is GrantKind.PAID:
+        try:
+            to_minor(grant.amount, currency(grant.currency, grant.effective.date()))
+        except NotAnAmount as error:
+            raise CreditRefused(f"a paid credit is an amount that can be paid: {error}") from None
+    subscribed = [s for s in account_store.subscriptions(connection) if s.billing_account == account.billing_account]
+    plans = plan_store.plans(connection, {s.plan for s in subscribed})
+    known = {c.key for plan in plans.values() for version in plan.versions for c in version.charges}
+    if unknown := grant.applies_to.charges - known:
+        raise CreditRefused(
+            f"no plan of billing account {account.billing_account} has a charge {', '.join(sorted(unknown))}:"
+            f" it has {', '.join(sorted(known)) or 'none'}"
+        )
+
+
+def _give(connection: Connection, given: GivenCredit, actor: str) -> CreditGranted:
+    grant = given.grant
+    credit_store.lock(connection, [grant.grant_id])
+    for state in credit_store.states(connection, grant_ids=[grant.grant_id]):
+        known = state.given
+        as_known = replace(
+            given, recorded_by=known.recorded_by,
+            grant=replace(grant, granted_at=known.grant.granted_at, paid_at=known.grant.paid_at,
+                          tax_treatment=grant.treatment),
+        )  # fmt: skip
+        if as_known != known:
+            raise CreditRefused(f"there is another credit {grant.grant_id}: give this one another --id")
+        return CreditGranted(known, created=False)
+    credit_store.add(connection, given, actor)
+    detail = {
+        "billing_account": given.billing_account,
+        "kind": grant.kind.value,
+        "amount": plain(grant.amount),
+        "currency": grant.currency,
+        "reason": given.reason,
+    }
+    audit.record(raw(connection), actor, "credit.grant", grant.grant_id, detail)
+    return CreditGranted(given, created=True)

@@ -13,17 +13,17 @@ from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.credit_application import payments, price_reductions, whole_minor
+from billing import credits
 from billing.credit_notes import Remaining, credit_note, net_by_group, net_of_discounts, reduced, remaining_of
 from billing.credits import Grant
 from billing.documents import Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
-from billing.money import ZERO, exactly, from_minor, total
+from billing.money import ZERO, exactly, from_minor, to_minor, total
 from billing.periods import BillingPeriod
 from billing.price_plans import PlanVersion, Terms
 from billing.rating.advance import AdvanceBill, advance_bills
 from billing.rating.differences import difference
-from billing.rating.lines import LineIdentity, Naming, RatedLine
-from billing.rating.period import NOTHING_RATED, Coverable, RatedPeriod, rate_period
+from billing.rating.lines import LineIdentity, LineKind, Naming, RatedLine
+from billing.rating.period import NOTHING_RATED, Coverable, RatedPeriod, period_line, rate_period
 from billing.rating.usage import UnpricedUsage
 from billing.subscriptions import Piece, Subscription, pieces
 from billing.usage_events import UsageEvent, billable, usage_by_piece
@@ -200,10 +200,22 @@ class _Cycle:
         rated = rate_period(period, used, of.terms)
         if not rated.lines:
             return NOTHING_RATED, {}
-        grants = self._grants()
-        left = {grant.grant_id: self._left(grant, but=number) for grant in grants}
-        reduced_by = price_reductions(rated.coverable, grants, left, [each.piece for each in used])
-        return RatedPeriod((*rated.lines, *reduced_by.lines), reduced_by.open), dict(reduced_by.drawn)
+        grants = [grant for grant in self._grants() if credits.reduces_price(grant)]
+        left = {grant.grant_id: Fraction(self._left(grant, but=number)) for grant in grants}
+        draws = credits.draw(rated.coverable, grants, left)
+        amounts = credits.by_grant_and_group(draws)
+        groups: dict[str, int] = defaultdict(int)
+        for grant_id, _ in amounts:
+            groups[grant_id] += 1
+        cut = [each.piece for each in used]
+        lines = list(rated.lines)
+        drawn: dict[str, Decimal] = defaultdict(lambda: ZERO)
+        for (grant_id, group), amount in amounts.items():
+            key = f"credit.{grant_id}" + (f".{group}" if groups[grant_id] > 1 else "")
+            lines.append(period_line(cut, key, LineKind.CREDIT, -amount, group))
+            with exactly():
+                drawn[grant_id] += amount
+        return RatedPeriod(tuple(lines), tuple(credits.after(rated.coverable, draws))), drawn
 
     def _remember(self, number: int, rated: RatedPeriod, drawn: Mapping[str, Decimal]) -> None:
         billed = self.billed[number]
@@ -268,20 +280,47 @@ class _Cycle:
     def _issue(
         self, document: Document, coverable: Iterable[Coverable], kind: DocumentKind, number: int | None = None
     ) -> Document:
-        payer, grants = self.of.payer, self._grants()
-        left = {
-            grant.grant_id: whole_minor(self._left(grant), payer) - self.paid_minor[grant.grant_id] for grant in grants
-        }
-        paid = payments(document, coverable, grants, left, payer)
+        paid = self._paid_by_credits(document, coverable)
         for each in paid:
             self.paid_minor[each.grant_id] += each.used_minor
         if number is not None:
             self.billed[number].paid = list(paid)
-        settled = settle(document, paid, self.carried_minor, payer)
+        settled = settle(document, paid, self.carried_minor, self.of.payer)
         carried = settled.state is DocumentState.CARRIED_BELOW_MINIMUM
         self.carried_minor = settled.due_minor if carried else 0
         self.documents.append(settled)
         return settled
+
+    def _paid_by_credits(self, document: Document, coverable: Iterable[Coverable]) -> tuple[PaidByCredit, ...]:
+        """What grants pay of a document with its tax: their part of each group's gross, by time of usage."""
+        payer = self.of.payer
+        grants = [grant for grant in self._grants() if not credits.reduces_price(grant)]
+        if not grants or document.total_minor <= 0:
+            return ()
+        exact: dict[str, Decimal] = net_by_group([line.rated for line in document.lines])
+        gross = {row.group: row.base_minor + row.tax_minor for row in document.taxes}
+        with_tax = [
+            replace(of, amount=of.amount * gross[of.tax_group] / Fraction(exact[of.tax_group]))
+            for of in coverable
+            if exact.get(of.tax_group, ZERO) > 0
+        ]
+        step = to_minor(payer.money.quantum, payer.money)
+        left = {
+            grant.grant_id: Fraction(to_minor_floor(self._left(grant), payer) - self.paid_minor[grant.grant_id])
+            for grant in grants
+        }
+        draws = credits.draw(with_tax, grants, left)
+        sums: dict[str, Fraction] = defaultdict(Fraction)
+        for each in draws:
+            sums[each.grant.grant_id] += each.amount
+        found, drawn, before = [], Fraction(0), 0
+        for grant in sorted(grants, key=credits.draw_order):
+            drawn += sums[grant.grant_id]
+            rounded = min(round(drawn / step) * step, document.total_minor)
+            if rounded > before:
+                found.append(PaidByCredit(grant.grant_id, rounded - before))
+            before = max(before, rounded)
+        return tuple(found)
 
     # -- credits -----------------------------------------------------------------------------------------------------
 
@@ -304,6 +343,12 @@ class _Cycle:
         tenant = self.of.subscriptions[0].tenant_id if self.of.subscriptions else ""
         segments = {tenant: max((piece.segment_no for piece in cut), default=1)}
         return Naming(segments, {plan: len(listed) for plan, listed in self.of.versions.items()})
+
+
+def to_minor_floor(amount: Decimal, payer: Payer) -> int:
+    """The whole quanta in an amount, in minor units."""
+    quanta = Fraction(amount) // Fraction(payer.money.quantum)
+    return int(quanta * Fraction(payer.money.quantum) / Fraction(payer.money.minor_unit))
 
 
 def _adjustment_keys(changes: Sequence[RatedLine], naming: Naming) -> dict[str, RatedLine]:

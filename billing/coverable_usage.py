@@ -17,7 +17,7 @@ from billing.credits import Grant
 from billing.database import raw
 from billing.errors import CreditRefused
 from billing.periods import BillingPeriod
-from billing.price_plans import PlanVersion
+from billing.price_plans import BillAttempts, PlanVersion
 from billing.rating import RatedLine, difference, distribute, is_billable
 from billing.rating.period import Coverable, rate_period
 from billing.rating.usage import PieceUsage, Usage, usage_of_sums
@@ -70,7 +70,8 @@ class CoverableUsage:
     def _used(self, cut: Sequence[Piece], *, exact: bool) -> list[PieceUsage]:
         tenant_id = cut[0].subscription.tenant_id
         statuses = {status for piece in cut for status in piece.subscription.bill_statuses}
-        without = left_out(self._attempts(tenant_id), statuses)
+        delivered = cut[-1].subscription.terms.bill_attempts is BillAttempts.DELIVERED
+        without = left_out(self._attempts(tenant_id), statuses) if delivered else []
         return [distribute(piece, self._usage(piece, without, exact))[0] for piece in cut]
 
     def _usage(self, piece: Piece, without: Sequence[AttemptUsage], exact: bool) -> Iterable[Usage]:

@@ -13,11 +13,12 @@ from enum import StrEnum
 from typing import Final
 
 from billing import documents
-from billing.credit_application import grant_of, payments, price_reductions, whole_minor
-from billing.credits import Grant, GrantKind, TaxTreatment
+from billing.credit_application import grant_of, price_reductions
+from billing.credits import Grant, GrantKind, TaxTreatment, reduces_price
 from billing.documents import Document, DocumentKind, PaidByCredit, Payer
 from billing.errors import CurrencyMismatch, IllegalTransition
 from billing.money import ZERO, Currency, Rounding, currency, exactly, from_minor, plain, total
+from billing.payment_credits import paid_by_credits
 from billing.periods import BillingPeriod
 from billing.price_plans import DEFAULT_TAX_GROUP
 from billing.rating import LineKind, Naming, RatedLine, net, segments_of
@@ -199,8 +200,8 @@ def draw_up(
             raise CurrencyMismatch(f"a line in {line.currency} on an invoice in {identity.currency}")
     payer = Payer(identity.money, tax, rounding)
     document = documents.draw_up(DocumentKind.USAGE, identity.period, _named(lines, plan_versions), payer)
-    whole = {grant_id: whole_minor(left, payer) for grant_id, left in credits.left.items()}
-    paid = payments(document, reduced.open, credits.grants, whole, payer)
+    paying = [grant for grant in credits.grants if not reduces_price(grant)]
+    paid = paid_by_credits(document, reduced.open, paying, credits.left, {}, payer)
     document = documents.settle(document, paid, sum(each.amount_minor for each in carried), payer)
     taxed = tax.mode is not TaxMode.NONE
     return Invoice(

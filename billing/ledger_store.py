@@ -324,9 +324,9 @@ def movements(connection: Connection, *, kind: str, period: str) -> dict[tuple[i
 
 
 def balances(
-    connection: Connection, codes: Collection[int], *, kind: str | None = None
+    connection: Connection, codes: Collection[int], *, of_entries: Collection[int] | None = None
 ) -> dict[tuple[int, str, str], Decimal]:
-    """What entries of every period (of one kind) moved: (account code, subledger, currency) → amount, not zero."""
+    """What all entries, or some, moved: (account code, subledger, currency) → amount, zeros left out."""
     postings, accounts = tables.postings, tables.accounts
     key = (accounts.c.code, accounts.c.subledger, accounts.c.currency)
     query = (
@@ -335,7 +335,6 @@ def balances(
         .where(accounts.c.code.in_(codes))
         .group_by(*key)
     )
-    if kind is not None:
-        entries = tables.journal_entries
-        query = query.join(entries, entries.c.entry_id == postings.c.entry_id).where(entries.c.kind == kind)
+    if of_entries is not None:
+        query = query.where(postings.c.entry_id.in_(of_entries))
     return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query) if row[3]}

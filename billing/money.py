@@ -174,6 +174,11 @@ def round_to_quantum(amount: Decimal, quantum: Decimal, rounding: Rounding = Rou
     return amount.quantize(_power_of_ten(quantum), mode, _ROUNDING)
 
 
+def whole_quanta(amount: Decimal, quantum: Decimal) -> Decimal:
+    """The amount without what is less than a quantum, toward −∞."""
+    return amount.quantize(_power_of_ten(quantum), ROUND_FLOOR, _ROUNDING)
+
+
 def round_fraction(amount: Fraction, quantum: Decimal, rounding: Rounding) -> Decimal:
     """The nearest multiple of the quantum to a number that may not end as a decimal (docs/spec/money.md 5)."""
     step = _power_of_ten(quantum)

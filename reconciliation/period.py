@@ -16,8 +16,8 @@ from billing import (
     invoice_parts,
     invoice_store,
     ledger_store,
-    manual_entries,
     plan_store,
+    proposal_store,
     rated_line_store,
     stripe_request_store,
 )
@@ -25,8 +25,8 @@ from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceState
-from billing.money import ZERO, total
 from billing.periods import BillingPeriod
+from billing.proposal_store import ProposalKind
 from billing.rating import RatedLine
 from billing.stripe_gateway import StripeGateway
 from billing.subscriptions import pieces
@@ -43,7 +43,7 @@ from streams.windows import UsageQuantity
 ISSUED: Final = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
 """States in which an invoice is in the journal."""
 BALANCES: Final = (1100, 1150, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
-"""Accounts to which accruals and invoices are booked, and else only by hand."""
+"""Accounts to which accruals and invoices are booked, and else only what two people approved."""
 BOOKED: Final = "1100, 1150, 2100, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2200, 5900, revenue"
 
@@ -199,13 +199,14 @@ def _ledger(
 
 
 def _explained(connection: Connection) -> Check:
-    by_hand = [ledger_store.balances(connection, BALANCES, kind=kind) for kind in manual_entries.KINDS]
+    proposed = proposal_store.listed(connection)
+    by_hand = [p.entry_id for p in proposed if p.kind is ProposalKind.POST_ENTRY and p.entry_id is not None]
     expected = agreement.explained(
         rated_line_store.amounts_by_tenant(connection),
         invoice_store.invoiced_by_tenant(connection, ISSUED),
         [agreement.Issued(*row) for row in invoice_store.totals(connection, ISSUED)],
         credit_store.drawn_unpaid(connection),
-        {key: total(each.get(key, ZERO) for each in by_hand) for each in by_hand for key in each},
+        ledger_store.balances(connection, BALANCES, of_entries=by_hand),
     )
     booked = agreement.booked(ledger_store.balances(connection, BALANCES))
     left = "rated lines and invoices of all periods"

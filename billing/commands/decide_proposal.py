@@ -12,13 +12,11 @@ from sqlalchemy import Connection, Engine
 from billing import account_store, credit_store, ledger_store, manual_entries, period_closing, proposal_store
 from billing.booking import booking
 from billing.commands.grant_credit import unreserved
-from billing.credit_application import whole_minor
 from billing.credit_store import CreditState, Movement, MovementKind
 from billing.credits import GrantKind
 from billing.database import raw, transaction
-from billing.documents import Payer
 from billing.errors import CreditRefused, ProposalRefused
-from billing.money import ZERO, currency, from_minor, plain
+from billing.money import ZERO, currency, plain, whole_quanta
 from billing.posting_rules import Booking, credit_refunded, credit_settled
 from billing.proposal_store import Proposal, ProposalKind
 from streams import audit
@@ -103,8 +101,7 @@ def _settle(connection: Connection, proposal: Proposal, now: datetime, actor: st
 def _refund(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> int:
     state = credit_store.one(connection, proposal.subject)
     grant = state.grant
-    payer = Payer(currency(grant.currency, now.date()))
-    amount = from_minor(whole_minor(unreserved(connection, state), payer), payer.money)
+    amount = whole_quanta(unreserved(connection, state), currency(grant.currency, now.date()).quantum)
     if not state.is_liability or amount <= 0:
         raise CreditRefused(f"credit {grant.grant_id} is {_told(state)}: there is nothing to refund")
     key = f"credit:{grant.grant_id}:refunded:{proposal.proposal_no}"

@@ -20,7 +20,7 @@ from billing.commands.set_tax import set_tax
 from billing.commands.show_invoices import invoice_list
 from billing.commands.trial_balance import account_balances, trial_balance
 from billing.credit_store import CreditState, GivenCredit
-from billing.credits import Applicability, Grant, GrantKind
+from billing.credits import Applicability, Grant, GrantKind, TaxTreatment
 from billing.documents import Payer
 from billing.errors import CreditRefused, TaxRuleRefused
 from billing.money import currency, plain
@@ -140,7 +140,7 @@ def left(world: World) -> dict[str, Decimal]:
 
 
 def assert_the_liability_is_what_is_left(world: World) -> None:
-    held = {row.subledger: -row.balance for row in account_balances(world.engine, code=2100, limit=100) if row.balance}
+    held = {row.subledger: -row.amount for row in account_balances(world.engine, code=2100, limit=100) if row.amount}
     owed = {s.grant.grant_id: s.remaining for s in credits_of(world.engine) if s.is_liability and s.remaining}
     assert held == owed
 
@@ -261,9 +261,9 @@ def test_a_crash_at_any_step_draws_once(world: World, gateway: StripeGateway, st
     assert_the_liability_is_what_is_left(world)
 
 
-@pytest.mark.parametrize("treatment", ["price_reduction", "payment"])
+@pytest.mark.parametrize("treatment", [TaxTreatment.PRICE_REDUCTION, TaxTreatment.PAYMENT])
 def test_grants_of_one_kind_of_usage_are_drawn_in_order_by_the_hour(
-    world: World, gateway: StripeGateway, treatment: str
+    world: World, gateway: StripeGateway, treatment: TaxTreatment
 ) -> None:
     usage = [(OCTOBER.start + n * DAY, 1111 * (n + 1)) for n in range(4)]
     customer(world, usage)

@@ -209,8 +209,7 @@ def _explained(connection: Connection) -> Check:
         ledger_store.balances(connection, BALANCES, of_entries=by_hand),
     )
     booked = agreement.booked(ledger_store.balances(connection, BALANCES))
-    left = "rated lines and invoices of all periods"
-    return compare("the books are explained", left, f"ledger {EXPLAINED}", expected, booked)
+    return compare("the books are explained", "all rated lines and invoices", f"ledger {EXPLAINED}", expected, booked)
 
 
 def _credits(connection: Connection, invoices: int) -> list[Check]:

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from billing.price_plans import Metric
 from reconciliation import agreement
-from reconciliation.agreement import Terms
+from reconciliation.agreement import Issued, Terms
 from streams.windows import UsageQuantity
 
 USAGE = UsageQuantity("t1", "llama", "", "us", "", "ok", "none", "engine", "", 2, 100, 40, 30, 0)
@@ -54,16 +54,26 @@ def test_gaps_are_what_no_pair_of_bounds_covers() -> None:
     ]  # fmt: skip
 
 
-def test_balances_follow_from_what_was_rated_and_issued() -> None:
+def test_balances_follow_from_what_was_rated_invoiced_reduced_by_credits_and_posted_by_hand() -> None:
+    end = datetime(2026, 11, 1, tzinfo=UTC)
     found = agreement.explained(
         {("t1", "USD"): Decimal("2.002")},
         {("t1", "USD"): Decimal("1.001")},
-        {("acme", "USD", datetime(2026, 11, 1, tzinfo=UTC)): (100, Decimal("0.001"))},
+        [Issued("acme", "USD", end, 100, Decimal("0.001"), 19, 0), Issued("bolt", "USD", end, 50, Decimal(0), 8, 8)],
+        {"USD": Decimal("0.25")},
+        {(1100, "acme", "USD"): Decimal(-1), (4010, "", "USD"): Decimal("0.5")},
     )
     assert found == {
-        "1150/t1/USD": Decimal("1.001"), "4000//USD": Decimal("-2.002"), "1100/acme/USD": 1,
-        "5900//USD": Decimal("0.001"),
+        "1150/t1/USD": Decimal("1.001"), "revenue//USD": Decimal("-1.172"), "1100/bolt/USD": Decimal("0.5"),
+        "2200//USD": Decimal("-0.27"), "5900//USD": Decimal("0.001"),
     }  # fmt: skip
+
+
+def test_what_is_left_of_paid_credits_is_the_liability_credit_by_credit() -> None:
+    left = {("a", "USD"): Decimal(5), ("b", "USD"): Decimal(0)}
+    assert agreement.credits_owed(left, {("a", "USD"): Decimal(-5)}).agrees
+    swapped = agreement.credits_owed(left, {("b", "USD"): Decimal(-5)})
+    assert [d.key for d in swapped.differences] == ["a/USD", "b/USD"]
 
 
 def test_usage_is_compared_measure_by_measure() -> None:

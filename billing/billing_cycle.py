@@ -74,8 +74,8 @@ class Bills:
 
 @dataclass(slots=True)
 class _Billed:
-    """A period that was billed: every line so far, what was paid by credits, what is left to cover, what remains of
-    its invoice after credit notes."""
+    """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
+    draw, as last rated; what remains of its invoice, and of what credits paid on it, after credit notes."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
@@ -86,11 +86,14 @@ class _Billed:
 
 @dataclass(frozen=True, slots=True)
 class _Adjustment:
-    """Lines of an earlier period that the next invoice carries, by key, and what credits can cover of them."""
+    """Lines of an earlier period (its number) that the next invoice carries, by key, and what credits can cover of
+    them; `then` is the period as billed once it does."""
 
+    number: int
     period: BillingPeriod
     lines: Mapping[str, RatedLine]
     open: tuple[Coverable, ...]
+    then: RatedPeriod
 
 
 def bill(history: History) -> Bills:
@@ -178,15 +181,14 @@ class _Cycle:
 
     def _bill_usage(self, number: int) -> None:
         period, naming = self.of.periods[number], self._naming(number)
-        rated, drawn = self._rated(number)
+        rated, self.billed[number].drawn = self._rated(number)
         lines = {naming.key(line.identity): line for line in rated.lines}
-        self._remember(number, rated, drawn)
+        self._now_billed(number, rated)
         coverable = list(rated.coverable)
-        for waiting in self.waiting:
+        for waiting in self._carried_adjustments():
             for key, line in waiting.lines.items():
                 lines[key if key not in lines else f"{key}@{waiting.period.start:%Y-%m-%d}"] = line
             coverable += waiting.open
-        self.waiting = []
         if lines:
             document = draw_up(DocumentKind.USAGE, period, lines, self.of.payer)
             document = self._issue(document, coverable, DocumentKind.USAGE, number)
@@ -217,12 +219,6 @@ class _Cycle:
                 drawn[grant_id] += amount
         return RatedPeriod(tuple(lines), tuple(credits.after(rated.coverable, draws))), drawn
 
-    def _remember(self, number: int, rated: RatedPeriod, drawn: Mapping[str, Decimal]) -> None:
-        billed = self.billed[number]
-        billed.lines = list(rated.lines)
-        billed.drawn = dict(drawn)
-        billed.open = list(rated.coverable)
-
     # -- late usage --------------------------------------------------------------------------------------------------
 
     def _take_in(self, late: LateUsage, frozen: BillingPeriod) -> None:
@@ -236,13 +232,11 @@ class _Cycle:
             self._adjust(number)
 
     def _adjust(self, number: int) -> None:
+        """What waits for an invoice is not billed yet, and is worked out anew."""
         billed, naming, period = self.billed[number], self._naming(number), self.of.periods[number]
-        before = list(billed.open)
-        rated, drawn = self._rated(number)
+        rated, billed.drawn = self._rated(number)
+        self.waiting = [waiting for waiting in self.waiting if waiting.number != number]
         changes = difference(rated.lines, billed.lines)
-        if not changes:
-            return
-        self._remember(number, rated, drawn)
         nets = net_by_group(changes)
         keyed = _adjustment_keys(changes, naming)
         more = {key: line for key, line in keyed.items() if nets[line.tax_group] > 0}
@@ -251,29 +245,51 @@ class _Cycle:
             against = {key: key.removeprefix("adj.") for key in less}
             document, billed.remaining = credit_note(period, less, against, billed.remaining, self.of.payer)
             self.documents.append(self._restore(document, billed))
+            self._now_billed(number, self._as_billed(number, rated, less))
         if more:
-            open_ = _more_to_cover(before, rated.coverable, {line.tax_group for line in more.values()})
-            self.waiting.append(_Adjustment(period, more, open_))
+            then = self._as_billed(number, rated, more)
+            open_ = _more_to_cover(billed.open, then.coverable)
+            self.waiting.append(_Adjustment(number, period, more, open_, then))
+
+    def _as_billed(self, number: int, rated: RatedPeriod, changed: Mapping[str, RatedLine]) -> RatedPeriod:
+        """A period as it was billed, but the tax groups of what changed as they are rated now."""
+        billed = self.billed[number]
+        groups = {line.tax_group for line in changed.values()}
+        lines = [line for line in billed.lines if line.tax_group not in groups]
+        lines += [line for line in rated.lines if line.tax_group in groups]
+        coverable = [of for of in billed.open if of.tax_group not in groups]
+        coverable += [of for of in rated.coverable if of.tax_group in groups]
+        return RatedPeriod(tuple(lines), tuple(coverable))
+
+    def _now_billed(self, number: int, rated: RatedPeriod) -> None:
+        self.billed[number].lines, self.billed[number].open = list(rated.lines), list(rated.coverable)
 
     def _restore(self, document: Document, billed: _Billed) -> Document:
         """Crediting what credits paid gives it back to the grants; it pays out nothing."""
         left = -document.total_minor
         restored: list[PaidByCredit] = []
-        for paid in reversed(billed.paid):
+        for index, paid in reversed(list(enumerate(billed.paid))):
             back = min(left, paid.used_minor)
             if back > 0:
                 restored.append(PaidByCredit(paid.grant_id, -back))
+                billed.paid[index] = replace(paid, used_minor=paid.used_minor - back)
                 self.paid_minor[paid.grant_id] -= back
                 left -= back
-        billed.paid += restored
         return replace(document, paid=tuple(restored))
+
+    def _carried_adjustments(self) -> list[_Adjustment]:
+        """What waits, earlier periods first; from here on it is billed."""
+        carried = sorted(self.waiting, key=lambda waiting: waiting.number)
+        for waiting in carried:
+            self._now_billed(waiting.number, waiting.then)
+        self.waiting = []
+        return carried
 
     def _bill_adjustments(self) -> None:
         """A tenant that has no next invoice gets one of its own for each period that late usage belongs to."""
-        for waiting in self.waiting:
+        for waiting in self._carried_adjustments():
             document = draw_up(DocumentKind.ADJUSTMENT, waiting.period, waiting.lines, self.of.payer)
             self._issue(document, waiting.open, DocumentKind.ADJUSTMENT)
-        self.waiting = []
 
     # -- what every invoice goes through -----------------------------------------------------------------------------
 
@@ -377,19 +393,18 @@ def _fees_to_cover(lines: Sequence[RatedLine]) -> list[Coverable]:
     ]
 
 
-def _more_to_cover(before: Sequence[Coverable], after: Sequence[Coverable], groups: set[str]) -> tuple[Coverable, ...]:
+def _more_to_cover(before: Iterable[Coverable], after: Iterable[Coverable]) -> tuple[Coverable, ...]:
     """What late usage added to what credits can cover, at its own times of usage."""
     changes: dict[tuple[datetime, str, str, bool], Fraction] = defaultdict(Fraction)
     for sign, listed in ((-1, before), (1, after)):
         for of in listed:
             changes[of.at, of.charge_key, of.tax_group, of.is_fee] += sign * of.amount
-    in_groups = {key: amount for key, amount in changes.items() if key[2] in groups}
-    grown = sum((amount for amount in in_groups.values() if amount > 0), Fraction(0))
-    whole = sum(in_groups.values(), Fraction(0))
+    grown = sum((amount for amount in changes.values() if amount > 0), Fraction(0))
+    whole = sum(changes.values(), Fraction(0))
     if grown <= 0 or whole <= 0:
         return ()
     return tuple(
         Coverable(at, key, group, amount * whole / grown, is_fee)
-        for (at, key, group, is_fee), amount in in_groups.items()
+        for (at, key, group, is_fee), amount in changes.items()
         if amount > 0
     )

@@ -174,6 +174,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """Usage that arrives after a period (its number, from 0) was frozen; it may have completed in another."""
+
+    of_period: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """A credit. `usable_from` is None for a paid one that was never paid (6, 13.12)."""
 
@@ -207,6 +215,6 @@ class Case:
     periods: tuple[Period, ...]
     changes: tuple[Change, ...]
     usage: Usage
-    late: Mapping[int, Usage]
+    late: tuple[Late, ...]
     grants: tuple[Grant, ...]
     prior_credits: tuple[PriorCredit, ...]

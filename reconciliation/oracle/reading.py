@@ -22,6 +22,7 @@ from reconciliation.oracle.case import (
     Event,
     Grant,
     InvoiceDiscount,
+    Late,
     Plan,
     PriorCredit,
     Tier,
@@ -76,14 +77,13 @@ def read_case(plain: Plain) -> Case:
     changes = _changes(plain["subscription"], plans)
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
-    late = plain.get("late")
     return Case(
         account=account,
         contract=_contract(plain.get("contract", {})),
         periods=periods,
         changes=changes,
         usage=usage,
-        late={late["of_period"]: _usage(late["usage"], anywhere, len(usage.events))} if late else {},
+        late=_late(plain.get("late", ()), anywhere, len(usage.events)),
         grants=tuple(_grant(grant) for grant in plain.get("credits", ())),
         prior_credits=tuple(_prior_credit(credit) for credit in plain.get("prior_credits", ())),
     )
@@ -232,6 +232,17 @@ def _usage(plain: Sequence[Plain], anywhere: int, order: int) -> Usage:
             else:
                 events.append(_event(one, anywhere, order + len(events)))
     return Usage(tuple(events), tuple(corrections))
+
+
+def _late(plain: Plain | Sequence[Plain], anywhere: int, order: int) -> tuple[Late, ...]:
+    """One batch, or a list of them."""
+    result = []
+    for one in [plain] if isinstance(plain, Mapping) else plain:
+        _only(one, _words("of_period usage"), "late")
+        usage = _usage(one["usage"], anywhere, order)
+        order += len(usage.events)
+        result.append(Late(one["of_period"], usage))
+    return tuple(result)
 
 
 def _event(plain: Plain, anywhere: int, order: int) -> Event:

@@ -234,19 +234,19 @@ def _grants(
 
 
 def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]], credits: str, free: Freedom) -> None:
-    """Late usage of a period that has a next invoice, or of a tenant that has gone."""
+    """Late usage: of a period that has a next invoice, of a tenant that has gone; now and then in several batches."""
     random = setting.random
     if random.random() > 0.45 or (credits == "payment" and not free.contested):
         return
-    of_period = random.randrange(len(spans))
-    start, end = spans[of_period]
-    last = case["subscription"][-1]
-    closed = last.get("cancel") and calendar.read(last["at"]) <= end
-    if of_period + 1 == len(spans) and not closed:
-        return
-    found = usages.late(setting, case["usage"], start, end)
-    if found:
-        case["late"] = {"of_period": of_period, "usage": found}
+    given, batches = list(case["usage"]), []
+    for of_period in sorted(random.randrange(len(spans)) for _ in range(random.choice((1, 1, 1, 2, 3)))):
+        span = spans[of_period if random.random() < 0.8 else random.randrange(of_period + 1)]
+        found = usages.late(setting, given, *span)
+        given += found
+        if found:
+            batches.append({"of_period": of_period, "usage": found})
+    if batches:
+        case["late"] = batches
 
 
 def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[int, int]]) -> None:

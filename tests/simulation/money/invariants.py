@@ -64,7 +64,7 @@ def _adds_up(case: Plain, document: Mapping[str, Any]) -> Iterator[str]:
 
 def _lists(case: Plain) -> list[list[Plain]]:
     """The lists of usage of a case."""
-    return [case.get("usage", [])] + ([case["late"]["usage"]] if "late" in case else [])
+    return [case.get("usage", [])] + [batch["usage"] for batch in case.get("late", ())]
 
 
 def _shuffled(case: Plain, random: Random) -> Plain:

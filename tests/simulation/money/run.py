@@ -90,7 +90,7 @@ def batch(seed: int, first: int, free: Freedom, alone: bool) -> Tally:
     return result
 
 
-def rated(seed: int, invoices: int, processes: int, free: Freedom, alone: bool) -> Tally:
+def rated(seed: int, invoices: int, processes: int, free: Freedom, *, alone: bool) -> Tally:
     """Batches until there are enough invoices; prints where it stands every few seconds."""
     total, began, told = Tally(), time.monotonic(), time.monotonic()
     with ProcessPoolExecutor(processes) as pool:
@@ -128,7 +128,7 @@ def _tell(total: Tally, seconds: float) -> None:
     )
 
 
-def _coverage(total: Tally) -> None:
+def print_coverage(total: Tally) -> None:
     """model × kind of event × boundary: how many combinations, and how often each model met each boundary."""
     models = sorted({model for model, _, _ in total.met})
     kinds = sorted({kind for _, kind, _ in total.met})
@@ -149,7 +149,7 @@ def _coverage(total: Tally) -> None:
             print(f"{name:<26}" + "".join(f"{table[model, name]:>12,}" for model in models))
 
 
-def _differences(total: Tally, seed: int, free: Freedom, alone: bool, shrinking: bool) -> None:
+def print_differences(total: Tally, seed: int, free: Freedom, *, alone: bool, shrinking: bool) -> None:
     """Kinds of difference, most frequent first, and of some of them the first case, shrunk."""
     print("\ndifferences:")
     for kind, count in total.kinds.most_common():
@@ -218,10 +218,10 @@ def main() -> int:
     print(f"seed {seed}" + (", contested" if free.contested else ""), flush=True)
     if given.case is not None:
         return _one(seed, given.case, free, given.alone)
-    total = rated(seed, given.invoices, given.processes, free, given.alone)
-    _coverage(total)
+    total = rated(seed, given.invoices, given.processes, free, alone=given.alone)
+    print_coverage(total)
     if total.kinds:
-        _differences(total, seed, free, given.alone, given.shrinking)
+        print_differences(total, seed, free, alone=given.alone, shrinking=given.shrinking)
         return 1
     print(f"\nno difference in {total.invoices:,} invoices; seed {seed}")
     return 0

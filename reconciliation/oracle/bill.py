@@ -175,9 +175,21 @@ class _Bill:
 
     def _take_in(self, i: int, late: Usage) -> None:
         """Late usage after period i was frozen changes every period, so far billed, that it completed in (2, 7)."""
-        self._usage = self._usage.and_also(late)
+        self._usage = self._usage.and_also(self._within_horizon(i, late))
         for billed in sorted(self._billed):
             self._adjust(billed, late)
+
+    def _within_horizon(self, i: int, late: Usage) -> Usage:
+        """Without what completed longer before the period's end than the contract's horizon: nobody can bill it (7)."""
+        days = self.case.contract.late_usage_days
+        if days is None:
+            return late
+        oldest = self._plans[i].period.end - days * DAY
+        known = {event.id: event for usage in (self._usage, late) for event in usage.events}
+        return Usage(
+            tuple(event for event in late.events if event.completed >= oldest),
+            tuple(one for one in late.corrections if one.corrects in known and known[one.corrects].completed >= oldest),
+        )
 
     def _bill_what_waits(self, i: int) -> None:
         """A tenant that gets no next invoice, being subscribed in no next period, gets one for each period (7)."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from reconciliation.oracle.calendar import Period
 
-TaxMode = Literal["none", "exclusive", "inclusive", "reverse_charge"]
+TaxMode = Literal["none", "exclusive", "inclusive", "reverse_charge", "exempt"]
 Rounding = Literal["half_even", "half_up"]
 Continuity = Literal["carry", "reset", "prorate"]
 
@@ -34,6 +34,7 @@ class Contract:
     bill_attempts: Literal["delivered", "all"] = "delivered"
     bill_statuses: frozenset[str] = frozenset({"ok", "aborted"})
     rounding: Rounding = "half_even"
+    late_usage_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Charge:
     overage_price: Fraction
     fee: Fraction
     in_advance: bool
+    prorated: bool
     discount: Fraction
     minimum: Fraction | None
     maximum: Fraction | None
@@ -92,15 +94,15 @@ class Commitment:
     """What the named charges shall come to in a full period."""
 
     amount: Fraction
-    charges: frozenset[str]
+    charges: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class InvoiceDiscount:
-    """A share of what `base` names: usage, fees, or total."""
+    """A share of what `base` names: usage, fees, or all."""
 
     percent: Fraction
-    base: Literal["usage", "fees", "total"]
+    base: Literal["usage", "fees", "all"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,13 +40,13 @@ def _words(text: str) -> frozenset[str]:
 
 
 _TOP = _words(
-    "id title rule reading together_with expect working account contract periods anchor anchor_months plan subscription"
-    " usage late credits prior_credits"
+    "id title rule source reading together_with expect working account contract periods anchor anchor_months plan"
+    " subscription usage late credits prior_credits"
 )
 _VERSION = _words("version from charges allowances commitment invoice_discount")
 _CHARGE = _words(
     "key model metric tax_group tier_continuity price tiers size rate base fixed_per_event min_per_event max_per_event"
-    " included overage_price fee timing discount minimum maximum"
+    " included overage_price fee timing prorated discount minimum maximum allowance"
 )
 _MODELS = _words("per_unit graduated volume package percentage prepaid flat seat one_off")
 _EVENT = _words(
@@ -120,7 +120,7 @@ def _account(plain: Plain) -> Account:
         minor_unit=minor_unit,
         quantum=exact(plain.get("quantum", minor_unit)),
         tax_mode=_one_of(
-            tax.get("mode", "none"), ("none", "exclusive", "inclusive", "reverse_charge"), "account.tax.mode"
+            tax.get("mode", "none"), ("none", "exclusive", "inclusive", "reverse_charge", "exempt"), "account.tax.mode"
         ),
         rates={group: exact(rate) for group, rate in tax.get("groups", {}).items()},
         stripe_minimum=exact(plain.get("stripe_minimum", 0)),
@@ -128,12 +128,13 @@ def _account(plain: Plain) -> Account:
 
 
 def _contract(plain: Plain) -> Contract:
-    _only(plain, _words("price_at bill_attempts bill_statuses rounding"), "contract")
+    _only(plain, _words("price_at bill_attempts bill_statuses rounding late_usage_days"), "contract")
     return Contract(
         price_at=_one_of(plain.get("price_at", "completion"), ("completion", "start"), "contract.price_at"),
         bill_attempts=_one_of(plain.get("bill_attempts", "delivered"), ("delivered", "all"), "contract.bill_attempts"),
         bill_statuses=frozenset(plain.get("bill_statuses", ("ok", "aborted"))),
         rounding=_one_of(plain.get("rounding", "half_even"), ("half_even", "half_up"), "contract.rounding"),
+        late_usage_days=plain.get("late_usage_days"),
     )
 
 
@@ -160,17 +161,23 @@ def _version(plain: Plain, where: str) -> Version:
         name=plain["version"],
         start=_optional(plain, "from", instant),
         charges={charge.key: charge for charge in charges},
-        allowances=tuple(
-            Allowance(pool["pool"], exact(pool["units"]), frozenset(pool["charges"]))
-            for pool in _each(plain.get("allowances", ()), "pool units charges", f"{where}.allowances")
-        ),
-        commitment=Commitment(exact(commitment["amount"]), frozenset(commitment["charges"])) if commitment else None,
+        allowances=_allowances(plain, where),
+        commitment=Commitment(exact(commitment["amount"]), tuple(commitment["charges"])) if commitment else None,
         invoice_discount=InvoiceDiscount(
-            exact(discount["percent"]), _one_of(discount["base"], ("usage", "fees", "total"), f"{where}.discount.base")
+            exact(discount["percent"]), _one_of(discount["base"], ("usage", "fees", "all"), f"{where}.discount.base")
         )
         if discount
         else None,
     )
+
+
+def _allowances(plain: Plain, where: str) -> tuple[Allowance, ...]:
+    """Pools, and what a charge has for itself alone."""
+    shared = _each(plain.get("allowances", ()), "pool units charges", f"{where}.allowances")
+    pools = [Allowance(pool["pool"], exact(pool["units"]), frozenset(pool["charges"])) for pool in shared]
+    own = [charge for charge in plain["charges"] if "allowance" in charge]
+    pools += [Allowance(f"of {one['key']}", exact(one["allowance"]), frozenset([one["key"]])) for one in own]
+    return tuple(pools)
 
 
 def _charge(plain: Plain, where: str) -> Charge:
@@ -199,6 +206,7 @@ def _charge(plain: Plain, where: str) -> Charge:
         overage_price=exact(plain.get("overage_price", 0)),
         fee=exact(plain.get("fee", 0)),
         in_advance=_one_of(plain.get("timing", "arrears"), ("arrears", "advance"), f"{where}.timing") == "advance",
+        prorated=plain.get("prorated", True),
         discount=exact(plain.get("discount", 0)),
         minimum=_optional(plain, "minimum", exact),
         maximum=_optional(plain, "maximum", exact),
@@ -295,7 +303,7 @@ def _grant(plain: Plain) -> Grant:
         currency=plain["currency"],
         treatment=_one_of(
             plain.get("tax_treatment", "payment" if kind == _PAID else "price_reduction"),
-            ("price_reduction", "payment"),
+            ("price_reduction", "payment", "taxed_at_sale"),
             f"credits.{plain['id']}.tax_treatment",
         ),
         priority=plain.get("priority", 50),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from random import Random
 
 from tests.simulation.money import calendar, plans, usages
 from tests.simulation.money.calendar import DAY, SECOND, written
-from tests.simulation.money.plans import Freedom, Plain, Shape, decimal
+from tests.simulation.money.plans import Freedom, Plain, Shape
 from tests.simulation.money.usages import Met, Setting
 
 CURRENCIES = (
@@ -49,17 +50,16 @@ def simulated(seed: int, number: int, free: Freedom) -> Simulated:
     fields, spans = calendar.periods(random)
     account, groups = _account(random)
     credits = random.choices(("none", "price_reduction", "payment"), (65, 22, 13))[0]
-    form = plans.shape(random, groups, free, credits != "none")
+    form = plans.shape(random, groups)
     if not free.contested:
         credits = _agreed(random, form, credits)
-    if not free.contested and any(charge.advance for charge in form.charges):
-        account.pop("stripe_minimum", None)
     starts = {name: _version_starts(random, spans) for name in ("a", "b")[: random.choice((1, 1, 2))]}
     changes = _subscription(random, spans, list(starts), starts, form)
     edges = _edges(spans, starts, changes)
     case: Plain = {"id": f"sim-{seed}-{number}", "account": account, "contract": _contract(random), **fields}
+    forms = {"a": form, "b": plans.of_another_plan(random, form)}
     case["plan"] = {
-        name: plans.plan(random, form, at, free, _left_out(random, form, name)) for name, at in starts.items()
+        name: plans.plan(random, forms[name], at, _left_out(random, form, name)) for name, at in starts.items()
     }
     case["subscription"] = changes
     if credits != "none":
@@ -80,7 +80,8 @@ def _account(random: Random) -> tuple[Plain, list[str]]:
     if quantum:
         account["quantum"] = quantum
     groups = ["std"]
-    mode = random.choices(("none", "exclusive", "inclusive", "reverse_charge"), (45, 30, 15, 10))[0]
+    modes = ("none", "exclusive", "inclusive", "reverse_charge", "exempt")
+    mode = random.choices(modes, (45, 30, 15, 6, 4))[0]
     if mode != "none":
         groups = ["std", "reduced"] if random.random() < 0.4 else ["std"]
         account["tax"] = {"mode": mode, "groups": {group: random.choice(RATES) for group in groups}}
@@ -99,6 +100,8 @@ def _contract(random: Random) -> Plain:
         result["bill_statuses"] = random.choice((["ok"], ["ok", "aborted", "error"]))
     if random.random() < 0.2:
         result["rounding"] = "half_up"
+    if random.random() < 0.1:
+        result["late_usage_days"] = random.choice((5, 31, 90))
     return result
 
 
@@ -206,7 +209,7 @@ def _grants(
         grant: Plain = {"id": f"g{number}"}
         grant["kind"] = "paid" if treatment == "payment" else random.choice(("promo", "sla", "goodwill", "paid"))
         if grant["kind"] == "paid" and treatment == "price_reduction":
-            grant["tax_treatment"] = "price_reduction"
+            grant["tax_treatment"] = random.choice(("price_reduction", "taxed_at_sale"))
         grant |= {"amount": str(random.choice((1, 5, 20, 100, 5000))), "currency": currency}
         if random.random() < 0.05:
             grant["currency"] = "CHF"
@@ -250,14 +253,18 @@ def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]], credits: 
 
 
 def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[int, int]]) -> None:
-    """A credit given by hand against the only fee in advance of a subscription that then is cancelled."""
+    """A credit by hand against a fee in advance, of no more than its line, before the subscription is cancelled."""
     fees = [charge for charge in form.charges if charge.model == "flat" and charge.advance and not charge.discounted]
     changes = case["subscription"]
     plain = len(case["plan"]) == 1 and len(case["plan"]["a"]) == 1 and len(changes) == 2 and changes[1].get("cancel")
     if not (plain and fees and random.random() < 0.5):
         return
     cancelled, begun = calendar.read(changes[1]["at"]), calendar.read(changes[0]["at"])
-    start = next((max(start, begun) for start, end in spans if start < cancelled < end), None)
-    if start is not None and start < cancelled:
-        at = start + random.randrange((cancelled - start) // SECOND) * SECOND
-        case["prior_credits"] = [{"line": fees[0].key, "amount": decimal(random, 90, 2), "at": written(at)}]
+    for start, end in spans:
+        since = max(start, begun)
+        if since < cancelled < end:
+            at = since + random.randrange((cancelled - since) // SECOND + 1) * SECOND
+            fee = next(one for one in case["plan"]["a"][0]["charges"] if one["key"] == fees[0].key)["fee"]
+            cents = random.randint(1, max(1, int(Fraction(fee) * 100 * (end - since) / (end - start))))
+            amount = f"{cents // 100}.{cents % 100:02d}"
+            case["prior_credits"] = [{"line": fees[0].key, "amount": amount, "at": written(at)}]

@@ -184,6 +184,8 @@ def _charge(plain: Plain, where: str) -> Charge:
     where = f"{where}.{plain['key']}"
     _only(plain, _CHARGE, where)
     model = _one_of(plain["model"], _MODELS, f"{where}.model")
+    if isinstance(plain.get("discount"), Mapping):
+        raise CaseError(f"{where}.discount", "only a share of the charge is read here")
     return Charge(
         key=plain["key"],
         model=model,
@@ -291,6 +293,9 @@ def _metrics(plain: Plain, requests: int) -> Mapping[str, Fraction]:
 def _grant(plain: Plain) -> Grant:
     """A paid grant is usable from max(effective, paid_at), never before it is paid (13.12)."""
     _only(plain, _GRANT, f"credits.{plain['id']}")
+    named = plain.get("applies_to", ())
+    if {"fees", "all"} & {*([named] if isinstance(named, str) else named)}:
+        raise CaseError(f"credits.{plain['id']}.applies_to", "only charges that count usage are read here")
     kind = _one_of(plain["kind"], (_PAID, "promo", "sla", "goodwill"), f"credits.{plain['id']}.kind")
     effective = instant(plain["effective"])
     usable: int | None = effective

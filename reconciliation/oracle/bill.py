@@ -48,11 +48,13 @@ def documents_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 class _Billed:
     """A period as it was billed, for what comes late.
 
-    `lines` are those on documents so far, `reduced` what its price reductions use of each grant. What is left of its
-    invoice after credit notes: `remains` per line (exact, quanta), `taxes` per group, `paid` per grant in quanta.
+    `lines` and `draws` are those on documents so far, `reduced` what its price reductions use of each grant. What is
+    left of its invoice after credit notes: `remains` per line (exact, quanta), `taxes` per group, `paid` per grant in
+    quanta.
     """
 
     lines: list[Line]
+    draws: list[Draw]
     reduced: dict[str, Fraction]
     remains: dict[str, tuple[Fraction, int]] = field(default_factory=dict)
     taxes: dict[str, Tax] = field(default_factory=dict)
@@ -61,11 +63,11 @@ class _Billed:
 
 @dataclass(slots=True)
 class _Waiting:
-    """What late usage adds to a period: lines for the next invoice, and the lines billed once they are on it."""
+    """What late usage adds to a period: lines and draws for the next invoice, and the period's once they are on it."""
 
     lines: list[Line]
-    billed: list[Line]
     draws: list[Draw]
+    then: tuple[list[Line], list[Draw]]
 
 
 class _Bill:
@@ -109,7 +111,7 @@ class _Bill:
         """The period's invoice, with what waits from earlier ones; none without any line (10)."""
         own, reduced = self._rated(self._plans[i])
         self._draw(reduced.used)
-        self._billed[i] = _Billed(own, dict(reduced.used))
+        self._billed[i] = _Billed(own, reduced.draws, dict(reduced.used))
         lines, draws = own + self._waiting_lines(), list(reduced.draws)
         for waiting in self._waiting.values():
             draws += waiting.draws
@@ -138,7 +140,7 @@ class _Bill:
 
     def _waiting_is_billed(self) -> None:
         for i, waiting in self._waiting.items():
-            self._billed[i].lines = waiting.billed
+            self._billed[i].lines, self._billed[i].draws = waiting.then
         self._waiting = {}
 
     def _rated(self, plan: PeriodPlan) -> tuple[list[Line], credits.Reduced]:
@@ -177,7 +179,7 @@ class _Bill:
         """Late usage after period i was frozen changes every period, so far billed, that it completed in (2, 7)."""
         self._usage = self._usage.and_also(self._within_horizon(i, late))
         for billed in sorted(self._billed):
-            self._adjust(billed, late)
+            self._adjust(billed)
 
     def _within_horizon(self, i: int, late: Usage) -> Usage:
         """Without what completed longer before the period's end than the contract's horizon: nobody can bill it (7)."""
@@ -201,7 +203,7 @@ class _Bill:
             self._issue(document)
         self._waiting_is_billed()
 
-    def _adjust(self, i: int, late: Usage) -> None:
+    def _adjust(self, i: int) -> None:
         """Re-rate(all) − billed, at the period's credit state: less → credit note, more → the next invoice (7).
 
         What waits for an invoice is not billed yet: it is worked out anew.
@@ -215,14 +217,10 @@ class _Bill:
         more, less = adjustment.netted(adjustment.differences(billed.lines, lines))
         if less:
             self._credit(plan.period, billed, less)
-            groups = {line.group for line in less}
-            billed.lines = [line for line in billed.lines if line.group not in groups]
-            billed.lines += [line for line in lines if line.group in groups]
+            billed.lines, billed.draws = _with_groups(less, billed, lines, reduced.draws)
         if more:
-            groups = {line.group for line in more}
-            now = [line for line in billed.lines if line.group not in groups]
-            now += [line for line in lines if line.group in groups]
-            self._waiting[i] = _Waiting(more, now, _as_draws(more, late))
+            then = _with_groups(more, billed, lines, reduced.draws)
+            self._waiting[i] = _Waiting(more, _added(billed.draws, then[1]), then)
 
     def _credit(self, period: Period, billed: _Billed, less: Sequence[Line]) -> None:
         """A credit note against the period's invoice; what payment credits paid goes back to them first (6)."""
@@ -244,13 +242,26 @@ class _Bill:
         self._issue(note)
 
 
-def _as_draws(lines: Sequence[Line], late: Usage) -> list[Draw]:
-    """What late usage costs, as one draw per group at the time of the first late event (6)."""
-    moments = [event.completed for event in late.events]
-    if not moments:
+def _with_groups(
+    changed: Sequence[Line], billed: _Billed, lines: Sequence[Line], draws: Sequence[Draw]
+) -> tuple[list[Line], list[Draw]]:
+    """A period's lines and draws as billed, those of the tax groups that changed as they are rated now."""
+    groups = {line.group for line in changed}
+    return (
+        [line for line in billed.lines if line.group not in groups] + [line for line in lines if line.group in groups],
+        [draw for draw in billed.draws if draw.group not in groups] + [draw for draw in draws if draw.group in groups],
+    )
+
+
+def _added(before: Sequence[Draw], after: Sequence[Draw]) -> list[Draw]:
+    """What came to be draws that were not, at their own times; what fell takes its share off all of it (6, 7)."""
+    change: dict[tuple[int, str, str], Fraction] = {}
+    for sign, draws in ((-1, before), (1, after)):
+        for draw in draws:
+            at = (draw.completed, draw.charge, draw.group)
+            change[at] = change.get(at, ZERO) + sign * draw.value
+    grown = sum((value for value in change.values() if value > 0), ZERO)
+    whole = sum(change.values(), ZERO)
+    if whole <= 0:
         return []
-    groups = sorted({line.group for line in lines})
-    return [
-        Draw(min(moments), "", group, 0, sum((line.amount for line in lines if line.group == group), ZERO))
-        for group in groups
-    ]
+    return [Draw(*at, 0, value * whole / grown) for at, value in change.items() if value > 0]

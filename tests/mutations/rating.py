@@ -234,10 +234,10 @@ MUTATIONS: Final = (
         GOLDEN,
     ),
     Mutation(
-        "an anchor on the 31st drifts to the last day of a short month for good",
+        "an anniversary on the 31st falls on the 28th",
         "billing/periods.py",
-        "return BillingPeriod(add_months(anchor, number * months), add_months(anchor, (number + 1) * months))",
-        "start = add_months(anchor, number * months)\n    return BillingPeriod(start, add_months(start, months))",
+        "day=min(anchor.day, monthrange(year, month)[1])",
+        "day=min(anchor.day, 28)",
         GOLDEN,
     ),
 )

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.money import product
 from tests.simulation.money import generator, invariants
-from tests.simulation.money.plans import Freedom
 
 SEED = 20261121
 
@@ -19,5 +18,5 @@ SEED = 20261121
 @settings(deadline=None, max_examples=150)
 @given(number=st.integers(0, 10**9))
 def test_a_bill_of_any_plan_keeps_every_law(number: int) -> None:
-    case = generator.simulated(SEED, number, Freedom()).case
+    case = generator.simulated(SEED, number).case
     assert list(invariants.broken(case, product.documents_of, number)) == []

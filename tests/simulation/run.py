@@ -21,7 +21,6 @@ from tests.benchmarks.report import Report
 from tests.simulation import kills
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
-from tests.simulation.money.plans import Freedom
 
 KILLS: Final = 200
 KILLS_QUICK: Final = 60
@@ -68,11 +67,10 @@ def _tell_kills(figures: Figures, report: Report) -> int:
 def _rate_bills(seed: int, invoices: int, report: Report) -> int:
     """Random bills, rated twice on all cores; what differs is shown with its case, shrunk."""
     began = time.monotonic()
-    free = Freedom()
-    total = money.rated(seed, invoices, os.cpu_count() or 1, free, alone=False)
+    total = money.rated(seed, invoices, os.cpu_count() or 1, alone=False)
     money.print_coverage(total)
     if total.kinds:
-        money.print_differences(total, seed, free, alone=False, shrinking=True)
+        money.print_differences(total, seed, alone=False, shrinking=True)
     report.add("invoices", "documents", [total.invoices], goal=INVOICES)
     report.add("invoice_mismatches", "cases", [sum(total.kinds.values())], goal=0)
     report.add("invoice_combinations", "model x event x boundary", [len(total.met)])

@@ -14,16 +14,6 @@ COUNTED = ("per_unit", "graduated", "volume", "package", "prepaid")
 TOKEN_METRICS = ("input", "cached_input", "output", "total_tokens", "request", "gpu_second")
 
 
-@dataclass(frozen=True, slots=True)
-class Freedom:
-    """What a case may contain.
-
-    `contested`: also combinations that money.md leaves open (see `reconciliation/oracle/README.md`, Readings).
-    """
-
-    contested: bool = False
-
-
 @dataclass(slots=True)
 class Traits:
     """What is the same for a charge in all plans and versions of a case."""
@@ -245,8 +235,3 @@ _PARAMETERS = {
     "seat": _fee,
     "one_off": _fee,
 }
-
-
-def charge_alone() -> Traits:
-    """A per-unit charge, for a case that has nothing else left."""
-    return Traits("u0", "per_unit", "u0", "std", "carry", 1, [10], False, False, False, False, False)

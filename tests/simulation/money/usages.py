@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.simulation.money.calendar import SECOND, read, written
-from tests.simulation.money.plans import Freedom, Plain, Shape, decimal
+from tests.simulation.money.plans import Plain, Shape, decimal
 
 Met = tuple[str, str, str]
 """(model, kind of event, boundary): what a case exercises."""
@@ -21,7 +21,6 @@ class Setting:
 
     random: Random
     form: Shape
-    free: Freedom
     start: int
     end: int
     edges: list[tuple[str, int]]

@@ -33,7 +33,7 @@ bench-identities: install ## Ways to know an identity again, with 100 million th
 bench-close: install ## How fast the ledger books, beside bare INSERTs (QUICK=1 for a first look; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.ledger
 
-simulate: up ## Kill workers at random in dirty traffic and count what is lost (KILLS=200, QUICK=1, TOLLBOOK_SEED=)
+simulate: up ## Kill workers in dirty traffic, rate random bills twice (KILLS=200, INVOICES=300000, QUICK=1, TOLLBOOK_SEED=)
 	.venv/bin/python -m tests.simulation.run
 
 up: install ## Install what is missing and start Kafka, TimescaleDB and the Stripe twin (TOLLBOOK_HOME, default .tollbook)

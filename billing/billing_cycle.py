@@ -7,17 +7,28 @@ steps against what is stored.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
+from typing import Final
 
 from billing import credits
-from billing.credit_notes import Remaining, credit_note, net_by_group, net_of_discounts, reduced, remaining_of
+from billing.credit_notes import (
+    Remaining,
+    credit_note,
+    net_by_group,
+    net_of_discounts,
+    reduced,
+    remaining_of,
+    without_ending,
+)
 from billing.credits import Grant
 from billing.documents import Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
-from billing.money import ZERO, exactly, from_minor, to_minor, total
+from billing.money import ZERO, exactly, from_minor, total
+from billing.payment_credits import fees_to_cover, more_to_cover, paid_by_credits
 from billing.periods import BillingPeriod
 from billing.price_plans import PlanVersion, Terms
 from billing.rating.advance import AdvanceBill, advance_bills
@@ -74,28 +85,38 @@ class Bills:
 
 @dataclass(slots=True)
 class _Billed:
-    """A period that was billed: every line so far, what was paid by credits, what is left to cover, what remains of
-    its invoice after credit notes."""
+    """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
+    draw, as last rated; what remains of its invoice, and of what credits paid on it, after credit notes; what remains
+    of its fees in advance, and which of the prior credits are in that."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
     open: list[Coverable] = field(default_factory=list)
     paid: list[PaidByCredit] = field(default_factory=list)
     remaining: Remaining = field(default_factory=Remaining)
+    in_advance: Remaining = field(default_factory=Remaining)
+    noted: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class _Adjustment:
-    """Lines of an earlier period that the next invoice carries, by key, and what credits can cover of them."""
+    """Lines of an earlier period (its number) that the next invoice carries, by key, and what credits can cover of
+    them; `then` is the period as billed once it does."""
 
+    number: int
     period: BillingPeriod
     lines: Mapping[str, RatedLine]
     open: tuple[Coverable, ...]
+    then: RatedPeriod
 
 
 def bill(history: History) -> Bills:
     """Every document of a history. Raises Unratable, NoPriceVersion, UnknownTaxGroup."""
     return _Cycle(history).run()
+
+
+GRACE: Final = timedelta(hours=24)
+"""From a period's end until it is frozen and billed (section 11)."""
 
 
 class _Cycle:
@@ -114,14 +135,22 @@ class _Cycle:
         self.unbillable: list[UsageEvent] = []
 
     def run(self) -> Bills:
+        """Every step at its moment: fees in advance, a period's invoice when it is frozen, then what comes late."""
+        steps: list[tuple[datetime, int, Callable[[], None]]] = []
         for number, period in enumerate(self.of.periods):
-            self._bill_in_advance(number)
-            self._bill_usage(number)
-            for late in self.of.late:
-                if late.of_period == number:
-                    self._take_in(late, period)
-            if self.waiting and not any(self.cuts[number + 1 :][:1]):
-                self._bill_adjustments()
+            frozen = period.end + GRACE
+            steps += [
+                (each.service.start, 0, partial(self._bill_in_advance, number, each))
+                for each in advance_bills(self.cuts[number], period, partial(self._credited_before, number))
+            ]
+            steps.append((frozen, 1, partial(self._bill_usage, number)))
+            steps += [
+                (frozen, 2, partial(self._take_in, late, period)) for late in self.of.late if late.of_period == number
+            ]
+            if not any(self.cuts[number + 1 :][:1]):
+                steps.append((frozen, 3, self._bill_adjustments))
+        for _, _, step in sorted(steps, key=lambda step: step[:2]):
+            step()
         return Bills(
             tuple(self.documents),
             {grant.grant_id: self._drawn(grant) for grant in self.of.grants},
@@ -131,62 +160,50 @@ class _Cycle:
 
     # -- a period ----------------------------------------------------------------------------------------------------
 
-    def _bill_in_advance(self, number: int) -> None:
-        naming = self._naming(number)
+    def _credited_before(self, number: int, of: LineIdentity, at: datetime) -> Decimal:
+        key = self._naming(number).key(of)
+        return total(credit.amount for credit in self.of.prior_credits if credit.line_key == key and credit.at <= at)
 
-        def credited(of: LineIdentity, at: datetime) -> Decimal:
-            key = naming.key(of)
-            return total(c.amount for c in self.of.prior_credits if c.line_key == key and c.at <= at)
+    def _bill_in_advance(self, number: int, each: AdvanceBill) -> None:
+        billed, naming = self.billed[number], self._naming(number)
+        remaining = self._with_prior_credits(billed, each)
+        lines = {naming.key(line.identity): line for line in each.lines}
+        net = total(line.amount for line in each.lines)
+        if net > 0:
+            document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
+            document = self._issue(document, fees_to_cover(each.lines), DocumentKind.ADVANCE)
+            issued = net_of_discounts(remaining_of(document))
+            after = Remaining({**remaining.lines, **issued.lines}, {**remaining.groups, **issued.groups})
+        else:
+            unused = [key for key, line in lines.items() if line.identity.kind == LineKind.UNUSED]
+            against = {key: without_ending(key) for key in unused}
+            document, noted = credit_note(each.service, lines, against, remaining, self.of.payer)
+            after = net_of_discounts(noted)
+            if net:
+                self.documents.append(document)
+        billed.in_advance = after
 
-        remaining = Remaining()
-        noted: set[int] = set()
-        for each in advance_bills(self.cuts[number], self.of.periods[number], credited):
-            remaining = self._with_prior_credits(remaining, each.service.start, noted, each)
-            lines = {naming.key(line.identity): line for line in each.lines}
-            net = total(line.amount for line in each.lines)
-            if not net:
-                remaining = net_of_discounts(self._advance_note(each, lines, remaining)[1])
-            elif net < 0:
-                remaining = self._note_in_advance(each, lines, remaining)
-            else:
-                document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
-                fees = _fees_to_cover(each.lines)
-                document = self._issue(document, fees, DocumentKind.ADVANCE)
-                issued = net_of_discounts(remaining_of(document))
-                remaining = Remaining({**remaining.lines, **issued.lines}, {**remaining.groups, **issued.groups})
-
-    def _with_prior_credits(self, remaining: Remaining, at: datetime, noted: set[int], of: AdvanceBill) -> Remaining:
-        groups = {line.tax_group for line in of.lines}
+    def _with_prior_credits(self, billed: _Billed, of: AdvanceBill) -> Remaining:
+        """What remains of the fees in advance after the credit notes by hand so far."""
+        remaining = billed.in_advance
+        group = of.lines[0].tax_group
         for number, credit in enumerate(self.of.prior_credits):
-            if number not in noted and credit.at <= at and credit.line_key in remaining.lines:
-                noted.add(number)
-                group = next(iter(groups))
-                remaining = reduced(remaining, credit.line_key, group, credit.amount, self.of.payer)
+            key = without_ending(credit.line_key)
+            if number not in billed.noted and credit.at <= of.service.start and key in remaining.lines:
+                billed.noted.add(number)
+                remaining = reduced(remaining, key, group, credit.amount, self.of.payer)
         return remaining
-
-    def _note_in_advance(self, of: AdvanceBill, lines: Mapping[str, RatedLine], remaining: Remaining) -> Remaining:
-        """A change of fees that comes to less than nothing is a credit note against what was billed in advance."""
-        document, after = self._advance_note(of, lines, remaining)
-        self.documents.append(document)
-        return net_of_discounts(after)
-
-    def _advance_note(
-        self, of: AdvanceBill, lines: Mapping[str, RatedLine], remaining: Remaining
-    ) -> tuple[Document, Remaining]:
-        against = {key: key.replace(".unused", "") for key, line in lines.items() if line.amount < 0}
-        return credit_note(of.service, lines, against, remaining, self.of.payer)
 
     def _bill_usage(self, number: int) -> None:
         period, naming = self.of.periods[number], self._naming(number)
-        rated, drawn = self._rated(number)
+        rated, self.billed[number].drawn = self._rated(number)
         lines = {naming.key(line.identity): line for line in rated.lines}
-        self._remember(number, rated, drawn)
+        self._now_billed(number, rated)
         coverable = list(rated.coverable)
-        for waiting in self.waiting:
+        for waiting in self._carried_adjustments():
             for key, line in waiting.lines.items():
                 lines[key if key not in lines else f"{key}@{waiting.period.start:%Y-%m-%d}"] = line
             coverable += waiting.open
-        self.waiting = []
         if lines:
             document = draw_up(DocumentKind.USAGE, period, lines, self.of.payer)
             document = self._issue(document, coverable, DocumentKind.USAGE, number)
@@ -217,32 +234,26 @@ class _Cycle:
                 drawn[grant_id] += amount
         return RatedPeriod(tuple(lines), tuple(credits.after(rated.coverable, draws))), drawn
 
-    def _remember(self, number: int, rated: RatedPeriod, drawn: Mapping[str, Decimal]) -> None:
-        billed = self.billed[number]
-        billed.lines = list(rated.lines)
-        billed.drawn = dict(drawn)
-        billed.open = list(rated.coverable)
-
     # -- late usage --------------------------------------------------------------------------------------------------
 
     def _take_in(self, late: LateUsage, frozen: BillingPeriod) -> None:
         """Late usage of frozen periods: re-rate, take away what was billed, net per tax group (section 7)."""
         horizon = self.of.terms.late_usage_days
+        completed = {each.event_id: each.completed_at for each in (*self.known, *late.events) if each.corrects is None}
         for event in late.events:
-            too_old = horizon is not None and (frozen.end - event.completed_at).days >= horizon
+            age = frozen.end - completed.get(event.corrects or event.event_id, event.completed_at)
+            too_old = horizon is not None and age > timedelta(days=horizon)
             (self.unbillable if too_old else self.known).append(event)
         last = next(n for n, period in enumerate(self.of.periods) if period == frozen)
         for number in range(last + 1 if late.events else 0):
             self._adjust(number)
 
     def _adjust(self, number: int) -> None:
+        """What waits for an invoice is not billed yet, and is worked out anew."""
         billed, naming, period = self.billed[number], self._naming(number), self.of.periods[number]
-        before = list(billed.open)
-        rated, drawn = self._rated(number)
+        rated, billed.drawn = self._rated(number)
+        self.waiting = [waiting for waiting in self.waiting if waiting.number != number]
         changes = difference(rated.lines, billed.lines)
-        if not changes:
-            return
-        self._remember(number, rated, drawn)
         nets = net_by_group(changes)
         keyed = _adjustment_keys(changes, naming)
         more = {key: line for key, line in keyed.items() if nets[line.tax_group] > 0}
@@ -251,29 +262,51 @@ class _Cycle:
             against = {key: key.removeprefix("adj.") for key in less}
             document, billed.remaining = credit_note(period, less, against, billed.remaining, self.of.payer)
             self.documents.append(self._restore(document, billed))
+            self._now_billed(number, self._as_billed(number, rated, less))
         if more:
-            open_ = _more_to_cover(before, rated.coverable, {line.tax_group for line in more.values()})
-            self.waiting.append(_Adjustment(period, more, open_))
+            then = self._as_billed(number, rated, more)
+            open_ = more_to_cover(billed.open, then.coverable)
+            self.waiting.append(_Adjustment(number, period, more, open_, then))
+
+    def _as_billed(self, number: int, rated: RatedPeriod, changed: Mapping[str, RatedLine]) -> RatedPeriod:
+        """A period as it was billed, but the tax groups of what changed as they are rated now."""
+        billed = self.billed[number]
+        groups = {line.tax_group for line in changed.values()}
+        lines = [line for line in billed.lines if line.tax_group not in groups]
+        lines += [line for line in rated.lines if line.tax_group in groups]
+        coverable = [of for of in billed.open if of.tax_group not in groups]
+        coverable += [of for of in rated.coverable if of.tax_group in groups]
+        return RatedPeriod(tuple(lines), tuple(coverable))
+
+    def _now_billed(self, number: int, rated: RatedPeriod) -> None:
+        self.billed[number].lines, self.billed[number].open = list(rated.lines), list(rated.coverable)
 
     def _restore(self, document: Document, billed: _Billed) -> Document:
         """Crediting what credits paid gives it back to the grants; it pays out nothing."""
         left = -document.total_minor
         restored: list[PaidByCredit] = []
-        for paid in reversed(billed.paid):
+        for index, paid in reversed(list(enumerate(billed.paid))):
             back = min(left, paid.used_minor)
             if back > 0:
                 restored.append(PaidByCredit(paid.grant_id, -back))
+                billed.paid[index] = replace(paid, used_minor=paid.used_minor - back)
                 self.paid_minor[paid.grant_id] -= back
                 left -= back
-        billed.paid += restored
         return replace(document, paid=tuple(restored))
+
+    def _carried_adjustments(self) -> list[_Adjustment]:
+        """What waits, earlier periods first; from here on it is billed."""
+        carried = sorted(self.waiting, key=lambda waiting: waiting.number)
+        for waiting in carried:
+            self._now_billed(waiting.number, waiting.then)
+        self.waiting = []
+        return carried
 
     def _bill_adjustments(self) -> None:
         """A tenant that has no next invoice gets one of its own for each period that late usage belongs to."""
-        for waiting in self.waiting:
+        for waiting in self._carried_adjustments():
             document = draw_up(DocumentKind.ADJUSTMENT, waiting.period, waiting.lines, self.of.payer)
             self._issue(document, waiting.open, DocumentKind.ADJUSTMENT)
-        self.waiting = []
 
     # -- what every invoice goes through -----------------------------------------------------------------------------
 
@@ -292,35 +325,9 @@ class _Cycle:
         return settled
 
     def _paid_by_credits(self, document: Document, coverable: Iterable[Coverable]) -> tuple[PaidByCredit, ...]:
-        """What grants pay of a document with its tax: their part of each group's gross, by time of usage."""
-        payer = self.of.payer
         grants = [grant for grant in self._grants() if not credits.reduces_price(grant)]
-        if not grants or document.total_minor <= 0:
-            return ()
-        exact: dict[str, Decimal] = net_by_group([line.rated for line in document.lines])
-        gross = {row.group: row.base_minor + row.tax_minor for row in document.taxes}
-        with_tax = [
-            replace(of, amount=of.amount * gross[of.tax_group] / Fraction(exact[of.tax_group]))
-            for of in coverable
-            if exact.get(of.tax_group, ZERO) > 0
-        ]
-        step = to_minor(payer.money.quantum, payer.money)
-        left = {
-            grant.grant_id: Fraction(to_minor_floor(self._left(grant), payer) - self.paid_minor[grant.grant_id])
-            for grant in grants
-        }
-        draws = credits.draw(with_tax, grants, left)
-        sums: dict[str, Fraction] = defaultdict(Fraction)
-        for each in draws:
-            sums[each.grant.grant_id] += each.amount
-        found, drawn, before = [], Fraction(0), 0
-        for grant in sorted(grants, key=credits.draw_order):
-            drawn += sums[grant.grant_id]
-            rounded = min(round(drawn / step) * step, document.total_minor)
-            if rounded > before:
-                found.append(PaidByCredit(grant.grant_id, rounded - before))
-            before = max(before, rounded)
-        return tuple(found)
+        left = {grant.grant_id: self._left(grant) for grant in grants}
+        return paid_by_credits(document, coverable, grants, left, self.paid_minor, self.of.payer)
 
     # -- credits -----------------------------------------------------------------------------------------------------
 
@@ -345,12 +352,6 @@ class _Cycle:
         return Naming(segments, {plan: len(listed) for plan, listed in self.of.versions.items()})
 
 
-def to_minor_floor(amount: Decimal, payer: Payer) -> int:
-    """The whole quanta in an amount, in minor units."""
-    quanta = Fraction(amount) // Fraction(payer.money.quantum)
-    return int(quanta * Fraction(payer.money.quantum) / Fraction(payer.money.minor_unit))
-
-
 def _adjustment_keys(changes: Sequence[RatedLine], naming: Naming) -> dict[str, RatedLine]:
     """Changes by key; a line that is reversed and billed anew at another price has two."""
     found: dict[str, RatedLine] = {}
@@ -358,38 +359,3 @@ def _adjustment_keys(changes: Sequence[RatedLine], naming: Naming) -> dict[str, 
         key = f"adj.{naming.key(line.identity)}"
         found[key if key not in found else f"{key}.repriced"] = line
     return found
-
-
-def _fees_to_cover(lines: Sequence[RatedLine]) -> list[Coverable]:
-    """What credits can cover of fees in advance: the new ones, less what the credit for unused time takes off."""
-    grown: dict[str, Decimal] = net_by_group([line for line in lines if line.amount > 0])
-    nets = net_by_group(lines)
-    return [
-        Coverable(
-            line.service_start,
-            line.identity.charge_key,
-            line.tax_group,
-            Fraction(line.amount) * Fraction(nets[line.tax_group]) / Fraction(grown[line.tax_group]),
-            is_fee=True,
-        )
-        for line in lines
-        if line.amount > 0 and nets[line.tax_group] > 0
-    ]
-
-
-def _more_to_cover(before: Sequence[Coverable], after: Sequence[Coverable], groups: set[str]) -> tuple[Coverable, ...]:
-    """What late usage added to what credits can cover, at its own times of usage."""
-    changes: dict[tuple[datetime, str, str, bool], Fraction] = defaultdict(Fraction)
-    for sign, listed in ((-1, before), (1, after)):
-        for of in listed:
-            changes[of.at, of.charge_key, of.tax_group, of.is_fee] += sign * of.amount
-    in_groups = {key: amount for key, amount in changes.items() if key[2] in groups}
-    grown = sum((amount for amount in in_groups.values() if amount > 0), Fraction(0))
-    whole = sum(in_groups.values(), Fraction(0))
-    if grown <= 0 or whole <= 0:
-        return ()
-    return tuple(
-        Coverable(at, key, group, amount * whole / grown, is_fee)
-        for (at, key, group, is_fee), amount in in_groups.items()
-        if amount > 0
-    )

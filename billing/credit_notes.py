@@ -42,11 +42,18 @@ def remaining_of(document: Document) -> Remaining:
     )
 
 
+def without_ending(key: str) -> str:
+    """The key that a fee in advance, its discount, and the credit for its unused time have in common."""
+    for ending in (".discount", ".unused", ".fee"):
+        key = key.removesuffix(ending)
+    return key
+
+
 def net_of_discounts(remaining: Remaining) -> Remaining:
     """The same with each line's discount taken into it: the credit for unused time starts from the net (13.9)."""
     lines: dict[str, tuple[Decimal, int]] = {}
     for key, (exact, minor) in remaining.lines.items():
-        name = key.replace(".discount", "")
+        name = without_ending(key)
         before = lines.get(name, (ZERO, 0))
         with exactly():
             lines[name] = (before[0] + exact, before[1] + minor)

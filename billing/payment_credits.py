@@ -14,7 +14,7 @@ from billing.credit_notes import net_by_group
 from billing.credits import Grant
 from billing.documents import Document, PaidByCredit, Payer
 from billing.money import ZERO, to_minor
-from billing.rating.lines import RatedLine
+from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import Coverable
 
 
@@ -64,13 +64,16 @@ def _whole_quanta(amount: Decimal, payer: Payer) -> int:
 
 
 def fees_to_cover(lines: Sequence[RatedLine]) -> list[Coverable]:
-    """What credits can cover of fees in advance: the new ones, less what the credit for unused time takes off."""
+    """What credits can cover of fees in advance: the new ones, less what the credit for unused time takes off.
+
+    A prepaid fee is not what a grant means that names its charge.
+    """
     grown: dict[str, Decimal] = net_by_group([line for line in lines if line.amount > 0])
     nets = net_by_group(lines)
     return [
         Coverable(
             line.service_start,
-            line.identity.charge_key,
+            line.identity.charge_key + (".fee" if line.identity.kind == LineKind.PREPAID_FEE else ""),
             line.tax_group,
             Fraction(line.amount) * Fraction(nets[line.tax_group]) / Fraction(grown[line.tax_group]),
             is_fee=True,

@@ -17,6 +17,7 @@ from billing.periods import BillingPeriod
 from billing.price_plans import BillAttempts, PlanVersion, PriceAt, Terms, version_at
 from billing.rating.usage import NEVER_BILLED_STATUS, PieceUsage, UnpricedUsage, Usage, bills, distribute
 from billing.subscriptions import Piece, Subscription, pieces
+from serving_adapter.events import SOURCE_STRENGTH
 
 BILLED_PURPOSE = "tenant"
 
@@ -59,14 +60,15 @@ def billable(events: Iterable[UsageEvent], terms: Terms) -> list[UsageEvent]:
 
 
 def _corrected(events: Iterable[UsageEvent]) -> list[UsageEvent]:
+    """One event per id, of the strongest source, with each correction added in once, in whatever order they come."""
     by_id: dict[str, UsageEvent] = {}
-    corrections: list[UsageEvent] = []
+    corrections: dict[str, UsageEvent] = {}
     for event in events:
-        if event.corrects is None:
-            by_id[event.event_id] = event
-        else:
-            corrections.append(event)
-    for correction in corrections:
+        known = by_id if event.corrects is None else corrections
+        held = known.get(event.event_id)
+        if held is None or SOURCE_STRENGTH[event.source] > SOURCE_STRENGTH[held.source]:
+            known[event.event_id] = event
+    for correction in corrections.values():
         assert correction.corrects is not None, "only corrections are here"
         original = by_id.get(correction.corrects)
         if original is None:

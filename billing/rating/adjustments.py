@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.money import exactly, quantise_line, total
+from billing.money import exactly, quantise_line, quantise_pieces, total
 from billing.periods import BillingPeriod
 from billing.price_plans import DEFAULT_TAX_GROUP, Charge, DiscountBase, InvoiceDiscount, Validity
 from billing.rating.lines import LineKind, RatedLine
@@ -52,13 +52,16 @@ def _period_no(period: BillingPeriod, first_month: int) -> int:
 
 
 def line_discounts(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod) -> list[tuple[int, Charge, Decimal]]:
-    """The discounts of one charge by piece, negative: of all that it comes to there, fees included."""
+    """The discounts of one charge by piece, negative: of all that it comes to there, fees included.
+
+    Quantised cumulatively per subscription segment, as the lines that they are of, so that its pieces add up (3).
+    """
     bases: dict[int, tuple[Charge, Decimal]] = {}
     with exactly():
         for each in lines:
             charge, base = each.charge, bases[each.piece_no][1] if each.piece_no in bases else Decimal(0)
             bases[each.piece_no] = (charge, base + each.line.amount)
-    found: list[tuple[int, Charge, Decimal]] = []
+    by_segment: dict[int, list[tuple[int, Charge, Fraction]]] = defaultdict(list)
     used = NOTHING
     for number, (charge, base) in sorted(bases.items()):
         discount = charge.discount
@@ -71,8 +74,13 @@ def line_discounts(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod)
             less = min(Fraction(base), max(NOTHING, Fraction(discount.amount) - used))
             used += less
         if less:
-            found.append((number, charge, quantise_line(-less)))
-    return found
+            by_segment[pieces[number].segment_no].append((number, charge, -less))
+    return [
+        (number, charge, amount)
+        for found in by_segment.values()
+        for (number, charge, _), amount in zip(found, quantise_pieces(less for _, _, less in found), strict=True)
+        if amount
+    ]
 
 
 def limit(
@@ -144,8 +152,9 @@ def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPerio
                 bases[each.charge.key, each.line.tax_group, each.is_usage] += part
     if amount_of is not None:
         _share_out(amount_of, lines, less, bases)
-    by_group = {group: quantise_line(amount) for group, amount in less.items()}
-    by_group = {group: amount for group, amount in by_group.items() if amount}
+    groups = sorted(less)
+    amounts = quantise_pieces(less[group] for group in groups)
+    by_group = {group: amount for group, amount in zip(groups, amounts, strict=True) if amount}
     return InvoiceDiscounted(by_group, {share: -base for share, base in bases.items()})
 
 

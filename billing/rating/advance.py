@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.charge_models import OneOff, Timing
+from billing.charge_models import Flat, OneOff, Prepaid, Seat, Timing
 from billing.money import exactly, quantise_line, total
 from billing.periods import BillingPeriod, seconds_between
 from billing.price_plans import Charge
@@ -36,13 +36,32 @@ class _Running:
     line: RatedLine
     net: Decimal
 
+    @property
+    def lasts(self) -> bool:
+        """Whether its time can be left unused: a one-off covers none, what is not prorated is never given back."""
+        return self.charge.prorated and not isinstance(self.charge.pricing, OneOff)
+
+    def goes_on_as(self, other: _Running) -> bool:
+        """Whether the other is the same fee, for the same seats; what else its charge prices does not matter."""
+        return self._fee == other._fee and self.line.quantity == other.line.quantity
+
+    @property
+    def _fee(self) -> tuple[object, ...]:
+        charge, pricing = self.charge, self.charge.pricing
+        assert isinstance(pricing, Flat | Seat | Prepaid | OneOff), pricing
+        return (charge.key, pricing.model, pricing.fee, charge.prorated, charge.tax_group, charge.discount)
+
 
 CreditedBefore = Callable[[LineIdentity, datetime], Decimal]
 """What was credited on a line until a moment, as a positive amount."""
 
 
 def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: CreditedBefore) -> list[AdvanceBill]:
-    """What a period's fees in advance come to, moment by moment. A bill that nets to nothing makes no document."""
+    """What a period's fees in advance come to, moment by moment. A bill that nets to nothing makes no document.
+
+    Where a piece begins and every fee goes on as it was, nothing is billed; where one changes, what is unused of all is
+    credited and all are billed anew, so that one document says what is paid for the rest of the period.
+    """
     held = [piece for piece in pieces if piece.start < piece.end]
     running: list[_Running] = []
     bills: list[AdvanceBill] = []
@@ -53,14 +72,21 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
             _add(bills, ended, period, [_unused(each, ended, credited) for each in running])
             running = []
         charges = [charge for charge in piece.version.charges if charge.timing is Timing.ADVANCE]
+        begun = [found for charge in charges if (found := _begin(piece, charge, period, number, held, opens=opens))]
+        if _all_go_on(running, [fee for fee, _ in begun]):
+            continue
         lines = [_unused(each, piece.start, credited) for each in running]
-        begun = [_begin(piece, charge, period, number, held, opens=opens) for charge in charges]
-        lines += [line for found in begun if found for line in found[1]]
-        running = [found[0] for found in begun if found]
+        lines += [line for _, new in begun for line in new]
+        running = [fee for fee, _ in begun]
         _add(bills, piece.start, period, lines)
     if running and held[-1].end < period.end:
         _add(bills, held[-1].end, period, [_unused(each, held[-1].end, credited) for each in running])
     return bills
+
+
+def _all_go_on(running: Sequence[_Running], begun: Sequence[_Running]) -> bool:
+    lasting = [each for each in running if each.lasts]
+    return len(lasting) == len(begun) and all(old.goes_on_as(new) for old, new in zip(lasting, begun, strict=True))
 
 
 def _add(bills: list[AdvanceBill], at: datetime, period: BillingPeriod, lines: Sequence[RatedLine | None]) -> None:
@@ -84,7 +110,7 @@ def _begin(
 
 def _unused(of: _Running, at: datetime, credited: CreditedBefore) -> RatedLine | None:
     """The credit for what is left of a fee's time: of its net amount, over its own service, capped by what is left."""
-    if isinstance(of.charge.pricing, OneOff) or not of.charge.prorated:
+    if not of.lasts:
         return None
     since, until = of.line.service_start, of.line.service_end
     with exactly():

@@ -1,8 +1,8 @@
 """Free units (docs/spec/money.md 4 allowance, 13.3): which of the period's units cost nothing.
 
 The first A units of a pool are free: an earlier segment first, then the higher unit price, then the charge's key. Free
-units keep their tier positions, so within a charge the lowest positions go first. "First" counts every unit of the pool
-in the period, also those that an earlier version gave no allowance to.
+units keep their tier positions, so within a charge the lowest positions go first. "First" counts every unit used under
+the pool in the period; what was used under a version without it is paid and counts for nothing.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -33,29 +34,30 @@ class Amount:
 def amounts(listed: Sequence[Counted], free: Free, *, weighted: bool) -> list[Amount]:
     """What the pieces of one charge cost, in the order of piece, tier and kind in which they are quantised.
 
+    Tiers are entered, packages opened and prepaid quantities used up anew where a new counter begins.
     `weighted`: a prepaid quantity counts by the seconds it was held.
     """
     found: list[Amount] = []
-    entered: set[int] = set()
-    opened: dict[int, Fraction] = {}
-    counted_before = Fraction(0)
+    entered: dict[int, set[int]] = defaultdict(set)
+    opened: dict[int, Fraction] = defaultdict(Fraction)
+    included: dict[int, Fraction] = defaultdict(Fraction)
     for each in listed:
         if not each.quantity:
             continue
         given = free.get((each.charge.key, each.piece_no), Fraction(0))
         match each.charge.pricing:
             case PerUnit() | Graduated() | Volume():
-                found += _by_tier(each, given, entered)
+                found += _by_tier(each, given, entered[each.run])
             case Package() as package:
-                before = opened.get(each.run, Fraction(0))
+                before = opened[each.run]
                 opened[each.run] = before + each.quantity - given
                 found.append(_packages(each, package, before, opened[each.run], given))
             case Percentage() as percentage:
                 found.append(_percentage(each, percentage))
             case Prepaid() as prepaid:
                 limit = _included(listed, each, prepaid, weighted=weighted)
-                used = min(each.quantity, max(Fraction(0), limit - counted_before))
-                counted_before += each.quantity
+                used = min(each.quantity, max(Fraction(0), limit - included[each.run]))
+                included[each.run] += each.quantity
                 found.append(_overage(each, prepaid, used))
     return found
 
@@ -109,7 +111,7 @@ def _percentage(of: Counted, model: Percentage) -> Amount:
 def _included(listed: Sequence[Counted], of: Counted, prepaid: Prepaid, *, weighted: bool) -> Fraction:
     if not weighted:
         return Fraction(prepaid.included)
-    held = ((each, each.charge.pricing) for each in listed)
+    held = ((each, each.charge.pricing) for each in listed if each.run == of.run)
     return sum((Fraction(p.included) * each.share for each, p in held if isinstance(p, Prepaid)), Fraction(0))
 
 

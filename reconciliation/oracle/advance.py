@@ -8,10 +8,10 @@ from fractions import Fraction
 
 from reconciliation.oracle import fees
 from reconciliation.oracle.calendar import Period
-from reconciliation.oracle.case import Case, PriorCredit
+from reconciliation.oracle.case import Case, Charge, PriorCredit
 from reconciliation.oracle.document import Document, Tax, credit_note, invoice, rounding, tax_on
 from reconciliation.oracle.line import Line, totals
-from reconciliation.oracle.rational import ZERO
+from reconciliation.oracle.rational import ZERO, at_twelve
 from reconciliation.oracle.segments import Stretch
 from reconciliation.oracle.statement import PeriodPlan
 
@@ -24,6 +24,7 @@ class Paid:
     """
 
     line: Line
+    charge: Charge
     amount: Fraction
     start: int
     end: int
@@ -41,14 +42,20 @@ class Issued:
 
 
 def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
-    """Advance invoices and credit notes of a period, in order. A change that nets to nothing has none."""
+    """Advance invoices and credit notes of a period, in order. A change that nets to nothing has none.
+
+    A new stretch in which every fee goes on is no change of a fee (13.10).
+    """
     result = []
     paid: list[Paid] = []
     taxes: dict[str, Tax] = {}
     for at in _changes(plan.stretches, plan.period):
         starting = next((stretch for stretch in plan.stretches if stretch.start == at), None)
+        fees_due = _new_fees(plan, starting) if starting else []
+        if starting and _all_go_on(paid, fees_due):
+            continue
         back = [(_unused(case, one, at), one) for one in paid]
-        new = _new_lines(plan, starting) if starting else []
+        new = [line for fee in fees_due for line in _with_discount(plan, *fee)]
         lines = [line for line, _ in back if line.amount] + new
         service = Period(at, plan.period.end)
         document = None
@@ -61,7 +68,7 @@ def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
                 changed += [(line, ZERO, 0) for line in new]
                 document = credit_note(case.account, case.contract, service, changed, taxes)
             result.append(Issued(at, document))
-        paid = _paid(case, new, document, service, taxes)
+        paid = _paid(case, plan, fees_due, document, service, taxes)
     return result
 
 
@@ -71,12 +78,29 @@ def _changes(stretches: Sequence[Stretch], period: Period) -> list[int]:
     return sorted({stretch.start for stretch in stretches} | ends)
 
 
-def _new_lines(plan: PeriodPlan, stretch: Stretch) -> list[Line]:
+def _new_fees(plan: PeriodPlan, stretch: Stretch) -> list[tuple[Charge, Line]]:
     """Each fee to the period's end: nobody knows yet that it will end before."""
     charges = [charge for charge in stretch.version.charges.values() if charge.in_advance]
-    return [
-        line for charge in charges for line in fees.fee_lines(charge, stretch, plan.period, plan.period.end, plan.name)
-    ]
+    found = [(charge, fees.fee_line(charge, stretch, plan.period, plan.period.end, plan.name)) for charge in charges]
+    return [(charge, line) for charge, line in found if line]
+
+
+def _with_discount(plan: PeriodPlan, charge: Charge, line: Line) -> list[Line]:
+    off = at_twelve(line.amount * charge.discount)
+    if line.pair is None or not off:
+        return [line]
+    key = plan.name(charge.key, line.pair) + ".discount"
+    return [line, Line(key, "fee_discount", charge.key, line.pair, line.group, -off)]
+
+
+def _all_go_on(paid: Sequence[Paid], due: Sequence[tuple[Charge, Line]]) -> bool:
+    """Whether what begins is, fee by fee, what runs already: the same price, seats, discount and tax group."""
+    running = [(_terms(one.charge), one.line.quantity) for one in paid]
+    return running == [(_terms(charge), line.quantity) for charge, line in due]
+
+
+def _terms(charge: Charge) -> tuple[object, ...]:
+    return charge.key, charge.model, charge.fee, charge.discount, charge.tax_group
 
 
 def _unused(case: Case, paid: Paid, at: int) -> Line:
@@ -86,7 +110,12 @@ def _unused(case: Case, paid: Paid, at: int) -> Line:
             _credit_by_hand(case, paid, credit)
     amount = min(fees.unused(paid.amount, paid.start, paid.end, at), paid.left)
     line = paid.line
-    return Line(f"{line.key}.unused", "unused", line.charge, line.pair, line.group, -amount)
+    return Line(f"{_of_fee(line.key)}.unused", "unused", line.charge, line.pair, line.group, -amount)
+
+
+def _of_fee(key: str) -> str:
+    """A prepaid fee's key ends with `.fee`; no key has two endings (tests/money/README.md)."""
+    return key.removesuffix(".fee")
 
 
 def _credit_by_hand(case: Case, paid: Paid, credit: PriorCredit) -> None:
@@ -100,18 +129,23 @@ def _credit_by_hand(case: Case, paid: Paid, credit: PriorCredit) -> None:
 
 
 def _paid(
-    case: Case, lines: Sequence[Line], document: Document | None, service: Period, taxes: dict[str, Tax]
+    case: Case,
+    plan: PeriodPlan,
+    due: Sequence[tuple[Charge, Line]],
+    document: Document | None,
+    service: Period,
+    taxes: dict[str, Tax],
 ) -> list[Paid]:
-    """The fees among new lines that can be given back: all but one-offs, which cover no time."""
+    """The new fees that can be given back: not one-offs, which cover no time, nor what is not prorated (4)."""
     rounded = {line.key: quanta for line, quanta in document.lines} if document else {}
     result = []
-    for line in lines:
-        if line.kind != "fee":
+    for charge, line in due:
+        if line.kind == "one_off" or not charge.prorated:
             continue
-        of_line = [one for one in lines if one.key in (line.key, f"{line.key}.discount")]
+        of_line = _with_discount(plan, charge, line)
         amount = sum((one.amount for one in of_line), ZERO)
         quanta = sum(
             rounded.get(one.key, rounding(case.contract, one.amount / case.account.quantum)) for one in of_line
         )
-        result.append(Paid(line, amount, service.start, service.end, amount, quanta, taxes))
+        result.append(Paid(line, charge, amount, service.start, service.end, amount, quanta, taxes))
     return result

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 from reconciliation.oracle import adjustment, advance, credits
 from reconciliation.oracle.calendar import DAY, Period
 from reconciliation.oracle.case import Case, Usage
-from reconciliation.oracle.document import Document, credit_note, gross_per_group, invoice, plain
+from reconciliation.oracle.document import Document, Tax, credit_note, gross_per_group, invoice, plain
 from reconciliation.oracle.line import Draw, Line
 from reconciliation.oracle.rational import ZERO, written
 from reconciliation.oracle.reading import read_case
@@ -45,11 +46,28 @@ def documents_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Billed:
-    """A period as it was billed, for what comes late."""
+    """A period as it was billed, for what comes late.
+
+    `lines` and `draws` are those on documents so far, `reduced` what its price reductions use of each grant. What is
+    left of its invoice after credit notes: `remains` per line (exact, quanta), `taxes` per group, `paid` per grant in
+    quanta.
+    """
 
     lines: list[Line]
-    document: Document | None
-    reduced: dict[str, Any]
+    draws: list[Draw]
+    reduced: dict[str, Fraction]
+    remains: dict[str, tuple[Fraction, int]] = field(default_factory=dict)
+    taxes: dict[str, Tax] = field(default_factory=dict)
+    paid: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What late usage adds to a period: lines and draws for the next invoice, and the period's once they are on it."""
+
+    lines: list[Line]
+    draws: list[Draw]
+    then: tuple[list[Line], list[Draw]]
 
 
 class _Bill:
@@ -63,8 +81,7 @@ class _Bill:
         self._usage = case.usage
         self._billed: dict[int, _Billed] = {}
         self._carried = 0
-        self._pending: list[Line] = []
-        self._pending_draws: list[Draw] = []
+        self._waiting: dict[int, _Waiting] = {}
 
     def run(self) -> None:
         """Advance documents at their instants; a period's invoice when it is frozen; late usage after that (7, 11)."""
@@ -73,8 +90,8 @@ class _Bill:
             steps += [(one.at, 0, self._issuing(one.document)) for one in advance.documents(self.case, plan)]
             frozen = plan.period.end + GRACE
             steps.append((frozen, 1, self._billing(i)))
-            if i in self.case.late:
-                steps.append((frozen, 2, self._adjusting(i, self.case.late[i])))
+            steps += [(frozen, 2, self._taking_in(i, late.usage)) for late in self.case.late if late.of_period == i]
+            steps.append((frozen, 3, self._closing(i)))
         for _, _, step in sorted(steps, key=lambda step: step[:2]):
             step()
 
@@ -84,22 +101,47 @@ class _Bill:
     def _billing(self, i: int) -> Callable[[], None]:
         return lambda: self._bill(i)
 
-    def _adjusting(self, i: int, late: Usage) -> Callable[[], None]:
-        return lambda: self._adjust(i, late)
+    def _taking_in(self, i: int, late: Usage) -> Callable[[], None]:
+        return lambda: self._take_in(i, late)
+
+    def _closing(self, i: int) -> Callable[[], None]:
+        return lambda: self._bill_what_waits(i)
 
     def _bill(self, i: int) -> None:
         """The period's invoice, with what waits from earlier ones; none without any line (10)."""
-        lines, reduced = self._rated(self._plans[i])
+        own, reduced = self._rated(self._plans[i])
         self._draw(reduced.used)
-        self._billed[i] = _Billed(lines, None, dict(reduced.used))
-        lines = lines + self._pending
+        self._billed[i] = _Billed(own, reduced.draws, dict(reduced.used))
+        lines, draws = own + self._waiting_lines(), list(reduced.draws)
+        for waiting in self._waiting.values():
+            draws += waiting.draws
+        self._waiting_is_billed()
         if not lines:
             return
         document = self._invoice("usage", self._plans[i].period, lines)
-        self._pay(document, reduced.draws + self._pending_draws)
-        self._pending, self._pending_draws = [], []
-        self._billed[i].document = document
+        self._pay(document, draws)
+        billed = self._billed[i]
+        exact = {line.key: line.amount for line in own}
+        billed.remains = {line.key: (exact[line.key], quanta) for line, quanta in document.lines if line.key in exact}
+        billed.taxes = {group: Tax(tax.amount, tax.tax) for group, tax in document.taxes.items()}
+        billed.paid = list(document.payments)
         self._issue(document)
+
+    def _waiting_lines(self) -> list[Line]:
+        """Earlier periods first; a key that is taken says its period (tests/money/README.md)."""
+        result: dict[str, Line] = {}
+        for i, waiting in sorted(self._waiting.items()):
+            for line in waiting.lines:
+                key = line.key
+                if key in result:
+                    key += f"@{self._plans[i].period.name.split('..')[0]}"
+                result[key] = replace(line, key=key)
+        return list(result.values())
+
+    def _waiting_is_billed(self) -> None:
+        for i, waiting in self._waiting.items():
+            self._billed[i].lines, self._billed[i].draws = waiting.then
+        self._waiting = {}
 
     def _rated(self, plan: PeriodPlan) -> tuple[list[Line], credits.Reduced]:
         found = statement(self.case, plan.period, self._usage)
@@ -133,58 +175,93 @@ class _Bill:
                 self._carried = due
         self.documents.append(document)
 
-    def _adjust(self, i: int, late: Usage) -> None:
-        """Re-rate(all) − billed, at the period's credit state: less → credit note, more → the next invoice (7)."""
-        self._usage = self._usage.and_also(late)
+    def _take_in(self, i: int, late: Usage) -> None:
+        """Late usage after period i was frozen changes every period, so far billed, that it completed in (2, 7)."""
+        self._usage = self._usage.and_also(self._within_horizon(i, late))
+        for billed in sorted(self._billed):
+            self._adjust(billed)
+
+    def _within_horizon(self, i: int, late: Usage) -> Usage:
+        """Without what completed longer before the period's end than the contract's horizon: nobody can bill it (7)."""
+        days = self.case.contract.late_usage_days
+        if days is None:
+            return late
+        oldest = self._plans[i].period.end - days * DAY
+        known = {event.id: event for usage in (self._usage, late) for event in usage.events}
+        return Usage(
+            tuple(event for event in late.events if event.completed >= oldest),
+            tuple(one for one in late.corrections if one.corrects in known and known[one.corrects].completed >= oldest),
+        )
+
+    def _bill_what_waits(self, i: int) -> None:
+        """A tenant that gets no next invoice, being subscribed in no next period, gets one for each period (7)."""
+        if i + 1 < len(self._plans) and self._plans[i + 1].segments:
+            return
+        for one, waiting in sorted(self._waiting.items()):
+            document = self._invoice("adjustment", self._plans[one].period, waiting.lines)
+            self._pay(document, waiting.draws)
+            self._issue(document)
+        self._waiting_is_billed()
+
+    def _adjust(self, i: int) -> None:
+        """Re-rate(all) − billed, at the period's credit state: less → credit note, more → the next invoice (7).
+
+        What waits for an invoice is not billed yet: it is worked out anew.
+        """
         billed, plan = self._billed[i], self._plans[i]
         self._draw({grant: -amount for grant, amount in billed.reduced.items()})
         lines, reduced = self._rated(plan)
         self._draw(reduced.used)
+        billed.reduced = dict(reduced.used)
+        self._waiting.pop(i, None)
         more, less = adjustment.netted(adjustment.differences(billed.lines, lines))
         if less:
             self._credit(plan.period, billed, less)
-        if not more:
-            return
-        self._pending = more
-        self._pending_draws = _as_draws(more, late)
-        if self._closed(plan.period):
-            document = self._invoice("adjustment", plan.period, more)
-            self._pay(document, self._pending_draws)
-            self._pending, self._pending_draws = [], []
-            self._issue(document)
-
-    def _closed(self, period: Period) -> bool:
-        """A tenant that gets no next invoice: its subscription ended with the period, or in it."""
-        last = self.case.changes[-1]
-        return last.plan is None and last.at <= period.end
+            billed.lines, billed.draws = _with_groups(less, billed, lines, reduced.draws)
+        if more:
+            then = _with_groups(more, billed, lines, reduced.draws)
+            self._waiting[i] = _Waiting(more, _added(billed.draws, then[1]), then)
 
     def _credit(self, period: Period, billed: _Billed, less: Sequence[Line]) -> None:
         """A credit note against the period's invoice; what payment credits paid goes back to them first (6)."""
-        original = billed.document
-        exact = {line.key: line.amount for line in billed.lines}
-        rounded = {line.key: quanta for line, quanta in original.lines} if original else {}
         keys = [line.key.removeprefix("adj.") for line in less]
-        changed = [(line, exact.get(key, ZERO), rounded.get(key, 0)) for line, key in zip(less, keys, strict=True)]
+        changed = [(line, *billed.remains.get(key, (ZERO, 0))) for line, key in zip(less, keys, strict=True)]
         account = self.case.account
-        taxes = dict(original.taxes) if original else {}
-        note = credit_note(account, self.case.contract, period, changed, taxes)
+        note = credit_note(account, self.case.contract, period, changed, billed.taxes)
+        quanta_of = {line.key: quanta for line, quanta in note.lines}
+        for (line, before, quanta), key in zip(changed, keys, strict=True):
+            billed.remains[key] = (before + line.amount, quanta + quanta_of[line.key])
         open_quanta = -note.total(account)
-        for grant, quanta in reversed(original.payments if original else []):
+        for n, (grant, quanta) in reversed(list(enumerate(billed.paid))):
             back = min(quanta, open_quanta)
             if back > 0:
                 note.payments.append((grant, -back))
+                billed.paid[n] = (grant, quanta - back)
                 self._draw({grant: -back * account.quantum})
                 open_quanta -= back
         self._issue(note)
 
 
-def _as_draws(lines: Sequence[Line], late: Usage) -> list[Draw]:
-    """What late usage costs, as one draw per group at the time of the first late event (6)."""
-    moments = [event.completed for event in late.events]
-    if not moments:
+def _with_groups(
+    changed: Sequence[Line], billed: _Billed, lines: Sequence[Line], draws: Sequence[Draw]
+) -> tuple[list[Line], list[Draw]]:
+    """A period's lines and draws as billed, those of the tax groups that changed as they are rated now."""
+    groups = {line.group for line in changed}
+    return (
+        [line for line in billed.lines if line.group not in groups] + [line for line in lines if line.group in groups],
+        [draw for draw in billed.draws if draw.group not in groups] + [draw for draw in draws if draw.group in groups],
+    )
+
+
+def _added(before: Sequence[Draw], after: Sequence[Draw]) -> list[Draw]:
+    """What came to be draws that were not, at their own times; what fell takes its share off all of it (6, 7)."""
+    change: dict[tuple[int, str, str], Fraction] = {}
+    for sign, draws in ((-1, before), (1, after)):
+        for draw in draws:
+            at = (draw.completed, draw.charge, draw.group)
+            change[at] = change.get(at, ZERO) + sign * draw.value
+    grown = sum((value for value in change.values() if value > 0), ZERO)
+    whole = sum(change.values(), ZERO)
+    if whole <= 0:
         return []
-    groups = sorted({line.group for line in lines})
-    return [
-        Draw(min(moments), "", group, 0, sum((line.amount for line in lines if line.group == group), ZERO))
-        for group in groups
-    ]
+    return [Draw(*at, 0, value * whole / grown) for at, value in change.items() if value > 0]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from reconciliation.oracle.calendar import Period
 
-TaxMode = Literal["none", "exclusive", "inclusive", "reverse_charge"]
+TaxMode = Literal["none", "exclusive", "inclusive", "reverse_charge", "exempt"]
 Rounding = Literal["half_even", "half_up"]
 Continuity = Literal["carry", "reset", "prorate"]
 
@@ -34,6 +34,7 @@ class Contract:
     bill_attempts: Literal["delivered", "all"] = "delivered"
     bill_statuses: frozenset[str] = frozenset({"ok", "aborted"})
     rounding: Rounding = "half_even"
+    late_usage_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Charge:
     overage_price: Fraction
     fee: Fraction
     in_advance: bool
+    prorated: bool
     discount: Fraction
     minimum: Fraction | None
     maximum: Fraction | None
@@ -92,15 +94,15 @@ class Commitment:
     """What the named charges shall come to in a full period."""
 
     amount: Fraction
-    charges: frozenset[str]
+    charges: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class InvoiceDiscount:
-    """A share of what `base` names: usage, fees, or total."""
+    """A share of what `base` names: usage, fees, or all."""
 
     percent: Fraction
-    base: Literal["usage", "fees", "total"]
+    base: Literal["usage", "fees", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """Usage that arrives after a period (its number, from 0) was frozen; it may have completed in another."""
+
+    of_period: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """A credit. `usable_from` is None for a paid one that was never paid (6, 13.12)."""
 
@@ -207,6 +217,6 @@ class Case:
     periods: tuple[Period, ...]
     changes: tuple[Change, ...]
     usage: Usage
-    late: Mapping[int, Usage]
+    late: tuple[Late, ...]
     grants: tuple[Grant, ...]
     prior_credits: tuple[PriorCredit, ...]

@@ -23,10 +23,10 @@ class Reduced:
     draws: list[Draw]
 
 
-def in_draw_order(case: Case, treatment: str) -> list[Grant]:
+def in_draw_order(case: Case, *treatments: str) -> list[Grant]:
     """Priority, earlier expiry (none last), unpaid before paid, granted_at, id (6); of the account's currency (1)."""
     grants = [
-        grant for grant in case.grants if grant.treatment == treatment and grant.currency == case.account.currency
+        grant for grant in case.grants if grant.treatment in treatments and grant.currency == case.account.currency
     ]
     return sorted(
         grants,
@@ -41,8 +41,11 @@ def in_draw_order(case: Case, treatment: str) -> list[Grant]:
 
 
 def price_reductions(case: Case, draws: Sequence[Draw], left: Mapping[str, Fraction]) -> Reduced:
-    """The first pass: before tax, one line per grant and tax group, by the usage it was drawn for (13.12)."""
-    grants = in_draw_order(case, "price_reduction")
+    """The first pass: before tax, one line per grant and tax group, by the usage it was drawn for (13.12).
+
+    What was taxed when it was sold is in it, so that it is not taxed again.
+    """
+    grants = in_draw_order(case, "price_reduction", "taxed_at_sale")
     taken, rest = _drawn(grants, draws, {grant.id: left[grant.id] for grant in grants})
     lines, used = [], {}
     for grant in grants:

@@ -81,8 +81,8 @@ def taxes_of(account: Account, lines: Sequence[tuple[Line, int]]) -> dict[str, T
 
 
 def rate(account: Account, group: str) -> Fraction:
-    """The group's rate; zero where the recipient owes the tax."""
-    return ZERO if account.tax_mode == "reverse_charge" else account.rates[group]
+    """The group's rate; zero where the recipient owes the tax, or is exempt."""
+    return ZERO if account.tax_mode in ("reverse_charge", "exempt") else account.rates[group]
 
 
 def tax_on(account: Account, group: str, amount: int) -> int:

@@ -14,34 +14,35 @@ from reconciliation.oracle.segments import Naming, Stretch, share
 
 def in_arrears(period: Period, stretches: Sequence[Stretch], name: Naming) -> list[Line]:
     """The fees of a period that are billed at its end, each piece to the end of its stretch."""
-    return [
-        line
+    found = [
+        fee_line(charge, stretch, period, stretch.end, name)
         for stretch in stretches
         for charge in stretch.version.charges.values()
         if not charge.in_advance
-        for line in fee_lines(charge, stretch, period, stretch.end, name)
     ]
+    return [line for line in found if line]
 
 
-def fee_lines(charge: Charge, stretch: Stretch, period: Period, end: int, name: Naming) -> list[Line]:
-    """The charge's fee for [stretch's start, end), and its discount; a one-off where its plan begins."""
+def fee_line(charge: Charge, stretch: Stretch, period: Period, end: int, name: Naming) -> Line | None:
+    """The charge's fee for [stretch's start, end); a one-off where its plan begins.
+
+    One that is not prorated (4: "where prorated") is due whole where a segment begins.
+    """
     if charge.model == "one_off":
         begins = stretch.segment.begins and stretch.start == stretch.segment.start
         amount = charge.fee if begins else ZERO
+    elif charge.has_fee and not charge.prorated:
+        amount = at_twelve(_full_fee(charge, stretch)) if stretch.start == stretch.segment.start else ZERO
     elif charge.has_fee:
         amount = piece(_full_fee(charge, stretch), stretch.start, end, period)
     else:
         amount = ZERO
     if not amount:
-        return []
+        return None
     key = name(charge.key, stretch.pair) + (".fee" if charge.model == "prepaid" else "")
     seats = stretch.segment.seats if charge.model == "seat" else None
     kind = "one_off" if charge.model == "one_off" else "fee"
-    lines = [Line(key, kind, charge.key, stretch.pair, charge.tax_group, amount, quantity=seats)]
-    if charge.discount and charge.model != "prepaid":
-        off = -at_twelve(amount * charge.discount)
-        lines.append(Line(f"{key}.discount", "fee_discount", charge.key, stretch.pair, charge.tax_group, off))
-    return lines
+    return Line(key, kind, charge.key, stretch.pair, charge.tax_group, amount, quantity=seats)
 
 
 def _full_fee(charge: Charge, stretch: Stretch) -> Fraction:

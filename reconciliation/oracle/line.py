@@ -51,8 +51,15 @@ class Draw:
 
 def totals(lines: Iterable[Line], by: Callable[[Line], By]) -> dict[By, Fraction]:
     """Σ amount of the lines, by what `by` says of them."""
+    return totals_of(lines, by, lambda line: line.amount)
+
+
+def totals_of(
+    lines: Iterable[Line], by: Callable[[Line], By], amount: Callable[[Line], Fraction]
+) -> dict[By, Fraction]:
+    """Σ of an amount of the lines, by what `by` says of them."""
     result: dict[By, Fraction] = {}
     for line in lines:
         key = by(line)
-        result[key] = result.get(key, ZERO) + line.amount
+        result[key] = result.get(key, ZERO) + amount(line)
     return result

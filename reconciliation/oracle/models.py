@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from reconciliation.oracle.case import Charge, Tier
+from reconciliation.oracle.case import Allowance, Charge, Tier
 from reconciliation.oracle.rational import ONE, ZERO
 from reconciliation.oracle.segments import Pair
 
@@ -57,20 +57,24 @@ def pieces(uses: Sequence[Used]) -> list[Piece]:
 
 
 class Counter:
-    """Where the next unit stands, and which tiers were entered.
+    """Where the next unit stands, which tiers were entered, what was used in packages and of included quantities.
 
     It goes on over segments and versions (`carry`), or starts anew with each subscription segment (`reset`,
-    `prorate`); price versions of one segment share it in any case (4, 13.2).
+    `prorate`); price versions of one segment share it in any case (4, 13.2). All units of the charge have a position;
+    packages hold the units used in packages that are not free, an included quantity those used of one.
     """
 
     def __init__(self) -> None:
-        self.position = ZERO
-        self.entered: set[int] = set()
         self._segment = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.position = self.in_packages = self.of_included = ZERO
+        self.entered: set[int] = set()
 
     def enter(self, use: Used) -> None:
         if use.charge.continuity != "carry" and use.pair[0] != self._segment:
-            self.position, self.entered = ZERO, set()
+            self._begin()
         self._segment = use.pair[0]
 
 
@@ -80,20 +84,30 @@ def _per_unit(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
 
 
 def _graduated(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
-    """Each unit at the price of the tier that its position falls in; a tier's first unit enters it (4, 13.4)."""
-    first, last = counter.position, counter.position + use.units
-    result = []
-    for number, (lower, upper, tier) in enumerate(_bounds(use), 1):
-        units = _overlap(first, last, lower, upper)
-        if not units:
-            continue
+    """Each unit at the price of the tier that its position falls in (4)."""
+    first, result = counter.position, []
+    for number, tier, units, lower, upper in _in_tiers(use, first):
         free = _overlap(first, first + use.free, lower, upper)
         billed = units - free
         result.append(Piece(use.pair, f".t{number}", billed * tier.price, billed, tier.price, free=free))
-        if tier.flat_fee and number not in counter.entered:
-            result.append(Piece(use.pair, f".t{number}.fee", tier.flat_fee, ONE, tier.flat_fee))
-        counter.entered.add(number)
+        result += _entered(use, counter, number, tier)
     return result
+
+
+def _in_tiers(use: Used, first: Fraction) -> Iterable[tuple[int, Tier, Fraction, Fraction, Fraction | None]]:
+    """(number, tier, units in it, units below it, its end) of every tier that units from a position on fall in."""
+    for number, (lower, upper, tier) in enumerate(_bounds(use), 1):
+        units = _overlap(first, first + use.units, lower, upper)
+        if units:
+            yield number, tier, units, lower, upper
+
+
+def _entered(use: Used, counter: Counter, number: int, tier: Tier) -> list[Piece]:
+    """A tier's first unit, free or not, enters it, and its flat fee is due, once for its number (4, 13.4)."""
+    if number in counter.entered:
+        return []
+    counter.entered.add(number)
+    return [Piece(use.pair, f".t{number}.fee", tier.flat_fee, ONE, tier.flat_fee)] if tier.flat_fee else []
 
 
 def _bounds(use: Used) -> Iterable[tuple[Fraction, Fraction | None, Tier]]:
@@ -112,20 +126,31 @@ def _overlap(first: Fraction, last: Fraction, lower: Fraction, upper: Fraction |
 
 
 def _volume(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
-    """All units at the price, in this pair's version, of the tier that the total reaches (4)."""
-    counts_all = use.charge.continuity == "carry"
-    total = sum((other.units for other in uses if counts_all or other.pair[0] == use.pair[0]), ZERO)
-    bounds = list(_bounds(use))
-    number = next(n for n, (_, upper, _) in enumerate(bounds, 1) if upper is None or total <= upper)
-    tier = bounds[number - 1][2]
+    """All units at the price, in this pair's version, of the tier that the total reaches; it alone is entered (4)."""
+    number, tier = _reached(use, uses)
     billed = use.units - use.free
-    return [Piece(use.pair, f".t{number}", billed * tier.price, billed, tier.price, free=use.free)]
+    whole = Piece(use.pair, f".t{number}", billed * tier.price, billed, tier.price, free=use.free)
+    return [whole, *_entered(use, counter, number, tier)]
+
+
+def _reached(use: Used, uses: Sequence[Used]) -> tuple[int, Tier]:
+    """The tier that the total of the counter falls in: it runs through all uses, or its subscription segment."""
+    total = sum((other.units for other in uses if _one_counter(use, other, uses)), ZERO)
+    bounds = enumerate(_bounds(use), 1)
+    return next((number, tier) for number, (_, upper, tier) in bounds if upper is None or total <= upper)
+
+
+def _one_counter(use: Used, other: Used, uses: Sequence[Used]) -> bool:
+    """Whether two uses are counted together: no counter starts anew between them."""
+    first, last = sorted((use.pair[0], other.pair[0]))
+    return not any(first < between.pair[0] <= last and between.charge.continuity != "carry" for between in uses)
 
 
 def _package(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
-    """Packages opened, by this version's size on both sides (4, 13.5); one opened at a free position costs nothing."""
-    size = use.charge.size
-    opened = _ceiling((counter.position + use.units) / size) - _ceiling((counter.position + use.free) / size)
+    """Packages opened, by this version's size on both sides (4, 13.5); free units are in no package."""
+    size, before = use.charge.size, counter.in_packages
+    counter.in_packages += use.units - use.free
+    opened = _ceiling(counter.in_packages / size) - _ceiling(before / size)
     price = use.charge.price
     return [Piece(use.pair, "", opened * price, Fraction(opened), price, free=use.free, units=use.units)]
 
@@ -151,8 +176,9 @@ def of_event(charge: Charge, base: Fraction) -> Fraction:
 
 def _prepaid(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
     """Positions up to the included quantity are in the fee, the rest is overage (4); not weighted by time (13.3)."""
-    first, last = counter.position, counter.position + use.units
-    included = _overlap(first, last, ZERO, use.charge.included)
+    first = counter.of_included
+    counter.of_included += use.units
+    included = _overlap(first, counter.of_included, ZERO, use.charge.included)
     over, price = use.units - included, use.charge.overage_price
     return [Piece(use.pair, ".overage", over * price, over, price, included=included)]
 
@@ -168,26 +194,41 @@ _MODELS = {
 
 
 def free_units(
-    uses: Mapping[tuple[str, Pair], tuple[Charge, Fraction]],
-    pools: Mapping[Pair, Mapping[str, tuple[str, Fraction]]],
+    uses: Mapping[str, Sequence[Used]], pools: Mapping[Pair, Sequence[Allowance]]
 ) -> dict[tuple[str, Pair], Fraction]:
     """How many units of each (charge, pair) are free (4 allowance, 13.3).
 
-    `uses` holds charge and units, `pools` the pool and its units that a pair's version gives a charge. A pool's
-    positions run over earlier pairs first, then the higher unit price, then the charge key; its first cost nothing.
+    `uses` holds those of each charge in the order of their pairs, without free units; `pools` what each pair's version
+    gives free. The first units used under a pool are free: earlier pairs first, then the higher price of the next
+    unit, then the charge key; a charge gives its units in the order of their positions.
     """
+    ladders = {(key, use.pair): prices for key, listed in uses.items() for use, prices in _priced(listed)}
     result: dict[tuple[str, Pair], Fraction] = {}
-    position: dict[str, Fraction] = {}
-    for key, pair in sorted(uses, key=lambda at: (at[1], -_unit_price(uses[at][0]), at[0].encode())):
-        if key not in pools[pair]:
-            continue
-        pool, allowed = pools[pair][key]
-        units = uses[key, pair][1]
-        first = position.get(pool, ZERO)
-        result[key, pair] = _overlap(first, first + units, ZERO, allowed)
-        position[pool] = first + units
+    used: dict[str, Fraction] = {}
+    for pair in sorted({pair for _, pair in ladders}):
+        for pool in pools[pair]:
+            here = {key: list(ladders[key, pair]) for key in pool.charges if ladders.get((key, pair))}
+            left = max(ZERO, pool.units - used.get(pool.pool, ZERO))
+            used[pool.pool] = used.get(pool.pool, ZERO) + sum(
+                (units for prices in here.values() for units, _ in prices), ZERO
+            )
+            while left and any(here.values()):
+                key = min((key for key in here if here[key]), key=lambda key: (-here[key][0][1], key.encode()))
+                units, _ = here[key].pop(0)
+                result[key, pair] = result.get((key, pair), ZERO) + min(units, left)
+                left -= min(units, left)
     return result
 
 
-def _unit_price(charge: Charge) -> Fraction:
-    return charge.tiers[0].price if charge.tiers else charge.price
+def _priced(uses: Sequence[Used]) -> Iterable[tuple[Used, list[tuple[Fraction, Fraction]]]]:
+    """Each use with its units in the order of their positions, and the price of one of them."""
+    counter = Counter()
+    for use in uses:
+        counter.enter(use)
+        model = use.charge.model
+        if model == "graduated":
+            yield use, [(units, tier.price) for _, tier, units, _, _ in _in_tiers(use, counter.position)]
+        elif model in ("per_unit", "volume", "package"):
+            price = _reached(use, uses)[1].price if model == "volume" else use.charge.price / use.charge.size
+            yield use, [(use.units, price)]
+        counter.position += use.units

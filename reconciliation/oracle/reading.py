@@ -22,6 +22,7 @@ from reconciliation.oracle.case import (
     Event,
     Grant,
     InvoiceDiscount,
+    Late,
     Plan,
     PriorCredit,
     Tier,
@@ -39,13 +40,13 @@ def _words(text: str) -> frozenset[str]:
 
 
 _TOP = _words(
-    "id title rule reading together_with expect working account contract periods anchor anchor_months plan subscription"
-    " usage late credits prior_credits"
+    "id title rule source reading together_with expect working account contract periods anchor anchor_months plan"
+    " subscription usage late credits prior_credits"
 )
 _VERSION = _words("version from charges allowances commitment invoice_discount")
 _CHARGE = _words(
     "key model metric tax_group tier_continuity price tiers size rate base fixed_per_event min_per_event max_per_event"
-    " included overage_price fee timing discount minimum maximum"
+    " included overage_price fee timing prorated discount minimum maximum allowance"
 )
 _MODELS = _words("per_unit graduated volume package percentage prepaid flat seat one_off")
 _EVENT = _words(
@@ -76,14 +77,13 @@ def read_case(plain: Plain) -> Case:
     changes = _changes(plain["subscription"], plans)
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
-    late = plain.get("late")
     return Case(
         account=account,
         contract=_contract(plain.get("contract", {})),
         periods=periods,
         changes=changes,
         usage=usage,
-        late={late["of_period"]: _usage(late["usage"], anywhere, len(usage.events))} if late else {},
+        late=_late(plain.get("late", ()), anywhere, len(usage.events)),
         grants=tuple(_grant(grant) for grant in plain.get("credits", ())),
         prior_credits=tuple(_prior_credit(credit) for credit in plain.get("prior_credits", ())),
     )
@@ -120,7 +120,7 @@ def _account(plain: Plain) -> Account:
         minor_unit=minor_unit,
         quantum=exact(plain.get("quantum", minor_unit)),
         tax_mode=_one_of(
-            tax.get("mode", "none"), ("none", "exclusive", "inclusive", "reverse_charge"), "account.tax.mode"
+            tax.get("mode", "none"), ("none", "exclusive", "inclusive", "reverse_charge", "exempt"), "account.tax.mode"
         ),
         rates={group: exact(rate) for group, rate in tax.get("groups", {}).items()},
         stripe_minimum=exact(plain.get("stripe_minimum", 0)),
@@ -128,12 +128,13 @@ def _account(plain: Plain) -> Account:
 
 
 def _contract(plain: Plain) -> Contract:
-    _only(plain, _words("price_at bill_attempts bill_statuses rounding"), "contract")
+    _only(plain, _words("price_at bill_attempts bill_statuses rounding late_usage_days"), "contract")
     return Contract(
         price_at=_one_of(plain.get("price_at", "completion"), ("completion", "start"), "contract.price_at"),
         bill_attempts=_one_of(plain.get("bill_attempts", "delivered"), ("delivered", "all"), "contract.bill_attempts"),
         bill_statuses=frozenset(plain.get("bill_statuses", ("ok", "aborted"))),
         rounding=_one_of(plain.get("rounding", "half_even"), ("half_even", "half_up"), "contract.rounding"),
+        late_usage_days=plain.get("late_usage_days"),
     )
 
 
@@ -160,23 +161,31 @@ def _version(plain: Plain, where: str) -> Version:
         name=plain["version"],
         start=_optional(plain, "from", instant),
         charges={charge.key: charge for charge in charges},
-        allowances=tuple(
-            Allowance(pool["pool"], exact(pool["units"]), frozenset(pool["charges"]))
-            for pool in _each(plain.get("allowances", ()), "pool units charges", f"{where}.allowances")
-        ),
-        commitment=Commitment(exact(commitment["amount"]), frozenset(commitment["charges"])) if commitment else None,
+        allowances=_allowances(plain, where),
+        commitment=Commitment(exact(commitment["amount"]), tuple(commitment["charges"])) if commitment else None,
         invoice_discount=InvoiceDiscount(
-            exact(discount["percent"]), _one_of(discount["base"], ("usage", "fees", "total"), f"{where}.discount.base")
+            exact(discount["percent"]), _one_of(discount["base"], ("usage", "fees", "all"), f"{where}.discount.base")
         )
         if discount
         else None,
     )
 
 
+def _allowances(plain: Plain, where: str) -> tuple[Allowance, ...]:
+    """Pools, and what a charge has for itself alone."""
+    shared = _each(plain.get("allowances", ()), "pool units charges", f"{where}.allowances")
+    pools = [Allowance(pool["pool"], exact(pool["units"]), frozenset(pool["charges"])) for pool in shared]
+    own = [charge for charge in plain["charges"] if "allowance" in charge]
+    pools += [Allowance(f"of {one['key']}", exact(one["allowance"]), frozenset([one["key"]])) for one in own]
+    return tuple(pools)
+
+
 def _charge(plain: Plain, where: str) -> Charge:
     where = f"{where}.{plain['key']}"
     _only(plain, _CHARGE, where)
     model = _one_of(plain["model"], _MODELS, f"{where}.model")
+    if isinstance(plain.get("discount"), Mapping):
+        raise CaseError(f"{where}.discount", "only a share of the charge is read here")
     return Charge(
         key=plain["key"],
         model=model,
@@ -199,6 +208,7 @@ def _charge(plain: Plain, where: str) -> Charge:
         overage_price=exact(plain.get("overage_price", 0)),
         fee=exact(plain.get("fee", 0)),
         in_advance=_one_of(plain.get("timing", "arrears"), ("arrears", "advance"), f"{where}.timing") == "advance",
+        prorated=plain.get("prorated", True),
         discount=exact(plain.get("discount", 0)),
         minimum=_optional(plain, "minimum", exact),
         maximum=_optional(plain, "maximum", exact),
@@ -232,6 +242,17 @@ def _usage(plain: Sequence[Plain], anywhere: int, order: int) -> Usage:
             else:
                 events.append(_event(one, anywhere, order + len(events)))
     return Usage(tuple(events), tuple(corrections))
+
+
+def _late(plain: Plain | Sequence[Plain], anywhere: int, order: int) -> tuple[Late, ...]:
+    """One batch, or a list of them."""
+    result = []
+    for one in [plain] if isinstance(plain, Mapping) else plain:
+        _only(one, _words("of_period usage"), "late")
+        usage = _usage(one["usage"], anywhere, order)
+        order += len(usage.events)
+        result.append(Late(one["of_period"], usage))
+    return tuple(result)
 
 
 def _event(plain: Plain, anywhere: int, order: int) -> Event:
@@ -272,6 +293,9 @@ def _metrics(plain: Plain, requests: int) -> Mapping[str, Fraction]:
 def _grant(plain: Plain) -> Grant:
     """A paid grant is usable from max(effective, paid_at), never before it is paid (13.12)."""
     _only(plain, _GRANT, f"credits.{plain['id']}")
+    named = plain.get("applies_to", ())
+    if {"fees", "all"} & {*([named] if isinstance(named, str) else named)}:
+        raise CaseError(f"credits.{plain['id']}.applies_to", "only charges that count usage are read here")
     kind = _one_of(plain["kind"], (_PAID, "promo", "sla", "goodwill"), f"credits.{plain['id']}.kind")
     effective = instant(plain["effective"])
     usable: int | None = effective
@@ -284,7 +308,7 @@ def _grant(plain: Plain) -> Grant:
         currency=plain["currency"],
         treatment=_one_of(
             plain.get("tax_treatment", "payment" if kind == _PAID else "price_reduction"),
-            ("price_reduction", "payment"),
+            ("price_reduction", "payment", "taxed_at_sale"),
             f"credits.{plain['id']}.tax_treatment",
         ),
         priority=plain.get("priority", 50),

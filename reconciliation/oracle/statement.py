@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
 
 from reconciliation.oracle import fees, models, segments
 from reconciliation.oracle.calendar import Period
-from reconciliation.oracle.case import Case, Charge, InvoiceDiscount, Usage
-from reconciliation.oracle.line import Draw, Line, totals
+from reconciliation.oracle.case import Case, Charge, Usage, Version
+from reconciliation.oracle.line import Draw, Line, totals, totals_of
 from reconciliation.oracle.models import Used
-from reconciliation.oracle.rational import ONE, ZERO, at_twelve, pieces_that_add_up
+from reconciliation.oracle.rational import ZERO, at_twelve, pieces_that_add_up
 from reconciliation.oracle.segments import Naming, Pair, Segment, Stretch
 from reconciliation.oracle.usage import Billable, billable
 
@@ -39,8 +39,11 @@ class PeriodPlan:
     stretches: list[Stretch]
     name: Naming
 
+    def version(self, pair: Pair) -> Version:
+        return self.segments[pair[0] - 1].plan.versions[pair[1]]
+
     def charge(self, key: str, pair: Pair) -> Charge:
-        return self.segments[pair[0] - 1].plan.versions[pair[1]].charges[key]
+        return self.version(pair).charges[key]
 
     def carriers(self, key: str) -> list[tuple[Stretch, Charge]]:
         """The stretches whose version has the charge."""
@@ -57,14 +60,12 @@ def statement(case: Case, period: Period, usage: Usage) -> Statement:
     plan = period_plan(case, period)
     measured = _measured(case, plan, usage)
     lines = _usage_lines(plan, measured)
+    lines += fees.in_arrears(plan.period, plan.stretches, plan.name)
     lines += _line_discounts(plan, lines)
     lines += _limits(plan, lines)
-    draws = _draws(plan, measured, lines) if case.grants else []
-    lines += fees.in_arrears(plan.period, plan.stretches, plan.name)
-    discount = plan.stretches[-1].version.invoice_discount if plan.stretches else None
-    if discount and discount.base != "fees":
-        draws = [Draw(d.completed, d.charge, d.group, d.order, d.value * (ONE - discount.percent)) for d in draws]
-    return Statement(lines + _invoice_discount(discount, lines) + _true_up(plan, lines, discount), draws)
+    off = _Discounted(plan, lines)
+    draws = _draws(plan, measured, lines, off) if case.grants else []
+    return Statement(lines + off.lines + _true_up(plan, lines, off), draws)
 
 
 def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
@@ -87,40 +88,24 @@ def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
 
 
 def _usage_lines(plan: PeriodPlan, measured: Measured) -> list[Line]:
-    uses = {
-        at: (plan.charge(*at), sum((units for _, units in events), ZERO) if not _by_event(plan, at) else ZERO)
-        for at, events in measured.items()
-    }
-    free = models.free_units(uses, _pools(plan, uses))
+    uses: dict[str, list[Used]] = {}
+    for key, pair in sorted(measured, key=lambda at: (at[0].encode(), at[1])):
+        uses.setdefault(key, []).append(_used(plan, measured, key, pair))
+    pools = {use.pair: plan.version(use.pair).allowances for listed in uses.values() for use in listed}
+    free = models.free_units(uses, pools)
     result = []
-    by_charge = sorted(uses, key=lambda at: (at[0].encode(), at[1]))
-    for key, at_pairs in groupby(by_charge, key=lambda at: at[0]):
-        used = [
-            Used(
-                pair,
-                uses[key, pair][0],
-                uses[key, pair][1],
-                free.get((key, pair), ZERO),
-                segments.share_of(plan.segments[pair[0] - 1], plan.period),
-                tuple(base for _, base in measured[key, pair]) if _by_event(plan, (key, pair)) else (),
-            )
-            for _, pair in at_pairs
-        ]
-        result += _cut(plan, key, models.pieces(used))
+    for key, listed in uses.items():
+        with_free = [replace(use, free=free.get((key, use.pair), ZERO)) for use in listed]
+        result += _cut(plan, key, models.pieces(with_free))
     return result
 
 
-def _by_event(plan: PeriodPlan, at: tuple[str, Pair]) -> bool:
-    return plan.charge(*at).model == "percentage"
-
-
-def _pools(plan: PeriodPlan, pairs: Iterable[tuple[str, Pair]]) -> dict[Pair, dict[str, tuple[str, Fraction]]]:
-    """What each pair's version gives free: charge → (pool, units)."""
-    result = {}
-    for pair in {pair for _, pair in pairs}:
-        version = plan.segments[pair[0] - 1].plan.versions[pair[1]]
-        result[pair] = {key: (pool.pool, pool.units) for pool in version.allowances for key in pool.charges}
-    return result
+def _used(plan: PeriodPlan, measured: Measured, key: str, pair: Pair) -> Used:
+    charge, portion = plan.charge(key, pair), segments.share_of(plan.segments[pair[0] - 1], plan.period)
+    counted = [units for _, units in measured[key, pair]]
+    if charge.model == "percentage":
+        return Used(pair, charge, ZERO, ZERO, portion, tuple(counted))
+    return Used(pair, charge, sum(counted, ZERO), ZERO, portion)
 
 
 def _cut(plan: PeriodPlan, key: str, pieces: Sequence[models.Piece]) -> list[Line]:
@@ -149,21 +134,20 @@ def _cut(plan: PeriodPlan, key: str, pieces: Sequence[models.Piece]) -> list[Lin
 
 
 def _line_discounts(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
-    """A share of what the charge costs in the pair, a line of its own (3, 13.1)."""
+    """A share of what the charge costs in the pair, fees included: a line of its own, cut like what it is of (3, 13.1).
+
+    Cumulatively per (charge, subscription segment), in order of version.
+    """
     result = []
-    for (key, pair), amount in _in_pairs(lines).items():
-        charge = plan.charge(key, pair)
-        if charge.discount and amount:
-            result.append(
-                Line(
-                    key=plan.name(key, pair) + ".discount",
-                    kind="discount",
-                    charge=key,
-                    pair=pair,
-                    group=charge.tax_group,
-                    amount=-at_twelve(amount * charge.discount),
-                )
-            )
+    costs = sorted(_in_pairs(lines).items(), key=lambda cost: (cost[0][0].encode(), cost[0][1]))
+    for (key, _), of_segment in groupby(costs, key=lambda cost: (cost[0][0], cost[0][1][0])):
+        found = [(pair, plan.charge(key, pair), amount) for (_, pair), amount in of_segment]
+        cut = pieces_that_add_up(-amount * charge.discount for _, charge, amount in found)
+        for (pair, charge, _), amount in zip(found, cut, strict=True):
+            if amount:
+                kind = "discount" if charge.counts_usage else "fee_discount"
+                name = plan.name(key, pair) + ".discount"
+                result.append(Line(name, kind, key, pair, charge.tax_group, amount))
     return result
 
 
@@ -190,62 +174,82 @@ def _limits(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
     return result
 
 
-def _invoice_discount(discount: InvoiceDiscount | None, lines: Sequence[Line]) -> list[Line]:
-    """What the discount in force at the period's end takes off what its base names, a line per tax group (3, 5)."""
-    if discount is None:
-        return []
-    bases = totals([line for line in lines if _in_base(discount, line)], lambda line: line.group)
-    groups = sorted(group for group, base in bases.items() if base)
-    amounts = pieces_that_add_up(bases[group] * discount.percent for group in groups)
-    key = "invoice_discount"
-    return [
-        Line(key if len(groups) == 1 else f"{key}.{group}", key, "", None, group, -amount)
-        for group, amount in zip(groups, amounts, strict=True)
-        if amount
-    ]
+class _Discounted:
+    """What invoice discounts take off: of each line by the version of its pair, a line per tax group (3, 5).
+
+    Minimum and maximum belong to the last pair that has their charge.
+    """
+
+    def __init__(self, plan: PeriodPlan, lines: Sequence[Line]) -> None:
+        self._plan = plan
+        off = totals_of(lines, lambda line: line.group, self.of)
+        groups = sorted(group for group, amount in off.items() if amount)
+        amounts = pieces_that_add_up(-off[group] for group in groups)
+        key = "invoice_discount"
+        several = sum(1 for amount in amounts if amount) > 1
+        self.lines = [
+            Line(f"{key}.{group}" if several else key, key, "", None, group, amount)
+            for group, amount in zip(groups, amounts, strict=True)
+            if amount
+        ]
+
+    def of(self, line: Line) -> Fraction:
+        """What is taken off a line."""
+        pair = line.pair or self._plan.carriers(line.charge)[-1][0].pair
+        discount = self._plan.version(pair).invoice_discount
+        if discount is None or (discount.base != "all" and (discount.base == "fees") != line.is_fee):
+            return ZERO
+        return line.amount * discount.percent
 
 
-def _in_base(discount: InvoiceDiscount, line: Line) -> bool:
-    return discount.base == "total" or (discount.base == "fees") == line.is_fee
+def _true_up(plan: PeriodPlan, lines: Sequence[Line], off: _Discounted) -> list[Line]:
+    """max(0, weighted commitment − Σ committed charges), these after discounts, limits included (4, 13.8).
 
-
-def _true_up(plan: PeriodPlan, lines: Sequence[Line], discount: InvoiceDiscount | None) -> list[Line]:
-    """max(0, weighted commitment − Σ committed charges), these after discounts, limits included (4, 13.8)."""
+    Its tax group is that of the charge that is named first.
+    """
     commitments = [(stretch, stretch.version.commitment) for stretch in plan.stretches]
     due = segments.weighted([(stretch, one.amount if one else None) for stretch, one in commitments], plan.period)
-    keys = {key for _, one in commitments if one for key in one.charges}
+    keys = [key for _, one in commitments if one for key in one.charges]
     if not keys:
         return []
-    committed = sum((line.amount for line in lines if line.charge in keys), ZERO)
-    if discount:
-        off = sum((line.amount for line in lines if line.charge in keys and _in_base(discount, line)), ZERO)
-        committed -= off * discount.percent
-    if committed >= due:
+    committed = sum((line.amount - off.of(line) for line in lines if line.charge in keys), ZERO)
+    amount = at_twelve(max(ZERO, due - committed))
+    if not amount:
         return []
-    groups = {charge.tax_group for key in keys for _, charge in plan.carriers(key)}
-    group = "std" if len(groups) != 1 else groups.pop()
-    return [Line("true_up", "true_up", "", None, group, at_twelve(due - committed))]
+    groups = [plan.carriers(key)[-1][1].tax_group for key in keys if plan.carriers(key)]
+    return [Line("true_up", "true_up", "", None, groups[0] if groups else "std", amount)]
 
 
-def _draws(plan: PeriodPlan, measured: Measured, lines: Sequence[Line]) -> list[Draw]:
-    """Each event's part of its pair's lines, by units (by amount for percentage); a maximum lowers all alike."""
-    in_pairs = _in_pairs(lines)
-    in_charges = totals([line for line in lines if line.pair], lambda line: line.charge)
-    lowered = totals([line for line in lines if line.kind == "maximum"], lambda line: line.charge)
+def _draws(plan: PeriodPlan, measured: Measured, lines: Sequence[Line], off: _Discounted) -> list[Draw]:
+    """What each charge's usage comes to, over its pairs by their lines, over their events by units (by amount for
+    percentage): limits and invoice discounts change all alike. What has no usage counts at the end (6, 13.8)."""
+    usage = [line for line in lines if not line.is_fee]
+    in_pairs = _in_pairs(usage)
     result = []
-    for (key, pair), events in measured.items():
-        charge = plan.charge(key, pair)
-        net = in_pairs.get((key, pair), ZERO)
-        if lowered.get(key) and in_charges[key]:
-            net *= (in_charges[key] + lowered[key]) / in_charges[key]
-        parts = [models.of_event(charge, units) if charge.model == "percentage" else units for _, units in events]
-        whole = sum(parts, ZERO)
-        if not whole or not net:
+    for key, whole in totals_of(usage, lambda line: line.charge, lambda line: line.amount - off.of(line)).items():
+        in_charge = sum((amount for (of, _), amount in in_pairs.items() if of == key), ZERO)
+        if whole <= 0:
             continue
-        for (bill, _), part in zip(events, parts, strict=True):
-            event = bill.event
-            result.append(Draw(event.completed, key, charge.tax_group, event.order, net * part / whole))
+        if in_charge <= 0:
+            charge = plan.carriers(key)[-1][1]
+            result.append(Draw(plan.stretches[-1].end - 1, key, charge.tax_group, 0, whole))
+            continue
+        for (of, pair), amount in in_pairs.items():
+            if of == key:
+                result += _in_time(plan.charge(key, pair), measured[key, pair], amount * whole / in_charge)
     return result
+
+
+def _in_time(charge: Charge, events: Sequence[tuple[Billable, Fraction]], amount: Fraction) -> list[Draw]:
+    by_event = charge.model == "percentage"
+    parts = [models.of_event(charge, units) if by_event else units for _, units in events]
+    whole = sum(parts, ZERO)
+    if not whole:
+        return []
+    return [
+        Draw(bill.event.completed, charge.key, charge.tax_group, bill.event.order, amount * part / whole)
+        for (bill, _), part in zip(events, parts, strict=True)
+    ]
 
 
 def _in_pairs(lines: Sequence[Line]) -> dict[tuple[str, Pair], Fraction]:

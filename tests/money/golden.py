@@ -14,11 +14,14 @@ Document = dict[str, Any]
 _RANGE = re.compile(r"([a-z]+)(\d+)\.\.[a-z]+(\d+)")
 
 
-@lru_cache(maxsize=1)
-def cases() -> list[dict[str, Any]]:
-    """All cases, each with `expect`."""
-    path = Path(__file__).with_name("cases.yaml")
-    return list(yaml.safe_load(path.read_text(encoding="utf-8"))["cases"])
+OTHERS = Path(__file__).with_name("cases.yaml")
+OURS = tuple(sorted((Path(__file__).parent / "golden").glob("*.yaml")))
+
+
+@lru_cache
+def cases(path: Path = OTHERS) -> list[dict[str, Any]]:
+    """The cases of a file, each with `expect`: by default those that were given to the project."""
+    return list(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["cases"])
 
 
 def expected_documents(case: Mapping[str, Any]) -> list[Document]:

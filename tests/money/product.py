@@ -230,7 +230,7 @@ def _events(usage: Iterable[Mapping[str, Any]], prefix: str, begins: datetime) -
             number += 1
             completed = moment(given["completed"]) if "completed" in given else begins
             yield UsageEvent(
-                event_id=str(given.get("id", f"unnamed-{prefix}{number}")),
+                event_id=str(given.get("id") or _identity(given) or f"unnamed-{prefix}{number}"),
                 completed_at=completed,
                 started_at=moment(given["started"]) if "started" in given else None,
                 quantities=_quantities(given, metric),
@@ -247,6 +247,11 @@ def _events(usage: Iterable[Mapping[str, Any]], prefix: str, begins: datetime) -
                 context=given.get("input") if "corrects" not in given else None,
                 corrects=given.get("corrects"),
             )
+
+
+def _identity(given: Mapping[str, Any]) -> str:
+    """An attempt without an id is known by its request and number."""
+    return f"{given['request_id']}#{given.get('attempt', 1)}" if "request_id" in given else ""
 
 
 def _quantities(given: Mapping[str, Any], metric: str) -> dict[str, Decimal]:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests.money import golden
 from tests.money.product import keys_of, result_of
-
-HERE = Path(__file__).parent
-FILES = [HERE / "cases.yaml", *sorted((HERE / "golden").glob("*.yaml"))]
 
 
 def cases() -> list[Any]:
-    return [
-        pytest.param(case, id=case["id"])
-        for path in FILES
-        for case in yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["cases"]
-    ]
+    files = (golden.OTHERS, *golden.OURS)
+    return [pytest.param(case, id=case["id"]) for path in files for case in golden.cases(path)]
 
 
 def written_out(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,37 +1,16 @@
-"""`python -m tests.mutations.ledger [number …]`: deliberate errors in the ledger, each of which a test must catch.
-
-Every error is made in a copy of the tree, and the tests that should see it are run there: exit code 1 if one survives.
-Needs the local services (`make up`, then `eval "$(.venv/bin/tollbook dev env)"`), and minutes.
-"""
+"""Deliberate errors in the ledger: its database, its chain, its balances. Their tests need services."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-REPOSITORY: Final = Path(__file__).resolve().parents[2]
+from tests.mutations.mutation import Mutation
+
 GUARDS: Final = "tests/integration/billing/test_journal_guards.py"
 STORE: Final = "tests/integration/billing/test_ledger_store.py"
 SEALS: Final = "tests/integration/billing/test_balances_and_seals.py"
 LEDGER_0002: Final = "migrations/versions/0002_ledger.py"
 BOOKS_0009: Final = "migrations/versions/0009_books.py"
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """An error: in `file`, `good` becomes `bad`; `test` fails by it."""
-
-    what: str
-    file: str
-    good: str
-    bad: str
-    test: str
-
 
 MUTATIONS: Final = (
     Mutation(
@@ -127,46 +106,3 @@ MUTATIONS: Final = (
         f"{STORE}::test_a_deadlock_is_tried_again_and_both_are_booked",
     ),
 )
-
-
-def main() -> int:
-    """Make each error, and say which were caught."""
-    chosen = [int(number) for number in sys.argv[1:]] or range(1, len(MUTATIONS) + 1)
-    survived = 0
-    with tempfile.TemporaryDirectory(prefix="tollbook-mutations-") as folder:
-        for number in chosen:
-            mutation = MUTATIONS[number - 1]
-            copy = Path(folder) / str(number)
-            _copy(copy)
-            file = copy / mutation.file
-            text = file.read_text()
-            if mutation.good not in text:
-                print(f"{number:>2}  STALE     {mutation.what}: {mutation.file} has no such text", flush=True)
-                survived += 1
-                continue
-            file.write_text(text.replace(mutation.good, mutation.bad))
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
-                cwd=copy,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            caught = done.returncode == 1 and "failed" in done.stdout
-            survived += not caught
-            print(f"{number:>2}  {'caught' if caught else 'SURVIVED':<9} {mutation.what}", flush=True)
-            if not caught:
-                print(done.stdout[-2000:])
-    return 1 if survived else 0
-
-
-def _copy(to: Path) -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for name in listed.splitlines():
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        if (REPOSITORY / name).is_file():
-            shutil.copy2(REPOSITORY / name, to / name)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

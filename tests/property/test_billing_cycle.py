@@ -28,6 +28,9 @@ from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, subscription
 USD = currency("USD", SINCE.date())
 METRICS = ("a", "b")
 SECONDS = 61 * 86400
+MONTH_ENDS = st.sampled_from(
+    [datetime(*day, tzinfo=UTC) for day in ((2024, 1, 31), (2025, 1, 30), (2024, 2, 29), (2025, 8, 31))]
+)
 
 
 def money(random: Random) -> Decimal:
@@ -210,7 +213,7 @@ def test_the_pieces_of_a_price_add_up_to_it(whole: Decimal, bounds: set[int]) ->
 
 
 @given(
-    anchor=st.integers(0, 4000).map(lambda day: datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day)),
+    anchor=st.integers(0, 4000).map(lambda day: datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day)) | MONTH_ENDS,
     number=st.integers(-40, 40),
     months=st.sampled_from([1, 3, 12]),
 )

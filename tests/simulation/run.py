@@ -1,284 +1,81 @@
-"""`make simulate`: hundreds of kills in dirty traffic, from a seed; nothing may be lost, nothing count twice.
+"""`make simulate`: processes killed in dirty traffic, and random bills rated twice; from a seed that is printed.
 
-Two kinds of processes are killed, one or two at work at a time, at named steps of the chunk's transaction and at random
-moments: processes that apply chunks of a simulated log (the real transaction on the real database, quick to start),
-and whole workers (Faust, Kafka). Services are those of the environment: `make up`.
+    KILLS=200         kills in all; one in ten is of a whole worker (0: none)
+    INVOICES=300000   invoices to rate by the product and by the second rating (0: none)
+    QUICK=1           60 kills and 2,000 invoices, for a first look
+    TOLLBOOK_SEED     repeats a run
 
-    KILLS=200       kills in all; one in ten is of a whole worker
-    QUICK=1         60 kills, for a first look
-    TOLLBOOK_SEED   repeats a run
+Prints for people, writes `build/simulate.json` for machines. Exit code 1 if anything was lost, doubled or differs.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final
-
-import psycopg
+from typing import Final
 
 from devstack.stack import environment
-from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import ensure_topics
-from streams import sources
-from streams.apply import STEPS
-from streams.database import connect
-from streams.settings import DatabaseSettings
-from tests.fixtures_services import Databases, delete_topics
-from tests.simulation import applying, invariants
-from tests.simulation.faults import Fault
-from tests.simulation.line import Line, Worker, wait_for
-from tests.simulation.traffic import Message, Traffic, by_partition
+from tests.benchmarks.report import Report
+from tests.simulation import kills
+from tests.simulation.kills import Figures
+from tests.simulation.money import run as money
 
-RESULT: Final = Path("build/simulate.json")
 KILLS: Final = 200
 KILLS_QUICK: Final = 60
 OF_WORKERS: Final = 10
 """One kill in so many is of a whole worker."""
-REQUESTS_A_ROUND: Final = 400
-CHECK_EVERY: Final = 10
-"""Kills between two looks at the database."""
-
-
-@dataclass(slots=True)
-class Figures:
-    """What one half of the run did, and found."""
-
-    kills: int = 0
-    sent: int = 0
-    rows: int = 0
-    lost: int = 0
-    doubled: int = 0
-    checks: int = 0
-    by_moment: dict[str, int] = field(default_factory=dict)
-
-    def killed(self, at: str) -> None:
-        """Count one kill, and where it struck."""
-        self.kills += 1
-        self.by_moment[at] = self.by_moment.get(at, 0) + 1
-
-
-def kill_appliers(url: str, seed: int, kills: int) -> Figures:
-    """Kill processes that apply chunks until there were so many kills; then apply the rest and check."""
-    dice, traffic, figures = random.Random(seed), Traffic(seed), Figures()
-    log, sent = applying.SimulatedLog({}), []
-    with connect(url) as connection:
-        partitions = by_partition([])
-        applying.prepare(connection, traffic.tenants, list(partitions))
-        while figures.kills < kills:
-            if _left(connection, log) < REQUESTS_A_ROUND // 2:
-                messages = traffic.round(REQUESTS_A_ROUND)
-                sent += messages
-                log.append(by_partition(messages))
-            _strike(url, log, dice, figures)
-            if figures.kills // CHECK_EVERY > figures.checks:
-                _look(connection, _applied_of(connection, sent), figures)
-        _finish(url, log)
-        invariants.consistent(connection)
-        figures.sent, figures.rows = traffic.expected.messages, len(traffic.expected.rows)
-        found = invariants.loss(connection, traffic.expected.rows)
-        figures.lost, figures.doubled = figures.lost + found.lost, figures.doubled + found.doubled
-        invariants.complete(connection, traffic.expected)
-    return figures
-
-
-def _strike(url: str, log: applying.SimulatedLog, dice: random.Random, figures: Figures) -> None:
-    """Start one or two processes over the same partitions and let each be killed, if it does not end before."""
-    started = []
-    for _ in range(dice.choice((1, 1, 2))):
-        at_step = dice.random() < 0.75
-        step, nth = dice.choice((*STEPS, "commit unseen")), dice.randint(1, 6)
-        fault = None
-        if at_step and step == "commit unseen":
-            fault = Fault("advanced", nth, "commit unseen")
-        elif at_step:
-            fault = Fault(step, nth * 5 if step == "arrived" else nth)
-        process = applying.start(url, log, fault, dice.randrange(2**31))
-        started.append((process, step if at_step else None))
-    for process, step in started:
-        if step is None:
-            process.join(dice.uniform(0.02, 0.3))
-            process.kill()
-        process.join()
-        if process.exitcode == -9:
-            figures.killed(step or "at a random moment")
-        assert process.exitcode in (0, -9), f"a process ended with {process.exitcode}"
-
-
-def _left(connection: psycopg.Connection, log: applying.SimulatedLog) -> int:
-    """Messages of the simulated log that are not applied yet."""
-    row = connection.execute(
-        "select sum(next_position)::int8 from usage.sources where source like 'kafka:%'"
-    ).fetchone()
-    assert row is not None
-    return sum(map(len, log.partitions.values())) - int(row[0])
-
-
-def _applied_of(connection: psycopg.Connection, sent: list[Message]) -> set[Any]:
-    """The rows that messages which are passed must have left."""
-    positions = {p: state.next_position for p, state in sources.states(connection, applying.TOPIC).items()}
-    return {
-        message.row
-        for partition, messages in by_partition(sent).items()
-        for message in messages[: positions[partition]]
-        if message.row is not None and message.row[0].kind == "usage"
-    }
-
-
-def _look(connection: psycopg.Connection, due: set[Any], figures: Figures) -> None:
-    """What must hold at any moment; losses are counted, anything else ends the run."""
-    figures.checks += 1
-    invariants.consistent(connection)
-    found = invariants.loss(connection, due)
-    figures.lost, figures.doubled = figures.lost + found.lost, figures.doubled + found.doubled
-
-
-def _finish(url: str, log: applying.SimulatedLog) -> None:
-    for _ in range(2):  # the first may leave an orphan whose original another process has just applied
-        process = applying.start(url, log)
-        process.join()
-        assert process.exitcode == 0, f"a process ended with {process.exitcode}"
-
-
-def kill_workers(kafka: KafkaSettings, url: str, seed: int, kills: int) -> Figures:
-    """The same with whole workers on Kafka."""
-    dice, figures = random.Random(seed), Figures()
-    with Line(kafka, url, seed) as line:
-        line.send(REQUESTS_A_ROUND)
-        while figures.kills < kills:
-            names = ("one", "two")[: dice.choice((1, 1, 2))]
-            workers: list[tuple[Worker, str | None]] = []
-            for name in names:
-                step = dice.choice(STEPS) if dice.random() < 0.5 else None
-                fault = Fault(step, dice.randint(1, 4)) if step else None
-                workers.append((line.worker(fault, "--chunk", "40", name=name), step))
-            line.send(REQUESTS_A_ROUND // 4)
-            for worker, step in workers:
-                struck = _kill_worker(line, worker, step, dice)
-                assert worker.returncode == -9, f"a worker ended by itself: {worker.communicate()[0]}"
-                figures.killed(step if step and struck else "at a random moment")
-            invariants.consistent(line.connection)
-            figures.checks += 1
-        line.drain()
-        figures.sent, figures.rows = line.traffic.expected.messages, len(line.traffic.expected.rows)
-        found = invariants.loss(line.connection, line.traffic.expected.rows)
-        figures.lost, figures.doubled = found.lost, found.doubled
-        line.settled()
-    return figures
-
-
-def _kill_worker(line: Line, worker: Worker, step: str | None, dice: random.Random) -> bool:
-    """Wait until a worker's fault has struck or it has nothing left to do; without a fault, until it has done some.
-
-    Then kill it; returns whether its fault was faster.
-    """
-    goal = sum(line.next_positions().values()) + dice.randrange(200)
-    due = line.traffic.expected.messages
-
-    def far_enough() -> bool:
-        at = sum(line.next_positions().values())
-        return worker.poll() is not None or at >= due or (step is None and at >= goal)
-
-    wait_for(far_enough, "a worker applies something")
-    struck = worker.poll() is not None
-    worker.kill()
-    worker.wait()
-    return struck
-
-
-@contextmanager
-def _services() -> Iterator[tuple[Databases, KafkaSettings]]:
-    """Databases and topics of the run's own, removed at the end."""
-    databases = Databases(DatabaseSettings.from_environment().url)
-    given = KafkaSettings.from_environment()
-    kafka = replace(given, topic_prefix=f"simulate-{os.getpid()}-{int(time.time())}")
-    ensure_topics(kafka)
-    try:
-        yield databases, kafka
-    finally:
-        databases.drop_all()
-        delete_topics(kafka)
+INVOICES: Final = 300_000
+INVOICES_QUICK: Final = 2_000
 
 
 def main() -> int:
-    """Run, print for people, write for machines; 1 if anything was lost or doubled."""
+    """Run both halves."""
     os.environ.update(environment())
     quick = os.environ.get("QUICK") == "1"
-    kills = int(os.environ.get("KILLS") or (KILLS_QUICK if quick else KILLS))
     seed = int(os.environ.get("TOLLBOOK_SEED") or random.SystemRandom().randrange(2**32))
-    started_at, began = datetime.now(UTC), time.monotonic()
-    print(f"seed {seed} (TOLLBOOK_SEED={seed} repeats it), {kills} kills")
-    of_workers = max(1, kills // (3 * OF_WORKERS if quick else OF_WORKERS))
-    with _services() as (databases, kafka):
-        appliers = kill_appliers(databases(), seed, kills - of_workers)
-        _say("processes that apply chunks", appliers)
-        workers = kill_workers(kafka, databases(), seed, of_workers)
-        _say("whole workers", workers)
-    seconds = time.monotonic() - began
-    total = {
-        name: getattr(appliers, name) + getattr(workers, name) for name in ("kills", "sent", "rows", "lost", "doubled")
-    }
-    print(
-        f"{total['kills']} kills, {total['sent']:,} messages sent, {total['rows']:,} events applied,"
-        f" {total['lost']} lost, {total['doubled']} doubled, {seconds:.0f} s"
-    )
-    _write(seed, started_at, seconds, quick, total, {"appliers": asdict(appliers), "workers": asdict(workers)})
-    return 1 if total["lost"] or total["doubled"] else 0
+    to_kill = int(os.environ.get("KILLS") or (KILLS_QUICK if quick else KILLS))
+    invoices = int(os.environ.get("INVOICES") or (INVOICES_QUICK if quick else INVOICES))
+    print(f"seed {seed} (TOLLBOOK_SEED={seed} repeats it), {to_kill} kills, {invoices:,} invoices", flush=True)
+    report = Report("simulate", seed, quick)
+    wrong = 0
+    if to_kill:
+        of_workers = max(1, to_kill // (3 * OF_WORKERS if quick else OF_WORKERS))
+        wrong += _tell_kills(kills.killed(seed, to_kill, of_workers=of_workers), report)
+    if invoices:
+        wrong += _rate_bills(seed, invoices, report)
+    report.write()
+    return 1 if wrong else 0
 
 
-def _say(what: str, figures: Figures) -> None:
-    moments = ", ".join(f"{at} {count}" for at, count in sorted(figures.by_moment.items(), key=lambda each: -each[1]))
-    print(
-        f"  {what}: {figures.kills} kills, {figures.sent:,} messages, {figures.rows:,} events,"
-        f" {figures.lost} lost, {figures.doubled} doubled, {figures.checks + 1} checks\n    killed {moments}",
-        flush=True,
-    )
+def _tell_kills(figures: Figures, report: Report) -> int:
+    wrong = figures.lost + figures.doubled
+    for key, value, unit, goal in (
+        ("kills", figures.kills, "processes", KILLS),
+        ("events_sent", figures.sent, "messages", None),
+        ("events_applied", figures.rows, "events", None),
+        ("events_lost", figures.lost, "events", 0),
+        ("events_doubled", figures.doubled, "events", 0),
+        ("faults_injected", figures.kills, "faults", None),
+        ("faults_caught", 0 if wrong else figures.kills, "faults", figures.kills),
+    ):
+        report.add(key, unit, [value], goal=goal)
+    return wrong
 
 
-def _write(
-    seed: int, started_at: datetime, seconds: float, quick: bool, total: dict[str, int], detail: dict[str, Any]
-) -> None:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    caught = total["kills"] if not (total["lost"] or total["doubled"]) else 0
-    values = {
-        "kills": (total["kills"], "processes", KILLS),
-        "events_sent": (total["sent"], "messages", None),
-        "events_applied": (total["rows"], "events", None),
-        "events_lost": (total["lost"], "events", 0),
-        "events_doubled": (total["doubled"], "events", 0),
-        "faults_injected": (total["kills"], "faults", None),
-        "faults_caught": (caught, "faults", total["kills"]),
-    }
-    document = {
-        "verb": "simulate",
-        "commit": git.stdout.strip(),
-        "machine": {
-            "cpus": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "python": platform.python_version(),
-        },
-        "started_at": started_at.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
-        "seed": seed,
-        "quick": quick,
-        "figures": {
-            key: {"value": value, "unit": unit, "runs": [value], "goal": goal, "floor": None}
-            for key, (value, unit, goal) in values.items()
-        },
-        "detail": detail,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=2) + "\n")
+def _rate_bills(seed: int, invoices: int, report: Report) -> int:
+    """Random bills, rated twice on all cores; what differs is shown with its case, shrunk."""
+    began = time.monotonic()
+    total = money.rated(seed, invoices, os.cpu_count() or 1, alone=False)
+    money.print_coverage(total)
+    if total.kinds:
+        money.print_differences(total, seed, alone=False, shrinking=True)
+    report.add("invoices", "documents", [total.invoices], goal=INVOICES)
+    report.add("invoice_mismatches", "cases", [sum(total.kinds.values())], goal=0)
+    report.add("invoice_combinations", "model x event x boundary", [len(total.met)])
+    report.add("invoices_per_s", "documents/s", [total.invoices / (time.monotonic() - began)])
+    return sum(total.kinds.values())
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ def in_order(documents: Sequence[Plain]) -> list[dict[str, Any]]:
 
 
 def _in_documents(left: Sequence[Plain], right: Sequence[Plain]) -> Difference | None:
+    if left == right:
+        return None
     names = [[(document["period"], document["doc"]) for document in side] for side in (left, right)]
     if names[0] != names[1]:
         only_left = [name for name in names[0] if name not in names[1]]

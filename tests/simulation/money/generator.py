@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from random import Random
 
 from tests.simulation.money import calendar, plans, usages
 from tests.simulation.money.calendar import DAY, SECOND, written
-from tests.simulation.money.plans import Freedom, Plain, Shape, decimal
+from tests.simulation.money.plans import Plain, Shape
 from tests.simulation.money.usages import Met, Setting
 
 CURRENCIES = (
@@ -37,37 +38,34 @@ class Simulated:
     met: Counter[Met]
 
 
-def cases(seed: int, first: int, count: int, free: Freedom) -> Iterator[Simulated]:
+def cases(seed: int, first: int, count: int) -> Iterator[Simulated]:
     """`count` cases from number `first` on."""
     for number in range(first, first + count):
-        yield simulated(seed, number, free)
+        yield simulated(seed, number)
 
 
-def simulated(seed: int, number: int, free: Freedom) -> Simulated:
+def simulated(seed: int, number: int) -> Simulated:
     """Case `number` of a seed."""
-    random = Random(f"{seed}/{number}/{free.contested}")
+    random = Random(f"{seed}/{number}")
     fields, spans = calendar.periods(random)
     account, groups = _account(random)
-    credits = random.choices(("none", "price_reduction", "payment"), (65, 22, 13))[0]
-    form = plans.shape(random, groups, free, credits != "none")
-    if not free.contested:
-        credits = _agreed(random, form, credits)
-    if not free.contested and any(charge.advance for charge in form.charges):
-        account.pop("stripe_minimum", None)
+    credits = random.choices(("none", "price_reduction", "payment", "both"), (65, 17, 10, 8))[0]
+    form = plans.shape(random, groups)
     starts = {name: _version_starts(random, spans) for name in ("a", "b")[: random.choice((1, 1, 2))]}
     changes = _subscription(random, spans, list(starts), starts, form)
     edges = _edges(spans, starts, changes)
     case: Plain = {"id": f"sim-{seed}-{number}", "account": account, "contract": _contract(random), **fields}
+    forms = {"a": form, "b": plans.of_another_plan(random, form)}
     case["plan"] = {
-        name: plans.plan(random, form, at, free, _left_out(random, form, name)) for name, at in starts.items()
+        name: plans.plan(random, forms[name], at, _left_out(random, form, name)) for name, at in starts.items()
     }
     case["subscription"] = changes
     if credits != "none":
-        case["credits"] = _grants(random, form, spans, credits, account["currency"], free, edges)
-    setting = Setting(random, form, free, spans[0][0], spans[-1][1], edges, case["contract"].get("price_at") == "start")
+        case["credits"] = _grants(random, form, spans, credits, account["currency"], edges)
+    setting = Setting(random, form, spans[0][0], spans[-1][1], edges, case["contract"].get("price_at") == "start")
     setting.meet_fees()
     case["usage"] = usages.usage(setting, spans)
-    _late(case, setting, spans, credits, free)
+    _late(case, setting, spans)
     _prior_credit(random, case, form, spans)
     if not case["contract"]:
         del case["contract"]
@@ -80,7 +78,8 @@ def _account(random: Random) -> tuple[Plain, list[str]]:
     if quantum:
         account["quantum"] = quantum
     groups = ["std"]
-    mode = random.choices(("none", "exclusive", "inclusive", "reverse_charge"), (45, 30, 15, 10))[0]
+    modes = ("none", "exclusive", "inclusive", "reverse_charge", "exempt")
+    mode = random.choices(modes, (45, 30, 15, 6, 4))[0]
     if mode != "none":
         groups = ["std", "reduced"] if random.random() < 0.4 else ["std"]
         account["tax"] = {"mode": mode, "groups": {group: random.choice(RATES) for group in groups}}
@@ -99,27 +98,9 @@ def _contract(random: Random) -> Plain:
         result["bill_statuses"] = random.choice((["ok"], ["ok", "aborted", "error"]))
     if random.random() < 0.2:
         result["rounding"] = "half_up"
+    if random.random() < 0.1:
+        result["late_usage_days"] = random.choice((5, 31, 90))
     return result
-
-
-def _agreed(random: Random, form: Shape, credits: str) -> str:
-    """The shape cut down to what the rules say about credits without a doubt; the kind of credits that is left."""
-    if credits == "payment":
-        form.charges = [charge for charge in form.charges if charge.model in _USAGE_ALONE]
-        form.committed, form.invoice_discount = [], ""
-        form.pool = [key for key in form.pool if key in {charge.key for charge in form.charges}]
-        if not form.charges:
-            form.charges = [plans.charge_alone()]
-            form.by_events = False
-    if credits != "none":
-        for charge in form.charges:
-            charge.tax_group = "std"
-    if credits == "price_reduction" and random.random() < 0.5:
-        plans.make_linear(form)
-    return credits
-
-
-_USAGE_ALONE = ("per_unit", "graduated", "volume", "package", "percentage")
 
 
 def _version_starts(random: Random, spans: list[tuple[int, int]]) -> list[int]:
@@ -192,35 +173,31 @@ def _grants(
     spans: list[tuple[int, int]],
     treatment: str,
     currency: str,
-    free: Freedom,
     edges: list[tuple[str, int]],
 ) -> list[Plain]:
-    """One to four. Inside a period they begin and end only where usage costs the same at any time (or `contested`)."""
-    linear = not form.pool and all(
-        charge.model in ("per_unit", "flat", "seat", "one_off") and not charge.maximum for charge in form.charges
-    )
-    may_end = free.contested or (treatment == "price_reduction" and linear)
+    """One to four, of one treatment, or now and then of both."""
     usage = [charge.key for charge in form.charges if charge.key.startswith("u")]
     result = []
     for number in range(random.choice((1, 1, 2, 3, 4))):
         grant: Plain = {"id": f"g{number}"}
-        grant["kind"] = "paid" if treatment == "payment" else random.choice(("promo", "sla", "goodwill", "paid"))
-        if grant["kind"] == "paid" and treatment == "price_reduction":
-            grant["tax_treatment"] = "price_reduction"
+        of = random.choice(("payment", "price_reduction")) if treatment == "both" else treatment
+        grant["kind"] = "paid" if of == "payment" else random.choice(("promo", "sla", "goodwill", "paid"))
+        if grant["kind"] == "paid" and of == "price_reduction":
+            grant["tax_treatment"] = random.choice(("price_reduction", "taxed_at_sale"))
         grant |= {"amount": str(random.choice((1, 5, 20, 100, 5000))), "currency": currency}
         if random.random() < 0.05:
             grant["currency"] = "CHF"
         before = spans[0][0] - random.randint(1, 300) * DAY
-        effective = _instant(random, spans) if may_end and random.random() < 0.4 else before
+        effective = _instant(random, spans) if random.random() < 0.4 else before
         grant["effective"] = written(effective)
         edges.append(("effective", effective))
         if random.random() < 0.4:
-            expires = _instant(random, spans) if may_end else spans[-1][1] + random.randint(0, 60) * DAY
+            expires = random.choice((_instant(random, spans), spans[-1][1] + random.randint(0, 60) * DAY))
             if expires > effective:
                 grant["expires"] = written(expires)
                 edges.append(("expires", expires))
         if grant["kind"] == "paid" and random.random() < 0.85:
-            paid = _instant(random, spans) if may_end and random.random() < 0.3 else before
+            paid = _instant(random, spans) if random.random() < 0.3 else before
             grant["paid_at"] = written(paid)
             edges.append(("paid", paid))
         if random.random() < 0.5:
@@ -228,36 +205,40 @@ def _grants(
         if random.random() < 0.5:
             grant["granted_at"] = written(before - random.randint(0, 5) * DAY)
         result.append(grant)
-    if usage and random.random() < 0.2 and (free.contested or (len(result) == 1 and treatment == "price_reduction")):
-        result[0]["applies_to"] = random.sample(usage, random.randint(1, len(usage)))
+    if usage and random.random() < 0.2:
+        random.choice(result)["applies_to"] = random.sample(usage, random.randint(1, len(usage)))
     return result
 
 
-def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]], credits: str, free: Freedom) -> None:
-    """Late usage of a period that has a next invoice, or of a tenant that has gone."""
+def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]]) -> None:
+    """Late usage: of a period that has a next invoice, of a tenant that has gone; now and then in several batches."""
     random = setting.random
-    if random.random() > 0.45 or (credits == "payment" and not free.contested):
+    if random.random() > 0.45:
         return
-    of_period = random.randrange(len(spans))
-    start, end = spans[of_period]
-    last = case["subscription"][-1]
-    closed = last.get("cancel") and calendar.read(last["at"]) <= end
-    if of_period + 1 == len(spans) and not closed:
-        return
-    found = usages.late(setting, case["usage"], start, end)
-    if found:
-        case["late"] = {"of_period": of_period, "usage": found}
+    given, batches = list(case["usage"]), []
+    for of_period in sorted(random.randrange(len(spans)) for _ in range(random.choice((1, 1, 1, 2, 3)))):
+        span = spans[of_period if random.random() < 0.8 else random.randrange(of_period + 1)]
+        found = usages.late(setting, given, *span)
+        given += found
+        if found:
+            batches.append({"of_period": of_period, "usage": found})
+    if batches:
+        case["late"] = batches
 
 
 def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[int, int]]) -> None:
-    """A credit given by hand against the only fee in advance of a subscription that then is cancelled."""
+    """A credit by hand against a fee in advance, of no more than its line, before the subscription is cancelled."""
     fees = [charge for charge in form.charges if charge.model == "flat" and charge.advance and not charge.discounted]
     changes = case["subscription"]
     plain = len(case["plan"]) == 1 and len(case["plan"]["a"]) == 1 and len(changes) == 2 and changes[1].get("cancel")
     if not (plain and fees and random.random() < 0.5):
         return
     cancelled, begun = calendar.read(changes[1]["at"]), calendar.read(changes[0]["at"])
-    start = next((max(start, begun) for start, end in spans if start < cancelled < end), None)
-    if start is not None and start < cancelled:
-        at = start + random.randrange((cancelled - start) // SECOND) * SECOND
-        case["prior_credits"] = [{"line": fees[0].key, "amount": decimal(random, 90, 2), "at": written(at)}]
+    for start, end in spans:
+        since = max(start, begun)
+        if since < cancelled < end:
+            at = since + random.randrange((cancelled - since) // SECOND + 1) * SECOND
+            fee = next(one for one in case["plan"]["a"][0]["charges"] if one["key"] == fees[0].key)["fee"]
+            cents = random.randint(1, max(1, int(Fraction(fee) * 100 * (end - since) / (end - start))))
+            amount = f"{cents // 100}.{cents % 100:02d}"
+            case["prior_credits"] = [{"line": fees[0].key, "amount": amount, "at": written(at)}]

@@ -64,7 +64,7 @@ def _adds_up(case: Plain, document: Mapping[str, Any]) -> Iterator[str]:
 
 def _lists(case: Plain) -> list[list[Plain]]:
     """The lists of usage of a case."""
-    return [case.get("usage", [])] + ([case["late"]["usage"]] if "late" in case else [])
+    return [case.get("usage", [])] + [batch["usage"] for batch in case.get("late", ())]
 
 
 def _shuffled(case: Plain, random: Random) -> Plain:
@@ -133,17 +133,15 @@ def _a_version_that_changes_nothing(
 ) -> Iterator[str]:
     """A new version with the same content cuts every piece in two; the pieces add up to what was (3, 4).
 
-    Not where charges share a pool: of two segments, the earlier one's units are free first (4).
+    Not where charges share a pool: of two segments, the earlier one's units are free first (4). Not with credits, which
+    are drawn by time of usage.
     """
-    charges = [charge for versions in case["plan"].values() for version in versions for charge in version["charges"]]
-    if "credits" in case or any("discount" in one or one.get("timing") or one["model"] == "one_off" for one in charges):
+    if "credits" in case:
         return
     pools = [pool for versions in case["plan"].values() for one in versions for pool in one.get("allowances", ())]
     if any(len(pool["charges"]) > 1 for pool in pools):
         return
     name = random.choice(sorted(case["plan"]))
-    if case.get("contract", {}).get("rounding") or "invoice_discount" in case["plan"][name][0]:
-        return
     other = copy.deepcopy(case)
     versions = other["plan"][name]
     instants = [one["completed"] for one in case["usage"] if "completed" in one]

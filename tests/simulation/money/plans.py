@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -12,16 +12,6 @@ Plain = dict[str, Any]
 COUNTED = ("per_unit", "graduated", "volume", "package", "prepaid")
 """Models that count units of a metric; `percentage` looks at events, fees at time."""
 TOKEN_METRICS = ("input", "cached_input", "output", "total_tokens", "request", "gpu_second")
-
-
-@dataclass(frozen=True, slots=True)
-class Freedom:
-    """What a case may contain.
-
-    `contested`: also combinations that money.md leaves open (see `reconciliation/oracle/README.md`, Readings).
-    """
-
-    contested: bool = False
 
 
 @dataclass(slots=True)
@@ -40,6 +30,7 @@ class Traits:
     minimum: bool
     maximum: bool
     advance: bool
+    prorated: bool = True
 
 
 @dataclass(slots=True)
@@ -51,6 +42,7 @@ class Shape:
     pool: list[str] = field(default_factory=list)
     committed: list[str] = field(default_factory=list)
     invoice_discount: str = ""
+    """What it is a share of; none without."""
 
     def models(self) -> set[str]:
         return {charge.model for charge in self.charges}
@@ -63,43 +55,40 @@ def decimal(random: Random, whole: int, places: int) -> str:
     return f"{text[:-places]}.{text[-places:]}" if places else text
 
 
-def shape(random: Random, groups: list[str], free: Freedom, credits: bool) -> Shape:
+def shape(random: Random, groups: list[str]) -> Shape:
     """Which charges there are, and what they have in all versions."""
     by_events = random.random() < 0.45
     charges = []
     for i in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
         model = random.choice((*COUNTED, "percentage", "percentage")) if by_events else random.choice(COUNTED)
-        charges.append(_traits(random, f"u{i}", model, by_events, groups, free, credits))
+        charges.append(_traits(random, f"u{i}", model, by_events, groups))
     for i in range(random.choice((0, 0, 0, 1, 1, 2))):
         model = random.choice(("flat", "flat", "seat", "one_off"))
-        charges.append(_traits(random, f"f{i}", model, by_events, groups, free, credits))
+        charges.append(_traits(random, f"f{i}", model, by_events, groups))
     result = Shape(charges, by_events)
     if random.random() < 0.1:
         make_linear(result)
-    counted = [charge for charge in charges if charge.model in COUNTED]
-    if counted and random.random() < 0.25:
-        result.pool = _pool(random, counted, free)
-    one_group = len({charge.tax_group for charge in charges}) == 1
-    usage = [charge.key for charge in charges if charge.key.startswith("u")]
-    if random.random() < 0.2 and (one_group or free.contested):
-        result.committed = random.sample(usage, random.randint(1, len(usage)))
-    if random.random() < 0.15 and (one_group or free.contested):
-        result.invoice_discount = random.choice(("0.1", "0.05", "0.125", "0.333"))
+    pooled = [charge.key for charge in charges if charge.model in COUNTED and charge.model != "prepaid"]
+    if pooled and random.random() < 0.25:
+        result.pool = random.sample(pooled, random.randint(1, len(pooled)))
+    if random.random() < 0.2:
+        committable = [charge.key for charge in charges if not charge.advance]
+        result.committed = random.sample(committable, random.randint(1, len(committable))) if committable else []
+    if random.random() < 0.15:
+        result.invoice_discount = random.choice(("usage", "usage", "fees", "all"))
     return result
 
 
-def _traits(
-    random: Random, key: str, model: str, by_events: bool, groups: list[str], free: Freedom, credits: bool
-) -> Traits:
+def _traits(random: Random, key: str, model: str, by_events: bool, groups: list[str]) -> Traits:
     counted = model in COUNTED
     metric = random.choice(TOKEN_METRICS) if by_events else key
     continuity = "carry"
-    if model in ("graduated", "volume") and random.random() < 0.4:
+    if model in COUNTED and random.random() < 0.4:
         continuity = random.choice(("reset", "prorate"))
     limited = (counted or model == "percentage") and model != "prepaid"
-    unlimited = credits and not free.contested
     bounds = sorted(random.sample(range(1, 60), random.randint(1, 3)))
     scale = random.choice((1, 1, 1, 10, 1000))
+    in_advance = {"prepaid": 0.3, "flat": 0.5, "seat": 0.5, "one_off": 0.5}.get(model, 0)
     return Traits(
         key=key,
         model=model,
@@ -108,12 +97,27 @@ def _traits(
         continuity=continuity,
         scale=scale,
         bounds=[bound * scale for bound in bounds],
-        flat_fees=model == "graduated" and random.random() < 0.4 and (free.contested or continuity == "carry"),
-        discounted=random.random() < 0.2 and model not in ("prepaid", "one_off"),
-        minimum=limited and random.random() < 0.2 and not unlimited,
+        flat_fees=model in ("graduated", "volume") and random.random() < 0.4,
+        discounted=random.random() < 0.2,
+        minimum=limited and random.random() < 0.2,
         maximum=limited and random.random() < 0.15,
-        advance=not counted and model != "percentage" and random.random() < 0.5,
+        advance=random.random() < in_advance,
+        prorated=random.random() < 0.85,
     )
+
+
+def of_another_plan(random: Random, form: Shape) -> Shape:
+    """The shape as another plan has it: now and then a charge counts its metric by another model."""
+    charges = []
+    for traits in form.charges:
+        if traits.model in COUNTED and traits.model != "prepaid" and not form.pool and random.random() < 0.1:
+            model = random.choice(("per_unit", "graduated", "volume", "package"))
+            charges.append(
+                replace(traits, model=model, flat_fees=traits.flat_fees and model in ("graduated", "volume"))
+            )
+        else:
+            charges.append(traits)
+    return replace(form, charges=charges)
 
 
 def make_linear(form: Shape) -> None:
@@ -125,18 +129,7 @@ def make_linear(form: Shape) -> None:
             charge.metric = "output" if charge.metric == "pass_through_cost" else charge.metric
 
 
-def _pool(random: Random, counted: list[Traits], free: Freedom) -> list[str]:
-    """Several per-unit charges, or one with tiers but no flat fees (13.3 says no more about the others)."""
-    if free.contested:
-        return [charge.key for charge in random.sample(counted, random.randint(1, len(counted)))]
-    per_unit = [charge.key for charge in counted if charge.model == "per_unit"]
-    tiered = [charge.key for charge in counted if charge.model in ("graduated", "volume") and not charge.flat_fees]
-    if per_unit and (not tiered or random.random() < 0.6):
-        return per_unit
-    return tiered[:1]
-
-
-def plan(random: Random, form: Shape, starts: list[int], free: Freedom, without: str = "") -> list[Plain]:
+def plan(random: Random, form: Shape, starts: list[int], without: str = "") -> list[Plain]:
     """Versions of a plan; the first is valid always, the others from `starts` on; one charge may be left out."""
     result = []
     charges = [traits for traits in form.charges if traits.key != without]
@@ -150,9 +143,9 @@ def plan(random: Random, form: Shape, starts: list[int], free: Freedom, without:
             version["allowances"] = [{"pool": "pool", "units": random.choice((1, 5, 20, 60, 1000)), "charges": pool}]
         if committed:
             version["commitment"] = {"amount": decimal(random, 200, 2), "charges": committed}
-        if form.invoice_discount:
-            percent = random.choice(("0.02", form.invoice_discount)) if free.contested else form.invoice_discount
-            version["invoice_discount"] = {"percent": percent, "base": "usage"}
+        if form.invoice_discount and random.random() < 0.9:
+            percent = random.choice(("0.1", "0.05", "0.125", "0.333"))
+            version["invoice_discount"] = {"percent": percent, "base": form.invoice_discount}
         result.append(version)
     return result
 
@@ -173,6 +166,8 @@ def charge(random: Random, traits: Traits) -> Plain:
         result["maximum"] = str(random.randint(41, 400))
     if traits.advance:
         result["timing"] = "advance"
+    if traits.model in ("flat", "seat", "prepaid") and not traits.prorated:
+        result["prorated"] = False
     return result
 
 
@@ -226,9 +221,6 @@ def _percentage(random: Random, traits: Traits) -> Plain:
 
 
 def _fee(random: Random, traits: Traits) -> Plain:
-    """Advance fees hardly ever repeat: a change to an equal fee nets to nothing; which line is left then is open."""
-    if traits.advance:
-        return {"fee": decimal(random, 199, 3)}
     return {"fee": random.choice((decimal(random, 99, 2), str(random.randint(1, 200)), "100", "31"))}
 
 
@@ -243,8 +235,3 @@ _PARAMETERS = {
     "seat": _fee,
     "one_off": _fee,
 }
-
-
-def charge_alone() -> Traits:
-    """A per-unit charge, for a case that has nothing else left."""
-    return Traits("u0", "per_unit", "u0", "std", "carry", 1, [10], False, False, False, False, False)

@@ -25,7 +25,6 @@ import yaml
 from reconciliation import oracle
 from tests.simulation.money import generator, invariants, shrink
 from tests.simulation.money.compare import Difference, Rating, difference
-from tests.simulation.money.plans import Freedom
 from tests.simulation.money.usages import Met
 
 BATCH = 250
@@ -73,11 +72,11 @@ def product_rating() -> Rating:
     return rating
 
 
-def batch(seed: int, first: int, free: Freedom, alone: bool) -> Tally:
+def batch(seed: int, first: int, alone: bool) -> Tally:
     """Rates `BATCH` cases; runs in a process of its own."""
     rating = None if alone else product_rating()
     result = Tally()
-    for number, simulated in enumerate(generator.cases(seed, first, BATCH, free), first):
+    for number, simulated in enumerate(generator.cases(seed, first, BATCH), first):
         documents = oracle.documents_of(simulated.case)
         result.count(documents, simulated.met)
         if rating is None:
@@ -90,20 +89,18 @@ def batch(seed: int, first: int, free: Freedom, alone: bool) -> Tally:
     return result
 
 
-def rated(seed: int, invoices: int, processes: int, free: Freedom, alone: bool) -> Tally:
+def rated(seed: int, invoices: int, processes: int, *, alone: bool) -> Tally:
     """Batches until there are enough invoices; prints where it stands every few seconds."""
     total, began, told = Tally(), time.monotonic(), time.monotonic()
     with ProcessPoolExecutor(processes) as pool:
         firsts = _numbers()
-        running: set[Future[Tally]] = {
-            pool.submit(batch, seed, next(firsts), free, alone) for _ in range(2 * processes)
-        }
+        running: set[Future[Tally]] = {pool.submit(batch, seed, next(firsts), alone) for _ in range(2 * processes)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for one in done:
                 total.add(one.result())
                 if total.invoices + len(running) * BATCH < invoices:
-                    running.add(pool.submit(batch, seed, next(firsts), free, alone))
+                    running.add(pool.submit(batch, seed, next(firsts), alone))
             if time.monotonic() - told > 5:
                 told = time.monotonic()
                 _tell(total, told - began)
@@ -128,7 +125,7 @@ def _tell(total: Tally, seconds: float) -> None:
     )
 
 
-def _coverage(total: Tally) -> None:
+def print_coverage(total: Tally) -> None:
     """model × kind of event × boundary: how many combinations, and how often each model met each boundary."""
     models = sorted({model for model, _, _ in total.met})
     kinds = sorted({kind for _, kind, _ in total.met})
@@ -149,13 +146,13 @@ def _coverage(total: Tally) -> None:
             print(f"{name:<26}" + "".join(f"{table[model, name]:>12,}" for model in models))
 
 
-def _differences(total: Tally, seed: int, free: Freedom, alone: bool, shrinking: bool) -> None:
+def print_differences(total: Tally, seed: int, *, alone: bool, shrinking: bool) -> None:
     """Kinds of difference, most frequent first, and of some of them the first case, shrunk."""
     print("\ndifferences:")
     for kind, count in total.kinds.most_common():
         print(f"{count:>8,}  {kind}   (first: --case {total.first[kind]})")
     for kind, _ in total.kinds.most_common(EXAMPLES):
-        case = generator.simulated(seed, total.first[kind], free).case
+        case = generator.simulated(seed, total.first[kind]).case
         _show(case, kind, total.first[kind], alone, shrinking)
 
 
@@ -190,9 +187,9 @@ def _yaml(value: object) -> str:
     return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=160, allow_unicode=True)
 
 
-def _one(seed: int, number: int, free: Freedom, alone: bool) -> int:
+def _one(seed: int, number: int, alone: bool) -> int:
     """A single case, and what the second rating makes of it."""
-    case = generator.simulated(seed, number, free).case
+    case = generator.simulated(seed, number).case
     print(_yaml(case), _yaml(oracle.rate(case)), sep="\n")
     if alone:
         found = list(invariants.broken(case, oracle.documents_of, number))
@@ -209,19 +206,17 @@ def main() -> int:
     arguments.add_argument("--processes", type=int, default=2)
     arguments.add_argument("--seed", type=int, default=None, help="default: another one each time")
     arguments.add_argument("--self", dest="alone", action="store_true", help="the second rating alone, with invariants")
-    arguments.add_argument("--contested", action="store_true", help="also what money.md leaves open")
     arguments.add_argument("--no-shrink", dest="shrinking", action="store_false")
     arguments.add_argument("--case", type=int, default=None, help="show this case of the seed alone")
     given = arguments.parse_args()
     seed = secrets.randbelow(10**6) if given.seed is None else given.seed
-    free = Freedom(contested=given.contested)
-    print(f"seed {seed}" + (", contested" if free.contested else ""), flush=True)
+    print(f"seed {seed}", flush=True)
     if given.case is not None:
-        return _one(seed, given.case, free, given.alone)
-    total = rated(seed, given.invoices, given.processes, free, given.alone)
-    _coverage(total)
+        return _one(seed, given.case, given.alone)
+    total = rated(seed, given.invoices, given.processes, alone=given.alone)
+    print_coverage(total)
     if total.kinds:
-        _differences(total, seed, free, given.alone, given.shrinking)
+        print_differences(total, seed, alone=given.alone, shrinking=given.shrinking)
         return 1
     print(f"\nno difference in {total.invoices:,} invoices; seed {seed}")
     return 0

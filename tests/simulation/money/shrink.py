@@ -34,7 +34,8 @@ def smaller(case: Plain) -> Iterator[Plain]:
             yield _without(case, [key])
     yield from _fewer(case, ["usage"], 0)
     if "late" in case:
-        yield from _fewer(case, ["late", "usage"], 1)
+        yield from _fewer(case, ["late"], 1)
+        yield from _fewer_late(case)
     yield from _fewer(case, ["credits"], 0)
     yield from _fewer(case, ["subscription"], 1)
     for name in list(case["plan"]):
@@ -88,6 +89,12 @@ def _fewer(case: Plain, path: list[str], least: int) -> Iterator[Plain]:
             candidate = copy.deepcopy(case)
             del _at(candidate, path)[first:last]
             yield candidate
+
+
+def _fewer_late(case: Plain) -> Iterator[Plain]:
+    for number, batch in enumerate(case["late"]):
+        for fewer in _fewer(batch, ["usage"], 1):
+            yield {**case, "late": [*case["late"][:number], fewer, *case["late"][number + 1 :]]}
 
 
 def _without_charge(case: Plain, key: str) -> Plain:

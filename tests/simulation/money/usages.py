@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.simulation.money.calendar import SECOND, read, written
-from tests.simulation.money.plans import Freedom, Plain, Shape, decimal
+from tests.simulation.money.plans import Plain, Shape, decimal
 
 Met = tuple[str, str, str]
 """(model, kind of event, boundary): what a case exercises."""
@@ -21,13 +21,14 @@ class Setting:
 
     random: Random
     form: Shape
-    free: Freedom
     start: int
     end: int
     edges: list[tuple[str, int]]
     priced_at_start: bool
     met: Counter[Met] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
+    counted: dict[str, Plain] = field(default_factory=dict)
+    """By id what each event counts with its corrections so far: none may bring it below zero."""
     count: int = 0
 
     def next_id(self) -> str:
@@ -208,18 +209,23 @@ def _attempts(setting: Setting, start: int, end: int, kind: str) -> list[Plain]:
 
 
 def correction(setting: Setting, event: Plain, kind: str) -> Plain | None:
-    """A signed delta to an event; the corrected counts stay at least zero. None for one that cannot be named."""
+    """A signed delta to an event; its counts stay at least zero. None for one that cannot be named."""
     random = setting.random
     if "id" not in event:
         return None
     result: Plain = {"id": setting.next_id(), "corrects": event["id"], "completed": event["completed"]}
+    now = setting.counted.setdefault(event["id"], dict(event))
     if "metric" in event:
-        most = event["quantity"]
-        result |= {"metric": event["metric"], "quantity": random.choice((-most, -random.randint(1, most), 3))}
+        most = now["quantity"]
+        less = [-most, -random.randint(1, most)] if most else []
+        result |= {"metric": event["metric"], "quantity": random.choice((*less, 3))}
         models = _models(setting, {event["metric"]})
+        now["quantity"] += result["quantity"]
     else:
-        uncached = event["input"] - event["cached_input"]
-        result |= {"input": -random.randint(0, uncached), "output": random.choice((-event["output"], 7))}
+        uncached = now["input"] - now["cached_input"]
+        result |= {"input": -random.randint(0, uncached), "output": random.choice((-now["output"], 7))}
         models = _event_models(setting)
+        now["input"] += result["input"]
+        now["output"] += result["output"]
     setting.meet(models, kind, "inside")
     return result

@@ -265,7 +265,7 @@ def test_a_price_reduction_over_two_tax_groups_is_a_line_for_each() -> None:
     assert exact(document) == {"a": "3", "b": "4", "credit.g.std": "-3", "credit.g.reduced": "-2"}
 
 
-def test_a_discount_on_the_total_counts_for_committed_fees_too() -> None:
+def test_a_discount_on_all_counts_for_committed_fees_too() -> None:
     charges = [
         {"key": "a", "model": "per_unit", "metric": "a", "price": "1"},
         {"key": "base", "model": "flat", "fee": "50"},
@@ -273,7 +273,7 @@ def test_a_discount_on_the_total_counts_for_committed_fees_too() -> None:
     version = {
         "version": "v1",
         "charges": charges,
-        "invoice_discount": {"percent": "0.1", "base": "total"},
+        "invoice_discount": {"percent": "0.1", "base": "all"},
         "commitment": {"amount": "200", "charges": ["a", "base"]},
     }
     (document,) = bill(usage=[used("a", 100, "2026-10-05")], plan={"p": [version]})

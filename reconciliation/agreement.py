@@ -64,10 +64,15 @@ def usage_by_key(usage: Iterable[UsageQuantity]) -> dict[str, Value]:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What bills in a part of a tenant's period: statuses, and the metrics that its price version prices."""
+    """What bills in a part of a tenant's period: statuses, metrics that its price version prices, which attempts."""
 
     bill_statuses: tuple[str, ...]
     priced: frozenset[str]
+    every_attempt: bool = False
+
+
+FREE = Terms((), frozenset())
+"""Of a trial: nothing bills."""
 
 
 def billable_by_metric(used: Iterable[tuple[Terms | None, Iterable[UsageQuantity]]]) -> dict[str, Value]:

@@ -16,6 +16,7 @@ from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceState
 from billing.periods import BillingPeriod
+from billing.price_plans import BillAttempts
 from billing.rating import RatedLine
 from billing.stripe_gateway import StripeGateway
 from billing.subscriptions import pieces
@@ -152,14 +153,19 @@ def _usage_with_terms(
             whole.setdefault(usage.tenant_id, []).append(usage)
     for tenant, all_of_it in sorted(whole.items()):
         cut: dict[tuple[datetime, datetime], Terms | None] = {
-            (piece.start, piece.end): Terms(piece.subscription.bill_statuses, frozenset(piece.version.metrics))
+            (piece.start, piece.end): Terms(
+                piece.subscription.bill_statuses,
+                frozenset(piece.version.metrics),
+                piece.subscription.terms.bill_attempts is BillAttempts.ALL,
+            )
             for piece in pieces(subscribed.get(tenant, []), versions, period)
         }
+        cut |= dict.fromkeys((s.trial for s in subscribed.get(tenant, []) if s.trial), agreement.FREE)
         cut |= dict.fromkeys(agreement.gaps(cut, period.start, period.end))
         for (start, end), terms in cut.items():
-            if (start, end) == (period.start, period.end):
+            if (start, end) == (period.start, period.end) and not (terms and terms.every_attempt):
                 yield terms, all_of_it
-            elif terms is None:
+            elif terms is None or terms.every_attempt:
                 yield terms, usage_store.raw_quantities(raw(connection), start, end, tenant)
             else:
                 bill = {tenant: terms.bill_statuses}

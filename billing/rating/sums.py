@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from billing.charge_models import Percentage, Seat, Timing
+from billing.charge_models import Percentage, Timing
 from billing.money import total
 from billing.periods import BillingPeriod
-from billing.price_plans import Anchor, BillAttempts, Cycle, PriceAt, PricePlan, Terms
+from billing.price_plans import Anchor, Cycle, PriceAt, PricePlan, Terms
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import rate_period
 from billing.rating.usage import UnpricedUsage, distribute, is_billable, usage_of_sums
@@ -63,10 +63,8 @@ def not_billed_yet(plan: PricePlan) -> list[str]:
         name
         for name, asked in (
             ("price_at: start", terms.price_at is PriceAt.START),
-            ("bill_attempts: all", terms.bill_attempts is BillAttempts.ALL),
             (f"periods of a {terms.period}", terms.period is not Cycle.MONTH),
             ("anchor: anniversary", terms.anchor is Anchor.ANNIVERSARY),
-            ("trial_days", bool(terms.trial_days)),
             ("late_usage_days", terms.late_usage_days is not None),
             ("metrics of its own", bool(plan.metrics)),
         )
@@ -78,7 +76,6 @@ def not_billed_yet(plan: PricePlan) -> list[str]:
             for name, asked in (
                 ("percentage", isinstance(pricing, Percentage)),
                 ("timing: advance", charge.timing is Timing.ADVANCE),
-                ("seats of the subscription", isinstance(pricing, Seat) and pricing.seats is None),
                 ("steps of context length", where.context_over is not None or where.context_up_to is not None),
             ):
                 if asked:

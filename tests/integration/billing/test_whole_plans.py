@@ -127,7 +127,6 @@ def test_other_terms_are_another_plan(world: World) -> None:
         ('fee: "31", tax_group: low', 'fee: "31", timing: advance', "charge base: timing: advance"),
         ("rounding: half_up", "price_at: start", "price_at: start"),
         ("rounding: half_up", "period: quarter", "periods of a quarter"),
-        (", seats: 2", "", "charge seats: seats of the subscription"),
         ("metric: output,", "metric: output, where: {context_over: 10},", "charge out: steps of context length"),
     ],
 )

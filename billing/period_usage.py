@@ -7,16 +7,22 @@ in which the hours that a bound cuts come from raw events (docs/spec/money.md 2)
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
 
 from billing.attempts import left_out, less
 from billing.errors import UsageUnavailable
+from billing.event_usage import as_usage_events, needs_events, usage_of_events
 from billing.periods import BillingPeriod
-from billing.price_plans import BillAttempts
+from billing.price_plans import BillAttempts, PricePlan
+from billing.rating import Rating, Usage, rate, rate_used
+from billing.rating_bands import needs_bands
 from billing.subscriptions import Piece, Subscription
+from streams.errors import EventsArchived
+from streams.request_events import request_events
+from streams.stale_bands import stale_bands
 from streams.usage_ranges import UsageRange, archived, range_quantities
 from streams.usage_store import rating_quantities, retried_usage
 from streams.windows import AttemptUsage, UsageQuantity
@@ -41,8 +47,19 @@ class PeriodUsage:
         period: BillingPeriod,
         cuts: Mapping[str, Sequence[Piece]],
         subscribed: Mapping[str, Sequence[Subscription]],
+        plans: Mapping[str, PricePlan],
     ) -> None:
+        self._connection = connection
+        self._period = period
         self._cuts = cuts
+        self._plans = plans
+        self._versions = versions = {name: plan.versions for name, plan in plans.items()}
+        self._stale = {
+            stale.tenant_id: stale
+            for stale in stale_bands(connection, period.start, period.end)
+            for piece in cuts.get(stale.tenant_id, ())
+            if piece.start < stale.end and stale.start < piece.end and needs_bands(piece.subscription, versions)
+        }
         self._requests: dict[str, int] = defaultdict(int)
         whole: dict[str, list[UsageQuantity]] = defaultdict(list)
         for quantity in rating_quantities(connection, period.start, period.end):
@@ -68,26 +85,47 @@ class PeriodUsage:
             if piece_no is not None:
                 self._sums[tenant_id, piece_no].append(quantity)
 
-    def of(self, tenant_id: str) -> PieceSums:
-        """A tenant's pieces with the usage completed in each, less the attempts that were not delivered.
+    def rated(self, tenant_id: str, *, is_over: bool) -> Rating:
+        """A tenant's period, rated from sums, or event by event where its plan asks for it. Raises Unratable."""
+        cut = self._cuts[tenant_id]
+        plans = [self._plans[name] for name in {piece.version.plan for piece in cut}]
+        if any(map(needs_events, plans)):
+            used = self._events(tenant_id, {metric for plan in plans for metric in plan.metrics})
+            return rate_used(used, self._period, cut[-1].subscription.terms, is_over=is_over)
+        return rate(self._sums_of(tenant_id), self._period, versions=self._versions, is_over=is_over)
 
-        Which one was is decided over the whole request, by every status that bills in any of the pieces. Raises
-        UsageUnavailable.
-        """
+    def _events(self, tenant_id: str, metrics: Collection[str]) -> list[tuple[Piece, list[Usage]]]:
+        without = {(usage.request_id, usage.attempt) for usage in self._left_out(tenant_id)}
+        cut, period = self._cuts[tenant_id], self._period
+        try:
+            stored = request_events(self._connection, tenant_id, cut[0].start, cut[-1].end)
+            return usage_of_events(as_usage_events(stored, metrics), cut, without, self._versions, period)
+        except EventsArchived as error:
+            raise UsageUnavailable(f"tenant {tenant_id}: {error}") from None
+
+    def _left_out(self, tenant_id: str) -> list[AttemptUsage]:
+        """Attempts that were not delivered: decided over the whole request, by every status that bills in any piece."""
+        bill = {status for piece in self._cuts[tenant_id] for status in piece.subscription.bill_statuses}
+        return left_out(self._retried.get(tenant_id, []), bill)
+
+    def _sums_of(self, tenant_id: str) -> PieceSums:
+        """A tenant's pieces with the usage completed in each, less the attempts that were not delivered."""
         if tenant_id in self._archived:
             raise UsageUnavailable(
                 f"tenant {tenant_id}: raw events of an hour in which its plan or prices change are only in the"
                 " archive: `tollbook events recall` brings them back"
             )
+        if stale := self._stale.get(tenant_id):
+            raise UsageUnavailable(
+                f"tenant {tenant_id}: its prices changed after its usage was marked for them: `tollbook streams rebuild"
+                f" --from {stale.start:%Y-%m-%dT%H:%MZ} --to {stale.end:%Y-%m-%dT%H:%MZ} --apply`, then rate again"
+            )
         cut = self._cuts[tenant_id]
         found = [(piece, self._sums.get((tenant_id, number), [])) for number, piece in enumerate(cut)]
-        retried = self._retried.get(tenant_id, [])
-        if not retried:
-            return found
-        without = left_out(retried, {status for piece in cut for status in piece.subscription.bill_statuses})
+        without = self._left_out(tenant_id)
         return [
             (piece, less(sums, [usage for usage in without if piece.start <= usage.completed_at < piece.end]))
-            if piece.subscription.terms.bill_attempts is BillAttempts.DELIVERED
+            if without and piece.subscription.terms.bill_attempts is BillAttempts.DELIVERED
             else (piece, sums)
             for piece, sums in found
         ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
@@ -118,3 +118,30 @@ def pieces(
         for since, until in pairwise(bounds):
             found.append(Piece(subscription, number, version_at(dated, since), since, until))
     return found
+
+
+def priced_at_start(held: Piece, started_at: datetime, versions: Sequence[PlanVersion], period: BillingPeriod) -> Piece:
+    """The piece by whose version usage is priced that completed in `held` and started at a moment.
+
+    A version that was in force before this segment only has no time in it: its piece is without length. What started
+    before the plan's first version is priced by that one.
+    """
+    first = min(version.valid_from for version in versions)
+    version = version_at(versions, max(started_at, first))
+    if version == held.version:
+        return held
+    begins = max(held.subscription.bills_from, period.start)
+    return replace(held, version=version, start=begins, end=begins)
+
+
+def version_name(valid_from: datetime) -> str:
+    """What a request that started since then is marked with, where prices go by the start: the moment itself.
+
+    It names a version of whatever plan the tenant is on when the request completes.
+    """
+    return valid_from.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def in_force_since(version_name: str) -> datetime:
+    """The moment that a mark stands for."""
+    return datetime.fromisoformat(version_name)

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, estimates, invoice_store, plan_store
+from billing import account_store, estimates, invoice_store, plan_store, rating_bands
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.subscriptions import Subscription, check_start, subscription_id
 from streams import audit
+from streams.stale_bands import StaleBands
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class SubscriptionChanged:
     before: Subscription
     after: Subscription | None
     changed: bool
+    stale: tuple[StaleBands, ...] = ()
+    """Usage that is not marked for the prices that now hold: `streams rebuild` is due for these times."""
 
 
 def change_subscription(
@@ -51,7 +54,7 @@ def change_subscription(
             wanted_seats = held.seats if seats is None and goes_on else seats
             check_start(at, priced.versions, wanted_seats)
             if held.starts_at == at and goes_on and held.seats == wanted_seats:
-                return SubscriptionChanged(_before(connection, held), held, changed=False)
+                return SubscriptionChanged(_before(connection, held), held, False)
             if goes_on and held.seats == wanted_seats:
                 raise SubscriptionRefused(f"tenant {tenant_id} is on plan {plan} at {at:%Y-%m-%d %H:%M} already")
             account = account_store.accounts(connection, [held.billing_account])[held.billing_account]
@@ -76,7 +79,8 @@ def change_subscription(
             estimates.write_prices(connection, account_store.subscriptions(connection, tenant_id=tenant_id))
             detail = {"plan": plan, "before": held.plan, "from": at.isoformat(), "seats": wanted_seats}
             audit.record(raw(connection), actor, "subscription.change", tenant_id, detail)
-            return SubscriptionChanged(before, after, changed=True)
+            stale = rating_bands.write_rules(connection, [tenant_id])
+            return SubscriptionChanged(before, after, True, tuple(stale))
     except IntegrityError as error:
         # Two at once: the database let one of them through.
         raise SubscriptionRefused(f"not changed: {str(error.orig).splitlines()[0]}") from None
@@ -90,10 +94,11 @@ def cancel_subscription(
     with transaction(engine, dry_run=dry_run) as connection:
         for each in account_store.subscriptions(connection, tenant_id=tenant_id):
             if each.ends_at == at:
-                return SubscriptionChanged(each, None, changed=False)
+                return SubscriptionChanged(each, None, False)
         before = _end(connection, _held(connection, tenant_id, at), at, actor)
         audit.record(raw(connection), actor, "subscription.cancel", tenant_id, {"plan": before.plan, "to": str(at)})
-        return SubscriptionChanged(before, None, changed=True)
+        stale = rating_bands.write_rules(connection, [tenant_id])
+        return SubscriptionChanged(before, None, True, tuple(stale))
 
 
 def _utc(at: datetime) -> datetime:

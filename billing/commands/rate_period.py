@@ -22,7 +22,7 @@ from billing.period_usage import PeriodUsage, UnsubscribedUsage
 from billing.periods import BillingPeriod
 from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
-from billing.rating import RatedLine, Rating, UnpricedUsage, difference, rate
+from billing.rating import RatedLine, Rating, UnpricedUsage, difference
 from billing.subscriptions import pieces
 
 Progress = Callable[[int, int], None]
@@ -102,13 +102,13 @@ def rate_period(
         before = rated_line_store.posted(connection, period)
         frozen = invoice_store.frozen_accounts(connection, period)
         cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | before}
-        usage = PeriodUsage(raw(connection), period, cuts, by_tenant)
+        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans)
         rated: list[TenantRated] = []
         late: list[LateUsage] = []
         problems: dict[str, Rating | Unratable] = {}
         for done, tenant_id in enumerate(sorted(cuts), start=1):
             try:
-                found = rate(usage.of(tenant_id), period, is_over=now >= period.end)
+                found = usage.rated(tenant_id, is_over=now >= period.end)
             except Unratable as error:
                 problems[tenant_id] = error
             else:

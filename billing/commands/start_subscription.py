@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, estimates, invoice_store, plan_store
+from billing import account_store, estimates, invoice_store, plan_store, rating_bands
 from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.price_plans import PricePlan
 from billing.subscriptions import Subscription, check_start, subscription_id, trial_end
 from streams import audit, tenants
+from streams.stale_bands import StaleBands
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class SubscriptionStarted:
 
     subscription: Subscription
     created: bool
+    stale: StaleBands | None = None
+    """Usage that was there before and is not marked for the plan's prices: `streams rebuild` is due for this time."""
 
 
 def start_subscription(
@@ -101,8 +104,11 @@ def start_subscriptions(
                 )
                 for tenant_id in tenant_ids
             ]
-            estimates.write_prices(connection, [each.subscription for each in started if each.created])
-            return started
+            created = [each.subscription for each in started if each.created]
+            estimates.write_prices(connection, created)
+            stale = rating_bands.write_rules(connection, {each.tenant_id for each in created}) if created else []
+            by_tenant = {each.tenant_id: each for each in stale}
+            return [replace(each, stale=by_tenant.get(each.subscription.tenant_id)) for each in started]
     except IntegrityError as error:
         # Two at once: the database let one of them through.
         raise SubscriptionRefused(f"not started: {str(error.orig).splitlines()[0]}") from None

@@ -45,6 +45,7 @@ def start(
             engine, tenant_ids=tenants, plan=plan, starts_at=starts_at, actor=actor, billing_account=account,
             seats=seats, dry_run=dry_run,
         )  # fmt: skip
+    session.warn_of_stale(each.stale for each in done if each.stale is not None)
     started = sum(1 for each in done if each.created)
     out.print(f"{started} {'would be started' if dry_run else 'started'}, {len(done) - started} there already")
 
@@ -63,6 +64,7 @@ def change(
         done = change_subscription(
             engine, tenant_id=tenant, plan=plan, at=_moment(since), actor=actor, seats=seats, dry_run=dry_run
         )
+    session.warn_of_stale(done.stale)
     assert done.after is not None, "a change goes on with a subscription"
     what = f"plan {done.after.plan}" + (f", {done.after.seats} seats" if done.after.seats is not None else "")
     how = ("would be" if dry_run else "is") if done.changed else "was already"
@@ -79,6 +81,7 @@ def cancel(
     """End a tenant's subscription. What it used until then is billed with its period. Safe to repeat."""
     with session.engine() as engine:
         done = cancel_subscription(engine, tenant_id=tenant, at=_moment(since), actor=actor, dry_run=dry_run)
+    session.warn_of_stale(done.stale)
     how = ("would end" if dry_run else "ends") if done.changed else "ended already"
     out.print(f"tenant {tenant}: plan {done.before.plan} {how} {done.before.ends_at:%Y-%m-%dT%H:%M:%SZ}")
 

@@ -10,12 +10,13 @@ from decimal import Decimal
 from random import Random
 from typing import Any
 
-from billing import account_store, plan_store
+from billing import account_store, plan_store, rating_bands
 from billing.account_store import BillingAccount
 from billing.charge_models import (
     Flat,
     Graduated,
     Package,
+    Percentage,
     PerUnit,
     Prepaid,
     Pricing,
@@ -34,6 +35,7 @@ from billing.price_plans import (
     Filters,
     Metric,
     PlanVersion,
+    PriceAt,
     PricePlan,
     Terms,
 )
@@ -75,8 +77,11 @@ class Tenant:
         return rate_period(period, used, self.terms).lines, unpriced
 
 
-def store(world: World, url: str, made: Iterable[Tenant]) -> None:
-    """Put tenants into the database by the stores that the commands use, and their events by ingestion."""
+def store(world: World, url: str, made: Iterable[Tenant], *, late_bands: bool = False) -> None:
+    """Put tenants into the database by the stores that the commands use, and their events by ingestion.
+
+    `late_bands`: nobody has told ingestion by what requests must be told apart.
+    """
     made = list(made)
     world.tenant(*(tenant.tenant_id for tenant in made))
     with transaction(world.engine) as connection:
@@ -86,6 +91,8 @@ def store(world: World, url: str, made: Iterable[Tenant]) -> None:
             account_store.add_account(connection, BillingAccount(tenant.tenant_id, "default", tenant.tenant_id, "USD"))
             for subscription in tenant.subscriptions:
                 account_store.add_subscription(connection, subscription, "test")
+        if not late_bands:
+            assert rating_bands.write_rules(connection, [tenant.tenant_id for tenant in made]) == []
     ingest(url, [event for tenant in made for event in tenant.events])
 
 
@@ -107,8 +114,10 @@ def tenant_of(seed: int) -> Tenant:
         bill_attempts=random.choice([*BillAttempts]),
         bill_statuses=random.choice([("ok", "aborted"), ("ok",), ("ok", "aborted", "error")]),
         weighted_allowances=random.random() < 0.3,
+        price_at=random.choice([*PriceAt]),
     )
-    plans = [_plan(random, f"{name}.{letter}", terms) for letter in "pq"]
+    by_event = random.random() < 0.25
+    plans = [_plan(random, f"{name}.{letter}", terms, by_event=by_event) for letter in "pq"]
     changes = sorted(_moment(random) for _ in range(random.randint(0, 2)))
     starts, ends = [SINCE, *changes], [*changes, random.choice([None, None, _moment(random)])]
     if ends[-1] is not None and ends[-1] <= starts[-1]:
@@ -125,13 +134,15 @@ def tenant_of(seed: int) -> Tenant:
     return Tenant(name, tuple(plans), subscriptions, tuple(events))
 
 
-def _plan(random: Random, name: str, terms: Terms) -> PricePlan:
+def _plan(random: Random, name: str, terms: Terms, *, by_event: bool) -> PricePlan:
     dates = sorted({SINCE, *(_moment(random) for _ in range(random.randint(0, 2)))})
-    versions = tuple(_version(random, name, f"v{n}", since) for n, since in enumerate(dates, start=1))
-    return PricePlan(name, "USD", versions, terms)
+    versions = tuple(
+        _version(random, name, f"v{n}", since, by_event=by_event) for n, since in enumerate(dates, start=1)
+    )
+    return PricePlan(name, "USD", versions, terms, ("pages",))
 
 
-def _version(random: Random, plan: str, version: str, since: datetime) -> PlanVersion:
+def _version(random: Random, plan: str, version: str, since: datetime, *, by_event: bool) -> PlanVersion:
     metrics = random.sample([*Metric], random.randint(1, 4))
     charges = [
         Charge(
@@ -147,9 +158,32 @@ def _version(random: Random, plan: str, version: str, since: datetime) -> PlanVe
         for charge in charges
         if random.random() < 0.3
     ]
+    if random.random() < 0.3:
+        charges.append(
+            Charge("pages", "pages", Filters(), random.choice([PerUnit(_price(random)), _percentage(random)]))
+        )
+    if by_event and random.random() < 0.5:
+        charges.append(Charge("share", "output", Filters(tier="batch"), _percentage(random)))
+    if random.random() < 0.5:
+        step = random.choice([4, 5, 299, 300])
+        charges += [
+            Charge("short", metrics[0], Filters(context_up_to=step), PerUnit(_price(random))),
+            Charge(
+                "long", metrics[0], Filters(context_over=step, context_up_to=1999), Graduated((Tier(_price(random)),))
+            ),
+            Charge("longer", metrics[0], Filters(context_over=1999), PerUnit(_price(random))),
+        ]
     charges.append(Charge("fee", "", Filters(), random.choice([Flat(_money(random)), Seat(_money(random))])))
     commitment = random.choice([None, Commitment(_money(random))])
     return PlanVersion(plan, version, "USD", since, tuple(charges), commitment=commitment)
+
+
+def _percentage(random: Random) -> Percentage:
+    least = random.choice([None, _money(random)])
+    most = random.choice([None, _money(random)])
+    if least is not None and most is not None and least > most:
+        least, most = most, least
+    return Percentage(_price(random), "", _money(random), least, most)
 
 
 def _pricing(random: Random) -> Pricing:
@@ -182,13 +216,18 @@ def _request(random: Random, tenant: str, request: str, bounds: list[datetime]) 
                 "input_tokens": tokens, "cache_hit_tokens": random.randint(0, tokens),
                 "output_tokens": random.randint(0, 400), "gpu_us": random.randint(0, 10**7),
                 "status": random.choice(["ok", "ok", "ok", "aborted", "error"]),
+                "tier": random.choice(["", "", "batch"]),
+                "labels": random.choice([{}, {"pages": "2"}, {"pages": "0.25", "team": "blue"}]),
                 "fault": random.choice(["none", "none", "none", "platform"]),
                 "timestamp": _written(at), "started_at": _written(at - timedelta(seconds=random.choice([1, 5000]))),
             }
         )  # fmt: skip
     if random.random() < 0.2:
         corrected = event_id_of(Identity(tenant, request, attempts, "usage", 0))
-        less = {"kind": "correction", "correction_no": 1, "corrects": str(corrected), "gpu_us": 17}
+        less: Wire = {"kind": "correction", "correction_no": 1, "corrects": str(corrected), "gpu_us": 17}
+        less |= (
+            {"labels": random.choice([{}, {"pages": "-0.25"}])} if found[-1]["labels"] else {"labels": {"pages": "3"}}
+        )
         found.append(found[-1] | less | dict.fromkeys(("input_tokens", "cache_hit_tokens"), 0) | {"output_tokens": 3})
     return found
 
@@ -201,11 +240,14 @@ def _event(wire: Wire) -> UsageEvent:
         wire["input_tokens"], wire["cache_hit_tokens"], wire["output_tokens"], Decimal(wire["gpu_us"]).scaleb(-6),
         0 if "corrects" in wire else 1,
     )  # fmt: skip
+    quantities = {str(metric): quantity for metric, quantity in counts.items()}
+    if "pages" in wire["labels"]:
+        quantities["pages"] = Decimal(wire["labels"]["pages"])
     return UsageEvent(
-        str(event_id_of(own)), datetime.fromisoformat(wire["timestamp"]), {str(m): q for m, q in counts.items()},
+        str(event_id_of(own)), datetime.fromisoformat(wire["timestamp"]), quantities,
         started_at=datetime.fromisoformat(wire["started_at"]), request_id=wire["request_id"], attempt=wire["attempt"],
-        status=wire["status"], fault=wire["fault"], model=wire["model"], context=wire["input_tokens"],
-        corrects=wire.get("corrects"),
+        status=wire["status"], fault=wire["fault"], model=wire["model"], tier=wire["tier"],
+        context=wire["input_tokens"], corrects=wire.get("corrects"),
     )  # fmt: skip
 
 

@@ -141,3 +141,33 @@ def test_a_trial_costs_nothing_and_its_usage_misses_no_subscription(world: World
     found = world.rate()
     assert found.ok
     assert plain(found.tenants[0].amount) == "0.22"
+
+
+def test_a_price_that_is_told_late_says_what_must_be_rebuilt(world: World, own_database_url: str) -> None:
+    world.customers("acme")
+    ingest(own_database_url, [event(1, MIDDLE)])
+    steps = '      - {key: long, model: per_unit, metric: output, price: "7", where: {context_over: 100}}\n'
+    applied = world.plan(PLAN + "  - version: v2\n    from: 2026-10-16T12:30:00Z\n    charges:\n" + steps)
+    (stale,) = applied.stale
+    assert (stale.tenant_id, stale.start) == ("acme", datetime(2026, 10, 16, 12, tzinfo=UTC))
+    (why,) = world.rate().unratable
+    assert "`tollbook streams rebuild --from 2026-10-16T12:00Z --to 2026-10-16T13:00Z --apply`" in why
+    assert change(world, "p", at=NOVEMBER.start, seats=1).stale == (stale,)
+
+
+def test_a_label_that_is_billed_and_no_number_keeps_its_tenant_out_by_name(world: World, own_database_url: str) -> None:
+    world.tenant("acme")
+    world.plan(
+        "plan: p\ncurrency: USD\nmetrics: [pages]\nversions:\n  - version: v1\n    from: 2026-01-01\n    charges:\n"
+        '      - {key: pages, model: percentage, base: pages, rate: "0.5", min_per_event: "1"}\n'
+    )
+    world.subscribe("acme")
+    ingest(
+        own_database_url, [event(1, MIDDLE) | {"labels": {"pages": "7"}}, event(2, MIDDLE) | {"labels": {"team": "a"}}]
+    )
+    (tenant,) = world.rate().tenants
+    assert plain(tenant.amount) == "3.5"
+    ingest(own_database_url, [event(3, MIDDLE) | {"labels": {"pages": "many"}}], first=2)
+    assert world.rate().unratable == (
+        "tenant acme, request r3: label pages, which its plan bills: 'many' is no decimal number",
+    )

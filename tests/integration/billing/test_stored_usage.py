@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
-import pytest
-
-from billing import rated_line_store
+from billing import rated_line_store, rating_bands
 from billing.database import transaction
+from billing.event_usage import needs_events
 from billing.periods import BillingPeriod
 from billing.rating import RatedLine, net
 from reconciliation.period import reconcile_period
+from streams.database import connect
+from streams.rebuild import rebuild
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER
 from tests.integration.billing.conftest import World
 from tests.integration.billing.histories import Tenant, store, tenant_of
 
+SEED = 20261121
 TENANTS = 40
 Told = dict[tuple[object, ...], tuple[Decimal | None, ...]]
 
@@ -52,9 +54,27 @@ def check(world: World, tenants: Iterable[Tenant], period: BillingPeriod) -> Non
     assert world.rate(period).lines_posted == 0
 
 
-@pytest.mark.parametrize("seed", [20261121])
-def test_stored_usage_is_rated_as_the_core_rates_events(world: World, own_database_url: str, seed: int) -> None:
-    tenants = [tenant_of(seed + n) for n in range(TENANTS)]
+def test_stored_usage_is_rated_as_the_core_rates_events(world: World, own_database_url: str) -> None:
+    tenants = [tenant_of(SEED + n) for n in range(TENANTS)]
     store(world, own_database_url, tenants)
     check(world, tenants, OCTOBER)
     check(world, tenants, NOVEMBER)
+
+
+def test_usage_that_was_not_marked_for_its_prices_is_rated_after_a_rebuild(world: World, own_database_url: str) -> None:
+    tenants = [tenant_of(SEED + n) for n in range(15)]
+    tenants = [tenant for tenant in tenants if not any(map(needs_events, tenant.plans))]
+    store(world, own_database_url, tenants, late_bands=True)
+    with transaction(world.engine) as connection:
+        stale = rating_bands.write_rules(connection, [tenant.tenant_id for tenant in tenants])
+        assert rating_bands.write_rules(connection, [tenant.tenant_id for tenant in tenants]) == stale
+    of_october = {each.tenant_id for each in stale if each.start < OCTOBER.end}
+    assert {text.split()[1].rstrip(":") for text in world.rate(OCTOBER).unratable} == of_october != set()
+    with connect(own_database_url) as connection:
+        rebuild(connection, OCTOBER.start, OCTOBER.end, actor="test", apply=True)
+    check(world, tenants, OCTOBER)
+    assert world.rate(NOVEMBER).unratable
+    with connect(own_database_url) as connection:
+        rebuild(connection, NOVEMBER.start, NOVEMBER.end, actor="test", apply=True)
+    check(world, tenants, NOVEMBER)
+    assert world.count("usage.stale_bands") == 0

@@ -35,10 +35,11 @@ class FeeAmount:
 def fees_in_arrears(pieces: Sequence[Piece], period: BillingPeriod) -> list[FeeAmount]:
     """What the pieces of a period owe at its end."""
     found = []
-    for number, piece in enumerate(pieces):
-        opens = number == 0 or pieces[number - 1].segment_no != piece.segment_no
+    held = [piece for piece in pieces if piece.start < piece.end]
+    for number, piece in enumerate(held):
+        opens = number == 0 or held[number - 1].segment_no != piece.segment_no
         for charge in piece.version.charges:
-            if charge.timing is Timing.ARREARS and piece.start < piece.end:
+            if charge.timing is Timing.ARREARS:
                 fee = fee_for(piece, charge, piece.end, period, opens_segment=opens)
                 if fee is not None:
                     found.append(fee)

@@ -87,22 +87,27 @@ def _rate(url: str, dry_run: bool) -> dict[str, Any]:
     assert found.ok
     assert len(found.tenants) == TENANTS
     with transaction(engine) as connection:
-        backend = int(connection.execute(text("select pg_backend_pid()")).scalar_one())
+        backend = _peak_of(int(connection.execute(text("select pg_backend_pid()")).scalar_one()))
     engine.dispose()
     return {
         "seconds": seconds,
         "own": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "backend": _peak_of(backend),
+        "backend": backend,
         "lines": found.lines_posted,
         "amount": sum((tenant.amount for tenant in found.tenants), Decimal(0)),
     }
 
 
 def _peak_of(process: int) -> float:
-    """The most memory that the database's process for this connection had, MiB; what it shares with others included."""
+    """The most memory of its own that the database's process for this connection had, MiB: not the shared buffers.
+
+    0 where the database runs on another machine. What it had of the buffers only grows, so it is taken away as it is.
+    """
     status = Path(f"/proc/{process}/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) / 1024 if found else 0.0
+    if not status.exists():
+        return 0.0
+    found = {name: int(kib) for name, kib in re.findall(r"(VmHWM|RssShmem):\s+(\d+) kB", status.read_text())}
+    return (found["VmHWM"] - found["RssShmem"]) / 1024
 
 
 def _plan(name: str, factor: int, *, raised: bool = False) -> str:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from billing.charge_models import PerUnit
+from billing.charge_models import Flat, PerUnit
+from billing.money import plain
 from billing.price_plans import Charge, Filters, Metric, PlanVersion, PriceAt, Terms
+from billing.rating import rate
 from billing.rating_bands import needs_bands, rules_of
 from billing.subscriptions import Subscription, in_force_since, version_name
 from streams.rating_bands import BandKind, BandRule, RatingBand, differ_from, parse_band
-from tests.billing_builders import SINCE, charge, subscription, version
+from tests.billing_builders import OCTOBER, SINCE, charge, cut, subscription, usage, version
 
 MAY, JUNE, JULY = (datetime(2026, month, 1, tzinfo=UTC) for month in (5, 6, 7))
 PLAIN = charge("c", Metric.INPUT, "1")
@@ -84,3 +86,26 @@ def test_rules_differ_from_the_first_moment_at_which_they_say_something_else() -
     assert differ_from([of(MAY, 1)], []) == MAY
     assert differ_from([of(MAY, 1), of(JULY, 3)], [of(MAY, 1), of(JUNE, 2), of(JULY, 3)]) == JUNE
     assert differ_from([of(MAY, 1)], [of(MAY, 2)]) == MAY
+
+
+def test_sums_are_priced_by_the_version_at_their_start_and_fees_are_due_all_the_same() -> None:
+    fee = Charge("fee", "", Filters(), Flat(Decimal(7)), prorated=False)
+    v1 = version(charge("c", Metric.INPUT, "1"), fee)
+    v2 = version(charge("c", Metric.INPUT, "10"), fee, name="v2", valid_from=OCTOBER.start)
+    (piece,) = cut([v1, v2], of=subscription(terms=Terms(price_at=PriceAt.START)))
+    marked = usage(input_tokens=3, rating_band=f"price={version_name(OCTOBER.start)}")
+    found = rate([(piece, [usage(input_tokens=5), marked])], OCTOBER, versions={"p": (v1, v2)}).lines
+    assert {(line.identity.charge_key, line.identity.version): plain(line.amount) for line in found} == {
+        ("c", "v1"): "5", ("c", "v2"): "30", ("fee", "v2"): "7",
+    }  # fmt: skip
+
+
+def test_sums_are_priced_by_the_step_that_their_requests_reached() -> None:
+    short, long = step("short", context_up_to=1000), step("long", context_over=1000)
+    (piece,) = cut([version(short, long)])
+    sums = [usage(input_tokens=5, rating_band="context=0"), usage(input_tokens=7, rating_band="context=1001")]
+    rating = rate([(piece, sums)], OCTOBER)
+    assert {line.identity.charge_key: plain(line.quantity) for line in rating.lines} == {"short": "5", "long": "7"}
+    unmarked = rate([(piece, [usage(input_tokens=9)])], OCTOBER)
+    assert unmarked.lines == ()
+    assert ("input", "9") in {(missing.metric, missing.quantity) for missing in unmarked.unpriced}

@@ -30,8 +30,8 @@ bench-streams: install ## How fast events become windows, for ten minutes, and f
 bench-identities: install ## Ways to know an identity again, with 100 million there already (QUICK=1, IDENTITIES=)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.identities
 
-bench-close: install ## How fast the ledger books, beside bare INSERTs (QUICK=1 for a first look; needs `make up`)
-	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.ledger
+bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)
+	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.close
 
 simulate: up ## Kill workers in dirty traffic, rate random bills twice (KILLS=200, INVOICES=300000, QUICK=1, TOLLBOOK_SEED=)
 	.venv/bin/python -m tests.simulation.run

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy import ARRAY, Connection, Row, String, any_, cast, select
+from sqlalchemy import ARRAY, Connection, Row, String, any_, cast, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
@@ -88,6 +88,21 @@ def add_subscription(connection: Connection, subscription: Subscription, actor: 
             recorded_by=actor,
         )
     )
+
+
+def supersede(connection: Connection, subscription: Subscription) -> None:
+    """Let what is known of a subscription be the past: another row takes its place."""
+    table = tables.subscriptions
+    connection.execute(
+        table.update()
+        .where(table.c.subscription_id == subscription.subscription_id, table.c.superseded_at.is_(None))
+        .values(superseded_at=func.clock_timestamp())
+    )
+
+
+def lock_tenant(connection: Connection, tenant_id: str) -> None:
+    """Let changes of one tenant's subscriptions go one after another, until the transaction ends."""
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"subscription/{tenant_id}", 0))))
 
 
 def subscriptions(connection: Connection, *, tenant_id: str | None = None) -> list[Subscription]:

@@ -117,6 +117,10 @@ class NegativeUsage(Unratable):
     """Sums of usage below zero: the windows are wrong, and nothing is rated from them."""
 
 
+class UsageUnavailable(Unratable):
+    """What a period is to be rated from is not there, or not in the state in which it can be rated."""
+
+
 class AmountTooLarge(Unratable):
     """Usage that comes to more than anybody pays: a price or a count is wrong."""
 

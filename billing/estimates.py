@@ -19,7 +19,10 @@ from streams.estimates import EstimatePrice
 
 
 def highest_prices(versions: Iterable[PlanVersion]) -> list[EstimatePrice]:
-    """For each version, model ('' for any) and metric the highest unit price. A total counts for each token class."""
+    """For each version, model ('' for any) and metric the highest unit price. A total counts for each token class.
+
+    A metric that the plan declares has none: what a refused message says of it is not read.
+    """
     highest: dict[tuple[str, str, str], EstimatePrice] = {}
     for version in versions:
         for charge in version.charges:
@@ -46,4 +49,4 @@ def write_prices(connection: Connection, subscriptions: Iterable[Subscription]) 
 def _counted(metric: str) -> tuple[str, ...]:
     if metric == Metric.TOTAL_TOKENS:
         return tuple(str(each) for each in TOKEN_CLASSES)
-    return (str(metric),) if metric else ()
+    return (str(metric),) if metric in set(Metric) else ()

@@ -107,7 +107,7 @@ class Reader:
         return None
 
     def moment(self) -> datetime | None:
-        """A time in UTC, on the hour."""
+        """A time in UTC, to the second."""
         text = self.text()
         if text is None:
             return None
@@ -115,14 +115,10 @@ class Reader:
             self.problem(f"{text!r} is no time: write 2026-01-01 (midnight UTC) or 2026-01-01T06:00Z")
             return None
         try:
-            moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00")).replace(tzinfo=UTC)
+            return datetime.fromisoformat(text.upper().replace("Z", "+00:00")).replace(tzinfo=UTC)
         except ValueError as error:
             self.problem(f"{text!r} is no time: {error}")
             return None
-        if (moment.minute, moment.second) != (0, 0):
-            self.problem(f"{text} is within an hour: usage is summed by the hour, so prices change on the hour")
-            return None
-        return moment
 
     def value(self, hint: Any) -> Any:
         """A value of the type that a field has; None if it is none."""

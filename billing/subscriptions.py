@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
+from billing.charge_models import Seat
 from billing.errors import NoPriceVersion, SubscriptionRefused
 from billing.periods import BillingPeriod
 from billing.price_plans import DEFAULT_TERMS, PlanVersion, Terms, version_at
@@ -49,6 +50,12 @@ class Subscription:
         """When it begins to cost something."""
         return max(self.starts_at, self.trial_ends_at or self.starts_at)
 
+    @property
+    def trial(self) -> tuple[datetime, datetime] | None:
+        """When it held and cost nothing: from, to; None if never."""
+        end = min(self.bills_from, self.ends_at or self.bills_from)
+        return (self.starts_at, end) if self.starts_at < end else None
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -74,16 +81,22 @@ def subscription_id(tenant_id: str, starts_at: datetime) -> uuid.UUID:
     return uuid.uuid5(_SUBSCRIPTION, f"{tenant_id}\n{starts_at.isoformat()}")
 
 
-def check_start(starts_at: datetime, versions: Sequence[PlanVersion]) -> None:
-    """Raises SubscriptionRefused unless a subscription to the plan of these versions can start then."""
+def trial_end(starts_at: datetime, terms: Terms) -> datetime | None:
+    """When the trial of a subscription that begins then is over; None if it has none."""
+    return starts_at + timedelta(days=terms.trial_days) if terms.trial_days else None
+
+
+def check_start(starts_at: datetime, versions: Sequence[PlanVersion], seats: int | None = None) -> None:
+    """Raises SubscriptionRefused unless a subscription to the plan of these versions, with these seats, can start."""
     if starts_at.utcoffset() is None:
         raise SubscriptionRefused(f"{starts_at} has no time zone: write it in UTC, 2026-10-01T00:00:00Z")
-    if (starts_at.minute, starts_at.second, starts_at.microsecond) != (0, 0, 0):
-        raise SubscriptionRefused(f"{starts_at} is within an hour: usage is summed by the hour, so start on the hour")
     try:
         version_at(versions, starts_at)
     except NoPriceVersion as error:
         raise SubscriptionRefused(str(error)) from None
+    by_seat = [c.key for v in versions for c in v.charges if isinstance(c.pricing, Seat) and c.pricing.seats is None]
+    if by_seat and seats is None:
+        raise SubscriptionRefused(f"charge {by_seat[0]} of the plan is by the seat: say how many (--seats)")
 
 
 def pieces(
@@ -105,3 +118,30 @@ def pieces(
         for since, until in pairwise(bounds):
             found.append(Piece(subscription, number, version_at(dated, since), since, until))
     return found
+
+
+def priced_at_start(held: Piece, started_at: datetime, versions: Sequence[PlanVersion], period: BillingPeriod) -> Piece:
+    """The piece by whose version usage is priced that completed in `held` and started at a moment.
+
+    A version that was in force before this segment only has no time in it: its piece is without length. What started
+    before the plan's first version is priced by that one.
+    """
+    first = min(version.valid_from for version in versions)
+    version = version_at(versions, max(started_at, first))
+    if version == held.version:
+        return held
+    begins = max(held.subscription.bills_from, period.start)
+    return replace(held, version=version, start=begins, end=begins)
+
+
+def version_name(valid_from: datetime) -> str:
+    """What a request that started since then is marked with, where prices go by the start: the moment itself.
+
+    It names a version of whatever plan the tenant is on when the request completes.
+    """
+    return valid_from.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def in_force_since(version_name: str) -> datetime:
+    """The moment that a mark stands for."""
+    return datetime.fromisoformat(version_name)

@@ -14,9 +14,9 @@ from decimal import Decimal
 
 from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
-from billing.price_plans import BillAttempts, PlanVersion, PriceAt, Terms, version_at
+from billing.price_plans import BillAttempts, PlanVersion, PriceAt, Terms
 from billing.rating.usage import NEVER_BILLED_STATUS, PieceUsage, UnpricedUsage, Usage, bills, distribute
-from billing.subscriptions import Piece, Subscription, pieces
+from billing.subscriptions import Piece, Subscription, pieces, priced_at_start
 from serving_adapter.events import SOURCE_STRENGTH
 
 BILLED_PURPOSE = "tenant"
@@ -53,14 +53,17 @@ def billable(events: Iterable[UsageEvent], terms: Terms) -> list[UsageEvent]:
     First one attempt of each request is chosen among those with a billable status, then faults are applied: where it
     was the platform's the request is free. A correction without its original is left out: it waits in quarantine.
     """
-    found = _corrected(event for event in events if event.purpose == BILLED_PURPOSE)
+    found = corrected(event for event in events if event.purpose == BILLED_PURPOSE)
     if terms.bill_attempts is BillAttempts.DELIVERED:
         found = _delivered(found, terms)
     return [event for event in found if bills(event.status, event.fault, event.source, terms.bill_statuses)]
 
 
-def _corrected(events: Iterable[UsageEvent]) -> list[UsageEvent]:
-    """One event per id, of the strongest source, with each correction added in once, in whatever order they come."""
+def corrected(events: Iterable[UsageEvent]) -> list[UsageEvent]:
+    """One event per id, of the strongest source, with each correction added in once, in whatever order they come.
+
+    A correction without its original is left out.
+    """
     by_id: dict[str, UsageEvent] = {}
     corrections: dict[str, UsageEvent] = {}
     for event in events:
@@ -121,7 +124,10 @@ def usage_by_piece(
         held = next((p for p in cut if p.start <= event.completed_at < p.end), None)
         if held is None:
             continue
-        piece = held if terms.price_at is PriceAt.COMPLETION else _priced_at_start(held, event, versions)
+        piece = held
+        if terms.price_at is PriceAt.START:
+            dated = versions[held.subscription.plan]
+            piece = priced_at_start(held, event.started_at or event.completed_at, dated, period)
         key = (piece.segment_no, piece.version.version)
         by_piece.setdefault(key, (piece, []))[1].append(
             Usage(
@@ -136,15 +142,3 @@ def usage_by_piece(
         found.append(priced)
         unpriced += missing
     return found, unpriced
-
-
-def _priced_at_start(held: Piece, event: UsageEvent, versions: Mapping[str, Sequence[PlanVersion]]) -> Piece:
-    """The piece of the version at the event's start: without length if it was in force before this segment only."""
-    dated = versions[held.subscription.plan]
-    started = event.started_at or event.completed_at
-    first = min(version.valid_from for version in dated)
-    version = version_at(dated, max(started, first))
-    if version == held.version:
-        return held
-    bound = max(held.subscription.bills_from, min(held.start, event.completed_at))
-    return replace(held, version=version, start=bound, end=bound)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ import psycopg
 import typer
 
 from billing.settings import StripeSettings
+from console.output import err
 from devstack import stack
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from billing.stripe_gateway import StripeGateway
     from streams.archive_files import Archive
+    from streams.stale_bands import StaleBands
 
 
 def _somebody(actor: str) -> str:
@@ -186,3 +188,14 @@ def whole_hours(start: str, end: str) -> tuple[datetime, datetime]:
     if any((at.minute, at.second, at.microsecond) != (0, 0, 0) for at in (begins, ends)):
         raise typer.BadParameter("--from and --to must be whole hours: windows are hourly")
     return begins, ends
+
+
+def warn_of_stale(found: Iterable[StaleBands]) -> None:
+    """Say for which times a rebuild is due before they can be rated."""
+    bounds = [(each.start, each.end) for each in found]
+    if bounds:
+        start, end = min(start for start, _ in bounds), max(end for _, end in bounds)
+        err.print(
+            f"warning: usage that is there already is not marked for these prices; run `tollbook streams rebuild --from"
+            f" {start:%Y-%m-%dT%H:%MZ} --to {end:%Y-%m-%dT%H:%MZ} --apply` before it is rated"
+        )

@@ -27,6 +27,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.identity_sweeps": "update",
     "usage.ingest_rules": "update",
     "usage.rating_bands": "update, delete",
+    "usage.stale_bands": "update, delete",
     "usage.archived_days": "update",
     "usage.archived_counts": "delete",
     "usage.events": "update (rating_band)",

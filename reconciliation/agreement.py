@@ -23,13 +23,16 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
+from billing.charge_models import Percentage
 from billing.credits import GrantKind
 from billing.invoices import Invoice
 from billing.money import ZERO, currency, exactly, from_minor, total
-from billing.price_plans import BILL_STATUSES
+from billing.price_plans import BILL_STATUSES, PlanVersion, PricePlan, version_at
 from billing.rating import LineKind, RatedLine, is_billable, quantities
+from billing.subscriptions import in_force_since
 from billing.tax import TaxMode
 from reconciliation.comparison import Difference, Value, differences
+from streams.rating_bands import parse_band
 from streams.windows import UsageQuantity
 
 
@@ -69,10 +72,25 @@ def usage_by_key(usage: Iterable[UsageQuantity]) -> dict[str, Value]:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What bills in a part of a tenant's period: statuses, and the metrics that its price version prices."""
+    """What bills in a part of a tenant's period: statuses, metrics that its price version prices, which attempts."""
 
     bill_statuses: tuple[str, ...]
     priced: frozenset[str]
+    every_attempt: bool = False
+    at_start: tuple[PlanVersion, ...] = ()
+    """The plan's versions where requests go by the one at their start, not by the piece's."""
+
+    def prices(self, usage: UsageQuantity) -> frozenset[str]:
+        """The metrics that usage is priced by."""
+        if not self.at_start:
+            return self.priced
+        first = min(version.valid_from for version in self.at_start)
+        name = parse_band(usage.rating_band).price_version
+        return version_at(self.at_start, max(in_force_since(name), first) if name else first).metrics
+
+
+FREE = Terms((), frozenset())
+"""Of a trial: nothing bills."""
 
 
 def billable_by_metric(used: Iterable[tuple[Terms | None, Iterable[UsageQuantity]]]) -> dict[str, Value]:
@@ -89,8 +107,9 @@ def billable_by_metric(used: Iterable[tuple[Terms | None, Iterable[UsageQuantity
             if terms is None:
                 found[f"{u.tenant_id}/without a subscription/requests"] += u.requests
                 continue
+            priced = terms.prices(u)
             for metric, quantity in quantities(u).items():
-                if metric in terms.priced:
+                if metric in priced:
                     found[f"{u.tenant_id}/{metric.value}"] += quantity
     return {key: quantity for key, quantity in found.items() if quantity}
 
@@ -113,6 +132,18 @@ def rated_by_metric(lines: Iterable[RatedLine]) -> dict[str, Value]:
     for line in lines:
         found[f"{line.identity.tenant_id}/{line.metric}"] += line.counted
     return {key: quantity for key, quantity in found.items() if quantity}
+
+
+def priced_by_event(plans: Mapping[str, Iterable[PricePlan]]) -> frozenset[str]:
+    """`tenant/metric` of what sums of usage cannot witness, by tenant and its plans: percentages, declared metrics."""
+    return frozenset(
+        f"{tenant}/{charge.metric}"
+        for tenant, listed in plans.items()
+        for plan in listed
+        for version in plan.versions
+        for charge in version.charges
+        if isinstance(charge.pricing, Percentage) or charge.metric in plan.metrics
+    )
 
 
 def rated_by_tenant(lines: Iterable[RatedLine]) -> dict[str, Value]:

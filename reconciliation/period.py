@@ -26,10 +26,11 @@ from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceState
 from billing.periods import BillingPeriod
+from billing.price_plans import BillAttempts, PlanVersion, PriceAt
 from billing.proposal_store import ProposalKind
 from billing.rating import RatedLine
 from billing.stripe_gateway import StripeGateway
-from billing.subscriptions import pieces
+from billing.subscriptions import Piece, pieces
 from reconciliation import agreement, stripe_agreement
 from reconciliation.agreement import Check, Terms, compare
 from reconciliation.comparison import Difference, Value
@@ -140,9 +141,13 @@ def _windows(usage: psycopg.Connection, period: BillingPeriod) -> list[Check]:
 
 
 def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedLine]) -> Check:
+    subscribed = account_store.subscriptions_in(connection, period)
+    plans = plan_store.plans(connection)
+    by_event = agreement.priced_by_event({t: [plans[s.plan] for s in listed] for t, listed in subscribed.items()})
     billable = agreement.billable_by_metric(_usage_with_terms(connection, period))
     rated = agreement.rated_by_metric(lines)
-    check = compare("usage is rated", "billable events", "rated quantities", billable, rated)
+    ours, theirs = ({k: v for k, v in found.items() if k not in by_event} for found in (billable, rated))
+    check = compare("usage is rated", "billable events", "rated quantities", ours, theirs)
     hindered = [
         Difference(f"{tenant}/problem: {state.problem}", "rated", None)
         for tenant, state in sorted(rated_line_store.tenant_periods(connection, period).items())
@@ -166,18 +171,29 @@ def _usage_with_terms(
             whole.setdefault(usage.tenant_id, []).append(usage)
     for tenant, all_of_it in sorted(whole.items()):
         cut: dict[tuple[datetime, datetime], Terms | None] = {
-            (piece.start, piece.end): Terms(piece.subscription.bill_statuses, frozenset(piece.version.metrics))
+            (piece.start, piece.end): _terms(piece, versions[piece.subscription.plan])
             for piece in pieces(subscribed.get(tenant, []), versions, period)
         }
+        cut |= dict.fromkeys((s.trial for s in subscribed.get(tenant, []) if s.trial), agreement.FREE)
         cut |= dict.fromkeys(agreement.gaps(cut, period.start, period.end))
         for (start, end), terms in cut.items():
-            if (start, end) == (period.start, period.end):
+            if (start, end) == (period.start, period.end) and not (terms and terms.every_attempt):
                 yield terms, all_of_it
-            elif terms is None:
+            elif terms is None or terms.every_attempt:
                 yield terms, usage_store.raw_quantities(raw(connection), start, end, tenant)
             else:
                 bill = {tenant: terms.bill_statuses}
                 yield terms, usage_store.delivered_quantities(raw(connection), start, end, bill)
+
+
+def _terms(piece: Piece, versions: tuple[PlanVersion, ...]) -> Terms:
+    terms = piece.subscription.terms
+    return Terms(
+        terms.bill_statuses,
+        piece.version.metrics,
+        terms.bill_attempts is BillAttempts.ALL,
+        versions if terms.price_at is PriceAt.START else (),
+    )
 
 
 def _ledger(

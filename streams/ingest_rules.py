@@ -8,11 +8,13 @@ only when their version has changed; a chunk in flight may go by the older ones,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 import psycopg
 
+from streams import stale_bands
 from streams.horizon import Horizon
-from streams.rating_bands import BandKind, BandRule, RatingBands
+from streams.rating_bands import BandKind, BandRule, RatingBands, differ_from
 
 
 class IngestRules:
@@ -52,19 +54,29 @@ def band_rules(connection: psycopg.Connection, tenant_id: str | None = None) -> 
     return [BandRule(row[0], row[1], BandKind(row[2]), row[3], tuple(row[4]), row[5]) for row in rows]
 
 
-def set_band_rules(connection: psycopg.Connection, tenant_id: str, rules: Iterable[BandRule]) -> bool:
-    """Replace a tenant's rules in the caller's transaction; False if they are those already. Billing calls this.
+def set_band_rules(
+    connection: psycopg.Connection, tenant_id: str, rules: Iterable[BandRule], *, matter_from: datetime | None = None
+) -> bool:
+    """Replace a tenant's rules, in one transaction; False if they are those already. Billing calls this.
 
-    Events that are stored keep their band: where a rule reaches back, `streams rebuild` is due for that time.
+    Events that are stored keep their band. Where the rules reach back to some of them, that time is noted as stale
+    until `streams rebuild` has been over it; `matter_from` is when bands begin to matter to anybody. Chunks in flight
+    are waited for, so that nothing goes by the old rules afterwards.
     """
     wanted: Sequence[BandRule] = sorted(rules, key=lambda rule: (rule.model, rule.kind.value, rule.valid_from))
-    if wanted == band_rules(connection, tenant_id):
+    known = band_rules(connection, tenant_id)
+    if wanted == known:
         return False
-    connection.execute("delete from usage.rating_bands where tenant_id = %s", (tenant_id,))
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "insert into usage.rating_bands (tenant_id, model, kind, valid_from, steps, price_version)"
-            " values (%s, %s, %s, %s, %s, %s)",
-            [(tenant_id, r.model, r.kind.value, r.valid_from, list(r.steps), r.price_version) for r in wanted],
-        )
+    with connection.transaction():
+        connection.execute("lock table usage.sources in exclusive mode")
+        connection.execute("delete from usage.rating_bands where tenant_id = %s", (tenant_id,))
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "insert into usage.rating_bands (tenant_id, model, kind, valid_from, steps, price_version)"
+                " values (%s, %s, %s, %s, %s, %s)",
+                [(tenant_id, r.model, r.kind.value, r.valid_from, list(r.steps), r.price_version) for r in wanted],
+            )
+        since = differ_from(known, wanted)
+        if since is not None and wanted:
+            stale_bands.note(connection, tenant_id, since if matter_from is None else max(since, matter_from))
     return True

@@ -9,10 +9,11 @@ in, values out.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import cache
 from typing import Final
 
 from serving_adapter.events import UsageEvent, instant
@@ -44,6 +45,47 @@ class BandRule:
     valid_from: datetime
     steps: tuple[int, ...] = ()
     price_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RatingBand:
+    """A band, read: the step of context length that was reached (input tokens), and the price version; None: no rule
+    applied."""
+
+    context: int | None = None
+    price_version: str | None = None
+
+
+@cache
+def parse_band(text: str) -> RatingBand:
+    """The band that a window or an event is marked with."""
+    parts = {name: value for name, _, value in (part.partition("=") for part in text.split(";"))}
+    context = parts.get("context")
+    return RatingBand(None if context is None else int(context), parts.get("price"))
+
+
+def differ_from(before: Iterable[BandRule], after: Iterable[BandRule]) -> datetime | None:
+    """The first moment from which two sets of a tenant's rules say something else; None if never."""
+    old, new = _by_what(before), _by_what(after)
+    moments = sorted({rule.valid_from for rules in (*old.values(), *new.values()) for rule in rules})
+    for moment in moments:
+        for what in old.keys() | new.keys():
+            if _said(old.get(what, ()), moment) != _said(new.get(what, ()), moment):
+                return moment
+    return None
+
+
+def _by_what(rules: Iterable[BandRule]) -> dict[tuple[str, BandKind], list[BandRule]]:
+    found: dict[tuple[str, BandKind], list[BandRule]] = {}
+    for rule in sorted(rules, key=lambda each: each.valid_from):
+        found.setdefault((rule.model, rule.kind), []).append(rule)
+    return found
+
+
+def _said(rules: Sequence[BandRule], at: datetime) -> tuple[tuple[int, ...], str] | None:
+    """What holds at a moment. A rule for a model that says nothing still hides the one for any; without one, None."""
+    reached = bisect_right(rules, at, key=lambda rule: rule.valid_from)
+    return (rules[reached - 1].steps, rules[reached - 1].price_version) if reached else None
 
 
 class RatingBands:

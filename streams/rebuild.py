@@ -12,7 +12,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from streams import audit, rebanding
+from streams import audit, rebanding, stale_bands
 from streams.archive_store import hold_archive, require_present
 from streams.windows import WINDOW_KEY, WINDOW_SUMS
 
@@ -73,6 +73,8 @@ def rebuild(
             rebanding.apply(connection, start, end)
             detail = {"from": start.isoformat(), "to": end.isoformat(), "windows": replaced, "rebanded": rebanded}
             audit.record(connection, actor, "windows.rebuild", "windows", detail)
+        if apply:
+            stale_bands.settle(connection, start, end)
     return Rebuilt(looked_at, tuple(listed), replaced, rebanded)
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, estimates, invoice_store, plan_store
+from billing import account_store, estimates, invoice_store, plan_store, rating_bands
 from billing.database import raw, transaction
 from billing.errors import PlanConflict, PlanUnsupported
 from billing.plan_documents import differences
@@ -15,6 +15,7 @@ from billing.plan_file import parse_plan
 from billing.price_plans import PlanVersion, PricePlan, unpriced_token_classes
 from billing.rating.sums import not_billed_yet
 from streams import audit
+from streams.stale_bands import StaleBands
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class PlanApplied:
     added: tuple[str, ...]
     unchanged: tuple[str, ...]
     warnings: tuple[str, ...]
+    stale: tuple[StaleBands, ...] = ()
+    """Usage that was marked by other prices than now hold: `streams rebuild` is due for these times."""
 
 
 def apply_plan(
@@ -38,6 +41,7 @@ def apply_plan(
     given = parse_plan(text, file=file)
     if unmet := not_billed_yet(given):
         raise PlanUnsupported(f"plan {given.name} cannot be billed by this version: {'; '.join(unmet)}")
+    stale: list[StaleBands] = []
     with transaction(engine, dry_run=dry_run) as connection:
         plan_store.lock(connection, given.name)
         applied = plan_store.plans(connection, [given.name]).get(given.name)
@@ -47,6 +51,7 @@ def apply_plan(
             plan_store.add_versions(connection, given, fresh, actor)
             on_plan = [s for s in account_store.subscriptions(connection) if s.plan == given.name]
             estimates.write_prices(connection, on_plan)
+            stale = rating_bands.write_rules(connection, {s.tenant_id for s in on_plan})
             audit.record(
                 raw(connection),
                 actor,
@@ -60,6 +65,7 @@ def apply_plan(
         added=added,
         unchanged=tuple(version.version for version in given.versions if version.version not in added),
         warnings=tuple(_warnings(given)),
+        stale=tuple(stale),
     )
 
 

@@ -7,7 +7,7 @@ differences with their accrual entries. Running it again posts nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -15,17 +15,15 @@ from decimal import Decimal
 from sqlalchemy import Connection, Engine
 
 from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
-from billing.attempts import left_out, less
 from billing.database import raw, transaction
 from billing.errors import PeriodInvalid, Unratable
 from billing.money import total
+from billing.period_usage import PeriodUsage, UnsubscribedUsage
 from billing.periods import BillingPeriod
 from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
-from billing.rating import RatedLine, Rating, UnpricedUsage, difference, rate
-from billing.subscriptions import Piece, pieces
-from streams.usage_store import rating_quantities, retried_usage
-from streams.windows import AttemptUsage, UsageQuantity
+from billing.rating import RatedLine, Rating, UnpricedUsage, difference
+from billing.subscriptions import pieces
 
 Progress = Callable[[int, int], None]
 
@@ -65,14 +63,6 @@ class LateUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class UnsubscribedUsage:
-    """Requests of a tenant at times when it had no subscription: nobody pays for them."""
-
-    tenant_id: str
-    requests: int
-
-
-@dataclass(frozen=True, slots=True)
 class PeriodRated:
     """The outcome for all tenants. `ok` is False where something waits for a person."""
 
@@ -109,16 +99,16 @@ def rate_period(
         by_tenant = account_store.subscriptions_in(connection, period)
         plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
         versions = {name: plan.versions for name, plan in plans.items()}
-        usage = _Usage(connection, period)
         before = rated_line_store.posted(connection, period)
         frozen = invoice_store.frozen_accounts(connection, period)
+        cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | before}
+        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans)
         rated: list[TenantRated] = []
         late: list[LateUsage] = []
         problems: dict[str, Rating | Unratable] = {}
-        for done, (tenant_id, subscribed) in enumerate(sorted(by_tenant.items()), start=1):
+        for done, tenant_id in enumerate(sorted(cuts), start=1):
             try:
-                cut = pieces(subscribed, versions, period)
-                found = rate(usage.of(cut), period, is_over=now >= period.end)
+                found = usage.rated(tenant_id, is_over=now >= period.end)
             except Unratable as error:
                 problems[tenant_id] = error
             else:
@@ -130,7 +120,7 @@ def rate_period(
                 else:
                     rated.append(TenantRated(tenant_id, found.lines, missing))
             if progress is not None:
-                progress(done, len(by_tenant))
+                progress(done, len(cuts))
         _post(connection, period, rated, problems, now)
         return PeriodRated(
             period=period,
@@ -138,7 +128,7 @@ def rate_period(
             late=tuple(late),
             unpriced=tuple(u for p in problems.values() if isinstance(p, Rating) for u in p.unpriced),
             unratable=tuple(str(p) for p in problems.values() if isinstance(p, Unratable)),
-            unsubscribed=tuple(usage.unsubscribed(by_tenant.keys())),
+            unsubscribed=tuple(usage.unsubscribed()),
         )
 
 
@@ -182,51 +172,3 @@ def _post(
         rating_nos=numbers,
         entry_ids={payer: booked[entry.idempotency_key] for payer, entry in entries.items() if entry is not None},
     )
-
-
-class _Usage:
-    """The usage of a period by tenant, and of parts of it for tenants whose period is cut. Read under the lock."""
-
-    def __init__(self, connection: Connection, period: BillingPeriod) -> None:
-        self._connection = raw(connection)
-        self._period = period
-        self._whole: dict[str, list[UsageQuantity]] = defaultdict(list)
-        for quantity in rating_quantities(self._connection, period.start, period.end):
-            self._whole[quantity.tenant_id].append(quantity)
-        self._requests_rated: dict[str, int] = defaultdict(int)
-        self._retried: dict[str, list[AttemptUsage]] = defaultdict(list)
-        for usage in retried_usage(self._connection, period.start, period.end):
-            self._retried[usage.quantity.tenant_id].append(usage)
-
-    def of(self, cut: Sequence[Piece]) -> list[tuple[Piece, list[UsageQuantity]]]:
-        """A tenant's pieces of the period with the usage completed in each, less the attempts that were not delivered.
-
-        Which one was is decided over the whole request, by every status that bills in any of the pieces.
-        """
-        found = [(piece, self._of(piece)) for piece in cut]
-        retried = self._retried.get(cut[0].subscription.tenant_id, []) if cut else []
-        if not retried:
-            return found
-        without = left_out(retried, {status for piece in cut for status in piece.subscription.bill_statuses})
-        return [
-            (piece, less(usage, [u for u in without if piece.start <= u.completed_at < piece.end]))
-            for piece, usage in found
-        ]
-
-    def _of(self, piece: Piece) -> list[UsageQuantity]:
-        tenant_id = piece.subscription.tenant_id
-        if (piece.start, piece.end) == (self._period.start, self._period.end):
-            found = self._whole.get(tenant_id, [])
-        else:
-            found = list(rating_quantities(self._connection, piece.start, piece.end, tenant_id))
-        self._requests_rated[tenant_id] += sum(quantity.requests for quantity in found)
-        return found
-
-    def unsubscribed(self, subscribed: Collection[str]) -> list[UnsubscribedUsage]:
-        """Tenants with more usage in the period than in its pieces."""
-        found = []
-        for tenant_id, whole in sorted(self._whole.items()):
-            missing = sum(quantity.requests for quantity in whole) - self._requests_rated[tenant_id]
-            if missing or tenant_id not in subscribed:
-                found.append(UnsubscribedUsage(tenant_id, missing))
-        return found

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, estimates, invoice_store, plan_store
+from billing import account_store, estimates, invoice_store, plan_store, rating_bands
 from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
-from billing.price_plans import BILL_STATUSES, PricePlan
-from billing.subscriptions import Subscription, check_start, subscription_id
+from billing.price_plans import PricePlan
+from billing.subscriptions import Subscription, check_start, subscription_id, trial_end
 from streams import audit, tenants
+from streams.stale_bands import StaleBands
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class SubscriptionStarted:
 
     subscription: Subscription
     created: bool
+    stale: StaleBands | None = None
+    """Usage that was there before and is not marked for the plan's prices: `streams rebuild` is due for this time."""
 
 
 def start_subscription(
@@ -35,12 +38,14 @@ def start_subscription(
     actor: str,
     billing_account: str | None = None,
     legal_entity: str = DEFAULT_LEGAL_ENTITY,
-    bill_statuses: Sequence[str] = BILL_STATUSES,
+    bill_statuses: Sequence[str] | None = None,
+    seats: int | None = None,
     dry_run: bool = False,
 ) -> SubscriptionStarted:
-    """Put one tenant on a plan from `starts_at` (UTC, on the hour). Doing it again changes nothing.
+    """Put one tenant on a plan from `starts_at` (any moment). Doing it again changes nothing.
 
-    The billing account is the tenant's own unless one is named; a new one takes the plan's currency.
+    The billing account is the tenant's own unless one is named; a new one takes the plan's currency. `bill_statuses`
+    are the plan's unless the contract has others; `seats` is for fees by the seat.
     Raises SubscriptionRefused, UnknownPlan, streams.errors.UnknownTenant.
     """
     return start_subscriptions(
@@ -52,6 +57,7 @@ def start_subscription(
         billing_account=billing_account,
         legal_entity=legal_entity,
         bill_statuses=bill_statuses,
+        seats=seats,
         dry_run=dry_run,
     )[0]
 
@@ -65,7 +71,8 @@ def start_subscriptions(
     actor: str,
     billing_account: str | None = None,
     legal_entity: str = DEFAULT_LEGAL_ENTITY,
-    bill_statuses: Sequence[str] = BILL_STATUSES,
+    bill_statuses: Sequence[str] | None = None,
+    seats: int | None = None,
     dry_run: bool = False,
 ) -> list[SubscriptionStarted]:
     """The same for many tenants in one transaction: all of them or none."""
@@ -76,7 +83,8 @@ def start_subscriptions(
     try:
         with transaction(engine, dry_run=dry_run) as connection:
             priced = plan_store.plan(connection, plan)
-            check_start(starts_at, priced.versions)
+            check_start(starts_at, priced.versions, seats)
+            terms = priced.terms if bill_statuses is None else replace(priced.terms, bill_statuses=tuple(bill_statuses))
             started = [
                 _start(
                     connection,
@@ -86,7 +94,9 @@ def start_subscriptions(
                         billing_account=billing_account or tenant_id,
                         plan=plan,
                         starts_at=starts_at.astimezone(UTC),
-                        terms=replace(priced.terms, bill_statuses=tuple(bill_statuses)),
+                        terms=terms,
+                        seats=seats,
+                        trial_ends_at=trial_end(starts_at.astimezone(UTC), terms),
                     ),
                     priced,
                     legal_entity,
@@ -94,8 +104,11 @@ def start_subscriptions(
                 )
                 for tenant_id in tenant_ids
             ]
-            estimates.write_prices(connection, [each.subscription for each in started if each.created])
-            return started
+            created = [each.subscription for each in started if each.created]
+            estimates.write_prices(connection, created)
+            stale = rating_bands.write_rules(connection, {each.tenant_id for each in created}) if created else []
+            by_tenant = {each.tenant_id: each for each in stale}
+            return [replace(each, stale=by_tenant.get(each.subscription.tenant_id)) for each in started]
     except IntegrityError as error:
         # Two at once: the database let one of them through.
         raise SubscriptionRefused(f"not started: {str(error.orig).splitlines()[0]}") from None
@@ -121,6 +134,7 @@ def _start(
         "starts_at": wanted.starts_at.isoformat(),
         "billing_account": wanted.billing_account,
         "bill_statuses": list(wanted.bill_statuses),
+        "seats": wanted.seats,
     }
     audit.record(raw(connection), actor, "subscription.start", wanted.tenant_id, detail)
     return SubscriptionStarted(wanted, created=True)

@@ -16,7 +16,7 @@
 from billing.rating.differences import difference, net
 from billing.rating.lines import LineIdentity, LineKind, Naming, RatedLine, segments_of
 from billing.rating.period import RatedPeriod, rate_period
-from billing.rating.sums import Rating, rate
+from billing.rating.sums import Rating, rate, rate_used
 from billing.rating.usage import (
     NEVER_BILLED_STATUS,
     PieceUsage,
@@ -30,5 +30,5 @@ from billing.rating.usage import (
 __all__ = [
     "NEVER_BILLED_STATUS", "LineIdentity", "LineKind", "Naming", "PieceUsage", "RatedLine", "RatedPeriod", "Rating",
     "UnpricedUsage", "Usage", "difference", "distribute", "is_billable", "net", "quantities", "rate", "rate_period",
-    "segments_of",
+    "rate_used", "segments_of",
 ]  # fmt: skip

@@ -66,8 +66,8 @@ class RatedLine:
 
     As a difference the quantity and the amount may be negative. `where` = the charge's model, adapter, region and
     tier, '' where it takes any. `units` are those behind packages; `free` and `included` those that cost nothing by
-    an allowance and by a prepaid quantity. `split` holds quantity and free units where prorated tiers split a unit
-    so that they do not end as decimals. `reason` says why in words.
+    an allowance and by a prepaid quantity. Where prorated tiers split a unit these are quantised at 10⁻¹² so that they
+    add up to what was counted, and `split` holds quantity and free units exactly. `reason` says why in words.
     """
 
     identity: LineIdentity

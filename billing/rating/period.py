@@ -152,29 +152,35 @@ def _usage_lines(counted: Mapping[str, Sequence[Counted]], terms: Terms) -> dict
             by_segment[amount.of.piece.segment_no].append(amount)
         for amounts in by_segment.values():
             quantised = quantise_pieces(each.amount for each in amounts)
+            # What was counted in a piece ends as a decimal, so units of its lines that add up do so in a segment too.
+            units = iter(quantise_pieces(part for each in amounts for part in _units(each)))
             found[key] += [
-                ChargeLine(each.of.piece_no, each.of.charge, _usage_line(each, exact))
+                ChargeLine(
+                    each.of.piece_no, each.of.charge, _usage_line(each, exact, next(units), next(units), next(units))
+                )
                 for each, exact in zip(amounts, quantised, strict=True)
             ]
     return found
 
 
-def _usage_line(amount: metered.Amount, exact: Decimal) -> RatedLine:
+def _units(amount: metered.Amount) -> tuple[Fraction, Fraction, Fraction]:
+    return amount.quantity, amount.free, amount.included or Fraction(0)
+
+
+def _usage_line(
+    amount: metered.Amount, exact: Decimal, quantity: Decimal, free: Decimal, included: Decimal
+) -> RatedLine:
     line = line_of(amount.of.piece, amount.of.charge, amount.kind, exact, tier_no=amount.tier_no)
+    ends = (Fraction(quantity), Fraction(free)) == (amount.quantity, amount.free)
     return replace(
         line,
-        quantity=decimal_of(amount.quantity),
+        quantity=quantity,
         unit_price=amount.unit_price,
         units=None if amount.units is None else decimal_of(amount.units),
-        free=decimal_of(amount.free),
-        included=None if amount.included is None else decimal_of(amount.included),
-        split=_split(amount.quantity, amount.free),
+        free=free,
+        included=None if amount.included is None else included,
+        split=None if ends else (amount.quantity, amount.free),
     )
-
-
-def _split(quantity: Fraction, free: Fraction) -> tuple[Fraction, Fraction] | None:
-    ends = Fraction(decimal_of(quantity)) == quantity and Fraction(decimal_of(free)) == free
-    return None if ends else (quantity, free)
 
 
 def _charges_by_key(pieces: Sequence[Piece]) -> dict[str, dict[int, Charge]]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
-from billing.charge_models import Percentage, Seat, Timing
+from billing.charge_models import Timing
 from billing.money import total
 from billing.periods import BillingPeriod
-from billing.price_plans import Anchor, BillAttempts, Cycle, PriceAt, PricePlan, Terms
+from billing.price_plans import Anchor, Cycle, PlanVersion, PriceAt, PricePlan, Terms
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import rate_period
-from billing.rating.usage import UnpricedUsage, distribute, is_billable, usage_of_sums
-from billing.subscriptions import Piece
+from billing.rating.usage import UnpricedUsage, Usage, distribute, is_billable, usage_of_sums
+from billing.subscriptions import Piece, in_force_since, priced_at_start
+from streams.rating_bands import parse_band
 from streams.windows import UsageQuantity
 
 
@@ -36,24 +37,54 @@ WHILE_IT_RUNS: Final = (LineKind.USAGE, LineKind.OVERAGE, LineKind.TIER_FEE)
 
 
 def rate(
-    usage_of_pieces: Iterable[tuple[Piece, Iterable[UsageQuantity]]], period: BillingPeriod, *, is_over: bool = True
+    usage_of_pieces: Iterable[tuple[Piece, Iterable[UsageQuantity]]],
+    period: BillingPeriod,
+    *,
+    versions: Mapping[str, Sequence[PlanVersion]] | None = None,
+    is_over: bool = True,
 ) -> Rating:
     """Rate one tenant's period: each piece with the usage completed in it. `is_over`: whether the period is.
 
-    Neither the order of the usage nor how it is split into quantities changes the result. Raises NegativeUsage,
-    AmountTooLarge.
+    `versions` of each plan are needed where a contract prices by the start. Neither the order of the usage nor how it
+    is split into quantities changes the result. Raises NegativeUsage, AmountTooLarge.
     """
-    used, unpriced, terms = [], [], Terms()
-    for piece, sums in usage_of_pieces:
-        terms = piece.subscription.terms
-        billable = [usage_of_sums(each, piece.start) for each in sums if is_billable(each, terms.bill_statuses)]
-        priced, missing = distribute(piece, billable)
-        used.append(priced)
+    by_piece: dict[tuple[int, str], tuple[Piece, list[Usage]]] = {}
+    terms = Terms()
+    for held, sums in usage_of_pieces:
+        terms = held.subscription.terms
+        by_piece.setdefault((held.segment_no, held.version.version), (held, []))
+        for each in sums:
+            if is_billable(each, terms.bill_statuses):
+                piece, usage = _marked(held, each, (versions or {}).get(held.subscription.plan, ()), period)
+                by_piece.setdefault((piece.segment_no, piece.version.version), (piece, []))[1].append(usage)
+    return rate_used(by_piece.values(), period, terms, is_over=is_over)
+
+
+def rate_used(
+    used: Iterable[tuple[Piece, Iterable[Usage]]], period: BillingPeriod, terms: Terms, *, is_over: bool = True
+) -> Rating:
+    """Rate billable usage by piece, each piece once, in any order."""
+    priced, unpriced = [], []
+    for piece, usages in sorted(used, key=lambda each: (each[0].segment_no, each[0].version.valid_from)):
+        found, missing = distribute(piece, usages)
+        priced.append(found)
         unpriced += missing
-    lines = rate_period(period, used, terms).lines
+    lines = rate_period(period, priced, terms).lines
     if not is_over:
         lines = tuple(line for line in lines if line.identity.kind in WHILE_IT_RUNS)
     return Rating(lines, tuple(sorted(unpriced)))
+
+
+def _marked(
+    held: Piece, sums: UsageQuantity, versions: Sequence[PlanVersion], period: BillingPeriod
+) -> tuple[Piece, Usage]:
+    """The piece that prices sums which completed in `held`, and the sums as usage, by what their band says."""
+    band = parse_band(sums.rating_band)
+    usage = replace(usage_of_sums(sums, held.start), context=band.context)
+    if held.subscription.terms.price_at is PriceAt.COMPLETION or len(versions) < 2:
+        return held, usage
+    started_at = in_force_since(band.price_version) if band.price_version else versions[0].valid_from
+    return priced_at_start(held, started_at, versions, period), usage
 
 
 def not_billed_yet(plan: PricePlan) -> list[str]:
@@ -62,25 +93,15 @@ def not_billed_yet(plan: PricePlan) -> list[str]:
     found = [
         name
         for name, asked in (
-            ("price_at: start", terms.price_at is PriceAt.START),
-            ("bill_attempts: all", terms.bill_attempts is BillAttempts.ALL),
             (f"periods of a {terms.period}", terms.period is not Cycle.MONTH),
             ("anchor: anniversary", terms.anchor is Anchor.ANNIVERSARY),
-            ("trial_days", bool(terms.trial_days)),
             ("late_usage_days", terms.late_usage_days is not None),
-            ("metrics of its own", bool(plan.metrics)),
         )
         if asked
     ]
     for version in plan.versions:
         for charge in version.charges:
-            where, pricing = charge.where, charge.pricing
-            for name, asked in (
-                ("percentage", isinstance(pricing, Percentage)),
-                ("timing: advance", charge.timing is Timing.ADVANCE),
-                ("seats of the subscription", isinstance(pricing, Seat) and pricing.seats is None),
-                ("steps of context length", where.context_over is not None or where.context_up_to is not None),
-            ):
+            for name, asked in (("timing: advance", charge.timing is Timing.ADVANCE),):
                 if asked:
                     found.append(f"version {version.version}, charge {charge.key}: {name}")
     return found

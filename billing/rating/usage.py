@@ -124,23 +124,24 @@ def distribute(piece: Piece, used: Iterable[Usage]) -> tuple[PieceUsage, list[Un
     parts: dict[str, list[Part]] = defaultdict(list)
     missing: dict[tuple[str, str], Decimal] = defaultdict(lambda: ZERO)
     known: dict[tuple[object, ...], tuple[Charge, ...]] = {}
+    priced = piece.version.metrics
     for usage in used:
         keys = (usage.model, usage.adapter, usage.region, usage.tier, usage.context)
         taken = False
         for metric, quantity in usage.quantities.items():
             key = (metric, *keys)
             if key not in known:
-                known[key] = _charges_for(piece.version, metric, usage)
+                known[key] = _charges_for(piece.version, metric, usage) if metric in priced else ()
             for charge in known[key]:
                 taken = True
                 if quantity or isinstance(charge.pricing, Percentage):
                     parts[charge.key].append((usage.at, quantity))
-            if not known[key] and quantity and metric in piece.version.metrics:
+            if not known[key] and quantity and metric in priced:
                 with exactly():
                     missing[usage.model, metric] += quantity
         if not taken and not _some_charge_takes(piece.version, usage):
             for metric, quantity in usage.quantities.items():
-                if quantity and metric != Metric.TOTAL_TOKENS and metric not in piece.version.metrics:
+                if quantity and metric != Metric.TOTAL_TOKENS and metric not in priced:
                     with exactly():
                         missing[usage.model, metric] += quantity
     tenant, version = piece.subscription.tenant_id, piece.version

@@ -36,6 +36,7 @@ def apply(
         done = apply_plan(engine, text, file=file.name, actor=actor, now=session.clock(None), dry_run=dry_run)
     for warning in done.warnings:
         err.print(f"warning: {warning}")
+    session.warn_of_stale(done.stale)
     added = f"{'would add' if dry_run else 'added'} {', '.join(done.added)}" if done.added else "nothing new"
     out.print(
         f"plan {done.plan.name}: {added}" + (f"; unchanged {', '.join(done.unchanged)}" if done.unchanged else "")

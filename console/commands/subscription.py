@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from billing import account_store
+from billing.commands.change_subscription import cancel_subscription, change_subscription
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
 from console import session
 from console.output import AsCsv, AsJson, listing, out
 from streams import tenants as register
+
+Seats = Annotated[int | None, typer.Option(min=0, help="For fees by the seat.")]
 
 app = typer.Typer(help="Which tenant is on which plan.", no_args_is_help=True, add_completion=False)
 
@@ -24,6 +28,7 @@ def start(
     all_tenants: Annotated[bool, typer.Option("--all", help="Every registered tenant.")] = False,
     starts: Annotated[str, typer.Option("--from", help="First day (UTC), e.g. 2026-10-01, or an RFC 3339 time.")] = "",
     account: Annotated[str | None, typer.Option("--account", help="Default: the tenant's own.")] = None,
+    seats: Seats = None,
     dry_run: session.DryRun = False,
 ) -> None:
     """Put tenants on a plan from a day on. Safe to repeat."""
@@ -31,17 +36,59 @@ def start(
         raise typer.BadParameter("--from is needed: the day from which the plan's prices hold, e.g. --from 2026-10-01")
     if bool(tenants) == all_tenants:
         raise typer.BadParameter("name tenants, or give --all")
-    starts_at = session.clock(f"{starts}T00:00:00Z" if len(starts) == len("2026-10-01") else starts)
+    starts_at = _moment(starts)
     if not tenants:
         with session.connection() as connection:
             tenants = [tenant.tenant_id for tenant in register.all_tenants(connection)]
     with session.engine() as engine:
         done = start_subscriptions(
             engine, tenant_ids=tenants, plan=plan, starts_at=starts_at, actor=actor, billing_account=account,
-            dry_run=dry_run,
+            seats=seats, dry_run=dry_run,
         )  # fmt: skip
+    session.warn_of_stale(each.stale for each in done if each.stale is not None)
     started = sum(1 for each in done if each.created)
     out.print(f"{started} {'would be started' if dry_run else 'started'}, {len(done) - started} there already")
+
+
+@app.command()
+def change(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT")],
+    plan: Annotated[str, typer.Argument(metavar="PLAN")],
+    actor: session.Actor,
+    since: Annotated[str, typer.Option("--from", help="From when on: a day or an RFC 3339 time, also within an hour.")],
+    seats: Seats = None,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Move a tenant to another plan, or other seats of its plan. Safe to repeat."""
+    with session.engine() as engine:
+        done = change_subscription(
+            engine, tenant_id=tenant, plan=plan, at=_moment(since), actor=actor, seats=seats, dry_run=dry_run
+        )
+    session.warn_of_stale(done.stale)
+    assert done.after is not None, "a change goes on with a subscription"
+    what = f"plan {done.after.plan}" + (f", {done.after.seats} seats" if done.after.seats is not None else "")
+    how = ("would be" if dry_run else "is") if done.changed else "was already"
+    out.print(f"tenant {tenant} {how} on {what} from {done.after.starts_at:%Y-%m-%dT%H:%M:%SZ}")
+
+
+@app.command()
+def cancel(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT")],
+    actor: session.Actor,
+    since: Annotated[str, typer.Option("--from", help="From when on: a day or an RFC 3339 time, also within an hour.")],
+    dry_run: session.DryRun = False,
+) -> None:
+    """End a tenant's subscription. What it used until then is billed with its period. Safe to repeat."""
+    with session.engine() as engine:
+        done = cancel_subscription(engine, tenant_id=tenant, at=_moment(since), actor=actor, dry_run=dry_run)
+    session.warn_of_stale(done.stale)
+    how = ("would end" if dry_run else "ends") if done.changed else "ended already"
+    out.print(f"tenant {tenant}: plan {done.before.plan} {how} {done.before.ends_at:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _moment(text: str) -> datetime:
+    """A day (its midnight) or an RFC 3339 time, UTC."""
+    return session.clock(f"{text}T00:00:00Z" if len(text) == len("2026-10-01") else text)
 
 
 @app.command("list")
@@ -54,7 +101,8 @@ def list_subscriptions(
     with session.engine() as engine, transaction(engine) as connection:
         found = account_store.subscriptions(connection, tenant_id=tenant)
     rows = [
-        {"tenant_id": s.tenant_id, "plan": s.plan, "from": s.starts_at, "to": s.ends_at, "account": s.billing_account}
+        {"tenant_id": s.tenant_id, "plan": s.plan, "from": s.starts_at, "to": s.ends_at,
+         "seats": s.seats, "account": s.billing_account}
         for s in found
-    ]
-    listing(rows, ("tenant_id", "plan", "from", "to", "account"), as_json=as_json, as_csv=as_csv, empty="none")
+    ]  # fmt: skip
+    listing(rows, ("tenant_id", "plan", "from", "to", "seats", "account"), as_json=as_json, as_csv=as_csv, empty="none")

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-
-import psycopg
 
 from billing import ledger_store
 from billing.balance_store import account_balances
@@ -24,7 +20,7 @@ from billing.commands.verify_journal import verify_journals
 from billing.database import engine_for, transaction
 from billing.ledger import AccountCode, JournalEntry, Posting
 from streams.database import connect
-from streams.schema import upgrade
+from tests.benchmarks.databases import database
 from tests.benchmarks.report import Report
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
@@ -48,7 +44,11 @@ BARE = (
 
 def main(report: Report) -> None:
     """Add the ledger's figures to a report."""
-    with _database() as url:
+    with database() as url:
+        with connect(url, as_login=True) as owner:
+            owner.execute("create schema bare")
+            for statement in BARE:
+                owner.execute(statement)  # type: ignore[call-overload]
         _book(url, "accounts", 1, TENANTS)
         guarded, bare = [], []
         for run in range(RUNS):  # in turn, so that a busy moment of the machine meets both
@@ -167,29 +167,3 @@ def _insert(url: str, name: str, batches: int, size: int) -> None:
                 ),
             )
             connection.commit()
-
-
-@contextmanager
-def _database() -> Iterator[str]:
-    """A fresh database; dropped at the end."""
-    server = os.environ["TOLLBOOK_DATABASE_URL"]
-    name = f"tollbook_bench_{secrets.token_hex(4)}"
-    head, _, options = server.partition("?")
-    url = f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{options}" if options else "")
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"')
-        try:
-            upgrade(url)
-            with connect(url, as_login=True) as owner:
-                owner.execute("create schema bare")
-                for statement in BARE:
-                    owner.execute(statement)  # type: ignore[call-overload]
-            yield url
-        finally:
-            admin.execute(f'drop database if exists "{name}"')
-
-
-if __name__ == "__main__":
-    made = Report("bench-close", SEED, QUICK)
-    main(made)
-    made.write()

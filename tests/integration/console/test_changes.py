@@ -40,6 +40,28 @@ def test_changes_name_who_made_them_and_can_be_repeated(run: Run, tmp_path: Path
     assert (subscription["tenant_id"], subscription["plan"]) == ("a", "azure-hour")
 
 
+def test_a_subscription_is_changed_and_cancelled_in_mid_hour_and_again_without_effect(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    for name in ("azure-hour", "dearer"):
+        plan.write_text(azure_hour.plan_text().replace("plan: azure-hour", f"plan: {name}"))
+        assert run("plan", "apply", str(plan)).returncode == 0
+    run("tenant", "add", "a")
+    run("subscription", "start", "azure-hour", "a", "--from", "2026-10-01")
+    change = ("subscription", "change", "a", "dearer", "--from", "2026-10-16T12:30:15.25Z")
+    assert "would be on plan dearer" in run(*change, "--dry-run").stdout
+    assert [row["plan"] for row in listed(run, "subscription", "list")] == ["azure-hour"]
+    assert [run(*change).stdout.split()[2], run(*change).stdout.split()[2]] == ["is", "was"]
+    cancel = ("subscription", "cancel", "a", "--from", "2026-10-20T00:00:01Z")
+    assert [run(*cancel).stdout.split()[4], run(*cancel).stdout.split()[4]] == ["ends", "ended"]
+    found = [(row["plan"], row["from"], row["to"]) for row in listed(run, "subscription", "list")]
+    assert found == [
+        ("azure-hour", "2026-10-01T00:00:00Z", "2026-10-16T12:30:15.250000Z"),
+        ("dearer", "2026-10-16T12:30:15.250000Z", "2026-10-20T00:00:01Z"),
+    ]
+    refused = run("subscription", "change", "a", "azure-hour", "--from", "2026-11-01")
+    assert (refused.returncode, "has no subscription at 2026-11-01" in refused.stderr) == (1, True)
+
+
 def test_an_applied_plan_version_never_changes(run: Run, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(azure_hour.plan_text())

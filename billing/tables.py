@@ -200,6 +200,28 @@ invoice_lines = _table(
     *_bigints("amount_minor"),
 )
 
+usage_digests = _table(
+    "usage_digests",
+    Column("invoice_id", _Uuid),
+    Column("digest", LargeBinary),
+    Column("below", JSONB),
+)
+
+usage_counts = _table(
+    "usage_counts",
+    Column("invoice_id", _Uuid),
+    *_text("tenant_id"),
+    *_bigints("events", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us"),
+    Column("root", LargeBinary),
+)
+
+passed_over_attempts = _table(
+    "passed_over_attempts",
+    Column("invoice_id", _Uuid),
+    *_text("tenant_id", "request_id"),
+    Column("attempt", Integer),
+)
+
 invoice_transitions = _table(
     "invoice_transitions",
     *_bigints("transition_no"),

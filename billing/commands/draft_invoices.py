@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from billing import account_store, invoice_store, plan_store, rated_line_store
 from billing.account_store import BillingAccount
+from billing.commands.digest_usage import digest_usage
 from billing.database import transaction
 from billing.errors import PeriodNotEnded
 from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
@@ -43,17 +44,26 @@ class InvoicesDrafted:
 
 
 def draft_invoices(
-    engine: Engine, *, period: BillingPeriod, now: datetime, actor: str = SYSTEM, dry_run: bool = False
+    engine: Engine | Connection,
+    *,
+    period: BillingPeriod,
+    now: datetime,
+    actor: str = SYSTEM,
+    dry_run: bool = False,
+    billing_accounts: Collection[str] | None = None,
 ) -> InvoicesDrafted:
-    """Draw up one usage invoice per billing account with rated lines in the period. Doing it again changes nothing.
+    """Draw up one usage invoice per billing account (or those named) with rated lines in the period.
 
-    Accounts without any usage get no document (docs/spec/money.md 10). Raises PeriodNotEnded while it runs.
+    Doing it again changes nothing. Accounts without any usage get no document (docs/spec/money.md 10).
+    Raises PeriodNotEnded while it runs.
     """
     if now < period.end:
         raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: invoices are drawn up after that")
     with transaction(engine, dry_run=dry_run) as connection:
         rated_line_store.lock_period(connection, period)
         by_account = _lines_by_account(connection, period)
+        if billing_accounts is not None:
+            by_account = {name: lines for name, lines in by_account.items() if name in billing_accounts}
         accounts = account_store.accounts(connection, by_account.keys())
         stored = {s.invoice.invoice_id: s for s in invoice_store.listed(connection, period=period)}
         versions = {name: len(plan.versions) for name, plan in plan_store.plans(connection).items()}
@@ -77,6 +87,7 @@ def draft_invoices(
                 changed.append(invoice)
             else:
                 unchanged.append(invoice)
+        digest_usage(connection, period, [*changed, *unchanged])
     return InvoicesDrafted(
         period=period,
         changed=tuple(changed),

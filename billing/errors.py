@@ -10,6 +10,7 @@ BillingError
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed, JournalBroken, UnknownMoment  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
+├── PartyRefused                                        (who is on a document)
 ├── PreviewRefused, EventsRefused, DocumentRefused      (invoices as files)
 └── StripeError                                        (see billing/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
@@ -139,6 +140,10 @@ class InvoiceFrozen(BillingError):
 
 class InvoiceAltered(BillingError):
     """A stored invoice that is not what it was when it was drawn up: somebody changed it in the database."""
+
+
+class PartyRefused(BillingError):
+    """What cannot stand on a document about who invoices or pays; every field at fault is named."""
 
 
 class PreviewRefused(BillingError):

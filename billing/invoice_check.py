@@ -147,7 +147,8 @@ def _usage(of: InvoiceFile) -> Iterator[Difference]:
     """The digest over the tenants' roots, and the units on the lines against the tenants' sums."""
     tenants = of.tenants
     if tenants is None:
-        yield from _different("usage_digest", str(of.usage_digest), "None")
+        if of.usage_digest is not None:
+            yield Difference("usage_digest", of.usage_digest, "no usage that it is over")
         return
     yield from _different("usage_digest, by usage", str(of.usage_digest), usage_digest(tenants))
     known = {usage.tenant_id: usage for usage in tenants}

@@ -12,6 +12,7 @@ import msgspec
 from billing.errors import BillingError, DocumentRefused
 from billing.invoices import InvoiceIdentity, InvoiceKind
 from billing.money import Currency, currency, parse_decimal
+from billing.parties import Party
 from billing.periods import BillingPeriod
 from billing.tax import TaxMode
 from billing.usage_digest import TenantUsage
@@ -96,6 +97,9 @@ class InvoiceFile(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     issue_date: date | None
     due_date: date | None
+    payment_terms_days: int
+    seller: Party
+    buyer: Party
     lines: list[LineFile]
     net: int
     tax: list[TaxFile]

@@ -60,6 +60,15 @@ billing_accounts = _table(
     *_times("recorded_at"),
 )
 
+parties = _table(
+    "parties",
+    *_bigints("party_no"),
+    *_text("legal_entity", "billing_account", "recorded_by"),
+    *_text("name", "street", "street_2", "postal_code", "city", "region", "country", "tax_id", "registration"),
+    *_text("email", "iban", "bic", "purchase_order", "reference"),
+    *_times("recorded_at"),
+)
+
 price_plans = _table(
     "price_plans",
     *_text("plan", "currency"),

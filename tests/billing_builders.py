@@ -11,6 +11,8 @@ from typing import Any
 from billing.invoice_store import StoredInvoice
 from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, InvoiceState, draw_up
 from billing.money import Rounding
+from billing.parties import Party
+from billing.party_store import Sides
 from billing.periods import BillingPeriod, parse_period
 from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion, Terms
 from billing.rating import RatedLine, Rating, rate
@@ -91,6 +93,9 @@ def stored(of: Invoice, **changed: Any) -> StoredInvoice:
     }  # fmt: skip
     nothing = {field.name: None for field in fields(StoredInvoice)}
     return StoredInvoice(**(nothing | {"invoice": of} | values | changed))
+
+
+SIDES = Sides(Party("Tollbook GmbH", country="DE", tax_id="DE123456789"), Party("Acme Inc", country="US"), 30)
 
 
 def bill(versions: PlanVersion | Sequence[PlanVersion], used: Iterable[UsageQuantity], **changed: Any) -> Invoice:

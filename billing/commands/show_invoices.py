@@ -8,11 +8,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import invoice_store, usage_digest_store
+from billing import invoice_store, party_store, usage_digest_store
 from billing.database import transaction
 from billing.invoice_store import StoredInvoice
 from billing.invoices import Invoice, InvoiceLine, InvoiceState
 from billing.money import plain
+from billing.parties import party_document
+from billing.party_store import Sides
 from billing.periods import BillingPeriod
 from billing.usage_digest_store import UsageCounted
 
@@ -46,11 +48,13 @@ def invoice_list(
 
 def documents_of(connection: Connection, found: Sequence[StoredInvoice]) -> list[dict[str, Any]]:
     """Stored invoices as documents."""
-    digests = usage_digest_store.of_invoices(connection, [stored.invoice.invoice_id for stored in found])
-    return [document_of(stored, digests.get(stored.invoice.invoice_id)) for stored in found]
+    ids = [stored.invoice.invoice_id for stored in found]
+    digests = usage_digest_store.of_invoices(connection, ids)
+    sides = party_store.on_documents(connection, {s.invoice.invoice_id: s.invoice.identity for s in found})
+    return [document_of(stored, sides[i], digests.get(i)) for i, stored in zip(ids, found, strict=True)]
 
 
-def document_of(stored: StoredInvoice, counted: UsageCounted | None = None) -> dict[str, Any]:
+def document_of(stored: StoredInvoice, sides: Sides, counted: UsageCounted | None = None) -> dict[str, Any]:
     """A stored invoice as a document. Minor amounts are integers, exact ones decimal strings, times RFC 3339 UTC."""
     invoice = stored.invoice
     identity = invoice.identity
@@ -70,6 +74,10 @@ def document_of(stored: StoredInvoice, counted: UsageCounted | None = None) -> d
         "state": stored.state.value,
         "issue_date": _day(stored.issue_date),
         "due_date": _day(stored.due_date),
+        "payment_terms_days": sides.payment_terms_days,
+        "purchase_order": sides.buyer.purchase_order or None,
+        "seller": party_document(sides.seller),
+        "buyer": party_document(sides.buyer),
         "lines": [_line(invoice, line) for line in invoice.lines],
         "net": invoice.net_minor,
         "tax": [],

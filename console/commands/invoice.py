@@ -12,9 +12,10 @@ from billing.invoices import InvoiceState
 from billing.periods import parse_period
 from console import session
 from console.commands import invoice_evidence
-from console.commands.invoice_shown import major, print_invoice
+from console.commands.invoice_shown import major, print_invoice, write_forms
 from console.output import AsCsv, AsJson, document, listing
 
+ToFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")]
 app = typer.Typer(help="Invoices.", no_args_is_help=True, add_completion=False)
 
 
@@ -45,9 +46,10 @@ def list_invoices(
 @app.command()
 def show(
     reference: invoice_evidence.InvoiceName,
-    events: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write the events that it bills, by line.")
-    ] = None,
+    html: ToFile = None,
+    pdf: ToFile = None,
+    ubl: Annotated[Path | None, typer.Option(dir_okay=False, help="Write it as EN 16931 (UBL 2.1).")] = None,
+    events: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the events it bills, by line.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """One invoice with its lines; as a document (--json), with its events in a file, for `invoice verify`."""
@@ -55,6 +57,7 @@ def show(
         found = invoice_document(engine, reference)
         if events is not None:
             invoice_evidence.write_events(engine, reference, events)
+    write_forms(found, html=html, pdf=pdf, ubl=ubl)
     if as_json:
         document(found)
         return

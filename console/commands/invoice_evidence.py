@@ -16,7 +16,7 @@ from billing.invoice_file import read_invoice_file
 from billing.money import plain
 from billing.periods import parse_period
 from console import session
-from console.commands.invoice_shown import print_invoice
+from console.commands.invoice_shown import print_invoice, write_forms
 from console.output import AsJson, csv_rows, document, listing, out
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def preview(
     tenant_id: Annotated[str, typer.Argument(metavar="TENANT")],
     period: Annotated[str, typer.Argument(metavar="PERIOD", help="2026-10; it may still run.")],
     account: Annotated[str | None, typer.Option(help="The payer, where the tenant has several in the period.")] = None,
+    html: Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")] = None,
+    pdf: Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a tenant's invoice would be by its usage so far: a dry run of what the close does."""
@@ -42,6 +44,8 @@ def preview(
         found = preview_invoice(
             engine, tenant_id=tenant_id, period=parse_period(period), now=session.clock(None), billing_account=account
         )
+    if found is not None:
+        write_forms(found, html=html, pdf=pdf, ubl=None)
     if as_json:
         document(found)
     elif found is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+from billing.invoice_file import invoice_file
 from billing.money import currency as currency_of
 from billing.money import from_minor
 from console.output import listing, out
@@ -24,6 +26,25 @@ def print_invoice(found: dict[str, Any]) -> None:
     for reason in (found["reason_not_in_stripe"], found["parked_because"]):
         if reason:
             out.print(reason)
+
+
+def write_forms(found: dict[str, Any], *, html: Path | None, pdf: Path | None, ubl: Path | None) -> None:
+    """Write an invoice's document in the forms asked for. Raises DocumentRefused; then none of them is written."""
+    if not (html or pdf or ubl):
+        return
+    from billing.presentation.pages import html_of, pdf_of  # the template engine: only where it is needed
+    from billing.presentation.ubl import ubl_of
+
+    invoice = invoice_file(found)
+    made: list[tuple[Path, bytes]] = []
+    if html:
+        made.append((html, html_of(invoice).encode()))
+    if pdf:
+        made.append((pdf, pdf_of(invoice)))
+    if ubl:
+        made.append((ubl, ubl_of(invoice).encode()))
+    for file, content in made:
+        file.write_bytes(content)
 
 
 def major(minor: int, found: dict[str, Any]) -> Decimal:

@@ -16,7 +16,7 @@ from billing.invoice_file import read_invoice_file
 from billing.price_plans import Metric
 from billing.usage_digest import BilledEvent
 from billing.usage_digest_store import UsageCounted
-from tests.billing_builders import bill, charge, stored, usage, version
+from tests.billing_builders import SIDES, bill, charge, stored, usage, version
 from tests.unit.billing.test_usage_digest import billed, counted
 
 PLAN = version(charge("in", Metric.INPUT, "0.0011"), charge("out", Metric.OUTPUT, "0.0017"))
@@ -36,7 +36,7 @@ def of_events(events: list[BilledEvent]) -> dict[str, Any]:
     )
     invoice = bill(PLAN, [sums])
     counts = UsageCounted((counted(*events, tenant_id="tenant_1"),))
-    document: dict[str, Any] = json.loads(json.dumps(document_of(stored(invoice), counts)))
+    document: dict[str, Any] = json.loads(json.dumps(document_of(stored(invoice), SIDES, counts)))
     return document
 
 

@@ -31,10 +31,12 @@ NO_INVOICE: Final = {
     InvoiceState.PREVIEW: "Preview: usage so far, not an invoice",
     InvoiceState.DRAFT: "Draft: not an invoice yet",
     InvoiceState.APPROVED: "Draft: not an invoice yet",
-    InvoiceState.ZERO: "Statement: nothing is due",
-    InvoiceState.CARRIED_BELOW_MINIMUM: "Statement: the amount is carried to the next invoice",
+    InvoiceState.ZERO: "Nothing is due",
+    InvoiceState.CARRIED_BELOW_MINIMUM: "The amount is carried to the next invoice",
     InvoiceState.VOID: "Void",
 }
+STATEMENTS: Final = (InvoiceState.ZERO, InvoiceState.CARRIED_BELOW_MINIMUM)
+"""No number of the invoice series is used for them (docs/spec/money.md 10)."""
 METRICS: Final = {
     Metric.INPUT: "Input tokens",
     Metric.CACHED_INPUT: "Cached input tokens",
@@ -115,7 +117,7 @@ def view_of(invoice: InvoiceFile) -> InvoiceView:
     """What an invoice's document says to people."""
     state = InvoiceState(invoice.state)
     return InvoiceView(
-        title=TITLES[invoice.kind],
+        title="Statement" if state in STATEMENTS else TITLES[invoice.kind],
         number=invoice.number or "",
         warning=NO_INVOICE.get(state, ""),
         facts=tuple(_facts(invoice)),

@@ -214,7 +214,7 @@ def test_nothing_negative_and_three_decimals_are_written_out() -> None:
         document() | {"lines": [], "net": 0, "total": 0, "amount_due": 0, "state": "zero", "number": None}
     )
     assert "No charges in this period." in html_of(empty)
-    assert view_of(empty).warning == "Statement: nothing is due"
+    assert (view_of(empty).title, view_of(empty).warning) == ("Statement", "Nothing is due")
     rows = view_of(with_lines(document(), FEE, DISCOUNT)).groups[0].rows
     assert [row.what for row in rows[-2:]] == ["Base · fee", "Base · discount on the invoice"]
     assert [row.amount for row in rows[-2:]] == ["49.00", "\u221212.50"]

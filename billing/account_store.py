@@ -70,6 +70,13 @@ def accounts(connection: Connection, names: Collection[str] | None = None) -> di
     }
 
 
+def legal_entities(connection: Connection) -> dict[str, str]:
+    """The name of each legal entity by its id."""
+    table = tables.legal_entities
+    rows = connection.execute(select(table.c.legal_entity, table.c.name).order_by(table.c.legal_entity))
+    return {row.legal_entity: row.name for row in rows}
+
+
 def add_subscription(connection: Connection, subscription: Subscription, actor: str) -> None:
     """Append a subscription. The database refuses one that overlaps another of the tenant (IntegrityError)."""
     connection.execute(

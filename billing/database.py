@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final, TypeVar
 
 import psycopg
@@ -43,13 +43,14 @@ def engine_for(url: str) -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine, *, dry_run: bool = False) -> Iterator[Connection]:
+def transaction(engine: Engine | Connection, *, dry_run: bool = False) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back on an error, and in a dry run always.
 
-    Commands commit here and nowhere else. Raises DatabaseUnavailable when there is no database.
+    Commands commit here and nowhere else. Given a connection that is in a transaction, this is a part of that one:
+    so a preview puts commands together and takes all of it back. Raises DatabaseUnavailable when there is no database.
     """
-    with connection(engine) as opened:
-        begun = opened.begin()
+    with nullcontext(engine) if isinstance(engine, Connection) else connection(engine) as opened:
+        begun = opened.begin_nested() if opened.in_transaction() else opened.begin()
         try:
             yield opened
             if dry_run:

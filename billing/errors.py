@@ -11,6 +11,8 @@ BillingError
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed, JournalBroken, UnknownMoment  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
+├── PartyRefused                                        (who is on a document)
+├── PreviewRefused, EventsRefused, DocumentRefused      (invoices as files)
 └── StripeError                                        (see billing/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
@@ -159,6 +161,22 @@ class InvoiceFrozen(BillingError):
 
 class InvoiceAltered(BillingError):
     """A stored invoice that is not what it was when it was drawn up: somebody changed it in the database."""
+
+
+class PartyRefused(BillingError):
+    """What cannot stand on a document about who invoices or pays; every field at fault is named."""
+
+
+class PreviewRefused(BillingError):
+    """An invoice that could not be drawn up by now; says what stands in the way."""
+
+
+class EventsRefused(BillingError):
+    """A list of billed events that cannot be read, is out of order, or has one twice."""
+
+
+class DocumentRefused(BillingError):
+    """A file that is no invoice document, or a document that cannot be made; the field is named."""
 
 
 class StripeError(BillingError):

@@ -60,6 +60,15 @@ billing_accounts = _table(
     *_times("recorded_at"),
 )
 
+parties = _table(
+    "parties",
+    *_bigints("party_no"),
+    *_text("legal_entity", "billing_account", "recorded_by"),
+    *_text("name", "street", "street_2", "postal_code", "city", "region", "country", "tax_id", "registration"),
+    *_text("email", "iban", "bic", "purchase_order", "reference"),
+    *_times("recorded_at"),
+)
+
 price_plans = _table(
     "price_plans",
     *_text("plan", "currency"),
@@ -198,6 +207,28 @@ invoice_lines = _table(
     *_times("service_start", "service_end"),
     *_amounts("unit_price", "quantity", "amount_exact", "units", "free", "included"),
     *_bigints("amount_minor"),
+)
+
+usage_digests = _table(
+    "usage_digests",
+    Column("invoice_id", _Uuid),
+    Column("digest", LargeBinary),
+    Column("below", JSONB),
+)
+
+usage_counts = _table(
+    "usage_counts",
+    Column("invoice_id", _Uuid),
+    *_text("tenant_id"),
+    *_bigints("events", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us"),
+    Column("root", LargeBinary),
+)
+
+passed_over_attempts = _table(
+    "passed_over_attempts",
+    Column("invoice_id", _Uuid),
+    *_text("tenant_id", "request_id"),
+    Column("attempt", Integer),
 )
 
 invoice_transitions = _table(

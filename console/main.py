@@ -35,6 +35,7 @@ NOUNS: Final = {
     "events": SUPPORT,
     "usage": SUPPORT,
     "audit": SUPPORT,
+    "account": FINANCE,
     "plan": FINANCE,
     "subscription": FINANCE,
     "credit": FINANCE,

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final
@@ -71,13 +71,20 @@ def listing(
     if as_json:
         document(found)
     elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_cell(row[column]) for column in columns] for row in found)
+        write = csv_rows(columns)
+        for row in found:
+            write(row)
     elif not found:
         out.print(empty)
     else:
         out.print(table(found, columns, title))
+
+
+def csv_rows(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:
+    """Print the header of CSV at once; what is returned prints a row."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    return lambda row: writer.writerow([_cell(row[column]) for column in columns])
 
 
 def problems(found: Sequence[str]) -> None:

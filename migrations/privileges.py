@@ -53,9 +53,12 @@ STATE: Final[Mapping[str, str]] = {
     "ledger.invoice_taxes": "delete",
     "ledger.invoices": "update",
     "ledger.number_series": "update (last_number)",
+    "ledger.passed_over_attempts": "delete",
     "ledger.stripe_requests": "update (reply_id, replied_at)",
     "ledger.subscriptions": "update (superseded_at)",
     "ledger.tenant_periods": "update",
+    "ledger.usage_counts": "delete",
+    "ledger.usage_digests": "delete",
 }
 """Tables whose rows have a state. One that is added with a state gets a line here."""
 

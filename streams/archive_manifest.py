@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any, Final
 
 from streams.errors import ArchiveDamaged
+from streams.merkle import merkle_root
 
 FORMAT: Final = 1
 ROWS_A_BUCKET: Final = 1_000_000
@@ -79,17 +79,6 @@ def manifest_of(stored: bytes) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         raise ArchiveDamaged(f"a manifest that cannot be read: {error!r}") from None
     return manifest
-
-
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """SHA-256 over pairs, upwards; leaves and nodes are told apart by their first byte (as in RFC 6962)."""
-    if not leaves:
-        return hashlib.sha256(b"").digest()
-    level = [hashlib.sha256(b"\0" + leaf).digest() for leaf in leaves]
-    while len(level) > 1:
-        pairs = [level[at : at + 2] for at in range(0, len(level), 2)]
-        level = [hashlib.sha256(b"\1" + b"".join(pair)).digest() if len(pair) == 2 else pair[0] for pair in pairs]
-    return level[0]
 
 
 def buckets_for(rows: int) -> int:

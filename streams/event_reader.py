@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from serving_adapter.events import Kind
 from streams.archive_manifest import COLUMNS, bucket_of
 from streams.archive_store import archived_days, midnight
 from streams.usage_store import UsageTotals
@@ -16,16 +17,18 @@ from streams.usage_store import UsageTotals
 if TYPE_CHECKING:
     from streams.archive_files import Archive
 
+FETCHED: Final = 2000
+"""Rows of a fetch: a megabyte, about."""
 IN_DATABASE: Final = "database"
 IN_ARCHIVE: Final = "archive"
 _EVENTS: Final = """
-    select completed_at, request_id, attempt, kind, correction_no, model, status, usage_source, rating_band, purpose,
-        input_tokens, cache_hit_tokens, output_tokens, gpu_us, source, position, raw,
-        not exists (select from usage.superseded_events as s where s.source = e.source and s.position = e.position)
+    select completed_at, request_id, attempt, kind, correction_no, model, adapter, region, tier, status, fault,
+        usage_source, rating_band, purpose, input_tokens, cache_hit_tokens, output_tokens, gpu_us, source, position,
+        raw, not exists (select from usage.superseded_events as s where s.source = e.source and s.position = e.position)
     from usage.present_events as e
     where tenant_id = %(tenant)s and completed_at >= %(start)s and completed_at < %(end)s
       and (%(request)s::text is null or request_id = %(request)s)
-    order by completed_at, request_id, attempt, kind desc, correction_no, source, position
+    order by completed_at, request_id collate "C", attempt, kind desc, correction_no, source collate "C", position
 """
 
 
@@ -36,10 +39,14 @@ class StoredEvent:
     completed_at: datetime
     request_id: str
     attempt: int
-    kind: str
+    kind: Kind
     correction_no: int
     model: str
+    adapter: str
+    region: str
+    tier: str
     status: str
+    fault: str
     usage_source: str
     rating_band: str
     purpose: str
@@ -80,6 +87,29 @@ def events_of(
     yield from _in_database(connection, tenant_id, at, end, request_id)
 
 
+def positions(connection: psycopg.Connection) -> dict[str, int]:
+    """How far each source of usage is applied: the position where it goes on."""
+    rows = connection.execute("select source, next_position from usage.sources where feed = 'usage'")
+    return dict(rows.fetchall())
+
+
+def as_of(
+    connection: psycopg.Connection, events: Iterator[StoredEvent], below: Mapping[str, int]
+) -> Iterator[StoredEvent]:
+    """Events as they were when each source was applied up to a position: without what came, or took a place, later."""
+    for event in events:
+        if event.position >= below.get(event.source, 0):
+            continue
+        if not event.counts:
+            by = connection.execute(
+                "select by_source, by_position from usage.superseded_events where source = %s and position = %s",
+                (event.source, event.position),
+            ).fetchone()
+            if by is not None and by[1] >= below.get(by[0], 0):
+                event = replace(event, counts=True)
+        yield event
+
+
 def totals_of(events: Iterator[StoredEvent]) -> UsageTotals:
     """Sums of events as windows add them up: those that count, of the tenant's own traffic."""
     requests = inputs = outputs = cached = gpu_us = 0
@@ -99,6 +129,7 @@ def _in_database(
     if start >= end:
         return
     with connection.transaction(), connection.cursor(name="events") as cursor:
+        cursor.itersize = FETCHED
         cursor.execute(_EVENTS, {"tenant": tenant_id, "start": start, "end": end, "request": request_id})
         for row in cursor:
             yield _stored(row, IN_DATABASE)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoice_store import StoredInvoice
+from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, InvoiceState, draw_up
 from billing.money import Rounding
+from billing.parties import Party
+from billing.party_store import Sides
 from billing.periods import BillingPeriod, parse_period
 from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion, Terms
 from billing.rating import RatedLine, Rating, rate
+from billing.sending import SendingStep
 from billing.subscriptions import Piece, Subscription, pieces, subscription_id
 from streams.windows import UsageQuantity
 
@@ -78,6 +83,19 @@ def invoice(
     """The usage invoice over rated lines."""
     identity = InvoiceIdentity("default", account, InvoiceKind.USAGE, period, currency)
     return draw_up(identity, lines, plan_versions={"p": plan_versions}, rounding=rounding)
+
+
+def stored(of: Invoice, **changed: Any) -> StoredInvoice:
+    """The invoice as the database would have it: a draft."""
+    values: dict[str, Any] = {
+        "state": InvoiceState.DRAFT, "sending_step": SendingStep.NOT_BEGUN, "drafted_at": NOW,
+        "stored_id": of.invoice_id, "stored_lines_hash": of.lines_hash,
+    }  # fmt: skip
+    nothing = {field.name: None for field in fields(StoredInvoice)}
+    return StoredInvoice(**(nothing | {"invoice": of} | values | changed))
+
+
+SIDES = Sides(Party("Tollbook GmbH", country="DE", tax_id="DE123456789"), Party("Acme Inc", country="US"), 30)
 
 
 def bill(versions: PlanVersion | Sequence[PlanVersion], used: Iterable[UsageQuantity], **changed: Any) -> Invoice:

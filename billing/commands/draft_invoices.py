@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -19,6 +19,7 @@ from billing import (
     rated_line_store,
     tax_store,
 )
+from billing.commands.digest_usage import digest_usage
 from billing.coverable_usage import CoverableUsage
 from billing.credit_store import CreditState
 from billing.database import transaction
@@ -58,17 +59,26 @@ class InvoicesDrafted:
 
 
 def draft_invoices(
-    engine: Engine, *, period: BillingPeriod, now: datetime, actor: str = SYSTEM, dry_run: bool = False
+    engine: Engine | Connection,
+    *,
+    period: BillingPeriod,
+    now: datetime,
+    actor: str = SYSTEM,
+    dry_run: bool = False,
+    billing_accounts: Collection[str] | None = None,
 ) -> InvoicesDrafted:
-    """Draw up one usage invoice per billing account with rated lines in the period. Doing it again changes nothing.
+    """Draw up one usage invoice per billing account (or those named) with rated lines in the period.
 
-    Accounts without any usage get no document (docs/spec/money.md 10). Raises PeriodNotEnded while it runs.
+    Doing it again changes nothing. Accounts without any usage get no document (docs/spec/money.md 10).
+    Raises PeriodNotEnded while it runs.
     """
     if now < period.end:
         raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: invoices are drawn up after that")
     with transaction(engine, dry_run=dry_run) as connection:
         rated_line_store.lock_period(connection, period)
         posted = _lines_by_account(connection, period)
+        if billing_accounts is not None:
+            posted = {name: lines for name, lines in posted.items() if name in billing_accounts}
         stored = {s.invoice.invoice_id: s for s in invoice_store.listed(connection, period=period)}
         states = rated_line_store.tenant_periods(connection, period)
         payers = account_store.subscriptions_in(connection, period)
@@ -94,6 +104,7 @@ def draft_invoices(
                 changed.append(invoice)
             else:
                 unchanged.append(invoice)
+        digest_usage(connection, period, [*changed, *unchanged])
     return InvoicesDrafted(
         period=period,
         changed=tuple(changed),

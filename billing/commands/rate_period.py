@@ -7,7 +7,7 @@ differences with their accrual entries. Running it again posts nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -85,9 +85,15 @@ class PeriodRated:
 
 
 def rate_period(
-    engine: Engine, *, period: BillingPeriod, now: datetime, progress: Progress | None = None, dry_run: bool = False
+    engine: Engine | Connection,
+    *,
+    period: BillingPeriod,
+    now: datetime,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    tenants: Collection[str] | None = None,
 ) -> PeriodRated:
-    """Rate one calendar month for every tenant with a subscription. The month may still run.
+    """Rate one calendar month for every tenant with a subscription (or those named). The month may still run.
 
     Tenants with usage that is unpriced, negative or worth an absurd amount are left out whole and named; they cannot
     be invoiced until that is mended. Raises PeriodInvalid for anything but a calendar month, AccountingPeriodClosed.
@@ -97,6 +103,8 @@ def rate_period(
     with transaction(engine, dry_run=dry_run) as connection:
         rated_line_store.lock_period(connection, period)
         by_tenant = account_store.subscriptions_in(connection, period)
+        if tenants is not None:
+            by_tenant = {tenant_id: by_tenant[tenant_id] for tenant_id in tenants if tenant_id in by_tenant}
         plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
         versions = {name: plan.versions for name, plan in plans.items()}
         before = rated_line_store.posted(connection, period)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import date, datetime
 from typing import Any, Final
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from billing import invoice_store
+from billing import invoice_store, party_store, usage_digest_store
 from billing.database import transaction
 from billing.invoice_store import StoredInvoice
 from billing.invoices import Invoice, InvoiceLine, InvoiceState
 from billing.money import plain
+from billing.parties import party_document
+from billing.party_store import Sides
 from billing.periods import BillingPeriod
+from billing.usage_digest_store import UsageCounted
 
 NOT_IN_STRIPE: Final = {
     InvoiceState.ZERO: "zero: nothing is due",
@@ -24,7 +27,7 @@ NOT_IN_STRIPE: Final = {
 def invoice_document(engine: Engine, reference: str) -> dict[str, Any]:
     """One invoice by id, number or Stripe id, in the shape of `invoice show --json`. Raises UnknownInvoice."""
     with transaction(engine) as connection:
-        return document_of(invoice_store.find(connection, reference))
+        return documents_of(connection, [invoice_store.find(connection, reference)])[0]
 
 
 def invoice_list(
@@ -40,10 +43,18 @@ def invoice_list(
         found = invoice_store.listed(
             connection, period=period, within=within, billing_account=billing_account, states=states
         )
-    return [document_of(stored) for stored in found]
+        return documents_of(connection, found)
 
 
-def document_of(stored: StoredInvoice) -> dict[str, Any]:
+def documents_of(connection: Connection, found: Sequence[StoredInvoice]) -> list[dict[str, Any]]:
+    """Stored invoices as documents."""
+    ids = [stored.invoice.invoice_id for stored in found]
+    digests = usage_digest_store.of_invoices(connection, ids)
+    sides = party_store.on_documents(connection, {s.invoice.invoice_id: s.invoice.identity for s in found})
+    return [document_of(stored, sides[i], digests.get(i)) for i, stored in zip(ids, found, strict=True)]
+
+
+def document_of(stored: StoredInvoice, sides: Sides, counted: UsageCounted | None = None) -> dict[str, Any]:
     """A stored invoice as a document. Minor amounts are integers, exact ones decimal strings, times RFC 3339 UTC."""
     invoice = stored.invoice
     identity = invoice.identity
@@ -63,6 +74,10 @@ def document_of(stored: StoredInvoice) -> dict[str, Any]:
         "state": stored.state.value,
         "issue_date": _day(stored.issue_date),
         "due_date": _day(stored.due_date),
+        "payment_terms_days": sides.payment_terms_days,
+        "purchase_order": sides.buyer.purchase_order or None,
+        "seller": party_document(sides.seller),
+        "buyer": party_document(sides.buyer),
         "lines": [_line(invoice, line) for line in invoice.lines],
         "net": invoice.net_minor,
         "tax_mode": invoice.tax_mode.value,
@@ -92,7 +107,8 @@ def document_of(stored: StoredInvoice) -> dict[str, Any]:
         "hosted_invoice_url": stored.hosted_invoice_url,
         "reason_not_in_stripe": NOT_IN_STRIPE.get(stored.state),
         "parked_because": stored.parked_because,
-        "usage_digest": None,
+        "usage_digest": None if counted is None else counted.digest,
+        "usage": None if counted is None else [tenant.document() for tenant in counted.tenants],
     }
 
 
@@ -109,9 +125,13 @@ def _line(invoice: Invoice, line: InvoiceLine) -> dict[str, Any]:
         "tier": tier,
         "token_class": str(rated.metric),
         "plan": rated.identity.plan,
+        "charge": rated.identity.charge_key,
+        "segment": rated.identity.segment_no,
+        "tier_no": rated.identity.tier_no,
         "price_version": rated.identity.version,
         "service_period": BillingPeriod(rated.service_start, rated.service_end).name,
         "original_period": line.original_period or invoice.identity.period.name,
+        "counted": plain(rated.counted),
         "quantity": plain(rated.quantity),
         "unit_price": None if rated.unit_price is None else plain(rated.unit_price),
         "amount_exact": plain(rated.amount),

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from decimal import Decimal
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.invoices import InvoiceState
-from billing.money import currency as currency_of
-from billing.money import from_minor
 from billing.periods import parse_period
-from billing.sending import percent
 from console import session
-from console.output import AsCsv, AsJson, document, listing, out
+from console.commands import invoice_evidence
+from console.commands.invoice_shown import major, print_invoice, write_forms
+from console.output import AsCsv, AsJson, document, listing
 
+ToFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")]
 app = typer.Typer(help="Invoices.", no_args_is_help=True, add_completion=False)
 
 
@@ -46,38 +45,25 @@ def list_invoices(
 
 @app.command()
 def show(
-    reference: Annotated[str, typer.Argument(metavar="INVOICE", help="Id, number, or Stripe's id.")],
+    reference: invoice_evidence.InvoiceName,
+    html: ToFile = None,
+    pdf: ToFile = None,
+    ubl: Annotated[Path | None, typer.Option(dir_okay=False, help="Write it as EN 16931 (UBL 2.1).")] = None,
+    events: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the events it bills, by line.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One invoice with its lines."""
+    """One invoice with its lines; as a document (--json), with its events in a file, for `invoice verify`."""
     with session.engine() as engine:
         found = invoice_document(engine, reference)
+        if events is not None:
+            invoice_evidence.write_events(engine, reference, events)
+    write_forms(found, html=html, pdf=pdf, ubl=ubl)
     if as_json:
         document(found)
         return
-    number, state = found["number"] or "without a number", found["state"]
-    out.print(f"Invoice {number} ({state}) for {found['billing_account']}, {found['period']}", style="bold")
-    lines = [line | {"amount": major(line["amount"], found)} for line in found["lines"]]
-    listing(lines, ("line_key", "token_class", "model", "quantity", "unit_price", "amount_exact", "amount"))
-    out.print(f"exact {found['exact_total']}, rounding {found['rounding']}")
-    for row in found["tax"]:
-        rate, base = percent(Decimal(row["rate"])), major(row["base"], found)
-        out.print(f"tax {row['tax_group']} {rate} of {base}: {major(row['amount'], found)}")
-    out.print(f"total {major(found['total'], found)} {found['currency']}", style="bold")
-    for row in found["credits"]:
-        how = "pays" if row["pays"] else "is taken off above"
-        out.print(f"credit {row['credit_id']} ({row['kind']}): {row['amount_exact']} {how}, {row['left']} left")
-    for row in found["carried"]:
-        out.print(f"carried over from {row['number']}: {major(row['amount'], found)}")
-    if found["amount_due"] != found["total"]:
-        out.print(f"due {major(found['amount_due'], found)} {found['currency']}", style="bold")
-    if found["stripe_invoice_id"]:
-        out.print(f"Stripe {found['stripe_invoice_id']}: {found['hosted_invoice_url']}")
-    for reason in (found["reason_not_in_stripe"], found["parked_because"]):
-        if reason:
-            out.print(reason)
+    print_invoice(found)
 
 
-def major(minor: int, found: dict[str, Any]) -> Decimal:
-    """Minor units as major units of the invoice's currency."""
-    return from_minor(minor, currency_of(found["currency"], datetime.fromisoformat(found["service_end"]).date()))
+app.command()(invoice_evidence.preview)
+app.command()(invoice_evidence.explain)
+app.command()(invoice_evidence.verify)

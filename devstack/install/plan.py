@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib.util
 import os
 import shutil
@@ -18,6 +19,9 @@ from devstack.install.postgres_programs import find_postgres
 from devstack.install.python_environment import environment_right
 from devstack.locations import REPOSITORY
 
+PANGO_PACKAGES = ("libpango-1.0-0", "libpangoft2-1.0-0", "libharfbuzz-subset0", "fonts-dejavu-core")
+"""What PDF documents are set with. Without root, or apt, the rest goes on: a PDF then says what it lacks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -29,13 +33,14 @@ class Missing:
     maven: bool
     kafka_jars: bool
     timescaledb: bool
+    pango: bool = False
 
     def anything(self) -> bool:
         return self.python_environment or self.kafka_jars or self.of_the_system()
 
     def of_the_system(self) -> bool:
         """Whether something is missing that root has to install."""
-        return self.venv_module or self.java or self.maven or self.timescaledb
+        return self.venv_module or self.java or self.maven or self.timescaledb or self.pango
 
 
 def find_missing(cache: Path, environ: Mapping[str, str] | None = None, system_only: bool = False) -> Missing:
@@ -55,7 +60,12 @@ def find_missing(cache: Path, environ: Mapping[str, str] | None = None, system_o
         maven=jars and shutil.which("mvn") is None,
         kafka_jars=jars and not system_only,
         timescaledb=own_postgres and not any(postgres.has_timescaledb for postgres in find_postgres()),
+        pango=_pango_missing() and debian.has_apt() and debian.as_root() is not None,
     )
+
+
+def _pango_missing() -> bool:
+    return any(ctypes.util.find_library(name) is None for name in ("pango-1.0", "pangoft2-1.0", "harfbuzz-subset"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,7 @@ def system_packages(missing: Missing, cache: Path, apt: debian.AptInstaller) -> 
     first = ["python3-venv"] if missing.venv_module else []
     others = ["default-jre-headless"] if missing.java else []
     others += ["maven"] if missing.maven else []
+    others += PANGO_PACKAGES if missing.pango else ()
     build = False
     if missing.timescaledb:
         apt.update()

@@ -14,6 +14,7 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.errors import PeriodInvalid, PeriodNotEnded, UnknownInvoice
 from billing.periods import parse_period
+from billing.usage_digest import TenantCount, usage_digest
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.integration.billing.conftest import PLAN, World
 
@@ -304,19 +305,24 @@ def test_an_invoice_is_shown_in_the_agreed_shape(world: World) -> None:
     found = invoice_document(world.engine, listed["invoice_id"])
     assert found == listed
     lines = found.pop("lines")
+    assert found.pop("usage_digest") == usage_digest([TenantCount("acme").usage])
+    assert [usage["events"] for usage in found.pop("usage")] == [0]  # there are windows only
+    assert (found.pop("seller")["name"], found.pop("buyer")["name"]) == ("Default", "acme")
     assert found == {
         "invoice_id": listed["invoice_id"], "number": None, "legal_entity": "default", "billing_account": "acme",
         "tenant_id": "acme", "kind": "usage", "period": "2026-10", "service_start": "2026-10-01T00:00:00Z",
-        "service_end": "2026-11-01T00:00:00Z", "revision": 0, "currency": "USD", "state": "draft",
-        "issue_date": None, "due_date": None, "net": 130, "tax": [], "credits": [], "total": 130, "amount_due": 130,
+        "service_end": "2026-11-01T00:00:00Z", "revision": 0, "currency": "USD", "state": "draft", "tax_mode": "none", "carried": [],
+        "issue_date": None, "due_date": None, "payment_terms_days": 30, "purchase_order": None,
+        "net": 130, "tax": [], "credits": [], "total": 130, "amount_due": 130,
         "exact_total": "1.3", "rounding": "0", "stripe_invoice_id": None, "stripe_customer_id": None,
-        "hosted_invoice_url": None, "reason_not_in_stripe": None, "parked_because": None, "usage_digest": None,
+        "hosted_invoice_url": None, "reason_not_in_stripe": None, "parked_because": None,
     }  # fmt: skip
     assert [line["line_key"] for line in lines] == ["cached", "in", "out"]
     assert lines[0] == {
         "line_key": "cached", "kind": "usage", "tenant_id": "acme", "model": "", "adapter": "", "region": "",
-        "tier": "", "token_class": "cached_input", "plan": "p", "price_version": "v1", "service_period": "2026-10",
-        "original_period": "2026-10", "quantity": "400", "unit_price": "0.0005", "amount_exact": "0.2", "amount": 20,
+        "tier": "", "token_class": "cached_input", "plan": "p", "charge": "cached", "segment": 1, "tier_no": 0,
+        "price_version": "v1", "service_period": "2026-10", "original_period": "2026-10", "counted": "400",
+        "quantity": "400", "unit_price": "0.0005", "amount_exact": "0.2", "amount": 20,
         "tax_group": "std",
     }  # fmt: skip
     with pytest.raises(UnknownInvoice):

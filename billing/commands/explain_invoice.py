@@ -1,0 +1,86 @@
+"""The events that an invoice bills: counted towards its lines, and as an export that can be checked elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine
+
+from billing import account_store, invoice_store, usage_digest_store
+from billing.billed_events import Billed
+from billing.commands.digest_usage import cut_by_account, passed_over_in, read_billed
+from billing.commands.show_invoices import documents_of
+from billing.database import raw, transaction
+from billing.errors import UnknownInvoice
+from billing.explained import Explained, Explanation, Share
+from billing.invoice_store import StoredInvoice
+from streams.event_reader import positions
+
+if TYPE_CHECKING:
+    from streams.archive_files import Archive
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceExplained:
+    """An invoice's document, those of its lines that were asked for, and what fills them."""
+
+    document: dict[str, Any]
+    lines: list[dict[str, Any]]
+    counters: list[Explained]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the events make what the lines stand for."""
+        return all(explained.agrees for explained in self.counters)
+
+
+def explain_invoice(
+    engine: Engine,
+    open_archive: Callable[[], Archive],
+    reference: str,
+    each: Callable[[Share], None],
+    line_no: int | None = None,
+) -> InvoiceExplained:
+    """An invoice's lines (or one, counted from 1) down to the hours; `each` is told every event's share as it passes.
+
+    Raises UnknownInvoice, and what reading the archive raises.
+    """
+    with transaction(engine) as connection:
+        stored = invoice_store.find(connection, reference)
+        found = documents_of(connection, [stored])[0]
+        lines = found["lines"] if line_no is None else found["lines"][line_no - 1 : line_no]
+        if not lines:
+            raise UnknownInvoice(f"{reference} has {len(found['lines'])} lines: there is no line {line_no}")
+        keys = {line["line_key"] for line in lines}
+        explanation = Explanation(stored.invoice.lines)
+        for billed in _billed(connection, open_archive, stored):
+            for share in explanation.add(billed):
+                if line_no is None or keys & set(explanation.counters[share.counter].lines):
+                    each(share)
+    counters = [e for e in explanation.counters.values() if line_no is None or keys & set(e.lines)]
+    return InvoiceExplained(found, lines, counters)
+
+
+def export_billed_events(
+    engine: Engine, open_archive: Callable[[], Archive], reference: str, write: Callable[[bytes], object]
+) -> int:
+    """Write every event that an invoice bills as a line of JSON, in the digest's order; how many there are."""
+    count = 0
+    with transaction(engine) as connection:
+        for billed in _billed(connection, open_archive, invoice_store.find(connection, reference)):
+            write(billed.event.line)
+            count += 1
+    return count
+
+
+def _billed(connection: Connection, open_archive: Callable[[], Archive], stored: StoredInvoice) -> Iterator[Billed]:
+    """As they were counted when the invoice was drawn up; where that is not kept, as they are now."""
+    identity, invoice_id = stored.invoice.identity, stored.invoice.invoice_id
+    payers = account_store.subscriptions_in(connection, identity.period)
+    counted = usage_digest_store.of_invoices(connection, [invoice_id]).get(invoice_id)
+    below = positions(raw(connection)) if counted is None else counted.below
+    passed_over = passed_over_in(connection, identity.period, payers) if counted is None else counted.passed_over
+    cut = cut_by_account(connection, identity.period, payers).get(identity.billing_account, {})
+    yield from read_billed(connection, open_archive, identity.period, cut, below, passed_over)

@@ -1,0 +1,108 @@
+"""Billing accounts and legal entities: make one, and say how it stands on documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, Engine
+
+from billing import account_store, party_store
+from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
+from billing.database import raw, transaction
+from billing.errors import PartyRefused, UnknownCurrency
+from billing.money import CURRENCIES
+from billing.parties import Party, changed, party_document
+from billing.party_store import PartyKey
+from streams import audit
+
+TERMS_DAYS_MAX: Final = 365
+
+
+@dataclass(frozen=True, slots=True)
+class AccountShown:
+    """A billing account (with what it is by itself) or a legal entity (without), and how it stands on documents."""
+
+    name: str
+    account: BillingAccount | None
+    party: Party
+
+
+def add_account(
+    engine: Engine,
+    *,
+    name: str,
+    actor: str,
+    currency: str | None = None,
+    legal_entity: str = DEFAULT_LEGAL_ENTITY,
+    payment_terms_days: int | None = None,
+    values: Mapping[str, str],
+    dry_run: bool = False,
+) -> AccountShown:
+    """Make a billing account, or say of one that is there how it stands on documents from now on. Safe to repeat.
+
+    Raises PartyRefused, UnknownCurrency.
+    """
+    if not account_store.ACCOUNT_NAME.fullmatch(name):
+        raise PartyRefused(f"{name!r} is no name of a billing account: letters, digits, . _ : - (not first), up to 127")
+    with transaction(engine, dry_run=dry_run) as connection:
+        known = account_store.accounts(connection, [name]).get(name)
+        if known is None:
+            if currency is None:
+                raise PartyRefused(f"there is no billing account {name}: say --currency to make it")
+            if currency not in {row.code for row in CURRENCIES}:
+                raise UnknownCurrency(f"{currency!r} is no currency that is known")
+            if legal_entity not in account_store.legal_entities(connection):
+                raise PartyRefused(f"there is no legal entity {legal_entity}")
+            days = 30 if payment_terms_days is None else payment_terms_days
+            if not 0 <= days <= TERMS_DAYS_MAX:
+                raise PartyRefused(f"payment terms of {days} days: 0 to {TERMS_DAYS_MAX}")
+            known = BillingAccount(name, legal_entity, values.get("name") or name, currency, payment_terms_days=days)
+            account_store.add_account(connection, known)
+            detail = {"legal_entity": legal_entity, "currency": currency}
+            audit.record(raw(connection), actor, "account.add", name, detail)
+        elif currency not in (None, known.currency) or payment_terms_days not in (None, known.payment_terms_days):
+            raise PartyRefused(f"{name} is there with {known.currency} and {known.payment_terms_days} days: they stay")
+        return AccountShown(name, known, _record(connection, (None, name), known.name, values, actor))
+
+
+def describe_entity(
+    engine: Engine, *, name: str, actor: str, values: Mapping[str, str], dry_run: bool = False
+) -> AccountShown:
+    """Say how a legal entity that is there stands on documents from now on. Safe to repeat. Raises PartyRefused."""
+    with transaction(engine, dry_run=dry_run) as connection:
+        known = account_store.legal_entities(connection)
+        if name not in known:
+            raise PartyRefused(f"there is no legal entity {name}: {', '.join(sorted(known))}")
+        return AccountShown(name, None, _record(connection, (name, None), known[name], values, actor))
+
+
+def shown(engine: Engine, name: str | None = None) -> list[AccountShown]:
+    """Legal entities, then billing accounts: all of them, or those of a name. Raises PartyRefused if there is none."""
+    with transaction(engine) as connection:
+        entities = {n: full for n, full in account_store.legal_entities(connection).items() if name in (None, n)}
+        accounts = account_store.accounts(connection, None if name is None else [name])
+        keys: list[PartyKey] = [*((n, None) for n in entities), *((None, n) for n in accounts)]
+        found = party_store.versions(connection, keys)
+    if name is not None and not keys:
+        raise PartyRefused(f"there is no billing account and no legal entity {name}")
+
+    def last(key: PartyKey, otherwise: str) -> Party:
+        return found[key][0][1] if key in found else Party(otherwise)
+
+    return [
+        *(AccountShown(n, None, last((n, None), full)) for n, full in entities.items()),
+        *(AccountShown(n, account, last((None, n), account.name)) for n, account in accounts.items()),
+    ]
+
+
+def _record(connection: Connection, key: PartyKey, named: str, values: Mapping[str, str], actor: str) -> Party:
+    known = party_store.versions(connection, [key]).get(key)
+    before = known[0][1] if known else Party(named)
+    party = changed(before, values)
+    if party != before:
+        party_store.add(connection, key, party, actor)
+        said = {name: value for name, value in party_document(party).items() if name in values}
+        audit.record(raw(connection), actor, "account.describe", key[0] or key[1] or "", said)
+    return party

@@ -1,0 +1,244 @@
+"""An invoice as EN 16931 in UBL 2.1 (ISO/IEC 19845). Values in, text out.
+
+Which business term (BT) stands where is EN 16931-3-2; what is checked of it: presentation/ubl_rules.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Final, NamedTuple
+from xml.etree import ElementTree
+
+from billing.errors import DocumentRefused
+from billing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
+from billing.money import Currency, exactly, from_minor, plain
+from billing.parties import Party
+from billing.presentation.view import row_of, view_of
+from billing.price_plans import Metric
+from billing.tax import TaxMode
+
+INVOICE: Final = "urn:oasis:names:specification:ubl:schema:xsd:Invoice-2"
+CAC: Final = "urn:oasis:names:specification:ubl:schema:xsd:CommonAggregateComponents-2"
+CBC: Final = "urn:oasis:names:specification:ubl:schema:xsd:CommonBasicComponents-2"
+CUSTOMIZATION: Final = "urn:cen.eu:en16931:2017"
+COMMERCIAL_INVOICE: Final = "380"
+CREDIT_TRANSFER: Final = "30"
+UNITS: Final = {Metric.GPU_SECOND: "SEC"}
+ONE: Final = "C62"
+_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+ElementTree.register_namespace("", INVOICE)
+ElementTree.register_namespace("cac", CAC)
+ElementTree.register_namespace("cbc", CBC)
+
+
+class Category(NamedTuple):
+    """A VAT category (UNCL 5305) with its rate in percent, None where it has none, and why nothing is charged."""
+
+    code: str
+    percent: str | None
+    reason: str = ""
+
+
+NOT_SUBJECT: Final = Category("O", None, "Not subject to VAT")
+
+
+class _Element:
+    """An element that is written from top to bottom."""
+
+    def __init__(self, element: ElementTree.Element) -> None:
+        self.element = element
+
+    def text(self, name: str, value: str, **attributes: str) -> None:
+        """A basic component; none where there is nothing to say."""
+        if value:
+            ElementTree.SubElement(self.element, f"{{{CBC}}}{name}", attributes).text = _NOT_XML.sub("\ufffd", value)
+
+    def part(self, *names: str) -> _Element:
+        """An aggregate, or several one within the other."""
+        held = self.element
+        for name in names:
+            held = ElementTree.SubElement(held, f"{{{CAC}}}{name}")
+        return _Element(held)
+
+
+def ubl_of(invoice: InvoiceFile) -> str:
+    """The invoice as XML. Raises DocumentRefused, which names what is missing for it."""
+    problems = list(_missing(invoice))
+    if problems:
+        raise DocumentRefused("no EN 16931 invoice: " + "; ".join(problems))
+    root = _Element(ElementTree.Element(f"{{{INVOICE}}}Invoice"))
+    _head(root, invoice)
+    _party(root.part("AccountingSupplierParty", "Party"), invoice.seller, _vat_ids_stand(invoice))
+    _party(root.part("AccountingCustomerParty", "Party"), invoice.buyer, _vat_ids_stand(invoice))
+    if invoice.seller.iban:
+        means = root.part("PaymentMeans")
+        means.text("PaymentMeansCode", CREDIT_TRANSFER)
+        means.text("PaymentID", invoice.number or "")
+        account = means.part("PayeeFinancialAccount")
+        account.text("ID", invoice.seller.iban)
+        if invoice.seller.bic:
+            account.part("FinancialInstitutionBranch").text("ID", invoice.seller.bic)
+    root.part("PaymentTerms").text("Note", f"{invoice.payment_terms_days} days net")
+    _tax(root, invoice)
+    _sums(root.part("LegalMonetaryTotal"), invoice)
+    for number, line in enumerate(invoice.lines, start=1):
+        _line(root.part("InvoiceLine"), invoice, number, line)
+    ElementTree.indent(root.element)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root.element, encoding="unicode") + "\n"
+
+
+def _missing(invoice: InvoiceFile) -> Iterator[str]:
+    if not invoice.number or invoice.issue_date is None:
+        yield "it has no number and issue date: it is issued when it is finalized"
+    if not invoice.lines:
+        yield "it has no lines (BR-16)"
+    if any(row.inclusive for row in invoice.tax):
+        yield "its lines contain tax, EN 16931 wants them net"
+    for side, party, term in (("seller", invoice.seller, "BT-40"), ("buyer", invoice.buyer, "BT-55")):
+        if not party.country:
+            yield f"{side}.country is not known ({term}): `tollbook account add … --country`"
+    if not (invoice.seller.tax_id or invoice.seller.registration):
+        yield "seller.tax_id or seller.registration is not known (BR-CO-26)"
+    elif not _vat_ids_stand(invoice) and not invoice.seller.registration:
+        yield "seller.registration is not known: without VAT no VAT number may stand for it (BR-CO-26, BR-O-02)"
+    elif any(row.mode is TaxMode.REVERSE_CHARGE for row in invoice.tax) and not (
+        invoice.seller.tax_id and invoice.buyer.tax_id
+    ):
+        yield "seller.tax_id and buyer.tax_id are needed for reverse charge (BR-AE-02)"
+    elif any(_category(row).code in "SZE" for row in invoice.tax) and not invoice.seller.tax_id:
+        yield "seller.tax_id is not known (BR-S-02, BR-Z-02, BR-E-02)"
+
+
+def _head(root: _Element, invoice: InvoiceFile) -> None:
+    assert invoice.issue_date is not None, "checked before"
+    root.text("CustomizationID", CUSTOMIZATION)
+    root.text("ID", invoice.number or "")
+    root.text("IssueDate", invoice.issue_date.isoformat())
+    root.text("DueDate", "" if invoice.due_date is None else invoice.due_date.isoformat())
+    root.text("InvoiceTypeCode", COMMERCIAL_INVOICE)
+    root.text("Note", " ".join(view_of(invoice).notes))
+    root.text("DocumentCurrencyCode", invoice.currency)
+    root.text("BuyerReference", invoice.buyer.reference)
+    _period(root.part("InvoicePeriod"), invoice.service_start.date(), _last_day(invoice))
+    if invoice.buyer.purchase_order:
+        root.part("OrderReference").text("ID", invoice.buyer.purchase_order)
+
+
+def _period(of: _Element, first: date, last: date) -> None:
+    of.text("StartDate", first.isoformat())
+    of.text("EndDate", last.isoformat())
+
+
+def _last_day(invoice: InvoiceFile) -> date:
+    return (invoice.service_end - timedelta(microseconds=1)).date()
+
+
+def _party(of: _Element, party: Party, vat_ids_stand: bool) -> None:
+    address = of.part("PostalAddress")
+    address.text("StreetName", party.street)
+    address.text("AdditionalStreetName", party.street_2)
+    address.text("CityName", party.city)
+    address.text("PostalZone", party.postal_code)
+    address.text("CountrySubentity", party.region)
+    address.part("Country").text("IdentificationCode", party.country)
+    if party.tax_id and vat_ids_stand:
+        scheme = of.part("PartyTaxScheme")
+        scheme.text("CompanyID", party.tax_id.replace(" ", ""))
+        scheme.part("TaxScheme").text("ID", "VAT")
+    legal = of.part("PartyLegalEntity")
+    legal.text("RegistrationName", party.name)
+    legal.text("CompanyID", party.registration)
+    if party.email:
+        of.part("Contact").text("ElectronicMail", party.email)
+
+
+def _vat_ids_stand(invoice: InvoiceFile) -> bool:
+    """What is not subject to VAT names no VAT numbers (BR-O-02 to BR-O-04)."""
+    return bool(invoice.tax) and all(_category(row) != NOT_SUBJECT for row in invoice.tax)
+
+
+def _category(row: TaxFile) -> Category:
+    with exactly():
+        percent = plain(row.rate * 100)
+    match row.mode:
+        case TaxMode.NONE:
+            return NOT_SUBJECT
+        case TaxMode.REVERSE_CHARGE:
+            return Category("AE", "0", "Reverse charge")
+        case TaxMode.EXEMPT:
+            return Category("E", "0", "Exempt from VAT")
+        case _:
+            return Category("S" if row.rate else "Z", percent)
+
+
+def _tax(root: _Element, invoice: InvoiceFile) -> None:
+    """One subtotal per category and rate (BR-45 to BR-47)."""
+    sums: dict[Category, list[int]] = {}
+    for row in invoice.tax:
+        held = sums.setdefault(_category(row), [0, 0])
+        held[0] += row.base
+        held[1] += row.amount
+    if not sums:
+        sums[NOT_SUBJECT] = [invoice.net, 0]
+    total = root.part("TaxTotal")
+    _amount(total, "TaxAmount", sum(tax for _, tax in sums.values()), invoice)
+    for category, (base, tax) in sums.items():
+        subtotal = total.part("TaxSubtotal")
+        _amount(subtotal, "TaxableAmount", base, invoice)
+        _amount(subtotal, "TaxAmount", tax, invoice)
+        _tax_category(subtotal.part("TaxCategory"), category, category.reason)
+
+
+def _tax_category(of: _Element, category: Category, reason: str = "") -> None:
+    of.text("ID", category.code)
+    of.text("Percent", category.percent or "")
+    of.text("TaxExemptionReason", reason)
+    of.part("TaxScheme").text("ID", "VAT")
+
+
+def _sums(of: _Element, invoice: InvoiceFile) -> None:
+    prepaid = sum(credit.amount for credit in invoice.credits) - invoice.carried_in
+    _amount(of, "LineExtensionAmount", sum(line.amount for line in invoice.lines), invoice)
+    _amount(of, "TaxExclusiveAmount", invoice.net, invoice)
+    _amount(of, "TaxInclusiveAmount", invoice.total, invoice)
+    if prepaid:
+        _amount(of, "PrepaidAmount", prepaid, invoice)
+    _amount(of, "PayableAmount", invoice.amount_due, invoice)
+
+
+def _line(of: _Element, invoice: InvoiceFile, number: int, line: LineFile) -> None:
+    quantity, price = _quantity_and_price(line, invoice.money)
+    unit = UNITS.get(Metric(line.token_class), ONE) if line.token_class in list(Metric) else ONE
+    words = row_of(invoice, line)
+    of.text("ID", str(number))
+    of.text("InvoicedQuantity", plain(quantity), unitCode=unit)
+    _amount(of, "LineExtensionAmount", line.amount, invoice)
+    item = of.part("Item")
+    item.text("Description", words.detail)
+    item.text("Name", words.what)
+    item.part("SellersItemIdentification").text("ID", line.line_key)
+    row = next((row for row in invoice.tax if row.tax_group == line.tax_group), None)
+    _tax_category(item.part("ClassifiedTaxCategory"), NOT_SUBJECT if row is None else _category(row))
+    of.part("Price").text("PriceAmount", plain(price), currencyID=invoice.currency)
+
+
+def _quantity_and_price(line: LineFile, money: Currency) -> tuple[Decimal, Decimal]:
+    """A price is never negative (BR-27): what is taken off has a negative quantity."""
+    quantity, price = number_of(line.quantity), number_of(line.unit_price or "n/d")
+    if quantity is not None and price is not None and quantity and price >= 0:
+        return quantity, price
+    amount = from_minor(line.amount, money)
+    return Decimal(-1 if amount < 0 else 1), abs(amount)
+
+
+def _amount(of: _Element, name: str, minor: int, invoice: InvoiceFile) -> None:
+    """Two decimals at most (BR-DEC); none where the currency has none."""
+    of.text(name, _two_decimals(from_minor(minor, invoice.money)), currencyID=invoice.currency)
+
+
+def _two_decimals(amount: Decimal) -> str:
+    return f"{amount:.2f}"

@@ -1,7 +1,8 @@
-"""Messages that are not simply new: resends, other sources of the same event, corrections (docs/spec/metering.md 1).
+"""Messages that are neither new nor plain resends: other sources of an event, corrections (docs/spec/metering.md 1).
 
 They are rare, so each takes its own statements, in the chunk's transaction. The identity's row is locked first: what is
-decided about one event is decided one after another.
+decided about one event is decided one after another. Plain resends are taken out before (`resends.py`), unless their
+identity has other messages in the chunk.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Arrivals:
         """A usage event whose identity was counted before this message."""
         identity = identity_of(message.event)
         stored = self._stored_versions(identity)
-        verdict = judge([_version(row) for row in stored], _arriving(message))
+        verdict = judge([_version(row) for row in stored], arriving(message))
         if verdict in (Verdict.DUPLICATE, Verdict.RETIMED):
             return Outcome(verdict.value)
         if verdict is Verdict.CONFLICT:
@@ -132,7 +133,7 @@ class Arrivals:
     def _correct(self, message: Accepted) -> Outcome | Refused:
         """A correction: signed deltas, counted where the event that it corrects counts (rule 1.3)."""
         event = message.event
-        original = Identity(event.tenant_id, event.request_id, event.attempt, "usage", 0)
+        original = original_of(event)
         stored = self._stored_versions(original)
         if event.corrects != str(event_id_of(original)):
             return _refuse(message, "invalid", "corrects: not the event_id of this tenant, request and attempt")
@@ -140,7 +141,7 @@ class Arrivals:
             return _refuse(message, "orphan", "what it corrects has not arrived yet")
         known = self._stored_versions(identity_of(event))
         if known:
-            verdict = judge([_version(row) for row in known], _arriving(message))
+            verdict = judge([_version(row) for row in known], arriving(message))
             if verdict in (Verdict.DUPLICATE, Verdict.RETIMED):
                 return Outcome(verdict.value)
             return _conflict(message, known[0])
@@ -223,7 +224,13 @@ def _key(identity: Identity) -> UUID:
     return UUID(bytes=identity_key(identity))
 
 
-def _arriving(message: Accepted) -> Version:
+def original_of(correction: UsageEvent) -> Identity:
+    """The identity of what a correction corrects."""
+    return Identity(correction.tenant_id, correction.request_id, correction.attempt, "usage", 0)
+
+
+def arriving(message: Accepted) -> Version:
+    """What a message is judged by."""
     e: UsageEvent = message.event
     by = numbered_by(e.replica_id, e.boot_id)
     return Version(message.content_digest, e.usage_source, message.completed_at, by)

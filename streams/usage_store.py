@@ -63,9 +63,7 @@ def usage_of(
 
 def last_ingested(connection: psycopg.Connection) -> datetime | None:
     """When the last chunk of usage was applied: what a listing of usage is as of."""
-    row = connection.execute(
-        "select max(applied_at) from usage.applied_chunks join usage.sources using (source) where feed = 'usage'"
-    ).fetchone()
+    row = connection.execute("select max(last_applied_at) from usage.sources where feed = 'usage'").fetchone()
     return row[0] if row else None
 
 

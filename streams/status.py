@@ -59,7 +59,7 @@ def partitions(connection: psycopg.Connection, log: Log) -> list[PartitionStatus
     for partition, end in sorted(log.ends.items()):
         state = stored.get(partition)
         at = state.next_position if state else log.begins[partition]
-        source = state.source if state else None
+        source = state.source if state else ""
         rate = rates.get(source, Decimal(0))
         applied, duplicates, quarantined, late, last = totals.get(source, NOTHING)
         other_log = disagreement(state, log, partition) if state else None

@@ -79,7 +79,7 @@ def reconcile_period(
         invoices = invoice_store.as_stored(connection, period=period)
         checks = [
             *([_log_end(usage, log)] if log else []),
-            agreement.positions(sources.extents(usage), sources.chunks(usage)),
+            agreement.positions(sources.extents(usage), sources.runs(usage)),
             _stored(usage),
             *_windows(usage, period),
             _rated(connection, period, lines),

@@ -1,9 +1,9 @@
 """Apply a chunk: one transaction that counts each event once and moves the source's position with it.
 
 Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
-1-minute and 1-hour windows in key order → note the numbers that arrived → quarantine → advance the position. A kill at
-any instant leaves all of it or nothing; a worker that lost its partition is stopped by the position it finds
-(docs/spec/metering.md 4).
+1-minute and 1-hour windows in key order → note the numbers that arrived → tell the plain resends → take what is neither
+new nor that, one by one → quarantine → advance the position. A kill at any instant leaves all of it or nothing; a
+worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
 
 Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
 """
@@ -21,7 +21,7 @@ from psycopg.pq import Format
 from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
-from streams import engine_sums, numbers, positions, tenants
+from streams import engine_sums, numbers, positions, resends, tenants
 from streams.chunks import Accepted, Chunk, Record, Refused, late_before, number_in, number_of, read
 from streams.further_arrivals import Arrivals, Outcome
 from streams.identity_keys import identity_key, numbered_by
@@ -118,7 +118,8 @@ COUNT_ONCE: Final = f"""
 STEPS: Final = (
     "begun", "locked", "copying", "staged", "counted", "arrived", "quarantined", "advanced", "committed"
 )  # fmt: skip
-"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after each further arrival."""
+"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after each arrival that is neither new nor a
+plain resend."""
 Checkpoint = Callable[[str], None]
 
 
@@ -188,21 +189,26 @@ class ChunkApplier:
             corrections = [message for message in accepted if message.event.kind != "usage"]
             numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
             arrivals = Arrivals(self._connection, source, at.source_no, at.ingest_no, horizon.sealed_before)
-            telling, entered = [], set(new)
-            for message in accepted:
-                if message.record.position not in new:
-                    outcome = arrivals.take(message)
-                    if isinstance(outcome, Refused):
-                        refused.append(outcome)
-                    else:
-                        outcomes[outcome] += 1
-                        if outcome is Outcome.APPLIED:
-                            numbers.count(self._connection, message.event)
-                            entered.add(message.record.position)
-                    self._checkpoint("arrived")
-                elif engine_sums.tells(message.event):
-                    telling.append(message.event)
-            engine_sums.note_new(self._connection, telling)
+            others = [message for message in accepted if message.record.position not in new]
+            resent = resends.find(self._connection, others)
+            outcomes.update(resent.values())
+            entered = set(new)
+            for message in others:
+                if message.record.position in resent:
+                    continue
+                outcome = arrivals.take(message)
+                if isinstance(outcome, Refused):
+                    refused.append(outcome)
+                else:
+                    outcomes[outcome] += 1
+                    if outcome is Outcome.APPLIED:
+                        numbers.count(self._connection, message.event)
+                        entered.add(message.record.position)
+                self._checkpoint("arrived")
+            engine_sums.note_new(
+                self._connection,
+                (m.event for m in accepted if m.record.position in new and engine_sums.tells(m.event)),
+            )
             positions.keep_refused(self._connection, source, refused)
             self._checkpoint("quarantined")
             done = Applied(

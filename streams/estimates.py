@@ -5,7 +5,8 @@ An estimate is for people who decide what to look at first; nothing is ever bill
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -15,6 +16,7 @@ import psycopg
 
 from serving_adapter.events import UsageEvent, completed_at
 
+ANY_MODEL: Final = ""
 _MICROSECONDS: Final = Decimal(1_000_000)
 
 
@@ -40,23 +42,36 @@ def set_prices(connection: psycopg.Connection, tenant_id: str, prices: Iterable[
         )
 
 
-def value_of(connection: psycopg.Connection, event: UsageEvent | None) -> tuple[Decimal | None, str | None]:
-    """(amount in major units, currency), or (None, None) where there is no event or no price for it.
-
-    Of a tenant whose plans changed currency the prices of the newer one alone are taken.
-    """
-    if event is None:
-        return None, None
+def prices_of(connection: psycopg.Connection, tenant_ids: Iterable[str]) -> dict[str, list[EstimatePrice]]:
+    """The prices of each of these tenants that has any."""
+    found: dict[str, list[EstimatePrice]] = defaultdict(list)
     rows = connection.execute(
-        "select distinct on (metric) metric, unit_price, currency from usage.estimate_prices"
-        " where tenant_id = %s and model in (%s, '') and valid_from <= %s"
-        " and currency = (select currency from usage.estimate_prices where tenant_id = %s and model in (%s, '')"
-        "   and valid_from <= %s order by valid_from desc, currency limit 1)"
-        " order by metric, valid_from desc, model desc",
-        (event.tenant_id, event.model, completed_at(event)) * 2,
-    ).fetchall()
-    if not rows:
+        "select tenant_id, model, metric, unit_price, currency, valid_from from usage.estimate_prices"
+        " where tenant_id = any(%s)",
+        (sorted(set(tenant_ids)),),
+    )
+    for tenant_id, *price in rows:
+        found[tenant_id].append(EstimatePrice(*price))
+    return dict(found)
+
+
+def value_of(prices: Sequence[EstimatePrice], event: UsageEvent) -> tuple[Decimal | None, str | None]:
+    """(amount in major units, currency) at its tenant's `prices`, or (None, None) where none applies.
+
+    Of a metric the newest price applies, and of two from the same time the model's own. Of a tenant whose plans changed
+    currency the prices of the newer one alone are taken.
+    """
+    at = completed_at(event)
+    in_force = [price for price in prices if price.model in (event.model, ANY_MODEL) and price.valid_from <= at]
+    if not in_force:
         return None, None
+    newest = max(price.valid_from for price in in_force)
+    currency = min(price.currency for price in in_force if price.valid_from == newest)
+    by_metric = {
+        price.metric: price.unit_price
+        for price in sorted(in_force, key=lambda price: (price.valid_from, price.model))
+        if price.currency == currency
+    }
     units = {
         "input": Decimal(event.input_tokens - event.cache_hit_tokens),
         "cached_input": Decimal(event.cache_hit_tokens),
@@ -64,4 +79,4 @@ def value_of(connection: psycopg.Connection, event: UsageEvent | None) -> tuple[
         "request": Decimal(event.kind == "usage"),
         "gpu_second": event.gpu_us / _MICROSECONDS,
     }
-    return sum((units[metric] * price for metric, price, _ in rows), Decimal(0)), rows[0][2]
+    return sum((units[metric] * price for metric, price in by_metric.items()), Decimal(0)), currency

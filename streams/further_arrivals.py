@@ -1,7 +1,8 @@
-"""Messages that are not simply new: resends, other sources of the same event, corrections (docs/spec/metering.md 1).
+"""Messages that are neither new nor plain resends: other sources of an event, corrections (docs/spec/metering.md 1).
 
 They are rare, so each takes its own statements, in the chunk's transaction. The identity's row is locked first: what is
-decided about one event is decided one after another.
+decided about one event is decided one after another. Plain resends are taken out before (`resends.py`), unless their
+identity has other messages in the chunk.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Arrivals:
         """A usage event whose identity was counted before this message."""
         identity = identity_of(message.event)
         stored = self._stored_versions(identity)
-        verdict = judge([_version(row) for row in stored], _arriving(message))
+        verdict = judge([_version(row) for row in stored], arriving(message))
         if verdict is Verdict.DUPLICATE:
             return Outcome.DUPLICATE
         if verdict is Verdict.CONFLICT:
@@ -136,14 +137,14 @@ class Arrivals:
     def _correct(self, message: Accepted) -> Outcome | Refused:
         """A correction: signed deltas, counted where the event that it corrects counts (rule 1.3)."""
         event = message.event
-        original = Identity(event.tenant_id, event.request_id, event.attempt, "usage", 0)
+        original = original_of(event)
         stored = self._stored_versions(original)
         if event.corrects != str(event_id_of(original)):
             return _refuse(message, "invalid", "corrects: not the event_id of this tenant, request and attempt")
         if not stored:
             return _refuse(message, "orphan", "what it corrects has not arrived yet")
         known = self._stored_versions(identity_of(event))
-        verdict = judge([_version(row) for row in known], _arriving(message)) if known else None
+        verdict = judge([_version(row) for row in known], arriving(message)) if known else None
         if verdict is Verdict.DUPLICATE:
             return Outcome.DUPLICATE
         if verdict is Verdict.CONFLICT:
@@ -186,7 +187,7 @@ class Arrivals:
 
     def _keep_young(self, identity: Identity, message: Accepted, stored: Sequence[Any]) -> None:
         """An identity that ages by its event's time is as young as the latest it came with."""
-        if minted(identity.request_id) is None and all(message.completed_at > row.completed_at for row in stored):
+        if makes_younger(message, [_version(row) for row in stored]):
             self.connection.execute(
                 "insert into usage.identity_ages as a (key, completed_at) values (%s, %s) on conflict (key) do update"
                 " set completed_at = excluded.completed_at where a.completed_at < excluded.completed_at",
@@ -256,7 +257,19 @@ def _key(identity: Identity) -> UUID:
     return UUID(bytes=identity_key(identity))
 
 
-def _arriving(message: Accepted) -> Version:
+def original_of(correction: UsageEvent) -> Identity:
+    """The identity of what a correction corrects."""
+    return Identity(correction.tenant_id, correction.request_id, correction.attempt, "usage", 0)
+
+
+def makes_younger(message: Accepted, stored: Sequence[Version]) -> bool:
+    """Whether an identity that ages by its event's time, being no UUIDv7, comes with a later one than ever before."""
+    later = all(message.completed_at > version.completed_at for version in stored)
+    return later and minted(message.event.request_id) is None
+
+
+def arriving(message: Accepted) -> Version:
+    """What a message is judged by."""
     e: UsageEvent = message.event
     by = numbered_by(e.replica_id, e.boot_id)
     return Version(message.content_digest, e.usage_source, message.completed_at, by)

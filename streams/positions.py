@@ -7,7 +7,7 @@ counts once and a gap stops the partition (docs/spec/metering.md 4.1).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -73,12 +73,13 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
     """Put refused messages into quarantine, whole."""
     if not refused:
         return
+    prices = estimates.prices_of(connection, (r.event.tenant_id for r in refused if r.event))
     with connection.cursor() as cursor:
         cursor.executemany(
             "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
             " appended_at, request_id, attempt, estimated_value, currency)"
             " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [_quarantine_row(connection, source, r) for r in refused],
+            [_quarantine_row(source, r, prices) for r in refused],
         )
 
 
@@ -87,10 +88,13 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
     moved = connection.execute(
         "with proof as (insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
         " retimed, quarantined, late, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
-        " returning source, first_position, next_position)"
+        " returning *)"
         " update usage.sources as s set next_position = proof.next_position,"
         " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1,"
-        " changed_at = now() from proof where s.source = proof.source and s.next_position = proof.first_position",
+        " changed_at = now(), applied = s.applied + proof.applied, duplicates = s.duplicates + proof.duplicates,"
+        " quarantined = s.quarantined + proof.quarantined, late = s.late + proof.late,"
+        " last_applied_at = proof.applied_at"
+        " from proof where s.source = proof.source and s.next_position = proof.first_position",
         (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
          done.quarantined, done.late, digest(records), chunk.leader_epoch),
     )  # fmt: skip
@@ -116,10 +120,12 @@ def _lock(connection: psycopg.Connection, source: Source) -> At:
     return At(int(next_position), int(ingest_no) + 1, int(source_no))
 
 
-def _quarantine_row(connection: psycopg.Connection, source: str, refused: Refused) -> tuple[object, ...]:
+def _quarantine_row(
+    source: str, refused: Refused, prices: Mapping[str, Sequence[estimates.EstimatePrice]]
+) -> tuple[object, ...]:
     record, event = refused.record, refused.event
     named = (event.request_id, event.attempt) if event else (None, None)
-    value = estimates.value_of(connection, event)
+    value = estimates.value_of(prices.get(event.tenant_id, ()), event) if event else (None, None)
     return (
         source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
         record.appended_at, *named, *value,

@@ -249,14 +249,35 @@ def extents(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
     return {source: (first, after) for source, first, after in rows}
 
 
-def chunks(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
-    """Each applied chunk, and each range that a person passed over: source, first and next position, outcomes."""
-    rows = connection.execute(
-        "select source, first_position, next_position, applied + duplicates + quarantined from usage.applied_chunks"
-        " union all select source, from_position, to_position, to_position - from_position"
-        " from usage.position_resolutions order by 1, 2"
+_RUNS: Final = """
+    with passed as (
+        select source, first_position, next_position, applied + duplicates + quarantined as outcomes
+        from usage.applied_chunks
+        union all
+        select source, from_position, to_position, to_position - from_position from usage.position_resolutions
+    ), beside as (
+        select *, lag(next_position) over by_position as reached,
+            lag(next_position - first_position <> outcomes) over by_position as before_is_wrong
+        from passed window by_position as (partition by source order by first_position, next_position)
+    ), numbered as (
+        select *, count(*) filter (
+                where reached is distinct from first_position or before_is_wrong
+                      or next_position - first_position <> outcomes
+            ) over (partition by source order by first_position, next_position rows unbounded preceding) as run
+        from beside
     )
-    return [(row[0], row[1], row[2], row[3]) for row in rows]
+    select source, min(first_position), max(next_position), sum(outcomes)::int8
+    from numbered group by source, run order by source, run
+"""
+
+
+def runs(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
+    """What was applied or passed over by a person: source, first and next position, outcomes.
+
+    Ranges that follow one another are told as one, mostly one for a source: of chunks there are millions. One whose
+    outcomes are not as many as its positions stands alone.
+    """
+    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(_RUNS)]
 
 
 def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:

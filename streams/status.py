@@ -13,7 +13,7 @@ from streams import quarantine
 from streams.sources import Log, disagreement, states
 
 RATE_OVER: Final = timedelta(minutes=1)
-NOTHING: Final[tuple[Any, ...]] = (0, 0, 0, 0, Decimal(0), None)
+NOTHING: Final[tuple[Any, ...]] = (0, 0, 0, 0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +40,28 @@ class PartitionStatus:
 def partitions(connection: psycopg.Connection, log: Log) -> list[PartitionStatus]:
     """Every partition of the topic, whether anything of it was applied or not."""
     stored = states(connection, log.topic)
-    done = {
+    totals = {
         row[0]: row[1:]
         for row in connection.execute(
-            "select source, sum(applied)::int8, sum(duplicates)::int8, sum(quarantined)::int8, sum(late)::int8,"
-            " round(coalesce(sum(next_position - first_position) filter (where applied_at > now() - %(over)s), 0)"
-            "       / extract(epoch from %(over)s::interval), 1), max(applied_at)"
-            " from usage.applied_chunks group by source",
-            {"over": RATE_OVER},
+            "select source, applied, duplicates, quarantined, late, last_applied_at from usage.sources"
+            " where source = any(%s)",
+            ([state.source for state in stored.values()],),
         )
     }
+    rates: dict[str, Decimal] = dict(
+        connection.execute(
+            "select source, round(sum(next_position - first_position) / extract(epoch from %(over)s::interval), 1)"
+            " from usage.applied_chunks where applied_at > now() - %(over)s group by source",
+            {"over": RATE_OVER},
+        ).fetchall()
+    )
     result = []
     for partition, end in sorted(log.ends.items()):
         state = stored.get(partition)
         at = state.next_position if state else log.begins[partition]
-        applied, duplicates, quarantined, late, rate, last = done.get(state.source if state else None, NOTHING)
+        source = state.source if state else ""
+        rate = rates.get(source, Decimal(0))
+        applied, duplicates, quarantined, late, last = totals.get(source, NOTHING)
         other_log = disagreement(state, log, partition) if state else None
         result.append(
             PartitionStatus(
@@ -69,7 +76,7 @@ def outcomes(connection: psycopg.Connection) -> dict[str, int]:
     """Usage messages by what became of them, over all sources: applied, duplicates, `quarantined: <reason>`."""
     counts = connection.execute(
         "select coalesce(sum(applied), 0)::int8, coalesce(sum(duplicates), 0)::int8"
-        " from usage.applied_chunks join usage.sources using (source) where feed = 'usage'"
+        " from usage.sources where feed = 'usage'"
     ).fetchone()
     assert counts is not None, "an aggregate always has a row"
     held = {f"quarantined: {reason}": count for reason, count in quarantine.counts(connection).items()}

@@ -63,9 +63,7 @@ def usage_of(
 
 def last_ingested(connection: psycopg.Connection) -> datetime | None:
     """When the last chunk of usage was applied: what a listing of usage is as of."""
-    row = connection.execute(
-        "select max(applied_at) from usage.applied_chunks join usage.sources using (source) where feed = 'usage'"
-    ).fetchone()
+    row = connection.execute("select max(last_applied_at) from usage.sources where feed = 'usage'").fetchone()
     return row[0] if row else None
 
 
@@ -146,24 +144,58 @@ def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime
             yield AttemptUsage(request_id, attempt, completed_at, UsageQuantity(*quantity))
 
 
-# Said in SQL over all raw events, apart from billing's own way (billing/attempts.py): reconciliation's witness of it.
+# Said in SQL over raw events, apart from billing's own way (billing/attempts.py): reconciliation's witness of it.
+# Outside of the period only attempts of requests that have some inside are read: later ones by the partial index of
+# attempts > 1, the first by its identity's key, or among all events of a time whose identities may be forgotten.
 _DELIVERED: Final = """
-    with ranked as (
-        select e.*, first_value(e.attempt) over (
-            partition by e.tenant_id, e.request_id
-            order by (e.status = 'ok') desc, (e.status = 'aborted') desc, e.attempt desc) as delivered
-        from usage.counting_events as e
-        join unnest(%(tenants)s::text[], %(statuses)s::text[]) as bills (tenant_id, status)
-            on bills.tenant_id = e.tenant_id and bills.status = e.status
-        where e.purpose = 'tenant' and e.status <> 'lost'
-          and (e.completed_at >= %(start)s and e.completed_at < %(end)s
-               or exists (select from usage.present_events as r where r.tenant_id = e.tenant_id
-                          and r.request_id = e.request_id and r.attempt > 1))
+    with later as materialized (
+        select tenant_id, request_id, attempt, completed_at from usage.events where attempt > 1
+        union all select tenant_id, request_id, attempt, completed_at from usage.recalled_events where attempt > 1
+    ), bills as materialized (
+        select * from unnest(%(tenants)s::text[], %(statuses)s::text[]) as bills (tenant_id, status)
+    ), inside as (
+        select e.* from usage.counting_events as e join bills using (tenant_id, status)
+        where e.completed_at >= %(start)s and e.completed_at < %(end)s and e.purpose = 'tenant' and e.status <> 'lost'
+    ), retried as materialized (
+        select * from inside where (tenant_id, request_id) in (select tenant_id, request_id from later)
+    ), concerned as materialized (
+        select distinct tenant_id, request_id, usage.identity_key(tenant_id, request_id, 1, 'usage', 0) as key
+        from retried
+    ), attempts as (
+        select tenant_id, request_id, attempt, completed_at from later join concerned using (tenant_id, request_id)
+        union
+        select tenant_id, request_id, 1, i.completed_at from concerned join usage.event_identities as i using (key)
+        union
+        select tenant_id, request_id, 1, v.completed_at from concerned join usage.event_versions as v using (key)
+        union
+        select tenant_id, request_id, 1, e.completed_at
+        from concerned join usage.present_events as e using (tenant_id, request_id)
+        where e.attempt = 1
+          and e.completed_at < (select forgotten_before + interval '1 day' from usage.ingest_rules)
+    ), elsewhere as materialized (
+        select * from attempts where completed_at < %(start)s or completed_at >= %(end)s
+    ), ranked as (
+        select *, first_value(attempt) over (
+            partition by tenant_id, request_id
+            order by (status = 'ok') desc, (status = 'aborted') desc, attempt desc) as delivered
+        from (select * from retried
+              union all
+              select e.* from elsewhere as o
+              join usage.counting_events as e on e.tenant_id = o.tenant_id and e.completed_at = o.completed_at
+                  and e.request_id = o.request_id and e.attempt = o.attempt
+              join bills on bills.tenant_id = e.tenant_id and bills.status = e.status
+              where e.purpose = 'tenant' and e.status <> 'lost') as all_attempts
+    ), delivered as (
+        select {keys}, kind, input_tokens, cache_hit_tokens, output_tokens, gpu_us from inside
+        where not exists (select from later where later.tenant_id = inside.tenant_id
+                          and later.request_id = inside.request_id)
+        union all
+        select {keys}, kind, input_tokens, cache_hit_tokens, output_tokens, gpu_us from ranked
+        where attempt = delivered and completed_at >= %(start)s and completed_at < %(end)s
     )
     select {keys}, {requests}, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8, sum(output_tokens)::int8,
         sum(gpu_us)::int8
-    from ranked where attempt = delivered and completed_at >= %(start)s and completed_at < %(end)s
-    group by {keys} order by {keys}
+    from delivered group by {keys} order by {keys}
 """
 
 

@@ -185,7 +185,7 @@ def assert_usage(connection: psycopg.Connection) -> None:
 def assert_chunks_are_contiguous(connection: psycopg.Connection, log: sources.Log) -> None:
     """The chunks of each partition follow one another from its beginning to its end."""
     chunks = defaultdict(list)
-    for source, first, after, _ in sources.chunks(connection):
+    for source, first, after, _ in sources.runs(connection):
         chunks[source].append((first, after))
     for partition, end in log.ends.items():
         position = log.begins[partition]

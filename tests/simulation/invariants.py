@@ -36,6 +36,14 @@ _FED: Final = (
     " (select coalesce(sum(requests), 0) || '/' || coalesce(sum(output_tokens), 0) from usage.windows_1h"
     " where purpose = 'tenant')"
 )
+_OTHER_TOTALS: Final = (
+    "select source from usage.sources as s left join (select source, sum(applied) as applied,"
+    " sum(duplicates) as duplicates, sum(quarantined) as quarantined, sum(late) as late, max(applied_at) as applied_at"
+    " from usage.applied_chunks group by source) as c using (source)"
+    " where (s.applied, s.duplicates, s.quarantined, s.late) is distinct from (coalesce(c.applied, 0),"
+    " coalesce(c.duplicates, 0), coalesce(c.quarantined, 0), coalesce(c.late, 0))"
+    " or s.last_applied_at is distinct from c.applied_at"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +71,10 @@ def loss(connection: psycopg.Connection, due: Iterable[Row]) -> Loss:
 def consistent(connection: psycopg.Connection) -> None:
     """What holds at every moment, between any two commits."""
     assert rebuild(connection, *EVER, actor="test").differences == (), "windows are not the sums of their events"
-    check = agreement.positions(sources.extents(connection), sources.chunks(connection))
+    check = agreement.positions(sources.extents(connection), sources.runs(connection))
     assert check.agrees, check.differences
     assert sources.stored_counts(connection) == sources.counted_outcomes(connection)
+    assert connection.execute(_OTHER_TOTALS).fetchall() == [], "totals beside a position are not its chunks' sums"
     row = connection.execute(_FED).fetchone()
     assert row is not None
     assert row[0] == row[1], "what the quotas are fed is not what the windows hold"

@@ -108,7 +108,7 @@ def resolve(topic: Topic, connection: psycopg.Connection, to: int) -> str:
 
 
 def assert_positions_are_explained(connection: psycopg.Connection) -> None:
-    assert agreement.positions(sources.extents(connection), sources.chunks(connection)).agrees
+    assert agreement.positions(sources.extents(connection), sources.runs(connection)).agrees
 
 
 def test_a_transactions_marker_stops_the_partition_until_it_is_passed_over(

@@ -1,0 +1,84 @@
+"""A chunk's plain resends, told at once and one by one: the same outcomes and the same rows."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams import resends
+from streams.apply import ChunkApplier
+from streams.chunks import Chunk, Record
+from streams.database import connect
+from streams.further_arrivals import Arrivals
+from streams.positions import Applied
+from tests.fixtures_services import Databases
+from tests.integration.streams.test_further_arrivals import ENGINE, ESTIMATE, STREAM, correction, send
+from tests.simulation import applying
+from tests.simulation.traffic import Traffic
+
+LEFT = {
+    "events": "source, position, usage_source, completed_at",
+    "event_identities": "key, source_no, position, completed_at, usage_source",
+    "event_versions": "key, source_no, position, completed_at, usage_source",
+    "superseded_events": "source, position, by_source, by_position",
+    "windows_1h": "*",
+    "quarantine": "source, position, reason, detail",
+    "applied_chunks": "source, first_position, next_position, applied, duplicates, retimed, quarantined, late",
+}
+
+
+def dirty_chunks() -> tuple[list[str], list[Chunk]]:
+    """Dirty traffic, then all of it again among more of it, in chunks of many sizes."""
+    seed = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
+    print(f"seed {seed}: TOLLBOOK_SEED={seed} repeats it")
+    dice, traffic = random.Random(seed), Traffic(seed)
+    first = traffic.round(250)
+    again = [*first, *traffic.round(100)]
+    dice.shuffle(again)
+    records = [Record(i, b"", m.value, applying.RECEIVED) for i, m in enumerate([*first, *again])]
+    chunks = []
+    while records:
+        size = dice.choice((1, 7, 40, 200))
+        chunks.append(Chunk(applying.source_of(0), records[:size], 0))
+        records = records[size:]
+    return traffic.tenants, chunks
+
+
+def applied(url: str, tenant_ids: list[str], chunks: list[Chunk]) -> tuple[list[Applied], dict[str, list[Any]]]:
+    """What became of each chunk, and what is left in the database."""
+    with connect(url) as connection:
+        applying.prepare(connection, tenant_ids, [0])
+        applier = ChunkApplier(connection)
+        done = [applier.apply(chunk) for chunk in chunks]
+        rows = {
+            table: sorted(connection.execute(f"select {columns} from usage.{table}").fetchall(), key=repr)
+            for table, columns in LEFT.items()
+        }
+        return done, rows
+
+
+def test_dirty_traffic_leaves_the_same_either_way(
+    make_database: Databases, own_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant_ids, chunks = dirty_chunks()
+    at_once = applied(own_database_url, tenant_ids, chunks)
+    monkeypatch.setattr(resends, "plain", lambda *_: {})
+    assert at_once == applied(make_database(), tenant_ids, chunks)
+    assert sum(done.retimed for done in at_once[0]) > 0
+    assert sum(done.duplicates for done in at_once[0]) > 300
+
+
+def test_plain_resends_take_no_statements_of_their_own(
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"request_id": "r2"}
+    sent = [ESTIMATE, STREAM, ENGINE, correction(1, output_tokens=-1), other]
+    send(applier, connection, *sent)
+    monkeypatch.delattr(Arrivals, "take")
+    done = send(applier, connection, *sent, other | {"timestamp": "2026-11-01T11:00:00Z"})
+    assert sum(each.duplicates for each in done) == len(sent) + 1
+    assert sum(each.retimed for each in done) == 1

@@ -152,7 +152,9 @@ class EventServer:
     async def _sent(self, headers: list[tuple[bytes, bytes]], body: bytes, key: AccessKey) -> list[Result]:
         """Send what is good of a request and wait for Kafka; the result of each event."""
         try:
-            found = read_request(headers, body, emitter=key.name, may_speak_for=key.may_speak_for)
+            found = read_request(
+                headers, body, emitter=key.name, may_speak_for=key.may_speak_for, may_number_as=key.may_number_as
+            )
         except BadRequest as bad:
             raise Refusal(bad.status, bad.code, str(bad)) from None
         submissions = [each for each in found if not isinstance(each, Refused)]

@@ -66,6 +66,17 @@ def test_a_mixed_batch_loses_none_of_its_good_events(server: EventServerProcess,
     assert len(messages(kafka)) == 1
 
 
+def test_an_emitter_cannot_fill_a_real_replicas_gap(server: EventServerProcess, kafka: KafkaSettings) -> None:
+    numbered = {"boot_id": "b1", "seq": 2**53 - 1}
+    assert server.post(usage_event(1, replica_id="replica-1", **numbered)).status == 403
+    reply = server.post([usage_event(1, replica_id=name, **numbered) for name in ("replica-1", "gateway.1")])
+    assert [(r["status"], r.get("reason")) for r in reply.body["results"]] == [
+        ("refused", "replica_not_allowed"),
+        ("accepted", None),
+    ]
+    assert [json.loads(message.value() or b"")["replica_id"] for message in messages(kafka)] == ["gateway.1"]
+
+
 def test_where_nothing_is_accepted_nothing_is_sent(server: EventServerProcess, kafka: KafkaSettings) -> None:
     assert server.post(usage_event(1, tenant_id="tenant_9")).status == 403
     assert server.post(usage_event(1, model=7)).status == 422

@@ -41,7 +41,7 @@ def document() -> dict[str, Any]:
                     },
                     "responses": {
                         "202": _json("At least one event is accepted, and all accepted ones are in Kafka.", "Answer"),
-                        "403": _json("The key may not speak for any of the tenants, or not number as any of the replicas.", "Answer"),
+                        "403": _json("The key may not speak for the tenants, or number as the replicas.", "Answer"),
                         "422": _json("No event is accepted; each result says why.", "Answer"),
                         "400": _json("Not JSON, or a batch that is no array.", "Error"),
                         "401": _json("No key, or one that is unknown or revoked.", "Error"),

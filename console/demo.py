@@ -208,7 +208,7 @@ def _show_next() -> None:
     for command, why in (
         ("tollbook usage show tenant_003 --period 2026-10 --by model,region", "what a tenant used"),
         ("tollbook invoice list --period 2026-10", "then: tollbook invoice show NUMBER"),
-        ("tollbook events quarantine list", "the 40 bad messages, whole, with their reasons"),
+        ("tollbook events quarantine list", "the 40 bad messages with their reasons; show ID has the whole"),
         ("tollbook streams status", "lag and counts of each partition"),
         ("tollbook ledger trial-balance", "the books"),
         ("make demo", "again: nothing changes"),

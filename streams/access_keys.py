@@ -51,6 +51,10 @@ class AccessKey:
         """
         return tenant_id in self.tenants or (self.all_tenants and not tenant_id.startswith("_"))
 
+    def may_number_as(self, replica_id: str) -> bool:
+        """Whether the holder may number events as this replica: by the key's own name, or `name.…`, `name/…`."""
+        return replica_id == self.name or replica_id.startswith((f"{self.name}.", f"{self.name}/"))
+
 
 def secret_from(random_bytes: bytes) -> str:
     """A secret made of 32 random bytes, e.g. `tbk_q83vEj…`: letters, digits, `-` and `_`."""

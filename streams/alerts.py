@@ -39,7 +39,8 @@ class Alert:
 
 def raise_all(connection: psycopg.Connection, alerts: Iterable[Alert]) -> None:
     """Put alerts into the outbox; one that is there already stays as it is."""
-    rows = [(a.alert_id, a.kind, a.key, Jsonb(a.subject), a.detail, a.raised_at) for a in alerts]
+    ordered = sorted(alerts, key=lambda alert: alert.alert_id)  # so that two who raise the same ones cannot deadlock
+    rows = [(a.alert_id, a.kind, a.key, Jsonb(a.subject), a.detail, a.raised_at) for a in ordered]
     if rows:
         with connection.cursor() as cursor:
             cursor.executemany(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import Final
 
 import psycopg
@@ -28,6 +29,18 @@ CLOCK_OFFSET_ALERT_MS: Final = 1000
 THIN_EVERY: Final = timedelta(minutes=1)
 
 
+PORTIONS_A_RUN: Final = 20
+"""So many fold 2 million numbers; then alerts are delivered, before it goes on."""
+
+
+class _Outcome(Enum):
+    """What became of a portion: another worker was at it, there is more to fold, or all was looked at."""
+
+    BUSY = "busy"
+    MORE = "more"
+    DONE = "done"
+
+
 @dataclass(slots=True)
 class CompletenessCheck:
     """Checks over one connection in autocommit mode."""
@@ -37,17 +50,31 @@ class CompletenessCheck:
     _thinned_at: datetime | None = None
 
     def run(self, now: datetime | None = None) -> bool:
-        """Check once, at `now` (default: the database's clock). False if another worker is at it."""
+        """Check once, at `now` (default: the database's clock). False if another worker is at it.
+
+        What has piled up is folded first, a bounded portion a transaction: gaps are named and boots judged only by what
+        is all there. After PORTIONS_A_RUN the rest waits for the next run.
+        """
+        outcome = _Outcome.MORE
+        for _ in range(PORTIONS_A_RUN):
+            outcome = self._portion(now)
+            if outcome is not _Outcome.MORE:
+                break
+        return outcome is not _Outcome.BUSY
+
+    def _portion(self, now: datetime | None) -> _Outcome:
+        """Fold a portion; if it was the last one, look at what is there."""
         with self.connection.transaction():
             locked, clock = self.connection.execute(
                 "select pg_try_advisory_xact_lock(%s), clock_timestamp()", (CHECK_LOCK,)
             ).fetchone() or (False, None)
             if not locked:
-                return False
+                return _Outcome.BUSY
             now = now or clock
             assert now is not None
             watching_since = self._watching_since(now)
-            number_store.fold(self.connection, now)
+            if not number_store.fold(self.connection, now):
+                return _Outcome.MORE
             number_store.name_gaps(self.connection, now, self.settings.settle)
             if self._thinned_at is None or now - self._thinned_at >= THIN_EVERY:
                 number_store.thin_marks(self.connection)
@@ -56,7 +83,7 @@ class CompletenessCheck:
             raised += self._ended_without_farewell(now, watching_since)
             raised += self._clocks_that_are_off(now)
             alerts.raise_all(self.connection, raised)
-        return True
+        return _Outcome.DONE
 
     def _watching_since(self, now: datetime) -> datetime:
         """Since when checks go on without a pause."""

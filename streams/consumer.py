@@ -73,9 +73,9 @@ class BareConsumer:
         self._chunk_messages = chunk_messages
         self._say = say
         self.ingestion = Ingestion(kafka, database, say=say, checkpoint=checkpoint, observer=observer)
-        self.signs = LifeSigns(time.monotonic())
         self._sweeper = Sweeper(self.ingestion, say)
         self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
+        self.signs = LifeSigns(time.monotonic(), upkeep=self._upkeep.signs)
         self._consumer = Consumer(self._configuration(kafka, instance), logger=quiet_log)
         self._queue = ApplyQueue(self.ingestion)
         self._paused = False

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from serving_adapter.events import json_schema
-from streams.http_events import BATCHED, MAX_EVENTS, NOT_ALLOWED, PLAIN, STRUCTURED
+from streams.http_events import BATCHED, FOREIGN_REPLICA, MAX_EVENTS, NOT_ALLOWED, PLAIN, STRUCTURED
 
 
 def document() -> dict[str, Any]:
     """The document that `/openapi.json` shows."""
     event = {"$ref": "#/components/schemas/UsageEvent"}
     cloud_event = {"$ref": "#/components/schemas/CloudEvent"}
-    reasons = ["torn", "invalid", "unsupported", "bad_time", "too_large", NOT_ALLOWED]
+    reasons = ["torn", "invalid", "unsupported", "bad_time", "too_large", NOT_ALLOWED, FOREIGN_REPLICA]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -27,7 +27,9 @@ def document() -> dict[str, Any]:
                     "summary": "Send usage events; answered once Kafka has acknowledged them on all in-sync replicas.",
                     "description": "An event, or an array of them, plain or as CloudEvents 1.0 (structured, batched,"
                     " or binary with ce- headers and application/json). A CloudEvent's id is kept as source_event_id"
-                    " where the event has none.",
+                    " where the event has none. An emitter numbers its events under its own name only: replica_id is"
+                    " the key's name, or begins with it and a dot or a slash; any other is refused as"
+                    f" {FOREIGN_REPLICA}.",
                     "security": [{"emitterKey": []}],
                     "requestBody": {
                         "required": True,
@@ -39,7 +41,7 @@ def document() -> dict[str, Any]:
                     },
                     "responses": {
                         "202": _json("At least one event is accepted, and all accepted ones are in Kafka.", "Answer"),
-                        "403": _json("The key may not speak for any of the tenants.", "Answer"),
+                        "403": _json("The key may not speak for the tenants, or number as the replicas.", "Answer"),
                         "422": _json("No event is accepted; each result says why.", "Answer"),
                         "400": _json("Not JSON, or a batch that is no array.", "Error"),
                         "401": _json("No key, or one that is unknown or revoked.", "Error"),

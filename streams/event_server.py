@@ -3,8 +3,8 @@
 An answer of 202 says that every accepted event is in Kafka, acknowledged by all in-sync replicas. Whatever else is
 answered, or not answered at all, the emitter may repeat the request: events have identities. Nothing is kept here.
 
-Everything is bounded: bytes of a body, events of a request, requests and bytes in flight, time. What comes beyond is
-refused with 429 or 503 and Retry-After.
+Everything is bounded: bytes of a body, events of a request, connections, the time for a head and for a body; requests,
+bytes and events in flight, of all emitters and of each. What comes beyond is refused with 429 or 503 and Retry-After.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import Any, Final
 
@@ -31,9 +31,11 @@ from serving_adapter.topics import USAGE
 from streams import event_openapi
 from streams.access_keys import AccessKey
 from streams.errors import CannotServe, KeysUnknown, QueueFull
-from streams.event_delivery import DELIVER_WITHIN_S, EventDelivery
+from streams.event_delivery import DELIVER_WITHIN_S, QUEUED_MESSAGES, EventDelivery
 from streams.event_metrics import CONTENT_TYPE, EventMetrics
+from streams.http_connections import BoundedConnection
 from streams.http_events import Accepted, BadRequest, Refused, Result, answer_of, read_request, status_of
+from streams.in_flight import InFlight, Load, NoRoom, Place
 from streams.key_ring import STALE_S, KeyRing
 from streams.listening import listen, url_of
 from streams.settings import DatabaseSettings
@@ -41,8 +43,9 @@ from streams.settings import DatabaseSettings
 PATH: Final = "/v1/events"
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """1,000 events of 300 bytes in their envelopes are half a megabyte."""
-MAX_IN_FLIGHT: Final = 512
-MAX_IN_FLIGHT_BYTES: Final = 64 * 1024 * 1024
+MAX_IN_FLIGHT: Final = Load(requests=512, size=64 * 1024 * 1024, events=QUEUED_MESSAGES)
+MAX_OF_ONE_KEY: Final = Load(*(whole // 4 for whole in MAX_IN_FLIGHT))
+"""An emitter's share: a quarter, so that the slowest and the busiest leave room for the others."""
 MAX_CONNECTIONS: Final = 2048
 READ_WITHIN_S: Final = 10.0
 KEEP_ALIVE_S: Final = 30
@@ -63,8 +66,7 @@ class EventServer:
         self._delivery = delivery
         self._keys = keys
         self._metrics = EventMetrics()
-        self._in_flight = 0
-        self._in_flight_bytes = 0
+        self._in_flight = InFlight(MAX_IN_FLIGHT, MAX_OF_ONE_KEY)
         self._kafka_failed_at: float | None = None
         """When the last look at Kafka began, if it failed."""
         self.on_broken: Callable[[], None] = lambda: None
@@ -78,8 +80,9 @@ class EventServer:
             ],
             lifespan=self._lifespan,
         )
-        gauge = self._metrics.gauge
-        gauge("tollbook_event_requests_in_flight", "Requests that are being answered.", lambda: self._in_flight)
+        gauge, in_flight = self._metrics.gauge, self._in_flight
+        gauge("tollbook_event_requests_in_flight", "Requests that are being answered.", lambda: in_flight.load.requests)
+        gauge("tollbook_event_bytes_in_flight", "Bytes of their bodies.", lambda: in_flight.load.size)
         gauge("tollbook_events_waiting", "Events that Kafka has not acknowledged yet.", lambda: delivery.waiting)
         gauge("tollbook_emitter_keys", "Emitter keys in force.", lambda: len(keys))
         gauge("tollbook_emitter_keys_age_seconds", "Since the keys were read.", lambda: keys.age_s)
@@ -117,10 +120,13 @@ class EventServer:
             raise Refusal(405, "method_not_allowed", "POST only", [(b"allow", b"POST")])
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         key = await self._key_of(headers)
-        announced = _announced_bytes(headers)
-        with self._room_for(announced):
-            body = await read_body(receive)
-            results = await self._sent(headers, body, key)
+        _refuse_too_large(headers)
+        try:
+            with self._in_flight.request(key.key_id) as place:
+                body = await read_body(receive, place)
+                results = await self._sent(headers, body, key, place)
+        except NoRoom as error:
+            raise _busy(str(error)) from None
         return status_of(results), _to_json(answer_of(results)), []
 
     async def _key_of(self, headers: list[tuple[bytes, bytes]]) -> AccessKey:
@@ -136,29 +142,21 @@ class EventServer:
             raise Refusal(401, "unauthorized", "an emitter's key is needed: Authorization: Bearer …", challenge)
         return key
 
-    @contextlib.contextmanager
-    def _room_for(self, size: int) -> Iterator[None]:
-        """Holds a request's place among those in flight."""
-        if self._in_flight >= MAX_IN_FLIGHT or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES:
-            raise _busy("too much is in flight")
-        self._in_flight += 1
-        self._in_flight_bytes += size
+    async def _sent(
+        self, headers: list[tuple[bytes, bytes]], body: bytes, key: AccessKey, place: Place
+    ) -> list[Result]:
+        """Send what is good of a request and wait for Kafka; the result of each event. Raises Refusal, NoRoom."""
         try:
-            yield
-        finally:
-            self._in_flight -= 1
-            self._in_flight_bytes -= size
-
-    async def _sent(self, headers: list[tuple[bytes, bytes]], body: bytes, key: AccessKey) -> list[Result]:
-        """Send what is good of a request and wait for Kafka; the result of each event."""
-        try:
-            found = read_request(headers, body, emitter=key.name, may_speak_for=key.may_speak_for)
+            found = read_request(
+                headers, body, emitter=key.name, may_speak_for=key.may_speak_for, may_number_as=key.may_number_as
+            )
         except BadRequest as bad:
             raise Refusal(bad.status, bad.code, str(bad)) from None
         submissions = [each for each in found if not isinstance(each, Refused)]
         if submissions:
             if self.kafka_is_away or self._delivery.broken:
                 raise _away("kafka_away", "Kafka does not answer: repeat the request later, nothing is lost")
+            place.take(events=len(submissions))
             try:
                 await self._delivery.send(submissions, key.key_id)
             except QueueFull as error:
@@ -230,17 +228,15 @@ def _away(code: str, text: str) -> Refusal:
     return Refusal(503, code, text, [(b"retry-after", b"%d" % RETRY_AWAY_S)])
 
 
-def _announced_bytes(headers: list[tuple[bytes, bytes]]) -> int:
-    """The body's length as announced; the most it may be where it is not. Raises Refusal 413."""
-    given = next((value for name, value in headers if name == b"content-length"), None)
-    announced = int(given) if given is not None and given.isdigit() else MAX_BODY_BYTES
-    if announced > MAX_BODY_BYTES:
+def _refuse_too_large(headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a body that announces that it is too large, before any of it is read. Raises Refusal 413."""
+    announced = next((value for name, value in headers if name == b"content-length"), b"")
+    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
         raise _too_large()
-    return announced
 
 
-async def read_body(receive: Receive, within_s: float = READ_WITHIN_S) -> bytes:
-    """A request's body. Raises Refusal 408 or 413."""
+async def read_body(receive: Receive, place: Place, within_s: float = READ_WITHIN_S) -> bytes:
+    """A request's body, each part of which takes its room when it comes. Raises Refusal 408 or 413, NoRoom."""
     parts: list[bytes] = []
     size = 0
     try:
@@ -253,6 +249,7 @@ async def read_body(receive: Receive, within_s: float = READ_WITHIN_S) -> bytes:
                 size += len(part)
                 if size > MAX_BODY_BYTES:
                     raise _too_large()
+                place.take(size=len(part))
                 parts.append(part)
                 if not message.get("more_body"):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -286,6 +283,7 @@ def serve(
             access_log=False,
             log_level="warning",
             lifespan="on",
+            http=BoundedConnection,
             ws="none",
             server_header=False,
             limit_concurrency=MAX_CONNECTIONS,

@@ -28,7 +28,10 @@ MAX_EVENT_BYTES: Final = 256 * 1024
 """Bytes an event: far above its own 20 KB at most, far below what a Kafka message may be, headers included."""
 SPEC_VERSION: Final = "1.0"
 NOT_ALLOWED: Final = "tenant_not_allowed"
-"""The reason of an event whose tenant the emitter may not speak for; the others are those of the quarantine."""
+"""The reason of an event whose tenant the emitter may not speak for."""
+FOREIGN_REPLICA: Final = "replica_not_allowed"
+"""The reason of an event that is numbered under a name which is not the emitter's own: it could fill another's gap, or
+claim numbers that never come. All other reasons are those of the quarantine."""
 
 CloudEventId = Annotated[str, Meta(min_length=1, max_length=256)]
 CloudEventSource = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -107,16 +110,22 @@ PLAIN: Final = "application/json"
 
 
 def read_request(
-    headers: Sequence[tuple[bytes, bytes]], body: bytes, *, emitter: str, may_speak_for: Callable[[str], bool]
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+    *,
+    emitter: str,
+    may_speak_for: Callable[[str], bool],
+    may_number_as: Callable[[str], bool],
 ) -> list[Submission | Refused]:
     """The events of a request, in order; those that must not be sent as refusals.
 
-    `headers` have lower-case names (ASGI). `emitter` names the source of events that come without an envelope.
+    `headers` have lower-case names (ASGI). `emitter` names the source of events that come without an envelope; the
+    other two say for which tenants, and under which replica's name, it may send.
     Raises BadRequest: 400 not JSON or not in the form that its content type says, 413 too many events, 415 another
     content type.
     """
     media_type = _media_type(headers)
-    reader = _Reader(may_speak_for, f"emitter:{emitter}")
+    reader = _Reader(emitter, may_speak_for, may_number_as)
     if media_type == STRUCTURED:
         return [_whole(reader.structured(0, body))]
     if media_type == BATCHED:
@@ -131,11 +140,11 @@ def read_request(
 def status_of(results: Sequence[Result]) -> int:
     """The answer's HTTP status: 202 if anything was accepted (or nothing was sent), else 403 or 422.
 
-    403 says that nothing but the emitter's list of tenants stood in the way.
+    403 says that nothing stood in the way but for whom, and under which name, the emitter may send.
     """
     if not results or any(isinstance(result, Accepted) for result in results):
         return 202
-    return 403 if all(isinstance(r, Refused) and r.reason == NOT_ALLOWED for r in results) else 422
+    return 403 if all(isinstance(r, Refused) and r.reason in (NOT_ALLOWED, FOREIGN_REPLICA) for r in results) else 422
 
 
 def answer_of(results: list[Result]) -> Answer:
@@ -147,9 +156,12 @@ def answer_of(results: list[Result]) -> Answer:
 class _Reader:
     """Reads the events of one request for one emitter."""
 
-    def __init__(self, may_speak_for: Callable[[str], bool], own_source: str) -> None:
+    def __init__(
+        self, emitter: str, may_speak_for: Callable[[str], bool], may_number_as: Callable[[str], bool]
+    ) -> None:
+        self._emitter = emitter
         self._may_speak_for = may_speak_for
-        self._own_source = own_source
+        self._may_number_as = may_number_as
 
     def structured(self, index: int, text: bytes | msgspec.Raw) -> Submission | Refused:
         """One CloudEvent as JSON."""
@@ -220,9 +232,12 @@ class _Reader:
             return Refused(index, refused.reason, refused.field, refused.detail)
         if not self._may_speak_for(event.tenant_id):
             return Refused(index, NOT_ALLOWED, "tenant_id", f"this key may not speak for {event.tenant_id}")
+        if event.replica_id and not self._may_number_as(event.replica_id):
+            own = f"this key sends as replica {self._emitter}, {self._emitter}.… or {self._emitter}/… alone"
+            return Refused(index, FOREIGN_REPLICA, "replica_id", own)
         event_id = event_id_text_of(identity_of(event))
         if envelope is None:
-            return Submission(index, message, event, event_id, self._own_source)
+            return Submission(index, message, event, event_id, f"emitter:{self._emitter}")
         if event.source_event_id is None and envelope.id != event_id:
             message = _with_source_event_id(message, envelope.id)
         return Submission(index, message, event, event_id, envelope.source)

@@ -65,25 +65,47 @@ THIN_MARKS: Final = """
     )
 """
 
+NUMBERS_A_TIME: Final = 100_000
+"""Numbers a transaction: a second's worth of the fastest line, some megabytes."""
+FILLS_A_FETCH: Final = 1000
+
 _PAIR: Final = re.compile(r"\[(\d+),(\d+)\)")
 
 
-def fold(connection: psycopg.Connection, now: datetime) -> None:
+def fold(connection: psycopg.Connection, now: datetime, most: int = NUMBERS_A_TIME) -> bool:
     """Fold what chunks brought since the last time: counts, numbers, gaps that fill, heartbeats that are proven.
 
-    Counts before numbers, so that no event is in the counts whose number is not in the ranges.
+    In the caller's transaction. About `most` numbers, so that a backlog does not become one long transaction; False if
+    there are more, and the rest is for the next ones. Counts first and all of them: while the numbers of a backlog are
+    being taken, a boot lacks numbers, and is not compared.
     """
     connection.execute(FOLD_USAGE)
-    with connection.cursor(binary=True) as cursor:
-        cursor.execute("delete from usage.number_fills returning replica_id, boot_id, numbers")
-        arrived: dict[BootKey, list[int]] = defaultdict(list)
-        for replica_id, boot_id, numbers in cursor:
-            arrived[replica_id, boot_id].extend(numbers)
+    arrived, is_all = _taken(connection, most)
     for key in forgotten_boots(connection, arrived) if arrived else ():
         del arrived[key]  # its numbers were let go of: the late one is no gap's end
     if arrived:
         _fill(connection, {key: number_ranges.of_numbers(numbers) for key, numbers in arrived.items()}, now)
     connection.execute(PROVE, (now,))
+    return is_all
+
+
+def _taken(connection: psycopg.Connection, most: int) -> tuple[dict[BootKey, list[int]], bool]:
+    """About `most` numbers of those that chunks brought, taken out of the table; whether these were all."""
+    arrived: dict[BootKey, list[int]] = defaultdict(list)
+    rows: list[str] = []
+    count = 0
+    with connection.cursor("fills", binary=True) as cursor:
+        cursor.itersize = FILLS_A_FETCH
+        cursor.execute("select ctid::text, replica_id, boot_id, numbers from usage.number_fills")
+        for row, replica_id, boot_id, numbers in cursor:
+            arrived[replica_id, boot_id].extend(numbers)
+            rows.append(row)
+            count += len(numbers)
+            if count >= most:
+                break
+        is_all = count < most
+    connection.execute("delete from usage.number_fills where ctid = any(%s::tid[])", (rows,))
+    return arrived, is_all
 
 
 def thin_marks(connection: psycopg.Connection, most: int = MOST_MARKS) -> None:

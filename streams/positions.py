@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from streams import estimates
+from streams import estimates, quarantine_alerts
 from streams.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
 from streams.errors import SourceChanged, SourceStopped
 
@@ -70,7 +70,7 @@ def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Reco
 
 
 def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[Refused]) -> None:
-    """Put refused messages into quarantine, whole."""
+    """Put refused messages into quarantine, whole, and raise the alerts about it."""
     if not refused:
         return
     prices = estimates.prices_of(connection, (r.event.tenant_id for r in refused if r.event))
@@ -81,6 +81,7 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
             " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [_quarantine_row(source, r, prices) for r in refused],
         )
+    quarantine_alerts.raise_for(connection, source, refused)
 
 
 def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Record], done: Applied) -> None:

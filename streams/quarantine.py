@@ -1,7 +1,11 @@
-"""Reading the quarantine: refused messages, whole, with where they came from and why."""
+"""Reading the quarantine: refused messages, with where they came from and why; whole ones a single one at a time.
+
+A message may have a megabyte: no listing holds any.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -12,7 +16,7 @@ import psycopg
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """One refused message."""
+    """One refused message, without the message itself."""
 
     quarantine_id: int
     source: str
@@ -22,7 +26,7 @@ class Quarantined:
     tenant_id: str | None
     appended_at: datetime
     quarantined_at: datetime
-    message: bytes
+    message_bytes: int
     estimated_value: Decimal | None
     currency: str | None
     outcome: str | None
@@ -30,9 +34,10 @@ class Quarantined:
     resolved_by: str | None
 
 
+IDS_A_TIME: Final = 1000
 _QUERY: Final = (
     "select q.quarantine_id, q.source, q.position, q.reason, q.detail, q.tenant_id, q.appended_at, q.quarantined_at,"
-    " q.message, q.estimated_value, q.currency, r.outcome, r.actor"
+    " octet_length(q.message), q.estimated_value, q.currency, r.outcome, r.actor"
     " from usage.quarantine as q left join usage.quarantine_resolutions as r using (quarantine_id)"
 )
 
@@ -55,10 +60,33 @@ def listing(
     return [Quarantined(*row) for row in rows]
 
 
-def get(connection: psycopg.Connection, quarantine_id: int) -> Quarantined | None:
-    """One refused message."""
+def waiting_ids(connection: psycopg.Connection, *, reason: str | None, tenant_id: str | None) -> Iterator[int]:
+    """The ids of all messages that wait now, oldest first, read as they are asked for; none that comes later."""
+    row = connection.execute("select max(quarantine_id) from usage.quarantine").fetchone()
+    after, last = 0, (row[0] if row else None) or 0
+    while True:
+        ids = connection.execute(
+            "select quarantine_id from usage.quarantine as q where quarantine_id > %(after)s"
+            " and quarantine_id <= %(last)s and (%(reason)s::text is null or reason = %(reason)s)"
+            " and (%(tenant)s::text is null or tenant_id = %(tenant)s) and not exists (select from"
+            " usage.quarantine_resolutions as r where r.quarantine_id = q.quarantine_id)"
+            " order by quarantine_id limit %(limit)s",
+            {"after": after, "last": last, "reason": reason, "tenant": tenant_id, "limit": IDS_A_TIME},
+        ).fetchall()
+        for (quarantine_id,) in ids:
+            yield quarantine_id
+        if len(ids) < IDS_A_TIME:
+            return
+        after = ids[-1][0]
+
+
+def get(connection: psycopg.Connection, quarantine_id: int) -> tuple[Quarantined, bytes] | None:
+    """One refused message, and what it was."""
     row = connection.execute(_QUERY + " where q.quarantine_id = %s", (quarantine_id,)).fetchone()
-    return Quarantined(*row) if row else None
+    whole = connection.execute(
+        "select message from usage.quarantine where quarantine_id = %s", (quarantine_id,)
+    ).fetchone()
+    return (Quarantined(*row), bytes(whole[0])) if row and whole else None
 
 
 def counts(connection: psycopg.Connection) -> dict[str, int]:

@@ -20,6 +20,7 @@ from streams.database import connect
 from streams.errors import DatabaseUnavailable
 from streams.retention import Retention
 from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
+from streams.worker_health import UpkeepSigns
 
 SHARE_OF_TIME: Final = 0.05
 """Of a worker's time so much, at most, goes into checks."""
@@ -29,7 +30,10 @@ WEEKS_AHEAD_EVERY_S: Final = 3600.0
 
 
 class Upkeep:
-    """One round whenever told. What fails is said and tried again in the next round: usage goes on meanwhile."""
+    """One round whenever told. What fails is said and tried again in the next round: usage goes on meanwhile.
+
+    `signs` tell whoever watches the worker.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Upkeep:
         self._retention_settings = retention or RetentionSettings.from_environment()
         self._retention: Retention | None = None
         self._producer: EventProducer | None = None
+        self.signs = UpkeepSigns(time.monotonic())
         self._failing = False
         self._weeks_added_at = -math.inf
         self._not_before = -math.inf
@@ -74,12 +79,16 @@ class Upkeep:
             deliver_alerts(self._connection, self._send)
             self._retention.step_when_due()
         except (psycopg.Error, DatabaseUnavailable, AdapterError) as error:
+            because = str(error).splitlines()[0]
             if not self._failing:
-                self._say(f"upkeep: {str(error).splitlines()[0]}; trying again, nothing is lost")
+                self._say(f"upkeep: {because}; trying again, nothing is lost")
             self._failing = True
+            self.signs.failures += 1
+            self.signs.because = because
             self.close()
             return False
         self._failing = False
+        self.signs.went_well_at, self.signs.because = time.monotonic(), ""
         return True
 
     def close(self) -> None:

@@ -86,7 +86,7 @@ class StreamsWorker:
         self._in_hand: set[str] = set()
         """Feeds of which a chunk is being applied."""
         self._queues: dict[str, asyncio.Queue[Any]] = {}
-        self.signs = LifeSigns(time.monotonic())
+        self.signs = LifeSigns(time.monotonic(), upkeep=self._upkeep.signs)
 
     @property
     def tally(self) -> Tally:

@@ -66,6 +66,14 @@ class WorkerMetrics:
         """Something that is looked at when asked for."""
         Gauge(f"{PREFIX}_{name}", text, registry=self._registry).set_function(value)
 
+    def counted(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Something that only grows and is counted elsewhere."""
+
+        def collect() -> Metric:
+            return CounterMetricFamily(f"{PREFIX}_{name}", text, value())
+
+        self._registry.register(_Labelled(collect))
+
     def by_partition(self, name: str, text: str, values: Callable[[], Mapping[Partition, float]]) -> None:
         """The same, with a value for each of some partitions."""
 
@@ -96,7 +104,7 @@ class WorkerMetrics:
 
 
 class _Labelled(Collector):
-    """One metric with labels that come and go, made when asked for."""
+    """One metric that is made when asked for; its labels may come and go."""
 
     def __init__(self, make: Callable[[], Metric]) -> None:
         self._make = make

@@ -26,6 +26,7 @@ from serving_adapter.errors import KafkaUnavailable
 from streams import completeness_store
 from streams.database import connect
 from streams.errors import DatabaseUnavailable
+from streams.http_connections import BoundedConnection
 from streams.ingestion import Ingestion
 from streams.settings import DatabaseSettings
 from streams.sources import Log, Partition, SourceState
@@ -71,6 +72,11 @@ class WorkerServer:
     def _measure(self) -> None:
         gauge, signs, tally = self._metrics.gauge, self._signs, self._ingestion.tally
         gauge("messages_per_second", "Usage messages of the last few seconds.", lambda: self._rate)
+        self._metrics.counted(
+            "upkeep_failures",
+            "Rounds of upkeep (completeness check, alerts, letting go) that failed.",
+            lambda: signs.upkeep.failures if signs.upkeep else 0,
+        )
         gauge("assigned_partitions", "Partitions that the group has given this worker.", lambda: len(signs.assigned))
         gauge("stopped_partitions", "Partitions left standing until a person decides.", lambda: len(tally.stopped))
         gauge("database_reachable", "1 if the database answers.", lambda: float(self._around.database is None))
@@ -158,7 +164,7 @@ class WorkerServer:
 
     async def _readyz(self, _request: Request) -> Response:
         """Whether what is in Kafka is being applied now."""
-        ready, body = readiness(self._signs, dict(self._ingestion.tally.stopped), self._around)
+        ready, body = readiness(time.monotonic(), self._signs, dict(self._ingestion.tally.stopped), self._around)
         return _json(200 if ready else 503, body)
 
     async def _show_metrics(self, _request: Request) -> Response:
@@ -174,6 +180,7 @@ def served(server: WorkerServer, listener: socket.socket) -> Iterator[None]:
             access_log=False,
             log_level="critical",
             lifespan="on",
+            http=BoundedConnection,
             ws="none",
             server_header=False,
             limit_concurrency=MAX_CONNECTIONS,

@@ -34,7 +34,6 @@ app.add_typer(quarantine, name="quarantine")
 
 EventFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one event a line; - for standard input.")]
 BAD_LINES_SHOWN = 50
-RELEASED_A_TIME = 10_000
 
 
 @app.command()
@@ -137,7 +136,7 @@ def list_quarantine(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """The latest refused messages that wait, newest first, with what each may be worth."""
+    """The latest refused messages that wait, newest first, with what each may be worth; `show` has the message."""
     with session.connection() as connection:
         found = quarantines.listing(connection, reason=reason, tenant_id=tenant, resolved=all_, limit=limit)
     rows = [asdict(row) for row in found]
@@ -154,7 +153,8 @@ def show_quarantine(quarantine_id: Annotated[int, typer.Argument(metavar="ID")])
     if found is None:
         err.print(f"tollbook: there is no quarantined message {quarantine_id}")
         raise typer.Exit(1)
-    document(asdict(found))
+    row, message = found
+    document(asdict(row) | {"message": message})
 
 
 @quarantine.command("release")
@@ -168,21 +168,19 @@ def release_quarantine(
     """Apply messages again, once their cause is mended. Those that would be refused again stay. Safe to repeat."""
     if bool(ids) == bool(reason or tenant):
         raise typer.BadParameter("name ids, or choose by --reason and --tenant")
-    refused = 0
+    released = refused = 0
     with session.connection() as connection:
-        if not ids:
-            found = quarantines.listing(connection, reason=reason, tenant_id=tenant, limit=RELEASED_A_TIME)
-            ids = sorted(row.quarantine_id for row in found)
         releaser = Releaser(connection)
-        for quarantine_id in ids:
+        for quarantine_id in ids or quarantines.waiting_ids(connection, reason=reason, tenant_id=tenant):
             try:
                 with session.change(connection, dry_run):
                     done = releaser.release(quarantine_id, actor=actor)
+                released += 1
                 out.print(f"{quarantine_id}: {'duplicate' if done.duplicate else 'applied'}")
             except NotReleased as error:
                 refused += 1
                 err.print(str(error), soft_wrap=True)
-    out.print(f"{len(ids) - refused} {'would be released' if dry_run else 'released'}, {refused} not")
+    out.print(f"{released} {'would be released' if dry_run else 'released'}, {refused} not")
     if refused:
         raise typer.Exit(1)
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, LiteralString
 
 import psycopg
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 from psycopg import sql
 
+from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.producer import EventProducer
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
@@ -25,7 +27,7 @@ from streams.database import connect
 from streams.sources import LogReader
 from tests.simulation import invariants
 from tests.simulation.faults import Fault
-from tests.simulation.traffic import Traffic
+from tests.simulation.traffic import Message, Traffic
 
 PATIENCE_S: Final = 60
 """After so long without what is waited for, something hangs. No test measures time by it."""
@@ -72,9 +74,32 @@ class Line:
             self._connection = connect(self.database_url)
         return self._connection
 
-    def send(self, requests: int) -> None:
-        """Send the messages of so many further requests."""
-        for message in self.traffic.round(requests):
+    def send(self, requests: int) -> list[Message]:
+        """Send the messages of so many further requests; returns them."""
+        messages = self.traffic.round(requests)
+        self._send(messages)
+        return messages
+
+    def resend(self, messages: Sequence[Message]) -> None:
+        """Send again what each row of these messages was first said by."""
+        first = {message.row: message for message in reversed(messages) if message.row is not None}
+        self.traffic.expected.messages += len(first)
+        self._send(list(first.values()))
+
+    def grow(self, partitions: int) -> None:
+        """Give the topic more partitions; what is sent from here on goes into all of them."""
+        self._admin.create_partitions([NewPartitions(self.topic, partitions)])[self.topic].result()
+
+        def all_there() -> bool:
+            with contextlib.suppress(KafkaUnavailable):  # the new ones have no leader for a moment
+                return len(self.log().ends) == partitions
+            return False
+
+        wait_for(all_there, "the topic has its new partitions")
+        self._producer = EventProducer(self.kafka, self.topic)  # one that knows them
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        for message in messages:
             self._producer.send(message.tenant_id.encode(), message.value)
         self._producer.flush()
 

@@ -60,9 +60,12 @@ def main() -> int:
     parser.add_argument("--do-not-wait", action="store_true", help="Faust's stream_wait_empty=False")
     parser.add_argument("--restart-agent", action="store_true", help="Faust's default supervisor instead of ours")
     parser.add_argument("--ask-in-vain", action="store_true", help="Kafka cannot be asked once for each partition")
+    parser.add_argument("--metadata-age-ms", type=int, help="how soon it notices that a topic has more partitions")
     given = parser.parse_args()
     if given.eager:
         consumer.HINT_EVERY_S = worker.HINT_EVERY_S = 0.05  # type: ignore[misc]
+    if given.metadata_age_ms:
+        consumer.METADATA_AGE_MS = worker.METADATA_AGE_MS = given.metadata_age_ms  # type: ignore[misc]
     make = FaultyWorker if given.reader == "faust" else consumer.BareConsumer
     made = make(
         KafkaSettings.from_environment(),

@@ -9,9 +9,10 @@ import psycopg
 import pytest
 
 from serving_adapter.settings import KafkaSettings
-from streams import tenants
+from streams import quarantine, tenants
 from streams.apply import ChunkApplier
 from streams.chunks import Source
+from streams.quarantine import Quarantined
 from streams.replica_apply import ReplicaChunkApplier
 from tests.builders import REPLICA_SOURCE, SOURCE
 from tests.simulation.line import Line
@@ -24,6 +25,13 @@ def register_source(connection: psycopg.Connection, source: Source, feed: str) -
         " values (%s, %s, %s, 0, 0, 0, %s)",
         (source.name, source.cluster_id, source.topic_id, feed),
     )
+
+
+def whole(connection: psycopg.Connection, held: Quarantined) -> bytes:
+    """The message that is in quarantine."""
+    found = quarantine.get(connection, held.quarantine_id)
+    assert found is not None
+    return found[1]
 
 
 BOTH_READERS = pytest.mark.parametrize("reader", ["faust", "bare"])

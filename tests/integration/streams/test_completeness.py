@@ -12,12 +12,13 @@ from serving_adapter.identity import Identity, event_id_of
 from streams import completeness_store, number_store, quarantine, sources, tenants
 from streams.apply import ChunkApplier
 from streams.chunks import Record
-from streams.completeness_check import CompletenessCheck, deliver_alerts
+from streams.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged, UnknownBoot
 from streams.replica_apply import ReplicaChunkApplier
 from streams.settings import CompletenessSettings
 from tests.builders import RECEIVED, REPLICA_SOURCE, make_chunk, make_record, make_report, numbered, report_json
+from tests.integration.streams.conftest import whole
 
 AT_ONCE = CompletenessSettings(timedelta(0), timedelta(seconds=60), timedelta(seconds=30))
 R1 = ("r1", "b1")
@@ -117,6 +118,41 @@ def test_numbers_that_are_all_here_are_kept_as_one_number(line: Line) -> None:
     assert line.connection.execute("select received_through, highest from usage.boot_numbers").fetchall() == [(5, 5)]
     for table in ("received_numbers", "number_fills", "replica_usage_fills", "gaps"):
         assert line.connection.execute(f"select count(*) from usage.{table}").fetchone() == (0,)
+
+
+def test_a_backlog_is_folded_in_bounded_portions_and_gaps_are_named_at_its_end(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halfway through, numbers that are only not folded yet are no gap."""
+    fold, portions = number_store.fold, []
+
+    def small(connection: psycopg.Connection, now: datetime) -> bool:
+        done = fold(connection, now, most=10)
+        left = connection.execute("select coalesce(sum(cardinality(numbers)), 0)::int8 from usage.number_fills")
+        portions.append((left.fetchone() or (None,))[0])
+        return done
+
+    monkeypatch.setattr(number_store, "fold", small)
+    with line.connection.cursor() as cursor:
+        fills = [("r1", "b1", list(range(n, n + 5))) for n in (36, 21, 11, 6, 1, 31, 26)]  # 16…20 never came
+        cursor.executemany("insert into usage.number_fills values (%s, %s, %s)", fills)
+    line.check(0)
+    assert portions == [25, 15, 5, 0]
+    assert line.gaps == [(16, 20, 5)]
+
+
+def test_what_one_run_does_not_fold_is_left_for_the_next(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    fold = number_store.fold
+    monkeypatch.setattr(number_store, "fold", lambda connection, now: fold(connection, now, most=1))
+    with line.connection.cursor() as cursor:
+        fills = [("r1", "b1", [n]) for n in range(1, PORTIONS_A_RUN + 5)]
+        cursor.executemany("insert into usage.number_fills values (%s, %s, %s)", fills)
+    line.check(0)
+    assert line.connection.execute("select count(*) from usage.number_fills").fetchone() == (4,)
+    line.check(1)
+    assert line.connection.execute("select received_through from usage.boot_numbers").fetchall() == [
+        (PORTIONS_A_RUN + 4,)
+    ]
 
 
 def test_numbers_far_beyond_a_gap_join_over_segments_once_it_closes(line: Line) -> None:
@@ -422,7 +458,7 @@ def test_bad_reports_go_to_quarantine_whole_and_the_others_are_applied(
     assert (done.applied, done.quarantined) == (1, len(bad))
     held = sorted(quarantine.listing(connection), key=lambda row: row.position)
     assert [row.reason for row in held] == ["torn", "invalid", "unsupported", "future", "invalid"]
-    assert [row.message for row in held] == bad
+    assert [whole(connection, row) for row in held] == bad
 
 
 def test_reports_move_by_position_as_usage_does(

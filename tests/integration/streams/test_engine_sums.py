@@ -28,7 +28,8 @@ def after(seconds: float) -> datetime:
 
 
 def report(connection: psycopg.Connection) -> EngineReport:
-    number_store.fold(connection, RECEIVED)
+    with connection.transaction():
+        number_store.fold(connection, RECEIVED)
     return engine_store.report(connection)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import threading
@@ -10,13 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from starlette.types import Message
 
 from devstack.kafka_broker import KafkaBroker
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ensure_topics
 from streams import access_keys
-from streams.event_server import MAX_BODY_BYTES, Refusal, read_body
+from streams.event_server import MAX_BODY_BYTES
 from streams.http_events import BATCHED, MAX_EVENTS, STRUCTURED
 from tests.builders import EVENT
 from tests.fixtures_event_server import EventServerProcess, StartServer, messages, usage_event, wait_for
@@ -64,6 +62,17 @@ def test_a_mixed_batch_loses_none_of_its_good_events(server: EventServerProcess,
         ("refused", "invalid", ""),
     ]
     assert len(messages(kafka)) == 1
+
+
+def test_an_emitter_cannot_fill_a_real_replicas_gap(server: EventServerProcess, kafka: KafkaSettings) -> None:
+    numbered = {"boot_id": "b1", "seq": 2**53 - 1}
+    assert server.post(usage_event(1, replica_id="replica-1", **numbered)).status == 403
+    reply = server.post([usage_event(1, replica_id=name, **numbered) for name in ("replica-1", "gateway.1")])
+    assert [(r["status"], r.get("reason")) for r in reply.body["results"]] == [
+        ("refused", "replica_not_allowed"),
+        ("accepted", None),
+    ]
+    assert [json.loads(message.value() or b"")["replica_id"] for message in messages(kafka)] == ["gateway.1"]
 
 
 def test_where_nothing_is_accepted_nothing_is_sent(server: EventServerProcess, kafka: KafkaSettings) -> None:
@@ -115,15 +124,6 @@ def test_a_body_beyond_its_bound_is_refused_announced_or_not(server: EventServer
     event = json.dumps(EVENT).encode()
     assert server.post(b"[" + b" " * (MAX_BODY_BYTES - len(event) - 2) + event + b"]").status == 202
     assert len(messages(kafka)) == 1
-
-
-def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
-    async def never() -> Message:
-        return await asyncio.Future()
-
-    with pytest.raises(Refusal) as caught:
-        asyncio.run(read_body(never, within_s=0.01))
-    assert caught.value.status == 408
 
 
 def test_a_request_that_was_accepted_is_answered_when_the_server_is_stopped(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
+import psycopg
 import pytest
 
 from serving_adapter.settings import KafkaSettings
@@ -74,6 +75,15 @@ def test_a_worker_tells_what_it_does(line: Line, ask: Ask) -> None:
     tenants = re.findall(r'tenant_messages_total{tenant="(.*)"}', text)
     assert len(tenants) == NAMED_AT_MOST + 1
     assert OTHERS in tenants
+
+
+def test_upkeep_that_fails_is_counted_and_usage_goes_on(line: Line, ask: Ask, owner: psycopg.Connection) -> None:
+    wait_for(lambda: ask("/readyz")[0] == 200, "the worker is ready")
+    before = value_of(ask("/metrics")[1], "upkeep_failures_total")
+    owner.execute("alter table usage.completeness_watch rename to not_there")
+    wait_for(lambda: value_of(ask("/metrics")[1], "upkeep_failures_total") > before + 1, "failures are counted")
+    line.send(20)
+    line.wait_for_positions(line.traffic.expected.messages)
 
 
 def test_a_stopped_partition_makes_a_worker_unready_and_is_named(line: Line, ask: Ask) -> None:

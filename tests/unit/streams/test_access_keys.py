@@ -40,3 +40,9 @@ def test_all_tenants_are_all_but_the_reserved_ones(
 ) -> None:
     key = replace(KEY, all_tenants=all_tenants, tenants=frozenset(named))
     assert {tenant for tenant in allowed | refused if key.may_speak_for(tenant)} == allowed
+
+
+def test_an_emitter_numbers_under_the_keys_name_and_what_is_below_it() -> None:
+    own = {"gateway", "gateway.7", "gateway/eu/7"}
+    foreign = {"replica-1", "gateway-2", "gateways", "Gateway", "gatewa", "", ".gateway"}
+    assert {replica for replica in own | foreign if KEY.may_number_as(replica)} == own

@@ -16,6 +16,7 @@ from serving_adapter.events import decode
 from serving_adapter.identity import event_id_of, identity_of
 from streams.http_events import (
     BATCHED,
+    FOREIGN_REPLICA,
     MAX_EVENT_BYTES,
     MAX_EVENTS,
     NOT_ALLOWED,
@@ -32,6 +33,7 @@ from streams.http_events import (
 from tests.builders import EVENT, event_json
 
 ENVELOPE: dict[str, Any] = {"specversion": "1.0", "id": "own-1", "source": "/gateway/eu", "type": "tollbook.usage.v1"}
+NUMBERED = {"replica_id": "gateway.1", "boot_id": "b1", "seq": 1}
 ATTRIBUTES = [(f"ce-{name}".encode(), value.encode()) for name, value in ENVELOPE.items()]
 
 
@@ -43,7 +45,13 @@ def read(
     body: bytes, media_type: str = PLAIN, *more: tuple[bytes, bytes], tenants: tuple[str, ...] = ("tenant_1",)
 ) -> list[Submission | Refused]:
     headers = [(b"content-type", media_type.encode()), *more]
-    return read_request(headers, body, emitter="gateway", may_speak_for=lambda tenant: tenant in tenants)
+    return read_request(
+        headers,
+        body,
+        emitter="gateway",
+        may_speak_for=lambda tenant: tenant in tenants,
+        may_number_as=lambda replica: replica in ("gateway", "gateway.1"),
+    )
 
 
 def sent(found: list[Submission | Refused]) -> Submission:
@@ -154,6 +162,8 @@ def test_any_bytes_are_refused_as_a_request_or_event_by_event(body: bytes, media
         (enveloped(EVENT | {"schema_version": 2}), ("unsupported", "schema_version")),
         (enveloped(EVENT | {"timestamp": 0}), ("bad_time", "timestamp")),
         (enveloped(EVENT | {"tenant_id": "tenant_2"}), (NOT_ALLOWED, "tenant_id")),
+        (enveloped(EVENT | NUMBERED | {"replica_id": "replica-1"}), (FOREIGN_REPLICA, "replica_id")),
+        (enveloped(EVENT | {"replica_id": "replica-1"}), (FOREIGN_REPLICA, "replica_id")),
         (enveloped(EVENT | {"x": "x" * MAX_EVENT_BYTES}), ("too_large", "")),
     ],
 )
@@ -164,6 +174,11 @@ def test_a_cloud_event_that_does_not_fit_is_refused_by_field(body: bytes, expect
     assert (first.reason, first.field) == expected
     assert isinstance(second, Submission)
     assert second.index == 1
+
+
+@pytest.mark.parametrize("numbering", [NUMBERED, NUMBERED | {"replica_id": "gateway"}, NUMBERED | {"replica_id": ""}])
+def test_an_emitter_numbers_under_its_own_name_or_not_at_all(numbering: dict[str, Any]) -> None:
+    assert json.loads(sent(read(json.dumps(EVENT | numbering).encode())).message) == EVENT | numbering
 
 
 def test_headers_of_binary_mode_are_percent_encoded_utf8() -> None:
@@ -204,7 +219,15 @@ GOOD, BAD, FOREIGN = Accepted(0, "id"), Refused(1, "invalid", "model", "…"), R
 
 @pytest.mark.parametrize(
     ("results", "status"),
-    [([], 202), ([GOOD], 202), ([GOOD, BAD, FOREIGN], 202), ([BAD], 422), ([BAD, FOREIGN], 422), ([FOREIGN], 403)],
+    [
+        ([], 202),
+        ([GOOD], 202),
+        ([GOOD, BAD, FOREIGN], 202),
+        ([BAD], 422),
+        ([BAD, FOREIGN], 422),
+        ([FOREIGN], 403),
+        ([FOREIGN, Refused(3, FOREIGN_REPLICA, "replica_id", "…")], 403),
+    ],
 )
 def test_the_status_says_whether_anything_was_accepted(results: list[Accepted | Refused], status: int) -> None:
     assert status_of(results) == status

@@ -1,0 +1,71 @@
+"""What goes into quarantine is alerted once an hour, and is listed without being read."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import psycopg
+import pytest
+
+from streams import alerts, quarantine, tenants
+from streams.apply import ChunkApplier
+from streams.completeness_check import deliver_alerts
+from streams.replica_apply import ReplicaChunkApplier
+from tests.builders import EVENT, REPLICA_SOURCE, SOURCE, make_chunk, make_record
+from tests.integration.streams.conftest import whole
+
+CONFLICT = json.dumps(EVENT | {"request_id": "req-0", "output_tokens": 6}).encode()
+RAISED = "select kind, key, subject ->> 'reason' from usage.alerts order by key, 3"
+
+
+def test_what_goes_into_quarantine_is_alerted_once_and_delivered(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    torn, stranger = make_record(1, b"{torn"), make_record(3, tenant_id="stranger")
+    applier.apply(make_chunk(make_record(0), torn, make_record(2, CONFLICT), stranger))
+    applier.apply(make_chunk(make_record(4, b"{torn as well"), make_record(5, CONFLICT)))
+    replica_applier.apply(make_chunk(make_record(0, b"{torn"), source=REPLICA_SOURCE))
+    assert connection.execute(RAISED).fetchall() == [
+        ("quarantine", REPLICA_SOURCE.name, "torn"),
+        ("quarantine", SOURCE.name, "torn"),
+        ("quarantine", SOURCE.name, "unknown_tenant"),
+        ("quarantine", "tenant_1", "conflict"),
+    ]
+    sent: list[alerts.Alert] = []
+    assert deliver_alerts(connection, sent.extend) == 4
+    stored = connection.execute("select alert_id from usage.alerts").fetchall()
+    assert sorted(alert.alert_id for alert in sent) == sorted(row[0] for row in stored)
+    assert all(json.loads(alerts.encode(alert))["subject"]["hour"] == "2026-11-01T12:00:00+00:00" for alert in sent)
+    assert deliver_alerts(connection, sent.extend) == 0
+
+
+def test_an_alert_is_raised_in_the_transaction_of_what_it_is_about(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    with connection.transaction(force_rollback=True):
+        applier.apply(make_chunk(make_record(0, b"{torn")))
+    assert connection.execute(RAISED).fetchall() == []
+
+
+def test_a_listing_holds_no_messages(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    size = 900_000
+    applier.apply(make_chunk(*(make_record(position, b"x" * size) for position in range(3))))
+    held = quarantine.listing(connection)
+    assert [row.message_bytes for row in held] == [size] * 3
+    assert len(repr(held)) < 10_000
+    assert whole(connection, held[0]) == b"x" * size
+
+
+def test_ids_are_read_as_they_are_asked_for_and_what_comes_meanwhile_is_left(
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "IDS_A_TIME", 2)
+    tenants.register(connection, [("tenant_2", "Two")], actor="test")
+    applier.apply(make_chunk(*(make_record(position, b"{torn") for position in range(5)), make_record(5, b"[]")))
+    everything = sorted(row.quarantine_id for row in quarantine.listing(connection))
+    torn = quarantine.waiting_ids(connection, reason="torn", tenant_id=None)
+    first = list(islice(torn, 2))
+    applier.apply(make_chunk(make_record(6, b"{torn later")))
+    assert first + list(torn) == everything[:5]
+    assert list(quarantine.waiting_ids(connection, reason=None, tenant_id="tenant_2")) == []

@@ -296,7 +296,7 @@ def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
 def counted_outcomes(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
     """Each usage source's applied and quarantined messages, as its chunks recorded them."""
     rows = connection.execute(
-        "select source, coalesce(sum(applied), 0)::int8, coalesce(sum(quarantined), 0)::int8"
-        " from usage.sources left join usage.applied_chunks using (source) where feed = 'usage' group by source"
+        "select source, coalesce(sum(c.applied), 0)::int8, coalesce(sum(c.quarantined), 0)::int8"
+        " from usage.sources left join usage.applied_chunks as c using (source) where feed = 'usage' group by source"
     )
     return {source: (applied, held) for source, applied, held in rows}

@@ -146,56 +146,46 @@ def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime
 
 # Said in SQL over raw events, apart from billing's own way (billing/attempts.py): reconciliation's witness of it.
 # Outside of the period only attempts of requests that have some inside are read: later ones by the partial index of
-# attempts > 1, the first by its identity's key, or among all events of a time whose identities may be forgotten.
+# attempts > 1, the first by its identity's key, or among the events of a time whose identities may be forgotten.
 _DELIVERED: Final = """
     with later as materialized (
         select tenant_id, request_id, attempt, completed_at from usage.events where attempt > 1
         union all select tenant_id, request_id, attempt, completed_at from usage.recalled_events where attempt > 1
-    ), bills as materialized (
-        select * from unnest(%(tenants)s::text[], %(statuses)s::text[]) as bills (tenant_id, status)
-    ), inside as (
-        select e.* from usage.counting_events as e join bills using (tenant_id, status)
-        where e.completed_at >= %(start)s and e.completed_at < %(end)s and e.purpose = 'tenant' and e.status <> 'lost'
-    ), retried as materialized (
-        select * from inside where (tenant_id, request_id) in (select tenant_id, request_id from later)
-    ), concerned as materialized (
+    ), first_key as materialized (
         select distinct tenant_id, request_id, usage.identity_key(tenant_id, request_id, 1, 'usage', 0) as key
-        from retried
-    ), attempts as (
-        select tenant_id, request_id, attempt, completed_at from later join concerned using (tenant_id, request_id)
+        from later
+    ), known as materialized (
+        select tenant_id, request_id, attempt, completed_at from later
         union
-        select tenant_id, request_id, 1, i.completed_at from concerned join usage.event_identities as i using (key)
+        select tenant_id, request_id, 1, i.completed_at from first_key join usage.event_identities as i using (key)
         union
-        select tenant_id, request_id, 1, v.completed_at from concerned join usage.event_versions as v using (key)
+        select tenant_id, request_id, 1, v.completed_at from first_key join usage.event_versions as v using (key)
         union
         select tenant_id, request_id, 1, e.completed_at
-        from concerned join usage.present_events as e using (tenant_id, request_id)
+        from first_key join usage.present_events as e using (tenant_id, request_id)
         where e.attempt = 1
           and e.completed_at < (select forgotten_before + interval '1 day' from usage.ingest_rules)
     ), elsewhere as materialized (
-        select * from attempts where completed_at < %(start)s or completed_at >= %(end)s
+        select * from known where (completed_at < %(start)s or completed_at >= %(end)s)
+            and (tenant_id, request_id) in (
+                select tenant_id, request_id from known where completed_at >= %(start)s and completed_at < %(end)s)
+    ), attempts as (
+        select e.* from usage.counting_events as e where e.completed_at >= %(start)s and e.completed_at < %(end)s
+        union all
+        select e.* from elsewhere as o join usage.counting_events as e on e.tenant_id = o.tenant_id
+            and e.completed_at = o.completed_at and e.request_id = o.request_id and e.attempt = o.attempt
     ), ranked as (
-        select *, first_value(attempt) over (
+        select a.*, first_value(attempt) over (
             partition by tenant_id, request_id
             order by (status = 'ok') desc, (status = 'aborted') desc, attempt desc) as delivered
-        from (select * from retried
-              union all
-              select e.* from elsewhere as o
-              join usage.counting_events as e on e.tenant_id = o.tenant_id and e.completed_at = o.completed_at
-                  and e.request_id = o.request_id and e.attempt = o.attempt
-              join bills on bills.tenant_id = e.tenant_id and bills.status = e.status
-              where e.purpose = 'tenant' and e.status <> 'lost') as all_attempts
-    ), delivered as (
-        select {keys}, kind, input_tokens, cache_hit_tokens, output_tokens, gpu_us from inside
-        where not exists (select from later where later.tenant_id = inside.tenant_id
-                          and later.request_id = inside.request_id)
-        union all
-        select {keys}, kind, input_tokens, cache_hit_tokens, output_tokens, gpu_us from ranked
-        where attempt = delivered and completed_at >= %(start)s and completed_at < %(end)s
+        from attempts as a join unnest(%(tenants)s::text[], %(statuses)s::text[]) as bills (tenant_id, status)
+            using (tenant_id, status)
+        where purpose = 'tenant' and status <> 'lost'
     )
     select {keys}, {requests}, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8, sum(output_tokens)::int8,
         sum(gpu_us)::int8
-    from delivered group by {keys} order by {keys}
+    from ranked where attempt = delivered and completed_at >= %(start)s and completed_at < %(end)s
+    group by {keys} order by {keys}
 """
 
 

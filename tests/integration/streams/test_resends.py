@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from typing import Any
@@ -24,22 +25,25 @@ LEFT = {
     "events": "source, position, usage_source, completed_at",
     "event_identities": "key, source_no, position, completed_at, usage_source",
     "event_versions": "key, source_no, position, completed_at, usage_source",
+    "identity_ages": "key, completed_at",
     "superseded_events": "source, position, by_source, by_position",
     "windows_1h": "*",
     "quarantine": "source, position, reason, detail",
     "applied_chunks": "source, first_position, next_position, applied, duplicates, retimed, quarantined, late",
 }
+LATER = {"timestamp": "2026-11-05T12:00:00Z"}
 
 
 def dirty_chunks() -> tuple[list[str], list[Chunk]]:
-    """Dirty traffic, then all of it again among more of it, in chunks of many sizes."""
+    """Dirty traffic, then all of it again among more of it and with other times, in chunks of many sizes."""
     seed = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
     print(f"seed {seed}: TOLLBOOK_SEED={seed} repeats it")
     dice, traffic = random.Random(seed), Traffic(seed)
     first = traffic.round(250)
-    again = [*first, *traffic.round(100)]
+    again = [m.value for m in (*first, *traffic.round(100))]
+    again += [json.dumps(json.loads(m.value) | LATER).encode() for m in dice.sample(first, 60) if m.row is not None]
     dice.shuffle(again)
-    records = [Record(i, b"", m.value, applying.RECEIVED) for i, m in enumerate([*first, *again])]
+    records = [Record(i, b"", v, applying.RECEIVED) for i, v in enumerate([*(m.value for m in first), *again])]
     chunks = []
     while records:
         size = dice.choice((1, 7, 40, 200))
@@ -69,6 +73,7 @@ def test_dirty_traffic_leaves_the_same_either_way(
     monkeypatch.setattr(resends, "plain", lambda *_: {})
     assert at_once == applied(make_database(), tenant_ids, chunks)
     assert sum(done.retimed for done in at_once[0]) > 0
+    assert at_once[1]["identity_ages"]
     assert sum(done.duplicates for done in at_once[0]) > 300
 
 
@@ -79,6 +84,6 @@ def test_plain_resends_take_no_statements_of_their_own(
     sent = [ESTIMATE, STREAM, ENGINE, correction(1, output_tokens=-1), other]
     send(applier, connection, *sent)
     monkeypatch.delattr(Arrivals, "take")
-    done = send(applier, connection, *sent, other | {"timestamp": "2026-11-01T11:00:00Z"})
+    done = send(applier, connection, *sent, other | {"timestamp": "2026-11-01T09:00:00Z"})
     assert sum(each.duplicates for each in done) == len(sent) + 1
     assert sum(each.retimed for each in done) == 1

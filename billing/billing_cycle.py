@@ -87,7 +87,7 @@ class Bills:
 class _Billed:
     """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
     draw, as last rated; what remains of its invoice, and of what credits paid on it, after credit notes; what remains
-    of its fees in advance, and which of the prior credits are in that."""
+    of its fees in advance, their tax groups, and which of the prior credits are in that."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
@@ -95,6 +95,7 @@ class _Billed:
     paid: list[PaidByCredit] = field(default_factory=list)
     remaining: Remaining = field(default_factory=Remaining)
     in_advance: Remaining = field(default_factory=Remaining)
+    fee_groups: dict[str, str] = field(default_factory=dict)
     noted: set[int] = field(default_factory=set)
 
 
@@ -166,8 +167,9 @@ class _Cycle:
 
     def _bill_in_advance(self, number: int, each: AdvanceBill) -> None:
         billed, naming = self.billed[number], self._naming(number)
-        remaining = self._with_prior_credits(billed, each)
         lines = {naming.key(line.identity): line for line in each.lines}
+        remaining = self._with_prior_credits(billed, each.service.start)
+        billed.fee_groups |= {without_ending(key): line.tax_group for key, line in lines.items()}
         net = total(line.amount for line in each.lines)
         if net > 0:
             document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
@@ -183,15 +185,14 @@ class _Cycle:
                 self.documents.append(document)
         billed.in_advance = after
 
-    def _with_prior_credits(self, billed: _Billed, of: AdvanceBill) -> Remaining:
-        """What remains of the fees in advance after the credit notes by hand so far."""
+    def _with_prior_credits(self, billed: _Billed, at: datetime) -> Remaining:
+        """What remains of the fees in advance after the credit notes by hand until a moment."""
         remaining = billed.in_advance
-        group = of.lines[0].tax_group
         for number, credit in enumerate(self.of.prior_credits):
             key = without_ending(credit.line_key)
-            if number not in billed.noted and credit.at <= of.service.start and key in remaining.lines:
+            if number not in billed.noted and credit.at <= at and key in remaining.lines:
                 billed.noted.add(number)
-                remaining = reduced(remaining, key, group, credit.amount, self.of.payer)
+                remaining = reduced(remaining, key, billed.fee_groups[key], credit.amount, self.of.payer)
         return remaining
 
     def _bill_usage(self, number: int) -> None:

@@ -231,14 +231,15 @@ def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[in
     fees = [charge for charge in form.charges if charge.model == "flat" and charge.advance and not charge.discounted]
     changes = case["subscription"]
     plain = len(case["plan"]) == 1 and len(case["plan"]["a"]) == 1 and len(changes) == 2 and changes[1].get("cancel")
-    if not (plain and fees and random.random() < 0.5):
+    if not (plain and fees):
         return
+    credited = random.choice(fees)
     cancelled, begun = calendar.read(changes[1]["at"]), calendar.read(changes[0]["at"])
     for start, end in spans:
         since = max(start, begun)
         if since < cancelled < end:
             at = since + random.randrange((cancelled - since) // SECOND + 1) * SECOND
-            fee = next(one for one in case["plan"]["a"][0]["charges"] if one["key"] == fees[0].key)["fee"]
+            fee = next(one for one in case["plan"]["a"][0]["charges"] if one["key"] == credited.key)["fee"]
             cents = random.randint(1, max(1, int(Fraction(fee) * 100 * (end - since) / (end - start))))
             amount = f"{cents // 100}.{cents % 100:02d}"
-            case["prior_credits"] = [{"line": fees[0].key, "amount": amount, "at": written(at)}]
+            case["prior_credits"] = [{"line": credited.key, "amount": amount, "at": written(at)}]

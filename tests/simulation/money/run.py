@@ -27,7 +27,7 @@ from tests.simulation.money import generator, invariants, shrink
 from tests.simulation.money.compare import Difference, Rating, difference
 from tests.simulation.money.usages import Met
 
-BATCH = 250
+BATCH = 100
 """Cases per task: some tenths of a second, so that progress and the end come soon."""
 EXAMPLES = 5
 """Kinds of difference of which a case is shrunk and shown."""

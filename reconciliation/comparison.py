@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from billing.money import plain
+
 Value = int | Decimal | str
 
 
@@ -25,7 +27,16 @@ def differences(left: Mapping[str, Value], right: Mapping[str, Value]) -> list[D
     Zero and absent are not the same: a record that should be there and is not is a difference.
     """
     keys = sorted(left.keys() | right.keys())
-    return [Difference(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+    return [
+        Difference(key, _as_told(left.get(key)), _as_told(right.get(key)))
+        for key in keys
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _as_told(value: Value | None) -> Value | None:
+    """Without the zeros behind a number that its column's scale leaves."""
+    return Decimal(plain(value)) if isinstance(value, Decimal) else value
 
 
 def multiset_differences(key: str, left: Counter[str], right: Counter[str]) -> list[Difference]:

@@ -125,7 +125,8 @@ def _tell(differences: list[Difference], name: str, with_events: bool, as_json: 
 
 def _counter(of: Explained) -> dict[str, Any]:
     return of.counter._asdict() | {
-        "metric": of.metric, "lines": list(of.lines), "counted": of.counted, "found": of.found, "agrees": of.agrees,
+        "metric": of.metric, "lines": list(of.lines), "counted": plain(of.counted), "found": plain(of.found),
+        "agrees": of.agrees,
         "hours": [asdict(hour) for hour in of.hours.values()],
     }  # fmt: skip
 

@@ -41,7 +41,7 @@ def test_bad_lines_are_named_and_the_good_ones_sent(run: Run, tmp_path: Path) ->
     assert "applied 2, duplicates 0, quarantined 0" in run("streams", "run", "--drain").stdout
 
 
-def test_an_unknown_tenants_events_are_kept_in_quarantine(run: Run, tmp_path: Path) -> None:
+def test_an_unknown_tenants_events_are_kept_in_quarantine_until_they_are_released(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(EVENT))
     assert run("events", "ingest", str(file)).returncode == 0
@@ -50,6 +50,10 @@ def test_an_unknown_tenants_events_are_kept_in_quarantine(run: Run, tmp_path: Pa
     assert (held["reason"], held["tenant_id"]) == ("unknown_tenant", "tenant_1")
     shown = json.loads(run("events", "quarantine", "show", str(held["quarantine_id"])).stdout)
     assert json.loads(shown["message"]) == EVENT
+    refused = run("events", "quarantine", "release", "--reason", "unknown_tenant")
+    assert (refused.returncode, "0 released, 1 not" in refused.stdout) == (1, True)
+    run("tenant", "add", "tenant_1")
+    assert "1 released, 0 not" in run("events", "quarantine", "release", "--reason", "unknown_tenant").stdout
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
-from confluent_kafka import KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
@@ -84,6 +85,11 @@ def disagreement(state: SourceState, log: Log, partition: int) -> str | None:
     return None
 
 
+LEADER_CHANGES: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+LEADER_ASKED_TIMES: Final = 10
+LEADER_ASKED_AGAIN_S: Final = 0.2
+
+
 class LogReader:
     """Asks the broker what a topic is and how far it reaches."""
 
@@ -94,25 +100,32 @@ class LogReader:
         self._admin: AdminClient | None = admin_client(kafka)
 
     def read(self) -> Log:
-        """Ids and offsets now. Raises KafkaUnavailable."""
+        """Ids and offsets now. Raises KafkaUnavailable; only after some patience while a leader changes."""
+        for left in reversed(range(LEADER_ASKED_TIMES)):
+            try:
+                return self._read()
+            except KafkaException as error:
+                if not left or error.args[0].code() not in LEADER_CHANGES:
+                    raise self._unavailable(error) from None
+                time.sleep(LEADER_ASKED_AGAIN_S)
+        raise AssertionError("the last time returns or raises")
+
+    def _read(self) -> Log:
         admin = self._client()
-        try:
-            cluster = admin.describe_cluster(request_timeout=ANSWER_WITHIN_S).result()
-            topics = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
-            topic = topics[self._topic].result()
-            numbers = [partition.id for partition in topic.partitions]
-            begins = self._offsets(admin, numbers, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-            ends = self._offsets(admin, numbers, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-            return Log(
-                self._topic,
-                str(cluster.cluster_id),
-                str(topic.topic_id),
-                {p: at.offset for p, at in begins.items()},
-                {p: at.offset for p, at in ends.items()},
-                {p: at.leader_epoch if at.leader_epoch is not None else -1 for p, at in ends.items()},
-            )
-        except KafkaException as error:
-            raise self._unavailable(error) from None
+        cluster = admin.describe_cluster(request_timeout=ANSWER_WITHIN_S).result()
+        topics = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
+        topic = topics[self._topic].result()
+        numbers = [partition.id for partition in topic.partitions]
+        begins = self._offsets(admin, numbers, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        ends = self._offsets(admin, numbers, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return Log(
+            self._topic,
+            str(cluster.cluster_id),
+            str(topic.topic_id),
+            {p: at.offset for p, at in begins.items()},
+            {p: at.offset for p, at in ends.items()},
+            {p: at.leader_epoch if at.leader_epoch is not None else -1 for p, at in ends.items()},
+        )
 
     def topic_id(self) -> str:
         """The topic's id alone, as cheaply as it can be had. Raises KafkaUnavailable."""

@@ -237,7 +237,7 @@ def _draws(plan: PeriodPlan, measured: Measured, lines: Sequence[Line], off: _Di
         for (of, pair), amount in in_pairs.items():
             if of == key:
                 result += _in_time(plan.charge(key, pair), measured[key, pair], amount * whole / in_charge)
-    return result
+    return [draw for draw in result if draw.value > 0]
 
 
 def _in_time(charge: Charge, events: Sequence[tuple[Billable, Fraction]], amount: Fraction) -> list[Draw]:

@@ -27,7 +27,7 @@ check: install ## Lint, format, types, import rules, and the tests that need no 
 bench-streams: install ## How fast events become windows, for ten minutes, and from produced to visible (QUICK=1)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.streams
 
-bench-identities: install ## Ways to know an identity again, with 100 million there already (QUICK=1, IDENTITIES=)
+bench-identities: install ## Ways to know an identity again, as the table grows to 100 million (QUICK=1, IDENTITIES=)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.identities
 
 bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)

@@ -8,7 +8,7 @@ from dataclasses import astuple, fields
 from typing import Any, Final
 
 from billing.rating import NEVER_BILLED_STATUS
-from streams.windows import AttemptUsage, UsageQuantity
+from streams.rules.windows import AttemptUsage, UsageQuantity
 
 _SUMS: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
 _FIRST_SUM: Final = [field.name for field in fields(UsageQuantity)].index(_SUMS[0])

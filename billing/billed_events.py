@@ -14,7 +14,7 @@ from billing.rating.usage import GPU_MICROSECOND, bills, by_metric
 from billing.subscriptions import Piece
 from billing.usage_digest import BilledEvent
 from billing.usage_events import BILLED_PURPOSE
-from streams.event_reader import StoredEvent
+from streams.usage.event_reader import StoredEvent
 
 Attempt = tuple[str, int]
 """A request and one of its attempts."""

@@ -22,9 +22,9 @@ from billing.rating import RatedLine, difference, distribute, is_billable
 from billing.rating.period import Coverable, rate_period
 from billing.rating.usage import PieceUsage, Usage, usage_of_sums
 from billing.subscriptions import Piece, Subscription, pieces
-from streams.timed_usage import timed_quantities
-from streams.usage_store import retried_usage
-from streams.windows import AttemptUsage
+from streams.rules.windows import AttemptUsage
+from streams.usage.timed_usage import timed_quantities
+from streams.usage.usage_store import retried_usage
 
 
 class CoverableUsage:

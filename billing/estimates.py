@@ -14,8 +14,8 @@ from billing.charge_models import highest_unit_price
 from billing.database import raw
 from billing.price_plans import TOKEN_CLASSES, Metric, PlanVersion
 from billing.subscriptions import Subscription
-from streams import estimates
-from streams.estimates import EstimatePrice
+from streams.rules import estimates
+from streams.rules.estimates import EstimatePrice
 
 
 def highest_prices(versions: Iterable[PlanVersion]) -> list[EstimatePrice]:

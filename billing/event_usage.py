@@ -18,7 +18,7 @@ from billing.rating.usage import GPU_MICROSECOND, Usage, bills, by_metric
 from billing.subscriptions import Piece, priced_at_start
 from billing.usage_events import UsageEvent, corrected
 from serving_adapter.identity import Identity, event_id_of
-from streams.request_events import RequestEvent
+from streams.usage.request_events import RequestEvent
 
 
 def needs_events(plan: PricePlan) -> bool:

@@ -21,11 +21,11 @@ from billing.rating import Rating, Usage, rate, rate_used
 from billing.rating_bands import needs_bands
 from billing.subscriptions import Piece, Subscription
 from streams.errors import EventsArchived
-from streams.request_events import request_events
-from streams.stale_bands import stale_bands
-from streams.usage_ranges import UsageRange, archived, range_quantities
-from streams.usage_store import rating_quantities, retried_usage
-from streams.windows import AttemptUsage, UsageQuantity
+from streams.rules.stale_bands import stale_bands
+from streams.rules.windows import AttemptUsage, UsageQuantity
+from streams.usage.request_events import request_events
+from streams.usage.usage_ranges import UsageRange, archived, range_quantities
+from streams.usage.usage_store import rating_quantities, retried_usage
 
 PieceSums = list[tuple[Piece, list[UsageQuantity]]]
 

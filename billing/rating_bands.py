@@ -1,8 +1,8 @@
 """What streams must mark requests with so that they can be rated from sums: steps of context length, price versions.
 
 Billing writes these rules whenever a plan or a subscription changes; streams mark each event by them when it is
-ingested (streams/rating_bands.py). A price version is named by the moment from which it is in force, so that the name
-holds for whatever plan the tenant is on when the request completes.
+ingested (streams/rules/rating_bands.py). A price version is named by the moment from which it is in force, so that the
+name holds for whatever plan the tenant is on when the request completes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from billing import account_store, plan_store
 from billing.database import raw
 from billing.price_plans import PlanVersion, PriceAt, version_at
 from billing.subscriptions import Subscription, version_name
-from streams import ingest_rules
-from streams.rating_bands import ANY_MODEL, BandKind, BandRule
-from streams.stale_bands import StaleBands, stale_bands
+from streams.rules import ingest_rules
+from streams.rules.rating_bands import ANY_MODEL, BandKind, BandRule
+from streams.rules.stale_bands import StaleBands, stale_bands
 
 Versions = Mapping[str, Sequence[PlanVersion]]
 _EVER: Final = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))

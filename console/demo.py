@@ -34,8 +34,11 @@ from reconciliation.period import PeriodReport, reconcile_period
 from serving_adapter import ingest
 from serving_adapter.producer import EventProducer
 from serving_adapter.topics import USAGE
-from streams import schema, sources, status, tenants, usage_store
+from streams import schema, tenants
 from streams.database import connect
+from streams.ingest import sources
+from streams.usage import usage_store
+from streams.workers import status
 
 MONTHS: Final = ("2026-10", "2026-11")
 NOW: Final = datetime(2026, 12, 2, tzinfo=UTC)

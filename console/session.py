@@ -19,16 +19,16 @@ from devstack import stack
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
 from streams.database import connect
+from streams.ingest.sources import Feed, Log, LogReader
 from streams.schema import check
 from streams.settings import DatabaseSettings, archive_address
-from streams.sources import Feed, Log, LogReader
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from billing.stripe_gateway import StripeGateway
-    from streams.archive_files import Archive
-    from streams.stale_bands import StaleBands
+    from streams.retention.archive_files import Archive
+    from streams.rules.stale_bands import StaleBands
 
 
 def _somebody(actor: str) -> str:
@@ -117,7 +117,7 @@ def engine() -> Iterator[Engine]:
 
 def archive() -> Archive:
     """The archive of raw events as the environment names it."""
-    from streams.archive_files import Archive  # pyarrow takes a third of a second to import
+    from streams.retention.archive_files import Archive  # pyarrow takes a third of a second to import
 
     return Archive(archive_address())
 

@@ -10,8 +10,11 @@ import psycopg
 
 from console import witnesses
 from console.output import document, err, listing, out
-from streams import completeness_store, engine_store, quarantine, status, tenants
-from streams.sources import Feed, Log
+from streams import tenants
+from streams.completeness import completeness_store, engine_store
+from streams.ingest.sources import Feed, Log
+from streams.usage import quarantine
+from streams.workers import status
 
 GAPS_SHOWN: Final = 20
 PARTITION_COLUMNS: Final = (

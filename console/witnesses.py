@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, Final
 
 from console.output import listing, out
-from streams.engine_witness import EngineComparison, EngineReport, Standing
+from streams.completeness.engine_witness import EngineComparison, EngineReport, Standing
 
 SHOWN: Final = 20
 TOLD: Final = 1000

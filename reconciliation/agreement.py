@@ -32,8 +32,8 @@ from billing.rating import LineKind, RatedLine, is_billable, quantities
 from billing.subscriptions import in_force_since
 from billing.tax import TaxMode
 from reconciliation.comparison import Difference, Value, differences
-from streams.rating_bands import parse_band
-from streams.windows import UsageQuantity
+from streams.rules.rating_bands import parse_band
+from streams.rules.windows import UsageQuantity
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,12 @@ from reconciliation.agreement import Check, Terms, compare
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import PeriodNotReconcilable
 from reconciliation.witness_agreement import engine_checks
-from streams import engine_store, sources, usage_store
-from streams.engine_witness import EngineReport
-from streams.sources import Log
-from streams.windows import UsageQuantity
+from streams.completeness import engine_store
+from streams.completeness.engine_witness import EngineReport
+from streams.ingest import sources
+from streams.ingest.sources import Log
+from streams.rules.windows import UsageQuantity
+from streams.usage import usage_store
 
 ISSUED: Final = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
 """States in which an invoice is in the journal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reconciliation.agreement import Check
 from reconciliation.comparison import Difference
-from streams.engine_witness import EngineReport, Standing
+from streams.completeness.engine_witness import EngineReport, Standing
 
 
 def engine_checks(report: EngineReport) -> list[Check]:

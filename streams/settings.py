@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 from serving_adapter.settings import SettingsError
-from streams.horizon import SHORTEST
+from streams.rules.horizon import SHORTEST
 
 CHUNK_MESSAGES: Final = 2000
 """Messages a transaction: measured best between 1,000 (overhead) and 5,000 (latency)."""

@@ -18,7 +18,7 @@ from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion, T
 from billing.rating import RatedLine, Rating, rate
 from billing.sending import SendingStep
 from billing.subscriptions import Piece, Subscription, pieces, subscription_id
-from streams.windows import UsageQuantity
+from streams.rules.windows import UsageQuantity
 
 OCTOBER = parse_period("2026-10")
 NOVEMBER = parse_period("2026-11")

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from streams.chunks import Chunk, Record, Source
+from streams.rules.chunks import Chunk, Record, Source
 
 RECEIVED = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 EVENT: dict[str, Any] = {

@@ -22,8 +22,8 @@ from confluent_kafka import Consumer, Message, TopicPartition
 
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
-from streams import access_keys
-from streams.event_server import PATH
+from streams.http import access_keys
+from streams.http.event_server import PATH
 from tests.builders import EVENT
 
 STARTS_WITHIN_S = 30.0

@@ -15,7 +15,7 @@ from billing.plan_file import parse_plan
 from billing.price_plans import PlanVersion, PricePlan, unpriced_token_classes
 from billing.rating.sums import not_billed_yet
 from streams import audit
-from streams.stale_bands import StaleBands
+from streams.rules.stale_bands import StaleBands
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.subscriptions import Subscription, check_start, subscription_id
 from streams import audit
-from streams.stale_bands import StaleBands
+from streams.rules.stale_bands import StaleBands
 
 
 @dataclass(frozen=True, slots=True)

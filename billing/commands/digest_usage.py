@@ -17,12 +17,12 @@ from billing.subscriptions import Piece, Subscription, pieces
 from billing.usage_digest import TenantCount
 from billing.usage_digest_store import UsageCounted
 from streams.errors import EventsArchived
-from streams.event_reader import as_of, events_of, positions
-from streams.usage_store import retried_usage
-from streams.windows import AttemptUsage
+from streams.rules.windows import AttemptUsage
+from streams.usage.event_reader import as_of, events_of, positions
+from streams.usage.usage_store import retried_usage
 
 if TYPE_CHECKING:
-    from streams.archive_files import Archive
+    from streams.retention.archive_files import Archive
 
 
 def digest_usage(connection: Connection, period: BillingPeriod, invoices: Collection[Invoice]) -> None:

@@ -16,10 +16,10 @@ from billing.database import raw, transaction
 from billing.errors import UnknownInvoice
 from billing.explained import Explained, Explanation, Share
 from billing.invoice_store import StoredInvoice
-from streams.event_reader import positions
+from streams.usage.event_reader import positions
 
 if TYPE_CHECKING:
-    from streams.archive_files import Archive
+    from streams.retention.archive_files import Archive
 
 
 @dataclass(frozen=True, slots=True)

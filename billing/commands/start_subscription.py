@@ -16,7 +16,7 @@ from billing.errors import SubscriptionRefused
 from billing.price_plans import PricePlan
 from billing.subscriptions import Subscription, check_start, subscription_id, trial_end
 from streams import audit, tenants
-from streams.stale_bands import StaleBands
+from streams.rules.stale_bands import StaleBands
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import rate_period
 from billing.rating.usage import UnpricedUsage, Usage, distribute, is_billable, usage_of_sums
 from billing.subscriptions import Piece, in_force_since, priced_at_start
-from streams.rating_bands import parse_band
-from streams.windows import UsageQuantity
+from streams.rules.rating_bands import parse_band
+from streams.rules.windows import UsageQuantity
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from billing.errors import NegativeUsage
 from billing.money import ZERO, exactly, plain
 from billing.price_plans import Charge, Metric, PlanVersion
 from billing.subscriptions import Piece
-from streams.windows import UsageQuantity
+from streams.rules.windows import UsageQuantity
 
 GPU_MICROSECOND: Final = Decimal("0.000001")
 FREE_FAULT: Final = "platform"

@@ -21,10 +21,10 @@ from serving_adapter import ingest as ingesting
 from serving_adapter.producer import EventProducer
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import USAGE
-from streams import quarantine as quarantines
 from streams.errors import NotReleased
-from streams.release import Releaser
+from streams.ingest.release import Releaser
 from streams.schema import check
+from streams.usage import quarantine as quarantines
 
 app = typer.Typer(
     help="Send usage events, check them, look at what was refused.", no_args_is_help=True, add_completion=False
@@ -72,7 +72,7 @@ def serve(
     dev: session.Dev = False,
 ) -> None:
     """Take events over HTTP (POST /v1/events, CloudEvents) from emitters that have a key. Stop with Ctrl-C."""
-    from streams.event_server import serve as serve_events  # half a second to import
+    from streams.http.event_server import serve as serve_events  # half a second to import
 
     kafka, database = session.kafka(), session.database()
     require_fit(kafka, USAGE, development=dev)
@@ -91,7 +91,7 @@ def archive_events(
     Drops nothing: `streams retain` does, once the period is closed and behind the horizon. Safe to repeat; a day that
     is there unchanged is only verified.
     """
-    from streams import archive
+    from streams.retention import archive
 
     asked = parse_period(period)
     with session.connection() as connection:
@@ -112,7 +112,7 @@ def recall_events(
     end: Annotated[bool, typer.Option("--end", help="Take away again all that was recalled.")] = False,
 ) -> None:
     """Bring archived raw events back into the database, to rate, rebuild or dispute them again; and take them away."""
-    from streams import archive
+    from streams.retention import archive
 
     if bool(period) == end:
         raise typer.BadParameter("give --period, or --end")

@@ -9,8 +9,8 @@ import typer
 
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
-from streams import access_keys
-from streams.access_keys import AccessKey, Kind
+from streams.http import access_keys
+from streams.http.access_keys import AccessKey, Kind
 
 app = typer.Typer(
     help="Keys of emitters, quota callers and tenants: add, list, revoke.", no_args_is_help=True, add_completion=False

@@ -18,29 +18,24 @@ from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import REPLICAS, USAGE
-from streams import (
-    archive,
-    chunk_intervals,
-    completeness_store,
-    hypertables,
-    ingest_rules,
-    retention_store,
-    sources,
-)
-from streams import rebuild as rebuilding
+from streams.completeness import completeness_store
 from streams.errors import DatabaseUnavailable
-from streams.listening import listen as listen_on
-from streams.listening import url_of
-from streams.retention import Forgotten, Retention
+from streams.http.listening import listen as listen_on
+from streams.http.listening import url_of
+from streams.ingest import sources
+from streams.ingest.sources import Feed, Log
+from streams.retention import archive, chunk_intervals, hypertables, retention_store
+from streams.retention.expiry import Forgotten, Retention
+from streams.rules import ingest_rules
+from streams.rules.windows import WINDOW_SUMS
 from streams.schema import check
 from streams.settings import CHUNK_MESSAGES, DatabaseSettings, RetentionSettings
-from streams.sources import Feed, Log
-from streams.windows import WINDOW_SUMS
-from streams.worker_metrics import WorkerMetrics
+from streams.usage import rebuild as rebuilding
+from streams.workers.worker_metrics import WorkerMetrics
 
 if TYPE_CHECKING:
-    from streams.consumer import BareConsumer
-    from streams.worker import StreamsWorker
+    from streams.workers.consumer import BareConsumer
+    from streams.workers.worker import StreamsWorker
 
 Reader = Literal["faust", "bare"]
 HEALTH_BACKLOG: Final = 64
@@ -116,10 +111,10 @@ def _say(text: str) -> None:
 
 def _reader(name: Reader) -> type[StreamsWorker] | type[BareConsumer]:
     if name == "bare":
-        from streams.consumer import BareConsumer
+        from streams.workers.consumer import BareConsumer
 
         return BareConsumer
-    from streams.worker import StreamsWorker  # Faust takes a second to import
+    from streams.workers.worker import StreamsWorker  # Faust takes a second to import
 
     return StreamsWorker
 
@@ -143,7 +138,7 @@ def _served(
     if metrics is None or address is None:
         yield
         return
-    from streams.worker_server import WorkerServer, served  # uvicorn takes a while to import
+    from streams.workers.worker_server import WorkerServer, served  # uvicorn takes a while to import
 
     listener = listen_on(*address, backlog=HEALTH_BACKLOG)
     with served(WorkerServer(worker.ingestion, worker.signs, metrics, database), listener):

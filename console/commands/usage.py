@@ -12,7 +12,9 @@ import typer
 from billing.periods import parse_period
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out
-from streams import completeness_store, event_reader, tenants, usage_store
+from streams import tenants
+from streams.completeness import completeness_store
+from streams.usage import event_reader, usage_store
 
 app = typer.Typer(help="What tenants used.", no_args_is_help=True, add_completion=False)
 SUMS = tuple(field.name for field in fields(usage_store.UsageTotals))

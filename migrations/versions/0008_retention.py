@@ -14,7 +14,7 @@ depends_on = None
 
 # Statements are separated by a line that holds only `--;`.
 STATEMENTS = r"""
--- What every chunk is judged by (streams/ingest_rules.py). One row.
+-- What every chunk is judged by (streams/rules/ingest_rules.py). One row.
 create table usage.ingest_rules (
     only_row             boolean     primary key default true check (only_row),
     horizon              interval    not null default interval '45 days' check (horizon >= interval '45 days'),
@@ -41,7 +41,7 @@ end $$
 create trigger only_forward before update or delete on usage.ingest_rules
     for each row execute function usage.guard_ingest_rules()
 --;
--- The time by which an identity ages, as streams/horizon.py says it.
+-- The time by which an identity ages, as streams/rules/horizon.py says it.
 create function usage.identified_at(request_id text, completed_at timestamptz) returns timestamptz
     language sql immutable parallel safe as $$
     select coalesce(
@@ -123,7 +123,7 @@ create table usage.ended_boots (
     primary key (replica_id, boot_id)
 )
 --;
--- Where the sweep for identities that may be forgotten stands, per table (streams/retention_store.py).
+-- Where the sweep for identities that may be forgotten stands, per table (streams/retention/retention_store.py).
 create table usage.identity_sweeps (
     table_name text        primary key,
     next_block bigint      not null default 0,

@@ -19,7 +19,7 @@ STATEMENTS = r"""
 -- Four bytes in place of a name, for what is stored with every event.
 alter table usage.sources add column source_no integer generated always as identity unique
 --;
--- What streams/identity_keys.py computes: the time inside a UUIDv7, or a mark for other ids, before a hash.
+-- What streams/rules/identity_keys.py computes: the time inside a UUIDv7, or a mark for other ids, before a hash.
 create function usage.identity_key(tenant_id text, request_id text, attempt integer, kind text, correction_no integer)
 returns uuid language sql immutable strict parallel safe as $$
     select encode(
@@ -74,7 +74,7 @@ create function usage.first_key_of(day date) returns uuid language sql immutable
     select rpad(lpad(to_hex((extract(epoch from day::timestamp) * 1000)::bigint), 12, '0'), 32, '0')::uuid
 $$
 --;
--- The time by which an identity ages: when its UUIDv7 was minted, else the event's completion (streams/horizon.py).
+-- The time by which an identity ages: when its UUIDv7 was minted, else the event's completion (streams/rules/horizon.py).
 create function usage.identified_at(key uuid, completed_at timestamptz) returns timestamptz
     language sql immutable parallel safe as $$
     select case when ms < 140737488355328 then timestamptz '1970-01-01 00:00:00Z' + ms * interval '1 millisecond'

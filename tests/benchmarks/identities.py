@@ -1,9 +1,9 @@
-"""`make bench-identities`: three ways to know an identity again, with none and with many there already.
+"""`make bench-identities`: three ways to know an identity again, as the table grows to 100 million.
 
-Each is filled from SQL and then takes chunks of 2,000 as ingestion brings them: COPY to a stage, insert what is new,
-commit. `named` is a key of the five values as text, `hashed` the event's id (UUIDv5), `timed` is ours: a UUIDv7's time
-before a hash. `IDENTITIES` sets how many are there already (default 100 million, of the
-much larger `named` a fifth); `QUICK=1` takes half a million.
+Chunks of 2,000 come as ingestion brings them (COPY to a stage, insert what is new, commit), in turns to a table that
+began empty and to one that is filled: both see the machine at the same moments. `named` is a key of the five values as
+text, `hashed` the event's id (UUIDv5, random whatever the request's id is), `timed` is ours: a UUIDv7's time before a
+hash. `IDENTITIES` names the sizes (the much larger `named` stops at 20 million); `QUICK=1` takes half a million.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -22,12 +22,15 @@ import psycopg
 
 from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
-from streams.identity_keys import identity_key
+from streams.rules.identity_keys import identity_key
 from tests.benchmarks.report import Report
 from tests.benchmarks.traffic import uuid7_text
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
-PRELOADED = 500_000 if QUICK else int(os.environ.get("IDENTITIES", "100_000_000"))
+IDENTITIES = (
+    "500_000" if QUICK else os.environ.get("IDENTITIES", "1_000_000,3_000_000,10_000_000,30_000_000,100_000_000")
+)
+SIZES = tuple(int(count) for count in IDENTITIES.split(","))
 SEED = 20261121
 CHUNK = 2000
 CHUNKS = 20 if QUICK else 100
@@ -46,10 +49,10 @@ class Design:
 
     name: str
     key: str
-    uuid7: str
-    random: str
-    share: float = 1.0
-    """Of the identities that are preloaded."""
+    made_by: dict[str, str]
+    """By the kind of request ids: the key in SQL, of a row's number `n`, hash `r`, and time `h` in hexadecimal."""
+    most: int = 10**9
+    """Identities that the disk is asked to hold."""
 
     @property
     def columns(self) -> str:
@@ -69,14 +72,18 @@ NAMED: Final = ", ".join(
      "correction_no integer")
 )  # fmt: skip
 DESIGNS = (
-    Design("timed", "key uuid", "(h || substr(r, 13))::uuid", "overlay(r placing 'f' from 1)::uuid"),
-    Design("hashed", "key uuid", "r::uuid", "r::uuid", 0.5),
+    Design(
+        "timed", "key uuid", {"uuid7": "(h || substr(r, 13))::uuid", "random": "overlay(r placing 'f' from 1)::uuid"}
+    ),
+    Design("hashed", "key uuid", {"any": "r::uuid"}),
     Design(
         "named",
         NAMED,
-        f"{UUID7}, 'tenant_' || n % 500, 1, 'usage', 0",
-        f"{UUID4}, 'tenant_' || n % 500, 1, 'usage', 0",
-        0.2,
+        {
+            "uuid7": f"{UUID7}, 'tenant_' || n % 500, 1, 'usage', 0",
+            "random": f"{UUID4}, 'tenant_' || n % 500, 1, 'usage', 0",
+        },
+        most=20_000_000,
     ),
 )
 
@@ -85,20 +92,34 @@ def main() -> None:
     """Measure, print, and write build/bench-identities.json."""
     report = Report("bench-identities", SEED, QUICK)
     for design in DESIGNS:
-        for ids in ("uuid7", "random"):
-            rates, size = {}, 0
-            for count in (0, int(PRELOADED * design.share)):
-                with database() as connection:
-                    fill(connection, design, ids, count)
-                    rates[count] = measure(connection, design, ids)
-                    size = sizes(connection)
-            empty, full = rates.values()
-            label = f"{design.name}_{ids}"
-            report.add(f"{label}_empty_per_s", "1/s", empty)
-            report.add(f"{label}_full_per_s", "1/s", full)
-            report.add(f"{label}_slowdown", "ratio", [sorted(empty)[1] / sorted(full)[1]], goal=1.2)
-            report.add(f"{label}_bytes_per_id", "B", [size / max(1, max(rates))])
+        for ids in design.made_by:
+            with database() as connection:
+                grow(connection, design, ids, report)
     report.write()
+
+
+def grow(connection: psycopg.Connection, design: Design, ids: str, report: Report) -> None:
+    """One design with one kind of ids, at one size after the other."""
+    connection.execute("set idle_in_transaction_session_timeout = 0")
+    connection.execute("set maintenance_work_mem = '1GB'")
+    connection.execute(f"create table large ({design.key}, {COLUMNS})")
+    connection.execute(f"create table small ({design.key}, {COLUMNS}, primary key ({design.columns}))")
+    connection.execute(f"create temporary table stage ({design.key}, {COLUMNS}) on commit delete rows")
+    dice, there = random.Random(SEED), 0
+    for size in SIZES:
+        size = min(size, design.most)
+        if size == there:
+            break
+        fill(connection, design, ids, there, size)
+        there = size
+        small, large = measure(connection, design, ids, dice)
+        label = f"{design.name}_{ids}_{size / 1e6:g}m"
+        report.add(f"{label}_empty_per_s", "1/s", small)
+        report.add(f"{label}_per_s", "1/s", large)
+        slower = [before / after for before, after in zip(small, large, strict=True)]
+        report.add(f"{label}_slowdown", "ratio", slower, goal=1.2)
+    row = connection.execute("select pg_total_relation_size('large')").fetchone()
+    report.add(f"{design.name}_{ids}_bytes_per_id", "B", [(row[0] if row else 0) / there])
 
 
 @contextmanager
@@ -117,57 +138,59 @@ def database() -> Iterator[psycopg.Connection]:
             admin.execute(f'drop database if exists "{name}" with (force)')
 
 
-def fill(connection: psycopg.Connection, design: Design, ids: str, count: int) -> None:
-    """The table, filled in the order of arrival; its index is built at the end, as sorted inserts would leave it."""
+def fill(connection: psycopg.Connection, design: Design, ids: str, there: int, size: int) -> None:
+    """From `there` to `size` rows in the order of arrival; the index is built anew, as sorted inserts leave it."""
     begin = int(time.time() * 1000) - PAST_MS
-    connection.execute("set idle_in_transaction_session_timeout = 0")
-    connection.execute("set maintenance_work_mem = '1GB'")
-    connection.execute(f"create table identities ({design.key}, {COLUMNS})")
-    key = design.uuid7 if ids == "uuid7" else design.random
-    print(f"  filling {design.name} with {count:,} {ids} identities", flush=True)
-    for start in range(0, count, 1_000_000):
+    print(f"  filling {design.name} to {size:,} identities of {ids} request ids", flush=True)
+    connection.execute("alter table large drop constraint if exists large_pkey")
+    for start in range(there, size, 1_000_000):
         connection.execute(
-            f"insert into identities select {key}, {VALUES} from (select n, md5(n::text) as r,"
-            f" lpad(to_hex({begin} + n * {PAST_MS} / {count}), 12, '0') as h"
-            f" from generate_series({start}, {min(start + 1_000_000, count) - 1}) as n) as made"
+            f"insert into large select {design.made_by[ids]}, {VALUES} from (select n, md5(n::text) as r,"
+            f" lpad(to_hex({begin} + n * {PAST_MS} / {SIZES[-1]}), 12, '0') as h"
+            f" from generate_series({start}::bigint, {min(start + 1_000_000, size) - 1}) as n) as made"
+            " on conflict do nothing"
         )
-    connection.execute(f"alter table identities add primary key ({design.columns})")
-    connection.execute("vacuum identities")
+    connection.execute(f"alter table large add primary key ({design.columns})")
+    connection.execute("vacuum large")
+    connection.execute("truncate small")
     connection.execute("checkpoint")
 
 
-def measure(connection: psycopg.Connection, design: Design, ids: str) -> list[float]:
-    """New identities a second, in runs of many chunks."""
-    dice = random.Random(SEED)
-    connection.execute(f"create temporary table stage ({design.key}, {COLUMNS}) on commit delete rows")
-    rates = []
-    for run in range(RUNS):
-        now = int(time.time() * 1000) + run * 60_000
+def measure(
+    connection: psycopg.Connection, design: Design, ids: str, dice: random.Random
+) -> tuple[list[float], list[float]]:
+    """New identities a second into the small and into the large table, chunks taking turns, in runs of many chunks."""
+    rates: dict[str, list[float]] = {"small": [], "large": []}
+    for _ in range(RUNS):
+        now = int(time.time() * 1000)
         made = [design.row(_request_id(ids, now, n, dice), f"tenant_{n % 500}") for n in range(CHUNK * CHUNKS)]
-        begun = time.monotonic()
+        spent = dict.fromkeys(rates, 0.0)
         for start in range(0, len(made), CHUNK):
-            with connection.transaction(), connection.cursor() as cursor:
-                with cursor.copy("copy stage from stdin") as copy:
-                    for n, key in enumerate(made[start : start + CHUNK]):
-                        copy.write_row((*key, "2026-11-06", n, 1, "engine", b"0123456789abcdef"))
-                cursor.execute(
-                    f"insert into identities select * from stage order by {design.columns}"
-                    " on conflict do nothing returning position"
-                )
-        rates.append(len(made) / (time.monotonic() - begun))
-    return rates
+            for table in spent:
+                begun = time.monotonic()
+                insert(connection, design, table, made[start : start + CHUNK])
+                spent[table] += time.monotonic() - begun
+        for table, seconds in spent.items():
+            rates[table].append(len(made) / seconds)
+    return rates["small"], rates["large"]
+
+
+def insert(connection: psycopg.Connection, design: Design, table: str, keys: Sequence[tuple[object, ...]]) -> None:
+    """A chunk, as ingestion brings it."""
+    with connection.transaction(), connection.cursor() as cursor:
+        with cursor.copy("copy stage from stdin") as copy:
+            for n, key in enumerate(keys):
+                copy.write_row((*key, "2026-11-06", n, 1, "engine", b"0123456789abcdef"))
+        cursor.execute(
+            f"insert into {table} select * from stage order by {design.columns}"
+            " on conflict do nothing returning position"
+        )
 
 
 def _request_id(ids: str, now: int, n: int, dice: random.Random) -> str:
     if ids == "uuid7":
         return uuid7_text(now + n // 20, n, dice.getrandbits(72))
     return str(UUID(int=dice.getrandbits(128), version=4))
-
-
-def sizes(connection: psycopg.Connection) -> int:
-    """Bytes of the table with its index."""
-    row = connection.execute("select pg_total_relation_size('identities')").fetchone()
-    return int(row[0]) if row else 0
 
 
 if __name__ == "__main__":

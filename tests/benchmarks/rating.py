@@ -29,7 +29,7 @@ from billing.periods import parse_period
 from billing.subscriptions import version_name
 from streams import tenants
 from streams.database import connect
-from streams.usage_store import rating_quantities
+from streams.usage.usage_store import rating_quantities
 from tests.benchmarks.report import Report
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")

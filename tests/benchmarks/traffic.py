@@ -62,7 +62,7 @@ def main() -> None:
     rate = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     producer = EventProducer(KafkaSettings.from_environment(), topic)
     begun = time.monotonic()
-    for number, (key, message) in enumerate(events(count, seed=count)):
+    for number, (key, message) in enumerate(events(count, seed=time.time_ns())):  # a boot of its own
         if rate and (ahead := number / rate - (time.monotonic() - begun)) > BURST_S:
             time.sleep(ahead)
         if rate and number % STAMPED_EVERY == 0:

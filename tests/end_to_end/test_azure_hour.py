@@ -25,8 +25,9 @@ import pytest
 from devstack.traffic import azure_hour
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
-from streams import quarantine, sources
-from streams.sources import LogReader
+from streams.ingest import sources
+from streams.ingest.sources import LogReader
+from streams.usage import quarantine
 from tests.fixtures_stripe_twin import StripeTwin
 
 EXPECTED = Path(__file__).parent / "azure_hour"

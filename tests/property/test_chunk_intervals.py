@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.chunk_intervals import ALLOWED, DAY, loads, plan
+from streams.retention.chunk_intervals import ALLOWED, DAY, loads, plan
 
 rates = st.integers(0, 10**11)
 memory = st.integers(2**24, 2**40)

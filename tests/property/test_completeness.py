@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.completeness import Boot, TenantShare, complete_to, tenant_complete_to
+from streams.completeness.complete_to import Boot, TenantShare, complete_to, tenant_complete_to
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving_adapter.errors import RefusedEvent
 from serving_adapter.events import decode, key_of
-from streams.chunks import Accepted, Record, number_in, read
+from streams.rules.chunks import Accepted, Record, number_in, read
 from tests.builders import EVENT
 
 VALUES = st.recursive(

@@ -8,8 +8,8 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.engine_witness import EngineRun, EngineTokens, counted
-from streams.replica_chunks import NEVER_QUIET, Quiet
+from streams.completeness.engine_witness import EngineRun, EngineTokens, counted
+from streams.ingest.replica_chunks import NEVER_QUIET, Quiet
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 

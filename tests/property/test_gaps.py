@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import gaps, number_ranges
-from streams.gaps import Gap, Looked
+from streams.completeness import gaps, number_ranges
+from streams.completeness.gaps import Gap, Looked
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 SETTLE = timedelta(seconds=5)

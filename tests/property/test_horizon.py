@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.horizon import KEPT_LONGER, SHORTEST, Horizon, identified_at, minted_at
+from streams.rules.horizon import KEPT_LONGER, SHORTEST, Horizon, identified_at, minted_at
 from tests.builders import uuid_v7
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

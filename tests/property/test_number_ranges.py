@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streams import number_ranges
-from streams.number_ranges import Ranges
+from streams.completeness import number_ranges
+from streams.completeness.number_ranges import Ranges
 
 NUMBERS = st.frozensets(st.integers(1, 60), max_size=40)
 SMALL_SEGMENT = 8

@@ -14,7 +14,7 @@ from billing.invoices import Invoice
 from billing.money import plain, total
 from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion
 from billing.rating import RatedLine, difference, net
-from streams.windows import UsageQuantity
+from streams.rules.windows import UsageQuantity
 from tests.billing_builders import invoice, rated, version
 
 MODELS, ADAPTERS, REGIONS, TIERS = ("llama", "qwen"), ("", "lora"), ("eu", "us"), ("", "batch")

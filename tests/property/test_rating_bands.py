@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.rating_bands import BandKind, BandRule, RatingBands
+from streams.rules.rating_bands import BandKind, BandRule, RatingBands
 
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
 times = st.integers(0, 60 * 24).map(lambda hours: BEGIN + timedelta(hours=hours))

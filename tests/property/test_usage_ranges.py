@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.usage_ranges import HOUR, UsageRange
+from streams.usage.usage_ranges import HOUR, UsageRange
 
 SINCE = datetime(2026, 10, 1, tzinfo=UTC)
 HOURS = st.integers(0, 72).map(lambda hours: SINCE + hours * HOUR)

@@ -18,11 +18,12 @@ from typing import Final
 
 import psycopg
 
-from streams import sources, tenants
-from streams.apply import ChunkApplier
-from streams.chunks import Chunk, Record, Source
+from streams import tenants
 from streams.database import connect
-from streams.release import Releaser
+from streams.ingest import sources
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.release import Releaser
+from streams.rules.chunks import Chunk, Record, Source
 from tests.simulation.faults import Fault, Injector
 from tests.simulation.traffic import Message
 

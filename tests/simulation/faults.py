@@ -1,4 +1,4 @@
-"""Ways to die at a named step of a chunk's transaction (streams.apply.STEPS): checkpoints for ChunkApplier."""
+"""Ways to die at a named step of a chunk's transaction (streams.ingest.apply.STEPS): checkpoints for ChunkApplier."""
 
 from __future__ import annotations
 

@@ -13,11 +13,12 @@ import psycopg
 
 from reconciliation import agreement
 from serving_adapter.identity import Identity
-from streams import quarantine, sources
-from streams.completeness import BootKey
-from streams.completeness_check import CompletenessCheck
-from streams.rebuild import rebuild
+from streams.completeness.complete_to import BootKey
+from streams.completeness.completeness_check import CompletenessCheck
+from streams.ingest import sources
 from streams.settings import CompletenessSettings
+from streams.usage import quarantine
+from streams.usage.rebuild import rebuild
 from tests.simulation.traffic import Expected, Row
 
 EVER: Final = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))

@@ -19,9 +19,9 @@ import psycopg
 
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ensure_topics
-from streams import sources
-from streams.apply import STEPS
 from streams.database import connect
+from streams.ingest import sources
+from streams.ingest.apply import STEPS
 from streams.settings import DatabaseSettings
 from tests.fixtures_services import Databases, delete_topics
 from tests.simulation import applying, invariants

@@ -22,9 +22,11 @@ from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.producer import EventProducer
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
-from streams import quarantine, sources, tenants
+from streams import tenants
 from streams.database import connect
-from streams.sources import LogReader
+from streams.ingest import sources
+from streams.ingest.sources import LogReader
+from streams.usage import quarantine
 from tests.simulation import invariants
 from tests.simulation.faults import Fault
 from tests.simulation.traffic import Message, Traffic

@@ -13,10 +13,10 @@ from typing import Any
 import mode
 
 from serving_adapter.settings import KafkaSettings
-from streams import consumer, worker
-from streams.ingestion import Ingestion
+from streams.ingest.ingestion import Ingestion
+from streams.ingest.sources import Partition
 from streams.settings import DatabaseSettings
-from streams.sources import Partition
+from streams.workers import consumer, worker
 from tests.simulation.faults import Fault, Injector
 
 
@@ -27,8 +27,8 @@ class FaultyWorker(worker.StreamsWorker):
         super().__init__(*args, **settings)
         self.faust_settings: dict[str, Any] = {}
 
-    def _app(self, scratch: str) -> Any:
-        app = super()._app(scratch)
+    def _app(self) -> Any:
+        app = super()._app()
         for name, value in self.faust_settings.items():
             setattr(app.conf, name, value)
         return app

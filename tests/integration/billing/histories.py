@@ -44,9 +44,9 @@ from billing.rating.usage import by_metric
 from billing.subscriptions import Subscription, subscription_id
 from billing.usage_events import UsageEvent, billable, usage_by_piece
 from serving_adapter.identity import Identity, event_id_of
-from streams.apply import ChunkApplier
-from streams.chunks import Record
 from streams.database import connect
+from streams.ingest.apply import ChunkApplier
+from streams.rules.chunks import Record
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE
 from tests.builders import SOURCE, make_chunk
 from tests.integration.billing.conftest import World

@@ -6,9 +6,9 @@ import json
 from decimal import Decimal
 
 from billing.database import raw, transaction
-from streams import quarantine
-from streams.apply import ChunkApplier
 from streams.database import connect
+from streams.ingest.apply import ChunkApplier
+from streams.usage import quarantine
 from tests.builders import EVENT, SOURCE, make_chunk, make_record
 from tests.integration.billing.conftest import World
 

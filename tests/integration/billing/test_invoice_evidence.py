@@ -16,10 +16,10 @@ from billing.errors import InvoiceFrozen, PreviewRefused
 from billing.explained import Share
 from billing.invoice_check import check_document, check_events
 from billing.invoice_file import invoice_file
-from streams import archive
-from streams.apply import ChunkApplier
-from streams.archive_files import Archive
 from streams.database import connect
+from streams.ingest.apply import ChunkApplier
+from streams.retention import archive
+from streams.retention.archive_files import Archive
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.builders import EVENT, SOURCE, make_chunk, make_record
 from tests.integration.billing.conftest import World

@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 from billing.periods import BillingPeriod
-from streams.apply import ChunkApplier
 from streams.database import connect
-from streams.usage_store import delivered_quantities
+from streams.ingest.apply import ChunkApplier
+from streams.usage.usage_store import delivered_quantities
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.builders import EVENT, SOURCE, make_chunk, make_record
 from tests.integration.billing.conftest import World

@@ -12,7 +12,7 @@ from billing.periods import BillingPeriod
 from billing.rating import RatedLine, net
 from reconciliation.period import reconcile_period
 from streams.database import connect
-from streams.rebuild import rebuild
+from streams.usage.rebuild import rebuild
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER
 from tests.integration.billing.conftest import World
 from tests.integration.billing.histories import Tenant, store, tenant_of

@@ -8,7 +8,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from streams.completeness_check import CompletenessCheck
+from streams.completeness.completeness_check import CompletenessCheck
 from streams.settings import CompletenessSettings
 from tests.builders import RECEIVED
 from tests.integration.console.conftest import Run

@@ -7,7 +7,7 @@ import json
 import psycopg
 import pytest
 
-from streams.access_keys import digest_of
+from streams.http.access_keys import digest_of
 from tests.integration.console.conftest import Run
 
 ADD = ("key", "add", "--kind", "emitter", "--name", "gateway-eu")

@@ -19,7 +19,7 @@ from serving_adapter.producer import EventProducer
 from serving_adapter.replica_reports import Farewell, Heartbeat, Report
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
-from streams.completeness_check import CompletenessCheck
+from streams.completeness.completeness_check import CompletenessCheck
 from streams.database import connect
 from streams.settings import CompletenessSettings
 from tests.builders import event_json

@@ -22,10 +22,10 @@ from billing.stripe_gateway import StripeGateway
 from reconciliation.period import PeriodReport, reconcile_period
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
-from streams import sources
-from streams.apply import ChunkApplier
-from streams.chunks import Chunk
-from streams.sources import Log, LogReader
+from streams.ingest import sources
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.sources import Log, LogReader
+from streams.rules.chunks import Chunk
 from tests.billing_builders import NOW, OCTOBER
 from tests.builders import event_json, make_record
 from tests.fixtures_stripe_twin import StripeTwin

@@ -14,8 +14,8 @@ from billing.database import raw, transaction
 from billing.ledger import AccountCode, JournalEntry, Posting
 from billing.ledger_store import post
 from serving_adapter.topics import ensure_topics
-from streams import status
-from streams.status import PartitionStatus
+from streams.workers import status
+from streams.workers.status import PartitionStatus
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.integration.reconciliation.conftest import PARTITION, Line, event, found
 

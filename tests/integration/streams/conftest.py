@@ -9,11 +9,12 @@ import psycopg
 import pytest
 
 from serving_adapter.settings import KafkaSettings
-from streams import quarantine, tenants
-from streams.apply import ChunkApplier
-from streams.chunks import Source
-from streams.quarantine import Quarantined
-from streams.replica_apply import ReplicaChunkApplier
+from streams import tenants
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.rules.chunks import Source
+from streams.usage import quarantine
+from streams.usage.quarantine import Quarantined
 from tests.builders import REPLICA_SOURCE, SOURCE
 from tests.simulation.line import Line
 

@@ -11,12 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams import quarantine, usage_store
-from streams.apply import ChunkApplier
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged
-from streams.positions import Applied
-from streams.rebuild import rebuild
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.positions import Applied
+from streams.usage import quarantine, usage_store
+from streams.usage.rebuild import rebuild
 from tests.builders import SOURCE, event_json, make_chunk, make_record
 from tests.integration.streams.conftest import register_source, whole
 

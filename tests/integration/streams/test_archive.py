@@ -11,16 +11,18 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
-from streams import archive, archive_store, retention_store, sources, usage_store
-from streams.apply import ChunkApplier
-from streams.archive_files import Archive
-from streams.chunks import Chunk, Record
 from streams.database import connect
 from streams.errors import ArchiveDamaged, EventsArchived
-from streams.event_reader import events_of, totals_of
-from streams.rebuild import rebuild
-from streams.retention import Retention
+from streams.ingest import sources
+from streams.ingest.apply import ChunkApplier
+from streams.retention import archive, archive_store, retention_store
+from streams.retention.archive_files import Archive
+from streams.retention.expiry import Retention
+from streams.rules.chunks import Chunk, Record
 from streams.settings import RetentionSettings
+from streams.usage import usage_store
+from streams.usage.event_reader import events_of, totals_of
+from streams.usage.rebuild import rebuild
 from tests.builders import SOURCE, uuid_v7
 from tests.integration.streams.test_retention import at
 

@@ -9,9 +9,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from streams.archive_files import Archive
-from streams.archive_manifest import COLUMNS, Manifest
 from streams.errors import ArchiveDamaged
+from streams.retention.archive_files import Archive
+from streams.retention.archive_manifest import COLUMNS, Manifest
 
 DAY = date(2026, 10, 1)
 AT = datetime(2026, 10, 1, 12, tzinfo=UTC)

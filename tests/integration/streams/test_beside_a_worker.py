@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving_adapter.topics import USAGE
-from streams.rebuild import rebuild
+from streams.usage.rebuild import rebuild
 from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation import invariants
 from tests.simulation.line import Line, ended, wait_for

@@ -9,14 +9,17 @@ import psycopg
 import pytest
 
 from serving_adapter.identity import Identity, event_id_of
-from streams import completeness_store, number_store, quarantine, sources, tenants
-from streams.apply import ChunkApplier
-from streams.chunks import Record
-from streams.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
+from streams import tenants
+from streams.completeness import completeness_store, number_store
+from streams.completeness.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged, UnknownBoot
-from streams.replica_apply import ReplicaChunkApplier
+from streams.ingest import sources
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.rules.chunks import Record
 from streams.settings import CompletenessSettings
+from streams.usage import quarantine
 from tests.builders import RECEIVED, REPLICA_SOURCE, make_chunk, make_record, make_report, numbered, report_json
 from tests.integration.streams.conftest import whole
 

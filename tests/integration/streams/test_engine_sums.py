@@ -13,11 +13,11 @@ import pytest
 
 from serving_adapter.events import UsageEvent, decode
 from serving_adapter.identity import Identity, event_id_of
-from streams import engine_store, number_store
-from streams.apply import ChunkApplier
-from streams.chunks import Record
-from streams.engine_witness import EngineReport, EngineTokens, Standing
-from streams.replica_apply import ReplicaChunkApplier
+from streams.completeness import engine_store, number_store
+from streams.completeness.engine_witness import EngineReport, EngineTokens, Standing
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.rules.chunks import Record
 from tests.builders import RECEIVED, REPLICA_SOURCE, make_chunk, make_record, make_report, numbered
 
 Sums = dict[tuple[str, str, str], EngineTokens]

@@ -13,9 +13,9 @@ import pytest
 from devstack.kafka_broker import KafkaBroker
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ensure_topics
-from streams import access_keys
-from streams.event_server import MAX_BODY_BYTES
-from streams.http_events import BATCHED, MAX_EVENTS, STRUCTURED
+from streams.http import access_keys
+from streams.http.event_server import MAX_BODY_BYTES
+from streams.http.http_events import BATCHED, MAX_EVENTS, STRUCTURED
 from tests.builders import EVENT
 from tests.fixtures_event_server import EventServerProcess, StartServer, messages, usage_event, wait_for
 from tests.fixtures_kafka import PREFIX, QUIET

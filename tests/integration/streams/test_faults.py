@@ -17,8 +17,8 @@ from confluent_kafka import Producer
 from serving_adapter.identity import Identity
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS
-from streams.apply import STEPS
-from streams.replica_apply import REPORT_STEPS
+from streams.ingest.apply import STEPS
+from streams.ingest.replica_apply import REPORT_STEPS
 from tests.builders import report_json
 from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation import invariants

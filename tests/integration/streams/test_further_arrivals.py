@@ -14,12 +14,12 @@ import psycopg
 import pytest
 
 from serving_adapter.identity import Identity, event_id_of
-from streams import quarantine, usage_store
-from streams.apply import ChunkApplier
 from streams.database import connect
 from streams.errors import NotReleased
-from streams.rebuild import rebuild
-from streams.release import Releaser
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.release import Releaser
+from streams.usage import quarantine, usage_store
+from streams.usage.rebuild import rebuild
 from tests.builders import EVENT, make_chunk, make_record
 from tests.integration.streams.conftest import whole
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving_adapter.identity import Identity
-from streams.identity_keys import identity_key
+from streams.rules.identity_keys import identity_key
 from tests.benchmarks.traffic import uuid7_text
 
 MINTED = int(datetime(2026, 11, 6, tzinfo=UTC).timestamp() * 1000)

@@ -17,12 +17,13 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from reconciliation import agreement
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
-from streams import sources, tenants
-from streams.apply_queue import Fetched
+from streams import tenants
 from streams.errors import CannotResolve
-from streams.ingestion import Ingestion
+from streams.ingest import sources
+from streams.ingest.ingestion import Ingestion
+from streams.ingest.sources import LogReader, Partition, source_name
 from streams.settings import DatabaseSettings
-from streams.sources import LogReader, Partition, source_name
+from streams.workers.apply_queue import Fetched
 from tests.builders import event_json
 from tests.simulation.line import Line, wait_for
 

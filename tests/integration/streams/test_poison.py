@@ -9,9 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams import quarantine
-from streams.apply import ChunkApplier
 from streams.database import done_later, is_passing
+from streams.ingest.apply import ChunkApplier
+from streams.usage import quarantine
 from tests.builders import EVENT, event_json, make_chunk, make_record
 from tests.integration.streams.conftest import whole
 

@@ -8,10 +8,11 @@ from itertools import islice
 import psycopg
 import pytest
 
-from streams import alerts, quarantine, tenants
-from streams.apply import ChunkApplier
-from streams.completeness_check import deliver_alerts
-from streams.replica_apply import ReplicaChunkApplier
+from streams import alerts, tenants
+from streams.completeness.completeness_check import deliver_alerts
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.usage import quarantine
 from tests.builders import EVENT, REPLICA_SOURCE, SOURCE, make_chunk, make_record
 from tests.integration.streams.conftest import whole
 

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from streams import usage_store
-from streams.apply import ChunkApplier
-from streams.chunks import Chunk
 from streams.database import connect
-from streams.ingest_rules import band_rules, set_band_rules
-from streams.rating_bands import BandKind, BandRule
-from streams.rebuild import rebuild
+from streams.ingest.apply import ChunkApplier
+from streams.rules.chunks import Chunk
+from streams.rules.ingest_rules import band_rules, set_band_rules
+from streams.rules.rating_bands import BandKind, BandRule
+from streams.usage import usage_store
+from streams.usage.rebuild import rebuild
 from tests.builders import SOURCE, make_chunk, make_record
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)

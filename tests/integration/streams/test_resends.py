@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams import resends
-from streams.apply import ChunkApplier
-from streams.chunks import Chunk, Record
 from streams.database import connect
-from streams.further_arrivals import Arrivals
-from streams.positions import Applied
+from streams.ingest import resends
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.further_arrivals import Arrivals
+from streams.ingest.positions import Applied
+from streams.rules.chunks import Chunk, Record
 from tests.fixtures_services import Databases
 from tests.integration.streams.test_further_arrivals import ENGINE, ESTIMATE, STREAM, correction, send
 from tests.simulation import applying

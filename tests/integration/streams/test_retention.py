@@ -8,17 +8,19 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams import ingest_rules, quarantine, retention_store
-from streams.apply import ChunkApplier
-from streams.chunks import Chunk, Record
-from streams.completeness_check import CompletenessCheck
+from streams.completeness.completeness_check import CompletenessCheck
 from streams.database import connect
 from streams.errors import NotReleased
-from streams.horizon import identified_at
-from streams.release import Releaser
-from streams.replica_apply import ReplicaChunkApplier
-from streams.retention import Forgotten, Retention
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.release import Releaser
+from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.retention import retention_store
+from streams.retention.expiry import Forgotten, Retention
+from streams.rules import ingest_rules
+from streams.rules.chunks import Chunk, Record
+from streams.rules.horizon import identified_at
 from streams.settings import CompletenessSettings, RetentionSettings
+from streams.usage import quarantine
 from tests.builders import REPLICA_SOURCE, SOURCE, event_json, make_report, numbered, uuid_v7
 
 OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams import usage_store
-from streams.apply import ChunkApplier
+from streams.ingest.apply import ChunkApplier
+from streams.usage import usage_store
 from tests.integration.streams.test_further_arrivals import ENGINE, STREAM, correction, send
 
 OCTOBER = (datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))

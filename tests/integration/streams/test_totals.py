@@ -6,11 +6,13 @@ from decimal import Decimal
 
 import psycopg
 
-from streams import sources, status, usage_store
-from streams.apply import ChunkApplier
-from streams.replica_apply import ReplicaChunkApplier
-from streams.sources import Log
-from streams.status import PartitionStatus
+from streams.ingest import sources
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.ingest.sources import Log
+from streams.usage import usage_store
+from streams.workers import status
+from streams.workers.status import PartitionStatus
 from tests.builders import REPLICA_SOURCE, SOURCE, make_chunk, make_record, make_report
 from tests.integration.streams.conftest import register_source
 

@@ -20,7 +20,8 @@ from serving_adapter.producer import EventProducer
 from serving_adapter.replica_reports import BootReport, Farewell, Heartbeat
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ALERTS, REPLICAS, USAGE
-from streams import completeness_store, tenants
+from streams import tenants
+from streams.completeness import completeness_store
 from tests.builders import event_json
 
 WAIT_S = 60

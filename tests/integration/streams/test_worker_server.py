@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from serving_adapter.settings import KafkaSettings
-from streams.busiest_tenants import NAMED_AT_MOST, OTHERS
+from streams.workers.busiest_tenants import NAMED_AT_MOST, OTHERS
 from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation.line import Line, wait_for
 

@@ -9,7 +9,7 @@ import pytest
 from billing.attempts import left_out, less
 from billing.price_plans import Metric
 from billing.rating import rate
-from streams.windows import AttemptUsage
+from streams.rules.windows import AttemptUsage
 from tests.billing_builders import OCTOBER, charge, cut, usage, version
 
 BILLS = ("ok", "aborted")

@@ -9,7 +9,7 @@ from billing.invoices import InvoiceEvent, settled_locally
 from billing.money import Rounding, plain
 from billing.price_plans import Charge, Metric, PlanVersion
 from billing.rating import RatedLine
-from streams.windows import UsageQuantity
+from streams.rules.windows import UsageQuantity
 from tests.billing_builders import NOVEMBER, bill, charge, invoice, rated, rounded, usage, version
 
 INPUT, CACHED, OUTPUT = Metric.INPUT, Metric.CACHED_INPUT, Metric.OUTPUT

@@ -14,7 +14,7 @@ from billing.price_plans import Charge, Filters, Metric, PlanVersion, PriceAt, T
 from billing.rating import rate
 from billing.rating_bands import needs_bands, rules_of
 from billing.subscriptions import Subscription, in_force_since, version_name
-from streams.rating_bands import BandKind, BandRule, RatingBand, differ_from, parse_band
+from streams.rules.rating_bands import BandKind, BandRule, RatingBand, differ_from, parse_band
 from tests.billing_builders import OCTOBER, SINCE, charge, cut, subscription, usage, version
 
 MAY, JUNE, JULY = (datetime(2026, month, 1, tzinfo=UTC) for month in (5, 6, 7))

@@ -9,7 +9,7 @@ from decimal import Decimal
 from billing.price_plans import Metric
 from reconciliation import agreement
 from reconciliation.agreement import Issued, Terms
-from streams.windows import UsageQuantity
+from streams.rules.windows import UsageQuantity
 
 USAGE = UsageQuantity("t1", "llama", "", "us", "", "ok", "none", "engine", "", 2, 100, 40, 30, 0)
 

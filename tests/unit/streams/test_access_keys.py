@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from streams.access_keys import SECRET_BYTES, AccessKey, digest_of, find, secret_from
+from streams.http.access_keys import SECRET_BYTES, AccessKey, digest_of, find, secret_from
 
 SECRET = secret_from(bytes(range(SECRET_BYTES)))
 KEY = AccessKey("key_1", "emitter", "gateway", False, frozenset({"a"}), digest_of(SECRET), datetime.now(UTC))

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.busiest_tenants import ANEW_EVERY_S, NAMED_AT_MOST, OTHERS, BusiestTenants
+from streams.workers.busiest_tenants import ANEW_EVERY_S, NAMED_AT_MOST, OTHERS, BusiestTenants
 
 TENANTS = st.integers(0, 60).map(lambda number: f"tenant_{number}")
 CHUNKS = st.lists(st.tuples(st.dictionaries(TENANTS, st.integers(1, 2000)), st.sampled_from([0.0, 1.0, ANEW_EVERY_S])))

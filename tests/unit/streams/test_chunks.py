@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.chunks import Accepted, Refused, contiguous_runs, digest, not_yet_applied, read
 from streams.errors import PositionGap
+from streams.rules.chunks import Accepted, Refused, contiguous_runs, digest, not_yet_applied, read
 from tests.builders import RECEIVED, event_json, make_record
 
 

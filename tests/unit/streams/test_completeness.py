@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from streams.alerts import Alert
-from streams.chunks import Number, Record, Refused, number_in, read
-from streams.completeness import Boot, BootState, state_of
-from streams.witnesses import (
+from streams.completeness.complete_to import Boot, BootState, state_of
+from streams.completeness.witnesses import (
     Comparable,
     Counts,
     Requests,
     comparable,
     differences,
 )
+from streams.rules.chunks import Number, Record, Refused, number_in, read
 from tests.builders import RECEIVED, event_json, make_record
 
 SILENT = timedelta(seconds=30)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving_adapter.events import SOURCE_STRENGTH
-from streams.duplicates import Verdict, Version, in_force, judge
+from streams.rules.duplicates import Verdict, Version, in_force, judge
 
 FIRST = Version(b"content", "stream", datetime(2026, 11, 1, tzinfo=UTC), None)
 

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from streams.completeness import Boot
-from streams.engine_witness import EngineComparison, EngineRun, EngineTokens, Standing, compare, named_witnesses
+from streams.completeness.complete_to import Boot
+from streams.completeness.engine_witness import (
+    EngineComparison,
+    EngineRun,
+    EngineTokens,
+    Standing,
+    compare,
+    named_witnesses,
+)
 from tests.builders import RECEIVED
 
 EVENTS, ITEMISED = EngineTokens(90, 45, 10), EngineTokens(10, 5, 0)

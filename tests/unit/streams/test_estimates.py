@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from serving_adapter.events import decode
-from streams.estimates import ANY_MODEL, EstimatePrice, value_of
+from streams.rules.estimates import ANY_MODEL, EstimatePrice, value_of
 from tests.builders import event_json
 
 EARLY, LATER, AFTER = (datetime(2026, month, 1, tzinfo=UTC) for month in (1, 6, 12))

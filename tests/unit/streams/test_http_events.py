@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving_adapter.errors import RefusedEvent
 from serving_adapter.events import decode
 from serving_adapter.identity import event_id_of, identity_of
-from streams.http_events import (
+from streams.http.http_events import (
     BATCHED,
     FOREIGN_REPLICA,
     MAX_EVENT_BYTES,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from streams.event_server import MAX_BODY_BYTES, MAX_IN_FLIGHT, MAX_OF_ONE_KEY, Refusal, read_body
-from streams.in_flight import InFlight, Load, NoRoom
+from streams.http.event_server import MAX_BODY_BYTES, MAX_IN_FLIGHT, MAX_OF_ONE_KEY, Refusal, read_body
+from streams.http.in_flight import InFlight, Load, NoRoom
 
 WHOLE, SHARE = Load(8, 800, 80), Load(2, 200, 20)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving_adapter.settings import KafkaSettings, SettingsError, read_properties
-from streams.kafka_security import KafkaSecurity, SaslSettings, TlsSettings, security_of
+from streams.workers.kafka_security import KafkaSecurity, SaslSettings, TlsSettings, security_of
 
 LOGIN = {"sasl.mechanism": "SCRAM-SHA-256", "sasl.username": "me", "sasl.password": "hidden"}
 SASL = SaslSettings("SCRAM-SHA-256", "me", "hidden")

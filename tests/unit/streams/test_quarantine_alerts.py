@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
-from streams.chunks import Record, Refused
-from streams.quarantine_alerts import alerts_of
+from streams.ingest.quarantine_alerts import alerts_of
+from streams.rules.chunks import Record, Refused
 from tests.builders import RECEIVED
 
 SOURCE = "kafka:t.usage.v1/3"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from serving_adapter.settings import KafkaSettings
+from streams.ingest.sources import Partition
 from streams.settings import CompletenessSettings, DatabaseSettings
-from streams.sources import Partition
-from streams.upkeep import Upkeep
-from streams.worker_health import (
+from streams.workers.upkeep import Upkeep
+from streams.workers.worker_health import (
     SILENT_AT_MOST_S,
     STUCK_AFTER_S,
     UPKEEP_AT_LEAST_EVERY_S,

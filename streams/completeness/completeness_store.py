@@ -1,0 +1,259 @@
+"""Reading boots, gaps, and what replicas and events say; writing what was found about a boot."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import psycopg
+from psycopg.rows import class_row
+
+from streams import audit
+from streams.alerts import Alert
+from streams.completeness.complete_to import Boot, BootKey, Completeness, TenantShare, complete_to, tenant_complete_to
+from streams.completeness.witnesses import Comparable, Counts, Difference, comparable, differences
+from streams.errors import UnknownBoot
+
+_BOOTS: Final = """
+    select replica_id, boot_id, b.first_received_at, b.last_received_at, b.begun_at, b.heartbeat_at,
+           coalesce(b.last_seq, 0) as last_seq, b.started, b.ended, b.open, b.clock_offset_ms, b.farewell_at,
+           b.quiet_since,
+           coalesce(n.received_through, 0) as received_through, coalesce(n.highest, 0) as highest, n.proven_to,
+           w.replica_id is not null as written_off
+    from usage.boots as b full join usage.boot_numbers as n using (replica_id, boot_id)
+    left join usage.boot_write_offs as w using (replica_id, boot_id)
+"""
+_UNFINISHED: Final = """
+    where w.replica_id is null and (b.farewell_at is null
+          or coalesce(n.received_through, 0) < greatest(b.last_seq, coalesce(n.highest, 0)))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGap:
+    """A gap: `missing` of first_number…last_number, known since `since`."""
+
+    replica_id: str
+    boot_id: str
+    first_number: int
+    last_number: int
+    missing: int
+    since: datetime
+    alerted_at: datetime | None
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class BootDifference:
+    """What heartbeats of a boot and counted events do not agree on, for one tenant and model."""
+
+    replica_id: str
+    boot_id: str
+    tenant_id: str
+    model: str
+    comparable: str
+    reported: Counts
+    counted: Counts
+
+
+def unfinished_boots(connection: psycopg.Connection) -> list[Boot]:
+    """Boots of which something is still to be expected."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        return cursor.execute(_BOOTS + _UNFINISHED + " order by replica_id, boot_id").fetchall()
+
+
+def all_boots(connection: psycopg.Connection) -> list[Boot]:
+    """Every boot that reported, or numbered an event."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        return cursor.execute(_BOOTS + " order by replica_id, boot_id").fetchall()
+
+
+def last_farewell(connection: psycopg.Connection) -> datetime | None:
+    """The latest time at which a boot said farewell; none that was written off."""
+    row = connection.execute(
+        "select max(greatest(b.farewell_at, n.proven_to)) from usage.boots as b"
+        " left join usage.boot_numbers as n using (replica_id, boot_id)"
+        " left join usage.boot_write_offs as w using (replica_id, boot_id)"
+        " where b.farewell_at is not null and w.replica_id is null"
+    ).fetchone()
+    return row[0] if row else None
+
+
+def complete_to_overall(connection: psycopg.Connection) -> Completeness:
+    """The time up to which every known replica has reported everything."""
+    return complete_to(unfinished_boots(connection), last_farewell(connection))
+
+
+def complete_to_of(connection: psycopg.Connection, tenant_id: str) -> Completeness:
+    """The same for one tenant."""
+    boots = unfinished_boots(connection)
+    shares = _shares(connection, tenant_id, [boot.key for boot in boots if boot.farewell_at is not None])
+    return tenant_complete_to(boots, shares, last_farewell(connection))
+
+
+def _shares(connection: psycopg.Connection, tenant_id: str, keys: Sequence[BootKey]) -> dict[BootKey, TenantShare]:
+    """The tenant's part of each of these boots."""
+    rows = connection.execute(
+        "select k.replica_id, k.boot_id,"
+        " (select coalesce(sum(events), 0)::int8 from usage.replica_reported as r"
+        "  where r.replica_id = k.replica_id and r.boot_id = k.boot_id and r.tenant_id = %(tenant)s),"
+        " (select coalesce(sum(events), 0)::int8 from usage.replica_usage as u"
+        "  where u.replica_id = k.replica_id and u.boot_id = k.boot_id and u.tenant_id = %(tenant)s),"
+        " (select coalesce(sum(events), 0)::int8 from usage.replica_reported as r"
+        "  where r.replica_id = k.replica_id and r.boot_id = k.boot_id)"
+        " from unnest(%(replicas)s::text[], %(boots)s::text[]) as k (replica_id, boot_id)",
+        {"tenant": tenant_id, "replicas": [key[0] for key in keys], "boots": [key[1] for key in keys]},
+    )
+    return {(row[0], row[1]): TenantShare(*row[2:]) for row in rows}
+
+
+def unnumbered(connection: psycopg.Connection) -> dict[str, int]:
+    """Events that carry no number, by tenant: counted, but their completeness cannot be proven."""
+    rows = connection.execute(
+        "select tenant_id, sum(events)::int8 from usage.replica_usage where replica_id = ''"
+        " group by tenant_id order by tenant_id"
+    )
+    return dict(rows.fetchall())
+
+
+def open_gaps(connection: psycopg.Connection, limit: int = 1000) -> list[StoredGap]:
+    """Gaps of which something is still missing, the oldest first."""
+    with connection.cursor(row_factory=class_row(StoredGap)) as cursor:
+        return cursor.execute(
+            "select replica_id, boot_id, first_number, last_number, missing, since, alerted_at, closed_at"
+            " from usage.gaps where closed_at is null order by since, replica_id, boot_id, first_number limit %s",
+            (limit,),
+        ).fetchall()
+
+
+def count_open_gaps(connection: psycopg.Connection) -> int:
+    """How many gaps are open."""
+    row = connection.execute("select count(*) from usage.gaps where closed_at is null").fetchone()
+    assert row is not None, "an aggregate always has a row"
+    return int(row[0])
+
+
+def gap_alerts(connection: psycopg.Connection, now: datetime, after: timedelta) -> list[Alert]:
+    """Mark the gaps that are older than `after` as alerted, and return what to raise."""
+    rows = connection.execute(
+        "update usage.gaps set alerted_at = %s where closed_at is null and alerted_at is null and since <= %s"
+        " returning replica_id, boot_id, first_number, last_number, missing, since",
+        (now, now - after),
+    )
+    return [
+        Alert(
+            "gap", replica_id, {"replica_id": replica_id, "boot_id": boot_id, "first_number": first},
+            f"{missing} of the numbers {first} to {last} of boot {boot_id} have not arrived since {since.isoformat()}",
+            now,
+        )
+        for replica_id, boot_id, first, last, missing, since in rows
+    ]  # fmt: skip
+
+
+def reported_boots(connection: psycopg.Connection, finding: str) -> list[Boot]:
+    """Boots that have reported, are neither over nor written off, and of which `finding` is not known yet."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        return cursor.execute(
+            _BOOTS + " where w.replica_id is null and b.farewell_at is null and b.replica_id is not null"
+            " and not exists (select from usage.boot_findings as f where f.replica_id = b.replica_id"
+            " and f.boot_id = b.boot_id and f.finding = %s)",
+            (finding,),
+        ).fetchall()
+
+
+def latest_beginnings(connection: psycopg.Connection) -> dict[str, Boot]:
+    """Of each replica, the boot that was heard of last for the first time."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        rows = cursor.execute(
+            "select distinct on (replica_id) replica_id, boot_id, first_received_at from usage.boots"
+            " order by replica_id, first_received_at desc"
+        ).fetchall()
+    return {boot.replica_id: boot for boot in rows}
+
+
+def record_finding(connection: psycopg.Connection, boot: Boot, finding: str, alert: Alert) -> None:
+    """Note that something was found about a boot, once."""
+    connection.execute(
+        "insert into usage.boot_findings (replica_id, boot_id, finding, alert_id, found_at)"
+        " values (%s, %s, %s, %s, %s) on conflict do nothing",
+        (boot.replica_id, boot.boot_id, finding, alert.alert_id, alert.raised_at),
+    )
+
+
+def broken_off(connection: psycopg.Connection) -> list[Boot]:
+    """Boots that were found to have ended without a farewell, and have not said it since."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        return cursor.execute(
+            _BOOTS + " join usage.boot_findings as f using (replica_id, boot_id)"
+            " where f.finding = 'no_farewell' and b.farewell_at is null and w.replica_id is null"
+            " order by b.last_received_at"
+        ).fetchall()
+
+
+def write_off(connection: psycopg.Connection, key: BootKey, *, actor: str, reason: str) -> bool:
+    """Note a person's word that nothing more will come of a boot; audited. False if it was written off already.
+
+    Raises UnknownBoot.
+    """
+    replica_id, boot_id = key
+    with connection.transaction(), connection.cursor(row_factory=class_row(Boot)) as cursor:
+        boot = cursor.execute(_BOOTS + " where replica_id = %s and boot_id = %s", key).fetchone()
+        if boot is None:
+            raise UnknownBoot(f"no boot {boot_id} of replica {replica_id}: `tollbook streams status --json` lists them")
+        if boot.written_off:
+            return False
+        connection.execute(
+            "insert into usage.boot_write_offs (replica_id, boot_id, actor, reason) values (%s, %s, %s, %s)",
+            (replica_id, boot_id, actor, reason),
+        )
+        detail = {"reason": reason, "received_through": boot.received_through, "known": boot.known}
+        audit.record(connection, actor, "streams.write-off", f"{replica_id}/{boot_id}", detail)
+    return True
+
+
+def boot_differences(connection: psycopg.Connection) -> list[BootDifference]:
+    """Where heartbeats' cumulative counts and counted events of a boot do not agree, as far as they compare now."""
+    reported = _counts(connection, "replica_reported")
+    counted = _counts(connection, "replica_usage")
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        boots = cursor.execute(_BOOTS + " where b.replica_id is not null order by replica_id, boot_id").fetchall()
+    found = []
+    for boot in boots:
+        how = comparable(boot.last_seq, boot.received_through, boot.highest)
+        found += [
+            _named(boot, how, difference)
+            for difference in differences(reported.get(boot.key, {}), counted.get(boot.key, {}), how)
+        ]
+    return found
+
+
+def _counts(connection: psycopg.Connection, table: str) -> dict[BootKey, dict[tuple[str, str], Counts]]:
+    found: dict[BootKey, dict[tuple[str, str], Counts]] = defaultdict(dict)
+    rows = connection.execute(
+        "select replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens"
+        f" from usage.{table} where replica_id <> ''"
+    )
+    for replica_id, boot_id, tenant_id, model, *counts in rows:
+        found[replica_id, boot_id][tenant_id, model] = Counts(*counts)
+    return found
+
+
+def _named(boot: Boot, how: Comparable, difference: Difference) -> BootDifference:
+    tenant_id, model = difference.key
+    return BootDifference(
+        *boot.key, tenant_id, model, how.value, Counts(*difference.reported), Counts(*difference.counted)
+    )
+
+
+def forgotten_boots(connection: psycopg.Connection, boots: Iterable[BootKey]) -> set[BootKey]:
+    """Those of the given boots that have ended and been forgotten."""
+    keys = list(boots)
+    rows = connection.execute(
+        "select replica_id, boot_id from usage.ended_boots"
+        " where (replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))",
+        ([key[0] for key in keys], [key[1] for key in keys]),
+    )
+    return {(row[0], row[1]) for row in rows}

@@ -1,0 +1,134 @@
+"""A source's position: what is applied, compared and moved in the transaction of what it stands for.
+
+Whoever applies a chunk, of usage events or of replicas' reports, does it in these steps, so that a message of either
+counts once and a gap stops the partition (docs/spec/metering.md 4.1).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import psycopg
+
+from streams.errors import SourceChanged, SourceStopped
+from streams.ingest import quarantine_alerts
+from streams.rules import estimates
+from streams.rules.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a chunk; `next_position` is where its source goes on.
+
+    `late` of the applied ones came late (chunks.late_before). `refused` = the quarantined by reason; `tenants` = the
+    readable by tenant. These three are for observers: outcomes are the same without them.
+    """
+
+    next_position: int
+    skipped: int = 0
+    applied: int = 0
+    duplicates: int = 0
+    retimed: int = 0
+    quarantined: int = 0
+    late: int = field(default=0, compare=False)
+    refused: Counter[str] = field(default_factory=Counter, compare=False)
+    tenants: Counter[str] = field(default_factory=Counter, compare=False)
+
+    def then(self, second: Applied) -> Applied:
+        """What became of two chunks of a source, this one and the one behind it."""
+        return Applied(
+            second.next_position,
+            self.skipped + second.skipped,
+            self.applied + second.applied,
+            self.duplicates + second.duplicates,
+            self.retimed + second.retimed,
+            self.quarantined + second.quarantined,
+            self.late + second.late,
+            self.refused + second.refused,
+            self.tenants + second.tenants,
+        )
+
+
+class At(NamedTuple):
+    """Where a locked source stands: its next position, the number of the ingest that is about to be; and its own."""
+
+    next_position: int
+    ingest_no: int
+    source_no: int
+
+
+def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
+    """Lock the source's row until the transaction ends; return where it stands and what is not applied yet.
+
+    Raises SourceChanged; SourceStopped where a person has to look first, whoever noticed; or PositionGap when a message
+    would be skipped.
+    """
+    at = _lock(connection, chunk.source)
+    return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records)
+
+
+def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[Refused]) -> None:
+    """Put refused messages into quarantine, whole, and raise the alerts about it."""
+    if not refused:
+        return
+    prices = estimates.prices_of(connection, (r.event.tenant_id for r in refused if r.event))
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
+            " appended_at, request_id, attempt, estimated_value, currency)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [_quarantine_row(source, r, prices) for r in refused],
+        )
+    quarantine_alerts.raise_for(connection, source, refused)
+
+
+def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Record], done: Applied) -> None:
+    """Write down what `records` came to, and move the source's position behind them."""
+    moved = connection.execute(
+        "with proof as (insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
+        " retimed, quarantined, late, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " returning *)"
+        " update usage.sources as s set next_position = proof.next_position,"
+        " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1,"
+        " changed_at = now(), applied = s.applied + proof.applied, duplicates = s.duplicates + proof.duplicates,"
+        " quarantined = s.quarantined + proof.quarantined, late = s.late + proof.late,"
+        " last_applied_at = proof.applied_at"
+        " from proof where s.source = proof.source and s.next_position = proof.first_position",
+        (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
+         done.quarantined, done.late, digest(records), chunk.leader_epoch),
+    )  # fmt: skip
+    assert moved.rowcount == 1, "the row was locked by this transaction"
+
+
+def _lock(connection: psycopg.Connection, source: Source) -> At:
+    name = source.name
+    row = connection.execute(
+        "select next_position, ingest_no, source_no, cluster_id, topic_id, stopped_because from usage.sources"
+        " where source = %s for update",
+        (name,),
+    ).fetchone()
+    if row is None:
+        raise SourceChanged(name, "the source", "registered", "unknown")
+    next_position, ingest_no, source_no, cluster_id, topic_id, stopped_because = row
+    if cluster_id != source.cluster_id:
+        raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
+    if topic_id != source.topic_id:
+        raise SourceChanged(name, "the topic", topic_id, source.topic_id)
+    if stopped_because is not None:
+        raise SourceStopped(name, stopped_because)
+    return At(int(next_position), int(ingest_no) + 1, int(source_no))
+
+
+def _quarantine_row(
+    source: str, refused: Refused, prices: Mapping[str, Sequence[estimates.EstimatePrice]]
+) -> tuple[object, ...]:
+    record, event = refused.record, refused.event
+    named = (event.request_id, event.attempt) if event else (None, None)
+    value = estimates.value_of(prices.get(event.tenant_id, ()), event) if event else (None, None)
+    return (
+        source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
+        record.appended_at, *named, *value,
+    )  # fmt: skip

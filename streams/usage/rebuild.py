@@ -1,0 +1,146 @@
+"""Windows from raw events, beside the running ingestion: what differs, and putting it right.
+
+Events go by the rating bands of today's rules: where a rule was changed late, that is a difference as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from streams import audit
+from streams.retention.archive_store import hold_archive, require_present
+from streams.rules import stale_bands
+from streams.rules.windows import WINDOW_KEY, WINDOW_SUMS
+from streams.usage import rebanding
+
+WIDTHS: Final = {"windows_1m": "1 minute", "windows_1h": "1 hour"}
+DIFFERENCES_LISTED: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class WindowDifference:
+    """A window that is not the sum of its events. Sums in the order of WINDOW_SUMS; None where there is no such row."""
+
+    table: str
+    bucket: datetime
+    key: tuple[str, ...]
+    stored: tuple[int, ...] | None
+    events: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild looked at, and found; of the differences the first DIFFERENCES_LISTED of each table."""
+
+    windows: int
+    differences: tuple[WindowDifference, ...]
+    replaced: int = 0
+    rebanded: int = 0
+    """Events that have another rating band by today's rules."""
+
+
+def rebuild(
+    connection: psycopg.Connection, start: datetime, end: datetime, *, actor: str, apply: bool = False
+) -> Rebuilt:
+    """Compare the windows of [start, end), whole hours, with sums of events; with `apply`, replace those that differ.
+
+    One snapshot (REPEATABLE READ), so that chunks which are applied meanwhile are in both or in neither. Replacing
+    stops the sources for its transaction, so that no event is added between reading and writing. Raises EventsArchived.
+    """
+    with connection.transaction():
+        if not apply:
+            connection.execute("set transaction isolation level repeatable read")
+        hold_archive(connection)
+        if apply:
+            connection.execute("lock table usage.sources in exclusive mode")
+        require_present(connection, start, end)
+        rebanded = rebanding.stage(connection, start, end)
+        looked_at = replaced = 0
+        listed: list[WindowDifference] = []
+        for table, width in WIDTHS.items():
+            looked_at += _count(connection, table, start, end)
+            found = _differences(connection, table, width, start, end)
+            listed += found
+            while apply and found:
+                for difference in found:
+                    _replace(connection, difference)
+                replaced += len(found)
+                found = _differences(connection, table, width, start, end)
+        if apply and (replaced or rebanded):
+            rebanding.apply(connection, start, end)
+            detail = {"from": start.isoformat(), "to": end.isoformat(), "windows": replaced, "rebanded": rebanded}
+            audit.record(connection, actor, "windows.rebuild", "windows", detail)
+        if apply:
+            stale_bands.settle(connection, start, end)
+    return Rebuilt(looked_at, tuple(listed), replaced, rebanded)
+
+
+_COLUMNS: Final = sql.SQL(", ").join(map(sql.Identifier, WINDOW_KEY))
+_KEY_OF_EVENTS: Final = (*map(sql.Identifier, WINDOW_KEY[:-1]), sql.SQL("band as rating_band"))
+_STORED_SUMS: Final = sql.SQL(", ").join(sql.SQL("w.{}").format(sql.Identifier(name)) for name in WINDOW_SUMS)
+_EVENT_SUMS: Final = sql.SQL(", ").join(sql.SQL("e.{}").format(sql.Identifier(name)) for name in WINDOW_SUMS)
+
+
+def _differences(
+    connection: psycopg.Connection, table: str, width: str, start: datetime, end: datetime
+) -> list[WindowDifference]:
+    query = sql.SQL(
+        "with c as (select e.*, coalesce(r.rating_band, e.rating_band) as band from usage.counting_events as e"
+        " left join rebanded as r using (source, position)"
+        " where e.completed_at >= %(start)s and e.completed_at < %(end)s),"
+        " e as (select time_bucket({width}, completed_at) as bucket, {key_of_events}, count(*) as events,"
+        " count(*) filter (where kind = 'usage') as requests, sum(input_tokens)::int8 as input_tokens,"
+        " sum(cache_hit_tokens)::int8 as cache_hit_tokens, sum(output_tokens)::int8 as output_tokens,"
+        " sum(gpu_us)::int8 as gpu_us from c group by bucket, {key_by}),"
+        " w as (select * from usage.{table} where bucket >= %(start)s and bucket < %(end)s"
+        " and (events, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us) <> (0, 0, 0, 0, 0, 0))"
+        " select bucket, {key}, {stored}, {events} from w full join e using (bucket, {key})"
+        " where ({stored}) is distinct from ({events}) order by bucket, {key} limit %(limit)s"
+    ).format(
+        width=sql.Literal(width),
+        key=_COLUMNS,
+        key_of_events=sql.SQL(", ").join(_KEY_OF_EVENTS),
+        key_by=sql.SQL(", ").join(map(sql.Identifier, (*WINDOW_KEY[:-1], "band"))),
+        table=sql.Identifier(table),
+        stored=_STORED_SUMS,
+        events=_EVENT_SUMS,
+    )
+    rows = connection.execute(query, {"start": start, "end": end, "limit": DIFFERENCES_LISTED})
+    keys, sums = len(WINDOW_KEY), len(WINDOW_SUMS)
+    found = []
+    for row in rows:
+        stored, events = row[1 + keys : 1 + keys + sums], row[1 + keys + sums :]
+        found.append(
+            WindowDifference(
+                table, row[0], tuple(row[1 : 1 + keys]),
+                None if stored[0] is None else tuple(stored), None if events[0] is None else tuple(events),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _replace(connection: psycopg.Connection, difference: WindowDifference) -> None:
+    sums = difference.events or (0,) * len(WINDOW_SUMS)
+    query = sql.SQL(
+        "insert into usage.{table} (bucket, {key}, {sums}) values ({values})"
+        " on conflict (tenant_id, bucket, {rest}) do update set {set}"
+    ).format(
+        table=sql.Identifier(difference.table),
+        key=_COLUMNS,
+        sums=sql.SQL(", ").join(map(sql.Identifier, WINDOW_SUMS)),
+        values=sql.SQL(", ").join([sql.Placeholder()] * (1 + len(WINDOW_KEY) + len(WINDOW_SUMS))),
+        rest=sql.SQL(", ").join(map(sql.Identifier, WINDOW_KEY[1:])),
+        set=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in WINDOW_SUMS),
+    )
+    connection.execute(query, (difference.bucket, *difference.key, *sums))
+
+
+def _count(connection: psycopg.Connection, table: str, start: datetime, end: datetime) -> int:
+    query = sql.SQL("select count(*) from usage.{} where bucket >= %s and bucket < %s").format(sql.Identifier(table))
+    row = connection.execute(query, (start, end)).fetchone()
+    return int(row[0]) if row else 0

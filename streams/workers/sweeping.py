@@ -1,0 +1,161 @@
+"""What a reader of Kafka does beside reading, whichever client it reads with: look for what was dropped on the way, for
+logs that went quiet, for the end of a drain; and say how far it is.
+
+The reader says where its fetching is and seeks to where it is told; everything here may block, and is called off its
+loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from streams.errors import WorkerCrashed
+from streams.ingest.ingestion import Ingestion
+from streams.ingest.sources import Partition, SourceState
+
+SESSION_TIMEOUT_S: Final = 6
+"""A worker that was killed is missed after this; its partitions then move."""
+METADATA_AGE_MS: Final = 30_000
+"""How soon a topic that was made again, or has more partitions, is noticed."""
+HINT_EVERY_S: Final = 1.0
+REPORT_EVERY_S: Final = 2.0
+DRAIN_CHECK_EVERY_S: Final = 0.25
+SWEEP_EVERY_S: Final = 2.0
+SIGN_EVERY_S: Final = 1.0
+UPKEEP_EVERY_S: Final = 1.0
+QUIET_S: Final = 3.0
+"""With nothing in hand for so long, what was fetched and is not applied was dropped on the way."""
+LOG_CHECK_EVERY_S: Final = 10.0
+QUIET_BESIDE_OTHERS_S: Final = 20.0
+"""The same for one partition while others are at work: longer than anything waits its turn."""
+STUCK_S: Final = 60.0
+"""Messages are there and nothing came for so long: the consumer hangs, and a restarted worker does not."""
+READ_AGAIN_TIMES: Final = 3
+"""After so many times there really is nothing: the log ends with a transaction's marker."""
+
+Fetched = Mapping[Partition, int | None]
+"""Which position is fetched next of each partition that is ours; None: not known."""
+
+
+class Sweeper:
+    """One reader's."""
+
+    def __init__(self, ingestion: Ingestion, say: Callable[[str], None]) -> None:
+        self._ingestion = ingestion
+        self._say = say
+        self._drain_to = {p: end for feed in ingestion.feeds.values() for p, end in feed.ends.items()}
+        self._taken_at = self._begun_at = time.monotonic()
+        self._taken_of: dict[Partition, float] = {}
+        self._stood: dict[Partition, tuple[int, float]] = {}
+        """Where a partition stood when it was last seen to have moved, and when."""
+        self._logs_read_at = time.monotonic()
+        self._read_again: dict[Partition, int] = {}
+        self._reported = 0
+        self._reported_at = time.monotonic()
+
+    def took(self, partition: Partition) -> None:
+        """Something of a partition was taken in hand, or is done."""
+        self._taken_at = self._taken_of[partition] = time.monotonic()
+
+    def moved(self, partitions: Iterable[Partition]) -> None:
+        """These were applied further."""
+        for partition in partitions:
+            self._read_again.pop(partition, None)
+
+    def look(self) -> dict[Partition, SourceState]:
+        """Release corrections whose original has come; the stored states. Raises as `Ingestion.stored` does."""
+        self._ingestion.release_orphans()
+        return self._ingestion.stored()
+
+    def dropped(
+        self, states: Mapping[Partition, SourceState], fetched: Fetched, *, in_hand: bool
+    ) -> dict[Partition, int]:
+        """Where to go back to, where more was fetched than is applied and nothing of it has come up for a while.
+
+        A client drops what it had fetched before a rebalance, and we what came while Kafka could not be asked. A later
+        message would show the gap; this is for when there is none. `in_hand`: something is being applied, or waits.
+        """
+        now = time.monotonic()
+        all_quiet = not in_hand and self._taken_at <= now - QUIET_S
+        back_to = {}
+        for partition, position in fetched.items():
+            if partition not in states or not self._goes_on(partition):
+                continue
+            due = states[partition].next_position
+            if (position or 0) <= due:
+                continue
+            times = self._read_again.get(partition, 0)
+            if all_quiet and times < READ_AGAIN_TIMES:
+                if partition not in self._ingestion.asked_in_vain:
+                    self._read_again[partition] = times + 1
+                back_to[partition] = due
+            elif not all_quiet and self._taken_of.get(partition, self._begun_at) <= now - QUIET_BESIDE_OTHERS_S:
+                self._taken_of[partition] = now
+                back_to[partition] = due
+        return back_to
+
+    def check_logs(self, states: Mapping[Partition, SourceState], ours: Iterable[Partition], *, in_hand: bool) -> None:
+        """Where nothing comes: is there nothing, or another log, or does the consumer hang?
+
+        Raises WorkerCrashed if it hangs, and as `Ingestion.read_logs` does.
+        """
+        now = time.monotonic()
+        if now - self._logs_read_at < LOG_CHECK_EVERY_S:
+            return
+        self._logs_read_at = now
+        self._ingestion.read_logs()
+        waits = in_hand and now - self._taken_at > QUIET_S  # for the database: nothing moves, and nothing hangs
+        ends = {p: end for feed in self._ingestion.feeds.values() for p, end in feed.ends.items()}
+        stood, self._stood = self._stood, {}
+        for partition in ours:
+            if partition not in states or not self._goes_on(partition):
+                continue
+            at = states[partition].next_position
+            since = stood[partition][1] if partition in stood and stood[partition][0] == at and not waits else now
+            self._stood[partition] = (at, since)
+            tried = self._read_again.get(partition, 0) >= READ_AGAIN_TIMES  # in vain: a marker at its end
+            if ends.get(partition, 0) > at and not tried and now - since > STUCK_S:
+                raise WorkerCrashed(f"{partition}: nothing came for {STUCK_S:.0f} s, and there is something")
+
+    def waiting(self, states: Mapping[Partition, SourceState]) -> list[Partition]:
+        """Partitions that are not applied up to the end that the log had when we started, and could be."""
+        return [p for p, end in self._drain_to.items() if self._goes_on(p) and states[p].next_position < end]
+
+    def is_drained(self, fetched: Fetched | None) -> bool:
+        """Whether everything is applied that was there when we started; orphans are then released.
+
+        `fetched` = None while something is in hand. Raises as `Ingestion.stored` does.
+        """
+        waiting = self.waiting(self._ingestion.stored())
+        if waiting and fetched is not None:
+            waiting = [partition for partition in waiting if not self._has_nothing_left(partition, fetched)]
+        if waiting:
+            return False
+        self._ingestion.release_orphans()
+        return True
+
+    def report(self) -> None:
+        """Say how far this worker is, when something has changed."""
+        now, tally = time.monotonic(), self._ingestion.tally
+        if tally.seen == self._reported:
+            return
+        rate = (tally.seen - self._reported) / (now - self._reported_at)
+        self._reported, self._reported_at = tally.seen, now
+        self._say(
+            f"applied {tally.applied:,}, duplicates {tally.duplicates:,}, quarantined {tally.quarantined:,}"
+            f" ({rate:,.0f} messages/s)"
+        )
+
+    def _goes_on(self, partition: Partition) -> bool:
+        return partition not in self._ingestion.tally.stopped
+
+    def _has_nothing_left(self, partition: Partition, fetched: Fetched) -> bool:
+        """Whether everything readable was read, though the log goes on: it ends with a marker. Then it stands still."""
+        end = self._drain_to[partition]
+        if self._read_again.get(partition, 0) < READ_AGAIN_TIMES or (fetched.get(partition) or 0) < end:
+            return False
+        why = f"the log ends at {end}, but what is left has no message: a transaction's marker"
+        self._ingestion.stand_still(partition, why)
+        return True

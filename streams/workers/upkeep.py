@@ -1,0 +1,106 @@
+"""What a worker does beside applying chunks, on a connection of its own: the completeness check, alerts, letting go."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+import psycopg
+
+from serving_adapter.errors import AdapterError
+from serving_adapter.producer import EventProducer
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import ALERTS
+from streams import alerts
+from streams.alerts import Alert
+from streams.completeness.completeness_check import CompletenessCheck, deliver_alerts
+from streams.database import connect
+from streams.errors import DatabaseUnavailable
+from streams.retention.expiry import Retention
+from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
+from streams.workers.worker_health import UpkeepSigns
+
+SHARE_OF_TIME: Final = 0.05
+"""Of a worker's time so much, at most, goes into checks."""
+RESTS_AT_MOST_S: Final = 10.0
+WEEKS_AHEAD_EVERY_S: Final = 3600.0
+"""How often partitions for the ids of coming weeks are made."""
+
+
+class Upkeep:
+    """One round whenever told. What fails is said and tried again in the next round: usage goes on meanwhile.
+
+    `signs` tell whoever watches the worker.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        database: DatabaseSettings,
+        settings: CompletenessSettings,
+        say: Callable[[str], None] = print,
+        retention: RetentionSettings | None = None,
+    ) -> None:
+        self._kafka = kafka
+        self._database = database
+        self._settings = settings
+        self._say = say
+        self._connection: psycopg.Connection | None = None
+        self._check: CompletenessCheck | None = None
+        self._retention_settings = retention or RetentionSettings.from_environment()
+        self._retention: Retention | None = None
+        self._producer: EventProducer | None = None
+        self.signs = UpkeepSigns(time.monotonic())
+        self._failing = False
+        self._weeks_added_at = -math.inf
+        self._not_before = -math.inf
+
+    def round(self, *, at_once: bool = False) -> bool:
+        """Check and deliver once. False if it failed, the database or Kafka being away; said once, until it works.
+
+        A check that takes long, because a backlog brings numbers out of order, is made less often unless `at_once`.
+        """
+        if time.monotonic() < self._not_before and not at_once:
+            return True
+        try:
+            if self._connection is None or self._check is None or self._retention is None:
+                self._connection = connect(self._database.url, application="tollbook streams upkeep")
+                self._check = CompletenessCheck(self._connection, self._settings)
+                self._retention = Retention(self._connection, self._retention_settings)
+            began = time.monotonic()
+            self._check.run()
+            ended = time.monotonic()
+            self._not_before = ended + min((ended - began) / SHARE_OF_TIME, RESTS_AT_MOST_S)
+            if time.monotonic() - self._weeks_added_at > WEEKS_AHEAD_EVERY_S:
+                self._connection.execute("select usage.add_identity_weeks(current_date, current_date + 14)")
+                self._weeks_added_at = time.monotonic()
+            deliver_alerts(self._connection, self._send)
+            self._retention.step_when_due()
+        except (psycopg.Error, DatabaseUnavailable, AdapterError) as error:
+            because = str(error).splitlines()[0]
+            if not self._failing:
+                self._say(f"upkeep: {because}; trying again, nothing is lost")
+            self._failing = True
+            self.signs.failures += 1
+            self.signs.because = because
+            self.close()
+            return False
+        self._failing = False
+        self.signs.went_well_at, self.signs.because = time.monotonic(), ""
+        return True
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._check = self._retention = self._producer = None
+
+    def _send(self, waiting: list[Alert]) -> None:
+        """Into the topic; returns when Kafka has all of them."""
+        if self._producer is None:
+            self._producer = EventProducer(self._kafka, ALERTS.name(self._kafka.topic_prefix))
+        for alert in waiting:
+            self._producer.send(alert.key.encode(), alerts.encode(alert))
+        self._producer.flush()

@@ -100,7 +100,7 @@ def _shares(connection: psycopg.Connection, tenant_id: str, keys: Sequence[BootK
         "select k.replica_id, k.boot_id,"
         " (select coalesce(sum(events), 0)::int8 from usage.replica_reported as r"
         "  where r.replica_id = k.replica_id and r.boot_id = k.boot_id and r.tenant_id = %(tenant)s),"
-        " (select coalesce(sum(events), 0)::int8 from usage.replica_usage as u"
+        " (select coalesce(sum(events), 0)::int8 from usage.replica_counts as u"
         "  where u.replica_id = k.replica_id and u.boot_id = k.boot_id and u.tenant_id = %(tenant)s),"
         " (select coalesce(sum(events), 0)::int8 from usage.replica_reported as r"
         "  where r.replica_id = k.replica_id and r.boot_id = k.boot_id)"
@@ -113,7 +113,7 @@ def _shares(connection: psycopg.Connection, tenant_id: str, keys: Sequence[BootK
 def unnumbered(connection: psycopg.Connection) -> dict[str, int]:
     """Events that carry no number, by tenant: counted, but their completeness cannot be proven."""
     rows = connection.execute(
-        "select tenant_id, sum(events)::int8 from usage.replica_usage where replica_id = ''"
+        "select tenant_id, sum(events)::int8 from usage.replica_counts where replica_id = ''"
         " group by tenant_id order by tenant_id"
     )
     return dict(rows.fetchall())
@@ -217,7 +217,7 @@ def write_off(connection: psycopg.Connection, key: BootKey, *, actor: str, reaso
 def boot_differences(connection: psycopg.Connection) -> list[BootDifference]:
     """Where heartbeats' cumulative counts and counted events of a boot do not agree, as far as they compare now."""
     reported = _counts(connection, "replica_reported")
-    counted = _counts(connection, "replica_usage")
+    counted = _counts(connection, "replica_counts")
     with connection.cursor(row_factory=class_row(Boot)) as cursor:
         boots = cursor.execute(_BOOTS + " where b.replica_id is not null order by replica_id, boot_id").fetchall()
     found = []

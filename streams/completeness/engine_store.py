@@ -54,7 +54,7 @@ _RUNS: Final = """
 _SUMS: Final = r"""
     select replica_id, boot_id, model, starts_with(tenant_id, '_'), sum(input_tokens + engine_input_beyond)::int8,
            sum(output_tokens + engine_output_beyond)::int8, sum(cache_hit_tokens + engine_cached_beyond)::int8
-    from usage.replica_usage where replica_id <> '' group by 1, 2, 3, 4
+    from usage.replica_counts where replica_id <> '' group by 1, 2, 3, 4
 """
 
 
@@ -111,7 +111,7 @@ def _heard(boot: Boot, runs: list[EngineRun], begin: datetime | None, end: datet
 
 def _requests(connection: psycopg.Connection, boots: list[Boot]) -> list[BootRequests]:
     """What became of the requests of boots that are over. `open` is what recovery has not settled: 0 once it has."""
-    rows = connection.execute("select replica_id, boot_id, sum(lost)::int8 from usage.replica_usage group by 1, 2")
+    rows = connection.execute("select replica_id, boot_id, sum(lost)::int8 from usage.replica_counts group by 1, 2")
     lost = {(row[0], row[1]): row[2] for row in rows}
     return [
         BootRequests(*b.key, Requests(b.started or 0, b.ended or 0, 0, lost.get(b.key, 0)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from streams.completeness.number_ranges import Ranges, count, within
+from streams.completeness.number_sets import Ranges, Segments, count, within
 
 MOST_OPEN: Final = 100
 """Open gaps a boot may have. A partition that stands still takes every eighth number out of each boot: beyond this
@@ -73,7 +73,7 @@ def named(open_gaps: Sequence[Gap], absent: Ranges, since: datetime, most: int =
     return list(stored.values())
 
 
-def filled(open_gaps: Sequence[Gap], fresh: Ranges) -> list[Gap]:
+def filled(open_gaps: Sequence[Gap], fresh: Segments) -> list[Gap]:
     """The gaps that newly received numbers change; one of which nothing is missing any more is closed."""
     changed = []
     for gap in open_gaps:

@@ -1,13 +1,12 @@
 """Received numbers and gaps in the database: folding what chunks brought, and naming what is missing.
 
 Chunks only add rows (`usage.number_fills`, `usage.replica_usage_fills`); one check at a time takes them out and folds
-them into ranges and sums. So workers that apply events of one replica never wait for each other, the cost in a chunk
-does not depend on how broken the ranges are, and what is derived lags by one check, on the safe side.
+them into sets and sums. So workers that apply events of one replica never wait for each other, and what is derived of
+numbers lags by one check, on the safe side. Counts are read with those that are not folded (`usage.replica_counts`).
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -15,11 +14,11 @@ from typing import Final
 
 import psycopg
 
-from streams.completeness import gaps, number_ranges
+from streams.completeness import gaps, number_sets
 from streams.completeness.complete_to import BootKey
 from streams.completeness.completeness_store import forgotten_boots
 from streams.completeness.gaps import Gap, Looked
-from streams.completeness.number_ranges import Ranges
+from streams.completeness.number_sets import Ranges, Segments
 
 FOLD_USAGE: Final = """
     with taken as (delete from usage.replica_usage_fills returning *)
@@ -69,22 +68,24 @@ NUMBERS_A_TIME: Final = 100_000
 """Numbers a transaction: a second's worth of the fastest line, some megabytes."""
 FILLS_A_FETCH: Final = 1000
 
-_PAIR: Final = re.compile(r"\[(\d+),(\d+)\)")
+
+def fold_counts(connection: psycopg.Connection) -> None:
+    """Fold what chunks counted. It changes no answer, so it may wait until there is much of one key."""
+    connection.execute(FOLD_USAGE)
 
 
 def fold(connection: psycopg.Connection, now: datetime, most: int = NUMBERS_A_TIME) -> bool:
-    """Fold what chunks brought since the last time: counts, numbers, gaps that fill, heartbeats that are proven.
+    """Fold what chunks brought since the last time: numbers, gaps that fill, heartbeats that are proven.
 
     In the caller's transaction. About `most` numbers, so that a backlog does not become one long transaction; False if
-    there are more, and the rest is for the next ones. Counts first and all of them: while the numbers of a backlog are
-    being taken, a boot lacks numbers, and is not compared.
+    there are more, and the rest is for the next ones. While the numbers of a backlog are being taken, a boot lacks
+    numbers, and is not compared.
     """
-    connection.execute(FOLD_USAGE)
     arrived, is_all = _taken(connection, most)
     for key in forgotten_boots(connection, arrived) if arrived else ():
         del arrived[key]  # its numbers were let go of: the late one is no gap's end
     if arrived:
-        _fill(connection, {key: number_ranges.of_numbers(numbers) for key, numbers in arrived.items()}, now)
+        _fill(connection, {key: number_sets.of_numbers(numbers) for key, numbers in arrived.items()}, now)
     connection.execute(PROVE, (now,))
     return is_all
 
@@ -142,30 +143,27 @@ def name_gaps(connection: psycopg.Connection, now: datetime, settle: timedelta) 
             )
 
 
-def _fill(connection: psycopg.Connection, arrived: dict[BootKey, Ranges], now: datetime) -> None:
-    """Add numbers to their boots' ranges, and close the gaps that they fill."""
+def _fill(connection: psycopg.Connection, arrived: dict[BootKey, dict[int, int]], now: datetime) -> None:
+    """Add numbers to those of their boots, and close the gaps that they fill."""
     keys = list(arrived)
     positions = _positions(connection, keys)
-    wanted = {
-        key: {*number_ranges.by_segment(numbers), number_ranges.segment_of(positions[key][0] + 1)}
-        for key, numbers in arrived.items()
-    }
+    wanted = {key: {*numbers, number_sets.segment_of(positions[key][0] + 1)} for key, numbers in arrived.items()}
     stored = _segments(connection, [(key, segment) for key, segments in wanted.items() for segment in segments])
     open_gaps = _open_gaps(connection, keys)
     changed_gaps: list[tuple[BootKey, Gap]] = []
     states: list[tuple[str, str, int, int, datetime]] = []
-    segments: list[tuple[str, str, int, Ranges]] = []
+    segments: list[tuple[str, str, int, int]] = []
     for key, numbers in arrived.items():
         through, highest = positions[key]
-        done = number_ranges.fill(through, stored[key], numbers)
-        following = number_ranges.segment_of(done.received_through + 1)
+        done = number_sets.fill(through, stored[key], numbers)
+        following = number_sets.segment_of(done.received_through + 1)
         if following not in wanted[key]:
             stored[key] |= _following(connection, key, following)
-            done = number_ranges.fill(through, stored[key], numbers)
+            done = number_sets.fill(through, stored[key], numbers)
         changed_gaps += [(key, gap) for gap in gaps.filled(open_gaps[key], done.fresh)]
-        highest = max(highest, numbers[-1][1])
+        highest = max(highest, number_sets.highest(numbers))
         states.append((*key, done.received_through, highest, now))
-        segments += [(*key, segment, ranges) for segment, ranges in done.segments.items()]
+        segments += [(*key, segment, bits) for segment, bits in done.segments.items()]
     with connection.cursor() as cursor:
         cursor.executemany(
             "insert into usage.boot_numbers (replica_id, boot_id, received_through, highest, first_filled_at)"
@@ -188,29 +186,28 @@ def _positions(connection: psycopg.Connection, keys: Sequence[BootKey]) -> dict[
     return found | {(row[0], row[1]): (row[2], row[3]) for row in rows}
 
 
-def _segments(
-    connection: psycopg.Connection, wanted: Iterable[tuple[BootKey, int]]
-) -> dict[BootKey, dict[int, Ranges]]:
-    """The stored ranges of the wanted segments."""
-    found: dict[BootKey, dict[int, Ranges]] = defaultdict(dict)
+def _segments(connection: psycopg.Connection, wanted: Iterable[tuple[BootKey, int]]) -> dict[BootKey, dict[int, int]]:
+    """The stored bits of the wanted segments."""
+    found: dict[BootKey, dict[int, int]] = defaultdict(dict)
     rows = connection.execute(
-        "select replica_id, boot_id, segment, numbers::text from usage.received_numbers"
+        "select replica_id, boot_id, segment, numbers from usage.received_numbers"
         " where (replica_id, boot_id, segment) in (select * from unnest(%s::text[], %s::text[], %s::int8[]))",
         _columns([(*key, segment) for key, segment in wanted], 3),
+        binary=True,
     )
-    for replica_id, boot_id, segment, text in rows:
-        found[replica_id, boot_id][segment] = _ranges(text)
+    for replica_id, boot_id, segment, numbers in rows:
+        found[replica_id, boot_id][segment] = number_sets.from_bytes(numbers)
     return found
 
 
-def _following(connection: psycopg.Connection, key: BootKey, segment: int) -> dict[int, Ranges]:
+def _following(connection: psycopg.Connection, key: BootKey, segment: int) -> dict[int, int]:
     """All stored segments from one on: when a gap was closed, everything behind it may join."""
     rows = connection.execute(
-        "select segment, numbers::text from usage.received_numbers"
-        " where replica_id = %s and boot_id = %s and segment >= %s",
+        "select segment, numbers from usage.received_numbers where replica_id = %s and boot_id = %s and segment >= %s",
         (*key, segment),
+        binary=True,
     )
-    return {row[0]: _ranges(row[1]) for row in rows}
+    return {row[0]: number_sets.from_bytes(row[1]) for row in rows}
 
 
 def _missing(connection: psycopg.Connection, key: BootKey, through: int, first: int, last: int) -> Ranges:
@@ -219,11 +216,13 @@ def _missing(connection: psycopg.Connection, key: BootKey, through: int, first: 
     if first > last:
         return ()
     rows = connection.execute(
-        "select numbers::text from usage.received_numbers"
+        "select segment, numbers from usage.received_numbers"
         " where replica_id = %s and boot_id = %s and segment between %s and %s",
-        (*key, number_ranges.segment_of(first), number_ranges.segment_of(last)),
+        (*key, number_sets.segment_of(first), number_sets.segment_of(last)),
+        binary=True,
     )
-    return number_ranges.missing(number_ranges.union(*(_ranges(row[0]) for row in rows)), first, last)
+    received: Segments = {row[0]: number_sets.from_bytes(row[1]) for row in rows}
+    return number_sets.missing(received, first, last)
 
 
 def _open_gaps(connection: psycopg.Connection, keys: Sequence[BootKey]) -> dict[BootKey, list[Gap]]:
@@ -252,31 +251,23 @@ def _store_gaps(connection: psycopg.Connection, changed: Sequence[tuple[BootKey,
         )
 
 
-def _store_segments(connection: psycopg.Connection, changed: Sequence[tuple[str, str, int, Ranges]]) -> None:
+def _store_segments(connection: psycopg.Connection, changed: Sequence[tuple[str, str, int, int]]) -> None:
     """Write segments; those of which nothing is left beyond `received_through` go."""
-    gone = [(replica, boot, segment) for replica, boot, segment, ranges in changed if not ranges]
-    with connection.cursor() as cursor:
-        if gone:
-            cursor.executemany(
-                "delete from usage.received_numbers where replica_id = %s and boot_id = %s and segment = %s", gone
-            )
-        kept = [(replica, boot, segment, _multirange(ranges)) for replica, boot, segment, ranges in changed if ranges]
-        if kept:
-            cursor.executemany(
-                "insert into usage.received_numbers (replica_id, boot_id, segment, numbers)"
-                " values (%s, %s, %s, %s::int8multirange)"
-                " on conflict (replica_id, boot_id, segment) do update set numbers = excluded.numbers",
-                kept,
-            )
-
-
-def _ranges(text: str) -> Ranges:
-    """An int8multirange as Postgres writes it, e.g. `{[1,4),[7,8)}`: psycopg's own objects take ten times as long."""
-    return tuple((int(a), int(b) - 1) for a, b in _PAIR.findall(text))
-
-
-def _multirange(ranges: Ranges) -> str:
-    return "{" + ",".join(f"[{a},{b + 1})" for a, b in ranges) + "}"
+    gone = [(replica, boot, segment) for replica, boot, segment, bits in changed if not bits]
+    if gone:
+        connection.execute(
+            "delete from usage.received_numbers"
+            " where (replica_id, boot_id, segment) in (select * from unnest(%s::text[], %s::text[], %s::int8[]))",
+            _columns(gone, 3),
+        )
+    kept = [(*row, number_sets.to_bytes(bits)) for *row, bits in changed if bits]
+    if kept:
+        connection.execute(
+            "insert into usage.received_numbers (replica_id, boot_id, segment, numbers)"
+            " select * from unnest(%s::text[], %s::text[], %s::int8[], %s::bytea[])"
+            " on conflict (replica_id, boot_id, segment) do update set numbers = excluded.numbers",
+            _columns(kept, 4),
+        )
 
 
 def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:

@@ -168,6 +168,8 @@ _ENDED: Final = """
     select b.replica_id, b.boot_id, coalesce(n.received_through, 0), b.last_received_at
     from usage.boots as b left join usage.boot_numbers as n using (replica_id, boot_id)
     where b.last_received_at < %(before)s
+      and not exists (select from usage.replica_usage_fills as f
+                      where f.replica_id = b.replica_id and f.boot_id = b.boot_id)
       and (exists (select from usage.boot_write_offs as w
                    where w.replica_id = b.replica_id and w.boot_id = b.boot_id)
            or (b.farewell_at is not null and coalesce(n.received_through, 0) >= b.last_seq

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.completeness import gaps, number_ranges
+from streams.completeness import gaps, number_sets
 from streams.completeness.gaps import Gap, Looked
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -35,7 +35,7 @@ class Life:
     def step(self, arrived: frozenset[int], last_seq: int, seconds: int) -> None:
         """What one check does, in its order."""
         self.now += timedelta(seconds=seconds)
-        fresh = number_ranges.of_numbers(arrived - self.received)
+        fresh = number_sets.of_numbers(arrived - self.received)
         self.received |= arrived
         known = max(self.known, last_seq, *arrived, 0)
         self.known_since |= dict.fromkeys(range(self.known + 1, known + 1), self.now)
@@ -45,7 +45,7 @@ class Life:
         self.looked, due = gaps.look(self.looked, self.known, self.now, SETTLE)
         if due:
             first, last, since = due
-            absent = number_ranges.missing(number_ranges.of_numbers(self.received), first, last)
+            absent = number_sets.missing(number_sets.of_numbers(self.received), first, last)
             for gap in gaps.named(list(self.open.values()), absent, since, self.most):
                 self._store(gap)
 

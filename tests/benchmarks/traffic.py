@@ -18,7 +18,7 @@ TENANTS = tuple(f"tenant_{number:03d}" for number in range(500))
 MODELS = tuple(f"model-{number:02d}" for number in range(20))
 REPLICAS = 40  # two for each model: an engine serves one
 STAMPED_EVERY = 1000
-BURST_S = 0.005
+BURST_S = 0.05
 TEMPLATE = (
     '{{"tenant_id":"{tenant}","request_id":"{request}","model":"{model}","input_tokens":{input},"output_tokens":{output},'
     '"cache_hit_tokens":{cached},"region":"us-east","tier":"paid","duration_ms":{duration},"gpu_us":{gpu},'

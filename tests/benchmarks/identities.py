@@ -67,14 +67,14 @@ class Design:
         return (UUID(bytes=identity_key(identity)) if self.name == "timed" else event_id_of(identity),)
 
 
+RANDOM: Final = "overlay(r placing translate(substr(r, 1, 1), '01234567', '89abcdef') from 1)"
+"""A hash with its first bit set."""
 NAMED: Final = ", ".join(
     ('request_id text collate "C"', 'tenant_id text collate "C"', "attempt integer", 'kind text collate "C"',
      "correction_no integer")
 )  # fmt: skip
 DESIGNS = (
-    Design(
-        "timed", "key uuid", {"uuid7": "(h || substr(r, 13))::uuid", "random": "overlay(r placing 'f' from 1)::uuid"}
-    ),
+    Design("timed", "key uuid", {"uuid7": "(h || substr(r, 13))::uuid", "random": f"{RANDOM}::uuid"}),
     Design("hashed", "key uuid", {"any": "r::uuid"}),
     Design(
         "named",

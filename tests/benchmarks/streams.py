@@ -47,6 +47,7 @@ LATENCY_S = 8 if QUICK else 60
 IDENTITIES = "" if QUICK else os.environ.get("IDENTITIES", "1_000_000,10_000_000,100_000_000")
 PRELOADED = tuple(int(count) for count in IDENTITIES.split(",") if count)
 FULL_TABLE_EVENTS = 400_000
+ONE_TENANT_EVENTS = 50_000 if QUICK else 200_000
 FULL_TABLE_RUNS = 5
 STAGE_EVENTS = 40_000 if QUICK else 400_000
 PAST_DAYS = 20
@@ -86,7 +87,9 @@ class Bench:
             for worker in started:
                 worker.wait(30)
 
-    def produce(self, count: int, rate: int = 0, stamps: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def produce(
+        self, count: int, rate: int = 0, stamps: int = subprocess.PIPE, tenants: int = len(TENANTS)
+    ) -> subprocess.Popen[str]:
         """A producer process of its own; `stamps` is where it says when it produced what."""
         command = [
             sys.executable,
@@ -94,7 +97,8 @@ class Bench:
             "tests.benchmarks.traffic",
             self.topic,
             str(count),
-            *([str(rate)] if rate else []),
+            str(rate),
+            str(tenants),
         ]
         return subprocess.Popen(command, env=self.environ(), stdout=stamps, text=True)
 
@@ -130,6 +134,7 @@ def main() -> None:
         report.add("produced_events_per_s", "1/s", [BACKLOG / (time.monotonic() - begun)])
         sustained(b, report)
         latency(b, report)
+        report.add("one_tenant_events_per_s", "1/s", [drained(b, ONE_TENANT_EVENTS, tenants=1) for _ in range(3)])
         stages(b, report)
         bare_read(b, report)
         bare_copy(b, report)
@@ -148,6 +153,7 @@ def sustained(b: Bench, report: Report) -> None:
         producer = b.produce(ARRIVING_RATE * SUSTAINED_S, ARRIVING_RATE, subprocess.DEVNULL)
         rates, memory = [], [resident_mib(workers)]
         cpu_before, at_before, begun = cpu_by_part(workers), lag(connection, log), time.monotonic()
+        wal_before = wal_bytes(connection)
         at, then = at_before, begun
         while at > -ARRIVING_RATE * (time.monotonic() - begun) and time.monotonic() - begun < SUSTAINED_S:
             time.sleep(2.0 if QUICK else 10.0)
@@ -155,7 +161,7 @@ def sustained(b: Bench, report: Report) -> None:
             rates.append((at - now_at) / (now - then))
             at, then = now_at, now
             memory.append(resident_mib(workers))
-        applied = at_before - at
+        applied, wal = at_before - at, wal_bytes(connection) - wal_before
         cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(workers).items()}
         assert producer.poll() in (None, 0), "the producer failed"
         producer.kill()
@@ -167,6 +173,7 @@ def sustained(b: Bench, report: Report) -> None:
     report.add("cpu_us_per_event", "us", [sum(cpu.values()) / applied * 1e6])
     for part, seconds in cpu.items():
         report.add(f"cpu_us_per_event_{part}", "us", [seconds / applied * 1e6])
+    report.add("wal_bytes_per_event", "B", [wal / applied])
     report.add("workers_memory_mib", "MiB", [memory[-1]])
     report.add("workers_memory_growth_mib", "MiB", [memory[-1] - memory[len(memory) // 4]])
 
@@ -325,9 +332,9 @@ def full_table(report: Report, preloaded: int) -> None:
     report.add(f"slowdown_{preloaded // 1_000_000}m_ids", "ratio", slower, goal=1.2)
 
 
-def drained(b: Bench, count: int) -> float:
-    """Events a second while workers drain so many."""
-    assert b.produce(count).wait() == 0, "the producer failed"
+def drained(b: Bench, count: int, tenants: int = len(TENANTS)) -> float:
+    """Events a second while workers drain so many, of so many tenants; one tenant's are one partition's."""
+    assert b.produce(count, tenants=tenants).wait() == 0, "the producer failed"
     log = LogReader(b.kafka, b.topic).read()
     with b.workers(), connect(b.url) as connection:
         wait_for_progress(connection, log, count)
@@ -399,6 +406,13 @@ def wait_for_members(b: Bench, connection: psycopg.Connection) -> None:
             assert time.monotonic() < deadline, "the workers do not begin"
             time.sleep(0.5)
         time.sleep(5)  # a second worker that joins moves partitions once more
+
+
+def wal_bytes(connection: psycopg.Connection) -> int:
+    """WAL written so far, whoever wrote it."""
+    row = connection.execute("select (pg_current_wal_lsn() - '0/0')::int8").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def cpu_by_part(workers: list[int]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Usage events of a platform with 500 skewed tenants and 20 models, as fast as Kafka takes them.
 
-python -m tests.benchmarks.traffic TOPIC COUNT [RATE]    prints, for every 1,000th message, when it was produced
+python -m tests.benchmarks.traffic TOPIC COUNT RATE TENANTS    with a rate: prints of every 1,000th message when it was produced
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def tenant_weights() -> list[float]:
     return [0.08] * 10 + [0.19 / 200] * 200 + [0.01 / 290] * 290
 
 
-def events(count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
+def events(count: int, seed: int, tenants: int = len(TENANTS)) -> Iterator[tuple[bytes, bytes]]:
     """(key, message) of so many events of 40 replicas, about 350 bytes each, with UUIDv7 ids in order of time."""
     dice = random.Random(seed)
-    tenants = dice.choices(TENANTS, tenant_weights(), k=100_000)
+    drawn = dice.choices(TENANTS[:tenants], tenant_weights()[:tenants], k=100_000)
     timestamp, minted = "", 0
     for number in range(count):
         if number % 500 == 0:
             now = time.time()
             timestamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             minted = int(now * 1000)
-        tenant, bits = tenants[number % 100_000], dice.getrandbits(72)
+        tenant, bits = drawn[number % 100_000], dice.getrandbits(72)
         request = uuid7_text(minted, number, bits)
         yield tenant.encode(), TEMPLATE.format(
             tenant=tenant, request=request, model=MODELS[number % 20], input=bits % 3000 + 100, output=bits % 700 + 1,
@@ -57,12 +57,11 @@ def uuid7_text(milliseconds: int, counter: int, bits: int) -> str:
 
 
 def main() -> None:
-    """Produce; with a rate, evenly, printing `partition offset seconds` of stamped messages."""
-    topic, count = sys.argv[1], int(sys.argv[2])
-    rate = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    """Produce; with a rate that is not 0, evenly, printing `partition offset seconds` of stamped messages."""
+    topic, count, rate, tenants = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     producer = EventProducer(KafkaSettings.from_environment(), topic)
     begun = time.monotonic()
-    for number, (key, message) in enumerate(events(count, seed=time.time_ns())):  # a boot of its own
+    for number, (key, message) in enumerate(events(count, time.time_ns(), tenants)):  # a boot of its own
         if rate and (ahead := number / rate - (time.monotonic() - begun)) > BURST_S:
             time.sleep(ahead)
         if rate and number % STAMPED_EVERY == 0:

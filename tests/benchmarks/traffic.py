@@ -1,6 +1,6 @@
 """Usage events of a platform with 500 skewed tenants and 20 models, as fast as Kafka takes them.
 
-python -m tests.benchmarks.traffic TOPIC COUNT RATE TENANTS    with a rate: prints of every 1,000th message when it was produced
+python -m tests.benchmarks.traffic TOPIC COUNT RATE TENANTS    with a rate: prints when every 1,000th was produced
 """
 
 from __future__ import annotations

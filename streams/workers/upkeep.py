@@ -19,6 +19,7 @@ from streams.alerts import Alert
 from streams.completeness.completeness_check import CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import DatabaseUnavailable
+from streams.retention import retention_store
 from streams.retention.expiry import Retention
 from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
 from streams.workers.worker_health import UpkeepSigns
@@ -28,6 +29,8 @@ SHARE_OF_TIME: Final = 0.05
 RESTS_AT_MOST_S: Final = 10.0
 WEEKS_AHEAD_EVERY_S: Final = 3600.0
 """How often partitions for the ids of coming weeks are made."""
+WEEKS_AGAIN_AFTER_S: Final = 60.0
+"""How soon it is tried again where somebody reads identities for long: each time chunks wait, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Upkeep:
         self._producer: EventProducer | None = None
         self.signs = UpkeepSigns(time.monotonic())
         self._failing = False
-        self._weeks_added_at = -math.inf
+        self._weeks_due_at = -math.inf
         self._not_before = -math.inf
 
     def round(self, *, at_once: bool = False) -> bool:
@@ -123,9 +126,13 @@ class Upkeep:
         self._not_before = ended + min((ended - began) / SHARE_OF_TIME, RESTS_AT_MOST_S)
 
     def _add_weeks(self, session: _Session) -> None:
-        if time.monotonic() - self._weeks_added_at > WEEKS_AHEAD_EVERY_S:
-            session.connection.execute("select usage.add_identity_weeks(current_date, current_date + 14)")
-            self._weeks_added_at = time.monotonic()
+        if time.monotonic() < self._weeks_due_at:
+            return
+        try:
+            retention_store.add_weeks(session.connection)
+            self._weeks_due_at = time.monotonic() + WEEKS_AHEAD_EVERY_S
+        except psycopg.errors.LockNotAvailable:  # meanwhile the ids of a week without a partition go into the rest
+            self._weeks_due_at = time.monotonic() + WEEKS_AGAIN_AFTER_S
 
     def _deliver(self, session: _Session) -> None:
         deliver_alerts(session.connection, self._send)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import psycopg
 import pytest
@@ -12,8 +14,11 @@ import pytest
 from serving_adapter.settings import KafkaSettings
 from streams import alerts
 from streams.alerts import Alert
+from streams.database import connect
+from streams.ingest.apply import ChunkApplier
 from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
 from streams.workers.upkeep import Upkeep
+from tests.builders import make_chunk, make_record
 
 HORIZON = timedelta(days=50)
 UNDELIVERED = "select key from usage.alerts where delivered_at is null"
@@ -52,3 +57,25 @@ def test_what_is_old_is_let_go_of_while_alerts_cannot_be_delivered(
     assert connection.execute("select horizon from usage.ingest_rules").fetchone() == (HORIZON,)
     assert upkeep.signs.failures == 1
     upkeep.close()
+
+
+def test_a_long_reader_of_identities_stops_no_chunk_when_the_partition_of_a_week_is_due(
+    upkeep: Upkeep, applier: ChunkApplier, kafka: KafkaSettings, own_database_url: str, owner: psycopg.Connection
+) -> None:
+    (week,) = owner.execute("select to_char(date_trunc('week', current_date + 14), 'YYYYMMDD')").fetchone() or ("",)
+    name = f"usage.event_identities_{week}"
+    there = f"select to_regclass('{name}') is not null"
+    owner.execute(f"drop table {name}")
+    with connect(own_database_url, autocommit=False) as reader, ThreadPoolExecutor(1) as thread:
+        reader.execute("select count(*) from usage.event_identities")
+        made = thread.submit(upkeep.round)
+        for position in count():
+            applier.apply(make_chunk(make_record(position)))
+            if made.done():
+                break
+        assert made.result(), "a lock that is not to be had now is no failure"
+        assert owner.execute(there).fetchone() == (False,)
+    later = make_upkeep(kafka, own_database_url)
+    assert later.round()
+    assert owner.execute(there).fetchone() == (True,)
+    later.close()

@@ -16,6 +16,10 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
+from serving_adapter.errors import shortened
+
+DETAIL_CHARS: Final = 2000
+"""So much of an alert's detail is delivered, so that Kafka takes each alert, whatever its topic's bounds."""
 NAMESPACE: Final = UUID("ac8bd784-8c80-508b-9e2b-0599f41ef948")
 
 
@@ -72,5 +76,5 @@ def encode(alert: Alert) -> bytes:
     """The alert as the message of `tollbook.alerts.v1`."""
     return msgspec.json.encode(
         {"alert_id": alert.alert_id, "kind": alert.kind, "key": alert.key, "subject": alert.subject,
-         "detail": alert.detail, "raised_at": alert.raised_at}
+         "detail": shortened(alert.detail, DETAIL_CHARS), "raised_at": alert.raised_at}
     )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Final
 
 import psycopg
 
+from serving_adapter.errors import shortened
 from streams.ingest.positions import Applied
 from streams.rules.chunks import Chunk
 
@@ -28,7 +29,7 @@ def apply_isolating(apply: Apply, chunk: Chunk) -> Applied:
         return apply(chunk, "")
     except UNSTORABLE as error:
         if len(chunk.records) == 1:
-            return apply(chunk, f"cannot be stored: {str(error).splitlines()[0]}")
+            return apply(chunk, shortened(f"cannot be stored: {str(error).splitlines()[0]}"))
     middle = len(chunk.records) // 2
     first = apply_isolating(apply, replace(chunk, records=chunk.records[:middle]))
     second = apply_isolating(apply, replace(chunk, records=chunk.records[middle:]))

@@ -82,6 +82,13 @@ def _move(connection: psycopg.Connection, column: str, before: datetime) -> None
         connection.execute(query, (before,))
 
 
+def add_weeks(connection: psycopg.Connection) -> None:
+    """Make the partitions for the identities of this and the coming two weeks. Raises LockNotAvailable."""
+    with connection.transaction():
+        connection.execute(f"set local lock_timeout = '{LOCKED_WITHIN}'")
+        connection.execute("select usage.add_identity_weeks(current_date, current_date + 14)")
+
+
 def forget_weeks(connection: psycopg.Connection, before: datetime, *, dry_run: bool = False) -> int:
     """Drop the partitions of the weeks whose ids were all minted before; returns how many. Raises LockNotAvailable."""
     with connection.transaction():

@@ -28,6 +28,13 @@ def stale_bands(connection: psycopg.Connection, start: datetime, end: datetime) 
     return [StaleBands(*row) for row in rows]
 
 
+def rules_version(connection: psycopg.Connection) -> int:
+    """Grows with each change of the rules of rating bands."""
+    row = connection.execute("select rating_bands_version from usage.ingest_rules").fetchone()
+    assert row is not None, "the row is made with its table and cannot be deleted"
+    return int(row[0])
+
+
 _OR_LONGER: Final = (
     "on conflict (tenant_id, stale_from) do update set stale_to = greatest(stale_bands.stale_to, excluded.stale_to)"
 )

@@ -1,6 +1,6 @@
 """Stored events whose rating band is another by today's rules: a rule was changed after they were ingested.
 
-Both steps belong to a rebuild's transaction (streams/usage/rebuild.py), which moves their sums between windows.
+All of it belongs to a rebuild's transactions (streams/usage/rebuild.py), which move their sums between windows.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def stage(connection: psycopg.Connection, start: datetime, end: datetime) -> int
     connection.execute(_CORRECTIONS)
     found = connection.execute("select count(*) from rebanded").fetchone()
     return int(found[0]) if found else 0
+
+
+def staged_hours(connection: psycopg.Connection) -> list[datetime]:
+    """The hours that have staged events."""
+    rows = connection.execute("select distinct date_trunc('hour', completed_at) from rebanded")
+    return [row[0] for row in rows]
 
 
 def apply(connection: psycopg.Connection, start: datetime, end: datetime) -> None:

@@ -5,8 +5,9 @@ Events go by the rating bands of today's rules: where a rule was changed late, t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 
 import psycopg
@@ -20,6 +21,8 @@ from streams.usage import rebanding
 
 WIDTHS: Final = {"windows_1m": "1 minute", "windows_1h": "1 hour"}
 DIFFERENCES_LISTED: Final = 1000
+FETCHED: Final = 1000
+"""Rows of a cursor at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,40 +47,84 @@ class Rebuilt:
     """Events that have another rating band by today's rules."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What was found, in which hours, and by which version of the rules of rating bands."""
+
+    found: Rebuilt
+    hours: tuple[datetime, ...]
+    bands_version: int
+
+
 def rebuild(
     connection: psycopg.Connection, start: datetime, end: datetime, *, actor: str, apply: bool = False
 ) -> Rebuilt:
     """Compare the windows of [start, end), whole hours, with sums of events; with `apply`, replace those that differ.
 
-    One snapshot (REPEATABLE READ), so that chunks which are applied meanwhile are in both or in neither. Replacing
-    stops the sources for its transaction, so that no event is added between reading and writing. Raises EventsArchived.
+    Comparing stops nobody: one snapshot has the chunks that are applied meanwhile in both or in neither. Only where an
+    hour differs are the sources stopped and the hour compared again, so that no event is added between reading and
+    writing: an hour a transaction. `connection` is in autocommit mode. Raises EventsArchived.
     """
+    compared = _compare(connection, start, end)
+    if not apply:
+        return compared.found
+    mended = [_mend(connection, hour, actor) for hour in compared.hours]
+    if stale_bands.stale_bands(connection, start, end):
+        _settle(connection, start, end, compared.bands_version)
+    return replace(
+        compared.found,
+        replaced=sum(windows for windows, _ in mended),
+        rebanded=sum(events for _, events in mended),
+    )
+
+
+def _compare(connection: psycopg.Connection, start: datetime, end: datetime) -> _Compared:
+    """Look only."""
     with connection.transaction():
-        if not apply:
-            connection.execute("set transaction isolation level repeatable read")
+        connection.execute("set transaction isolation level repeatable read")
         hold_archive(connection)
-        if apply:
-            connection.execute("lock table usage.sources in exclusive mode")
         require_present(connection, start, end)
+        bands_version = stale_bands.rules_version(connection)
         rebanded = rebanding.stage(connection, start, end)
-        looked_at = replaced = 0
+        hours = set(rebanding.staged_hours(connection))
+        looked_at = 0
         listed: list[WindowDifference] = []
         for table, width in WIDTHS.items():
             looked_at += _count(connection, table, start, end)
-            found = _differences(connection, table, width, start, end)
-            listed += found
-            while apply and found:
-                for difference in found:
-                    _replace(connection, difference)
-                replaced += len(found)
-                found = _differences(connection, table, width, start, end)
-        if apply and (replaced or rebanded):
-            rebanding.apply(connection, start, end)
-            detail = {"from": start.isoformat(), "to": end.isoformat(), "windows": replaced, "rebanded": rebanded}
+            most = len(listed) + DIFFERENCES_LISTED
+            for difference in _differences(connection, table, width, start, end):
+                hours.add(difference.bucket.replace(minute=0))
+                if len(listed) < most:
+                    listed.append(difference)
+    return _Compared(Rebuilt(looked_at, tuple(listed), rebanded=rebanded), tuple(sorted(hours)), bands_version)
+
+
+def _mend(connection: psycopg.Connection, hour: datetime, actor: str) -> tuple[int, int]:
+    """Replace an hour's windows that differ, and the bands of its events; how many of each."""
+    end = hour + timedelta(hours=1)
+    replaced = 0
+    with connection.transaction():
+        hold_archive(connection)
+        connection.execute("lock table usage.sources in exclusive mode")
+        require_present(connection, hour, end)
+        rebanded = rebanding.stage(connection, hour, end)
+        for table, width in WIDTHS.items():
+            for difference in _differences(connection, table, width, hour, end):
+                _replace(connection, difference)
+                replaced += 1
+        rebanding.apply(connection, hour, end)
+        if replaced or rebanded:
+            detail = {"from": hour.isoformat(), "to": end.isoformat(), "windows": replaced, "rebanded": rebanded}
             audit.record(connection, actor, "windows.rebuild", "windows", detail)
-        if apply:
+    return replaced, rebanded
+
+
+def _settle(connection: psycopg.Connection, start: datetime, end: datetime, bands_version: int) -> None:
+    """Note that [start, end) goes by today's rules; not, where they have changed since it was compared."""
+    with connection.transaction():
+        connection.execute("lock table usage.sources in exclusive mode")  # who changes the rules takes it as well
+        if stale_bands.rules_version(connection) == bands_version:
             stale_bands.settle(connection, start, end)
-    return Rebuilt(looked_at, tuple(listed), replaced, rebanded)
 
 
 _COLUMNS: Final = sql.SQL(", ").join(map(sql.Identifier, WINDOW_KEY))
@@ -88,7 +135,8 @@ _EVENT_SUMS: Final = sql.SQL(", ").join(sql.SQL("e.{}").format(sql.Identifier(na
 
 def _differences(
     connection: psycopg.Connection, table: str, width: str, start: datetime, end: datetime
-) -> list[WindowDifference]:
+) -> Iterator[WindowDifference]:
+    """As they are when it is asked, whatever is replaced while they are read."""
     query = sql.SQL(
         "with c as (select e.*, coalesce(r.rating_band, e.rating_band) as band from usage.counting_events as e"
         " left join rebanded as r using (source, position)"
@@ -100,7 +148,7 @@ def _differences(
         " w as (select * from usage.{table} where bucket >= %(start)s and bucket < %(end)s"
         " and (events, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us) <> (0, 0, 0, 0, 0, 0))"
         " select bucket, {key}, {stored}, {events} from w full join e using (bucket, {key})"
-        " where ({stored}) is distinct from ({events}) order by bucket, {key} limit %(limit)s"
+        " where ({stored}) is distinct from ({events}) order by bucket, {key}"
     ).format(
         width=sql.Literal(width),
         key=_COLUMNS,
@@ -110,18 +158,15 @@ def _differences(
         stored=_STORED_SUMS,
         events=_EVENT_SUMS,
     )
-    rows = connection.execute(query, {"start": start, "end": end, "limit": DIFFERENCES_LISTED})
     keys, sums = len(WINDOW_KEY), len(WINDOW_SUMS)
-    found = []
-    for row in rows:
-        stored, events = row[1 + keys : 1 + keys + sums], row[1 + keys + sums :]
-        found.append(
-            WindowDifference(
+    with connection.cursor(name="differences") as cursor:
+        cursor.itersize = FETCHED
+        for row in cursor.execute(query, {"start": start, "end": end}):
+            stored, events = row[1 + keys : 1 + keys + sums], row[1 + keys + sums :]
+            yield WindowDifference(
                 table, row[0], tuple(row[1 : 1 + keys]),
                 None if stored[0] is None else tuple(stored), None if events[0] is None else tuple(events),
-            )
-        )  # fmt: skip
-    return found
+            )  # fmt: skip
 
 
 def _replace(connection: psycopg.Connection, difference: WindowDifference) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import psycopg
@@ -18,6 +19,7 @@ from streams.alerts import Alert
 from streams.completeness.completeness_check import CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import DatabaseUnavailable
+from streams.retention import retention_store
 from streams.retention.expiry import Retention
 from streams.settings import CompletenessSettings, DatabaseSettings, RetentionSettings
 from streams.workers.worker_health import UpkeepSigns
@@ -27,6 +29,17 @@ SHARE_OF_TIME: Final = 0.05
 RESTS_AT_MOST_S: Final = 10.0
 WEEKS_AHEAD_EVERY_S: Final = 3600.0
 """How often partitions for the ids of coming weeks are made."""
+WEEKS_AGAIN_AFTER_S: Final = 60.0
+"""How soon it is tried again where somebody reads identities for long: each time chunks wait, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A connection in autocommit mode, and who works over it."""
+
+    connection: psycopg.Connection
+    check: CompletenessCheck
+    retention: Retention
 
 
 class Upkeep:
@@ -47,39 +60,25 @@ class Upkeep:
         self._database = database
         self._settings = settings
         self._say = say
-        self._connection: psycopg.Connection | None = None
-        self._check: CompletenessCheck | None = None
         self._retention_settings = retention or RetentionSettings.from_environment()
-        self._retention: Retention | None = None
+        self._session: _Session | None = None
         self._producer: EventProducer | None = None
         self.signs = UpkeepSigns(time.monotonic())
         self._failing = False
-        self._weeks_added_at = -math.inf
+        self._weeks_due_at = -math.inf
         self._not_before = -math.inf
 
     def round(self, *, at_once: bool = False) -> bool:
-        """Check and deliver once. False if it failed, the database or Kafka being away; said once, until it works.
+        """Take each step once. False if one failed, the database or Kafka being away; said once, until all work.
 
-        A check that takes long, because a backlog brings numbers out of order, is made less often unless `at_once`.
+        A step that fails keeps no other from being taken: what is old is let go of while alerts cannot be delivered. A
+        check that takes long, because a backlog brings numbers out of order, is made less often unless `at_once`.
         """
         if time.monotonic() < self._not_before and not at_once:
             return True
-        try:
-            if self._connection is None or self._check is None or self._retention is None:
-                self._connection = connect(self._database.url, application="tollbook streams upkeep")
-                self._check = CompletenessCheck(self._connection, self._settings)
-                self._retention = Retention(self._connection, self._retention_settings)
-            began = time.monotonic()
-            self._check.run()
-            ended = time.monotonic()
-            self._not_before = ended + min((ended - began) / SHARE_OF_TIME, RESTS_AT_MOST_S)
-            if time.monotonic() - self._weeks_added_at > WEEKS_AHEAD_EVERY_S:
-                self._connection.execute("select usage.add_identity_weeks(current_date, current_date + 14)")
-                self._weeks_added_at = time.monotonic()
-            deliver_alerts(self._connection, self._send)
-            self._retention.step_when_due()
-        except (psycopg.Error, DatabaseUnavailable, AdapterError) as error:
-            because = str(error).splitlines()[0]
+        failed = self._take_steps()
+        if failed:
+            because = str(failed[0]).splitlines()[0]
             if not self._failing:
                 self._say(f"upkeep: {because}; trying again, nothing is lost")
             self._failing = True
@@ -93,9 +92,53 @@ class Upkeep:
 
     def close(self) -> None:
         """Give the connections back."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = self._check = self._retention = self._producer = None
+        if self._session is not None:
+            self._session.connection.close()
+        self._session = self._producer = None
+
+    def _take_steps(self) -> list[Exception]:
+        """Take each step; returns what failed."""
+        try:
+            session = self._session = self._session or self._connect()
+        except DatabaseUnavailable as error:
+            return [error]
+        failed: list[Exception] = []
+        steps: tuple[Callable[[_Session], object], ...] = (self._look, self._add_weeks, self._deliver, self._let_go)
+        for step in steps:
+            try:
+                step(session)
+            except (psycopg.Error, DatabaseUnavailable, AdapterError) as error:
+                failed.append(error)
+        return failed
+
+    def _connect(self) -> _Session:
+        connection = connect(self._database.url, application="tollbook streams upkeep")
+        return _Session(
+            connection,
+            CompletenessCheck(connection, self._settings),
+            Retention(connection, self._retention_settings),
+        )
+
+    def _look(self, session: _Session) -> None:
+        began = time.monotonic()
+        session.check.run()
+        ended = time.monotonic()
+        self._not_before = ended + min((ended - began) / SHARE_OF_TIME, RESTS_AT_MOST_S)
+
+    def _add_weeks(self, session: _Session) -> None:
+        if time.monotonic() < self._weeks_due_at:
+            return
+        try:
+            retention_store.add_weeks(session.connection)
+            self._weeks_due_at = time.monotonic() + WEEKS_AHEAD_EVERY_S
+        except psycopg.errors.LockNotAvailable:  # meanwhile the ids of a week without a partition go into the rest
+            self._weeks_due_at = time.monotonic() + WEEKS_AGAIN_AFTER_S
+
+    def _deliver(self, session: _Session) -> None:
+        deliver_alerts(session.connection, self._send)
+
+    def _let_go(self, session: _Session) -> None:
+        session.retention.step_when_due()
 
     def _send(self, waiting: list[Alert]) -> None:
         """Into the topic; returns when Kafka has all of them."""

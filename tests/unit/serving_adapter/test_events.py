@@ -11,7 +11,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from serving_adapter.errors import RefusedEvent
+from serving_adapter.errors import DETAIL_CHARS, RefusedEvent
 from serving_adapter.events import UsageEvent, completed_at, decode, encode, json_schema
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
@@ -114,6 +114,13 @@ def test_json_that_is_no_object_is_invalid(raw: bytes) -> None:
 
 def test_a_message_of_a_megabyte_is_too_large() -> None:
     assert refusal(message(finish_reason="x" * 1_000_001)).reason == "too_large"
+
+
+def test_why_a_large_message_is_refused_is_told_shortly() -> None:
+    refused = refusal(message(kind="\x7f" * 100_000))
+    assert (refused.reason, refused.field) == ("unsupported", "kind")
+    assert refused.detail.startswith("unknown value '\\x7f")
+    assert len(refused.detail) == DETAIL_CHARS
 
 
 def test_unknown_fields_are_ignored() -> None:

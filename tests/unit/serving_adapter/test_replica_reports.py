@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from serving_adapter.errors import RefusedEvent
+from serving_adapter.errors import DETAIL_CHARS, RefusedEvent
 from serving_adapter.replica_reports import (
     BootReport,
     EngineCounters,
@@ -125,6 +125,11 @@ def test_engine_counters_that_cannot_be_right_are_refused_by_name(
     decode(json.dumps(COUNTERS).encode())
     refused = refusal(json.dumps(COUNTERS | changed).encode())
     assert (refused.reason, refused.field) == (reason, field)
+
+
+def test_why_a_large_report_is_refused_is_told_shortly() -> None:
+    refused = refusal(message(type="x" * 900_000))
+    assert (refused.reason, refused.field, len(refused.detail)) == ("unsupported", "type", DETAIL_CHARS)
 
 
 def test_unknown_fields_are_ignored() -> None:

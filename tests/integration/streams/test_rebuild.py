@@ -1,0 +1,65 @@
+"""Rebuilding windows beside the running ingestion: who is stopped, and for how long."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams.database import connect
+from streams.ingest.apply import ChunkApplier
+from streams.rules import ingest_rules, stale_bands
+from streams.rules.rating_bands import BandKind, BandRule
+from streams.usage import rebuild as rebuilding
+from streams.usage.rebuild import rebuild
+from tests.builders import make_chunk, make_record
+
+YEAR = (datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+LATE_RULE = BandRule("tenant_1", "", BandKind.CONTEXT, YEAR[0], steps=(3,))
+ANOTHER = BandRule("tenant_1", "", BandKind.CONTEXT, YEAR[0], steps=(1000,))
+
+
+def test_a_rebuild_that_finds_nothing_stops_nobody(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
+) -> None:
+    applier.apply(make_chunk(make_record(0)))
+    connection.execute("set lock_timeout = '1s'")
+    with connect(own_database_url, autocommit=False) as chunk_in_flight:
+        chunk_in_flight.execute("select from usage.sources for update")
+        assert rebuild(connection, *YEAR, actor="ada", apply=True).replaced == 0
+
+
+def test_a_rebuild_stops_the_sources_for_an_hour_that_differs_at_a_time(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    applier.apply(make_chunk(*(make_record(hour, timestamp=f"2026-11-01T0{hour}:30:00Z") for hour in range(3))))
+    connection.execute("update usage.windows_1h set output_tokens = 0 where bucket <> '2026-11-01T01:00Z'")
+    assert rebuild(connection, *YEAR, actor="ada", apply=True).replaced == 2
+    acts = connection.execute(
+        "select detail ->> 'from', detail ->> 'windows' from usage.audit_log where action = 'windows.rebuild'"
+    ).fetchall()
+    assert sorted(acts) == [("2026-11-01T00:00:00+00:00", "1"), ("2026-11-01T02:00:00+00:00", "1")]
+    assert rebuild(connection, *YEAR, actor="ada").differences == ()
+
+
+def test_rules_that_change_while_windows_are_compared_leave_their_time_stale(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applier.apply(make_chunk(make_record(0)))
+    ingest_rules.set_band_rules(connection, "tenant_1", [LATE_RULE])
+    mend = rebuilding._mend
+
+    def meanwhile(*given: Any) -> tuple[int, int]:
+        with connect(own_database_url) as other:
+            ingest_rules.set_band_rules(other, "tenant_1", [ANOTHER])
+        return mend(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rebuilding, "_mend", meanwhile)
+        rebuild(connection, *YEAR, actor="ada", apply=True)
+    assert stale_bands.stale_bands(connection, *YEAR)
+    rebuild(connection, *YEAR, actor="ada", apply=True)
+    assert stale_bands.stale_bands(connection, *YEAR) == []
+    assert connection.execute("select rating_band from usage.events").fetchall() == [("context=0",)]

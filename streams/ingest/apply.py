@@ -1,8 +1,8 @@
 """Apply a chunk: one transaction that counts each event once and moves the source's position with it.
 
 Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
-1-minute and 1-hour windows in key order → note the numbers that arrived → tell the plain resends → take what is neither new
-nor that, one by one → quarantine → advance the position. A kill at any instant leaves all
+1-minute and 1-hour windows in key order → note the numbers that arrived → tell the plain resends → store other sources'
+tellings at once → take what is left, one by one → quarantine → advance the position. A kill at any instant leaves all
 of it or nothing; a worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
 
 Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
@@ -22,7 +22,7 @@ from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
 from streams import tenants
-from streams.ingest import engine_sums, numbers, positions, resends
+from streams.ingest import engine_sums, numbers, positions, resends, supersedes
 from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome, add_to_windows
 from streams.ingest.further_arrivals import Arrivals
 from streams.ingest.isolation import apply_isolating
@@ -100,8 +100,8 @@ COUNT_ONCE: Final = f"""
 STEPS: Final = (
     "begun", "locked", "copying", "staged", "counted", "arrived", "quarantined", "advanced", "committed"
 )  # fmt: skip
-"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after each arrival that is neither new nor a
-plain resend."""
+"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after what `supersedes` takes at once, and
+after each message that `further_arrivals` takes."""
 Checkpoint = Callable[[str], None]
 
 
@@ -175,9 +175,14 @@ class ChunkApplier:
             others = [message for message in accepted if message.record.position not in new]
             resent = resends.find(self._connection, others)
             outcomes.update(resent.values())
-            entered = set(new)
+            others = [message for message in others if message.record.position not in resent]
+            superseding = supersedes.take(rows, [resends.due(message) for message in others], horizon.sealed_before)
+            outcomes[Outcome.APPLIED] += len(superseding)
+            if superseding:
+                self._checkpoint("arrived")
+            entered = new | superseding
             for message in others:
-                if message.record.position in resent:
+                if message.record.position in superseding:
                     continue
                 outcome = arrivals.take(message)
                 if isinstance(outcome, Refused):

@@ -62,7 +62,7 @@ def billable(events: Iterable[UsageEvent], terms: Terms) -> list[UsageEvent]:
 def corrected(events: Iterable[UsageEvent]) -> list[UsageEvent]:
     """One event per id, of the strongest source, with each correction added in once, in whatever order they come.
 
-    A correction without its original is left out.
+    A correction without its original is left out, and so is one of a weaker source (docs/decisions/0017).
     """
     by_id: dict[str, UsageEvent] = {}
     corrections: dict[str, UsageEvent] = {}
@@ -74,7 +74,7 @@ def corrected(events: Iterable[UsageEvent]) -> list[UsageEvent]:
     for correction in corrections.values():
         assert correction.corrects is not None, "only corrections are here"
         original = by_id.get(correction.corrects)
-        if original is None:
+        if original is None or SOURCE_STRENGTH[correction.source] < SOURCE_STRENGTH[original.source]:
             continue
         with exactly():
             counts = {

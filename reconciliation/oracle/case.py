@@ -157,10 +157,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Signed deltas to the event it names; all else is that event's (13.18)."""
+    """Signed deltas to the event it names, as `source` tells them; all else is that event's (13.18)."""
 
     id: str
     corrects: str
+    source: str
     metrics: Mapping[str, Fraction]
 
 

@@ -238,10 +238,15 @@ def _usage(plain: Sequence[Plain], anywhere: int, order: int) -> Usage:
         for one in _spread(given, "metric"):
             _only(one, _EVENT, "usage")
             if "corrects" in one:
-                corrections.append(Correction(one.get("id", ""), one["corrects"], _metrics(one, requests=0)))
+                corrections.append(_correction(one))
             else:
                 events.append(_event(one, anywhere, order + len(events)))
     return Usage(tuple(events), tuple(corrections))
+
+
+def _correction(plain: Plain) -> Correction:
+    source = plain.get("source", "measured")
+    return Correction(plain.get("id", ""), plain["corrects"], source, _metrics(plain, requests=0))
 
 
 def _late(plain: Plain | Sequence[Plain], anywhere: int, order: int) -> tuple[Late, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from reconciliation.oracle.case import Contract, Event, Usage
+from reconciliation.oracle.case import Contract, Correction, Event, Usage
 from reconciliation.oracle.rational import ZERO
 
 _NEVER_BILLED_STATUS = "lost"
@@ -28,10 +28,10 @@ def billable(usage: Usage, contract: Contract) -> list[Billable]:
     events = [event for event in _once(usage.events) if event.purpose == "tenant"]
     if contract.bill_attempts == "delivered":
         events = _delivered(events, contract)
-    deltas = _deltas(usage)
+    corrections = _corrections(usage)
     bills = [event for event in events if _bills(event, contract)]
     bills.sort(key=lambda event: (event.completed, event.order))
-    return [Billable(event, _corrected(event, deltas.get(event.id, ()))) for event in bills]
+    return [Billable(event, _corrected(event, corrections.get(event.id, ()))) for event in bills]
 
 
 def _once(events: Sequence[Event]) -> Iterable[Event]:
@@ -45,8 +45,8 @@ def _once(events: Sequence[Event]) -> Iterable[Event]:
     return chosen.values()
 
 
-def _strength(event: Event) -> int:
-    return _WEAKEST_FIRST.index(event.source)
+def _strength(told: Event | Correction) -> int:
+    return _WEAKEST_FIRST.index(told.source)
 
 
 def _delivered(events: Sequence[Event], contract: Contract) -> list[Event]:
@@ -77,21 +77,25 @@ def _bills(event: Event, contract: Contract) -> bool:
     )
 
 
-def _deltas(usage: Usage) -> dict[str, list[dict[str, Fraction]]]:
-    result: dict[str, list[dict[str, Fraction]]] = defaultdict(list)
-    seen = set()
-    for correction in usage.corrections:
-        if correction.id and correction.id in seen:
-            continue
-        seen.add(correction.id)
-        result[correction.corrects].append(dict(correction.metrics))
+def _corrections(usage: Usage) -> dict[str, list[Correction]]:
+    """By what they correct: one per id, as the strongest source tells it; those without an id are all others'."""
+    chosen: dict[object, Correction] = {}
+    for order, correction in enumerate(usage.corrections):
+        held = chosen.setdefault(correction.id or order, correction)
+        if _strength(correction) > _strength(held):
+            chosen[correction.id] = correction
+    result: dict[str, list[Correction]] = defaultdict(list)
+    for correction in chosen.values():
+        result[correction.corrects].append(correction)
     return result
 
 
-def _corrected(event: Event, deltas: Iterable[dict[str, Fraction]]) -> dict[str, Fraction]:
-    """The event's metrics with its corrections; a correction is no request of its own (2)."""
+def _corrected(event: Event, corrections: Iterable[Correction]) -> dict[str, Fraction]:
+    """The event's metrics with its corrections but those of weaker sources; a correction is no request (2, 1.5)."""
     result = dict(event.metrics)
-    for delta in deltas:
-        for metric, quantity in delta.items():
+    for correction in corrections:
+        if _strength(correction) < _strength(event):
+            continue
+        for metric, quantity in correction.metrics.items():
             result[metric] = result.get(metric, ZERO) + quantity
     return result

@@ -1,9 +1,9 @@
 """Apply a chunk: one transaction that counts each event once and moves the source's position with it.
 
 Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
-1-minute and 1-hour windows in key order → note the numbers that arrived → tell the plain resends → take what is neither
-new nor that, one by one → quarantine → advance the position. A kill at any instant leaves all of it or nothing; a
-worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
+1-minute and 1-hour windows in key order → note the numbers that arrived → tell the plain resends → store other sources'
+tellings at once → take what is left, one by one → quarantine → advance the position. A kill at any instant leaves all
+of it or nothing; a worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
 
 Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
 """
@@ -22,14 +22,15 @@ from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
 from streams import tenants
-from streams.ingest import engine_sums, numbers, positions, resends
-from streams.ingest.further_arrivals import Arrivals, Outcome
+from streams.ingest import engine_sums, numbers, positions, resends, supersedes
+from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome, add_to_windows
+from streams.ingest.further_arrivals import Arrivals
 from streams.ingest.isolation import apply_isolating
 from streams.ingest.positions import Applied
 from streams.rules.chunks import Accepted, Chunk, Record, Refused, late_before, number_in, number_of, read
 from streams.rules.identity_keys import identity_key, numbered_by
 from streams.rules.ingest_rules import IngestRules
-from streams.rules.windows import WINDOW_KEY, WINDOW_SUMS
+from streams.rules.windows import WINDOW_KEY
 
 STAGE: Final = (
     ("position", "int8"), ("key", "uuid"), ("request_id", "text"), ("tenant_id", "text"), ("attempt", "int4"),
@@ -50,27 +51,7 @@ CREATE_STAGE: Final = (
 )
 COPY_STAGE: Final = f"copy stage ({_STAGE_COLUMNS}) from stdin (format binary)"
 
-_EVENT: Final = (
-    "completed_at, tenant_id, request_id, attempt, kind, correction_no, model, adapter, region, tier, pool, status,"
-    " fault, purpose, usage_source, rating_band, input_tokens, cache_hit_tokens, output_tokens, gpu_us, position,"
-    " ingested_at, raw"
-)
-
-
 _KEY: Final = ", ".join(WINDOW_KEY)
-_SUMS: Final = ", ".join(WINDOW_SUMS)
-
-
-def _add_to_windows(table: str, width: str) -> str:
-    """SQL that adds the minutes' sums to one window size, in key order so that two workers cannot deadlock."""
-    summed = ", ".join(f"sum({name})::int8" for name in WINDOW_SUMS)
-    added = ", ".join(f"{name} = w.{name} + excluded.{name}" for name in WINDOW_SUMS)
-    return f"""
-        insert into usage.{table} as w (bucket, {_KEY}, {_SUMS})
-        select time_bucket('{width}', minute) as bucket, {_KEY}, {summed}
-        from summed group by bucket, {_KEY} order by tenant_id, bucket, {_KEY}
-        on conflict (tenant_id, bucket, {", ".join(WINDOW_KEY[1:])}) do update set {added}
-    """
 
 
 # The identity's plain key drops a resend, whatever its timestamp: `on conflict do nothing`.
@@ -85,7 +66,7 @@ COUNT_ONCE: Final = f"""
     ), fresh as materialized (
         select stage.* from stage join new using (position)
     ), event as (
-        insert into usage.events ({_EVENT}, source) select {_EVENT}, %(source)s from fresh
+        insert into usage.events ({EVENT_COLUMNS}, source) select {EVENT_COLUMNS}, %(source)s from fresh
     ), feed as (
         insert into usage.quota_feed (source, ingest_no, tenant_id, request_id, attempt, kind, model, adapter, status,
             fault, usage_source, completed_at, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us)
@@ -98,8 +79,8 @@ COUNT_ONCE: Final = f"""
             sum(cache_hit_tokens)::int8 as cache_hit_tokens, sum(output_tokens)::int8 as output_tokens,
             sum(gpu_us)::int8 as gpu_us
         from fresh group by minute, {_KEY}
-    ), minute as ({_add_to_windows("windows_1m", "1 minute")}
-    ), hour as ({_add_to_windows("windows_1h", "1 hour")}
+    ), minute as ({add_to_windows("windows_1m", "1 minute")}
+    ), hour as ({add_to_windows("windows_1h", "1 hour")}
     ), numbered as (
         insert into usage.number_fills (replica_id, boot_id, numbers)
         select replica_id, boot_id, array_agg(seq) from stage where seq is not null group by replica_id, boot_id
@@ -119,8 +100,8 @@ COUNT_ONCE: Final = f"""
 STEPS: Final = (
     "begun", "locked", "copying", "staged", "counted", "arrived", "quarantined", "advanced", "committed"
 )  # fmt: skip
-"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after each arrival that is neither new nor a
-plain resend."""
+"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after what `supersedes` takes at once, and
+after each message that `further_arrivals` takes."""
 Checkpoint = Callable[[str], None]
 
 
@@ -189,13 +170,19 @@ class ChunkApplier:
             outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
             corrections = [message for message in accepted if message.event.kind != "usage"]
             numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
-            arrivals = Arrivals(self._connection, source, at.source_no, at.ingest_no, horizon.sealed_before)
+            rows = EventRows(self._connection, source, at.source_no, at.ingest_no)
+            arrivals = Arrivals(rows, horizon.sealed_before)
             others = [message for message in accepted if message.record.position not in new]
             resent = resends.find(self._connection, others)
             outcomes.update(resent.values())
-            entered = set(new)
+            others = [message for message in others if message.record.position not in resent]
+            superseding = supersedes.take(rows, [resends.due(message) for message in others], horizon.sealed_before)
+            outcomes[Outcome.APPLIED] += len(superseding)
+            if superseding:
+                self._checkpoint("arrived")
+            entered = new | superseding
             for message in others:
-                if message.record.position in resent:
+                if message.record.position in superseding:
                     continue
                 outcome = arrivals.take(message)
                 if isinstance(outcome, Refused):
@@ -203,7 +190,7 @@ class ChunkApplier:
                 else:
                     outcomes[outcome] += 1
                     if outcome is Outcome.APPLIED:
-                        numbers.count(self._connection, message.event)
+                        numbers.count(self._connection, [message.event])
                         entered.add(message.record.position)
                 self._checkpoint("arrived")
             engine_sums.note_new(

@@ -43,12 +43,12 @@ def tells(event: UsageEvent) -> bool:
 
 def note_new(connection: psycopg.Connection, events: Iterable[UsageEvent]) -> None:
     """Note what new events tell."""
-    _write(connection, ((_row(e), _engine(e).minus(_billed(e)), int(e.status == "lost")) for e in events))
+    _write(connection, (_new(event) for event in events))
 
 
-def note_weaker(connection: psycopg.Connection, event: UsageEvent) -> None:
-    """An event that was applied and does not count: its billed counts are in the sum, and go."""
-    _write(connection, [(_row(event), ZERO.minus(_billed(event)), int(event.status == "lost"))])
+def note_weaker(connection: psycopg.Connection, events: Iterable[UsageEvent]) -> None:
+    """Events that were applied and do not count: their billed counts are in the sum, and go."""
+    _write(connection, ((_row(e), ZERO.minus(_billed(e)), int(e.status == "lost")) for e in events))
 
 
 def note_superseded(connection: psycopg.Connection, original: UsageEvent, event: UsageEvent) -> None:
@@ -56,10 +56,20 @@ def note_superseded(connection: psycopg.Connection, original: UsageEvent, event:
     _write(connection, [(_row(original), ZERO.minus(_engine(event)), 0)])
 
 
+def note_replaced(connection: psycopg.Connection, events: Iterable[tuple[UsageEvent, UsageEvent]]) -> None:
+    """Events that counted so far, without corrections, each with the new event that took its place."""
+    _write(connection, (each for old, new in events for each in ((_row(old), ZERO.minus(_engine(old)), 0), _new(new))))
+
+
 def note_correction(connection: psycopg.Connection, original: UsageEvent, correction: UsageEvent) -> None:
     """A correction that was applied: it counts for the engine of what it corrects."""
     moved = [(_row(correction), ZERO.minus(_billed(correction)), 0), (_row(original), _engine(correction), 0)]
     _write(connection, moved)
+
+
+def note_moved(connection: psycopg.Connection, original: UsageEvent, correction: UsageEvent) -> None:
+    """A correction that left with what was superseded counts for the engine of what took the place."""
+    _write(connection, [(_row(original), _engine(correction), 0)])
 
 
 def _write(connection: psycopg.Connection, noted: Iterable[tuple[Row, EngineTokens, int]]) -> None:
@@ -70,6 +80,10 @@ def _write(connection: psycopg.Connection, noted: Iterable[tuple[Row, EngineToke
     if values:
         with connection.cursor() as cursor:
             cursor.executemany(BEYOND, values)
+
+
+def _new(event: UsageEvent) -> tuple[Row, EngineTokens, int]:
+    return (_row(event), _engine(event).minus(_billed(event)), int(event.status == "lost"))
 
 
 def _row(event: UsageEvent) -> Row:

@@ -18,10 +18,14 @@ FILL: Final = """
     select replica_id, boot_id, array_agg(seq)
     from unnest(%s::text[], %s::text[], %s::int8[]) as arrived (replica_id, boot_id, seq) group by replica_id, boot_id
 """
-COUNT: Final = (
-    "insert into usage.replica_usage_fills (replica_id, boot_id, tenant_id, model, events, input_tokens,"
-    " output_tokens, cache_hit_tokens) values (%s, %s, %s, %s, 1, %s, %s, %s)"
-)
+COUNT: Final = """
+    insert into usage.replica_usage_fills
+        (replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens)
+    select replica_id, boot_id, tenant_id, model, count(*), sum(input)::int8, sum(output)::int8, sum(cached)::int8
+    from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::int8[], %s::int8[], %s::int8[])
+        as counted (replica_id, boot_id, tenant_id, model, input, output, cached)
+    group by replica_id, boot_id, tenant_id, model
+"""
 
 
 def fill(connection: psycopg.Connection, numbers: Iterable[Number | None]) -> None:
@@ -31,10 +35,14 @@ def fill(connection: psycopg.Connection, numbers: Iterable[Number | None]) -> No
         connection.execute(FILL, [list(column) for column in zip(*arrived, strict=True)])
 
 
-def count(connection: psycopg.Connection, event: UsageEvent) -> None:
-    """Note that an event was applied for whoever numbered it. A correction's counts are signed."""
+def count(connection: psycopg.Connection, events: Iterable[UsageEvent]) -> None:
+    """Note that events were applied for whoever numbered them. A correction's counts are signed."""
+    counted = [_counted(event) for event in events]
+    if counted:
+        connection.execute(COUNT, [list(column) for column in zip(*counted, strict=True)])
+
+
+def _counted(event: UsageEvent) -> tuple[str, str, str, str, int, int, int]:
     number = number_of(event)
     by = (number.replica_id, number.boot_id) if number else ("", "")
-    connection.execute(
-        COUNT, (*by, event.tenant_id, event.model, event.input_tokens, event.output_tokens, event.cache_hit_tokens)
-    )
+    return (*by, event.tenant_id, event.model, event.input_tokens, event.output_tokens, event.cache_hit_tokens)

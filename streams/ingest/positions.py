@@ -60,6 +60,15 @@ class At(NamedTuple):
     source_no: int
 
 
+def register(connection: psycopg.Connection, source: Source) -> None:
+    """A source of usage that holds one chunk, from 0 on."""
+    connection.execute(
+        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
+        " values (%s, %s, %s, -1, 0, 0)",
+        (source.name, source.cluster_id, source.topic_id),
+    )
+
+
 def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
     """Lock the source's row until the transaction ends; return where it stands and what is not applied yet.
 

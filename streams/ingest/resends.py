@@ -15,9 +15,9 @@ from uuid import UUID
 import psycopg
 
 from serving_adapter.identity import Identity, event_id_of, identity_of
-from streams.ingest.further_arrivals import Outcome, arriving, makes_younger, original_of
+from streams.ingest.event_rows import Outcome
 from streams.rules.chunks import Accepted
-from streams.rules.duplicates import Verdict, Version, judge
+from streams.rules.duplicates import Verdict, Version, arriving, judge, makes_younger, original_of
 from streams.rules.identity_keys import identity_key
 
 # By the index for each key, and in one partition of the identities: never by a join that reads a whole table.

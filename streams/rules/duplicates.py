@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from serving_adapter.events import SOURCE_STRENGTH
+from serving_adapter.events import SOURCE_STRENGTH, UsageEvent
+from serving_adapter.identity import Identity
+from streams.rules.chunks import Accepted
+from streams.rules.identity_keys import minted, numbered_by
 
 
 class Verdict(Enum):
@@ -63,3 +66,21 @@ def _judge_equal_source(stored: Version, arrived: Version) -> Verdict:
     if None not in numbers and numbers[0] != numbers[1]:
         return Verdict.CONFLICT
     return Verdict.DUPLICATE if stored.completed_at == arrived.completed_at else Verdict.RETIMED
+
+
+def arriving(message: Accepted) -> Version:
+    """What a message is judged by."""
+    e: UsageEvent = message.event
+    by = numbered_by(e.replica_id, e.boot_id)
+    return Version(message.content_digest, e.usage_source, message.completed_at, by)
+
+
+def original_of(correction: UsageEvent) -> Identity:
+    """The identity of what a correction corrects."""
+    return Identity(correction.tenant_id, correction.request_id, correction.attempt, "usage", 0)
+
+
+def makes_younger(message: Accepted, stored: Sequence[Version]) -> bool:
+    """Whether an identity that ages by its event's time, being no UUIDv7, comes with a later one than ever before."""
+    later = all(message.completed_at > version.completed_at for version in stored)
+    return later and minted(message.event.request_id) is None

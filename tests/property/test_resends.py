@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from serving_adapter.events import SOURCE_STRENGTH, decode
 from streams.ingest import resends
-from streams.ingest.further_arrivals import arriving
 from streams.rules.chunks import Accepted
-from streams.rules.duplicates import Verdict, Version, judge
+from streams.rules.duplicates import Verdict, Version, arriving, judge
 from tests.builders import RECEIVED, make_record, uuid_v7
 
 MINTED = uuid_v7(RECEIVED)

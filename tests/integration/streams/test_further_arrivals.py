@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -16,6 +17,7 @@ import pytest
 from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
 from streams.errors import NotReleased
+from streams.ingest import sources
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.release import Releaser
 from streams.usage import quarantine, usage_store
@@ -183,15 +185,70 @@ def test_an_orphan_that_does_not_fit_stays_visible_for_a_person(
 def test_a_superseded_event_takes_its_corrections_with_it(
     connection: psycopg.Connection, applier: ChunkApplier
 ) -> None:
-    send(applier, connection, STREAM, correction(1, output_tokens=-1), ENGINE | {"timestamp": NEXT_DAY})
+    of_stream = correction(1, output_tokens=-1) | {"usage_source": "stream"}
+    send(applier, connection, STREAM, of_stream, ENGINE | {"timestamp": NEXT_DAY})
     assert windows(connection) == [(datetime(2026, 10, 31, 10, tzinfo=UTC), "llama", "engine", 1, 10, 4, 5)]
     send(applier, connection, correction(2, output_tokens=-4))
     assert windows(connection) == [(datetime(2026, 10, 31, 10, tzinfo=UTC), "llama", "engine", 1, 10, 4, 1)]
     assert_windows_are_their_events(connection)
 
 
+def test_what_counts_does_not_depend_on_the_order_in_which_it_came(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    """Two sources' events and three corrections in each of 120 orders: no weaker one counts."""
+    position = 0
+    for number, order in enumerate(itertools.permutations(range(5))):
+        request = {"request_id": f"req-{number}"}
+        corrects = {"corrects": str(event_id_of(Identity("tenant_1", f"req-{number}", 1, "usage", 0)))}
+        messages = [
+            {"usage_source": "gateway", "model": "alias", "output_tokens": 10, "timestamp": NEXT_DAY},
+            correction(1, output_tokens=5) | {"usage_source": "gateway"} | corrects,
+            {"usage_source": "engine", "output_tokens": 15},
+            correction(2, output_tokens=-2) | {"usage_source": "engine"} | corrects,
+            correction(1, output_tokens=-1) | {"usage_source": "stream"} | corrects,
+        ]
+        records = [
+            make_record(position + i, json.dumps(EVENT | request | messages[which]).encode())
+            for i, which in enumerate(order)
+        ]
+        position += len(records)
+        cut = number % (len(records) + 1)
+        for part in (records[:cut], records[cut:]):
+            if part:
+                applier.apply(make_chunk(*part))
+                while Releaser(connection).release_orphans():
+                    pass
+    counted = connection.execute(
+        "select request_id, array_agg(distinct (usage_source, model, completed_at)::text), sum(output_tokens)::int"
+        " from usage.counting_events group by request_id"
+    ).fetchall()
+    assert len(counted) == 120
+    assert {(len(keys), total) for _, keys, total in counted} == {(1, 13)}
+    assert windows(connection) == [(TENTH, "llama", "engine", 120, 1200, 480, 13 * 120)]
+    assert quarantine.counts(connection) == {}
+    assert_windows_are_their_events(connection)
+
+
+def test_a_correction_that_was_here_before_its_event_counts_with_it_or_is_refused(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    fits, too_much = correction(1, output_tokens=-2), correction(2, output_tokens=-4)
+    send(applier, connection, STREAM | {"output_tokens": 9}, fits, too_much, ENGINE)
+    assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 3)]
+    (held,) = quarantine.listing(connection)
+    assert (held.reason, json.loads(whole(connection, held))["correction_no"]) == ("invalid", 2)
+    moved = "moved:kafka:test.usage.v1/0@3"
+    assert sources.stored_counts(connection)[moved] == (1, 1)
+    assert (moved, 0, 2, 2) in sources.runs(connection)
+    send(applier, connection, fits, too_much, correction(1, output_tokens=-3))
+    assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 3)]
+    assert_windows_are_their_events(connection)
+
+
 def test_the_feed_adds_up_to_the_windows_in_order(connection: psycopg.Connection, applier: ChunkApplier) -> None:
-    send(applier, connection, STREAM, correction(1, output_tokens=-1), ENGINE, {"request_id": "r2", "purpose": "probe"})
+    of_stream = correction(1, output_tokens=-1) | {"usage_source": "stream"}
+    send(applier, connection, STREAM, of_stream, ENGINE, {"request_id": "r2", "purpose": "probe"})
     rows = connection.execute(
         "select ingest_no, requests, output_tokens from usage.quota_feed order by ingest_no, output_tokens"
     ).fetchall()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -22,14 +23,14 @@ from tests.simulation import applying
 from tests.simulation.traffic import Traffic
 
 LEFT = {
-    "events": "source, position, usage_source, completed_at",
-    "event_identities": "key, source_no, position, completed_at, usage_source",
-    "event_versions": "key, source_no, position, completed_at, usage_source",
-    "identity_ages": "key, completed_at",
-    "superseded_events": "source, position, by_source, by_position",
-    "windows_1h": "*",
-    "quarantine": "source, position, reason, detail",
-    "applied_chunks": "source, first_position, next_position, applied, duplicates, retimed, quarantined, late",
+    "usage.events": "source, position, usage_source, completed_at",
+    "usage.event_identities": "key, source_no, position, completed_at, usage_source",
+    "usage.event_versions": "key, source_no, position, completed_at, usage_source",
+    "usage.identity_ages": "key, completed_at",
+    "usage.superseded_events": "source, position, by_source, by_position",
+    "usage.windows_1h": "*",
+    "usage.quarantine": "source, position, reason, detail",
+    "usage.applied_chunks": "source, first_position, next_position, applied, duplicates, retimed, quarantined, late",
 }
 LATER = {"timestamp": "2026-11-05T12:00:00Z"}
 
@@ -52,15 +53,17 @@ def dirty_chunks() -> tuple[list[str], list[Chunk]]:
     return traffic.tenants, chunks
 
 
-def applied(url: str, tenant_ids: list[str], chunks: list[Chunk]) -> tuple[list[Applied], dict[str, list[Any]]]:
+def applied(
+    url: str, tenant_ids: list[str], chunks: list[Chunk], tables: Mapping[str, str] = LEFT
+) -> tuple[list[Applied], dict[str, list[Any]]]:
     """What became of each chunk, and what is left in the database."""
     with connect(url) as connection:
         applying.prepare(connection, tenant_ids, [0])
         applier = ChunkApplier(connection)
         done = [applier.apply(chunk) for chunk in chunks]
         rows = {
-            table: sorted(connection.execute(f"select {columns} from usage.{table}").fetchall(), key=repr)
-            for table, columns in LEFT.items()
+            table: sorted(connection.execute(f"select {columns} from {table}").fetchall(), key=repr)
+            for table, columns in tables.items()
         }
         return done, rows
 
@@ -73,7 +76,7 @@ def test_dirty_traffic_leaves_the_same_either_way(
     monkeypatch.setattr(resends, "plain", lambda *_: {})
     assert at_once == applied(make_database(), tenant_ids, chunks)
     assert sum(done.retimed for done in at_once[0]) > 0
-    assert at_once[1]["identity_ages"]
+    assert at_once[1]["usage.identity_ages"]
     assert sum(done.duplicates for done in at_once[0]) > 300
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
+
+import pytest
 
 from reconciliation import oracle
 
@@ -207,6 +210,19 @@ def test_a_platform_fault_makes_the_request_free_and_no_earlier_attempt_bills_in
         )
         == []
     )
+
+
+@pytest.mark.parametrize("order", permutations(range(4)))
+def test_a_correction_of_a_weaker_source_than_the_event_is_left_out(order: tuple[int, ...]) -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "1"}
+    told = [
+        used("a", 10, "2026-10-05", id="e", source="gateway"),
+        used("a", 5, "2026-10-05", id="c1", corrects="e", source="gateway"),
+        used("a", 15, "2026-10-06", id="e", source="engine"),
+        used("a", -2, "2026-10-06", id="c2", corrects="e", source="engine"),
+    ]
+    (document,) = bill(price, usage=[told[i] for i in order])
+    assert exact(document) == {"a": "13"}
 
 
 def test_truth_that_comes_late_supersedes_an_estimate() -> None:

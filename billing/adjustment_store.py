@@ -21,7 +21,7 @@ from billing.periods import BillingPeriod
 from billing.rated_line_store import rated_line
 from billing.rating import RatedLine
 from billing.rating.period import Coverable
-from streams.archive_store import archived_days
+from streams.retention.archive_store import archived_days
 
 # A line's identity, its price, and the tax group of its plan. What was billed of a period is on its own usage invoice,
 # and on whatever names it as the original period of a line.

@@ -19,7 +19,6 @@ from billing import credits
 from billing.credit_notes import (
     Remaining,
     credit_note,
-    net_by_group,
     net_of_discounts,
     reduced,
     remaining_of,
@@ -27,12 +26,12 @@ from billing.credit_notes import (
 )
 from billing.credits import Grant
 from billing.documents import Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
+from billing.late_usage import adjusted, as_billed, changed_key
 from billing.money import ZERO, exactly, from_minor, total
 from billing.payment_credits import fees_to_cover, more_to_cover, paid_by_credits
 from billing.periods import BillingPeriod
 from billing.price_plans import PlanVersion, Terms
 from billing.rating.advance import AdvanceBill, advance_bills
-from billing.rating.differences import difference
 from billing.rating.lines import LineIdentity, LineKind, Naming, RatedLine
 from billing.rating.period import NOTHING_RATED, Coverable, RatedPeriod, period_line, rate_period
 from billing.rating.usage import UnpricedUsage
@@ -254,30 +253,16 @@ class _Cycle:
         billed, naming, period = self.billed[number], self._naming(number), self.of.periods[number]
         rated, billed.drawn = self._rated(number)
         self.waiting = [waiting for waiting in self.waiting if waiting.number != number]
-        changes = difference(rated.lines, billed.lines)
-        nets = net_by_group(changes)
-        keyed = _adjustment_keys(changes, naming)
-        more = {key: line for key, line in keyed.items() if nets[line.tax_group] > 0}
-        less = {key: line for key, line in keyed.items() if nets[line.tax_group] < 0}
-        if less:
-            against = {key: key.removeprefix("adj.") for key in less}
-            document, billed.remaining = credit_note(period, less, against, billed.remaining, self.of.payer)
+        late = adjusted(rated.lines, billed.lines, naming.key)
+        if late.less:
+            against = {key: changed_key(key) for key in late.less}
+            document, billed.remaining = credit_note(period, late.less, against, billed.remaining, self.of.payer)
             self.documents.append(self._restore(document, billed))
-            self._now_billed(number, self._as_billed(number, rated, less))
-        if more:
-            then = self._as_billed(number, rated, more)
+            self._now_billed(number, as_billed(rated, billed.lines, billed.open, late.less))
+        if late.more:
+            then = as_billed(rated, billed.lines, billed.open, late.more)
             open_ = more_to_cover(billed.open, then.coverable)
-            self.waiting.append(_Adjustment(number, period, more, open_, then))
-
-    def _as_billed(self, number: int, rated: RatedPeriod, changed: Mapping[str, RatedLine]) -> RatedPeriod:
-        """A period as it was billed, but the tax groups of what changed as they are rated now."""
-        billed = self.billed[number]
-        groups = {line.tax_group for line in changed.values()}
-        lines = [line for line in billed.lines if line.tax_group not in groups]
-        lines += [line for line in rated.lines if line.tax_group in groups]
-        coverable = [of for of in billed.open if of.tax_group not in groups]
-        coverable += [of for of in rated.coverable if of.tax_group in groups]
-        return RatedPeriod(tuple(lines), tuple(coverable))
+            self.waiting.append(_Adjustment(number, period, late.more, open_, then))
 
     def _now_billed(self, number: int, rated: RatedPeriod) -> None:
         self.billed[number].lines, self.billed[number].open = list(rated.lines), list(rated.coverable)
@@ -351,12 +336,3 @@ class _Cycle:
         tenant = self.of.subscriptions[0].tenant_id if self.of.subscriptions else ""
         segments = {tenant: max((piece.segment_no for piece in cut), default=1)}
         return Naming(segments, {plan: len(listed) for plan, listed in self.of.versions.items()})
-
-
-def _adjustment_keys(changes: Sequence[RatedLine], naming: Naming) -> dict[str, RatedLine]:
-    """Changes by key; a line that is reversed and billed anew at another price has two."""
-    found: dict[str, RatedLine] = {}
-    for line in changes:
-        key = f"adj.{naming.key(line.identity)}"
-        found[key if key not in found else f"{key}.repriced"] = line
-    return found

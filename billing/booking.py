@@ -18,3 +18,10 @@ def booking(connection: Connection, key: str, *, legal_entity: str, at: datetime
     if connection.execute(closed).scalar():
         return Booking(key, legal_entity, accounting_month(now), now, month)
     return Booking(key, legal_entity, month, at)
+
+
+def closed_books(connection: Connection, month: str) -> set[str]:
+    """The legal entities whose book of a month is closed."""
+    table = tables.accounting_periods
+    query = select(table.c.legal_entity).where(table.c.month == month, table.c.state == "closed")
+    return set(connection.execute(query).scalars())

@@ -21,7 +21,7 @@ def reserve(connection: Connection, invoice: Invoice) -> None:
 
     Raises CreditRefused where somebody else was faster.
     """
-    wanted = {credit.grant_id: credit.amount for credit in invoice.credits}
+    wanted = {credit.grant_id: credit.amount for credit in invoice.credits if credit.amount > 0}
     if not wanted:
         return
     credit_store.lock(connection, wanted)
@@ -38,7 +38,10 @@ def reserve(connection: Connection, invoice: Invoice) -> None:
 
 
 def draw(connection: Connection, invoice: Invoice, entry_id: int | None, now: datetime, actor: str) -> None:
-    """Take from the grants what an invoice that is issued now draws; what had expired of that is reinstated."""
+    """Take from the grants what an invoice that is issued now draws; what had expired of that is reinstated.
+
+    What a document gives back is there again, also where the grant has expired: it expires once more.
+    """
     grant_ids = [credit.grant_id for credit in invoice.credits]
     credit_store.lock(connection, grant_ids)
     states = {state.grant.grant_id: state for state in credit_store.states(connection, grant_ids=grant_ids)}
@@ -46,6 +49,8 @@ def draw(connection: Connection, invoice: Invoice, entry_id: int | None, now: da
     entries: dict[str, JournalEntry] = {}
     for credit in invoice.credits:
         state, key = states[credit.grant_id], f"credit:{credit.grant_id}:{invoice.invoice_id}"
+        if credit.amount == 0:
+            continue
         with exactly():
             missing = credit.amount - state.remaining
         if missing > 0:
@@ -53,8 +58,7 @@ def draw(connection: Connection, invoice: Invoice, entry_id: int | None, now: da
             if state.is_liability:
                 entries[booking.key] = credit_reinstated(state.grant, missing, booking=booking)
             movements.append(Movement(booking.key, credit.grant_id, MovementKind.REINSTATED, missing, now))
-        movements.append(
-            Movement(key, credit.grant_id, MovementKind.DRAWN, -credit.amount, now, invoice.invoice_id, entry_id)
-        )
+        kind = MovementKind.DRAWN if credit.amount > 0 else MovementKind.RESTORED
+        movements.append(Movement(key, credit.grant_id, kind, -credit.amount, now, invoice.invoice_id, entry_id))
     booked = ledger_store.post(connection, list(entries.values()))
     credit_store.move(connection, [m.booked_as(booked.get(m.idempotency_key)) for m in movements], actor)

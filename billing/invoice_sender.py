@@ -6,12 +6,15 @@ Nothing external happens inside a transaction. Only the holder of the billing ac
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
+from decimal import Decimal
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from billing import (
     account_store,
+    adjustment_store,
     credit_drawing,
     invoice_store,
     ledger_store,
@@ -19,9 +22,11 @@ from billing import (
     stripe_request_store,
 )
 from billing.invoice_store import StoredInvoice
-from billing.invoices import InvoiceEvent, InvoiceState, settled_locally
-from billing.money import plain, total
+from billing.invoices import Invoice, InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
+from billing.money import ZERO, plain, total
+from billing.periods import BillingPeriod
 from billing.posting_rules import invoice_issued
+from billing.rating import RatedLine
 from billing.request_sender import Circumstances, Parked, RequestSender
 from billing.sending import (
     LINES_MAX,
@@ -83,7 +88,8 @@ class InvoiceSender:
     def _freeze(self, stored: StoredInvoice) -> StoredInvoice:
         """Fix the content; settle what is never sent (docs/spec/money.md 10)."""
         with self._connection.begin():
-            rated_line_store.lock_period(self._connection, stored.invoice.identity.period, shared=True)
+            for period in sorted({stored.invoice.identity.period, *stored.invoice.rated_totals}):
+                rated_line_store.lock_period(self._connection, period, shared=True)
             self._check_current(stored)
             credit_drawing.reserve(self._connection, stored.invoice)
             locally = settled_locally(stored.invoice)
@@ -99,18 +105,39 @@ class InvoiceSender:
             return self._issue(stored, locally, columns)
 
     def _check_current(self, stored: StoredInvoice) -> None:
-        identity = stored.invoice.identity
-        posted = rated_line_store.posted(self._connection, identity.period, billing_account=identity.billing_account)
-        rated = total(line.amount for lines in posted.values() for line in lines)
-        drafted = stored.invoice.rated_total
-        if rated != drafted:
-            raise Parked(
-                f"the draft is over {plain(drafted)}, rated are {plain(rated)}"
-                f" {identity.currency}: draw the invoices up again"
+        identity, drafted = stored.invoice.identity, stored.invoice.rated_totals
+        posted: dict[str, list[RatedLine]] = {}
+        rated: dict[BillingPeriod, Decimal] = {}
+        if identity.kind is InvoiceKind.USAGE:
+            posted = rated_line_store.posted(
+                self._connection, identity.period, billing_account=identity.billing_account
             )
+            rated[identity.period] = total(line.amount for lines in posted.values() for line in lines)
+        rated |= self._still_to_bill(stored.invoice)
+        for period in sorted(rated.keys() | drafted.keys()):
+            if rated.get(period, ZERO) != drafted.get(period, ZERO):
+                raise Parked(
+                    f"the draft is over {plain(drafted.get(period, ZERO))} for {period.name}, rated are"
+                    f" {plain(rated.get(period, ZERO))} {identity.currency}: draw the invoices up again"
+                )
         for state in rated_line_store.tenant_periods(self._connection, identity.period, posted.keys()).values():
             if state.problem is not None:
                 raise Parked(f"tenant {state.tenant_id}: {state.problem}")
+
+    def _still_to_bill(self, invoice: Invoice) -> dict[BillingPeriod, Decimal]:
+        """Of the earlier periods on an invoice what no other document bills, in the tax groups that it carries."""
+        groups: dict[BillingPeriod, set[str]] = defaultdict(set)
+        for line in invoice.lines:
+            if line.original_period is not None:
+                groups[line.original_period].add(line.rated.tax_group)
+        if not groups:
+            return {}
+        account = invoice.identity.billing_account
+        found = adjustment_store.outstanding(self._connection, groups, [account])
+        return {
+            period: total(found.get((account, period), {}).get(group, ZERO) for group in wanted)
+            for period, wanted in groups.items()
+        }
 
     def _issue(self, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object]) -> StoredInvoice:
         """The invoice becomes due: its journal entry and its new state, in the caller's transaction."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -26,6 +26,7 @@ from billing.invoices import (
     InvoiceState,
     after,
 )
+from billing.late_usage import plain_group
 from billing.periods import BillingPeriod
 from billing.rated_line_store import line_columns, rated_line
 from billing.rating import LineKind
@@ -33,6 +34,8 @@ from billing.sending import SendingStep
 from billing.tax import TaxMode
 
 INVOICE_SERIES: Final = "invoice"
+CREDIT_NOTE_SERIES: Final = "credit_note"
+_PREFIX: Final = {INVOICE_SERIES: "", CREDIT_NOTE_SERIES: "CN-"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def save_draft(connection: Connection, invoice: Invoice, now: datetime, actor: s
                 service_end=identity.period.end,
                 currency=identity.currency,
                 revision=identity.revision,
+                credits_invoice_id=invoice.credits_invoice_id,
                 state=InvoiceState.DRAFT.value,
                 **amounts,
             )
@@ -159,16 +163,22 @@ def as_stored(
     *,
     period: BillingPeriod | None = None,
     within: BillingPeriod | None = None,
+    adjusts: BillingPeriod | None = None,
     billing_account: str | None = None,
     states: Collection[InvoiceState] | None = None,
 ) -> list[StoredInvoice]:
-    """The same, altered or not: for whoever says so of each."""
-    table = tables.invoices
+    """The same, altered or not: for whoever says so of each. `adjusts` takes those with lines of an earlier period."""
+    table, lines = tables.invoices, tables.invoice_lines
     query = select(table).order_by(table.c.service_start, table.c.billing_account, table.c.kind, table.c.revision)
     if period is not None:
         query = query.where(table.c.service_start == period.start, table.c.service_end == period.end)
     if within is not None:
         query = query.where(table.c.service_start >= within.start, table.c.service_end <= within.end)
+    if adjusts is not None:
+        of = select(lines.c.invoice_id).where(
+            lines.c.original_start == adjusts.start, lines.c.original_end == adjusts.end
+        )
+        query = query.where(table.c.invoice_id.in_(of))
     if billing_account is not None:
         query = query.where(table.c.billing_account == billing_account)
     if states is not None:
@@ -237,6 +247,29 @@ def frozen_accounts(connection: Connection, period: BillingPeriod) -> set[str]:
     return set(connection.execute(query).scalars())
 
 
+def adjustment_drafts(connection: Connection, accounts: Collection[str]) -> list[Invoice]:
+    """Adjustment invoices of some billing accounts that are not frozen."""
+    table = tables.invoices
+    query = select(table).where(
+        table.c.billing_account == any_(cast(list(accounts), ARRAY(String))),
+        table.c.kind == InvoiceKind.ADJUSTMENT.value,
+        table.c.frozen_at.is_(None),
+    )
+    return [s.invoice for s in _unaltered(_with_lines(connection, connection.execute(query).all()))]
+
+
+def open_adjustments(connection: Connection, *, before: BillingPeriod) -> list[StoredInvoice]:
+    """Adjustment invoices of earlier periods that are not issued."""
+    table = tables.invoices
+    query = select(table).where(
+        table.c.kind == InvoiceKind.ADJUSTMENT.value,
+        table.c.state.in_([InvoiceState.DRAFT.value, InvoiceState.APPROVED.value]),
+        table.c.service_end <= before.end,
+        (table.c.service_start != before.start) | (table.c.service_end != before.end),
+    )
+    return _unaltered(_with_lines(connection, connection.execute(query).all()))
+
+
 def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime | None:
     """The latest end of a frozen invoice of some billing accounts."""
     table = tables.invoices
@@ -287,17 +320,21 @@ def park(connection: Connection, invoice_id: uuid.UUID, reason: str) -> None:
     connection.execute(update(table).where(table.c.invoice_id == invoice_id).values(parked_because=reason))
 
 
-def issue_number(connection: Connection, legal_entity: str, invoice_id: uuid.UUID) -> str:
-    """The next number of the legal entity's invoices. The counter stays locked until the transaction ends: no gaps."""
+def issue_number(
+    connection: Connection, legal_entity: str, invoice_id: uuid.UUID, series_name: str = INVOICE_SERIES
+) -> str:
+    """The next number of the legal entity's invoices, or of another series. The counter stays locked until the
+    transaction ends: no gaps."""
     series = tables.number_series
+    prefix = f"{legal_entity.upper()}-{_PREFIX[series_name]}"
     connection.execute(
         insert(series)
-        .values(legal_entity=legal_entity, series=INVOICE_SERIES, prefix=f"{legal_entity.upper()}-", last_number=0)
+        .values(legal_entity=legal_entity, series=series_name, prefix=prefix, last_number=0)
         .on_conflict_do_nothing()
     )
     row = connection.execute(
         update(series)
-        .where(series.c.legal_entity == legal_entity, series.c.series == INVOICE_SERIES)
+        .where(series.c.legal_entity == legal_entity, series.c.series == series_name)
         .values(last_number=series.c.last_number + 1)
         .returning(series.c.prefix, series.c.last_number)
     ).one()
@@ -305,13 +342,29 @@ def issue_number(connection: Connection, legal_entity: str, invoice_id: uuid.UUI
     connection.execute(
         tables.issued_numbers.insert().values(
             legal_entity=legal_entity,
-            series=INVOICE_SERIES,
+            series=series_name,
             number=row.last_number,
             written=written,
             invoice_id=invoice_id,
         )
     )
     return written
+
+
+def numbers(connection: Connection) -> dict[str, tuple[int, int, int]]:
+    """`entity/series` → (last number, how many were issued, the highest of these)."""
+    series, issued = tables.number_series, tables.issued_numbers
+    key = (series.c.legal_entity, series.c.series)
+    query = (
+        select(*key, series.c.last_number, func.count(issued.c.number), func.coalesce(func.max(issued.c.number), 0))
+        .join(
+            issued,
+            (issued.c.legal_entity == series.c.legal_entity) & (issued.c.series == series.c.series),
+            isouter=True,
+        )
+        .group_by(*key, series.c.last_number)
+    )
+    return {f"{row[0]}/{row[1]}": (row[2], row[3], row[4]) for row in connection.execute(query)}
 
 
 def _add_transition(
@@ -333,7 +386,8 @@ def _line_row(invoice_id: uuid.UUID, line: InvoiceLine) -> dict[str, object]:
     return line_columns(line.rated) | {
         "invoice_id": invoice_id,
         "line_key": line.line_key,
-        "original_period": line.original_period,
+        "original_start": line.original_period and line.original_period.start,
+        "original_end": line.original_period and line.original_period.end,
         "amount_exact": line.rated.amount,
         "amount_minor": line.amount_minor,
         "tax_group": line.tax_group,
@@ -364,7 +418,9 @@ def _with_lines(connection: Connection, rows: Collection[Row[Any]]) -> list[Stor
     for row in connection.execute(query):
         account, code = payers[row.invoice_id]
         rated = rated_line(row, billing_account=account, currency=code, amount=row.amount_exact, reason=INVOICED)
-        line = InvoiceLine(row.line_key, rated, row.amount_minor, row.original_period, row.tax_group)
+        rated = replace(rated, tax_group=plain_group(row.tax_group))
+        original = BillingPeriod(row.original_start, row.original_end) if row.original_start else None
+        line = InvoiceLine(row.line_key, rated, row.amount_minor, original, row.tax_group)
         lines[row.invoice_id].append(line)
     parts = invoice_parts.of_invoices(connection, list(lines))
     return [_stored(row, tuple(lines[row.invoice_id]), parts[row.invoice_id]) for row in rows]
@@ -392,6 +448,7 @@ def _stored(row: Row[Any], lines: tuple[InvoiceLine, ...], parts: Parts) -> Stor
         tuple(parts.taxes),
         tuple(parts.credits),
         tuple(parts.carried),
+        row.credits_invoice_id,
     )
     return StoredInvoice(
         invoice=invoice,

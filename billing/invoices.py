@@ -17,6 +17,7 @@ from billing.credit_application import grant_of, price_reductions
 from billing.credits import Grant, GrantKind, TaxTreatment, reduces_price
 from billing.documents import Document, DocumentKind, PaidByCredit, Payer
 from billing.errors import CurrencyMismatch, IllegalTransition
+from billing.late_usage import Waiting, plain_group
 from billing.money import ZERO, Currency, Rounding, currency, exactly, from_minor, plain, total
 from billing.payment_credits import paid_by_credits
 from billing.periods import BillingPeriod
@@ -40,6 +41,7 @@ class InvoiceKind(StrEnum):
     ONE_OFF = "one_off"
     FINAL = "final"
     ADJUSTMENT = "adjustment"
+    CREDIT_NOTE = "credit_note"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +77,22 @@ class InvoiceIdentity:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceLine:
-    """A rated line on an invoice: its key there, and its amount rounded, in minor units."""
+    """A rated line on an invoice: its key there, and its amount rounded, in minor units.
+
+    `original_period`: where it changes what was billed of an earlier one. `tax_group` is the line's own, or one of its
+    period's rates where these have changed since.
+    """
 
     line_key: str
     rated: RatedLine
     amount_minor: int
-    original_period: str | None = None
+    original_period: BillingPeriod | None = None
     tax_group: str = DEFAULT_TAX_GROUP
 
 
 @dataclass(frozen=True, slots=True)
 class CreditUsed:
-    """What an invoice draws of a grant, as a positive amount: exact, and on the document in minor units.
+    """What an invoice draws of a grant: exact, and on the document in minor units; negative where it gives back.
 
     `left` is what is left of the grant then, in major units.
     """
@@ -116,12 +122,21 @@ class CarriedIn:
 @dataclass(frozen=True, slots=True)
 class AccountCredits:
     """What grants can give for an account's usage: `left` of each in major units, what they can cover, and the pieces
-    of the period that lines of credit belong to."""
+    of the period that lines of credit belong to.
+
+    `carried` is what late usage on the same document draws of each; it is no longer in `left`.
+    """
 
     grants: Sequence[Grant] = ()
     left: Mapping[str, Decimal] = field(default_factory=dict)
     coverable: Sequence[Coverable] = ()
     cut: Sequence[Piece] = ()
+    carried: Mapping[str, Decimal] = field(default_factory=dict)
+
+    def left_before(self, grant_id: str) -> Decimal:
+        """What is left of a grant before the whole document."""
+        with exactly():
+            return self.left[grant_id] + self.carried.get(grant_id, ZERO)
 
 
 NO_CREDITS: Final = AccountCredits()
@@ -131,7 +146,8 @@ NO_CREDITS: Final = AccountCredits()
 class Invoice:
     """An invoice's content. Minor amounts are integers; `exact_total`, `rounding` (= exact − rounded) major units.
 
-    Due is the total, less what credits pay, with what is carried in.
+    Due is the total, less what credits pay, with what is carried in. A credit note is one whose amounts are negative;
+    `credits_invoice_id` is what it takes back from.
     """
 
     identity: InvoiceIdentity
@@ -146,6 +162,7 @@ class Invoice:
     taxes: tuple[TaxRow, ...] = ()
     credits: tuple[CreditUsed, ...] = ()
     carried: tuple[CarriedIn, ...] = ()
+    credits_invoice_id: uuid.UUID | None = None
 
     @property
     def invoice_id(self) -> uuid.UUID:
@@ -153,9 +170,13 @@ class Invoice:
         return self.identity.invoice_id
 
     @property
-    def rated_total(self) -> Decimal:
-        """The exact sum of what was rated, before credits."""
-        return total(line.rated.amount for line in self.lines if line.rated.identity.kind != LineKind.CREDIT)
+    def rated_totals(self) -> dict[BillingPeriod, Decimal]:
+        """The exact sum of what was rated of each period, before credits."""
+        sums: dict[BillingPeriod, list[Decimal]] = defaultdict(list)
+        for line in self.lines:
+            if line.rated.identity.kind != LineKind.CREDIT:
+                sums[line.original_period or self.identity.period].append(line.rated.amount)
+        return {period: total(amounts) for period, amounts in sums.items()}
 
     @property
     def receivable_minor(self) -> int:
@@ -167,7 +188,7 @@ class Invoice:
         """SHA-256 of the lines, taxes, credits and what is carried in, in hex: equal hashes mean an equal document."""
         content: list[list[object]] = [
             [line.line_key, plain(line.rated.quantity), plain(line.rated.unit_price or ZERO), plain(line.rated.amount),
-             line.amount_minor, line.tax_group, line.original_period]
+             line.amount_minor, line.tax_group, line.original_period and line.original_period.name]
             for line in self.lines
         ]  # fmt: skip
         content += [["tax", self.tax_mode, r.group, plain(r.rate), r.base_minor, r.tax_minor] for r in self.taxes]
@@ -176,6 +197,7 @@ class Invoice:
             for c in self.credits
         ]
         content += [["carried", str(c.invoice_id), c.number, c.amount_minor] for c in self.carried]
+        content += [["credits", str(self.credits_invoice_id)]] if self.credits_invoice_id else []
         return hashlib.sha256(b"tollbook.invoice_lines.v1\n" + json.dumps(content).encode()).hexdigest()
 
 
@@ -188,28 +210,67 @@ def draw_up(
     tax: TaxRules = NO_TAX,
     credits: AccountCredits = NO_CREDITS,
     carried: Sequence[CarriedIn] = (),
+    late: Sequence[Waiting] = (),
 ) -> Invoice:
     """The invoice over posted rated lines, in the order of docs/spec/money.md 3 from the price reductions on.
 
-    `plan_versions` says how many versions each plan has, for the line keys. Raises CurrencyMismatch, UnknownTaxGroup.
+    `plan_versions` says how many versions each plan has, for the line keys; `late` is what it carries of earlier
+    periods, `left` of the credits what that leaves. Raises CurrencyMismatch, UnknownTaxGroup.
     """
     reduced = price_reductions(credits.coverable, credits.grants, credits.left, credits.cut)
-    lines = [replace(line, reason=INVOICED) for line in (*net(posted).values(), *reduced.lines)]
-    for line in lines:
+    own = [replace(line, reason=INVOICED) for line in (*net(posted).values(), *reduced.lines)]
+    lines = _named(own, plan_versions)
+    original: dict[str, BillingPeriod] = {}
+    open_ = list(reduced.open)
+    for waiting in sorted(late, key=lambda waiting: waiting.period):
+        dated = waiting.dated(tax)
+        tax = dated.tax
+        open_ += dated.open
+        for key, line in dated.lines.items():
+            key = key if key not in lines else f"{key}@{waiting.period.start:%Y-%m-%d}"
+            lines[key], original[key] = replace(line, reason=INVOICED), waiting.period
+    for line in lines.values():
         if line.currency != identity.currency:
             raise CurrencyMismatch(f"a line in {line.currency} on an invoice in {identity.currency}")
     payer = Payer(identity.money, tax, rounding)
-    document = documents.draw_up(DocumentKind.USAGE, identity.period, _named(lines, plan_versions), payer)
+    document = documents.draw_up(DocumentKind.USAGE, identity.period, lines, payer)
     paying = [grant for grant in credits.grants if not reduces_price(grant)]
-    paid = paid_by_credits(document, reduced.open, paying, credits.left, {}, payer)
+    paid = paid_by_credits(document, open_, paying, credits.left, {}, payer)
     document = documents.settle(document, paid, sum(each.amount_minor for each in carried), payer)
-    taxed = tax.mode is not TaxMode.NONE
+    return invoice_of(document, identity, original, tax=tax, credits=credits, carried=carried)
+
+
+def credit_note(
+    identity: InvoiceIdentity,
+    original: uuid.UUID,
+    document: Document,
+    *,
+    tax: TaxRules,
+    credits: AccountCredits = NO_CREDITS,
+) -> Invoice:
+    """A credit note against an invoice, from the document that says what it takes back of that invoice's period."""
+    periods = {line.key: identity.period for line in document.lines}
+    made = invoice_of(document, identity, periods, tax=tax, credits=credits)
+    return replace(made, credits_invoice_id=original)
+
+
+def invoice_of(
+    document: Document,
+    identity: InvoiceIdentity,
+    original: Mapping[str, BillingPeriod],
+    *,
+    tax: TaxRules,
+    credits: AccountCredits,
+    carried: Sequence[CarriedIn] = (),
+) -> Invoice:
+    """A document as the invoice of an identity. `original`: by key the earlier period of the lines that change one."""
+    lines = []
+    for line in document.lines:
+        rated = replace(line.rated, tax_group=plain_group(line.rated.tax_group))
+        lines.append(InvoiceLine(line.key, rated, line.amount_minor, original.get(line.key), line.rated.tax_group))
     return Invoice(
         identity=identity,
-        lines=tuple(
-            InvoiceLine(line.key, line.rated, line.amount_minor, tax_group=line.rated.tax_group)
-            for line in document.lines
-        ),
+        lines=tuple(lines),
         exact_total=document.exact_total,
         rounding=document.residue,
         net_minor=document.net_minor,
@@ -217,31 +278,31 @@ def draw_up(
         total_minor=document.total_minor,
         amount_due_minor=document.due_minor,
         tax_mode=tax.mode,
-        taxes=document.taxes if taxed else (),
-        credits=_credits_used(document, reduced.drawn, paid, credits, payer),
+        taxes=document.taxes if tax.mode is not TaxMode.NONE else (),
+        credits=_credits_used(lines, document.paid, credits, identity.money),
         carried=tuple(carried),
     )
 
 
 def _credits_used(
-    document: Document,
-    drawn: Mapping[str, Decimal],
-    paid: Iterable[PaidByCredit],
-    credits: AccountCredits,
-    payer: Payer,
+    lines: Iterable[InvoiceLine], paid: Iterable[PaidByCredit], credits: AccountCredits, money: Currency
 ) -> tuple[CreditUsed, ...]:
-    reductions: dict[str, int] = defaultdict(int)
-    for line in document.lines:
+    """What the lines of price reductions and the payments draw of each grant."""
+    used: dict[str, tuple[Decimal, int]] = {}
+    grant_ids = {grant.grant_id for grant in credits.grants}
+    for line in lines:
         if line.rated.identity.kind == LineKind.CREDIT:
-            reductions[grant_of(line.rated, drawn)] -= line.amount_minor
-    used = {grant_id: (amount, reductions[grant_id]) for grant_id, amount in drawn.items()}
-    used |= {each.grant_id: (from_minor(each.used_minor, payer.money), each.used_minor) for each in paid}
+            grant_id = grant_of(line.rated, grant_ids)
+            amount, minor = used.get(grant_id, (ZERO, 0))
+            with exactly():
+                used[grant_id] = amount - line.rated.amount, minor - line.amount_minor
+    used |= {each.grant_id: (from_minor(each.used_minor, money), each.used_minor) for each in paid}
     found = []
     for grant in sorted(credits.grants, key=lambda grant: grant.grant_id):
         if grant.grant_id in used:
             amount, minor = used[grant.grant_id]
             with exactly():
-                left = credits.left[grant.grant_id] - amount
+                left = credits.left_before(grant.grant_id) - amount
             found.append(CreditUsed(grant.grant_id, grant.kind, grant.treatment, amount, minor, left))
     return tuple(found)
 
@@ -257,7 +318,7 @@ def _named(lines: list[RatedLine], plan_versions: Mapping[str, int]) -> dict[str
 
 
 class InvoiceState(StrEnum):
-    """Where an invoice is in its life. A preview is never stored."""
+    """Where an invoice is in its life. A preview is never stored; a credit note is issued here, not yet in Stripe."""
 
     PREVIEW = "preview"
     DRAFT = "draft"
@@ -268,6 +329,7 @@ class InvoiceState(StrEnum):
     UNCOLLECTIBLE = "uncollectible"
     ZERO = "zero"
     CARRIED_BELOW_MINIMUM = "carried_below_minimum"
+    ISSUED_LOCALLY = "issued_locally"
 
 
 class InvoiceEvent(StrEnum):
@@ -277,6 +339,7 @@ class InvoiceEvent(StrEnum):
     FINALIZE = "finalize"
     SETTLE_AS_ZERO = "settle_as_zero"
     CARRY = "carry"
+    ISSUE = "issue"
     PAY = "pay"
     VOID = "void"
     GIVE_UP = "give_up"
@@ -286,6 +349,7 @@ _NEXT: Final = {
     (InvoiceState.DRAFT, InvoiceEvent.APPROVE): InvoiceState.APPROVED,
     (InvoiceState.DRAFT, InvoiceEvent.SETTLE_AS_ZERO): InvoiceState.ZERO,
     (InvoiceState.DRAFT, InvoiceEvent.CARRY): InvoiceState.CARRIED_BELOW_MINIMUM,
+    (InvoiceState.DRAFT, InvoiceEvent.ISSUE): InvoiceState.ISSUED_LOCALLY,
     (InvoiceState.APPROVED, InvoiceEvent.FINALIZE): InvoiceState.FINALIZED,
     (InvoiceState.FINALIZED, InvoiceEvent.PAY): InvoiceState.PAID,
     (InvoiceState.FINALIZED, InvoiceEvent.VOID): InvoiceState.VOID,

@@ -12,7 +12,7 @@ from typing import Final
 
 from billing.credit_application import grant_of
 from billing.credits import Grant, GrantKind
-from billing.invoices import CreditUsed, Invoice
+from billing.invoices import CreditUsed, Invoice, InvoiceKind
 from billing.ledger import AccountCode, JournalEntry, Posting
 from billing.money import ZERO, currency, exactly, from_minor, plain, quantise_pieces, total
 from billing.periods import BillingPeriod, accounting_month
@@ -41,9 +41,17 @@ class Booking:
 
 
 def accrual(
-    lines: Iterable[RatedLine], *, legal_entity: str, period: BillingPeriod, rating_no: int, now: datetime
+    lines: Iterable[RatedLine],
+    *,
+    legal_entity: str,
+    period: BillingPeriod,
+    rating_no: int,
+    now: datetime,
+    closed: bool = False,
 ) -> JournalEntry | None:
     """Revenue of a tenant's newly rated lines: Dr 1150 / Cr 4000, exact, in the accounting period of completion.
+
+    Where the book of that month is `closed`, in the one of `now`, with its original period.
 
     Fees are credited to 4010, a true-up to 4050; discounts, minimum and maximum lower or raise 4000.
 
@@ -60,12 +68,14 @@ def accrual(
     with exactly():
         for line in lines:
             by_revenue[revenue_account(line)] += line.amount
+    month = accounting_month(period.start)
     return JournalEntry(
         idempotency_key=f"accrual:{legal_entity}:{account}:{tenant_id}:{period.name}:{rating_no}",
         kind="accrual",
         legal_entity=legal_entity,
-        accounting_period=accounting_month(period.start),
-        effective_at=_within(period, now),
+        accounting_period=accounting_month(now) if closed else month,
+        effective_at=now if closed else _within(period, now),
+        original_period=month if closed else None,
         postings=(
             Posting(AccountCode.UNBILLED_RECEIVABLE, code, amount, tenant_id),
             *(Posting(revenue, code, -part) for revenue, part in by_revenue.items() if part),
@@ -75,13 +85,14 @@ def accrual(
 
 
 def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
-    """An invoice becomes due, in the month of `now`.
+    """An invoice becomes due, or a credit note takes back what was due, in the month of `now`.
 
     Dr 1100 rounded, less what credits pay · Dr 2100, 4900 or 4910 what grants give · ± 5900 the residue · Cr 1150 exact
     per tenant · Cr 2200 tax, which comes out of revenue where prices contain it (13.14).
 
     What is carried in stays where its own invoice booked it. Also for one that is never sent because it is zero or
-    below the minimum. None if it says nothing in money.
+    below the minimum. A credit note's amounts are negative, so that the same legs take back what they booked. None if
+    it says nothing in money.
     """
     identity = invoice.identity
     money = currency(identity.currency, now.date())
@@ -105,13 +116,15 @@ def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
     postings = tuple(Posting(code, identity.currency, amount, sub) for (code, sub), amount in sums.items() if amount)
     if not postings:
         return None
+    note = identity.kind is InvoiceKind.CREDIT_NOTE
     return JournalEntry(
         idempotency_key=f"invoice:{invoice.invoice_id}",
-        kind="invoice",
+        kind="credit_note" if note else "invoice",
         legal_entity=identity.legal_entity,
         accounting_period=accounting_month(now),
         effective_at=now,
         postings=postings,
+        original_period=accounting_month(identity.period.start) if note else None,
         source={
             "invoice_id": str(invoice.invoice_id),
             "period": identity.period.name,

@@ -120,6 +120,16 @@ def pieces(
     return found
 
 
+def payers_in(subscribed: Mapping[str, Sequence[Subscription]], period: BillingPeriod) -> set[str]:
+    """The billing accounts that a period costs something, by the subscriptions of their tenants."""
+    return {
+        each.billing_account
+        for listed in subscribed.values()
+        for each in listed
+        if max(each.bills_from, period.start) < min(each.ends_at or period.end, period.end)
+    }
+
+
 def priced_at_start(held: Piece, started_at: datetime, versions: Sequence[PlanVersion], period: BillingPeriod) -> Piece:
     """The piece by whose version usage is priced that completed in `held` and started at a moment.
 

@@ -186,10 +186,11 @@ rated_lines = _table(
 invoices = _table(
     "invoices",
     Column("invoice_id", _Uuid),
+    Column("credits_invoice_id", _Uuid),
     *_text("legal_entity", "billing_account", "kind", "currency", "state", "lines_hash", "sending_step"),
     *_text("parked_because", "number", "stripe_customer_id", "stripe_invoice_id", "hosted_invoice_url"),
     *_text("invoice_pdf_url", "tax_mode"),
-    *_times("service_start", "service_end", "drafted_at", "frozen_at"),
+    *_times("service_start", "service_end", "drafted_at", "frozen_at", "frozen_recorded_at"),
     *_smallints("revision"),
     *_amounts("exact_total", "rounding"),
     *_bigints("net_minor", "tax_minor", "total_minor", "amount_due_minor", "entry_id"),
@@ -201,12 +202,21 @@ invoice_lines = _table(
     "invoice_lines",
     Column("invoice_id", _Uuid),
     Column("subscription_id", _Uuid),
-    *_text("line_key", "kind", "tenant_id", "original_period", "plan", "version", "charge_key", "metric"),
+    *_text("line_key", "kind", "tenant_id", "plan", "version", "charge_key", "metric"),
     *_text("model", "adapter", "region", "tier", "tax_group"),
     *_smallints("segment_no", "tier_no"),
-    *_times("service_start", "service_end"),
+    *_times("service_start", "service_end", "original_start", "original_end"),
     *_amounts("unit_price", "quantity", "amount_exact", "units", "free", "included"),
     *_bigints("amount_minor"),
+)
+
+billed_coverables = _table(
+    "billed_coverables",
+    *_bigints("coverable_no"),
+    Column("invoice_id", _Uuid),
+    *_times("period_start", "period_end"),
+    *_text("tax_group"),
+    Column("content", JSONB),
 )
 
 usage_digests = _table(

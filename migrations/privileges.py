@@ -47,6 +47,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.completeness_watch": "update",
     "usage.estimate_prices": "update, delete",
     "ledger.accounting_periods": "update (state)",
+    "ledger.billed_coverables": "delete",
     "ledger.invoice_carried": "delete",
     "ledger.invoice_credits": "delete",
     "ledger.invoice_lines": "delete",

@@ -4,7 +4,7 @@ positions passed = events + duplicates + quarantine   per partition
 raw events = 1-minute windows = 1-hour windows        per tenant and rating key
 billable events = rated quantities                    per tenant and metric; none without a subscription
 rated lines = accruals in the ledger                  per tenant
-rated lines = invoice lines                           per billing account and line
+rated lines = lines of invoices and credit notes      per billing account and line; late ones may wait for the next
 invoices = ledger                                     per account
 rated lines, invoices of all periods = ledger         per account, over entries of all kinds
 what is left of paid credits = ledger 2100            per credit
@@ -17,8 +17,8 @@ trial balance = 0                                     per currency
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
@@ -162,11 +162,30 @@ def rated_by_line(lines: Iterable[RatedLine]) -> dict[str, Value]:
     return {key: amount for key, amount in found.items() if amount}
 
 
-def invoiced_by_line(invoices: Iterable[Invoice]) -> dict[str, Value]:
-    """The same from invoice lines; credits are none of what was rated."""
-    return rated_by_line(
-        line.rated for invoice in invoices for line in invoice.lines if line.rated.identity.kind != LineKind.CREDIT
-    )
+def rated_is_invoiced(
+    rated: Iterable[RatedLine],
+    waiting: Iterable[RatedLine],
+    invoiced: Iterable[RatedLine],
+    late: Collection[tuple[str, str]],
+) -> Check:
+    """Rated lines, but those that wait for the next invoice, are on documents; credits are none of what was rated.
+
+    `late`: (billing account, tax group) of what came after the invoice. What nets to nothing in one is on no document.
+    """
+    used = [line for line in invoiced if line.identity.kind != LineKind.CREDIT]
+    taken = [replace(line, amount=-line.amount) for line in waiting]
+    ours, theirs = list(rated) + taken, used
+    balance: dict[tuple[str, str], list[Decimal]] = defaultdict(list)
+    for sign, lines in ((1, ours), (-1, theirs)):
+        for line in lines:
+            balance[line.billing_account, line.tax_group].append(sign * line.amount)
+    even = {of for of in late if not total(balance[of])}
+    by_line = [
+        rated_by_line(line for line in lines if (line.billing_account, line.tax_group) not in even)
+        for lines in (ours, theirs)
+    ]
+    check = compare("rated lines are invoiced", "rated lines", "invoice lines", *by_line)
+    return Check(check.name, check.left, check.right, check.compared + len(even), check.differences)
 
 
 def invoice_sums(invoices: Iterable[Invoice]) -> tuple[dict[str, Value], dict[str, Value]]:
@@ -207,12 +226,13 @@ def account(code: int, subledger: str, currency_code: str) -> str:
     return f"{REVENUE if code in _REVENUE_CODES else code}/{subledger}/{currency_code}"
 
 
-def booked(moved: Mapping[tuple[int, str, str], Decimal]) -> dict[str, Value]:
+def booked(*moved: Mapping[tuple[int, str, str], Decimal]) -> dict[str, Value]:
     """What the journal moved, in the same keys."""
     found: dict[str, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
-        for key, amount in moved.items():
-            found[account(*key)] += amount
+        for each in moved:
+            for key, amount in each.items():
+                found[account(*key)] += amount
     return {key: amount for key, amount in found.items() if amount}
 
 

@@ -1,19 +1,23 @@
 """From a month's usage to finalized invoices: rate and book, draw up, send, expire credits, seal. Each step resumes.
 
+What came late to earlier months is rated first: credit notes are issued, the rest is carried by the month's invoices.
+
 The close's states, cut, gates and approval (docs/spec/money.md 11) are not here yet: `actor` prepares and approves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import Engine
 
+from billing import adjustment_store
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.expire_credits import CreditExpired, expire_credits
+from billing.commands.issue_credit_notes import CreditNotesIssued, issue_credit_notes
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
@@ -38,16 +42,33 @@ class MonthClosed:
     sent: InvoicesSent
     dry_run: bool = False
     expired: tuple[CreditExpired, ...] = ()
+    earlier: tuple[PeriodRated, ...] = ()
+    notes: CreditNotesIssued = field(default_factory=lambda: CreditNotesIssued((), ()))
 
     @property
     def accounts_to_redraw(self) -> frozenset[str]:
         """Billing accounts whose drafts follow what this run rated anew."""
-        return frozenset(line.billing_account for tenant in self.rated.tenants for line in tenant.posted)
+        return frozenset(
+            line.billing_account
+            for rated in (*self.earlier, self.rated)
+            for tenant in rated.tenants
+            for line in tenant.posted
+        )
 
     @property
     def amount(self) -> Decimal:
         """Exact price of the month, over all tenants rated (of one currency)."""
         return total(tenant.amount for tenant in self.rated.tenants)
+
+    @property
+    def late(self) -> list[str]:
+        """What came after its invoice was frozen and was posted by this run, each in a line."""
+        return [
+            f"{rated.period.name}: usage of {late.tenant_id} worth {plain(late.amount)} {late.currency} came after its"
+            " invoice"
+            for rated in (*self.earlier, self.rated)
+            for late in rated.late
+        ]
 
     @property
     def problems(self) -> list[str]:
@@ -60,15 +81,23 @@ class MonthClosed:
         yield from self.rated.unratable
         for lost in self.rated.unsubscribed:
             yield f"tenant {lost.tenant_id}: {lost.requests} requests without a subscription: start one for that time"
-        for late in self.rated.late:
-            yield (
-                f"tenant {late.tenant_id}: usage worth {plain(late.amount)} {late.currency} came after its invoice was"
-                " frozen; adjustment lines are not built yet, nothing was posted"
-            )
+        for earlier in self.earlier:
+            for text in (*map(str, earlier.unpriced), *earlier.unratable):
+                yield f"{earlier.period.name}: {text}"
+            for account in self._without_invoice(earlier):
+                yield f"billing account {account} has no invoice for {earlier.period.name}: close that month first"
+        for account, reason in self.notes.blocked:
+            yield f"billing account {account} gets no credit note: {reason}"
         for account, reason in self.drafted.blocked:
             yield f"billing account {account} has no invoice: {reason}"
         for invoice in (*self.sent.having(Outcome.PARKED), *self.sent.having(Outcome.LATER)):
             yield f"invoice of {invoice.billing_account}: {invoice.outcome.value}: {invoice.reason}"
+
+    def _without_invoice(self, earlier: PeriodRated) -> list[str]:
+        """Accounts of which an earlier month's usage is posted now, and whose invoice of it was never frozen."""
+        late = {(each.tenant_id, each.billing_account) for each in earlier.late}
+        posted = {(tenant.tenant_id, line.billing_account) for tenant in earlier.tenants for line in tenant.posted}
+        return sorted({account for _, account in posted - late})
 
 
 def close_month(
@@ -97,7 +126,11 @@ def close_month(
 
     with transaction(engine, dry_run=dry_run) as connection:
         audit.record(raw(connection), actor, "close.run", period.name, {"now": now.isoformat(), "test": test})
+    earlier = tuple(
+        rate_period(engine, period=each, now=now, dry_run=dry_run) for each in billed_periods(engine, before=period)
+    )
     rated = rate_period(engine, period=period, now=now, progress=stage("rate"), dry_run=dry_run)
+    notes = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
     drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run)
     sent = send_invoices(
         engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"), dry_run=dry_run
@@ -107,4 +140,10 @@ def close_month(
     if not dry_run:
         seal_journals(engine)
         keep_balances(engine, effective_before=period.end)
-    return MonthClosed(period, rated, drafted, sent, dry_run, tuple(expired))
+    return MonthClosed(period, rated, drafted, sent, dry_run, tuple(expired), earlier, notes)
+
+
+def billed_periods(engine: Engine, *, before: BillingPeriod) -> list[BillingPeriod]:
+    """The months before one to which late usage may have come: rated before, and not archived."""
+    with transaction(engine) as connection:
+        return [each for each in adjustment_store.rated_periods(connection, before.start) if each.months == 1]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
 from typing import Final
 
 from sqlalchemy import Connection, Engine
 
 from billing import (
     account_store,
+    adjustment_store,
     credit_store,
     invoice_parts,
     invoice_store,
@@ -19,22 +21,27 @@ from billing import (
     rated_line_store,
     tax_store,
 )
+from billing.adjustment_store import by_group
 from billing.commands.digest_usage import digest_usage
 from billing.coverable_usage import CoverableUsage
+from billing.credit_application import price_reductions
 from billing.credit_store import CreditState
+from billing.credits import reduces_price
 from billing.database import transaction
 from billing.errors import CreditRefused, PeriodNotEnded, UnknownTaxGroup
+from billing.invoice_store import StoredInvoice
 from billing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.late_drawing import INSTANT, LatePeriod, LateUsage, parked_accounts
 from billing.money import ZERO, exactly
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, add_months
 from billing.rating import RatedLine
-from billing.subscriptions import Subscription
+from billing.rating.period import Coverable
+from billing.subscriptions import Subscription, payers_in
+from billing.tax import NO_TAX, TaxRules
 from streams.errors import EventsArchived
 
 SYSTEM: Final = "tollbook"
 """Who drafts: nobody decides anything in it."""
-INSTANT: Final = timedelta(microseconds=1)
-"""The tax point of an invoice is the last instant of its service period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +76,21 @@ def draft_invoices(
 ) -> InvoicesDrafted:
     """Draw up one usage invoice per billing account (or those named) with rated lines in the period.
 
-    Doing it again changes nothing. Accounts without any usage get no document (docs/spec/money.md 10).
-    Raises PeriodNotEnded while it runs.
+    It carries what came late to periods that are billed; an account that has no next invoice gets an adjustment invoice
+    for each of them (docs/spec/money.md 7). Doing it again changes nothing. Accounts without any usage get no document
+    (10). Raises PeriodNotEnded while it runs.
     """
     if now < period.end:
         raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: invoices are drawn up after that")
     with transaction(engine, dry_run=dry_run) as connection:
-        rated_line_store.lock_period(connection, period)
+        billed = adjustment_store.rated_periods(connection, period.end)
+        for each in sorted({*billed, period}):
+            rated_line_store.lock_period(connection, each)
         posted = _lines_by_account(connection, period)
         if billing_accounts is not None:
             posted = {name: lines for name, lines in posted.items() if name in billing_accounts}
-        stored = {s.invoice.invoice_id: s for s in invoice_store.listed(connection, period=period)}
+        late = LateUsage(connection, billed, billing_accounts)
+        stored = {s.invoice.identity.billing_account: s for s in _drawn(connection, period, billing_accounts)}
         states = rated_line_store.tenant_periods(connection, period)
         payers = account_store.subscriptions_in(connection, period)
         blocked = {
@@ -87,24 +98,27 @@ def draft_invoices(
             for tenant_id, state in states.items()
             if state.problem is not None
             for subscription in payers.get(tenant_id, [])
-        }
-        drawing = _Drawing(connection, period, posted, payers)
+        } | parked_accounts(connection, billed)
+        names = {*posted, *late.accounts, *(name for name, old in stored.items() if old.frozen_at is None)}
+        drawing = _Drawing(connection, period, names, posted, payers, late)
         changed, unchanged, frozen = [], [], []
-        for name in sorted(posted.keys() - blocked.keys()):
-            old = stored.get(drawing.identity(name).invoice_id)
+        for name in sorted(names - blocked.keys()):
+            old = stored.get(name)
             if old is not None and old.frozen_at is not None:
                 frozen.append(old.invoice)
-                continue
             try:
-                invoice = drawing.draw_up(name)
+                drawn = drawing.documents(name, old)
             except (CreditRefused, UnknownTaxGroup, EventsArchived) as error:
                 blocked[name] = str(error)
                 continue
-            if invoice_store.save_draft(connection, invoice, now, actor):
-                changed.append(invoice)
-            else:
-                unchanged.append(invoice)
-        digest_usage(connection, period, [*changed, *unchanged])
+            for invoice, coverables in drawn:
+                if invoice_store.save_draft(connection, invoice, now, actor):
+                    changed.append(invoice)
+                else:
+                    unchanged.append(invoice)
+                adjustment_store.save_coverables(connection, invoice.invoice_id, coverables)
+        usage = [invoice for invoice in (*changed, *unchanged) if invoice.identity.kind is InvoiceKind.USAGE]
+        digest_usage(connection, period, usage)
     return InvoicesDrafted(
         period=period,
         changed=tuple(changed),
@@ -123,6 +137,21 @@ def _lines_by_account(connection: Connection, period: BillingPeriod) -> dict[str
     return found
 
 
+def _drawn(
+    connection: Connection, period: BillingPeriod, billing_accounts: Collection[str] | None
+) -> list[StoredInvoice]:
+    return [
+        stored
+        for stored in invoice_store.listed(connection, period=period)
+        if stored.invoice.identity.kind is InvoiceKind.USAGE
+        and (billing_accounts is None or stored.invoice.identity.billing_account in billing_accounts)
+    ]
+
+
+Coverables = Mapping[BillingPeriod, Mapping[str, Sequence[Coverable]]]
+"""What credits can still cover by original period and tax group, once a document is frozen."""
+
+
 class _Drawing:
     """Draws up the invoices of a period: what all accounts need is read once."""
 
@@ -130,22 +159,29 @@ class _Drawing:
         self,
         connection: Connection,
         period: BillingPeriod,
+        names: Collection[str],
         posted: Mapping[str, Mapping[str, Sequence[RatedLine]]],
         subscribed: Mapping[str, Sequence[Subscription]],
+        late: LateUsage,
     ) -> None:
+        self._connection = connection
         self._period = period
         self._posted = posted
-        self._accounts = account_store.accounts(connection, posted.keys())
+        self._late = late
+        self._accounts = account_store.accounts(connection, names)
         plans = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
         self._plan_versions = {name: len(versions) for name, versions in plans.items()}
-        self._tax = tax_store.in_force(connection, posted.keys(), period.end - INSTANT)
-        ids = [self.identity(name).invoice_id for name in posted]
-        self._carried = invoice_parts.carried_to_next(connection, posted.keys(), ids)
+        self._tax = tax_store.in_force(connection, names, period.end - INSTANT)
+        self._drafts = invoice_store.adjustment_drafts(connection, names)
+        ids = [self.identity(name).invoice_id for name in names] + [draft.invoice_id for draft in self._drafts]
+        self._carried = invoice_parts.carried_to_next(connection, names, ids)
         self._usage = CoverableUsage(connection, period, subscribed, plans)
+        self._here = payers_in(subscribed, period)
+        following = BillingPeriod(period.end, add_months(period.end, period.months or 1))
+        self._next = payers_in(account_store.subscriptions_in(connection, following), following)
         self._credits: dict[str, list[CreditState]] = defaultdict(list)
-        for state in credit_store.states(connection, accounts=posted.keys()):
-            if state.grant.effective < period.end:
-                self._credits[state.given.billing_account].append(state)
+        for state in credit_store.states(connection, accounts=names):
+            self._credits[state.given.billing_account].append(state)
         held = [state.grant.grant_id for listed in self._credits.values() for state in listed]
         self._reserved = credit_store.reserved(connection, held, before=period.start) if held else {}
 
@@ -154,26 +190,94 @@ class _Drawing:
         account = self._accounts[name]
         return InvoiceIdentity(account.legal_entity, name, InvoiceKind.USAGE, self._period, account.currency)
 
-    def draw_up(self, name: str) -> Invoice:
-        """The invoice as it is by now. Raises CreditRefused, UnknownTaxGroup, EventsArchived."""
+    def documents(self, name: str, old: StoredInvoice | None) -> list[tuple[Invoice, Coverables]]:
+        """An account's drafts as they are by now, beside its usage invoice of the period that is stored already.
+
+        Raises CreditRefused, UnknownTaxGroup, EventsArchived.
+        """
+        billed = old is not None and old.frozen_at is not None
+        late: list[LatePeriod] = []
+        if name in self._late.accounts:
+            found = self._late.of(name, before=self._period.start)
+            late = [each for each in found if each.change.more]
+        found_here: list[tuple[Invoice, Coverables]] = []
+        carried = []
+        if billed and name in self._next:
+            carried = late  # it waits for the next invoice
+        elif not billed:
+            if name in self._posted or name in self._here:
+                carried = [each for each in late if each.waiting.fits(self._tax[name])]
+            if name in self._posted or carried or old is not None:
+                found_here.append(self._usage_invoice(name, carried))
+        alone = [each for each in late if each not in carried]
+        found_here += [self._adjustment(name, each) for each in alone]
+        made = {invoice.invoice_id for invoice, _ in found_here}
+        unneeded = [d for d in self._drafts if d.identity.billing_account == name and d.invoice_id not in made]
+        return [*found_here, *((self._invoice(draft.identity, [], NO_CREDITS, NO_TAX), {}) for draft in unneeded)]
+
+    def _usage_invoice(self, name: str, late: Sequence[LatePeriod]) -> tuple[Invoice, Coverables]:
+        posted = self._posted.get(name, {})
+        credits = self._credits_of(name, posted, late)
+        invoice = self._invoice(
+            self.identity(name), late, credits, self._tax[name], [line for each in posted.values() for line in each]
+        )
+        coverables = _coverables(late)
+        if any(not reduces_price(grant) for grant in credits.grants):
+            open_ = price_reductions(credits.coverable, credits.grants, credits.left, credits.cut).open
+            groups = {line.tax_group for line in invoice.lines if line.original_period is None}
+            coverables[self._period] = by_group(groups, open_)
+        return invoice, coverables
+
+    def _adjustment(self, name: str, late: LatePeriod) -> tuple[Invoice, Coverables]:
+        identity = replace(
+            self.identity(name), kind=InvoiceKind.ADJUSTMENT, period=late.period, revision=late.adjustments
+        )
+        credits = self._credits_of(name, {}, [late])
+        return self._invoice(identity, [late], credits, late.waiting.tax), _coverables([late])
+
+    def _invoice(
+        self,
+        identity: InvoiceIdentity,
+        late: Sequence[LatePeriod],
+        credits: AccountCredits,
+        tax: TaxRules,
+        posted: Sequence[RatedLine] = (),
+    ) -> Invoice:
+        name = identity.billing_account
         return draw_up(
-            self.identity(name),
-            [line for lines in self._posted[name].values() for line in lines],
+            identity,
+            posted,
             plan_versions=self._plan_versions,
             rounding=self._accounts[name].rounding,
-            tax=self._tax[name],
-            credits=self._credits_of(name),
-            carried=self._carried.get(name, ()),
+            tax=tax,
+            credits=credits,
+            carried=self._carried.pop(name, ()) if posted or late else (),
+            late=[each.waiting for each in late],
         )
 
-    def _credits_of(self, name: str) -> AccountCredits:
+    def _credits_of(
+        self, name: str, posted: Mapping[str, Sequence[RatedLine]], late: Sequence[LatePeriod]
+    ) -> AccountCredits:
+        """What grants can give, to the usage of the period after what came late to earlier ones."""
+        carried: dict[str, Decimal] = defaultdict(lambda: ZERO)
+        left: dict[str, Decimal] = {}
+        states = self._credits.get(name, ())
         with exactly():
-            left = {
-                state.grant.grant_id: state.drawable - self._reserved.get(state.grant.grant_id, ZERO)
-                for state in self._credits.get(name, ())
-            }
-        grants = [state.grant for state in self._credits.get(name, ()) if left[state.grant.grant_id] > 0]
-        if not grants:
-            return NO_CREDITS
-        coverable, cut = self._usage.of(name, self._posted[name], grants)
-        return AccountCredits(grants, left, coverable, cut)
+            for each in late:
+                for grant_id, amount in each.waiting.drawn.items():
+                    carried[grant_id] += amount
+            for state in states:
+                grant_id = state.grant.grant_id
+                left[grant_id] = state.drawable - self._reserved.get(grant_id, ZERO) - carried[grant_id]
+        given = [s.grant for s in states if s.grant.effective < self._period.end and left[s.grant.grant_id] > 0]
+        coverable, cut = self._usage.of(name, posted, given) if given and posted else ([], [])
+        known = given + [s.grant for s in states if s.grant not in given and s.grant.grant_id in carried]
+        return AccountCredits(known, left, coverable, cut, carried) if known else NO_CREDITS
+
+
+def _coverables(late: Sequence[LatePeriod]) -> dict[BillingPeriod, dict[str, list[Coverable]]]:
+    return {
+        each.period: by_group({line.tax_group for line in each.change.more.values()}, each.then)
+        for each in late
+        if each.then is not None
+    }

@@ -15,11 +15,12 @@ from decimal import Decimal
 from sqlalchemy import Connection, Engine
 
 from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
+from billing.booking import closed_books
 from billing.database import raw, transaction
 from billing.errors import PeriodInvalid, Unratable
 from billing.money import total
 from billing.period_usage import PeriodUsage, UnsubscribedUsage
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, accounting_month
 from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference
@@ -49,7 +50,7 @@ class TenantRated:
 
 @dataclass(frozen=True, slots=True)
 class LateUsage:
-    """Usage that arrived after the tenant's invoice was frozen. Nothing was posted for it."""
+    """Usage that arrived after the tenant's invoice was frozen: what this run posted for it."""
 
     tenant_id: str
     billing_account: str
@@ -58,13 +59,16 @@ class LateUsage:
 
     @property
     def amount(self) -> Decimal:
-        """What it would add to the invoice, exact, in major units."""
+        """What it adds to what was billed, exact, in major units."""
         return total(line.amount for line in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
 class PeriodRated:
-    """The outcome for all tenants. `ok` is False where something waits for a person."""
+    """The outcome for all tenants. `ok` is False where something waits for a person.
+
+    `late` says of which of them the invoice was frozen before; documents for that: billing/late_usage.py.
+    """
 
     period: BillingPeriod
     tenants: tuple[TenantRated, ...]
@@ -76,7 +80,7 @@ class PeriodRated:
     @property
     def ok(self) -> bool:
         """Whether every tenant's usage is rated and posted."""
-        return not (self.late or self.unpriced or self.unratable or self.unsubscribed)
+        return not (self.unpriced or self.unratable or self.unsubscribed)
 
     @property
     def lines_posted(self) -> int:
@@ -108,6 +112,8 @@ def rate_period(
         plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
         versions = {name: plan.versions for name, plan in plans.items()}
         before = rated_line_store.posted(connection, period)
+        if tenants is not None:
+            before = {tenant_id: lines for tenant_id, lines in before.items() if tenant_id in tenants}
         frozen = invoice_store.frozen_accounts(connection, period)
         cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | before}
         usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans)
@@ -123,10 +129,9 @@ def rate_period(
                 missing = difference(found.lines, before.get(tenant_id, []))
                 if found.unpriced:
                     problems[tenant_id] = found
-                elif missing and any(line.billing_account in frozen for line in missing):
-                    late.append(LateUsage(tenant_id, missing[0].billing_account, missing[0].currency, missing))
                 else:
                     rated.append(TenantRated(tenant_id, found.lines, missing))
+                    late += _late(tenant_id, [line for line in missing if line.billing_account in frozen])
             if progress is not None:
                 progress(done, len(cuts))
         _post(connection, period, rated, problems, now)
@@ -138,6 +143,13 @@ def rate_period(
             unratable=tuple(str(p) for p in problems.values() if isinstance(p, Unratable)),
             unsubscribed=tuple(usage.unsubscribed()),
         )
+
+
+def _late(tenant_id: str, lines: Sequence[RatedLine]) -> list[LateUsage]:
+    by_account: dict[str, list[RatedLine]] = defaultdict(list)
+    for line in lines:
+        by_account[line.billing_account].append(line)
+    return [LateUsage(tenant_id, account, listed[0].currency, tuple(listed)) for account, listed in by_account.items()]
 
 
 def _post(
@@ -162,6 +174,7 @@ def _post(
         for line in tenant.posted:
             by_payer[tenant.tenant_id, line.billing_account].append(line)
     accounts = account_store.accounts(connection, {account for _, account in by_payer})
+    closed = closed_books(connection, accounting_month(period.start))
     entries = {
         payer: accrual(
             lines,
@@ -169,6 +182,7 @@ def _post(
             period=period,
             rating_no=numbers[payer[0]],
             now=now,
+            closed=accounts[payer[1]].legal_entity in closed,
         )
         for payer, lines in by_payer.items()
     }

@@ -19,7 +19,7 @@ from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown
 from billing.invoice_sender import InvoiceSender, lock_account, unlock_account
 from billing.invoice_store import StoredInvoice
-from billing.invoices import InvoiceEvent, InvoiceState, settled_locally
+from billing.invoices import InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
 from billing.periods import BillingPeriod
 from billing.request_sender import Circumstances
 from billing.stripe_gateway import StripeGateway
@@ -86,7 +86,8 @@ def send_invoices(
     checkpoint: Callable[[uuid.UUID, str], None] | None = None,
     pause_s: float = 0.2,
 ) -> InvoicesSent:
-    """Send the drafts of a period (of some billing accounts only, if given), at most eight at a time.
+    """Send the drafts of a period (of some billing accounts only, if given), at most eight at a time, with the
+    adjustment invoices of earlier ones. Credit notes stay here.
 
     `actor` approves them. What needs a person is parked with a text and does not stop the others; what got no
     answer is left for a later run. A dry run says what would be done and sends nothing.
@@ -94,6 +95,8 @@ def send_invoices(
     """
     with transaction(engine) as opened:
         stored = invoice_store.listed(opened, period=period)
+        stored = [s for s in stored if s.invoice.identity.kind is not InvoiceKind.CREDIT_NOTE]
+        stored += invoice_store.open_adjustments(opened, before=period)
     if billing_accounts is not None:
         stored = [s for s in stored if s.invoice.identity.billing_account in billing_accounts]
     if dry_run:

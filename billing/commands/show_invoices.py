@@ -20,6 +20,7 @@ from billing.usage_digest_store import UsageCounted
 
 NOT_IN_STRIPE: Final = {
     InvoiceState.ZERO: "zero: nothing is due",
+    InvoiceState.ISSUED_LOCALLY: "issued here: credit notes are not sent to Stripe yet",
     InvoiceState.CARRIED_BELOW_MINIMUM: "below the minimum that Stripe charges: carried to the next invoice",
 }
 
@@ -130,7 +131,7 @@ def _line(invoice: Invoice, line: InvoiceLine) -> dict[str, Any]:
         "tier_no": rated.identity.tier_no,
         "price_version": rated.identity.version,
         "service_period": BillingPeriod(rated.service_start, rated.service_end).name,
-        "original_period": line.original_period or invoice.identity.period.name,
+        "original_period": (line.original_period or invoice.identity.period).name,
         "counted": plain(rated.counted),
         "quantity": plain(rated.quantity),
         "unit_price": None if rated.unit_price is None else plain(rated.unit_price),

@@ -10,6 +10,7 @@ import typer
 from billing.commands.close_month import MonthClosed, close_month
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
+from billing.money import from_minor
 from billing.periods import BillingPeriod, parse_period
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out, problems
@@ -30,7 +31,11 @@ def run(
     now: session.Now = None,
     dry_run: session.DryRun = False,
 ) -> None:
-    """Rate the month, book it, draw up the invoices, send and finalize them. Safe to repeat."""
+    """Rate the month, book it, draw up the invoices, send and finalize them. Safe to repeat.
+
+    What came late to earlier months is rated first: what is owed more is a line on the month's invoice, or an invoice
+    of its own where an account gets none; what is owed less is a credit note, which stays here for now.
+    """
     period = _month(month)
     if now is not None and not test:
         raise typer.BadParameter("--now goes with --test only")
@@ -92,6 +97,15 @@ def show(closed: MonthClosed) -> None:
     out.print(
         f"{finalized} finalized in Stripe ({len(new)} now), {carried} carried below the minimum charge, {zero} zero"
     )
+    for note in closed.notes.notes:
+        of = note.invoice
+        taken = from_minor(of.total_minor, of.identity.money)
+        out.print(
+            f"credit note {note.number or 'of nothing'} for {of.identity.billing_account},"
+            f" {of.identity.period.name}: {taken} {of.identity.currency}, kept here until credit notes go to Stripe"
+        )
+    for late in closed.late:
+        out.print(late)
     if closed.expired:
         out.print(f"{len(closed.expired)} credits expired")
 

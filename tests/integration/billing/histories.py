@@ -96,12 +96,12 @@ def store(world: World, url: str, made: Iterable[Tenant], *, late_bands: bool = 
     ingest(url, [event for tenant in made for event in tenant.events])
 
 
-def ingest(url: str, events: Iterable[Wire], *, first: int = 0) -> None:
-    """Apply events in one chunk, the first of which has this number."""
+def ingest(url: str, events: Iterable[Wire], *, first: int = 0, at: datetime = NOVEMBER.end) -> None:
+    """Apply events in one chunk, the first of which has this number and which arrived at a moment."""
     with connect(url) as connection:
         if not first:
             register_source(connection, SOURCE, "usage")
-        records = [Record(first + n, b"t", json.dumps(event).encode(), NOVEMBER.end) for n, event in enumerate(events)]
+        records = [Record(first + n, b"t", json.dumps(event).encode(), at) for n, event in enumerate(events)]
         ChunkApplier(connection).apply(make_chunk(*records))
 
 

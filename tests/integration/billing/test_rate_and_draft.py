@@ -208,7 +208,7 @@ def test_negative_sums_keep_the_tenant_out(world: World) -> None:
     assert world.draft().blocked == (("acme", "tenant acme: tenant acme, model llama: -5 output: rebuild the windows"),)
 
 
-def test_usage_after_the_invoice_was_frozen_is_told_and_not_posted(world: World) -> None:
+def test_usage_after_the_invoice_was_frozen_is_told_and_posted_and_waits_for_the_next_one(world: World) -> None:
     world.customers("acme", "bolt")
     world.use("acme", output_tokens=100)
     world.use("bolt", output_tokens=100)
@@ -220,8 +220,10 @@ def test_usage_after_the_invoice_was_frozen_is_told_and_not_posted(world: World)
     found = world.rate()
     (late,) = found.late
     assert (late.tenant_id, late.amount, late.currency) == ("acme", Decimal("0.1"), "USD")
-    assert not found.ok
-    assert [(t.tenant_id, t.posted_amount) for t in found.tenants] == [("bolt", Decimal("0.1"))]
+    assert [(t.tenant_id, t.posted_amount) for t in found.tenants] == [
+        ("acme", Decimal("0.1")),
+        ("bolt", Decimal("0.1")),
+    ]
     drafted = world.draft()
     assert [i.identity.billing_account for i in drafted.frozen] == ["acme"]
     assert billed(world) == {"acme": (Decimal("0.2"), 20), "bolt": (Decimal("0.3"), 30)}

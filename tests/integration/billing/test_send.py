@@ -259,7 +259,7 @@ def test_usage_that_came_after_the_draft_is_drawn_up_before_anything_is_sent(
     (sent,) = world.send(gateway).invoices
     assert (sent.outcome, sent.reason) == (
         Outcome.PARKED,
-        "the draft is over 2, rated are 3 USD: draw the invoices up again",
+        "the draft is over 2 for 2026-10, rated are 3 USD: draw the invoices up again",
     )
     assert in_stripe(stripe_twin) == []
     world.draft()

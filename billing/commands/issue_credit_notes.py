@@ -1,0 +1,132 @@
+"""Issue credit notes: what was billed of a period and is rated at less by now is taken back (docs/spec/money.md 7).
+
+One transaction, under the locks of the periods: numbers, entries and what credits get back happen together or not at
+all. Running it again issues nothing. Credit notes stay here; sending them to Stripe is not built yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Connection, Engine
+
+from billing import (
+    account_store,
+    adjustment_store,
+    credit_drawing,
+    invoice_store,
+    invoices,
+    ledger_store,
+    rated_line_store,
+)
+from billing.account_store import BillingAccount
+from billing.adjustment_store import by_group
+from billing.billed_documents import given_back
+from billing.credit_notes import credit_note
+from billing.credit_store import CreditState
+from billing.database import raw, transaction
+from billing.documents import Payer
+from billing.errors import CreditRefused, UnknownTaxGroup
+from billing.invoice_store import CREDIT_NOTE_SERIES, StoredInvoice
+from billing.invoices import AccountCredits, Invoice, InvoiceEvent, InvoiceIdentity, InvoiceKind
+from billing.late_drawing import LatePeriod, LateUsage, parked_accounts
+from billing.late_usage import changed_key
+from billing.money import currency
+from billing.posting_rules import invoice_issued
+from streams import audit
+from streams.errors import EventsArchived
+
+
+@dataclass(frozen=True, slots=True)
+class CreditNotesIssued:
+    """What was taken back. `blocked` (account, reason): whose documents cannot be made as it stands."""
+
+    notes: tuple[StoredInvoice, ...]
+    blocked: tuple[tuple[str, str], ...]
+
+
+def issue_credit_notes(
+    engine: Engine | Connection,
+    *,
+    up_to: datetime,
+    now: datetime,
+    actor: str,
+    dry_run: bool = False,
+    billing_accounts: Collection[str] | None = None,
+) -> CreditNotesIssued:
+    """Issue a credit note for each period that ends by `up_to` and tax groups of which less is owed than was billed.
+
+    An account whose invoice is still on its way to Stripe waits until that is issued.
+    """
+    notes: list[StoredInvoice] = []
+    blocked: dict[str, str] = {}
+    with transaction(engine, dry_run=dry_run) as connection:
+        periods = adjustment_store.rated_periods(connection, up_to)
+        for period in periods:
+            rated_line_store.lock_period(connection, period)
+        late = LateUsage(connection, periods, billing_accounts)
+        parked = parked_accounts(connection, periods)
+        accounts = account_store.accounts(connection, late.accounts)
+        for name in late.accounts:
+            if name in parked:
+                blocked[name] = parked[name]
+                continue
+            try:
+                notes.extend(
+                    _issue(connection, accounts[name], each, now, actor)
+                    for each in late.of(name)
+                    if each.change.less and each.issued
+                )
+            except (CreditRefused, UnknownTaxGroup, EventsArchived) as error:
+                blocked[name] = str(error)
+    return CreditNotesIssued(tuple(notes), tuple(sorted(blocked.items())))
+
+
+def _issue(
+    connection: Connection, account: BillingAccount, late: LatePeriod, now: datetime, actor: str
+) -> StoredInvoice:
+    note = credit_note_for(late, account, now)
+    invoice_store.save_draft(connection, note, now, actor)
+    if late.then is not None:
+        groups = {line.tax_group for line in late.change.less.values()}
+        adjustment_store.save_coverables(connection, note.invoice_id, {late.period: by_group(groups, late.then)})
+    stored = invoice_store.load(connection, note.invoice_id)
+    columns: dict[str, object] = {"frozen_at": now}
+    event = InvoiceEvent.SETTLE_AS_ZERO
+    if note.total_minor:
+        event = InvoiceEvent.ISSUE
+        entity = note.identity.legal_entity
+        columns["number"] = invoice_store.issue_number(connection, entity, note.invoice_id, CREDIT_NOTE_SERIES)
+        columns["issue_date"] = now.date()
+    entry = invoice_issued(note, now=now)
+    entry_id = None
+    if entry is not None:
+        entry_id = columns["entry_id"] = ledger_store.post(connection, [entry])[entry.idempotency_key]
+    credit_drawing.draw(connection, note, entry_id, now, actor)
+    detail = {"number": columns.get("number"), "period": late.period.name, "total_minor": note.total_minor}
+    audit.record(raw(connection), actor, "credit_note.issue", account.billing_account, detail)
+    return invoice_store.move(connection, stored, event, now, actor, **columns)
+
+
+def credit_note_for(late: LatePeriod, account: BillingAccount, now: datetime) -> Invoice:
+    """The credit note over what is owed less of a billed period: rounded against its invoice's lines (13.17)."""
+    of, tax = late.billed.invoice.identity, late.waiting.tax
+    payer = Payer(currency(of.currency, of.period.end.date()), tax, account.rounding)
+    against = {key: changed_key(key) for key in late.change.less}
+    lines = {key: replace(line, reason=invoices.INVOICED) for key, line in late.change.less.items()}
+    document, _ = credit_note(of.period, lines, against, late.billed.remaining, payer)
+    document = replace(document, paid=given_back(late.billed.paid, -document.total_minor))
+    identity = InvoiceIdentity(
+        of.legal_entity, of.billing_account, InvoiceKind.CREDIT_NOTE, of.period, of.currency, late.notes
+    )
+    return invoices.credit_note(
+        identity, late.billed.invoice.invoice_id, document, tax=tax, credits=_credits(late.grants)
+    )
+
+
+def _credits(states: Sequence[CreditState]) -> AccountCredits:
+    left: dict[str, Decimal] = {state.grant.grant_id: state.drawable for state in states}
+    return AccountCredits([state.grant for state in states], left)

@@ -153,7 +153,6 @@ def fill(connection: psycopg.Connection, design: Design, ids: str, there: int, s
     connection.execute(f"alter table large add primary key ({design.columns})")
     connection.execute("vacuum large")
     connection.execute("truncate small")
-    connection.execute("checkpoint")
 
 
 def measure(

@@ -1,14 +1,14 @@
 """Chunks of periods that are closed, folded into ranges.
 
-Revision ID: 0023
+Revision ID: 0024
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0023"
-down_revision = "0022"
+revision = "0024"
+down_revision = "0023"
 branch_labels = None
 depends_on = None
 
@@ -152,4 +152,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Ranges do not fall apart into chunks again."""
-    raise NotImplementedError("restore a backup from before 0023: folded chunks are gone")
+    raise NotImplementedError("restore a backup from before 0024: folded chunks are gone")

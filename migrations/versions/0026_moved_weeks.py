@@ -1,14 +1,14 @@
 """A few ids that were minted ahead do not keep their whole week out of a partition.
 
-Revision ID: 0025
+Revision ID: 0026
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0025"
-down_revision = "0024"
+revision = "0026"
+down_revision = "0025"
 branch_labels = None
 depends_on = None
 
@@ -80,4 +80,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """The functions of 0010 and 0016 know less and do no harm to what these made."""
-    raise NotImplementedError("restore a backup from before 0025")
+    raise NotImplementedError("restore a backup from before 0026")

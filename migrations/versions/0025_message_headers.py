@@ -1,14 +1,14 @@
 """The quarantine keeps a message's headers, and whether it had a value at all.
 
-Revision ID: 0024
+Revision ID: 0025
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0024"
-down_revision = "0023"
+revision = "0025"
+down_revision = "0024"
 branch_labels = None
 depends_on = None
 

@@ -154,7 +154,14 @@ def show_quarantine(quarantine_id: Annotated[int, typer.Argument(metavar="ID")])
         err.print(f"tollbook: there is no quarantined message {quarantine_id}")
         raise typer.Exit(1)
     row, message = found
-    document(asdict(row) | {"message": message})
+    document(
+        asdict(row)
+        | {
+            "key": message.key,
+            "message": message.value,
+            "headers": [{"name": name, "value": value} for name, value in message.headers],
+        }
+    )
 
 
 @quarantine.command("release")

@@ -263,6 +263,7 @@ def retain(
             f" {would}forgotten"
         )
     out.print(f"{done.feed_chunks:,} chunks of the quota feed {would}dropped")
+    out.print(f"the proofs of {done.chunks:,} applied chunks {would}folded")
     days = f": {dropped[0]} to {dropped[-1]}" if dropped else ""
     out.print(f"{len(dropped)} days of raw events {would}dropped{days}")
     if dropping.hindered_by:

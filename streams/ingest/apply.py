@@ -275,7 +275,7 @@ def _stage_row(message: Accepted) -> tuple[object, ...]:
     e = message.event
     return (
         message.record.position, identity_key(identity_of(e)), e.request_id, e.tenant_id, e.attempt, e.kind,
-        e.correction_no, message.content_digest, numbered_by(e.replica_id, e.boot_id), e.replica_id, e.boot_id,
+        e.correction_no, message.content_digest, numbered_by(e.replica_id, e.boot_id, e.seq), e.replica_id, e.boot_id,
         message.completed_at, e.model, e.adapter or "", e.region, e.tier, e.pool, e.status, e.fault, e.purpose,
         e.usage_source, message.rating_band, e.input_tokens, e.cache_hit_tokens, e.output_tokens, e.gpu_us,
         e.seq if e.replica_id and e.boot_id else None, message.record.appended_at, message.record.value,

@@ -58,7 +58,12 @@ def note_superseded(connection: psycopg.Connection, original: UsageEvent, event:
 
 def note_replaced(connection: psycopg.Connection, events: Iterable[tuple[UsageEvent, UsageEvent]]) -> None:
     """Events that counted so far, without corrections, each with the new event that took its place."""
-    _write(connection, (each for old, new in events for each in ((_row(old), ZERO.minus(_engine(old)), 0), _new(new))))
+    noted: list[tuple[Row, EngineTokens, int]] = []
+    for old, new in events:
+        noted.append((_row(old), ZERO.minus(_engine(old)), 0))
+        if tells(new):
+            noted.append(_new(new))
+    _write(connection, noted)
 
 
 def note_correction(connection: psycopg.Connection, original: UsageEvent, correction: UsageEvent) -> None:
@@ -74,8 +79,12 @@ def note_moved(connection: psycopg.Connection, original: UsageEvent, correction:
 
 def _write(connection: psycopg.Connection, noted: Iterable[tuple[Row, EngineTokens, int]]) -> None:
     sums: dict[Row, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for row, tokens, lost in noted:
-        sums[row] = [a + b for a, b in zip(sums[row], (*tokens, lost), strict=True)]
+    for row, (prompt, generation, cached), lost in noted:
+        sums_of_row = sums[row]
+        sums_of_row[0] += prompt
+        sums_of_row[1] += generation
+        sums_of_row[2] += cached
+        sums_of_row[3] += lost
     values = [(*row, *counts) for row, counts in sums.items() if any(counts)]
     if values:
         with connection.cursor() as cursor:
@@ -98,5 +107,7 @@ def _billed(event: UsageEvent) -> EngineTokens:
 
 def _engine(event: UsageEvent) -> EngineTokens:
     """What the engine itself counted; the billed counts where the event does not say."""
+    if not tells(event):
+        return _billed(event)
     stated = (event.engine_input_tokens, event.engine_output_tokens, event.engine_cached_tokens)
     return EngineTokens(*(b if s is None else s for s, b in zip(stated, _billed(event), strict=True)))

@@ -178,7 +178,7 @@ class EventRows:
         values: dict[str, object] = {name: getattr(event, name) for name in event.__struct_fields__ if name != "labels"}
         values |= {
             "key": _key(identity_of(event)),
-            "numbered_by": numbered_by(event.replica_id, event.boot_id),
+            "numbered_by": numbered_by(event.replica_id, event.boot_id, event.seq),
             "source_no": self.source_no,
             "adapter": event.adapter or "",
             "rating_band": message.rating_band,

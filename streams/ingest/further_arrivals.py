@@ -18,7 +18,16 @@ from streams.ingest import engine_sums, moved_corrections
 from streams.ingest.event_rows import EventRows, Outcome, version_of
 from streams.ingest.moved_corrections import impossible, refuse
 from streams.rules.chunks import Accepted, Refused
-from streams.rules.duplicates import Verdict, Version, arriving, judge, makes_younger, original_of
+from streams.rules.duplicates import (
+    Verdict,
+    Version,
+    arriving,
+    compared_with,
+    judge,
+    makes_younger,
+    original_of,
+    why_conflict,
+)
 from streams.rules.identity_keys import identity_key
 
 
@@ -42,7 +51,7 @@ class Arrivals:
         if verdict is Verdict.DUPLICATE:
             return Outcome.DUPLICATE
         if verdict is Verdict.CONFLICT:
-            return _conflict(message, stored[0])
+            return _conflict(message, stored)
         self._keep_young(message, stored)
         if verdict is Verdict.RETIMED:
             return Outcome.RETIMED
@@ -96,7 +105,7 @@ class Arrivals:
         if verdict is Verdict.DUPLICATE:
             return Outcome.DUPLICATE
         if verdict is Verdict.CONFLICT:
-            return _conflict(message, known[0])
+            return _conflict(message, known)
         if verdict is Verdict.RETIMED:
             self._keep_young(message, known)
             return Outcome.RETIMED
@@ -148,5 +157,9 @@ def _stronger(message: Accepted, versions: Sequence[Any]) -> Any:
     return strongest if version_of(strongest).strength > arriving(message).strength else None
 
 
-def _conflict(message: Accepted, counted: Any) -> Refused:
-    return refuse(message, "conflict", f"same identity as {counted.source}@{counted.position}, other content")
+def _conflict(message: Accepted, stored: Sequence[Any]) -> Refused:
+    versions, arrived = [version_of(row) for row in stored], arriving(message)
+    beside = compared_with(versions, arrived)
+    held = stored[versions.index(beside)]
+    detail = f"same identity as {held.source}@{held.position}, {why_conflict(beside, arrived)}"
+    return refuse(message, "conflict", detail)

@@ -53,6 +53,8 @@ class Message(Protocol):
     @property
     def value(self) -> bytes | None: ...
     @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+    @property
     def timestamp(self) -> int:
         """When the broker appended it, in milliseconds since 1970."""
 
@@ -232,7 +234,10 @@ class Ingestion:
                 return None
         if not self.is_same_log(partition, fetched_at) or partition in self.tally.stopped:
             return None
-        records = [Record(m.offset, m.key, m.value or b"", appended_at(m.timestamp)) for m in messages]
+        records = [
+            Record(m.offset, m.key, m.value or b"", appended_at(m.timestamp), m.headers, m.value is None)
+            for m in messages
+        ]
         for run in contiguous_runs(records):
             try:
                 if not self._apply(partition, run):

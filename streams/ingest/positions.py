@@ -87,8 +87,8 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
     with connection.cursor() as cursor:
         cursor.executemany(
             "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
-            " appended_at, request_id, attempt, estimated_value, currency)"
-            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            " appended_at, request_id, attempt, estimated_value, currency, header_names, header_values, is_null)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [_quarantine_row(source, r, prices) for r in refused],
         )
     quarantine_alerts.raise_for(connection, source, refused)
@@ -139,5 +139,6 @@ def _quarantine_row(
     value = estimates.value_of(prices.get(event.tenant_id, ()), event) if event else (None, None)
     return (
         source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
-        record.appended_at, *named, *value,
+        record.appended_at, *named, *value, [name.encode() for name, _ in record.headers],
+        [value for _, value in record.headers], record.is_null,
     )  # fmt: skip

@@ -265,7 +265,7 @@ def extents(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
 _RUNS: Final = """
     with passed as (
         select source, first_position, next_position, applied + duplicates + quarantined as outcomes
-        from usage.applied_chunks
+        from usage.applied_positions
         union all
         select source, from_position, to_position, to_position - from_position from usage.position_resolutions
     ), beside as (
@@ -310,6 +310,6 @@ def counted_outcomes(connection: psycopg.Connection) -> dict[str, tuple[int, int
     """Each usage source's applied and quarantined messages, as its chunks recorded them."""
     rows = connection.execute(
         "select source, coalesce(sum(c.applied), 0)::int8, coalesce(sum(c.quarantined), 0)::int8"
-        " from usage.sources left join usage.applied_chunks as c using (source) where feed = 'usage' group by source"
+        " from usage.sources left join usage.applied_positions as c using (source) where feed = 'usage' group by source"
     )
     return {source: (applied, held) for source, applied, held in rows}

@@ -1,8 +1,8 @@
 """Other sources' tellings of events, stored for a whole chunk at once where each is the only one of its identity.
 
-What `further_arrivals` does with such a message in a dozen statements, here in three for all of them: lock the
-identities in key order, judge each beside what is stored, write. Corrections, and events that have some or that are
-archived, are left to it, in their order.
+What `further_arrivals` does with such a message in a dozen statements, here in a few for all of them: lock the
+identities in key order, judge each beside what is stored, find what counts, write. Corrections, and events that have
+some or that are archived, are left to it, in their order.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import namedtuple_row
 
 from serving_adapter.events import decode
 from streams.ingest import engine_sums, numbers
-from streams.ingest.event_rows import ADD_TO_FEED, EVENT_COLUMNS, EventRows, add_to_windows
+from streams.ingest.event_rows import ADD_TO_FEED, COUNTS, EVENT_COLUMNS, EventRows, add_to_windows
 from streams.ingest.resends import Due
 from streams.rules.duplicates import Verdict, Version, arriving, in_force, judge, makes_younger
 from streams.rules.windows import WINDOW_KEY
@@ -33,64 +34,59 @@ _VERSIONS: Final = """
     select uuid_send(held.key), content_digest, usage_source, completed_at, numbered_by, source, position
     from usage.event_versions as held join usage.sources using (source_no) where held.key = any(%s)
 """
+_ROW: Final = ("source", "position", "completed_at", "request_id", "attempt", *WINDOW_KEY, *COUNTS)
+_TYPES: Final = {"position": "int8", "completed_at": "timestamptz", "attempt": "int4"} | dict.fromkeys(COUNTS, "int8")
+# `offset 0`: by the index for each moment, and never by a join with all that was counted between the first and last.
+_COUNTING: Final = f"""
+    select kind, raw, {", ".join(_ROW)}
+    from (select distinct * from unnest(%(tenants)s::text[], %(moments)s::timestamptz[]) as due (tenant, moment)) as due
+    cross join lateral (
+        select * from usage.events as e
+        where e.tenant_id = tenant and e.completed_at = moment and e.completed_at between %(first)s and %(last)s
+          and e.request_id = any(%(requests)s) and not exists (
+              select from usage.superseded_events as s where s.source = e.source and s.position = e.position)
+        offset 0
+    ) as e
+"""
 _KEY: Final = ", ".join(WINDOW_KEY)
-_COUNTS: Final = "input_tokens, cache_hit_tokens, output_tokens, gpu_us"
-# What counts at a moment is read once, however many of the chunk's messages take the place of something there.
+_SIGNED: Final = ", ".join(f"sum(sign * {name})::int8 as {name}" for name in COUNTS)
 _TAKE: Final = f"""
-    with due as materialized (
-        select stage.*, stronger, in_force_source, in_force_position, in_force_at
-        from stage join unnest(%(positions)s::int8[], %(stronger)s::bool[], %(in_force_sources)s::text[],
-            %(in_force_positions)s::int8[], %(in_force_at)s::timestamptz[])
-            as told (position, stronger, in_force_source, in_force_position, in_force_at) using (position)
-    ), counting as materialized (
-        select due.position as by_position, e.*
-        from due join (
-            select held.* from (select distinct tenant_id, in_force_at from due where stronger) as moment
-            cross join lateral (
-                select * from usage.events as held
-                where held.tenant_id = moment.tenant_id and held.completed_at = moment.in_force_at
-                  and held.completed_at between %(first)s and %(last)s
-            ) as held offset 0
-        ) as e on e.tenant_id = due.tenant_id and e.completed_at = due.in_force_at
-            and e.request_id = due.request_id and e.attempt = due.attempt
-        where due.stronger and not exists (
-            select from usage.superseded_events as s where s.source = e.source and s.position = e.position)
-    ), alone as materialized (
-        select by_position from counting group by by_position having count(*) = 1
+    with taken as materialized (
+        select stage.*, by.source as by_source, by.position as by_position
+        from stage join unnest(%(positions)s::int8[], %(by_sources)s::text[], %(by_positions)s::int8[])
+            as by (taken, source, position) on stage.position = by.taken
     ), replaced as materialized (
-        select counting.* from counting join alone using (by_position)
-    ), taken as materialized (
-        select * from due where not stronger or position in (select by_position from alone)
+        select * from unnest({", ".join(f"%({name})s::{_TYPES.get(name, 'text')}[]" for name in _ROW)}, %(by)s::int8[])
+            as replaced ({", ".join(_ROW)}, by_position)
     ), version as (
         insert into usage.event_versions
             (key, usage_source, completed_at, position, source_no, content_digest, numbered_by)
         select key, usage_source, completed_at, position, %(source_no)s, content_digest, numbered_by from taken
     ), event as (
-        insert into usage.events ({EVENT_COLUMNS}, source) select {EVENT_COLUMNS}, %(source)s from taken
+        insert into usage.events ({EVENT_COLUMNS}, source) select {EVENT_COLUMNS}, %(this_source)s from taken
     ), superseded as (
         insert into usage.superseded_events (source, position, by_source, by_position)
-        select source, position, %(source)s, by_position from replaced
+        select source, position, %(this_source)s, by_position from replaced
         union all
-        select %(source)s, position, in_force_source, in_force_position from taken where not stronger
+        select %(this_source)s, position, by_source, by_position from taken where by_source is not null
     ), changed as materialized (
-        select -1 as sign, request_id, attempt, kind, completed_at, {_KEY}, {_COUNTS} from replaced
+        select -1 as sign, request_id, attempt, completed_at, {_KEY}, {", ".join(COUNTS)} from replaced
         union all
-        select 1, request_id, attempt, kind, completed_at, {_KEY}, {_COUNTS} from taken where stronger
+        select 1, request_id, attempt, completed_at, {_KEY}, {", ".join(COUNTS)} from taken where by_source is null
     ), feed as (
         {ADD_TO_FEED}
-        select %(source)s, %(ingest_no)s, tenant_id, request_id, attempt, kind, model, adapter, status, fault,
+        select %(this_source)s, %(ingest_no)s, tenant_id, request_id, attempt, 'usage', model, adapter, status, fault,
             usage_source, completed_at, sign, sign * input_tokens, sign * cache_hit_tokens, sign * output_tokens,
             sign * gpu_us
         from changed where purpose = 'tenant'
     ), summed as materialized (
         select time_bucket('1 minute', completed_at) as minute, {_KEY}, sum(sign) as events, sum(sign) as requests,
-            sum(sign * input_tokens)::int8 as input_tokens, sum(sign * cache_hit_tokens)::int8 as cache_hit_tokens,
-            sum(sign * output_tokens)::int8 as output_tokens, sum(sign * gpu_us)::int8 as gpu_us
+            {_SIGNED}
         from changed group by minute, {_KEY}
     ), minute as ({add_to_windows("windows_1m", "1 minute")}
     ), hour as ({add_to_windows("windows_1h", "1 hour")}
     )
-    select taken.position, replaced.raw from taken left join replaced on by_position = taken.position
+    select
 """
 
 
@@ -110,6 +106,11 @@ class Telling(NamedTuple):
     stronger: bool
     younger: bool
     """Whether the identity is to be kept as long as this message's time asks for."""
+
+    @property
+    def position(self) -> int:
+        """Where the message stands in its source."""
+        return self.due.message.record.position
 
 
 def candidates(arrived: Sequence[Due]) -> list[Due]:
@@ -145,19 +146,20 @@ def take(rows: EventRows, arrived: Sequence[Due], sealed_before: datetime | None
     alone = candidates(arrived)
     if not alone:
         return set()
-    told = {t.due.message.record.position: t for t in tellings(_stored(rows.connection, alone), alone, sealed_before)}
-    if not told:
+    told = tellings(_stored(rows.connection, alone), alone, sealed_before)
+    replaced = _counting(rows.connection, [each for each in told if each.stronger])
+    taken = [each for each in told if not each.stronger or each.position in replaced]
+    if not taken:
         return set()
-    replaced = dict(_take(rows, list(told.values())))
-    taken = [told[position] for position in replaced]
-    rows.keep_young([(t.due.key, t.due.message.completed_at) for t in taken if t.younger])
-    numbers.count(rows.connection, [t.due.message.event for t in taken])
-    engine_sums.note_weaker(rows.connection, (t.due.message.event for t in taken if not t.stronger))
+    _take(rows, taken, replaced)
+    rows.keep_young([(each.due.key, each.due.message.completed_at) for each in taken if each.younger])
+    numbers.count(rows.connection, [each.due.message.event for each in taken])
+    engine_sums.note_weaker(rows.connection, (each.due.message.event for each in taken if not each.stronger))
     engine_sums.note_replaced(
         rows.connection,
-        ((decode(raw), told[position].due.message.event) for position, raw in replaced.items() if raw is not None),
+        ((decode(replaced[each.position].raw), each.due.message.event) for each in taken if each.stronger),
     )
-    return set(replaced)
+    return {each.position for each in taken}
 
 
 def _stored(connection: psycopg.Connection, alone: Sequence[Due]) -> dict[bytes, list[Stored]]:
@@ -170,19 +172,41 @@ def _stored(connection: psycopg.Connection, alone: Sequence[Due]) -> dict[bytes,
     return found
 
 
-def _take(rows: EventRows, told: Sequence[Telling]) -> list[tuple[int, bytes | None]]:
-    """Write what can be written; returns positions, each with the message that it took the place of, if any."""
-    moments = [t.in_force.version.completed_at for t in told]
+def _counting(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[int, Any]:
+    """The rows that messages take the place of, by their positions; none for what was corrected."""
+    if not told:
+        return {}
+    moments = [each.in_force.version.completed_at for each in told]
+    events = [each.due.message.event for each in told]
     given = {
-        "source": rows.source,
-        "source_no": rows.source_no,
-        "ingest_no": rows.ingest_no,
-        "positions": [t.due.message.record.position for t in told],
-        "stronger": [t.stronger for t in told],
-        "in_force_sources": [t.in_force.source for t in told],
-        "in_force_positions": [t.in_force.position for t in told],
-        "in_force_at": moments,
+        "tenants": [event.tenant_id for event in events],
+        "moments": moments,
         "first": min(moments),
         "last": max(moments),
+        "requests": [event.request_id for event in events],
     }
-    return rows.connection.execute(_TAKE, given, prepare=True, binary=True).fetchall()
+    found = defaultdict(list)
+    with connection.cursor(row_factory=namedtuple_row, binary=True) as cursor:
+        for row in cursor.execute(_COUNTING, given, prepare=False):
+            found[row.tenant_id, row.request_id, row.attempt, row.completed_at].append(row)
+    alone = {}
+    for each, event, moment in zip(told, events, moments, strict=True):
+        counting = found[event.tenant_id, event.request_id, event.attempt, moment]
+        if len(counting) == 1:
+            alone[each.position] = counting[0]
+    return alone
+
+
+def _take(rows: EventRows, taken: Sequence[Telling], replaced: Mapping[int, Any]) -> None:
+    """Write versions, events and what is superseded; in windows and feed put the stronger in place of the replaced."""
+    given: dict[str, object] = {name: [getattr(row, name) for row in replaced.values()] for name in _ROW}
+    given |= {
+        "by": list(replaced),
+        "this_source": rows.source,
+        "source_no": rows.source_no,
+        "ingest_no": rows.ingest_no,
+        "positions": [each.position for each in taken],
+        "by_sources": [None if each.stronger else each.in_force.source for each in taken],
+        "by_positions": [None if each.stronger else each.in_force.position for each in taken],
+    }
+    rows.connection.execute(_TAKE, given, prepare=True)

@@ -29,6 +29,8 @@ LEAST_BLOCKS: Final = 256
 MOST_BLOCKS: Final = 16_384
 """128 MiB to look through in a step."""
 BOOTS_A_STEP: Final = 200
+CHUNKS_A_STEP: Final = 20_000
+"""So many chunks become one row, at most: a tenth of a second of PostgreSQL's."""
 SYSTEM: Final = "tollbook"
 
 
@@ -43,6 +45,8 @@ class Forgotten:
     """Partitions of identities, all whose ids were minted before."""
     feed_chunks: int = 0
     boots: int = 0
+    chunks: int = 0
+    """Proofs of applied chunks that were folded into ranges, once their period was closed."""
     more: bool = False
     """Whether another step would let go of more."""
 
@@ -53,6 +57,7 @@ class Forgotten:
             self.weeks + other.weeks,
             self.feed_chunks + other.feed_chunks,
             self.boots + other.boots,
+            self.chunks + other.chunks,
             other.more,
         )
 
@@ -69,6 +74,8 @@ class Retention:
     connection: psycopg.Connection
     settings: RetentionSettings
     _stepped_at: datetime | None = None
+    _folded_before: datetime | None = None
+    """Up to when periods were closed when nothing was left to fold."""
 
     def step_when_due(self) -> Forgotten | None:
         """A step, if the last one is STEP_EVERY ago and no other worker is at it."""
@@ -99,7 +106,9 @@ class Retention:
                 return Forgotten(ingest_rules.horizon(self.connection).forgotten_before, more=True)
             boots = 0 if before is None else retention_store.forget_boots(self.connection, before, BOOTS_A_STEP)
             identities, more = self._sweep(before, timedelta(microseconds=1) if at_once else SWEEP_EVERY)
-            return Forgotten(before, identities, weeks, feed_chunks, boots, more or boots == BOOTS_A_STEP)
+            chunks = self._fold_chunks()
+            more = more or boots == BOOTS_A_STEP or chunks > 0
+            return Forgotten(before, identities, weeks, feed_chunks, boots, chunks, more)
         finally:
             self.connection.execute("select pg_advisory_unlock(%s)", (RETENTION_LOCK,))
 
@@ -113,7 +122,18 @@ class Retention:
                 identities += retention_store.older_identities(self.connection, table, before)
             boots = len(retention_store.ended_boots(self.connection, before, limit=1_000_000))
         feed_chunks = retention_store.older_feed(self.connection, now - self.settings.feed_kept)
-        return Forgotten(before, identities, weeks, feed_chunks, boots)
+        chunks = retention_store.foldable_chunks(self.connection)
+        return Forgotten(before, identities, weeks, feed_chunks, boots, chunks)
+
+    def _fold_chunks(self) -> int:
+        """Fold a part of the chunks of closed periods; how many."""
+        closed = ingest_rules.horizon(self.connection).closed_before
+        if closed is None or closed == self._folded_before:
+            return 0
+        chunks = retention_store.fold_chunks(self.connection, CHUNKS_A_STEP)
+        if not chunks:
+            self._folded_before = closed
+        return chunks
 
     def _move_horizon(self, now: datetime, every: timedelta) -> datetime | None:
         """Refuse what may be forgotten now; returns up to when that is."""

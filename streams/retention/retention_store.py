@@ -164,6 +164,20 @@ def drop_feed(connection: psycopg.Connection, before: datetime) -> int:
     return int(row[0]) if row else 0
 
 
+def fold_chunks(connection: psycopg.Connection, most: int) -> int:
+    """Fold chunks that were applied while periods ran that are closed now into ranges; returns how many chunks."""
+    row = connection.execute("select usage.fold_applied_chunks(%s)", (most,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def foldable_chunks(connection: psycopg.Connection) -> int:
+    """How many chunks were applied before the time up to which periods are closed: most of them can be folded."""
+    row = connection.execute(
+        "select count(*) from usage.applied_chunks where applied_at < (select closed_before from usage.ingest_rules)"
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
 def older_feed(connection: psycopg.Connection, before: datetime) -> int:
     """How many chunks `drop_feed` would drop."""
     rows = connection.execute("select show_chunks('usage.quota_feed', older_than => %s::timestamptz)", (before,))

@@ -28,6 +28,9 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes
     appended_at: datetime
+    headers: Sequence[tuple[str, bytes | None]] = ()
+    is_null: bool = False
+    """Whether the message has no value, which is read as an empty one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,15 +48,23 @@ def in_force(versions: Sequence[Version]) -> Version:
 
 def judge(stored: Sequence[Version], arrived: Version) -> Verdict:
     """Compare an arrival with the stored versions of its identity (at least one)."""
-    same_source = [version for version in stored if version.usage_source == arrived.usage_source]
-    if same_source:
-        return _judge_equal_source(same_source[0], arrived)
-    counting = in_force(stored)
-    if arrived.strength > counting.strength:
+    beside = compared_with(stored, arrived)
+    if arrived.strength > beside.strength:
         return Verdict.STRONGER
-    if arrived.content_digest == counting.content_digest:
-        return _judge_equal_source(counting, arrived)
+    if arrived.usage_source == beside.usage_source or arrived.content_digest == beside.content_digest:
+        return _judge_equal_source(beside, arrived)
     return Verdict.WEAKER
+
+
+def compared_with(stored: Sequence[Version], arrived: Version) -> Version:
+    """The version that an arrival is compared with: its own source's, else the one in force."""
+    same_source = [version for version in stored if version.usage_source == arrived.usage_source]
+    return same_source[0] if same_source else in_force(stored)
+
+
+def why_conflict(stored: Version, arrived: Version) -> str:
+    """What makes two versions of equal source a conflict, for a person."""
+    return "other content" if stored.content_digest != arrived.content_digest else "numbered by another replica or boot"
 
 
 def _judge_equal_source(stored: Version, arrived: Version) -> Verdict:
@@ -71,7 +79,7 @@ def _judge_equal_source(stored: Version, arrived: Version) -> Verdict:
 def arriving(message: Accepted) -> Version:
     """What a message is judged by."""
     e: UsageEvent = message.event
-    by = numbered_by(e.replica_id, e.boot_id)
+    by = numbered_by(e.replica_id, e.boot_id, e.seq)
     return Version(message.content_digest, e.usage_source, message.completed_at, by)
 
 

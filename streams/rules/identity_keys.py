@@ -38,9 +38,11 @@ def identity_key(identity: Identity) -> bytes:
     return bytes((digest[0] | _OTHER,)) + digest[1:KEY_BYTES]
 
 
+def numbered_by(replica_id: str | None, boot_id: str | None, seq: int | None) -> bytes | None:
+    """Eight bytes for who numbered an event, if anybody did: an event without a number is nobody's."""
+    return _numberer(replica_id, boot_id) if replica_id and boot_id and seq is not None else None
+
+
 @lru_cache(maxsize=4096)
-def numbered_by(replica_id: str | None, boot_id: str | None) -> bytes | None:
-    """Eight bytes for who numbered an event, if anybody did."""
-    if not replica_id or not boot_id:
-        return None
+def _numberer(replica_id: str, boot_id: str) -> bytes:
     return hashlib.sha256(f"{replica_id}\0{boot_id}".encode()).digest()[:NUMBERED_BY_BYTES]

@@ -5,11 +5,11 @@ A message may have a megabyte: no listing holds any.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
 
@@ -80,13 +80,29 @@ def waiting_ids(connection: psycopg.Connection, *, reason: str | None, tenant_id
         after = ids[-1][0]
 
 
-def get(connection: psycopg.Connection, quarantine_id: int) -> tuple[Quarantined, bytes] | None:
+class WholeMessage(NamedTuple):
+    """What Kafka held. A message without a value is told from an empty one."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+    """In order; a name may stand there twice."""
+
+
+def get(connection: psycopg.Connection, quarantine_id: int) -> tuple[Quarantined, WholeMessage] | None:
     """One refused message, and what it was."""
     row = connection.execute(_QUERY + " where q.quarantine_id = %s", (quarantine_id,)).fetchone()
     whole = connection.execute(
-        "select message from usage.quarantine where quarantine_id = %s", (quarantine_id,)
+        "select message_key, case when not is_null then message end, header_names, header_values"
+        " from usage.quarantine where quarantine_id = %s",
+        (quarantine_id,),
+        binary=True,
     ).fetchone()
-    return (Quarantined(*row), bytes(whole[0])) if row and whole else None
+    if row is None or whole is None:
+        return None
+    key, value, names, values = whole
+    headers = [(name.decode("utf-8", "replace"), of_name) for name, of_name in zip(names, values, strict=True)]
+    return Quarantined(*row), WholeMessage(key, value, headers)
 
 
 def counts(connection: psycopg.Connection) -> dict[str, int]:

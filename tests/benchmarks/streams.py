@@ -14,14 +14,16 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import quantiles
+from typing import NamedTuple
 
 import aiokafka
 import psycopg
+from psycopg.types.json import Jsonb
 
 from devstack.traffic.azure_hour import TENANTS
 from serving_adapter.settings import KafkaSettings
@@ -43,6 +45,7 @@ BACKLOG = 400_000 if QUICK else int(os.environ.get("BACKLOG", "10_000_000"))
 SUSTAINED_S = 8 if QUICK else 600
 ARRIVING_RATE = 20_000
 LATENCY_RATE = 10_000
+COMPARE_EVERY_S = 5.0
 LATENCY_S = 8 if QUICK else 60
 IDENTITIES = "" if QUICK else os.environ.get("IDENTITIES", "1_000_000,10_000_000,100_000_000")
 PRELOADED = tuple(int(count) for count in IDENTITIES.split(",") if count)
@@ -187,7 +190,11 @@ def sustained(b: Bench, report: Report) -> None:
 
 
 def latency(b: Bench, report: Report) -> None:
-    """Produce evenly and watch positions: from produce() to committed and so visible."""
+    """Produce evenly and watch positions: from produce() to visible.
+
+    An event is in its window and in the quota feed when its position is passed, since all three move in one
+    transaction. That is measured too: now and then all are read in one snapshot, and must have moved alike.
+    """
     with connect(b.url) as connection, b.workers():
         wait_for_members(b, connection)
         producer = b.produce(LATENCY_RATE * LATENCY_S, LATENCY_RATE)
@@ -208,17 +215,53 @@ def watch(
 ) -> list[tuple[float, dict[int, int]]]:
     """Positions over time, every few milliseconds, until the producer has ended and all is applied."""
     seen: list[tuple[float, dict[int, int]]] = []
+    before, compared_at = moved(connection, {}), time.monotonic()
     ends: dict[int, int] | None = None
     deadline = time.monotonic() + LATENCY_S + 60
     while time.monotonic() < deadline:
         positions = {p: state.next_position for p, state in sources.states(connection, b.topic).items()}
         seen.append((time.time(), positions))
+        if time.monotonic() - compared_at > COMPARE_EVERY_S:
+            require_moved_alike(connection, before)
+            compared_at = time.monotonic()
         if producer.poll() is not None:
             ends = ends or LogReader(b.kafka, b.topic).read().ends
             if all(positions[p] >= end for p, end in ends.items()):
+                require_moved_alike(connection, before)
                 break
         time.sleep(0.01)
     return seen
+
+
+class Moved(NamedTuple):
+    """How many events are applied, in windows, and in the feed since the given ingests, in one snapshot."""
+
+    ingest_no: dict[str, int]
+    applied: int
+    in_windows: int
+    in_feed: int
+
+
+def moved(connection: psycopg.Connection, since: Mapping[str, int]) -> Moved:
+    """What has moved; of the feed only what came after the ingests `since`, by source."""
+    row = connection.execute(
+        "with at as (select * from usage.sources where feed = 'usage') select"
+        " (select jsonb_object_agg(source, ingest_no) from at), (select sum(applied)::int8 from at),"
+        " (select coalesce(sum(events), 0)::int8 from usage.windows_1h),"
+        " (select coalesce(sum(f.n), 0)::int8 from jsonb_each_text(%s) as since (source, ingest_no),"
+        "  lateral (select count(*) as n from usage.quota_feed as f"
+        "           where f.source = since.source and f.ingest_no > since.ingest_no::int8) as f)",
+        (Jsonb(dict(since)),),
+    ).fetchone()
+    assert row is not None, "an aggregate always has a row"
+    return Moved(*row)
+
+
+def require_moved_alike(connection: psycopg.Connection, before: Moved) -> None:
+    """All that positions passed since is in windows and in the feed, in whatever moment one looks."""
+    now = moved(connection, before.ingest_no)
+    in_windows, in_feed = now.in_windows - before.in_windows, now.in_feed - before.in_feed
+    assert now.applied - before.applied == in_windows == in_feed, "a window or the feed lags behind the positions"
 
 
 class StageClock:

@@ -27,7 +27,7 @@ def messages(draw: st.DrawFn) -> list[Accepted]:
     made = []
     for position in range(draw(st.integers(0, 12))):
         boot = draw(numberings)
-        by = {"replica_id": "r1", "boot_id": boot} if boot else {}
+        by = {"replica_id": "r1", "boot_id": boot, "seq": position + 1} if boot else {}
         record = make_record(position, request_id=draw(st.sampled_from(REQUESTS)), usage_source=draw(sources), **by)
         made.append(Accepted(record, decode(record.value), draw(times), draw(digests)))
     return made

@@ -39,6 +39,8 @@ class Figures:
     """What one half of the run did, and found."""
 
     kills: int = 0
+    of_workers: int = 0
+    """Those of the kills that were of whole workers."""
     sent: int = 0
     rows: int = 0
     lost: int = 0
@@ -62,6 +64,7 @@ def killed(seed: int, kills: int, *, of_workers: int) -> Figures:
     both = Figures()
     for name in ("kills", "sent", "rows", "lost", "doubled", "checks"):
         setattr(both, name, getattr(appliers, name) + getattr(workers, name))
+    both.of_workers = workers.kills
     return both
 
 

@@ -32,7 +32,9 @@ def whole(connection: psycopg.Connection, held: Quarantined) -> bytes:
     """The message that is in quarantine."""
     found = quarantine.get(connection, held.quarantine_id)
     assert found is not None
-    return found[1]
+    value = found[1].value
+    assert value is not None
+    return value
 
 
 BOTH_READERS = pytest.mark.parametrize("reader", ["faust", "bare"])

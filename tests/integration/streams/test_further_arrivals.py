@@ -97,6 +97,19 @@ def test_other_content_of_equal_source_is_a_conflict_beside_a_stronger_one(
     assert_windows_are_their_events(connection)
 
 
+def test_only_events_that_two_boots_numbered_are_in_conflict_over_it(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    boots = [{"replica_id": "r1", "boot_id": boot} for boot in ("b1", "b2")]
+    assert sum(done.duplicates for done in send(applier, connection, *boots)) == 1
+    send(applier, connection, *({"request_id": "r2", "seq": 1} | boot for boot in boots))
+    (held,) = quarantine.listing(connection)
+    assert held.reason == "conflict"
+    assert held.detail == "same identity as kafka:test.usage.v1/0@2, numbered by another replica or boot"
+    send(applier, connection, ESTIMATE, ESTIMATE | {"output_tokens": 2})
+    assert quarantine.listing(connection)[0].detail == "same identity as kafka:test.usage.v1/0@4, other content"
+
+
 def test_a_correction_counts_where_its_event_counts(connection: psycopg.Connection, applier: ChunkApplier) -> None:
     send(applier, connection, ENGINE, correction(1, output_tokens=-2), correction(2, gpu_us=7))
     assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 3)]

@@ -70,13 +70,38 @@ def test_a_key_lies_in_the_partition_of_the_week_it_was_minted(
     assert row == (f"usage.{partition}",)
 
 
-def test_a_week_whose_ids_are_in_the_rest_stays_there(connection: psycopg.Connection) -> None:
-    """An id from the far future must not stop the partitions of the weeks before it."""
-    noon = datetime(2030, 1, 9, 12, tzinfo=UTC)
-    connection.execute(INSERT, (uuid7_text(int(noon.timestamp() * 1000), 1, 1),))
+def test_ids_minted_ahead_move_into_the_partition_of_their_week_and_stay_known(
+    connection: psycopg.Connection, owner: psycopg.Connection
+) -> None:
+    noon = int(datetime(2030, 1, 9, 12, tzinfo=UTC).timestamp() * 1000)
+    for number in range(3):
+        connection.execute(INSERT, (uuid7_text(noon + number, 1, 1),))
+    weeks = (date(2030, 1, 1), date(2030, 1, 20))
+    assert connection.execute("select usage.add_identity_weeks(%s, %s)", weeks).fetchone() == (3,)
+    assert connection.execute("select usage.add_identity_weeks(%s, %s)", weeks).fetchone() == (0,)
+    where = "select tableoid::regclass::text, count(*) from usage.event_identities group by 1"
+    assert connection.execute(where).fetchall() == [("usage.event_identities_20300107", 3)]
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        connection.execute(INSERT, (uuid7_text(noon, 1, 1),))
+    owner.execute("set usage.moving_identities = 'on'")
+    with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
+        owner.execute("delete from usage.event_identities_20300107")
+
+
+def test_what_lies_in_the_rest_is_deleted_by_its_age_alone(connection: psycopg.Connection) -> None:
+    connection.execute(INSERT, (uuid7_text(0, 1, 1),))
+    connection.execute("set usage.moving_identities = 'on'")
+    with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
+        connection.execute("delete from usage.event_identities_rest")
+
+
+def test_a_week_of_which_the_rest_holds_many_stays_there(connection: psycopg.Connection) -> None:
+    """Moving them would stop ingestion for long; and an id from the far future stops no week before it."""
+    noon = int(datetime(2030, 1, 9, 12, tzinfo=UTC).timestamp() * 1000)
+    with connection.cursor() as cursor:
+        cursor.executemany(INSERT, [(uuid7_text(noon + number, 1, 1),) for number in range(5001)])
     weeks = (date(2030, 1, 1), date(2030, 1, 20))
     assert connection.execute("select usage.add_identity_weeks(%s, %s)", weeks).fetchone() == (2,)
-    assert connection.execute("select usage.add_identity_weeks(%s, %s)", weeks).fetchone() == (0,)
 
 
 @pytest.fixture(scope="module")

@@ -281,7 +281,9 @@ def test_a_partition_that_was_added_is_read_from_its_beginning(
     topic.admin.create_partitions([NewPartitions(topic.name, USAGE.partitions + 1)])[topic.name].result()
     added = Partition(topic.name, USAGE.partitions)
     wait_for(lambda: added.number in LogReader(topic.kafka, topic.name).read().ends, "the partition is there")
-    record = SimpleNamespace(offset=0, key=b"tenant_1", value=event_json(), timestamp=int(time.time() * 1000))
+    record = SimpleNamespace(
+        offset=0, key=b"tenant_1", value=event_json(), timestamp=int(time.time() * 1000), headers=()
+    )
     assert ingestion.take(added, [record], time.monotonic()) is None
     assert applied(connection) == 1
     assert sources.states(connection, topic.name)[added.number].next_position == 1

@@ -49,6 +49,20 @@ def test_an_alert_is_raised_in_the_transaction_of_what_it_is_about(
     assert connection.execute(RAISED).fetchall() == []
 
 
+def test_a_message_is_kept_whole_with_its_headers_and_without_a_value(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    headers = [("ce_emitter", b"gateway-1"), ("ce_emitter", b"\xff\x00"), ("no\0text", None)]
+    kept = make_record(0, b"{torn")._replace(headers=headers)
+    applier.apply(make_chunk(kept, make_record(1, b"")._replace(is_null=True), make_record(2, b"")))
+    found = [quarantine.get(connection, row.quarantine_id) for row in reversed(quarantine.listing(connection))]
+    assert [one[1] for one in found if one] == [
+        (b"tenant_1", b"{torn", headers),
+        (b"tenant_1", None, []),
+        (b"tenant_1", b"", []),
+    ]
+
+
 def test_a_listing_holds_no_messages(connection: psycopg.Connection, applier: ChunkApplier) -> None:
     size = 900_000
     applier.apply(make_chunk(*(make_record(position, b"x" * size) for position in range(3))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.database import connect
 from streams.errors import NotReleased
+from streams.ingest import sources
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.release import Releaser
 from streams.ingest.replica_apply import ReplicaChunkApplier
@@ -65,6 +68,53 @@ def test_nothing_is_too_old_while_no_period_is_closed(connection: psycopg.Connec
     done = retain(connection, OCTOBER + 300 * DAY)
     assert (done.before, done.identities, done.boots) == (None, 0, 0)
     assert known(connection, "req-0") == ["req-0"]
+
+
+def test_proofs_of_chunks_are_folded_once_their_period_is_closed(
+    connection: psycopg.Connection, owner: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    tomorrow = datetime.now(UTC) + DAY
+    for position in range(0, 6, 2):
+        apply(applier, at(position, NOVEMBER, NOVEMBER), Record(position + 1, b"", b"{torn", NOVEMBER))
+    proofs = connection.execute(
+        "select first_position, next_position, content_digest from usage.applied_chunks order by 1"
+    ).fetchall()
+    told = (sources.runs(connection), sources.counted_outcomes(connection))
+    assert retain(connection, tomorrow).chunks == 0
+    with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
+        owner.execute("delete from usage.applied_chunks where first_position = 0")
+    retention_store.set_closed_before(connection, tomorrow, actor="ada")
+    with pytest.raises(psycopg.errors.DatabaseError, match="are not what its chunks come to"):
+        connection.execute(
+            "insert into usage.applied_ranges (source, first_position, next_position, chunks, applied, duplicates,"
+            " retimed, quarantined, late, digest, first_applied_at, last_applied_at)"
+            " select source, 0, 6, chunks, applied + 1, duplicates, retimed, quarantined - 1, late, digest,"
+            " first_applied_at, last_applied_at from usage.sources, usage.fold_of(source, 0, 6)"
+        )
+    assert Retention(connection, RetentionSettings()).preview(tomorrow).chunks == 3
+    assert retain(connection, tomorrow).chunks == 3
+    assert connection.execute("select count(*) from usage.applied_chunks").fetchone() == (0,)
+    assert (sources.runs(connection), sources.counted_outcomes(connection)) == told
+    digests = b"".join(struct.pack(">qq", first, after) + digest for first, after, digest in proofs)
+    (folded,) = connection.execute("select chunks, applied, quarantined, digest from usage.applied_ranges").fetchall()
+    assert folded == (3, 3, 3, hashlib.sha256(digests).digest())
+    apply(applier, at(6, NOVEMBER, NOVEMBER))
+    assert retain(connection, tomorrow).chunks == 0
+    apply(applier, at(7, NOVEMBER, NOVEMBER))
+    assert retain(connection, tomorrow).chunks == 2
+    assert sources.runs(connection) == [(SOURCE.name, 0, 8, 8)]
+
+
+def test_chunks_on_two_sides_of_a_gap_are_not_folded_together(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    for position in (0, 1, 2, 5, 6):
+        connection.execute("update usage.sources set next_position = %s", (position,))
+        apply(applier, at(position, NOVEMBER, NOVEMBER))
+    retention_store.set_closed_before(connection, datetime.now(UTC) + DAY, actor="ada")
+    assert retain(connection, datetime.now(UTC)).chunks == 5
+    ranges = connection.execute("select first_position, next_position from usage.applied_ranges order by 1").fetchall()
+    assert ranges == [(0, 3), (5, 7)]
 
 
 def test_an_event_from_before_the_horizon_waits_in_quarantine_and_cannot_be_released(

@@ -185,7 +185,8 @@ def _counting(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[i
         "last": max(moments),
         "requests": [event.request_id for event in events],
     }
-    found = defaultdict(list)
+    found: dict[tuple[object, ...], list[Any]] = defaultdict(list)
+    row: Any
     with connection.cursor(row_factory=namedtuple_row, binary=True) as cursor:
         for row in cursor.execute(_COUNTING, given, prepare=False):
             found[row.tenant_id, row.request_id, row.attempt, row.completed_at].append(row)

@@ -31,6 +31,7 @@ class Fetched:
     key: bytes | None
     value: bytes | None
     timestamp: int
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 class ApplyQueue:
@@ -118,8 +119,17 @@ def chunks_of(messages: Iterable[Message], most: int) -> Iterable[tuple[Partitio
             yield partition, chunk
             chunk = open_chunks[partition] = []
         sizes[partition] = size + (sizes[partition] if chunk else 0)
-        chunk.append(Fetched(message.offset() or 0, _bytes(message.key()), _bytes(value), message.timestamp()[1]))
+        key, at = _bytes(message.key()), message.timestamp()[1]
+        chunk.append(Fetched(message.offset() or 0, key, _bytes(value), at, _headers(message)))
     yield from open_chunks.items()
+
+
+def _headers(message: Message) -> Sequence[tuple[str, bytes | None]]:
+    headers = message.headers()
+    if not headers:
+        return ()
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return [(name, _bytes(value)) for name, value in pairs]
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

@@ -88,8 +88,8 @@ def test_proofs_of_chunks_are_folded_once_their_period_is_closed(
         connection.execute(
             "insert into usage.applied_ranges (source, first_position, next_position, chunks, applied, duplicates,"
             " retimed, quarantined, late, digest, first_applied_at, last_applied_at)"
-            " select source, 0, 6, chunks, applied + 1, duplicates, retimed, quarantined - 1, late, digest,"
-            " first_applied_at, last_applied_at from usage.sources, usage.fold_of(source, 0, 6)"
+            " select source, 0, 6, f.chunks, f.applied + 1, f.duplicates, f.retimed, f.quarantined - 1, f.late,"
+            " f.digest, f.first_applied_at, f.last_applied_at from usage.sources, usage.fold_of(source, 0, 6) as f"
         )
     assert Retention(connection, RetentionSettings()).preview(tomorrow).chunks == 3
     assert retain(connection, tomorrow).chunks == 3

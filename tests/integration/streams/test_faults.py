@@ -196,8 +196,14 @@ def test_messages_that_nobody_can_read_and_large_ones(line: Line, kafka: KafkaSe
     expected.sums[tenant, "m", "engine", BEGIN] = [1, 1, 0, 1]
     expected.messages += len(rubbish) + 2
     line.finish()
-    held = line.connection.execute("select message from usage.quarantine where reason = 'too_large'").fetchone()
-    assert held == (too_large,)
+    held = line.connection.execute(
+        "select message_key, message, is_null, header_names, header_values from usage.quarantine"
+        " where source like '%/0' and position < 7 order by position"
+    ).fetchall()
+    names, values = [b"content-type", b"empty"], [b"\xff", None]
+    assert held == [
+        (key, value or b"", value is None, names, values) for key, value in [*rubbish, (tenant.encode(), too_large)]
+    ]
 
 
 def test_one_tenant_with_half_of_all_traffic(line: Line) -> None:

@@ -111,7 +111,7 @@ def _strike(url: str, log: applying.SimulatedLog, dice: random.Random, figures: 
         if at_step and step == "commit unseen":
             fault = Fault("advanced", nth, "commit unseen")
         elif at_step:
-            fault = Fault(step, nth * 5 if step == "arrived" else nth)
+            fault = Fault(step, nth * 2 if step == "arrived" else nth)
         process = applying.start(url, log, fault, dice.randrange(2**31))
         started.append((process, step if at_step else None))
     for process, step in started:

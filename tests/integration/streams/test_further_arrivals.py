@@ -230,7 +230,7 @@ def test_what_counts_does_not_depend_on_the_order_in_which_it_came(
         for part in (records[:cut], records[cut:]):
             if part:
                 applier.apply(make_chunk(*part))
-                while Releaser(connection).release_orphans():
+                while Orphans(connection).release_all():
                     pass
     counted = connection.execute(
         "select request_id, array_agg(distinct (usage_source, model, completed_at)::text), sum(output_tokens)::int"

@@ -19,6 +19,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.tenants": "update (name, state)",
     "usage.sources": "update",
     "usage.event_identities": "update (position)",  # locked by `for update`, which asks for the right; no trigger lets
+    "usage.waiting_orphans": "delete",
     "usage.quarantine": "update (detail)",  # either of the two be updated
     "usage.event_identities_other": "delete",  # by age alone: a trigger says so, here and on the next two
     "usage.event_identities_rest": "delete",

@@ -201,6 +201,8 @@ def _refusal(message: bytes, text: str) -> RefusedEvent:
     """Why a message that msgspec could not convert is refused. Slow path: it parses the message again."""
     try:
         value = _decode_any(message)
+    except msgspec.ValidationError:  # JSON, with a number beyond any that is read
+        return RefusedEvent("invalid", *field_at_fault(text))
     except UNREADABLE as error:
         return RefusedEvent("torn", "", not_json(error))
     if not isinstance(value, dict):

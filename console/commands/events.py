@@ -25,6 +25,7 @@ from streams.errors import NotReleased
 from streams.ingest.release import Releaser
 from streams.schema import check
 from streams.usage import quarantine as quarantines
+from streams.usage.quarantine import Reason
 
 app = typer.Typer(
     help="Send usage events, check them, look at what was refused.", no_args_is_help=True, add_completion=False
@@ -129,7 +130,7 @@ def recall_events(
 
 @quarantine.command("list")
 def list_quarantine(
-    reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
+    reason: Annotated[Reason | None, typer.Option(help="Only this reason.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Released and discarded ones as well.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
@@ -168,7 +169,7 @@ def show_quarantine(quarantine_id: Annotated[int, typer.Argument(metavar="ID")])
 def release_quarantine(
     actor: session.Actor,
     ids: Annotated[list[int] | None, typer.Argument(metavar="[ID…]")] = None,
-    reason: Annotated[str | None, typer.Option(help="All that wait for this reason.")] = None,
+    reason: Annotated[Reason | None, typer.Option(help="All that wait for this reason.")] = None,
     tenant: Annotated[str | None, typer.Option(help="All that wait of this tenant.")] = None,
     dry_run: session.DryRun = False,
 ) -> None:

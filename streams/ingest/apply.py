@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Final
 
 import psycopg
@@ -159,7 +160,7 @@ class ChunkApplier:
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(at.next_position, skipped)
-            accepted, refused = self._judge_alone(records)
+            accepted, refused = self._judge_alone(records, chunk.judged_at)
             horizon, bands = self._rules.current()
             accepted, too_old = horizon.sift(accepted)
             accepted, refused = bands.mark(accepted), [*refused, *too_old]
@@ -215,12 +216,14 @@ class ChunkApplier:
         self._checkpoint("committed")
         return done
 
-    def _judge_alone(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
+    def _judge_alone(
+        self, records: Sequence[Record], judged_at: datetime | None
+    ) -> tuple[list[Accepted], list[Refused]]:
         """Decode each message; refuse what is broken or belongs to nobody."""
         accepted: list[Accepted] = []
         refused: list[Refused] = []
         for record in records:
-            message = read(record)
+            message = read(record, judged_at)
             if isinstance(message, Accepted):
                 accepted.append(message)
             else:

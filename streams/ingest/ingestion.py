@@ -25,8 +25,8 @@ from streams.database import connect, done_later, is_passing
 from streams.errors import DatabaseUnavailable, PositionGap, SourceChanged, SourceStopped
 from streams.ingest import sources
 from streams.ingest.apply import Checkpoint, ChunkApplier, no_checkpoint
+from streams.ingest.orphans import Orphans
 from streams.ingest.positions import Applied
-from streams.ingest.release import Releaser
 from streams.ingest.replica_apply import ReplicaChunkApplier
 from streams.ingest.sources import Feed, Log, LogReader, Partition, SourceState
 from streams.rules.chunks import Chunk, Record, contiguous_runs
@@ -187,6 +187,7 @@ class Ingestion:
         self._say = say
         self._connection: psycopg.Connection | None = None
         self._appliers: dict[str, Applier] = {}
+        self._sweeping: Orphans | None = None
         self._went_back: dict[Partition, int] = {}
         self._sent_back_at: dict[Partition, float] = {}
         self._logs_read_at = time.monotonic()
@@ -197,6 +198,8 @@ class Ingestion:
         self._observer = observer or Unobserved()
         self.trying_since: float | None = None
         """When the transaction in hand began (monotonic seconds); None between two."""
+        self._taking_since: float | None = None
+        self._busy_s = 0.0
         self.tally = Tally()
         prefix = kafka.topic_prefix
         usage = FeedTopic(kafka, USAGE.name(prefix), "usage", lambda to: ChunkApplier(to, checkpoint))
@@ -213,9 +216,17 @@ class Ingestion:
         self._ending.set()
 
     def close(self) -> None:
-        """Give the connection back, once `take` has returned for the last time."""
+        """Give the connections back, once `take` has returned for the last time."""
         if self._connection is not None:
             self._connection.close()
+        if self._sweeping is not None:
+            self._sweeping.connection.close()
+
+    @property
+    def busy_s(self) -> float:
+        """For how many seconds `take` was at work since we started, also waiting for the database."""
+        since = self._taking_since
+        return self._busy_s + (time.monotonic() - since if since is not None else 0.0)
 
     def take(self, partition: Partition, messages: Sequence[Message], fetched_at: float) -> int | None:
         """Apply messages of a partition; returns the position to read again from, where one is missing.
@@ -223,6 +234,14 @@ class Ingestion:
         Waits for the database, whatever it takes. A partition that must not go on is left standing. `fetched_at` =
         monotonic seconds, after the fetch.
         """
+        began = self._taking_since = time.monotonic()
+        try:
+            return self._take(partition, messages, fetched_at)
+        finally:
+            self._taking_since = None
+            self._busy_s += time.monotonic() - began
+
+    def _take(self, partition: Partition, messages: Sequence[Message], fetched_at: float) -> int | None:
         if partition in self.tally.stopped or fetched_at < self._sent_back_at.get(partition, 0.0):
             return None  # fetched before we went back: it comes again
         self._read_logs_when_due()
@@ -312,10 +331,25 @@ class Ingestion:
             for number, state in sources.states(connection, feed.topic).items()
         }
 
+    def sweep(self) -> dict[Partition, SourceState]:
+        """Apply some corrections whose original has come; return the stored states. Raises as `stored`.
+
+        For one thread at a time, over a connection that is kept.
+        """
+        if self._sweeping is None:
+            self._sweeping = Orphans(connect(self._database.url, application="tollbook streams sweep"))
+        try:
+            self._sweeping.release_some()
+            return self.stored_in(self._sweeping.connection)
+        except psycopg.Error:
+            self._sweeping.connection.close()
+            self._sweeping = None
+            raise
+
     def release_orphans(self) -> None:
-        """Apply corrections whose original has come. Raises DatabaseUnavailable, psycopg.Error."""
+        """Apply all corrections whose original has come. Raises DatabaseUnavailable, psycopg.Error."""
         with connect(self._database.url) as connection:
-            Releaser(connection).release_orphans()
+            Orphans(connection).release_all()
 
     def resume(self, states: Mapping[Partition, SourceState]) -> dict[Partition, int]:
         """Partitions that a person has resolved go on; returns the positions to read from."""
@@ -461,7 +495,9 @@ class Ingestion:
         self.tally.stopped[partition] = why
         self._say(f"STOPPED {source}: {why}; `tollbook streams resolve` lets it go on")
         with connection.transaction():
-            position = sources.mark_stopped(connection, source, why)
-            subject = {"source": source, "position": position, "why": why}
-            alert = Alert("source_stopped", source, subject, f"{source} stands still: {why}", datetime.now(UTC))
-            alerts.raise_all(connection, [alert])
+            stopped = sources.mark_stopped(connection, source, why)
+            if stopped is not None:  # each stop is alerted once, by whoever notes it
+                position, at = stopped
+                subject = {"source": source, "position": position, "why": why, "since": at.isoformat()}
+                alert = Alert("source_stopped", source, subject, f"{source} stands still: {why}", at)
+                alerts.raise_all(connection, [alert])

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import psycopg
 
 from streams.errors import SourceChanged, SourceStopped
 from streams.ingest import quarantine_alerts
+from streams.ingest.sources import Feed
 from streams.rules import estimates
 from streams.rules.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
 
@@ -60,12 +61,21 @@ class At(NamedTuple):
     source_no: int
 
 
-def register(connection: psycopg.Connection, source: Source) -> None:
-    """A source of usage that holds one chunk, from 0 on."""
+# Under the key of what it corrects, by which it is seen that this has come
+_WAIT: Final = """
+    insert into usage.waiting_orphans (quarantine_id, key)
+    select quarantine_id, usage.identity_key(tenant_id, request_id, attempt, 'usage', 0)
+    from usage.quarantine where source = %(source)s and position = any(%(positions)s)
+"""
+
+
+def register(connection: psycopg.Connection, source: Source, feed: Feed = "usage") -> None:
+    """A source of a feed that holds one chunk, from 0 on."""
     connection.execute(
-        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
-        " values (%s, %s, %s, -1, 0, 0)",
-        (source.name, source.cluster_id, source.topic_id),
+        "insert into usage.sources"
+        " (source, cluster_id, topic_id, leader_epoch, first_position, next_position, feed)"
+        " values (%s, %s, %s, -1, 0, 0, %s)",
+        (source.name, source.cluster_id, source.topic_id, feed),
     )
 
 
@@ -91,6 +101,9 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
             " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [_quarantine_row(source, r, prices) for r in refused],
         )
+    orphans = [r.record.position for r in refused if r.reason == "orphan"]
+    if orphans:
+        connection.execute(_WAIT, {"source": source, "positions": orphans})
     quarantine_alerts.raise_for(connection, source, refused)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
@@ -13,7 +14,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
 from serving_adapter.settings import KafkaSettings
-from streams import audit
+from streams import alerts, audit
+from streams.alerts import Alert
 from streams.errors import CannotResolve
 from streams.rules.chunks import Source
 
@@ -85,7 +87,8 @@ def disagreement(state: SourceState, log: Log, partition: int) -> str | None:
     return None
 
 
-LEADER_CHANGES: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+LEADER_CHANGES: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE,
+                         KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH)  # fmt: skip
 LEADER_ASKED_TIMES: Final = 10
 LEADER_ASKED_AGAIN_S: Final = 0.2
 
@@ -153,18 +156,28 @@ class LogReader:
 
 
 def register(connection: psycopg.Connection, log: Log, feed: Feed = "usage") -> None:
-    """Make a row for each partition that has none: it begins where the log begins today, and that is kept."""
+    """Make a row for each partition that has none: it begins where the log begins today, and that is kept.
+
+    A log that has lost its beginning by then is alerted: what it held there was never read.
+    """
     for partition, begin in sorted(log.begins.items()):
-        _add(connection, source_name(log.topic, partition), log, begin, feed)
+        name = source_name(log.topic, partition)
+        with connection.transaction():
+            if _add(connection, name, log, begin, feed) and begin > 0:
+                detail = f"{name} is read from {begin} on: what its log held before was gone when it was first seen"
+                subject = {"source": name, "position": begin}
+                alerts.raise_all(connection, [Alert("begun_late", name, subject, detail, datetime.now(UTC))])
 
 
-def _add(connection: psycopg.Connection, name: str, log: Log, position: int, feed: Feed) -> None:
-    connection.execute(
+def _add(connection: psycopg.Connection, name: str, log: Log, position: int, feed: Feed) -> bool:
+    """Whether it was not there."""
+    added = connection.execute(
         "insert into usage.sources"
         " (source, cluster_id, topic_id, leader_epoch, first_position, next_position, feed)"
         " values (%s, %s, %s, -1, %s, %s, %s) on conflict do nothing",
         (name, log.cluster_id, log.topic_id, position, position, feed),
     )
+    return added.rowcount == 1
 
 
 def states(connection: psycopg.Connection, topic: str) -> dict[int, SourceState]:
@@ -192,7 +205,7 @@ def lag(connection: psycopg.Connection, log: Log) -> int:
 def resolve(
     connection: psycopg.Connection, log: Log, partition: int, to: int, *, reason: str, actor: str
 ) -> tuple[str, int]:
-    """Let a partition that stands still go on from `to`; returns the source and the position it stood at.
+    """Let a partition that stands still, or would, go on from `to`; returns the source and the position it stood at.
 
     In the same log this passes over positions, which is kept with the reason. In another log of the same name, or where
     the log was cut below the position (then `to` may lie before it), it begins a source of its own there. Raises
@@ -206,6 +219,8 @@ def resolve(
             raise CannotResolve(f"{log.topic} has no partition {partition} that was ever read")
         connection.execute("select 1 from usage.sources where source = %s for update", (state.source,))
         state = states(connection, log.topic)[partition]  # as it stands now that it is locked
+        if state.stopped_because is None and disagreement(state, log, partition) is None:
+            raise CannotResolve(f"{state.source} does not stand still: nothing of it may be passed over")
         if not log.begins[partition] <= to <= log.ends[partition]:
             raise CannotResolve(
                 f"the log reaches from {log.begins[partition]} to {log.ends[partition]}: {to} is outside"
@@ -232,11 +247,12 @@ def resolve(
 def _pass_over(connection: psycopg.Connection, state: SourceState, to: int, reason: str, actor: str) -> str:
     if to < state.next_position:
         raise CannotResolve(f"{state.source} is at {state.next_position}: what is applied is not applied again")
-    connection.execute(
-        "insert into usage.position_resolutions (source, from_position, to_position, reason, actor)"
-        " values (%s, %s, %s, %s, %s)",
-        (state.source, state.next_position, to, reason, actor),
-    )
+    if to > state.next_position:
+        connection.execute(
+            "insert into usage.position_resolutions (source, from_position, to_position, reason, actor)"
+            " values (%s, %s, %s, %s, %s)",
+            (state.source, state.next_position, to, reason, actor),
+        )
     connection.execute(
         "update usage.sources set next_position = %s, stopped_because = null, changed_at = now() where source = %s",
         (to, state.source),
@@ -244,16 +260,16 @@ def _pass_over(connection: psycopg.Connection, state: SourceState, to: int, reas
     return state.source
 
 
-def mark_stopped(connection: psycopg.Connection, source: str, because: str) -> int:
-    """Note why a source stands still, if it is not noted yet; returns where it stands. Only `resolve` lets it go on."""
-    connection.execute(
-        "update usage.sources set stopped_because = %s, changed_at = now()"
-        " where source = %s and stopped_because is null",
+def mark_stopped(connection: psycopg.Connection, source: str, because: str) -> tuple[int, datetime] | None:
+    """Note why a source stands still; returns where, and since when, or None if it was noted before.
+
+    Only `resolve` lets it go on.
+    """
+    return connection.execute(
+        "update usage.sources set stopped_because = %s, changed_at = clock_timestamp()"
+        " where source = %s and stopped_because is null returning next_position, changed_at",
         (because, source),
-    )
-    row = connection.execute("select next_position from usage.sources where source = %s", (source,)).fetchone()
-    assert row is not None, "a source is never deleted"
-    return int(row[0])
+    ).fetchone()
 
 
 def extents(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:

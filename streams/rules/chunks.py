@@ -49,6 +49,8 @@ class Chunk:
     source: Source
     records: Sequence[Record]
     leader_epoch: int = -1
+    judged_at: datetime | None = None
+    """By which clock a usage event lies in the future, where that is later than when the broker appended it."""
 
 
 class Number(NamedTuple):
@@ -99,15 +101,15 @@ def contiguous_runs(records: Sequence[Record]) -> list[Sequence[Record]]:
     return [records[start:end] for start, end in zip(cuts, [*cuts[1:], len(records)], strict=True)]
 
 
-def read(record: Record) -> Accepted | Refused:
-    """Decode one message and check what needs no database."""
+def read(record: Record, judged_at: datetime | None = None) -> Accepted | Refused:
+    """Decode one message and check what needs no database. `judged_at` as a chunk's."""
     try:
         event, at = decode_completed(record.value)
     except RefusedEvent as refused:
         key = key_of(record.value)
         tenant_id = key.decode() if key is not None else None
         return Refused(record, refused.reason, str(refused), tenant_id)
-    if at > record.appended_at + FUTURE_ALLOWED:
+    if at > record.appended_at + FUTURE_ALLOWED and (judged_at is None or at > judged_at + FUTURE_ALLOWED):
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
         return Refused(record, "future", detail, event.tenant_id, event)
     return Accepted(record, event, at, content_digest_of(event))

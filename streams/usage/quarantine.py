@@ -9,9 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import psycopg
+
+Reason = Literal[
+    "torn", "invalid", "unsupported", "unknown_tenant", "conflict", "orphan", "future", "bad_time", "too_old",
+    "too_large",
+]  # fmt: skip
+"""Why messages are refused (docs/spec/metering.md 2)."""
 
 
 @dataclass(frozen=True, slots=True)

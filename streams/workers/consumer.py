@@ -183,7 +183,7 @@ class BareConsumer:
             self._queue.ask_to_seek(self.ingestion.resume(states))
             fetched, in_hand = dict(self._fetched), self._queue.in_hand
             self._queue.ask_to_seek(self._sweeper.dropped(states, fetched, in_hand=in_hand))
-            self._sweeper.check_logs(states, fetched, in_hand=in_hand)
+            self._sweeper.check_logs(states, fetched)
 
     def _stop_when_drained(self) -> None:
         """End once every partition is applied up to the end that the log had when we started."""

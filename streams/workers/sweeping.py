@@ -14,6 +14,7 @@ from typing import Final
 from streams.errors import WorkerCrashed
 from streams.ingest.ingestion import Ingestion
 from streams.ingest.sources import Partition, SourceState
+from streams.workers.standstill import IDLE_S, Standstill
 
 SESSION_TIMEOUT_S: Final = 6
 """A worker that was killed is missed after this; its partitions then move."""
@@ -30,8 +31,6 @@ QUIET_S: Final = 3.0
 LOG_CHECK_EVERY_S: Final = 10.0
 QUIET_BESIDE_OTHERS_S: Final = 20.0
 """The same for one partition while others are at work: longer than anything waits its turn."""
-STUCK_S: Final = 60.0
-"""Messages are there and nothing came for so long: the consumer hangs, and a restarted worker does not."""
 READ_AGAIN_TIMES: Final = 3
 """After so many times there really is nothing: the log ends with a transaction's marker."""
 
@@ -48,8 +47,8 @@ class Sweeper:
         self._drain_to = {p: end for feed in ingestion.feeds.values() for p, end in feed.ends.items()}
         self._taken_at = self._begun_at = time.monotonic()
         self._taken_of: dict[Partition, float] = {}
-        self._stood: dict[Partition, tuple[int, float]] = {}
-        """Where a partition stood when it was last seen to have moved, and when."""
+        self._taken = 0
+        self._standstill = Standstill()
         self._logs_read_at = time.monotonic()
         self._read_again: dict[Partition, int] = {}
         self._reported = 0
@@ -57,6 +56,7 @@ class Sweeper:
 
     def took(self, partition: Partition) -> None:
         """Something of a partition was taken in hand, or is done."""
+        self._taken += 1
         self._taken_at = self._taken_of[partition] = time.monotonic()
 
     def moved(self, partitions: Iterable[Partition]) -> None:
@@ -65,9 +65,8 @@ class Sweeper:
             self._read_again.pop(partition, None)
 
     def look(self) -> dict[Partition, SourceState]:
-        """Release corrections whose original has come; the stored states. Raises as `Ingestion.stored` does."""
-        self._ingestion.release_orphans()
-        return self._ingestion.stored()
+        """Release some corrections whose original has come; the stored states. Raises as `Ingestion.stored` does."""
+        return self._ingestion.sweep()
 
     def dropped(
         self, states: Mapping[Partition, SourceState], fetched: Fetched, *, in_hand: bool
@@ -96,7 +95,7 @@ class Sweeper:
                 back_to[partition] = due
         return back_to
 
-    def check_logs(self, states: Mapping[Partition, SourceState], ours: Iterable[Partition], *, in_hand: bool) -> None:
+    def check_logs(self, states: Mapping[Partition, SourceState], ours: Iterable[Partition]) -> None:
         """Where nothing comes: is there nothing, or another log, or does the consumer hang?
 
         Raises WorkerCrashed if it hangs, and as `Ingestion.read_logs` does.
@@ -106,18 +105,18 @@ class Sweeper:
             return
         self._logs_read_at = now
         self._ingestion.read_logs()
-        waits = in_hand and now - self._taken_at > QUIET_S  # for the database: nothing moves, and nothing hangs
         ends = {p: end for feed in self._ingestion.feeds.values() for p, end in feed.ends.items()}
-        stood, self._stood = self._stood, {}
-        for partition in ours:
-            if partition not in states or not self._goes_on(partition):
-                continue
-            at = states[partition].next_position
-            since = stood[partition][1] if partition in stood and stood[partition][0] == at and not waits else now
-            self._stood[partition] = (at, since)
-            tried = self._read_again.get(partition, 0) >= READ_AGAIN_TIMES  # in vain: a marker at its end
-            if ends.get(partition, 0) > at and not tried and now - since > STUCK_S:
-                raise WorkerCrashed(f"{partition}: nothing came for {STUCK_S:.0f} s, and there is something")
+        behind = {
+            partition: states[partition].next_position
+            for partition in ours
+            if partition in states
+            and self._goes_on(partition)
+            and ends.get(partition, 0) > states[partition].next_position
+            and self._read_again.get(partition, 0) < READ_AGAIN_TIMES  # in vain: a marker at its end
+        }
+        stuck = self._standstill.see(behind, now, self._ingestion.busy_s, self._taken)
+        if stuck is not None:
+            raise WorkerCrashed(f"{stuck}: nothing comes for {IDLE_S:.0f} s, and there is something")
 
     def waiting(self, states: Mapping[Partition, SourceState]) -> list[Partition]:
         """Partitions that are not applied up to the end that the log had when we started, and could be."""

@@ -219,7 +219,7 @@ class StreamsWorker:
             fetched = await self._fetched(app)
             for partition, position in self._sweeper.dropped(states, fetched, in_hand=bool(self._in_hand)).items():
                 await self._seek(app, partition, position)
-            await asyncio.to_thread(self._sweeper.check_logs, states, fetched, in_hand=bool(self._in_hand))
+            await asyncio.to_thread(self._sweeper.check_logs, states, fetched)
 
     async def _fetched(self, app: Any) -> dict[Partition, int | None]:
         """How far each of our partitions is fetched."""

@@ -22,7 +22,7 @@ from streams import tenants
 from streams.database import connect
 from streams.ingest import sources
 from streams.ingest.apply import ChunkApplier
-from streams.ingest.release import Releaser
+from streams.ingest.orphans import Orphans
 from streams.rules.chunks import Chunk, Record, Source
 from tests.simulation.faults import Fault, Injector
 from tests.simulation.traffic import Message
@@ -87,7 +87,7 @@ def _apply_all(url: str, log: SimulatedLog, fault: Fault | None, seed: int) -> N
             with contextlib.suppress(psycopg.errors.DeadlockDetected):  # the worker repeats the chunk, and so do we
                 at[partition] = applier.apply(Chunk(source_of(partition), records, 0)).next_position
         with contextlib.suppress(psycopg.errors.DeadlockDetected):
-            Releaser(connection).release_orphans()
+            Orphans(connection).release_all()
     os._exit(0)
 
 

@@ -56,6 +56,12 @@ def test_an_unknown_tenants_events_are_kept_in_quarantine_until_they_are_release
     assert "1 released, 0 not" in run("events", "quarantine", "release", "--reason", "unknown_tenant").stdout
 
 
+@pytest.mark.parametrize("verb", ["list", "release"])
+def test_a_reason_that_there_is_not_is_refused(run: Run, verb: str) -> None:
+    done = run("events", "quarantine", verb, "--reason", "nonsense")
+    assert "unknown_tenant" in complaint(done, code=2)
+
+
 @pytest.mark.parametrize(
     ("price", "complaint_is"),
     [("0.5", "quotes"), ('"-1"', "negative"), ('"0.0000000000000000001"', "decimals"), ('"abc"', "no price")],

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
 from datetime import timedelta
 
 import psycopg
 import pytest
 
+from serving_adapter.settings import KafkaSettings
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.settings import CompletenessSettings
 from tests.builders import RECEIVED
 from tests.integration.console.conftest import Run
+from tests.simulation.line import PATIENCE_S
 
 
 @pytest.fixture
@@ -66,3 +74,41 @@ def test_usage_shows_up_to_when_it_is_complete(run: Run, a_gap: None) -> None:
 
 def test_watch_needs_a_terminal(run: Run) -> None:
     assert run("streams", "status", "--watch").returncode == 2
+
+
+def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
+    kafka: KafkaSettings, own_database_url: str, connection: psycopg.Connection
+) -> None:
+    environ = os.environ | {
+        "TOLLBOOK_KAFKA": kafka.bootstrap, "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix,
+        "TOLLBOOK_DATABASE_URL": own_database_url, "TERM": "xterm", "COLUMNS": "200",
+    }  # fmt: skip
+    ours, terminal = pty.openpty()
+    command = [sys.executable, "-m", "console.main", "streams", "status", "--watch"]
+    shown = subprocess.Popen(command, env=environ, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    try:
+        read_until(ours, b"quarantine: empty")
+        connection.execute(
+            "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
+            " values ('a', 'c', 't', -1, 0, 0)"
+        )
+        connection.execute(
+            "insert into usage.quarantine (source, position, reason, detail, message, appended_at)"
+            " values ('a', 0, 'torn', 'not JSON', '{', now())"
+        )
+        read_until(ours, b"quarantine: torn 1")
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(PATIENCE_S) == 0
+    finally:
+        shown.kill()
+        os.close(ours)
+
+
+def read_until(terminal: int, text: bytes) -> None:
+    """Read what is shown until a text comes."""
+    seen = b""
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], PATIENCE_S)
+        assert ready, seen
+        seen += os.read(terminal, 4096)

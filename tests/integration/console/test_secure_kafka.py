@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import EVENT
+from tests.fixtures_event_server import StartServer, usage_event
 from tests.fixtures_kafka import PREFIX, SecureKafkaBroker, write_properties
 from tests.integration.console.conftest import Run
 
@@ -32,19 +33,31 @@ def environment(broker: SecureKafkaBroker, folder: Path, properties: dict[str, s
     }
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+@pytest.mark.parametrize(
+    ("mechanism", "reader"), [("PLAIN", "faust"), ("SCRAM-SHA-256", "faust"), ("SCRAM-SHA-256", "bare")]
+)
 def test_events_go_in_and_are_read_with_tls_and_a_login(
-    run: Run, secure_broker: SecureKafkaBroker, tmp_path: Path, events: Path, mechanism: str
+    run: Run, secure_broker: SecureKafkaBroker, tmp_path: Path, events: Path, mechanism: str, reader: str
 ) -> None:
     kafka = environment(secure_broker, tmp_path, secure_broker.login(mechanism))
     run("tenant", "add", "t0", "t1")
     lag = json.loads(run("streams", "status", "--json", **kafka).stdout)["lag"]
     sent = run("events", "ingest", str(events), **kafka)
     assert sent.returncode == 0, sent.stderr
-    done = run("streams", "run", "--drain", "--dev", **kafka)
+    done = run("streams", "run", "--drain", "--dev", "--reader", reader, **kafka)
     assert done.returncode == 0, done.stderr
     assert f"applied {lag + 6}" in done.stdout
     assert json.loads(run("streams", "status", "--json", **kafka).stdout)["lag"] == 0
+
+
+def test_what_is_posted_goes_in_with_tls_and_a_login(
+    start_server: StartServer, run: Run, secure_broker: SecureKafkaBroker, tmp_path: Path
+) -> None:
+    kafka = environment(secure_broker, tmp_path, secure_broker.login("SCRAM-SHA-256"))
+    lag = json.loads(run("streams", "status", "--json", **kafka).stdout)["lag"]
+    server = start_server("--dev", **kafka)
+    assert server.post(usage_event(1)).status == 202
+    assert json.loads(run("streams", "status", "--json", **kafka).stdout)["lag"] == lag + 1
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -19,6 +19,7 @@ from streams.database import connect
 from streams.errors import NotReleased
 from streams.ingest import sources
 from streams.ingest.apply import ChunkApplier
+from streams.ingest.orphans import Orphans
 from streams.ingest.release import Releaser
 from streams.usage import quarantine, usage_store
 from streams.usage.rebuild import rebuild
@@ -157,10 +158,9 @@ def test_an_orphan_waits_and_is_released_when_its_event_arrives(
     connection: psycopg.Connection, applier: ChunkApplier
 ) -> None:
     send(applier, connection, correction(1, output_tokens=-2))
-    releaser = Releaser(connection)
-    assert (quarantine.counts(connection), releaser.release_orphans()) == ({"orphan": 1}, 0)
+    assert (quarantine.counts(connection), Orphans(connection).release_all()) == ({"orphan": 1}, 0)
     send(applier, connection, ENGINE)
-    assert (releaser.release_orphans(), releaser.release_orphans()) == (1, 0)
+    assert (Orphans(connection).release_all(), Orphans(connection).release_all()) == (1, 0)
     assert quarantine.counts(connection) == {}
     assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 3)]
     assert_windows_are_their_events(connection)
@@ -178,7 +178,7 @@ def test_two_workers_release_an_orphan_once(
     ):
         with connection.transaction():
             Releaser(connection).release(held.quarantine_id, actor="ada")
-            slower = thread.submit(Releaser(other).release_orphans)
+            slower = thread.submit(Orphans(other).release_all)
             waiting = "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
             deadline = time.monotonic() + 30
             while not watching.execute(waiting, (other.info.backend_pid,)).fetchone():
@@ -191,7 +191,7 @@ def test_an_orphan_that_does_not_fit_stays_visible_for_a_person(
     connection: psycopg.Connection, applier: ChunkApplier
 ) -> None:
     send(applier, connection, correction(1, output_tokens=-20), ENGINE)
-    assert Releaser(connection).release_orphans() == 0
+    assert Orphans(connection).release_all() == 0
     assert quarantine.counts(connection) == {"invalid": 1}
 
 
@@ -230,7 +230,7 @@ def test_what_counts_does_not_depend_on_the_order_in_which_it_came(
         for part in (records[:cut], records[cut:]):
             if part:
                 applier.apply(make_chunk(*part))
-                while Releaser(connection).release_orphans():
+                while Orphans(connection).release_all():
                     pass
     counted = connection.execute(
         "select request_id, array_agg(distinct (usage_source, model, completed_at)::text), sum(output_tokens)::int"
@@ -290,7 +290,7 @@ def test_random_arrivals_leave_windows_that_are_their_events(
     events += dice.sample(events, 10)
     dice.shuffle(events)
     send(applier, connection, *events)
-    Releaser(connection).release_orphans()
+    Orphans(connection).release_all()
     assert_windows_are_their_events(connection)
     requests = connection.execute("select sum(requests)::int8 from usage.windows_1h").fetchone()
     assert requests == (12,)

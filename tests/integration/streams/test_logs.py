@@ -209,6 +209,9 @@ def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, 
     sources.register(connection, log)
     with pytest.raises(CannotResolve, match="reason"):
         sources.resolve(connection, log, PARTITION, 2, reason="", actor="ada")
+    with pytest.raises(CannotResolve, match="does not stand still"):
+        resolve(topic, connection, 2)
+    sources.mark_stopped(connection, source_name(topic.name, PARTITION), "a person is to look")
     resolve(topic, connection, 2)
     (act,) = connection.execute("select actor, action, detail ->> 'to' from usage.audit_log where actor = 'ada'")
     assert act == ("ada", "streams.resolve", "2")
@@ -274,6 +277,38 @@ def test_a_worker_that_goes_by_a_source_that_was_replaced_follows_to_the_new_one
     ingestion.close()
 
 
+def test_a_partition_that_stops_twice_at_one_place_is_alerted_and_resolved_twice(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str
+) -> None:
+    topic.send(0, 3)
+    one, other = (Ingestion(topic.kafka, DatabaseSettings(own_database_url), say=lambda _: None) for _ in range(2))
+    partition = Partition(topic.name, PARTITION)
+    for stops in (1, 2):
+        one.stand_still(partition, "nothing at position 0")
+        other.stand_still(partition, "nothing at position 0")
+        assert connection.execute("select count(*) from usage.alerts").fetchone() == (stops,)
+        resolve(topic, connection, 0)
+    one.stand_still(partition, "nothing at position 0")
+    resolve(topic, connection, 2)
+    passed_over = connection.execute("select from_position, to_position from usage.position_resolutions").fetchall()
+    assert passed_over == [(0, 2)]
+    one.close()
+    other.close()
+
+
+def test_a_log_that_lost_its_beginning_before_it_was_first_seen_is_alerted_once(
+    topic: Topic, connection: psycopg.Connection
+) -> None:
+    topic.send(0, 5)
+    partition = TopicPartition(topic.name, PARTITION, 2)
+    topic.admin.delete_records([partition])[partition].result()
+    log = LogReader(topic.kafka, topic.name).read()
+    sources.register(connection, log)
+    sources.register(connection, log)
+    alerts = connection.execute("select kind, key, subject ->> 'position' from usage.alerts").fetchall()
+    assert alerts == [("begun_late", source_name(topic.name, PARTITION), "2")]
+
+
 def test_a_partition_that_was_added_is_read_from_its_beginning(
     topic: Topic, connection: psycopg.Connection, own_database_url: str
 ) -> None:
@@ -287,4 +322,27 @@ def test_a_partition_that_was_added_is_read_from_its_beginning(
     assert ingestion.take(added, [record], time.monotonic()) is None
     assert applied(connection) == 1
     assert sources.states(connection, topic.name)[added.number].next_position == 1
+    ingestion.close()
+
+
+def test_sweeps_keep_one_connection_and_make_another_when_it_is_gone(
+    topic: Topic, connection: psycopg.Connection, owner: psycopg.Connection, own_database_url: str
+) -> None:
+    ingestion = Ingestion(topic.kafka, DatabaseSettings(own_database_url))
+    sessions = (
+        "select pid from pg_stat_activity"
+        " where application_name = 'tollbook streams sweep' and datname = current_database()"
+    )
+
+    def of_sweeps() -> list[tuple[int]]:
+        assert len(ingestion.sweep()) > 1
+        return owner.execute(sessions).fetchall()
+
+    ((first,),) = of_sweeps()
+    assert of_sweeps() == [(first,)]
+    owner.execute("select pg_terminate_backend(%s)", (first,))
+    with pytest.raises(psycopg.OperationalError):
+        ingestion.sweep()
+    ((second,),) = of_sweeps()
+    assert second != first
     ingestion.close()

@@ -116,6 +116,12 @@ def test_a_message_of_a_megabyte_is_too_large() -> None:
     assert refusal(message(finish_reason="x" * 1_000_001)).reason == "too_large"
 
 
+@pytest.mark.parametrize("number", ["1" * 400, "1e400"])
+def test_a_number_beyond_any_that_is_read_is_an_invalid_field(number: str) -> None:
+    refused = refusal(message(input_tokens=0).replace(b'"input_tokens": 0', f'"input_tokens": {number}'.encode()))
+    assert (refused.reason, refused.field) == ("invalid", "input_tokens")
+
+
 def test_why_a_large_message_is_refused_is_told_shortly() -> None:
     refused = refusal(message(kind="\x7f" * 100_000))
     assert (refused.reason, refused.field) == ("unsupported", "kind")

@@ -127,6 +127,11 @@ def test_engine_counters_that_cannot_be_right_are_refused_by_name(
     assert (refused.reason, refused.field) == (reason, field)
 
 
+def test_a_number_beyond_any_that_is_read_is_an_invalid_field() -> None:
+    refused = refusal(message(last_seq=0).replace(b'"last_seq": 0', b'"last_seq": ' + b"1" * 400))
+    assert (refused.reason, refused.field) == ("invalid", "last_seq")
+
+
 def test_why_a_large_report_is_refused_is_told_shortly() -> None:
     refused = refusal(message(type="x" * 900_000))
     assert (refused.reason, refused.field, len(refused.detail)) == ("unsupported", "type", DETAIL_CHARS)

@@ -1,7 +1,8 @@
 """One tenant's quotas and reservations: what is admitted, and what becomes of it. Pure.
 
 `decide` judges a request and changes nothing that lasts; `apply` takes an entry of the journal, live or when
-the service rebuilds itself; `confirm` takes confirmed usage. Whoever calls keeps the entries durable before anything is answered.
+the service rebuilds itself; `confirm` takes confirmed usage. Whoever calls keeps the entries durable before anything is
+answered.
 """
 
 from __future__ import annotations

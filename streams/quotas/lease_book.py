@@ -25,6 +25,7 @@ class Lease:
         self.model = entry.model
         self.adapter = entry.adapter
         self.at = entry.at
+        """When it was last changed; prices are those of then."""
         self.held_until = entry.held_until
         self.requests = self.input_tokens = self.output_tokens = self.slots = 0
 
@@ -65,13 +66,14 @@ class LeaseBook:
             elif entry.at <= lease.at:
                 return  # told twice
             sign = 1
-        elif lease is None:
+        elif lease is None or entry.at <= lease.at:
             return
         else:
             sign = -1
         before = list(self._units(lease, meters))
+        lease.at = entry.at
         if isinstance(entry, Leased):
-            lease.at, lease.held_until = entry.at, max(entry.held_until, lease.held_until)
+            lease.held_until = max(entry.held_until, lease.held_until)
         lease.requests = max(lease.requests + sign * entry.requests, 0)
         lease.input_tokens = max(lease.input_tokens + sign * entry.input_tokens, 0)
         lease.output_tokens = max(lease.output_tokens + sign * entry.output_tokens, 0)

@@ -73,6 +73,12 @@ class PriceList:
         self.changes_us: Sequence[int] = sorted({price.valid_from_us for price in self._prices})
         """When prices change."""
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PriceList) and self._prices == other._prices
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._prices))
+
     def at(self, model: str, at_us: int) -> Price:
         """The prices of a model at a time: of each metric the newest, of two from the same time the model's own."""
         number = sum(change <= at_us for change in self.changes_us)

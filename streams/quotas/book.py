@@ -45,7 +45,7 @@ class TenantBook:
         self, quotas: Iterable[Quota], now: int, *, tier: str = "", priority: int = 0, prices: PriceList | None = None,
         anchor: Anchor = CALENDAR_MONTHS,
     ) -> None:  # fmt: skip
-        """Take definitions, prices and the billing periods' anchor; budgets have to be loaded then."""
+        """Take definitions, prices and the billing periods' anchor; new budgets have to be loaded then."""
         self.tier, self.priority = tier, priority
         self.meters.define(quotas, now, prices or PriceList(), anchor)
         for request in self.requests.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -16,19 +16,28 @@ but other requests may still use it; `spent`: the period's budget is used; `neve
 request; `learning`: what was promised before is not known yet."""
 
 
+TenantId = Annotated[str, msgspec.Meta(pattern=r"\A_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}\Z")]
+RequestId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")]
+Model = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"\A[ -~]*\Z")]
+Scope = Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[ -~]*\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Attempt = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+Copies = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+
 class Ask(msgspec.Struct, frozen=True):
     """A request that wants to be admitted. `tier` as the caller knows it, where none is registered."""
 
-    tenant_id: str
-    request_id: str
-    model: str
-    input_tokens: int
-    attempt: int = 1
-    adapter: str = ""
-    max_tokens: int | None = None
-    n: int = 1
-    prompts: int = 1
-    tier: str = ""
+    tenant_id: TenantId
+    request_id: RequestId
+    model: Model
+    input_tokens: Count
+    attempt: Attempt = 1
+    adapter: Scope = ""
+    max_tokens: Count | None = None
+    n: Copies = 1
+    prompts: Copies = 1
+    tier: Scope = ""
 
     @property
     def copies(self) -> int:

@@ -24,3 +24,7 @@ class Fenced(StreamsError):
 
 class OtherContent(StreamsError):
     """The same (request, attempt) was asked for with other content."""
+
+
+class ShardsTaken(StreamsError):
+    """Tenants are divided among another number of shards."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from streams.quotas.amounts import FREE, Bound, Counts, PriceList, amount, bound
 from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
@@ -34,9 +34,12 @@ class MeterSet:
         self._next_roll = NEVER
 
     def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
-        """Take definitions. Rates go on as they were where their id stays; budgets are empty until they are loaded."""
+        """Take definitions. What is known of a rate or a budget stays where its id does; new budgets
+        are empty until they are loaded."""
         rates, unreserved = self.rate_state(), self.unreserved_state()
-        told = {(m.quota.quota_id, m.quota.version, m.start): m.alerted for m in self.budgets}
+        before = {meter.quota.quota_id: meter for meter in self.budgets if meter.loaded}
+        if prices != self.prices:
+            before = {quota_id: meter for quota_id, meter in before.items() if meter.quota.metric != "spend"}
         self.rate_states, self.unreserved = {}, {}
         self.prices, self.anchor = prices, anchor
         self.all = []
@@ -48,12 +51,17 @@ class MeterSet:
                 meter = BudgetMeter(quota, anchor, now)
                 start, units = unreserved.get(quota.quota_id, (0, 0))
                 meter.unreserved = units if start == meter.start else 0
-                meter.alerted = told.get((quota.quota_id, quota.version, meter.start), 0)
+                if quota.quota_id in before:
+                    meter.go_on_from(before[quota.quota_id])
                 self.all.append(meter)
             else:
                 self.all.append(SlotMeter(quota))
         self.budgets = [meter for meter in self.all if isinstance(meter, BudgetMeter)]
         self._next_roll = min((meter.end for meter in self.budgets), default=NEVER)
+
+    def stand_for(self, quotas: Sequence[Quota], prices: PriceList, anchor: Anchor) -> bool:
+        """Whether these are the definitions that were taken last."""
+        return [m.quota for m in self.all] == quotas and self.prices == prices and self.anchor == anchor
 
     def rate_state(self) -> dict[str, list[int]]:
         """The state of every rate by its quota's id."""

@@ -77,6 +77,13 @@ class BudgetMeter:
         """Whether what was settled then, and is not confirmed yet, counts in this period."""
         return settled_at >= self.start - SKEW_US
 
+    def go_on_from(self, before: BudgetMeter) -> None:
+        """Take what an older version of the same quota knows, if that is about the same period."""
+        if (before.start, before.end) == (self.start, self.end):
+            self.confirmed, self._ahead, self.loaded = before.confirmed, before._ahead, before.loaded
+            if before.quota.version == self.quota.version:
+                self.alerted = before.alerted
+
     def load(self, confirmed: int, ahead: dict[int, int]) -> None:
         """Take the windows' sum as what is confirmed."""
         self.confirmed, self._ahead, self.loaded = confirmed, dict(ahead), True
@@ -112,8 +119,9 @@ class BudgetMeter:
         return room * share // 100 if share != 100 else room
 
     def crossed(self) -> list[int]:
-        """The thresholds that are reached and were not told in this period; they are from now on."""
-        percent = self.percent
+        """The thresholds that confirmed usage has reached, and that were not told in this period; now they are."""
+        limit = self.quota.limit
+        percent = self.confirmed * 100 // limit if limit else 100 * (self.confirmed > 0)
         found = [each for each in self.quota.thresholds if self.alerted < each <= percent]
         if found:
             self.alerted = found[-1]

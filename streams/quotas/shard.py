@@ -330,7 +330,7 @@ class Shard:
 
     def next_batch(self, *, store_a_state: bool) -> tuple[Batch, set[int], int | None] | None:
         """What is to be written now, which groups it is about, and the group whose state is in it; None if nothing."""
-        if not (self.pending or self.alerts or self.decisions):
+        if not (self.pending or self.alerts or self.decisions or (store_a_state and self._dirty)):
             return None
         group = next(iter(self._dirty), None) if store_a_state else None
         stored = [] if group is None else [(group, self._encoded(group))]

@@ -118,6 +118,8 @@ class Allowed(msgspec.Struct, frozen=True):
     reserved: dict[str, int]
     expires_at: Any
     epoch: int
+    on_unavailable: str
+    """What the caller does when the service does not answer: the strictest of the tier's and the quotas'."""
     quotas: list[dict[str, Any]]
 
 
@@ -139,13 +141,16 @@ def settled_of(tenant_id: str, request_id: str, told: Settlement, at: int) -> Se
     )  # fmt: skip
 
 
-def allowed(entry: Reserved, standings: Iterable[Standing], epoch: int) -> tuple[list[tuple[str, str]], bytes]:
+def allowed(
+    entry: Reserved, standings: Iterable[Standing], epoch: int, on_unavailable: str
+) -> tuple[list[tuple[str, str]], bytes]:
     """Headers and body of an admission; the numbers are those after it."""
     shrunk = entry.max_tokens < entry.asked
     body = Allowed(
         "allow", entry.max_tokens, shrunk, entry.limited_by, entry.priority,
         {"requests": 1, "input_tokens": entry.input_tokens, "output_tokens": entry.output_cap},
-        moment(entry.deadline), epoch, [standing_view(each) for each in standings],
+        moment(entry.deadline), epoch, on_unavailable,
+        [standing_view(each) for each in standings],
     )  # fmt: skip
     headers: list[tuple[str, str]] = []
     if shrunk or entry.asked < 0:

@@ -18,7 +18,6 @@ from streams.errors import DatabaseUnavailable
 from streams.quotas import answers, openapi
 from streams.quotas.calendar import moment
 from streams.quotas.decisions import Ask, Refused
-from streams.quotas.definitions import strictest
 from streams.quotas.entries import Leased, Reserved, Returned, Unasked
 from streams.quotas.errors import OtherContent
 from streams.quotas.granting import Slice, grant
@@ -27,7 +26,6 @@ from streams.quotas.http_protocol import Call
 from streams.quotas.service import KEYS_STALE_S, UNAVAILABLE, QuotaService
 from streams.quotas.shard import Held
 from streams.quotas.standing_of import live_decisions, meter_view, stored_decisions
-from streams.quotas.tiers import policy_of
 from streams.settings import DatabaseSettings
 
 LEASE_MARK: Final = "~"
@@ -168,9 +166,9 @@ class Routes:
         except OtherContent as error:
             raise Rejected(409, "conflict", str(error)) from None
         if isinstance(answer, Reserved):
-            meters = self._shard.books[ask.tenant_id].book.meters
-            standings = meters.standings(ask.model, ask.adapter, now)
-            headers, body = answers.allowed(answer, standings, service.mine.epoch)
+            held = self._shard.books[ask.tenant_id]
+            standings = held.book.meters.standings(ask.model, ask.adapter, now)
+            headers, body = answers.allowed(answer, standings, service.mine.epoch, held.on_unavailable)
             service.when_durable(call, 200, body, headers)
         elif isinstance(answer, Refused):
             headers, body = answers.refusal(answer, service.rng.random())
@@ -258,13 +256,8 @@ class Routes:
                    "concurrency": got.slots}  # fmt: skip
         body = {"lease_id": lease_id, "granted": granted, "ttl_ms": ask.ttl_ms, "epoch": self._service.mine.epoch,
                 "max_tokens": limits.default_max_tokens, "priority": held.book.priority,
-                "on_unavailable": self._mode(held)}  # fmt: skip
+                "on_unavailable": held.on_unavailable}  # fmt: skip
         self._service.when_durable(call, 200, answers.plain(body))
-
-    @staticmethod
-    def _mode(held: Held) -> str:
-        own = strictest(m.quota.on_unavailable for m in held.book.meters.all if m.quota.on_unavailable is not None)
-        return own or policy_of(held.book.tier).on_unavailable
 
     def _return(self, call: Call, lease_id: str) -> None:
         key = self._caller(call)

@@ -20,7 +20,7 @@ from streams.quotas.book import TenantBook
 from streams.quotas.calendar import microseconds, moment
 from streams.quotas.decisions import Ask, Limits, Refused, Row
 from streams.quotas.definition_store import Definitions
-from streams.quotas.definitions import shown
+from streams.quotas.definitions import OnUnavailable, shown, strictest
 from streams.quotas.entries import Entry, Leased, Reserved, Returned, Settled, Unasked
 from streams.quotas.feed import Look, Span, Used, Wanted
 from streams.quotas.groups import group_of, shard_of
@@ -50,6 +50,8 @@ class Held:
     changes_at: int = NEVER
     """When its next dated definition begins."""
     told_tier: str = ""
+    on_unavailable: OnUnavailable = "deny"
+    """What a caller does that cannot reach us: as the quotas say, the strictest, else as the tier does."""
 
 
 @dataclass(slots=True)
@@ -185,6 +187,8 @@ class Shard:
         held.told_tier = told_tier
         held.changes_at = NEVER if changes is None else microseconds(changes)
         same = held.book.tier == tier and held.book.meters.stand_for(quotas, prices, anchor)
+        own = strictest(quota.on_unavailable for quota in quotas if quota.on_unavailable is not None)
+        held.on_unavailable = own or policy_of(tier).on_unavailable
         if not same:
             priority = policy_of(tier).priority
             held.book.define(quotas, now, tier=tier, priority=priority, prices=prices, anchor=anchor)

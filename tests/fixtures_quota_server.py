@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams import access_keys
+from streams.http import access_keys
 
 STARTS_WITHIN_S = 60.0
 STOPS_WITHIN_S = 30.0

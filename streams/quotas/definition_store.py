@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import dict_row
 
-from streams import audit, estimates, tenants
+from streams import audit, tenants
 from streams.quotas.amounts import DatedPrice, PriceList
 from streams.quotas.calendar import CALENDAR_MONTHS, Anchor, microseconds
 from streams.quotas.definitions import Quota, in_force, shown
 from streams.quotas.errors import UnknownQuota
+from streams.rules import estimates
 
 _COLUMNS = (
     "coalesce(tenant_id, '') as tenant_id, coalesce(tier, '') as tier, model, adapter, period, metric,"

@@ -20,12 +20,12 @@ from psycopg import IsolationLevel
 from psycopg.types.json import Jsonb
 
 from serving_adapter.identity import Identity
-from streams.identity_keys import identity_key
 from streams.quotas import definition_store
 from streams.quotas.amounts import Counts, PriceList
 from streams.quotas.calendar import microseconds, moment
 from streams.quotas.decisions import Row
 from streams.quotas.definition_store import Definitions, Marks
+from streams.rules.identity_keys import identity_key
 
 ROWS_AT_MOST: Final = 20_000
 """In one look: what is more is read in the next."""

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 import msgspec
 import psycopg
 
-from streams import access_keys
-from streams.access_keys import AccessKey
 from streams.database import connect
 from streams.errors import DatabaseUnavailable
+from streams.http import access_keys
+from streams.http.access_keys import AccessKey
 from streams.quotas import answers, openapi
 from streams.quotas.calendar import moment
 from streams.quotas.decisions import Ask, Refused

@@ -16,7 +16,7 @@ import uvloop
 
 from streams.database import connect
 from streams.errors import CannotServe
-from streams.listening import listen, url_of
+from streams.http.listening import listen, url_of
 from streams.quotas import journal
 from streams.quotas.decisions import Limits
 from streams.quotas.http_protocol import Connections

@@ -20,10 +20,10 @@ from typing import Final
 
 import psycopg
 
-from streams import access_keys
-from streams.access_keys import AccessKey
 from streams.database import connect, is_passing
 from streams.errors import DatabaseUnavailable
+from streams.http import access_keys
+from streams.http.access_keys import AccessKey
 from streams.quotas import feed, journal
 from streams.quotas.errors import Fenced
 from streams.quotas.feed import Look, Wanted

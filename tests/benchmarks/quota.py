@@ -23,8 +23,9 @@ import psycopg
 import uvloop
 
 from serving_adapter.quota.slices import Slice
-from streams import access_keys, tenants
+from streams import tenants
 from streams.database import connect
+from streams.http import access_keys
 from streams.quotas import definition_store
 from streams.quotas.definitions import quota_from
 from streams.quotas.http_protocol import Call, Connections

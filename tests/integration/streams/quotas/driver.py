@@ -10,9 +10,8 @@ from typing import Any
 import psycopg
 
 from streams import tenants
-from streams.apply import ChunkApplier
-from streams.chunks import Chunk, Record, Source
 from streams.database import connect
+from streams.ingest.apply import ChunkApplier
 from streams.quotas import definition_store, feed, journal
 from streams.quotas.decisions import Ask, Limits
 from streams.quotas.definitions import quota_from
@@ -21,6 +20,7 @@ from streams.quotas.journal import Ownership
 from streams.quotas.meters import BudgetMeter
 from streams.quotas.rebuilding import Rebuilt, rebuild
 from streams.quotas.shard import Shard
+from streams.rules.chunks import Chunk, Record, Source
 
 SOURCE = Source("kafka:quota.usage.v1/0", "cluster-1", "topic-1")
 LIMITS = Limits()

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from streams import access_keys
+from streams.http import access_keys
 from tests.fixtures_quota_server import QuotaServerProcess, add_key
 from tests.integration.streams.quotas.driver import Usage, add_tenants, define
 

@@ -8,14 +8,14 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from streams import estimates
-from streams.estimates import EstimatePrice
 from streams.quotas import definition_store, journal
 from streams.quotas.calendar import Anchor
 from streams.quotas.decisions import Refused
 from streams.quotas.entries import Reserved
 from streams.quotas.errors import Fenced, ShardsTaken
 from streams.quotas.groups import GROUPS, group_of
+from streams.rules import estimates
+from streams.rules.estimates import EstimatePrice
 from tests.integration.streams.quotas.driver import Driver, Usage, add_tenants, define
 
 

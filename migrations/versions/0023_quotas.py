@@ -1,14 +1,14 @@
 """Quotas: definitions, tiers, the journal of reservations with its shards, and what was refused.
 
-Revision ID: 0022
+Revision ID: 0023
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0022"
-down_revision = "0021"
+revision = "0023"
+down_revision = "0022"
 branch_labels = None
 depends_on = None
 

@@ -81,6 +81,8 @@ class PriceList:
 
     def at(self, model: str, at_us: int) -> Price:
         """The prices of a model at a time: of each metric the newest, of two from the same time the model's own."""
+        if not self._prices:
+            return FREE
         number = sum(change <= at_us for change in self.changes_us)
         found = self._found.get((model, number))
         if found is None:

@@ -8,7 +8,8 @@ A refusal is a 429 as OpenAI's clients know it: the error body, `x-ratelimit-*`,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Final
+from datetime import datetime
+from typing import Annotated, Final
 
 import msgspec
 
@@ -16,7 +17,7 @@ from streams.quotas.calendar import moment
 from streams.quotas.decisions import Ask, Attempt, Count, Refused, RequestId, Scope, Standing, TenantId
 from streams.quotas.definitions import RATE_US, shown
 from streams.quotas.entries import Reserved, Settled
-from streams.quotas.refusals import standing_view
+from streams.quotas.refusals import StandingView, standing_view
 
 JITTER: Final = 0.2
 """Refused requests come back spread over so much more than they have to wait."""
@@ -107,7 +108,7 @@ class UnaskedDecisions(msgspec.Struct, frozen=True):
     decisions: Annotated[list[UnaskedDecision], msgspec.Meta(max_length=1000)]
 
 
-class Allowed(msgspec.Struct, frozen=True):
+class Allowed(msgspec.Struct, frozen=True, gc=False):
     """An admission."""
 
     decision: str
@@ -116,11 +117,11 @@ class Allowed(msgspec.Struct, frozen=True):
     limited_by: tuple[str, ...]
     priority: int
     reserved: dict[str, int]
-    expires_at: Any
+    expires_at: datetime
     epoch: int
     on_unavailable: str
     """What the caller does when the service does not answer: the strictest of the tier's and the quotas'."""
-    quotas: list[dict[str, Any]]
+    quotas: list[StandingView]
 
 
 _encode: Final = msgspec.json.Encoder().encode

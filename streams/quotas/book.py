@@ -227,7 +227,8 @@ class TenantBook:
         following = after(part.state, step)
         if part.state is following:
             return
-        self.meters.hold(part, -1)
+        if part.state is not State.UNKNOWN:
+            self.meters.hold(part, -1)
         part.state = following
         if used is not None:
             part.settled, part.settled_at = used, at

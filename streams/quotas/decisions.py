@@ -25,7 +25,7 @@ Attempt = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Copies = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """A request that wants to be admitted. `tier` as the caller knows it, where none is registered."""
 
     tenant_id: TenantId

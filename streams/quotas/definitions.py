@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal, cast, get_args
@@ -65,12 +65,12 @@ class Quota:
     ends: bool = False
     version: int = 0
     """Grows by one with each definition that is stored."""
+    quota_id: str = field(init=False, compare=False)
+    """What it is called, whatever its version: e.g. `month-output_tokens`, `minute-requests:model=m-1`."""
 
-    @property
-    def quota_id(self) -> str:
-        """What it is called, whatever its version: e.g. `month-output_tokens`, `minute-requests:model=m-1`."""
+    def __post_init__(self) -> None:
         scope = [f"{name}={value}" for name, value in (("model", self.model), ("adapter", self.adapter)) if value]
-        return ":".join((f"{self.period}-{self.metric}", *scope))
+        object.__setattr__(self, "quota_id", ":".join((f"{self.period}-{self.metric}", *scope)))
 
     @property
     def is_rate(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 
-class Reserved(msgspec.Struct, frozen=True, tag="r", array_like=True):
+class Reserved(msgspec.Struct, frozen=True, gc=False, tag="r", array_like=True):
     """An attempt was admitted: at most `output_cap` output tokens (all answers together) beside its input."""
 
     tenant_id: str
@@ -36,7 +36,7 @@ class Reserved(msgspec.Struct, frozen=True, tag="r", array_like=True):
     priority: int = 0
 
 
-class Settled(msgspec.Struct, frozen=True, tag="s", array_like=True):
+class Settled(msgspec.Struct, frozen=True, gc=False, tag="s", array_like=True):
     """An attempt has ended and is known to have used this; with `final`, so has its request."""
 
     tenant_id: str
@@ -55,7 +55,7 @@ class Settled(msgspec.Struct, frozen=True, tag="s", array_like=True):
     lease_id: str = ""
 
 
-class Leased(msgspec.Struct, frozen=True, tag="l", array_like=True):
+class Leased(msgspec.Struct, frozen=True, gc=False, tag="l", array_like=True):
     """A slice was handed out for decisions elsewhere; again with the same id: it was renewed, and so much was added."""
 
     tenant_id: str
@@ -73,7 +73,7 @@ class Leased(msgspec.Struct, frozen=True, tag="l", array_like=True):
     """When what is left of it is free again if nobody gives it back."""
 
 
-class Returned(msgspec.Struct, frozen=True, tag="b", array_like=True):
+class Returned(msgspec.Struct, frozen=True, gc=False, tag="b", array_like=True):
     """A holder gives back what it will not use any more."""
 
     tenant_id: str
@@ -87,7 +87,7 @@ class Returned(msgspec.Struct, frozen=True, tag="b", array_like=True):
     """Nothing of it is in use any more."""
 
 
-class Unasked(msgspec.Struct, frozen=True, tag="u", array_like=True):
+class Unasked(msgspec.Struct, frozen=True, gc=False, tag="u", array_like=True):
     """A caller that could not reach the service decided by its fail mode."""
 
     tenant_id: str

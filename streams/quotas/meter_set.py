@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from streams.quotas.amounts import FREE, Bound, Counts, PriceList, amount, bound
 from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
@@ -15,6 +16,15 @@ from streams.quotas.parts import Part, State
 NEVER: int = 2**62
 MODELS_AT_MOST = 256
 """Of how many models and adapters the quotas that cover them are remembered."""
+
+
+class Covering(NamedTuple):
+    """The meters of the quotas that cover a model and an adapter."""
+
+    all: list[Meter]
+    budgets: list[BudgetMeter]
+    rates: list[RateMeter]
+    slots: list[SlotMeter]
 
 
 class MeterSet:
@@ -30,7 +40,7 @@ class MeterSet:
         """Of rates from before a restart, until their definitions are here."""
         self.unreserved: dict[str, tuple[int, int]] = {}
         """The same of what nobody had reserved: a period's start, and how much."""
-        self._covering: dict[tuple[str, str], list[Meter]] = {}
+        self._covering: dict[tuple[str, str], Covering] = {}
         self._next_roll = NEVER
 
     def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
@@ -75,11 +85,21 @@ class MeterSet:
 
     def of(self, model: str, adapter: str) -> list[Meter]:
         """The meters of the quotas that cover a model and an adapter."""
+        return self.covering(model, adapter).all
+
+    def covering(self, model: str, adapter: str) -> Covering:
+        """The same by their kinds."""
         found = self._covering.get((model, adapter))
         if found is None:
             if len(self._covering) >= MODELS_AT_MOST:
                 self._covering.clear()
-            found = [meter for meter in self.all if meter.quota.covers(model, adapter)]
+            mine = [meter for meter in self.all if meter.quota.covers(model, adapter)]
+            found = Covering(
+                mine,
+                [meter for meter in mine if isinstance(meter, BudgetMeter)],
+                [meter for meter in mine if isinstance(meter, RateMeter)],
+                [meter for meter in mine if isinstance(meter, SlotMeter)],
+            )
             self._covering[model, adapter] = found
         return found
 
@@ -114,9 +134,8 @@ class MeterSet:
 
     def charge(self, model: str, adapter: str, used: Counts, at: int) -> None:
         """Charge the rates for usage that was never admitted."""
-        for meter in self.of(model, adapter):
-            if isinstance(meter, RateMeter):
-                meter.rate.charge(at, amount(meter.quota.metric, used, FREE))
+        for meter in self.covering(model, adapter).rates:
+            meter.rate.charge(at, amount(meter.quota.metric, used, FREE))
 
     def hold(self, part: Part, sign: int) -> None:
         """Add (+1) or take away (-1) what budgets hold for an attempt: its bound while reserved, its usage once
@@ -124,15 +143,13 @@ class MeterSet:
         if part.state is State.RESERVED and part.reserved is not None:
             was = part.reserved
             price = self.prices.at(was.model, was.at)
-            for meter in self.of(was.model, was.adapter):
-                if isinstance(meter, BudgetMeter):
-                    cost = bound(meter.quota.metric, 1, was.input_tokens, price)
-                    meter.reserved += sign * (cost.fixed + cost.per_output * was.output_cap)
-                    meter.expected += sign * (cost.fixed + cost.per_output * was.expected_output)
+            for meter in self.covering(was.model, was.adapter).budgets:
+                fixed, per_output = bound(meter.quota.metric, 1, was.input_tokens, price)
+                meter.reserved += sign * (fixed + per_output * was.output_cap)
+                meter.expected += sign * (fixed + per_output * was.expected_output)
         elif part.state is State.SETTLED:
-            for meter in self.of(part.model, part.adapter):
-                if isinstance(meter, BudgetMeter):
-                    meter.unconfirmed += sign * self.settled(meter, part)
+            for meter in self.covering(part.model, part.adapter).budgets:
+                meter.unconfirmed += sign * self.settled(meter, part)
 
     def settled(self, meter: BudgetMeter, part: Part) -> int:
         """What a settled attempt counts in a budget's period."""
@@ -143,8 +160,8 @@ class MeterSet:
     def confirm(self, row: Row, *, reserved: bool) -> None:
         """Count confirmed usage in its periods."""
         price = self.prices.at(row.model, row.completed_at)
-        for meter in self.of(row.model, row.adapter):
-            if isinstance(meter, BudgetMeter) and (row.bills or meter.quota.metric != "spend"):
+        for meter in self.covering(row.model, row.adapter).budgets:
+            if row.bills or meter.quota.metric != "spend":
                 units = amount(meter.quota.metric, row.counts, price)
                 if meter.confirm(row.completed_at, units) and not reserved:
                     meter.unreserved += units
@@ -152,21 +169,19 @@ class MeterSet:
     def was_reserved(self, part: Part) -> None:
         """Usage that was confirmed as nobody's turns out to be of a slice."""
         price = self.prices.at(part.model, part.settled_at)
-        for meter in self.of(part.model, part.adapter):
-            if isinstance(meter, BudgetMeter) and meter.start <= part.settled_at < meter.end:
+        for meter in self.covering(part.model, part.adapter).budgets:
+            if meter.start <= part.settled_at < meter.end:
                 meter.unreserved -= amount(meter.quota.metric, part.settled, price)
 
     def take_slot(self, model: str, adapter: str, sign: int) -> None:
         """One more (+1) or one fewer (-1) request in flight."""
-        for meter in self.of(model, adapter):
-            if isinstance(meter, SlotMeter):
-                meter.in_use += sign
+        for meter in self.covering(model, adapter).slots:
+            meter.in_use += sign
 
     def _rate_costs(self, entry: Reserved) -> Iterator[tuple[RateMeter, Bound]]:
         price = self.prices.at(entry.model, entry.at)
-        for meter in self.of(entry.model, entry.adapter):
-            if isinstance(meter, RateMeter):
-                yield meter, bound(meter.quota.metric, 1, entry.input_tokens, price)
+        for meter in self.covering(entry.model, entry.adapter).rates:
+            yield meter, bound(meter.quota.metric, 1, entry.input_tokens, price)
 
 
 def lease(meter: Meter, units: int, at: int) -> None:
@@ -183,5 +198,5 @@ def standing(meter: Meter, now: int) -> Standing:
     if isinstance(meter, BudgetMeter):
         return Standing(quota, meter.remaining, meter.end)
     if isinstance(meter, RateMeter):
-        return Standing(quota, meter.rate.room(now, quota.limit), now + (meter.rate.wait_us(now, quota.limit) or 0))
+        return Standing(quota, meter.rate.room(now, 0), now + meter.rate.drained_in_us(now))
     return Standing(quota, max(quota.limit - meter.in_use - meter.leased, 0), now)

@@ -14,6 +14,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
+import msgspec
+
 from streams.quotas.amounts import Counts
 from streams.quotas.entries import Reserved
 
@@ -56,34 +58,28 @@ def after(state: State, step: Step) -> State:
     return _NEXT.get((state, step), state)
 
 
-class Part:
-    """One attempt of a request."""
+class Part(msgspec.Struct, gc=False):
+    """One attempt of a request. Nothing in it refers back, so that the garbage collector need not look at it."""
 
-    __slots__ = ("adapter", "lease_id", "model", "reserved", "settled", "settled_at", "state")
-
-    def __init__(self, model: str, adapter: str) -> None:
-        self.model = model
-        self.adapter = adapter
-        self.state = State.UNKNOWN
-        self.reserved: Reserved | None = None
-        """As it was admitted; None if nobody asked."""
-        self.settled = Counts()
-        self.settled_at = 0
-        self.lease_id = ""
-        """The slice out of which it was admitted elsewhere."""
+    model: str
+    adapter: str
+    state: State = State.UNKNOWN
+    reserved: Reserved | None = None
+    """As it was admitted; None if nobody asked."""
+    settled: Counts = Counts()
+    settled_at: int = 0
+    lease_id: str = ""
+    """The slice out of which it was admitted elsewhere."""
 
 
-class Request:
+class Request(msgspec.Struct, gc=False):
     """A request and its attempts."""
 
-    __slots__ = ("deadline", "ended_at", "in_slot", "parts")
-
-    def __init__(self) -> None:
-        self.parts: dict[int, Part] = {}
-        self.deadline = 0
-        self.in_slot = False
-        """Whether it counts as one of the requests in flight."""
-        self.ended_at: int | None = None
+    parts: dict[int, Part] = {}
+    deadline: int = 0
+    in_slot: bool = False
+    """Whether it counts as one of the requests in flight."""
+    ended_at: int | None = None
 
     @property
     def settling(self) -> bool:

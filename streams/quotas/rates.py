@@ -88,6 +88,11 @@ class Rate:
         missing = self._level + units * self.period_us - self.limit * self.period_us
         return max(-(-missing // self.limit), 0)
 
+    def drained_in_us(self, now: int) -> int:
+        """In how many microseconds nothing is in the bucket, if nothing else comes."""
+        self._drain(now)
+        return -(-self._level // self.limit) if self.limit else 0
+
     def state(self) -> list[int]:
         """What it takes to go on elsewhere, for `restored`."""
         flat = [number for slot in self._slots for number in slot]

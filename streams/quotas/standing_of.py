@@ -48,7 +48,7 @@ def meter_view(meter: Meter, now: int) -> dict[str, Any]:
     elif isinstance(meter, SlotMeter):
         amounts = {"used": meter.in_use, "leased": meter.leased}
     exact = quota.metric in ("spend", "gpu_seconds")
-    view = standing_view(standing(meter, now)) | {"hard": quota.hard, "version": quota.version}
+    view = msgspec.structs.asdict(standing_view(standing(meter, now))) | {"hard": quota.hard, "version": quota.version}
     return view | {name: shown(units, quota.metric) if exact else units for name, units in amounts.items()}
 
 

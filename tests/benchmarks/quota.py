@@ -244,33 +244,38 @@ def disk(url: str) -> tuple[float, float]:
     return percentile(took, 99) * 1000, percentile(commits, 99) * 1000
 
 
-def leased() -> tuple[float, float, float]:
-    """Decisions a second out of a slice in the process, and one decision in µs: median and p99."""
-    count = 100_000
-    names = [f"r-{number}" for number in range(count)]
+def leased() -> tuple[list[float], float, float]:
+    """Decisions a second of CPU time out of a slice in the process; and one decision in µs: median and p99."""
+    names = [f"r-{number}" for number in range(1000)]
+    held = Slice("t~1.1", 1e18)
+    held.add(10**9, 10**12, 10**12, 10**9, 1e18)
+    admit, settle, now = held.admit, held.settle, time.monotonic
     rates = []
     for _ in range(5):
-        held = Slice("t~1.1", 1e18)
-        held.add(10**9, 10**12, 10**12, 10**9, 1e18)
-        admit, settle, now = held.admit, held.settle, time.monotonic
-        began = time.perf_counter()
+        spent = 0.0
+        for _ in range(200):
+            began = time.process_time()
+            for name in names:
+                admit(name, 1, 100, 256, now())
+            spent += time.process_time() - began
+            for name in names:
+                settle(name, 1, 100, 50)
+        rates.append(200 * len(names) / spent)
+    single: list[float] = []
+    for _ in range(20):
         for name in names:
+            began_ns = time.perf_counter_ns()
             admit(name, 1, 100, 256, now())
-        rates.append(count / (time.perf_counter() - began))
+            single.append(time.perf_counter_ns() - began_ns)
         for name in names:
             settle(name, 1, 100, 50)
-    single = []
-    for name in names[:20_000]:
-        began = time.perf_counter_ns()
-        admit(name, 1, 100, 256, now())
-        single.append(time.perf_counter_ns() - began)
-    return sorted(rates)[2], percentile([*map(float, single)], 50) / 1000, percentile([*map(float, single)], 99) / 1000
+    return rates, percentile(single, 50) / 1000, percentile(single, 99) / 1000
 
 
 def main(report: Report) -> None:
     """All parts."""
-    rate, p50, p99 = leased()
-    report.add("leased_decisions_per_s", "1/s", [rate], goal=1_000_000, floor=500_000)
+    rates, p50, p99 = leased()
+    report.add("leased_decisions_per_s", "1/s", rates, goal=1_000_000, floor=500_000)
     report.add("leased_p50_us", "µs", [p50], goal=1, floor=2)
     report.add("leased_p99_us", "µs", [p99])
     with database() as url:

@@ -91,6 +91,9 @@ class Shard:
     barred: dict[str, Unready] = field(default_factory=dict)
     """Tenants that are `suspended` or `closed`; and, until the next look, those that are `unknown`."""
     to_load: dict[str, None] = field(default_factory=dict)
+    """Tenants whose windows are to be read."""
+    waited_for: dict[str, None] = field(default_factory=dict)
+    """Those of them that somebody waits for: first."""
     to_look_up: dict[str, None] = field(default_factory=dict)
     doubtful: dict[tuple[str, str, int], None] = field(default_factory=dict)
     """Attempts of which it is not known whether their usage was counted long ago."""
@@ -164,7 +167,7 @@ class Shard:
         if held is None or now >= held.changes_at or (told_tier and told_tier != held.told_tier):
             held = self._open(tenant_id, now, told_tier)
         if held.book.needs_loading:
-            self.to_load[tenant_id] = None
+            self.waited_for[tenant_id] = None
             return "loading"
         return held
 
@@ -214,7 +217,7 @@ class Shard:
     def wanted(self) -> Wanted:
         """What the next look should find out."""
         spans = {}
-        for tenant_id in list(self.to_load)[:SPANS_A_LOOK]:
+        for tenant_id in list(self.waited_for | self.to_load)[:SPANS_A_LOOK]:
             held = self.books.get(tenant_id)
             if held is not None:
                 spans[tenant_id] = sorted(
@@ -244,6 +247,7 @@ class Shard:
             self._raise_alerts(held, look.at)
             if not held.book.needs_loading:
                 self.to_load.pop(tenant_id, None)
+                self.waited_for.pop(tenant_id, None)
         found = set(look.counted)
         for tenant_id, request_id, attempt in wanted.attempts:
             self.doubtful.pop((tenant_id, request_id, attempt), None)

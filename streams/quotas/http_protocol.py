@@ -1,7 +1,7 @@
 """HTTP/1.1 for many small requests: httptools' parser on an asyncio protocol, answers in the order of the requests.
 
 A framework's price for a request is a task, a scope and two awaits: measured as 46 to 61 µs on uvicorn and granian,
-where this costs 4 to 10 (docs/decisions/0017-quota-service.md). Everything is bounded: a request's head and body, the
+where this costs 4 to 10 (docs/decisions/0018-quota-service.md). Everything is bounded: a request's head and body, the
 time until it is there, the requests that wait on a connection, connections.
 """
 

@@ -176,8 +176,9 @@ def test_a_hard_budget_is_never_passed_and_the_end_is_what_was_used(asked: list[
     world.tend(now + 60 * SECOND)
     for meter in world.book.meters.budgets:
         assert (meter.unconfirmed, meter.reserved, meter.unreserved) == (0, 0, 0)
+        assert meter.start <= now + 60 * SECOND < meter.end
         assert meter.confirmed == world.confirmed(meter.quota, meter.start, meter.end)
-        for start in (meter.start - DAY, meter.start):
+        for start in (NOW - DAY // 2, NOW + DAY // 2):
             assert world.confirmed(meter.quota, start, start + DAY) <= meter.quota.limit
     assert all(meter.in_use == 0 for meter in world.book.meters.all if isinstance(meter, SlotMeter))
 

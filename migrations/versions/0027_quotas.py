@@ -1,14 +1,14 @@
 """Quotas: definitions, tiers, the journal of reservations with its shards, and what was refused.
 
-Revision ID: 0023
+Revision ID: 0027
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0023"
-down_revision = "0022"
+revision = "0027"
+down_revision = "0026"
 branch_labels = None
 depends_on = None
 

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from billing import unbillable_store
 from billing.attempts import left_out, less
 from billing.credits import Grant
 from billing.database import raw
@@ -38,6 +39,7 @@ class CoverableUsage:
         versions: Mapping[str, Sequence[PlanVersion]],
     ) -> None:
         self._connection = raw(connection)
+        self._unbillable = unbillable_store.of_period(connection, period)
         self._period = period
         self._subscribed = subscribed
         self._versions = versions
@@ -71,7 +73,9 @@ class CoverableUsage:
         tenant_id = cut[0].subscription.tenant_id
         statuses = {status for piece in cut for status in piece.subscription.bill_statuses}
         delivered = cut[-1].subscription.terms.bill_attempts is BillAttempts.DELIVERED
-        without = left_out(self._attempts(tenant_id), statuses) if delivered else []
+        too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]
+        attempts = [usage for usage in self._attempts(tenant_id) if usage not in too_old]
+        without = [*too_old, *(left_out(attempts, statuses) if delivered else ())]
         return [distribute(piece, self._usage(piece, without, exact))[0] for piece in cut]
 
     def _usage(self, piece: Piece, without: Sequence[AttemptUsage], exact: bool) -> Iterable[Usage]:

@@ -8,6 +8,7 @@ BillingError
 ├── UnknownCredit, CreditRefused, TaxRuleRefused, ProposalRefused
 ├── Unratable
 │   ├── NegativeUsage
+│   ├── UsageUnavailable, UsageDisappeared
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed, JournalBroken, UnknownMoment  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
@@ -121,6 +122,10 @@ class NegativeUsage(Unratable):
 
 class UsageUnavailable(Unratable):
     """What a period is to be rated from is not there, or not in the state in which it can be rated."""
+
+
+class UsageDisappeared(Unratable):
+    """Usage that was billed and is not there any more, without a correction: nothing is given back by itself."""
 
 
 class AmountTooLarge(Unratable):

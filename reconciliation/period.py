@@ -21,7 +21,9 @@ from billing import (
     proposal_store,
     rated_line_store,
     stripe_request_store,
+    unbillable_store,
 )
+from billing.attempts import less
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
@@ -164,7 +166,14 @@ def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedL
 def _usage_with_terms(
     connection: Connection, period: BillingPeriod
 ) -> Iterator[tuple[Terms | None, Iterable[UsageQuantity]]]:
-    """Every tenant's events, cut where its terms change; None for the times in which it had no subscription."""
+    """Every tenant's events, cut where its terms change; None for the times in which it had no subscription.
+
+    Without those that came later than the contract bills: they are in the register of unbillable usage.
+    """
+    too_old = {
+        tenant: [each.usage for each in listed]
+        for tenant, listed in unbillable_store.of_period(connection, period).items()
+    }
     subscribed = account_store.subscriptions_in(connection, period)
     versions = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
     statuses = {tenant: {s for sub in subs for s in sub.bill_statuses} for tenant, subs in subscribed.items()}
@@ -183,12 +192,14 @@ def _usage_with_terms(
         cut |= dict.fromkeys(agreement.gaps(cut, period.start, period.end))
         for (start, end), terms in cut.items():
             if (start, end) == (period.start, period.end) and not (terms and terms.every_attempt):
-                yield terms, all_of_it
+                used: Iterable[UsageQuantity] = all_of_it
             elif terms is None or terms.every_attempt:
-                yield terms, usage_store.raw_quantities(raw(connection), start, end, tenant)
+                used = usage_store.raw_quantities(raw(connection), start, end, tenant)
             else:
                 bill = {tenant: terms.bill_statuses}
-                yield terms, usage_store.delivered_quantities(raw(connection), start, end, bill)
+                used = usage_store.delivered_quantities(raw(connection), start, end, bill)
+            within = [usage for usage in too_old.get(tenant, ()) if start <= usage.completed_at < end]
+            yield terms, less(used, within) if within else used
 
 
 def _terms(piece: Piece, versions: tuple[PlanVersion, ...]) -> Terms:

@@ -16,6 +16,7 @@ from billing.database import raw, transaction
 from billing.errors import UnknownInvoice
 from billing.explained import Explained, Explanation, Share
 from billing.invoice_store import StoredInvoice
+from billing.invoices import InvoiceKind
 from streams.usage.event_reader import positions
 
 if TYPE_CHECKING:
@@ -76,7 +77,12 @@ def export_billed_events(
 
 
 def _billed(connection: Connection, open_archive: Callable[[], Archive], stored: StoredInvoice) -> Iterator[Billed]:
-    """As they were counted when the invoice was drawn up; where that is not kept, as they are now."""
+    """As they were counted when the invoice was drawn up; where that is not kept, as they are now.
+
+    What changes an earlier period's lines (a credit note, an adjustment invoice) bills no events of its own.
+    """
+    if stored.invoice.identity.kind in (InvoiceKind.CREDIT_NOTE, InvoiceKind.ADJUSTMENT):
+        return
     identity, invoice_id = stored.invoice.identity, stored.invoice.invoice_id
     payers = account_store.subscriptions_in(connection, identity.period)
     counted = usage_digest_store.of_invoices(connection, [invoice_id]).get(invoice_id)

@@ -14,8 +14,9 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
+from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store, unbillable_store
 from billing.booking import closed_books
+from billing.commands.judge_late_usage import check_nothing_disappeared, frozen_usage, register_unbillable
 from billing.database import raw, transaction
 from billing.errors import PeriodInvalid, Unratable
 from billing.money import total
@@ -25,6 +26,8 @@ from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference
 from billing.subscriptions import pieces
+from billing.unbillable_store import UnbillableEvent
+from streams.errors import EventsArchived
 
 Progress = Callable[[int, int], None]
 
@@ -76,6 +79,8 @@ class PeriodRated:
     unpriced: tuple[UnpricedUsage, ...]
     unratable: tuple[str, ...]
     unsubscribed: tuple[UnsubscribedUsage, ...]
+    unbillable: tuple[tuple[str, UnbillableEvent], ...] = ()
+    """By tenant what came later than the contract bills, and nobody has approved to stay unbilled."""
 
     @property
     def ok(self) -> bool:
@@ -116,17 +121,22 @@ def rate_period(
             before = {tenant_id: lines for tenant_id, lines in before.items() if tenant_id in tenants}
         frozen = invoice_store.frozen_accounts(connection, period)
         cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | before}
-        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans)
+        counted = frozen_usage(connection, period)
+        register_unbillable(connection, counted, by_tenant)
+        too_old = unbillable_store.of_period(connection, period)
+        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans, too_old)
         rated: list[TenantRated] = []
         late: list[LateUsage] = []
-        problems: dict[str, Rating | Unratable] = {}
+        problems: dict[str, Rating | Unratable | EventsArchived] = {}
         for done, tenant_id in enumerate(sorted(cuts), start=1):
             try:
                 found = usage.rated(tenant_id, is_over=now >= period.end)
-            except Unratable as error:
+                missing = difference(found.lines, before.get(tenant_id, []))
+                for account in sorted(frozen & _counting_less(missing)):
+                    check_nothing_disappeared(connection, counted, tenant_id, account, cuts[tenant_id])
+            except (Unratable, EventsArchived) as error:
                 problems[tenant_id] = error
             else:
-                missing = difference(found.lines, before.get(tenant_id, []))
                 if found.unpriced:
                     problems[tenant_id] = found
                 else:
@@ -140,9 +150,23 @@ def rate_period(
             tenants=tuple(rated),
             late=tuple(late),
             unpriced=tuple(u for p in problems.values() if isinstance(p, Rating) for u in p.unpriced),
-            unratable=tuple(str(p) for p in problems.values() if isinstance(p, Unratable)),
+            unratable=tuple(str(p) for p in problems.values() if not isinstance(p, Rating)),
+            unbillable=tuple(
+                (tenant_id, each)
+                for tenant_id, listed in sorted(too_old.items())
+                for each in listed
+                if each.approved_by is None
+            ),
             unsubscribed=tuple(usage.unsubscribed()),
         )
+
+
+def _counting_less(lines: Sequence[RatedLine]) -> set[str]:
+    """Billing accounts for which fewer units of some metric are to be billed."""
+    counted: dict[tuple[str, str], list[Decimal]] = defaultdict(list)
+    for line in lines:
+        counted[line.billing_account, str(line.metric)].append(line.counted)
+    return {account for (account, _), units in counted.items() if total(units) < 0}
 
 
 def _late(tenant_id: str, lines: Sequence[RatedLine]) -> list[LateUsage]:
@@ -156,7 +180,7 @@ def _post(
     connection: Connection,
     period: BillingPeriod,
     rated: Sequence[TenantRated],
-    problems: Mapping[str, Rating | Unratable],
+    problems: Mapping[str, Rating | Unratable | EventsArchived],
     now: datetime,
 ) -> None:
     """Append the differences, their accrual entries, and where each tenant stands."""
@@ -165,7 +189,7 @@ def _post(
     numbers |= {t.tenant_id: numbers[t.tenant_id] + 1 for t in rated if t.posted}
     new_states = [TenantPeriod(tenant_id, number, None) for tenant_id, number in numbers.items()]
     for tenant_id, problem in problems.items():
-        text = str(problem) if isinstance(problem, Unratable) else "; ".join(map(str, problem.unpriced))
+        text = "; ".join(map(str, problem.unpriced)) if isinstance(problem, Rating) else str(problem)
         new_states.append(TenantPeriod(tenant_id, states[tenant_id].rating_no if tenant_id in states else 0, text))
     changed = [state for state in new_states if states.get(state.tenant_id) != state]
     rated_line_store.set_tenant_periods(connection, period, changed, now)

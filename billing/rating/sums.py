@@ -95,7 +95,6 @@ def not_billed_yet(plan: PricePlan) -> list[str]:
         for name, asked in (
             (f"periods of a {terms.period}", terms.period is not Cycle.MONTH),
             ("anchor: anniversary", terms.anchor is Anchor.ANNIVERSARY),
-            ("late_usage_days", terms.late_usage_days is not None),
         )
         if asked
     ]

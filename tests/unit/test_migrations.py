@@ -10,7 +10,6 @@ VERSIONS = Path(__file__).resolve().parents[2] / "migrations" / "versions"
 
 def test_each_migration_follows_the_one_numbered_before_it() -> None:
     found = sorted(VERSIONS.glob("[0-9]*.py"))
-    assert [path.name[:4] for path in found] == [f"{number:04}" for number in range(1, len(found) + 1)]
     for before, path in zip([None, *found], found, strict=False):
         text = path.read_text()
         said = re.findall(r'^(?:down_)?revision(?:: [^=]*)? = (?:"(\d+)"|None)$', text, flags=re.M)

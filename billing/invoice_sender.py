@@ -21,6 +21,7 @@ from billing import (
     rated_line_store,
     stripe_request_store,
 )
+from billing.advance_fees import FeesDue, fees_due, figures
 from billing.invoice_store import StoredInvoice
 from billing.invoices import Invoice, InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
 from billing.money import ZERO, plain, total
@@ -106,6 +107,8 @@ class InvoiceSender:
 
     def _check_current(self, stored: StoredInvoice) -> None:
         identity, drafted = stored.invoice.identity, stored.invoice.rated_totals
+        if identity.kind is InvoiceKind.ADVANCE:
+            return self._check_due(stored)
         posted: dict[str, list[RatedLine]] = {}
         rated: dict[BillingPeriod, Decimal] = {}
         if identity.kind is InvoiceKind.USAGE:
@@ -123,6 +126,20 @@ class InvoiceSender:
         for state in rated_line_store.tenant_periods(self._connection, identity.period, posted.keys()).values():
             if state.problem is not None:
                 raise Parked(f"tenant {state.tenant_id}: {state.problem}")
+
+    def _check_due(self, stored: StoredInvoice) -> None:
+        """Fees in advance follow from subscriptions and prices alone; neither changes until it is frozen."""
+        identity = stored.invoice.identity
+        invoice_store.lock_kind(self._connection, identity.kind)
+        account, tenants = identity.billing_account, {line.rated.identity.tenant_id for line in stored.invoice.lines}
+        for tenant_id in sorted(tenants):
+            account_store.lock_tenant(self._connection, tenant_id)
+        start = identity.period.start
+        due = fees_due(self._connection, start, [account], since=start).get((account, identity.period), FeesDue())
+        for tenant_id in tenants:
+            of_tenant = [e.rated for e in stored.invoice.lines if e.rated.identity.tenant_id == tenant_id]
+            if figures(of_tenant) != figures(due.lines.get(tenant_id, [])):
+                raise Parked(f"the fees in advance of tenant {tenant_id} have changed: draw the invoices up again")
 
     def _still_to_bill(self, invoice: Invoice) -> dict[BillingPeriod, Decimal]:
         """Of the earlier periods on an invoice what no other document bills, in the tax groups that it carries."""

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
 from billing.errors import PeriodNotEnded, ProposalRefused
+from billing.fee_recognition import recognise_fees
 from billing.invoices import InvoiceState
 from billing.periods import parse_period
 
@@ -17,6 +18,8 @@ OPEN = (InvoiceState.DRAFT.value, InvoiceState.APPROVED.value)
 
 def close_book(connection: Connection, legal_entity: str, month: str, now: datetime) -> None:
     """Close a month's book; one that is closed stays so. It takes no further entry.
+
+    What is earned in it of fees in advance is booked first.
 
     Raises PeriodNotEnded, and ProposalRefused while an earlier book, or an invoice of the month, is open.
     """
@@ -41,6 +44,7 @@ def close_book(connection: Connection, legal_entity: str, month: str, now: datet
     ).scalar_one()
     if waiting:
         raise ProposalRefused(f"{waiting} invoices of {month} are not issued: `tollbook close status {month}`")
+    recognise_fees(connection, period, now=now, legal_entity=legal_entity)
     connection.execute(insert(book).values(legal_entity=legal_entity, month=month).on_conflict_do_nothing())
     connection.execute(
         update(book).where(of_entity, book.c.month == month, book.c.state == "open").values(state="closed")

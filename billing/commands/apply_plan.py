@@ -115,6 +115,11 @@ def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -
                 f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d}, but invoices up to"
                 f" {billed:%Y-%m-%d} are frozen: begin it there or later"
             )
+        if invoice_store.billed_in_advance(connection, accounts, version.valid_from):
+            raise PlanConflict(
+                f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d %H:%M}, but fees in"
+                " advance that begin then are invoiced: begin it later"
+            )
 
 
 def _warnings(plan: PricePlan) -> list[str]:

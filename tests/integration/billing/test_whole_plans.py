@@ -124,8 +124,7 @@ def test_other_terms_are_another_plan(world: World) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "named"),
     [
-        ('fee: "31", tax_group: low', 'fee: "31", timing: advance', "charge base: timing: advance"),
-        ("rounding: half_up", "period: quarter", "periods of a quarter"),
+        ("rounding: half_up", "late_usage_days: 30", "late_usage_days"),
     ],
 )
 def test_what_no_command_bills_yet_is_refused_by_name(world: World, before: str, after: str, named: str) -> None:

@@ -1,14 +1,14 @@
 """Billing periods other than calendar months: where anniversaries are counted from, and what was accrued by when.
 
-Revision ID: 0024
+Revision ID: 0028
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0024"
-down_revision = "0023"
+revision = "0028"
+down_revision = "0027"
 branch_labels = None
 depends_on = None
 

@@ -124,8 +124,11 @@ def rate_period(
         cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | posted}
         usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans, _elsewhere(connection, period))
         found = PeriodRated(period, (), (), (), (), tuple(usage.unsubscribed()))
-        for month in _months(period, now, until):
-            before = rated_line_store.posted(connection, period, until=min(month.end, period.end))
+        months = _months(period, now, until)
+        for month in months:
+            before = posted
+            if len(months) > 1 or month.end < period.end:
+                before = rated_line_store.posted(connection, period, until=min(month.end, period.end))
             rating = _Month(period, month, usage, before, frozen, is_over=now >= period.end)
             for done, tenant_id in enumerate(sorted(cuts), start=1):
                 rating.rate(tenant_id)

@@ -359,14 +359,18 @@ def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime 
     ).scalar()
 
 
-def billed_in_advance(connection: Connection, accounts: Collection[str], at: datetime) -> bool:
-    """Whether a frozen invoice bills fees of some billing accounts that begin at a moment."""
-    table = tables.invoices
-    query = select(table.c.invoice_id).where(
-        table.c.billing_account == any_(cast(list(accounts), ARRAY(String))),
-        table.c.kind == InvoiceKind.ADVANCE.value,
-        table.c.service_start == at,
-        table.c.frozen_at.is_not(None),
+def billed_in_advance(connection: Connection, tenants: Collection[str], at: datetime) -> bool:
+    """Whether a frozen invoice bills fees of some tenants that begin at a moment."""
+    table, lines = tables.invoices, tables.invoice_lines
+    query = (
+        select(lines.c.invoice_id)
+        .join(table, table.c.invoice_id == lines.c.invoice_id)
+        .where(
+            lines.c.tenant_id == any_(cast(list(tenants), ARRAY(String))),
+            table.c.kind == InvoiceKind.ADVANCE.value,
+            table.c.service_start == at,
+            table.c.frozen_at.is_not(None),
+        )
     )
     return connection.execute(query.limit(1)).first() is not None
 

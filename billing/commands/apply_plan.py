@@ -103,19 +103,16 @@ def _new_versions(given: PricePlan, applied: PricePlan | None) -> list[PlanVersi
 
 
 def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -> None:
-    accounts = {
-        subscription.billing_account
-        for subscription in account_store.subscriptions(connection)
-        if subscription.plan == plan
-    }
-    billed = invoice_store.frozen_until(connection, accounts)
+    on_plan = [subscription for subscription in account_store.subscriptions(connection) if subscription.plan == plan]
+    billed = invoice_store.frozen_until(connection, {subscription.billing_account for subscription in on_plan})
+    tenants = {subscription.tenant_id for subscription in on_plan}
     for version in fresh:
         if billed is not None and version.valid_from < billed:
             raise PlanConflict(
                 f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d}, but invoices up to"
                 f" {billed:%Y-%m-%d} are frozen: begin it there or later"
             )
-        if invoice_store.billed_in_advance(connection, accounts, version.valid_from):
+        if invoice_store.billed_in_advance(connection, tenants, version.valid_from):
             raise PlanConflict(
                 f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d %H:%M}, but fees in"
                 " advance that begin then are invoiced: begin it later"

@@ -144,9 +144,9 @@ def _end(connection: Connection, held: Subscription, at: datetime, actor: str) -
             f"invoices of billing account {held.billing_account} are frozen up to {billed:%Y-%m-%d}:"
             " change it there or later"
         )
-    if invoice_store.billed_in_advance(connection, [held.billing_account], at):
+    if invoice_store.billed_in_advance(connection, [held.tenant_id], at):
         raise SubscriptionRefused(
-            f"fees in advance of billing account {held.billing_account} that begin {at:%Y-%m-%d %H:%M} are invoiced:"
+            f"fees in advance of tenant {held.tenant_id} that begin {at:%Y-%m-%d %H:%M} are invoiced:"
             " change it later, so that what is unused is credited"
         )
     ended = replace(held, ends_at=at)

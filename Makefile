@@ -6,7 +6,7 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-streams bench-identities bench-close simulate up down status clean lock install
+.PHONY: help demo test check bench-streams bench-identities bench-quota bench-close simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ bench-streams: install ## How fast events become windows, for ten minutes, and f
 
 bench-identities: install ## Ways to know an identity again, as the table grows to 100 million (QUICK=1, IDENTITIES=)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.identities
+
+bench-quota: install ## How fast quota is decided, over HTTP and in the process, beside an empty handler (QUICK=1; needs `make up`)
+	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.quota
 
 bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.close

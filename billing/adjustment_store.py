@@ -100,7 +100,11 @@ def late_lines(connection: Connection, period: BillingPeriod) -> tuple[set[tuple
         .where(line.c.original_start == period.start, line.c.original_end == period.end)
         .group_by(invoice.c.billing_account, line.c.tax_group)
     )
-    billed_at = {(row[0], plain_group(row[1])): row[2] for row in connection.execute(adjusted) if row[2] is not None}
+    billed_at: dict[tuple[str, str], datetime] = {}
+    for account, group, at in connection.execute(adjusted):
+        if at is not None:
+            of = account, plain_group(group)
+            billed_at[of] = max(at, billed_at.get(of, at))
     query = (
         select(rated, frozen.c.last)
         .join(frozen, frozen.c.billing_account == rated.c.billing_account)

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from billing import unbillable_store
 from billing.attempts import left_out, less
 from billing.credits import Grant
 from billing.database import raw
@@ -42,6 +43,7 @@ class CoverableUsage:
         plans: Mapping[str, PricePlan],
     ) -> None:
         self._connection = raw(connection)
+        self._unbillable = unbillable_store.of_period(connection, period)
         self._period = period
         self._subscribed = subscribed
         self._plans = plans
@@ -76,17 +78,27 @@ class CoverableUsage:
         tenant_id = cut[0].subscription.tenant_id
         statuses = {status for piece in cut for status in piece.subscription.bill_statuses}
         delivered = cut[-1].subscription.terms.bill_attempts is BillAttempts.DELIVERED
-        without = left_out(self._attempts(tenant_id), statuses) if delivered else []
+        too_old = self._unbillable.get(tenant_id, ())
+        late = [each.usage for each in too_old]
+        attempts = [usage for usage in self._attempts(tenant_id) if usage not in late]
+        not_delivered = left_out(attempts, statuses) if delivered else []
         plans = [self._plans[name] for name in {piece.version.plan for piece in cut}]
         if any(map(needs_events, plans)) or any(needs_bands(piece.subscription, self._versions) for piece in cut):
-            return self._by_event(cut, {metric for plan in plans for metric in plan.metrics}, without)
+            metrics = {metric for plan in plans for metric in plan.metrics}
+            return self._by_event(cut, metrics, not_delivered, {each.key for each in too_old})
+        without = [*late, *not_delivered]
         return [distribute(piece, self._usage(piece, without, exact))[0] for piece in cut]
 
     def _by_event(
-        self, cut: Sequence[Piece], metrics: Collection[str], without: Sequence[AttemptUsage]
+        self,
+        cut: Sequence[Piece],
+        metrics: Collection[str],
+        without: Sequence[AttemptUsage],
+        too_old: Collection[tuple[str, int, str, int]],
     ) -> list[PieceUsage]:
         """Where requests are told apart each completion is a time of its own."""
         stored = request_events(self._connection, cut[0].subscription.tenant_id, cut[0].start, cut[-1].end)
+        stored = (e for e in stored if (e.request_id, e.attempt, e.kind, e.correction_no) not in too_old)
         not_delivered = {(usage.request_id, usage.attempt) for usage in without}
         used = usage_of_events(as_usage_events(stored, metrics), cut, not_delivered, self._versions, self._period)
         used.sort(key=lambda each: (each[0].segment_no, each[0].version.valid_from))

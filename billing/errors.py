@@ -3,11 +3,12 @@
 BillingError
 ├── NotAnAmount, UnknownCurrency, CurrencyMismatch, UnknownTaxGroup     (money)
 ├── PeriodInvalid, PeriodNotEnded
-├── PlanInvalid, PlanUnsupported, PlanConflict, UnknownPlan, NoPriceVersion
+├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
 ├── UnknownCredit, CreditRefused, TaxRuleRefused, ProposalRefused
 ├── Unratable
 │   ├── NegativeUsage
+│   ├── UsageUnavailable, UsageDisappeared
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed, JournalBroken, UnknownMoment  (journal)
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
@@ -75,10 +76,6 @@ class PlanInvalid(BillingError):
         )  # fmt: skip
 
 
-class PlanUnsupported(BillingError):
-    """A plan that the core can rate, but that no command bills yet."""
-
-
 class PlanConflict(BillingError):
     """A plan version that is applied already with other content, or that does not fit beside those applied."""
 
@@ -121,6 +118,10 @@ class NegativeUsage(Unratable):
 
 class UsageUnavailable(Unratable):
     """What a period is to be rated from is not there, or not in the state in which it can be rated."""
+
+
+class UsageDisappeared(Unratable):
+    """Usage that was billed and is not there any more, without a correction: nothing is given back by itself."""
 
 
 class AmountTooLarge(Unratable):

@@ -83,7 +83,7 @@ def _sums(of: InvoiceFile) -> Iterator[Difference]:
         yield from _different("total, by lines", str(of.total), str(lines))
     else:
         yield from _different("net, by lines", str(of.net), str(lines))
-    due = of.total - sum(credit.amount for credit in of.credits) + of.carried_in
+    due = of.total - sum(credit.amount for credit in of.payments) + of.carried_in
     yield from _different("amount_due, by total and credits", str(of.amount_due), str(due))
     exact = total(line.amount_exact for line in of.lines)
     yield from _different("exact_total, by lines", plain(of.exact_total), plain(exact))
@@ -93,7 +93,12 @@ def _sums(of: InvoiceFile) -> Iterator[Difference]:
 
 
 def _rounding(of: InvoiceFile) -> Iterator[Difference]:
-    """Each line rounded again by largest remainder (docs/spec/money.md 5): by tax group where prices contain tax."""
+    """Each line rounded again by largest remainder (docs/spec/money.md 5): by tax group where prices contain tax.
+
+    A credit note's lines are rounded against those that they take back from, which are not on it (13.17).
+    """
+    if of.is_credit_note:
+        return
     inclusive = any(row.inclusive for row in of.tax)
     groups: dict[str, list[LineFile]] = defaultdict(list)
     for line in of.lines:
@@ -114,7 +119,8 @@ def _rounding(of: InvoiceFile) -> Iterator[Difference]:
 
 
 def _tax(of: InvoiceFile) -> Iterator[Difference]:
-    """Each row's base by its lines, and its amount by base and rate, a half either way."""
+    """Each row's base by its lines, and its amount by base and rate, a half either way: on a credit note, which is the
+    difference of two amounts, twice that."""
     lines: dict[str, int] = defaultdict(int)
     for line in of.lines:
         lines[line.tax_group] += line.amount
@@ -125,7 +131,7 @@ def _tax(of: InvoiceFile) -> Iterator[Difference]:
             exact = from_minor(row.base, of.money) * row.rate
             off = from_minor(row.amount, of.money) - exact
             # Gross is rounded, and its tax: the net that is left lies up to half a quantum × rate off.
-            within = of.money.quantum / 2 * (1 + row.rate if row.inclusive else 1)
+            within = of.money.quantum / 2 * (1 + row.rate if row.inclusive else 1) * (2 if of.is_credit_note else 1)
         if abs(off) > within:
             yield Difference(f"tax group {row.tax_group}: amount", str(row.amount), f"{plain(exact)} before rounding")
 

@@ -62,11 +62,19 @@ class TaxFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreditFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a grant pays of the total, in minor units."""
+    """What a grant gives, in minor units, negative where it gets back: it pays of the total, or is among the lines."""
 
-    grant_id: str
+    credit_id: str
     amount: int
     kind: str = ""
+    pays: bool = True
+
+
+class OriginalFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The invoice that a credit note takes back from."""
+
+    number: str | None
+    issue_date: date | None
 
 
 class UsageFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +117,7 @@ class InvoiceFile(msgspec.Struct, frozen=True, kw_only=True):
     exact_total: Decimal
     rounding: Decimal
     carried_in: int = 0
+    credits_invoice: OriginalFile | None = None
     usage_digest: str | None = None
     usage: list[UsageFile] | None = None
 
@@ -124,6 +133,16 @@ class InvoiceFile(msgspec.Struct, frozen=True, kw_only=True):
         return InvoiceIdentity(
             self.legal_entity, self.billing_account, self.kind, period, self.currency, self.revision
         )  # fmt: skip
+
+    @property
+    def is_credit_note(self) -> bool:
+        """Whether it takes back what another document billed; its amounts are negative."""
+        return self.kind is InvoiceKind.CREDIT_NOTE
+
+    @property
+    def payments(self) -> list[CreditFile]:
+        """What grants pay of the total; the others are among the lines."""
+        return [credit for credit in self.credits if credit.pays]
 
     @property
     def tenants(self) -> list[TenantUsage] | None:

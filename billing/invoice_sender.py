@@ -24,6 +24,7 @@ from billing import (
 from billing.advance_fees import FeesDue, fees_due, figures
 from billing.invoice_store import StoredInvoice
 from billing.invoices import Invoice, InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
+from billing.late_drawing import parked_accounts
 from billing.money import ZERO, plain, total
 from billing.periods import BillingPeriod
 from billing.posting_rules import invoice_issued
@@ -126,6 +127,9 @@ class InvoiceSender:
         for state in rated_line_store.tenant_periods(self._connection, identity.period, posted.keys()).values():
             if state.problem is not None:
                 raise Parked(f"tenant {state.tenant_id}: {state.problem}")
+        parked = parked_accounts(self._connection, identity.period.end)
+        if identity.billing_account in parked:
+            raise Parked(parked[identity.billing_account])
 
     def _check_due(self, stored: StoredInvoice) -> None:
         """Fees in advance follow from subscriptions and prices alone; neither changes until it is frozen."""

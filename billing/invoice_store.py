@@ -147,6 +147,16 @@ def find(connection: Connection, reference: str) -> StoredInvoice:
     return _unaltered(_with_lines(connection, rows))[0]
 
 
+def headers(
+    connection: Connection, invoice_ids: Collection[uuid.UUID | None]
+) -> dict[uuid.UUID | None, tuple[str | None, date | None]]:
+    """Number and issue date of invoices."""
+    table = tables.invoices
+    wanted = cast([each for each in invoice_ids if each is not None], ARRAY(UUID))
+    query = select(table.c.invoice_id, table.c.number, table.c.issue_date).where(table.c.invoice_id == any_(wanted))
+    return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+
+
 def listed(
     connection: Connection,
     *,
@@ -312,14 +322,19 @@ def stripe_invoice_ids(connection: Connection) -> set[str]:
 
 def frozen_accounts(connection: Connection, period: BillingPeriod) -> set[str]:
     """Billing accounts whose usage invoice of the period is frozen: later usage belongs to another document."""
+    return set(frozen_usage_invoices(connection, period))
+
+
+def frozen_usage_invoices(connection: Connection, period: BillingPeriod) -> dict[str, uuid.UUID]:
+    """The usage invoices of a period that are frozen, by billing account."""
     table = tables.invoices
-    query = select(table.c.billing_account).where(
+    query = select(table.c.billing_account, table.c.invoice_id).where(
         table.c.service_start == period.start,
         table.c.service_end == period.end,
         table.c.kind == InvoiceKind.USAGE.value,
         table.c.frozen_at.is_not(None),
     )
-    return set(connection.execute(query).scalars())
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def adjustment_drafts(connection: Connection, accounts: Collection[str]) -> list[Invoice]:
@@ -357,6 +372,17 @@ def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime 
             table.c.billing_account == any_(cast(list(accounts), ARRAY(String))), table.c.frozen_at.is_not(None)
         )
     ).scalar()
+
+
+def usage_billed_until(connection: Connection, account: str) -> datetime | None:
+    """The latest end of a billing account's frozen invoice but those for fees in advance."""
+    table = tables.invoices
+    query = select(func.max(table.c.service_end)).where(
+        table.c.billing_account == account,
+        table.c.kind != InvoiceKind.ADVANCE.value,
+        table.c.frozen_at.is_not(None),
+    )
+    return connection.execute(query).scalar()
 
 
 def billed_in_advance(connection: Connection, tenants: Collection[str], at: datetime) -> bool:

@@ -212,20 +212,13 @@ def _naming(
     return lambda of: keys.get(of) or named.key(of)
 
 
-def parked_accounts(connection: Connection, periods: Sequence[BillingPeriod]) -> dict[str, str]:
-    """Billing accounts of which a billed period cannot be rated as it is now, with the reason."""
+def parked_accounts(connection: Connection, up_to: datetime) -> dict[str, str]:
+    """Billing accounts of which a billed period that ends by a moment cannot be rated as it is now, with the reason."""
     found: dict[str, str] = {}
-    for period in periods:
-        problems = {
-            tenant_id: state.problem
-            for tenant_id, state in rated_line_store.tenant_periods(connection, period).items()
-            if state.problem is not None
-        }
-        if not problems:
-            continue
+    for period, problems in rated_line_store.problems(connection, up_to).items():
         frozen = invoice_store.frozen_accounts(connection, period)
-        for tenant_id, subscribed in account_store.subscriptions_in(connection, period).items():
-            for account in {s.billing_account for s in subscribed} & frozen:
-                if tenant_id in problems:
-                    found.setdefault(account, f"tenant {tenant_id}, {period.name}: {problems[tenant_id]}")
+        subscribed = account_store.subscriptions_in(connection, period)
+        for tenant_id, problem in problems.items():
+            for account in {s.billing_account for s in subscribed.get(tenant_id, ())} & frozen:
+                found.setdefault(account, f"tenant {tenant_id}, {period.name}: {problem}")
     return found

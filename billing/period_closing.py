@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from billing import tables
+from billing import tables, unbillable_store
 from billing.errors import PeriodNotEnded, ProposalRefused
 from billing.fee_recognition import recognise_fees
 from billing.invoices import InvoiceState
@@ -21,7 +21,8 @@ def close_book(connection: Connection, legal_entity: str, month: str, now: datet
 
     What is earned in it of fees in advance is booked first.
 
-    Raises PeriodNotEnded, and ProposalRefused while an earlier book, or an invoice of the month, is open.
+    Raises PeriodNotEnded, and ProposalRefused while an earlier book, or an invoice of the month, is open, or usage that
+    is too old to bill waits for its approval.
     """
     period, book, invoices = parse_period(month), tables.accounting_periods, tables.invoices
     if period.months != 1:
@@ -44,6 +45,11 @@ def close_book(connection: Connection, legal_entity: str, month: str, now: datet
     ).scalar_one()
     if waiting:
         raise ProposalRefused(f"{waiting} invoices of {month} are not issued: `tollbook close status {month}`")
+    too_old = unbillable_store.of_period(connection, period)
+    if any(each.approved_by is None for listed in too_old.values() for each in listed):
+        raise ProposalRefused(
+            f"usage of {month} is too old to bill and nobody approved it: `tollbook close unbillable {month}`"
+        )
     recognise_fees(connection, period, now=now, legal_entity=legal_entity)
     connection.execute(insert(book).values(legal_entity=legal_entity, month=month).on_conflict_do_nothing())
     connection.execute(

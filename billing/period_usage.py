@@ -23,6 +23,7 @@ from billing.rating import Rating, Usage, rate, rate_used
 from billing.rating_bands import needs_bands
 from billing.schedules import MONTHLY
 from billing.subscriptions import Piece, Subscription
+from billing.unbillable_store import UnbillableEvent
 from streams.errors import EventsArchived
 from streams.rules.stale_bands import stale_bands
 from streams.rules.windows import AttemptUsage, UsageQuantity
@@ -44,8 +45,9 @@ class UnsubscribedUsage:
 class PeriodUsage:
     """The usage of a period by tenant and piece. `cuts` has the pieces of every tenant that is billed by it.
 
-    `elsewhere` are times of tenants that other billing periods bill: of one that is a calendar month, whatever is in
-    neither was used without a subscription.
+    `unbillable` are events that came later than the contract bills: they count nowhere. `elsewhere` are times of
+    tenants that other billing periods bill: of one that is a calendar month, whatever is in neither was used without a
+    subscription.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class PeriodUsage:
         cuts: Mapping[str, Sequence[Piece]],
         subscribed: Mapping[str, Sequence[Subscription]],
         plans: Mapping[str, PricePlan],
+        unbillable: Mapping[str, Sequence[UnbillableEvent]],
         elsewhere: Sequence[UsageRange] = (),
     ) -> None:
         self._connection = connection
         self._period = period
         self._cuts = cuts
+        self._unbillable = unbillable
         self._plans = plans
         self._versions = versions = {name: plan.versions for name, plan in plans.items()}
         self._stale = {
@@ -119,6 +123,8 @@ class PeriodUsage:
         cut, period = self._cuts[tenant_id], self._period
         try:
             stored = request_events(self._connection, tenant_id, cut[0].start, min(cut[-1].end, until))
+            too_old = {each.key for each in self._unbillable.get(tenant_id, ())}
+            stored = (e for e in stored if (e.request_id, e.attempt, e.kind, e.correction_no) not in too_old)
             return usage_of_events(as_usage_events(stored, metrics), cut, without, self._versions, period)
         except EventsArchived as error:
             raise UsageUnavailable(f"tenant {tenant_id}: {error}") from None
@@ -126,7 +132,8 @@ class PeriodUsage:
     def _left_out(self, tenant_id: str) -> list[AttemptUsage]:
         """Attempts that were not delivered: decided over the whole request, by every status that bills in any piece."""
         bill = {status for piece in self._cuts[tenant_id] for status in piece.subscription.bill_statuses}
-        return left_out(self._retried.get(tenant_id, []), bill)
+        too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]
+        return left_out([usage for usage in self._retried.get(tenant_id, []) if usage not in too_old], bill)
 
     def _sums_of(self, tenant_id: str, until: datetime) -> PieceSums:
         """A tenant's pieces with the usage completed in each before a moment, less the attempts not delivered."""
@@ -141,17 +148,16 @@ class PeriodUsage:
                 f" --from {stale.start:%Y-%m-%dT%H:%MZ} --to {stale.end:%Y-%m-%dT%H:%MZ} --apply`, then rate again"
             )
         cut = self._cuts[tenant_id]
-        found = [
-            (piece, [sums for at, sums in self._sums.get((tenant_id, number), []) if at < until])
-            for number, piece in enumerate(cut)
-        ]
-        without = [usage for usage in self._left_out(tenant_id) if usage.completed_at < until]
-        return [
-            (piece, less(sums, [usage for usage in without if piece.start <= usage.completed_at < piece.end]))
-            if without and piece.subscription.terms.bill_attempts is BillAttempts.DELIVERED
-            else (piece, sums)
-            for piece, sums in found
-        ]
+        too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]
+        not_delivered = self._left_out(tenant_id)
+        result: PieceSums = []
+        for number, piece in enumerate(cut):
+            sums = [quantity for at, quantity in self._sums.get((tenant_id, number), []) if at < until]
+            delivered = piece.subscription.terms.bill_attempts is BillAttempts.DELIVERED
+            without = [*too_old, *(not_delivered if delivered else ())]
+            within = [usage for usage in without if piece.start <= usage.completed_at < min(piece.end, until)]
+            result.append((piece, less(sums, within) if within else sums))
+        return result
 
     def unsubscribed(self) -> list[UnsubscribedUsage]:
         """Tenants with usage when no subscription held, of a period that is a calendar month."""

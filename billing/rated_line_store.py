@@ -56,6 +56,20 @@ def problems_in(connection: Connection, span: BillingPeriod) -> list[tuple[str, 
     return [(row[0], row[1]) for row in connection.execute(query.order_by(table.c.tenant_id, table.c.period_start))]
 
 
+def problems(connection: Connection, up_to: datetime) -> dict[BillingPeriod, dict[str, str]]:
+    """What hinders the rating of tenants, by period of those that end by a moment, in order."""
+    table = tables.tenant_periods
+    query = (
+        select(table.c.period_start, table.c.period_end, table.c.tenant_id, table.c.problem)
+        .where(table.c.period_end <= up_to, table.c.problem.is_not(None))
+        .order_by(table.c.period_start, table.c.tenant_id)
+    )
+    found: dict[BillingPeriod, dict[str, str]] = {}
+    for start, end, tenant_id, problem in connection.execute(query):
+        found.setdefault(BillingPeriod(start, end), {})[tenant_id] = problem
+    return found
+
+
 def set_tenant_periods(
     connection: Connection, period: BillingPeriod, states: Iterable[TenantPeriod], now: datetime
 ) -> None:

@@ -328,6 +328,28 @@ proposals = _table(
     *_times("proposed_at"),
 )
 
+late_cuts = _table(
+    "late_cuts", *_bigints("late_cut_no"), *_times("period_start", "period_end", "recorded_at"), Column("below", JSONB)
+)
+
+unbillable_usage = _table(
+    "unbillable_usage",
+    *_bigints("unbillable_no", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us"),
+    *_text("tenant_id", "billing_account", "request_id", "kind", "model", "adapter", "region", "tier"),
+    *_text("status", "fault", "usage_source", "rating_band"),
+    Column("attempt", Integer),
+    Column("correction_no", Integer),
+    Column("horizon_days", Integer),
+    *_times("completed_at", "billed_to", "recorded_at"),
+)
+
+unbillable_approvals = _table(
+    "unbillable_approvals",
+    *_bigints("unbillable_no"),
+    *_text("approved_by", "reason"),
+    *_times("approved_at"),
+)
+
 decisions = _table(
     "decisions",
     *_bigints("proposal_no", "entry_id"),

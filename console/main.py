@@ -32,6 +32,7 @@ NOUNS: Final = {
     "key": OPERATORS,
     "adapter": OPERATORS,
     "streams": OPERATORS,
+    "quota": OPERATORS,
     "events": SUPPORT,
     "usage": SUPPORT,
     "audit": SUPPORT,

@@ -360,7 +360,7 @@ def credits_drawn(
     on_invoices: Mapping[tuple[str, str], Decimal], drawn: Mapping[tuple[str, str], Decimal], invoices: int
 ) -> Check:
     """What issued invoices say they draw of credits, (invoice, credit) → amount, is what was taken of the credits."""
-    left: dict[str, Value] = {"/".join(key): amount for key, amount in on_invoices.items()}
+    left: dict[str, Value] = {"/".join(key): amount for key, amount in on_invoices.items() if amount}
     right: dict[str, Value] = {"/".join(key): amount for key, amount in drawn.items()}
     check = compare("credits are drawn as invoiced", "issued invoices", "movements of credits", left, right)
     return Check(check.name, check.left, check.right, max(check.compared, invoices), check.differences)

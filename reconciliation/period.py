@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,8 +23,10 @@ from billing import (
     proposal_store,
     rated_line_store,
     stripe_request_store,
+    unbillable_store,
 )
 from billing.advance_fees import INSTANT
+from billing.attempts import less
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
@@ -33,7 +36,7 @@ from billing.periods import BillingPeriod
 from billing.price_plans import BillAttempts, PlanVersion, PriceAt
 from billing.proposal_store import ProposalKind
 from billing.rating import RatedLine
-from billing.schedules import MONTHLY
+from billing.schedules import MONTHLY, periods_in
 from billing.stripe_gateway import StripeGateway
 from billing.subscriptions import Piece, pieces
 from reconciliation import agreement, stripe_agreement
@@ -45,7 +48,7 @@ from streams.completeness import engine_store
 from streams.completeness.engine_witness import EngineReport
 from streams.ingest import sources
 from streams.ingest.sources import Log
-from streams.rules.windows import UsageQuantity
+from streams.rules.windows import AttemptUsage, UsageQuantity
 from streams.usage import usage_store
 
 BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
@@ -166,8 +169,15 @@ def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedL
 def _usage_with_terms(
     connection: Connection, period: BillingPeriod
 ) -> Iterator[tuple[Terms | None, Iterable[UsageQuantity]]]:
-    """Every tenant's events, cut where its terms change; None for the times in which it had no subscription."""
+    """Every tenant's events, cut where its terms change; None for the times in which it had no subscription.
+
+    Without those that came later than the contract bills: they are in the register of unbillable usage.
+    """
     subscribed = account_store.subscriptions_during(connection, period)
+    too_old: dict[str, list[AttemptUsage]] = defaultdict(list)
+    for each in periods_in((s for listed in subscribed.values() for s in listed), period):
+        for tenant, listed in unbillable_store.of_period(connection, each).items():
+            too_old[tenant] += [late.usage for late in listed if period.contains(late.usage.completed_at)]
     versions = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
     statuses = {tenant: {s for sub in subs for s in sub.bill_statuses} for tenant, subs in subscribed.items()}
     whole: dict[str, list[UsageQuantity]] = {tenant: [] for tenant in subscribed}
@@ -185,12 +195,14 @@ def _usage_with_terms(
         cut |= dict.fromkeys(agreement.gaps(cut, period.start, period.end))
         for (start, end), terms in cut.items():
             if (start, end) == (period.start, period.end) and not (terms and terms.every_attempt):
-                yield terms, all_of_it
+                used: Iterable[UsageQuantity] = all_of_it
             elif terms is None or terms.every_attempt:
-                yield terms, usage_store.raw_quantities(raw(connection), start, end, tenant)
+                used = usage_store.raw_quantities(raw(connection), start, end, tenant)
             else:
                 bill = {tenant: terms.bill_statuses}
-                yield terms, usage_store.delivered_quantities(raw(connection), start, end, bill)
+                used = usage_store.delivered_quantities(raw(connection), start, end, bill)
+            within = [usage for usage in too_old.get(tenant, ()) if start <= usage.completed_at < end]
+            yield terms, less(used, within) if within else used
 
 
 def _terms(piece: Piece, versions: tuple[PlanVersion, ...]) -> Terms:

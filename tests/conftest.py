@@ -4,5 +4,6 @@ pytest_plugins = [
     "tests.fixtures_services",
     "tests.fixtures_kafka",
     "tests.fixtures_event_server",
+    "tests.fixtures_quota_server",
     "tests.fixtures_stripe_twin",
 ]

@@ -9,6 +9,7 @@ The close's states, cut, gates and approval (docs/spec/money.md 11) are not here
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -95,8 +96,10 @@ class MonthClosed:
         for earlier in self.earlier:
             for text in (*map(str, earlier.unpriced), *earlier.unratable):
                 yield f"{earlier.period.name}: {text}"
+            yield from _unbillable(earlier)
             for account in self._without_invoice(earlier):
                 yield f"billing account {account} has no invoice for {earlier.period.name}: close that month first"
+        yield from _unbillable(self.rated)
         for account, reason in self.notes.blocked:
             yield f"billing account {account} gets no credit note: {reason}"
         for account, reason in self.drafted.blocked:
@@ -151,6 +154,9 @@ def close_month(
     sent = send_invoices(
         engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"), dry_run=dry_run
     )
+    if notes.blocked:  # what waited for a credit that an invoice has given back by now
+        again = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
+        notes = CreditNotesIssued((*notes.notes, *again.notes), again.blocked)
     # After the invoices: what they could still draw on is no breakage.
     expired = expire_credits(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
     with transaction(engine, dry_run=dry_run) as connection:
@@ -159,6 +165,15 @@ def close_month(
         seal_journals(engine)
         keep_balances(engine, effective_before=period.end)
     return MonthClosed(period, rated, drafted, sent, dry_run, tuple(expired), in_advance, others, earlier, notes)
+
+
+def _unbillable(rated: PeriodRated) -> Iterator[str]:
+    by_tenant = Counter(tenant_id for tenant_id, _ in rated.unbillable)
+    for tenant_id, count in sorted(by_tenant.items()):
+        yield (
+            f"{rated.period.name}: {count} events of {tenant_id} came later than its contract bills:"
+            f" `tollbook close unbillable {rated.period.name}` lists them, --approve lets them stay unbilled"
+        )
 
 
 def billed_periods(engine: Engine, *, before: BillingPeriod) -> list[BillingPeriod]:

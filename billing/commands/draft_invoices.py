@@ -100,7 +100,7 @@ def draft_invoices(
             for tenant_id, state in states.items()
             if state.problem is not None
             for subscription in payers.get(tenant_id, [])
-        } | parked_accounts(connection, billed)
+        } | parked_accounts(connection, period.end)
         names = {*posted, *late.accounts, *(name for name, old in stored.items() if old.frozen_at is None)}
         drawing = _Drawing(connection, period, names, posted, payers, late)
         changed, unchanged, frozen = [], [], []

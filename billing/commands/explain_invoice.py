@@ -88,10 +88,13 @@ def export_billed_events(
 
 
 def _billed(connection: Connection, open_archive: Callable[[], Archive], stored: StoredInvoice) -> Iterator[Billed]:
-    """As they were counted when the invoice was drawn up; where that is not kept, as they are now. Fees have none."""
-    identity, invoice_id = stored.invoice.identity, stored.invoice.invoice_id
-    if identity.kind is InvoiceKind.ADVANCE:
+    """As they were counted when the invoice was drawn up; where that is not kept, as they are now.
+
+    Fees, and what changes an earlier period's lines (credit notes, adjustment invoices), bill no events of their own.
+    """
+    if stored.invoice.identity.kind is not InvoiceKind.USAGE:
         return
+    identity, invoice_id = stored.invoice.identity, stored.invoice.invoice_id
     payers = account_store.subscriptions_in(connection, identity.period)
     counted = usage_digest_store.of_invoices(connection, [invoice_id]).get(invoice_id)
     below = positions(raw(connection)) if counted is None else counted.below

@@ -34,7 +34,7 @@ from billing.invoice_store import CREDIT_NOTE_SERIES, StoredInvoice
 from billing.invoices import AccountCredits, Invoice, InvoiceEvent, InvoiceIdentity, InvoiceKind
 from billing.late_drawing import LatePeriod, LateUsage, parked_accounts
 from billing.late_usage import changed_key
-from billing.money import currency
+from billing.money import currency, plain
 from billing.posting_rules import invoice_issued
 from streams import audit
 from streams.errors import EventsArchived
@@ -68,7 +68,7 @@ def issue_credit_notes(
         for period in periods:
             rated_line_store.lock_period(connection, period)
         late = LateUsage(connection, periods, billing_accounts)
-        parked = parked_accounts(connection, periods)
+        parked = parked_accounts(connection, up_to)
         accounts = account_store.accounts(connection, late.accounts)
         for name in late.accounts:
             if name in parked:
@@ -88,7 +88,13 @@ def issue_credit_notes(
 def _issue(
     connection: Connection, account: BillingAccount, late: LatePeriod, now: datetime, actor: str
 ) -> StoredInvoice:
-    note = credit_note_for(late, account, now)
+    note = credit_note_for(late, account)
+    for credit in note.credits:
+        if credit.left < 0:
+            raise CreditRefused(
+                f"it draws {plain(credit.amount)} of credit {credit.grant_id}, which the account's next invoice gives"
+                " back: issued after that"
+            )
     invoice_store.save_draft(connection, note, now, actor)
     if late.then is not None:
         groups = {line.tax_group for line in late.change.less.values()}
@@ -111,7 +117,7 @@ def _issue(
     return invoice_store.move(connection, stored, event, now, actor, **columns)
 
 
-def credit_note_for(late: LatePeriod, account: BillingAccount, now: datetime) -> Invoice:
+def credit_note_for(late: LatePeriod, account: BillingAccount) -> Invoice:
     """The credit note over what is owed less of a billed period: rounded against its invoice's lines (13.17)."""
     of, tax = late.billed.invoice.identity, late.waiting.tax
     payer = Payer(currency(of.currency, of.period.end.date()), tax, account.rounding)

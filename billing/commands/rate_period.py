@@ -13,11 +13,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store
+from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store, unbillable_store
 from billing.booking import closed_books
+from billing.commands.judge_late_usage import check_nothing_disappeared, frozen_usage, register_unbillable
 from billing.database import raw, transaction
 from billing.errors import Unratable
 from billing.money import total
@@ -27,10 +29,13 @@ from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference
 from billing.schedules import MONTHLY, has_period
-from billing.subscriptions import pieces
+from billing.subscriptions import Piece, pieces
+from billing.unbillable_store import UnbillableEvent
+from streams.errors import EventsArchived
 from streams.usage.usage_ranges import UsageRange
 
 Progress = Callable[[int, int], None]
+Check = Callable[[str, str, Sequence[Piece]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,8 @@ class PeriodRated:
     unpriced: tuple[UnpricedUsage, ...]
     unratable: tuple[str, ...]
     unsubscribed: tuple[UnsubscribedUsage, ...]
+    unbillable: tuple[tuple[str, UnbillableEvent], ...] = ()
+    """By tenant what came later than the contract bills, and nobody has approved to stay unbilled."""
 
     @property
     def ok(self) -> bool:
@@ -122,16 +129,19 @@ def rate_period(
             posted = {tenant_id: lines for tenant_id, lines in posted.items() if tenant_id in tenants}
         frozen = invoice_store.frozen_accounts(connection, period)
         cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | posted}
-        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans, _elsewhere(connection, period))
-        found = PeriodRated(period, (), (), (), (), tuple(usage.unsubscribed()))
+        counted = frozen_usage(connection, period)
+        register_unbillable(connection, counted, by_tenant)
+        too_old = unbillable_store.of_period(connection, period)
+        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans, too_old, _elsewhere(connection, period))
+        found = PeriodRated(period, (), (), (), (), tuple(usage.unsubscribed()), _waiting(too_old))
         months = _months(period, now, until)
         for month in months:
             before = posted
             if len(months) > 1 or month.end < period.end:
                 before = rated_line_store.posted(connection, period, until=min(month.end, period.end))
-            rating = _Month(period, month, usage, before, frozen, is_over=now >= period.end)
+            rating = _Month(period, month, usage, before, is_over=now >= period.end)
             for done, tenant_id in enumerate(sorted(cuts), start=1):
-                rating.rate(tenant_id)
+                rating.rate(tenant_id, cuts[tenant_id], partial(check_nothing_disappeared, connection, counted), frozen)
                 if progress is not None:
                     progress(done, len(cuts))
             _post(connection, period, month, rating.rated, rating.problems, now)
@@ -166,7 +176,6 @@ class _Month:
         month: BillingPeriod,
         usage: PeriodUsage,
         before: Mapping[str, Sequence[RatedLine]],
-        frozen: Collection[str],
         *,
         is_over: bool,
     ) -> None:
@@ -174,25 +183,29 @@ class _Month:
         self._until = min(month.end, period.end)
         self._usage = usage
         self._before = before
-        self._frozen = frozen
         self._is_over = is_over
         self.rated: list[TenantRated] = []
         self.late: list[LateUsage] = []
-        self.problems: dict[str, Rating | Unratable] = {}
+        self.problems: dict[str, Rating | Unratable | EventsArchived] = {}
 
-    def rate(self, tenant_id: str) -> None:
-        """Rate a tenant and compare with what is posted."""
+    def rate(self, tenant_id: str, cut: Sequence[Piece], check: Check, frozen: Collection[str]) -> None:
+        """Rate a tenant and compare with what is posted.
+
+        `check`: where less of what `frozen` accounts were billed is counted, that all of it is still there.
+        """
         try:
             found = self._usage.rated(tenant_id, is_over=self._is_over, until=self._until)
-        except Unratable as error:
+            missing = difference(found.lines, self._before.get(tenant_id, []))
+            for account in sorted(set(frozen) & _counting_less(missing)):
+                check(tenant_id, account, cut)
+        except (Unratable, EventsArchived) as error:
             self.problems[tenant_id] = error
             return
-        missing = difference(found.lines, self._before.get(tenant_id, []))
         if found.unpriced:
             self.problems[tenant_id] = found
         else:
             self.rated.append(TenantRated(tenant_id, found.lines, missing))
-            self.late += _late(tenant_id, [line for line in missing if line.billing_account in self._frozen])
+            self.late += _late(tenant_id, [line for line in missing if line.billing_account in frozen])
 
     def added_to(self, earlier: PeriodRated) -> PeriodRated:
         """What was found until this month: lines and problems as they are by now, what was posted in all."""
@@ -202,8 +215,26 @@ class _Month:
             tenants=tuple(replace(t, posted=(*posted.get(t.tenant_id, ()), *t.posted)) for t in self.rated),
             late=(*earlier.late, *self.late),
             unpriced=tuple(u for p in self.problems.values() if isinstance(p, Rating) for u in p.unpriced),
-            unratable=tuple(str(p) for p in self.problems.values() if isinstance(p, Unratable)),
+            unratable=tuple(str(p) for p in self.problems.values() if not isinstance(p, Rating)),
         )
+
+
+def _waiting(too_old: Mapping[str, Sequence[UnbillableEvent]]) -> tuple[tuple[str, UnbillableEvent], ...]:
+    """By tenant what nobody has approved to stay unbilled."""
+    return tuple(
+        (tenant_id, each)
+        for tenant_id, listed in sorted(too_old.items())
+        for each in listed
+        if each.approved_by is None
+    )
+
+
+def _counting_less(lines: Sequence[RatedLine]) -> set[str]:
+    """Billing accounts for which fewer units of some metric are to be billed."""
+    counted: dict[tuple[str, str], list[Decimal]] = defaultdict(list)
+    for line in lines:
+        counted[line.billing_account, str(line.metric)].append(line.counted)
+    return {account for (account, _), units in counted.items() if total(units) < 0}
 
 
 def _late(tenant_id: str, lines: Sequence[RatedLine]) -> list[LateUsage]:
@@ -218,7 +249,7 @@ def _post(
     period: BillingPeriod,
     month: BillingPeriod,
     rated: Sequence[TenantRated],
-    problems: Mapping[str, Rating | Unratable],
+    problems: Mapping[str, Rating | Unratable | EventsArchived],
     now: datetime,
 ) -> None:
     """Append the differences, their accrual entries, and where each tenant stands."""
@@ -227,7 +258,7 @@ def _post(
     numbers |= {t.tenant_id: numbers[t.tenant_id] + 1 for t in rated if t.posted}
     new_states = [TenantPeriod(tenant_id, number, None) for tenant_id, number in numbers.items()]
     for tenant_id, problem in problems.items():
-        text = str(problem) if isinstance(problem, Unratable) else "; ".join(map(str, problem.unpriced))
+        text = "; ".join(map(str, problem.unpriced)) if isinstance(problem, Rating) else str(problem)
         new_states.append(TenantPeriod(tenant_id, states[tenant_id].rating_no if tenant_id in states else 0, text))
     changed = [state for state in new_states if states.get(state.tenant_id) != state]
     rated_line_store.set_tenant_periods(connection, period, changed, now)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -111,10 +112,15 @@ def send_invoices(
     run = _Run(engine, given)
     executor = ThreadPoolExecutor(max_workers=SENDERS_MAX, thread_name_prefix="send")
     try:
-        futures = [executor.submit(run.one, s) for s in open_]
-        for done, future in enumerate(as_completed(futures), start=1):
-            outcome = future.result()
-            sent[outcome.invoice_id] = outcome
+        by_account: dict[str, list[StoredInvoice]] = defaultdict(list)
+        for s in open_:
+            by_account[s.invoice.identity.billing_account].append(s)
+        futures = [executor.submit(run.all_of, listed) for listed in by_account.values()]
+        done = 0
+        for future in as_completed(futures):
+            outcomes = future.result()
+            sent |= {outcome.invoice_id: outcome for outcome in outcomes}
+            done += len(outcomes)
             if progress is not None:
                 progress(done, len(open_))
     finally:
@@ -130,6 +136,10 @@ class _Run:
         self._given = given
         self._unanswered = 0
         self._guard = threading.Lock()
+
+    def all_of(self, listed: Sequence[StoredInvoice]) -> list[InvoiceSent]:
+        """Send an account's invoices, one after the other."""
+        return [self.one(stored) for stored in listed]
 
     def one(self, stored: StoredInvoice) -> InvoiceSent:
         """Send one invoice."""

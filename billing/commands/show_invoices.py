@@ -58,11 +58,23 @@ def documents_of(connection: Connection, found: Sequence[StoredInvoice]) -> list
     ids = [stored.invoice.invoice_id for stored in found]
     digests = usage_digest_store.of_invoices(connection, ids)
     sides = party_store.on_documents(connection, {s.invoice.invoice_id: s.invoice.identity for s in found})
-    return [document_of(stored, sides[i], digests.get(i)) for i, stored in zip(ids, found, strict=True)]
+    originals = invoice_store.headers(connection, [s.invoice.credits_invoice_id for s in found])
+    return [
+        document_of(stored, sides[i], digests.get(i), originals.get(stored.invoice.credits_invoice_id))
+        for i, stored in zip(ids, found, strict=True)
+    ]
 
 
-def document_of(stored: StoredInvoice, sides: Sides, counted: UsageCounted | None = None) -> dict[str, Any]:
-    """A stored invoice as a document. Minor amounts are integers, exact ones decimal strings, times RFC 3339 UTC."""
+def document_of(
+    stored: StoredInvoice,
+    sides: Sides,
+    counted: UsageCounted | None = None,
+    original: tuple[str | None, date | None] | None = None,
+) -> dict[str, Any]:
+    """A stored invoice as a document. Minor amounts are integers, exact ones decimal strings, times RFC 3339 UTC.
+
+    `original`: number and issue date of the invoice that a credit note takes back from.
+    """
     invoice = stored.invoice
     identity = invoice.identity
     tenants = sorted({line.rated.identity.tenant_id for line in invoice.lines})
@@ -78,6 +90,7 @@ def document_of(stored: StoredInvoice, sides: Sides, counted: UsageCounted | Non
         "service_end": _time(identity.period.end),
         "revision": identity.revision,
         "currency": identity.currency,
+        "credits_invoice": original and {"number": original[0], "issue_date": _day(original[1])},
         "state": stored.state.value,
         "issue_date": _day(stored.issue_date),
         "due_date": _day(stored.due_date),
@@ -89,7 +102,13 @@ def document_of(stored: StoredInvoice, sides: Sides, counted: UsageCounted | Non
         "net": invoice.net_minor,
         "tax_mode": invoice.tax_mode.value,
         "tax": [
-            {"tax_group": r.group, "rate": plain(r.rate), "base": r.base_minor, "amount": r.tax_minor}
+            {
+                "tax_group": r.group,
+                "mode": invoice.tax_mode.value,
+                "rate": plain(r.rate),
+                "base": r.base_minor,
+                "amount": r.tax_minor,
+            }
             for r in invoice.taxes
         ],
         "credits": [
@@ -105,6 +124,7 @@ def document_of(stored: StoredInvoice, sides: Sides, counted: UsageCounted | Non
             for c in invoice.credits
         ],
         "carried": [{"number": c.number, "amount": c.amount_minor} for c in invoice.carried],
+        "carried_in": sum(c.amount_minor for c in invoice.carried),
         "total": invoice.total_minor,
         "amount_due": invoice.amount_due_minor,
         "exact_total": plain(invoice.exact_total),

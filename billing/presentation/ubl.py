@@ -13,6 +13,8 @@ from fractions import Fraction
 from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
+from msgspec import structs
+
 from billing.errors import DocumentRefused
 from billing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
 from billing.money import Currency, exactly, from_minor, plain, quantise_line, quantise_pieces, spread
@@ -22,18 +24,35 @@ from billing.price_plans import Metric
 from billing.tax import TaxMode
 
 INVOICE: Final = "urn:oasis:names:specification:ubl:schema:xsd:Invoice-2"
+CREDIT_NOTE: Final = "urn:oasis:names:specification:ubl:schema:xsd:CreditNote-2"
 CAC: Final = "urn:oasis:names:specification:ubl:schema:xsd:CommonAggregateComponents-2"
 CBC: Final = "urn:oasis:names:specification:ubl:schema:xsd:CommonBasicComponents-2"
 CUSTOMIZATION: Final = "urn:cen.eu:en16931:2017"
-COMMERCIAL_INVOICE: Final = "380"
 CREDIT_TRANSFER: Final = "30"
 UNITS: Final = {Metric.GPU_SECOND: "SEC"}
 ONE: Final = "C62"
 _NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-ElementTree.register_namespace("", INVOICE)
 ElementTree.register_namespace("cac", CAC)
 ElementTree.register_namespace("cbc", CBC)
+
+
+class Form(NamedTuple):
+    """How UBL names what invoices and credit notes have in common; `code` is their type (UNTDID 1001)."""
+
+    namespace: str
+    name: str
+    code: str
+    quantity: str
+
+    @property
+    def line(self) -> str:
+        """An element of the document's lines."""
+        return f"{self.name}Line"
+
+
+COMMERCIAL_INVOICE: Final = Form(INVOICE, "Invoice", "380", "InvoicedQuantity")
+CREDIT: Final = Form(CREDIT_NOTE, "CreditNote", "381", "CreditedQuantity")
 
 
 class Category(NamedTuple):
@@ -67,12 +86,19 @@ class _Element:
 
 
 def ubl_of(invoice: InvoiceFile) -> str:
-    """The invoice as XML. Raises DocumentRefused, which names what is missing for it."""
+    """The invoice as XML, a credit note with what it takes back as positive amounts.
+
+    Raises DocumentRefused, which names what is missing for it.
+    """
     problems = list(_missing(invoice))
     if problems:
         raise DocumentRefused("no EN 16931 invoice: " + "; ".join(problems))
-    root = _Element(ElementTree.Element(f"{{{INVOICE}}}Invoice"))
-    _head(root, invoice)
+    form = CREDIT if invoice.is_credit_note else COMMERCIAL_INVOICE
+    notes = " ".join(view_of(invoice).notes)
+    if invoice.is_credit_note:
+        invoice = _negated(invoice)
+    root = _Element(ElementTree.Element(f"{{{form.namespace}}}{form.name}"))
+    _head(root, invoice, form, notes)
     _party(root.part("AccountingSupplierParty", "Party"), invoice.seller, _vat_ids_stand(invoice))
     _party(root.part("AccountingCustomerParty", "Party"), invoice.buyer, _vat_ids_stand(invoice))
     if invoice.seller.iban:
@@ -88,8 +114,9 @@ def ubl_of(invoice: InvoiceFile) -> str:
     net = _net_amounts(invoice)
     _sums(root.part("LegalMonetaryTotal"), invoice, net)
     for number, (line, amount) in enumerate(zip(invoice.lines, net, strict=True), start=1):
-        _line(root.part("InvoiceLine"), invoice, number, line, amount)
+        _line(root.part(form.line), invoice, number, line, amount, form)
     ElementTree.indent(root.element)
+    ElementTree.register_namespace("", form.namespace)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root.element, encoding="unicode") + "\n"
 
 
@@ -113,19 +140,42 @@ def _missing(invoice: InvoiceFile) -> Iterator[str]:
         yield "seller.tax_id is not known (BR-S-02, BR-Z-02, BR-E-02)"
 
 
-def _head(root: _Element, invoice: InvoiceFile) -> None:
+def _negated(invoice: InvoiceFile) -> InvoiceFile:
+    """The same with the sign of every amount and quantity turned."""
+
+    def turned(text: str) -> str:
+        number = number_of(text)
+        return text if number is None else plain(-number)
+
+    return structs.replace(
+        invoice,
+        lines=[structs.replace(line, amount=-line.amount, quantity=turned(line.quantity)) for line in invoice.lines],
+        tax=[structs.replace(row, base=-row.base, amount=-row.amount) for row in invoice.tax],
+        credits=[structs.replace(credit, amount=-credit.amount) for credit in invoice.credits],
+        net=-invoice.net,
+        total=-invoice.total,
+        amount_due=-invoice.amount_due,
+    )
+
+
+def _head(root: _Element, invoice: InvoiceFile, form: Form, notes: str) -> None:
     assert invoice.issue_date is not None, "checked before"
     root.text("CustomizationID", CUSTOMIZATION)
     root.text("ID", invoice.number or "")
     root.text("IssueDate", invoice.issue_date.isoformat())
     root.text("DueDate", "" if invoice.due_date is None else invoice.due_date.isoformat())
-    root.text("InvoiceTypeCode", COMMERCIAL_INVOICE)
-    root.text("Note", " ".join(view_of(invoice).notes))
+    root.text(f"{form.name}TypeCode", form.code)
+    root.text("Note", notes)
     root.text("DocumentCurrencyCode", invoice.currency)
     root.text("BuyerReference", invoice.buyer.reference)
     _period(root.part("InvoicePeriod"), invoice.service_start.date(), _last_day(invoice))
     if invoice.buyer.purchase_order:
         root.part("OrderReference").text("ID", invoice.buyer.purchase_order)
+    if invoice.credits_invoice is not None:
+        reference = root.part("BillingReference", "InvoiceDocumentReference")
+        reference.text("ID", invoice.credits_invoice.number or "")
+        if invoice.credits_invoice.issue_date is not None:
+            reference.text("IssueDate", invoice.credits_invoice.issue_date.isoformat())
 
 
 def _period(of: _Element, first: date, last: date) -> None:
@@ -215,7 +265,7 @@ def _net_amounts(invoice: InvoiceFile) -> list[int]:
 
 
 def _sums(of: _Element, invoice: InvoiceFile, net: Sequence[int]) -> None:
-    prepaid = sum(credit.amount for credit in invoice.credits) - invoice.carried_in
+    prepaid = sum(credit.amount for credit in invoice.payments) - invoice.carried_in
     _amount(of, "LineExtensionAmount", sum(net), invoice)
     _amount(of, "TaxExclusiveAmount", invoice.net, invoice)
     _amount(of, "TaxInclusiveAmount", invoice.total, invoice)
@@ -224,14 +274,14 @@ def _sums(of: _Element, invoice: InvoiceFile, net: Sequence[int]) -> None:
     _amount(of, "PayableAmount", invoice.amount_due, invoice)
 
 
-def _line(of: _Element, invoice: InvoiceFile, number: int, line: LineFile, net: int) -> None:
+def _line(of: _Element, invoice: InvoiceFile, number: int, line: LineFile, net: int, form: Form) -> None:
     row = next((row for row in invoice.tax if row.tax_group == line.tax_group), None)
     contained = row.rate if row is not None and row.inclusive else Decimal(0)
     quantity, price = _quantity_and_price(line, net, contained, invoice.money)
     unit = UNITS.get(Metric(line.token_class), ONE) if line.token_class in list(Metric) else ONE
     words = row_of(invoice, line)
     of.text("ID", str(number))
-    of.text("InvoicedQuantity", plain(quantity), unitCode=unit)
+    of.text(form.quantity, plain(quantity), unitCode=unit)
     _amount(of, "LineExtensionAmount", net, invoice)
     item = of.part("Item")
     item.text("Description", words.detail)

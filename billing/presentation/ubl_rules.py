@@ -12,7 +12,7 @@ from typing import Final
 from xml.etree import ElementTree
 
 from billing.money import decimals_of, exactly, total
-from billing.presentation.ubl import CAC, CBC
+from billing.presentation.ubl import CAC, CBC, COMMERCIAL_INVOICE, CREDIT, Form
 
 _NAMES: Final = {"cac": CAC, "cbc": CBC}
 CENT: Final = Decimal("0.01")
@@ -20,13 +20,11 @@ MANDATORY: Final = {
     "BR-01": "cbc:CustomizationID",
     "BR-02": "cbc:ID",
     "BR-03": "cbc:IssueDate",
-    "BR-04": "cbc:InvoiceTypeCode",
     "BR-05": "cbc:DocumentCurrencyCode",
     "BR-06": "cac:AccountingSupplierParty/cac:Party/cac:PartyLegalEntity/cbc:RegistrationName",
     "BR-07": "cac:AccountingCustomerParty/cac:Party/cac:PartyLegalEntity/cbc:RegistrationName",
     "BR-09": "cac:AccountingSupplierParty/cac:Party/cac:PostalAddress/cac:Country/cbc:IdentificationCode",
     "BR-11": "cac:AccountingCustomerParty/cac:Party/cac:PostalAddress/cac:Country/cbc:IdentificationCode",
-    "BR-16": "cac:InvoiceLine",
 }
 
 
@@ -37,7 +35,13 @@ def broken_rules(text: str) -> list[str]:
 
 
 def _terms(root: ElementTree.Element) -> Iterator[str]:
-    yield from (rule for rule, path in MANDATORY.items() if root.find(path, _NAMES) is None)
+    name = _form(root).name
+    terms = MANDATORY | {"BR-04": f"cbc:{name}TypeCode", "BR-16": f"cac:{name}Line"}
+    yield from (rule for rule, path in terms.items() if root.find(path, _NAMES) is None)
+    if _text(root, f"cbc:{name}TypeCode") != _form(root).code:
+        yield f"the type of a {name}"
+    if name == CREDIT.name and not _text(root, "cac:BillingReference/cac:InvoiceDocumentReference/cbc:ID"):
+        yield "BR-55"
     seller = "cac:AccountingSupplierParty/cac:Party/"
     if not any(_text(root, f"{seller}cac:{part}/cbc:CompanyID") for part in ("PartyTaxScheme", "PartyLegalEntity")):
         yield "BR-CO-26"
@@ -57,7 +61,7 @@ def _sums(root: ElementTree.Element) -> Iterator[str]:
     def sums(name: str) -> Decimal:
         return _amount(root, f"cac:LegalMonetaryTotal/cbc:{name}")
 
-    lines = total(_amount(line, "cbc:LineExtensionAmount") for line in root.findall("cac:InvoiceLine", _NAMES))
+    lines = total(_amount(line, "cbc:LineExtensionAmount") for line in _lines_of(root))
     tax = _amount(root, "cac:TaxTotal/cbc:TaxAmount")
     with exactly():
         if sums("LineExtensionAmount") != lines:
@@ -72,7 +76,7 @@ def _sums(root: ElementTree.Element) -> Iterator[str]:
 
 def _taxes(root: ElementTree.Element) -> Iterator[str]:
     by_category: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
-    for line in root.findall("cac:InvoiceLine", _NAMES):
+    for line in _lines_of(root):
         key = _category(line, "cac:Item/cac:ClassifiedTaxCategory")
         with exactly():
             by_category[key] += _amount(line, "cbc:LineExtensionAmount")
@@ -98,16 +102,24 @@ def _taxes(root: ElementTree.Element) -> Iterator[str]:
 
 
 def _lines(root: ElementTree.Element) -> Iterator[str]:
-    ids = [_text(line, "cbc:ID") for line in root.findall("cac:InvoiceLine", _NAMES)]
+    ids = [_text(line, "cbc:ID") for line in _lines_of(root)]
     if len(set(ids)) < len(ids) or not all(ids):
         yield "BR-21"
-    for line in root.findall("cac:InvoiceLine", _NAMES):
+    for line in _lines_of(root):
         if not _text(line, "cac:Item/cbc:Name"):
             yield "BR-25"
         if line.find("cac:Price/cbc:PriceAmount", _NAMES) is None:
             yield "BR-26"
         elif _amount(line, "cac:Price/cbc:PriceAmount") < 0:
             yield "BR-27"
+
+
+def _form(root: ElementTree.Element) -> Form:
+    return CREDIT if root.tag == f"{{{CREDIT.namespace}}}{CREDIT.name}" else COMMERCIAL_INVOICE
+
+
+def _lines_of(root: ElementTree.Element) -> list[ElementTree.Element]:
+    return root.findall(f"cac:{_form(root).line}", _NAMES)
 
 
 def _category(of: ElementTree.Element, path: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ TITLES: Final = {
     InvoiceKind.ONE_OFF: "Invoice",
     InvoiceKind.FINAL: "Final invoice",
     InvoiceKind.ADJUSTMENT: "Adjustment invoice",
+    InvoiceKind.CREDIT_NOTE: "Credit note",
 }
 NO_INVOICE: Final = {
     InvoiceState.PREVIEW: "Preview: usage so far, not an invoice",
@@ -160,13 +161,17 @@ def _number(value: Decimal) -> str:
 
 def _facts(invoice: InvoiceFile) -> Iterator[tuple[str, str]]:
     if invoice.number:
-        yield "Invoice number", invoice.number
+        yield "Credit note number" if invoice.is_credit_note else "Invoice number", invoice.number
     if invoice.issue_date:
         yield "Issue date", day(invoice.issue_date)
     if invoice.due_date:
         yield "Due date", day(invoice.due_date)
     yield "Service period", days(invoice.identity.period) + " (UTC)"
-    yield "Payment terms", f"{invoice.payment_terms_days} days net" if invoice.payment_terms_days else "at once"
+    if invoice.credits_invoice is not None:
+        of = invoice.credits_invoice
+        yield "For invoice", (of.number or "") + (f" of {day(of.issue_date)}" if of.issue_date else "")
+    else:
+        yield "Payment terms", f"{invoice.payment_terms_days} days net" if invoice.payment_terms_days else "at once"
     if invoice.buyer.purchase_order:
         yield "Purchase order", invoice.buyer.purchase_order
     if invoice.buyer.reference:
@@ -233,11 +238,14 @@ def _totals(invoice: InvoiceFile) -> Iterator[Total]:
     for row in invoice.tax:
         yield Total(_tax(row, amount(row.base)), amount(row.amount))
     yield Total("Total including tax" if inclusive else "Total", amount(invoice.total), strong=True)
-    for credit in invoice.credits:
-        yield Total(f"Paid by credit {credit.grant_id}", amount(-credit.amount))
+    for credit in invoice.payments:
+        how = "Given back to" if credit.amount < 0 else "Paid by"
+        yield Total(f"{how} credit {credit.credit_id}", amount(-credit.amount))
     if invoice.carried_in:
         yield Total("Carried over from an earlier period", amount(invoice.carried_in))
-    yield Total("Amount due", f"{invoice.currency} {amount(invoice.amount_due)}", strong=True)
+    due = -invoice.amount_due if invoice.is_credit_note else invoice.amount_due
+    what = "Amount in your favour" if invoice.is_credit_note else "Amount due"
+    yield Total(what, f"{invoice.currency} {amount(due)}", strong=True)
 
 
 def _tax(row: TaxFile, base: str) -> str:
@@ -253,7 +261,8 @@ def _notes(invoice: InvoiceFile) -> Iterator[str]:
         yield f"Please pay to {bank}, and name {invoice.number}."
     rounding = plain(invoice.rounding)
     if rounding != "0":
-        yield f"Exact price {plain(invoice.exact_total)}; line amounts are rounded so that they add up."
+        how = "against the invoice's" if invoice.is_credit_note else "so that they add up"
+        yield f"Exact price {plain(invoice.exact_total)}; line amounts are rounded {how}."
     if invoice.usage_digest and invoice.usage:
         events = sum(usage.events for usage in invoice.usage)
         yield f"Usage digest over {events:,} events: {invoice.usage_digest}"

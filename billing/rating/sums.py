@@ -10,7 +10,7 @@ from typing import Final
 
 from billing.money import total
 from billing.periods import BillingPeriod
-from billing.price_plans import PlanVersion, PriceAt, PricePlan, Terms
+from billing.price_plans import PlanVersion, PriceAt, Terms
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import rate_period
 from billing.rating.running import accrued_lines
@@ -110,9 +110,3 @@ def _marked(
         return held, usage
     started_at = in_force_since(band.price_version) if band.price_version else versions[0].valid_from
     return priced_at_start(held, started_at, versions, period), usage
-
-
-def not_billed_yet(plan: PricePlan) -> list[str]:
-    """What a plan asks for that the core can rate but that is not billed from the windows yet; empty if all is."""
-    terms = plan.terms
-    return [name for name, asked in (("late_usage_days", terms.late_usage_days is not None),) if asked]

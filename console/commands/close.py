@@ -10,6 +10,7 @@ import typer
 from billing.commands.close_month import MonthClosed, close_month
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
+from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
 from billing.money import from_minor
 from billing.periods import BillingPeriod, parse_period
 from console import session
@@ -71,6 +72,43 @@ def status(month: Month, as_json: AsJson = False, as_csv: AsCsv = False) -> None
     else:
         columns = ("state", "currency", "invoices", "total_minor")
         listing(rows, columns, as_csv=as_csv, title=period.name, empty="nothing is drawn up yet")
+
+
+@app.command()
+def unbillable(
+    month: Month,
+    actor: session.Actor,
+    approve: Annotated[bool, typer.Option("--approve", help="Let all of it stay unbilled.")] = False,
+    reason: Annotated[str, typer.Option(help="Why, with --approve.")] = "",
+    dry_run: session.DryRun = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Usage of the month that came later than its contract bills (late_usage_days); a named person approves it."""
+    period = _month(month)
+    with session.engine() as engine:
+        if approve:
+            count = approve_unbillable(engine, period, reason=reason, actor=actor, dry_run=dry_run)
+        found = unbillable_usage(engine, period)
+    rows = [
+        {
+            "tenant_id": tenant_id, "completed_at": each.usage.completed_at, "request_id": each.usage.request_id,
+            "attempt": each.usage.attempt, "kind": each.kind, "correction_no": each.correction_no,
+            "model": each.usage.quantity.model, "input_tokens": each.usage.quantity.input_tokens,
+            "output_tokens": each.usage.quantity.output_tokens, "late_usage_days": each.horizon_days,
+            "billed_to": each.billed_to, "approved_by": each.approved_by, "reason": each.reason,
+        }
+        for tenant_id, listed in sorted(found.items())
+        for each in listed
+    ]  # fmt: skip
+    if as_json:
+        document(rows)
+        return
+    columns = ("tenant_id", "completed_at", "request_id", "kind", "input_tokens", "output_tokens", "approved_by")
+    shown = tuple(rows[0]) if as_csv and rows else columns
+    listing(rows, shown, as_csv=as_csv, title=period.name, empty="nothing came too late to be billed")
+    if approve and not as_csv:
+        out.print(f"{count} events approved to stay unbilled")
 
 
 def show(closed: MonthClosed) -> None:

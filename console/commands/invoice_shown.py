@@ -17,7 +17,10 @@ from console.output import listing, out
 def print_invoice(found: dict[str, Any]) -> None:
     """An invoice with its lines."""
     number, state = found["number"] or "without a number", found["state"]
-    out.print(f"Invoice {number} ({state}) for {found['billing_account']}, {found['period']}", style="bold")
+    what = "Credit note" if found["kind"] == "credit_note" else "Invoice"
+    out.print(f"{what} {number} ({state}) for {found['billing_account']}, {found['period']}", style="bold")
+    if found["credits_invoice"]:
+        out.print(f"takes back from {found['credits_invoice']['number']}")
     lines = [line | {"amount": major(line["amount"], found)} for line in found["lines"]]
     listing(lines, ("line_key", "token_class", "model", "quantity", "unit_price", "amount_exact", "amount"))
     out.print(f"exact {found['exact_total']}, rounding {found['rounding']}")

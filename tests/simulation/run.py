@@ -1,8 +1,9 @@
-"""`make simulate`: processes killed in dirty traffic, and random bills rated twice; from a seed that is printed.
+"""`make simulate`: processes killed in dirty traffic, requests against quotas, random bills rated twice; seeded.
 
     KILLS=200         kills in all; one in four is of a whole worker (0: none)
+    QUOTAS=60000      requests against quotas, in virtual time (0: none)
     INVOICES=300000   invoices to rate by the product and by the second rating (0: none)
-    QUICK=1           60 kills and 2,000 invoices, for a first look
+    QUICK=1           60 kills, 6,000 requests and 2,000 invoices, for a first look
     TOLLBOOK_SEED     repeats a run
 
 Prints for people, writes `build/simulate.json` for machines. Exit code 1 if anything was lost, doubled or differs.
@@ -18,7 +19,7 @@ from typing import Final
 
 from devstack.stack import environment
 from tests.benchmarks.report import Report
-from tests.simulation import kills
+from tests.simulation import kills, quotas
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
 
@@ -29,25 +30,37 @@ OF_WORKERS: Final = 4
 OF_WORKERS_QUICK: Final = 15
 INVOICES: Final = 300_000
 INVOICES_QUICK: Final = 2_000
+QUOTAS: Final = 60_000
+QUOTAS_QUICK: Final = 6_000
 
 
 def main() -> int:
-    """Run both halves."""
+    """Run all parts."""
     os.environ.update(environment())
     quick = os.environ.get("QUICK") == "1"
     seed = int(os.environ.get("TOLLBOOK_SEED") or random.SystemRandom().randrange(2**32))
     to_kill = int(os.environ.get("KILLS") or (KILLS_QUICK if quick else KILLS))
     invoices = int(os.environ.get("INVOICES") or (INVOICES_QUICK if quick else INVOICES))
+    requests = int(os.environ.get("QUOTAS") or (QUOTAS_QUICK if quick else QUOTAS))
     print(f"seed {seed} (TOLLBOOK_SEED={seed} repeats it), {to_kill} kills, {invoices:,} invoices", flush=True)
     report = Report("simulate", seed, quick)
     wrong = 0
     if to_kill:
         of_workers = max(1, to_kill // (OF_WORKERS_QUICK if quick else OF_WORKERS))
         wrong += _tell_kills(kills.killed(seed, to_kill, of_workers=of_workers), report)
+    if requests:
+        wrong += _limit_requests(seed, requests, report)
     if invoices:
         wrong += _rate_bills(seed, invoices, report)
     report.write()
     return 1 if wrong else 0
+
+
+def _limit_requests(seed: int, requests: int, report: Report) -> int:
+    figures = quotas.simulate(seed, tenants=max(requests // 15, 20), requests=requests, say=print)
+    for key, value in figures.items():
+        report.add(key, "", [value], goal=0 if key in quotas.ZERO else None)
+    return sum(bool(figures[key]) for key in quotas.ZERO)
 
 
 def _tell_kills(figures: Figures, report: Report) -> int:

@@ -88,7 +88,7 @@ class Months:
     def close(self, period: BillingPeriod) -> MonthClosed:
         """Close a month a day and some after its end. Nothing may wait for a person."""
         found = self.run(period)
-        assert found.problems == []
+        assert found.problems == [], found.problems
         self.closed = max(self.closed, MONTHS.index(period) + 1)
         return found
 

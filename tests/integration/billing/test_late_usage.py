@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
+from billing import invoice_store
+from billing.commands import close_month
 from billing.commands.change_subscription import cancel_subscription
+from billing.commands.explain_invoice import explain_invoice
+from billing.commands.keep_accounts import add_account, describe_entity
+from billing.commands.set_tax import set_tax
 from billing.commands.show_invoices import invoice_document, invoice_list
+from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
+from billing.credits import GrantKind
+from billing.database import transaction
+from billing.invoice_check import check_document
+from billing.invoice_file import invoice_file
+from billing.period_closing import close_book
+from billing.plan_file import parse_plan
+from billing.presentation.pages import html_of
+from billing.presentation.ubl import ubl_of
+from billing.presentation.ubl_rules import broken_rules
 from billing.stripe_gateway import StripeGateway
-from tests.billing_builders import NOVEMBER, OCTOBER, subscription
+from billing.tax import TaxMode, TaxRules
+from billing.tax_store import DatedTaxRules
+from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, subscription
 from tests.fixtures_stripe_twin import StripeTwin
-from tests.integration.billing.conftest import World
+from tests.integration.billing.conftest import PLAN, Crash, World
 from tests.integration.billing.late_months import DECEMBER, Arrivals, Months, correction, said, used
+from tests.integration.billing.test_credits import assert_the_liability_is_what_is_left, give, grant, left
 
 DAY = timedelta(days=1)
 FIRST = used("first", OCTOBER.start + DAY, 50_000)
@@ -128,6 +149,238 @@ def test_an_account_without_a_next_invoice_gets_one_of_its_own(months: Months) -
     assert kinds == [("adjustment", 0, 6000), ("adjustment", 1, 1400), ("usage", 0, 10_000)]
     assert months.balance() == {1100: 174, 4000: -174}
     assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+STEPS = ("issue_credit_notes", "draft_invoices", "send_invoices", "expire_credits", "seal_journals")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_between_any_two_steps_changes_nothing_in_the_end(
+    months: Months, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    months.comes(used("low", OCTOBER.start + 2 * DAY, 100))
+    months.close(OCTOBER)
+    months.comes(LATE, correction(FIRST, -45_000), used("second", NOVEMBER.start, 10_000))
+    with monkeypatch.context() as killed:
+        killed.setattr(close_month, step, _killed)
+        with pytest.raises(Crash):
+            months.run(NOVEMBER)
+    months.close(NOVEMBER)
+    assert months.stored() == said(months.core((OCTOBER, NOVEMBER)))
+    assert len(entries(months.world, "credit_note")) == 1
+    assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+@pytest.mark.parametrize("inside", ["save_draft", "issue_number", "move"])
+def test_a_kill_while_a_credit_note_is_issued_leaves_nothing_of_it(
+    months: Months, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    months.close(OCTOBER)
+    months.comes(correction(FIRST, -45_000))
+    with monkeypatch.context() as killed:
+        killed.setattr(invoice_store, inside, _after(getattr(invoice_store, inside)))
+        with pytest.raises(Crash):
+            months.run(OCTOBER)
+    assert [d["kind"] for d in months.stored()] == ["usage"]
+    months.close(OCTOBER)
+    assert months.world.rows("select written from ledger.issued_numbers where series = 'credit_note'") == [
+        ("CN-000001",)
+    ]
+    assert months.stored() == said(months.core((OCTOBER,)))
+    assert months.differences(OCTOBER) == {}
+
+
+def _killed(*_: Any, **__: Any) -> None:
+    raise Crash("between two steps")
+
+
+def _after(done: Callable[..., Any]) -> Callable[..., None]:
+    def run(*given: Any, **named: Any) -> None:
+        done(*given, **named)
+        raise Crash("done, not committed")
+
+    return run
+
+
+def test_what_credits_paid_goes_back_to_them_first(months: Months) -> None:
+    months.grants = (grant("topup", "30", kind=GrantKind.PAID, paid_at=SINCE),)
+    give(months.world, *months.grants)
+    months.close(OCTOBER)
+    months.comes(correction(FIRST, -20_000))
+    months.close(OCTOBER)
+    # 100 - 30 by credit; of the 40 that come back 30 go to the credit, 10 to the payer.
+    assert months.stored() == said(months.core((OCTOBER,)))
+    note = months.stored()[0]
+    assert (note["total"], note["paid"], note["due"]) == (-4000, {"topup": -3000}, -1000)
+    assert entries(months.world, "credit_note")[0][2] == {1100: -10, 1150: 40, 2100: -30}
+    assert left(months.world) == {"topup": 30}
+    assert_the_liability_is_what_is_left(months.world)
+    assert months.differences(OCTOBER) == {}
+
+
+def test_late_usage_draws_on_what_was_valid_at_its_time_though_it_expired_since(months: Months) -> None:
+    months.grants = (grant("topup", "130", kind=GrantKind.PAID, paid_at=SINCE, expires=OCTOBER.end),)
+    give(months.world, *months.grants)
+    months.close(OCTOBER)
+    assert months.balance()[4100] == -30
+    months.comes(used("late", OCTOBER.start + DAY, 10_000), used("second", NOVEMBER.start, 1000))
+    months.close(NOVEMBER)
+    assert months.stored() == said(months.core((OCTOBER, NOVEMBER)))
+    assert months.stored()[1]["paid"] == {"topup": 2000}
+    assert months.balance()[4100] == -10
+    assert_the_liability_is_what_is_left(months.world)
+    assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+def test_a_promotion_that_covers_all_of_what_came_late_is_shown_with_it(months: Months) -> None:
+    months.grants = (grant("promo", "150"),)
+    give(months.world, *months.grants)
+    months.close(OCTOBER)
+    months.comes(used("late", OCTOBER.start + DAY, 5_000))
+    months.close(NOVEMBER)
+    assert months.stored()[1]["lines"] == {"adj.credit.promo": (-1000, "-10"), "adj.out": (1000, "10")}
+    assert left(months.world) == {"promo": 40}
+    assert months.balance() == {4000: -110, 4900: 110}
+    assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+def test_late_usage_is_taxed_at_the_rate_of_its_own_period(months: Months) -> None:
+    then = TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.19")})
+    now = TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.16")})
+    set_tax(months.world.engine, DatedTaxRules("acme", then, SINCE, ""), actor="ada")
+    set_tax(months.world.engine, DatedTaxRules("acme", now, NOVEMBER.start, ""), actor="ada")
+    months.close(OCTOBER)
+    months.comes(LATE, used("second", NOVEMBER.start, 10_000))
+    months.close(NOVEMBER)
+    assert months.stored()[1]["tax"] == {"std": (2000, 320), "std@2026-10": (6000, 1140)}
+    months.comes(correction(LATE, -10_000))
+    months.close(NOVEMBER)
+    (note, *_) = months.stored()
+    assert (note["tax"], note["total"]) == ({"std": (-2000, -380)}, -2380)
+    assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+def test_under_another_mode_of_tax_late_usage_gets_an_adjustment_invoice(months: Months) -> None:
+    then = TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.19")})
+    set_tax(months.world.engine, DatedTaxRules("acme", then, SINCE, ""), actor="ada")
+    abroad = TaxRules(TaxMode.REVERSE_CHARGE)
+    set_tax(months.world.engine, DatedTaxRules("acme", abroad, NOVEMBER.start, "DE123456789"), actor="ada")
+    months.close(OCTOBER)
+    months.comes(LATE, used("second", NOVEMBER.start, 10_000))
+    months.close(NOVEMBER)
+    shown = [(d["kind"], d["period"], d["tax"], d["total"]) for d in months.stored()]
+    assert shown == [
+        ("adjustment", "2026-10", {"std": (6000, 1140)}, 7140),
+        ("usage", "2026-10", {"std": (10_000, 1900)}, 11_900),
+        ("usage", "2026-11", {"std": (2000, 0)}, 2000),
+    ]
+    assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+def test_usage_in_a_closed_book_is_booked_in_the_open_one_with_its_original_period(months: Months) -> None:
+    months.close(OCTOBER)
+    with transaction(months.world.engine) as connection:
+        close_book(connection, "default", "2026-10", OCTOBER.end + 2 * DAY)
+    months.comes(LATE)
+    months.close(OCTOBER)
+    assert entries(months.world, "accrual")[1] == ("2026-11", "2026-10", {1150: 60, 4000: -60})
+    months.close(NOVEMBER)
+    assert months.stored() == said(months.core((OCTOBER, NOVEMBER)))
+    assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+def test_usage_that_disappears_parks_the_tenant_and_credits_nothing(months: Months) -> None:
+    months.comes(used("other", OCTOBER.start + 2 * DAY, 5_000))
+    months.close(OCTOBER)
+    guards = months.world.rows(
+        "select tgname from pg_trigger where tgrelid = 'usage.events'::regclass and not tgisinternal"
+    )
+    months.world.as_owner(
+        *(f"drop trigger {guard} on usage.events" for (guard,) in guards),
+        "delete from usage.events where request_id = 'other'",
+        "update usage.windows_1h set output_tokens = 0, requests = 0, events = 0 where output_tokens = 5000",
+    )
+    months.comes(used("second", NOVEMBER.start, 10_000))
+    closed = months.run(NOVEMBER)
+    (said_first, blocked) = closed.problems
+    assert "2 events of 2026-10 were billed, of these 1 are there now" in said_first
+    assert blocked.startswith("billing account acme has no invoice: tenant acme, 2026-10: ")
+    assert months.balance() == {1100: 110, 1150: 20, 4000: -130}
+
+
+def test_windows_that_lost_usage_park_the_tenant(months: Months) -> None:
+    months.close(OCTOBER)
+    months.world.execute("update usage.windows_1h set output_tokens = 1000")
+    (problem, *_) = months.run(OCTOBER).problems
+    assert "hourly windows of 2026-10 are not what its events come to" in problem
+    assert months.balance() == {1100: 100, 4000: -100}
+
+
+def test_what_is_older_than_the_contract_bills_waits_for_a_named_person(world: World, gateway: StripeGateway,
+                                                                       own_database_url: str) -> None:  # fmt: skip
+    plan = PLAN.replace("currency: USD", "currency: USD\nterms: {late_usage_days: 10}")
+    world.tenant("acme")
+    world.plan(plan)
+    world.subscribe("acme")
+    terms = parse_plan(plan, file="plan.yaml").terms
+    months = Months(
+        world, gateway, Arrivals(own_database_url), plan, subscriptions=(subscription("acme", terms=terms),)
+    )
+    months.comes(FIRST)
+    months.close(OCTOBER)
+    old, young = used("old", OCTOBER.end - 11 * DAY, 7_000), used("young", OCTOBER.end - 9 * DAY, 30_000)
+    months.comes(old, young, correction(FIRST, -1))
+    (problem,) = months.run(OCTOBER).problems
+    assert problem.startswith("2026-10: 2 events of acme came later than its contract bills")
+    assert approve_unbillable(world.engine, OCTOBER, reason="contract 7", actor="bob") == 2
+    # Half a month on it would be too old; it was judged when it came.
+    months.comes(used("second", NOVEMBER.start, 10_000))
+    months.close(NOVEMBER)
+    months.close(DECEMBER)
+    found = {e.usage.request_id: (e.approved_by, e.reason) for e in unbillable_usage(world.engine, OCTOBER)["acme"]}
+    assert found == {"old": ("bob", "contract 7"), "first": ("bob", "contract 7")}
+    bills = months.core((OCTOBER, NOVEMBER, DECEMBER))
+    assert [event.request_id for event in bills.unbillable] == ["old", "first"]
+    assert months.stored() == said(bills)
+    assert months.stored()[1]["lines"] == {"adj.out": (6000, "60"), "out": (2000, "20")}
+    assert months.differences(OCTOBER, NOVEMBER, DECEMBER) == {}
+
+
+def test_a_credit_note_is_a_document_that_adds_up_in_every_form(months: Months) -> None:
+    set_tax(
+        months.world.engine,
+        DatedTaxRules("acme", TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.19")}), SINCE, ""),
+        actor="ada",
+    )
+    for name, entity in (("default", True), ("acme", False)):
+        values = {"name": f"{name} Ltd", "country": "DE", "tax_id": "DE123456789"}
+        if entity:
+            describe_entity(months.world.engine, name=name, actor="ada", values=values)
+        else:
+            add_account(months.world.engine, name=name, actor="ada", values=values)
+    months.close(OCTOBER)
+    months.comes(correction(FIRST, -12_345))
+    months.close(OCTOBER)
+    for reference in ("CN-000001", "INV-000001"):
+        document = invoice_document(months.world.engine, reference)
+        invoice = invoice_file(json.loads(json.dumps(document)))
+        assert check_document(invoice) == []
+        assert broken_rules(ubl_of(invoice)) == []
+    note = invoice_file(invoice_document(months.world.engine, "CN-000001"))
+    assert note.credits_invoice is not None
+    assert note.credits_invoice.number == "INV-000001"
+    text = ubl_of(note)
+    for expected in ("<cbc:CreditNoteTypeCode>381<", ">24.69<", ">4.69<", "INV-000001", ">12345<"):
+        assert expected in text
+    page = html_of(note)
+    for expected in ("Credit note CN-000001", "INV-000001 of 3 Nov 2026", "Amount in your favour", "USD 29.38"):
+        assert expected in page
+    explained = explain_invoice(months.world.engine, _no_archive, "CN-000001", print)
+    assert (explained.agrees, explained.counters, len(explained.lines)) == (True, [], 1)
+
+
+def _no_archive() -> Any:
+    raise AssertionError("nothing is archived")
 
 
 def test_three_months_with_late_usage_of_two(months: Months) -> None:

@@ -202,7 +202,7 @@ def test_what_the_norm_asks_for_and_is_not_known_is_named(changed: dict[str, Any
 
 def test_the_pdf_says_what_finance_looks_for_and_is_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1793500000")
-    invoice = invoice_file(taxed() | {"credits": [{"grant_id": "g-1", "amount": 1000}]})
+    invoice = invoice_file(taxed() | {"credits": [{"credit_id": "g-1", "amount": 1000}]})
     text = page_text(invoice)
     for expected in (
         "Invoice INV-000123", "2 Nov 2026", "2 Dec 2026", "30 days net", "PO-2026-17", "cost centre 4711",

@@ -1,0 +1,113 @@
+"""HTTP to the quota service over one kept connection, requests one behind another without waiting (pipelining).
+
+Only what the service itself sends is understood: a status line, headers, a body of a told length. Anything else, and
+any silence, closes the connection; whoever waits is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+CONNECT_WITHIN_S: Final = 1.0
+WAITING_AT_MOST: Final = 1024
+
+
+class NoAnswer(Exception):
+    """The service did not answer, or not as it should."""
+
+
+class QuotaConnection(asyncio.Protocol):
+    """One connection; made anew when it is needed and gone."""
+
+    def __init__(self, host: str, port: int, secret: str) -> None:
+        self._host = host
+        self._port = port
+        self._head = f"host: {host}:{port}\r\nauthorization: Bearer {secret}\r\ncontent-type: application/json\r\n"
+        self._transport: asyncio.Transport | None = None
+        self._waiting: deque[asyncio.Future[tuple[int, bytes]]] = deque()
+        self._received = b""
+        self._connecting: asyncio.Task[None] | None = None
+
+    async def call(self, method: str, path: str, body: bytes, within_s: float) -> tuple[int, bytes]:
+        """Status and body of the answer. Raises NoAnswer. An answer that comes too late is thrown away."""
+        try:
+            async with asyncio.timeout(within_s):
+                if self._transport is None:
+                    await self._connect()
+                return await self._send(method, path, body)
+        except (TimeoutError, OSError) as error:
+            raise NoAnswer(str(error) or "no answer in time") from None
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    def _send(self, method: str, path: str, body: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        if self._transport is None or len(self._waiting) >= WAITING_AT_MOST:
+            raise OSError("the connection is gone, or too many wait")
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(answer)
+        head = f"{method} {path} HTTP/1.1\r\n{self._head}content-length: {len(body)}\r\n\r\n"
+        self._transport.write(head.encode() + body)
+        return answer
+
+    async def _connect(self) -> None:
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._connected())
+            self._connecting.add_done_callback(self._is_connected)
+        await asyncio.shield(self._connecting)  # it goes on when the one who asked has given up
+
+    async def _connected(self) -> None:
+        async with asyncio.timeout(CONNECT_WITHIN_S):
+            await asyncio.get_running_loop().create_connection(lambda: self, self._host, self._port)
+
+    def _is_connected(self, task: asyncio.Task[None]) -> None:
+        self._connecting = None
+        if not task.cancelled():
+            task.exception()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio's."""
+        self._transport = transport  # type: ignore[assignment]
+        self._received = b""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Asyncio's."""
+        self._transport = None
+        waiting, self._waiting = self._waiting, deque()
+        for answer in waiting:
+            if not answer.done():
+                answer.set_exception(OSError("the service closed the connection"))
+                answer.exception()
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio's."""
+        self._received += data
+        while self._waiting and (end := self._received.find(b"\r\n\r\n")) >= 0:
+            lines = self._received[:end].split(b"\r\n")
+            status, size = _status_of(lines[0]), 0
+            for line in lines[1:]:
+                name, _, value = line.partition(b":")
+                if name.lower() == b"content-length" and value.strip().isdigit():
+                    size = int(value)
+            if status is None:
+                if self._transport is not None:
+                    self._transport.abort()
+                return
+            if len(self._received) < end + 4 + size:
+                return
+            body = self._received[end + 4 : end + 4 + size]
+            self._received = self._received[end + 4 + size :]
+            answer = self._waiting.popleft()
+            if not answer.done():
+                answer.set_result((status, body))
+
+
+def _status_of(line: bytes) -> int | None:
+    words = line.split(b" ", 2)
+    return int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/1.") and words[1].isdigit() else None

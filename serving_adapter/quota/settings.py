@@ -1,0 +1,49 @@
+"""How the quota service is called, and what happens when it does not answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from serving_adapter.settings import SettingsError
+
+Mode = Literal["allow", "safe_capacity", "deny"]
+TIER_MODES: Final[Mapping[str, Mode]] = {"enterprise": "allow", "paid": "safe_capacity", "free": "deny"}
+OTHER_TIERS: Final[Mode] = "safe_capacity"
+DEFAULT_URL: Final = "http://127.0.0.1:8720"
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """The service's address and key, deadlines, slices and fail modes. Seconds where not said otherwise."""
+
+    host: str = "127.0.0.1"
+    port: int = 8720
+    secret: str = field(default="", repr=False)
+    holder: str = "gate"
+    """Who holds slices: one name for each process."""
+    deadline: float = 0.005
+    """Nobody's request waits longer for a limiter."""
+    failures_to_open: int = 3
+    """So many calls one after another without an answer: the service is not asked for a while."""
+    open_for: float = 1.0
+    slice_ttl: float = 2.0
+    slice_requests: int = 200
+    """How much a slice is asked for at first; later as much as is used up in its time."""
+    slice_tokens: int = 400_000
+    safe_requests: int = 4
+    """Of a tenant in flight at once, where only a safe capacity is admitted without the service."""
+    safe_tokens: int = 512
+    """`max_tokens` of such a request at most."""
+    tier_modes: Mapping[str, Mode] = field(default_factory=lambda: dict(TIER_MODES))
+
+    @staticmethod
+    def from_environment(environ: Mapping[str, str] = os.environ) -> GateSettings:
+        """Address and key from `TOLLBOOK_QUOTA_URL` and `TOLLBOOK_QUOTA_KEY`. Raises SettingsError."""
+        url = urlsplit(environ.get("TOLLBOOK_QUOTA_URL") or DEFAULT_URL)
+        if url.scheme != "http" or not url.hostname or url.path.strip("/"):
+            raise SettingsError("TOLLBOOK_QUOTA_URL must be http://HOST:PORT; TLS ends in a proxy before the service")
+        return GateSettings(url.hostname, url.port or 80, environ.get("TOLLBOOK_QUOTA_KEY", ""))

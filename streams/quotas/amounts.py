@@ -1,0 +1,130 @@
+"""How much of a metric some usage is, and how much it may become at most. Pure; amounts in smallest units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from streams.quotas.definitions import UNITS, Metric
+
+_MICRO: Final = 10**6
+_SPEND: Final = UNITS["spend"]
+
+
+class Counts(NamedTuple):
+    """What was used, or is to be taken back: requests, tokens, microseconds of GPU time. `input_tokens` has the cached
+    ones in it."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    gpu_us: int = 0
+
+
+class Price(NamedTuple):
+    """Prices of a model in 10⁻¹⁸ of the major unit; GPU time per second."""
+
+    request: int = 0
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+    gpu_second: int = 0
+
+    def of(self, counts: Counts) -> int:
+        """What usage costs, to be rounded up where a microsecond of GPU time has a fraction."""
+        return (
+            self.request * counts.requests
+            + self.input * (counts.input_tokens - counts.cached_tokens)
+            + self.cached_input * counts.cached_tokens
+            + self.output * counts.output_tokens
+            - (-self.gpu_second * counts.gpu_us // _MICRO)
+        )
+
+
+FREE: Final = Price()
+
+
+class Bound(NamedTuple):
+    """The most that a request may come to in one metric: so much, and so much for each output token."""
+
+    fixed: int
+    per_output: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatedPrice:
+    """A price from a time (microseconds since 1970) on; model '' for any."""
+
+    model: str
+    metric: str
+    unit_price: Decimal
+    valid_from_us: int
+
+
+class PriceList:
+    """A tenant's highest prices, dated (`usage.estimate_prices`, which billing writes)."""
+
+    def __init__(self, prices: Iterable[DatedPrice] = ()) -> None:
+        self._prices = sorted(prices, key=lambda price: (price.valid_from_us, price.model))
+        self._found: dict[tuple[str, int], Price] = {}
+        self.changes_us: Sequence[int] = sorted({price.valid_from_us for price in self._prices})
+        """When prices change."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PriceList) and self._prices == other._prices
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._prices))
+
+    def at(self, model: str, at_us: int) -> Price:
+        """The prices of a model at a time: of each metric the newest, of two from the same time the model's own."""
+        if not self._prices:
+            return FREE
+        number = sum(change <= at_us for change in self.changes_us)
+        found = self._found.get((model, number))
+        if found is None:
+            units = {
+                price.metric: -int(-price.unit_price * _SPEND // 1)
+                for price in self._prices
+                if price.valid_from_us <= at_us and price.model in ("", model)
+            }
+            found = self._found[model, number] = Price(**units)
+        return found
+
+
+def amount(metric: Metric, counts: Counts, price: Price) -> int:
+    """What usage counts in a metric. Concurrency is no usage: 0."""
+    if metric == "output_tokens":
+        return counts.output_tokens
+    if metric == "total_tokens":
+        return counts.input_tokens + counts.output_tokens
+    if metric == "input_tokens":
+        return counts.input_tokens
+    if metric == "requests":
+        return counts.requests
+    if metric == "cached_input_tokens":
+        return counts.cached_tokens
+    if metric == "gpu_seconds":
+        return counts.gpu_us
+    if metric == "spend":
+        return price.of(counts)
+    return 0
+
+
+def bound(metric: Metric, requests: int, input_tokens: int, price: Price) -> Bound:
+    """What requests with so many input tokens may come to. GPU time cannot be known before: its bound is 0."""
+    if metric == "output_tokens":
+        return Bound(0, 1)
+    if metric == "total_tokens":
+        return Bound(input_tokens, 1)
+    if metric in ("input_tokens", "cached_input_tokens"):
+        return Bound(input_tokens, 0)
+    if metric == "requests":
+        return Bound(requests, 0)
+    if metric == "spend":
+        dearest = max(price.input, price.cached_input)
+        return Bound(price.request * requests + dearest * input_tokens, price.output)
+    return Bound(0, 0)

@@ -1,0 +1,274 @@
+"""One tenant's quotas and reservations: what is admitted, and what becomes of it. Pure.
+
+`decide` judges a request and changes nothing that lasts; `apply` takes an entry of the journal, live or when
+the service rebuilds itself; `confirm` takes confirmed usage. Whoever calls keeps the entries durable before anything is
+answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from streams.quotas import meter_set
+from streams.quotas.amounts import Counts, PriceList
+from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
+from streams.quotas.deciding import judge
+from streams.quotas.decisions import Ask, Limits, Progress, Refused, Row, Tended
+from streams.quotas.definitions import Quota
+from streams.quotas.entries import Leased, Reserved, Returned, Settled
+from streams.quotas.errors import OtherContent
+from streams.quotas.lease_book import LeaseBook
+from streams.quotas.meter_set import MeterSet
+from streams.quotas.meters import RateMeter
+from streams.quotas.outputs import RecentOutputs
+from streams.quotas.parts import Part, Request, State, Step, after
+
+DEFAULT_LIMITS = Limits()
+
+
+class TenantBook:
+    """The state of one tenant."""
+
+    def __init__(self, tenant_id: str, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.tenant_id = tenant_id
+        self.limits = limits
+        self.tier = ""
+        self.priority = 0
+        self.meters = MeterSet()
+        self.requests: dict[str, Request] = {}
+        self.leases = LeaseBook()
+        self.outputs = RecentOutputs()
+        self.new_requests: list[str] = []
+        """Since somebody looked: each has to be looked at again (`tend`)."""
+
+    def define(
+        self, quotas: Iterable[Quota], now: int, *, tier: str = "", priority: int = 0, prices: PriceList | None = None,
+        anchor: Anchor = CALENDAR_MONTHS,
+    ) -> None:  # fmt: skip
+        """Take definitions, prices and the billing periods' anchor; new budgets have to be loaded then."""
+        self.tier, self.priority = tier, priority
+        self.meters.define(quotas, now, prices or PriceList(), anchor)
+        for request in self.requests.values():
+            for part in request.parts.values():
+                self.meters.hold(part, +1)
+            if request.in_slot:
+                self._slot(request, +1)
+        for meter, units in self.leases.held(self.meters):
+            if not isinstance(meter, RateMeter):
+                meter_set.lease(meter, units, now)
+
+    @property
+    def needs_loading(self) -> bool:
+        """Whether a budget does not know yet what is confirmed."""
+        return any(not meter.loaded for meter in self.meters.budgets)
+
+    def decide(self, ask: Ask, now: int, share: int = 100) -> Reserved | Refused | None:
+        """The entry that admits a request, or why it is refused; None if it was admitted before (`admitted`).
+
+        `share` = percent of what remains that may be promised. Raises OtherContent.
+        """
+        self.roll(now)
+        request = self.requests.get(ask.request_id)
+        if request is not None and self.admitted(ask) is not None:
+            return None
+        return judge(
+            ask, self.meters, self.outputs, self.limits, now, priority=self.priority, share=share,
+            in_flight=request is not None and request.in_slot,
+        )  # fmt: skip
+
+    def admitted(self, ask: Ask) -> Reserved | None:
+        """What was answered when the same was asked before, unless it has ended unused since. Raises OtherContent."""
+        part = self._part(ask.request_id, ask.attempt)
+        if part is None or part.reserved is None:
+            return None
+        was = part.reserved
+        same = (was.model, was.adapter, was.input_tokens, was.asked, was.copies)
+        if same != (ask.model, ask.adapter, ask.input_tokens, ask.asked, ask.copies):
+            raise OtherContent(f"{ask.request_id}, attempt {ask.attempt}, was asked for with other content")
+        return None if part.state is State.RELEASED else was
+
+    def apply(self, entry: Reserved | Settled | Leased | Returned) -> Progress:
+        """Take an entry of the journal. Twice, or in another order, it leaves the same."""
+        self.roll(entry.at)
+        if isinstance(entry, Reserved):
+            return self._reserve(entry)
+        if isinstance(entry, Settled):
+            return self._settle(entry)
+        for meter, units in self.leases.apply(entry, self.meters):
+            meter_set.lease(meter, units, entry.at)
+        return Progress(True)
+
+    def confirm(self, row: Row) -> Progress:
+        """Take a row of confirmed usage: it counts in its period, and whatever was promised for it ends."""
+        part = self._part(row.request_id, row.attempt)
+        known = part is not None and (part.reserved is not None or bool(part.lease_id))
+        self.meters.confirm(row, reserved=known)
+        if not row.first:
+            return Progress(known)
+        if part is None and self.leases.any_open:
+            part = self._new_part(row.request_id, row.attempt, row.model, row.adapter, row.completed_at)
+        over = 0
+        if part is not None:
+            over = _over(part, row.counts)
+            if part.state is State.RESERVED and part.reserved is not None:
+                self.meters.correct(part.reserved, row.counts)
+            self._move(part, Step.CONFIRM)
+            part.settled, part.settled_at = row.counts, row.completed_at
+            self._end_if_done(row.request_id, row.completed_at)
+        return Progress(known, over)
+
+    def resolve(self, request_id: str, attempt: int) -> None:
+        """An attempt's usage is among what was loaded: what was promised for it ends, and nothing is counted."""
+        part = self._part(request_id, attempt)
+        if part is not None:
+            self._move(part, Step.CONFIRM)
+            self._end_if_done(request_id, part.settled_at or (part.reserved.at if part.reserved else 0))
+
+    def tend(self, request_id: str, now: int) -> Tended:
+        """End a request whose deadline has passed, forget one that ended a while ago and is confirmed."""
+        request = self.requests.get(request_id)
+        if request is None:
+            return Tended(None, 0)
+        expired = 0
+        if request.ended_at is None and request.deadline <= now:
+            self.roll(now)
+            for part in request.parts.values():
+                if part.state is State.RESERVED:
+                    self._move(part, Step.RELEASE)
+                    expired += 1
+            self._end(request, now)
+        if request.ended_at is None:
+            return Tended(min(now + self.limits.keep_ended_us, request.deadline), expired)
+        if request.settling or now < request.ended_at + self.limits.keep_ended_us:
+            return Tended(now + self.limits.keep_ended_us, expired)
+        del self.requests[request_id]
+        return Tended(None, expired)
+
+    def expire_leases(self, now: int) -> None:
+        """Take back slices that nobody gave back in time."""
+        for meter, units in self.leases.expire(now, self.meters):
+            meter_set.lease(meter, units, now)
+
+    def roll(self, now: int) -> None:
+        """Go to the periods that hold `now`, with all that is in flight."""
+        for meter in self.meters.rolled_to(now):
+            meter.unconfirmed = sum(
+                self.meters.settled(meter, part)
+                for request in self.requests.values()
+                for part in request.parts.values()
+                if part.state is State.SETTLED
+            )
+
+    def overdue(self, request_id: str, now: int) -> Sequence[int]:
+        """Attempts of a request that were settled longer ago than metering may lag, and are not confirmed."""
+        request = self.requests.get(request_id)
+        parts = request.parts if request else {}
+        late = now - self.limits.lag_us
+        return [number for number, part in parts.items() if part.state is State.SETTLED and part.settled_at < late]
+
+    def live(self) -> Iterator[tuple[str, int]]:
+        """Every attempt whose usage is not confirmed, and may yet be."""
+        for request_id, request in self.requests.items():
+            for attempt, part in request.parts.items():
+                if part.state is not State.CONFIRMED:
+                    yield request_id, attempt
+
+    def _reserve(self, entry: Reserved) -> Progress:
+        part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)
+        told_twice = part.reserved is not None and entry.at <= part.reserved.at
+        if told_twice or part.state in (State.RESERVED, State.SETTLED, State.CONFIRMED):
+            return Progress(True)
+        part.reserved = entry
+        self._move(part, Step.RESERVE)
+        self.meters.admit(entry)
+        request = self.requests[entry.request_id]
+        request.deadline = max(request.deadline, entry.deadline)
+        request.ended_at = None
+        if not request.in_slot:
+            request.in_slot = True
+            self._slot(request, +1)
+        return Progress(True)
+
+    def _settle(self, entry: Settled) -> Progress:
+        part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)
+        request = self.requests[entry.request_id]
+        known, over = part.reserved is not None or bool(entry.lease_id), 0
+        used = Counts(1, entry.input_tokens, entry.cached_tokens, entry.output_tokens, entry.gpu_us)
+        if entry.lease_id and not part.lease_id:
+            if part.state is State.CONFIRMED and part.reserved is None:
+                self.meters.was_reserved(part)
+            part.lease_id = entry.lease_id
+            for meter, units in self.leases.use(entry.lease_id, used, self.meters):
+                meter_set.lease(meter, units, entry.at)
+        if not entry.dispatched:
+            self._release(part)
+        elif part.state in (State.UNKNOWN, State.RESERVED, State.RELEASED):
+            over = _over(part, used)
+            if part.state is State.RESERVED and part.reserved is not None:
+                self.meters.correct(part.reserved, used)
+            elif not known:
+                self.meters.charge(part.model, part.adapter, used, entry.at)
+            self._move(part, Step.SETTLE, used, entry.at)
+            self.outputs.add(entry.output_tokens)
+        if entry.final:
+            for other in request.parts.values():
+                self._release(other)
+            self._end(request, entry.at)
+        return Progress(known, over)
+
+    def _release(self, part: Part) -> None:
+        """An attempt that is reserved will use nothing."""
+        if part.state is State.RESERVED and part.reserved is not None:
+            self.meters.correct(part.reserved, Counts())
+            self._move(part, Step.RELEASE)
+
+    def _move(self, part: Part, step: Step, used: Counts | None = None, at: int = 0) -> None:
+        """Take a step; what the budgets hold for the attempt follows from its state alone."""
+        following = after(part.state, step)
+        if part.state is following:
+            return
+        if part.state is not State.UNKNOWN:
+            self.meters.hold(part, -1)
+        part.state = following
+        if used is not None:
+            part.settled, part.settled_at = used, at
+        self.meters.hold(part, +1)
+
+    def _end_if_done(self, request_id: str, at: int) -> None:
+        request = self.requests[request_id]
+        if all(part.state is not State.RESERVED for part in request.parts.values()):
+            self._end(request, at)
+
+    def _end(self, request: Request, at: int) -> None:
+        if request.ended_at is None:
+            request.ended_at = at
+        if request.in_slot:
+            request.in_slot = False
+            self._slot(request, -1)
+
+    def _slot(self, request: Request, sign: int) -> None:
+        first = next(iter(request.parts.values()))
+        self.meters.take_slot(first.model, first.adapter, sign)
+
+    def _part(self, request_id: str, attempt: int) -> Part | None:
+        request = self.requests.get(request_id)
+        return request.parts.get(attempt) if request else None
+
+    def _new_part(self, request_id: str, attempt: int, model: str, adapter: str, at: int) -> Part:
+        request = self.requests.get(request_id)
+        if request is None:
+            request = self.requests[request_id] = Request()
+            request.deadline = at + self.limits.held_us
+            self.new_requests.append(request_id)
+        part = request.parts.get(attempt)
+        if part is None:
+            part = request.parts[attempt] = Part(model, adapter)
+        return part
+
+
+def _over(part: Part, used: Counts) -> int:
+    """Tokens beyond what was reserved."""
+    was = part.reserved
+    if was is None:
+        return 0
+    return max(used.output_tokens - was.output_cap, 0) + max(used.input_tokens - was.input_tokens, 0)

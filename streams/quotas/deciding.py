@@ -1,0 +1,85 @@
+"""Whether a request fits under its tenant's quotas. Pure: it changes nothing but what the clock changes."""
+
+from __future__ import annotations
+
+from streams.quotas.amounts import Bound, bound
+from streams.quotas.decisions import Ask, Because, Limits, Refused, Wall
+from streams.quotas.entries import Reserved
+from streams.quotas.meter_set import MeterSet
+from streams.quotas.meters import ENDLESS, BudgetMeter, Meter, RateMeter, SlotMeter
+from streams.quotas.outputs import RecentOutputs
+
+SOON_US = 1_000_000
+"""When to come again after requests in flight took what there is: they are settled within seconds."""
+SOFT_STEP = 10
+"""By how much each threshold that is passed puts a tenant's requests back."""
+
+
+def judge(
+    ask: Ask, meters: MeterSet, outputs: RecentOutputs, limits: Limits, now: int, *, priority: int, share: int,
+    in_flight: bool,
+) -> Reserved | Refused:  # fmt: skip
+    """The entry that admits a request, or the quotas that it does not fit under.
+
+    A budget must hold what is used, what may still come of what is in flight, and this request's bound together. A
+    request that asks for more output than there is room for gets fewer tokens, down to the quotas' floor, where they
+    let it. `share` = percent of what remains that may be promised. `in_flight`: another attempt of it holds a slot.
+    """
+    price = meters.prices.at(ask.model, now)
+    copies = ask.copies
+    wanted = granted = ask.max_tokens if ask.max_tokens is not None else limits.default_max_tokens
+    expected = outputs.expected(wanted) * copies
+    limited_by: list[str] = []
+    walls: list[Wall] = []
+    for meter in meters.of(ask.model, ask.adapter):
+        quota = meter.quota
+        if isinstance(meter, BudgetMeter):
+            cost = bound(quota.metric, 1, ask.input_tokens, price)
+            room = meter.room(cost, wanted * copies, expected, share)
+            if not quota.hard and quota.thresholds:
+                percent = meter.percent
+                priority += SOFT_STEP * sum(each <= percent for each in quota.thresholds)
+                if percent >= 100:
+                    granted = min(granted, max(outputs.median(wanted), quota.min_tokens))
+                    limited_by.append(quota.quota_id)
+        elif isinstance(meter, RateMeter):
+            cost = bound(quota.metric, 1, ask.input_tokens, price)
+            room = meter.rate.room(now, cost.fixed + cost.per_output * wanted * copies) if quota.hard else ENDLESS
+        else:
+            cost = Bound(1, 0)
+            room = quota.limit - meter.in_use - meter.leased if quota.hard and not in_flight else ENDLESS
+        if room >= cost.fixed + cost.per_output * wanted * copies:
+            continue
+        # Whole answers: what is left over by dividing is not promised
+        fits = (room - cost.fixed) // (cost.per_output * copies) if cost.per_output else -1
+        least = min(quota.min_tokens, wanted) if quota.on_shrink == "allow" else wanted
+        if fits < least:
+            walls.append(_wall(meter, cost.fixed + cost.per_output * least * copies, max(room, 0), share, now))
+        else:
+            limited_by.append(quota.quota_id)
+            granted = min(granted, fits)
+    if walls:
+        return Refused(ask, now, tuple(walls), tuple(meters.standings(ask.model, ask.adapter, now)))
+    cap = granted * copies
+    return Reserved(
+        ask.tenant_id, ask.request_id, ask.attempt, now, ask.model, ask.adapter, ask.tier, ask.input_tokens, cap,
+        min(expected, cap), granted, ask.asked, copies, now + limits.held_us, tuple(limited_by), priority,
+    )  # fmt: skip
+
+
+def _wall(meter: Meter, needed: int, room: int, share: int, now: int) -> Wall:
+    quota = meter.quota
+    because: Because
+    wait: int | None = SOON_US
+    if isinstance(meter, RateMeter):
+        wait = meter.rate.wait_us(now, needed)
+        because = "rate" if wait is not None else "never"
+    elif isinstance(meter, SlotMeter):
+        because = "concurrency"
+    elif needed > quota.limit:
+        because, wait = "never", None
+    elif meter.used + needed > quota.limit or quota.metric == "gpu_seconds":
+        because, wait = "spent", meter.end - now
+    else:
+        because = "learning" if share != 100 and meter.remaining >= needed else "in_flight"
+    return Wall(quota, because, needed, room, wait)

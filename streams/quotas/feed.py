@@ -1,0 +1,220 @@
+"""Confirmed usage in the order of commit, and the windows that it adds up to: read in one snapshot of the database.
+
+Each source counts its commits (`ingest_no`), so that what is new is exactly what lies between the position read last
+and the one of the snapshot. A tenant's budgets are loaded from the windows of the same snapshot: what the windows hold
+and what the feed brings later meet without a gap and without an overlap (docs/spec/metering.md 7.5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import psycopg
+from psycopg import IsolationLevel
+from psycopg.types.json import Jsonb
+
+from serving_adapter.identity import Identity
+from streams.quotas import definition_store
+from streams.quotas.amounts import Counts, PriceList
+from streams.quotas.calendar import microseconds, moment
+from streams.quotas.decisions import Row
+from streams.quotas.definition_store import Definitions, Marks
+from streams.rules.identity_keys import identity_key
+
+ROWS_AT_MOST: Final = 20_000
+"""In one look: what is more is read in the next."""
+NOT_BILLED_SOURCES: Final = "('estimate')"
+BILLS: Final = f"(status in ('ok', 'aborted') and fault <> 'platform' and usage_source not in {NOT_BILLED_SOURCES})"
+"""What counts as spend: what bills unless a contract says otherwise (docs/spec/money.md 2)."""
+
+_NEW_CHUNKS: Final = """
+    select source, ingest_no from usage.sources
+    where ingest_no > coalesce((%(at)s ->> source)::bigint, 0) and feed = 'usage'
+"""
+_ROWS: Final = f"""
+    select f.tenant_id, f.request_id, f.attempt, f.completed_at, f.model, f.adapter, {BILLS} as bills, f.kind,
+        f.requests, f.input_tokens, f.cache_hit_tokens, f.output_tokens, f.gpu_us
+    from unnest(%(sources)s::text[], %(from)s::bigint[], %(to)s::bigint[]) as due (source, after, through)
+    join usage.quota_feed as f on f.source = due.source and f.ingest_no > due.after and f.ingest_no <= due.through
+    where usage.quota_group(f.tenant_id) %% %(of)s = %(shard)s
+    order by f.source, f.ingest_no
+"""
+_WINDOWS: Final = f"""
+    select w.model, w.adapter, {BILLS} as bills, w.bucket >= %(end)s as ahead,
+        (select max(c) from unnest(%(changes)s::timestamptz[]) as c where c <= w.bucket) as priced_from,
+        sum(w.requests)::int8, sum(w.input_tokens)::int8, sum(w.cache_hit_tokens)::int8, sum(w.output_tokens)::int8,
+        sum(w.gpu_us)::int8
+    from usage.{{table}} as w
+    where w.tenant_id = %(tenant)s and w.bucket >= %(start)s and w.purpose = 'tenant'
+    group by 1, 2, 3, 4, 5
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A period whose usage is asked for: [start, end) in microseconds since 1970."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Some usage of a model in a span, or `ahead` of it, at one price."""
+
+    model: str
+    adapter: str
+    bills: bool
+    ahead: bool
+    priced_at: int
+    counts: Counts
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What is to be looked up beside what is new."""
+
+    spans: Mapping[str, Sequence[Span]] = field(default_factory=dict)
+    """By tenant: periods to load."""
+    attempts: Sequence[tuple[str, str, int]] = ()
+    """(tenant, request, attempt) of which it is not known whether their usage was counted."""
+    tenants: Sequence[str] = ()
+    """Whose registration is not known."""
+
+
+@dataclass(slots=True)
+class Look:
+    """What was found, all of one snapshot."""
+
+    at: int
+    """The database's clock, in microseconds since 1970, and the monotonic clock at that moment, in seconds."""
+    monotonic: float
+    positions: dict[str, int]
+    rows: list[Row]
+    caught_up: bool
+    """Whether `rows` is all; if not, nothing was loaded."""
+    definitions: Definitions | None
+    """If they are others than before."""
+    loaded: dict[str, dict[Span, list[Used]]] = field(default_factory=dict)
+    prices: dict[str, PriceList] = field(default_factory=dict)
+    counted: list[tuple[str, str, int]] = field(default_factory=list)
+    """Those of the attempts asked for that are among what was counted."""
+    states: dict[str, str] = field(default_factory=dict)
+    """The states of the tenants asked for, and of all that are not active."""
+
+
+def look(
+    connection: psycopg.Connection, positions: Mapping[str, int], marks: Marks, wanted: Wanted, shard: int, of: int
+) -> Look:  # fmt: skip
+    """Everything that is new, in one snapshot. `positions` empty: begin here, without the feed's past."""
+    with one_snapshot(connection):
+        return look_within(connection, positions, marks, wanted, shard, of)
+
+
+def look_within(
+    connection: psycopg.Connection, positions: Mapping[str, int], marks: Marks, wanted: Wanted, shard: int, of: int
+) -> Look:  # fmt: skip
+    """The same in a snapshot of the caller's."""
+    began = time.monotonic()
+    row = connection.execute("select clock_timestamp()").fetchone()
+    assert row is not None, "a function always has a row"
+    monotonic = (began + time.monotonic()) / 2
+    definitions = definition_store.read(connection) if definition_store.marks(connection) != marks else None
+    found = Look(microseconds(row[0]), monotonic, dict(positions), [], True, definitions)
+    _read_rows(connection, found, begin_here=not positions, shard=shard, of=of)
+    if found.caught_up:
+        _load(connection, found, wanted)
+    found.counted = counted_among(connection, wanted.attempts)
+    found.states = _states(connection, wanted.tenants)
+    return found
+
+
+@contextlib.contextmanager
+def one_snapshot(connection: psycopg.Connection) -> Iterator[None]:
+    """A transaction all of whose statements see the same state of the database."""
+    if connection.isolation_level is not IsolationLevel.REPEATABLE_READ:
+        connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    with connection.transaction():
+        yield
+
+
+def _read_rows(connection: psycopg.Connection, found: Look, *, begin_here: bool, shard: int, of: int) -> None:
+    new = connection.execute(_NEW_CHUNKS, {"at": Jsonb(found.positions)}).fetchall()
+    if begin_here:
+        found.positions = {"": 0} | dict(new)
+        return
+    if not new:
+        return
+    due = [(source, found.positions.get(source, 0), number) for source, number in new]
+    chunks = sum(number - after for _, after, number in due)
+    if chunks > ROWS_AT_MOST // 1000:  # a chunk has 2,000 messages at most, and mostly fewer
+        most = max(ROWS_AT_MOST // 1000 // len(due), 1)
+        due = [(source, after, min(number, after + most)) for source, after, number in due]
+        found.caught_up = False
+    given = {
+        "sources": [source for source, _, _ in due], "from": [after for _, after, _ in due],
+        "to": [number for _, _, number in due], "of": of, "shard": shard,
+    }  # fmt: skip
+    found.rows = [_row(*each) for each in connection.execute(_ROWS, given)]
+    found.positions |= {source: number for source, _, number in due}
+
+
+def _row(
+    tenant_id: str, request_id: str, attempt: int, completed_at: datetime, model: str, adapter: str, bills: bool,
+    kind: str, *counts: int,
+) -> Row:  # fmt: skip
+    first = kind == "usage" and counts[0] > 0
+    return Row(
+        tenant_id, request_id, attempt, microseconds(completed_at), model, adapter, bills, first, Counts(*counts)
+    )
+
+
+def _load(connection: psycopg.Connection, found: Look, wanted: Wanted) -> None:
+    if not wanted.spans:
+        return
+    found.prices = definition_store.price_lists(connection, wanted.spans)
+    for tenant_id, spans in wanted.spans.items():
+        changes = [moment(at) for at in found.prices.get(tenant_id, PriceList()).changes_us]
+        found.loaded[tenant_id] = {span: _used(connection, tenant_id, span, changes) for span in spans}
+
+
+def _used(connection: psycopg.Connection, tenant_id: str, span: Span, changes: Sequence[datetime]) -> list[Used]:
+    """Usage since a period's start. Whole hours from the hourly windows, else from those of minutes.
+
+    Periods that begin within a minute begin with it here: what a budget counts too much then is part of a minute.
+    """
+    hourly = span.start % 3_600_000_000 == 0 and span.end % 3_600_000_000 == 0
+    query = _WINDOWS.format(table="windows_1h" if hourly else "windows_1m")
+    minute = span.start - span.start % 60_000_000
+    given = {"tenant": tenant_id, "start": moment(minute), "end": moment(span.end), "changes": list(changes)}
+    return [
+        Used(model, adapter, bills, ahead, microseconds(priced) if priced else span.start, Counts(*counts))
+        for model, adapter, bills, ahead, priced, *counts in connection.execute(query, given)
+    ]
+
+
+def counted_among(
+    connection: psycopg.Connection, attempts: Iterable[tuple[str, str, int]]
+) -> list[tuple[str, str, int]]:  # fmt: skip
+    """Those attempts whose usage event was counted."""
+    keys: dict[UUID, tuple[str, str, int]] = {
+        UUID(bytes=identity_key(Identity(tenant_id, request_id, attempt, "usage", 0))): (tenant_id, request_id, attempt)
+        for tenant_id, request_id, attempt in attempts
+    }
+    if not keys:
+        return []
+    rows = connection.execute("select key from usage.event_identities where key = any(%s)", (list(keys),))
+    return [keys[row[0]] for row in rows]
+
+
+def _states(connection: psycopg.Connection, asked: Sequence[str]) -> dict[str, str]:
+    rows = connection.execute(
+        "select tenant_id, state from usage.tenants where state <> 'active' or tenant_id = any(%s)", (list(asked),)
+    )
+    return dict(rows.fetchall())

@@ -1,0 +1,190 @@
+"""The durable journal of a shard: batches of entries, states of books, who owns the shard (docs/spec/metering.md 7.4).
+
+An owner takes a shard by raising its epoch. Each batch is written in a transaction that first moves the shard's
+sequence under that epoch, so that an owner of an older one writes nothing: the row's lock stands between the two, and
+the new owner reads the journal after it has raised the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import psycopg
+
+from streams import alerts
+from streams.alerts import Alert
+from streams.quotas.errors import Fenced, ShardsTaken
+
+DECISIONS_KEPT_DAYS: Final = 35
+"""How long `quota why` can explain a refusal: a billing period and some days."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """A shard as this process took it. `lost` = entries of it that the journal should have and does not."""
+
+    shard: int
+    of: int
+    epoch: int
+    lost: bool
+    first: bool
+    """Nobody ever had it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A refusal, or a decision without the service, for `quota why`."""
+
+    decided_at: datetime
+    tenant_id: str
+    request_id: str
+    attempt: int
+    kind: str
+    detail: bytes
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is written together."""
+
+    entries: bytes
+    states: Sequence[tuple[int, bytes]] = ()
+    """Groups' books as of the end of `entries`."""
+    decisions: list[Decision] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+
+
+_APPEND: Final = """
+    with mine as (
+        update usage.quota_shards set next_seq = next_seq + 1
+        where shard = %(shard)s and epoch = %(epoch)s returning next_seq - 1 as seq
+    )
+    insert into usage.quota_journal (shard, epoch, seq, entries)
+    select %(shard)s, %(epoch)s, seq, %(entries)s from mine returning no
+"""
+_KEEP_STATE: Final = """
+    insert into usage.quota_states as s (tenant_group, no, state) values (%s, %s, %s)
+    on conflict (tenant_group) do update set no = excluded.no, state = excluded.state where s.no < excluded.no
+"""
+_DECISION_COLUMNS: Final = "decided_at, tenant_id, request_id, attempt, kind, detail"
+
+
+def take(connection: psycopg.Connection, shard: int, of: int, *, owner: str, address: str) -> Ownership:
+    """Become the owner of a shard; whoever was it before can write no more. Raises ShardsTaken.
+
+    `divide` changes the number of shards.
+    """
+    with connection.transaction():
+        rows = connection.execute(
+            "select shard, of, next_seq from usage.quota_shards order by shard for update"
+        ).fetchall()
+        if any(row[1] != of for row in rows):
+            raise ShardsTaken(f"tenants are divided into {rows[0][1]} shards: stop them, then `tollbook quota serve`")
+        row = connection.execute(
+            "insert into usage.quota_shards as s (shard, of, epoch, next_seq, owner, address)"
+            " values (%s, %s, 1, 0, %s, %s) on conflict (shard) do update set epoch = s.epoch + 1,"
+            " owner = excluded.owner, address = excluded.address, taken_at = now() returning epoch, next_seq",
+            (shard, of, owner, address),
+        ).fetchone()
+        assert row is not None, "an upsert returns its row"
+        lost = bool(row[1]) and not _is_whole(connection, shard, row[1])
+    return Ownership(shard, of, row[0], lost, first=row[0] == 1)
+
+
+def divide(connection: psycopg.Connection, of: int) -> bool:
+    """Divide tenants into another number of shards, if they are not; every owner is fenced off, and the journal stays.
+
+    Shards' batches are read by whoever has a tenant's group then (`batches`), in the order in which they were written.
+    """
+    with connection.transaction():
+        connection.execute("select from usage.quota_shards order by shard for update")
+        changed = connection.execute(
+            "update usage.quota_shards set epoch = epoch + 1, of = %s where of <> %s", (of, of)
+        )
+    return changed.rowcount > 0
+
+
+def _is_whole(connection: psycopg.Connection, shard: int, next_seq: int) -> bool:
+    """Whether the shard's batches reach up to its sequence without a gap. Old ones are gone, from the beginning on."""
+    row = connection.execute(
+        "select count(*), min(seq), max(seq) from usage.quota_journal where shard = %s", (shard,)
+    ).fetchone()
+    assert row is not None, "an aggregate always has a row"
+    count, first, last = row
+    return bool(count) and last == next_seq - 1 and count == last - first + 1
+
+
+def append(connection: psycopg.Connection, mine: Ownership, batch: Batch) -> int:
+    """Write a batch, all or nothing; returns its number. Raises Fenced."""
+    given = {"shard": mine.shard, "epoch": mine.epoch, "entries": batch.entries}
+    if not (batch.states or batch.decisions or batch.alerts):
+        return _appended(connection, mine, given)
+    with connection.transaction():
+        no = _appended(connection, mine, given)
+        if batch.states:
+            with connection.cursor() as cursor:
+                cursor.executemany(_KEEP_STATE, [(group, no, state) for group, state in batch.states])
+        if batch.decisions:
+            with (
+                connection.cursor() as cursor,
+                cursor.copy(f"copy usage.quota_decisions ({_DECISION_COLUMNS}) from stdin") as copy,
+            ):
+                for each in batch.decisions:
+                    copy.write_row(
+                        (each.decided_at, each.tenant_id, each.request_id, each.attempt, each.kind, each.detail)
+                    )
+        alerts.raise_all(connection, batch.alerts)
+    return no
+
+
+def _appended(connection: psycopg.Connection, mine: Ownership, given: dict[str, object]) -> int:
+    row = connection.execute(_APPEND, given, prepare=True).fetchone()
+    if row is None:
+        raise Fenced(f"shard {mine.shard} has another owner: epoch {mine.epoch} is over")
+    return int(row[0])
+
+
+def states(connection: psycopg.Connection, mine: Ownership) -> Iterator[tuple[int, int, bytes]]:
+    """The stored books of the shard's groups: (group, as of which batch, state)."""
+    for group, no, state in connection.execute(
+        "select tenant_group, no, state from usage.quota_states where tenant_group %% %s = %s", (mine.of, mine.shard)
+    ):
+        yield group, no, bytes(state)
+
+
+def batches(connection: psycopg.Connection) -> Iterator[tuple[int, bytes]]:
+    """Every batch that is kept, of all shards, in the order of writing: (number, entries)."""
+    with connection.cursor(name="quota_journal") as cursor:
+        cursor.itersize = 200
+        for no, entries in cursor.execute("select no, entries from usage.quota_journal order by no"):
+            yield no, bytes(entries)
+
+
+def forget(connection: psycopg.Connection, mine: Ownership, through: int) -> None:
+    """Let batches go that no rebuild will need; the last one stays, as the end of the sequence."""
+    connection.execute(
+        "delete from usage.quota_journal where shard = %(shard)s and no <= %(through)s"
+        " and seq < (select next_seq - 1 from usage.quota_shards where shard = %(shard)s)",
+        {"shard": mine.shard, "through": through},
+    )
+
+
+def decisions_on(connection: psycopg.Connection, tenant_id: str, request_id: str) -> list[Decision]:
+    """What was decided about a request against it or without the service, oldest first."""
+    rows = connection.execute(
+        f"select {_DECISION_COLUMNS} from usage.quota_decisions where tenant_id = %s and request_id = %s"
+        " order by decided_at limit 1000",
+        (tenant_id, request_id),
+    )
+    return [Decision(row[0], row[1], row[2], row[3], row[4], bytes(row[5])) for row in rows]
+
+
+def drop_old_decisions(connection: psycopg.Connection) -> int:
+    """Drop what nobody can ask for any more; returns how many days."""
+    row = connection.execute(
+        "select usage.drop_quota_decisions_before(now() - make_interval(days => %s))", (DECISIONS_KEPT_DAYS,)
+    ).fetchone()
+    return int(row[0]) if row else 0

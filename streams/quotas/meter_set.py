@@ -1,0 +1,202 @@
+"""All meters of a tenant, and what reservations, usage and slices do to them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from streams.quotas.amounts import FREE, Bound, Counts, PriceList, amount, bound
+from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
+from streams.quotas.decisions import Row, Standing
+from streams.quotas.definitions import Quota
+from streams.quotas.entries import Reserved
+from streams.quotas.meters import BudgetMeter, Meter, RateMeter, SlotMeter
+from streams.quotas.parts import Part, State
+
+NEVER: int = 2**62
+MODELS_AT_MOST = 256
+"""Of how many models and adapters the quotas that cover them are remembered."""
+
+
+class Covering(NamedTuple):
+    """The meters of the quotas that cover a model and an adapter."""
+
+    all: list[Meter]
+    budgets: list[BudgetMeter]
+    rates: list[RateMeter]
+    slots: list[SlotMeter]
+
+
+class MeterSet:
+    """A tenant's meters, with the prices and billing periods that they go by."""
+
+    def __init__(self) -> None:
+        self.all: list[Meter] = []
+        self.budgets: list[BudgetMeter] = []
+        """Those whose truth is the windows."""
+        self.prices = PriceList()
+        self.anchor: Anchor = CALENDAR_MONTHS
+        self.rate_states: dict[str, list[int]] = {}
+        """Of rates from before a restart, until their definitions are here."""
+        self.unreserved: dict[str, tuple[int, int]] = {}
+        """The same of what nobody had reserved: a period's start, and how much."""
+        self._covering: dict[tuple[str, str], Covering] = {}
+        self._next_roll = NEVER
+
+    def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
+        """Take definitions. What is known of a rate or a budget stays where its id does; new budgets
+        are empty until they are loaded."""
+        rates, unreserved = self.rate_state(), self.unreserved_state()
+        before = {meter.quota.quota_id: meter for meter in self.budgets if meter.loaded}
+        if prices != self.prices:
+            before = {quota_id: meter for quota_id, meter in before.items() if meter.quota.metric != "spend"}
+        self.rate_states, self.unreserved = {}, {}
+        self.prices, self.anchor = prices, anchor
+        self.all = []
+        self._covering.clear()
+        for quota in quotas:
+            if quota.is_rate:
+                self.all.append(RateMeter(quota, rates.get(quota.quota_id)))
+            elif quota.is_budget:
+                meter = BudgetMeter(quota, anchor, now)
+                start, units = unreserved.get(quota.quota_id, (0, 0))
+                meter.unreserved = units if start == meter.start else 0
+                if quota.quota_id in before:
+                    meter.go_on_from(before[quota.quota_id])
+                self.all.append(meter)
+            else:
+                self.all.append(SlotMeter(quota))
+        self.budgets = [meter for meter in self.all if isinstance(meter, BudgetMeter)]
+        self._next_roll = min((meter.end for meter in self.budgets), default=NEVER)
+
+    def stand_for(self, quotas: Sequence[Quota], prices: PriceList, anchor: Anchor) -> bool:
+        """Whether these are the definitions that were taken last."""
+        return [m.quota for m in self.all] == quotas and self.prices == prices and self.anchor == anchor
+
+    def rate_state(self) -> dict[str, list[int]]:
+        """The state of every rate by its quota's id."""
+        return self.rate_states | {
+            meter.quota.quota_id: meter.rate.state() for meter in self.all if isinstance(meter, RateMeter)
+        }
+
+    def unreserved_state(self) -> dict[str, tuple[int, int]]:
+        """Of every budget the period's start, and what was used in it that nobody had reserved."""
+        return self.unreserved | {m.quota.quota_id: (m.start, m.unreserved) for m in self.budgets}
+
+    def of(self, model: str, adapter: str) -> list[Meter]:
+        """The meters of the quotas that cover a model and an adapter."""
+        return self.covering(model, adapter).all
+
+    def covering(self, model: str, adapter: str) -> Covering:
+        """The same by their kinds."""
+        found = self._covering.get((model, adapter))
+        if found is None:
+            if len(self._covering) >= MODELS_AT_MOST:
+                self._covering.clear()
+            mine = [meter for meter in self.all if meter.quota.covers(model, adapter)]
+            found = Covering(
+                mine,
+                [meter for meter in mine if isinstance(meter, BudgetMeter)],
+                [meter for meter in mine if isinstance(meter, RateMeter)],
+                [meter for meter in mine if isinstance(meter, SlotMeter)],
+            )
+            self._covering[model, adapter] = found
+        return found
+
+    def named(self, quota_id: str) -> Meter:
+        """The meter of a quota. Raises KeyError."""
+        return {meter.quota.quota_id: meter for meter in self.all}[quota_id]
+
+    def rolled_to(self, now: int) -> list[BudgetMeter]:
+        """Go to the periods that hold `now`; the meters that went to another one."""
+        if now < self._next_roll:
+            return []
+        rolled = [meter for meter in self.budgets if meter.rolled_to(now)]
+        self._next_roll = min((meter.end for meter in self.budgets), default=NEVER)
+        return rolled
+
+    def standings(self, model: str, adapter: str, now: int) -> Iterator[Standing]:
+        """Where the quotas that cover a model stand."""
+        for meter in self.of(model, adapter):
+            yield standing(meter, now)
+
+    def admit(self, entry: Reserved) -> None:
+        """Charge the rates for an admitted attempt."""
+        for meter, cost in self._rate_costs(entry):
+            meter.rate.charge(entry.at, cost.fixed + cost.per_output * entry.output_cap)
+
+    def correct(self, entry: Reserved, used: Counts) -> None:
+        """What the rates were charged at admission becomes what was used."""
+        price = self.prices.at(entry.model, entry.at)
+        for meter, cost in self._rate_costs(entry):
+            charged = cost.fixed + cost.per_output * entry.output_cap
+            meter.rate.correct(entry.at, amount(meter.quota.metric, used, price) - charged)
+
+    def charge(self, model: str, adapter: str, used: Counts, at: int) -> None:
+        """Charge the rates for usage that was never admitted."""
+        for meter in self.covering(model, adapter).rates:
+            meter.rate.charge(at, amount(meter.quota.metric, used, FREE))
+
+    def hold(self, part: Part, sign: int) -> None:
+        """Add (+1) or take away (-1) what budgets hold for an attempt: its bound while reserved, its usage once
+        settled, else nothing."""
+        if part.state is State.RESERVED and part.reserved is not None:
+            was = part.reserved
+            price = self.prices.at(was.model, was.at)
+            for meter in self.covering(was.model, was.adapter).budgets:
+                fixed, per_output = bound(meter.quota.metric, 1, was.input_tokens, price)
+                meter.reserved += sign * (fixed + per_output * was.output_cap)
+                meter.expected += sign * (fixed + per_output * was.expected_output)
+        elif part.state is State.SETTLED:
+            for meter in self.covering(part.model, part.adapter).budgets:
+                meter.unconfirmed += sign * self.settled(meter, part)
+
+    def settled(self, meter: BudgetMeter, part: Part) -> int:
+        """What a settled attempt counts in a budget's period."""
+        if not meter.quota.covers(part.model, part.adapter) or not meter.counts_settled(part.settled_at):
+            return 0
+        return amount(meter.quota.metric, part.settled, self.prices.at(part.model, part.settled_at))
+
+    def confirm(self, row: Row, *, reserved: bool) -> None:
+        """Count confirmed usage in its periods."""
+        price = self.prices.at(row.model, row.completed_at)
+        for meter in self.covering(row.model, row.adapter).budgets:
+            if row.bills or meter.quota.metric != "spend":
+                units = amount(meter.quota.metric, row.counts, price)
+                if meter.confirm(row.completed_at, units) and not reserved:
+                    meter.unreserved += units
+
+    def was_reserved(self, part: Part) -> None:
+        """Usage that was confirmed as nobody's turns out to be of a slice."""
+        price = self.prices.at(part.model, part.settled_at)
+        for meter in self.covering(part.model, part.adapter).budgets:
+            if meter.start <= part.settled_at < meter.end:
+                meter.unreserved -= amount(meter.quota.metric, part.settled, price)
+
+    def take_slot(self, model: str, adapter: str, sign: int) -> None:
+        """One more (+1) or one fewer (-1) request in flight."""
+        for meter in self.covering(model, adapter).slots:
+            meter.in_use += sign
+
+    def _rate_costs(self, entry: Reserved) -> Iterator[tuple[RateMeter, Bound]]:
+        price = self.prices.at(entry.model, entry.at)
+        for meter in self.covering(entry.model, entry.adapter).rates:
+            yield meter, bound(meter.quota.metric, 1, entry.input_tokens, price)
+
+
+def lease(meter: Meter, units: int, at: int) -> None:
+    """A slice holds so much more of a meter, or, below 0, less; a rate is charged for it once and for all."""
+    if not isinstance(meter, RateMeter):
+        meter.leased += units
+    elif units > 0:
+        meter.rate.charge(at, units)
+
+
+def standing(meter: Meter, now: int) -> Standing:
+    """Where a quota stands."""
+    quota = meter.quota
+    if isinstance(meter, BudgetMeter):
+        return Standing(quota, meter.remaining, meter.end)
+    if isinstance(meter, RateMeter):
+        return Standing(quota, meter.rate.room(now, 0), now + meter.rate.drained_in_us(now))
+    return Standing(quota, max(quota.limit - meter.in_use - meter.leased, 0), now)

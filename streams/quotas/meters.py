@@ -1,0 +1,153 @@
+"""One quota's counters for one tenant. Pure; times in microseconds since 1970, amounts in smallest units."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from streams.quotas.amounts import Bound
+from streams.quotas.calendar import Anchor, bounds
+from streams.quotas.definitions import RATE_US, Quota
+from streams.quotas.rates import Rate
+
+ENDLESS: Final = 2**62
+"""The room of a quota that refuses nothing."""
+SKEW_US: Final = 2_000_000
+"""How far a replica's clock may be from the database's (docs/spec/metering.md 3): what was settled so shortly before a
+period's end may have completed in the next."""
+
+
+class BudgetMeter:
+    """A budget: what is used, what may still come of what was promised, in the current period."""
+
+    __slots__ = (
+        "_ahead", "alerted", "anchor", "confirmed", "end", "expected", "leased", "loaded", "quota", "reserved",
+        "start", "unconfirmed", "unreserved",
+    )  # fmt: skip
+
+    def __init__(self, quota: Quota, anchor: Anchor, now: int) -> None:
+        self.quota = quota
+        self.anchor = anchor
+        self.start, self.end = bounds(quota.period, now, anchor)
+        self.loaded = False
+        """Whether `confirmed` is the windows' sum; until then nothing can be decided."""
+        self.confirmed = 0
+        self.unconfirmed = 0
+        """Settled, its usage event not here yet."""
+        self.reserved = 0
+        """The most that may come of what is in flight."""
+        self.expected = 0
+        """What probably will."""
+        self.leased = 0
+        self.unreserved = 0
+        """Of the confirmed, what nobody had reserved."""
+        self.alerted = 0
+        """The highest threshold that was told in this period, in percent."""
+        self._ahead: dict[int, int] = {}
+        """Confirmed usage of periods to come, by their start: a replica's clock is before ours."""
+
+    @property
+    def used(self) -> int:
+        """Confirmed and settled usage of the period."""
+        return self.confirmed + self.unconfirmed
+
+    @property
+    def remaining(self) -> int:
+        """What is neither used nor promised; not below 0."""
+        return max(self.quota.limit - self.used - self.reserved - self.leased, 0)
+
+    @property
+    def percent(self) -> int:
+        """Used, in whole percent of the limit, cut off; of a limit of 0 any use is 100."""
+        if self.quota.limit == 0:
+            return 100 if self.used > 0 else 0
+        return max(self.used, 0) * 100 // self.quota.limit
+
+    def rolled_to(self, now: int) -> bool:
+        """Go to the period that holds `now`; False if we are in it. What is in flight goes with us whole; of what is
+        settled the caller adds again what may belong to the new period (`counts_settled`)."""
+        if now < self.end:
+            return False
+        self.start, self.end = bounds(self.quota.period, now, self.anchor)
+        self.confirmed = self._ahead.pop(self.start, 0)
+        self._ahead.clear()
+        self.unconfirmed = self.unreserved = self.alerted = 0
+        return True
+
+    def counts_settled(self, settled_at: int) -> bool:
+        """Whether what was settled then, and is not confirmed yet, counts in this period."""
+        return settled_at >= self.start - SKEW_US
+
+    def go_on_from(self, before: BudgetMeter) -> None:
+        """Take what an older version of the same quota knows, if that is about the same period."""
+        if (before.start, before.end) == (self.start, self.end):
+            self.confirmed, self._ahead, self.loaded = before.confirmed, before._ahead, before.loaded
+            if before.quota.version == self.quota.version:
+                self.alerted = before.alerted
+
+    def load(self, confirmed: int, ahead: dict[int, int]) -> None:
+        """Take the windows' sum as what is confirmed."""
+        self.confirmed, self._ahead, self.loaded = confirmed, dict(ahead), True
+
+    def confirm(self, completed_at: int, units: int) -> bool:
+        """Count confirmed usage in its period; False if it is not of this one."""
+        if self.start <= completed_at < self.end:
+            self.confirmed += units
+            return True
+        if completed_at >= self.end:
+            start, _ = bounds(self.quota.period, completed_at, self.anchor)
+            self._ahead[start] = self._ahead.get(start, 0) + units
+        return False
+
+    def room(self, expected: Bound, output_cap: int, expected_output: int, share: int) -> int:
+        """The most units that a request may reserve now.
+
+        Used + what is in flight at most + this ≤ limit + allowance; and where there is an allowance, used + what is
+        expected + this one's expectation ≤ limit as well. `share` = percent of what remains that may be promised: 100,
+        or less where what was promised before is not known.
+        """
+        quota = self.quota
+        if not quota.hard:
+            return ENDLESS
+        taken = self.used + self.leased
+        if quota.metric == "gpu_seconds":
+            return ENDLESS if taken < quota.limit else -1
+        room = quota.limit + quota.overshoot_allowance - taken - self.reserved
+        if quota.overshoot_allowance:
+            probable = quota.limit - taken - self.expected
+            if probable < expected.fixed + expected.per_output * min(expected_output, output_cap):
+                room = min(room, probable)
+        return room * share // 100 if share != 100 else room
+
+    def crossed(self) -> list[int]:
+        """The thresholds that confirmed usage has reached, and that were not told in this period; now they are."""
+        limit = self.quota.limit
+        percent = self.confirmed * 100 // limit if limit else 100 * (self.confirmed > 0)
+        found = [each for each in self.quota.thresholds if self.alerted < each <= percent]
+        if found:
+            self.alerted = found[-1]
+        return found
+
+
+class RateMeter:
+    """A rate, charged at admission."""
+
+    __slots__ = ("quota", "rate")
+
+    def __init__(self, quota: Quota, state: list[int] | None = None) -> None:
+        self.quota = quota
+        period = RATE_US[quota.period]
+        self.rate = Rate(quota.limit, period) if state is None else Rate.restored(quota.limit, period, state)
+
+
+class SlotMeter:
+    """Concurrent requests."""
+
+    __slots__ = ("in_use", "leased", "quota")
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+        self.in_use = 0
+        self.leased = 0
+
+
+Meter = BudgetMeter | RateMeter | SlotMeter

@@ -1,0 +1,91 @@
+"""The quota service's calls for programs: OpenAPI 3.1, its schemas made from the types that requests are read into."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+
+from streams.quotas import answers
+from streams.quotas.decisions import Ask, RequestId, TenantId
+
+_BODIES: Final = (Ask, answers.Settlement, answers.Settlements, answers.LeaseAsk, answers.ReturnedLease,
+                  answers.UnaskedDecisions)  # fmt: skip
+_REF: Final = "#/components/schemas/{name}"
+_COMMON: Final = {
+    "400": "A body or a name that does not fit; the text names the field.",
+    "401": "No key of a quota caller.",
+    "403": "A tenant that is not the caller's, is not registered, or is suspended or closed.",
+    "413": "A body beyond the bound.",
+    "421": "A tenant of another shard: `x-tollbook-shard` says of which.",
+    "503": "Nothing can be decided now: go by the tier's fail mode.",
+}
+_NAME: Final = {"tenant": TenantId, "request_id": RequestId}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The document that `/openapi.json` answers."""
+    _, schemas = msgspec.json.schema_components([*_BODIES, answers.Allowed], ref_template=_REF)
+    lease = {"200": "What was granted; zeros where a limit is near: ask for each request then."}
+    paths: dict[str, Any] = {
+        "/v1/reservations": {
+            "post": _call(Ask, {
+                "200": "Admitted.", "409": "The same (request_id, attempt) with other content.",
+                "429": "Refused; the headers say when to come again.",
+            }, "Ask for a request's admission."),
+        },
+        "/v1/reservations/{tenant}/{request_id}/settle": {
+            "parameters": [_path("tenant"), _path("request_id")],
+            "post": _call(answers.Settlement, {"204": "Noted."}, "Tell what an attempt has used."),
+        },
+        "/v1/settlements": {"post": _call(answers.Settlements, {"204": "Noted."}, "Tell it of many.")},
+        "/v1/decisions": {
+            "post": _call(answers.UnaskedDecisions, {"204": "Noted."}, "Tell what was decided without the service."),
+        },
+        "/v1/leases": {"post": _call(answers.LeaseAsk, lease, "Ask for a slice of a tenant's quotas.")},
+        "/v1/leases/{lease_id}/renew": {
+            "parameters": [_path("lease_id")],
+            "post": _call(answers.LeaseAsk, lease | {"404": "No such slice."}, "Ask for more, and longer."),
+        },
+        "/v1/leases/{lease_id}": {
+            "parameters": [_path("lease_id")],
+            "delete": _call(answers.ReturnedLease, {"204": "Noted."}, "Give a slice back."),
+        },
+        "/v1/tenants/{tenant}/quota": {
+            "parameters": [_path("tenant")],
+            "get": _call(None, {"200": "Every quota and where it stands."}, "Where a tenant's quotas stand."),
+        },
+        "/v1/decisions/{tenant}/{request_id}": {
+            "parameters": [_path("tenant"), _path("request_id")],
+            "get": _call(None, {"200": "What was decided.", "404": "Nothing is known of it."}, "Why was it so?"),
+        },
+    }  # fmt: skip
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+        paths[path] = {"get": {"responses": {"200": {"description": "As the name says."}}, "security": []}}
+    paths["/readyz"]["get"]["responses"]["503"] = {"description": "Not ready."}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Tollbook quota service", "version": "1"},
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}],
+    }
+
+
+def _call(body: type | None, results: dict[str, str], summary: str) -> dict[str, Any]:
+    responses = {status: {"description": text} for status, text in sorted((_COMMON | results).items())}
+    made: dict[str, Any] = {"summary": summary, "responses": responses}
+    if body is not None:
+        schema = {"$ref": _REF.format(name=body.__name__)}
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return made
+
+
+def _path(name: str) -> dict[str, Any]:
+    schema = msgspec.json.schema(_NAME[name]) if name in _NAME else {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "schema": schema}

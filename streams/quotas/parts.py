@@ -1,0 +1,87 @@
+"""An attempt's way from reservation to confirmation, as one transition function. Pure.
+
+    RESERVED → SETTLED → CONFIRMED      the usual way
+    RESERVED → CONFIRMED                its usage event was faster than the settle
+    RESERVED → RELEASED → …             the request ended by another attempt, or the deadline passed; usage that is told
+                                        later counts all the same
+    (nothing) → SETTLED | CONFIRMED     nobody had reserved it
+
+Each step may come twice and in any order; what has come already changes nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from streams.quotas.amounts import Counts
+from streams.quotas.entries import Reserved
+
+
+class State(Enum):
+    """Where an attempt stands."""
+
+    UNKNOWN = "unknown"
+    RESERVED = "reserved"
+    RELEASED = "released"
+    SETTLED = "settled"
+    CONFIRMED = "confirmed"
+
+
+class Step(Enum):
+    """What may happen to it."""
+
+    RESERVE = "reserve"
+    SETTLE = "settle"
+    RELEASE = "release"
+    CONFIRM = "confirm"
+
+
+_NEXT: Final = {
+    (State.UNKNOWN, Step.RESERVE): State.RESERVED,
+    (State.UNKNOWN, Step.SETTLE): State.SETTLED,
+    (State.UNKNOWN, Step.CONFIRM): State.CONFIRMED,
+    (State.RESERVED, Step.SETTLE): State.SETTLED,
+    (State.RESERVED, Step.RELEASE): State.RELEASED,
+    (State.RESERVED, Step.CONFIRM): State.CONFIRMED,
+    (State.RELEASED, Step.RESERVE): State.RESERVED,
+    (State.RELEASED, Step.SETTLE): State.SETTLED,
+    (State.RELEASED, Step.CONFIRM): State.CONFIRMED,
+    (State.SETTLED, Step.CONFIRM): State.CONFIRMED,
+}
+
+
+def after(state: State, step: Step) -> State:
+    """The state after a step: the same where the step has nothing left to do."""
+    return _NEXT.get((state, step), state)
+
+
+class Part(msgspec.Struct, gc=False):
+    """One attempt of a request. Nothing in it refers back, so that the garbage collector need not look at it."""
+
+    model: str
+    adapter: str
+    state: State = State.UNKNOWN
+    reserved: Reserved | None = None
+    """As it was admitted; None if nobody asked."""
+    settled: Counts = Counts()
+    settled_at: int = 0
+    lease_id: str = ""
+    """The slice out of which it was admitted elsewhere."""
+
+
+class Request(msgspec.Struct, gc=False):
+    """A request and its attempts."""
+
+    parts: dict[int, Part] = {}
+    deadline: int = 0
+    in_slot: bool = False
+    """Whether it counts as one of the requests in flight."""
+    ended_at: int | None = None
+
+    @property
+    def settling(self) -> bool:
+        """Whether usage of it is known that is not confirmed."""
+        return any(part.state is State.SETTLED for part in self.parts.values())

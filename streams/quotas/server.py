@@ -1,0 +1,77 @@
+"""Running the quota service: one process for each shard of the tenants."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import uvloop
+
+from streams.database import connect
+from streams.errors import CannotServe
+from streams.http.listening import listen, url_of
+from streams.quotas import journal
+from streams.quotas.decisions import Limits
+from streams.quotas.http_protocol import Connections
+from streams.quotas.rebuilding import Rebuilt, rebuild
+from streams.quotas.routes import Routes
+from streams.quotas.service import QuotaService
+from streams.settings import DatabaseSettings
+
+MAX_CONNECTIONS: Final = 4096
+DRAIN_WITHIN_S: Final = 5.0
+
+
+def serve(
+    database: DatabaseSettings, *, host: str, port: int, shard: int, of: int, limits: Limits, learn: bool,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Own a shard and answer for it until SIGTERM or SIGINT; calls that are here are answered first.
+
+    `say` is told the address once it can be called. Raises DatabaseUnavailable, CannotServe, ShardsTaken.
+    """
+    listener = listen(host, port, MAX_CONNECTIONS)
+    owner = f"{socket.gethostname()}/{os.getpid()}"
+    with connect(database.url, application="tollbook quota") as connection:
+        mine = journal.take(connection, shard, of, owner=owner, address=url_of(listener))
+        rebuilt = rebuild(connection, mine, limits, learn=learn)
+    say(
+        f"shard {shard} of {of}, epoch {mine.epoch}: {len(rebuilt.shard.books)} tenants from {rebuilt.entries} entries,"
+        f" {rebuilt.resolved} of them counted meanwhile" + (", learning" if rebuilt.shard.learning_until else "")
+    )
+    gc.collect()
+    gc.freeze()
+    uvloop.run(_serve(database, mine, rebuilt, listener, say))
+
+
+async def _serve(
+    database: DatabaseSettings, mine: journal.Ownership, rebuilt: Rebuilt, listener: socket.socket,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, ending.set)
+    service = QuotaService(database, mine, rebuilt, random.Random())
+    await service.start()
+    connections = Connections(Routes(service, database), MAX_CONNECTIONS)
+    server = await loop.create_server(connections, sock=listener, backlog=MAX_CONNECTIONS)
+    say(f"POST {url_of(listener)}/v1/reservations")
+    waiting = [loop.create_task(each.wait()) for each in (ending, service.fenced)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    server.close()
+    for task in waiting:
+        task.cancel()
+    if service.fenced.is_set():
+        raise CannotServe(f"shard {mine.shard} has another owner now, or its journal cannot be written: start again")
+    await service.stop()
+    await connections.drain(DRAIN_WITHIN_S)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(server.wait_closed(), 1)

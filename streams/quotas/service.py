@@ -1,0 +1,308 @@
+"""One process of the quota service: a shard, a thread that writes its journal, a thread that reads the database.
+
+Requests are judged on the event loop, without waiting for anything. What was admitted or refused in one turn of the
+loop is written as one batch; while it is written the next one gathers (group commit); answers leave when their batch is
+durable. When the database is away longer than a caller would wait, callers are told so at once (503) and go by their
+fail mode; the batch in hand is written as soon as that is possible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from random import Random
+from threading import Thread
+from typing import Final
+
+import psycopg
+
+from streams.database import connect, is_passing
+from streams.errors import DatabaseUnavailable
+from streams.http import access_keys
+from streams.http.access_keys import AccessKey
+from streams.quotas import feed, journal
+from streams.quotas.errors import Fenced
+from streams.quotas.feed import Look, Wanted
+from streams.quotas.http_protocol import Call, Connection
+from streams.quotas.journal import Batch, Ownership
+from streams.quotas.rebuilding import Rebuilt
+from streams.settings import DatabaseSettings
+
+LOOK_EVERY_S: Final = 0.2
+"""So that what Faust commits is known here within a second."""
+LOOK_AGAIN_S: Final = 0.005
+KEYS_EVERY_S: Final = 1.0
+KEYS_STALE_S: Final = 300.0
+TICK_S: Final = 0.05
+STATE_EVERY_S: Final = 0.03
+FORGET_EVERY_S: Final = 5.0
+AWAY_AFTER_S: Final = 0.5
+"""A write that takes longer: callers have given up long ago."""
+RETRY_S: Final = 0.2
+PARKED_AT_MOST: Final = 10_000
+OLD_DECISIONS_EVERY_S: Final = 3600.0
+
+Prepared = tuple[Call, int, bytes, Iterable[tuple[str, str]]]
+"""A call and its answer."""
+Parked = Callable[[], bool]
+"""Tries a request again whose tenant was being loaded; False if it has to wait on."""
+
+
+class QuotaService:
+    """The running shard. Everything but the two threads runs on one event loop."""
+
+    def __init__(self, database: DatabaseSettings, mine: Ownership, rebuilt: Rebuilt, rng: Random) -> None:
+        self.shard = rebuilt.shard
+        self.mine = mine
+        self.rng = rng
+        self.keys: dict[bytes, AccessKey] = {}
+        self.keys_read_at = float("-inf")
+        self.away = False
+        """Whether the journal cannot be written: nothing is admitted."""
+        self.fenced = asyncio.Event()
+        self.batches = 0
+        self.looked_at = time.monotonic()
+        self.parked: dict[str, list[Parked]] = defaultdict(list)
+        self._database = database
+        self._positions = rebuilt.look.positions
+        self._clock = (rebuilt.look.at, rebuilt.look.monotonic)
+        self._last = 0
+        self._prepared: list[Prepared] = []
+        self._in_hand: tuple[set[int], int | None, list[Prepared]] = (set(), None, [])
+        """Of the batch that is being written: groups, the one whose state is in it, and who waits for it."""
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._flush_is_due = False
+        self._writing_since: float | None = None
+        self._newest = 0
+        self._state_at = self._forgot_at = self._dropped_at = time.monotonic()
+        self._to_write: SimpleQueue[tuple[Batch, int] | None] = SimpleQueue()
+        self._reading: psycopg.Connection | None = None
+        self._writer = Thread(target=self._write_all, name="journal", daemon=True)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to read and write; returns when callers can be told apart."""
+        self._writer.start()
+        self._take_keys(await asyncio.to_thread(self._read_keys))
+        self._tasks = [asyncio.create_task(self._look_again_and_again()), asyncio.create_task(self._tick())]
+
+    async def stop(self) -> None:
+        """Write what is in hand, and end."""
+        self.flush()
+        for _ in range(200):
+            if self._writing_since is None and not self._prepared:
+                break
+            await asyncio.sleep(0.01)
+            self.flush()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._to_write.put(None)
+
+    def now(self) -> int:
+        """The database's clock, in microseconds since 1970; it never stands still or goes back."""
+        at, monotonic = self._clock
+        now = at + int((time.monotonic() - monotonic) * 1_000_000)
+        self._last = now if now > self._last else self._last + 1
+        return self._last
+
+    # Answers
+
+    def when_durable(self, call: Call, status: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Answer a call once all that was decided so far is written."""
+        self._prepared.append((call, status, body, headers))
+        self.flush_soon()
+
+    def park(self, tenant_id: str, again: Parked) -> bool:
+        """Try a request again once its tenant is loaded. False if too many wait already."""
+        if sum(map(len, self.parked.values())) >= PARKED_AT_MOST:
+            return False
+        self.parked[tenant_id].append(again)
+        self._wake.set()
+        return True
+
+    def flush_soon(self) -> None:
+        """Write at the end of this turn of the loop, or after what is being written."""
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is pending, unless a batch is being written."""
+        self._flush_is_due = False
+        if self._writing_since is not None:
+            return
+        monotonic = time.monotonic()
+        store = monotonic - self._state_at >= STATE_EVERY_S
+        due = self.shard.next_batch(store_a_state=store)
+        if due is None:
+            prepared, self._prepared = self._prepared, []
+            _answer(prepared)
+            return
+        if store:
+            self._state_at = monotonic
+        batch, changed, stored = due
+        prepared, self._prepared = self._prepared, []
+        self._in_hand = (changed, stored, prepared)
+        self._writing_since = monotonic
+        forget = 0
+        if monotonic - self._forgot_at >= FORGET_EVERY_S:
+            self._forgot_at = monotonic
+            forget = self.shard.needed_from(self._newest + 1) - 1
+        self._to_write.put((batch, forget))
+
+    def _written(self, no: int) -> None:
+        changed, stored, prepared = self._in_hand
+        self._newest = no
+        self.batches += 1
+        self.shard.written(no, changed, stored)
+        self._writing_since, self.away = None, False
+        _answer(prepared)
+        if self._prepared or self.shard.pending:
+            self.flush()
+
+    def _journal_is_away(self) -> None:
+        """Nobody waits any longer: those who do are told, those who come are told at once."""
+        self.away = True
+        changed, stored, prepared = self._in_hand
+        self._in_hand = (changed, stored, [])
+        _answer([(call, 503, UNAVAILABLE, (("retry-after", "1"),)) for call, *_ in prepared + self._prepared])
+        self._prepared = []
+        self._try_parked()
+
+    # The writing thread
+
+    def _write_all(self) -> None:
+        connection: psycopg.Connection | None = None
+        while (job := self._to_write.get()) is not None:
+            batch, forget = job
+            while True:
+                try:
+                    if connection is None or connection.closed:
+                        connection = connect(self._database.url, application="tollbook quota journal")
+                    no = journal.append(connection, self.mine, batch)
+                    break
+                except Fenced:
+                    self._tell(self.fenced.set)
+                    return
+                except (psycopg.Error, DatabaseUnavailable) as error:
+                    if not is_passing(error):
+                        self._tell(self.fenced.set)
+                        raise
+                    if connection is not None:
+                        connection.close()
+                    time.sleep(RETRY_S)
+            self._tell(self._written, no)
+            if forget:
+                with contextlib.suppress(psycopg.Error):
+                    journal.forget(connection, self.mine, forget)
+        if connection is not None:
+            connection.close()
+
+    def _tell(self, what: Callable[..., None], *given: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(what, *given)
+
+    # The reading thread
+
+    async def _look_again_and_again(self) -> None:
+        failing = False
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), RETRY_S if failing else LOOK_EVERY_S)
+            self._wake.clear()
+            wanted = self.shard.wanted()
+            try:
+                look, keys = await asyncio.to_thread(self._look, wanted)
+            except (psycopg.Error, DatabaseUnavailable) as error:
+                if not is_passing(error):
+                    raise
+                failing = True
+                self._try_parked(give_up=True)
+                continue
+            failing = False
+            for _ in self.shard.take_look(look, wanted):
+                await asyncio.sleep(0)
+            self._positions = look.positions
+            self.looked_at = time.monotonic()
+            self._set_clock(look)
+            if keys is not None:
+                self._take_keys(keys)
+            self._try_parked()
+            self.flush_soon()
+            if self.parked or not look.caught_up:
+                self._wake.set()
+                await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _look(self, wanted: Wanted) -> tuple[Look, dict[bytes, AccessKey] | None]:
+        try:
+            if self._reading is None or self._reading.closed:
+                self._reading = connect(self._database.url, application="tollbook quota")
+            keys = self._read_keys() if time.monotonic() - self.keys_read_at > KEYS_EVERY_S else None
+            if time.monotonic() - self._dropped_at > OLD_DECISIONS_EVERY_S:
+                self._dropped_at = time.monotonic()
+                journal.drop_old_decisions(self._reading)
+            marks = self.shard.definitions.marks
+            return feed.look(self._reading, self._positions, marks, wanted, self.mine.shard, self.mine.of), keys
+        except psycopg.Error:
+            if self._reading is not None:
+                self._reading.close()
+            raise
+
+    def _read_keys(self) -> dict[bytes, AccessKey]:
+        if self._reading is None or self._reading.closed:
+            self._reading = connect(self._database.url, application="tollbook quota")
+        return access_keys.in_force(self._reading, "quota")
+
+    def _take_keys(self, keys: dict[bytes, AccessKey]) -> None:
+        self.keys, self.keys_read_at = keys, time.monotonic()
+
+    def _set_clock(self, look: Look) -> None:
+        """Go by the database's clock; where it steps back, time goes on slowly until it is there again."""
+        self._clock = (look.at, look.monotonic)
+
+    def _try_parked(self, *, give_up: bool = False) -> None:
+        """Try again those whose tenants may be ready. `give_up`, or a journal that is away: they are told."""
+        parked, self.parked = self.parked, defaultdict(list)
+        for tenant_id, waiting in parked.items():
+            for again in waiting:
+                self.giving_up = give_up or self.away
+                if not again():
+                    self.parked[tenant_id].append(again)
+        self.giving_up = False
+
+    giving_up = False
+    """Whether a request that is tried again must be answered now."""
+
+    # Time
+
+    async def _tick(self) -> None:
+        leases_at = 0.0
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self.now()
+            self.shard.tend(now)
+            monotonic = time.monotonic()
+            if monotonic - leases_at > 1:
+                leases_at = monotonic
+                self.shard.expire_leases(now)
+            if self._writing_since is not None and not self.away and monotonic - self._writing_since > AWAY_AFTER_S:
+                self._journal_is_away()
+            self.flush()
+
+
+def _answer(prepared: Iterable[Prepared]) -> None:
+    touched: set[Connection] = {call.answer(status, body, headers) for call, status, body, headers in prepared}
+    for connection in touched:
+        connection.flush()
+
+
+UNAVAILABLE: Final = (
+    b'{"error":{"message":"the journal cannot be written now: go by the tier\'s fail mode","type":"server_error",'
+    b'"param":null,"code":"unavailable"}}'
+)

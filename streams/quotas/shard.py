@@ -1,0 +1,398 @@
+"""All tenants of a shard: who is asked about whom, what has to be written, looked up and told. No input or output.
+
+The service calls this from one thread. What is admitted is in `pending` until the service has written it; only then it
+answers. Times are microseconds since 1970, by the database's clock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import msgspec
+
+from streams.alerts import Alert
+from streams.quotas import book_state, entries
+from streams.quotas.amounts import PriceList, amount
+from streams.quotas.book import TenantBook
+from streams.quotas.calendar import microseconds, moment
+from streams.quotas.decisions import Ask, Limits, Refused, Row
+from streams.quotas.definition_store import Definitions
+from streams.quotas.definitions import OnUnavailable, shown, strictest
+from streams.quotas.entries import Entry, Leased, Reserved, Returned, Settled, Unasked
+from streams.quotas.feed import Look, Span, Used, Wanted
+from streams.quotas.groups import group_of, shard_of
+from streams.quotas.journal import Batch, Decision
+from streams.quotas.meter_set import NEVER
+from streams.quotas.refusals import refusal_detail
+from streams.quotas.tiers import policy_of
+
+SAFE_SHARE: Final = 10
+"""Percent of what remains that is promised while what was promised before is not known."""
+ROWS_A_SLICE: Final = 250
+TENDED_A_TIME: Final = 2000
+SPANS_A_LOOK: Final = 200
+"""Tenants whose windows are read in one look."""
+
+Unready = Literal["loading", "unknown", "suspended", "closed"]
+"""Why nothing can be decided: the tenant's usage or registration is being read, or it may not use anything."""
+
+_UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A tenant's book, and what is about to happen to it."""
+
+    book: TenantBook
+    changes_at: int = NEVER
+    """When its next dated definition begins."""
+    told_tier: str = ""
+    on_unavailable: OnUnavailable = "deny"
+    """What a caller does that cannot reach us: as the quotas say, the strictest, else as the tier does."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start, for metrics."""
+
+    admitted: int = 0
+    shrunk: int = 0
+    refused: int = 0
+    settled: int = 0
+    confirmed: int = 0
+    unreserved: int = 0
+    """Usage events that nobody had reserved."""
+    expired: int = 0
+    over: int = 0
+    """Tokens used beyond what was reserved."""
+    unasked: int = 0
+    findings: int = 0
+    """Attempts that were settled and not confirmed within the bound, when looked into."""
+
+
+@dataclass(slots=True)
+class Shard:
+    """The state of one shard; see the module."""
+
+    shard: int
+    of: int
+    limits: Limits
+    definitions: Definitions = field(default_factory=Definitions)
+    learning_until: int = 0
+    books: dict[str, Held] = field(default_factory=dict)
+    pending: list[Entry] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    registered: set[str] = field(default_factory=set)
+    barred: dict[str, Unready] = field(default_factory=dict)
+    """Tenants that are `suspended` or `closed`; and, until the next look, those that are `unknown`."""
+    to_load: dict[str, None] = field(default_factory=dict)
+    """Tenants whose windows are to be read."""
+    waited_for: dict[str, None] = field(default_factory=dict)
+    """Those of them that somebody waits for: first."""
+    to_look_up: dict[str, None] = field(default_factory=dict)
+    doubtful: dict[tuple[str, str, int], None] = field(default_factory=dict)
+    """Attempts of which it is not known whether their usage was counted long ago."""
+    _wheel: dict[int, list[tuple[Held, str]]] = field(default_factory=lambda: defaultdict(list))
+    _wheel_at: int = 0
+    _groups: dict[int, list[Held]] = field(default_factory=lambda: defaultdict(list))
+    _changed: set[int] = field(default_factory=set)
+    """Groups with entries in `pending`."""
+    _dirty: dict[int, int] = field(default_factory=dict)
+    """Groups with entries that are in no stored state, and the first batch that has them."""
+
+    def owns(self, tenant_id: str) -> bool:
+        """Whether the tenant is of this shard."""
+        return shard_of(tenant_id, self.of) == self.shard
+
+    # Callers
+
+    def ask(self, ask: Ask, now: int) -> Reserved | Refused | Unready:
+        """Judge a request; an admitted one is pending. Raises OtherContent."""
+        held = self.ready(ask.tenant_id, now, ask.tier)
+        if not isinstance(held, Held):
+            return held
+        share = 100 if now >= self.learning_until else SAFE_SHARE
+        answer = held.book.decide(ask, now, share)
+        if answer is None:
+            before = held.book.admitted(ask)
+            assert before is not None, "decide() says that it was admitted before"
+            return before
+        if isinstance(answer, Refused):
+            self.counters.refused += 1
+            self.decisions.append(
+                Decision(moment(now), ask.tenant_id, ask.request_id, ask.attempt, "refused", refusal_detail(answer))
+            )
+            return answer
+        self._take(held, answer)
+        self.counters.admitted += 1
+        if answer.max_tokens < answer.asked:
+            self.counters.shrunk += 1
+        return answer
+
+    def settle(self, settled: Settled) -> None:
+        """Take the end of an attempt."""
+        held = self.books.get(settled.tenant_id) or self._open(settled.tenant_id, settled.at)
+        self.counters.settled += 1
+        part = held.book.requests.get(settled.request_id)
+        if part is None and settled.dispatched and not settled.lease_id:
+            self.doubtful[settled.tenant_id, settled.request_id, settled.attempt] = None
+        self.counters.over += self._take(held, settled)
+
+    def lease(self, entry: Leased | Returned) -> None:
+        """Take a slice that was granted, or one that comes back."""
+        self._take(self.books[entry.tenant_id], entry)
+
+    def unasked(self, entry: Unasked) -> None:
+        """Note a decision that a caller made without us."""
+        self.pending.append(entry)
+        self.counters.unasked += 1
+        detail = msgspec.json.encode({"mode": entry.mode, "admitted": entry.admitted})
+        self.decisions.append(
+            Decision(moment(entry.at), entry.tenant_id, entry.request_id, entry.attempt, "unasked", detail)
+        )
+
+    def ready(self, tenant_id: str, now: int, told_tier: str = "") -> Held | Unready:
+        """A tenant's book with its budgets loaded, or why it cannot be had."""
+        if tenant_id in self.barred:
+            return self.barred[tenant_id]
+        if tenant_id not in self.registered:
+            self.to_look_up[tenant_id] = None
+            return "loading"
+        held = self.books.get(tenant_id)
+        if held is None or now >= held.changes_at or (told_tier and told_tier != held.told_tier):
+            held = self._open(tenant_id, now, told_tier)
+        if held.book.needs_loading:
+            self.waited_for[tenant_id] = None
+            return "loading"
+        return held
+
+    def _open(self, tenant_id: str, now: int, told_tier: str = "") -> Held:
+        """A tenant's book under the definitions of now; budgets are to be loaded."""
+        held = self.books.get(tenant_id)
+        if held is None:
+            held = self.books[tenant_id] = Held(TenantBook(tenant_id, self.limits))
+            self._groups[group_of(tenant_id)].append(held)
+        self._define(held, now, told_tier or held.told_tier or held.book.tier)
+        return held
+
+    def _define(self, held: Held, now: int, told_tier: str, prices: PriceList | None = None) -> None:
+        tenant_id, at = held.book.tenant_id, moment(now)
+        tier = self.definitions.tier_of(tenant_id, at, told_tier)
+        quotas = self.definitions.quotas_of(tenant_id, tier, at)
+        anchor = self.definitions.anchor_of(tenant_id)
+        prices = prices or held.book.meters.prices
+        changes = self.definitions.changes_after(tenant_id, tier, at)
+        held.told_tier = told_tier
+        held.changes_at = NEVER if changes is None else microseconds(changes)
+        same = held.book.tier == tier and held.book.meters.stand_for(quotas, prices, anchor)
+        own = strictest(quota.on_unavailable for quota in quotas if quota.on_unavailable is not None)
+        held.on_unavailable = own or policy_of(tier).on_unavailable
+        if not same:
+            priority = policy_of(tier).priority
+            held.book.define(quotas, now, tier=tier, priority=priority, prices=prices, anchor=anchor)
+        if held.book.needs_loading:
+            self.to_load[tenant_id] = None
+
+    def _take(self, held: Held, entry: Reserved | Settled | Leased | Returned) -> int:
+        over = held.book.apply(entry).over
+        self.pending.append(entry)
+        self._changed.add(group_of(entry.tenant_id))
+        self._watch(held)
+        return over
+
+    def _watch(self, held: Held) -> None:
+        """New requests are looked at again after a while."""
+        if held.book.new_requests:
+            at = self._wheel_at + self.limits.keep_ended_us // 1_000_000 + 1
+            self._wheel[at] += [(held, request_id) for request_id in held.book.new_requests]
+            held.book.new_requests.clear()
+
+    # The database
+
+    def wanted(self) -> Wanted:
+        """What the next look should find out."""
+        spans = {}
+        for tenant_id in list(self.waited_for | self.to_load)[:SPANS_A_LOOK]:
+            held = self.books.get(tenant_id)
+            if held is not None:
+                spans[tenant_id] = sorted(
+                    {Span(m.start, m.end) for m in held.book.meters.budgets}, key=lambda s: s.start
+                )
+        return Wanted(spans, list(self.doubtful), list(self.to_look_up))
+
+    def take_look(self, look: Look, wanted: Wanted) -> Iterator[None]:
+        """Take what a look has found, in slices; the next look must not begin before the last."""
+        if look.definitions is not None:
+            self.definitions = look.definitions
+            for number, held in enumerate(list(self.books.values())):
+                self._define(held, look.at, held.told_tier)
+                if number % 50 == 49:
+                    yield
+        self._register(look.states, wanted.tenants)
+        for start in range(0, len(look.rows), ROWS_A_SLICE):
+            self._confirm(look.rows[start : start + ROWS_A_SLICE], look.at)
+            yield
+        for tenant_id, spans in look.loaded.items():
+            held = self.books[tenant_id]
+            held.book.roll(look.at)
+            prices = look.prices.get(tenant_id)
+            if prices is not None and prices != held.book.meters.prices:
+                self._define(held, look.at, held.told_tier, prices)
+            self._fill(held, spans)
+            self._raise_alerts(held, look.at)
+            if not held.book.needs_loading:
+                self.to_load.pop(tenant_id, None)
+                self.waited_for.pop(tenant_id, None)
+        found = set(look.counted)
+        for tenant_id, request_id, attempt in wanted.attempts:
+            self.doubtful.pop((tenant_id, request_id, attempt), None)
+            if (tenant_id, request_id, attempt) in found:
+                self.books[tenant_id].book.resolve(request_id, attempt)
+
+    def _register(self, states: Mapping[str, str], asked: Sequence[str]) -> None:
+        self.barred = {tenant_id: _UNREADY[state] for tenant_id, state in states.items() if state != "active"}
+        for tenant_id in asked:
+            self.to_look_up.pop(tenant_id, None)
+            if tenant_id in states:
+                self.registered.add(tenant_id)
+            else:
+                self.barred[tenant_id] = "unknown"
+
+    def _confirm(self, rows: Sequence[Row], now: int) -> None:
+        touched: dict[str, Held] = {}
+        for row in rows:
+            held = self.books.get(row.tenant_id)
+            if held is None:
+                tier = self.definitions.tier_of(row.tenant_id, moment(now))
+                if not self.definitions.versions_of(row.tenant_id, tier):
+                    continue
+                held = self._open(row.tenant_id, now)
+            held.book.roll(now)
+            progress = held.book.confirm(row)
+            self.counters.confirmed += row.first
+            self.counters.unreserved += row.first and not progress.known
+            self.counters.over += progress.over
+            touched[row.tenant_id] = held
+        for held in touched.values():
+            self._watch(held)
+            self._raise_alerts(held, now)
+
+    @staticmethod
+    def _fill(held: Held, spans: dict[Span, list[Used]]) -> None:
+        for meter in held.book.meters.budgets:
+            used = spans.get(Span(meter.start, meter.end))
+            if used is None or meter.loaded:
+                continue
+            sums = [0, 0]
+            for each in used:
+                if meter.quota.covers(each.model, each.adapter) and (each.bills or meter.quota.metric != "spend"):
+                    price = held.book.meters.prices.at(each.model, each.priced_at)
+                    sums[each.ahead] += amount(meter.quota.metric, each.counts, price)
+            meter.load(sums[0], {meter.end: sums[1]})
+
+    def _raise_alerts(self, held: Held, now: int) -> None:
+        for meter in held.book.meters.budgets:
+            if not meter.loaded or not meter.quota.thresholds:
+                continue
+            for threshold in meter.crossed():
+                quota = meter.quota
+                start = moment(meter.start).isoformat()
+                subject = {"quota_id": quota.quota_id, "version": quota.version, "period": start, "percent": threshold}
+                limit, used = shown(quota.limit, quota.metric), shown(meter.confirmed, quota.metric)
+                text = f"{threshold} % of {quota.quota_id} is used: {used} of {limit} in the period from {start}"
+                self.alerts.append(Alert("quota_threshold", held.book.tenant_id, subject, text, moment(now)))
+
+    # Time
+
+    def tend(self, now: int) -> None:
+        """End what is overdue, forget what is over. A bounded piece of work."""
+        second = now // 1_000_000
+        if not self._wheel_at:
+            self._wheel_at = second
+        done = 0
+        while self._wheel_at <= second and done < TENDED_A_TIME:
+            for held, request_id in self._wheel.pop(self._wheel_at, ()):
+                done += 1
+                tended = held.book.tend(request_id, now)
+                self.counters.expired += tended.expired
+                if tended.again_at is not None:
+                    again = max(tended.again_at // 1_000_000, second) + 1
+                    self._wheel[again].append((held, request_id))
+                    for attempt in held.book.overdue(request_id, now):
+                        self.counters.findings += 1
+                        self.doubtful[held.book.tenant_id, request_id, attempt] = None
+            self._wheel_at += 1
+
+    def expire_leases(self, now: int) -> None:
+        """Take back slices that nobody gave back in time."""
+        for held in self.books.values():
+            if held.book.leases.any_open:
+                held.book.expire_leases(now)
+
+    # The journal
+
+    def next_batch(self, *, store_a_state: bool) -> tuple[Batch, set[int], int | None] | None:
+        """What is to be written now, which groups it is about, and the group whose state is in it; None if nothing."""
+        if not (self.pending or self.alerts or self.decisions or (store_a_state and self._dirty)):
+            return None
+        group = next(iter(self._dirty), None) if store_a_state else None
+        stored = [] if group is None else [(group, self._encoded(group))]
+        batch = Batch(entries.encode(self.pending), stored, self.decisions, self.alerts)
+        changed = self._changed
+        self.pending, self.decisions, self.alerts, self._changed = [], [], [], set()
+        return batch, changed, group
+
+    def written(self, no: int, changed: Iterable[int], stored: int | None) -> None:
+        """A batch is durable under this number."""
+        for group in changed:
+            if group != stored:
+                self._dirty.setdefault(group, no)
+        if stored is not None:
+            self._dirty.pop(stored, None)
+
+    def needed_from(self, newest: int) -> int:
+        """The first batch that a rebuild would need, given the newest."""
+        return min(self._dirty.values(), default=newest)
+
+    def _encoded(self, group: int) -> bytes:
+        return book_state.encode([book_state.state_of(held.book) for held in self._groups.get(group, ())])
+
+    # Rebuilding
+
+    def restore(self, states: Iterable[tuple[int, int, bytes]], batches: Iterable[tuple[int, bytes]], now: int) -> int:
+        """Take stored states and the entries after them; returns how many entries. Definitions must be here already."""
+        as_of: dict[int, int] = {}
+        for group, no, stored in states:
+            as_of[group] = no
+            for state in book_state.decode(stored):
+                held = self.books[state.tenant_id] = Held(TenantBook(state.tenant_id, self.limits))
+                self._groups[group].append(held)
+                book_state.restore(held.book, state)
+                self._define(held, now, state.tier)
+        taken = 0
+        for no, batch in batches:
+            for entry in entries.decode(batch):
+                group = group_of(entry.tenant_id)
+                if group % self.of != self.shard or no <= as_of.get(group, 0) or isinstance(entry, Unasked):
+                    continue
+                held = self.books.get(entry.tenant_id) or self._open(entry.tenant_id, now)
+                held.book.apply(entry)
+                self._dirty.setdefault(group, no)
+                taken += 1
+        self._wheel_at = now // 1_000_000
+        for held in self.books.values():
+            self._watch(held)
+        return taken
+
+    def live(self) -> list[tuple[str, str, int]]:
+        """Every attempt whose usage is not confirmed as far as is known here."""
+        return [
+            (tenant_id, request_id, attempt)
+            for tenant_id, held in self.books.items()
+            for request_id, attempt in held.book.live()
+        ]

@@ -1,0 +1,330 @@
+"""`make bench-quota`: decisions a second over HTTP and in the process, beside an empty handler of the same server.
+
+The machine is shared: rates are also given per second of the server's own CPU time, which is what one core would do,
+and latencies beside a bare fdatasync and a bare commit in the same run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+import psycopg
+import uvloop
+
+from serving_adapter.quota.slices import Slice
+from streams import tenants
+from streams.database import connect
+from streams.http import access_keys
+from streams.quotas import definition_store
+from streams.quotas.definitions import quota_from
+from streams.quotas.http_protocol import Call, Connections
+from tests.benchmarks.databases import database
+from tests.benchmarks.report import REPOSITORY, Report
+from tests.fixtures_quota_server import start_quota_server
+
+QUICK = bool(os.environ.get("QUICK"))
+SEED = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
+TENANTS = 1000 if QUICK else 10_000
+SECONDS = 3.0 if QUICK else 15.0
+RUNS = 1 if QUICK else 3
+CONNECTIONS = 16
+DEPTH = 8
+PACED = 10_000
+HOT_SHARE = 0.8
+BODY = b'{"tenant_id":"%s","request_id":"%s","model":"m-1","input_tokens":100,"max_tokens":256}'
+
+
+def request(secret: str, tenant: str, request_id: str) -> bytes:
+    """One reservation as it goes over the wire."""
+    body = BODY % (tenant.encode(), request_id.encode())
+    head = b"POST /v1/reservations HTTP/1.1\r\nhost: quota\r\nauthorization: Bearer %s\r\ncontent-length: %d\r\n\r\n"
+    return head % (secret.encode(), len(body)) + body
+
+
+class Client(asyncio.Protocol):
+    """Keeps so many requests under way; counts the answers."""
+
+    def __init__(self, requests: Callable[[int], bytes], depth: int) -> None:
+        self._requests = requests
+        self._depth = depth
+        self._rest = b""
+        self.answers = self.refused = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio's."""
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._transport.write(self._requests(self._depth))
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio's."""
+        text = self._rest + data
+        came = text.count(b"HTTP/1.1 ")
+        self.refused += came - text.count(b"HTTP/1.1 200")
+        self.answers += came
+        self._rest = data[-11:] if not data.endswith(b"}") else b""
+        if came:
+            self._transport.write(self._requests(came))
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(pid: int) -> float:
+    """What a process has in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def blast(port: int, pid: int, requests: Callable[[int], bytes], seconds: float) -> tuple[float, float, int]:
+    """As fast as it goes: answers a second, answers per second of the server's CPU time, and how many were no 200."""
+    loop = asyncio.get_running_loop()
+    clients = [Client(requests, DEPTH) for _ in range(CONNECTIONS)]
+    for client in clients:
+        await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
+    await asyncio.sleep(0.5)
+    began, cpu, before = time.perf_counter(), cpu_seconds(pid), sum(client.answers for client in clients)
+    await asyncio.sleep(seconds)
+    took, cpu = time.perf_counter() - began, cpu_seconds(pid) - cpu
+    answers = sum(client.answers for client in clients) - before
+    for client in clients:
+        client._transport.abort()
+    await asyncio.sleep(0.2)
+    return answers / took, answers / max(cpu, 0.01), sum(client.refused for client in clients)
+
+
+class Paced(asyncio.Protocol):
+    """Sends when told; notes how long each answer took."""
+
+    def __init__(self) -> None:
+        self.sent: list[float] = []
+        self.took: list[float] = []
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio's."""
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio's. Answers come in the order of the requests."""
+        now = time.perf_counter()
+        came = (self._rest + data).count(b"HTTP/1.1 ")
+        self._rest = data[-8:] if not data.endswith(b"}") else b""
+        first = len(self.took)
+        self.took += [now - sent for sent in self.sent[first : first + came]]
+
+
+async def paced(port: int, requests: Callable[[int], bytes], rate: int, seconds: float) -> list[float]:
+    """Seconds from sending to answer, at a steady rate over kept connections; each request is sent when it is due."""
+    loop = asyncio.get_running_loop()
+    clients = [Paced() for _ in range(CONNECTIONS)]
+    for client in clients:
+        await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
+    began, sent = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < seconds:
+        due = int(passed * rate)
+        while sent < due:
+            client = clients[sent % CONNECTIONS]
+            client.sent.append(time.perf_counter())
+            client.transport.write(requests(1))
+            sent += 1
+        await asyncio.sleep(0.0002)
+    await asyncio.sleep(1.0)
+    took = [each for client in clients for each in client.took]
+    for client in clients:
+        client.transport.abort()
+    return took
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """Of values the one that so many percent are not above."""
+    return sorted(values)[min(int(len(values) * percent / 100), len(values) - 1)]
+
+
+@contextmanager
+def empty_server():  # type: ignore[no-untyped-def]
+    """The same HTTP server with nothing behind it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.quota", "empty"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    yield int(process.stdout.readline()), process.pid
+    process.kill()
+    process.wait()
+
+
+async def serve_nothing() -> None:
+    """Answer each call at once with a body of the usual size."""
+    body = b"x" * 480
+
+    def answer(call: Call) -> None:
+        call.answer(200, body)
+
+    connections = Connections(answer, 1000)
+    server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+def prepare(connection: psycopg.Connection) -> str:
+    """Tenants with quotas of every kind, as in production, none of which is reached; a caller's key."""
+    tenants.register(connection, [(f"tenant_{n:05d}", "T") for n in range(TENANTS)], actor="bench")
+    now = datetime.now(UTC)
+    for period, metric in (
+        ("month", "output_tokens"),
+        ("month", "requests"),
+        ("minute", "requests"),
+        ("none", "concurrency"),
+    ):
+        document = {"tier": "bench", "period": period, "metric": metric, "limit": 10**14}
+        definition_store.define(connection, quota_from(document, now=now), actor="bench")
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("copy usage.tenant_tiers (tenant_id, tier, starts_at, assigned_by) from stdin") as copy,
+    ):
+        for number in range(TENANTS):
+            copy.write_row((f"tenant_{number:05d}", "bench", now, "bench"))
+    secret = access_keys.secret_from(secrets.token_bytes(32))
+    access_keys.add(
+        connection, kind="quota", name="bench", tenant_ids=[], all_tenants=True, secret=secret, actor="bench"
+    )
+    return secret
+
+
+def stream_of(secret: str, seed: int, hot_share: float) -> Callable[[int], bytes]:
+    """Requests of random tenants, one of whom has a share of all; made before they are needed, as far as possible."""
+    rng = Random(seed)
+    numbers = [0 if rng.random() < hot_share else rng.randrange(TENANTS) for _ in range(100_000)]
+    name = b"r-000000000000"
+    texts = {n: request(secret, f"tenant_{n:05d}", name.decode()) for n in set(numbers)}
+    count = 0
+
+    def next_ones(how_many: int) -> bytes:
+        nonlocal count
+        made = []
+        for _ in range(how_many):
+            count += 1
+            made.append(texts[numbers[count % 100_000]].replace(name, b"r-%012d" % (seed * 10**9 + count)))
+        return b"".join(made)
+
+    return next_ones
+
+
+def disk(url: str) -> tuple[float, float]:
+    """What writing costs by itself, in ms at p99: a bare fdatasync, a bare commit of a row of a batch's size."""
+    path = REPOSITORY / "build" / "fsync"
+    handle = os.open(path, os.O_CREAT | os.O_WRONLY)
+    took = []
+    for _ in range(300):
+        os.write(handle, b"x" * 4096)
+        began = time.perf_counter()
+        os.fdatasync(handle)
+        took.append(time.perf_counter() - began)
+    os.close(handle)
+    path.unlink()
+    commits = []
+    with connect(url, as_login=True) as connection:
+        connection.execute("create table public.bare (entries bytea)")
+        for _ in range(500):
+            began = time.perf_counter()
+            connection.execute("insert into public.bare values (%s)", (b"x" * 4096,), prepare=True)
+            commits.append(time.perf_counter() - began)
+    return percentile(took, 99) * 1000, percentile(commits, 99) * 1000
+
+
+def leased() -> tuple[list[float], float, float]:
+    """Decisions a second of CPU time out of a slice in the process; and one decision in µs: median and p99."""
+    names = [f"r-{number}" for number in range(1000)]
+    held = Slice("t~1.1", 1e18)
+    held.add(10**9, 10**12, 10**12, 10**9, 1e18)
+    admit, settle, now = held.admit, held.settle, time.monotonic
+    rates = []
+    for _ in range(5):
+        spent = 0.0
+        for _ in range(200):
+            began = time.process_time()
+            for name in names:
+                admit(name, 1, 100, 256, now())
+            spent += time.process_time() - began
+            for name in names:
+                settle(name, 1, 100, 50)
+        rates.append(200 * len(names) / spent)
+    single: list[float] = []
+    for _ in range(20):
+        for name in names:
+            began_ns = time.perf_counter_ns()
+            admit(name, 1, 100, 256, now())
+            single.append(time.perf_counter_ns() - began_ns)
+        for name in names:
+            settle(name, 1, 100, 50)
+    return rates, percentile(single, 50) / 1000, percentile(single, 99) / 1000
+
+
+def main(report: Report) -> None:
+    """All parts."""
+    rates, p50, p99 = leased()
+    report.add("leased_decisions_per_s", "1/s", rates, goal=1_000_000, floor=500_000)
+    report.add("leased_p50_us", "µs", [p50], goal=1, floor=2)
+    report.add("leased_p99_us", "µs", [p99])
+    with database() as url:
+        with connect(url) as connection:
+            secret = prepare(connection)
+        fsync_ms, commit_ms = disk(url)
+        report.add("bare_fdatasync_p99_ms", "ms", [fsync_ms])
+        report.add("bare_commit_p99_ms", "ms", [commit_ms])
+        server = start_quota_server(url, secret)
+        try:
+            remote(report, server.port, server.process.pid, secret)
+        finally:
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(30)
+
+
+def remote(report: Report, port: int, pid: int, secret: str) -> None:
+    """Over HTTP: the whole server beside the empty one, turn by turn."""
+    warm = stream_of(secret, 1, 0.0)
+    uvloop.run(blast(port, pid, warm, 2.0 if QUICK else 8.0))  # every tenant's windows are read once
+    rates, per_cpu, empty_rates, empty_cpu, hot = [], [], [], [], []
+    for run in range(RUNS):
+        with empty_server() as (empty_port, empty_pid):
+            wall, cpu, _ = uvloop.run(blast(empty_port, empty_pid, stream_of(secret, 10 + run, 0.0), SECONDS / 2))
+            empty_rates.append(wall)
+            empty_cpu.append(cpu)
+        wall, cpu, refused = uvloop.run(blast(port, pid, stream_of(secret, 20 + run, 0.0), SECONDS))
+        rates.append(wall)
+        per_cpu.append(cpu)
+        hot.append(uvloop.run(blast(port, pid, stream_of(secret, 30 + run, HOT_SHARE), SECONDS / 2))[1])
+        if refused:
+            print(f"  {refused} answers were no 200")
+    report.add("remote_decisions_per_s", "1/s", per_cpu, goal=30_000, floor=15_000)
+    report.add("remote_decisions_per_s_wall", "1/s", rates)
+    report.add("hot_tenant_decisions_per_s", "1/s", hot, floor=15_000)
+    report.add("empty_handler_per_s", "1/s", empty_cpu)
+    report.add("ratio_to_empty_handler", "", [a / b for a, b in zip(per_cpu, empty_cpu, strict=True)])
+    took = [uvloop.run(paced(port, stream_of(secret, 40 + run, 0.0), PACED, SECONDS)) for run in range(RUNS)]
+    report.add("remote_p99_ms_at_10k", "ms", [percentile(each, 99) * 1000 for each in took], goal=1, floor=2)
+    report.add("remote_p50_ms_at_10k", "ms", [percentile(each, 50) * 1000 for each in took])
+    report.add("answered_share_at_10k", "", [len(each) / (PACED * SECONDS) for each in took])
+    report.add("memory_mib", "MiB", [memory_mib(pid)])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["empty"]:
+        uvloop.run(serve_nothing())
+    else:
+        made = Report("bench-quota", SEED, QUICK)
+        print(f"quota: {TENANTS} tenants, {CONNECTIONS} connections, one process")
+        main(made)
+        made.write()

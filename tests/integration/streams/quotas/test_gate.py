@@ -1,0 +1,137 @@
+"""The gate in front of the real service: slices, fail modes while it is away, and everything told afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import psycopg
+import pytest
+
+from serving_adapter.quota import GateSettings, QuotaGate
+from tests.fixtures_quota_server import QuotaServerProcess
+from tests.integration.streams.quotas.driver import Usage, add_tenants, define
+
+Start = Callable[..., QuotaServerProcess]
+
+
+@pytest.fixture
+def usage(connection: psycopg.Connection) -> Usage:
+    add_tenants(connection, "t1", "t2")
+    return Usage(connection)
+
+
+def settings(server: QuotaServerProcess, **more: float) -> GateSettings:
+    """Patient ones: this machine may be busy."""
+    return GateSettings(port=server.port, secret=server.secret, **({"deadline": 2.0, "slice_ttl": 1.0} | more))  # type: ignore[arg-type]
+
+
+async def until(what: Callable[[], Awaitable[bool]] | Callable[[], bool], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        found = what()
+        if found if isinstance(found, bool) else await found:
+            return
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.02)
+
+
+def test_a_busy_tenant_gets_a_slice_and_its_usage_is_settled_out_of_it(
+    quota_server: Start, usage: Usage, connection: psycopg.Connection
+) -> None:
+    define(connection, limit=1_000_000)
+    define(connection, metric="concurrency", period="none", limit=100)
+    server = quota_server()
+
+    async def run() -> int:
+        gate = QuotaGate(settings(server))
+        await gate.start()
+        asked = 0
+        while not gate.counts["slice"]:
+            admission = await gate.admit("t1", f"r{asked}", "m-1", 10, 100)
+            assert admission.allowed
+            gate.settle("t1", f"r{asked}", input_tokens=10, output_tokens=40)
+            asked += 1
+            await asyncio.sleep(0.002)
+        for number in range(200):
+            assert (await gate.admit("t1", f"s{number}", "m-1", 10, 100)).allowed
+            gate.settle("t1", f"s{number}", input_tokens=10, output_tokens=40)
+        assert gate.counts["slice"] > 100
+        await gate.stop()
+        return asked + 200
+
+    asked = asyncio.run(run())
+    standing = server.quota()
+    assert (standing["unconfirmed"], standing["reserved"], standing["leased"]) == (40 * asked, 0, 0)
+    assert server.quota("none-concurrency")["used"] == 0
+
+
+def test_slices_and_single_requests_together_never_pass_the_limit(
+    quota_server: Start, usage: Usage, connection: psycopg.Connection
+) -> None:
+    define(connection, limit=20_000)
+    server = quota_server()
+
+    async def one(gate: QuotaGate, name: str) -> int:
+        used = 0
+        for number in range(400):
+            admission = await gate.admit("t1", f"{name}-{number}", "m-1", 10, 100)
+            if not admission.allowed:
+                break
+            await asyncio.sleep(0.001)
+            used += admission.max_tokens
+            gate.settle("t1", f"{name}-{number}", input_tokens=10, output_tokens=admission.max_tokens)
+        return used
+
+    async def run() -> tuple[int, int]:
+        gates = [QuotaGate(settings(server)) for _ in range(3)]
+        for gate in gates:
+            await gate.start()
+        used = sum(await asyncio.gather(*(one(gate, f"g{number}") for number, gate in enumerate(gates))))
+        for gate in gates:
+            await gate.stop()
+        return used, sum(gate.counts["slice"] for gate in gates)
+
+    used, out_of_slices = asyncio.run(run())
+    assert used <= 20_000
+    assert out_of_slices > 0
+    assert server.quota()["unconfirmed"] == used
+
+
+def test_an_outage_costs_milliseconds_and_is_told_afterwards(
+    quota_server: Start, usage: Usage, connection: psycopg.Connection
+) -> None:
+    define(connection, limit=100_000, on_unavailable="safe_capacity")
+    define(connection, tenant="t2", limit=100_000, on_unavailable="deny")
+    server = quota_server()
+
+    async def run() -> None:
+        gate = QuotaGate(settings(server))
+        await gate.start()
+        for tenant in ("t1", "t2"):
+            assert (await gate.admit(tenant, "first", "m-1", 10, 100)).source == "service"
+        server.kill()
+        await asyncio.sleep(0.1)
+        for number in range(10):
+            await gate.admit("t2", f"down-{number}", "m-1", 10, 100)
+        began = time.perf_counter()
+        answers = [await gate.admit("t1", f"down-{number}", "m-1", 10, 2000) for number in range(10)]
+        assert time.perf_counter() - began < 1.0  # ten deadlines would be 20 s: the breaker is open
+        assert [answer.allowed for answer in answers] == [True] * 4 + [False] * 6
+        assert {answer.max_tokens for answer in answers[:4]} == {512}
+        assert not (await gate.admit("t2", "denied", "m-1", 10, 100)).allowed
+        assert (await gate.admit("t3", "other", "m-1", 10, 100, tier="enterprise")).allowed
+        for number in range(4):
+            gate.settle("t1", f"down-{number}", input_tokens=10, output_tokens=50)
+        assert (await gate.admit("t1", "again", "m-1", 10, 100)).allowed
+        again = quota_server("--port", str(server.port))
+        await until(lambda: not gate._settlements and not gate._decisions)
+        await until(lambda: not gate._breaker.is_open or gate._breaker.may_call(time.monotonic()))
+        found = again.request("GET", "/v1/decisions/t1/down-0").body["decisions"]
+        assert found[0]["mode"] == "safe_capacity"
+        assert again.quota()["unconfirmed"] == 200
+        gate.settle("t1", "first", input_tokens=10, output_tokens=5)
+        await gate.stop()
+
+    asyncio.run(run())

@@ -1,0 +1,273 @@
+"""A shard on a real database: windows, feed and journal together say what is used, once, also after a crash."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import psycopg
+import pytest
+
+from streams.quotas import definition_store, journal
+from streams.quotas.calendar import Anchor
+from streams.quotas.decisions import Refused
+from streams.quotas.entries import Reserved
+from streams.quotas.errors import Fenced, ShardsTaken
+from streams.quotas.groups import GROUPS, group_of
+from streams.rules import estimates
+from streams.rules.estimates import EstimatePrice
+from tests.integration.streams.quotas.driver import Driver, Usage, add_tenants, define
+
+
+@pytest.fixture
+def usage(connection: psycopg.Connection) -> Usage:
+    add_tenants(connection, "t1", "t2")
+    return Usage(connection)
+
+
+def test_confirmed_usage_is_counted_once_from_windows_feed_and_journal(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    usage.happens("before-1", "before-2", "probe", output=50)
+    driver = Driver(own_database_url)
+    assert isinstance(driver.ask("r1", 200), Reserved)
+    assert driver.budget() == (150, 0, 200)
+    driver.settle("r1", 120)
+    assert driver.budget() == (150, 120, 0)
+    usage.happens("r1", output=120)
+    usage.happens("r2", output=7)
+    driver.look()
+    driver.look()
+    assert driver.budget() == (277, 0, 0)
+
+
+def test_after_a_crash_everything_is_as_it_was(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    define(connection, metric="concurrency", period="none", limit=4)
+    define(connection, metric="requests", period="minute", limit=5)
+    driver = Driver(own_database_url)
+    for number in range(4):
+        assert isinstance(driver.ask(f"r{number}"), Reserved)
+    driver.settle("r0", 30)
+    driver.settle("r1", 40)
+    driver.write(store_a_state=True)
+    usage.happens("r1", output=40)  # counted, and the crash comes before it is read
+    usage.happens("r2", output=60)
+    driver.crash()
+    again = Driver(own_database_url)
+    assert (again.rebuilt.entries, again.rebuilt.resolved) == (6, 2)
+    refused = again.ask("r9", 900)
+    assert isinstance(refused, Reserved)
+    assert refused.max_tokens == 1000 - 100 - 30 - 100
+    assert again.budget() == (100, 30, 100 + 770)
+    refused = again.ask("r10")
+    assert isinstance(refused, Refused)
+    assert {wall.quota.quota_id for wall in refused.walls} == {"minute-requests", "month-output_tokens"}
+
+
+def test_a_stored_state_takes_the_place_of_the_journal_before_it(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    define(connection, tenant="t2")
+    driver = Driver(own_database_url)
+    for number in range(20):
+        driver.ask(f"r{number}", 16)
+        driver.ask(f"q{number}", 16, tenant="t2")
+    for tenant_id in ("t1", "t2"):
+        driver.ask("last", 20, tenant=tenant_id)
+        driver.ask("more", 20, tenant=tenant_id, store_a_state=True)
+    before = [driver.budget(), driver.budget(tenant="t2")]
+    newest = connection.execute("select max(no) from usage.quota_journal").fetchone()
+    assert newest is not None
+    journal.forget(connection, driver.mine, driver.shard.needed_from(newest[0] + 1) - 1)
+    driver.crash()
+    again = Driver(own_database_url)
+    assert again.rebuilt.entries < 5
+    assert not again.mine.lost
+    again.ask("r1", 16)
+    again.ask("q1", 16, tenant="t2")
+    assert [again.budget(), again.budget(tenant="t2")] == before
+
+
+def test_an_old_owner_writes_nothing(connection: psycopg.Connection, own_database_url: str, usage: Usage) -> None:
+    define(connection)
+    old = Driver(own_database_url)
+    old.ask("r1")
+    new = Driver(own_database_url)
+    with pytest.raises(Fenced):
+        old.ask("r2")
+    new.ask("r3")
+    assert new.budget() == (0, 0, 200)
+
+
+def test_tenants_are_divided_and_divided_anew(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    names = [f"n{number}" for number in range(12)]
+    add_tenants(connection, *names)
+    define(connection, tier="free", limit=100)
+    for name in names:
+        definition_store.assign(connection, name, "free", datetime.now(UTC), actor="test")
+    one = Driver(own_database_url)
+    for name in names:
+        assert isinstance(one.ask("r1", 60, tenant=name), Reserved)
+    with pytest.raises(ShardsTaken):
+        Driver(own_database_url, of=2)
+    assert journal.divide(connection, 2)
+    with pytest.raises(Fenced):
+        one.ask("r2", 20, tenant="n0")
+    drivers = [Driver(own_database_url, shard=number, of=2) for number in range(2)]
+    for name in names:
+        driver = next(each for each in drivers if each.shard.owns(name))
+        answer = driver.ask("r2", 60, tenant=name)
+        assert isinstance(answer, Reserved)
+        assert answer.max_tokens == 40  # what is left of 100
+    assert all(each.shard.books for each in drivers)
+
+
+def test_without_its_journal_only_a_share_is_promised(
+    connection: psycopg.Connection, owner: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    driver = Driver(own_database_url)
+    driver.ask("r1", 500)
+    owner.execute("truncate usage.quota_journal")
+    again = Driver(own_database_url)
+    assert again.mine.lost
+    answer = again.ask("r2", 500)
+    assert isinstance(answer, Reserved)
+    assert answer.max_tokens == 100
+
+
+def test_usage_of_other_purposes_and_platform_tenants_is_left_out(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    usage.happens("a", output=500, purpose="probe")
+    driver = Driver(own_database_url)
+    driver.ask()
+    usage.happens("b", output=500, purpose="eval")
+    driver.look()
+    assert driver.budget()[0] == 0
+
+
+def test_corrections_and_better_sources_change_what_is_used(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    define(connection, metric="requests")
+    driver = Driver(own_database_url)
+    driver.ask("r1")
+    usage.happens("r1", output=80, usage_source="gateway")
+    driver.look()
+    assert (driver.budget(), driver.budget("month-requests")) == ((80, 0, 0), (1, 0, 0))
+    usage.happens("r1", output=90, usage_source="engine")
+    driver.look()
+    assert (driver.budget(), driver.budget("month-requests")) == ((90, 0, 0), (1, 0, 0))
+    driver.crash()
+    again = Driver(own_database_url)
+    again.ask("r2")
+    assert again.budget() == (90, 0, 100)
+
+
+def test_a_settle_that_comes_long_after_its_event_is_not_counted_again(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    driver = Driver(own_database_url)
+    driver.ask("other")
+    usage.happens("r1", output=80)
+    driver.look()
+    driver.settle("r1", 80)
+    assert driver.budget()[:2] == (80, 80)  # careful until the database was asked
+    driver.look()
+    assert driver.budget()[:2] == (80, 0)
+
+
+def test_definitions_change_while_requests_are_in_flight(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection, limit=150)
+    usage.happens("before", output=50)
+    driver = Driver(own_database_url)
+    driver.ask("r1")
+    define(connection, limit=400)
+    define(connection, metric="total_tokens", limit=500)
+    driver.look()
+    answer = driver.ask("r2", 400)
+    assert isinstance(answer, Reserved)
+    assert answer.max_tokens == 250
+    assert driver.budget("month-total_tokens") == (60, 0, 110 + 260)
+
+
+def test_spend_is_priced_by_the_tenants_highest_prices_as_they_were(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    now = datetime.now(UTC)
+    old = [EstimatePrice("", "output", Decimal("0.01"), "USD", now - timedelta(days=900))]
+    new = [EstimatePrice("", "output", Decimal("1000"), "USD", now + timedelta(days=1))]
+    estimates.set_prices(connection, "t1", old + new)
+    define(connection, metric="spend", limit="10")
+    usage.happens("paid", output=100)
+    usage.happens("free", output=100, status="error")
+    driver = Driver(own_database_url)
+    answer = driver.ask("r1", 2000)
+    assert isinstance(answer, Reserved)
+    assert answer.max_tokens == 900
+    assert Decimal(driver.budget("month-spend")[0]) / 10**18 == 1
+
+
+def test_billing_periods_follow_the_subscriptions_anchor(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    now = datetime.now(UTC)
+    anchor = Anchor((now - timedelta(days=40)).replace(second=0, microsecond=0), 1)
+    definition_store.set_anchor(connection, "t1", anchor)
+    definition_store.set_anchor(connection, "t1", anchor)
+    assert connection.execute("select count(*) from usage.billing_anchors").fetchone() == (1,)
+    define(connection, period="billing_period")
+    usage.happens("r0", output=70)
+    driver = Driver(own_database_url)
+    driver.ask("r1")
+    assert driver.budget("billing_period-output_tokens") == (70, 0, 100)
+
+
+def test_thresholds_are_recorded_once_whoever_finds_them(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection, limit=100, thresholds=[50, 80])
+    for _ in range(2):
+        driver = Driver(own_database_url)
+        driver.ask("r1", 16)
+        usage.happens(f"u{driver.mine.epoch}", output=30)
+        driver.look()
+        driver.write()
+        driver.crash()
+    rows = connection.execute("select key, subject ->> 'percent' from usage.alerts where kind = 'quota_threshold'")
+    assert rows.fetchall() == [("t1", "50")]
+
+
+def test_unknown_and_suspended_tenants_are_told(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    driver = Driver(own_database_url)
+    assert driver.ask(tenant="nobody") == "unknown"
+    add_tenants(connection, "nobody")
+    driver.look()
+    assert isinstance(driver.ask(tenant="nobody"), Reserved)
+    connection.execute("update usage.tenants set state = 'suspended' where tenant_id = 'nobody'")
+    driver.look()
+    assert driver.ask("r2", tenant="nobody") == "suspended"
+
+
+def test_sql_and_python_agree_about_groups(connection: psycopg.Connection) -> None:
+    names = [f"tenant_{number}" for number in range(200)] + ["é:ü"]
+    rows = connection.execute(
+        "select usage.quota_group(t) from unnest(%s::text[]) with ordinality as u (t, n) order by n", (names,)
+    )
+    assert [row[0] for row in rows] == [group_of(name) for name in names]
+    assert {group_of(f"x{number}") for number in range(9000)} == set(range(GROUPS))

@@ -1,0 +1,260 @@
+"""One tenant's book: what is admitted, shrunk, refused and why; attempts, leases, soft limits."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from streams.quotas.amounts import DatedPrice, PriceList
+from streams.quotas.decisions import Ask, Refused
+from streams.quotas.entries import Leased, Reserved, Returned
+from streams.quotas.errors import OtherContent
+from streams.quotas.meters import SlotMeter
+from tests.quota_builders import DAY, NOW, SECOND, admit, ask, book, budget, load, quota, row, settled
+
+
+def refused(made: object, asked: Ask, now: int = NOW) -> Refused:
+    answer = made.decide(asked, now)  # type: ignore[attr-defined]
+    assert isinstance(answer, Refused), answer
+    return answer
+
+
+def test_max_tokens_is_filled_in_shrunk_and_then_refused() -> None:
+    made = book(quota(limit=1100))
+    assert admit(made, ask("a", max_tokens=None)).max_tokens == 1024
+    shrunk = admit(made, ask("b", max_tokens=500))
+    assert (shrunk.max_tokens, shrunk.limited_by) == (76, ("day-output_tokens",))
+    (wall,) = refused(made, ask("c")).walls
+    assert (wall.because, wall.needed, wall.room) == ("in_flight", 16, 0)
+
+
+def test_shrinking_can_be_forbidden() -> None:
+    made = book(quota(limit=50, on_shrink="deny"))
+    assert refused(made, ask(max_tokens=51)).walls[0].needed == 51
+    assert admit(made, ask(max_tokens=50)).max_tokens == 50
+
+
+def test_each_answer_of_a_request_may_have_max_tokens() -> None:
+    made = book(quota(limit=1000))
+    entry = admit(made, ask(max_tokens=400, n=2, prompts=2))
+    assert (entry.max_tokens, entry.output_cap) == (250, 1000)
+
+
+def test_a_spent_budget_says_when_its_period_ends() -> None:
+    made = book(quota(limit=100))
+    load(made, 99)
+    (wall,) = refused(made, ask()).walls
+    assert (wall.because, wall.wait_us) == ("spent", DAY // 2)
+
+
+def test_a_request_that_never_fits_is_told_so() -> None:
+    made = book(quota(metric="input_tokens", limit=5), quota("second", "input_tokens", 5, model="m-1"))
+    assert {wall.because for wall in refused(made, ask(input_tokens=6)).walls} == {"never"}
+
+
+def test_a_rate_says_how_long_to_wait() -> None:
+    made = book(quota("minute", "requests", 2))
+    admit(made, ask("a"))
+    admit(made, ask("b"))
+    (wall,) = refused(made, ask("c")).walls
+    assert (wall.because, wall.wait_us) == ("rate", 30 * SECOND)
+    admit(made, ask("c"), NOW + 30 * SECOND)
+
+
+def test_concurrency_counts_requests_until_they_end() -> None:
+    made = book(quota("none", "concurrency", 1))
+    admit(made, ask("a"))
+    assert refused(made, ask("b")).walls[0].because == "concurrency"
+    admit(made, ask("a", attempt=2))  # of a request that is in flight
+    made.apply(settled("a", final=False))
+    assert refused(made, ask("b")).walls[0].because == "concurrency"
+    made.apply(settled("a", attempt=2))
+    admit(made, ask("b"))
+
+
+def test_quotas_of_a_model_hold_for_that_model_alone() -> None:
+    made = book(quota(limit=100, model="m-1"), quota(limit=1000))
+    assert admit(made, ask("a", max_tokens=400, model="m-2")).max_tokens == 400
+    assert admit(made, ask("b", max_tokens=400)).max_tokens == 100
+
+
+def test_spend_is_reserved_at_the_highest_price() -> None:
+    prices = PriceList(
+        [
+            DatedPrice("", "input", Decimal("0.001"), 0),
+            DatedPrice("", "cached_input", Decimal("0.0001"), 0),
+            DatedPrice("", "output", Decimal("0.01"), 0),
+            DatedPrice("m-2", "output", Decimal("0.1"), 0),
+        ]
+    )
+    made = book(quota(metric="spend", limit="1.01"), prices=prices)
+    assert admit(made, ask("a", 10, 1000)).max_tokens == 100
+    made.apply(settled("a", 50, cached=4))
+    spent = budget(made, "day-spend").used
+    assert Decimal(spent) / 10**18 == Decimal("0.5064")
+    assert admit(made, ask("b", 0, 1000)).max_tokens == 50
+    assert refused(made, ask("c", 0, 1000, model="m-2")).walls[0].because == "never"  # 16 tokens of it cost 1.6
+
+
+def test_the_same_again_is_answered_the_same_and_other_content_refused() -> None:
+    made = book(quota(limit=150))
+    entry = admit(made, ask(max_tokens=None))
+    assert made.decide(ask(max_tokens=None), NOW) is None
+    assert made.admitted(ask(max_tokens=None)) == entry
+    with pytest.raises(OtherContent):
+        made.decide(ask(max_tokens=99), NOW)
+    assert budget(made).reserved == 150
+
+
+def test_every_attempt_reserves_its_own_and_final_ends_them_all() -> None:
+    made = book(quota(limit=250))
+    admit(made, ask())
+    admit(made, ask(attempt=2))
+    assert budget(made).reserved == 200
+    assert admit(made, ask(attempt=3)).max_tokens == 50
+    made.apply(settled(attempt=2, output=60))
+    assert (budget(made).reserved, budget(made).used) == (0, 60)
+
+
+def test_what_was_never_dispatched_leaves_nothing() -> None:
+    made = book(quota(), quota(metric="requests"), quota("minute", "requests", 1))
+    admit(made, ask())
+    made.apply(settled(output=0, input=0, dispatched=False))
+    assert [(meter.used, meter.reserved) for meter in made.meters.budgets] == [(0, 0), (0, 0)]
+    admit(made, ask("b"))
+
+
+def test_an_expired_reservation_is_corrected_by_its_late_event() -> None:
+    made = book(quota(limit=100))
+    entry = admit(made, ask())
+    assert made.tend("r1", entry.deadline).expired == 1
+    assert budget(made).remaining == 100
+    made.confirm(row(output=70, at=NOW))
+    assert (budget(made).used, budget(made).unreserved) == (70, 0)
+
+
+def test_usage_that_nobody_reserved_counts_and_is_told() -> None:
+    made = book(quota(limit=100))
+    made.confirm(row("foreign", output=170))
+    assert (budget(made).used, budget(made).unreserved, budget(made).remaining) == (170, 170, 0)
+    assert refused(made, ask()).walls[0].because == "spent"
+
+
+def test_corrections_count_as_no_request() -> None:
+    made = book(quota(), quota(metric="requests"))
+    made.confirm(row(output=70))
+    made.confirm(row(output=-20, requests=0, first=False))
+    assert [meter.used for meter in made.meters.budgets] == [50, 1]
+
+
+def test_spend_counts_only_what_bills() -> None:
+    made = book(quota(metric="spend"), quota(), prices=PriceList([DatedPrice("", "output", Decimal(1), 0)]))
+    made.confirm(row(bills=False))
+    assert [meter.used for meter in made.meters.budgets] == [0, 50]
+
+
+def test_gpu_seconds_stop_when_they_are_used() -> None:
+    made = book(quota(metric="gpu_seconds", limit=1))
+    admit(made, ask("a"))
+    made.confirm(row("a", gpu_us=1_000_000))
+    assert refused(made, ask("b")).walls[0].because == "spent"
+
+
+def test_at_midnight_what_is_in_flight_moves_and_what_is_used_stays() -> None:
+    made = book(quota(limit=500))
+    midnight = NOW + DAY // 2
+    admit(made, ask("old"))
+    made.apply(settled("old", 40, at=midnight - 10 * SECOND))
+    admit(made, ask("skewed", max_tokens=30), midnight - 5 * SECOND)
+    made.apply(settled("skewed", 30, at=midnight - SECOND))
+    admit(made, ask("spans", max_tokens=90), midnight - SECOND)
+    made.confirm(row("early", output=7, at=midnight + 1))  # of a replica whose clock is fast
+    made.roll(midnight)
+    meter = budget(made)
+    assert (meter.start, meter.confirmed, meter.unconfirmed, meter.reserved) == (midnight, 7, 30, 90)
+    made.confirm(row("old", output=40, at=midnight - 10 * SECOND))
+    made.confirm(row("spans", output=9, at=midnight + SECOND))
+    assert (meter.used, meter.reserved) == (7 + 30 + 9, 0)
+
+
+def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
+    made = book(quota(limit=100, hard=False, thresholds=[50, 100]))
+    for number in range(16):
+        made.outputs.add(number + 20)
+    assert admit(made, ask("a")).priority == 0
+    load(made, 60)
+    assert admit(made, ask("b")).priority == 10
+    load(made, 120)
+    late = admit(made, ask("c", max_tokens=400))
+    assert (late.priority, late.max_tokens, late.limited_by) == (20, 28, ("day-output_tokens",))
+
+
+def test_thresholds_are_told_once_a_period() -> None:
+    made = book(quota(limit=100, thresholds=[80, 90, 100]))
+    meter = budget(made)
+    made.confirm(row("a", output=79))
+    assert meter.crossed() == []
+    made.confirm(row("b", output=12))
+    assert (meter.crossed(), meter.crossed()) == ([80, 90], [])
+    meter.rolled_to(NOW + DAY)
+    made.confirm(row("c", output=85, at=NOW + DAY))
+    assert meter.crossed() == [80]
+
+
+def test_learning_promises_only_a_share() -> None:
+    made = book(quota(limit=1000))
+    entry = made.decide(ask(max_tokens=500), NOW, share=10)
+    assert isinstance(entry, Reserved)
+    assert entry.max_tokens == 100
+
+
+def lease(**more: int) -> Leased:
+    return Leased("t1", "l1", "gw", more.pop("at", NOW), "m-1", "", more.pop("requests", 5), 0, more.pop("output", 300),
+                  more.pop("slots", 2), more.pop("until", NOW + 60 * SECOND))  # fmt: skip
+
+
+def test_a_slice_is_taken_from_every_quota_and_comes_back() -> None:
+    made = book(quota(limit=1000), quota(metric="requests", limit=10), quota("none", "concurrency", 3))
+    made.apply(lease())
+    made.apply(lease())  # the journal read twice
+    assert [meter.leased for meter in made.meters.budgets] == [300, 5]
+    assert admit(made, ask("a", max_tokens=2000)).max_tokens == 700
+    assert refused(made, ask("b", max_tokens=10)).walls[-1].because in ("concurrency", "in_flight")
+    made.apply(Returned("t1", "l1", NOW + 1, 2, 0, 100, 0, closed=False))
+    assert [meter.leased for meter in made.meters.budgets] == [200, 3]
+    made.apply(Returned("t1", "l1", NOW + 2, 0, 0, 0, 0, closed=True))
+    assert [meter.leased for meter in made.meters.budgets] == [0, 0]
+    slots = made.meters.named("none-concurrency")
+    assert isinstance(slots, SlotMeter)
+    assert slots.leased == 0
+
+
+def test_what_is_used_out_of_a_slice_leaves_it_and_is_not_unreserved() -> None:
+    made = book(quota(limit=1000))
+    made.apply(lease())
+    made.apply(settled("x", 120, lease_id="l1", input=0))
+    meter = budget(made)
+    assert (meter.leased, meter.unconfirmed) == (180, 120)
+    made.apply(settled("x", 120, lease_id="l1", input=0))
+    made.confirm(row("x", output=120))
+    assert (meter.leased, meter.unconfirmed, meter.confirmed, meter.unreserved) == (180, 0, 120, 0)
+
+
+def test_an_event_may_be_faster_than_the_settle_of_a_slice() -> None:
+    made = book(quota(limit=1000))
+    made.apply(lease())
+    made.confirm(row("x", output=120))
+    assert budget(made).unreserved == 120
+    made.apply(settled("x", 120, lease_id="l1", input=0))
+    meter = budget(made)
+    assert (meter.leased, meter.unconfirmed, meter.confirmed, meter.unreserved) == (180, 0, 120, 0)
+
+
+def test_a_slice_whose_holder_crashed_is_free_when_nothing_of_it_can_run() -> None:
+    made = book(quota(limit=1000))
+    made.apply(lease())
+    made.expire_leases(NOW + 60 * SECOND - 1)
+    assert budget(made).leased == 300
+    made.expire_leases(NOW + 60 * SECOND)
+    assert budget(made).leased == 0

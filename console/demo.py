@@ -25,7 +25,7 @@ from billing.commands.show_invoices import invoice_list
 from billing.commands.start_subscription import start_subscriptions
 from billing.money import currency, from_minor
 from billing.periods import parse_period
-from console import session
+from console import demo_quotas, session
 from console.main import run_with_messages
 from console.output import out, problems, table
 from console.progress import StageProgress, bars
@@ -91,10 +91,16 @@ def main() -> None:
             closed = [_close(engine, month, progress) for month in MONTHS]
         with steps.step("Reconcile: events in = usage billed", "tollbook reconcile run 2026-10"):
             reports = [_reconcile(engine, month) for month in MONTHS]
+        with steps.step(
+            "Ask before each request: one tenant meets a hard limit, one a soft one",
+            "tollbook quota set · quota serve · quota why",
+        ):
+            asked = demo_quotas.ask_before_requests(connection, ACTOR)
         _show_messages(sent, before, after)
         _show_tenants(engine, connection)
         _show_invoices(engine)
     _show_reports(reports)
+    demo_quotas.show(asked)
     out.print(table(steps.done, ("step", "seconds"), "Time of each step"))
     _show_next()
     found = [problem for month in closed for problem in month.problems]
@@ -212,6 +218,7 @@ def _show_next() -> None:
         ("tollbook usage show tenant_003 --period 2026-10 --by model,region", "what a tenant used"),
         ("tollbook invoice list --period 2026-10", "then: tollbook invoice show NUMBER"),
         ("tollbook events quarantine list", "the 40 bad messages with their reasons; show ID has the whole"),
+        (f"tollbook quota show {demo_quotas.HARD}", "where its quota stands"),
         ("tollbook streams status", "lag and counts of each partition"),
         ("tollbook ledger trial-balance", "the books"),
         ("make demo", "again: nothing changes"),

@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+import msgspec
 import psycopg
-from psycopg.rows import namedtuple_row
+from psycopg.rows import dict_row
 
 from serving_adapter.events import decode
 from streams.ingest import engine_sums, numbers
@@ -38,7 +39,7 @@ _ROW: Final = ("source", "position", "completed_at", "request_id", "attempt", *W
 _TYPES: Final = {"position": "int8", "completed_at": "timestamptz", "attempt": "int4"} | dict.fromkeys(COUNTS, "int8")
 # `offset 0`: by the index for each moment, and never by a join with all that was counted between the first and last.
 _COUNTING: Final = f"""
-    select kind, raw, {", ".join(_ROW)}
+    select raw, {", ".join(_ROW)}
     from (select distinct * from unnest(%(tenants)s::text[], %(moments)s::timestamptz[]) as due (tenant, moment)) as due
     cross join lateral (
         select * from usage.events as e
@@ -56,8 +57,8 @@ _TAKE: Final = f"""
         from stage join unnest(%(positions)s::int8[], %(by_sources)s::text[], %(by_positions)s::int8[])
             as by (taken, source, position) on stage.position = by.taken
     ), replaced as materialized (
-        select * from unnest({", ".join(f"%({name})s::{_TYPES.get(name, 'text')}[]" for name in _ROW)}, %(by)s::int8[])
-            as replaced ({", ".join(_ROW)}, by_position)
+        select * from json_to_recordset(%(replaced)s::json)
+            as replaced ({", ".join(f"{name} {_TYPES.get(name, 'text')}" for name in _ROW)}, by_position int8)
     ), version as (
         insert into usage.event_versions
             (key, usage_source, completed_at, position, source_no, content_digest, numbered_by)
@@ -151,13 +152,14 @@ def take(rows: EventRows, arrived: Sequence[Due], sealed_before: datetime | None
     taken = [each for each in told if not each.stronger or each.position in replaced]
     if not taken:
         return set()
+    messages = {position: row.pop("raw") for position, row in replaced.items()}
     _take(rows, taken, replaced)
     rows.keep_young([(each.due.key, each.due.message.completed_at) for each in taken if each.younger])
     numbers.count(rows.connection, [each.due.message.event for each in taken])
     engine_sums.note_weaker(rows.connection, (each.due.message.event for each in taken if not each.stronger))
     engine_sums.note_replaced(
         rows.connection,
-        ((decode(replaced[each.position].raw), each.due.message.event) for each in taken if each.stronger),
+        ((decode(messages[each.position]), each.due.message.event) for each in taken if each.stronger),
     )
     return {each.position for each in taken}
 
@@ -172,7 +174,7 @@ def _stored(connection: psycopg.Connection, alone: Sequence[Due]) -> dict[bytes,
     return found
 
 
-def _counting(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[int, Any]:
+def _counting(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[int, dict[str, Any]]:
     """The rows that messages take the place of, by their positions; none for what was corrected."""
     if not told:
         return {}
@@ -185,11 +187,10 @@ def _counting(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[i
         "last": max(moments),
         "requests": [event.request_id for event in events],
     }
-    found: dict[tuple[object, ...], list[Any]] = defaultdict(list)
-    row: Any
-    with connection.cursor(row_factory=namedtuple_row, binary=True) as cursor:
+    found: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
+    with connection.cursor(row_factory=dict_row, binary=True) as cursor:
         for row in cursor.execute(_COUNTING, given, prepare=False):
-            found[row.tenant_id, row.request_id, row.attempt, row.completed_at].append(row)
+            found[row["tenant_id"], row["request_id"], row["attempt"], row["completed_at"]].append(row)
     alone = {}
     for each, event, moment in zip(told, events, moments, strict=True):
         counting = found[event.tenant_id, event.request_id, event.attempt, moment]
@@ -198,11 +199,13 @@ def _counting(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[i
     return alone
 
 
-def _take(rows: EventRows, taken: Sequence[Telling], replaced: Mapping[int, Any]) -> None:
+def _take(rows: EventRows, taken: Sequence[Telling], replaced: Mapping[int, dict[str, Any]]) -> None:
     """Write versions, events and what is superseded; in windows and feed put the stronger in place of the replaced."""
-    given: dict[str, object] = {name: [getattr(row, name) for row in replaced.values()] for name in _ROW}
-    given |= {
-        "by": list(replaced),
+    # One document: a dozen arrays of names would take longer to write than the rows
+    given = {
+        "replaced": msgspec.json.encode(
+            [row | {"by_position": position} for position, row in replaced.items()]
+        ).decode(),
         "this_source": rows.source,
         "source_no": rows.source_no,
         "ingest_no": rows.ingest_no,

@@ -62,6 +62,7 @@ def document() -> dict[str, Any]:
             "get": _call(None, {"200": "What was decided.", "404": "Nothing is known of it."}, "Why was it so?"),
         },
     }  # fmt: skip
+    paths["/v1/leases/{lease_id}"]["delete"]["requestBody"]["required"] = False
     for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
         paths[path] = {"get": {"responses": {"200": {"description": "As the name says."}}, "security": []}}
     paths["/readyz"]["get"]["responses"]["503"] = {"description": "Not ready."}

@@ -30,7 +30,7 @@ from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
 from streams import tenants
 from streams.database import connect
-from streams.ingest import sources
+from streams.ingest import positions, sources
 from streams.ingest.apply import CREATE_STAGE, STAGE, ChunkApplier
 from streams.ingest.sources import LogReader
 from streams.rules.chunks import Chunk, Record, Source, read
@@ -52,6 +52,7 @@ PRELOADED = tuple(int(count) for count in IDENTITIES.split(",") if count)
 FULL_TABLE_EVENTS = 400_000
 ONE_TENANT_EVENTS = 50_000 if QUICK else 200_000
 FULL_TABLE_RUNS = 5
+SUPERSEDING_EVENTS = 10 * CHUNK_MESSAGES
 STAGE_EVENTS = 40_000 if QUICK else 400_000
 PAST_DAYS = 20
 TICK_HZ = os.sysconf("SC_CLK_TCK")
@@ -147,6 +148,7 @@ def main() -> None:
             "one_tenant_events_per_s", "1/s", [drained(b.beside(), ONE_TENANT_EVENTS, tenants=1) for _ in range(3)]
         )
         stages(b, report)
+        superseding(b, report)
         bare_read(b, report)
         bare_copy(b, report)
     for preloaded in PRELOADED:
@@ -304,6 +306,25 @@ def stages(b: Bench, report: Report) -> None:
     for step, seconds in clock.spent.items():
         for part, spent in zip(("worker", "postgres"), seconds, strict=True):
             report.add(f"stage_{step}_{part}_us", "us", [spent / (STAGE_EVENTS - CHUNK_MESSAGES) * 1e6])
+
+
+def superseding(b: Bench, report: Report) -> None:
+    """Events a second that take the place of another source's, in chunks of nothing else, by one applier."""
+    from tests.benchmarks.traffic import events
+
+    received, source = datetime.now(UTC), Source("bench:superseding", "bench", "bench")
+    engine = [value for _, value in events(SUPERSEDING_EVENTS, SEED + 2)]
+    gateway = [value[:-1] + b',"usage_source":"gateway"}' for value in engine]
+    records = [Record(i, None, value, received) for i, value in enumerate([*gateway, *engine])]
+    with connect(b.url) as connection:
+        positions.register(connection, source)
+        applier, rates = ChunkApplier(connection), []
+        for start in range(0, len(records), CHUNK_MESSAGES):
+            begun = time.monotonic()
+            applier.apply(Chunk(source, records[start : start + CHUNK_MESSAGES], 0))
+            if start >= len(gateway):
+                rates.append(CHUNK_MESSAGES / (time.monotonic() - begun))
+    report.add("superseding_events_per_s", "1/s", rates, goal=5000)
 
 
 def bare_read(b: Bench, report: Report) -> None:

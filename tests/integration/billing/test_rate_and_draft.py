@@ -307,7 +307,7 @@ def test_an_invoice_is_shown_in_the_agreed_shape(world: World) -> None:
         "invoice_id": listed["invoice_id"], "number": None, "legal_entity": "default", "billing_account": "acme",
         "tenant_id": "acme", "kind": "usage", "period": "2026-10", "service_start": "2026-10-01T00:00:00Z",
         "service_end": "2026-11-01T00:00:00Z", "revision": 0, "currency": "USD", "state": "draft",
-        "tax_mode": "none", "carried": [],
+        "tax_mode": "none", "carried": [], "carried_in": 0, "credits_invoice": None,
         "issue_date": None, "due_date": None, "payment_terms_days": 30, "purchase_order": None,
         "net": 130, "tax": [], "credits": [], "total": 130, "amount_due": 130,
         "exact_total": "1.3", "rounding": "0", "stripe_invoice_id": None, "stripe_customer_id": None,

@@ -53,7 +53,6 @@ def test_after_a_crash_everything_is_as_it_was(
         assert isinstance(driver.ask(f"r{number}"), Reserved)
     driver.settle("r0", 30)
     driver.settle("r1", 40)
-    driver.write(store_a_state=True)
     usage.happens("r1", output=40)  # counted, and the crash comes before it is read
     usage.happens("r2", output=60)
     driver.crash()

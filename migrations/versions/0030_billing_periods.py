@@ -1,14 +1,14 @@
 """Billing periods other than calendar months: where anniversaries are counted from, and what was accrued by when.
 
-Revision ID: 0028
+Revision ID: 0030
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0028"
-down_revision = "0027"
+revision = "0030"
+down_revision = "0029"
 branch_labels = None
 depends_on = None
 

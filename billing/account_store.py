@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,6 +14,7 @@ from billing import tables
 from billing.money import Rounding
 from billing.periods import BillingPeriod
 from billing.plan_documents import terms_document, terms_of_document
+from billing.schedules import has_period
 from billing.subscriptions import Subscription
 
 DEFAULT_LEGAL_ENTITY: Final = "default"
@@ -92,6 +93,7 @@ def add_subscription(connection: Connection, subscription: Subscription, actor: 
             seats=subscription.seats,
             begins_plan=subscription.begins_plan,
             trial_ends_at=subscription.trial_ends_at,
+            anchored_at=subscription.anchored_at,
             recorded_by=actor,
         )
     )
@@ -112,23 +114,43 @@ def lock_tenant(connection: Connection, tenant_id: str) -> None:
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"subscription/{tenant_id}", 0))))
 
 
-def subscriptions(connection: Connection, *, tenant_id: str | None = None) -> list[Subscription]:
-    """Subscriptions as they are known now, by tenant and start."""
+def subscriptions(
+    connection: Connection, *, tenant_id: str | None = None, of_payers: Collection[str] | None = None
+) -> list[Subscription]:
+    """Subscriptions as they are known now, by tenant and start.
+
+    `of_payers`: every one of the tenants that some billing accounts pay for at some time.
+    """
     table = tables.subscriptions
     query = select(table).where(table.c.superseded_at.is_(None)).order_by(table.c.tenant_id, table.c.starts_at)
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
+    if of_payers is not None:
+        paid_for = select(table.c.tenant_id).where(
+            table.c.superseded_at.is_(None), table.c.billing_account == any_(cast(list(of_payers), ARRAY(String)))
+        )
+        query = query.where(table.c.tenant_id.in_(paid_for))
     return [_subscription(row) for row in connection.execute(query)]
 
 
 def subscriptions_in(connection: Connection, period: BillingPeriod) -> dict[str, list[Subscription]]:
-    """Subscriptions that hold at some time of the period, by tenant."""
+    """Subscriptions of which it is a billing period, and which hold at some time of it, by tenant."""
+    return _by_tenant(each for each in subscriptions(connection) if has_period(each, period))
+
+
+def subscriptions_during(connection: Connection, span: BillingPeriod) -> dict[str, list[Subscription]]:
+    """Subscriptions that hold at some time, whatever periods they are billed by, by tenant."""
+    return _by_tenant(
+        each
+        for each in subscriptions(connection)
+        if each.starts_at < span.end and (each.ends_at is None or each.ends_at > span.start)
+    )
+
+
+def _by_tenant(listed: Iterable[Subscription]) -> dict[str, list[Subscription]]:
     found: dict[str, list[Subscription]] = {}
-    for subscription in subscriptions(connection):
-        if subscription.starts_at < period.end and (
-            subscription.ends_at is None or subscription.ends_at > period.start
-        ):
-            found.setdefault(subscription.tenant_id, []).append(subscription)
+    for subscription in listed:
+        found.setdefault(subscription.tenant_id, []).append(subscription)
     return found
 
 
@@ -144,4 +166,5 @@ def _subscription(row: Row[tuple[object, ...]]) -> Subscription:
         seats=row.seats,
         begins_plan=row.begins_plan,
         trial_ends_at=row.trial_ends_at,
+        anchored_at=row.anchored_at,
     )

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
+from billing.charge_models import Percentage
+from billing.money import LINE_DECIMALS, parse_decimal
 from billing.price_plans import BillAttempts, Charge
 from billing.rating.usage import GPU_MICROSECOND, bills, by_metric
 from billing.subscriptions import Piece
 from billing.usage_digest import BilledEvent
 from billing.usage_events import BILLED_PURPOSE
+from serving_adapter.events import decode
+from streams.rules.rating_bands import started_at
 from streams.usage.event_reader import StoredEvent
 
 Attempt = tuple[str, int]
@@ -22,11 +27,26 @@ Attempt = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Billed:
-    """An event that bills, in the piece of the period that prices it. `context`: the request's input tokens."""
+    """An event that bills, in the piece of the period that it completed in. `context`: the request's input tokens.
+
+    `raw` is its message as it was sent, `request_raw` that of the attempt which it may correct.
+    """
 
     event: BilledEvent
     piece: Piece
     context: int
+    raw: bytes = b""
+    request_raw: bytes = b""
+
+    @property
+    def started_at(self) -> datetime:
+        """When the request started."""
+        return started_at(decode(self.request_raw), self.event.completed_at)
+
+    def counts(self, metrics: Collection[str]) -> dict[str, Decimal]:
+        """What it counts of the metrics that a plan declares: its labels of their names. Raises NotAnAmount."""
+        labels = (decode(self.raw).labels or {}) if metrics else {}
+        return {name: parse_decimal(labels[name], decimals=LINE_DECIMALS) for name in metrics if name in labels}
 
 
 def billed_events(
@@ -36,11 +56,11 @@ def billed_events(
 
     `not_delivered` are the attempts in whose stead another one of their request bills.
     """
-    context_of: tuple[Attempt, int] | None = None
+    usage_of: tuple[Attempt, int, bytes] | None = None
     for event in events:
         attempt = event.request_id, event.attempt
         if event.kind == "usage":
-            context_of = attempt, event.input_tokens
+            usage_of = attempt, event.input_tokens, event.raw
         piece = next((piece for piece in cut if piece.start <= event.completed_at < piece.end), None)
         if piece is None or not event.counts or event.purpose != BILLED_PURPOSE or tenant_id.startswith("_"):
             continue
@@ -49,27 +69,42 @@ def billed_events(
             continue
         if terms.bill_attempts is BillAttempts.DELIVERED and attempt in not_delivered:
             continue
-        known = context_of is not None and context_of[0] == attempt
-        yield Billed(_billed(event, tenant_id), piece, context_of[1] if known and context_of else event.input_tokens)
+        _, context, request_raw = (
+            usage_of if usage_of and usage_of[0] == attempt else (None, event.input_tokens, event.raw)
+        )
+        yield Billed(_billed(event, tenant_id), piece, context, event.raw, request_raw)
 
 
-def charges_of(billed: Billed) -> Iterator[tuple[Charge, Decimal]]:
-    """The charges that take an event, each with what it counts there, in units of its metric."""
+def charges_of(billed: Billed, piece: Piece, metrics: Collection[str] = ()) -> Iterator[tuple[Charge, Decimal]]:
+    """The charges of the piece that prices an event which take it, each with what it counts there, in units.
+
+    A percentage counts events, also such as have nothing to take it of, and a correction is none. `metrics` are those
+    that the plan declares. Raises NotAnAmount.
+    """
     event = billed.event
-    counted = by_metric(
-        event.input_tokens, event.cache_hit_tokens, event.output_tokens, event.gpu_us * GPU_MICROSECOND,
-        int(event.kind == "usage"),
-    )  # fmt: skip
+    counted: dict[str, Decimal] = {
+        str(metric): quantity
+        for metric, quantity in by_metric(
+            event.input_tokens,
+            event.cache_hit_tokens,
+            event.output_tokens,
+            event.gpu_us * GPU_MICROSECOND,
+            int(event.kind == "usage"),
+        ).items()
+    } | billed.counts(metrics)
     for metric, quantity in counted.items():
-        if quantity:
-            for charge in billed.piece.version.charges_for(
-                metric,
-                model=event.model,
-                adapter=event.adapter,
-                region=event.region,
-                tier=event.tier,
-                context=billed.context,
-            ):
+        for charge in piece.version.charges_for(
+            metric,
+            model=event.model,
+            adapter=event.adapter,
+            region=event.region,
+            tier=event.tier,
+            context=billed.context,
+        ):
+            if isinstance(charge.pricing, Percentage):
+                if event.kind == "usage":
+                    yield charge, Decimal(1)
+            elif quantity:
                 yield charge, quantity
 
 

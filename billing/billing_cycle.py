@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
-from typing import Final
 
 from billing import credits
 from billing.credit_notes import (
@@ -25,7 +24,7 @@ from billing.credit_notes import (
     without_ending,
 )
 from billing.credits import Grant
-from billing.documents import Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
+from billing.documents import GRACE, Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
 from billing.late_usage import adjusted, as_billed, changed_key
 from billing.money import ZERO, exactly, from_minor, total
 from billing.payment_credits import fees_to_cover, more_to_cover, paid_by_credits
@@ -113,10 +112,6 @@ class _Adjustment:
 def bill(history: History) -> Bills:
     """Every document of a history. Raises Unratable, NoPriceVersion, UnknownTaxGroup."""
     return _Cycle(history).run()
-
-
-GRACE: Final = timedelta(hours=24)
-"""From a period's end until it is frozen and billed (section 11)."""
 
 
 class _Cycle:

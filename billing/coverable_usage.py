@@ -1,7 +1,8 @@
 """What credits can cover of a billing account's period: its usage once more, by time (docs/spec/money.md 6).
 
 Sums by the hour say enough while every grant covers the same and holds for whole hours; else each completion is a time
-of its own. The rating that comes of it must be the one that is posted: a draft is never over anything else.
+of its own, as it is where a plan rates event by event, by context length or by the price at the start. The rating that
+comes of it must be the one that is posted: a draft is never over anything else.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from billing.attempts import left_out, less
 from billing.credits import Grant
 from billing.database import raw
 from billing.errors import CreditRefused
+from billing.event_usage import as_usage_events, needs_events, usage_of_events
 from billing.periods import BillingPeriod
-from billing.price_plans import BillAttempts, PlanVersion
+from billing.price_plans import BillAttempts, PricePlan
 from billing.rating import RatedLine, difference, distribute, is_billable
 from billing.rating.period import Coverable, rate_period
 from billing.rating.usage import PieceUsage, Usage, usage_of_sums
+from billing.rating_bands import needs_bands
 from billing.subscriptions import Piece, Subscription, pieces
 from streams.rules.windows import AttemptUsage
+from streams.usage.request_events import request_events
 from streams.usage.timed_usage import timed_quantities
 from streams.usage.usage_store import retried_usage
 
@@ -36,13 +40,14 @@ class CoverableUsage:
         connection: Connection,
         period: BillingPeriod,
         subscribed: Mapping[str, Sequence[Subscription]],
-        versions: Mapping[str, Sequence[PlanVersion]],
+        plans: Mapping[str, PricePlan],
     ) -> None:
         self._connection = raw(connection)
         self._unbillable = unbillable_store.of_period(connection, period)
         self._period = period
         self._subscribed = subscribed
-        self._versions = versions
+        self._plans = plans
+        self._versions = {name: plan.versions for name, plan in plans.items()}
         self._retried: dict[str, list[AttemptUsage]] | None = None
 
     def of(
@@ -73,10 +78,31 @@ class CoverableUsage:
         tenant_id = cut[0].subscription.tenant_id
         statuses = {status for piece in cut for status in piece.subscription.bill_statuses}
         delivered = cut[-1].subscription.terms.bill_attempts is BillAttempts.DELIVERED
-        too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]
-        attempts = [usage for usage in self._attempts(tenant_id) if usage not in too_old]
-        without = [*too_old, *(left_out(attempts, statuses) if delivered else ())]
+        too_old = self._unbillable.get(tenant_id, ())
+        late = [each.usage for each in too_old]
+        attempts = [usage for usage in self._attempts(tenant_id) if usage not in late]
+        not_delivered = left_out(attempts, statuses) if delivered else []
+        plans = [self._plans[name] for name in {piece.version.plan for piece in cut}]
+        if any(map(needs_events, plans)) or any(needs_bands(piece.subscription, self._versions) for piece in cut):
+            metrics = {metric for plan in plans for metric in plan.metrics}
+            return self._by_event(cut, metrics, not_delivered, {each.key for each in too_old})
+        without = [*late, *not_delivered]
         return [distribute(piece, self._usage(piece, without, exact))[0] for piece in cut]
+
+    def _by_event(
+        self,
+        cut: Sequence[Piece],
+        metrics: Collection[str],
+        without: Sequence[AttemptUsage],
+        too_old: Collection[tuple[str, int, str, int]],
+    ) -> list[PieceUsage]:
+        """Where requests are told apart each completion is a time of its own."""
+        stored = request_events(self._connection, cut[0].subscription.tenant_id, cut[0].start, cut[-1].end)
+        stored = (e for e in stored if (e.request_id, e.attempt, e.kind, e.correction_no) not in too_old)
+        not_delivered = {(usage.request_id, usage.attempt) for usage in without}
+        used = usage_of_events(as_usage_events(stored, metrics), cut, not_delivered, self._versions, self._period)
+        used.sort(key=lambda each: (each[0].segment_no, each[0].version.valid_from))
+        return [distribute(piece, usages)[0] for piece, usages in used]
 
     def _usage(self, piece: Piece, without: Sequence[AttemptUsage], exact: bool) -> Iterable[Usage]:
         tenant_id, statuses = piece.subscription.tenant_id, piece.subscription.bill_statuses

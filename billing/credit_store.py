@@ -10,10 +10,11 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, UUID, Connection, Row, String, and_, any_, cast, func, not_, or_, select
+from sqlalchemy import ARRAY, UUID, Connection, Row, String, and_, any_, case, cast, func, not_, or_, select
 
 from billing import tables
 from billing.credits import Applicability, Grant, GrantKind, TaxTreatment
+from billing.documents import GRACE
 from billing.errors import UnknownCredit
 from billing.invoices import InvoiceKind, InvoiceState
 from billing.money import exactly, total
@@ -178,14 +179,17 @@ def one(connection: Connection, grant_id: str) -> CreditState:
 def reserved(
     connection: Connection, grant_ids: Collection[str], *, before: datetime | None = None, but: uuid.UUID | None = None
 ) -> dict[str, Decimal]:
-    """What invoices that are not issued yet will draw of grants: the frozen ones, and drafts of periods `before`.
+    """What invoices that are not issued yet will draw of grants: the frozen ones, and drafts that are due `before`.
 
-    A draft of an adjustment holds nothing: it is drawn up anew with the others.
+    One over usage is due a day after its period, one for fees in advance when its time begins. A draft of an adjustment
+    holds nothing: it is drawn up anew with the others.
     """
     table, invoices = tables.invoice_credits, tables.invoices
     frozen = invoices.c.frozen_at.is_not(None)
     adjusts = invoices.c.kind == InvoiceKind.ADJUSTMENT.value
-    holds = frozen if before is None else or_(frozen, and_(invoices.c.service_start < before, not_(adjusts)))
+    in_advance = invoices.c.kind == InvoiceKind.ADVANCE.value
+    due = case((in_advance, invoices.c.service_start), else_=invoices.c.service_end + GRACE)
+    holds = frozen if before is None else or_(frozen, and_(due < before, not_(adjusts)))
     query = (
         select(table.c.grant_id, func.sum(table.c.amount))
         .join(invoices, invoices.c.invoice_id == table.c.invoice_id)

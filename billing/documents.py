@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
+from typing import Final
 
 from billing.money import Currency, Rounding, exactly, from_minor, round_to_quantum, spread, to_minor, total
 from billing.periods import BillingPeriod
 from billing.rating.lines import RatedLine
 from billing.tax import NO_TAX, TaxRow, TaxRules, tax_row
+
+GRACE: Final = timedelta(hours=24)
+"""From a period's end until it is frozen and billed (docs/spec/money.md 11)."""
 
 
 class DocumentKind(StrEnum):

@@ -3,7 +3,7 @@
 BillingError
 ├── NotAnAmount, UnknownCurrency, CurrencyMismatch, UnknownTaxGroup     (money)
 ├── PeriodInvalid, PeriodNotEnded
-├── PlanInvalid, PlanUnsupported, PlanConflict, UnknownPlan, NoPriceVersion
+├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
 ├── UnknownCredit, CreditRefused, TaxRuleRefused, ProposalRefused
 ├── Unratable
@@ -74,10 +74,6 @@ class PlanInvalid(BillingError):
             "\n".join(f"{file}:{p.line}: {p.field}: {p.reason}" if p.field else f"{file}:{p.line}: {p.reason}"
                       for p in self.problems)
         )  # fmt: skip
-
-
-class PlanUnsupported(BillingError):
-    """A plan that the core can rate, but that no command bills yet."""
 
 
 class PlanConflict(BillingError):

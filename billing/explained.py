@@ -6,7 +6,7 @@ units, billed or free, are the sum over its requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -16,8 +16,10 @@ from billing.billed_events import Billed, charges_of
 from billing.invoices import InvoiceLine
 from billing.money import ZERO, exactly, total
 from billing.rating import LineKind
+from billing.subscriptions import Piece
 from billing.usage_digest import BilledEvent
 
+NO_METRICS: Final[Mapping[str, Collection[str]]] = {}
 COUNTED_KINDS: Final = (LineKind.USAGE, LineKind.OVERAGE)
 
 
@@ -71,9 +73,19 @@ class Share:
 
 
 class Explanation:
-    """An invoice's own lines, filled up with the events that it bills as they pass. Keeps hours, no events."""
+    """An invoice's own lines, filled up with the events that it bills as they pass. Keeps hours, no events.
 
-    def __init__(self, lines: Iterable[InvoiceLine]) -> None:
+    `priced_by` says which piece prices an event, `metrics` what each plan declares.
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[InvoiceLine],
+        priced_by: Callable[[Billed], Piece] = lambda billed: billed.piece,
+        metrics: Mapping[str, Collection[str]] = NO_METRICS,
+    ) -> None:
+        self._priced_by = priced_by
+        self._metrics = metrics
         self.counters: dict[Counter, Explained] = {}
         for line in lines:
             of = line.rated.identity
@@ -85,9 +97,9 @@ class Explanation:
                     held.counted += line.rated.counted
 
     def add(self, billed: Billed) -> Iterator[Share]:
-        """Count an event; its share in each counter."""
-        event, piece = billed.event, billed.piece
-        for charge, quantity in charges_of(billed):
+        """Count an event; its share in each counter. Raises NotAnAmount."""
+        event, piece = billed.event, self._priced_by(billed)
+        for charge, quantity in charges_of(billed, piece, self._metrics.get(piece.version.plan, ())):
             counter = Counter(event.tenant_id, charge.key, piece.segment_no, piece.version.version)
             at = event.completed_at.replace(minute=0, second=0, microsecond=0)
             hours = self._held(counter, str(charge.metric)).hours

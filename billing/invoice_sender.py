@@ -21,6 +21,7 @@ from billing import (
     rated_line_store,
     stripe_request_store,
 )
+from billing.advance_fees import FeesDue, fees_due, figures
 from billing.invoice_store import StoredInvoice
 from billing.invoices import Invoice, InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
 from billing.late_drawing import parked_accounts
@@ -107,6 +108,8 @@ class InvoiceSender:
 
     def _check_current(self, stored: StoredInvoice) -> None:
         identity, drafted = stored.invoice.identity, stored.invoice.rated_totals
+        if identity.kind is InvoiceKind.ADVANCE:
+            return self._check_due(stored)
         posted: dict[str, list[RatedLine]] = {}
         rated: dict[BillingPeriod, Decimal] = {}
         if identity.kind is InvoiceKind.USAGE:
@@ -127,6 +130,20 @@ class InvoiceSender:
         parked = parked_accounts(self._connection, identity.period.end)
         if identity.billing_account in parked:
             raise Parked(parked[identity.billing_account])
+
+    def _check_due(self, stored: StoredInvoice) -> None:
+        """Fees in advance follow from subscriptions and prices alone; neither changes until it is frozen."""
+        identity = stored.invoice.identity
+        invoice_store.lock_kind(self._connection, identity.kind)
+        account, tenants = identity.billing_account, {line.rated.identity.tenant_id for line in stored.invoice.lines}
+        for tenant_id in sorted(tenants):
+            account_store.lock_tenant(self._connection, tenant_id)
+        start = identity.period.start
+        due = fees_due(self._connection, start, [account], since=start).get((account, identity.period), FeesDue())
+        for tenant_id in tenants:
+            of_tenant = [e.rated for e in stored.invoice.lines if e.rated.identity.tenant_id == tenant_id]
+            if figures(of_tenant) != figures(due.lines.get(tenant_id, [])):
+                raise Parked(f"the fees in advance of tenant {tenant_id} have changed: draw the invoices up again")
 
     def _still_to_bill(self, invoice: Invoice) -> dict[BillingPeriod, Decimal]:
         """Of the earlier periods on an invoice what no other document bills, in the tax groups that it carries."""

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, UUID, Connection, Row, String, any_, case, cast, func, select, update
+from sqlalchemy import ARRAY, UUID, Connection, Row, String, and_, any_, case, cast, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import invoice_parts, tables
@@ -18,6 +18,7 @@ from billing.errors import IllegalTransition, InvoiceAltered, InvoiceFrozen, Unk
 from billing.invoice_parts import Parts
 from billing.invoices import (
     INVOICED,
+    ISSUED,
     Invoice,
     InvoiceEvent,
     InvoiceIdentity,
@@ -66,6 +67,11 @@ class StoredInvoice:
     def altered(self) -> bool:
         """Whether this is not what was drawn up."""
         return (self.stored_id, self.stored_lines_hash) != (self.invoice.invoice_id, self.invoice.lines_hash)
+
+
+def lock_kind(connection: Connection, kind: InvoiceKind) -> None:
+    """Let drafts of a kind that has no rating of its own go one after another, until the transaction ends."""
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"draft/{kind.value}", 0))))
 
 
 def save_draft(connection: Connection, invoice: Invoice, now: datetime, actor: str) -> bool:
@@ -158,13 +164,28 @@ def listed(
     within: BillingPeriod | None = None,
     billing_account: str | None = None,
     states: Collection[InvoiceState] | None = None,
+    kind: InvoiceKind | None = None,
+    invoice_ids: Collection[uuid.UUID] | None = None,
+    ending_after: datetime | None = None,
+    of_month: BillingPeriod | None = None,
 ) -> list[StoredInvoice]:
     """Invoices with their lines, by period and billing account. Raises InvoiceAltered.
 
-    `period` takes exactly that service period, `within` every one that lies in it.
+    `period` takes exactly that service period, `within` every one that lies in it, `of_month` what a month bills:
+    periods that end in it, and fees in advance that begin in it.
     """
     return _unaltered(
-        as_stored(connection, period=period, within=within, billing_account=billing_account, states=states)
+        as_stored(
+            connection,
+            period=period,
+            within=within,
+            billing_account=billing_account,
+            states=states,
+            kind=kind,
+            invoice_ids=invoice_ids,
+            ending_after=ending_after,
+            of_month=of_month,
+        )
     )
 
 
@@ -176,6 +197,10 @@ def as_stored(
     adjusts: BillingPeriod | None = None,
     billing_account: str | None = None,
     states: Collection[InvoiceState] | None = None,
+    kind: InvoiceKind | None = None,
+    invoice_ids: Collection[uuid.UUID] | None = None,
+    ending_after: datetime | None = None,
+    of_month: BillingPeriod | None = None,
 ) -> list[StoredInvoice]:
     """The same, altered or not: for whoever says so of each. `adjusts` takes those with lines of an earlier period."""
     table, lines = tables.invoices, tables.invoice_lines
@@ -193,7 +218,32 @@ def as_stored(
         query = query.where(table.c.billing_account == billing_account)
     if states is not None:
         query = query.where(table.c.state.in_([state.value for state in states]))
+    if kind is not None:
+        query = query.where(table.c.kind == kind.value)
+    if invoice_ids is not None:
+        query = query.where(table.c.invoice_id == any_(cast(list(invoice_ids), ARRAY(UUID))))
+    if ending_after is not None:
+        query = query.where(table.c.service_end > ending_after)
+    if of_month is not None:
+        in_advance = table.c.kind == InvoiceKind.ADVANCE.value
+        begins = and_(table.c.service_start >= of_month.start, table.c.service_start < of_month.end)
+        ends = and_(table.c.service_end > of_month.start, table.c.service_end <= of_month.end)
+        query = query.where(case((in_advance, begins), else_=ends))
     return _with_lines(connection, connection.execute(query).all())
+
+
+def earning_fees(connection: Connection, month: BillingPeriod, legal_entity: str | None = None) -> list[Invoice]:
+    """Issued invoices for fees in advance of which something is earned in a month, or that came in it or after it."""
+    table = tables.invoices
+    query = select(table).where(
+        table.c.kind == InvoiceKind.ADVANCE.value,
+        table.c.state.in_([state.value for state in ISSUED]),
+        table.c.service_start < month.end,
+        or_(table.c.service_end > month.start, table.c.frozen_at >= month.start),
+    )
+    if legal_entity is not None:
+        query = query.where(table.c.legal_entity == legal_entity)
+    return [stored.invoice for stored in _unaltered(_with_lines(connection, connection.execute(query).all()))]
 
 
 def totals(
@@ -228,15 +278,40 @@ def totals(
 
 
 def invoiced_by_tenant(connection: Connection, states: Collection[InvoiceState]) -> dict[tuple[str, str], Decimal]:
-    """The rated lines of all invoices in some states: (tenant, currency) → exact amount."""
+    """The rated lines of all invoices in some states, but fees in advance: (tenant, currency) → exact amount."""
     lines, table = tables.invoice_lines, tables.invoices
     query = (
         select(lines.c.tenant_id, table.c.currency, func.sum(lines.c.amount_exact))
         .join(table, table.c.invoice_id == lines.c.invoice_id)
-        .where(table.c.state.in_([state.value for state in states]), lines.c.kind != LineKind.CREDIT.value)
+        .where(
+            table.c.state.in_([state.value for state in states]),
+            table.c.kind != InvoiceKind.ADVANCE.value,
+            lines.c.kind != LineKind.CREDIT.value,
+        )
         .group_by(lines.c.tenant_id, table.c.currency)
     )
     return {(row[0], row[1]): row[2] for row in connection.execute(query)}
+
+
+def invoiced_in_advance(connection: Connection, states: Collection[InvoiceState]) -> dict[str, Decimal]:
+    """The fees of all invoices for fees in advance in some states: currency → exact amount."""
+    table = tables.invoices
+    query = (
+        select(table.c.currency, func.sum(table.c.exact_total))
+        .where(table.c.state.in_([state.value for state in states]), table.c.kind == InvoiceKind.ADVANCE.value)
+        .group_by(table.c.currency)
+    )
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def services(
+    connection: Connection, kind: InvoiceKind, states: Collection[InvoiceState]
+) -> dict[uuid.UUID, BillingPeriod]:
+    """The service periods of all invoices of a kind in some states, by id."""
+    table = tables.invoices
+    query = select(table.c.invoice_id, table.c.service_start, table.c.service_end)
+    query = query.where(table.c.kind == kind.value, table.c.state.in_([state.value for state in states]))
+    return {row[0]: BillingPeriod(row[1], row[2]) for row in connection.execute(query)}
 
 
 def stripe_invoice_ids(connection: Connection) -> set[str]:
@@ -286,13 +361,44 @@ def open_adjustments(connection: Connection, *, before: BillingPeriod) -> list[S
 
 
 def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime | None:
-    """The latest end of a frozen invoice of some billing accounts."""
+    """Up to when frozen invoices of some billing accounts say what holds: the latest end of one over usage.
+
+    One for fees in advance says so up to when its time begins; after that a change is a document of its own (13.10).
+    """
     table = tables.invoices
+    until = case((table.c.kind == InvoiceKind.ADVANCE.value, table.c.service_start), else_=table.c.service_end)
     return connection.execute(
-        select(func.max(table.c.service_end)).where(
+        select(func.max(until)).where(
             table.c.billing_account == any_(cast(list(accounts), ARRAY(String))), table.c.frozen_at.is_not(None)
         )
     ).scalar()
+
+
+def usage_billed_until(connection: Connection, account: str) -> datetime | None:
+    """The latest end of a billing account's frozen invoice but those for fees in advance."""
+    table = tables.invoices
+    query = select(func.max(table.c.service_end)).where(
+        table.c.billing_account == account,
+        table.c.kind != InvoiceKind.ADVANCE.value,
+        table.c.frozen_at.is_not(None),
+    )
+    return connection.execute(query).scalar()
+
+
+def billed_in_advance(connection: Connection, tenants: Collection[str], at: datetime) -> bool:
+    """Whether a frozen invoice bills fees of some tenants that begin at a moment."""
+    table, lines = tables.invoices, tables.invoice_lines
+    query = (
+        select(lines.c.invoice_id)
+        .join(table, table.c.invoice_id == lines.c.invoice_id)
+        .where(
+            lines.c.tenant_id == any_(cast(list(tenants), ARRAY(String))),
+            table.c.kind == InvoiceKind.ADVANCE.value,
+            table.c.service_start == at,
+            table.c.frozen_at.is_not(None),
+        )
+    )
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def move(

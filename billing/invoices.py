@@ -332,6 +332,10 @@ class InvoiceState(StrEnum):
     ISSUED_LOCALLY = "issued_locally"
 
 
+ISSUED: Final = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
+"""States in which an invoice is in the journal."""
+
+
 class InvoiceEvent(StrEnum):
     """What can happen to an invoice."""
 

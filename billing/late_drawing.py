@@ -78,7 +78,8 @@ class LateUsage:
         self._periods = sorted(periods)
         self.outstanding: Outstanding = adjustment_store.outstanding(connection, periods, accounts)
         self.accounts = sorted({account for account, _ in self.outstanding})
-        self._plans = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
+        self._plans = plan_store.plans(connection)
+        self._versions = {name: plan.versions for name, plan in self._plans.items()}
         self._usage: dict[BillingPeriod, CoverableUsage] = {}
         self._subscribed: dict[BillingPeriod, Mapping[str, Sequence[Subscription]]] = {}
 
@@ -127,7 +128,7 @@ class LateUsage:
             ids = [s.invoice.invoice_id for s in documents]
             open_ = adjustment_store.coverables(self._connection, ids, period)
             rated = self._with_credits(period, billed, posted, lines, known, drawn, before)
-        change = adjusted(rated.lines, billed.lines, _naming(billed, lines, self._plans), covered=True)
+        change = adjusted(rated.lines, billed.lines, _naming(billed, lines, self._versions), covered=True)
         tax = tax_store.in_force(self._connection, [account], period.end - INSTANT)[account]
         then = None if open_ is None else as_billed(rated, (), open_, {**change.more, **change.less}).coverable
         more = () if open_ is None else as_billed(rated, (), open_, change.more).coverable

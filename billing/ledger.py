@@ -18,6 +18,9 @@ from typing import Final
 from billing.errors import EntryInvalid
 from billing.money import LINE_DECIMALS, ZERO, currency, exactly, parse_decimal, plain, to_minor
 
+FEES_EARNED: Final = "fees_earned"
+"""The kind of the entries that recognise fees in advance."""
+
 
 class AccountType(StrEnum):
     """What an account is; debit-normal ones are assets, expenses and contra income."""

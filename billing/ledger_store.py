@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, func, select, text
+from sqlalchemy import ARRAY, Connection, String, any_, bindparam, cast, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
@@ -18,7 +19,7 @@ from billing.balance_store import NOW, AsOf
 from billing.errors import AccountingPeriodClosed, IdempotencyConflict
 from billing.journal_chain import BookedEntry
 from billing.journal_chain_store import ENTRY, READ_AT_ONCE, booked_entry
-from billing.ledger import ACCOUNTS, JournalEntry, Posting
+from billing.ledger import ACCOUNTS, FEES_EARNED, JournalEntry, Posting
 from billing.money import currency
 
 PERIOD_CLOSED_SQLSTATE = "TB005"
@@ -97,6 +98,12 @@ def entry(connection: Connection, idempotency_key: str) -> tuple[int, JournalEnt
         reverses=header.reverses,
         source=header.source,
     )
+
+
+def booked(connection: Connection, keys: Collection[str]) -> set[str]:
+    """Which of these idempotency keys have an entry."""
+    column = tables.journal_entries.c.idempotency_key
+    return set(connection.execute(select(column).where(column == any_(cast(list(keys), ARRAY(String))))).scalars())
 
 
 def books(connection: Connection) -> dict[str, dict[str, bool]]:
@@ -307,20 +314,49 @@ def _existing(connection: Connection, entries: dict[str, JournalEntry]) -> dict[
     return found
 
 
-def movements(connection: Connection, *, kind: str, period: str) -> dict[tuple[int, str, str], Decimal]:
-    """What entries of one kind moved for a billing period: (account code, subledger, currency) → amount.
+def movements(
+    connection: Connection, *, kind: str, of: str, names: Collection[str]
+) -> dict[tuple[int, str, str], Decimal]:
+    """What entries of one kind moved: (account code, subledger, currency) → amount.
 
-    `kind` is `accrual` or `invoice`, `period` as in the entries' source, e.g. `2026-10`.
+    `kind` is e.g. `accrual` or `invoice`; `of` what their source names (`period`, `invoice_id`), by one of `names`.
     """
     postings, accounts, entries = tables.postings, tables.accounts, tables.journal_entries
     query = (
         select(accounts.c.code, accounts.c.subledger, accounts.c.currency, func.sum(postings.c.amount))
         .join(accounts, accounts.c.account_id == postings.c.account_id)
         .join(entries, entries.c.entry_id == postings.c.entry_id)
-        .where(entries.c.kind == kind, entries.c.source["period"].astext == period)
+        .where(entries.c.kind == kind, entries.c.source[of].astext == any_(cast(list(names), ARRAY(String))))
         .group_by(accounts.c.code, accounts.c.subledger, accounts.c.currency)
     )
     return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query) if row[3]}
+
+
+def accrued(connection: Connection, month: str) -> dict[tuple[int, str, str], Decimal]:
+    """What accruals for an accounting period moved, also those that came after its book was closed."""
+    postings, accounts, entries = tables.postings, tables.accounts, tables.journal_entries
+    key = (accounts.c.code, accounts.c.subledger, accounts.c.currency)
+    query = (
+        select(*key, func.sum(postings.c.amount))
+        .join(accounts, accounts.c.account_id == postings.c.account_id)
+        .join(entries, entries.c.entry_id == postings.c.entry_id)
+        .where(
+            entries.c.kind == "accrual",
+            func.coalesce(entries.c.original_period, entries.c.accounting_period) == month,
+        )
+        .group_by(*key)
+    )
+    return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query) if row[3]}
+
+
+def earned_months(connection: Connection) -> dict[str, set[str]]:
+    """Which months of invoices for fees in advance are booked as earned: invoice id → months."""
+    source = tables.journal_entries.c.source
+    query = select(source["invoice_id"].astext, source["period"].astext)
+    found: dict[str, set[str]] = defaultdict(set)
+    for invoice_id, month in connection.execute(query.where(tables.journal_entries.c.kind == FEES_EARNED)):
+        found[invoice_id].add(month)
+    return found
 
 
 def balances(

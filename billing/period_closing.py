@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables, unbillable_store
 from billing.errors import PeriodNotEnded, ProposalRefused
+from billing.fee_recognition import recognise_fees
 from billing.invoices import InvoiceState
 from billing.periods import parse_period
 
@@ -17,6 +18,8 @@ OPEN = (InvoiceState.DRAFT.value, InvoiceState.APPROVED.value)
 
 def close_book(connection: Connection, legal_entity: str, month: str, now: datetime) -> None:
     """Close a month's book; one that is closed stays so. It takes no further entry.
+
+    What is earned in it of fees in advance is booked first.
 
     Raises PeriodNotEnded, and ProposalRefused while an earlier book, or an invoice of the month, is open, or usage that
     is too old to bill waits for its approval.
@@ -47,6 +50,7 @@ def close_book(connection: Connection, legal_entity: str, month: str, now: datet
         raise ProposalRefused(
             f"usage of {month} is too old to bill and nobody approved it: `tollbook close unbillable {month}`"
         )
+    recognise_fees(connection, period, now=now, legal_entity=legal_entity)
     connection.execute(insert(book).values(legal_entity=legal_entity, month=month).on_conflict_do_nothing())
     connection.execute(
         update(book).where(of_entity, book.c.month == month, book.c.state == "open").values(state="closed")

@@ -1,7 +1,8 @@
 """A period's usage as it is rated: sums of what completed in each piece, less the attempts that do not bill.
 
-Tenants whose period is one piece are read together from the hourly windows; the pieces of all others by a second query,
-in which the hours that a bound cuts come from raw events (docs/spec/money.md 2). Read under the period's lock.
+Tenants whose period is one piece of one month are read together from the hourly windows; the pieces of all others by a
+second query, in which the hours that a bound cuts come from raw events (docs/spec/money.md 2), month by month. Read
+under the period's lock.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import psycopg
 
@@ -19,6 +21,7 @@ from billing.periods import BillingPeriod
 from billing.price_plans import BillAttempts, PricePlan
 from billing.rating import Rating, Usage, rate, rate_used
 from billing.rating_bands import needs_bands
+from billing.schedules import MONTHLY
 from billing.subscriptions import Piece, Subscription
 from billing.unbillable_store import UnbillableEvent
 from streams.errors import EventsArchived
@@ -40,9 +43,11 @@ class UnsubscribedUsage:
 
 
 class PeriodUsage:
-    """The usage of a period by tenant and piece. `cuts` has the pieces of every subscribed tenant.
+    """The usage of a period by tenant and piece. `cuts` has the pieces of every tenant that is billed by it.
 
-    `unbillable` are events that came later than the contract bills: they count nowhere.
+    `unbillable` are events that came later than the contract bills: they count nowhere. `elsewhere` are times of
+    tenants that other billing periods bill: of one that is a calendar month, whatever is in neither was used without a
+    subscription.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class PeriodUsage:
         subscribed: Mapping[str, Sequence[Subscription]],
         plans: Mapping[str, PricePlan],
         unbillable: Mapping[str, Sequence[UnbillableEvent]],
+        elsewhere: Sequence[UsageRange] = (),
     ) -> None:
         self._connection = connection
         self._period = period
@@ -68,43 +74,55 @@ class PeriodUsage:
         }
         self._requests: dict[str, int] = defaultdict(int)
         whole: dict[str, list[UsageQuantity]] = defaultdict(list)
-        for quantity in rating_quantities(connection, period.start, period.end):
-            whole[quantity.tenant_id].append(quantity)
-            self._requests[quantity.tenant_id] += quantity.requests
+        is_month = period.months == 1
+        if is_month:
+            for quantity in rating_quantities(connection, period.start, period.end):
+                whole[quantity.tenant_id].append(quantity)
+                self._requests[quantity.tenant_id] += quantity.requests
         self._retried: dict[str, list[AttemptUsage]] = defaultdict(list)
         for usage in retried_usage(connection, period.start, period.end):
             self._retried[usage.quantity.tenant_id].append(usage)
-        self._sums: dict[tuple[str, int], list[UsageQuantity]] = defaultdict(list)
-        asked: list[tuple[UsageRange, int | None]] = []
+        self._sums: dict[tuple[str, int], list[tuple[datetime, UsageQuantity]]] = defaultdict(list)
+        asked: list[tuple[UsageRange, int | None]] = [(each, None) for each in elsewhere if each.tenant_id in whole]
         for tenant_id, cut in cuts.items():
-            if [(piece.start, piece.end) for piece in cut] == [(period.start, period.end)]:
-                self._sums[tenant_id, 0] = whole.get(tenant_id, [])
+            if is_month and [(piece.start, piece.end) for piece in cut] == [(period.start, period.end)]:
+                self._sums[tenant_id, 0] = [(period.start, quantity) for quantity in whole.get(tenant_id, [])]
                 self._requests[tenant_id] = 0
-            elif tenant_id in whole:
-                asked += [(UsageRange(tenant_id, piece.start, piece.end), no) for no, piece in enumerate(cut)]
+            elif tenant_id in whole or not is_month:
+                asked += [
+                    (UsageRange(tenant_id, max(piece.start, month.start), min(piece.end, month.end)), number)
+                    for number, piece in enumerate(cut)
+                    for month in MONTHLY.periods(piece.start, piece.end)
+                ]
                 asked += [(each, None) for each in _trials(tenant_id, subscribed.get(tenant_id, ()), period)]
+        self._subscribed = cuts.keys() | {each.tenant_id for each in elsewhere}
         self._archived = archived(connection, [each for each, _ in asked])
         asked = [(each, no) for each, no in asked if each.tenant_id not in self._archived]
         for number, quantity in range_quantities(connection, [each for each, _ in asked]):
             tenant_id, piece_no = quantity.tenant_id, asked[number][1]
             self._requests[tenant_id] -= quantity.requests
             if piece_no is not None:
-                self._sums[tenant_id, piece_no].append(quantity)
+                self._sums[tenant_id, piece_no].append((asked[number][0].start, quantity))
 
-    def rated(self, tenant_id: str, *, is_over: bool) -> Rating:
-        """A tenant's period, rated from sums, or event by event where its plan asks for it. Raises Unratable."""
+    def rated(self, tenant_id: str, *, is_over: bool, until: datetime | None = None) -> Rating:
+        """A tenant's period, rated from sums, or event by event where its plan asks for it. Raises Unratable.
+
+        `until` (the end of a month): by what was used before it, of a period that goes on.
+        """
         cut = self._cuts[tenant_id]
         plans = [self._plans[name] for name in {piece.version.plan for piece in cut}]
+        until = until or self._period.end
         if any(map(needs_events, plans)):
-            used = self._events(tenant_id, {metric for plan in plans for metric in plan.metrics})
-            return rate_used(used, self._period, cut[-1].subscription.terms, is_over=is_over)
-        return rate(self._sums_of(tenant_id), self._period, versions=self._versions, is_over=is_over)
+            used = self._events(tenant_id, {metric for plan in plans for metric in plan.metrics}, until)
+            return rate_used(used, self._period, cut[-1].subscription.terms, is_over=is_over, until=until)
+        sums = self._sums_of(tenant_id, until)
+        return rate(sums, self._period, versions=self._versions, is_over=is_over, until=until)
 
-    def _events(self, tenant_id: str, metrics: Collection[str]) -> list[tuple[Piece, list[Usage]]]:
+    def _events(self, tenant_id: str, metrics: Collection[str], until: datetime) -> list[tuple[Piece, list[Usage]]]:
         without = {(usage.request_id, usage.attempt) for usage in self._left_out(tenant_id)}
         cut, period = self._cuts[tenant_id], self._period
         try:
-            stored = request_events(self._connection, tenant_id, cut[0].start, cut[-1].end)
+            stored = request_events(self._connection, tenant_id, cut[0].start, min(cut[-1].end, until))
             too_old = {each.key for each in self._unbillable.get(tenant_id, ())}
             stored = (e for e in stored if (e.request_id, e.attempt, e.kind, e.correction_no) not in too_old)
             return usage_of_events(as_usage_events(stored, metrics), cut, without, self._versions, period)
@@ -117,8 +135,8 @@ class PeriodUsage:
         too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]
         return left_out([usage for usage in self._retried.get(tenant_id, []) if usage not in too_old], bill)
 
-    def _sums_of(self, tenant_id: str) -> PieceSums:
-        """A tenant's pieces with the usage completed in each, less the attempts that were not delivered."""
+    def _sums_of(self, tenant_id: str, until: datetime) -> PieceSums:
+        """A tenant's pieces with the usage completed in each before a moment, less the attempts not delivered."""
         if tenant_id in self._archived:
             raise UsageUnavailable(
                 f"tenant {tenant_id}: raw events of an hour in which its plan or prices change are only in the"
@@ -130,23 +148,25 @@ class PeriodUsage:
                 f" --from {stale.start:%Y-%m-%dT%H:%MZ} --to {stale.end:%Y-%m-%dT%H:%MZ} --apply`, then rate again"
             )
         cut = self._cuts[tenant_id]
-        found = [(piece, self._sums.get((tenant_id, number), [])) for number, piece in enumerate(cut)]
         too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]
         not_delivered = self._left_out(tenant_id)
         result: PieceSums = []
-        for piece, sums in found:
+        for number, piece in enumerate(cut):
+            sums = [quantity for at, quantity in self._sums.get((tenant_id, number), []) if at < until]
             delivered = piece.subscription.terms.bill_attempts is BillAttempts.DELIVERED
             without = [*too_old, *(not_delivered if delivered else ())]
-            within = [usage for usage in without if piece.start <= usage.completed_at < piece.end]
+            within = [usage for usage in without if piece.start <= usage.completed_at < min(piece.end, until)]
             result.append((piece, less(sums, within) if within else sums))
         return result
 
     def unsubscribed(self) -> list[UnsubscribedUsage]:
-        """Tenants with usage in the period when no subscription held."""
+        """Tenants with usage when no subscription held, of a period that is a calendar month."""
+        if self._period.months != 1:
+            return []
         return [
             UnsubscribedUsage(tenant_id, requests)
             for tenant_id, requests in sorted(self._requests.items())
-            if tenant_id not in self._archived and (requests or tenant_id not in self._cuts)
+            if tenant_id not in self._archived and (requests or tenant_id not in self._subscribed)
         ]
 
 

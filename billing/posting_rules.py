@@ -12,8 +12,9 @@ from typing import Final
 
 from billing.credit_application import grant_of
 from billing.credits import Grant, GrantKind
+from billing.deferrals import deferred_by_tenant, earned_by_tenant
 from billing.invoices import CreditUsed, Invoice, InvoiceKind
-from billing.ledger import AccountCode, JournalEntry, Posting
+from billing.ledger import FEES_EARNED, AccountCode, JournalEntry, Posting
 from billing.money import ZERO, currency, exactly, from_minor, plain, quantise_pieces, total
 from billing.periods import BillingPeriod, accounting_month
 from billing.rating import LineKind, RatedLine
@@ -47,6 +48,7 @@ def accrual(
     period: BillingPeriod,
     rating_no: int,
     now: datetime,
+    month: BillingPeriod | None = None,
     closed: bool = False,
 ) -> JournalEntry | None:
     """Revenue of a tenant's newly rated lines: Dr 1150 / Cr 4000, exact, in the accounting period of completion.
@@ -55,7 +57,8 @@ def accrual(
 
     Fees are credited to 4010, a true-up to 4050; discounts, minimum and maximum lower or raise 4000.
 
-    The lines have one payer, the period is one calendar month. None if the lines come to nothing.
+    The lines have one payer; they are what a billing period costs more by an accounting month of it, or its only one.
+    None if they come to nothing.
     """
     lines = tuple(lines)
     amount = total(line.amount for line in lines)
@@ -68,14 +71,14 @@ def accrual(
     with exactly():
         for line in lines:
             by_revenue[revenue_account(line)] += line.amount
-    month = accounting_month(period.start)
+    book = accounting_month((month or period).start)
     return JournalEntry(
         idempotency_key=f"accrual:{legal_entity}:{account}:{tenant_id}:{period.name}:{rating_no}",
         kind="accrual",
         legal_entity=legal_entity,
-        accounting_period=accounting_month(now) if closed else month,
-        effective_at=now if closed else _within(period, now),
-        original_period=month if closed else None,
+        accounting_period=accounting_month(now) if closed else book,
+        effective_at=now if closed else _within(month or period, now),
+        original_period=book if closed else None,
         postings=(
             Posting(AccountCode.UNBILLED_RECEIVABLE, code, amount, tenant_id),
             *(Posting(revenue, code, -part) for revenue, part in by_revenue.items() if part),
@@ -88,7 +91,8 @@ def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
     """An invoice becomes due, or a credit note takes back what was due, in the month of `now`.
 
     Dr 1100 rounded, less what credits pay · Dr 2100, 4900 or 4910 what grants give · ± 5900 the residue · Cr 1150 exact
-    per tenant · Cr 2200 tax, which comes out of revenue where prices contain it (13.14).
+    per tenant · Cr 2200 tax, which comes out of revenue where prices contain it (13.14). Fees in advance: Cr 2110
+    instead of 1150, less the tax that they contain.
 
     What is carried in stays where its own invoice booked it. Also for one that is never sent because it is zero or
     below the minimum. A credit note's amounts are negative, so that the same legs take back what they booked. None if
@@ -96,16 +100,11 @@ def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
     """
     identity = invoice.identity
     money = currency(identity.currency, now.date())
-    per_tenant: dict[str, Decimal] = defaultdict(lambda: ZERO)
-    with exactly():
-        for line in invoice.lines:
-            if line.rated.identity.kind != LineKind.CREDIT:
-                per_tenant[line.rated.identity.tenant_id] -= line.rated.amount
     legs = [
         (AccountCode.ACCOUNTS_RECEIVABLE, identity.billing_account, from_minor(invoice.receivable_minor, money)),
         *((*granted_account(credit), credit.amount) for credit in invoice.credits),
         (AccountCode.ROUNDING_DIFFERENCE, "", invoice.rounding),
-        *((AccountCode.UNBILLED_RECEIVABLE, tenant, amount) for tenant, amount in sorted(per_tenant.items())),
+        *_cleared(invoice),
         (AccountCode.TAX_PAYABLE, "", from_minor(-invoice.tax_minor, money)),
         *((account, sub, amount) for (account, sub), amount in sorted(_tax_in_prices(invoice).items(), key=_by_code)),
     ]
@@ -133,6 +132,27 @@ def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
     )
 
 
+def fees_earned(invoice: Invoice, month: BillingPeriod, *, booking: Booking) -> JournalEntry | None:
+    """What of an invoice for fees in advance is earned in a month: Dr 2110 / Cr 4010. None if it is nothing."""
+    earned = earned_by_tenant(invoice, month)
+    if not earned:
+        return None
+    code = invoice.identity.currency
+    with exactly():
+        revenue = -total(earned.values())
+    legs = [Posting(AccountCode.DEFERRED_FEES, code, amount, tenant) for tenant, amount in earned.items()]
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind=FEES_EARNED,
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=(*legs, *([Posting(AccountCode.FEE_REVENUE, code, revenue)] if revenue else [])),
+        original_period=booking.original_period,
+        source={"invoice_id": str(invoice.invoice_id), "period": month.name},
+    )
+
+
 def revenue_account(line: RatedLine) -> AccountCode:
     """Where a rated line is credited."""
     return _REVENUE.get(line.identity.kind, AccountCode.USAGE_REVENUE)
@@ -145,12 +165,25 @@ def granted_account(credit: CreditUsed) -> tuple[AccountCode, str]:
     return (AccountCode.SLA_CREDITS if credit.kind is GrantKind.SLA else AccountCode.PROMO_CREDITS), ""
 
 
+def _cleared(invoice: Invoice) -> list[tuple[AccountCode, str, Decimal]]:
+    """What an invoice takes from what was accrued, or defers, by tenant."""
+    if invoice.identity.kind is InvoiceKind.ADVANCE:
+        with exactly():
+            return [(AccountCode.DEFERRED_FEES, tenant, -a) for tenant, a in deferred_by_tenant(invoice).items()]
+    per_tenant: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for line in invoice.lines:
+            if line.rated.identity.kind != LineKind.CREDIT:
+                per_tenant[line.rated.identity.tenant_id] -= line.rated.amount
+    return [(AccountCode.UNBILLED_RECEIVABLE, tenant, amount) for tenant, amount in sorted(per_tenant.items())]
+
+
 def _tax_in_prices(invoice: Invoice) -> dict[tuple[AccountCode, str], Decimal]:
     """The tax that inclusive prices contain, on the accounts that carry them gross: debits, in all the tax.
 
     A price reduction of a paid grant is a debit of its liability in full: its part of the tax is taken from revenue.
     """
-    if invoice.tax_mode is not TaxMode.INCLUSIVE:
+    if invoice.tax_mode is not TaxMode.INCLUSIVE or invoice.identity.kind is InvoiceKind.ADVANCE:
         return {}
     credits = {credit.grant_id: credit for credit in invoice.credits if not credit.pays}
     found: dict[tuple[AccountCode, str], Decimal] = defaultdict(lambda: ZERO)

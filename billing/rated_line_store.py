@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
@@ -44,6 +45,15 @@ def tenant_periods(
     if tenants is not None:
         query = query.where(table.c.tenant_id.in_(tenants))
     return {row.tenant_id: TenantPeriod(*row) for row in connection.execute(query)}
+
+
+def problems_in(connection: Connection, span: BillingPeriod) -> list[tuple[str, str]]:
+    """What hinders tenants from being rated in the billing periods that have time in a span, by tenant."""
+    table = tables.tenant_periods
+    query = select(table.c.tenant_id, table.c.problem).where(
+        table.c.period_start < span.end, table.c.period_end > span.start, table.c.problem.is_not(None)
+    )
+    return [(row[0], row[1]) for row in connection.execute(query.order_by(table.c.tenant_id, table.c.period_start))]
 
 
 def problems(connection: Connection, up_to: datetime) -> dict[BillingPeriod, dict[str, str]]:
@@ -88,9 +98,13 @@ def set_tenant_periods(
 
 
 def posted(
-    connection: Connection, period: BillingPeriod, *, billing_account: str | None = None
+    connection: Connection,
+    period: BillingPeriod,
+    *,
+    billing_account: str | None = None,
+    until: datetime | None = None,
 ) -> dict[str, list[RatedLine]]:
-    """Every row of a period by tenant, in the order of posting."""
+    """Every row of a period by tenant, in the order of posting; `until`: of the months that end by then."""
     table = tables.rated_lines
     query = (
         select(table)
@@ -99,8 +113,35 @@ def posted(
     )
     if billing_account is not None:
         query = query.where(table.c.billing_account == billing_account)
+    if until is not None:
+        query = query.where(_accrued_to() <= until)
+    return _lines_by_tenant(connection.execute(query))
+
+
+def accrued_in(connection: Connection, month: BillingPeriod) -> list[RatedLine]:
+    """Every row that was accrued for an accounting period, of whatever billing period."""
+    table = tables.rated_lines
+    query = select(table).where(_accrued_to() > month.start, _accrued_to() <= month.end)
+    found = _lines_by_tenant(connection.execute(query.order_by(table.c.tenant_id, table.c.rated_line_no)))
+    return [line for lines in found.values() for line in lines]
+
+
+def periods_ending_in(connection: Connection, month: BillingPeriod) -> list[BillingPeriod]:
+    """The billing periods that were rated and end in a month, in order."""
+    table = tables.tenant_periods
+    query = select(table.c.period_start, table.c.period_end).distinct()
+    query = query.where(table.c.period_end > month.start, table.c.period_end <= month.end)
+    return sorted(BillingPeriod(*row) for row in connection.execute(query))
+
+
+def _accrued_to() -> ColumnElement[datetime]:
+    """Up to when usage was counted for a row: the end of its month, or of its period if that comes first."""
+    return func.coalesce(tables.rated_lines.c.accrued_to, tables.rated_lines.c.period_end)
+
+
+def _lines_by_tenant(rows: Iterable[Row[Any]]) -> dict[str, list[RatedLine]]:
     found: dict[str, list[RatedLine]] = {}
-    for row in connection.execute(query):
+    for row in rows:
         line = rated_line(
             row, billing_account=row.billing_account, currency=row.currency, amount=row.amount, reason=row.reason
         )
@@ -124,6 +165,7 @@ def append(
     *,
     rating_nos: Mapping[str, int],
     entry_ids: Mapping[tuple[str, str], int],
+    accrued_to: datetime,
 ) -> None:
     """Append lines, with the number of this rating by tenant and the accrual entry by tenant and billing account."""
     rows = [
@@ -132,6 +174,7 @@ def append(
             "billing_account": line.billing_account,
             "period_start": period.start,
             "period_end": period.end,
+            "accrued_to": accrued_to,
             "rating_no": rating_nos[line.identity.tenant_id],
             "currency": line.currency,
             "amount": line.amount,

@@ -26,7 +26,8 @@ class Subscription:
     """A tenant on a plan during [starts_at, ends_at), paid by a billing account.
 
     `seats` is for fees by the seat. `begins_plan` is False where it goes on with the plan of the one before it, with
-    other seats or terms: then no one-off fee is due. Nothing bills before `trial_ends_at`.
+    other seats or terms: then no one-off fee is due. Nothing bills before `trial_ends_at`. `anchored_at`: where its
+    anniversaries are counted from, if that is not its start.
     """
 
     subscription_id: uuid.UUID
@@ -39,6 +40,12 @@ class Subscription:
     seats: int | None = None
     begins_plan: bool = True
     trial_ends_at: datetime | None = None
+    anchored_at: datetime | None = None
+
+    @property
+    def anchor(self) -> datetime:
+        """Where its anniversaries are counted from."""
+        return self.anchored_at or self.starts_at
 
     @property
     def bill_statuses(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ billable events = rated quantities                    per tenant and metric; non
 rated lines = accruals in the ledger                  per tenant
 rated lines = lines of invoices and credit notes      per billing account and line; late ones may wait for the next
 invoices = ledger                                     per account
+fees in advance, by the second = ledger 2110          per tenant
 rated lines, invoices of all periods = ledger         per account, over entries of all kinds
 what is left of paid credits = ledger 2100            per credit
 credits on invoices = what was drawn                  per invoice and credit
@@ -25,8 +26,10 @@ from typing import Final
 
 from billing.charge_models import Percentage
 from billing.credits import GrantKind
-from billing.invoices import Invoice
+from billing.deferrals import deferred, deferred_by_tenant, earned_by_tenant
+from billing.invoices import Invoice, InvoiceKind
 from billing.money import ZERO, currency, exactly, from_minor, total
+from billing.periods import BillingPeriod, parse_period
 from billing.price_plans import BILL_STATUSES, PlanVersion, PricePlan, version_at
 from billing.rating import LineKind, RatedLine, is_billable, quantities
 from billing.subscriptions import in_force_since
@@ -247,15 +250,46 @@ def invoices_in_ledger(invoices: Iterable[Invoice]) -> dict[str, Value]:
             found[f"1100/{identity.billing_account}/{code}"] += from_minor(invoice.receivable_minor, money)
             found[f"5900//{code}"] += invoice.rounding
             found[f"2200//{code}"] -= tax
-            if invoice.tax_mode is TaxMode.INCLUSIVE:
+            in_advance = identity.kind is InvoiceKind.ADVANCE
+            if invoice.tax_mode is TaxMode.INCLUSIVE and not in_advance:
                 found[f"{REVENUE}//{code}"] += tax
             for credit in invoice.credits:
                 owed = credit.kind is GrantKind.PAID
                 found[f"2100/{credit.grant_id}/{code}" if owed else f"{REVENUE}//{code}"] += credit.amount
+            if in_advance:
+                for tenant_id, amount in deferred_by_tenant(invoice).items():
+                    found[f"2110/{tenant_id}/{code}"] -= amount
+                continue
             for line in invoice.lines:
                 if line.rated.identity.kind != LineKind.CREDIT:
                     found[f"1150/{line.rated.identity.tenant_id}/{code}"] -= line.rated.amount
     return {key: amount for key, amount in found.items() if amount}
+
+
+def earned(invoices: Iterable[Invoice], month: BillingPeriod) -> dict[str, Value]:
+    """What of fees in advance is earned in a month, as the journal must have moved it."""
+    found: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for invoice in invoices:
+            code = invoice.identity.currency
+            for tenant_id, amount in earned_by_tenant(invoice, month).items():
+                found[f"2110/{tenant_id}/{code}"] += amount
+                found[f"{REVENUE}//{code}"] -= amount
+    return {key: amount for key, amount in found.items() if amount}
+
+
+def unearned(invoices: Iterable[Invoice], months: Mapping[str, Collection[str]]) -> dict[tuple[str, str], Decimal]:
+    """What of fees in advance is not recognised yet: (tenant, currency) → exact.
+
+    `months` are those of each invoice that were.
+    """
+    found: dict[tuple[str, str], Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for invoice in invoices:
+            done = [parse_period(name) for name in months.get(str(invoice.invoice_id), ())]
+            for each in deferred(invoice):
+                found[each.tenant_id, invoice.identity.currency] += each.amount - total(map(each.earned_in, done))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +314,14 @@ def explained(
     issued: Iterable[Issued],
     reduced: Mapping[str, Decimal],
     by_hand: Mapping[tuple[int, str, str], Decimal],
+    in_advance: Mapping[str, Decimal],
+    not_earned: Mapping[tuple[str, str], Decimal],
 ) -> dict[str, Value]:
     """The balances that follow from everything ever rated, invoiced, and posted by hand.
 
     `rated` and `invoiced`: (tenant, currency) → exact; `reduced`: currency → what credits took off that nobody paid
-    for. Whatever else was booked, by whatever kind of entry, is explained by nothing.
+    for; `in_advance`: currency → what fees in advance came to, of which `not_earned` (tenant, currency) is deferred.
+    Whatever else was booked, by whatever kind of entry, is explained by nothing.
     """
     found: dict[str, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
@@ -301,6 +338,11 @@ def explained(
             found[f"{REVENUE}//{code}"] += from_minor(each.tax_within, money)
         for code, amount in reduced.items():
             found[f"{REVENUE}//{code}"] += amount
+        for code, amount in in_advance.items():
+            found[f"{REVENUE}//{code}"] -= amount
+        for (tenant, code), amount in not_earned.items():
+            found[f"{REVENUE}//{code}"] += amount
+            found[f"2110/{tenant}/{code}"] -= amount
         for key, amount in by_hand.items():
             found[account(*key)] += amount
     return {key: amount for key, amount in found.items() if amount}

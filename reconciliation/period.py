@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Final
 
 import psycopg
@@ -23,15 +25,18 @@ from billing import (
     stripe_request_store,
     unbillable_store,
 )
+from billing.advance_fees import INSTANT
 from billing.attempts import less
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoice_store import StoredInvoice
-from billing.invoices import InvoiceState
+from billing.invoices import ISSUED, InvoiceKind
+from billing.ledger import FEES_EARNED
 from billing.periods import BillingPeriod
 from billing.price_plans import BillAttempts, PlanVersion, PriceAt
 from billing.proposal_store import ProposalKind
 from billing.rating import RatedLine
+from billing.schedules import MONTHLY, periods_in
 from billing.stripe_gateway import StripeGateway
 from billing.subscriptions import Piece, pieces
 from reconciliation import agreement, stripe_agreement
@@ -43,15 +48,13 @@ from streams.completeness import engine_store
 from streams.completeness.engine_witness import EngineReport
 from streams.ingest import sources
 from streams.ingest.sources import Log
-from streams.rules.windows import UsageQuantity
+from streams.rules.windows import AttemptUsage, UsageQuantity
 from streams.usage import usage_store
 
-ISSUED: Final = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
-"""States in which an invoice is in the journal."""
-BALANCES: Final = (1100, 1150, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
+BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 """Accounts to which accruals and invoices are booked, and else only what two people approved."""
-BOOKED: Final = "1100, 1150, 2100, 2200, 5900, revenue"
-EXPLAINED: Final = "1100, 1150, 2200, 5900, revenue"
+BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
+EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +75,16 @@ class PeriodReport:
 def reconcile_period(
     engine: Engine, *, period: BillingPeriod, now: datetime, gateway: StripeGateway | None, log: Log | None
 ) -> PeriodReport:
-    """Compare every record of a calendar month. Without `gateway` or `log`, Stripe or Kafka's end is left out.
+    """Compare every record of a calendar month: its usage, what was accrued for it, the periods that it bills.
 
-    Raises PeriodNotReconcilable for anything but a month: nothing was rated or invoiced for it as such.
+    Without `gateway` or `log`, Stripe or Kafka's end is left out. Raises PeriodNotReconcilable for anything else.
     """
     if period.months != 1:
         raise PeriodNotReconcilable(f"{period.name}: one month is reconciled at a time, e.g. 2026-10")
     with transaction(engine) as connection:
         usage = raw(connection)
-        lines = [line for posted in rated_line_store.posted(connection, period).values() for line in posted]
-        invoices = invoice_store.as_stored(connection, period=period)
+        lines = rated_line_store.accrued_in(connection, period)
+        invoices = invoice_store.as_stored(connection, of_month=period)
         checks = [
             *([_log_end(usage, log)] if log else []),
             agreement.positions(sources.extents(usage), sources.runs(usage)),
@@ -91,10 +94,11 @@ def reconcile_period(
             *_ledger(connection, period, lines, invoices),
             _explained(connection),
             *_credits(connection, len(invoices)),
-            _invoiced(connection, period, lines, invoices),
+            _invoiced(connection, period, invoices),
             *_invoices(invoices),
             _numbers(connection),
             _issued(invoices, ended=now >= period.end),
+            _earned(connection, period, len(invoices), ended=now >= period.end),
         ]
         engines = engine_store.report(usage, period.start, period.end)
         ours = stripe_agreement.Ours(
@@ -148,7 +152,7 @@ def _windows(usage: psycopg.Connection, period: BillingPeriod) -> list[Check]:
 
 
 def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedLine]) -> Check:
-    subscribed = account_store.subscriptions_in(connection, period)
+    subscribed = account_store.subscriptions_during(connection, period)
     plans = plan_store.plans(connection)
     by_event = agreement.priced_by_event({t: [plans[s.plan] for s in listed] for t, listed in subscribed.items()})
     billable = agreement.billable_by_metric(_usage_with_terms(connection, period))
@@ -156,9 +160,8 @@ def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedL
     ours, theirs = ({k: v for k, v in found.items() if k not in by_event} for found in (billable, rated))
     check = compare("usage is rated", "billable events", "rated quantities", ours, theirs)
     hindered = [
-        Difference(f"{tenant}/problem: {state.problem}", "rated", None)
-        for tenant, state in sorted(rated_line_store.tenant_periods(connection, period).items())
-        if state.problem is not None
+        Difference(f"{tenant}/problem: {problem}", "rated", None)
+        for tenant, problem in rated_line_store.problems_in(connection, period)
     ]
     return Check(check.name, check.left, check.right, check.compared, (*check.differences, *hindered))
 
@@ -170,11 +173,11 @@ def _usage_with_terms(
 
     Without those that came later than the contract bills: they are in the register of unbillable usage.
     """
-    too_old = {
-        tenant: [each.usage for each in listed]
-        for tenant, listed in unbillable_store.of_period(connection, period).items()
-    }
-    subscribed = account_store.subscriptions_in(connection, period)
+    subscribed = account_store.subscriptions_during(connection, period)
+    too_old: dict[str, list[AttemptUsage]] = defaultdict(list)
+    for each in periods_in((s for listed in subscribed.values() for s in listed), period):
+        for tenant, listed in unbillable_store.of_period(connection, each).items():
+            too_old[tenant] += [late.usage for late in listed if period.contains(late.usage.completed_at)]
     versions = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
     statuses = {tenant: {s for sub in subs for s in sub.bill_statuses} for tenant, subs in subscribed.items()}
     whole: dict[str, list[UsageQuantity]] = {tenant: [] for tenant in subscribed}
@@ -217,18 +220,39 @@ def _ledger(
 ) -> list[Check]:
     accrued = {
         f"{subledger}/{currency}": amount
-        for (code, subledger, currency), amount in ledger_store.movements(
-            connection, kind="accrual", period=period.name
-        ).items()
+        for (code, subledger, currency), amount in ledger_store.accrued(connection, period.name).items()
         if code == 1150
     }
-    moved = [ledger_store.movements(connection, kind=kind, period=period.name) for kind in ("invoice", "credit_note")]
+    ids = [str(i.stored_id) for i in invoices]
+    moved = [
+        ledger_store.movements(connection, kind=kind, of="invoice_id", names=ids) for kind in ("invoice", "credit_note")
+    ]
     booked = agreement.booked(*moved)
     issued = agreement.invoices_in_ledger(i.invoice for i in invoices if i.state in ISSUED)
     return [
         compare("rated lines are accrued", "rated lines", "ledger 1150", agreement.rated_by_tenant(lines), accrued),
         compare("issued invoices are booked", "invoices", f"ledger {BOOKED}", issued, booked),
     ]
+
+
+def _earned(connection: Connection, month: BillingPeriod, invoices: int, *, ended: bool) -> Check:
+    """What fees in advance earn in a month is booked once it has ended; so many invoices were looked at for it."""
+    due = agreement.earned(invoice_store.earning_fees(connection, month), month) if ended else {}
+    booked = agreement.booked(ledger_store.movements(connection, kind=FEES_EARNED, of="period", names=[month.name]))
+    check = compare("fees in advance are earned", "invoices, by the second", "ledger 2110, 4010", due, booked)
+    return Check(check.name, check.left, check.right, max(check.compared, invoices), check.differences)
+
+
+def _unearned(connection: Connection) -> dict[tuple[str, str], Decimal]:
+    """What is deferred of fees in advance. Of an invoice that has earned its last month nothing is."""
+    months = ledger_store.earned_months(connection)
+    open_ = [
+        invoice_id
+        for invoice_id, service in invoice_store.services(connection, InvoiceKind.ADVANCE, ISSUED).items()
+        if MONTHLY.period_of(service.end - INSTANT).name not in months.get(str(invoice_id), ())
+    ]
+    invoices = [stored.invoice for stored in invoice_store.as_stored(connection, invoice_ids=open_)]
+    return agreement.unearned(invoices, months)
 
 
 def _explained(connection: Connection) -> Check:
@@ -240,6 +264,8 @@ def _explained(connection: Connection) -> Check:
         [agreement.Issued(*row) for row in invoice_store.totals(connection, ISSUED)],
         credit_store.drawn_unpaid(connection),
         ledger_store.balances(connection, BALANCES, of_entries=by_hand),
+        invoice_store.invoiced_in_advance(connection, ISSUED),
+        _unearned(connection),
     )
     booked = agreement.booked(ledger_store.balances(connection, BALANCES))
     return compare("the books are explained", "all rated lines and invoices", f"ledger {EXPLAINED}", expected, booked)
@@ -259,22 +285,33 @@ def _credits(connection: Connection, invoices: int) -> list[Check]:
     ]
 
 
-def _invoiced(
-    connection: Connection, period: BillingPeriod, lines: list[RatedLine], invoices: list[StoredInvoice]
-) -> Check:
-    """Rated lines are on the period's own invoices, or on frozen documents that name it as their lines' original one.
+def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[StoredInvoice]) -> Check:
+    """Rated lines are on their period's own invoices, or on frozen documents that name it as their original one.
 
-    What came late waits until the next invoice of its account is frozen, and no longer.
+    Of the billing periods that end in a month. What came late waits until the next invoice of its account is frozen,
+    and no longer.
     """
-    late, waiting = adjustment_store.late_lines(connection, period)
-    own = [line.rated for s in invoices for line in s.invoice.lines if line.original_period is None]
-    adjusted = [
+    rated: list[RatedLine] = []
+    waiting: list[RatedLine] = []
+    late: set[tuple[str, str]] = set()
+    billed = [
         line.rated
-        for s in invoice_store.as_stored(connection, adjusts=period)
+        for s in invoices
         for line in s.invoice.lines
-        if s.frozen_at is not None and line.original_period == period
+        if line.original_period is None and s.invoice.identity.kind is not InvoiceKind.ADVANCE
     ]
-    return agreement.rated_is_invoiced(lines, waiting, [*own, *adjusted], late)
+    for period in rated_line_store.periods_ending_in(connection, month):
+        rated += [line for listed in rated_line_store.posted(connection, period).values() for line in listed]
+        groups, still = adjustment_store.late_lines(connection, period)
+        late |= groups
+        waiting += still
+        billed += [
+            line.rated
+            for s in invoice_store.as_stored(connection, adjusts=period)
+            for line in s.invoice.lines
+            if s.frozen_at is not None and line.original_period == period
+        ]
+    return agreement.rated_is_invoiced(rated, waiting, billed, late)
 
 
 def _numbers(connection: Connection) -> Check:

@@ -9,11 +9,10 @@ from sqlalchemy import Connection, Engine
 
 from billing import account_store, estimates, invoice_store, plan_store, rating_bands
 from billing.database import raw, transaction
-from billing.errors import PlanConflict, PlanUnsupported
+from billing.errors import PlanConflict
 from billing.plan_documents import differences
 from billing.plan_file import parse_plan
 from billing.price_plans import PlanVersion, PricePlan, unpriced_token_classes
-from billing.rating.sums import not_billed_yet
 from streams import audit
 from streams.rules.stale_bands import StaleBands
 
@@ -35,12 +34,10 @@ def apply_plan(
 ) -> PlanApplied:
     """Apply the plan that `text` (the content of `file`) describes. Applying it again changes nothing.
 
-    Raises PlanInvalid with every line and field that is wrong, PlanUnsupported if no command bills what it asks for,
-    PlanConflict if an applied version would change or a new one reaches into a period that is billed already.
+    Raises PlanInvalid with every line and field that is wrong, PlanConflict if an applied version would change or a new
+    one reaches into a period that is billed already.
     """
     given = parse_plan(text, file=file)
-    if unmet := not_billed_yet(given):
-        raise PlanUnsupported(f"plan {given.name} cannot be billed by this version: {'; '.join(unmet)}")
     stale: list[StaleBands] = []
     with transaction(engine, dry_run=dry_run) as connection:
         plan_store.lock(connection, given.name)
@@ -103,17 +100,19 @@ def _new_versions(given: PricePlan, applied: PricePlan | None) -> list[PlanVersi
 
 
 def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -> None:
-    accounts = {
-        subscription.billing_account
-        for subscription in account_store.subscriptions(connection)
-        if subscription.plan == plan
-    }
-    billed = invoice_store.frozen_until(connection, accounts)
+    on_plan = [subscription for subscription in account_store.subscriptions(connection) if subscription.plan == plan]
+    billed = invoice_store.frozen_until(connection, {subscription.billing_account for subscription in on_plan})
+    tenants = {subscription.tenant_id for subscription in on_plan}
     for version in fresh:
         if billed is not None and version.valid_from < billed:
             raise PlanConflict(
                 f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d}, but invoices up to"
                 f" {billed:%Y-%m-%d} are frozen: begin it there or later"
+            )
+        if invoice_store.billed_in_advance(connection, tenants, version.valid_from):
+            raise PlanConflict(
+                f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d %H:%M}, but fees in"
+                " advance that begin then are invoiced: begin it later"
             )
 
 

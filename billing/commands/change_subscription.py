@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from billing import account_store, estimates, invoice_store, plan_store, rating_bands
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
+from billing.price_plans import Anchor
 from billing.subscriptions import Subscription, check_start, subscription_id
 from streams import audit
 from streams.rules.stale_bands import StaleBands
@@ -73,6 +74,7 @@ def change_subscription(
                 seats=wanted_seats,
                 begins_plan=not goes_on or (held.begins_plan and in_trial),
                 trial_ends_at=held.trial_ends_at if in_trial else None,
+                anchored_at=held.anchor if held.terms.anchor is Anchor.ANNIVERSARY else None,
             )
             before = _end(connection, held, at, actor)
             account_store.add_subscription(connection, after, actor)
@@ -141,6 +143,11 @@ def _end(connection: Connection, held: Subscription, at: datetime, actor: str) -
         raise SubscriptionRefused(
             f"invoices of billing account {held.billing_account} are frozen up to {billed:%Y-%m-%d}:"
             " change it there or later"
+        )
+    if invoice_store.billed_in_advance(connection, [held.tenant_id], at):
+        raise SubscriptionRefused(
+            f"fees in advance of tenant {held.tenant_id} that begin {at:%Y-%m-%d %H:%M} are invoiced:"
+            " change it later, so that what is unused is credited"
         )
     ended = replace(held, ends_at=at)
     account_store.supersede(connection, held)

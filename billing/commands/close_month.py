@@ -1,6 +1,8 @@
 """From a month's usage to finalized invoices: rate and book, draw up, send, expire credits, seal. Each step resumes.
 
-What came late to earlier months is rated first: credit notes are issued, the rest is carried by the month's invoices.
+Fees in advance whose time has begun by then come first; what is earned of them in the month is booked. What came late
+to earlier periods is rated: credit notes are issued, the rest is carried by the next invoices. Billing periods that are
+no calendar months are billed by the month that they end in; what goes on is accrued.
 
 The close's states, cut, gates and approval (docs/spec/money.md 11) are not here yet: `actor` prepares and approves.
 """
@@ -16,14 +18,18 @@ from decimal import Decimal
 from sqlalchemy import Engine
 
 from billing import adjustment_store
+from billing.commands.close_other_periods import PeriodClosed, close_other_periods
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.expire_credits import CreditExpired, expire_credits
+from billing.commands.invoice_in_advance import NOTHING_IN_ADVANCE, AdvanceInvoiced, invoice_in_advance
 from billing.commands.issue_credit_notes import CreditNotesIssued, issue_credit_notes
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.database import raw, transaction
+from billing.documents import GRACE
 from billing.errors import PeriodNotEnded
+from billing.fee_recognition import recognise_fees
 from billing.money import plain, total
 from billing.periods import BillingPeriod
 from billing.stripe_gateway import StripeGateway
@@ -43,6 +49,8 @@ class MonthClosed:
     sent: InvoicesSent
     dry_run: bool = False
     expired: tuple[CreditExpired, ...] = ()
+    in_advance: AdvanceInvoiced = NOTHING_IN_ADVANCE
+    others: tuple[PeriodClosed, ...] = ()
     earlier: tuple[PeriodRated, ...] = ()
     notes: CreditNotesIssued = field(default_factory=lambda: CreditNotesIssued((), ()))
 
@@ -77,11 +85,14 @@ class MonthClosed:
         return list(self._problems())
 
     def _problems(self) -> Iterator[str]:
+        for other in self.others:
+            yield from other.problems
         for usage in self.rated.unpriced:
             yield str(usage)
         yield from self.rated.unratable
         for lost in self.rated.unsubscribed:
             yield f"tenant {lost.tenant_id}: {lost.requests} requests without a subscription: start one for that time"
+        yield from self.in_advance.problems
         for earlier in self.earlier:
             for text in (*map(str, earlier.unpriced), *earlier.unratable):
                 yield f"{earlier.period.name}: {text}"
@@ -132,6 +143,11 @@ def close_month(
     earlier = tuple(
         rate_period(engine, period=each, now=now, dry_run=dry_run) for each in billed_periods(engine, before=period)
     )
+    others = close_other_periods(engine, month=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run)
+    # A day after its end a period is frozen: fees that begin until then are invoiced before its usage.
+    in_advance = invoice_in_advance(
+        engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
+    )
     rated = rate_period(engine, period=period, now=now, progress=stage("rate"), dry_run=dry_run)
     notes = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
     drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run)
@@ -143,10 +159,12 @@ def close_month(
         notes = CreditNotesIssued((*notes.notes, *again.notes), again.blocked)
     # After the invoices: what they could still draw on is no breakage.
     expired = expire_credits(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
+    with transaction(engine, dry_run=dry_run) as connection:
+        recognise_fees(connection, period, now=now)
     if not dry_run:
         seal_journals(engine)
         keep_balances(engine, effective_before=period.end)
-    return MonthClosed(period, rated, drafted, sent, dry_run, tuple(expired), earlier, notes)
+    return MonthClosed(period, rated, drafted, sent, dry_run, tuple(expired), in_advance, others, earlier, notes)
 
 
 def _unbillable(rated: PeriodRated) -> Iterator[str]:
@@ -159,6 +177,6 @@ def _unbillable(rated: PeriodRated) -> Iterator[str]:
 
 
 def billed_periods(engine: Engine, *, before: BillingPeriod) -> list[BillingPeriod]:
-    """The months before one to which late usage may have come: rated before, and not archived."""
+    """The periods that ended before a month and to which late usage may have come: rated before, and not archived."""
     with transaction(engine) as connection:
-        return [each for each in adjustment_store.rated_periods(connection, before.start) if each.months == 1]
+        return adjustment_store.rated_periods(connection, before.start)

@@ -28,14 +28,16 @@ from billing.credit_application import price_reductions
 from billing.credit_store import CreditState
 from billing.credits import reduces_price
 from billing.database import transaction
+from billing.documents import GRACE
 from billing.errors import CreditRefused, PeriodNotEnded, UnknownTaxGroup
 from billing.invoice_store import StoredInvoice
 from billing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.late_drawing import INSTANT, LatePeriod, LateUsage, parked_accounts
 from billing.money import ZERO, exactly
-from billing.periods import BillingPeriod, add_months
+from billing.periods import BillingPeriod
 from billing.rating import RatedLine
 from billing.rating.period import Coverable
+from billing.schedules import schedule_of
 from billing.subscriptions import Subscription, payers_in
 from billing.tax import NO_TAX, TaxRules
 from streams.errors import EventsArchived
@@ -169,21 +171,27 @@ class _Drawing:
         self._posted = posted
         self._late = late
         self._accounts = account_store.accounts(connection, names)
-        plans = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
-        self._plan_versions = {name: len(versions) for name, versions in plans.items()}
+        plans = plan_store.plans(connection)
+        self._plan_versions = {name: len(plan.versions) for name, plan in plans.items()}
         self._tax = tax_store.in_force(connection, names, period.end - INSTANT)
         self._drafts = invoice_store.adjustment_drafts(connection, names)
         ids = [self.identity(name).invoice_id for name in names] + [draft.invoice_id for draft in self._drafts]
         self._carried = invoice_parts.carried_to_next(connection, names, ids)
         self._usage = CoverableUsage(connection, period, subscribed, plans)
         self._here = payers_in(subscribed, period)
-        following = BillingPeriod(period.end, add_months(period.end, period.months or 1))
-        self._next = payers_in(account_store.subscriptions_in(connection, following), following)
+        self._next: set[str] = set()
+        self._running: set[str] = set()
+        for each in account_store.subscriptions(connection):
+            after = schedule_of(each).period_of(period.end)
+            payers = payers_in({each.tenant_id: [each]}, after)
+            self._next |= payers
+            if after.start < period.end:
+                self._running |= payers
         self._credits: dict[str, list[CreditState]] = defaultdict(list)
         for state in credit_store.states(connection, accounts=names):
             self._credits[state.given.billing_account].append(state)
         held = [state.grant.grant_id for listed in self._credits.values() for state in listed]
-        self._reserved = credit_store.reserved(connection, held, before=period.start) if held else {}
+        self._reserved = credit_store.reserved(connection, held, before=period.end + GRACE) if held else {}
 
     def identity(self, name: str) -> InvoiceIdentity:
         """The usage invoice of an account."""
@@ -198,12 +206,14 @@ class _Drawing:
         billed = old is not None and old.frozen_at is not None
         late: list[LatePeriod] = []
         if name in self._late.accounts:
-            found = self._late.of(name, before=self._period.start)
+            found = self._late.of(name, before=self._period.end + GRACE)
             late = [each for each in found if each.change.more]
         found_here: list[tuple[Invoice, Coverables]] = []
         carried = []
         if billed and name in self._next:
             carried = late  # it waits for the next invoice
+        elif not billed and name in self._running and not (name in self._posted or name in self._here):
+            carried = late  # of another billing period, which goes on
         elif not billed:
             if name in self._posted or name in self._here:
                 carried = [each for each in late if each.waiting.fits(self._tax[name])]

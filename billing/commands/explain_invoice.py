@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, usage_digest_store
+from billing import account_store, invoice_store, plan_store, usage_digest_store
 from billing.billed_events import Billed
 from billing.commands.digest_usage import cut_by_account, passed_over_in, read_billed
 from billing.commands.show_invoices import documents_of
@@ -17,6 +17,8 @@ from billing.errors import UnknownInvoice
 from billing.explained import Explained, Explanation, Share
 from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceKind
+from billing.price_plans import PriceAt
+from billing.subscriptions import Piece, priced_at_start
 from streams.usage.event_reader import positions
 
 if TYPE_CHECKING:
@@ -55,7 +57,16 @@ def explain_invoice(
         if not lines:
             raise UnknownInvoice(f"{reference} has {len(found['lines'])} lines: there is no line {line_no}")
         keys = {line["line_key"] for line in lines}
-        explanation = Explanation(stored.invoice.lines)
+        period, plans = stored.invoice.identity.period, plan_store.plans(connection)
+
+        def priced_by(billed: Billed) -> Piece:
+            held = billed.piece
+            if held.subscription.terms.price_at is not PriceAt.START:
+                return held
+            return priced_at_start(held, billed.started_at, plans[held.subscription.plan].versions, period)
+
+        metrics = {name: plan.metrics for name, plan in plans.items()}
+        explanation = Explanation(stored.invoice.lines, priced_by, metrics)
         for billed in _billed(connection, open_archive, stored):
             for share in explanation.add(billed):
                 if line_no is None or keys & set(explanation.counters[share.counter].lines):
@@ -79,9 +90,9 @@ def export_billed_events(
 def _billed(connection: Connection, open_archive: Callable[[], Archive], stored: StoredInvoice) -> Iterator[Billed]:
     """As they were counted when the invoice was drawn up; where that is not kept, as they are now.
 
-    What changes an earlier period's lines (a credit note, an adjustment invoice) bills no events of its own.
+    Fees, and what changes an earlier period's lines (credit notes, adjustment invoices), bill no events of their own.
     """
-    if stored.invoice.identity.kind in (InvoiceKind.CREDIT_NOTE, InvoiceKind.ADJUSTMENT):
+    if stored.invoice.identity.kind is not InvoiceKind.USAGE:
         return
     identity, invoice_id = stored.invoice.identity, stored.invoice.invoice_id
     payers = account_store.subscriptions_in(connection, identity.period)

@@ -64,7 +64,7 @@ def register_unbillable(
         return
     found: list[UnbillableEvent] = []
     for tenant_id, (account, days) in sorted(limited.items()):
-        billed_to = invoice_store.frozen_until(connection, [account])
+        billed_to = invoice_store.usage_billed_until(connection, account)
         assert billed_to is not None, "an invoice of it is frozen"
         seen = {
             source: max(position, frozen.counted[account].below.get(source, 0))

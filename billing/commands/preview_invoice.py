@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from billing import account_store, invoice_store
 from billing.commands.draft_invoices import draft_invoices
@@ -15,6 +15,7 @@ from billing.database import transaction
 from billing.errors import InvoiceFrozen, PreviewRefused
 from billing.invoices import InvoiceState
 from billing.periods import BillingPeriod
+from billing.schedules import periods_in
 
 
 def preview_invoice(
@@ -29,6 +30,8 @@ def preview_invoice(
     with transaction(engine, dry_run=True) as connection:
         payers = account_store.subscriptions_in(connection, period)
         accounts = {s.billing_account for s in payers.get(tenant_id, [])}
+        if not accounts:
+            raise PreviewRefused(_no_period(connection, tenant_id, period))
         account = _one_of(accounts, tenant_id, period, billing_account)
         tenants = [t for t, listed in payers.items() if any(s.billing_account == account for s in listed)]
         rated = rate_period(connection, period=period, now=at, tenants=tenants)
@@ -49,9 +52,16 @@ def preview_invoice(
     return None
 
 
+def _no_period(connection: Connection, tenant_id: str, period: BillingPeriod) -> str:
+    """Why a period is none of a tenant's."""
+    held = account_store.subscriptions_during(connection, period).get(tenant_id, [])
+    if not held:
+        return f"{tenant_id} has no subscription in {period.name}: nobody pays for its usage"
+    names = ", ".join(each.name for each in periods_in(held, period))
+    return f"{tenant_id} is not billed by {period.name}: its billing periods then are {names}"
+
+
 def _one_of(accounts: set[str], tenant_id: str, period: BillingPeriod, asked: str | None) -> str:
-    if not accounts:
-        raise PreviewRefused(f"{tenant_id} has no subscription in {period.name}: nobody pays for its usage")
     if asked is None and len(accounts) > 1:
         raise PreviewRefused(f"{tenant_id} is paid for by {', '.join(sorted(accounts))}: say --account")
     if asked is not None and asked not in accounts:

@@ -1,5 +1,7 @@
 """Rate a period: what every tenant's usage costs by now, and post what is not posted yet.
 
+A period of several accounting months is rated as it stood at the end of each: what a month adds is accrued in it.
+
 One transaction, under the period's lock: load usage and what is posted, rate and compare (pure), append the
 differences with their accrual entries. Running it again posts nothing.
 """
@@ -8,9 +10,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 
 from sqlalchemy import Connection, Engine
 
@@ -18,18 +21,21 @@ from billing import account_store, invoice_store, ledger_store, plan_store, rate
 from billing.booking import closed_books
 from billing.commands.judge_late_usage import check_nothing_disappeared, frozen_usage, register_unbillable
 from billing.database import raw, transaction
-from billing.errors import PeriodInvalid, Unratable
+from billing.errors import Unratable
 from billing.money import total
 from billing.period_usage import PeriodUsage, UnsubscribedUsage
-from billing.periods import BillingPeriod, accounting_month
+from billing.periods import BillingPeriod
 from billing.posting_rules import accrual
 from billing.rated_line_store import TenantPeriod
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference
-from billing.subscriptions import pieces
+from billing.schedules import MONTHLY, has_period
+from billing.subscriptions import Piece, pieces
 from billing.unbillable_store import UnbillableEvent
 from streams.errors import EventsArchived
+from streams.usage.usage_ranges import UsageRange
 
 Progress = Callable[[int, int], None]
+Check = Callable[[str, str, Sequence[Piece]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +107,16 @@ def rate_period(
     progress: Progress | None = None,
     dry_run: bool = False,
     tenants: Collection[str] | None = None,
+    until: datetime | None = None,
 ) -> PeriodRated:
-    """Rate one calendar month for every tenant with a subscription (or those named). The month may still run.
+    """Rate a billing period for every tenant that is billed by it (or those named).
+
+    A calendar month may still run. Of one with time in several months those are accrued that have ended by `now` and
+    by `until` (the end of a month; else all).
 
     Tenants with usage that is unpriced, negative or worth an absurd amount are left out whole and named; they cannot
-    be invoiced until that is mended. Raises PeriodInvalid for anything but a calendar month, AccountingPeriodClosed.
+    be invoiced until that is mended. Raises AccountingPeriodClosed.
     """
-    if period.months != 1:
-        raise PeriodInvalid(f"{period.name} is no calendar month: this version rates by the month")
     with transaction(engine, dry_run=dry_run) as connection:
         rated_line_store.lock_period(connection, period)
         by_tenant = account_store.subscriptions_in(connection, period)
@@ -116,49 +124,109 @@ def rate_period(
             by_tenant = {tenant_id: by_tenant[tenant_id] for tenant_id in tenants if tenant_id in by_tenant}
         plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
         versions = {name: plan.versions for name, plan in plans.items()}
-        before = rated_line_store.posted(connection, period)
+        posted = rated_line_store.posted(connection, period)
         if tenants is not None:
-            before = {tenant_id: lines for tenant_id, lines in before.items() if tenant_id in tenants}
+            posted = {tenant_id: lines for tenant_id, lines in posted.items() if tenant_id in tenants}
         frozen = invoice_store.frozen_accounts(connection, period)
-        cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | before}
+        cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | posted}
         counted = frozen_usage(connection, period)
         register_unbillable(connection, counted, by_tenant)
         too_old = unbillable_store.of_period(connection, period)
-        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans, too_old)
-        rated: list[TenantRated] = []
-        late: list[LateUsage] = []
-        problems: dict[str, Rating | Unratable | EventsArchived] = {}
-        for done, tenant_id in enumerate(sorted(cuts), start=1):
-            try:
-                found = usage.rated(tenant_id, is_over=now >= period.end)
-                missing = difference(found.lines, before.get(tenant_id, []))
-                for account in sorted(frozen & _counting_less(missing)):
-                    check_nothing_disappeared(connection, counted, tenant_id, account, cuts[tenant_id])
-            except (Unratable, EventsArchived) as error:
-                problems[tenant_id] = error
-            else:
-                if found.unpriced:
-                    problems[tenant_id] = found
-                else:
-                    rated.append(TenantRated(tenant_id, found.lines, missing))
-                    late += _late(tenant_id, [line for line in missing if line.billing_account in frozen])
-            if progress is not None:
-                progress(done, len(cuts))
-        _post(connection, period, rated, problems, now)
-        return PeriodRated(
-            period=period,
-            tenants=tuple(rated),
-            late=tuple(late),
-            unpriced=tuple(u for p in problems.values() if isinstance(p, Rating) for u in p.unpriced),
-            unratable=tuple(str(p) for p in problems.values() if not isinstance(p, Rating)),
-            unbillable=tuple(
-                (tenant_id, each)
-                for tenant_id, listed in sorted(too_old.items())
-                for each in listed
-                if each.approved_by is None
-            ),
-            unsubscribed=tuple(usage.unsubscribed()),
+        usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans, too_old, _elsewhere(connection, period))
+        found = PeriodRated(period, (), (), (), (), tuple(usage.unsubscribed()), _waiting(too_old))
+        months = _months(period, now, until)
+        for month in months:
+            before = posted
+            if len(months) > 1 or month.end < period.end:
+                before = rated_line_store.posted(connection, period, until=min(month.end, period.end))
+            rating = _Month(period, month, usage, before, is_over=now >= period.end)
+            for done, tenant_id in enumerate(sorted(cuts), start=1):
+                rating.rate(tenant_id, cuts[tenant_id], partial(check_nothing_disappeared, connection, counted), frozen)
+                if progress is not None:
+                    progress(done, len(cuts))
+            _post(connection, period, month, rating.rated, rating.problems, now)
+            found = rating.added_to(found)
+        return found
+
+
+def _months(period: BillingPeriod, now: datetime, until: datetime | None) -> list[BillingPeriod]:
+    """The accounting months of a period that are rated."""
+    months = list(MONTHLY.periods(period.start, min(period.end, until or period.end)))
+    return months if len(months) == 1 else [month for month in months if min(month.end, period.end) <= now]
+
+
+def _elsewhere(connection: Connection, period: BillingPeriod) -> list[UsageRange]:
+    """When tenants are billed by other periods, of a period that is a calendar month."""
+    if period.months != 1:
+        return []
+    return [
+        UsageRange(each.tenant_id, max(each.starts_at, period.start), min(each.ends_at or period.end, period.end))
+        for listed in account_store.subscriptions_during(connection, period).values()
+        for each in listed
+        if not has_period(each, period)
+    ]
+
+
+class _Month:
+    """The rating of a period as it stood at the end of one of its months; `before` is what is posted by then."""
+
+    def __init__(
+        self,
+        period: BillingPeriod,
+        month: BillingPeriod,
+        usage: PeriodUsage,
+        before: Mapping[str, Sequence[RatedLine]],
+        *,
+        is_over: bool,
+    ) -> None:
+        self._period = period
+        self._until = min(month.end, period.end)
+        self._usage = usage
+        self._before = before
+        self._is_over = is_over
+        self.rated: list[TenantRated] = []
+        self.late: list[LateUsage] = []
+        self.problems: dict[str, Rating | Unratable | EventsArchived] = {}
+
+    def rate(self, tenant_id: str, cut: Sequence[Piece], check: Check, frozen: Collection[str]) -> None:
+        """Rate a tenant and compare with what is posted.
+
+        `check`: where less of what `frozen` accounts were billed is counted, that all of it is still there.
+        """
+        try:
+            found = self._usage.rated(tenant_id, is_over=self._is_over, until=self._until)
+            missing = difference(found.lines, self._before.get(tenant_id, []))
+            for account in sorted(set(frozen) & _counting_less(missing)):
+                check(tenant_id, account, cut)
+        except (Unratable, EventsArchived) as error:
+            self.problems[tenant_id] = error
+            return
+        if found.unpriced:
+            self.problems[tenant_id] = found
+        else:
+            self.rated.append(TenantRated(tenant_id, found.lines, missing))
+            self.late += _late(tenant_id, [line for line in missing if line.billing_account in frozen])
+
+    def added_to(self, earlier: PeriodRated) -> PeriodRated:
+        """What was found until this month: lines and problems as they are by now, what was posted in all."""
+        posted = {tenant.tenant_id: tenant.posted for tenant in earlier.tenants}
+        return replace(
+            earlier,
+            tenants=tuple(replace(t, posted=(*posted.get(t.tenant_id, ()), *t.posted)) for t in self.rated),
+            late=(*earlier.late, *self.late),
+            unpriced=tuple(u for p in self.problems.values() if isinstance(p, Rating) for u in p.unpriced),
+            unratable=tuple(str(p) for p in self.problems.values() if not isinstance(p, Rating)),
         )
+
+
+def _waiting(too_old: Mapping[str, Sequence[UnbillableEvent]]) -> tuple[tuple[str, UnbillableEvent], ...]:
+    """By tenant what nobody has approved to stay unbilled."""
+    return tuple(
+        (tenant_id, each)
+        for tenant_id, listed in sorted(too_old.items())
+        for each in listed
+        if each.approved_by is None
+    )
 
 
 def _counting_less(lines: Sequence[RatedLine]) -> set[str]:
@@ -179,6 +247,7 @@ def _late(tenant_id: str, lines: Sequence[RatedLine]) -> list[LateUsage]:
 def _post(
     connection: Connection,
     period: BillingPeriod,
+    month: BillingPeriod,
     rated: Sequence[TenantRated],
     problems: Mapping[str, Rating | Unratable | EventsArchived],
     now: datetime,
@@ -198,12 +267,13 @@ def _post(
         for line in tenant.posted:
             by_payer[tenant.tenant_id, line.billing_account].append(line)
     accounts = account_store.accounts(connection, {account for _, account in by_payer})
-    closed = closed_books(connection, accounting_month(period.start))
+    closed = closed_books(connection, month.name)
     entries = {
         payer: accrual(
             lines,
             legal_entity=accounts[payer[1]].legal_entity,
             period=period,
+            month=month,
             rating_no=numbers[payer[0]],
             now=now,
             closed=accounts[payer[1]].legal_entity in closed,
@@ -217,4 +287,5 @@ def _post(
         [line for lines in by_payer.values() for line in lines],
         rating_nos=numbers,
         entry_ids={payer: booked[entry.idempotency_key] for payer, entry in entries.items() if entry is not None},
+        accrued_to=min(month.end, period.end),
     )

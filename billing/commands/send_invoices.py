@@ -59,9 +59,8 @@ class InvoiceSent:
 
 @dataclass(frozen=True, slots=True)
 class InvoicesSent:
-    """Every invoice of a period, by billing account."""
+    """Every invoice of a period, or of those that were asked for, by billing account."""
 
-    period: BillingPeriod
     invoices: tuple[InvoiceSent, ...]
 
     def having(self, outcome: Outcome) -> tuple[InvoiceSent, ...]:
@@ -77,7 +76,8 @@ class InvoicesSent:
 def send_invoices(
     engine: Engine,
     *,
-    period: BillingPeriod,
+    period: BillingPeriod | None = None,
+    invoice_ids: Collection[uuid.UUID] | None = None,
     gateway: StripeGateway,
     now: datetime,
     actor: str = "tollbook",
@@ -87,21 +87,25 @@ def send_invoices(
     checkpoint: Callable[[uuid.UUID, str], None] | None = None,
     pause_s: float = 0.2,
 ) -> InvoicesSent:
-    """Send the drafts of a period (of some billing accounts only, if given), at most eight at a time, with the
-    adjustment invoices of earlier ones. Credit notes stay here.
+    """Send the drafts of a period but those for fees in advance, or those named, at most eight at a time.
 
-    `actor` approves them. What needs a person is parked with a text and does not stop the others; what got no
-    answer is left for a later run. A dry run says what would be done and sends nothing.
+    With a period go the adjustment invoices of earlier ones; credit notes stay here.
+
+    Of some billing accounts only, if given. `actor` approves them. What needs a person is parked with a text and does
+    not stop the others; what got no answer is left for a later run. A dry run only says what would be done.
     Raises StripeAccessRefused when the key is not accepted: then none is sent.
     """
     with transaction(engine) as opened:
-        stored = invoice_store.listed(opened, period=period)
-        stored = [s for s in stored if s.invoice.identity.kind is not InvoiceKind.CREDIT_NOTE]
-        stored += invoice_store.open_adjustments(opened, before=period)
+        stored = invoice_store.listed(opened, period=period, invoice_ids=invoice_ids)
+        if period is not None:
+            stored = [
+                s for s in stored if s.invoice.identity.kind not in (InvoiceKind.ADVANCE, InvoiceKind.CREDIT_NOTE)
+            ]
+            stored += invoice_store.open_adjustments(opened, before=period)
     if billing_accounts is not None:
         stored = [s for s in stored if s.invoice.identity.billing_account in billing_accounts]
     if dry_run:
-        return InvoicesSent(period, tuple(_foreseen(s) for s in stored))
+        return InvoicesSent(tuple(_foreseen(s) for s in stored))
     given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s)
     open_ = [s for s in stored if s.state in (InvoiceState.DRAFT, InvoiceState.APPROVED)]
     sent = {s.invoice.invoice_id: _seen(s, changed=False) for s in stored if s not in open_}
@@ -121,7 +125,7 @@ def send_invoices(
                 progress(done, len(open_))
     finally:
         executor.shutdown(cancel_futures=True)
-    return InvoicesSent(period, tuple(sent[s.invoice.invoice_id] for s in stored))
+    return InvoicesSent(tuple(sent[s.invoice.invoice_id] for s in stored))
 
 
 class _Run:

@@ -38,11 +38,17 @@ def invoice_list(
     within: BillingPeriod | None = None,
     billing_account: str | None = None,
     states: Collection[InvoiceState] | None = None,
+    of_month: BillingPeriod | None = None,
 ) -> list[dict[str, Any]]:
-    """Invoices in the same shape: of a period, or of every service period within one; by billing account."""
+    """Invoices in the same shape: of a period, of every service period within one, or those that a month bills."""
     with transaction(engine) as connection:
         found = invoice_store.listed(
-            connection, period=period, within=within, billing_account=billing_account, states=states
+            connection,
+            period=period,
+            within=within,
+            billing_account=billing_account,
+            states=states,
+            of_month=of_month,
         )
         return documents_of(connection, found)
 

@@ -6,9 +6,10 @@ Which business term (BT) stands where is EN 16931-3-2; what is checked of it: pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ from msgspec import structs
 
 from billing.errors import DocumentRefused
 from billing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
-from billing.money import Currency, exactly, from_minor, plain
+from billing.money import Currency, exactly, from_minor, plain, quantise_line, quantise_pieces, spread
 from billing.parties import Party
 from billing.presentation.view import row_of, view_of
 from billing.price_plans import Metric
@@ -110,9 +111,10 @@ def ubl_of(invoice: InvoiceFile) -> str:
             account.part("FinancialInstitutionBranch").text("ID", invoice.seller.bic)
     root.part("PaymentTerms").text("Note", f"{invoice.payment_terms_days} days net")
     _tax(root, invoice)
-    _sums(root.part("LegalMonetaryTotal"), invoice)
-    for number, line in enumerate(invoice.lines, start=1):
-        _line(root.part(form.line), invoice, number, line, form)
+    net = _net_amounts(invoice)
+    _sums(root.part("LegalMonetaryTotal"), invoice, net)
+    for number, (line, amount) in enumerate(zip(invoice.lines, net, strict=True), start=1):
+        _line(root.part(form.line), invoice, number, line, amount, form)
     ElementTree.indent(root.element)
     ElementTree.register_namespace("", form.namespace)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root.element, encoding="unicode") + "\n"
@@ -123,8 +125,6 @@ def _missing(invoice: InvoiceFile) -> Iterator[str]:
         yield "it has no number and issue date: it is issued when it is finalized"
     if not invoice.lines:
         yield "it has no lines (BR-16)"
-    if any(row.inclusive for row in invoice.tax):
-        yield "its lines contain tax, EN 16931 wants them net"
     for side, party, term in (("seller", invoice.seller, "BT-40"), ("buyer", invoice.buyer, "BT-55")):
         if not party.country:
             yield f"{side}.country is not known ({term}): `tollbook account add … --country`"
@@ -250,9 +250,23 @@ def _tax_category(of: _Element, category: Category, reason: str = "") -> None:
     of.part("TaxScheme").text("ID", "VAT")
 
 
-def _sums(of: _Element, invoice: InvoiceFile) -> None:
+def _net_amounts(invoice: InvoiceFile) -> list[int]:
+    """Each line without the tax that it contains: its part of its group's base, by largest remainder."""
+    found = [line.amount for line in invoice.lines]
+    for row in invoice.tax:
+        of = [n for n, line in enumerate(invoice.lines) if line.tax_group == row.tax_group] if row.inclusive else []
+        gross = sum(found[n] for n in of)
+        if gross:
+            shares = quantise_pieces(Fraction(row.base * found[n], gross) for n in of)
+            exact = {f"{n:06}": share for n, share in zip(of, shares, strict=True)}
+            for key, amount in spread(Decimal(row.base), exact, Decimal(1)).items():
+                found[int(key)] = int(amount)
+    return found
+
+
+def _sums(of: _Element, invoice: InvoiceFile, net: Sequence[int]) -> None:
     prepaid = sum(credit.amount for credit in invoice.payments) - invoice.carried_in
-    _amount(of, "LineExtensionAmount", sum(line.amount for line in invoice.lines), invoice)
+    _amount(of, "LineExtensionAmount", sum(net), invoice)
     _amount(of, "TaxExclusiveAmount", invoice.net, invoice)
     _amount(of, "TaxInclusiveAmount", invoice.total, invoice)
     if prepaid:
@@ -260,28 +274,29 @@ def _sums(of: _Element, invoice: InvoiceFile) -> None:
     _amount(of, "PayableAmount", invoice.amount_due, invoice)
 
 
-def _line(of: _Element, invoice: InvoiceFile, number: int, line: LineFile, form: Form) -> None:
-    quantity, price = _quantity_and_price(line, invoice.money)
+def _line(of: _Element, invoice: InvoiceFile, number: int, line: LineFile, net: int, form: Form) -> None:
+    row = next((row for row in invoice.tax if row.tax_group == line.tax_group), None)
+    contained = row.rate if row is not None and row.inclusive else Decimal(0)
+    quantity, price = _quantity_and_price(line, net, contained, invoice.money)
     unit = UNITS.get(Metric(line.token_class), ONE) if line.token_class in list(Metric) else ONE
     words = row_of(invoice, line)
     of.text("ID", str(number))
     of.text(form.quantity, plain(quantity), unitCode=unit)
-    _amount(of, "LineExtensionAmount", line.amount, invoice)
+    _amount(of, "LineExtensionAmount", net, invoice)
     item = of.part("Item")
     item.text("Description", words.detail)
     item.text("Name", words.what)
     item.part("SellersItemIdentification").text("ID", line.line_key)
-    row = next((row for row in invoice.tax if row.tax_group == line.tax_group), None)
     _tax_category(item.part("ClassifiedTaxCategory"), NOT_SUBJECT if row is None else _category(row))
     of.part("Price").text("PriceAmount", plain(price), currencyID=invoice.currency)
 
 
-def _quantity_and_price(line: LineFile, money: Currency) -> tuple[Decimal, Decimal]:
-    """A price is never negative (BR-27): what is taken off has a negative quantity."""
+def _quantity_and_price(line: LineFile, net: int, contained: Decimal, money: Currency) -> tuple[Decimal, Decimal]:
+    """A price is never negative (BR-27): what is taken off has a negative quantity. `contained`: the rate in it."""
     quantity, price = number_of(line.quantity), number_of(line.unit_price or "n/d")
     if quantity is not None and price is not None and quantity and price >= 0:
-        return quantity, price
-    amount = from_minor(line.amount, money)
+        return quantity, quantise_line(Fraction(price) / (1 + Fraction(contained))) if contained else price
+    amount = from_minor(net, money)
     return Decimal(-1 if amount < 0 else 1), abs(amount)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from billing.charge_models import Timing
 from billing.money import total
 from billing.periods import BillingPeriod
-from billing.price_plans import Anchor, Cycle, PlanVersion, PriceAt, PricePlan, Terms
+from billing.price_plans import PlanVersion, PriceAt, Terms
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import rate_period
+from billing.rating.running import accrued_lines
 from billing.rating.usage import UnpricedUsage, Usage, distribute, is_billable, usage_of_sums
 from billing.subscriptions import Piece, in_force_since, priced_at_start
 from streams.rules.rating_bands import parse_band
@@ -42,12 +43,26 @@ def rate(
     *,
     versions: Mapping[str, Sequence[PlanVersion]] | None = None,
     is_over: bool = True,
+    until: datetime | None = None,
 ) -> Rating:
-    """Rate one tenant's period: each piece with the usage completed in it. `is_over`: whether the period is.
+    """Rate one tenant's period: each piece with the usage completed in it (before `until`, if it goes on then).
+
+    `is_over`: whether the period is.
 
     `versions` of each plan are needed where a contract prices by the start. Neither the order of the usage nor how it
     is split into quantities changes the result. Raises NegativeUsage, AmountTooLarge.
     """
+    used, terms = as_used(usage_of_pieces, period, versions=versions)
+    return rate_used(used, period, terms, is_over=is_over, until=until)
+
+
+def as_used(
+    usage_of_pieces: Iterable[tuple[Piece, Iterable[UsageQuantity]]],
+    period: BillingPeriod,
+    *,
+    versions: Mapping[str, Sequence[PlanVersion]] | None = None,
+) -> tuple[list[tuple[Piece, list[Usage]]], Terms]:
+    """Sums as billable usage by piece, each piece once, and the terms that hold last."""
     by_piece: dict[tuple[int, str], tuple[Piece, list[Usage]]] = {}
     terms = Terms()
     for held, sums in usage_of_pieces:
@@ -57,18 +72,28 @@ def rate(
             if is_billable(each, terms.bill_statuses):
                 piece, usage = _marked(held, each, (versions or {}).get(held.subscription.plan, ()), period)
                 by_piece.setdefault((piece.segment_no, piece.version.version), (piece, []))[1].append(usage)
-    return rate_used(by_piece.values(), period, terms, is_over=is_over)
+    return list(by_piece.values()), terms
 
 
 def rate_used(
-    used: Iterable[tuple[Piece, Iterable[Usage]]], period: BillingPeriod, terms: Terms, *, is_over: bool = True
+    used: Iterable[tuple[Piece, Iterable[Usage]]],
+    period: BillingPeriod,
+    terms: Terms,
+    *,
+    is_over: bool = True,
+    until: datetime | None = None,
 ) -> Rating:
-    """Rate billable usage by piece, each piece once, in any order."""
+    """Rate billable usage by piece, each piece once, in any order.
+
+    `until`: what a period that goes on has come to by a moment, by the usage of before it.
+    """
     priced, unpriced = [], []
     for piece, usages in sorted(used, key=lambda each: (each[0].segment_no, each[0].version.valid_from)):
         found, missing = distribute(piece, usages)
         priced.append(found)
         unpriced += missing
+    if until is not None and until < period.end:
+        return Rating(accrued_lines(period, priced, terms, until), tuple(sorted(unpriced)))
     lines = rate_period(period, priced, terms).lines
     if not is_over:
         lines = tuple(line for line in lines if line.identity.kind in WHILE_IT_RUNS)
@@ -85,22 +110,3 @@ def _marked(
         return held, usage
     started_at = in_force_since(band.price_version) if band.price_version else versions[0].valid_from
     return priced_at_start(held, started_at, versions, period), usage
-
-
-def not_billed_yet(plan: PricePlan) -> list[str]:
-    """What a plan asks for that the core can rate but that is not billed from the windows yet; empty if all is."""
-    terms = plan.terms
-    found = [
-        name
-        for name, asked in (
-            (f"periods of a {terms.period}", terms.period is not Cycle.MONTH),
-            ("anchor: anniversary", terms.anchor is Anchor.ANNIVERSARY),
-        )
-        if asked
-    ]
-    for version in plan.versions:
-        for charge in version.charges:
-            for name, asked in (("timing: advance", charge.timing is Timing.ADVANCE),):
-                if asked:
-                    found.append(f"version {version.version}, charge {charge.key}: {name}")
-    return found

@@ -57,7 +57,7 @@ def status(month: Month, as_json: AsJson = False, as_csv: AsCsv = False) -> None
     """How many invoices of the month are in which state, and what they come to."""
     period = _month(month)
     with session.engine() as engine:
-        invoices = invoice_list(engine, period=period)
+        invoices = invoice_list(engine, of_month=period)
     totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for found in invoices:
         sums = totals[found["state"], found["currency"]]
@@ -135,6 +135,11 @@ def show(closed: MonthClosed) -> None:
     out.print(
         f"{finalized} finalized in Stripe ({len(new)} now), {carried} carried below the minimum charge, {zero} zero"
     )
+    for other in closed.others:
+        drawn = "goes on: accrued" if other.drafted is None else f"{len(other.sent.invoices)} invoices"
+        out.print(f"{other.period.name}: {len(other.rated.tenants)} tenants rated, {drawn}")
+    if in_advance := closed.in_advance.sent.invoices:
+        out.print(f"{len(in_advance)} invoices for fees in advance")
     for note in closed.notes.notes:
         of = note.invoice
         taken = from_minor(of.total_minor, of.identity.money)

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from billing.commands.invoice_in_advance import invoice_in_advance
+from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.invoices import InvoiceState
 from billing.periods import parse_period
 from console import session
 from console.commands import invoice_evidence
 from console.commands.invoice_shown import major, print_invoice, write_forms
-from console.output import AsCsv, AsJson, document, listing
+from console.output import AsCsv, AsJson, document, listing, out, problems
 
 ToFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")]
 app = typer.Typer(help="Invoices.", no_args_is_help=True, add_completion=False)
@@ -62,6 +64,34 @@ def show(
         document(found)
         return
     print_invoice(found)
+
+
+@app.command("advance")
+def bill_advance(
+    actor: session.Actor,
+    test: Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")] = False,
+    now: session.Now = None,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Invoice the fees in advance whose time has begun: draw up, send, finalize. Safe to repeat.
+
+    `close run` does it, too, for what begins until a day after its month.
+    """
+    if now is not None and not test:
+        raise typer.BadParameter("--now goes with --test only")
+    at = session.clock(now)
+    with session.engine() as engine:
+        found = invoice_in_advance(
+            engine, until=at, gateway=session.stripe(test=test), now=at, actor=actor, dry_run=dry_run
+        )
+    invoices = found.billed.drafts if dry_run else found.sent.invoices
+    out.print(f"{len(invoices)} invoices for fees in advance {'would be drawn up and sent' if dry_run else 'taken up'}")
+    for outcome in Outcome:
+        if count := len(found.sent.having(outcome)):
+            out.print(f"{count} {outcome.value}")
+    problems(found.problems)
+    if found.problems:
+        raise typer.Exit(1)
 
 
 app.command()(invoice_evidence.preview)

@@ -235,12 +235,15 @@ def retain(
 
     Workers do the first three by themselves, a little at a time. Safe to repeat; run it daily, after `events archive`.
     """
-    from billing import ledger_store, periods
+    from billing import account_store, ledger_store, periods, schedules
     from billing.database import transaction
 
     at = session.clock(now)
     with session.engine() as engine, transaction(engine) as books:
         closed = periods.closed_before(ledger_store.books(books))
+        if closed is not None:
+            # A quarter or a year is rated from all of its usage: it is needed until that is billed.
+            closed = schedules.running_since(account_store.subscriptions(books), closed)
     with session.owner_connection() as connection:
         retention = Retention(connection, RetentionSettings.from_environment())
         with session.change(connection, dry_run):

@@ -72,7 +72,7 @@ class Tenant:
     def by_the_core(self, period: BillingPeriod) -> tuple[tuple[RatedLine, ...], list[UnpricedUsage]]:
         """What the pure core rates, event by event."""
         versions = {plan.name: plan.versions for plan in self.plans}
-        events = billable(map(_event, self.events), self.terms)
+        events = billable(map(as_event, self.events), self.terms)
         used, unpriced = usage_by_piece(events, self.subscriptions, versions, period, self.terms)
         return rate_period(period, used, self.terms).lines, unpriced
 
@@ -118,8 +118,8 @@ def tenant_of(seed: int) -> Tenant:
     )
     by_event = random.random() < 0.25
     plans = [_plan(random, f"{name}.{letter}", terms, by_event=by_event) for letter in "pq"]
-    changes = sorted(_moment(random) for _ in range(random.randint(0, 2)))
-    starts, ends = [SINCE, *changes], [*changes, random.choice([None, None, _moment(random)])]
+    changes = sorted(moment(random) for _ in range(random.randint(0, 2)))
+    starts, ends = [SINCE, *changes], [*changes, random.choice([None, None, moment(random)])]
     if ends[-1] is not None and ends[-1] <= starts[-1]:
         ends[-1] = None
     subscriptions = tuple(
@@ -135,7 +135,7 @@ def tenant_of(seed: int) -> Tenant:
 
 
 def _plan(random: Random, name: str, terms: Terms, *, by_event: bool) -> PricePlan:
-    dates = sorted({SINCE, *(_moment(random) for _ in range(random.randint(0, 2)))})
+    dates = sorted({SINCE, *(moment(random) for _ in range(random.randint(0, 2)))})
     versions = tuple(
         _version(random, name, f"v{n}", since, by_event=by_event) for n, since in enumerate(dates, start=1)
     )
@@ -204,7 +204,7 @@ def _pricing(random: Random) -> Pricing:
 def _request(random: Random, tenant: str, request: str, bounds: list[datetime]) -> list[Wire]:
     """A request's attempts, most of them one; some near a bound, some corrected."""
     near = timedelta(seconds=random.choice([-1800, -1, 0, 1, 1800])) + timedelta(microseconds=random.choice([-1, 0, 1]))
-    at = random.choice(bounds) + near if bounds and random.random() < 0.5 else _moment(random)
+    at = random.choice(bounds) + near if bounds and random.random() < 0.5 else moment(random)
     attempts = random.choice([1, 1, 1, 2, 3])
     found = []
     for attempt in range(1, attempts + 1):
@@ -219,7 +219,7 @@ def _request(random: Random, tenant: str, request: str, bounds: list[datetime]) 
                 "tier": random.choice(["", "", "batch"]),
                 "labels": random.choice([{}, {"pages": "2"}, {"pages": "0.25", "team": "blue"}]),
                 "fault": random.choice(["none", "none", "none", "platform"]),
-                "timestamp": _written(at), "started_at": _written(at - timedelta(seconds=random.choice([1, 5000]))),
+                "timestamp": written(at), "started_at": written(at - timedelta(seconds=random.choice([1, 5000]))),
             }
         )  # fmt: skip
     if random.random() < 0.2:
@@ -232,7 +232,7 @@ def _request(random: Random, tenant: str, request: str, bounds: list[datetime]) 
     return found
 
 
-def _event(wire: Wire) -> UsageEvent:
+def as_event(wire: Wire) -> UsageEvent:
     """The event as the core takes it."""
     own = Identity(wire["tenant_id"], wire["request_id"], wire["attempt"], wire.get("kind", "usage"),
                    wire.get("correction_no", 0))  # fmt: skip
@@ -251,7 +251,7 @@ def _event(wire: Wire) -> UsageEvent:
     )  # fmt: skip
 
 
-def _moment(random: Random) -> datetime:
+def moment(random: Random) -> datetime:
     """Some microsecond of October and November."""
     return OCTOBER.start + (NOVEMBER.end - OCTOBER.start) * random.random()
 
@@ -264,5 +264,5 @@ def _price(random: Random) -> Decimal:
     return Decimal(random.randrange(10**9)).scaleb(-random.choice([4, 9, 15]))
 
 
-def _written(at: datetime) -> str:
+def written(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")

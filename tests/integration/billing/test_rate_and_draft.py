@@ -12,8 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
-from billing.errors import PeriodInvalid, PeriodNotEnded, UnknownInvoice
-from billing.periods import parse_period
+from billing.errors import PeriodNotEnded, UnknownInvoice
 from billing.usage_digest import TenantCount, usage_digest
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.integration.billing.conftest import PLAN, World
@@ -263,12 +262,6 @@ def test_a_period_that_still_runs_is_rated_but_not_drawn_up(world: World) -> Non
     with pytest.raises(PeriodNotEnded, match="2026-10 ends 2026-11-01"):
         world.draft(now=OCTOBER.end - timedelta(microseconds=1))
     assert world.draft(now=OCTOBER.end).ok
-
-
-def test_only_calendar_months_are_rated(world: World) -> None:
-    for text in ("2026-Q4", "2026", "2026-10-17..2026-11-17"):
-        with pytest.raises(PeriodInvalid, match="no calendar month"):
-            world.rate(parse_period(text))
 
 
 def test_tenants_that_were_never_rated_are_named_when_invoices_are_drawn_up(world: World) -> None:

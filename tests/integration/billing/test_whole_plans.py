@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from billing.errors import PlanConflict, PlanUnsupported
+from billing.errors import PlanConflict
 from billing.money import plain
 from tests.billing_builders import OCTOBER
 from tests.integration.billing.conftest import World
@@ -119,16 +119,3 @@ def test_other_terms_are_another_plan(world: World) -> None:
     world.plan(WHOLE)
     with pytest.raises(PlanConflict, match="other terms"):
         world.plan(WHOLE.replace("reset", "carry"))
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "named"),
-    [
-        ('fee: "31", tax_group: low', 'fee: "31", timing: advance', "charge base: timing: advance"),
-        ("rounding: half_up", "period: quarter", "periods of a quarter"),
-    ],
-)
-def test_what_no_command_bills_yet_is_refused_by_name(world: World, before: str, after: str, named: str) -> None:
-    assert before in WHOLE
-    with pytest.raises(PlanUnsupported, match=named):
-        world.plan(WHOLE.replace(before, after))

@@ -54,7 +54,7 @@ def test_gaps_are_what_no_pair_of_bounds_covers() -> None:
     ]  # fmt: skip
 
 
-def test_balances_follow_from_what_was_rated_invoiced_reduced_by_credits_and_posted_by_hand() -> None:
+def test_balances_follow_from_what_was_rated_invoiced_reduced_by_credits_deferred_and_posted_by_hand() -> None:
     end = datetime(2026, 11, 1, tzinfo=UTC)
     found = agreement.explained(
         {("t1", "USD"): Decimal("2.002")},
@@ -62,10 +62,12 @@ def test_balances_follow_from_what_was_rated_invoiced_reduced_by_credits_and_pos
         [Issued("acme", "USD", end, 100, Decimal("0.001"), 19, 0), Issued("bolt", "USD", end, 50, Decimal(0), 8, 8)],
         {"USD": Decimal("0.25")},
         {(1100, "acme", "USD"): Decimal(-1), (4010, "", "USD"): Decimal("0.5")},
+        {"USD": Decimal(31)},
+        {("t1", "USD"): Decimal(30)},
     )
     assert found == {
-        "1150/t1/USD": Decimal("1.001"), "revenue//USD": Decimal("-1.172"), "1100/bolt/USD": Decimal("0.5"),
-        "2200//USD": Decimal("-0.27"), "5900//USD": Decimal("0.001"),
+        "1150/t1/USD": Decimal("1.001"), "revenue//USD": Decimal("-2.172"), "1100/bolt/USD": Decimal("0.5"),
+        "2110/t1/USD": Decimal(-30), "2200//USD": Decimal("-0.27"), "5900//USD": Decimal("0.001"),
     }  # fmt: skip
 
 

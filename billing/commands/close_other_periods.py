@@ -1,0 +1,75 @@
+"""Billing periods that are no calendar months: billed by the month that they end in, accrued where they go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Engine
+
+from billing import account_store
+from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
+from billing.commands.invoice_in_advance import NOTHING_IN_ADVANCE, AdvanceInvoiced, invoice_in_advance
+from billing.commands.rate_period import PeriodRated, rate_period
+from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
+from billing.database import transaction
+from billing.documents import GRACE
+from billing.periods import BillingPeriod
+from billing.schedules import periods_in
+from billing.stripe_gateway import StripeGateway
+
+NOTHING_SENT: Final = InvoicesSent(())
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodClosed:
+    """A billing period after a run: rated as far as the month goes; drawn up and sent if it ends in it."""
+
+    period: BillingPeriod
+    rated: PeriodRated
+    drafted: InvoicesDrafted | None = None
+    sent: InvoicesSent = NOTHING_SENT
+    in_advance: AdvanceInvoiced = NOTHING_IN_ADVANCE
+
+    @property
+    def problems(self) -> Iterator[str]:
+        """What waits for a person or a later run, each in a line."""
+        yield from self.in_advance.problems
+        for text in (*map(str, self.rated.unpriced), *self.rated.unratable):
+            yield f"{self.period.name}: {text}"
+        for account, reason in self.drafted.blocked if self.drafted is not None else ():
+            yield f"{self.period.name}: billing account {account} has no invoice: {reason}"
+        for invoice in (*self.sent.having(Outcome.PARKED), *self.sent.having(Outcome.LATER)):
+            yield (
+                f"{self.period.name}: invoice of {invoice.billing_account}: {invoice.outcome.value}: {invoice.reason}"
+            )
+
+
+def close_other_periods(
+    engine: Engine, *, month: BillingPeriod, gateway: StripeGateway, now: datetime, actor: str, dry_run: bool = False
+) -> tuple[PeriodClosed, ...]:
+    """Take every billing period with time in a month, but the month itself, as far as the month goes.
+
+    In order of their ends, each after the fees in advance that begin until it is frozen.
+    """
+    with transaction(engine) as connection:
+        held = account_store.subscriptions_during(connection, month).values()
+    periods = [p for p in periods_in((each for listed in held for each in listed), month) if p != month]
+    found = []
+    for period in periods:
+        ends = period.end <= month.end
+        in_advance = NOTHING_IN_ADVANCE
+        if ends:
+            in_advance = invoice_in_advance(
+                engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
+            )
+        rated = rate_period(engine, period=period, now=now, dry_run=dry_run, until=month.end)
+        if not ends:
+            found.append(PeriodClosed(period, rated))
+            continue
+        drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run)
+        sent = send_invoices(engine, period=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run)
+        found.append(PeriodClosed(period, rated, drafted, sent, in_advance))
+    return tuple(found)

@@ -1,0 +1,310 @@
+"""Fees in advance by command: the documents of the pure core, deferred and earned by the second, nothing twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+from decimal import Decimal
+from random import Random
+from typing import Any
+
+import pytest
+
+from billing import account_store, plan_store
+from billing.account_store import BillingAccount
+from billing.billing_cycle import Bills, History, bill
+from billing.charge_models import Flat, OneOff, PerUnit, Prepaid, Pricing, Seat, Timing
+from billing.commands.bill_in_advance import bill_in_advance
+from billing.commands.change_subscription import cancel_subscription, change_subscription
+from billing.commands.close_month import MonthClosed, close_month
+from billing.commands.invoice_in_advance import invoice_in_advance
+from billing.commands.send_invoices import send_invoices
+from billing.commands.set_tax import set_tax
+from billing.commands.trial_balance import trial_balance
+from billing.credits import Applicability, GrantKind
+from billing.database import transaction
+from billing.documents import Document, DocumentKind, Payer
+from billing.errors import PlanConflict, SubscriptionRefused
+from billing.invoice_store import StoredInvoice, listed
+from billing.money import currency, plain
+from billing.period_closing import close_book
+from billing.periods import BillingPeriod, parse_period
+from billing.price_plans import Charge, Discount, Filters, PlanVersion, PricePlan
+from billing.stripe_gateway import StripeGateway
+from billing.tax import NO_TAX, TaxMode, TaxRules
+from billing.tax_store import DatedTaxRules
+from reconciliation.period import reconcile_period
+from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, subscription
+from tests.integration.billing.conftest import Crash, World, crash_at
+from tests.integration.billing.histories import Wire, as_event, ingest, moment, written
+from tests.integration.billing.test_credits import give, grant
+
+PLAN = """\
+plan: p
+currency: USD
+versions:
+  - version: v1
+    from: 2026-01-01
+    charges:
+      - {key: base, model: flat, fee: "31", timing: advance}
+      - {key: seats, model: seat, fee: "3", timing: advance}
+      - {key: out, model: per_unit, metric: output, price: "0.002"}
+"""
+SEED, TENANTS = 20261121, 8
+DECEMBER = parse_period("2026-12")
+DAY = timedelta(days=1)
+CHANGE = NOVEMBER.start + 9 * DAY
+
+
+def close(world: World, gateway: StripeGateway, period: BillingPeriod = OCTOBER, **changed: Any) -> MonthClosed:
+    """Close a month a day and an hour after it."""
+    values: dict[str, Any] = {"now": period.end + timedelta(hours=25), "actor": "ada"}
+    return close_month(world.engine, period=period, gateway=gateway, **(values | changed))
+
+
+def in_advance(world: World, gateway: StripeGateway, at: datetime) -> list[str]:
+    return invoice_in_advance(world.engine, until=at, gateway=gateway, now=at, actor="ada").problems
+
+
+def stored(world: World, account: str = "acme") -> list[StoredInvoice]:
+    with transaction(world.engine) as connection:
+        return listed(connection, billing_account=account)
+
+
+def told_stored(found: StoredInvoice) -> tuple[Any, ...]:
+    invoice = found.invoice
+    lines = Counter((line.rated.identity, line.rated.amount, line.amount_minor) for line in invoice.lines)
+    taxes = tuple((row.group, row.base_minor, row.tax_minor) for row in invoice.taxes)
+    paid = tuple(sorted((c.grant_id, c.amount_minor) for c in invoice.credits if c.pays))
+    identity = invoice.identity
+    return (identity.kind.value, identity.period, frozenset(lines.items()), taxes, paid, invoice.total_minor,
+            invoice.amount_due_minor)  # fmt: skip
+
+
+def told(document: Document, *, taxed: bool) -> tuple[Any, ...]:
+    lines = Counter((line.rated.identity, line.rated.amount, line.amount_minor) for line in document.lines)
+    taxes = tuple((row.group, row.base_minor, row.tax_minor) for row in document.taxes) if taxed else ()
+    paid = tuple(sorted((each.grant_id, each.used_minor) for each in document.paid))
+    return (document.kind.value, document.service, frozenset(lines.items()), taxes, paid, document.total_minor,
+            document.due_minor)  # fmt: skip
+
+
+def balances(world: World) -> dict[int, str]:
+    found = trial_balance(world.engine)
+    assert found.balanced
+    return {row.code: plain(row.debit - row.credit) for row in found.rows if row.debit != row.credit}
+
+
+def assert_it_reconciles(world: World, gateway: StripeGateway, period: BillingPeriod) -> None:
+    report = reconcile_period(world.engine, period=period, now=NOW, gateway=gateway, log=None)
+    differing = {check.name: check.differences for check in report.checks if not check.agrees}
+    # Usage is put into the hourly windows without events.
+    assert differing.keys() <= {"events are in their hour", "usage is rated"}, differing
+
+
+def customer(world: World, plan: str = PLAN, **changed: Any) -> None:
+    world.tenant("acme")
+    world.plan(plan)
+    world.subscribe("acme", **({"starts_at": OCTOBER.start, "seats": 10} | changed))
+
+
+def test_a_fee_in_advance_is_invoiced_when_its_time_begins_and_earned_by_the_second(
+    world: World, gateway: StripeGateway
+) -> None:
+    customer(world, starts_at=OCTOBER.start + timedelta(days=15, hours=12))
+    middle = OCTOBER.start + timedelta(days=15, hours=12)
+    assert in_advance(world, gateway, middle) == []
+    (first,) = stored(world)
+    # Half of October: 15.5 of 31 days of 31 + 30.
+    assert (first.invoice.identity.period, first.invoice.total_minor) == (BillingPeriod(middle, OCTOBER.end), 3050)
+    assert balances(world) == {1100: "30.5", 2110: "-30.5"}
+    assert close(world, gateway).problems == []
+    # By now November's is invoiced, too, and October's is earned.
+    assert [s.invoice.identity.period for s in stored(world)] == [BillingPeriod(middle, OCTOBER.end), NOVEMBER]
+    assert balances(world) == {1100: "91.5", 2110: "-61", 4010: "-30.5"}
+    before = world.count("ledger.journal_entries"), len(stored(world))
+    assert close(world, gateway).problems == []
+    assert (world.count("ledger.journal_entries"), len(stored(world))) == before
+    assert_it_reconciles(world, gateway, OCTOBER)
+
+
+def test_a_change_in_mid_period_is_one_invoice_with_credit_and_new_fee(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    close(world, gateway)
+    change_subscription(world.engine, tenant_id="acme", plan="p", at=CHANGE, seats=20, actor="ada")
+    assert in_advance(world, gateway, CHANGE + DAY) == []
+    *_, change = stored(world)
+    amounts = {line.line_key: line.amount_minor for line in change.invoice.lines}
+    # 21 of 30 days of November are left: of 31 + 30 is credited 42.70, 31 + 60 are 63.70.
+    assert amounts == {"base.s1.unused": -2170, "seats.s1.unused": -2100, "base.s2": 2170, "seats.s2": 4200}
+    assert (change.invoice.identity.period, change.invoice.total_minor) == (BillingPeriod(CHANGE, NOVEMBER.end), 2100)
+    assert in_advance(world, gateway, CHANGE + 2 * DAY) == []
+    assert close(world, gateway, NOVEMBER).problems == []
+    # October 61, November 61 + 21 are earned, December's 91 not yet.
+    assert balances(world) == {1100: "234", 2110: "-91", 4010: "-143"}
+    assert_it_reconciles(world, gateway, NOVEMBER)
+
+
+def test_what_comes_to_less_than_zero_waits_by_name_for_a_credit_note(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    close(world, gateway)
+    cancel_subscription(world.engine, tenant_id="acme", at=CHANGE, actor="ada")
+    (problem,) = in_advance(world, gateway, CHANGE + DAY)
+    assert "tenant acme: fees in advance from 2026-11-10" in problem
+    assert "come to -42.7: that is a credit note" in problem
+    assert len(stored(world)) == 2
+
+
+def test_a_change_at_the_moment_that_is_invoiced_is_refused(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    close(world, gateway)
+    with pytest.raises(SubscriptionRefused, match="fees in advance"):
+        cancel_subscription(world.engine, tenant_id="acme", at=NOVEMBER.start, actor="ada")
+    later = PLAN + PLAN[PLAN.index("  - version") :].replace("v1", "v2").replace("2026-01-01", "2026-11-01")
+    with pytest.raises(PlanConflict, match="fees in advance"):
+        world.plan(later)
+
+
+def test_a_tenant_that_comes_to_the_same_moment_later_gets_a_revision(world: World, gateway: StripeGateway) -> None:
+    customer(world, billing_account="group")
+    assert in_advance(world, gateway, OCTOBER.start + DAY) == []
+    world.tenant("beta")
+    world.subscribe("beta", starts_at=OCTOBER.start, seats=1, billing_account="group")
+    assert in_advance(world, gateway, OCTOBER.start + DAY) == []
+    found = {s.invoice.identity.revision: s.invoice.total_minor for s in stored(world, "group")}
+    assert found == {0: 6100, 1: 3400}
+
+
+def test_drafts_follow_a_change_until_they_are_frozen(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    at = OCTOBER.start + 20 * DAY
+    bill_in_advance(world.engine, until=at, now=at, actor="ada")
+    change_subscription(world.engine, tenant_id="acme", plan="p", at=OCTOBER.start + DAY, seats=20, actor="ada")
+    assert in_advance(world, gateway, at) == []
+    assert [s.invoice.total_minor for s in stored(world)] == [6100, 2903]
+
+
+@pytest.mark.parametrize("step", ["frozen", "draft_created", "released", "finalized"])
+def test_a_kill_between_steps_bills_nothing_twice(world: World, gateway: StripeGateway, step: str) -> None:
+    customer(world)
+    at = OCTOBER.start + DAY
+    drafts = bill_in_advance(world.engine, until=at, now=at, actor="ada").drafts
+    with pytest.raises(Crash):
+        send_invoices(
+            world.engine, invoice_ids=[d.invoice_id for d in drafts], gateway=gateway, now=at, pause_s=0.01,
+            checkpoint=crash_at(f"stored {step}"),
+        )  # fmt: skip
+    assert in_advance(world, gateway, at) == []
+    assert in_advance(world, gateway, at) == []
+    assert balances(world) == {1100: "61", 2110: "-61"}
+    assert [s.state.value for s in stored(world)] == ["finalized"]
+
+
+def test_a_book_is_closed_with_what_its_month_earned(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    assert in_advance(world, gateway, OCTOBER.start + DAY) == []
+    with transaction(world.engine) as connection:
+        close_book(connection, "default", OCTOBER.name, NOW)
+    assert balances(world) == {1100: "61", 4010: "-61"}
+
+
+# -- random tenants -----------------------------------------------------------------------------------------------
+
+
+def fee(random: Random) -> Pricing:
+    money = Decimal(random.randrange(1, 10**6)).scaleb(-4)
+    return random.choice([Flat(money), Seat(money), OneOff(money), Prepaid(Decimal(50), money, Decimal("0.01"))])
+
+
+def plan_of(random: Random, name: str) -> PricePlan:
+    dates = sorted({SINCE, *(moment(random) for _ in range(random.randint(0, 1)))})
+    versions = []
+    for number, since in enumerate(dates, start=1):
+        charges = [Charge("out", "output", Filters(), PerUnit(Decimal(random.randrange(10**6)).scaleb(-6)))]
+        for key in random.sample("abc", random.randint(1, 3)):
+            pricing = fee(random)
+            charges.append(
+                Charge(
+                    key, "request" if isinstance(pricing, Prepaid) else "", Filters(), pricing,
+                    timing=random.choice([Timing.ADVANCE, Timing.ADVANCE, Timing.ARREARS]),
+                    prorated=random.random() < 0.8,
+                    discount=random.choice([None, Discount(percent=Decimal("0.15"))]),
+                    tax_group=random.choice(["std", "low"]),
+                )
+            )  # fmt: skip
+        versions.append(PlanVersion(name, f"v{number}", "USD", since, tuple(charges)))
+    return PricePlan(name, "USD", tuple(versions))
+
+
+def request(random: Random, tenant: str, number: int) -> Wire:
+    return {
+        "tenant_id": tenant, "request_id": f"r{number}", "attempt": 1, "model": "llama", "input_tokens": 0,
+        "cache_hit_tokens": 0, "output_tokens": random.randint(1, 2000), "gpu_us": 0, "status": "ok", "tier": "",
+        "labels": {}, "fault": "none", "timestamp": written(at := moment(random)), "started_at": written(at),
+    }  # fmt: skip
+
+
+def random_tenant(world: World, seed: int) -> tuple[History, list[Wire]]:
+    """A tenant with fees in advance, stored; its history for the core, and its events as they are sent."""
+    random = Random(seed)
+    name = f"t{seed}"
+    plans = [plan_of(random, f"{name}.{letter}") for letter in "pq"]
+    changes = sorted({OCTOBER.start, *(moment(random) for _ in range(random.randint(0, 2)))})
+    ends = [*changes[1:], None]
+    subscriptions = tuple(
+        subscription(name, starts_at=since, ends_at=until, plan=plans[n % 2].name, seats=random.randint(1, 9))
+        for n, (since, until) in enumerate(zip(changes, ends, strict=True))
+    )
+    wire = [request(random, name, number) for number in range(random.randint(0, 6))]
+    rates = {"std": Decimal("0.19"), "low": Decimal("0.07")}
+    rules = random.choice([NO_TAX, TaxRules(TaxMode.EXCLUSIVE, rates), TaxRules(TaxMode.INCLUSIVE, rates)])
+    grants = (
+        grant(f"{name}-paid", "40", kind=GrantKind.PAID, paid_at=SINCE, applies_to=Applicability(fees=True)),
+        grant(f"{name}-promo", "0.3"),
+    )
+    world.tenant(name)
+    with transaction(world.engine) as connection:
+        for plan in plans:
+            plan_store.add_versions(connection, plan, plan.versions, "test")
+        account_store.add_account(connection, BillingAccount(name, "default", name, "USD"))
+        for each in subscriptions:
+            account_store.add_subscription(connection, each, "test")
+    set_tax(world.engine, DatedTaxRules(name, rules, SINCE, ""), actor="ada")
+    give(world, *grants, account=name)
+    payer = Payer(currency("USD", NOVEMBER.end.date()), rules)
+    versions = {plan.name: plan.versions for plan in plans}
+    periods, events = (OCTOBER, NOVEMBER, DECEMBER), tuple(map(as_event, wire))
+    return History(payer, subscriptions[0].terms, periods, subscriptions, versions, events, grants=grants), wire
+
+
+def until_december(bills: Bills) -> list[Document]:
+    """What is issued when November is closed, but credit notes."""
+    return [
+        document
+        for document in bills.documents
+        if document.kind is not DocumentKind.CREDIT_NOTE
+        and (document.service.end <= NOVEMBER.end or document.kind is DocumentKind.ADVANCE)
+        and document.service.start < DECEMBER.start + DAY
+    ]
+
+
+def test_stored_documents_are_those_of_the_core(world: World, gateway: StripeGateway, own_database_url: str) -> None:
+    made = [random_tenant(world, seed) for seed in range(SEED, SEED + TENANTS)]
+    ingest(own_database_url, [event for _, wire in made for event in wire])
+    for period in (OCTOBER, NOVEMBER):
+        found = close(world, gateway, period)
+        assert all("credit note" in problem for problem in found.problems), found.problems
+    notes = 0
+    for history, _ in made:
+        name = history.subscriptions[0].tenant_id
+        bills = bill(history)
+        notes += sum(document.kind is DocumentKind.CREDIT_NOTE for document in bills.documents)
+        expected = [told(each, taxed=history.payer.tax.mode is not TaxMode.NONE) for each in until_december(bills)]
+        assert sorted(map(told_stored, stored(world, name)), key=str) == sorted(expected, key=str), name
+    assert 0 < notes < TENANTS
+    assert_it_reconciles(world, gateway, OCTOBER)
+    assert_it_reconciles(world, gateway, NOVEMBER)
+    before = world.count("ledger.journal_entries"), world.count("ledger.invoices")
+    close(world, gateway, OCTOBER)
+    close(world, gateway, NOVEMBER)
+    assert (world.count("ledger.journal_entries"), world.count("ledger.invoices")) == before

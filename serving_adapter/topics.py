@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
@@ -66,4 +67,20 @@ def ensure_topics(kafka: KafkaSettings, replication: int = 1) -> list[str]:
                 ) from None
         except TimeoutError:
             raise KafkaUnavailable(f"no answer from Kafka at {kafka.bootstrap}") from None
+    _wait_until_known(admin, kafka, {topic.topic for topic in wanted})
     return created
+
+
+def _wait_until_known(admin: AdminClient, kafka: KafkaSettings, names: set[str]) -> None:
+    """Brokers hear of a new topic a moment after the controller has created it."""
+    deadline = time.monotonic() + ANSWER_WITHIN_S
+    try:
+        while True:
+            known = admin.list_topics(timeout=ANSWER_WITHIN_S).topics
+            if all(name in known and known[name].error is None for name in names):
+                return
+            if time.monotonic() > deadline:
+                raise KafkaUnavailable(f"the topics that were created are not known at {kafka.bootstrap}: try again")
+            time.sleep(0.05)
+    except KafkaException as error:
+        raise KafkaUnavailable(f"no answer from Kafka at {kafka.bootstrap}: {error.args[0].str()}") from None

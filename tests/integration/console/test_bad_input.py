@@ -129,7 +129,7 @@ def test_what_does_not_exist_is_said_in_a_line(run: Run, arguments: tuple[str, .
      ("tenant", "add", "t", "--as", " "),
      ("close", "run", "2026-10", "--test", "--now", "0001-01-01T00:00:00+23:00"),
      ("ledger", "trial-balance", "--period", "foo"), ("ledger", "trial-balance", "--period", "2026-Q4"),
-     ("reconcile", "run", "2026", "--no-stripe"), ("reconcile", "run", "2026-10-01..2026-10-08", "--no-stripe"),
+     ("reconcile", "run", "banana", "--no-stripe"), ("reconcile", "run", "2026-10-08..2026-10-01", "--no-stripe"),
      ("subscription", "start", "p", "t"), ("nonsense",)],
 )  # fmt: skip
 def test_wrong_use_ends_with_two(run: Run, arguments: tuple[str, ...]) -> None:

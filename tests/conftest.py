@@ -1,5 +1,11 @@
 """Fixtures come from the files named here; each says what it starts and what it leaves behind."""
 
+from hypothesis import HealthCheck, settings
+
+# No test is judged by how fast the machine happens to be.
+settings.register_profile("tollbook", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tollbook")
+
 pytest_plugins = [
     "tests.fixtures_services",
     "tests.fixtures_kafka",

@@ -126,7 +126,6 @@ def exact(bills: Bills) -> Decimal:
     return total(document.exact_total for document in bills.documents)
 
 
-@settings(deadline=None)
 @given(history=HISTORIES)
 def test_the_lines_of_every_document_add_up_exactly_and_rounded(history: History) -> None:
     for document in bill(history).documents:
@@ -143,7 +142,6 @@ def test_the_lines_of_every_document_add_up_exactly_and_rounded(history: History
             assert abs(Fraction(document.residue)) <= Fraction(roundings, 200)
 
 
-@settings(deadline=None)
 @given(history=HISTORIES, data=st.data())
 def test_neither_the_order_of_events_nor_how_they_are_split_matters(history: History, data: st.DataObject) -> None:
     shuffled = replace(history, events=tuple(data.draw(st.permutations(history.events))))
@@ -157,7 +155,6 @@ def test_neither_the_order_of_events_nor_how_they_are_split_matters(history: His
     assert bill(replace(history, events=tuple(halves))).documents == once.documents
 
 
-@settings(deadline=None)
 @given(history=HISTORIES)
 def test_late_usage_bills_in_the_end_what_it_would_have_in_time(history: History) -> None:
     # Without an end of the credit's validity or a rounding of credit notes between, the exact amounts are the same.
@@ -166,7 +163,6 @@ def test_late_usage_bills_in_the_end_what_it_would_have_in_time(history: History
     assert exact(bill(history)) == exact(bill(in_time))
 
 
-@settings(deadline=None)
 @given(history=HISTORIES)
 def test_a_grant_is_never_drawn_beyond_its_amount(history: History) -> None:
     drawn = bill(history).drawn
@@ -174,7 +170,6 @@ def test_a_grant_is_never_drawn_beyond_its_amount(history: History) -> None:
         assert 0 <= drawn[grant.grant_id] <= grant.amount
 
 
-@settings(deadline=None)
 @given(history=HISTORIES)
 def test_what_is_carried_is_collected_or_still_open_once(history: History) -> None:
     bills = bill(history)
@@ -185,7 +180,6 @@ def test_what_is_carried_is_collected_or_still_open_once(history: History) -> No
             carried = document.due_minor if document.state == "carried_below_minimum" else 0
 
 
-@settings(deadline=None)
 @given(history=HISTORIES, seed=st.integers(0, 2**32))
 def test_more_usage_never_costs_less_under_one_version_without_volume_prices(history: History, seed: int) -> None:
     # Over a change of prices it may: a further unit before it moves units after it into a cheaper tier.
@@ -230,7 +224,7 @@ def test_the_histories_reach_every_kind_of_document() -> None:
     # The strategies above are worth what they reach: this fails if they stop reaching adjustments and credit notes.
     kinds: set[DocumentKind] = set()
 
-    @settings(max_examples=100, database=None, derandomize=True, deadline=None)
+    @settings(max_examples=100, database=None, derandomize=True)
     @given(history=HISTORIES)
     def collect(history: History) -> None:
         kinds.update(document.kind for document in bill(history).documents)

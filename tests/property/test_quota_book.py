@@ -34,7 +34,6 @@ steps: dict[str, Callable[[TenantBook], Any]] = {
 }
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(steps)), max_size=8))
 def test_an_attempt_counts_once_whatever_comes_in_which_order(order: list[str]) -> None:
     made = book(*QUOTAS, limits=LIMITS._replace(keep_ended_us=DAY))
@@ -119,7 +118,7 @@ class World:
         )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(requests, st.sampled_from([0, DAY // 2 - 30 * SECOND]))
 def test_a_hard_budget_is_never_passed_and_the_end_is_what_was_used(asked: list[dict[str, Any]], offset: int) -> None:
     """The second start lies half a minute before midnight, so that requests span the period's end."""
@@ -184,7 +183,6 @@ def test_a_hard_budget_is_never_passed_and_the_end_is_what_was_used(asked: list[
     assert all(meter.in_use == 0 for meter in world.book.meters.all if isinstance(meter, SlotMeter))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(0, 100)), max_size=30), st.integers(0, 300))
 def test_an_allowance_bounds_the_overshoot(asked: list[tuple[int, int]], allowance: int) -> None:
     made = book(quota(limit=1000, overshoot_allowance=allowance))
@@ -201,7 +199,6 @@ def test_an_allowance_bounds_the_overshoot(asked: list[tuple[int, int]], allowan
         assert meter.expected <= meter.reserved
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_definitions_may_change_at_any_moment_without_losing_what_is_in_flight(data: st.DataObject) -> None:
     made = book(quota(limit=1000))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.quotas.rates import SLOTS, Rate
@@ -30,7 +30,6 @@ steps = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(steps, st.integers(1, 200))
 def test_what_was_admitted_never_exceeds_gcra_of_what_was_used(
     asked: list[tuple[int, int, int, int]], limit: int
@@ -55,7 +54,6 @@ def test_what_was_admitted_never_exceeds_gcra_of_what_was_used(
             assert levels(known, limit, SECOND)[-1] <= limit
 
 
-@settings(deadline=None)
 @given(steps, st.integers(1, 200))
 def test_nothing_is_refused_that_fits_by_more_than_a_slot(asked: list[tuple[int, int, int, int]], limit: int) -> None:
     rate = Rate(limit, SECOND)
@@ -72,7 +70,6 @@ def test_nothing_is_refused_that_fits_by_more_than_a_slot(asked: list[tuple[int,
             assert levels([*used, (now, units)], limit, SECOND)[-1] > limit - slack
 
 
-@settings(deadline=None)
 @given(steps, st.integers(1, 200))
 def test_a_rate_goes_on_elsewhere_as_it_was(asked: list[tuple[int, int, int, int]], limit: int) -> None:
     here = Rate(limit, SECOND)

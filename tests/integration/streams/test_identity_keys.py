@@ -31,7 +31,7 @@ identities = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(identity=identities)
 def test_sql_and_python_agree(shared: psycopg.Connection, identity: Identity) -> None:
     row = shared.execute("select usage.identity_key(%s, %s, %s, %s, %s)", tuple(identity)).fetchone()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.errors import EventsRefused
@@ -46,7 +46,6 @@ def rfc6962(leaves: list[bytes]) -> bytes:
     return hashlib.sha256(b"\1" + rfc6962(leaves[:k]) + rfc6962(leaves[k:])).digest()
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=4), max_size=70))
 def test_the_tree_built_leaf_by_leaf_is_that_of_the_rfc(leaves: list[bytes]) -> None:
     assert merkle_root(leaves) == rfc6962(leaves)
@@ -100,7 +99,6 @@ CHANGES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@settings(deadline=None)
 @given(EVENTS, st.randoms(use_true_random=False), st.sampled_from(CHANGES))
 def test_order_of_arrival_does_not_matter_and_one_changed_event_does(
     events: list[BilledEvent], chance: random.Random, change: dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from stripe._encode import _api_encode
 
@@ -31,7 +31,6 @@ def as_decoded(value: Any) -> Any:
     return value
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(names, nested, max_size=4))
 def test_what_the_sdk_encodes_is_decoded_again(params: dict[str, Any]) -> None:
     assert decode(urlencode(list(_api_encode(params)))) == as_decoded(params)

@@ -57,7 +57,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(times=st.lists(st.integers(0, 3), max_size=25), limit=st.integers(1, 7), data=st.data())
 def test_pages_from_the_store_are_newest_first(store: Store, times: list[int], limit: int, data: st.DataObject) -> None:
     """Several objects in one second, and a clock that goes back, keep one stable order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serving_adapter.quota.slices import Slice
@@ -38,7 +38,6 @@ def test_concurrent_requests_are_bounded() -> None:
     assert held.admit("b", 1, 1, 1, 1.0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 400), st.integers(0, 100), st.booleans()), max_size=40))
 def test_used_and_promised_never_exceed_what_was_granted(asked: list[tuple[int, int, int, bool]]) -> None:
     held = made()

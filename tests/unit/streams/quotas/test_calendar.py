@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.quotas.calendar import Anchor, bounds, microseconds, moment
@@ -42,7 +42,6 @@ moments = st.integers(
 ).map(moment)
 
 
-@settings(deadline=None)
 @given(
     moments,
     moments,

@@ -23,8 +23,8 @@ from streams.settings import CompletenessSettings
 CHECK_LOCK: Final = 0x6761_7073
 """The letters "gaps"."""
 DELIVERY_LOCK: Final = 0x616C_7274
-PAUSE: Final = timedelta(seconds=10)
-"""A pause between two checks after which silence is counted anew."""
+PAUSE: Final = timedelta(seconds=20)
+"""A pause between two checks after which silence is counted anew: longer than busy workers rest between two."""
 CLOCK_OFFSET_ALERT_MS: Final = 1000
 """Rule 3: an offset above one second alerts."""
 THIN_EVERY: Final = timedelta(minutes=1)

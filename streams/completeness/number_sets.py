@@ -106,7 +106,7 @@ def fill(received_through: int, stored: Segments, arrived: Segments, size: int =
     """
     segments, fresh = dict(stored), {}
     for segment, bits in arrived.items():
-        before = segments.get(segment, 0) | _ones(received_through - segment * size)
+        before = segments.get(segment, 0) | _ones(min(received_through - segment * size, size))
         if new := bits & ~before:
             fresh[segment] = new
             segments[segment] = segments.get(segment, 0) | new

@@ -129,7 +129,7 @@ def _lock(connection: psycopg.Connection, source: Source) -> At:
     name = source.name
     row = connection.execute(
         "select next_position, ingest_no, source_no, cluster_id, topic_id, stopped_because from usage.sources"
-        " where source = %s for update",
+        " where source = %s for no key update",  # rows that refer to it may be written meanwhile
         (name,),
     ).fetchone()
     if row is None:

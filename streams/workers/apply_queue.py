@@ -58,7 +58,7 @@ class ApplyQueue:
 
     def submit(self, partition: Partition, chunk: Sequence[Fetched]) -> None:
         """Apply a chunk after all that was submitted before."""
-        size = sum(len(message.value or b"") for message in chunk)
+        size = sum(_size(message) for message in chunk)
         era = self._eras.get(partition, 0)
         self._waiting.append(
             (partition, self._thread.submit(self._take, partition, chunk, time.monotonic(), era), len(chunk), size)
@@ -113,15 +113,22 @@ def chunks_of(messages: Iterable[Message], most: int) -> Iterable[tuple[Partitio
         assert topic is not None, "a message without an error has its place"
         assert number is not None, "a message without an error has its place"
         partition = Partition(topic, number)
-        size = len(value or b"")
+        key, at = _bytes(message.key()), message.timestamp()[1]
+        fetched = Fetched(message.offset() or 0, key, _bytes(value), at, _headers(message))
+        size = _size(fetched)
         chunk = open_chunks.setdefault(partition, [])
         if chunk and (len(chunk) >= most or sizes[partition] + size > CHUNK_BYTES):
             yield partition, chunk
             chunk = open_chunks[partition] = []
         sizes[partition] = size + (sizes[partition] if chunk else 0)
-        key, at = _bytes(message.key()), message.timestamp()[1]
-        chunk.append(Fetched(message.offset() or 0, key, _bytes(value), at, _headers(message)))
+        chunk.append(fetched)
     yield from open_chunks.items()
+
+
+def _size(message: Fetched) -> int:
+    """Bytes that a message holds in memory, about: headers may be as large as values."""
+    told = sum(len(name) + len(value or b"") for name, value in message.headers)
+    return len(message.value or b"") + len(message.key or b"") + told
 
 
 def _headers(message: Message) -> Sequence[tuple[str, bytes | None]]:

@@ -26,7 +26,8 @@ from streams.workers.worker_health import UpkeepSigns
 
 SHARE_OF_TIME: Final = 0.05
 """Of a worker's time so much, at most, goes into checks."""
-RESTS_AT_MOST_S: Final = 10.0
+RESTS_AT_MOST_S: Final = 5.0
+"""Far less than completeness_check.PAUSE: who rests longer than that counts silence anew each time."""
 WEEKS_AHEAD_EVERY_S: Final = 3600.0
 """How often partitions for the ids of coming weeks are made."""
 WEEKS_AGAIN_AFTER_S: Final = 60.0

@@ -82,3 +82,8 @@ def test_a_boot_that_lost_nothing_keeps_no_bits(sent: int) -> None:
 
 def test_what_is_missing_may_span_any_distance() -> None:
     assert number_sets.missing({}, 5, 10**15) == ((5, 10**15),)
+
+
+def test_a_number_far_below_what_is_received_costs_a_segment_and_no_more() -> None:
+    filled = number_sets.fill(10**15, {}, {0: 1})
+    assert (filled.received_through, filled.fresh, filled.segments) == (10**15, {}, {})

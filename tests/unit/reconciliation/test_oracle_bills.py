@@ -212,7 +212,7 @@ def test_a_platform_fault_makes_the_request_free_and_no_earlier_attempt_bills_in
     )
 
 
-@pytest.mark.parametrize("order", permutations(range(4)))
+@pytest.mark.parametrize("order", list(permutations(range(4))))
 def test_a_correction_of_a_weaker_source_than_the_event_is_left_out(order: tuple[int, ...]) -> None:
     price = {"key": "a", "model": "per_unit", "metric": "a", "price": "1"}
     told = [

@@ -10,6 +10,7 @@ acknowledged; what does not fit comes with the next. Another process sends the e
 
 from __future__ import annotations
 
+import inspect
 from datetime import datetime
 from typing import Annotated, Final
 
@@ -159,12 +160,15 @@ def reported_at(report: Report) -> datetime:
 
 def json_schema() -> dict[str, object]:
     """The reports' JSON Schema (2020-12): `schemas/replica.v1.json`."""
+    schema = msgspec.json.schema(Report)
+    for definition in schema["$defs"].values():  # from docstrings, which Python 3.13 on stores without their indent
+        definition["description"] = inspect.cleandoc(definition["description"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "replica.v1.json",
         "title": "Tollbook replica report, version 1",
         "description": "What a replica says about itself. Unknown fields are ignored.",
-        **msgspec.json.schema(Report),
+        **schema,
     }
 
 

@@ -58,7 +58,7 @@ class Refusal:
 
     def fill(self) -> None:
         """Refuse each row."""
-        with connect(self._url) as connection:
+        with connect(self._url, as_login=True) as connection:
             connection.execute(
                 "create or replace function usage.no_space() returns trigger language plpgsql as"
                 f" $$ begin raise exception 'could not extend file: {SAID}' using errcode = '53100'; end $$"
@@ -67,7 +67,7 @@ class Refusal:
 
     def free(self) -> None:
         """Refuse no more."""
-        with connect(self._url) as connection:
+        with connect(self._url, as_login=True) as connection:
             connection.execute(f"drop trigger full on {TABLE}")
 
 

@@ -17,7 +17,7 @@ def told(event_id: str, source: str, tokens: int, corrects: str | None = None) -
     return UsageEvent(event_id, AT, {"output": Decimal(tokens)}, source=source, corrects=corrects)
 
 
-@pytest.mark.parametrize("order", permutations(range(5)))
+@pytest.mark.parametrize("order", list(permutations(range(5))))
 def test_corrections_of_weaker_sources_than_the_event_are_left_out_in_any_order(order: tuple[int, ...]) -> None:
     events = [
         told("e", "gateway", 10),

@@ -63,12 +63,12 @@ class Refusal:
                 "create or replace function usage.no_space() returns trigger language plpgsql as"
                 f" $$ begin raise exception 'could not extend file: {SAID}' using errcode = '53100'; end $$"
             )
-            connection.execute(f"create trigger full before insert on {TABLE} execute function usage.no_space()")
+            connection.execute(f"create trigger no_space before insert on {TABLE} execute function usage.no_space()")
 
     def free(self) -> None:
         """Refuse no more."""
         with connect(self._url, as_login=True) as connection:
-            connection.execute(f"drop trigger full on {TABLE}")
+            connection.execute(f"drop trigger no_space on {TABLE}")
 
 
 @contextlib.contextmanager

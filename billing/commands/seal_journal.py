@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Final
 
 from sqlalchemy import Connection, Engine
 
 from billing import balance_store, journal_chain_store
 from billing.database import retried, transaction
+
+PAUSES_S: Final = (0.01, 0.05, 0.2, 0.0)
+"""After each try that left entries waiting: most transactions are over by then. A transaction of another database that
+ends in the middle of a try cannot be told from one of ours, and holds up that try alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +39,17 @@ def seal_journals(engine: Engine) -> list[Sealed]:
 
 def _seal(engine: Engine, legal_entity: str) -> Sealed:
     sealed = 0
-    while found := retried(engine, lambda connection: journal_chain_store.seal(connection, legal_entity)):
-        sealed += found
-        if found < journal_chain_store.ENTRIES_A_SEAL:
+    for pause_s in PAUSES_S:
+        while found := retried(engine, lambda connection: journal_chain_store.seal(connection, legal_entity)):
+            sealed += found
+            if found < journal_chain_store.ENTRIES_A_SEAL:
+                break
+        with transaction(engine) as connection:
+            last = journal_chain_store.last_seal(connection, legal_entity)
+            waiting = journal_chain_store.waiting(connection, legal_entity)
+        if not waiting:
             break
-    with transaction(engine) as connection:
-        last = journal_chain_store.last_seal(connection, legal_entity)
-        waiting = journal_chain_store.waiting(connection, legal_entity)
+        time.sleep(pause_s)
     return Sealed(legal_entity, sealed, last.seal_no, last.last_position, last.chain_hash, waiting)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import pwd
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
@@ -18,14 +16,13 @@ from urllib.parse import quote
 from devstack import ports, postgres_setup, processes
 from devstack.errors import DevstackError
 from devstack.install.postgres_programs import PostgresPrograms, find_postgres
+from devstack.postgres_folders import PostgresFolders
 from devstack.processes import ProcessId
 from devstack.service import Service
 from devstack.settings import secret, write_private
 
 ENVIRON = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 SYSTEM_USER = "postgres"  # PostgreSQL refuses to run as root: root's server runs as this user, who comes with it
-SYSTEM_DATA = Path("/var/lib/tollbook")  # for root's data, where that user cannot reach the home (a clone in /root)
-
 CONFIGURATION = """\
 # Written by devstack/postgres_server.py at each start. With fsync a committed transaction survives a power failure.
 listen_addresses = '127.0.0.1'
@@ -49,7 +46,7 @@ fsync = {fsync}
 synchronous_commit = on
 full_page_writes = on
 wal_compression = lz4
-max_wal_size = 2GB
+max_wal_size = {max_wal_size}
 min_wal_size = 256MB
 checkpoint_timeout = 15min
 
@@ -81,10 +78,10 @@ class PostgresServer(Service):
 
     @property
     def data(self) -> Path:
-        return Path(self.settings.postgres_data or self._home_folder / "data")
+        return Path(self.settings.postgres_data or self._folders.usual / "data")
 
     def is_mine(self, arguments: list[str]) -> bool:
-        places = (str(self._home_folder / "data"), str(self._system_folder / "data"))
+        places = {str(folder / "data") for folder in self._folders.all}
         return Path(arguments[0]).name == "postgres" and arguments[1:2] == ["-D"] and arguments[2] in places
 
     def prepare(self) -> None:
@@ -93,7 +90,12 @@ class PostgresServer(Service):
             self._initialize()
         self._write_as_owner(
             self.data / "tollbook.conf",
-            CONFIGURATION.format(port=self.port, fsync="on" if self.durable else "off", **_memory_settings()),
+            CONFIGURATION.format(
+                port=self.port,
+                fsync="on" if self.durable else "off",
+                max_wal_size="2GB" if self.durable else "512MB",
+                **_memory_settings(),
+            ),
         )
         write_private(self._passfile, f"{ports.HOST}:*:*:{postgres_setup.ROLE}:{self._role_password()}\n")
         self._clear_after_crash()
@@ -115,9 +117,7 @@ class PostgresServer(Service):
     def remove_data(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)
         shutil.rmtree(self.places.home / "postgres", ignore_errors=True)
-        shutil.rmtree(self._system_folder, ignore_errors=True)
-        with suppress(OSError):
-            SYSTEM_DATA.rmdir()  # only where no other home's data is in it
+        self._folders.remove()
 
     # ---- secrets ----
 
@@ -155,7 +155,9 @@ class PostgresServer(Service):
 
     def _initialize(self) -> None:
         """Make the data folder: under another name first, so that a kill leaves no half-made one."""
-        self._home_folder.mkdir(parents=True, exist_ok=True)
+        self._folders.usual.mkdir(parents=True, exist_ok=True)
+        if not self.durable and (folder := self._folders.fresh_in_memory()) is not None:
+            self.settings.postgres_data = str(folder / "data")
         if os.geteuid() == 0:
             self._choose_owner()
         programs = self._programs()
@@ -186,14 +188,14 @@ class PostgresServer(Service):
             or not (self.places.home / "postgres" / "superuser.password").exists()
         ):
             return
-        for folder in (self._home_folder, self._system_folder):
+        for folder in self._folders.all:
             version = folder / "data" / "PG_VERSION"
             if version.exists():
                 owner = version.stat().st_uid
                 if owner != os.geteuid():
                     self.settings.postgres_user = pwd.getpwuid(owner).pw_name
                     self.settings.postgres_data = str(folder / "data")
-                elif folder != self._home_folder:
+                elif folder != self._folders.usual:
                     self.settings.postgres_data = str(folder / "data")
                 return
 
@@ -215,12 +217,12 @@ class PostgresServer(Service):
                 "Run the same command as an ordinary user, or set TOLLBOOK_DATABASE_URL to a server that runs."
             ) from None
         self.settings.postgres_user = SYSTEM_USER
-        folder = self._home_folder
+        folder = self.data.parent
         reachable = subprocess.run(
             ["test", "-x", str(folder)], user=SYSTEM_USER, group=SYSTEM_USER, extra_groups=[], cwd="/", check=False
         )
         if reachable.returncode != 0:
-            folder = self._system_folder
+            folder = self._folders.system
             folder.mkdir(parents=True, exist_ok=True)
         self._give_to_owner(folder)
         self.settings.postgres_data = str(folder / "data")
@@ -229,13 +231,8 @@ class PostgresServer(Service):
             processes.stop(forgotten, self.stop_signal, self.stop_patience_s)
 
     @property
-    def _home_folder(self) -> Path:
-        """Where the data folder usually is; of the server's own user, while the secrets beside it are the caller's."""
-        return self.places.home / "postgres" / "server"
-
-    @property
-    def _system_folder(self) -> Path:
-        return SYSTEM_DATA / hashlib.sha256(str(self.places.home).encode()).hexdigest()[:16]
+    def _folders(self) -> PostgresFolders:
+        return PostgresFolders(self.places.home)
 
     def _give_to_owner(self, path: Path) -> None:
         if self.settings.postgres_user:

@@ -1,4 +1,4 @@
-"""Which folder PostgreSQL's data is in: beside the other services' data, or outside where that is impossible or slower."""
+"""Which folder PostgreSQL's data is in: beside the other services' data, or outside it."""
 
 from __future__ import annotations
 

@@ -218,13 +218,14 @@ class PostgresServer(Service):
             ) from None
         self.settings.postgres_user = SYSTEM_USER
         folder = self.data.parent
+        self._give_to_owner(folder)
         reachable = subprocess.run(
             ["test", "-x", str(folder)], user=SYSTEM_USER, group=SYSTEM_USER, extra_groups=[], cwd="/", check=False
         )
         if reachable.returncode != 0:
             folder = self._folders.system
             folder.mkdir(parents=True, exist_ok=True)
-        self._give_to_owner(folder)
+            self._give_to_owner(folder)
         self.settings.postgres_data = str(folder / "data")
         # Data of an earlier home of this name, which was removed by hand together with the passwords
         if (forgotten := processes.find(self.is_mine)) is not None:

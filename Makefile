@@ -4,6 +4,8 @@
 PYTHON ?= python3
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
+# Modules stay compiled: each command and worker starts in half the time.
+unexport PYTHONDONTWRITEBYTECODE
 .SILENT:
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench-streams bench-identities bench-quota bench-close simulate up down status clean lock install

@@ -20,6 +20,7 @@ from devstack.service import Service
 # Kafka's own start script's choices
 JVM = ("-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35",
        "-XX:+ExplicitGCInvokesConcurrent", "-Djava.awt.headless=true")  # fmt: skip
+JVM_BRIEF = ("-XX:TieredStopAtLevel=1",)
 
 PROPERTIES = """\
 # Written by devstack/kafka_broker.py at each start.
@@ -79,6 +80,8 @@ class KafkaBroker(Service):
     title: ClassVar[str] = "Kafka"
     port_names: ClassVar[tuple[str, ...]] = ("kafka", "kafka_controller")
     heap: ClassVar[tuple[str, ...]] = ("-Xms256m", "-Xmx512m")
+    brief: bool = False
+    """On for a broker of some tests: compiling well what runs for a minute takes longer than it saves."""
 
     def address(self) -> str:
         return f"{ports.HOST}:{self.port}"
@@ -98,7 +101,7 @@ class KafkaBroker(Service):
         log4j = f"-Dlog4j2.configurationFile={self.data / 'log4j2.properties'}"
         # What is printed before (or beside) the log file's own lines goes to the same file
         return processes.start(
-            [self._java(), *self.heap, *JVM, log4j, "-cp", self._classpath(), "kafka.Kafka", self._properties],
+            [self._java(), *self.heap, *JVM, *(JVM_BRIEF if self.brief else ()), log4j, "-cp", self._classpath(), "kafka.Kafka", self._properties],
             log=self.log,
             environ={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
             cwd=self.data,
@@ -156,7 +159,7 @@ class KafkaBroker(Service):
         properties = self.data / "format.properties"
         properties.write_text(self.server_properties(unfinished))
         formatted = subprocess.run(
-            [java, "-XX:TieredStopAtLevel=1", "-cp", self._classpath(), "kafka.tools.StorageTool", "format",
+            [java, *JVM_BRIEF, "-cp", self._classpath(), "kafka.tools.StorageTool", "format",
              "-t", self.cluster_id(), "-c", properties],
             capture_output=True, text=True, check=False, cwd=self.data, stdin=subprocess.DEVNULL,
         )  # fmt: skip

@@ -59,6 +59,7 @@ def _own_stack(progress: Progress) -> Iterator[Stack]:
         Stack(home, environ).clean(progress)
         stack = Stack(home, environ)
         stack.postgres.durable = False  # tests of what survives start a server of their own
+        stack.kafka.brief = True
         try:
             stack.up(progress)
             yield stack

@@ -39,6 +39,7 @@ PREFIX = "own"
 def own_broker(tmp_path: Path) -> Iterator[KafkaBroker]:
     """A broker to stop and start; it runs."""
     broker = KafkaBroker(_places(tmp_path / "kafka"), Settings())
+    broker.brief = True
     broker.up(QUIET)
     yield broker
     broker.down(QUIET)
@@ -58,6 +59,7 @@ class BrokerOfThree(KafkaBroker):
     """One of three brokers that hold a copy of everything; two must have it before a message is acknowledged."""
 
     heap: ClassVar[tuple[str, ...]] = ("-Xms128m", "-Xmx256m")
+    brief = True
 
     def __init__(self, places: Locations, node: int, all_three: list[BrokerOfThree]) -> None:
         super().__init__(places, Settings())
@@ -117,6 +119,7 @@ class Certificates:
 class SecureKafkaBroker(KafkaBroker):
     """SASL_SSL for clients, with PLAIN and SCRAM-SHA-256; the broker itself has a listener of its own."""
 
+    brief = True
     port_names: ClassVar[tuple[str, ...]] = ("kafka", "kafka_controller", "kafka_internal")
 
     def __init__(self, places: Locations, certificates: Certificates) -> None:

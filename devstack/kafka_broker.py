@@ -99,9 +99,10 @@ class KafkaBroker(Service):
 
     def launch(self) -> ProcessId:
         log4j = f"-Dlog4j2.configurationFile={self.data / 'log4j2.properties'}"
+        jvm = (*self.heap, *JVM, *(JVM_BRIEF if self.brief else ()))
         # What is printed before (or beside) the log file's own lines goes to the same file
         return processes.start(
-            [self._java(), *self.heap, *JVM, *(JVM_BRIEF if self.brief else ()), log4j, "-cp", self._classpath(), "kafka.Kafka", self._properties],
+            [self._java(), *jvm, log4j, "-cp", self._classpath(), "kafka.Kafka", self._properties],
             log=self.log,
             environ={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
             cwd=self.data,

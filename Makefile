@@ -56,7 +56,7 @@ clean: ## Stop the services; remove their data, .venv and build (what was fetche
 
 lock: install ## Write requirements.lock anew from the pyproject files
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  pyproject.toml serving_adapter/pyproject.toml --group dev --no-emit-package tollbook-adapter -o requirements.lock
+	  pyproject.toml serving_adapter/pyproject.toml --all-extras --group dev --no-emit-package tollbook-adapter -o requirements.lock
 
 install:
 	$(PYTHON) -m devstack.install

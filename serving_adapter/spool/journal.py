@@ -1,0 +1,220 @@
+"""One boot's journal: numbers events, keeps starts, progress and ends, counts. What the rest of the adapter writes to.
+
+The lock makes one step of reading the clock, numbering an event and putting it in order: a heartbeat that says a time
+and a last number promises that whatever was completed by then has that number or a lower one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from serving_adapter.clock import ReplicaClock, rfc3339
+from serving_adapter.errors import AdapterError
+from serving_adapter.events import UsageEvent
+from serving_adapter.replica_reports import MOST_TOTALS, Total
+from serving_adapter.request_ids import uuid7
+from serving_adapter.spool.disk_bound import DiskState, Policy, room_for
+from serving_adapter.spool.folders import BootFolder, WriterLock, boot_folder, sync_folder, used_bytes
+from serving_adapter.spool.records import Boot, Farewell, OpenRequest, Progress, Start, Tally
+from serving_adapter.spool.writer import SEGMENT_BYTES, SpoolFailed, SpoolWriter
+
+BOUND_BYTES: Final = 4 * 1024**3
+
+
+class NoRoom(AdapterError):
+    """The spool's disk is full or broken: by its policy no further request may begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """Where the spool lies, how large it may grow with all boots in it, and what happens then."""
+
+    root: Path
+    bound_bytes: int = BOUND_BYTES
+    policy: Policy = "block"
+    segment_bytes: int = SEGMENT_BYTES
+
+
+class Standing(NamedTuple):
+    """How far a boot is, for a heartbeat. `at` was read before the rest."""
+
+    at: str
+    last_seq: int
+    started: int
+    ended: int
+    open: int
+    totals: list[Total]
+
+
+class BootJournal:
+    """The journal of this process. `start` on an event loop, all else from any thread."""
+
+    def __init__(
+        self,
+        settings: SpoolSettings,
+        replica_id: str,
+        clock: ReplicaClock,
+        *,
+        about: dict[str, str] | None = None,
+        undurable: Callable[[UsageEvent], None] | None = None,
+        sync: Callable[[int], None] = os.fdatasync,
+    ) -> None:
+        """Begin a boot. `undurable` gets the events that memory alone holds. Raises SpoolFailed."""
+        self.replica_id = replica_id
+        self.boot_id = uuid7(clock.now_ns())
+        self.settings = settings
+        self.clock = clock
+        self.not_durable = False
+        """Whether this boot has served requests that were not on disk (`serve_memory`)."""
+        self._undurable = undurable
+        self._lock = threading.Lock()
+        self._tally = Tally()
+        self._last_no = self._last_seq = self._started = self._ended = 0
+        self._open: set[int] = set()
+        boot = Boot(replica_id=replica_id, boot_id=self.boot_id, at=rfc3339(clock.now_ns()), about=about or {})
+        try:
+            self.folder, self._held = _make(settings.root, replica_id, self.boot_id)
+            self._writer = SpoolWriter(self.folder, segment_bytes=settings.segment_bytes, sync=sync)
+            self._writer.put(boot)
+            self._used = used_bytes(settings.root)
+        except OSError as error:
+            raise SpoolFailed(f"cannot begin a spool in {settings.root}: {error}") from None
+        if not self._writer.flush(10.0) or self._writer.failing is not None:
+            raise SpoolFailed(f"cannot write a spool in {settings.root}: {self._writer.failing or 'the disk hangs'}")
+
+    @property
+    def syncs(self) -> int:
+        """How often the disk was synced."""
+        return self._writer.groups
+
+    @property
+    def failing(self) -> str | None:
+        """Why the last write failed, while none has succeeded since."""
+        return self._writer.failing
+
+    def measure(self) -> DiskState:
+        """Look how much of the disk's bound is used; call it each second."""
+        self._used = used_bytes(self.settings.root)
+        return self.disk()
+
+    def disk(self) -> DiskState:
+        """The disk as it was measured last; a segment is allocated whole, so it grows by segments."""
+        return DiskState(self._used, self.settings.bound_bytes, len(self._open), self._writer.failing is not None)
+
+    async def start(self, lost: UsageEvent, *, may_be_shed: bool = False) -> int:
+        """Put a request's start on disk; its number. Return before, and the engine must not see it.
+
+        `lost` is the event that it becomes if nothing more is heard. Raises NoRoom. A caller that is cancelled
+        meanwhile has had a request that ended before the engine saw it.
+        """
+        room = room_for(self.settings.policy, self.disk(), may_be_shed=may_be_shed)
+        if room == "refused":
+            raise NoRoom(f"the spool has no room: {self._writer.failing or 'its bound is reached'}")
+        in_memory = self.settings.policy == "serve_memory"
+        lost = replace(lost, replica_id=self.replica_id, boot_id=self.boot_id)
+        with self._lock:
+            self._last_no = no = self._last_no + 1
+            self._open.add(no)
+            waiter = self._writer.put_durably(Start(no=no, lost=lost), kept=in_memory)
+        try:
+            durable = room == "memory" or await waiter
+        except asyncio.CancelledError:
+            self._count_started()
+            self.end(no, replace(lost, status="aborted", fault="client", finish_reason="client_gone"))
+            raise
+        if not durable and not in_memory:
+            self._open.discard(no)
+            raise NoRoom(f"the spool cannot be written: {self._writer.failing}")
+        self._count_started()
+        self.not_durable |= not durable or room == "memory"
+        return no
+
+    def start_now(self, lost: UsageEvent) -> int:
+        """Note work that nobody asked us about; its start rides along with the next group."""
+        with self._lock:
+            self._last_no = no = self._last_no + 1
+            self._open.add(no)
+            self._started += 1
+            lost = replace(lost, replica_id=self.replica_id, boot_id=self.boot_id)
+            self._writer.put(Start(no=no, lost=lost))
+        return no
+
+    def end(self, no: int, event: UsageEvent) -> UsageEvent:
+        """A request has ended now: number its event, give it its time, and put it into the next group."""
+        with self._lock:
+            self._last_seq += 1
+            event = replace(
+                event,
+                timestamp=rfc3339(self.clock.now_ns()),
+                replica_id=self.replica_id,
+                boot_id=self.boot_id,
+                seq=self._last_seq,
+            )
+            self._open.discard(no)
+            self._ended += 1
+            self._tally.add(event)
+            self._writer.put(event)
+        if self._undurable is not None and self._writer.failing is not None:
+            self._undurable(event)
+        return event
+
+    def progress(self, requests: Sequence[OpenRequest]) -> None:
+        """How far the open requests are; rides along with the next group."""
+        if requests:
+            self._writer.put(Progress(at=rfc3339(self.clock.now_ns()), open=list(requests)), kept=False)
+
+    def standing(self, most_totals: int = MOST_TOTALS) -> Standing:
+        """For a heartbeat."""
+        with self._lock:
+            at = rfc3339(self.clock.now_ns())
+            totals = self._tally.changed(most_totals)
+            started, ended = self._started, self._ended
+            return Standing(at, self._last_seq, started, ended, started - ended, totals)
+
+    def confirm(self, totals: list[Total]) -> None:
+        """A heartbeat with these totals has arrived."""
+        with self._lock:
+            self._tally.confirm(totals)
+
+    def close(self) -> Farewell | None:
+        """Say farewell and let go of the boot; None while requests are open: then it is left to recovery.
+
+        Raises SpoolFailed if something could not be written.
+        """
+        with self._lock:
+            farewell = Farewell(
+                at=rfc3339(self.clock.now_ns()), last_seq=self._last_seq, started=self._started, ended=self._ended
+            )
+            whole = not self._open
+            if whole:
+                self._writer.put(farewell)
+        try:
+            self._writer.close()
+        finally:
+            self._held.release()
+        return farewell if whole else None
+
+    def _count_started(self) -> None:
+        with self._lock:
+            self._started += 1
+
+
+def _make(root: Path, replica_id: str, boot_id: str) -> tuple[BootFolder, WriterLock]:
+    """A boot's folder, locked before anybody else can see it."""
+    folder = boot_folder(root, replica_id, boot_id)
+    hidden = BootFolder(folder.path.with_name(f".{folder.path.name}"))
+    hidden.path.mkdir(parents=True, mode=0o700)
+    held = WriterLock.take(hidden)
+    assert held is not None  # nobody else knows this name
+    hidden.path.rename(folder.path)
+    held.moved_to(folder)
+    sync_folder(folder.path.parent)
+    return folder, held

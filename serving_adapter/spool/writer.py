@@ -1,0 +1,239 @@
+"""One thread writes and syncs what all requests put in: group commit. The event loop never waits for a disk.
+
+What comes in while a sync goes on is the next group: one write, one fdatasync, one wake-up of the loop for all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from serving_adapter.errors import AdapterError
+from serving_adapter.spool.folders import BEGIN, BootFolder, DurableMark, Position, sync_folder
+from serving_adapter.spool.frames import framed
+from serving_adapter.spool.records import Record, Replay, payload_of
+
+SEGMENT_BYTES: Final = 16 * 1024 * 1024
+GROUP_BYTES: Final = 1024 * 1024
+"""At most so much in one write: a long backlog is not one long sync."""
+RETRY_AFTER_S: Final = 1.0
+KEPT_RECORDS: Final = 200_000
+"""Records that wait for a disk that fails, at about 500 bytes each; more of them are counted as dropped."""
+
+Waiter = asyncio.Future[bool]
+
+
+class SpoolFailed(AdapterError):
+    """The spool cannot be written."""
+
+
+@dataclass(slots=True)
+class _Item:
+    """A record to write. `waiter` hears whether it is durable; one that is not `kept` is given up if it is not."""
+
+    record: Record
+    frame: bytes
+    waiter: Waiter | None
+    kept: bool
+
+
+class SpoolWriter:
+    """Appends frames to one boot's segments."""
+
+    def __init__(
+        self,
+        folder: BootFolder,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        retry_after: float = RETRY_AFTER_S,
+        sync: Callable[[int], None] = os.fdatasync,
+    ) -> None:
+        """Begin a boot's first segment. Raises OSError where that cannot be done."""
+        self.folder = folder
+        self.failing: str | None = None
+        """Why the last write failed, while none has succeeded since."""
+        self.groups = 0
+        """Syncs so far."""
+        self.written_bytes = 0
+        self.dropped = 0
+        self._segment_bytes = segment_bytes
+        self._retry_after = retry_after
+        self._sync = sync
+        self._queue: queue.SimpleQueue[_Item | threading.Event | None] = queue.SimpleQueue()
+        self._mark = DurableMark(folder, writing=True)
+        self._state = Replay()
+        """What is on disk comes to: the writing thread's alone."""
+        self._at = BEGIN
+        self._fd: int | None = self._open_segment()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tollbook-spool", daemon=True)
+        self._thread.start()
+
+    @property
+    def position(self) -> Position:
+        """How far the segments are durable."""
+        return self._at
+
+    def put(self, record: Record, *, kept: bool = True) -> None:
+        """Write with the next group; tried again and again while the disk fails, if `kept`."""
+        self._queue.put(_Item(record, framed(payload_of(record)), None, kept))
+
+    def put_durably(self, record: Record, *, kept: bool) -> Waiter:
+        """The same; the future says True once it is on disk, False if the write failed. On a running loop only."""
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self._queue.put(_Item(record, framed(payload_of(record)), waiter, kept))
+        return waiter
+
+    def flush(self, within_s: float) -> bool:
+        """Wait until everything put in so far was written, or given up; whether that happened in time."""
+        done = threading.Event()
+        self._queue.put(done)
+        return done.wait(within_s)
+
+    def close(self, within_s: float = 5.0) -> None:
+        """Write what waits, and end. Raises SpoolFailed if something could not be written."""
+        self._stopping.set()
+        self._queue.put(None)
+        self._thread.join(within_s)
+        if self._thread.is_alive() or self.failing is not None:
+            raise SpoolFailed(f"{self.folder.path}: not everything was written: {self.failing or 'the disk hangs'}")
+        self._close_segment()
+        self._mark.close()
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            items, events, ended = self._group(first)
+            self._write_until_done(items)
+            for event in events:
+                event.set()
+            if ended or (self._stopping.is_set() and self.failing is not None):
+                return
+
+    def _group(self, item: _Item | threading.Event | None) -> tuple[list[_Item], list[threading.Event], bool]:
+        """What waits by now, up to a flush, the end, or GROUP_BYTES."""
+        items: list[_Item] = []
+        size = 0
+        while True:
+            if item is None:
+                return items, [], True
+            if isinstance(item, threading.Event):
+                return items, [item], False
+            items.append(item)
+            size += len(item.frame)
+            if size >= GROUP_BYTES:
+                return items, [], False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return items, [], False
+
+    def _write_until_done(self, items: list[_Item]) -> None:
+        while items:
+            try:
+                self._write(b"".join(item.frame for item in items))
+            except OSError as error:
+                self.failing = str(error)
+                _tell(items, durable=False)
+                items = [item for item in items if item.kept]
+                for item in items:
+                    item.waiter = None
+                self._give_up_segment()
+                if self._stopping.is_set():
+                    self.dropped += len(items)
+                    return
+                self._wait_and_take_in(items)
+            else:
+                self.failing = None
+                _tell(items, durable=True)
+                for item in items:
+                    self._state.feed(item.record)
+                return
+
+    def _wait_and_take_in(self, items: list[_Item]) -> None:
+        """Pause after a failure; who comes meanwhile and waits is answered at once, and others wait along."""
+        until = time.monotonic() + self._retry_after
+        while (left := until - time.monotonic()) > 0 and not self._stopping.is_set():
+            try:
+                item = self._queue.get(timeout=left)
+            except queue.Empty:
+                return
+            if isinstance(item, _Item):
+                _tell([item], durable=False)
+                item.waiter = None
+                if item.kept and len(items) < KEPT_RECORDS:
+                    items.append(item)
+                else:
+                    self.dropped += item.kept
+            elif item is not None:
+                item.set()
+
+    def _write(self, data: bytes) -> None:
+        if self._at.offset and self._at.offset + len(data) > self._segment_bytes:
+            self._close_segment()
+        if self._fd is None:
+            self._at = Position(self._at.segment + 1, 0)
+            self._fd = self._open_segment()
+        if not self._at.offset:
+            data = b"".join(framed(payload_of(record)) for record in self._state.head()) + data
+        at, offset = memoryview(data), self._at.offset
+        while at:
+            written = os.pwrite(self._fd, at, offset)
+            at, offset = at[written:], offset + written
+        self._sync(self._fd)
+        self._at = Position(self._at.segment, offset)
+        self._mark.publish(self._at)
+        self.groups += 1
+        self.written_bytes += len(data)
+
+    def _open_segment(self) -> int:
+        fd = os.open(self.folder.segment(self._at.segment), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with contextlib.suppress(OSError):  # a file system without it only syncs a little slower
+                os.posix_fallocate(fd, 0, self._segment_bytes)
+            os.fsync(fd)
+            sync_folder(self.folder.path)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _close_segment(self) -> None:
+        """Give back what was allocated and not needed."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            try:
+                os.ftruncate(fd, self._at.offset)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _give_up_segment(self) -> None:
+        """After a failed sync nobody knows what of it is on disk: cut off what was not durable, go on in a new one."""
+        with contextlib.suppress(OSError):
+            self._close_segment()
+
+
+def _tell(items: list[_Item], *, durable: bool) -> None:
+    """One wake-up for each loop that waits."""
+    waiting: defaultdict[asyncio.AbstractEventLoop, list[Waiter]] = defaultdict(list)
+    for item in items:
+        if item.waiter is not None:
+            waiting[item.waiter.get_loop()].append(item.waiter)
+    for loop, waiters in waiting.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, waiters, durable)
+
+
+def _resolve(waiters: list[Waiter], durable: bool) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(durable)

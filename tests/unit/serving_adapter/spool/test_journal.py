@@ -1,0 +1,261 @@
+"""A boot's journal on a real disk: what is durable when, how a failing disk is survived, what recovery makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving_adapter.clock import ReplicaClock
+from serving_adapter.events import UsageEvent
+from serving_adapter.spool.folders import BEGIN, BootFolder, WriterLock, boots
+from serving_adapter.spool.frames import Frame, scan
+from serving_adapter.spool.journal import BootJournal, NoRoom, SpoolSettings
+from serving_adapter.spool.reader import read_from
+from serving_adapter.spool.records import Farewell, OpenRequest, Start
+from serving_adapter.spool.recovery import recover, replay
+from tests.adapter_builders import ended, events, lost, open_journal, records
+
+NOW = ReplicaClock().now_ns
+
+
+async def serve(journal: BootJournal, *names: str) -> None:
+    for name in names:
+        journal.end(await journal.start(lost(name)), ended(name))
+
+
+def test_a_start_is_on_disk_when_it_returns_and_ends_are_numbered(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+
+    async def run() -> None:
+        number = await journal.start(lost("q1"))
+        assert isinstance(records(journal.folder)[-1], Start)
+        await serve(journal, "q2")
+        journal.end(number, ended("q1"))
+
+    asyncio.run(run())
+    assert journal.close() is not None
+    assert [(event.request_id, event.seq) for event in events(journal.folder)] == [("q2", 1), ("q1", 2)]
+    assert isinstance(records(journal.folder)[-1], Farewell)
+
+
+def test_requests_that_begin_together_share_a_sync(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+
+    async def run() -> None:
+        numbers = await asyncio.gather(*(journal.start(lost(f"q{i}")) for i in range(100)))
+        assert len(set(numbers)) == 100
+
+    before = journal.syncs
+    asyncio.run(run())
+    assert journal.syncs - before <= 10
+    assert journal.close() is None
+    assert recover(journal.folder, NOW) is not None
+
+
+def test_a_killed_boot_is_recovered_once_whatever_byte_it_was_cut_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crash matrix: cut around each frame and in between, recovered twice, some again in the middle of recovery.
+
+    That each byte is as good as another is what the frames' property tests say.
+    """
+    journal = open_journal(tmp_path / "s")
+
+    async def run() -> None:
+        await serve(journal, "q1")
+        number = await journal.start(lost("q2"))
+        await journal.start(lost("q3"))
+        journal.progress([OpenRequest(number, 7, 4, 2, 7, 2)])
+        await serve(journal, "q4")
+        journal.end(number, ended("q2"))
+
+    asyncio.run(run())
+    assert journal.close() is None
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # what is cut off is played here
+    (whole,) = (journal.folder.segment(number).read_bytes() for number in journal.folder.segments())
+    frames = [found for found in scan(whole) if isinstance(found, Frame)]
+    assert len(frames) >= 8
+    cuts = {at + off for frame in frames for at in (frame.begin, frame.end) for off in (-1, 0, 1, 5)}
+    for cut in sorted(cuts & set(range(len(whole) + 1)) | set(range(0, len(whole), 17))):
+        folder = BootFolder(tmp_path / "cut" / "r1" / str(cut))
+        folder.path.mkdir(parents=True)
+        folder.segment(1).write_bytes(whole[:cut] + bytes(50))
+        before, _, _ = replay(folder)
+        for _ in range(2):
+            recover(folder, NOW)
+        check_recovered(folder, before.started)
+        recovered = folder.segment(2).read_bytes()
+        if cut in (frames[2].end, frames[5].end):
+            for again in range(0, len(recovered), 61):
+                folder.segment(2).write_bytes(recovered[:again])
+                (folder.path / "durable").unlink()
+                recover(folder, NOW)
+                check_recovered(folder, before.started)
+                folder.segment(3).unlink(missing_ok=True)
+        shutil.rmtree(folder.path)
+
+
+def check_recovered(folder: BootFolder, started: int) -> None:
+    state, torn, damage = replay(folder)
+    found = {event.seq: event for event in events(folder)}
+    assert sorted(found) == list(range(1, started + 1))
+    assert len({event.request_id for event in found.values()}) == started
+    assert state.lost() == []
+    assert not torn
+    assert not damage
+    if state.boot is not None:
+        assert state.farewell is not None
+        assert state.farewell.last_seq == started
+        assert state.started == state.ended + sum(event.status == "lost" for event in found.values())
+
+
+def test_segments_follow_one_another_and_the_last_one_alone_is_enough(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, segment_bytes=4096)
+
+    async def run() -> None:
+        await journal.start(lost("open"))
+        await serve(journal, *(f"q{i}" for i in range(40)))
+
+    asyncio.run(run())
+    assert journal.close() is None
+    segments = journal.folder.segments()
+    assert len(segments) > 3
+    whole, _, _ = replay(journal.folder)
+    for number in segments[:-1]:
+        journal.folder.segment(number).unlink()
+    last, _, _ = replay(journal.folder)
+    assert (last.started, last.ended, last.last_seq) == (whole.started, whole.ended, whole.last_seq) == (41, 40, 40)
+    assert last.tally.all() == whole.tally.all()
+    found = recover(journal.folder, NOW)
+    assert found is not None
+    assert found.lost == 1
+
+
+class Disk:
+    """A disk that fails when told."""
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def sync(self, fd: int) -> None:
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        os.fdatasync(fd)
+
+
+def test_on_a_failing_disk_nobody_begins_and_no_end_is_lost(tmp_path: Path) -> None:
+    disk = Disk()
+    journal = BootJournal(SpoolSettings(tmp_path), "r1", ReplicaClock(), sync=disk.sync)
+    journal._writer._retry_after = 0.05
+
+    async def run() -> None:
+        number = await journal.start(lost("q1"))
+        disk.fails = True
+        with pytest.raises(NoRoom):
+            await journal.start(lost("q2"))
+        journal.end(number, ended("q1"))
+        with pytest.raises(NoRoom):
+            await journal.start(lost("q3"))
+        disk.fails = False
+        while journal.failing:
+            await asyncio.sleep(0.01)
+        await serve(journal, "q4")
+
+    asyncio.run(run())
+    assert journal.close() is not None
+    assert [(event.request_id, event.seq) for event in dedup(events(journal.folder))] == [("q1", 1), ("q4", 2)]
+    state, _, _ = replay(journal.folder)
+    assert (state.started, state.ended) == (2, 2)
+
+
+def dedup(found: list[UsageEvent]) -> list[UsageEvent]:
+    return list({event.seq: event for event in found}.values())
+
+
+def test_serve_memory_goes_on_without_the_disk_and_says_so(tmp_path: Path) -> None:
+    disk, shipped = Disk(), list[UsageEvent]()
+    settings = SpoolSettings(tmp_path, policy="serve_memory")
+    journal = BootJournal(settings, "r1", ReplicaClock(), sync=disk.sync, undurable=shipped.append)
+    journal._writer._retry_after = 0.05
+
+    async def run() -> None:
+        disk.fails = True
+        await serve(journal, "q1")
+        assert journal.not_durable
+        assert [event.request_id for event in shipped] == ["q1"]
+        disk.fails = False
+        while journal.failing:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    journal.close()
+    assert [event.seq for event in dedup(events(journal.folder))] == [1]
+
+
+def test_a_caller_that_is_gone_before_its_start_is_durable_has_an_event(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+
+    async def run() -> None:
+        task = asyncio.create_task(journal.start(lost("q1")))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert journal.close() is not None
+    (event,) = events(journal.folder)
+    assert (event.status, event.fault, event.output_tokens) == ("aborted", "client", 0)
+
+
+def test_a_live_boot_is_not_recovered(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    assert WriterLock.take(journal.folder) is None
+    assert recover(journal.folder, NOW) is None
+    journal.close()
+    assert recover(journal.folder, NOW) is None
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from tests.adapter_builders import ended, lost, open_journal
+
+async def run():
+    journal = open_journal(Path(sys.argv[1]), segment_bytes=20_000)
+    async def one(lane):
+        for i in range(10**9):
+            number = await journal.start(lost(f"q{lane}-{i}"))
+            print("S", f"q{lane}-{i}", flush=True)
+            await asyncio.sleep(0)
+            journal.end(number, ended(f"q{lane}-{i}"))
+    await asyncio.gather(*(one(lane) for lane in range(5)))
+asyncio.run(run())
+"""
+
+
+def test_a_process_that_is_killed_has_an_event_for_each_start_that_it_told_of(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    told = [child.stdout.readline() for _ in range(300)]
+    (folder,) = boots(tmp_path)
+    assert recover(folder, NOW) is None, "it lives"
+    child.send_signal(signal.SIGKILL)
+    told += child.stdout.readlines()
+    child.wait()
+    found = recover(folder, NOW)
+    assert found is not None
+    assert found.damage == []
+    state, _, _ = replay(folder)
+    kept = {event.seq: event.request_id for event in events(folder)}
+    assert sorted(kept) == list(range(1, state.started + 1))
+    assert {line.split()[1] for line in told if line.endswith("\n")} <= set(kept.values())
+    assert len(set(kept.values())) == len(kept)
+    assert list(read_from(folder, BEGIN))

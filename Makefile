@@ -38,7 +38,7 @@ bench-quota: install ## How fast quota is decided, over HTTP and in the process,
 bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.close
 
-simulate: up ## Kill workers in dirty traffic, rate random bills twice (KILLS=200, INVOICES=300000, QUICK=1, TOLLBOOK_SEED=)
+simulate: up ## Kill workers in dirty traffic, spend quotas, rate random bills twice (KILLS=, QUOTAS=, INVOICES=, QUICK=1, TOLLBOOK_SEED=)
 	.venv/bin/python -m tests.simulation.run
 
 up: install ## Install what is missing and start Kafka, TimescaleDB and the Stripe twin (TOLLBOOK_HOME, default .tollbook)

@@ -35,7 +35,14 @@ def checked(content: Mapping[str, Any]) -> dict[str, Any]:
         raise EntryInvalid(f"missing: {', '.join(sorted(missing))}")
     if content.get("kind", MANUAL) not in KINDS:
         raise EntryInvalid(f"kind {content['kind']!r}: it is {' or '.join(KINDS)}")
-    effective_at = datetime.fromisoformat(str(content["effective_at"]).replace("Z", "+00:00"))
+    try:
+        effective_at = datetime.fromisoformat(str(content["effective_at"]))
+    except ValueError:
+        raise EntryInvalid(f"effective_at {content['effective_at']!r} is no RFC 3339 time") from None
+    if effective_at.tzinfo is None:
+        raise EntryInvalid(f"effective_at {content['effective_at']!r}: say its offset, such as Z")
+    if not isinstance(content["legs"], list) or not content["legs"]:
+        raise EntryInvalid("legs: a list of account, currency, amount and subledger is expected")
     legs = [_leg(leg) for leg in content["legs"]]
     found = {
         "kind": content.get("kind", MANUAL),
@@ -69,7 +76,9 @@ def entry_of(content: Mapping[str, Any], booking: Booking, *, document: str) -> 
     )
 
 
-def _leg(given: Mapping[str, Any]) -> dict[str, Any]:
+def _leg(given: object) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise EntryInvalid(f"leg {given!r}: account, currency, amount and subledger are expected")
     if unknown := given.keys() - _LEG_FIELDS:
         raise EntryInvalid(f"a leg has no {', '.join(sorted(unknown))}")
     code = given.get("account")

@@ -26,7 +26,7 @@ from billing.tax import TaxMode
 LINES_PER_REQUEST: Final = 100
 """`add_lines` documents no limit; a request of a hundred lines stays near 40 kB."""
 LINES_MAX: Final = 250
-"""Stripe holds at most 250 lines an invoice. Grouping more of them is a later issue; until then they are parked."""
+"""Stripe holds at most 250 lines an invoice. Grouping more of them is not built: they are parked."""
 PERIOD_END_IS_INCLUSIVE_S: Final = 1
 DESCRIPTION_MAX: Final = 250
 COLLECTION_METHOD: Final = "send_invoice"

@@ -1,7 +1,7 @@
 """`make demo`: one real hour of traffic, from usage events to invoices in Stripe, and the proof that all agrees.
 
-Everything it does can be done by hand with the commands that it names. Running it again changes nothing: events are
-duplicates, plans and invoices are there already.
+Everything it does can be done by hand with the commands that it names. Run again, it changes no event, plan or invoice:
+they are there already; the quotas of the day go on being spent.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _show_next() -> None:
         (f"tollbook quota show {demo_quotas.HARD}", "where its quota stands"),
         ("tollbook streams status", "lag and counts of each partition"),
         ("tollbook ledger trial-balance", "the books"),
-        ("make demo", "again: nothing changes"),
+        ("make demo", "again: events, plans and invoices stay as they are"),
         ("make down", "stop the services; make clean removes everything"),
     ):
         prefix = "" if command.startswith("make") else ".venv/bin/"

@@ -172,7 +172,7 @@ def clock(now: str | None) -> datetime:
     if now is None:
         return datetime.now(UTC)
     try:
-        given = datetime.fromisoformat(now.replace("Z", "+00:00"))
+        given = datetime.fromisoformat(now)
         if given.tzinfo is not None:
             return given.astimezone(UTC)
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""The usage event, version 1: one record of one request attempt that has ended (INTERFACES: usage event).
+"""The usage event, version 1: one record of one request attempt that has ended (docs/spec/interfaces.md 4).
 
 `decode` is the only way from bytes to a `UsageEvent`; it refuses with the field and the reason. Fields that are
 not listed are ignored here and survive in the raw message.

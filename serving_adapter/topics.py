@@ -1,4 +1,4 @@
-"""The topics of INTERFACES 3: names and settings, and how to create them where they are missing."""
+"""The topics (docs/spec/interfaces.md 3): names and settings, and how to create them where they are missing."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID, uuid5
 
 import msgspec
@@ -25,7 +25,7 @@ NAMESPACE: Final = UUID("ac8bd784-8c80-508b-9e2b-0599f41ef948")
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something a person should look at. `key` is the tenant or the replica, by which the topic is keyed."""
+    """Something a person should look at. `key`, by which the topic is keyed: a tenant, replica or partition."""
 
     kind: str
     key: str
@@ -72,9 +72,34 @@ def mark_delivered(connection: psycopg.Connection, alerts: Iterable[Alert]) -> N
     )
 
 
+class AlertMessage(msgspec.Struct):
+    """An alert as a message of `tollbook.alerts.v1`, delivered at least once: `alert_id` tells repetitions."""
+
+    alert_id: UUID
+    kind: str
+    key: str
+    subject: dict[str, Any]
+    detail: str
+    raised_at: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 def encode(alert: Alert) -> bytes:
     """The alert as the message of `tollbook.alerts.v1`."""
+    detail = shortened(alert.detail, DETAIL_CHARS)
     return msgspec.json.encode(
-        {"alert_id": alert.alert_id, "kind": alert.kind, "key": alert.key, "subject": alert.subject,
-         "detail": shortened(alert.detail, DETAIL_CHARS), "raised_at": alert.raised_at}
-    )  # fmt: skip
+        AlertMessage(alert.alert_id, alert.kind, alert.key, alert.subject, detail, alert.raised_at)
+    )
+
+
+def json_schema() -> dict[str, object]:
+    """The message's JSON Schema (2020-12): `schemas/alert.v1.json`."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "alert.v1.json",
+        "title": "Tollbook alert, version 1",
+        **msgspec.json.schema(AlertMessage),
+    }
+
+
+if __name__ == "__main__":
+    print(msgspec.json.format(msgspec.json.encode(json_schema()), indent=2).decode())

@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from serving_adapter.topics import USAGE
 from streams.http import access_keys
 from streams.http.event_server import PATH
 from tests.builders import EVENT
+from tests.waiting import wait_for
 
 STARTS_WITHIN_S = 30.0
 STOPS_WITHIN_S = 30.0
@@ -112,7 +112,7 @@ def start_server(kafka: KafkaSettings, own_database_url: str, secret: str) -> It
         found = re.search(r"http://127\.0\.0\.1:(\d+)/v1/events", line)
         assert found, f"the server did not start: {line}{process.stdout.read() if process.poll() is not None else ''}"
         server.port = int(found.group(1))
-        wait_for(lambda: server.request("GET", "/readyz").status == 200)
+        wait_for(lambda: server.request("GET", "/readyz").status == 200, "a server that is ready", STARTS_WITHIN_S)
         return server
 
     yield start
@@ -145,19 +145,6 @@ def start_worker(kafka: KafkaSettings, own_database_url: str) -> Callable[..., s
         return done.stdout
 
     return run
-
-
-def wait_for(condition: Callable[[], bool], within_s: float = STARTS_WITHIN_S) -> None:
-    """Until a condition holds."""
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            if condition():
-                return
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.05)
 
 
 def messages(kafka: KafkaSettings) -> list[Message]:

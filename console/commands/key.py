@@ -13,14 +13,14 @@ from streams.http import access_keys
 from streams.http.access_keys import AccessKey, Kind
 
 app = typer.Typer(
-    help="Keys of emitters, quota callers and tenants: add, list, revoke.", no_args_is_help=True, add_completion=False
+    help="Keys of emitters and quota callers: add, list, revoke.", no_args_is_help=True, add_completion=False
 )
 COLUMNS = ("key_id", "kind", "name", "tenants", "created_at", "revoked_at")
 
 
 @app.command()
 def add(
-    kind: Annotated[Kind, typer.Option(help="Whose key: an emitter of events, a caller of quota, a tenant.")],
+    kind: Annotated[Kind, typer.Option(help="Whose key: an emitter of events, a caller of quota.")],
     name: Annotated[str, typer.Option(help="For people, e.g. gateway-eu; may be used again for the next key.")],
     actor: session.Actor,
     tenant: Annotated[list[str] | None, typer.Option(help="A tenant it may speak for; as often as needed.")] = None,

@@ -291,7 +291,10 @@ def post(
     A leg has account, currency, amount (a text, debit positive) and, where the account is kept per something,
     subledger. `kind: prior_period_adjustment` books into a closed month.
     """
-    content = yaml.safe_load(session.read_text(file))
+    try:
+        content = yaml.safe_load(session.read_text(file))
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f"{file} is no YAML: {error}") from None
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{file}: effective_at, memo and legs are expected")
     _propose(ProposalKind.POST_ENTRY, legal_entity, content, paper, actor, dry_run)

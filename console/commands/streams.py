@@ -227,7 +227,8 @@ def rebuild(
 @app.command()
 def retain(
     actor: session.Actor,
-    now: Annotated[str | None, typer.Option("--now", help="Take this RFC 3339 time for now (tests only).")] = None,
+    now: session.Now = None,
+    test: Annotated[bool, typer.Option("--test", help="The data is a test's: --now may let go of it.")] = False,
     dry_run: session.DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -238,6 +239,8 @@ def retain(
     from billing import account_store, ledger_store, periods, schedules
     from billing.database import transaction
 
+    if now is not None and not (test or dry_run):
+        raise typer.BadParameter("--now goes with --test or --dry-run only: what is let go of is gone")
     at = session.clock(now)
     with session.engine() as engine, transaction(engine) as books:
         closed = periods.closed_before(ledger_store.books(books))

@@ -1,4 +1,4 @@
-"""Access keys: the secret by which an emitter (later a quota caller, a tenant) shows who it is.
+"""Access keys: the secret by which an emitter or a caller of quota shows who it is.
 
 A secret is shown once, when it is made; only its SHA-256 is stored. A slow password hash would add nothing: a secret
 of 32 random bytes cannot be guessed from its hash however fast the hash is, and each request has to be checked.
@@ -20,7 +20,7 @@ import psycopg
 from streams import audit, tenants
 from streams.errors import UnknownKey, UnknownTenant
 
-Kind = Literal["emitter", "quota", "tenant"]
+Kind = Literal["emitter", "quota"]
 SECRET_PREFIX: Final = "tbk_"
 """Lets scanners of repositories and logs recognise a secret that lies where it should not."""
 SECRET_BYTES: Final = 32
@@ -92,12 +92,10 @@ def add(
     """Store the key of a new secret. Names may repeat: a secret is replaced by adding a key, then revoking the old one.
 
     Raises UnknownTenant if a tenant that is neither registered nor reserved is named, ValueError on a name that does
-    not fit or on tenants that do not fit the kind.
+    not fit or where no tenant is named.
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no key name: letters, digits and . _ : -, at most 64")
-    if kind == "tenant" and (all_tenants or len(set(tenant_ids)) != 1):
-        raise ValueError("a key of kind tenant is for exactly one tenant")
     if not all_tenants and not tenant_ids:
         raise ValueError("say for whom the key is: --tenant ID (as often as needed) or --all-tenants")
     digest = digest_of(secret)

@@ -23,10 +23,9 @@ import psycopg
 from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
 from streams.rules.identity_keys import identity_key
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import QUICK, Report
 from tests.benchmarks.traffic import uuid7_text
 
-QUICK = os.environ.get("QUICK", "") not in ("", "0")
 IDENTITIES = (
     "500_000" if QUICK else os.environ.get("IDENTITIES", "1_000_000,3_000_000,10_000_000,30_000_000,100_000_000")
 )

@@ -21,9 +21,8 @@ from billing.database import engine_for, transaction
 from billing.ledger import AccountCode, JournalEntry, Posting
 from streams.database import connect
 from tests.benchmarks.databases import database
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import QUICK, Report
 
-QUICK = os.environ.get("QUICK", "") not in ("", "0")
 WORKERS = int(os.environ.get("WORKERS", "2"))
 SEED = 20261121
 RUNS = 1 if QUICK else 5

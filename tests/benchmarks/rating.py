@@ -7,7 +7,6 @@ prices within the month. What comes out is compared with the same arithmetic in 
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import time
@@ -30,9 +29,8 @@ from billing.subscriptions import version_name
 from streams import tenants
 from streams.database import connect
 from streams.usage.usage_store import rating_quantities
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import QUICK, Report
 
-QUICK = os.environ.get("QUICK", "") not in ("", "0")
 TENANTS: Final = 50 if QUICK else 500
 MODELS: Final = 20
 RUNS: Final = 1 if QUICK else 3

@@ -15,6 +15,8 @@ from statistics import median
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+QUICK = os.environ.get("QUICK", "") not in ("", "0")
+"""A first look in under a minute, instead of figures."""
 
 
 @dataclass(frozen=True, slots=True)

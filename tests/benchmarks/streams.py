@@ -36,10 +36,9 @@ from streams.ingest.sources import LogReader
 from streams.rules.chunks import Chunk, Record, Source, read
 from streams.schema import upgrade
 from streams.settings import CHUNK_MESSAGES
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import QUICK, Report
 
 WORKERS = int(os.environ.get("WORKERS", "2"))
-QUICK = os.environ.get("QUICK", "") not in ("", "0")
 SEED = 20261121
 BACKLOG = 400_000 if QUICK else int(os.environ.get("BACKLOG", "10_000_000"))
 SUSTAINED_S = 8 if QUICK else 600

@@ -18,7 +18,7 @@ import time
 from typing import Final
 
 from devstack.stack import environment
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import QUICK, Report
 from tests.simulation import kills, quotas
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
@@ -37,16 +37,15 @@ QUOTAS_QUICK: Final = 6_000
 def main() -> int:
     """Run all parts."""
     os.environ.update(environment())
-    quick = os.environ.get("QUICK") == "1"
     seed = int(os.environ.get("TOLLBOOK_SEED") or random.SystemRandom().randrange(2**32))
-    to_kill = int(os.environ.get("KILLS") or (KILLS_QUICK if quick else KILLS))
-    invoices = int(os.environ.get("INVOICES") or (INVOICES_QUICK if quick else INVOICES))
-    requests = int(os.environ.get("QUOTAS") or (QUOTAS_QUICK if quick else QUOTAS))
+    to_kill = int(os.environ.get("KILLS") or (KILLS_QUICK if QUICK else KILLS))
+    invoices = int(os.environ.get("INVOICES") or (INVOICES_QUICK if QUICK else INVOICES))
+    requests = int(os.environ.get("QUOTAS") or (QUOTAS_QUICK if QUICK else QUOTAS))
     print(f"seed {seed} (TOLLBOOK_SEED={seed} repeats it), {to_kill} kills, {invoices:,} invoices", flush=True)
-    report = Report("simulate", seed, quick)
+    report = Report("simulate", seed, QUICK)
     wrong = 0
     if to_kill:
-        of_workers = max(1, to_kill // (OF_WORKERS_QUICK if quick else OF_WORKERS))
+        of_workers = max(1, to_kill // (OF_WORKERS_QUICK if QUICK else OF_WORKERS))
         wrong += _tell_kills(kills.killed(seed, to_kill, of_workers=of_workers), report)
     if requests:
         wrong += _limit_requests(seed, requests, report)

@@ -55,7 +55,8 @@ def test_a_closed_month_is_archived_and_dropped_and_can_be_explained_rebuilt_and
 
     explained = run("usage", "explain", "acme", "--period", "2026-10", "--limit", "3")
     assert "equal to the hourly windows" in explained
-    assert "no period is closed" in run("streams", "retain", "--now", NOW)
+    assert "no period is closed" in run("streams", "retain", "--now", NOW, "--test")
+    run("streams", "retain", "--now", NOW, code=2)
     connection.execute(
         "insert into ledger.accounting_periods (legal_entity, month, state)"
         " select legal_entity, '2026-10', 'closed' from ledger.legal_entities"
@@ -72,7 +73,7 @@ def test_a_closed_month_is_archived_and_dropped_and_can_be_explained_rebuilt_and
         "events", "archive", "--period", "2026-10"
     )
     assert "(0 days written now)" in run("events", "archive", "--period", "2026-10")
-    done = json.loads(run("streams", "retain", "--now", NOW, "--json"))
+    done = json.loads(run("streams", "retain", "--now", NOW, "--test", "--json"))
     assert (done["identities"], done["days_dropped"]) == (12, ["2026-10-01", "2026-10-02", "2026-10-03"])
     assert connection.execute("select count(*) from usage.events").fetchone() == (12,)
 

@@ -25,6 +25,7 @@ from streams.settings import CompletenessSettings
 from tests.builders import event_json
 from tests.fake_engine import FakeEngine, FakeServer, serving
 from tests.integration.console.conftest import Run
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -124,10 +125,10 @@ def test_the_process_follows_a_restart_and_ends_on_sigterm_with_a_last_scrape(
     environ = os.environ | {"TOLLBOOK_KAFKA": kafka.bootstrap, "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix}
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: server.scrapes >= 2)
+        wait_for(lambda: server.scrapes >= 2, "two scrapes")
         server.engine = FakeEngine(started=time.time(), boot="b2")
         seen = server.scrapes
-        until(lambda: server.scrapes >= seen + 2)
+        wait_for(lambda: server.scrapes >= seen + 2, "two more scrapes")
         server.engine.serve(20, 10, 8)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
@@ -151,11 +152,3 @@ def test_an_engine_that_is_not_there_is_one_line(run: Run) -> None:
     done = run("adapter", "scrape", "--url", "http://127.0.0.1:9/metrics", "--replica", "r1", "--once")
     assert done.returncode == 1
     assert done.stderr.startswith("tollbook: http://127.0.0.1:9/metrics cannot be read")
-
-
-def until(condition: Any, within_s: float = 60.0) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)

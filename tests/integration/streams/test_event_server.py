@@ -17,8 +17,9 @@ from streams.http import access_keys
 from streams.http.event_server import MAX_BODY_BYTES
 from streams.http.http_events import BATCHED, MAX_EVENTS, STRUCTURED
 from tests.builders import EVENT
-from tests.fixtures_event_server import EventServerProcess, StartServer, messages, usage_event, wait_for
+from tests.fixtures_event_server import EventServerProcess, StartServer, messages, usage_event
 from tests.fixtures_kafka import PREFIX, QUIET
+from tests.waiting import wait_for
 
 ENVELOPE: dict[str, Any] = {"specversion": "1.0", "id": "own-1", "source": "/gateway/eu", "type": "tollbook.usage.v1"}
 

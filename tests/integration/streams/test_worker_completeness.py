@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from os import environ
 from typing import Any
@@ -23,6 +22,7 @@ from serving_adapter.topics import ALERTS, REPLICAS, USAGE
 from streams import tenants
 from streams.completeness import completeness_store
 from tests.builders import event_json
+from tests.waiting import wait_for
 
 WAIT_S = 60
 
@@ -62,13 +62,6 @@ def workers(kafka: KafkaSettings, own_database_url: str) -> Iterator[Workers]:
     made.kill()
 
 
-def until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not met():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
-
-
 def test_a_gap_is_alerted_over_a_restart_and_closed_by_a_late_event(
     workers: Workers, kafka: KafkaSettings, connection: psycopg.Connection
 ) -> None:
@@ -94,7 +87,7 @@ def test_a_gap_is_alerted_over_a_restart_and_closed_by_a_late_event(
 
     workers.start()
     workers.start()
-    until(lambda: len(alerts_sent(kafka)) > 0)
+    wait_for(lambda: len(alerts_sent(kafka)) > 0, "an alert")
     workers.kill()
     (gap,) = completeness_store.open_gaps(connection)
     assert (gap.first_number, gap.last_number) == (3, 3)

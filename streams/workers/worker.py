@@ -179,14 +179,17 @@ class StreamsWorker:
 
         async def apply_chunks(stream: Any) -> None:
             self._queues[feed.topic] = stream.channel.queue
-            async for event in stream.events():
-                self._in_hand.add(feed.topic)
-                partition = Partition(feed.topic, event.message.partition)
-                try:
-                    await self._take(app, partition, event.value)
-                finally:
-                    self._in_hand.discard(feed.topic)
-                    self._sweeper.took(partition)
+            # Closed here, which stops the stream. Left to the interpreter, that may come after Faust has started the
+            # agent anew on the same stream, which would then bring nothing (from Python 3.12 on it does).
+            async with contextlib.aclosing(aiter(stream)) as chunks:
+                async for fetched in chunks:
+                    self._in_hand.add(feed.topic)
+                    partition = Partition(feed.topic, stream.current_event.message.partition)
+                    try:
+                        await self._take(app, partition, fetched)
+                    finally:
+                        self._in_hand.discard(feed.topic)
+                        self._sweeper.took(partition)
 
         app.agent(app.topic(feed.topic, schema=ChunkSchema(), acks=False), name=f"apply-{feed.feed}")(apply_chunks)
 

@@ -73,9 +73,14 @@ def usage_log() -> Log:
 
 def feed_log(feed: Feed) -> Log:
     """The topic of a feed, as the broker has it now."""
+    return log_reader(feed).read()
+
+
+def log_reader(feed: Feed) -> LogReader:
+    """Who asks the broker about a feed's topic."""
     settings = kafka()
     topic = USAGE if feed == "usage" else REPLICAS
-    return LogReader(settings, topic.name(settings.topic_prefix)).read()
+    return LogReader(settings, topic.name(settings.topic_prefix))
 
 
 def database() -> DatabaseSettings:

@@ -335,7 +335,9 @@ def resolve(
     dry_run: session.DryRun = False,
 ) -> None:
     """Let a partition that stands still go on: pass over positions, or begin in a topic that was made again."""
-    log = session.feed_log(feed)
+    reader = session.log_reader(feed)
     with session.owner_connection() as connection, session.change(connection, dry_run):
-        source, stood_at = sources.resolve(connection, log, partition, to, reason=reason, actor=actor)
+        source, stood_at = sources.resolve(
+            connection, reader.topic, reader.read, partition, to, reason=reason, actor=actor
+        )
     out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
@@ -99,7 +100,7 @@ class LogReader:
     def __init__(self, kafka: KafkaSettings, topic: str) -> None:
         """Raises KafkaUnavailable."""
         self._kafka = kafka
-        self._topic = topic
+        self.topic = topic
         self._admin: AdminClient | None = admin_client(kafka)
 
     def read(self) -> Log:
@@ -116,13 +117,13 @@ class LogReader:
     def _read(self) -> Log:
         admin = self._client()
         cluster = admin.describe_cluster(request_timeout=ANSWER_WITHIN_S).result()
-        topics = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
-        topic = topics[self._topic].result()
+        topics = admin.describe_topics(TopicCollection([self.topic]), request_timeout=ANSWER_WITHIN_S)
+        topic = topics[self.topic].result()
         numbers = [partition.id for partition in topic.partitions]
         begins = self._offsets(admin, numbers, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         ends = self._offsets(admin, numbers, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         return Log(
-            self._topic,
+            self.topic,
             str(cluster.cluster_id),
             str(topic.topic_id),
             {p: at.offset for p, at in begins.items()},
@@ -134,8 +135,8 @@ class LogReader:
         """The topic's id alone, as cheaply as it can be had. Raises KafkaUnavailable."""
         admin = self._client()
         try:
-            topics = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ANSWER_WITHIN_S)
-            return str(topics[self._topic].result().topic_id)
+            topics = admin.describe_topics(TopicCollection([self.topic]), request_timeout=ANSWER_WITHIN_S)
+            return str(topics[self.topic].result().topic_id)
         except KafkaException as error:
             raise self._unavailable(error) from None
 
@@ -147,10 +148,10 @@ class LogReader:
 
     def _unavailable(self, error: KafkaException) -> KafkaUnavailable:
         self._admin = None  # librdkafka asks the controller that it knows, for minutes after it is gone
-        return KafkaUnavailable(f"Kafka at {self._kafka.bootstrap}, topic {self._topic}: {error.args[0].str()}")
+        return KafkaUnavailable(f"Kafka at {self._kafka.bootstrap}, topic {self.topic}: {error.args[0].str()}")
 
     def _offsets(self, admin: AdminClient, partitions: list[int], which: OffsetSpec) -> dict[int, Any]:
-        asked = {TopicPartition(self._topic, number): which for number in partitions}
+        asked = {TopicPartition(self.topic, number): which for number in partitions}
         answers = admin.list_offsets(asked, request_timeout=ANSWER_WITHIN_S)
         return {at.partition: future.result() for at, future in answers.items()}
 
@@ -180,14 +181,17 @@ def _add(connection: psycopg.Connection, name: str, log: Log, position: int, fee
     return added.rowcount == 1
 
 
+STATES: Final = """
+    select source, cluster_id, topic_id, next_position, stopped_because, feed from usage.sources
+    where source collate "C" >= %s and source collate "C" < %s
+"""
+"""By an index over the names: the releases among the sources are many, and this is asked every few seconds."""
+
+
 def states(connection: psycopg.Connection, topic: str) -> dict[int, SourceState]:
     """The stored state of each partition of a topic, of the newest log that it is about."""
     prefix = source_name(topic, 0)[:-1]
-    rows = connection.execute(
-        "select source, cluster_id, topic_id, next_position, stopped_because, feed from usage.sources"
-        " where starts_with(source, %s)",
-        (prefix,),
-    )
+    rows = connection.execute(STATES, (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)))
     newest: dict[int, tuple[int, SourceState]] = {}
     for row in rows:
         partition, _, generation = row[0][len(prefix) :].partition("@")
@@ -203,22 +207,33 @@ def lag(connection: psycopg.Connection, log: Log) -> int:
 
 
 def resolve(
-    connection: psycopg.Connection, log: Log, partition: int, to: int, *, reason: str, actor: str
+    connection: psycopg.Connection,
+    topic: str,
+    read_log: Callable[[], Log],
+    partition: int,
+    to: int,
+    *,
+    reason: str,
+    actor: str,
 ) -> tuple[str, int]:
     """Let a partition that stands still, or would, go on from `to`; returns the source and the position it stood at.
 
     In the same log this passes over positions, which is kept with the reason. In another log of the same name, or where
-    the log was cut below the position (then `to` may lie before it), it begins a source of its own there. Raises
-    CannotResolve.
+    the log was cut below the position (then `to` may lie before it), it begins a source of its own there. The log is
+    read once the position is locked: one that was read before lies behind the position of a partition that goes on,
+    which then looks like a log that was cut. Raises CannotResolve, and as `read_log` does.
     """
     if not reason.strip():
         raise CannotResolve("passing over positions needs a reason")
     with connection.transaction():
-        state = states(connection, log.topic).get(partition)
-        if state is None or partition not in log.ends:
-            raise CannotResolve(f"{log.topic} has no partition {partition} that was ever read")
+        state = states(connection, topic).get(partition)
+        if state is None:
+            raise CannotResolve(f"{topic} has no partition {partition} that was ever read")
         connection.execute("select 1 from usage.sources where source = %s for update", (state.source,))
-        state = states(connection, log.topic)[partition]  # as it stands now that it is locked
+        state = states(connection, topic)[partition]  # as it stands now that it is locked
+        log = read_log()
+        if partition not in log.ends:
+            raise CannotResolve(f"{topic} has no partition {partition} any more")
         if state.stopped_because is None and disagreement(state, log, partition) is None:
             raise CannotResolve(f"{state.source} does not stand still: nothing of it may be passed over")
         if not log.begins[partition] <= to <= log.ends[partition]:
@@ -233,7 +248,7 @@ def resolve(
             source = _pass_over(connection, state, to, reason, actor)
         else:
             _, _, generation = state.source.partition("@")
-            source = source_name(log.topic, partition, int(generation or 1) + 1)
+            source = source_name(topic, partition, int(generation or 1) + 1)
             _add(connection, source, log, to, state.feed)
             connection.execute(
                 "update usage.sources set stopped_because = %s, changed_at = now() where source = %s",

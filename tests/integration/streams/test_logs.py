@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from reconciliation import agreement
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
 from streams import tenants
+from streams.database import connect
 from streams.errors import CannotResolve
 from streams.ingest import sources
 from streams.ingest.ingestion import Ingestion
@@ -104,8 +106,8 @@ def applied(connection: psycopg.Connection) -> int:
 
 
 def resolve(topic: Topic, connection: psycopg.Connection, to: int) -> str:
-    log = LogReader(topic.kafka, topic.name).read()
-    return sources.resolve(connection, log, PARTITION, to, reason="looked at it", actor="ada")[0]
+    reader = LogReader(topic.kafka, topic.name)
+    return sources.resolve(connection, topic.name, reader.read, PARTITION, to, reason="looked at it", actor="ada")[0]
 
 
 def assert_positions_are_explained(connection: psycopg.Connection) -> None:
@@ -150,9 +152,9 @@ def test_a_topic_that_was_made_again_stops_the_partition_until_a_person_has_look
     done = drain()
     assert (done.returncode, applied(connection)) == (1, 3)
     assert "deleted and made again" in done.stderr
+    reader = LogReader(topic.kafka, topic.name)
     for partition in range(1, USAGE.partitions):
-        log = LogReader(topic.kafka, topic.name).read()
-        sources.resolve(connection, log, partition, 0, reason="made again", actor="ada")
+        sources.resolve(connection, topic.name, reader.read, partition, 0, reason="made again", actor="ada")
     assert resolve(topic, connection, 0) == f"{source_name(topic.name, PARTITION)}@2"
     assert (drain().returncode, applied(connection)) == (0, 8)
     assert_positions_are_explained(connection)
@@ -205,10 +207,10 @@ def test_a_hint_that_is_ahead_makes_the_worker_go_back(
 
 def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, connection: psycopg.Connection) -> None:
     topic.send(0, 3)
-    log = LogReader(topic.kafka, topic.name).read()
-    sources.register(connection, log)
+    reader = LogReader(topic.kafka, topic.name)
+    sources.register(connection, reader.read())
     with pytest.raises(CannotResolve, match="reason"):
-        sources.resolve(connection, log, PARTITION, 2, reason="", actor="ada")
+        sources.resolve(connection, topic.name, reader.read, PARTITION, 2, reason="", actor="ada")
     with pytest.raises(CannotResolve, match="does not stand still"):
         resolve(topic, connection, 2)
     sources.mark_stopped(connection, source_name(topic.name, PARTITION), "a person is to look")
@@ -216,6 +218,28 @@ def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, 
     (act,) = connection.execute("select actor, action, detail ->> 'to' from usage.audit_log where actor = 'ada'")
     assert act == ("ada", "streams.resolve", "2")
     assert (drain().returncode, applied(connection)) == (0, 1)
+
+
+def test_a_partition_that_goes_on_while_the_log_is_read_is_not_taken_for_one_that_was_cut(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str
+) -> None:
+    topic.send(0, 3)
+    reader = LogReader(topic.kafka, topic.name)
+    sources.register(connection, reader.read())
+    moves_on = "update usage.sources set next_position = 5 where source = %s"
+    name = source_name(topic.name, PARTITION)
+
+    def read() -> sources.Log:
+        """The log as it is; more comes and is applied by a worker, unless it waits for the position's lock."""
+        log = reader.read()
+        topic.send(3, 2)
+        with connect(own_database_url) as worker, contextlib.suppress(psycopg.errors.LockNotAvailable):
+            worker.execute("set lock_timeout = '0.1s'")
+            worker.execute(moves_on, (name,))
+        return log
+
+    with pytest.raises(CannotResolve, match="does not stand still"):
+        sources.resolve(connection, topic.name, read, PARTITION, 0, reason="a test", actor="ada")
 
 
 def test_a_log_that_was_cut_is_noticed_while_other_partitions_are_busy(

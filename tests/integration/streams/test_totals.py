@@ -79,3 +79,17 @@ def test_chunks_that_follow_one_another_are_one_run(
         (SOURCE.name, 0, 9, 9), (SOURCE.name, 12, 22, 10), (SOURCE.name, 22, 30, 7), (SOURCE.name, 30, 45, 15),
         (SOURCE.name, 44, 46, 2),
     ]  # fmt: skip
+
+
+def test_the_partitions_of_a_topic_are_found_among_many_releases_without_reading_these(
+    connection: psycopg.Connection, applier: ChunkApplier, owner: psycopg.Connection
+) -> None:
+    connection.execute(
+        "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
+        " select 'release:' || n, 'quarantine', n, -1, 0, 1 from generate_series(1, 20000) as n"
+    )
+    owner.execute("analyze usage.sources")
+    assert [state.source for state in sources.states(connection, "test.usage.v1").values()] == [SOURCE.name]
+    given = ("kafka:test.usage.v1/", "kafka:test.usage.v10")
+    (plan,) = connection.execute(f"explain (format json) {sources.STATES}", given).fetchone() or (None,)
+    assert "Index Scan" in str(plan), plan

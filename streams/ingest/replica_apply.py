@@ -1,7 +1,7 @@
 """Apply a chunk of replicas' reports: one transaction, by the same position as usage (docs/spec/metering.md 4.1, 6.2).
 
-Reports say the state as it is, and cumulative counts: the later one replaces the earlier. What must not be lost of an
-earlier one, the times that can still be proven, is kept as marks.
+Reports say the state as it is, and cumulative counts: the later one, by the replica's clock, replaces the earlier. What
+must not be lost of an earlier one, the times that can still be proven, is kept as marks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from streams.rules.chunks import Chunk, Record, Refused
 
 REPORT_STEPS: Final = ("reports begun", "reports stored", "reports advanced", "reports committed")
 """The moments of a chunk that a checkpoint is told of, in order."""
-STORE_BOOT: Final = """
+# A report may come after a later one: out of quarantine, or sent again. It tells only what the later one does not.
+_OF_THE_LATER: Final = ", ".join(
+    f"{name} = case when greatest(excluded.heartbeat_at, excluded.farewell_at)"
+    " < greatest(b.heartbeat_at, b.farewell_at)"
+    f" then coalesce(b.{name}, excluded.{name}) else coalesce(excluded.{name}, b.{name}) end"
+    for name in ("started", "ended", "open", "clock_offset_ms")
+)
+STORE_BOOT: Final = f"""
     insert into usage.boots as b (replica_id, boot_id, first_received_at, last_received_at, begun_at, heartbeat_at,
                                   last_seq, started, ended, open, clock_offset_ms, farewell_at, quiet_since)
     values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
@@ -32,9 +39,7 @@ STORE_BOOT: Final = """
         begun_at = coalesce(b.begun_at, excluded.begun_at),
         heartbeat_at = greatest(b.heartbeat_at, excluded.heartbeat_at),
         last_seq = greatest(b.last_seq, excluded.last_seq),
-        started = coalesce(excluded.started, b.started), ended = coalesce(excluded.ended, b.ended),
-        open = coalesce(excluded.open, b.open),
-        clock_offset_ms = coalesce(excluded.clock_offset_ms, b.clock_offset_ms),
+        {_OF_THE_LATER},
         farewell_at = greatest(b.farewell_at, excluded.farewell_at),
         quiet_since = case
             when (excluded.last_seq, coalesce(excluded.started, 0)) > (b.last_seq, coalesce(b.started, 0))

@@ -135,19 +135,23 @@ def _broke_off(boot: Boot, state: BootState) -> str:
     return f"ended without a farewell ({why}); last heard of {heard}, last number {boot.last_seq}"
 
 
-def deliver_alerts(connection: psycopg.Connection, send: Callable[[list[Alert]], None]) -> int:
-    """Hand undelivered alerts to `send`, which returns once Kafka has acknowledged them; returns how many.
+def deliver_alerts(connection: psycopg.Connection, send: Callable[[list[Alert], Callable[[Alert], None]], None]) -> int:
+    """Hand undelivered alerts to `send`, which tells of each that Kafka has acknowledged; returns how many those are.
 
-    No transaction is open meanwhile. A kill in between sends them again: at least once, under the same ids.
+    Where it fails, the others are sent again the next time. No transaction is open meanwhile. A kill in between sends
+    them again as well: at least once, under the same ids.
     """
     (free,) = connection.execute("select pg_try_advisory_lock(%s)", (DELIVERY_LOCK,)).fetchone() or (False,)
     if not free:
         return 0
     try:
-        waiting = alerts.undelivered(connection)
-        if waiting:
-            send(waiting)
-            alerts.mark_delivered(connection, waiting)
-        return len(waiting)
+        acknowledged: list[Alert] = []
+        try:
+            if waiting := alerts.undelivered(connection):
+                send(waiting, acknowledged.append)
+        finally:
+            if acknowledged:
+                alerts.mark_delivered(connection, acknowledged)
+        return len(acknowledged)
     finally:
         connection.execute("select pg_advisory_unlock(%s)", (DELIVERY_LOCK,))

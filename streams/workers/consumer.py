@@ -23,11 +23,10 @@ from serving_adapter.kafka_client import quiet_log
 from serving_adapter.settings import KafkaSettings
 from streams.database import done_later
 from streams.errors import WorkerCrashed
-from streams.ingest.apply import Checkpoint, no_checkpoint
-from streams.ingest.ingestion import Ingestion, Observer, Tally
 from streams.ingest.sources import Partition
-from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
+from streams.ingest.tally import Tally
 from streams.workers.apply_queue import ApplyQueue, chunks_of
+from streams.workers.reader import Reader
 from streams.workers.sweeping import (
     DRAIN_CHECK_EVERY_S,
     HINT_EVERY_S,
@@ -36,10 +35,7 @@ from streams.workers.sweeping import (
     SESSION_TIMEOUT_S,
     SWEEP_EVERY_S,
     UPKEEP_EVERY_S,
-    Sweeper,
 )
-from streams.workers.upkeep import Upkeep
-from streams.workers.worker_health import LifeSigns
 
 PREFETCHED_KB: Final = 8 * 1024
 """What librdkafka holds beside; its default is eight times that."""
@@ -52,42 +48,17 @@ ENDED: Final = (KafkaError._FATAL, KafkaError.INCONSISTENT_GROUP_PROTOCOL, Kafka
 """Errors that do not pass; librdkafka tries on after any other."""
 
 
-class BareConsumer:
-    """Applies the partitions that the group gives it, until told to stop or, with `drain`, until all is applied."""
+class BareConsumer(Reader):
+    """The reader that works by librdkafka alone."""
 
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        database: DatabaseSettings,
-        *,
-        drain: bool = False,
-        chunk_messages: int = CHUNK_MESSAGES,
-        instance: str | None = None,
-        completeness: CompletenessSettings | None = None,
-        say: Callable[[str], None] = print,
-        checkpoint: Checkpoint = no_checkpoint,
-        observer: Observer | None = None,
-    ) -> None:
-        """As StreamsWorker's. Raises KafkaUnavailable, DatabaseUnavailable."""
-        self._drain = drain
-        self._chunk_messages = chunk_messages
-        self._say = say
-        self.ingestion = Ingestion(kafka, database, say=say, checkpoint=checkpoint, observer=observer)
-        self._sweeper = Sweeper(self.ingestion, say)
-        self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
-        self.signs = LifeSigns(time.monotonic(), upkeep=self._upkeep.signs)
-        self._consumer = Consumer(self._configuration(kafka, instance), logger=quiet_log)
+    def _set_up(self) -> None:
+        self._consumer = Consumer(self._configuration(self._kafka, self._instance), logger=quiet_log)
         self._queue = ApplyQueue(self.ingestion)
         self._paused = False
         self._fetched: dict[Partition, int | None] = {}
         """Kept here: librdkafka's own `position` waits for seconds beside a thread that polls."""
         self._ending = threading.Event()
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="beside")
-
-    @property
-    def tally(self) -> Tally:
-        """What this worker has done since it started."""
-        return self.ingestion.tally
 
     def run(self) -> Tally:
         """Run until stopped by SIGTERM or SIGINT, or until drained. Raises WorkerCrashed and as `Ingestion` does."""

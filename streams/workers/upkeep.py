@@ -10,7 +10,7 @@ from typing import Final
 
 import psycopg
 
-from serving_adapter.errors import AdapterError
+from serving_adapter.errors import AdapterError, MessageTooLarge
 from serving_adapter.producer import EventProducer
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ALERTS
@@ -141,10 +141,20 @@ class Upkeep:
     def _let_go(self, session: _Session) -> None:
         session.retention.step_when_due()
 
-    def _send(self, waiting: list[Alert]) -> None:
-        """Into the topic; returns when Kafka has all of them."""
-        if self._producer is None:
-            self._producer = EventProducer(self._kafka, ALERTS.name(self._kafka.topic_prefix))
+    def _send(self, waiting: list[Alert], acknowledged: Callable[[Alert], None]) -> None:
+        """Into the topic; returns when Kafka has all of them. One that it does not take keeps no other from it."""
+        producer = self._producer = self._producer or EventProducer(self._kafka, ALERTS.name(self._kafka.topic_prefix))
+        too_large: MessageTooLarge | None = None
         for alert in waiting:
-            self._producer.send(alert.key.encode(), alerts.encode(alert))
-        self._producer.flush()
+            try:
+                producer.send(alert.key.encode(), alerts.encode(alert), told=_telling(acknowledged, alert))
+            except MessageTooLarge as error:
+                too_large = error
+        producer.flush()
+        if too_large is not None:
+            raise too_large
+
+
+def _telling(acknowledged: Callable[[Alert], None], alert: Alert) -> Callable[[int, int], None]:
+    """Tells of the alert when its message is acknowledged."""
+    return lambda _partition, _offset: acknowledged(alert)

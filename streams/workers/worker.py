@@ -20,17 +20,16 @@ import faust
 from faust.types.tuples import TP
 
 from serving_adapter.errors import KafkaUnavailable
-from serving_adapter.settings import KafkaSettings
 from streams.database import done_later
 from streams.errors import WorkerCrashed
-from streams.ingest.apply import Checkpoint, no_checkpoint
-from streams.ingest.ingestion import FeedTopic, Ingestion, Observer, Tally
+from streams.ingest.feed_topics import FeedTopic
 from streams.ingest.sources import Partition
-from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
+from streams.ingest.tally import Tally
 from streams.workers.coalescing import ChunkScheduler, ChunkSchema, Fetched
 from streams.workers.faust_credentials import credentials
 from streams.workers.fetching import PromptTransport
 from streams.workers.kafka_security import security_of
+from streams.workers.reader import Reader
 from streams.workers.sweeping import (
     DRAIN_CHECK_EVERY_S,
     HINT_EVERY_S,
@@ -40,10 +39,7 @@ from streams.workers.sweeping import (
     SIGN_EVERY_S,
     SWEEP_EVERY_S,
     UPKEEP_EVERY_S,
-    Sweeper,
 )
-from streams.workers.upkeep import Upkeep
-from streams.workers.worker_health import LifeSigns
 
 BUFFERED_CHUNKS: Final = 1024
 """Never reached: fetching stops long before (`fetching.py`)."""
@@ -57,47 +53,17 @@ class Application(faust.App):
         pass
 
 
-class StreamsWorker:
-    """Applies the partitions that the group gives it, until told to stop or, with `drain`, until all is applied."""
+class StreamsWorker(Reader):
+    """The reader that works by Faust."""
 
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        database: DatabaseSettings,
-        *,
-        drain: bool = False,
-        chunk_messages: int = CHUNK_MESSAGES,
-        instance: str | None = None,
-        completeness: CompletenessSettings | None = None,
-        say: Callable[[str], None] = print,
-        checkpoint: Checkpoint = no_checkpoint,
-        observer: Observer | None = None,
-    ) -> None:
-        """`instance` names a place in the group that a restarted worker takes again at once (static membership).
-
-        Raises KafkaUnavailable, DatabaseUnavailable.
-        """
-        self._kafka = kafka
-        self._drain = drain
-        self._chunk_messages = chunk_messages
-        self._instance = instance
-        self._say = say
-        self._credentials = credentials(security_of(kafka.properties))
-        self.ingestion = Ingestion(kafka, database, say=say, checkpoint=checkpoint, observer=observer)
+    def _set_up(self) -> None:
+        self._credentials = credentials(security_of(self._kafka.properties))
         # A thread of its own, so that heartbeats to the group go on while a chunk is applied.
         self._ingestion_thread = ThreadPoolExecutor(1, thread_name_prefix="apply")
         self._upkeep_thread = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
-        self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
-        self._sweeper = Sweeper(self.ingestion, say)
         self._in_hand: set[str] = set()
         """Feeds of which a chunk is being applied."""
         self._queues: dict[str, asyncio.Queue[Any]] = {}
-        self.signs = LifeSigns(time.monotonic(), upkeep=self._upkeep.signs)
-
-    @property
-    def tally(self) -> Tally:
-        """What this worker has done since it started."""
-        return self.ingestion.tally
 
     def run(self) -> Tally:
         """Run until stopped by SIGTERM or SIGINT, or until drained. Raises WorkerCrashed and as `Ingestion` does."""

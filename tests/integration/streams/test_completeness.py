@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 import psycopg
@@ -10,6 +10,7 @@ import pytest
 
 from serving_adapter.identity import Identity, event_id_of
 from streams import tenants
+from streams.alerts import Alert
 from streams.completeness import completeness_store, number_sets, number_store
 from streams.completeness.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
 from streams.database import connect
@@ -272,21 +273,24 @@ def test_a_closed_gap_is_not_alerted(line: Line) -> None:
 
 
 def test_alerts_are_delivered_until_acknowledged_and_then_no_more(line: Line) -> None:
-    line.events(1, 3)
-    line.check(0)
-    line.check(60)
-    sent = []
+    for at, replica in enumerate(("r1", "r2", "r3")):
+        line.events(1, 3, replica=replica)
+        line.check(at)
+    line.check(63)
+    sent: list[list[str]] = []
 
-    def lost(waiting: list[object]) -> None:
-        sent.append([alert.alert_id for alert in waiting])  # type: ignore[attr-defined]
-        raise ConnectionError
+    def send(waiting: list[Alert], acknowledged: Callable[[Alert], None]) -> None:
+        """All but the first are taken, the first time."""
+        sent.append([alert.key for alert in waiting])
+        for alert in waiting[len(sent) == 1 :]:
+            acknowledged(alert)
+        if len(sent) == 1:
+            raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        deliver_alerts(line.connection, lost)  # type: ignore[arg-type]
-    assert deliver_alerts(line.connection, lambda waiting: sent.append([a.alert_id for a in waiting])) == 1
-    assert deliver_alerts(line.connection, lambda waiting: sent.append([])) == 0
-    assert sent[0] == sent[1]
-    assert len(sent) == 2
+        deliver_alerts(line.connection, send)
+    assert [deliver_alerts(line.connection, send) for _ in range(2)] == [1, 0]
+    assert sent == [["r1", "r2", "r3"], ["r1"]]
 
 
 def test_a_boot_that_falls_silent_without_a_farewell_is_reported_once(line: Line) -> None:

@@ -80,6 +80,7 @@ def test_what_the_database_refuses_is_found_by_halving_and_kept(
         (psycopg.errors.ProgramLimitExceeded(), False),
         (psycopg.errors.NumericValueOutOfRange(), False),
         (psycopg.errors.UndefinedTable(), False),
+        (psycopg.errors.CheckViolation(), False),
     ],
 )
 def test_only_errors_about_the_databases_state_are_waited_out(error: Exception, passing: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import islice
 
 import psycopg
@@ -34,11 +35,17 @@ def test_what_goes_into_quarantine_is_alerted_once_and_delivered(
         ("quarantine", "tenant_1", "conflict"),
     ]
     sent: list[alerts.Alert] = []
-    assert deliver_alerts(connection, sent.extend) == 4
+
+    def send(waiting: list[alerts.Alert], acknowledged: Callable[[alerts.Alert], None]) -> None:
+        for alert in waiting:
+            sent.append(alert)
+            acknowledged(alert)
+
+    assert deliver_alerts(connection, send) == 4
     stored = connection.execute("select alert_id from usage.alerts").fetchall()
     assert sorted(alert.alert_id for alert in sent) == sorted(row[0] for row in stored)
     assert all(json.loads(alerts.encode(alert))["subject"]["hour"] == "2026-11-01T12:00:00+00:00" for alert in sent)
-    assert deliver_alerts(connection, sent.extend) == 0
+    assert deliver_alerts(connection, send) == 0
 
 
 def test_an_alert_is_raised_in_the_transaction_of_what_it_is_about(

@@ -53,9 +53,9 @@ def stage(connection: psycopg.Connection, start: datetime, end: datetime) -> int
     return int(found[0]) if found else 0
 
 
-def staged_hours(connection: psycopg.Connection) -> list[datetime]:
-    """The hours that have staged events."""
-    rows = connection.execute("select distinct date_trunc('hour', completed_at) from rebanded")
+def staged_minutes(connection: psycopg.Connection) -> list[datetime]:
+    """The minutes that have staged events."""
+    rows = connection.execute("select distinct date_trunc('minute', completed_at) from rebanded")
     return [row[0] for row in rows]
 
 

@@ -5,6 +5,7 @@ Events go by the rating bands of today's rules: where a rule was changed late, t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -49,10 +50,13 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """What was found, in which hours, and by which version of the rules of rating bands."""
+    """What was found; which minutes of which hours differ, also none of an hour's; by which version of the rules of
+    rating bands, and the minutes with events that have another band by them.
+    """
 
     found: Rebuilt
-    hours: tuple[datetime, ...]
+    minutes: dict[datetime, set[datetime]]
+    rebanded: set[datetime]
     bands_version: int
 
 
@@ -61,21 +65,23 @@ def rebuild(
 ) -> Rebuilt:
     """Compare the windows of [start, end), whole hours, with sums of events; with `apply`, replace those that differ.
 
-    Comparing stops nobody: one snapshot has the chunks that are applied meanwhile in both or in neither. Only where an
-    hour differs are the sources stopped and the hour compared again, so that no event is added between reading and
-    writing: an hour a transaction. `connection` is in autocommit mode. Raises EventsArchived.
+    Comparing stops nobody: one snapshot has the chunks that are applied meanwhile in both or in neither. Only where a
+    minute differs are the sources stopped and the minute compared again, so that no event is added between reading and
+    writing: a minute a transaction, then its hour, which is compared with its minutes. A rebuild that is killed in
+    between leaves some put right. `connection` is in autocommit mode. Raises EventsArchived.
     """
     compared = _compare(connection, start, end)
     if not apply:
         return compared.found
-    mended = [_mend(connection, hour, actor) for hour in compared.hours]
+    replaced = rebanded = 0
+    for hour, minutes in sorted(compared.minutes.items()):
+        for minute in sorted(minutes):
+            windows, events = _mend_minute(connection, minute, actor, reband=minute in compared.rebanded)
+            replaced, rebanded = replaced + windows, rebanded + events
+        replaced += _mend_hour(connection, hour, actor)
     if stale_bands.stale_bands(connection, start, end):
         _settle(connection, start, end, compared.bands_version)
-    return replace(
-        compared.found,
-        replaced=sum(windows for windows, _ in mended),
-        rebanded=sum(events for _, events in mended),
-    )
+    return replace(compared.found, replaced=replaced, rebanded=rebanded)
 
 
 def _compare(connection: psycopg.Connection, start: datetime, end: datetime) -> _Compared:
@@ -86,37 +92,71 @@ def _compare(connection: psycopg.Connection, start: datetime, end: datetime) -> 
         require_present(connection, start, end)
         bands_version = stale_bands.rules_version(connection)
         rebanded = rebanding.stage(connection, start, end)
-        hours = set(rebanding.staged_hours(connection))
+        rebanded_minutes = set(rebanding.staged_minutes(connection))
+        minutes: dict[datetime, set[datetime]] = defaultdict(set)
+        for minute in rebanded_minutes:
+            minutes[minute.replace(minute=0)].add(minute)
         looked_at = 0
         listed: list[WindowDifference] = []
         for table, width in WIDTHS.items():
             looked_at += _count(connection, table, start, end)
             most = len(listed) + DIFFERENCES_LISTED
-            for difference in _differences(connection, table, width, start, end):
-                hours.add(difference.bucket.replace(minute=0))
+            for difference in _differences(connection, table, _sums_of_events(width), start, end):
+                of_hour = minutes[difference.bucket.replace(minute=0)]
+                if table == "windows_1m":
+                    of_hour.add(difference.bucket)
                 if len(listed) < most:
                     listed.append(difference)
-    return _Compared(Rebuilt(looked_at, tuple(listed), rebanded=rebanded), tuple(sorted(hours)), bands_version)
+    found = Rebuilt(looked_at, tuple(listed), rebanded=rebanded)
+    return _Compared(found, dict(minutes), rebanded_minutes, bands_version)
 
 
-def _mend(connection: psycopg.Connection, hour: datetime, actor: str) -> tuple[int, int]:
-    """Replace an hour's windows that differ, and the bands of its events; how many of each."""
-    end = hour + timedelta(hours=1)
-    replaced = 0
+def _mend_minute(connection: psycopg.Connection, minute: datetime, actor: str, *, reband: bool) -> tuple[int, int]:
+    """Replace a minute's windows that differ from its events, and the bands of these; how many of each.
+
+    Chunks wait meanwhile: some seconds for each million of the minute's events, more where bands are looked at.
+    """
+    end = minute + timedelta(minutes=1)
     with connection.transaction():
-        hold_archive(connection)
-        connection.execute("lock table usage.sources in exclusive mode")
-        require_present(connection, hour, end)
-        rebanded = rebanding.stage(connection, hour, end)
-        for table, width in WIDTHS.items():
-            for difference in _differences(connection, table, width, hour, end):
-                _replace(connection, difference)
-                replaced += 1
-        rebanding.apply(connection, hour, end)
-        if replaced or rebanded:
-            detail = {"from": hour.isoformat(), "to": end.isoformat(), "windows": replaced, "rebanded": rebanded}
-            audit.record(connection, actor, "windows.rebuild", "windows", detail)
+        _stop_sources(connection, minute, end)
+        rebanded = rebanding.stage(connection, minute, end if reband else minute)
+        replaced = _put_right(connection, "windows_1m", _sums_of_events("1 minute"), minute, end)
+        rebanding.apply(connection, minute, end)
+        _note(connection, actor, minute, end, replaced, rebanded)
     return replaced, rebanded
+
+
+def _mend_hour(connection: psycopg.Connection, hour: datetime, actor: str) -> int:
+    """Replace an hour's windows that are not the sums of its minutes'; how many."""
+    end = hour + timedelta(hours=1)
+    with connection.transaction():
+        _stop_sources(connection, hour, end)
+        replaced = _put_right(connection, "windows_1h", _SUMS_OF_MINUTES, hour, end)
+        _note(connection, actor, hour, end, replaced, 0)
+    return replaced
+
+
+def _stop_sources(connection: psycopg.Connection, start: datetime, end: datetime) -> None:
+    """No chunk is in flight until the transaction ends, and the events of [start, end) stay where they are."""
+    hold_archive(connection)
+    connection.execute("lock table usage.sources in exclusive mode")
+    require_present(connection, start, end)
+
+
+def _put_right(connection: psycopg.Connection, table: str, sums: sql.Composable, start: datetime, end: datetime) -> int:
+    replaced = 0
+    for difference in _differences(connection, table, sums, start, end):
+        _replace(connection, difference)
+        replaced += 1
+    return replaced
+
+
+def _note(
+    connection: psycopg.Connection, actor: str, start: datetime, end: datetime, replaced: int, rebanded: int
+) -> None:
+    if replaced or rebanded:
+        detail = {"from": start.isoformat(), "to": end.isoformat(), "windows": replaced, "rebanded": rebanded}
+        audit.record(connection, actor, "windows.rebuild", "windows", detail)
 
 
 def _settle(connection: psycopg.Connection, start: datetime, end: datetime, bands_version: int) -> None:
@@ -133,36 +173,57 @@ _STORED_SUMS: Final = sql.SQL(", ").join(sql.SQL("w.{}").format(sql.Identifier(n
 _EVENT_SUMS: Final = sql.SQL(", ").join(sql.SQL("e.{}").format(sql.Identifier(name)) for name in WINDOW_SUMS)
 
 
+def _sums_of_events(width: str) -> sql.Composable:
+    """By buckets of a width, and the bands as staged."""
+    return sql.SQL(
+        "select time_bucket({width}, completed_at) as bucket, {key_of_events}, count(*) as events,"
+        " count(*) filter (where kind = 'usage') as requests, sum(input_tokens)::int8 as input_tokens,"
+        " sum(cache_hit_tokens)::int8 as cache_hit_tokens, sum(output_tokens)::int8 as output_tokens,"
+        " sum(gpu_us)::int8 as gpu_us"
+        " from (select e.*, coalesce(r.rating_band, e.rating_band) as band from usage.counting_events as e"
+        " left join rebanded as r using (source, position)"
+        " where e.completed_at >= %(start)s and e.completed_at < %(end)s) as c group by bucket, {key_by}"
+    ).format(
+        width=sql.Literal(width),
+        key_of_events=sql.SQL(", ").join(_KEY_OF_EVENTS),
+        key_by=sql.SQL(", ").join(map(sql.Identifier, (*WINDOW_KEY[:-1], "band"))),
+    )
+
+
+_NOT_ZERO: Final = sql.SQL("(events, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us)"
+                           " <> (0, 0, 0, 0, 0, 0)")  # fmt: skip
+_SUMS_OF_MINUTES: Final = sql.SQL(
+    "select * from (select time_bucket('1 hour', bucket) as bucket, {key}, {sums} from usage.windows_1m"
+    " where bucket >= %(start)s and bucket < %(end)s group by 1, {key}) as c where {not_zero}"
+).format(
+    key=_COLUMNS,
+    sums=sql.SQL(", ").join(sql.SQL("sum({0})::int8 as {0}").format(sql.Identifier(name)) for name in WINDOW_SUMS),
+    not_zero=_NOT_ZERO,
+)
+
+
 def _differences(
-    connection: psycopg.Connection, table: str, width: str, start: datetime, end: datetime
+    connection: psycopg.Connection, table: str, sums: sql.Composable, start: datetime, end: datetime
 ) -> Iterator[WindowDifference]:
     """As they are when it is asked, whatever is replaced while they are read."""
     query = sql.SQL(
-        "with c as (select e.*, coalesce(r.rating_band, e.rating_band) as band from usage.counting_events as e"
-        " left join rebanded as r using (source, position)"
-        " where e.completed_at >= %(start)s and e.completed_at < %(end)s),"
-        " e as (select time_bucket({width}, completed_at) as bucket, {key_of_events}, count(*) as events,"
-        " count(*) filter (where kind = 'usage') as requests, sum(input_tokens)::int8 as input_tokens,"
-        " sum(cache_hit_tokens)::int8 as cache_hit_tokens, sum(output_tokens)::int8 as output_tokens,"
-        " sum(gpu_us)::int8 as gpu_us from c group by bucket, {key_by}),"
-        " w as (select * from usage.{table} where bucket >= %(start)s and bucket < %(end)s"
-        " and (events, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us) <> (0, 0, 0, 0, 0, 0))"
+        "with e as ({sums}),"
+        " w as (select * from usage.{table} where bucket >= %(start)s and bucket < %(end)s and {not_zero})"
         " select bucket, {key}, {stored}, {events} from w full join e using (bucket, {key})"
         " where ({stored}) is distinct from ({events}) order by bucket, {key}"
     ).format(
-        width=sql.Literal(width),
-        key=_COLUMNS,
-        key_of_events=sql.SQL(", ").join(_KEY_OF_EVENTS),
-        key_by=sql.SQL(", ").join(map(sql.Identifier, (*WINDOW_KEY[:-1], "band"))),
+        sums=sums,
         table=sql.Identifier(table),
+        not_zero=_NOT_ZERO,
+        key=_COLUMNS,
         stored=_STORED_SUMS,
         events=_EVENT_SUMS,
     )
-    keys, sums = len(WINDOW_KEY), len(WINDOW_SUMS)
+    keys, counts = len(WINDOW_KEY), len(WINDOW_SUMS)
     with connection.cursor(name="differences") as cursor:
         cursor.itersize = FETCHED
         for row in cursor.execute(query, {"start": start, "end": end}):
-            stored, events = row[1 + keys : 1 + keys + sums], row[1 + keys + sums :]
+            stored, events = row[1 + keys : 1 + keys + counts], row[1 + keys + counts :]
             yield WindowDifference(
                 table, row[0], tuple(row[1 : 1 + keys]),
                 None if stored[0] is None else tuple(stored), None if events[0] is None else tuple(events),

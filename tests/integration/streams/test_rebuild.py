@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -31,7 +31,7 @@ def test_a_rebuild_that_finds_nothing_stops_nobody(
         assert rebuild(connection, *YEAR, actor="ada", apply=True).replaced == 0
 
 
-def test_a_rebuild_stops_the_sources_for_an_hour_that_differs_at_a_time(
+def test_a_rebuild_puts_right_what_differs_and_writes_it_down(
     connection: psycopg.Connection, applier: ChunkApplier
 ) -> None:
     applier.apply(make_chunk(*(make_record(hour, timestamp=f"2026-11-01T0{hour}:30:00Z") for hour in range(3))))
@@ -44,20 +44,46 @@ def test_a_rebuild_stops_the_sources_for_an_hour_that_differs_at_a_time(
     assert rebuild(connection, *YEAR, actor="ada").differences == ()
 
 
+def test_a_rebuild_stops_the_sources_for_a_minute_at_a_time_and_chunks_go_on_in_between(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is applied in between, also into the hour that is being put right, is in it."""
+    at_minute = [f"2026-11-01T00:{n:02}:30Z" for n in range(10)]
+    applier.apply(make_chunk(*(make_record(n, timestamp=at) for n, at in enumerate(at_minute))))
+    connection.execute("update usage.windows_1m set output_tokens = 0 where extract(minute from bucket) in (3, 5)")
+    connection.execute("update usage.windows_1h set requests = 1")
+    stopped: list[tuple[int, timedelta]] = []
+    stop = rebuilding._stop_sources
+
+    def meanwhile(given: psycopg.Connection, start: datetime, end: datetime) -> None:
+        position = 10 + len(stopped)
+        stopped.append((start.minute, end - start))
+        with connect(own_database_url) as other:
+            ChunkApplier(other).apply(make_chunk(make_record(position, timestamp=at_minute[start.minute])))
+        stop(given, start, end)
+
+    monkeypatch.setattr(rebuilding, "_stop_sources", meanwhile)
+    assert rebuild(connection, *YEAR, actor="ada", apply=True).replaced == 3
+    minute = timedelta(minutes=1)
+    assert stopped == [(3, minute), (5, minute), (0, 60 * minute)]
+    assert rebuild(connection, *YEAR, actor="ada").differences == ()
+    assert connection.execute("select sum(requests) from usage.windows_1h").fetchone() == (13,)
+
+
 def test_rules_that_change_while_windows_are_compared_leave_their_time_stale(
     connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applier.apply(make_chunk(make_record(0)))
     ingest_rules.set_band_rules(connection, "tenant_1", [LATE_RULE])
-    mend = rebuilding._mend
+    mend = rebuilding._mend_minute
 
-    def meanwhile(*given: Any) -> tuple[int, int]:
+    def meanwhile(*given: Any, **more: Any) -> tuple[int, int]:
         with connect(own_database_url) as other:
             ingest_rules.set_band_rules(other, "tenant_1", [ANOTHER])
-        return mend(*given)
+        return mend(*given, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rebuilding, "_mend", meanwhile)
+        patched.setattr(rebuilding, "_mend_minute", meanwhile)
         rebuild(connection, *YEAR, actor="ada", apply=True)
     assert stale_bands.stale_bands(connection, *YEAR)
     rebuild(connection, *YEAR, actor="ada", apply=True)

@@ -6,6 +6,7 @@ Revision ID: 0022
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import sqlalchemy
 from alembic import op
@@ -47,9 +48,10 @@ def upgrade() -> None:
     found = op.get_bind().execute(sqlalchemy.text(READ)).all()
     bits: dict[tuple[str, str, int], int] = defaultdict(int)
     for replica, boot, first, after in found:
-        for number in range(first, after):
-            segment, bit = divmod(number - 1, SEGMENT)
-            bits[replica, boot, segment] |= 1 << bit
+        for segment in range((first - 1) // SEGMENT, (after - 2) // SEGMENT + 1):
+            low = max(first - 1 - segment * SEGMENT, 0)
+            high = min(after - 1 - segment * SEGMENT, SEGMENT)
+            bits[replica, boot, segment] |= (1 << high) - (1 << low)
     _replaced(BITS, [(*key, held.to_bytes((held.bit_length() + 7) // 8, "little")) for key, held in bits.items()])
     sums = ", ".join(f"sum({name})::int8 as {name}" for name in COLUMNS)
     names = ", ".join(COLUMNS)
@@ -70,12 +72,24 @@ def downgrade() -> None:
     )
     ranges: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for replica, boot, segment, stored in rows.all():
-        held = int.from_bytes(stored, "little")
-        for bit in range(held.bit_length()):
-            if held >> bit & 1:
-                number = segment * SEGMENT + bit + 1
-                ranges[replica, boot, (number - 1) // RANGES_SEGMENT].append(f"[{number},{number + 1})")
+        below = segment * SEGMENT + 1
+        parts = ranges[replica, boot, segment * SEGMENT // RANGES_SEGMENT]
+        parts += [f"[{below + first},{below + after})" for first, after in _runs(int.from_bytes(stored, "little"))]
     _replaced(RANGES, [(*key, "{" + ",".join(parts) + "}") for key, parts in ranges.items()])
+
+
+def _runs(held: int) -> Iterator[tuple[int, int]]:
+    """The bits that are set: of each run the first, and the first behind it."""
+    at = 0
+    while held >> at:
+        first = at + _lowest(held >> at)
+        at = first + _lowest(~(held >> first))
+        yield first, at
+
+
+def _lowest(value: int) -> int:
+    """The lowest bit that is set."""
+    return (value & -value).bit_length() - 1
 
 
 def _replaced(table: str, rows: list[tuple[object, ...]]) -> None:
@@ -86,5 +100,6 @@ def _replaced(table: str, rows: list[tuple[object, ...]]) -> None:
         "insert into usage.received_numbers (replica_id, boot_id, segment, numbers)"
         f" values (:replica, :boot, :segment, cast(:numbers as {kind}))"
     )
-    for replica, boot, segment, numbers in rows:
-        op.get_bind().execute(insert, {"replica": replica, "boot": boot, "segment": segment, "numbers": numbers})
+    if rows:
+        names = ("replica", "boot", "segment", "numbers")
+        op.get_bind().execute(insert, [dict(zip(names, row, strict=True)) for row in rows])

@@ -143,6 +143,25 @@ begin
 end $$
 """
 
+UNDO = """
+drop function usage.fold_applied_chunks(integer)
+--;
+drop trigger append_only on usage.applied_chunks
+--;
+create trigger append_only before update or delete on usage.applied_chunks
+    for each row execute function usage.refuse_change()
+--;
+drop function usage.guard_applied_chunk()
+--;
+drop view usage.applied_positions
+--;
+drop table usage.applied_ranges
+--;
+drop function usage.guard_applied_range()
+--;
+drop function usage.fold_of(text, bigint, bigint)
+"""
+
 
 def upgrade() -> None:
     """Create the table of ranges and what folds chunks into it."""
@@ -151,5 +170,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Ranges do not fall apart into chunks again."""
-    raise NotImplementedError("restore a backup from before 0024: folded chunks are gone")
+    """As it was, as long as nothing was folded: ranges do not fall apart into chunks again."""
+    if op.get_bind().exec_driver_sql("select exists (select from usage.applied_ranges)").scalar():
+        raise NotImplementedError(
+            "chunks of closed periods were folded, and are gone: restore a backup from before 0024"
+        )
+    for statement in UNDO.split("\n--;\n"):
+        op.execute(statement)

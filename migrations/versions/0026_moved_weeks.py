@@ -71,6 +71,36 @@ begin
 end $$
 """
 
+ADD_EMPTY_WEEKS = """
+-- A partition for each week (of Monday) from `first` to `last` that has none and whose ids are not in the rest already;
+-- returns how many.
+create or replace function usage.add_identity_weeks(first date, last date) returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    week  date := date_trunc('week', first::timestamp);
+    name  text;
+    added integer := 0;
+begin
+    while week <= last loop
+        name := 'event_identities_' || to_char(week, 'YYYYMMDD');
+        if to_regclass('usage.' || name) is null and not exists (
+            select from usage.event_identities_rest
+            where key >= usage.first_key_of(week) and key < usage.first_key_of(week + 7))
+        then
+            execute format('create table usage.%I partition of usage.event_identities for values from (%L) to (%L)',
+                name, usage.first_key_of(week), usage.first_key_of(week + 7));
+            execute format('create trigger append_only_truncate before truncate on usage.%I'
+                ' for each statement execute function usage.refuse_change()', name);
+            execute format('create trigger forgotten_by_age after delete on usage.%I referencing old table as forgotten'
+                ' for each statement execute function usage.refuse_early_forgetting()', name);
+            added := added + 1;
+        end if;
+        week := week + 7;
+    end loop;
+    return added;
+end $$
+"""
+
 
 def upgrade() -> None:
     """Let the weeks be added in any case but where the rest holds many of theirs."""
@@ -79,5 +109,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """The functions of 0010 and 0016 know less and do no harm to what these made."""
-    raise NotImplementedError("restore a backup from before 0026")
+    """The functions of 0010 and 0016 again, which do no harm to what these made."""
+    op.execute(GUARD.format(moving=""))
+    op.execute(ADD_EMPTY_WEEKS)

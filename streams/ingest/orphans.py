@@ -19,6 +19,8 @@ ORPHANS_LOCK: Final = 0x6F72_7068
 NEWEST_LOOKED_AT: Final = 200
 LOOKED_AT: Final = 1000
 """So many in turn: a look takes some ten milliseconds where the index is in memory."""
+RELEASED_AT_MOST: Final = 100
+"""So many after a look, each in a transaction of its own: a second or two, in which its worker does not sweep."""
 SHARE_OF_TIME: Final = 0.02
 """Of one worker's time so much, at most, goes into looks."""
 RESTS_AT_MOST_S: Final = 30.0
@@ -56,7 +58,8 @@ class Orphans:
     def release_some(self) -> int:
         """Look at a part, unless the last look was just now or another worker is at it; returns how many were released.
 
-        A look that takes long is followed by a rest that is longer.
+        A look that takes long is followed by a rest that is longer. What is found beyond RELEASED_AT_MOST is found
+        again by the next look.
         """
         if time.monotonic() < self._not_before or not self._lock():
             return 0
@@ -64,10 +67,12 @@ class Orphans:
             began = time.monotonic()
             _, newest = self._look(_NEWEST, NEWEST_LOOKED_AT)
             in_turn, found = self._look(_AFTER, LOOKED_AT, self._after)
-            self._after = in_turn[-1] if len(in_turn) == LOOKED_AT else 0
             ended = time.monotonic()
             self._not_before = ended + min((ended - began) / SHARE_OF_TIME, RESTS_AT_MOST_S)
-            return self._release(sorted({*newest, *found}))
+            due = sorted({*newest, *found})[:RELEASED_AT_MOST]
+            left = [quarantine_id for quarantine_id in found if quarantine_id > due[-1]]
+            self._after = left[0] - 1 if left else in_turn[-1] if len(in_turn) == LOOKED_AT else 0
+            return self._release(due)
         finally:
             self.connection.execute("select pg_advisory_unlock(%s)", (ORPHANS_LOCK,))
 

@@ -21,7 +21,7 @@ from streams.ingest.apply import ChunkApplier
 from streams.ingest.positions import Applied
 from streams.ingest.replica_apply import ReplicaChunkApplier
 from streams.ingest.sources import Feed
-from streams.rules.chunks import Chunk, Record, Source
+from streams.rules.chunks import Chunk, Record, Source, headers_of
 
 CLUSTER: Final = "quarantine"
 SYSTEM: Final = "tollbook"
@@ -92,9 +92,11 @@ class Releaser:
     def _open_message(self, quarantine_id: int) -> _Held:
         """The message, its row locked. Raises NotReleased if it is unknown or resolved."""
         row = self._connection.execute(
-            "select message_key, message, appended_at, reason, feed, clock_timestamp()"
-            " from usage.quarantine as q join usage.sources using (source) where quarantine_id = %s for update of q",
+            "select message_key, message, appended_at, header_names, header_values, is_null, reason, feed,"
+            " clock_timestamp() from usage.quarantine as q join usage.sources using (source)"
+            " where quarantine_id = %s for update of q",
             (quarantine_id,),
+            binary=True,
         ).fetchone()
         if row is None:
             raise NotReleased(f"there is no quarantined message {quarantine_id}")
@@ -103,8 +105,9 @@ class Releaser:
         ).fetchone()
         if resolved is not None:
             raise NotReleased(f"message {quarantine_id} was {resolved[0]} already, by {resolved[1]}")
-        key, message, appended_at, reason, feed, released_at = row
-        return _Held(Record(0, key, bytes(message), appended_at), feed, reason, released_at)
+        key, message, appended_at, names, values, is_null, reason, feed, released_at = row
+        record = Record(0, key, message, appended_at, headers_of(names, values), is_null)
+        return _Held(record, feed, reason, released_at)
 
     def _apply(self, quarantine_id: int, held: _Held) -> Applied:
         source = Source(f"release:{quarantine_id}", CLUSTER, str(quarantine_id))

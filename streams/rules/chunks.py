@@ -33,6 +33,11 @@ class Record(NamedTuple):
     """Whether the message has no value, which is read as an empty one."""
 
 
+def headers_of(names: Sequence[bytes], values: Sequence[bytes | None]) -> list[tuple[str, bytes | None]]:
+    """A message's headers, from how they are stored: a name need not be text that PostgreSQL stores."""
+    return [(name.decode("utf-8", "replace"), value) for name, value in zip(names, values, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where messages come from: a Kafka partition, known by cluster and topic id, not by name alone."""

@@ -13,6 +13,8 @@ from typing import Final, Literal, NamedTuple
 
 import psycopg
 
+from streams.rules.chunks import headers_of
+
 Reason = Literal[
     "torn", "invalid", "unsupported", "unknown_tenant", "conflict", "orphan", "future", "bad_time", "too_old",
     "too_large",
@@ -107,8 +109,7 @@ def get(connection: psycopg.Connection, quarantine_id: int) -> tuple[Quarantined
     if row is None or whole is None:
         return None
     key, value, names, values = whole
-    headers = [(name.decode("utf-8", "replace"), of_name) for name, of_name in zip(names, values, strict=True)]
-    return Quarantined(*row), WholeMessage(key, value, headers)
+    return Quarantined(*row), WholeMessage(key, value, headers_of(names, values))
 
 
 def counts(connection: psycopg.Connection) -> dict[str, int]:

@@ -43,6 +43,26 @@ def test_a_report_that_was_refused_is_released_as_a_report(
         releaser.release(held["future"], actor="ada")
 
 
+def test_a_report_that_comes_after_a_later_one_takes_nothing_back(
+    connection: psycopg.Connection, replica_applier: ReplicaChunkApplier
+) -> None:
+    """As one that waited in quarantine does."""
+    said = "select started, ended, open, clock_offset_ms, last_seq from usage.boots"
+
+    def report(position: int, kind: str, second: int, **more: object) -> tuple[object, ...] | None:
+        record = make_report(position, kind, at=RECEIVED + timedelta(seconds=second), **more)
+        replica_applier.apply(make_chunk(record, source=REPLICA_SOURCE))
+        return connection.execute(said).fetchone()
+
+    later = report(0, "heartbeat", 10, last_seq=5, started=7, ended=5, open=2, clock_offset_ms=3)
+    assert later == (7, 5, 2, 3, 5)
+    assert report(1, "heartbeat", 4, last_seq=2, started=3, ended=2, open=1, clock_offset_ms=900) == later
+    ended = report(2, "farewell", 20, last_seq=7, started=7, ended=7)
+    assert ended == (7, 7, 0, 3, 7)
+    assert report(3, "heartbeat", 12, last_seq=6, started=7, ended=6, open=1) == ended
+    assert report(4, "heartbeat", 30, last_seq=8, started=9, ended=8, open=1) == (9, 8, 1, 0, 8)
+
+
 def test_an_event_from_the_future_can_be_released_once_its_time_has_come(
     connection: psycopg.Connection, applier: ChunkApplier
 ) -> None:
@@ -62,6 +82,19 @@ def test_an_event_from_the_future_can_be_released_once_its_time_has_come(
     assert stored == [("r0", come, LONG_AGO)]
 
 
+def test_what_is_refused_again_at_its_release_is_kept_with_its_headers_and_without_a_value(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    headers = [("ce_emitter", b"gateway-1"), ("ce_emitter", b"\xff\x00"), ("none", None)]
+    excess = orphan(0, output_tokens=-9)._replace(headers=headers)
+    applier.apply(make_chunk(excess))
+    (held,) = quarantine.listing(connection)
+    applier.apply(make_chunk(make_record(1, event_json(request_id="r0"))))
+    assert not Releaser(connection).release_orphan(held.quarantine_id)
+    again = [quarantine.get(connection, row.quarantine_id) for row in quarantine.listing(connection)]
+    assert [(one[0].reason, one[1].headers) for one in again if one] == [("invalid", headers)]
+
+
 @pytest.fixture
 def looks(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Orphans:
     """Three of those that wait at a time, without rests."""
@@ -71,10 +104,10 @@ def looks(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Or
     return Orphans(connection)
 
 
-def orphan(position: int) -> Record:
+def orphan(position: int, output_tokens: int = -1) -> Record:
     request_id = f"r{position}"
     corrects = str(event_id_of(Identity("tenant_1", request_id, 1, "usage", 0)))
-    deltas = {"input_tokens": 0, "output_tokens": -1, "cache_hit_tokens": 0}
+    deltas = {"input_tokens": 0, "output_tokens": output_tokens, "cache_hit_tokens": 0}
     named = {"request_id": request_id, "kind": "correction", "correction_no": 1, "corrects": corrects}
     return make_record(position, json.dumps(EVENT | named | deltas).encode())
 
@@ -97,6 +130,18 @@ def test_corrections_that_wait_are_looked_up_a_part_at_a_time_the_newest_each_ti
     assert (waiting(connection), quarantine.counts(connection)) == (5, {"orphan": 5})
     Releaser(connection).discard(quarantine.listing(connection)[0].quarantine_id, actor="ada", reason="a test")
     assert waiting(connection) == 4
+
+
+def test_what_is_released_in_one_sweep_is_bounded_and_the_rest_has_its_turn_next(
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphans, "RELEASED_AT_MOST", 2)
+    monkeypatch.setattr(orphans, "NEWEST_LOOKED_AT", 1)
+    monkeypatch.setattr(orphans, "RESTS_AT_MOST_S", 0.0)
+    looks = Orphans(connection)
+    applier.apply(make_chunk(*map(orphan, range(5))))
+    applier.apply(make_chunk(*(make_record(5 + n, event_json(request_id=f"r{n}")) for n in range(5))))
+    assert [looks.release_some() for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_one_worker_at_a_time_looks_up_what_waits_and_rests_afterwards(

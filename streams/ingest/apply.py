@@ -2,8 +2,9 @@
 
 Lock and compare the position → COPY to a stage → insert identities, duplicates ignored → add the new events to the
 1-minute and 1-hour windows in key order → note the numbers that arrived → tell the plain resends → store other sources'
-tellings at once → take what is left, one by one → quarantine → advance the position. A kill at any instant leaves all
-of it or nothing; a worker that lost its partition is stopped by the position it finds (docs/spec/metering.md 4).
+tellings and corrections at once → take what is left, one by one → quarantine → advance the position. A kill at any
+instant leaves all of it or nothing; a worker that lost its partition is stopped by the position it finds
+(docs/spec/metering.md 4).
 
 Nothing here knows Faust: the worker, other runners and the tests call the same `apply`.
 """
@@ -23,7 +24,7 @@ from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
 from streams import tenants
-from streams.ingest import engine_sums, numbers, positions, resends, supersedes
+from streams.ingest import corrections, engine_sums, numbers, positions, resends, supersedes
 from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome, add_to_windows
 from streams.ingest.further_arrivals import Arrivals
 from streams.ingest.isolation import apply_isolating
@@ -101,7 +102,7 @@ COUNT_ONCE: Final = f"""
 STEPS: Final = (
     "begun", "locked", "copying", "staged", "counted", "arrived", "quarantined", "advanced", "committed"
 )  # fmt: skip
-"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after what `supersedes` takes at once, and
+"""The moments of a chunk that a checkpoint is told of, in order; "arrived" after what is taken at once, and
 after each message that `further_arrivals` takes."""
 Checkpoint = Callable[[str], None]
 
@@ -169,21 +170,23 @@ class ChunkApplier:
             usage = [message for message in accepted if message.event.kind == "usage"]
             new = self._count_new(source, at, usage)
             outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
-            corrections = [message for message in accepted if message.event.kind != "usage"]
-            numbers.fill(self._connection, [*map(number_in, refused), *(number_of(m.event) for m in corrections)])
+            uncounted = [number_of(message.event) for message in accepted if message.event.kind != "usage"]
+            numbers.fill(self._connection, [*map(number_in, refused), *uncounted])
             rows = EventRows(self._connection, source, at.source_no, at.ingest_no)
             arrivals = Arrivals(rows, horizon.sealed_before)
             others = [message for message in accepted if message.record.position not in new]
             resent = resends.find(self._connection, others)
             outcomes.update(resent.values())
             others = [message for message in others if message.record.position not in resent]
-            superseding = supersedes.take(rows, [resends.due(message) for message in others], horizon.sealed_before)
-            outcomes[Outcome.APPLIED] += len(superseding)
-            if superseding:
+            arrived = [resends.due(message) for message in others]
+            at_once = supersedes.take(rows, arrived, horizon.sealed_before)
+            at_once |= corrections.take(rows, arrived, horizon.sealed_before)
+            outcomes[Outcome.APPLIED] += len(at_once)
+            if at_once:
                 self._checkpoint("arrived")
-            entered = new | superseding
+            entered = new | at_once
             for message in others:
-                if message.record.position in superseding:
+                if message.record.position in at_once:
                     continue
                 outcome = arrivals.take(message)
                 if isinstance(outcome, Refused):

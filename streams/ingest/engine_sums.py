@@ -66,10 +66,13 @@ def note_replaced(connection: psycopg.Connection, events: Iterable[tuple[UsageEv
     _write(connection, noted)
 
 
-def note_correction(connection: psycopg.Connection, original: UsageEvent, correction: UsageEvent) -> None:
-    """A correction that was applied: it counts for the engine of what it corrects."""
-    moved = [(_row(correction), ZERO.minus(_billed(correction)), 0), (_row(original), _engine(correction), 0)]
-    _write(connection, moved)
+def note_corrections(connection: psycopg.Connection, applied: Iterable[tuple[UsageEvent, UsageEvent]]) -> None:
+    """Originals, each with a correction that was applied: this counts for the engine of what it corrects."""
+    noted: list[tuple[Row, EngineTokens, int]] = []
+    for original, correction in applied:
+        noted.append((_row(correction), ZERO.minus(_billed(correction)), 0))
+        noted.append((_row(original), _engine(correction), 0))
+    _write(connection, noted)
 
 
 def note_moved(connection: psycopg.Connection, original: UsageEvent, correction: UsageEvent) -> None:

@@ -1,8 +1,8 @@
 """Messages that are neither new nor plain resends: other sources of an event, corrections (docs/spec/metering.md 1).
 
 They are rare, so each takes its own statements, in the chunk's transaction. The identity's row is locked first: what is
-decided about one event is decided one after another. Plain resends are taken out before (`resends.py`), unless their
-identity has other messages in the chunk.
+decided about one event is decided one after another. What is alone in its chunk and plain, of resends, of other sources
+and of corrections, is taken out before, for the whole chunk at once (`resends.py`, `supersedes.py`, `corrections.py`).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Arrivals:
             self.rows.supersede(row.source, row.position, *mine)
             engine_sums.note_superseded(self.rows.connection, decode(rows[0].raw), decode(row.raw))
         self.rows.enter_correction(message, rows[0])
-        engine_sums.note_correction(self.rows.connection, decode(rows[0].raw), event)
+        engine_sums.note_corrections(self.rows.connection, [(decode(rows[0].raw), event)])
         return Outcome.APPLIED
 
     def _keep_young(self, message: Accepted, stored: Sequence[Any]) -> None:

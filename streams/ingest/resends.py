@@ -7,7 +7,7 @@ another worker is about to commit.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -52,6 +52,11 @@ def due(message: Accepted) -> Due:
         return Due(message, key)
     original = original_of(message.event)
     return Due(message, key, original, identity_key(original))
+
+
+def spoken_of(arrived: Iterable[Due]) -> Counter[bytes]:
+    """How many of the messages speak of each identity: are of it, or correct it."""
+    return Counter(key for each in arrived for key in (each.key, each.original_key) if key)
 
 
 def find(connection: psycopg.Connection, messages: Iterable[Accepted]) -> dict[int, Outcome]:

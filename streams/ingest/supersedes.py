@@ -7,48 +7,22 @@ some or that are archived, are left to it, in their order.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 import msgspec
 import psycopg
-from psycopg.rows import dict_row
 
 from serving_adapter.events import decode
-from streams.ingest import engine_sums, numbers
+from streams.ingest import engine_sums, numbers, stored_versions
 from streams.ingest.event_rows import ADD_TO_FEED, COUNTS, EVENT_COLUMNS, EventRows, add_to_windows
-from streams.ingest.resends import Due
-from streams.rules.duplicates import Verdict, Version, arriving, in_force, judge, makes_younger
+from streams.ingest.resends import Due, spoken_of
+from streams.ingest.stored_versions import EVENT_ROW, Stored
+from streams.rules.duplicates import Verdict, arriving, in_force, judge, makes_younger
 from streams.rules.windows import WINDOW_KEY
 
-# Each by the index of its one partition, and locked in key order: two chunks cannot deadlock here.
-_LOCKED: Final = """
-    select uuid_send(held.key), content_digest, usage_source, completed_at, numbered_by, source, position
-    from unnest(%s::uuid[]) as due (key) cross join lateral (
-        select * from usage.event_identities as i where i.key = due.key for update
-    ) as held join usage.sources using (source_no)
-"""
-_VERSIONS: Final = """
-    select uuid_send(held.key), content_digest, usage_source, completed_at, numbered_by, source, position
-    from usage.event_versions as held join usage.sources using (source_no) where held.key = any(%s)
-"""
-_ROW: Final = ("source", "position", "completed_at", "request_id", "attempt", *WINDOW_KEY, *COUNTS)
 _TYPES: Final = {"position": "int8", "completed_at": "timestamptz", "attempt": "int4"} | dict.fromkeys(COUNTS, "int8")
-# `offset 0`: by the index for each moment, and never by a join with all that was counted between the first and last.
-_COUNTING: Final = f"""
-    select raw, {", ".join(_ROW)}
-    from (select distinct * from unnest(%(tenants)s::text[], %(moments)s::timestamptz[]) as due (tenant, moment)) as due
-    cross join lateral (
-        select * from usage.events as e
-        where e.tenant_id = tenant and e.completed_at = moment and e.completed_at between %(first)s and %(last)s
-          and e.request_id = any(%(requests)s) and not exists (
-              select from usage.superseded_events as s where s.source = e.source and s.position = e.position)
-        offset 0
-    ) as e
-"""
 _KEY: Final = ", ".join(WINDOW_KEY)
 _SIGNED: Final = ", ".join(f"sum(sign * {name})::int8 as {name}" for name in COUNTS)
 _TAKE: Final = f"""
@@ -58,7 +32,7 @@ _TAKE: Final = f"""
             as by (taken, source, position) on stage.position = by.taken
     ), replaced as materialized (
         select * from json_to_recordset(%(replaced)s::json)
-            as replaced ({", ".join(f"{name} {_TYPES.get(name, 'text')}" for name in _ROW)}, by_position int8)
+            as replaced ({", ".join(f"{name} {_TYPES.get(name, 'text')}" for name in EVENT_ROW)}, by_position int8)
     ), version as (
         insert into usage.event_versions
             (key, usage_source, completed_at, position, source_no, content_digest, numbered_by)
@@ -91,14 +65,6 @@ _TAKE: Final = f"""
 """
 
 
-class Stored(NamedTuple):
-    """A stored version, and where its message stands."""
-
-    version: Version
-    source: str
-    position: int
-
-
 class Telling(NamedTuple):
     """A message of another source than the version in force, which it takes the place of if it is the stronger."""
 
@@ -116,8 +82,8 @@ class Telling(NamedTuple):
 
 def candidates(arrived: Sequence[Due]) -> list[Due]:
     """The usage events, in key order, whose identity nothing else among the messages speaks of."""
-    spoken_of = Counter(key for each in arrived for key in (each.key, each.original_key) if key)
-    alone = [each for each in arrived if each.original is None and spoken_of[each.key] == 1]
+    mentions = spoken_of(arrived)
+    alone = [each for each in arrived if each.original is None and mentions[each.key] == 1]
     return sorted(alone, key=lambda each: each.key)
 
 
@@ -147,64 +113,39 @@ def take(rows: EventRows, arrived: Sequence[Due], sealed_before: datetime | None
     alone = candidates(arrived)
     if not alone:
         return set()
-    told = tellings(_stored(rows.connection, alone), alone, sealed_before)
-    replaced = _counting(rows.connection, [each for each in told if each.stronger])
+    stored = stored_versions.locked(rows.connection, [each.key for each in alone])
+    told = tellings(stored, alone, sealed_before)
+    replaced = _replaced(rows.connection, [each for each in told if each.stronger])
     taken = [each for each in told if not each.stronger or each.position in replaced]
     if not taken:
         return set()
-    messages = {position: row.pop("raw") for position, row in replaced.items()}
     _take(rows, taken, replaced)
     rows.keep_young([(each.due.key, each.due.message.completed_at) for each in taken if each.younger])
     numbers.count(rows.connection, [each.due.message.event for each in taken])
     engine_sums.note_weaker(rows.connection, (each.due.message.event for each in taken if not each.stronger))
     engine_sums.note_replaced(
         rows.connection,
-        ((decode(messages[each.position]), each.due.message.event) for each in taken if each.stronger),
+        ((decode(replaced[each.position].raw), each.due.message.event) for each in taken if each.stronger),
     )
     return {each.position for each in taken}
 
 
-def _stored(connection: psycopg.Connection, alone: Sequence[Due]) -> dict[bytes, list[Stored]]:
-    """The stored versions by identity key; the identities locked."""
-    keys = [UUID(bytes=each.key) for each in alone]
-    found: dict[bytes, list[Stored]] = defaultdict(list)
-    for statement in (_LOCKED, _VERSIONS):
-        for key, *version, source, position in connection.execute(statement, (keys,), binary=True):
-            found[key].append(Stored(Version(*version), source, position))
-    return found
-
-
-def _counting(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[int, dict[str, Any]]:
+def _replaced(connection: psycopg.Connection, told: Sequence[Telling]) -> dict[int, Any]:
     """The rows that messages take the place of, by their positions; none for what was corrected."""
-    if not told:
-        return {}
-    moments = [each.in_force.version.completed_at for each in told]
-    events = [each.due.message.event for each in told]
-    given = {
-        "tenants": [event.tenant_id for event in events],
-        "moments": moments,
-        "first": min(moments),
-        "last": max(moments),
-        "requests": [event.request_id for event in events],
-    }
-    found: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
-    with connection.cursor(row_factory=dict_row, binary=True) as cursor:
-        for row in cursor.execute(_COUNTING, given, prepare=False):
-            found[row["tenant_id"], row["request_id"], row["attempt"], row["completed_at"]].append(row)
-    alone = {}
-    for each, event, moment in zip(told, events, moments, strict=True):
-        counting = found[event.tenant_id, event.request_id, event.attempt, moment]
-        if len(counting) == 1:
-            alone[each.position] = counting[0]
-    return alone
+    asked = [(each.due.message.event, each.in_force.version.completed_at) for each in told]
+    rows = stored_versions.counting(connection, asked)
+    return {each.position: counting[0] for each, counting in zip(told, rows, strict=True) if len(counting) == 1}
 
 
-def _take(rows: EventRows, taken: Sequence[Telling], replaced: Mapping[int, dict[str, Any]]) -> None:
+def _take(rows: EventRows, taken: Sequence[Telling], replaced: Mapping[int, Any]) -> None:
     """Write versions, events and what is superseded; in windows and feed put the stronger in place of the replaced."""
     # One document: a dozen arrays of names would take longer to write than the rows
     given = {
         "replaced": msgspec.json.encode(
-            [row | {"by_position": position} for position, row in replaced.items()]
+            [
+                {name: getattr(row, name) for name in EVENT_ROW} | {"by_position": position}
+                for position, row in replaced.items()
+            ]
         ).decode(),
         "this_source": rows.source,
         "source_no": rows.source_no,

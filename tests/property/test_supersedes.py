@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving_adapter.events import SOURCE_STRENGTH
 from streams.ingest import resends, supersedes
-from streams.ingest.supersedes import Stored
+from streams.ingest.stored_versions import Stored
 from streams.rules.chunks import Accepted
 from streams.rules.duplicates import Verdict, arriving, in_force, judge
 from tests.builders import RECEIVED

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from serving_adapter.identity import Identity, event_id_of
-from streams.ingest import supersedes
+from streams.ingest import corrections, supersedes
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.further_arrivals import Arrivals
 from streams.rules.chunks import Chunk, Record
@@ -76,10 +76,31 @@ def test_many_sources_leave_the_same_either_way(
 ) -> None:
     tenant_ids, sent = [f"tenant_{number}" for number in range(3)], chunks()
     at_once = applied(own_database_url, tenant_ids, sent, COMPARED)
-    monkeypatch.setattr(supersedes, "candidates", lambda _: [])
+    for module in (supersedes, corrections):
+        monkeypatch.setattr(module, "candidates", lambda _: [])
     assert at_once == applied(make_database(), tenant_ids, sent, COMPARED)
     assert len(at_once[1]["usage.superseded_events"]) > 100
     assert at_once[1]["usage.identity_ages"]
+
+
+def test_corrections_take_no_statements_of_their_own(
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Arrivals, "take")
+    events = [make_record(i, gpu_us=1) for i in range(3)]
+
+    def correction(position: int, of: int, number: int = 1) -> Record:
+        corrects = str(event_id_of(Identity("tenant_1", f"req-{of}", 1, "usage", 0)))
+        named = {"request_id": f"req-{of}", "kind": "correction", "correction_no": number, "corrects": corrects}
+        deltas = {"input_tokens": 0, "cache_hit_tokens": 0, "output_tokens": -1, "gpu_us": 7}
+        return make_record(position, json.dumps(EVENT | named | deltas).encode())
+
+    first = applier.apply(make_chunk(*events, correction(3, 0)))
+    second = applier.apply(make_chunk(*(correction(4 + n, n, number=2) for n in range(3)), correction(7, 0)))
+    assert (first.applied, second.applied, second.duplicates) == (4, 3, 1)
+    assert [row[2:] for row in windows(connection)] == [("engine", 3, 30, 12, 11)]
+    assert connection.execute("select gpu_us, events from usage.windows_1h").fetchall() == [(31, 7)]
+    assert_windows_are_their_events(connection)
 
 
 def test_another_source_s_telling_takes_no_statements_of_its_own(

@@ -47,7 +47,7 @@ def apply_plan(
         if fresh:
             plan_store.add_versions(connection, given, fresh, actor)
             on_plan = [s for s in account_store.subscriptions(connection) if s.plan == given.name]
-            estimates.write_prices(connection, on_plan)
+            estimates.write_prices(connection, {s.tenant_id for s in on_plan})
             stale = rating_bands.write_rules(connection, {s.tenant_id for s in on_plan})
             audit.record(
                 raw(connection),

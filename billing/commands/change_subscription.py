@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, estimates, invoice_store, plan_store, rating_bands
+from billing import account_store, estimates, invoice_store, plan_store, quota_periods, rating_bands
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.price_plans import Anchor
@@ -78,7 +78,8 @@ def change_subscription(
             )
             before = _end(connection, held, at, actor)
             account_store.add_subscription(connection, after, actor)
-            estimates.write_prices(connection, account_store.subscriptions(connection, tenant_id=tenant_id))
+            estimates.write_prices(connection, [tenant_id])
+            quota_periods.write_anchors(connection, [after])
             detail = {"plan": plan, "before": held.plan, "from": at.isoformat(), "seats": wanted_seats}
             audit.record(raw(connection), actor, "subscription.change", tenant_id, detail)
             stale = rating_bands.write_rules(connection, [tenant_id])

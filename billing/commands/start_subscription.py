@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, estimates, invoice_store, plan_store, rating_bands
+from billing import account_store, estimates, invoice_store, plan_store, quota_periods, rating_bands
 from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
@@ -105,7 +105,8 @@ def start_subscriptions(
                 for tenant_id in tenant_ids
             ]
             created = [each.subscription for each in started if each.created]
-            estimates.write_prices(connection, created)
+            estimates.write_prices(connection, {each.tenant_id for each in created})
+            quota_periods.write_anchors(connection, created)
             stale = rating_bands.write_rules(connection, {each.tenant_id for each in created}) if created else []
             by_tenant = {each.tenant_id: each for each in stale}
             return [replace(each, stale=by_tenant.get(each.subscription.tenant_id)) for each in started]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -48,9 +49,10 @@ FREE: Final = Price()
 
 
 class Bound(NamedTuple):
-    """The most that a request may come to in one metric: so much, and so much for each output token."""
+    """The most that a request may come to in one metric: so much by itself, and for each token."""
 
-    fixed: int
+    per_request: int
+    per_input: int
     per_output: int
 
 
@@ -83,7 +85,7 @@ class PriceList:
         """The prices of a model at a time: of each metric the newest, of two from the same time the model's own."""
         if not self._prices:
             return FREE
-        number = sum(change <= at_us for change in self.changes_us)
+        number = bisect_right(self.changes_us, at_us)
         found = self._found.get((model, number))
         if found is None:
             units = {
@@ -114,17 +116,16 @@ def amount(metric: Metric, counts: Counts, price: Price) -> int:
     return 0
 
 
-def bound(metric: Metric, requests: int, input_tokens: int, price: Price) -> Bound:
-    """What requests with so many input tokens may come to. GPU time cannot be known before: its bound is 0."""
+def bound(metric: Metric, price: Price) -> Bound:
+    """What a request may come to. GPU time cannot be known before: its bound is 0; a concurrent request is one."""
     if metric == "output_tokens":
-        return Bound(0, 1)
+        return Bound(0, 0, 1)
     if metric == "total_tokens":
-        return Bound(input_tokens, 1)
+        return Bound(0, 1, 1)
     if metric in ("input_tokens", "cached_input_tokens"):
-        return Bound(input_tokens, 0)
-    if metric == "requests":
-        return Bound(requests, 0)
+        return Bound(0, 1, 0)
+    if metric in ("requests", "concurrency"):
+        return Bound(1, 0, 0)
     if metric == "spend":
-        dearest = max(price.input, price.cached_input)
-        return Bound(price.request * requests + dearest * input_tokens, price.output)
-    return Bound(0, 0)
+        return Bound(price.request, max(price.input, price.cached_input), price.output)
+    return Bound(0, 0, 0)

@@ -7,17 +7,16 @@ A refusal is a 429 as OpenAI's clients know it: the error body, `x-ratelimit-*`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Final
 
 import msgspec
 
-from streams.quotas.calendar import moment
 from streams.quotas.decisions import Ask, Attempt, Count, Refused, RequestId, Scope, Standing, TenantId
 from streams.quotas.definitions import RATE_US, shown
 from streams.quotas.entries import Reserved, Settled
-from streams.quotas.refusals import StandingView, standing_view
+from streams.quotas.standings import StandingView, second_text, standing_view
 
 JITTER: Final = 0.2
 """Refused requests come back spread over so much more than they have to wait."""
@@ -142,21 +141,25 @@ def settled_of(tenant_id: str, request_id: str, told: Settlement, at: int) -> Se
     )  # fmt: skip
 
 
-def allowed(
-    entry: Reserved, standings: Iterable[Standing], epoch: int, on_unavailable: str
-) -> tuple[list[tuple[str, str]], bytes]:
-    """Headers and body of an admission; the numbers are those after it."""
+_ALLOWED: Final = (
+    b'{"decision":"allow","max_tokens":%d,"shrunk":%s,"limited_by":%s,"priority":%d,'
+    b'"reserved":{"requests":1,"input_tokens":%d,"output_tokens":%d},"expires_at":"%s","epoch":%d,'
+    b'"on_unavailable":"%s","quotas":%s}'
+)
+"""`Allowed`, as its encoder would write it, in a third of the time."""
+
+
+def allowed(entry: Reserved, quotas: bytes, epoch: int, on_unavailable: str) -> tuple[Sequence[tuple[str, str]], bytes]:
+    """Headers and body (`Allowed`) of an admission. `quotas` = where they stand after it, as JSON."""
     shrunk = entry.max_tokens < entry.asked
-    body = Allowed(
-        "allow", entry.max_tokens, shrunk, entry.limited_by, entry.priority,
-        {"requests": 1, "input_tokens": entry.input_tokens, "output_tokens": entry.output_cap},
-        moment(entry.deadline), epoch, on_unavailable,
-        [standing_view(each) for each in standings],
+    body = _ALLOWED % (
+        entry.max_tokens, b"true" if shrunk else b"false", _encode(entry.limited_by) if entry.limited_by else b"[]",
+        entry.priority, entry.input_tokens, entry.output_cap, second_text(entry.deadline // 1_000_000), epoch,
+        on_unavailable.encode(), quotas,
     )  # fmt: skip
-    headers: list[tuple[str, str]] = []
     if shrunk or entry.asked < 0:
-        headers.append(("x-tollbook-max-tokens", str(entry.max_tokens)))
-    return headers, _encode(body)
+        return (("x-tollbook-max-tokens", str(entry.max_tokens)),), body
+    return (), body
 
 
 def refusal(refused: Refused, jitter: float) -> tuple[list[tuple[str, str]], bytes]:

@@ -24,6 +24,7 @@ from streams.quotas.outputs import RecentOutputs
 from streams.quotas.parts import Part, Request, State, Step, after
 
 DEFAULT_LIMITS = Limits()
+_KNOWN = Progress(True)
 
 
 class TenantBook:
@@ -40,6 +41,10 @@ class TenantBook:
         self.outputs = RecentOutputs()
         self.new_requests: list[str] = []
         """Since somebody looked: each has to be looked at again (`tend`)."""
+        self.state_no = 0
+        """How often its state was written down."""
+        self._settled: dict[int, Part] = {}
+        """Parts that are settled and not confirmed, by their address: few beside all requests."""
 
     def define(
         self, quotas: Iterable[Quota], now: int, *, tier: str = "", priority: int = 0, prices: PriceList | None = None,
@@ -48,9 +53,12 @@ class TenantBook:
         """Take definitions, prices and the billing periods' anchor; new budgets have to be loaded then."""
         self.tier, self.priority = tier, priority
         self.meters.define(quotas, now, prices or PriceList(), anchor)
+        self._settled.clear()
         for request in self.requests.values():
             for part in request.parts.values():
                 self.meters.hold(part, +1)
+                if part.state is State.SETTLED:
+                    self._settled[id(part)] = part
             if request.in_slot:
                 self._slot(request, +1)
         for meter, units in self.leases.held(self.meters):
@@ -67,7 +75,8 @@ class TenantBook:
 
         `share` = percent of what remains that may be promised. Raises OtherContent.
         """
-        self.roll(now)
+        if now >= self.meters.next_roll:
+            self.roll(now)
         request = self.requests.get(ask.request_id)
         if request is not None and self.admitted(ask) is not None:
             return None
@@ -89,14 +98,15 @@ class TenantBook:
 
     def apply(self, entry: Reserved | Settled | Leased | Returned) -> Progress:
         """Take an entry of the journal. Twice, or in another order, it leaves the same."""
-        self.roll(entry.at)
+        if entry.at >= self.meters.next_roll:
+            self.roll(entry.at)
         if isinstance(entry, Reserved):
             return self._reserve(entry)
         if isinstance(entry, Settled):
             return self._settle(entry)
         for meter, units in self.leases.apply(entry, self.meters):
             meter_set.lease(meter, units, entry.at)
-        return Progress(True)
+        return _KNOWN
 
     def confirm(self, row: Row) -> Progress:
         """Take a row of confirmed usage: it counts in its period, and whatever was promised for it ends."""
@@ -152,12 +162,7 @@ class TenantBook:
     def roll(self, now: int) -> None:
         """Go to the periods that hold `now`, with all that is in flight."""
         for meter in self.meters.rolled_to(now):
-            meter.unconfirmed = sum(
-                self.meters.settled(meter, part)
-                for request in self.requests.values()
-                for part in request.parts.values()
-                if part.state is State.SETTLED
-            )
+            meter.unconfirmed = sum(self.meters.settled(meter, part) for part in self._settled.values())
 
     def overdue(self, request_id: str, now: int) -> Sequence[int]:
         """Attempts of a request that were settled longer ago than metering may lag, and are not confirmed."""
@@ -177,17 +182,18 @@ class TenantBook:
         part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)
         told_twice = part.reserved is not None and entry.at <= part.reserved.at
         if told_twice or part.state in (State.RESERVED, State.SETTLED, State.CONFIRMED):
-            return Progress(True)
+            return _KNOWN
         part.reserved = entry
-        self._move(part, Step.RESERVE)
+        part.state = after(part.state, Step.RESERVE)
         self.meters.admit(entry)
         request = self.requests[entry.request_id]
-        request.deadline = max(request.deadline, entry.deadline)
+        if entry.deadline > request.deadline:
+            request.deadline = entry.deadline
         request.ended_at = None
         if not request.in_slot:
             request.in_slot = True
             self._slot(request, +1)
-        return Progress(True)
+        return _KNOWN
 
     def _settle(self, entry: Settled) -> Progress:
         part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)
@@ -229,10 +235,13 @@ class TenantBook:
             return
         if part.state is not State.UNKNOWN:
             self.meters.hold(part, -1)
+            self._settled.pop(id(part), None)
         part.state = following
         if used is not None:
             part.settled, part.settled_at = used, at
         self.meters.hold(part, +1)
+        if following is State.SETTLED:
+            self._settled[id(part)] = part
 
     def _end_if_done(self, request_id: str, at: int) -> None:
         request = self.requests[request_id]
@@ -259,6 +268,7 @@ class TenantBook:
         if request is None:
             request = self.requests[request_id] = Request()
             request.deadline = at + self.limits.held_us
+            request.state_no = self.state_no
             self.new_requests.append(request_id)
         part = request.parts.get(attempt)
         if part is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -37,7 +38,7 @@ class RequestState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BookState(msgspec.Struct, frozen=True, array_like=True):
-    """A tenant: what cannot be had from definitions and windows."""
+    """A tenant: what cannot be had from definitions and windows. It may be followed by others with more requests."""
 
     tenant_id: str
     tier: str
@@ -52,23 +53,28 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(list[BookState])
 
 
-def state_of(book: TenantBook) -> BookState:
+def state_of(book: TenantBook, *, with_requests: bool = True) -> BookState:
     """What is to be stored of a book."""
     return BookState(
         book.tenant_id,
         book.tier,
-        [_request_state(request_id, request) for request_id, request in book.requests.items()],
+        _request_states(book.requests) if with_requests else [],
         [_lease_state(book.tenant_id, lease_id, lease) for lease_id, lease in book.leases.all().items()],
         book.meters.rate_state(),
         book.meters.unreserved_state(),
     )
 
 
+def more_of(tenant_id: str, requests: Mapping[str, Request]) -> BookState:
+    """Requests that belong to a state of the same tenant before."""
+    return BookState(tenant_id, "", _request_states(requests), [], {}, {})
+
+
 def restore(book: TenantBook, state: BookState) -> None:
-    """Fill an empty book, before its definitions are taken."""
-    book.tier = state.tier
-    book.meters.rate_states = dict(state.rates)
-    book.meters.unreserved = dict(state.unreserved)
+    """Fill a book from its state and those with more requests, before its definitions are taken."""
+    book.tier = state.tier or book.tier
+    book.meters.rate_states |= state.rates
+    book.meters.unreserved |= state.unreserved
     for stored in state.requests:
         request = book.requests[stored.request_id] = Request()
         request.deadline, request.in_slot, request.ended_at = stored.deadline, stored.in_slot, stored.ended_at
@@ -81,9 +87,14 @@ def restore(book: TenantBook, state: BookState) -> None:
         list(book.leases.apply(leased, book.meters))
 
 
-def encode(states: list[BookState]) -> bytes:
-    """States as they are stored."""
-    return _encoder.encode(states)
+def encoded(state: BookState) -> bytes:
+    """One of several states as they are stored (`joined`)."""
+    return _encoder.encode(state)
+
+
+def joined(states: Sequence[bytes]) -> bytes:
+    """Encoded states as they are stored."""
+    return _encoder.encode([msgspec.Raw(state) for state in states])
 
 
 def decode(stored: bytes) -> list[BookState]:
@@ -91,12 +102,17 @@ def decode(stored: bytes) -> list[BookState]:
     return _decoder.decode(stored)
 
 
-def _request_state(request_id: str, request: Request) -> RequestState:
-    parts = [
-        PartState(attempt, p.model, p.adapter, p.state.value, p.reserved, p.settled, p.settled_at, p.lease_id)
-        for attempt, p in request.parts.items()
-    ]
-    return RequestState(request_id, request.deadline, request.in_slot, request.ended_at, parts)
+def _request_states(requests: Mapping[str, Request]) -> list[RequestState]:
+    return [
+        RequestState(
+            request_id, request.deadline, request.in_slot, request.ended_at,
+            [
+                PartState(attempt, p.model, p.adapter, p.state.value, p.reserved, p.settled, p.settled_at, p.lease_id)
+                for attempt, p in request.parts.items()
+            ],
+        )
+        for request_id, request in requests.items()
+    ]  # fmt: skip
 
 
 def _lease_state(tenant_id: str, lease_id: str, lease: Lease) -> Leased:

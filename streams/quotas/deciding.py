@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from streams.quotas.amounts import Bound, bound
 from streams.quotas.decisions import Ask, Because, Limits, Refused, Wall
 from streams.quotas.entries import Reserved
 from streams.quotas.meter_set import MeterSet
-from streams.quotas.meters import ENDLESS, BudgetMeter, Meter, RateMeter, SlotMeter
+from streams.quotas.meters import Meter, RateMeter, SlotMeter
 from streams.quotas.outputs import RecentOutputs
 
 SOON_US = 1_000_000
@@ -25,36 +24,41 @@ def judge(
     request that asks for more output than there is room for gets fewer tokens, down to the quotas' floor, where they
     let it. `share` = percent of what remains that may be promised. `in_flight`: another attempt of it holds a slot.
     """
-    price = meters.prices.at(ask.model, now)
     copies = ask.copies
     wanted = granted = ask.max_tokens if ask.max_tokens is not None else limits.default_max_tokens
+    cap = wanted * copies
     expected = outputs.expected(wanted) * copies
     limited_by: list[str] = []
     walls: list[Wall] = []
-    for meter in meters.of(ask.model, ask.adapter):
+    covering = meters.covering(ask.model, ask.adapter)
+    budgets, rates = covering.bounds(meters.price(ask.model, now))
+    tight: list[tuple[Meter, int, int, int]] = []  # meters in which it does not fit as it is; room and bound
+    for meter, each, per_input, per_output in budgets:
+        by_input = each + per_input * ask.input_tokens
+        room = meter.room(by_input + per_output * expected, share)
+        if room < by_input + per_output * cap:
+            tight.append((meter, room, by_input, per_output))
         quota = meter.quota
-        if isinstance(meter, BudgetMeter):
-            cost = bound(quota.metric, 1, ask.input_tokens, price)
-            room = meter.room(cost, wanted * copies, expected, share)
-            if not quota.hard and quota.thresholds:
-                percent = meter.percent
-                priority += SOFT_STEP * sum(each <= percent for each in quota.thresholds)
-                if percent >= 100:
-                    granted = min(granted, max(outputs.median(wanted), quota.min_tokens))
-                    limited_by.append(quota.quota_id)
-        elif isinstance(meter, RateMeter):
-            cost = bound(quota.metric, 1, ask.input_tokens, price)
-            room = meter.rate.room(now, cost.fixed + cost.per_output * wanted * copies) if quota.hard else ENDLESS
-        else:
-            cost = Bound(1, 0)
-            room = quota.limit - meter.in_use - meter.leased if quota.hard and not in_flight else ENDLESS
-        if room >= cost.fixed + cost.per_output * wanted * copies:
-            continue
+        if quota.thresholds and not quota.hard:
+            percent = meter.percent
+            priority += SOFT_STEP * sum(each <= percent for each in quota.thresholds)
+            if percent >= 100:
+                granted = min(granted, max(outputs.median(wanted), quota.min_tokens))
+                limited_by.append(quota.quota_id)
+    for rate, each, per_input, per_output in rates:
+        by_input = each + per_input * ask.input_tokens
+        needed = by_input + per_output * cap
+        if rate.quota.hard and (room := rate.rate.room(now, needed)) < needed:
+            tight.append((rate, room, by_input, per_output))
+    if not in_flight:
+        tight += [(slot, 0, 1, 0) for slot in covering.slots if not slot.free and slot.quota.hard]
+    for wall, room, by_input, per_output in tight:
+        quota = wall.quota
         # Whole answers: what is left over by dividing is not promised
-        fits = (room - cost.fixed) // (cost.per_output * copies) if cost.per_output else -1
+        fits = (room - by_input) // (per_output * copies) if per_output else -1
         least = min(quota.min_tokens, wanted) if quota.on_shrink == "allow" else wanted
         if fits < least:
-            walls.append(_wall(meter, cost.fixed + cost.per_output * least * copies, max(room, 0), share, now))
+            walls.append(_wall(wall, by_input + per_output * least * copies, max(room, 0), share, now))
         else:
             limited_by.append(quota.quota_id)
             granted = min(granted, fits)

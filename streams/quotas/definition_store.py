@@ -32,15 +32,23 @@ class Marks(NamedTuple):
     version: int
     assignment_no: int
     anchor_no: int
+    price_no: int
 
 
-NOTHING = Marks(0, 0, 0)
+NOTHING = Marks(0, 0, 0, 0)
 
 
 class Tier(NamedTuple):
     """A tenant's tier from a time on."""
 
     tier: str
+    starts_at: datetime
+
+
+class DatedAnchor(NamedTuple):
+    """When a tenant's billing periods begin, from a time on."""
+
+    anchor: Anchor
     starts_at: datetime
 
 
@@ -52,7 +60,7 @@ class Definitions:
     of_tenants: Mapping[str, list[Quota]] = field(default_factory=dict)
     of_tiers: Mapping[str, list[Quota]] = field(default_factory=dict)
     tiers: Mapping[str, list[Tier]] = field(default_factory=dict)
-    anchors: Mapping[str, Anchor] = field(default_factory=dict)
+    anchors: Mapping[str, list[DatedAnchor]] = field(default_factory=dict)
 
     def tier_of(self, tenant_id: str, at: datetime, told: str = "") -> str:
         """A tenant's tier: as assigned, else as the caller told."""
@@ -68,14 +76,16 @@ class Definitions:
         return in_force(self.versions_of(tenant_id, tier), tenant_id, tier, at)
 
     def changes_after(self, tenant_id: str, tier: str, at: datetime) -> datetime | None:
-        """When the next dated definition or tier of a tenant begins."""
+        """When the next dated definition, tier or anchor of a tenant begins."""
         found = [quota.starts_at for quota in self.versions_of(tenant_id, tier)]
         found += [each.starts_at for each in self.tiers.get(tenant_id, ())]
+        found += [each.starts_at for each in self.anchors.get(tenant_id, ())]
         return min((each for each in found if each > at), default=None)
 
-    def anchor_of(self, tenant_id: str) -> Anchor:
+    def anchor_of(self, tenant_id: str, at: datetime) -> Anchor:
         """When a tenant's billing periods begin."""
-        return self.anchors.get(tenant_id, CALENDAR_MONTHS)
+        begun = [each.anchor for each in self.anchors.get(tenant_id, ()) if each.starts_at <= at]
+        return begun[-1] if begun else CALENDAR_MONTHS
 
 
 def marks(connection: psycopg.Connection) -> Marks:
@@ -83,7 +93,8 @@ def marks(connection: psycopg.Connection) -> Marks:
     row = connection.execute(
         "select (select coalesce(max(version), 0) from usage.quotas),"
         " (select coalesce(max(assignment_no), 0) from usage.tenant_tiers),"
-        " (select coalesce(max(anchor_no), 0) from usage.billing_anchors)"
+        " (select coalesce(max(anchor_no), 0) from usage.billing_anchors),"
+        " (select coalesce(max(change_no), 0) from usage.estimate_price_changes)"
     ).fetchone()
     assert row is not None, "a select without from has a row"
     return Marks(*row)
@@ -101,13 +112,12 @@ def read(connection: psycopg.Connection) -> Definitions:
         "select tenant_id, tier, starts_at from usage.tenant_tiers order by starts_at, assignment_no"
     ):
         tiers[tenant_id].append(Tier(*tier))
-    anchors = {
-        tenant_id: Anchor(anchor_at, months)
-        for tenant_id, anchor_at, months in connection.execute(
-            "select tenant_id, anchor_at, months from usage.billing_anchors order by anchor_no"
-        )
-    }
-    return Definitions(at, dict(of_tenants), dict(of_tiers), dict(tiers), anchors)
+    anchors: dict[str, list[DatedAnchor]] = defaultdict(list)
+    for tenant_id, anchor_at, months, starts_at in connection.execute(
+        "select tenant_id, anchor_at, months, starts_at from usage.billing_anchors order by starts_at, anchor_no"
+    ):
+        anchors[tenant_id].append(DatedAnchor(Anchor(anchor_at, months), starts_at))
+    return Definitions(at, dict(of_tenants), dict(of_tiers), dict(tiers), dict(anchors))
 
 
 def define(connection: psycopg.Connection, quota: Quota, *, actor: str) -> Quota:
@@ -155,14 +165,23 @@ def assign(connection: psycopg.Connection, tenant_id: str, tier: str, at: dateti
         audit.record(connection, actor, "quota.tier", tenant_id, {"tier": tier, "from": at.isoformat()})
 
 
-def set_anchor(connection: psycopg.Connection, tenant_id: str, anchor: Anchor) -> None:
-    """Note when a tenant's billing periods begin, if that is new. For billing, in its transaction."""
-    connection.execute(
-        "insert into usage.billing_anchors (tenant_id, anchor_at, months) select %(tenant)s, %(at)s, %(months)s"
+def set_anchors(connection: psycopg.Connection, anchors: Iterable[tuple[str, DatedAnchor]]) -> None:
+    """Note when tenants' billing periods begin, from a time on, where that is new. For billing, in its transaction."""
+    query = (
+        "insert into usage.billing_anchors (tenant_id, anchor_at, months, starts_at)"
+        " select %(tenant)s, %(at)s, %(months)s, %(starts)s"
         " where (%(at)s::timestamptz, %(months)s::integer) is distinct from (select (anchor_at, months)"
-        " from usage.billing_anchors where tenant_id = %(tenant)s order by anchor_no desc limit 1)",
-        {"tenant": tenant_id, "at": anchor.at, "months": anchor.months},
+        " from usage.billing_anchors where tenant_id = %(tenant)s and starts_at <= %(starts)s"
+        " order by starts_at desc, anchor_no desc limit 1)"
     )
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            query,
+            [
+                {"tenant": tenant_id, "at": anchor.at, "months": anchor.months, "starts": starts_at}
+                for tenant_id, (anchor, starts_at) in anchors
+            ],
+        )
 
 
 def price_lists(connection: psycopg.Connection, tenant_ids: Iterable[str]) -> dict[str, PriceList]:

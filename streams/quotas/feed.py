@@ -25,6 +25,7 @@ from streams.quotas.amounts import Counts, PriceList
 from streams.quotas.calendar import microseconds, moment
 from streams.quotas.decisions import Row
 from streams.quotas.definition_store import Definitions, Marks
+from streams.rules import estimates
 from streams.rules.identity_keys import identity_key
 
 ROWS_AT_MOST: Final = 20_000
@@ -125,8 +126,11 @@ def look_within(
     row = connection.execute("select clock_timestamp()").fetchone()
     assert row is not None, "a function always has a row"
     monotonic = (began + time.monotonic()) / 2
-    definitions = definition_store.read(connection) if definition_store.marks(connection) != marks else None
+    newest = definition_store.marks(connection)
+    definitions = definition_store.read(connection) if newest != marks else None
     found = Look(microseconds(row[0]), monotonic, dict(positions), [], True, definitions)
+    if marks != definition_store.NOTHING and newest.price_no != marks.price_no:
+        found.prices = definition_store.price_lists(connection, estimates.repriced_since(connection, marks.price_no))
     _read_rows(connection, found, begin_here=not positions, shard=shard, of=of)
     if found.caught_up:
         _load(connection, found, wanted)
@@ -178,7 +182,7 @@ def _row(
 def _load(connection: psycopg.Connection, found: Look, wanted: Wanted) -> None:
     if not wanted.spans:
         return
-    found.prices = definition_store.price_lists(connection, wanted.spans)
+    found.prices |= definition_store.price_lists(connection, wanted.spans)
     for tenant_id, spans in wanted.spans.items():
         changes = [moment(at) for at in found.prices.get(tenant_id, PriceList()).changes_us]
         found.loaded[tenant_id] = {span: _used(connection, tenant_id, span, changes) for span in spans}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from streams.quotas.amounts import Bound, Counts, amount
+from streams.quotas.amounts import Counts, amount
 from streams.quotas.book import TenantBook
 from streams.quotas.meters import BudgetMeter, Meter, RateMeter
 
@@ -61,7 +61,7 @@ def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, hol
 
 def _room(meter: Meter, now: int) -> int:
     if isinstance(meter, BudgetMeter):
-        return meter.room(Bound(0, 0), 0, 0, 100)
+        return meter.room(0, 100)
     if isinstance(meter, RateMeter):
         return meter.rate.room(now, meter.quota.limit)
     return meter.quota.limit - meter.in_use - meter.leased

@@ -24,6 +24,7 @@ REQUEST_WITHIN_S: Final = 10.0
 IDLE_AT_MOST_S: Final = 75.0
 LOOK_EVERY_S: Final = 5.0
 
+_JSON: Final = b"application/json"
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -47,9 +48,15 @@ class Call:
 
     def answer(
         self, status: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = (), *,
-        content_type: bytes = b"application/json",
+        content_type: bytes = _JSON,
     ) -> Connection:  # fmt: skip
         """Give the answer; it is written by `flush` of the connection that is returned, after those before it."""
+        if status == HTTPStatus.OK and not headers and content_type is _JSON:
+            self._data = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\ncontent-type: application/json\r\n\r\n%s" % (
+                len(body),
+                body,
+            )
+            return self._connection
         head = b"HTTP/1.1 %d %s\r\n" % (status, _REASONS[status])
         if status != HTTPStatus.NO_CONTENT:
             head += b"content-length: %d\r\n" % len(body)
@@ -122,15 +129,20 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         """A part of its target."""
-        self._count_head(len(url))
-        self._target += url
+        self._head_size += len(url)
+        if self._head_size > MAX_HEAD_BYTES:
+            raise _TooLarge
+        self._target = self._target + url if self._target else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header."""
-        self._count_head(len(name) + len(value))
-        if len(name) == 13 and name.lower() == b"authorization":
+        size = len(name)
+        self._head_size += size + len(value)
+        if self._head_size > MAX_HEAD_BYTES:
+            raise _TooLarge
+        if size == 13 and name.lower() == b"authorization":
             self._authorization = value
-        elif len(name) == 6 and name.lower() == b"expect":
+        elif size == 6 and name.lower() == b"expect":
             self._continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
@@ -184,11 +196,6 @@ class Connection(asyncio.Protocol):
     def is_waiting(self) -> bool:
         """Whether requests of it are not answered yet."""
         return bool(self._waiting)
-
-    def _count_head(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > MAX_HEAD_BYTES:
-            raise _TooLarge
 
     def _refuse(self, status: int, text: str) -> None:
         call = Call(self, b"", b"", b"", b"")

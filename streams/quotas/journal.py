@@ -7,7 +7,7 @@ the new owner reads the journal after it has raised the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -51,8 +51,6 @@ class Batch:
     """What is written together."""
 
     entries: bytes
-    states: Sequence[tuple[int, bytes]] = ()
-    """Groups' books as of the end of `entries`."""
     decisions: list[Decision] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
 
@@ -66,7 +64,9 @@ _APPEND: Final = """
     select %(shard)s, %(epoch)s, seq, %(entries)s from mine returning no
 """
 _KEEP_STATE: Final = """
-    insert into usage.quota_states as s (tenant_group, no, state) values (%s, %s, %s)
+    insert into usage.quota_states as s (tenant_group, no, state)
+    select %(group)s, %(no)s, %(state)s
+    from usage.quota_shards where shard = %(shard)s and epoch = %(epoch)s for share
     on conflict (tenant_group) do update set no = excluded.no, state = excluded.state where s.no < excluded.no
 """
 _DECISION_COLUMNS: Final = "decided_at, tenant_id, request_id, attempt, kind, detail"
@@ -120,13 +120,10 @@ def _is_whole(connection: psycopg.Connection, shard: int, next_seq: int) -> bool
 def append(connection: psycopg.Connection, mine: Ownership, batch: Batch) -> int:
     """Write a batch, all or nothing; returns its number. Raises Fenced."""
     given = {"shard": mine.shard, "epoch": mine.epoch, "entries": batch.entries}
-    if not (batch.states or batch.decisions or batch.alerts):
+    if not (batch.decisions or batch.alerts):
         return _appended(connection, mine, given)
     with connection.transaction():
         no = _appended(connection, mine, given)
-        if batch.states:
-            with connection.cursor() as cursor:
-                cursor.executemany(_KEEP_STATE, [(group, no, state) for group, state in batch.states])
         if batch.decisions:
             with (
                 connection.cursor() as cursor,
@@ -145,6 +142,12 @@ def _appended(connection: psycopg.Connection, mine: Ownership, given: dict[str, 
     if row is None:
         raise Fenced(f"shard {mine.shard} has another owner: epoch {mine.epoch} is over")
     return int(row[0])
+
+
+def keep_state(connection: psycopg.Connection, mine: Ownership, group: int, no: int, state: bytes) -> None:
+    """Store a group's books as of a batch; nothing, if the shard has another owner by now, or a newer state."""
+    given = {"group": group, "no": no, "state": state, "shard": mine.shard, "epoch": mine.epoch}
+    connection.execute(_KEEP_STATE, given)
 
 
 def states(connection: psycopg.Connection, mine: Ownership) -> Iterator[tuple[int, int, bytes]]:

@@ -5,26 +5,50 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from streams.quotas.amounts import FREE, Bound, Counts, PriceList, amount, bound
+from streams.quotas.amounts import FREE, Counts, Price, PriceList, amount, bound
 from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
 from streams.quotas.decisions import Row, Standing
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Reserved
 from streams.quotas.meters import BudgetMeter, Meter, RateMeter, SlotMeter
 from streams.quotas.parts import Part, State
+from streams.quotas.standings import StandingsText, standing
 
 NEVER: int = 2**62
 MODELS_AT_MOST = 256
 """Of how many models and adapters the quotas that cover them are remembered."""
 
 
-class Covering(NamedTuple):
+class Bounds(NamedTuple):
+    """Meters, and what a request may come to in each: by itself, for each input token, for each output token."""
+
+    budgets: list[tuple[BudgetMeter, int, int, int]]
+    rates: list[tuple[RateMeter, int, int, int]]
+
+
+class Covering:
     """The meters of the quotas that cover a model and an adapter."""
 
-    all: list[Meter]
-    budgets: list[BudgetMeter]
-    rates: list[RateMeter]
-    slots: list[SlotMeter]
+    __slots__ = ("_bounds", "_price", "all", "budgets", "rates", "slots", "text")
+
+    def __init__(self, meters: list[Meter]) -> None:
+        self.all = meters
+        self.budgets = [meter for meter in meters if isinstance(meter, BudgetMeter)]
+        self.rates = [meter for meter in meters if isinstance(meter, RateMeter)]
+        self.slots = [meter for meter in meters if isinstance(meter, SlotMeter)]
+        self.text: StandingsText | None = None
+        self._price: Price | None = None
+        self._bounds = Bounds([], [])
+
+    def bounds(self, price: Price) -> Bounds:
+        """What requests may come to at a price; worked out once, as prices seldom change."""
+        if price is not self._price:
+            self._price = price
+            self._bounds = Bounds(
+                [(meter, *bound(meter.quota.metric, price)) for meter in self.budgets],
+                [(meter, *bound(meter.quota.metric, price)) for meter in self.rates],
+            )
+        return self._bounds
 
 
 class MeterSet:
@@ -41,7 +65,9 @@ class MeterSet:
         self.unreserved: dict[str, tuple[int, int]] = {}
         """The same of what nobody had reserved: a period's start, and how much."""
         self._covering: dict[tuple[str, str], Covering] = {}
-        self._next_roll = NEVER
+        self.next_roll = NEVER
+        """When the first of the budgets' periods ends."""
+        self._is_priced = False
 
     def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
         """Take definitions. What is known of a rate or a budget stays where its id does; new budgets
@@ -52,6 +78,8 @@ class MeterSet:
             before = {quota_id: meter for quota_id, meter in before.items() if meter.quota.metric != "spend"}
         self.rate_states, self.unreserved = {}, {}
         self.prices, self.anchor = prices, anchor
+        quotas = list(quotas)
+        self._is_priced = any(quota.metric == "spend" for quota in quotas)
         self.all = []
         self._covering.clear()
         for quota in quotas:
@@ -67,7 +95,7 @@ class MeterSet:
             else:
                 self.all.append(SlotMeter(quota))
         self.budgets = [meter for meter in self.all if isinstance(meter, BudgetMeter)]
-        self._next_roll = min((meter.end for meter in self.budgets), default=NEVER)
+        self.next_roll = min((meter.end for meter in self.budgets), default=NEVER)
 
     def stand_for(self, quotas: Sequence[Quota], prices: PriceList, anchor: Anchor) -> bool:
         """Whether these are the definitions that were taken last."""
@@ -93,15 +121,17 @@ class MeterSet:
         if found is None:
             if len(self._covering) >= MODELS_AT_MOST:
                 self._covering.clear()
-            mine = [meter for meter in self.all if meter.quota.covers(model, adapter)]
-            found = Covering(
-                mine,
-                [meter for meter in mine if isinstance(meter, BudgetMeter)],
-                [meter for meter in mine if isinstance(meter, RateMeter)],
-                [meter for meter in mine if isinstance(meter, SlotMeter)],
-            )
+            found = Covering([meter for meter in self.all if meter.quota.covers(model, adapter)])
             self._covering[model, adapter] = found
         return found
+
+    def price(self, model: str, at: int) -> Price:
+        """The highest prices of a model at a time, where anything is counted in money."""
+        return self.prices.at(model, at) if self._is_priced else FREE
+
+    def bounds(self, model: str, adapter: str, at: int) -> Bounds:
+        """The budgets and rates that cover a model, and what a request of that time may come to in each."""
+        return self.covering(model, adapter).bounds(self.price(model, at))
 
     def named(self, quota_id: str) -> Meter:
         """The meter of a quota. Raises KeyError."""
@@ -109,10 +139,11 @@ class MeterSet:
 
     def rolled_to(self, now: int) -> list[BudgetMeter]:
         """Go to the periods that hold `now`; the meters that went to another one."""
-        if now < self._next_roll:
+        if now < self.next_roll:
             return []
         rolled = [meter for meter in self.budgets if meter.rolled_to(now)]
-        self._next_roll = min((meter.end for meter in self.budgets), default=NEVER)
+        self._covering.clear()
+        self.next_roll = min((meter.end for meter in self.budgets), default=NEVER)
         return rolled
 
     def standings(self, model: str, adapter: str, now: int) -> Iterator[Standing]:
@@ -120,17 +151,29 @@ class MeterSet:
         for meter in self.of(model, adapter):
             yield standing(meter, now)
 
+    def standings_text(self, model: str, adapter: str, now: int) -> bytes:
+        """The same as JSON."""
+        covering = self.covering(model, adapter)
+        if covering.text is None:
+            covering.text = StandingsText(covering.budgets, covering.rates, covering.slots, now)
+        return covering.text.at(now)
+
     def admit(self, entry: Reserved) -> None:
-        """Charge the rates for an admitted attempt."""
-        for meter, cost in self._rate_costs(entry):
-            meter.rate.charge(entry.at, cost.fixed + cost.per_output * entry.output_cap)
+        """Charge the rates for an admitted attempt, and hold its bound in the budgets."""
+        budgets, rates = self.bounds(entry.model, entry.adapter, entry.at)
+        at, tokens, cap = entry.at, entry.input_tokens, entry.output_cap
+        for meter, each, per_input, per_output in budgets:
+            by_input = each + per_input * tokens
+            meter.reserved += by_input + per_output * cap
+            meter.expected += by_input + per_output * entry.expected_output
+        for rate, each, per_input, per_output in rates:
+            rate.rate.charge(at, each + per_input * tokens + per_output * cap)
 
     def correct(self, entry: Reserved, used: Counts) -> None:
         """What the rates were charged at admission becomes what was used."""
-        price = self.prices.at(entry.model, entry.at)
-        for meter, cost in self._rate_costs(entry):
-            charged = cost.fixed + cost.per_output * entry.output_cap
-            meter.rate.correct(entry.at, amount(meter.quota.metric, used, price) - charged)
+        for meter, each, per_input, per_output in self.bounds(entry.model, entry.adapter, entry.at).rates:
+            charged = each + per_input * entry.input_tokens + per_output * entry.output_cap
+            meter.rate.correct(entry.at, amount(meter.quota.metric, used, FREE) - charged)
 
     def charge(self, model: str, adapter: str, used: Counts, at: int) -> None:
         """Charge the rates for usage that was never admitted."""
@@ -142,11 +185,10 @@ class MeterSet:
         settled, else nothing."""
         if part.state is State.RESERVED and part.reserved is not None:
             was = part.reserved
-            price = self.prices.at(was.model, was.at)
-            for meter in self.covering(was.model, was.adapter).budgets:
-                fixed, per_output = bound(meter.quota.metric, 1, was.input_tokens, price)
-                meter.reserved += sign * (fixed + per_output * was.output_cap)
-                meter.expected += sign * (fixed + per_output * was.expected_output)
+            for meter, each, per_input, per_output in self.bounds(was.model, was.adapter, was.at).budgets:
+                by_input = each + per_input * was.input_tokens
+                meter.reserved += sign * (by_input + per_output * was.output_cap)
+                meter.expected += sign * (by_input + per_output * was.expected_output)
         elif part.state is State.SETTLED:
             for meter in self.covering(part.model, part.adapter).budgets:
                 meter.unconfirmed += sign * self.settled(meter, part)
@@ -155,11 +197,11 @@ class MeterSet:
         """What a settled attempt counts in a budget's period."""
         if not meter.quota.covers(part.model, part.adapter) or not meter.counts_settled(part.settled_at):
             return 0
-        return amount(meter.quota.metric, part.settled, self.prices.at(part.model, part.settled_at))
+        return amount(meter.quota.metric, part.settled, self.price(part.model, part.settled_at))
 
     def confirm(self, row: Row, *, reserved: bool) -> None:
         """Count confirmed usage in its periods."""
-        price = self.prices.at(row.model, row.completed_at)
+        price = self.price(row.model, row.completed_at)
         for meter in self.covering(row.model, row.adapter).budgets:
             if row.bills or meter.quota.metric != "spend":
                 units = amount(meter.quota.metric, row.counts, price)
@@ -168,20 +210,15 @@ class MeterSet:
 
     def was_reserved(self, part: Part) -> None:
         """Usage that was confirmed as nobody's turns out to be of a slice."""
-        price = self.prices.at(part.model, part.settled_at)
+        price = self.price(part.model, part.settled_at)
         for meter in self.covering(part.model, part.adapter).budgets:
             if meter.start <= part.settled_at < meter.end:
                 meter.unreserved -= amount(meter.quota.metric, part.settled, price)
 
     def take_slot(self, model: str, adapter: str, sign: int) -> None:
         """One more (+1) or one fewer (-1) request in flight."""
-        for meter in self.covering(model, adapter).slots:
-            meter.in_use += sign
-
-    def _rate_costs(self, entry: Reserved) -> Iterator[tuple[RateMeter, Bound]]:
-        price = self.prices.at(entry.model, entry.at)
-        for meter in self.covering(entry.model, entry.adapter).rates:
-            yield meter, bound(meter.quota.metric, 1, entry.input_tokens, price)
+        for slot in self.covering(model, adapter).slots:
+            slot.in_use += sign
 
 
 def lease(meter: Meter, units: int, at: int) -> None:
@@ -190,13 +227,3 @@ def lease(meter: Meter, units: int, at: int) -> None:
         meter.leased += units
     elif units > 0:
         meter.rate.charge(at, units)
-
-
-def standing(meter: Meter, now: int) -> Standing:
-    """Where a quota stands."""
-    quota = meter.quota
-    if isinstance(meter, BudgetMeter):
-        return Standing(quota, meter.remaining, meter.end)
-    if isinstance(meter, RateMeter):
-        return Standing(quota, meter.rate.room(now, 0), now + meter.rate.drained_in_us(now))
-    return Standing(quota, max(quota.limit - meter.in_use - meter.leased, 0), now)

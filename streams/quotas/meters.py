@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from streams.quotas.amounts import Bound
 from streams.quotas.calendar import Anchor, bounds
 from streams.quotas.definitions import RATE_US, Quota
 from streams.quotas.rates import Rate
@@ -53,7 +52,8 @@ class BudgetMeter:
     @property
     def remaining(self) -> int:
         """What is neither used nor promised; not below 0."""
-        return max(self.quota.limit - self.used - self.reserved - self.leased, 0)
+        left = self.quota.limit - self.confirmed - self.unconfirmed - self.reserved - self.leased
+        return left if left > 0 else 0
 
     @property
     def percent(self) -> int:
@@ -98,8 +98,8 @@ class BudgetMeter:
             self._ahead[start] = self._ahead.get(start, 0) + units
         return False
 
-    def room(self, expected: Bound, output_cap: int, expected_output: int, share: int) -> int:
-        """The most units that a request may reserve now.
+    def room(self, expected: int, share: int) -> int:
+        """The most units that a request may reserve now, of which it will probably use `expected`.
 
         Used + what is in flight at most + this ≤ limit + allowance; and where there is an allowance, used + what is
         expected + this one's expectation ≤ limit as well. `share` = percent of what remains that may be promised: 100,
@@ -108,13 +108,13 @@ class BudgetMeter:
         quota = self.quota
         if not quota.hard:
             return ENDLESS
-        taken = self.used + self.leased
+        taken = self.confirmed + self.unconfirmed + self.leased
         if quota.metric == "gpu_seconds":
             return ENDLESS if taken < quota.limit else -1
         room = quota.limit + quota.overshoot_allowance - taken - self.reserved
         if quota.overshoot_allowance:
             probable = quota.limit - taken - self.expected
-            if probable < expected.fixed + expected.per_output * min(expected_output, output_cap):
+            if probable < expected:
                 room = min(room, probable)
         return room * share // 100 if share != 100 else room
 
@@ -148,6 +148,11 @@ class SlotMeter:
         self.quota = quota
         self.in_use = 0
         self.leased = 0
+
+    @property
+    def free(self) -> int:
+        """How many more there may be; not below 0."""
+        return max(self.quota.limit - self.in_use - self.leased, 0)
 
 
 Meter = BudgetMeter | RateMeter | SlotMeter

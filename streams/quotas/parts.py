@@ -80,8 +80,15 @@ class Request(msgspec.Struct, gc=False):
     in_slot: bool = False
     """Whether it counts as one of the requests in flight."""
     ended_at: int | None = None
+    state_no: int = 0
+    """The state of its book that it was last written down in, or came too late for."""
 
     @property
     def settling(self) -> bool:
         """Whether usage of it is known that is not confirmed."""
         return any(part.state is State.SETTLED for part in self.parts.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come of it."""
+        return self.ended_at is not None and all(part.state is State.CONFIRMED for part in self.parts.values())

@@ -48,13 +48,13 @@ class Rate:
             self._level = self._exact(now)
             self._corrected = False
             room = (self.limit * self.period_us - self._level) // self.period_us
-        return max(room, 0)
+        return room if room > 0 else 0
 
     def charge(self, now: int, units: int) -> None:
         """Count units at admission; more than there is room for if the caller says so."""
         self._drain(now)
         self._level += units * self.period_us
-        number = max(now, self._level_at) // self.width_us
+        number = self._level_at // self.width_us
         if self._slots and self._slots[-1][0] >= number:
             self._slots[-1][1] += units
         else:
@@ -109,7 +109,8 @@ class Rate:
 
     def _drain(self, now: int) -> None:
         if now > self._level_at:
-            self._level = max(0, self._level - self.limit * (now - self._level_at))
+            level = self._level - self.limit * (now - self._level_at)
+            self._level = level if level > 0 else 0
             self._level_at = now
 
     def _exact(self, now: int) -> int:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from functools import lru_cache
-from typing import Final
-
 import msgspec
 
-from streams.quotas.calendar import moment
-from streams.quotas.decisions import Refused, Standing
-from streams.quotas.definitions import UNITS, shown
+from streams.quotas.decisions import Refused
+from streams.quotas.definitions import shown
+from streams.quotas.standings import StandingView, standing_view
 
 
 class WallDetail(msgspec.Struct, frozen=True):
@@ -36,31 +32,6 @@ class RefusalDetail(msgspec.Struct, frozen=True):
     tier: str
     walls: list[WallDetail]
     quotas: list[StandingView]
-
-
-class StandingView(msgspec.Struct, frozen=True, gc=False):
-    """Where a quota stands, as it is answered. Spend and GPU time as decimals in text."""
-
-    quota_id: str
-    metric: str
-    period: str
-    limit: int | str
-    remaining: int | str
-    resets_at: datetime
-
-
-def standing_view(standing: Standing) -> StandingView:
-    """A standing for people and programs."""
-    quota, remaining, resets_at = standing
-    metric = quota.metric
-    at = _period_end(resets_at) if quota.is_budget else moment(resets_at)
-    if metric in UNITS:
-        limit, left = shown(quota.limit, metric), shown(remaining, metric)
-        return StandingView(quota.quota_id, metric, quota.period, limit, left, at)
-    return StandingView(quota.quota_id, metric, quota.period, quota.limit, remaining, at)
-
-
-_period_end: Final = lru_cache(maxsize=1024)(moment)
 
 
 def refusal_detail(refused: Refused) -> bytes:

@@ -38,7 +38,7 @@ LOOK_AGAIN_S: Final = 0.005
 KEYS_EVERY_S: Final = 1.0
 KEYS_STALE_S: Final = 300.0
 TICK_S: Final = 0.05
-STATE_EVERY_S: Final = 0.03
+STATE_SLICE_EVERY_S: Final = 0.01
 FORGET_EVERY_S: Final = 5.0
 AWAY_AFTER_S: Final = 0.5
 """A write that takes longer: callers have given up long ago."""
@@ -61,6 +61,8 @@ class QuotaService:
         self.rng = rng
         self.keys: dict[bytes, AccessKey] = {}
         self.keys_read_at = float("-inf")
+        self.keys_are_stale = True
+        """Whether they could not be read for so long that nobody is believed any more."""
         self.away = False
         """Whether the journal cannot be written: nothing is admitted."""
         self.fenced = asyncio.Event()
@@ -72,16 +74,17 @@ class QuotaService:
         self._clock = (rebuilt.look.at, rebuilt.look.monotonic)
         self._last = 0
         self._prepared: list[Prepared] = []
-        self._in_hand: tuple[set[int], int | None, list[Prepared]] = (set(), None, [])
-        """Of the batch that is being written: groups, the one whose state is in it, and who waits for it."""
+        self._in_hand: tuple[set[int], list[Prepared]] = (set(), [])
+        """Of the batch that is being written: its groups, and who waits for it."""
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._flush_is_due = False
         self._writing_since: float | None = None
-        self._newest = 0
-        self._state_at = self._forgot_at = self._dropped_at = time.monotonic()
+        self._begin_a_state = False
+        self._forgot_at = self._dropped_at = time.monotonic()
         self._to_write: SimpleQueue[tuple[Batch, int] | None] = SimpleQueue()
         self._reading: psycopg.Connection | None = None
+        self._keeping: psycopg.Connection | None = None
         self._writer = Thread(target=self._write_all, name="journal", daemon=True)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -89,7 +92,8 @@ class QuotaService:
         """Begin to read and write; returns when callers can be told apart."""
         self._writer.start()
         self._take_keys(await asyncio.to_thread(self._read_keys))
-        self._tasks = [asyncio.create_task(self._look_again_and_again()), asyncio.create_task(self._tick())]
+        turning = (self._look_again_and_again(), self._tick(), self._keep_states())
+        self._tasks = [asyncio.create_task(each) for each in turning]
 
     async def stop(self) -> None:
         """Write what is in hand, and end."""
@@ -137,30 +141,27 @@ class QuotaService:
         self._flush_is_due = False
         if self._writing_since is not None:
             return
-        monotonic = time.monotonic()
-        store = monotonic - self._state_at >= STATE_EVERY_S
-        due = self.shard.next_batch(store_a_state=store)
+        due = self.shard.next_batch(begin_a_state=self._begin_a_state)
+        self._begin_a_state = False
         if due is None:
             prepared, self._prepared = self._prepared, []
             _answer(prepared)
             return
-        if store:
-            self._state_at = monotonic
-        batch, changed, stored = due
+        monotonic = time.monotonic()
+        batch, changed = due
         prepared, self._prepared = self._prepared, []
-        self._in_hand = (changed, stored, prepared)
+        self._in_hand = (changed, prepared)
         self._writing_since = monotonic
         forget = 0
         if monotonic - self._forgot_at >= FORGET_EVERY_S:
             self._forgot_at = monotonic
-            forget = self.shard.needed_from(self._newest + 1) - 1
+            forget = self.shard.states.needed_from() - 1
         self._to_write.put((batch, forget))
 
     def _written(self, no: int) -> None:
-        changed, stored, prepared = self._in_hand
-        self._newest = no
+        changed, prepared = self._in_hand
         self.batches += 1
-        self.shard.written(no, changed, stored)
+        self.shard.states.written(no, changed)
         self._writing_since, self.away = None, False
         _answer(prepared)
         if self._prepared or self.shard.pending:
@@ -169,8 +170,8 @@ class QuotaService:
     def _journal_is_away(self) -> None:
         """Nobody waits any longer: those who do are told, those who come are told at once."""
         self.away = True
-        changed, stored, prepared = self._in_hand
-        self._in_hand = (changed, stored, [])
+        changed, prepared = self._in_hand
+        self._in_hand = (changed, [])
         _answer([(call, 503, UNAVAILABLE, (("retry-after", "1"),)) for call, *_ in prepared + self._prepared])
         self._prepared = []
         self._try_parked()
@@ -207,6 +208,37 @@ class QuotaService:
     def _tell(self, what: Callable[..., None], *given: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(what, *given)
+
+    # States
+
+    async def _keep_states(self) -> None:
+        """Write down books a slice at a time, so that a restart need not read the journal from its beginning."""
+        states = self.shard.states
+        while True:
+            await asyncio.sleep(STATE_SLICE_EVERY_S)
+            if states.is_idle:
+                self._begin_a_state = True
+                self.flush_soon()
+            elif (made := states.make()) is not None:
+                try:
+                    await asyncio.to_thread(self._keep_state, *made)
+                except (psycopg.Error, DatabaseUnavailable) as error:
+                    if not is_passing(error):
+                        raise
+                    states.not_kept(made[0])
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    states.kept(made[0])
+
+    def _keep_state(self, group: int, no: int, state: bytes) -> None:
+        try:
+            if self._keeping is None or self._keeping.closed:
+                self._keeping = connect(self._database.url, application="tollbook quota states")
+            journal.keep_state(self._keeping, self.mine, group, no, state)
+        except psycopg.Error:
+            if self._keeping is not None:
+                self._keeping.close()
+            raise
 
     # The reading thread
 
@@ -260,7 +292,7 @@ class QuotaService:
         return access_keys.in_force(self._reading, "quota")
 
     def _take_keys(self, keys: dict[bytes, AccessKey]) -> None:
-        self.keys, self.keys_read_at = keys, time.monotonic()
+        self.keys, self.keys_read_at, self.keys_are_stale = keys, time.monotonic(), False
 
     def _set_clock(self, look: Look) -> None:
         """Go by the database's clock; where it steps back, time goes on slowly until it is there again."""
@@ -288,6 +320,7 @@ class QuotaService:
             now = self.now()
             self.shard.tend(now)
             monotonic = time.monotonic()
+            self.keys_are_stale = monotonic - self.keys_read_at > KEYS_STALE_S
             if monotonic - leases_at > 1:
                 leases_at = monotonic
                 self.shard.expire_leases(now)

@@ -6,7 +6,6 @@ answers. Times are microseconds since 1970, by the database's clock.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -15,24 +14,27 @@ import msgspec
 
 from streams.alerts import Alert
 from streams.quotas import book_state, entries
-from streams.quotas.amounts import PriceList, amount
+from streams.quotas.amounts import PriceList
 from streams.quotas.book import TenantBook
 from streams.quotas.calendar import microseconds, moment
+from streams.quotas.deadlines import Deadlines
 from streams.quotas.decisions import Ask, Limits, Refused, Row
 from streams.quotas.definition_store import Definitions
-from streams.quotas.definitions import OnUnavailable, shown, strictest
+from streams.quotas.definitions import strictest
 from streams.quotas.entries import Entry, Leased, Reserved, Returned, Settled, Unasked
-from streams.quotas.feed import Look, Span, Used, Wanted
+from streams.quotas.feed import Look, Span, Wanted
 from streams.quotas.groups import group_of, shard_of
+from streams.quotas.held import Held
 from streams.quotas.journal import Batch, Decision
+from streams.quotas.loading import fill, threshold_alerts
 from streams.quotas.meter_set import NEVER
 from streams.quotas.refusals import refusal_detail
+from streams.quotas.stored_states import StoredStates
 from streams.quotas.tiers import policy_of
 
 SAFE_SHARE: Final = 10
 """Percent of what remains that is promised while what was promised before is not known."""
 ROWS_A_SLICE: Final = 250
-TENDED_A_TIME: Final = 2000
 SPANS_A_LOOK: Final = 200
 """Tenants whose windows are read in one look."""
 
@@ -40,18 +42,6 @@ Unready = Literal["loading", "unknown", "suspended", "closed"]
 """Why nothing can be decided: the tenant's usage or registration is being read, or it may not use anything."""
 
 _UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A tenant's book, and what is about to happen to it."""
-
-    book: TenantBook
-    changes_at: int = NEVER
-    """When its next dated definition begins."""
-    told_tier: str = ""
-    on_unavailable: OnUnavailable = "deny"
-    """What a caller does that cannot reach us: as the quotas say, the strictest, else as the tier does."""
 
 
 @dataclass(slots=True)
@@ -97,17 +87,15 @@ class Shard:
     to_look_up: dict[str, None] = field(default_factory=dict)
     doubtful: dict[tuple[str, str, int], None] = field(default_factory=dict)
     """Attempts of which it is not known whether their usage was counted long ago."""
-    _wheel: dict[int, list[tuple[Held, str]]] = field(default_factory=lambda: defaultdict(list))
-    _wheel_at: int = 0
-    _groups: dict[int, list[Held]] = field(default_factory=lambda: defaultdict(list))
-    _changed: set[int] = field(default_factory=set)
-    """Groups with entries in `pending`."""
-    _dirty: dict[int, int] = field(default_factory=dict)
-    """Groups with entries that are in no stored state, and the first batch that has them."""
+    states: StoredStates = field(default_factory=StoredStates)
+    _deadlines: Deadlines = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._deadlines = Deadlines(self.limits.keep_ended_us)
 
     def owns(self, tenant_id: str) -> bool:
         """Whether the tenant is of this shard."""
-        return shard_of(tenant_id, self.of) == self.shard
+        return self.of == 1 or shard_of(tenant_id, self.of) == self.shard
 
     # Callers
 
@@ -145,7 +133,10 @@ class Shard:
 
     def lease(self, entry: Leased | Returned) -> None:
         """Take a slice that was granted, or one that comes back."""
-        self._take(self.books[entry.tenant_id], entry)
+        held = self.books[entry.tenant_id]
+        self.states.before_change(held, "")
+        held.book.apply(entry)
+        self.pending.append(entry)
 
     def unasked(self, entry: Unasked) -> None:
         """Note a decision that a caller made without us."""
@@ -166,7 +157,7 @@ class Shard:
         held = self.books.get(tenant_id)
         if held is None or now >= held.changes_at or (told_tier and told_tier != held.told_tier):
             held = self._open(tenant_id, now, told_tier)
-        if held.book.needs_loading:
+        if held.is_loading:
             self.waited_for[tenant_id] = None
             return "loading"
         return held
@@ -176,7 +167,7 @@ class Shard:
         held = self.books.get(tenant_id)
         if held is None:
             held = self.books[tenant_id] = Held(TenantBook(tenant_id, self.limits))
-            self._groups[group_of(tenant_id)].append(held)
+            self.states.add(held)
         self._define(held, now, told_tier or held.told_tier or held.book.tier)
         return held
 
@@ -184,7 +175,7 @@ class Shard:
         tenant_id, at = held.book.tenant_id, moment(now)
         tier = self.definitions.tier_of(tenant_id, at, told_tier)
         quotas = self.definitions.quotas_of(tenant_id, tier, at)
-        anchor = self.definitions.anchor_of(tenant_id)
+        anchor = self.definitions.anchor_of(tenant_id, at)
         prices = prices or held.book.meters.prices
         changes = self.definitions.changes_after(tenant_id, tier, at)
         held.told_tier = told_tier
@@ -195,22 +186,16 @@ class Shard:
         if not same:
             priority = policy_of(tier).priority
             held.book.define(quotas, now, tier=tier, priority=priority, prices=prices, anchor=anchor)
-        if held.book.needs_loading:
+        held.is_loading = held.book.needs_loading
+        if held.is_loading:
             self.to_load[tenant_id] = None
 
-    def _take(self, held: Held, entry: Reserved | Settled | Leased | Returned) -> int:
+    def _take(self, held: Held, entry: Reserved | Settled) -> int:
+        self.states.before_change(held, entry.request_id)
         over = held.book.apply(entry).over
         self.pending.append(entry)
-        self._changed.add(group_of(entry.tenant_id))
-        self._watch(held)
+        self._deadlines.watch(held)
         return over
-
-    def _watch(self, held: Held) -> None:
-        """New requests are looked at again after a while."""
-        if held.book.new_requests:
-            at = self._wheel_at + self.limits.keep_ended_us // 1_000_000 + 1
-            self._wheel[at] += [(held, request_id) for request_id in held.book.new_requests]
-            held.book.new_requests.clear()
 
     # The database
 
@@ -237,15 +222,17 @@ class Shard:
         for start in range(0, len(look.rows), ROWS_A_SLICE):
             self._confirm(look.rows[start : start + ROWS_A_SLICE], look.at)
             yield
+        for tenant_id, prices in look.prices.items():
+            priced = self.books.get(tenant_id)
+            if priced is not None and prices != priced.book.meters.prices:
+                self._define(priced, look.at, priced.told_tier, prices)
         for tenant_id, spans in look.loaded.items():
             held = self.books[tenant_id]
             held.book.roll(look.at)
-            prices = look.prices.get(tenant_id)
-            if prices is not None and prices != held.book.meters.prices:
-                self._define(held, look.at, held.told_tier, prices)
-            self._fill(held, spans)
-            self._raise_alerts(held, look.at)
-            if not held.book.needs_loading:
+            fill(held.book, spans)
+            self.alerts += threshold_alerts(held.book, look.at)
+            held.is_loading = held.book.needs_loading
+            if not held.is_loading:
                 self.to_load.pop(tenant_id, None)
                 self.waited_for.pop(tenant_id, None)
         found = set(look.counted)
@@ -279,54 +266,21 @@ class Shard:
             self.counters.over += progress.over
             touched[row.tenant_id] = held
         for held in touched.values():
-            self._watch(held)
-            self._raise_alerts(held, now)
-
-    @staticmethod
-    def _fill(held: Held, spans: dict[Span, list[Used]]) -> None:
-        for meter in held.book.meters.budgets:
-            used = spans.get(Span(meter.start, meter.end))
-            if used is None or meter.loaded:
-                continue
-            sums = [0, 0]
-            for each in used:
-                if meter.quota.covers(each.model, each.adapter) and (each.bills or meter.quota.metric != "spend"):
-                    price = held.book.meters.prices.at(each.model, each.priced_at)
-                    sums[each.ahead] += amount(meter.quota.metric, each.counts, price)
-            meter.load(sums[0], {meter.end: sums[1]})
-
-    def _raise_alerts(self, held: Held, now: int) -> None:
-        for meter in held.book.meters.budgets:
-            if not meter.loaded or not meter.quota.thresholds:
-                continue
-            for threshold in meter.crossed():
-                quota = meter.quota
-                start = moment(meter.start).isoformat()
-                subject = {"quota_id": quota.quota_id, "version": quota.version, "period": start, "percent": threshold}
-                limit, used = shown(quota.limit, quota.metric), shown(meter.confirmed, quota.metric)
-                text = f"{threshold} % of {quota.quota_id} is used: {used} of {limit} in the period from {start}"
-                self.alerts.append(Alert("quota_threshold", held.book.tenant_id, subject, text, moment(now)))
+            self._deadlines.watch(held)
+            self.alerts += threshold_alerts(held.book, now)
 
     # Time
 
     def tend(self, now: int) -> None:
         """End what is overdue, forget what is over. A bounded piece of work."""
-        second = now // 1_000_000
-        if not self._wheel_at:
-            self._wheel_at = second
-        done = 0
-        while self._wheel_at <= second and done < TENDED_A_TIME:
-            for held, request_id in self._wheel.pop(self._wheel_at, ()):
-                done += 1
-                tended = held.book.tend(request_id, now)
-                self.counters.expired += tended.expired
-                if tended.again_at is not None:
-                    again = max(tended.again_at // 1_000_000, second) + 1
-                    self._wheel[again].append((held, request_id))
-                    for attempt in held.book.overdue(request_id, now):
-                        self.counters.findings += 1
-                        self.doubtful[held.book.tenant_id, request_id, attempt] = None
-            self._wheel_at += 1
+        for held, request_id in self._deadlines.due(now):
+            tended = held.book.tend(request_id, now)
+            self.counters.expired += tended.expired
+            if tended.again_at is not None:
+                self._deadlines.again(held, request_id, tended.again_at)
+                for attempt in held.book.overdue(request_id, now):
+                    self.counters.findings += 1
+                    self.doubtful[held.book.tenant_id, request_id, attempt] = None
 
     def expire_leases(self, now: int) -> None:
         """Take back slices that nobody gave back in time."""
@@ -336,31 +290,16 @@ class Shard:
 
     # The journal
 
-    def next_batch(self, *, store_a_state: bool) -> tuple[Batch, set[int], int | None] | None:
-        """What is to be written now, which groups it is about, and the group whose state is in it; None if nothing."""
-        if not (self.pending or self.alerts or self.decisions or (store_a_state and self._dirty)):
+    def next_batch(self, *, begin_a_state: bool = False) -> tuple[Batch, set[int]] | None:
+        """What is to be written now, and which groups it is about; None if nothing. `begin_a_state`: as of then."""
+        if begin_a_state:
+            self.states.begin()
+        if not (self.pending or self.alerts or self.decisions):
+            self.states.nothing_to_cut()
             return None
-        group = next(iter(self._dirty), None) if store_a_state else None
-        stored = [] if group is None else [(group, self._encoded(group))]
-        batch = Batch(entries.encode(self.pending), stored, self.decisions, self.alerts)
-        changed = self._changed
-        self.pending, self.decisions, self.alerts, self._changed = [], [], [], set()
-        return batch, changed, group
-
-    def written(self, no: int, changed: Iterable[int], stored: int | None) -> None:
-        """A batch is durable under this number."""
-        for group in changed:
-            if group != stored:
-                self._dirty.setdefault(group, no)
-        if stored is not None:
-            self._dirty.pop(stored, None)
-
-    def needed_from(self, newest: int) -> int:
-        """The first batch that a rebuild would need, given the newest."""
-        return min(self._dirty.values(), default=newest)
-
-    def _encoded(self, group: int) -> bytes:
-        return book_state.encode([book_state.state_of(held.book) for held in self._groups.get(group, ())])
+        batch = Batch(entries.encode(self.pending), self.decisions, self.alerts)
+        self.pending, self.decisions, self.alerts = [], [], []
+        return batch, self.states.cut()
 
     # Rebuilding
 
@@ -370,10 +309,13 @@ class Shard:
         for group, no, stored in states:
             as_of[group] = no
             for state in book_state.decode(stored):
-                held = self.books[state.tenant_id] = Held(TenantBook(state.tenant_id, self.limits))
-                self._groups[group].append(held)
+                held = self.books.get(state.tenant_id)
+                if held is None:
+                    held = self.books[state.tenant_id] = Held(TenantBook(state.tenant_id, self.limits))
+                    self.states.add(held)
                 book_state.restore(held.book, state)
-                self._define(held, now, state.tier)
+        for held in self.books.values():
+            self._define(held, now, held.book.tier)
         taken = 0
         for no, batch in batches:
             for entry in entries.decode(batch):
@@ -382,11 +324,11 @@ class Shard:
                     continue
                 held = self.books.get(entry.tenant_id) or self._open(entry.tenant_id, now)
                 held.book.apply(entry)
-                self._dirty.setdefault(group, no)
+                self.states.note(group, no)
                 taken += 1
-        self._wheel_at = now // 1_000_000
+        self._deadlines.start(now)
         for held in self.books.values():
-            self._watch(held)
+            self._deadlines.watch(held)
         return taken
 
     def live(self) -> list[tuple[str, str, int]]:

@@ -14,12 +14,11 @@ from streams.quotas.calendar import moment
 from streams.quotas.decisions import Limits
 from streams.quotas.definitions import shown
 from streams.quotas.groups import GROUPS, group_of
+from streams.quotas.held import Held
 from streams.quotas.journal import Ownership
-from streams.quotas.meter_set import standing
 from streams.quotas.meters import BudgetMeter, Meter, SlotMeter
 from streams.quotas.rebuilding import rebuild
-from streams.quotas.refusals import standing_view
-from streams.quotas.shard import Held
+from streams.quotas.standings import standing, standing_view
 
 _LOOKS: Final = 3
 

@@ -40,6 +40,15 @@ def set_prices(connection: psycopg.Connection, tenant_id: str, prices: Iterable[
             " values (%s, %s, %s, %s, %s, %s)",
             [(tenant_id, p.model, p.metric, p.unit_price, p.currency, p.valid_from) for p in prices],
         )
+    connection.execute("insert into usage.estimate_price_changes (tenant_id) values (%s)", (tenant_id,))
+
+
+def repriced_since(connection: psycopg.Connection, change_no: int) -> list[str]:
+    """Whose prices were written after a change."""
+    rows = connection.execute(
+        "select distinct tenant_id from usage.estimate_price_changes where change_no > %s", (change_no,)
+    )
+    return [row[0] for row in rows]
 
 
 def prices_of(connection: psycopg.Connection, tenant_ids: Iterable[str]) -> dict[str, list[EstimatePrice]]:

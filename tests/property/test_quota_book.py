@@ -88,7 +88,7 @@ class World:
     def crash(self, now: int, *, snapshot_first: bool) -> None:
         """Only the journal and the last stored state survive; what is confirmed is read from the windows."""
         if snapshot_first:
-            self.snapshot, self.journal = book_state.encode([book_state.state_of(self.book)]), []
+            self.snapshot, self.journal = book_state.joined([book_state.encoded(book_state.state_of(self.book))]), []
         before = self.numbers()
         self.book = rebuilt(self.journal, QUOTAS, LIMITS, now, self.snapshot)
         for each in self.events:

@@ -349,7 +349,8 @@ class Product:
                 self.shard = self._rebuilt(now)
             self._look(now)
             self.shard.tend(now)
-            self._write(store=True)
+            self._keep_a_state()
+            self._write(begin_a_state=True)
 
     def is_down(self, now: int) -> bool:
         """Between a crash and the restart."""
@@ -394,15 +395,21 @@ class Product:
                 found.append(Used("m", "", True, start >= span.end, start, counts))
         return found
 
-    def _write(self, *, store: bool = False) -> None:
-        due = self.shard.next_batch(store_a_state=store)
+    def _write(self, *, begin_a_state: bool = False) -> None:
+        due = self.shard.next_batch(begin_a_state=begin_a_state)
         if due is not None:
-            batch, changed, stored = due
+            batch, changed = due
             self._no += 1
             self._journal.append((self._no, batch.entries))
-            for group, state in batch.states:
-                self._states[group] = (self._no, state)
-            self.shard.written(self._no, changed, stored)
+            self.shard.states.written(self._no, changed)
+
+    def _keep_a_state(self) -> None:
+        """What was begun a tick before, and much has changed since."""
+        made = self.shard.states.make()
+        if made is not None:
+            group, no, state = made
+            self._states[group] = (no, state)
+            self.shard.states.kept(group)
 
     def _rebuilt(self, now: int) -> Shard:
         shard = Shard(0, 1, LIMITS, self._definitions)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 
 import pytest
 
 from billing import account_store
 from billing.commands.change_subscription import SubscriptionChanged, cancel_subscription, change_subscription
-from billing.database import transaction
+from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.money import plain
+from streams.quotas import definition_store
+from streams.quotas.calendar import Anchor, microseconds
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE
 from tests.integration.billing.conftest import PLAN, World
 from tests.integration.billing.histories import ingest
@@ -171,3 +173,19 @@ def test_a_label_that_is_billed_and_no_number_keeps_its_tenant_out_by_name(world
     assert world.rate().unratable == (
         "tenant acme, request r3: label pages, which its plan bills: 'many' is no decimal number",
     )
+
+
+def test_quotas_learn_periods_and_prices_from_subscriptions(world: World) -> None:
+    world.customers("acme")
+    world.plan(DEAR + "terms: {period: quarter, anchor: anniversary}\n")
+    change(world)
+    with transaction(world.engine) as connection:
+        definitions = definition_store.read(raw(connection))
+        prices = definition_store.price_lists(raw(connection), ["acme"])["acme"]
+    before = MIDDLE - timedelta(days=1)
+    assert definitions.anchor_of("acme", before).months == 1
+    assert definitions.anchor_of("acme", MIDDLE) == Anchor(datetime.combine(MIDDLE.date(), time(), UTC), 3)
+    assert [prices.at("llama", microseconds(at)).output for at in (before, MIDDLE)] == [
+        2 * 10**15,
+        2 * 10**18,
+    ]

@@ -86,10 +86,22 @@ class Driver:
             pass
 
     def write(self, *, store_a_state: bool = False) -> None:
-        due = self.shard.next_batch(store_a_state=store_a_state)
+        due = self.shard.next_batch(begin_a_state=store_a_state)
         if due is not None:
-            batch, changed, stored = due
-            self.shard.written(journal.append(self.writing, self.mine, batch), changed, stored)
+            batch, changed = due
+            self.shard.states.written(journal.append(self.writing, self.mine, batch), changed)
+
+    def store_states(self) -> None:
+        """Until every group's is stored."""
+        states = self.shard.states
+        while True:
+            self.write(store_a_state=True)
+            if states.is_idle:
+                return
+            while (made := states.make()) is None:
+                pass
+            journal.keep_state(self.writing, self.mine, *made)
+            states.kept(made[0])
 
     def ask(self, request_id: str = "r1", max_tokens: int | None = 100, tenant: str = "t1", **more: Any) -> Any:
         store_a_state = more.pop("store_a_state", False)

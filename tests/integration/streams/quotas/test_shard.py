@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from streams.quotas import definition_store, journal
-from streams.quotas.calendar import Anchor
+from streams.quotas.calendar import Anchor, microseconds
 from streams.quotas.decisions import Refused
+from streams.quotas.definition_store import DatedAnchor
 from streams.quotas.entries import Reserved
 from streams.quotas.errors import Fenced, ShardsTaken
 from streams.quotas.groups import GROUPS, group_of
@@ -76,16 +77,16 @@ def test_a_stored_state_takes_the_place_of_the_journal_before_it(
     for number in range(20):
         driver.ask(f"r{number}", 16)
         driver.ask(f"q{number}", 16, tenant="t2")
-    for tenant_id in ("t1", "t2"):
-        driver.ask("last", 20, tenant=tenant_id)
-        driver.ask("more", 20, tenant=tenant_id, store_a_state=True)
+    driver.ask("last", 20, store_a_state=True)
+    driver.settle("r3", 7)  # while the state is being made, as of before
+    driver.ask("more", 20, tenant="t2")
+    driver.store_states()
+    driver.settle("r4", 7)
     before = [driver.budget(), driver.budget(tenant="t2")]
-    newest = connection.execute("select max(no) from usage.quota_journal").fetchone()
-    assert newest is not None
-    journal.forget(connection, driver.mine, driver.shard.needed_from(newest[0] + 1) - 1)
+    journal.forget(connection, driver.mine, driver.shard.states.needed_from() - 1)
     driver.crash()
     again = Driver(own_database_url)
-    assert again.rebuilt.entries < 5
+    assert again.rebuilt.entries == 1
     assert not again.mine.lost
     again.ask("r1", 16)
     again.ask("q1", 16, tenant="t2")
@@ -224,15 +225,38 @@ def test_billing_periods_follow_the_subscriptions_anchor(
     connection: psycopg.Connection, own_database_url: str, usage: Usage
 ) -> None:
     now = datetime.now(UTC)
-    anchor = Anchor((now - timedelta(days=40)).replace(second=0, microsecond=0), 1)
-    definition_store.set_anchor(connection, "t1", anchor)
-    definition_store.set_anchor(connection, "t1", anchor)
-    assert connection.execute("select count(*) from usage.billing_anchors").fetchone() == (1,)
+    first = DatedAnchor(
+        Anchor((now - timedelta(days=40)).replace(second=0, microsecond=0), 1), now - timedelta(days=40)
+    )
+    second = DatedAnchor(Anchor(now.replace(second=0, microsecond=0), 3), now + timedelta(days=1))
+    for _ in range(2):
+        definition_store.set_anchors(connection, [("t1", first), ("t1", second)])
+    assert connection.execute("select count(*) from usage.billing_anchors").fetchone() == (2,)
     define(connection, period="billing_period")
     usage.happens("r0", output=70)
     driver = Driver(own_database_url)
     driver.ask("r1")
     assert driver.budget("billing_period-output_tokens") == (70, 0, 100)
+    held = driver.shard.books["t1"]
+    assert held.changes_at == microseconds(second.starts_at)
+    assert driver.shard.ready("t1", held.changes_at) == "loading"  # another period from then on
+    assert held.book.meters.anchor == second.anchor
+
+
+def test_a_change_of_prices_reaches_a_service_that_runs(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection, metric="spend", limit="10")
+    since = datetime.now(UTC) - timedelta(days=60)
+    estimates.set_prices(connection, "t1", [EstimatePrice("", "output", Decimal("0.01"), "USD", since)])
+    usage.happens("r0", output=100)
+    driver = Driver(own_database_url)
+    driver.ask("r1")
+    assert driver.budget("month-spend") == (10**18, 0, 10**18)
+    estimates.set_prices(connection, "t1", [EstimatePrice("", "output", Decimal("0.03"), "USD", since)])
+    driver.look()
+    driver.ask("r2")
+    assert driver.budget("month-spend") == (3 * 10**18, 0, 6 * 10**18)
 
 
 def test_thresholds_are_recorded_once_whoever_finds_them(

@@ -1,0 +1,28 @@
+"""A tenant in a shard: its book, and what is about to happen to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from streams.quotas.book import TenantBook
+from streams.quotas.definitions import OnUnavailable
+from streams.quotas.groups import group_of
+from streams.quotas.meter_set import NEVER
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A tenant's book in the hands of a shard."""
+
+    book: TenantBook
+    group: int = field(init=False)
+    changes_at: int = NEVER
+    """When its next dated definition begins."""
+    told_tier: str = ""
+    on_unavailable: OnUnavailable = "deny"
+    """What a caller does that cannot reach us: as the quotas say, the strictest, else as the tier does."""
+    is_loading: bool = True
+    """Whether a budget does not know yet what is confirmed."""
+
+    def __post_init__(self) -> None:
+        self.group = group_of(self.book.tenant_id)

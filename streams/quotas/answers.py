@@ -237,6 +237,7 @@ def _because(because: str) -> str:
         "in_flight": "requests in flight may use what is left",
         "spent": "the period's quota is used up",
         "never": "larger than the limit itself",
+        "flood": "many times as many requests as usual",
         "learning": "the service is finding out what was promised before",
     }[because]
 

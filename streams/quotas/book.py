@@ -22,6 +22,7 @@ from streams.quotas.meter_set import MeterSet
 from streams.quotas.meters import RateMeter
 from streams.quotas.outputs import RecentOutputs
 from streams.quotas.parts import Part, Request, State, Step, after
+from streams.quotas.volume import Volume
 
 DEFAULT_LIMITS = Limits()
 _KNOWN = Progress(True)
@@ -39,6 +40,7 @@ class TenantBook:
         self.requests: dict[str, Request] = {}
         self.leases = LeaseBook()
         self.outputs = RecentOutputs()
+        self.volume = Volume()
         self.new_requests: list[str] = []
         """Since somebody looked: each has to be looked at again (`tend`)."""
         self.state_no = 0

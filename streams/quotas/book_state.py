@@ -12,6 +12,7 @@ from streams.quotas.book import TenantBook
 from streams.quotas.entries import Leased, Reserved
 from streams.quotas.lease_book import Lease
 from streams.quotas.parts import Part, Request, State
+from streams.quotas.volume import Volume
 
 
 class PartState(msgspec.Struct, frozen=True, array_like=True):
@@ -47,6 +48,7 @@ class BookState(msgspec.Struct, frozen=True, array_like=True):
     rates: dict[str, list[int]]
     unreserved: dict[str, tuple[int, int]]
     """By quota: the period's start, and what was used in it that nobody had reserved."""
+    volume: list[int] = []
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -62,6 +64,7 @@ def state_of(book: TenantBook, *, with_requests: bool = True) -> BookState:
         [_lease_state(book.tenant_id, lease_id, lease) for lease_id, lease in book.leases.all().items()],
         book.meters.rate_state(),
         book.meters.unreserved_state(),
+        book.volume.stored(),
     )
 
 
@@ -75,6 +78,8 @@ def restore(book: TenantBook, state: BookState) -> None:
     book.tier = state.tier or book.tier
     book.meters.rate_states |= state.rates
     book.meters.unreserved |= state.unreserved
+    if state.volume:
+        book.volume = Volume(state.volume)
     for stored in state.requests:
         request = book.requests[stored.request_id] = Request()
         request.deadline, request.in_slot, request.ended_at = stored.deadline, stored.in_slot, stored.ended_at

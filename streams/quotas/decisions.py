@@ -10,10 +10,10 @@ import msgspec
 from streams.quotas.amounts import Counts
 from streams.quotas.definitions import Quota
 
-Because = Literal["rate", "concurrency", "in_flight", "spent", "never", "learning"]
+Because = Literal["rate", "concurrency", "in_flight", "spent", "never", "learning", "flood"]
 """Why a request is refused. `rate`: too many lately; `concurrency`: too many at once; `in_flight`: the budget would do,
 but other requests may still use it; `spent`: the period's budget is used; `never`: the limit is smaller than any such
-request; `learning`: what was promised before is not known yet."""
+request; `learning`: what was promised before is not known yet; `flood`: many times as many as usual."""
 
 
 TenantId = Annotated[str, msgspec.Meta(pattern=r"\A_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}\Z")]

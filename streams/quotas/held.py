@@ -24,5 +24,8 @@ class Held:
     is_loading: bool = True
     """Whether a budget does not know yet what is confirmed."""
 
+    is_shed: bool = False
+    """Whether it is limited where it floods: as its tier says."""
+
     def __post_init__(self) -> None:
         self.group = group_of(self.book.tenant_id)

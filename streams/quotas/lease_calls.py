@@ -53,7 +53,12 @@ class LeaseCalls:
         holders = leases.holders() + (not any(lease.holder == holder for lease in leases.all().values()))
         want = Slice(ask.want.requests, ask.want.input_tokens, ask.want.output_tokens, ask.want.concurrency)
         learning = now < self._shard.learning_until
-        got = Slice() if learning else grant(held.book, ask.model, ask.adapter, want, now, holders)
+        if held.is_shed:
+            self._shard.count(held, 0, now)
+        alone = learning or (held.is_shed and held.book.volume.is_shed)
+        got = Slice() if alone else grant(held.book, ask.model, ask.adapter, want, now, holders)
+        if held.is_shed and got.requests:
+            self._shard.count(held, got.requests, now)
         if lease_id is None:
             self._lease_no += 1
             lease_id = f"{ask.tenant_id}{LEASE_MARK}{self._service.mine.epoch}.{self._lease_no}"

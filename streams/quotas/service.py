@@ -323,7 +323,7 @@ class QuotaService:
             self.keys_are_stale = monotonic - self.keys_read_at > KEYS_STALE_S
             if monotonic - leases_at > 1:
                 leases_at = monotonic
-                self.shard.expire_leases(now)
+                self.shard.each_second(now)
             if self._writing_since is not None and not self.away and monotonic - self._writing_since > AWAY_AFTER_S:
                 self._journal_is_away()
             self.flush()

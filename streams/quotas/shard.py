@@ -29,6 +29,7 @@ from streams.quotas.journal import Batch, Decision
 from streams.quotas.loading import fill, threshold_alerts
 from streams.quotas.meter_set import NEVER
 from streams.quotas.refusals import refusal_detail
+from streams.quotas.shedding import count, shed
 from streams.quotas.stored_states import StoredStates
 from streams.quotas.tiers import policy_of
 
@@ -87,6 +88,8 @@ class Shard:
     to_look_up: dict[str, None] = field(default_factory=dict)
     doubtful: dict[tuple[str, str, int], None] = field(default_factory=dict)
     """Attempts of which it is not known whether their usage was counted long ago."""
+    shed: set[Held] = field(default_factory=set)
+    """Tenants that flood."""
     states: StoredStates = field(default_factory=StoredStates)
     _deadlines: Deadlines = field(init=False)
 
@@ -105,7 +108,12 @@ class Shard:
         if not isinstance(held, Held):
             return held
         share = 100 if now >= self.learning_until else SAFE_SHARE
-        answer = held.book.decide(ask, now, share)
+        answer: Reserved | Refused | None = None
+        if held.is_shed:
+            self.count(held, 1, now)
+            answer = shed(ask, held.book, now) if held.book.volume.is_shed else None
+        if answer is None:
+            answer = held.book.decide(ask, now, share)
         if answer is None:
             before = held.book.admitted(ask)
             assert before is not None, "decide() says that it was admitted before"
@@ -121,6 +129,14 @@ class Shard:
         if answer.max_tokens < answer.asked:
             self.counters.shrunk += 1
         return answer
+
+    def count(self, held: Held, requests: int, now: int) -> None:
+        """Count requests of a tenant, so that a flood is seen."""
+        self.alerts += count(held.book, requests, now)
+        if held.book.volume.is_shed:
+            self.shed.add(held)
+        else:
+            self.shed.discard(held)
 
     def settle(self, settled: Settled) -> None:
         """Take the end of an attempt."""
@@ -181,6 +197,7 @@ class Shard:
         held.told_tier = told_tier
         held.changes_at = NEVER if changes is None else microseconds(changes)
         same = held.book.tier == tier and held.book.meters.stand_for(quotas, prices, anchor)
+        held.is_shed = policy_of(tier).is_shed
         own = strictest(quota.on_unavailable for quota in quotas if quota.on_unavailable is not None)
         held.on_unavailable = own or policy_of(tier).on_unavailable
         if not same:
@@ -282,11 +299,13 @@ class Shard:
                     self.counters.findings += 1
                     self.doubtful[held.book.tenant_id, request_id, attempt] = None
 
-    def expire_leases(self, now: int) -> None:
-        """Take back slices that nobody gave back in time."""
+    def each_second(self, now: int) -> None:
+        """Take back slices that nobody gave back in time; end floods that are over."""
         for held in self.books.values():
             if held.book.leases.any_open:
                 held.book.expire_leases(now)
+        for held in list(self.shed):
+            self.count(held, 0, now)
 
     # The journal
 

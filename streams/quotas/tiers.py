@@ -17,12 +17,14 @@ class TierPolicy(NamedTuple):
     """Its share when capacity is short."""
     on_unavailable: OnUnavailable
     """What a caller does that cannot reach the service."""
+    is_shed: bool = False
+    """Whether a tenant is limited by itself that floods (`volume.py`)."""
 
 
 TIERS: Final[Mapping[str, TierPolicy]] = {
     "enterprise": TierPolicy(0, 8, "allow"),
     "paid": TierPolicy(20, 4, "safe_capacity"),
-    "free": TierPolicy(40, 1, "deny"),
+    "free": TierPolicy(40, 1, "deny", is_shed=True),
 }
 OTHERS: Final = TierPolicy(20, 2, "safe_capacity")
 """Of tenants without a tier, or with one that is not named here."""

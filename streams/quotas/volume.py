@@ -65,7 +65,7 @@ class Volume:
         count, self._minute, self._count, self._passed = self._count, minute, 0, 0
         if is_first:
             return None
-        self._calm = self._calm + passed if count <= self.limit else 0
+        self._calm = self._calm + passed if count <= self.limit else passed - 1
         self._learn(count)
         if self.since and self._calm >= CALM:
             self.since = 0

@@ -1,0 +1,58 @@
+"""A free tenant that floods is limited, told of, and let go again; others are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from streams.quotas import answers
+from streams.quotas.decisions import Limits, Refused
+from streams.quotas.definition_store import NOTHING, Definitions, Tier
+from streams.quotas.entries import Reserved
+from streams.quotas.shard import Shard
+from streams.quotas.volume import KNOWN_FROM, MINUTE_US
+from tests.quota_builders import NOON, NOW, ask, quota
+
+
+def a_shard(tier: str) -> Shard:
+    rate = replace(quota("minute", "requests", 10**9), tenant_id="", tier=tier)
+    shard = Shard(0, 1, Limits(), Definitions(NOTHING, {}, {tier: [rate]}, {"t1": [Tier(tier, NOON)]}, {}))
+    shard.registered = {"t1"}
+    return shard
+
+
+def minute(shard: Shard, number: int, count: int) -> list[Refused]:
+    """So many requests in a minute; those that were refused."""
+    refused = []
+    for each in range(count):
+        now = NOW + number * MINUTE_US + each * (MINUTE_US // count)
+        answer = shard.ask(ask(f"r{number}-{each}"), now)
+        assert isinstance(answer, Refused | Reserved)
+        if isinstance(answer, Refused):
+            refused.append(answer)
+    return refused
+
+
+def test_a_free_tenant_that_floods_is_limited_told_of_and_let_go() -> None:
+    shard = a_shard("free")
+    for number in range(KNOWN_FROM + 1):
+        assert not minute(shard, number, 100)
+    refused = minute(shard, 20, 2000)
+    assert 900 < len(refused) < 1100
+    assert {wall.because for each in refused for wall in each.walls} == {"flood"}
+    headers, body = answers.refusal(refused[-1], 0.0)
+    assert dict(headers)["x-should-retry"] == "true"
+    assert b"many times as many requests as usual" in body
+    assert len(minute(shard, 21, 2000)) == 1800
+    assert [alert.kind for alert in shard.alerts] == ["quota_flood"]
+    shard.each_second(NOW + 26 * MINUTE_US)
+    assert [alert.kind for alert in shard.alerts] == ["quota_flood", "quota_flood_over"]
+    assert shard.alerts[0].subject == shard.alerts[1].subject
+    assert not minute(shard, 27, 200)
+
+
+def test_others_are_not() -> None:
+    shard = a_shard("paid")
+    for number in range(KNOWN_FROM + 1):
+        minute(shard, number, 10)
+    assert not minute(shard, 20, 2000)
+    assert not shard.alerts

@@ -23,11 +23,11 @@ import psycopg
 
 from console.output import out, table
 from devstack.traffic import azure_hour
+from serving_adapter.quota.tiers import policy_of
 from streams.http import access_keys
 from streams.quotas import definition_store
 from streams.quotas.definitions import quota_from
 from streams.quotas.standing_of import decisions_of
-from streams.quotas.tiers import policy_of
 
 HARD, SOFT = azure_hour.TENANTS[0], azure_hour.TENANTS[1]
 QUOTAS: Final = (

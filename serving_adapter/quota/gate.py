@@ -19,8 +19,9 @@ import msgspec
 
 from serving_adapter.quota.breaker import Breaker
 from serving_adapter.quota.connection import NoAnswer, QuotaConnection
-from serving_adapter.quota.settings import OTHER_TIERS, GateSettings, Mode
+from serving_adapter.quota.settings import OTHER_TIERS, GateSettings
 from serving_adapter.quota.slices import Slice
+from serving_adapter.quota.tiers import Mode
 
 BUSY_FROM: Final = 8
 """So many requests of a tenant at the service in one turn of the background work: a slice is worth its while."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import urlsplit
 
+from serving_adapter.quota.tiers import OTHERS, TIERS, Mode
 from serving_adapter.settings import SettingsError
 
-Mode = Literal["allow", "safe_capacity", "deny"]
-TIER_MODES: Final[Mapping[str, Mode]] = {"enterprise": "allow", "paid": "safe_capacity", "free": "deny"}
-OTHER_TIERS: Final[Mode] = "safe_capacity"
+TIER_MODES: Final[Mapping[str, Mode]] = {name: policy.on_unavailable for name, policy in TIERS.items()}
+OTHER_TIERS: Final[Mode] = OTHERS.on_unavailable
 DEFAULT_URL: Final = "http://127.0.0.1:8720"
 
 

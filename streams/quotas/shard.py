@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from serving_adapter.quota.tiers import policy_of
 from streams.alerts import Alert
 from streams.quotas import book_state, entries
 from streams.quotas.amounts import PriceList
@@ -31,7 +32,6 @@ from streams.quotas.meter_set import NEVER
 from streams.quotas.refusals import refusal_detail
 from streams.quotas.shedding import count, shed
 from streams.quotas.stored_states import StoredStates
-from streams.quotas.tiers import policy_of
 
 SAFE_SHARE: Final = 10
 """Percent of what remains that is promised while what was promised before is not known."""

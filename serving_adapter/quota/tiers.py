@@ -1,11 +1,12 @@
-"""What tiers mean to the quota service. Pure."""
+"""What tiers mean: how soon, how large a share, and what without the quota service. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from streams.quotas.definitions import OnUnavailable
+Mode = Literal["allow", "safe_capacity", "deny"]
+"""What a caller does that cannot reach the service."""
 
 
 class TierPolicy(NamedTuple):
@@ -15,10 +16,9 @@ class TierPolicy(NamedTuple):
     """Lower is sooner."""
     weight: int
     """Its share when capacity is short."""
-    on_unavailable: OnUnavailable
-    """What a caller does that cannot reach the service."""
+    on_unavailable: Mode
     is_shed: bool = False
-    """Whether a tenant is limited by itself that floods (`volume.py`)."""
+    """Whether a tenant of it is limited that floods."""
 
 
 TIERS: Final[Mapping[str, TierPolicy]] = {

@@ -8,7 +8,7 @@ from typing import Final
 
 from streams.quotas.held import Held
 
-AT_A_TIME: Final = 2000
+AT_A_TIME: Final = 400
 """Requests in one turn, so that callers do not wait for many deadlines that pass together."""
 
 

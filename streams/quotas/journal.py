@@ -63,6 +63,10 @@ _APPEND: Final = """
     insert into usage.quota_journal (shard, epoch, seq, entries)
     select %(shard)s, %(epoch)s, seq, %(entries)s from mine returning no
 """
+APPEND_PREPARED: Final = (
+    (_APPEND % {"shard": "$1::integer", "epoch": "$2::bigint", "entries": "$3::bytea"}).replace("%%", "%").encode()
+)
+"""The same as the server prepares it: shard, epoch, entries."""
 _KEEP_STATE: Final = """
     insert into usage.quota_states as s (tenant_group, no, state)
     select %(group)s, %(no)s, %(state)s

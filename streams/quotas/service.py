@@ -1,4 +1,4 @@
-"""One process of the quota service: a shard, a thread that writes its journal, a thread that reads the database.
+"""One process of the quota service: a shard, its journal, and a thread that reads the database.
 
 Requests are judged on the event loop, without waiting for anything. What was admitted or refused in one turn of the
 loop is written as one batch; while it is written the next one gathers (group commit); answers leave when their batch is
@@ -13,9 +13,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from queue import SimpleQueue
 from random import Random
-from threading import Thread
 from typing import Final
 
 import psycopg
@@ -25,10 +23,10 @@ from streams.errors import DatabaseUnavailable
 from streams.http import access_keys
 from streams.http.access_keys import AccessKey
 from streams.quotas import feed, journal
-from streams.quotas.errors import Fenced
 from streams.quotas.feed import Look, Wanted
 from streams.quotas.http_protocol import Call, Connection
-from streams.quotas.journal import Batch, Ownership
+from streams.quotas.journal import Ownership
+from streams.quotas.journal_writer import RETRY_S, JournalWriter
 from streams.quotas.rebuilding import Rebuilt
 from streams.settings import DatabaseSettings
 
@@ -37,12 +35,11 @@ LOOK_EVERY_S: Final = 0.2
 LOOK_AGAIN_S: Final = 0.005
 KEYS_EVERY_S: Final = 1.0
 KEYS_STALE_S: Final = 300.0
-TICK_S: Final = 0.05
+TICK_S: Final = 0.01
 STATE_SLICE_EVERY_S: Final = 0.01
 FORGET_EVERY_S: Final = 5.0
 AWAY_AFTER_S: Final = 0.5
 """A write that takes longer: callers have given up long ago."""
-RETRY_S: Final = 0.2
 PARKED_AT_MOST: Final = 10_000
 OLD_DECISIONS_EVERY_S: Final = 3600.0
 
@@ -53,7 +50,7 @@ Parked = Callable[[], bool]
 
 
 class QuotaService:
-    """The running shard. Everything but the two threads runs on one event loop."""
+    """The running shard. Everything but reading runs on one event loop."""
 
     def __init__(self, database: DatabaseSettings, mine: Ownership, rebuilt: Rebuilt, rng: Random) -> None:
         self.shard = rebuilt.shard
@@ -82,15 +79,14 @@ class QuotaService:
         self._writing_since: float | None = None
         self._begin_a_state = False
         self._forgot_at = self._dropped_at = time.monotonic()
-        self._to_write: SimpleQueue[tuple[Batch, int] | None] = SimpleQueue()
         self._reading: psycopg.Connection | None = None
         self._keeping: psycopg.Connection | None = None
-        self._writer = Thread(target=self._write_all, name="journal", daemon=True)
+        self._writer = JournalWriter(database, mine, self._written, self.fenced.set)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to read and write; returns when callers can be told apart."""
-        self._writer.start()
+        await self._writer.start()
         self._take_keys(await asyncio.to_thread(self._read_keys))
         turning = (self._look_again_and_again(), self._tick(), self._keep_states())
         self._tasks = [asyncio.create_task(each) for each in turning]
@@ -106,7 +102,7 @@ class QuotaService:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._to_write.put(None)
+        self._writer.stop()
 
     def now(self) -> int:
         """The database's clock, in microseconds since 1970; it never stands still or goes back."""
@@ -147,16 +143,11 @@ class QuotaService:
             prepared, self._prepared = self._prepared, []
             _answer(prepared)
             return
-        monotonic = time.monotonic()
         batch, changed = due
         prepared, self._prepared = self._prepared, []
         self._in_hand = (changed, prepared)
-        self._writing_since = monotonic
-        forget = 0
-        if monotonic - self._forgot_at >= FORGET_EVERY_S:
-            self._forgot_at = monotonic
-            forget = self.shard.states.needed_from() - 1
-        self._to_write.put((batch, forget))
+        self._writing_since = time.monotonic()
+        self._writer.write(batch)
 
     def _written(self, no: int) -> None:
         changed, prepared = self._in_hand
@@ -176,39 +167,6 @@ class QuotaService:
         self._prepared = []
         self._try_parked()
 
-    # The writing thread
-
-    def _write_all(self) -> None:
-        connection: psycopg.Connection | None = None
-        while (job := self._to_write.get()) is not None:
-            batch, forget = job
-            while True:
-                try:
-                    if connection is None or connection.closed:
-                        connection = connect(self._database.url, application="tollbook quota journal")
-                    no = journal.append(connection, self.mine, batch)
-                    break
-                except Fenced:
-                    self._tell(self.fenced.set)
-                    return
-                except (psycopg.Error, DatabaseUnavailable) as error:
-                    if not is_passing(error):
-                        self._tell(self.fenced.set)
-                        raise
-                    if connection is not None:
-                        connection.close()
-                    time.sleep(RETRY_S)
-            self._tell(self._written, no)
-            if forget:
-                with contextlib.suppress(psycopg.Error):
-                    journal.forget(connection, self.mine, forget)
-        if connection is not None:
-            connection.close()
-
-    def _tell(self, what: Callable[..., None], *given: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(what, *given)
-
     # States
 
     async def _keep_states(self) -> None:
@@ -220,8 +178,12 @@ class QuotaService:
                 self._begin_a_state = True
                 self.flush_soon()
             elif (made := states.make()) is not None:
+                forget = 0
+                if time.monotonic() - self._forgot_at >= FORGET_EVERY_S:
+                    self._forgot_at = time.monotonic()
+                    forget = states.needed_from() - 1
                 try:
-                    await asyncio.to_thread(self._keep_state, *made)
+                    await asyncio.to_thread(self._keep_state, *made, forget)
                 except (psycopg.Error, DatabaseUnavailable) as error:
                     if not is_passing(error):
                         raise
@@ -230,11 +192,13 @@ class QuotaService:
                 else:
                     states.kept(made[0])
 
-    def _keep_state(self, group: int, no: int, state: bytes) -> None:
+    def _keep_state(self, group: int, no: int, state: bytes, forget: int) -> None:
         try:
             if self._keeping is None or self._keeping.closed:
                 self._keeping = connect(self._database.url, application="tollbook quota states")
             journal.keep_state(self._keeping, self.mine, group, no, state)
+            if forget:
+                journal.forget(self._keeping, self.mine, forget)
         except psycopg.Error:
             if self._keeping is not None:
                 self._keeping.close()

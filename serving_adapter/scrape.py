@@ -17,20 +17,16 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from serving_adapter import engine_counters, replica_reports
+from serving_adapter import engine_counters
 from serving_adapter.engine_counters import BOOT, Run
 from serving_adapter.errors import AdapterError, BadMetrics, BootUnknown, EngineUnreachable
-from serving_adapter.producer import EventProducer
 from serving_adapter.replica_reports import EngineCounters
-from serving_adapter.settings import KafkaSettings, SettingsError
-from serving_adapter.topics import REPLICAS
+from serving_adapter.settings import SettingsError
 
 ANSWER_WITHIN_S: Final = 5.0
 """For a whole page: the engine's API server answers between two steps."""
 MOST_BYTES: Final = 8 * 1024 * 1024
 """A page of vLLM has some hundred kilobytes."""
-DELIVER_WITHIN_S: Final = 10.0
-"""A scrape that Kafka does not take in time is given up: the next one says more."""
 FIRST_RETRY_S: Final = 1.0
 
 
@@ -122,26 +118,6 @@ class Scraper:
         )  # fmt: skip
         self._send(report)
         return report
-
-
-class Delivery:
-    """Sends reports one at a time, over a producer that is made anew after it has failed."""
-
-    def __init__(self, kafka: KafkaSettings) -> None:
-        self._kafka = kafka
-        self._producer: EventProducer | None = None
-
-    def send(self, report: EngineCounters) -> None:
-        """Into the topic; returns when Kafka has it. Raises KafkaUnavailable, DeliveryFailed, MessageTooLarge."""
-        try:
-            if self._producer is None:
-                topic = REPLICAS.name(self._kafka.topic_prefix)
-                self._producer = EventProducer(self._kafka, topic, DELIVER_WITHIN_S)
-            replica_reports.send(self._producer, report)
-            self._producer.flush()
-        except AdapterError:
-            self._producer = None
-            raise
 
 
 def keep_scraping(

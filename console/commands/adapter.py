@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from console import session
-from console.output import AsJson, document, err, out
+from console.output import AsCsv, AsJson, document, err, listing, out
+from console.session import Dev
 from serving_adapter.replica_reports import EngineModel
-from serving_adapter.scrape import Delivery, Scraper, Target, keep_scraping
+from serving_adapter.report_sender import ReportSender
+from serving_adapter.scrape import Scraper, Target, keep_scraping
 from serving_adapter.settings import SettingsError
+from serving_adapter.shipping.archive import Archive
+from serving_adapter.shipping.shipper import Producers, Shipper, keep_shipping
+from serving_adapter.shipping.spool_status import BootStatus, spool_status
+from serving_adapter.topic_check import require_fit
+from serving_adapter.topics import USAGE
 
 app = typer.Typer(help="What runs beside a serving replica.", no_args_is_help=True, add_completion=False)
 
@@ -43,7 +52,7 @@ def scrape(
         target = Target(url, replica, boot)
     except SettingsError as error:
         raise typer.BadParameter(str(error)) from None
-    scraper = Scraper(target, Delivery(session.kafka()).send)
+    scraper = Scraper(target, ReportSender(session.kafka()).send)
     if once:
         report = scraper.scrape()
         if as_json:
@@ -54,11 +63,57 @@ def scrape(
         else:
             out.print(f"{len(report.models)} models of boot {report.boot_id}, counting since {report.since}")
         return
+    stop = _told_to_stop()
+    if not keep_scraping(scraper, stop, interval, say=lambda text: err.print(text, soft_wrap=True)):
+        raise typer.Exit(1)
+
+
+SpoolFolder = Annotated[
+    Path, typer.Option("--spool", envvar="TOLLBOOK_SPOOL", file_okay=False, help="The spool's folder.")
+]
+
+
+@app.command()
+def ship(
+    spool: SpoolFolder,
+    archive: Annotated[Path | None, typer.Option(help="Where segments go that are shipped; else they stay.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Ship what is there, and end.")] = False,
+    dev: Dev = False,
+) -> None:
+    """Send a spool's events to Kafka, until SIGTERM or Ctrl-C; recover what killed replicas left open.
+
+    One process beside each replica. Killed at any time, it goes on where Kafka's last acknowledgement was.
+    """
+    kafka = session.kafka()
+    require_fit(kafka, USAGE, development=dev)
+    producers = Producers(kafka)
+
+    def say(text: str) -> None:
+        err.print(text, soft_wrap=True)
+
+    shipper = Shipper(spool, producers, archive=Archive(archive) if archive else None, say=say)
+    if once:
+        out.print(f"{shipper.ship()} events shipped")
+    else:
+        keep_shipping(shipper, producers, _told_to_stop(), say)
+
+
+@app.command()
+def spool(folder: SpoolFolder, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """What lies in a spool, boot by boot, and how much of it Kafka has. Changes nothing."""
+    rows = [dataclasses.asdict(found) for found in spool_status(folder)]
+    listing(
+        rows, [field.name for field in dataclasses.fields(BootStatus)], as_json=as_json, as_csv=as_csv,
+        empty=f"no boot in {folder}",
+    )  # fmt: skip
+
+
+def _told_to_stop() -> threading.Event:
+    """Set on SIGTERM or Ctrl-C."""
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
-    if not keep_scraping(scraper, stop, interval, say=lambda text: err.print(text, soft_wrap=True)):
-        raise typer.Exit(1)
+    return stop
 
 
 def _model(model: EngineModel) -> dict[str, object]:

@@ -66,8 +66,8 @@ def boot_folder(root: Path, replica_id: str, boot_id: str) -> BootFolder:
 
 def boots(root: Path) -> list[BootFolder]:
     """Every boot below a root, by replica, in the order of their ids (which is that of time)."""
-    found = (path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
-    return [BootFolder(path) for path in sorted(found) if not path.parent.name.startswith(".")]
+    found = (lock.parent for lock in root.glob("*/*/lock"))
+    return [BootFolder(path) for path in sorted(found) if not path.name.startswith(".")]
 
 
 def used_bytes(root: Path) -> int:

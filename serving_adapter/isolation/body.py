@@ -1,0 +1,145 @@
+"""A request's body: what tenants may not say is refused or taken out, what the platform says is put in.
+
+Only the top level is parsed; what lies below is passed on as the bytes it came in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.routes import Route
+from serving_adapter.isolation.rules import Limits, Resolved
+
+TAKEN_OUT: Final = (
+    "cache_salt", "priority", "request_id", "kv_transfer_params", "ec_transfer_params", "session_id", "vllm_xargs",
+    "data_parallel_rank", "store", "return_token_ids", "add_special_tokens_by_request",
+)  # fmt: skip
+"""What crosses tenants, changes the bill, or names a request: the platform's to say, or nobody's."""
+REFUSED: Final = (
+    "use_beam_search", "background", "previous_response_id", "previous_input_messages", "prompt_embeds",
+    "mm_processor_kwargs", "structured_outputs_backend",
+)  # fmt: skip
+"""What cannot be metered or kept apart: refused where it asks for something."""
+OUTPUT_BOUND: Final = {
+    Route.CHAT: ("max_completion_tokens", "max_tokens"),
+    Route.COMPLETION: ("max_tokens",),
+    Route.RESPONSES: ("max_output_tokens",),
+    Route.EMBEDDINGS: (),
+}
+PROMPT: Final = {
+    Route.CHAT: "messages",
+    Route.COMPLETION: "prompt",
+    Route.RESPONSES: "input",
+    Route.EMBEDDINGS: "input",
+}
+_NOTHING: Final = frozenset({b"null", b"false", b"[]", b"{}", b'""'})
+_decode: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode: Final = msgspec.json.Encoder().encode
+_NULL: Final = Raw(b"null")
+
+Fields = dict[str, Raw]
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What admission needs to know of a request."""
+
+    fields: Fields
+    model: str
+    max_tokens: int | None
+    n: int
+    prompts: int
+    prompt_bytes: int
+    stream: bool
+
+
+def parse(body: bytes, route: Route, limits: Limits) -> Asked:
+    """A body that may be asked here. Raises Refusal (400)."""
+    try:
+        fields = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Refusal(400, "invalid_json", "The body is not a JSON object.") from None
+    for name in REFUSED:
+        if bytes(fields.get(name, _NULL)) not in _NOTHING:
+            raise Refusal(400, "unsupported_field", f"`{name}` is not supported here.", name)
+    prompt = bytes(fields.get(PROMPT[route], _NULL))
+    asked = Asked(
+        fields=fields,
+        model=_of(fields, "model", str, "") or "",
+        max_tokens=_bound(fields, route),
+        n=_of(fields, "n", int, 1) or 1,
+        prompts=_prompts(prompt, route),
+        prompt_bytes=len(prompt) + len(fields.get("tools", b"")),
+        stream=bool(_of(fields, "stream", bool, False)),
+    )
+    for name, value, most in (
+        ("n", asked.n, limits.n), ("max_tokens", asked.max_tokens or 0, limits.max_tokens),
+        (PROMPT[route], asked.prompts, limits.prompts), ("best_of", _of(fields, "best_of", int, 1) or 1, limits.n),
+    ):  # fmt: skip
+        if value > most:
+            raise Refusal(400, "too_many", f"`{name}` may be {most} at most.", name)
+    return asked
+
+
+def rewritten(
+    asked: Asked, route: Route, model: Resolved, *, cache_salt: str, priority: int, max_tokens: int | None
+) -> bytes:
+    """The body as the engine gets it. `max_tokens` None leaves the tenant's own bound."""
+    fields: dict[str, Any] = {name: value for name, value in asked.fields.items() if name not in TAKEN_OUT}
+    fields["model"] = model.engine
+    fields["cache_salt"] = cache_salt
+    if route is not Route.EMBEDDINGS:
+        fields["priority"] = priority
+    if route is Route.RESPONSES:
+        fields["store"] = False
+    if max_tokens is not None and OUTPUT_BOUND[route]:
+        for name in OUTPUT_BOUND[route]:
+            fields.pop(name, None)
+        fields[OUTPUT_BOUND[route][0]] = max_tokens
+    name = PROMPT[route]
+    if name in fields and _may_name_items(bytes(fields[name])):
+        fields[name] = _without_item_ids(msgspec.json.decode(fields[name]))
+    return _encode(fields)
+
+
+def _may_name_items(raw: bytes) -> bool:
+    """Whether a content part may carry a `uuid`, which would share another tenant's cached image. Escapes hide it."""
+    return b'"uuid"' in raw or b"\\u" in raw
+
+
+def _without_item_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_item_ids(item) for key, item in value.items() if key != "uuid"}
+    return [_without_item_ids(item) for item in value] if isinstance(value, list) else value
+
+
+def _bound(fields: Fields, route: Route) -> int | None:
+    """The output bound that the tenant gave; the first of the route's names that is there."""
+    for name in OUTPUT_BOUND[route]:
+        found: int | None = _of(fields, name, int, None)
+        if found is not None:
+            if found < 0:
+                raise Refusal(400, "invalid_value", f"`{name}` must not be negative.", name)
+            return found
+    return None
+
+
+def _of(fields: Fields, name: str, kind: type[Any], default: Any) -> Any:
+    raw = fields.get(name)
+    if raw is None or bytes(raw) == b"null":
+        return default
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError:
+        raise Refusal(400, "invalid_value", f"`{name}` must be of type {kind.__name__}.", name) from None
+
+
+def _prompts(raw: bytes, route: Route) -> int:
+    """How many prompts a request has: a list of texts, or of lists of tokens."""
+    if route not in (Route.COMPLETION, Route.EMBEDDINGS) or raw[:1] != b"[":
+        return 1
+    items = msgspec.json.decode(raw, type=list[Raw])
+    return len(items) if items and bytes(items[0])[:1] in (b'"', b"[") else 1

@@ -1,0 +1,27 @@
+"""A request that does not reach the engine, and what its caller is told."""
+
+from __future__ import annotations
+
+import msgspec
+
+from serving_adapter.errors import AdapterError
+
+
+class Refusal(AdapterError):
+    """An HTTP status and an error in OpenAI's shape; `code` names the reason for people and for metrics."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+
+    @property
+    def body(self) -> bytes:
+        """The answer's body."""
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
+        )
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})

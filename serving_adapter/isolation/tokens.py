@@ -1,0 +1,137 @@
+"""Tenants that come with a token of their own: JWT, checked against pinned algorithm, issuer, audience and keys.
+
+Needs `tollbook-adapter[jwt]`. Keys are a JWKS, in a file or at an https address; they are read again every few minutes,
+and when a token names one that is not known yet, at most once in a while. Tokens that were verified are remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+import msgspec
+
+from serving_adapter.isolation.callers import Caller
+from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.settings import SettingsError
+
+ALGORITHMS: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"})
+"""Of key pairs alone: a replica must not hold what could sign."""
+REFRESH_S: Final = 300.0
+AT_MOST_EACH_S: Final = 10.0
+FETCH_WITHIN_S: Final = 3.0
+MOST_JWKS_BYTES: Final = 1024 * 1024
+REMEMBERED: Final = 10_000
+LEEWAY_S: Final = 10
+
+
+class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a token must be. `jwks`: a file's path or an https address."""
+
+    jwks: str
+    algorithm: str
+    issuer: str
+    audience: str
+    tenant_claim: str = "tenant_id"
+    tier_claim: str = "tier"
+    regions_claim: str = "regions"
+
+
+class Tokens:
+    """Verifies tokens, and remembers those it has seen until they expire."""
+
+    def __init__(
+        self,
+        settings: TokenSettings,
+        *,
+        fetch: Callable[[str], bytes] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read the keys. Raises SettingsError."""
+        if settings.algorithm not in ALGORITHMS:
+            raise SettingsError(f"tokens.algorithm {settings.algorithm!r}: one of {', '.join(sorted(ALGORITHMS))}")
+        if "://" in settings.jwks and not settings.jwks.startswith("https://"):
+            raise SettingsError("tokens.jwks must be a file or an https:// address")
+        self._settings = settings
+        self._fetch = fetch or _fetch
+        self._monotonic = monotonic
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._read_at = -REFRESH_S
+        self._seen: OrderedDict[bytes, tuple[Caller, int]] = OrderedDict()
+        self.failure: str | None = None
+        """Why the keys could not be read the last time."""
+        self._refresh()
+        if not self._keys:
+            raise SettingsError(f"tokens.jwks {settings.jwks}: {self.failure or 'no key of this algorithm in it'}")
+
+    def verified(self, token: bytes, *, now: int) -> Caller:
+        """The caller that a token names. Raises Refusal (401)."""
+        known = self._seen.get(token)
+        if known is not None and now < known[1]:
+            return known[0]
+        if self._monotonic() - self._read_at >= REFRESH_S:
+            self._refresh()
+        caller, expires = self._verify(token)
+        self._seen[token] = (caller, min(expires, now + int(REFRESH_S)))
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        return caller
+
+    def _verify(self, token: bytes) -> tuple[Caller, int]:
+        settings = self._settings
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid", "")
+            key = self._key(str(key_id))
+            claims: dict[str, Any] = jwt.decode(
+                token, key, algorithms=[settings.algorithm], audience=settings.audience, issuer=settings.issuer,
+                leeway=LEEWAY_S, options={"require": ["exp", "iss", "aud", settings.tenant_claim]},
+            )  # fmt: skip
+            named = {
+                "tenant_id": claims[settings.tenant_claim],
+                "tier": claims.get(settings.tier_claim, ""),
+                "regions": claims.get(settings.regions_claim, []),
+            }
+            caller = msgspec.convert(named, Caller)
+        except (jwt.PyJWTError, msgspec.ValidationError) as error:
+            raise Refusal(401, "bad_token", f"The token is refused: {error}") from None
+        if caller.tenant_id.startswith("_"):
+            raise Refusal(401, "bad_token", "The token names a reserved tenant.")
+        return caller, int(claims["exp"])
+
+    def _key(self, key_id: str) -> jwt.PyJWK:
+        key = self._keys.get(key_id)
+        if key is None and self._monotonic() - self._read_at >= AT_MOST_EACH_S:
+            self._refresh()
+            key = self._keys.get(key_id)
+        if key is None:
+            raise jwt.InvalidTokenError("signed by a key that is not known")
+        return key
+
+    def _refresh(self) -> None:
+        """Read the keys; what was known stays where that fails."""
+        self._read_at = self._monotonic()
+        try:
+            keys = {}
+            for found in json.loads(self._fetch(self._settings.jwks))["keys"]:
+                if found.get("kid") and found.get("use", "sig") == "sig":
+                    key = jwt.PyJWK(found, algorithm=self._settings.algorithm)
+                    keys[str(found["kid"])] = key
+            self._keys = keys
+            self._seen.clear()
+            self.failure = None
+        except (OSError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
+            self.failure = str(error) or type(error).__name__
+
+
+def _fetch(jwks: str) -> bytes:
+    if not jwks.startswith("https://"):
+        return Path(jwks).read_bytes()
+    with urllib.request.urlopen(jwks, timeout=FETCH_WITHIN_S) as answer:
+        body: bytes = answer.read(MOST_JWKS_BYTES)
+    return body

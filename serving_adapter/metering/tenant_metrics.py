@@ -1,0 +1,132 @@
+"""Per-tenant figures in Prometheus' text format, put behind the engine's own page. No clock, nothing read or sent.
+
+At most so many tenants have series of their own; the others share `_other`, and their number is told.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from serving_adapter.events import UsageEvent
+
+MOST_TENANTS: Final = 1000
+"""Each has some 60 series."""
+OTHERS: Final = "_other"
+TTFT_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+GAP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Histogram:
+    """Cumulative counts over fixed bounds, in seconds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One value more."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    def lines(self, name: str, labels: str) -> Iterable[str]:
+        """Its samples."""
+        below = 0
+        for bound, found in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            below += found
+            yield f'{name}_bucket{{{labels},le="{bound}"}} {below}'
+        yield f"{name}_sum{{{labels}}} {self.total:.6f}"
+        yield f"{name}_count{{{labels}}} {below}"
+
+
+class TenantMetrics:
+    """What this process has served, by tenant."""
+
+    def __init__(self, replica_id: str, boot_id: str, most_tenants: int = MOST_TENANTS) -> None:
+        self._about = f'boot_id="{_escaped(boot_id)}",replica_id="{_escaped(replica_id)}"'
+        self._most = most_tenants
+        self._tenants: set[str] = set()
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self._tokens: Counter[tuple[str, str, str]] = Counter()
+        self._gpu_us: Counter[tuple[str, str]] = Counter()
+        self._refused: Counter[tuple[str, str]] = Counter()
+        self._in_flight: Counter[str] = Counter()
+        self._ttft: dict[str, Histogram] = {}
+        self._gap: dict[str, Histogram] = {}
+
+    def began(self, tenant_id: str) -> None:
+        """A request is in flight."""
+        self._in_flight[self._named(tenant_id)] += 1
+
+    def ended(self, event: UsageEvent) -> None:
+        """And is over."""
+        tenant = self._named(event.tenant_id)
+        self._in_flight[tenant] -= 1
+        self._requests[tenant, event.model, event.status] += 1
+        self._tokens[tenant, event.model, "input"] += event.input_tokens - event.cache_hit_tokens
+        self._tokens[tenant, event.model, "cached_input"] += event.cache_hit_tokens
+        self._tokens[tenant, event.model, "output"] += event.output_tokens
+        self._gpu_us[tenant, event.model] += event.gpu_us
+
+    def refused(self, tenant_id: str, why: str) -> None:
+        """A request that never reached the engine."""
+        self._refused[self._named(tenant_id), why] += 1
+
+    def first_token(self, tenant_id: str) -> Histogram:
+        """Seconds from the request to the first piece of its answer."""
+        return self._histogram(self._ttft, tenant_id, TTFT_BUCKETS)
+
+    def token_gap(self, tenant_id: str) -> Histogram:
+        """Seconds between two pieces of a streamed answer."""
+        return self._histogram(self._gap, tenant_id, GAP_BUCKETS)
+
+    def page(self) -> str:
+        """All of it."""
+        lines = ["# TYPE tollbook_boot_info gauge", f"tollbook_boot_info{{{self._about}}} 1"]
+        lines += _samples("tenant_requests_total", "counter", ("tenant", "model", "status"), self._requests)
+        lines += _samples("tenant_tokens_total", "counter", ("tenant", "model", "class"), self._tokens)
+        gpu = {key: us / 1e6 for key, us in self._gpu_us.items()}
+        lines += _samples("tenant_gpu_compute_seconds_total", "counter", ("tenant", "model"), gpu)
+        lines += _samples("tenant_refused_total", "counter", ("tenant", "reason"), self._refused)
+        in_flight = {(tenant,): number for tenant, number in self._in_flight.items()}
+        lines += _samples("tenant_in_flight", "gauge", ("tenant",), in_flight)
+        for name, found in (
+            ("tenant_time_to_first_token_seconds", self._ttft),
+            ("tenant_inter_token_latency_seconds", self._gap),
+        ):
+            lines.append(f"# TYPE {name} histogram")
+            for tenant, histogram in found.items():
+                lines += histogram.lines(name, f'tenant="{_escaped(tenant)}"')
+        return "\n".join(lines) + "\n"
+
+    def _named(self, tenant_id: str) -> str:
+        if tenant_id in self._tenants:
+            return tenant_id
+        if len(self._tenants) >= self._most:
+            return OTHERS
+        self._tenants.add(tenant_id)
+        return tenant_id
+
+    def _histogram(self, found: dict[str, Histogram], tenant_id: str, bounds: tuple[float, ...]) -> Histogram:
+        tenant = self._named(tenant_id)
+        histogram = found.get(tenant)
+        if histogram is None:
+            histogram = found[tenant] = Histogram(bounds)
+        return histogram
+
+
+def _samples(name: str, kind: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> list[str]:
+    lines = [f"# TYPE {name} {kind}"]
+    for key, value in values.items():
+        named = ",".join(f'{label}="{_escaped(part)}"' for label, part in zip(labels, key, strict=True))
+        lines.append(f"{name}{{{named}}} {value}")
+    return lines
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,114 @@
+"""The adapter's one file (TOML), which `TOLLBOOK_ADAPTER_CONFIG` names; a few values may come from the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from serving_adapter.events import KeyName, Name
+from serving_adapter.isolation.rules import Rules
+from serving_adapter.isolation.tokens import TokenSettings
+from serving_adapter.settings import SettingsError
+from serving_adapter.spool.disk_bound import Policy
+from serving_adapter.spool.journal import BOUND_BYTES
+
+LEAST_KEY_BYTES: Final = 32
+OVERRIDES: Final = {"TOLLBOOK_REPLICA_ID": "replica_id", "TOLLBOOK_REGION": "region", "TOLLBOOK_POOL": "pool"}
+
+
+class SpoolSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the spool lies, its bound with all boots, and what happens when it is reached."""
+
+    folder: str
+    bound_bytes: Annotated[int, Meta(ge=64 * 1024 * 1024)] = BOUND_BYTES
+    policy: Policy = "block"
+
+
+class QuotaSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Admission by the quota service of `TOLLBOOK_QUOTA_URL`.
+
+    `prompt_bytes_per_token`: what a prompt reserves before it is tokenized. 1 is the bound that no tokenizer of bytes
+    passes; 3 is near the truth, and lets a hard budget be passed by what it guesses too low.
+    """
+
+    enabled: bool = False
+    prompt_bytes_per_token: Annotated[float, Meta(ge=1)] = 1.0
+
+
+class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings. Keys are named by file, so that no secret stands in this one."""
+
+    replica_id: Name
+    spool: SpoolSection
+    salt_key: str
+    rules: Rules
+    region: KeyName = ""
+    pool: KeyName = ""
+    gateway_keys: str | None = None
+    """A file of lines `KEY-ID SECRET`; each may sign."""
+    tokens: TokenSettings | None = None
+    metrics_secret: str | None = None
+    """A file with the bearer secret for `/metrics`; without it only this machine may read them."""
+    quota: QuotaSection = QuotaSection()
+
+    @staticmethod
+    def from_environment(environ: Mapping[str, str] = os.environ) -> AdapterSettings:
+        """Raises SettingsError, which names the field."""
+        path = environ.get("TOLLBOOK_ADAPTER_CONFIG", "")
+        if not path:
+            raise SettingsError("TOLLBOOK_ADAPTER_CONFIG is not set: it names the adapter's file (docs/adapter.md)")
+        try:
+            with Path(path).open("rb") as file:
+                read: dict[str, Any] = tomllib.load(file)
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"TOLLBOOK_ADAPTER_CONFIG: {path}: {error}") from None
+        read.setdefault("replica_id", socket.gethostname())
+        read |= {field: environ[name] for name, field in OVERRIDES.items() if environ.get(name)}
+        try:
+            settings = msgspec.convert(read, AdapterSettings)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise SettingsError(f"TOLLBOOK_ADAPTER_CONFIG: {path}: {error}") from None
+        if settings.gateway_keys is None and settings.tokens is None:
+            raise SettingsError(f"{path}: neither gateway_keys nor tokens: nobody could be served")
+        return settings
+
+
+def read_key(path: str) -> bytes:
+    """A secret of at least 32 bytes, in a file that only its owner reads. Raises SettingsError."""
+    text = _private(path).strip()
+    if len(text) < LEAST_KEY_BYTES:
+        raise SettingsError(f"{path}: a key has at least {LEAST_KEY_BYTES} bytes")
+    return text
+
+
+def read_gateway_keys(path: str) -> dict[str, bytes]:
+    """Keys by their ids. Raises SettingsError."""
+    keys = {}
+    for number, line in enumerate(_private(path).splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith(b"#"):
+            continue
+        if len(words) != 2 or len(words[1]) < LEAST_KEY_BYTES or b"." in words[0]:
+            raise SettingsError(f"{path}, line {number}: expected KEY-ID SECRET, the secret of at least 32 bytes")
+        keys[words[0].decode("ascii", "replace")] = words[1]
+    if not keys:
+        raise SettingsError(f"{path}: no key in it")
+    return keys
+
+
+def _private(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o007:
+                raise SettingsError(f"{path} can be read by everybody: chmod o= {path}")
+            return file.read()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error}") from None

@@ -1,0 +1,284 @@
+"""One metered request: checked, admitted, started on disk, passed on to the engine, and ended in any way it may end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import msgspec
+
+from serving_adapter.engine.attempts import CURRENT, Attempt
+from serving_adapter.isolation.body import Asked, parse, rewritten
+from serving_adapter.isolation.callers import Caller
+from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.routes import Route
+from serving_adapter.isolation.rules import Resolved, Tier
+from serving_adapter.metering.outcome import Ending
+from serving_adapter.quota import Admission
+from serving_adapter.request_ids import uuid7
+from serving_adapter.serving.replica import Replica
+from serving_adapter.spool.journal import NoRoom
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+STRIPPED: Final = frozenset(
+    {
+        b"x-request-id", b"x-data-parallel-rank", b"x-vllm-priority", b"x-session-id", b"x-tollbook-caller",
+        b"authorization", b"content-length", b"content-encoding", b"transfer-encoding",
+    }
+)  # fmt: skip
+"""Headers that vLLM obeys, or that are for us alone."""
+_NO_TIER: Final = Tier()
+
+
+class Exchange:
+    """A request and its answer."""
+
+    def __init__(self, replica: Replica, app: Any, route: Route, caller: Caller, headers: dict[bytes, bytes]) -> None:
+        self._replica = replica
+        self._app = app
+        self._route = route
+        self._caller = caller
+        self._headers = headers
+        self._extra: list[tuple[bytes, bytes]] = []
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises Refusal for what never reaches the engine."""
+        caller, replica = self._caller, self._replica
+        began = time.monotonic()
+        body = await _read(receive, self._headers, replica.rules.limits.body_bytes)
+        if body is None:
+            return  # gone before it had asked
+        trusted = caller.request_id is not None and caller.attempt is not None
+        request_id = caller.request_id if trusted and caller.request_id else uuid7(replica.clock.now_ns())
+        try:
+            asked = parse(body, self._route, replica.rules.limits)
+            model = replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
+            tier = replica.rules.tiers.get(caller.tier, _NO_TIER)
+            admission = await self._admit(asked, model, request_id)
+        except Refusal as refusal:
+            replica.metrics.refused(caller.tenant_id, refusal.code)
+            raise
+        priority = tier.priority + (admission.priority if admission is not None else 0)
+        bound = admission.max_tokens if admission is not None else None
+        sent_on = rewritten(
+            asked, self._route, model, cache_salt=replica.salt_of(caller.tenant_id), priority=priority, max_tokens=bound
+        )
+        if bound is not None and asked.max_tokens is not None and bound < asked.max_tokens:
+            self._extra.append((b"x-tollbook-max-tokens", str(bound).encode()))
+        self._extra.append((b"x-request-id", request_id.encode()))
+        attempt = await self._begin(request_id, model, tier, scope)
+        await self._pass_on(attempt, model, sent_on, request_id, began, scope, receive, send)
+
+    async def _admit(self, asked: Asked, model: Resolved, request_id: str) -> Admission | None:
+        gate, caller = self._replica.gate, self._caller
+        if gate is None or caller.purpose != "tenant":
+            return None
+        prompt_tokens = int(asked.prompt_bytes / self._replica.settings.quota.prompt_bytes_per_token)
+        admission = await gate.admit(
+            caller.tenant_id, request_id, model.model, prompt_tokens,
+            0 if self._route is Route.EMBEDDINGS else asked.max_tokens,
+            attempt=caller.attempt or 1, adapter=model.adapter, n=asked.n, prompts=asked.prompts, tier=caller.tier,
+        )  # fmt: skip
+        if not admission.allowed:
+            raise QuotaRefusal(admission)
+        return admission
+
+    async def _begin(self, request_id: str, model: Resolved, tier: Tier, scope: Scope) -> Attempt:
+        caller, replica = self._caller, self._replica
+        own_id = self._headers.get(b"x-request-id", b"").decode("utf-8", "replace")[:128].replace("\0", "") or None
+        lost = replica.lost_event(caller, model, request_id, own_id)
+        try:
+            return await replica.begin(
+                lost, adapter=model.adapter or None, engine_model=model.engine, may_be_shed=tier.may_be_shed
+            )
+        except NoRoom as error:
+            if replica.gate is not None and caller.purpose == "tenant":
+                replica.gate.settle(
+                    lost.tenant_id, request_id, attempt=lost.attempt, input_tokens=0, output_tokens=0, dispatched=False
+                )
+            replica.metrics.refused(caller.tenant_id, "no_room")
+            raise Refusal(503, "not_metered", f"This request could not be metered: {error}") from None
+
+    async def _pass_on(
+        self, attempt: Attempt, model: Resolved, body: bytes, request_id: str, began: float, scope: Scope,
+        receive: Receive, send: Send,
+    ) -> None:  # fmt: skip
+        """Have the engine answer. Ends the attempt's exchange, whatever happens."""
+        seen = attempt.seen
+        answering = Answering(self._replica, self._caller.tenant_id, attempt, model, self._extra, began, send)
+        asked_for_body = False
+        loop = asyncio.get_running_loop()
+        too_long: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(self._replica.rules.limits.seconds, _expire, too_long, seen)
+
+        async def receive_on() -> Message:
+            nonlocal asked_for_body
+            if not asked_for_body:
+                asked_for_body = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            message = await _before(too_long, receive)
+            if message is None:  # the engine's server lets go of a request whose client is gone, and of no other
+                return {"type": "http.disconnect"}
+            if message["type"] == "http.disconnect" and not seen.answered:
+                seen.client_gone = True
+            return message
+
+        passed = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED]
+        passed += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
+        token = CURRENT.set(attempt)
+        try:
+            await self._app({**scope, "headers": passed}, receive_on, answering.send)
+            if seen.timed_out and not answering.begun:
+                seen.http_status = 504
+                await answer(send, 504, Refusal(504, "timeout", "The request took too long.").body)
+        except asyncio.CancelledError:
+            seen.shut_down = True
+            raise
+        except Exception:
+            seen.failed = True
+            raise
+        finally:
+            timer.cancel()
+            CURRENT.reset(token)
+            attempt.close()
+
+
+class Answering:
+    """The engine's answer on its way to the tenant: times, the tenant's own name for the model, our headers."""
+
+    def __init__(
+        self, replica: Replica, tenant_id: str, attempt: Attempt, model: Resolved, extra: list[tuple[bytes, bytes]],
+        began: float, send: Send,
+    ) -> None:  # fmt: skip
+        self._attempt = attempt
+        self._send = send
+        self._began = began
+        self._last: float | None = None
+        self._extra = extra
+        self._first_token = replica.metrics.first_token(tenant_id)
+        self._gap = replica.metrics.token_gap(tenant_id)
+        self._names = _renaming(model)
+        self._held: Message | None = None
+        self._whole = b""
+        self.begun = False
+        """Whether the tenant has seen, or will see, the beginning of an answer."""
+
+    async def send(self, message: Message) -> None:
+        """ASGI's."""
+        seen = self._attempt.seen
+        if seen.timed_out and not self.begun:
+            return  # what the engine's server answers to nobody
+        if message["type"] == "http.response.start":
+            self.begun = True
+            seen.http_status = message["status"]
+            headers = [*message["headers"], *self._extra]
+            message = {**message, "headers": headers}
+            if self._names is not None and any(name.lower() == b"content-length" for name, _ in headers):
+                self._held = message
+                return
+        elif message["type"] == "http.response.body":
+            body, more = message.get("body", b""), message.get("more_body", False)
+            if body:
+                self._time()
+            if self._held is not None:
+                self._whole += body
+                if more:
+                    return
+                message = await self._let_go()
+            elif self._names is not None and body:
+                message = {**message, "body": body.replace(*self._names)}
+            if not more:
+                seen.answered = True
+        await self._send(message)
+
+    async def _let_go(self) -> Message:
+        """The head of an answer of a told length, now that its length is known again."""
+        assert self._held is not None
+        assert self._names is not None
+        body, held, self._held = self._whole.replace(*self._names), self._held, None
+        headers = [(name, value) for name, value in held["headers"] if name.lower() != b"content-length"]
+        await self._send({**held, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        return {"type": "http.response.body", "body": body, "more_body": False}
+
+    def _time(self) -> None:
+        now = time.monotonic()
+        if self._last is None:
+            self._attempt.ttft_ms = int((now - self._began) * 1000)
+            self._first_token.observe(now - self._began)
+        else:
+            self._gap.observe(now - self._last)
+        self._last = now
+
+
+class QuotaRefusal(Refusal):
+    """The quota service's own answer, as it is."""
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission.status, "quota", "The quota does not allow this request.")
+        self._answer = admission.body
+
+    @property
+    def body(self) -> bytes:
+        """Without the service, its fail mode has no body."""
+        return self._answer or super().body
+
+
+async def answer(send: Send, status: int, body: bytes) -> None:
+    """A whole answer in JSON."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _read(receive: Receive, headers: dict[bytes, bytes], most: int) -> bytes | None:
+    """The whole body; None if the client is gone before. Raises Refusal (400, 413)."""
+    if headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
+        raise Refusal(400, "encoded", "Bodies are taken as they are, not encoded.")
+    told = headers.get(b"content-length", b"0")
+    if told.isdigit() and int(told) > most:
+        raise Refusal(413, "too_large", f"The body may have {most} bytes at most.")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise Refusal(413, "too_large", f"The body may have {most} bytes at most.")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _expire(too_long: asyncio.Future[None], seen: Ending) -> None:
+    if not seen.answered and not seen.client_gone:
+        seen.timed_out = True
+        too_long.set_result(None)
+
+
+async def _before(too_long: asyncio.Future[None], receive: Receive) -> Message | None:
+    """What comes next from the client; None if the time is over first."""
+    if too_long.done():
+        return None
+    coming = asyncio.ensure_future(receive())
+    waiting: set[asyncio.Future[Any]] = {coming, too_long}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return coming.result() if coming.done() else None
+    finally:
+        coming.cancel()
+
+
+def _renaming(model: Resolved) -> tuple[bytes, bytes] | None:
+    """What to replace in answers. Within a JSON text quotes are escaped, so only the field itself can match."""
+    if model.asked == model.engine:
+        return None
+    return b'"model":' + msgspec.json.encode(model.engine), b'"model":' + msgspec.json.encode(model.asked)

@@ -1,0 +1,113 @@
+"""The ASGI middleware: `vllm serve … --middleware serving_adapter.Middleware`.
+
+A class, and raw ASGI: vLLM wraps a function in a way that loses disconnects. It is the outermost layer, so whatever is
+not let through here reaches nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from serving_adapter.engine.vllm_hooks import EngineUnfit
+from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.routes import Route, route_of
+from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.exchange import Exchange, answer
+from serving_adapter.serving.replica import Replica
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK = frozenset({"127.0.0.1", "::1"})
+
+
+class Middleware:
+    """Meters every request of an engine's server, and keeps tenants apart."""
+
+    def __init__(self, app: App, replica: Replica | None = None) -> None:
+        """vLLM calls it with the app alone. Raises what `Replica` raises: then the server does not start."""
+        self._app = app
+        self._replica = replica or Replica(AdapterSettings.from_environment())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's."""
+        await self._replica.start()
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                await self._replica.stop()
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = route_of(scope["method"], scope["path"])
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        try:
+            if route is Route.CLOSED:
+                raise Refusal(404, "not_found", "There is nothing here.")
+            if route is Route.OPEN:
+                await self._open(scope, receive, send)
+            elif route is Route.METRICS:
+                await self._metrics(scope, headers, receive, send)
+            else:
+                caller = self._replica.caller(headers)
+                if route is Route.MODELS:
+                    await answer(send, 200, _models(self._replica.resolver.visible(caller.tenant_id)))
+                else:
+                    self._replica.attach(scope["app"].state.engine_client)
+                    await Exchange(self._replica, self._app, route, caller, headers).serve(scope, receive, send)
+        except EngineUnfit as error:
+            await answer(send, 503, Refusal(503, "engine_unfit", str(error)).body)
+        except Refusal as refusal:
+            await answer(send, refusal.status, refusal.body)
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/health" and not self._replica.ready():
+            raise Refusal(503, "not_ready", "The adapter cannot meter now.")
+        await self._app(scope, receive, send)
+
+    async def _metrics(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        """The engine's page, and ours behind it. It names tenants: for the platform alone."""
+        secret = self._replica.metrics_secret
+        if secret is None:
+            allowed = (scope.get("client") or ("",))[0] in LOOPBACK
+        else:
+            allowed = hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + secret)
+        if not allowed:
+            raise Refusal(403, "metrics_closed", "The metrics are for the platform.")
+        own = self._replica.metrics.page().encode()
+        plain = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+
+        async def send_both(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] != 200:
+                    await send(message)
+                    return
+                grown = [
+                    (name, str(int(value) + len(own)).encode() if name.lower() == b"content-length" else value)
+                    for name, value in message["headers"]
+                ]
+                await send({**message, "headers": grown})
+            elif message.get("more_body", False):
+                await send(message)
+            else:
+                await send({**message, "body": message.get("body", b"") + own})
+
+        await self._app({**scope, "headers": plain}, receive, send_both)
+
+
+def _models(names: list[str]) -> bytes:
+    """As OpenAI lists models; the engine's own list would show every tenant's adapters, with their paths."""
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "tollbook"} for name in names]
+    return msgspec.json.encode({"object": "list", "data": data})

@@ -1,0 +1,217 @@
+"""One process of an engine: its journal, its attempts in flight, quotas and metrics, and what it does each second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from serving_adapter.clock import ReplicaClock, rfc3339
+from serving_adapter.engine.attempts import Attempt
+from serving_adapter.engine.vllm_hooks import attach
+from serving_adapter.events import UsageEvent
+from serving_adapter.isolation.callers import HEADER, Caller, nobody, verified
+from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.rules import Resolved, Resolver, salt
+from serving_adapter.isolation.tokens import Tokens
+from serving_adapter.metering.outcome import outcome
+from serving_adapter.metering.tenant_metrics import TenantMetrics
+from serving_adapter.quota import GateSettings, QuotaGate
+from serving_adapter.report_sender import ReportSender
+from serving_adapter.request_ids import uuid7
+from serving_adapter.serving.adapter_settings import AdapterSettings, read_gateway_keys, read_key
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.shipping.heartbeats import Heartbeats
+from serving_adapter.spool.journal import BootJournal, SpoolSettings
+
+PROGRESS_EACH_S: Final = 1.0
+MOST_OFFSET_MS: Final = 60_000
+"""A replica whose clock is further off is not ready (docs/spec/metering.md 3)."""
+PLATFORM: Final = "_platform"
+SETTLED_WITHIN_S: Final = 5.0
+
+Work = tuple[Attempt, UsageEvent, float]
+
+
+class Replica:
+    """Everything on one event loop."""
+
+    def __init__(self, settings: AdapterSettings) -> None:
+        """Begin a boot. Raises SettingsError, SpoolFailed: the server does not start then."""
+        self.settings = settings
+        self.rules = settings.rules
+        self.resolver = Resolver(settings.rules)
+        self.clock = ReplicaClock()
+        self._salt_key = read_key(settings.salt_key)
+        self._gateway_keys = read_gateway_keys(settings.gateway_keys) if settings.gateway_keys else {}
+        self._tokens = Tokens(settings.tokens) if settings.tokens else None
+        self.metrics_secret = read_key(settings.metrics_secret) if settings.metrics_secret else None
+        spool = SpoolSettings(Path(settings.spool.folder), settings.spool.bound_bytes, settings.spool.policy)
+        self.journal = BootJournal(spool, settings.replica_id, self.clock, about={"pid": str(os.getpid())})
+        self.metrics = TenantMetrics(settings.replica_id, self.journal.boot_id)
+        self.gate: QuotaGate | None = None
+        self._salts: dict[str, str] = {}
+        self._open: dict[int, Work] = {}
+        self._ticking: asyncio.Task[None] | None = None
+        self._heartbeats: Heartbeats | None = None
+
+    async def start(self) -> None:
+        """Begin what goes on beside requests; a second call does nothing."""
+        if self._ticking is not None:
+            return
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        if self.settings.quota.enabled:
+            self.gate = QuotaGate(dataclasses.replace(GateSettings.from_environment(), holder=self.journal.boot_id))
+            await self.gate.start()
+        if os.environ.get("TOLLBOOK_KAFKA"):
+            sender = ReportSender(KafkaSettings.from_environment())
+            self._heartbeats = Heartbeats(self.journal, sender.send)
+            self._heartbeats.start()
+
+    async def stop(self) -> None:
+        """Settle what is open, and say farewell."""
+        self.cut_off_all()
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        if self.gate is not None:
+            await self.gate.stop()
+        loop = asyncio.get_running_loop()
+        if self._heartbeats is not None:
+            await loop.run_in_executor(None, self._heartbeats.stop)
+        await loop.run_in_executor(None, self.journal.close)
+
+    def attach(self, client: Any) -> None:
+        """Hook into an engine, once. Raises EngineUnfit."""
+        attach(client, self._attempt_of_nobody, self.cut_off_all)
+
+    def ready(self) -> bool:
+        """Whether requests may come: the spool can be written, the clock is right."""
+        spool_works = self.journal.failing is None or self.settings.spool.policy == "serve_memory"
+        return spool_works and abs(self.clock.offset_ms()) <= MOST_OFFSET_MS
+
+    def caller(self, headers: dict[bytes, bytes]) -> Caller:
+        """Who asks. Raises Refusal (401, 403)."""
+        now = self.clock.now_ns() // 1_000_000_000
+        signed = headers.get(HEADER)
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if signed is not None and self._gateway_keys:
+            caller = verified(signed, self._gateway_keys, now=now)
+        elif self._tokens is not None and scheme.lower() == b"bearer":
+            caller = self._tokens.verified(token.strip(), now=now)
+        else:
+            raise nobody()
+        if caller.regions and self.settings.region not in caller.regions:
+            raise Refusal(
+                403, "region_not_allowed",
+                f"This tenant is served in {', '.join(caller.regions)}, not in {self.settings.region or 'no region'}.",
+            )  # fmt: skip
+        return caller
+
+    def salt_of(self, tenant_id: str) -> str:
+        """The tenant's cache salt."""
+        found = self._salts.get(tenant_id)
+        if found is None:
+            found = self._salts[tenant_id] = salt(self._salt_key, tenant_id)
+        return found
+
+    def lost_event(self, caller: Caller, model: Resolved, request_id: str, client_request_id: str | None) -> UsageEvent:
+        """The event of a request that is about to begin, as it is if nothing more is heard of it."""
+        now = rfc3339(self.clock.now_ns())
+        trusted = caller.request_id is not None and caller.attempt is not None
+        return UsageEvent(
+            tenant_id=caller.tenant_id,
+            request_id=request_id,
+            attempt=caller.attempt or 1 if trusted else 1,
+            parent_request_id=None if trusted else caller.request_id,
+            client_request_id=caller.client_request_id or client_request_id,
+            model=model.model,
+            model_revision=model.model_revision or None,
+            adapter=model.adapter or None,
+            adapter_revision=model.adapter_revision or None,
+            input_tokens=0,
+            output_tokens=0,
+            timestamp=now,
+            started_at=now,
+            status="lost",
+            fault="platform",
+            usage_source="estimate",
+            tier=caller.tier,
+            region=self.settings.region,
+            pool=self.settings.pool,
+            purpose=caller.purpose,
+            api_key_id=caller.api_key_id,
+            labels=caller.labels,
+        )
+
+    async def begin(self, lost: UsageEvent, *, adapter: str | None, engine_model: str, may_be_shed: bool) -> Attempt:
+        """Make a request's start durable. Raises NoRoom."""
+        began = time.monotonic()
+        no = await self.journal.start(lost, may_be_shed=may_be_shed)
+        attempt = Attempt(no, self.salt_of(lost.tenant_id), engine_model, adapter is not None, self._ended)
+        self._open[no] = (attempt, lost, began)
+        self.metrics.began(lost.tenant_id)
+        return attempt
+
+    def cut_off_all(self) -> None:
+        """The engine goes down: end what is open with the counts as they stand."""
+        for attempt, _, _ in list(self._open.values()):
+            attempt.seen.shut_down = True
+            attempt.cut_off()
+
+    def _ended(self, attempt: Attempt) -> None:
+        _, lost, began = self._open.pop(attempt.no)
+        counts, how = attempt.counts(), outcome(attempt.seen)
+        event = replace(
+            lost,
+            status=how.status,
+            fault=how.fault,
+            finish_reason=how.finish_reason[:256],
+            usage_source="engine",
+            input_tokens=counts.input_tokens,
+            output_tokens=counts.output_tokens,
+            cache_hit_tokens=counts.cache_hit_tokens,
+            duration_ms=int((time.monotonic() - began) * 1000),
+            ttft_ms=attempt.ttft_ms,
+            **counts.of_engine,
+        )
+        event = self.journal.end(attempt.no, event)
+        self.metrics.ended(event)
+        if self.gate is not None and event.purpose == "tenant" and not event.tenant_id.startswith("_"):
+            self.gate.settle(
+                event.tenant_id, event.request_id, attempt=event.attempt, model=event.model,
+                adapter=event.adapter or "", input_tokens=event.input_tokens, output_tokens=event.output_tokens,
+                cache_hit_tokens=event.cache_hit_tokens,
+            )  # fmt: skip
+
+    def _attempt_of_nobody(self) -> Attempt:
+        """The engine works for no request of ours: an itemised row of the platform."""
+        now_ns = self.clock.now_ns()
+        at = rfc3339(now_ns)
+        model = next(iter(self.rules.models.values()))[0].engine
+        lost = UsageEvent(
+            tenant_id=PLATFORM, request_id=uuid7(now_ns), model=model, input_tokens=0, output_tokens=0, timestamp=at,
+            started_at=at, status="lost", fault="platform", usage_source="estimate", region=self.settings.region,
+            pool=self.settings.pool,
+        )  # fmt: skip
+        no = self.journal.start_now(lost)
+        attempt = Attempt(no, "", "", False, self._ended)
+        attempt.seen.http_status, attempt.seen.answered, attempt.seen.reasons = 200, True, {"orphaned"}
+        attempt.exchange_over = True
+        self._open[no] = (attempt, lost, time.monotonic())
+        self.metrics.began(PLATFORM)
+        return attempt
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PROGRESS_EACH_S)
+            self.journal.progress([attempt.so_far() for attempt, _, _ in self._open.values()])
+            with contextlib.suppress(OSError):
+                await loop.run_in_executor(None, self.journal.measure)

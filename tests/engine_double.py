@@ -1,0 +1,266 @@
+"""An engine's server in this process: vLLM 0.32's names and habits where the adapter touches it, and no model.
+
+As in vLLM: an aborted request is popped without a statistic; a non-streaming request whose client is gone is answered
+with `200 null`; a stream that fails midway stays 200; the counters grow with each step, a prompt with its first token.
+A prompt of k words has k tokens, of which whole blocks of 4 are cached per salt and adapter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+BLOCK = 4
+
+
+class EngineDead(Exception):
+    """The engine's process is gone."""
+
+
+@dataclass
+class RequestState:
+    """What the adapter looks at."""
+
+    request_id: str
+    external_req_id: str
+    request_index: int
+    prompt_len: int
+    num_cached_tokens: int = 0
+    is_prefilling: bool = True
+    stats: Any = field(default_factory=lambda: SimpleNamespace(num_generation_tokens=0))
+
+
+class OutputProcessor:
+    """Where running sequences live."""
+
+    log_stats = True
+
+    def __init__(self) -> None:
+        self.request_states: dict[str, RequestState] = {}
+        self.parent_requests: dict[str, Any] = {}
+        self.external_req_ids: dict[str, list[str]] = {}
+        self.counters: Counter[str] = Counter()
+
+    def add_request(self, request: Any, prompt: str | None = None, parent: Any = None, index: int = 0) -> None:
+        """A sequence comes in."""
+        self.request_states[request.request_id] = RequestState(
+            request.request_id, request.external, index, request.prompt_len, request.cached
+        )
+        self.external_req_ids.setdefault(request.external, []).append(request.request_id)
+
+    def token(self, request_id: str) -> bool:
+        """One more token; False if nobody waits for it."""
+        state = self.request_states.get(request_id)
+        if state is None:
+            return False
+        if state.is_prefilling:
+            state.is_prefilling = False
+            self.counters["prompt"] += state.prompt_len
+            self.counters["cached"] += state.num_cached_tokens
+        state.stats.num_generation_tokens += 1
+        self.counters["generation"] += 1
+        return True
+
+    def encoded(self, request_id: str) -> None:
+        """A prompt was read, and nothing is generated."""
+        state = self.request_states[request_id]
+        state.is_prefilling = False
+        self.counters["prompt"] += state.prompt_len
+        self.counters["cached"] += state.num_cached_tokens
+
+    def _finish_request(self, state: RequestState) -> None:
+        self._pop(state.request_id)
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        """Popped, and nobody is told."""
+        for request_id in request_ids:
+            self._pop(request_id)
+
+    def _pop(self, request_id: str) -> None:
+        state = self.request_states.pop(request_id, None)
+        if state is not None:
+            self.external_req_ids[state.external_req_id].remove(request_id)
+
+
+class EngineClient:
+    """`AsyncLLM`: each sequence makes a token each `step` seconds."""
+
+    def __init__(self, step: float = 0.001) -> None:
+        self.output_processor = OutputProcessor()
+        self.step = step
+        self.dead = False
+        self.seen: list[Any] = []
+        """What reached the engine."""
+        self._blocks: set[tuple[Any, ...]] = set()
+        self._ids = itertools.count()
+
+    async def generate(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
+        """Outputs, one for each step; `params`: n, max_tokens, and at which token the engine fails."""
+        if self.dead:
+            raise EngineDead
+        words = prompt.split()
+        children = []
+        for index in range(params.n):
+            inner = f"{index}_{request_id}-{next(self._ids)}"
+            request = SimpleNamespace(
+                request_id=inner, external=request_id, prompt_len=len(words), cache_salt=more.get("cache_salt"),
+                cached=self._cached(words, more), priority=more.get("priority", 0), lora_request=more.get("lora"),
+            )  # fmt: skip
+            self.seen.append(request)
+            self.output_processor.add_request(request, prompt, None, index)
+            children.append(inner)
+        try:
+            for token in range(1, params.max_tokens + 1):
+                await asyncio.sleep(self.step)
+                if self.dead or token == params.fail_at:
+                    raise EngineDead
+                last = token == params.max_tokens or token == params.stop_at
+                for inner in children:
+                    self.output_processor.token(inner)
+                if last:
+                    for inner in children:
+                        self.output_processor._finish_request(self.output_processor.request_states[inner])
+                reason = ("stop" if token == params.stop_at else "length") if last else None
+                outputs = [SimpleNamespace(finish_reason=reason) for _ in children]
+                yield SimpleNamespace(finished=last, outputs=outputs, token=token)
+                if last:
+                    return
+        except (asyncio.CancelledError, GeneratorExit):
+            await self.abort(request_id)
+            raise
+
+    async def encode(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
+        """An embedding."""
+        inner = f"{request_id}-{next(self._ids)}"
+        request = SimpleNamespace(
+            request_id=inner, external=request_id, prompt_len=len(prompt.split()), cached=0, priority=0,
+            cache_salt=more.get("cache_salt"), lora_request=more.get("lora"),
+        )  # fmt: skip
+        self.seen.append(request)
+        self.output_processor.add_request(request, prompt)
+        await asyncio.sleep(self.step)
+        self.output_processor.encoded(inner)
+        self.output_processor._finish_request(self.output_processor.request_states[inner])
+        yield SimpleNamespace(finished=True)
+
+    async def abort(self, request_id: str | list[str], internal: bool = False) -> None:
+        """By the outer id."""
+        named = [request_id] if isinstance(request_id, str) else list(request_id)
+        if not internal:
+            named = [inner for outer in named for inner in self.output_processor.external_req_ids.get(outer, [])]
+        self.output_processor.abort_requests(named)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """The engine ends."""
+        self.dead = True
+
+    def _cached(self, words: list[str], more: dict[str, Any]) -> int:
+        lora = more.get("lora")
+        name = lora.lora_name if lora else None
+        cached = 0
+        for end in range(BLOCK, len(words) + 1, BLOCK):
+            key = (more.get("cache_salt"), name, *words[:end])
+            if key in self._blocks and end < len(words):
+                cached = end
+            self._blocks.add(key)
+        return cached
+
+
+LORAS = {"tenant_a--fr--1", "tenant_b--law--1"}
+
+
+def engine_app(step: float = 0.001) -> Starlette:
+    """vLLM's server, as far as it is needed here."""
+
+    async def complete(request: Request) -> Response:
+        body = await request.json()
+        if not isinstance(body.get("model"), str):
+            return JSONResponse({"error": {"message": "no model"}}, 400)
+        client: EngineClient = request.app.state.engine_client
+        prompts = body.get("prompt") or [" ".join(str(part["content"]) for part in body.get("messages", []))]
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        bound = body.get("max_tokens") or body.get("max_completion_tokens") or body.get("max_output_tokens") or 8
+        if body.get("temperature", 1) < 0:
+            return JSONResponse({"error": {"message": "temperature"}}, 400)
+        params = SimpleNamespace(
+            n=body.get("n", 1), max_tokens=bound, fail_at=body.get("fail_at"), stop_at=body.get("stop_at")
+        )
+        more = {"cache_salt": body.get("cache_salt"), "priority": body.get("priority", 0)}
+        if body["model"] in LORAS:
+            more["lora"] = SimpleNamespace(lora_name=body["model"])
+        elif body["model"] != "tiny":
+            return JSONResponse({"error": {"message": "no such model"}}, 404)
+        runs = [
+            client.generate(prompt, params, f"cmpl-{next(client._ids)}-{i}", **more) for i, prompt in enumerate(prompts)
+        ]
+        if body.get("stream"):
+            return StreamingResponse(_stream(runs, body["model"]), media_type="text/event-stream")
+        gathered = await _with_cancellation(request, asyncio.gather(*(_drain(run) for run in runs)))
+        if gathered is None:
+            return JSONResponse(None)
+        return JSONResponse({"model": body["model"], "choices": [], "usage": None})
+
+    async def embed(request: Request) -> Response:
+        body = await request.json()
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        client: EngineClient = request.app.state.engine_client
+        for i, text in enumerate(texts):
+            async for _ in client.encode(text, None, f"embd-{next(client._ids)}-{i}", cache_salt=body["cache_salt"]):
+                pass
+        return JSONResponse({"model": body["model"], "data": []})
+
+    async def plain(request: Request) -> Response:
+        return PlainTextResponse("vllm:prompt_tokens_total 1\n" if request.url.path == "/metrics" else "")
+
+    paths = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/rerank", "/v1/load_lora_adapter"]
+    app = Starlette(
+        routes=[
+            *(Route(path, complete, methods=["POST"]) for path in paths),
+            Route("/v1/embeddings", embed, methods=["POST"]),
+            Route("/metrics", plain),
+            Route("/health", plain),
+        ]
+    )
+    app.state.engine_client = EngineClient(step)
+    return app
+
+
+async def _drain(run: AsyncIterator[Any]) -> None:
+    async for _ in run:
+        pass
+
+
+async def _stream(runs: list[AsyncIterator[Any]], model: str) -> AsyncIterator[str]:
+    try:
+        for run in runs:
+            async for output in run:
+                yield "data: " + json.dumps({"model": model, "token": output.token}, separators=(",", ":")) + "\n\n"
+    except EngineDead:
+        yield 'data: {"error":{"code":500}}\n\n'
+    yield "data: [DONE]\n\n"
+
+
+async def _with_cancellation(request: Request, work: asyncio.Future[Any]) -> Any:
+    """None if the client is gone first."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    listening = asyncio.ensure_future(gone())
+    done, waiting = await asyncio.wait([work, listening], return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    return work.result() if work in done else None

@@ -1,0 +1,124 @@
+"""Bodies and names: what reaches the engine of what a tenant says."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+
+from serving_adapter.isolation.body import TAKEN_OUT, parse, rewritten
+from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.routes import Route
+from serving_adapter.isolation.rules import Limits, Resolved, Resolver, Rules, salt
+
+MODEL = Resolved("fast", "tiny", "tiny", "r1", "", "")
+LIMITS = Limits(prompts=3, n=4, max_tokens=100)
+
+
+def through(body: dict[str, Any], route: Route = Route.COMPLETION, max_tokens: int | None = None) -> dict[str, Any]:
+    asked = parse(json.dumps(body).encode(), route, LIMITS)
+    found: dict[str, Any] = json.loads(
+        rewritten(asked, route, MODEL, cache_salt="salt", priority=7, max_tokens=max_tokens)
+    )
+    return found
+
+
+def test_what_the_platform_says_replaces_what_a_tenant_says() -> None:
+    sent = dict.fromkeys(TAKEN_OUT, "theirs") | {"model": "fast", "prompt": "a", "temperature": 0.5}
+    assert through(sent) == {
+        "model": "tiny", "prompt": "a", "temperature": 0.5, "cache_salt": "salt", "priority": 7
+    }  # fmt: skip
+
+
+def test_a_name_written_with_escapes_or_twice_is_still_that_name() -> None:
+    body = b'{"model":"fast","prompt":"a","cache_s\\u0061lt":"theirs","priority":1,"priority":2}'
+    asked = parse(body, Route.COMPLETION, LIMITS)
+    found = rewritten(asked, Route.COMPLETION, MODEL, cache_salt="s", priority=7, max_tokens=None)
+    assert found.count(b"salt") == 1
+    assert json.loads(found)["cache_salt"] == "s"
+    assert found.count(b"priority") == 1
+
+
+@pytest.mark.parametrize(
+    ("route", "sent", "kept"),
+    [
+        (Route.CHAT, {"max_tokens": 50, "max_completion_tokens": 60}, "max_completion_tokens"),
+        (Route.COMPLETION, {"max_tokens": 50}, "max_tokens"),
+        (Route.COMPLETION, {}, "max_tokens"),
+        (Route.RESPONSES, {"max_output_tokens": 50}, "max_output_tokens"),
+    ],
+)
+def test_a_bound_that_admission_gave_is_the_only_one(route: Route, sent: dict[str, Any], kept: str) -> None:
+    found = through({"model": "fast", **sent}, route, max_tokens=20)
+    assert {name: value for name, value in found.items() if "tokens" in name} == {kept: 20}
+
+
+def test_ids_of_images_are_taken_out_however_they_are_written() -> None:
+    body = (
+        b'{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","uu\\u0069d":"x","image_url":{}}]}]}'
+    )
+    found = json.loads(
+        rewritten(parse(body, Route.CHAT, LIMITS), Route.CHAT, MODEL, cache_salt="s", priority=0, max_tokens=None)
+    )
+    assert found["messages"][0]["content"] == [{"type": "image_url", "image_url": {}}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b'"x"', b'{"model":1,"prompt":"a"}', b'{"n":"3"}', b'{"n":5}',
+        b'{"max_tokens":101}', b'{"best_of":9}',
+        b'{"max_tokens":-1}', b'{"prompt":["a","b","c","d"]}', b'{"stream":"yes"}', b'{"use_beam_search":true}',
+        b'{"prompt_embeds":"AAAA"}', b'{"background":true}', b"\xff",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_metered_or_read_is_refused(body: bytes) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse(body, Route.COMPLETION, LIMITS)
+    assert refused.value.status == 400
+
+
+def test_prompts_are_counted_as_the_engine_will_run_them() -> None:
+    for prompt, number in (("a", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1, 2], [3]], 2), ([], 1)):
+        assert parse(json.dumps({"prompt": prompt}).encode(), Route.COMPLETION, LIMITS).prompts == number
+
+
+RULES: dict[str, Any] = {
+    "models": {
+        "chat": [{"engine": "old", "revision": "r1", "share": 90}, {"engine": "new", "revision": "r2", "share": 10}]
+    },
+    "adapters": [{"tenant_id": "a", "name": "fr", "engine": "a--fr--1", "base": "old", "revision": "7"}],
+}  # fmt: skip
+
+
+def test_an_alias_shares_its_requests_between_two_revisions_and_a_request_keeps_its_own() -> None:
+    resolver = Resolver(msgspec.convert(RULES, Rules))
+    found = [resolver.resolve("a", "chat", f"q{i}") for i in range(2000)]
+    shares = Counter((model.engine, model.model_revision) for model in found)
+    assert shares[("old", "r1")] + shares[("new", "r2")] == 2000
+    assert 130 < shares[("new", "r2")] < 280
+    assert found[:50] == [resolver.resolve("a", "chat", f"q{i}") for i in range(50)]
+
+
+def test_an_adapter_is_its_tenants_alone() -> None:
+    resolver = Resolver(msgspec.convert(RULES, Rules))
+    assert resolver.resolve("a", "fr", "q") == Resolved("fr", "a--fr--1", "old", "r1", "fr", "7")
+    for tenant, asked in (("b", "fr"), ("a", "a--fr--1"), ("a", "old"), ("b", "")):
+        with pytest.raises(Refusal) as refused:
+            resolver.resolve(tenant, asked, "q")
+        assert refused.value.status == 404
+
+
+@pytest.mark.parametrize("name", ["text", "image", "chat", "../fr", "a/b", ".fr", ""])
+def test_an_adapter_that_would_reach_others_cannot_be_configured(name: str) -> None:
+    adapter = RULES["adapters"][0] | {"name": name}
+    with pytest.raises((msgspec.ValidationError, ValueError)):
+        msgspec.convert(RULES | {"adapters": [adapter]}, Rules)
+
+
+def test_each_tenant_has_its_own_salt() -> None:
+    assert salt(b"k", "a") == salt(b"k", "a")
+    assert len({salt(b"k", "a"), salt(b"k", "b"), salt(b"l", "a")}) == 3

@@ -1,0 +1,146 @@
+"""Who asks: only what a known key signed, now, is believed."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from serving_adapter.isolation.callers import Caller, sign, verified
+from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.tokens import Tokens, TokenSettings
+from serving_adapter.settings import SettingsError
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+KEYS = {"k1": KEY, "k2": OTHER}
+NOW = 1_793_534_400
+CALLER = Caller(tenant_id="tenant_a", tier="paid", request_id="q1", attempt=2, regions=["eu"], labels={"team": "x"})
+
+
+def test_a_signed_caller_is_read_back_under_any_known_key() -> None:
+    for key_id, key in KEYS.items():
+        found = verified(sign(CALLER, key_id, key, now=NOW).encode(), KEYS, now=NOW)
+        assert (found.tenant_id, found.request_id, found.attempt) == ("tenant_a", "q1", 2)
+        assert (found.tier, found.regions, found.labels) == ("paid", ["eu"], {"team": "x"})
+
+
+def test_every_byte_of_the_header_matters() -> None:
+    header = bytearray(sign(CALLER, "k1", KEY, now=NOW).encode())
+    for at in range(len(header)):
+        changed = bytearray(header)
+        changed[at] = ord("A") if changed[at] != ord("A") else ord("B")
+        if urlsafe_b64decode(bytes(changed[-43:]) + b"=") == urlsafe_b64decode(bytes(header[-43:]) + b"="):
+            continue  # the two spare bits of the last digit say nothing
+        with pytest.raises(Refusal) as refused:
+            verified(bytes(changed), KEYS, now=NOW)
+        assert refused.value.status == 401
+
+
+@pytest.mark.parametrize(
+    ("signed_at", "valid_for", "key"), [(NOW - 61, 60, KEY), (NOW + 61, 60, KEY), (NOW, 301, KEY), (NOW, 60, OTHER)]
+)
+def test_a_stale_early_or_too_long_header_and_one_of_another_key_are_refused(
+    signed_at: int, valid_for: int, key: bytes
+) -> None:
+    header = sign(CALLER, "k1", key, now=signed_at, valid_for=valid_for).encode()
+    with pytest.raises(Refusal):
+        verified(header, KEYS, now=NOW)
+
+
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+NEW_KEY = rsa.generate_private_key(65537, 2048)
+
+
+def jwks(**keys: rsa.RSAPrivateKey) -> bytes:
+    found = []
+    for name, key in keys.items():
+        public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))
+        found.append(public | {"kid": name, "use": "sig"})
+    return json.dumps({"keys": found}).encode()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def token(key: Any = RSA_KEY, kid: str = "a", algorithm: str = "RS256", **claims: Any) -> bytes:
+    said = {"iss": "https://login", "aud": "inference", "exp": int(time.time()) + 600, "tenant_id": "tenant_a"} | claims
+    said = {name: value for name, value in said.items() if value is not None}
+    return jwt.encode(said, key, algorithm=algorithm, headers={"kid": kid}).encode()
+
+
+def make(tmp_path: Path, clock: Clock | None = None) -> tuple[Tokens, Path]:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(jwks(a=RSA_KEY))
+    settings = TokenSettings(jwks=str(file), algorithm="RS256", issuer="https://login", audience="inference")
+    return Tokens(settings, monotonic=clock or Clock()), file
+
+
+def test_a_token_names_its_tenant_tier_and_regions(tmp_path: Path) -> None:
+    tokens, _ = make(tmp_path)
+    caller = tokens.verified(token(tier="free", regions=["eu"]), now=0)
+    assert (caller.tenant_id, caller.tier, caller.regions) == ("tenant_a", "free", ["eu"])
+
+
+def forged(secret: bytes) -> bytes:
+    """Signed with what everybody knows: the public key, taken for a secret."""
+    head, said, _ = token().split(b".")
+    head = urlsafe_b64encode(b'{"alg":"HS256","kid":"a"}').rstrip(b"=")
+    signature = hmac.digest(secret, head + b"." + said, "sha256")
+    return b".".join([head, said, urlsafe_b64encode(signature).rstrip(b"=")])
+
+
+def test_what_a_token_must_be_is_checked(tmp_path: Path) -> None:
+    tokens, _ = make(tmp_path)
+    public = RSA_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    for wrong in (
+        token(iss="https://other"), token(aud="other"), token(exp=1), token(exp=None), token(tenant_id=None),
+        token(tenant_id="_platform"), token(tenant_id="a b"), token(kid="unknown"), token(NEW_KEY),
+        forged(public), token(None, algorithm="none"), token(EC_KEY, algorithm="ES256"),
+        token(algorithm="RS512"), b"no.token.at-all",
+    ):  # fmt: skip
+        with pytest.raises(Refusal) as refused:
+            tokens.verified(wrong, now=0)
+        assert refused.value.status == 401
+
+
+def test_keys_change_without_a_restart_and_one_that_is_gone_is_refused(tmp_path: Path) -> None:
+    clock = Clock()
+    tokens, file = make(tmp_path, clock)
+    old = token()
+    tokens.verified(old, now=0)
+    file.write_bytes(jwks(b=NEW_KEY))
+    with pytest.raises(Refusal):
+        tokens.verified(token(NEW_KEY, "b"), now=0)
+    clock.now = 11
+    assert tokens.verified(token(NEW_KEY, "b"), now=0).tenant_id == "tenant_a"
+    with pytest.raises(Refusal):
+        tokens.verified(old, now=0)
+    file.write_bytes(b"torn")
+    clock.now = 400
+    assert tokens.verified(token(NEW_KEY, "b", tier="x"), now=0).tier == "x", "what was known stays"
+    assert tokens.failure is not None
+
+
+def test_a_symmetric_or_unsafe_source_of_keys_is_refused(tmp_path: Path) -> None:
+    common = {"issuer": "i", "audience": "a"}
+    for settings in (
+        TokenSettings(jwks=str(tmp_path), algorithm="HS256", **common),
+        TokenSettings(jwks="http://keys", algorithm="RS256", **common),
+        TokenSettings(jwks=str(tmp_path / "missing"), algorithm="RS256", **common),
+    ):
+        with pytest.raises(SettingsError):
+            Tokens(settings)

@@ -1,0 +1,69 @@
+"""Counts, outcomes and metrics: values in, values out."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving_adapter.metering.counts import Sequence, TokenCounts, count
+from serving_adapter.metering.outcome import Ending, outcome
+from serving_adapter.metering.tenant_metrics import TTFT_BUCKETS, Histogram, TenantMetrics
+from serving_adapter.prometheus_text import samples
+from tests.adapter_builders import ended
+
+
+def test_a_prompt_is_billed_once_and_the_engine_counted_it_for_each_sequence() -> None:
+    children = [Sequence("p", child, 45, 4, cached, True) for child, cached in ((2, 32), (0, 0), (1, 32))]
+    assert count(children) == TokenCounts(45, 12, 0, 135, 64)
+    assert count(children).of_engine == {"engine_input_tokens": 135, "engine_cached_tokens": 64}
+    one = count([Sequence("p", 0, 45, 4, 32, True)])
+    assert one == TokenCounts(45, 4, 32, 45, 32)
+    assert one.of_engine == {}
+
+
+def test_a_prompt_whose_first_token_never_came_is_not_counted() -> None:
+    assert count([Sequence("p", 0, 45, 0, 32, False), Sequence("q", 0, 3, 1, 0, True)]) == TokenCounts(3, 1, 0, 3, 0)
+    assert count([]) == TokenCounts()
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (Ending(200, True, reasons={"stop"}), ("ok", "none", "stop")),
+        (Ending(200, True, reasons={"stop", "length"}), ("ok", "none", "length,stop")),
+        (Ending(200, True, client_gone=True, reasons={"abort"}), ("aborted", "client", "client_gone")),
+        (Ending(200, True, reasons={"abort"}), ("aborted", "platform", "engine_abort")),
+        (Ending(200, False), ("aborted", "platform", "engine_abort")),
+        (Ending(200, True, reasons={"error"}), ("error", "platform", "engine_error")),
+        (Ending(400, True, reasons={"error"}), ("rejected", "client", "http_400")),
+        (Ending(500, True), ("error", "platform", "engine_error")),
+        (Ending(None, failed=True), ("error", "platform", "engine_error")),
+        (Ending(504, timed_out=True, reasons={"abort"}), ("error", "platform", "timeout")),
+        (Ending(200, shut_down=True, client_gone=True), ("aborted", "platform", "shutdown")),
+    ],
+)
+def test_how_an_attempt_ended(seen: Ending, told: tuple[str, str, str]) -> None:
+    assert tuple(outcome(seen)) == told
+
+
+def test_the_page_is_in_the_format_and_bounded_in_tenants() -> None:
+    metrics = TenantMetrics('r"1\n', "b1", most_tenants=2)
+    for tenant in ("tenant_a", "tenant_b", "tenant_c", "tenant_d"):
+        metrics.began(tenant)
+        metrics.ended(ended("q", tenant))
+        metrics.first_token(tenant).observe(0.03)
+    names = {"tenant_requests_total", "tollbook_boot_info", "tenant_time_to_first_token_seconds_count"}
+    found = list(samples(metrics.page(), frozenset(names)))
+    by_tenant = {s.labels["tenant"]: s.value for s in found if s.name == "tenant_requests_total"}
+    assert by_tenant == {"tenant_a": "1", "tenant_b": "1", "_other": "2"}
+    assert [s.labels["replica_id"] for s in found if s.name == "tollbook_boot_info"] == ['r"1\n']
+
+
+def test_a_histogram_counts_a_value_in_every_bound_that_holds_it() -> None:
+    histogram = Histogram(TTFT_BUCKETS)
+    for seconds in (0.01, 0.02, 99.0):
+        histogram.observe(seconds)
+    lines = list(histogram.lines("h", 'tenant="a"'))
+    assert 'h_bucket{tenant="a",le="0.01"} 1' in lines
+    assert 'h_bucket{tenant="a",le="0.025"} 2' in lines
+    assert 'h_bucket{tenant="a",le="+Inf"} 3' in lines
+    assert lines[-1] == 'h_count{tenant="a"} 3'

@@ -1,14 +1,14 @@
 """What quotas take from contracts: anchors hold from a time on, and changes of prices are numbered.
 
-Revision ID: 0031
+Revision ID: 0032
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0031"
-down_revision = "0030"
+revision = "0032"
+down_revision = "0031"
 branch_labels = None
 depends_on = None
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from billing import account_store, plan_store
 from billing.charge_models import Timing
+from billing.invoices import Invoice
 from billing.money import ZERO, total
 from billing.periods import BillingPeriod
 from billing.price_plans import PlanVersion, PricePlan
@@ -66,6 +67,23 @@ def fees_due(
         for service, due in sorted(found.items(), key=lambda item: (item[0][1], item[0][0]))
         if accounts is None or service[0] in accounts
     }
+
+
+def changed_tenants(connection: Connection, document: Invoice) -> list[str]:
+    """Tenants whose fees on a document are not those due by now. Neither changes until the transaction ends."""
+    identity = document.identity
+    account, start = identity.billing_account, identity.period.start
+    by_tenant: dict[str, list[RatedLine]] = defaultdict(list)
+    for line in document.lines:
+        by_tenant[line.rated.identity.tenant_id].append(line.rated)
+    for tenant_id in sorted(by_tenant):
+        account_store.lock_tenant(connection, tenant_id)
+    due = fees_due(connection, start, [account], since=start).get((account, identity.period), FeesDue())
+    return [
+        tenant_id
+        for tenant_id, lines in sorted(by_tenant.items())
+        if figures(lines) != figures(due.lines.get(tenant_id, []))
+    ]
 
 
 def bills_in_advance(plan: PricePlan) -> bool:

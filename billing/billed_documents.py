@@ -54,7 +54,7 @@ def billed_period(
     notes = [d for d in documents if d.credits_invoice_id == own.invoice_id]
     lines = [line.rated for line in own.lines if line.original_period is None]
     lines += [line.rated for d in documents for line in d.lines if line.original_period == period]
-    return BilledPeriod(own, tuple(lines), _remaining(own, notes), _paid(own, notes, grants))
+    return BilledPeriod(own, tuple(lines), _remaining(own, notes), paid_by_grants(own, notes, grants))
 
 
 def _remaining(own: Invoice, notes: Sequence[Invoice]) -> Remaining:
@@ -76,7 +76,8 @@ def _remaining(own: Invoice, notes: Sequence[Invoice]) -> Remaining:
     return Remaining(lines, dict(groups))
 
 
-def _paid(own: Invoice, notes: Sequence[Invoice], grants: Mapping[str, Grant]) -> tuple[PaidByCredit, ...]:
+def paid_by_grants(own: Invoice, notes: Sequence[Invoice], grants: Mapping[str, Grant]) -> tuple[PaidByCredit, ...]:
+    """What credits paid of an invoice, less what its credit notes gave back, in order of drawing."""
     used: dict[str, int] = defaultdict(int)
     for each in (own, *notes):
         for credit in each.credits:
@@ -84,17 +85,3 @@ def _paid(own: Invoice, notes: Sequence[Invoice], grants: Mapping[str, Grant]) -
                 used[credit.grant_id] += credit.amount_minor
     ordered = sorted(used, key=lambda grant_id: draw_order(grants[grant_id]))
     return tuple(PaidByCredit(grant_id, used[grant_id]) for grant_id in ordered)
-
-
-def given_back(paid: Sequence[PaidByCredit], amount_minor: int) -> tuple[PaidByCredit, ...]:
-    """What a credit note of an amount gives back to the grants that paid, the last drawn first (docs/spec/money.md 6).
-
-    It pays out nothing of them: each is negative, at most what it had paid.
-    """
-    found: list[PaidByCredit] = []
-    for each in reversed(paid):
-        back = min(amount_minor, each.used_minor)
-        if back > 0:
-            found.append(PaidByCredit(each.grant_id, -back))
-            amount_minor -= back
-    return tuple(found)

@@ -27,7 +27,7 @@ from billing.credits import Grant
 from billing.documents import GRACE, Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
 from billing.late_usage import adjusted, as_billed, changed_key
 from billing.money import ZERO, exactly, from_minor, total
-from billing.payment_credits import fees_to_cover, more_to_cover, paid_by_credits
+from billing.payment_credits import fees_to_cover, given_back, more_to_cover, paid_by_credits
 from billing.periods import BillingPeriod
 from billing.price_plans import PlanVersion, Terms
 from billing.rating.advance import AdvanceBill, advance_bills
@@ -85,7 +85,7 @@ class Bills:
 class _Billed:
     """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
     draw, as last rated; what remains of its invoice, and of what credits paid on it, after credit notes; what remains
-    of its fees in advance, their tax groups, and which of the prior credits are in that."""
+    of its fees in advance and of what credits paid on them, their tax groups, which prior credits are in that."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
@@ -93,6 +93,7 @@ class _Billed:
     paid: list[PaidByCredit] = field(default_factory=list)
     remaining: Remaining = field(default_factory=Remaining)
     in_advance: Remaining = field(default_factory=Remaining)
+    paid_in_advance: list[PaidByCredit] = field(default_factory=list)
     fee_groups: dict[str, str] = field(default_factory=dict)
     noted: set[int] = field(default_factory=set)
 
@@ -168,6 +169,7 @@ class _Cycle:
         if net > 0:
             document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
             document = self._issue(document, fees_to_cover(each.lines), DocumentKind.ADVANCE)
+            billed.paid_in_advance = list(document.paid)
             issued = net_of_discounts(remaining_of(document))
             after = Remaining({**remaining.lines, **issued.lines}, {**remaining.groups, **issued.groups})
         else:
@@ -176,7 +178,7 @@ class _Cycle:
             document, noted = credit_note(each.service, lines, against, remaining, self.of.payer)
             after = net_of_discounts(noted)
             if net:
-                self.documents.append(document)
+                self.documents.append(self._restore(document, billed.paid_in_advance))
         billed.in_advance = after
 
     def _with_prior_credits(self, billed: _Billed, at: datetime) -> Remaining:
@@ -252,7 +254,7 @@ class _Cycle:
         if late.less:
             against = {key: changed_key(key) for key in late.less}
             document, billed.remaining = credit_note(period, late.less, against, billed.remaining, self.of.payer)
-            self.documents.append(self._restore(document, billed))
+            self.documents.append(self._restore(document, billed.paid))
             self._now_billed(number, as_billed(rated, billed.lines, billed.open, late.less))
         if late.more:
             then = as_billed(rated, billed.lines, billed.open, late.more)
@@ -262,18 +264,14 @@ class _Cycle:
     def _now_billed(self, number: int, rated: RatedPeriod) -> None:
         self.billed[number].lines, self.billed[number].open = list(rated.lines), list(rated.coverable)
 
-    def _restore(self, document: Document, billed: _Billed) -> Document:
+    def _restore(self, document: Document, paid: list[PaidByCredit]) -> Document:
         """Crediting what credits paid gives it back to the grants; it pays out nothing."""
-        left = -document.total_minor
-        restored: list[PaidByCredit] = []
-        for index, paid in reversed(list(enumerate(billed.paid))):
-            back = min(left, paid.used_minor)
-            if back > 0:
-                restored.append(PaidByCredit(paid.grant_id, -back))
-                billed.paid[index] = replace(paid, used_minor=paid.used_minor - back)
-                self.paid_minor[paid.grant_id] -= back
-                left -= back
-        return replace(document, paid=tuple(restored))
+        back = given_back(paid, -document.total_minor)
+        for each in back:
+            self.paid_minor[each.grant_id] += each.used_minor
+            n = next(n for n, of in enumerate(paid) if of.grant_id == each.grant_id)
+            paid[n] = replace(paid[n], used_minor=paid[n].used_minor + each.used_minor)
+        return replace(document, paid=back)
 
     def _carried_adjustments(self) -> list[_Adjustment]:
         """What waits, earlier periods first; from here on it is billed."""

@@ -18,11 +18,12 @@ from billing import (
     credit_drawing,
     invoice_store,
     ledger_store,
+    number_store,
     rated_line_store,
     stripe_request_store,
 )
-from billing.advance_fees import FeesDue, fees_due, figures
-from billing.invoice_store import StoredInvoice
+from billing.advance_fees import changed_tenants
+from billing.invoice_rows import StoredInvoice
 from billing.invoices import Invoice, InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
 from billing.late_drawing import parked_accounts
 from billing.money import ZERO, plain, total
@@ -133,17 +134,9 @@ class InvoiceSender:
 
     def _check_due(self, stored: StoredInvoice) -> None:
         """Fees in advance follow from subscriptions and prices alone; neither changes until it is frozen."""
-        identity = stored.invoice.identity
-        invoice_store.lock_kind(self._connection, identity.kind)
-        account, tenants = identity.billing_account, {line.rated.identity.tenant_id for line in stored.invoice.lines}
-        for tenant_id in sorted(tenants):
-            account_store.lock_tenant(self._connection, tenant_id)
-        start = identity.period.start
-        due = fees_due(self._connection, start, [account], since=start).get((account, identity.period), FeesDue())
-        for tenant_id in tenants:
-            of_tenant = [e.rated for e in stored.invoice.lines if e.rated.identity.tenant_id == tenant_id]
-            if figures(of_tenant) != figures(due.lines.get(tenant_id, [])):
-                raise Parked(f"the fees in advance of tenant {tenant_id} have changed: draw the invoices up again")
+        invoice_store.lock_kind(self._connection, stored.invoice.identity.kind)
+        for tenant_id in changed_tenants(self._connection, stored.invoice):
+            raise Parked(f"the fees in advance of tenant {tenant_id} have changed: draw the invoices up again")
 
     def _still_to_bill(self, invoice: Invoice) -> dict[BillingPeriod, Decimal]:
         """Of the earlier periods on an invoice what no other document bills, in the tax groups that it carries."""
@@ -176,7 +169,7 @@ class InvoiceSender:
         with self._connection.begin():
             known = stripe_request_store.customer_of(self._connection, account.billing_account)
             if known is not None:
-                return self._set(stored, SendingStep.CUSTOMER_KNOWN, stripe_customer_id=known)
+                return self._with_customer(stored, known)
         # Nothing to look for: a customer that was made and not recorded has no invoices, and does no harm.
         key, customer = self._requests.ask(
             lambda epoch: customer_request(account.legal_entity, account.billing_account, account.name, epoch),
@@ -186,11 +179,18 @@ class InvoiceSender:
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, customer)
             stripe_request_store.set_customer(self._connection, account.billing_account, customer)
-            return self._set(stored, SendingStep.CUSTOMER_KNOWN, stripe_customer_id=customer)
+            return self._with_customer(stored, customer)
+
+    def _with_customer(self, stored: StoredInvoice, customer: str) -> StoredInvoice:
+        self._requests.freeze_ahead([self._draft_request(stored, customer, 0)])
+        return self._set(stored, SendingStep.CUSTOMER_KNOWN, stripe_customer_id=customer)
+
+    def _draft_request(self, stored: StoredInvoice, customer: str, epoch: int) -> Request:
+        terms = self._account.payment_terms_days
+        return draft_request(stored.invoice, customer=customer, payment_terms_days=terms, epoch=epoch)
 
     def _create_draft(self, stored: StoredInvoice) -> StoredInvoice:
         customer = _known(stored.stripe_customer_id)
-        terms = self._account.payment_terms_days
 
         def look() -> StripeInvoice | None:
             wanted = invoice_metadata(stored.invoice)
@@ -202,23 +202,32 @@ class InvoiceSender:
             return found[0] if found else None
 
         key, draft = self._requests.ask(
-            lambda epoch: draft_request(stored.invoice, customer=customer, payment_terms_days=terms, epoch=epoch),
+            lambda epoch: self._draft_request(stored, customer, epoch),
             self._given.gateway.change_invoice,
             look,
         )
-        return self._record(stored, key, draft, SendingStep.DRAFT_CREATED, stripe_invoice_id=draft.invoice_id)
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, draft.invoice_id)
+            self._requests.freeze_ahead(lines_requests(stored.invoice, stripe_invoice=draft.invoice_id))
+            return self._set(stored, SendingStep.DRAFT_CREATED, stripe_invoice_id=draft.invoice_id)
 
     def _add_lines(self, stored: StoredInvoice) -> StoredInvoice:
+        """Each request's answer is stored before the next is sent; the last one's with the step."""
         target = _known(stored.stripe_invoice_id)
-        with self._connection.begin():
-            added = stripe_request_store.chunks_added(self._connection, self._invoice_id)
+        answered: str | None = None
         for chunk in range(len(lines_requests(stored.invoice, stripe_invoice=target))):
-            if chunk not in added:
-                self._add_chunk(stored, target, chunk)
+            if answered is not None:
+                with self._connection.begin():
+                    stripe_request_store.record_reply(self._connection, answered, target)
+            answered = self._add_chunk(stored, target, chunk)
         with self._connection.begin():
+            if answered is not None:
+                stripe_request_store.record_reply(self._connection, answered, target)
             return self._set(stored, SendingStep.LINES_ADDED)
 
-    def _add_chunk(self, stored: StoredInvoice, target: str, chunk: int) -> None:
+    def _add_chunk(self, stored: StoredInvoice, target: str, chunk: int) -> str | None:
+        """The key of the request that added some lines; None where that was known."""
+
         def make(epoch: int) -> Request:
             return lines_requests(stored.invoice, stripe_invoice=target, epoch=epoch)[chunk]
 
@@ -230,9 +239,10 @@ class InvoiceSender:
                 raise Parked(f"Stripe has {len(there)} of the {len(wanted)} lines of one request")
             return found if there else None
 
+        if self._requests.answered(make):
+            return None
         key, _ = self._requests.ask(make, self._given.gateway.change_invoice, look)
-        with self._connection.begin():
-            stripe_request_store.record_reply(self._connection, key, target)
+        return key
 
     def _compare(self, stored: StoredInvoice) -> StoredInvoice:
         """Read the draft back and compare it to the cent and the line (docs/spec/money.md 10)."""
@@ -252,13 +262,15 @@ class InvoiceSender:
     def _release(self, stored: StoredInvoice) -> StoredInvoice:
         """Number and approval in one transaction: from here on the document exists (docs/spec/money.md 8)."""
         with self._connection.begin():
+            target, number = _known(stored.stripe_invoice_id), self._number(stored)
+            self._requests.freeze_ahead([number_request(stored.invoice, stripe_invoice=target, number=number)])
             return invoice_store.move(
                 self._connection,
                 stored,
                 InvoiceEvent.APPROVE,
                 self._given.now,
                 self._given.actor,
-                number=self._number(stored),
+                number=number,
                 sending_step=SendingStep.RELEASED.value,
                 parked_because=None,
             )
@@ -275,7 +287,10 @@ class InvoiceSender:
             self._given.gateway.change_invoice,
             look,
         )
-        return self._record(stored, key, numbered, SendingStep.NUMBERED)
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, numbered.invoice_id)
+            self._requests.freeze_ahead([finalize_request(stored.invoice, stripe_invoice=target)])
+            return self._set(stored, SendingStep.NUMBERED)
 
     def _finalize(self, stored: StoredInvoice) -> StoredInvoice:
         target = _known(stored.stripe_invoice_id)
@@ -314,16 +329,9 @@ class InvoiceSender:
             return self._issue(stored, InvoiceEvent.FINALIZE, columns)
 
     def _number(self, stored: StoredInvoice) -> str:
-        return invoice_store.issue_number(
+        return number_store.issue_number(
             self._connection, stored.invoice.identity.legal_entity, stored.invoice.invoice_id
         )
-
-    def _record(
-        self, stored: StoredInvoice, key: str, found: StripeInvoice, step: SendingStep, **columns: object
-    ) -> StoredInvoice:
-        with self._connection.begin():
-            stripe_request_store.record_reply(self._connection, key, found.invoice_id)
-            return self._set(stored, step, **columns)
 
 
 def lock_account(connection: Connection, billing_account: str) -> bool:

@@ -170,6 +170,16 @@ class Invoice:
         return self.identity.invoice_id
 
     @property
+    def in_advance(self) -> bool:
+        """Whether its lines are fees in advance, or what is taken back of such: what is deferred until it is earned.
+
+        A credit note over usage has lines of an earlier period alone.
+        """
+        if self.identity.kind is InvoiceKind.CREDIT_NOTE:
+            return all(line.original_period is None for line in self.lines)
+        return self.identity.kind is InvoiceKind.ADVANCE
+
+    @property
     def rated_totals(self) -> dict[BillingPeriod, Decimal]:
         """The exact sum of what was rated of each period, before credits."""
         sums: dict[BillingPeriod, list[Decimal]] = defaultdict(list)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from billing import (
     account_store,
     adjustment_store,
+    billed_until_store,
     credit_store,
     invoice_store,
     plan_store,
@@ -26,7 +27,7 @@ from billing.coverable_usage import CoverableUsage
 from billing.credit_application import price_reductions
 from billing.credit_store import CreditState
 from billing.credits import Grant, TaxTreatment
-from billing.invoice_store import StoredInvoice
+from billing.invoice_rows import StoredInvoice
 from billing.invoices import Invoice, InvoiceKind, InvoiceState
 from billing.late_usage import Adjusted, Waiting, adjusted, as_billed
 from billing.money import ZERO, exactly
@@ -216,7 +217,7 @@ def parked_accounts(connection: Connection, up_to: datetime) -> dict[str, str]:
     """Billing accounts of which a billed period that ends by a moment cannot be rated as it is now, with the reason."""
     found: dict[str, str] = {}
     for period, problems in rated_line_store.problems(connection, up_to).items():
-        frozen = invoice_store.frozen_accounts(connection, period)
+        frozen = billed_until_store.frozen_accounts(connection, period)
         subscribed = account_store.subscriptions_in(connection, period)
         for tenant_id, problem in problems.items():
             for account in {s.billing_account for s in subscribed.get(tenant_id, ())} & frozen:

@@ -98,3 +98,17 @@ def more_to_cover(before: Iterable[Coverable], after: Iterable[Coverable]) -> tu
         for (at, key, group, is_fee), amount in changes.items()
         if amount > 0
     )
+
+
+def given_back(paid: Sequence[PaidByCredit], amount_minor: int) -> tuple[PaidByCredit, ...]:
+    """What a credit note of an amount gives back to the grants that paid, the last drawn first (docs/spec/money.md 6).
+
+    It pays out nothing of them: each is negative, at most what it had paid.
+    """
+    found: list[PaidByCredit] = []
+    for each in reversed(paid):
+        back = min(amount_minor, each.used_minor)
+        if back > 0:
+            found.append(PaidByCredit(each.grant_id, -back))
+            amount_minor -= back
+    return tuple(found)

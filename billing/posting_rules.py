@@ -167,7 +167,7 @@ def granted_account(credit: CreditUsed) -> tuple[AccountCode, str]:
 
 def _cleared(invoice: Invoice) -> list[tuple[AccountCode, str, Decimal]]:
     """What an invoice takes from what was accrued, or defers, by tenant."""
-    if invoice.identity.kind is InvoiceKind.ADVANCE:
+    if invoice.in_advance:
         with exactly():
             return [(AccountCode.DEFERRED_FEES, tenant, -a) for tenant, a in deferred_by_tenant(invoice).items()]
     per_tenant: dict[str, Decimal] = defaultdict(lambda: ZERO)
@@ -183,7 +183,7 @@ def _tax_in_prices(invoice: Invoice) -> dict[tuple[AccountCode, str], Decimal]:
 
     A price reduction of a paid grant is a debit of its liability in full: its part of the tax is taken from revenue.
     """
-    if invoice.tax_mode is not TaxMode.INCLUSIVE or invoice.identity.kind is InvoiceKind.ADVANCE:
+    if invoice.tax_mode is not TaxMode.INCLUSIVE or invoice.in_advance:
         return {}
     credits = {credit.grant_id: credit for credit in invoice.credits if not credit.pays}
     found: dict[tuple[AccountCode, str], Decimal] = defaultdict(lambda: ZERO)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeVar
@@ -52,6 +52,17 @@ class RequestSender:
         self._invoice_id = invoice_id
         self._account = account
         self._given = given
+        self._ahead: dict[str, FrozenRequest] = {}
+
+    def freeze_ahead(self, requests: Iterable[Request]) -> None:
+        """Freeze the first epoch of what is asked for next, in the caller's transaction: it needs none of its own."""
+        for request in requests:
+            if (frozen := self._freeze(request)) is not None:
+                self._ahead[request.idempotency_key] = frozen
+
+    def answered(self, make: Callable[[int], Request]) -> bool:
+        """Whether Stripe's answer to a change is stored already."""
+        return self._newest(make).reply_id is not None
 
     def ask(
         self, make: Callable[[int], Request], send: Callable[[Request], T], look: Callable[[], T | None]
@@ -82,17 +93,20 @@ class RequestSender:
     def _newest(self, make: Callable[[int], Request]) -> FrozenRequest:
         """The request that was frozen last, or a first one, frozen now."""
         first = make(0)
+        if (ahead := self._ahead.get(first.idempotency_key)) is not None:
+            return ahead
         with self._connection.begin():
             keys = [first.key_at(epoch) for epoch in range(EPOCH_LIMIT)]
-            return stripe_request_store.newest(self._connection, keys) or self._freeze(first)
+            return self._freeze(first) or stripe_request_store.newest(self._connection, keys)
 
     def _next(self, make: Callable[[int], Request], epoch: int) -> FrozenRequest:
         if epoch >= EPOCH_LIMIT:
             raise Parked(f"Stripe gave no usable answer under {epoch} keys: ask Stripe what hinders it")
         with self._connection.begin():
-            return self._freeze(make(epoch))
+            request = make(epoch)
+            return self._freeze(request) or stripe_request_store.newest(self._connection, [request.idempotency_key])
 
-    def _freeze(self, request: Request) -> FrozenRequest:
+    def _freeze(self, request: Request) -> FrozenRequest | None:
         # A customer outlives the invoice that it was made for.
         invoice_id = None if request.operation is Operation.CREATE_CUSTOMER else self._invoice_id
         return stripe_request_store.freeze(

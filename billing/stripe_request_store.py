@@ -36,8 +36,8 @@ class FrozenRequest:
 
 def freeze(
     connection: Connection, request: Request, *, billing_account: str, invoice_id: uuid.UUID | None
-) -> FrozenRequest:
-    """Fix a request under its key. If the key is frozen already, that request is returned, not the given one.
+) -> FrozenRequest | None:
+    """Fix a request under its key; None if something is frozen under it already.
 
     Age is measured by the database's clock, as Stripe measures it by its own: `now` of a test run plays no part.
     """
@@ -57,15 +57,11 @@ def freeze(
         .on_conflict_do_nothing()
         .returning(table.c.idempotency_key)
     ).first()
-    if made is not None:
-        return FrozenRequest(request, reply_id=None, settled=False, expired=False)
-    found = newest(connection, [request.idempotency_key])
-    assert found is not None, "the key is taken"
-    return found
+    return None if made is None else FrozenRequest(request, reply_id=None, settled=False, expired=False)
 
 
-def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest | None:
-    """Of requests with these keys, the frozen one of the highest epoch; None if none is frozen."""
+def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest:
+    """Of requests with these keys, one of which is frozen, the one of the highest epoch."""
     table = tables.stripe_requests
     age = func.clock_timestamp() - table.c.frozen_at
     row = connection.execute(
@@ -73,9 +69,7 @@ def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest | Non
         .where(table.c.idempotency_key.in_(keys))
         .order_by(table.c.epoch.desc())
         .limit(1)
-    ).first()
-    if row is None:
-        return None
+    ).one()
     request = Request(row.idempotency_key, Operation(row.step), row.chunk, row.epoch, row.target, row.parameters)
     return FrozenRequest(request, row.reply_id, row.settled, row.expired)
 
@@ -88,17 +82,6 @@ def record_reply(connection: Connection, idempotency_key: str, reply_id: str) ->
         .where(table.c.idempotency_key == idempotency_key, table.c.reply_id.is_(None))
         .values(reply_id=reply_id, replied_at=func.clock_timestamp())
     )
-
-
-def chunks_added(connection: Connection, invoice_id: uuid.UUID) -> set[int]:
-    """Which chunks of an invoice's lines Stripe has confirmed."""
-    table = tables.stripe_requests
-    query = select(table.c.chunk).where(
-        table.c.invoice_id == invoice_id,
-        table.c.step == Operation.ADD_LINES.value,
-        table.c.reply_id.is_not(None),
-    )
-    return set(connection.execute(query).scalars())
 
 
 def customer_of(connection: Connection, billing_account: str) -> str | None:

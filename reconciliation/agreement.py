@@ -27,7 +27,7 @@ from typing import Final
 from billing.charge_models import Percentage
 from billing.credits import GrantKind
 from billing.deferrals import deferred, deferred_by_tenant, earned_by_tenant
-from billing.invoices import Invoice, InvoiceKind
+from billing.invoices import Invoice
 from billing.money import ZERO, currency, exactly, from_minor, total
 from billing.periods import BillingPeriod, parse_period
 from billing.price_plans import BILL_STATUSES, PlanVersion, PricePlan, version_at
@@ -250,7 +250,7 @@ def invoices_in_ledger(invoices: Iterable[Invoice]) -> dict[str, Value]:
             found[f"1100/{identity.billing_account}/{code}"] += from_minor(invoice.receivable_minor, money)
             found[f"5900//{code}"] += invoice.rounding
             found[f"2200//{code}"] -= tax
-            in_advance = identity.kind is InvoiceKind.ADVANCE
+            in_advance = invoice.in_advance
             if invoice.tax_mode is TaxMode.INCLUSIVE and not in_advance:
                 found[f"{REVENUE}//{code}"] += tax
             for credit in invoice.credits:

@@ -18,7 +18,9 @@ from billing import (
     credit_store,
     invoice_parts,
     invoice_store,
+    invoice_sums,
     ledger_store,
+    number_store,
     plan_store,
     proposal_store,
     rated_line_store,
@@ -29,8 +31,8 @@ from billing.advance_fees import INSTANT
 from billing.attempts import less
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
-from billing.invoice_store import StoredInvoice
-from billing.invoices import ISSUED, InvoiceKind
+from billing.invoice_rows import StoredInvoice
+from billing.invoices import ISSUED
 from billing.ledger import FEES_EARNED
 from billing.periods import BillingPeriod
 from billing.price_plans import BillAttempts, PlanVersion, PriceAt
@@ -84,7 +86,7 @@ def reconcile_period(
     with transaction(engine) as connection:
         usage = raw(connection)
         lines = rated_line_store.accrued_in(connection, period)
-        invoices = invoice_store.as_stored(connection, of_month=period)
+        invoices = invoice_store.listed(connection, of_month=period, as_stored=True)
         checks = [
             *([_log_end(usage, log)] if log else []),
             agreement.positions(sources.extents(usage), sources.runs(usage)),
@@ -104,7 +106,7 @@ def reconcile_period(
         ours = stripe_agreement.Ours(
             period,
             invoices,
-            invoice_store.stripe_invoice_ids(connection),
+            invoice_sums.stripe_invoice_ids(connection),
             stripe_request_store.customers(connection),
         )
     checks += [*engine_checks(engines), _trial_balance(engine)]
@@ -248,10 +250,10 @@ def _unearned(connection: Connection) -> dict[tuple[str, str], Decimal]:
     months = ledger_store.earned_months(connection)
     open_ = [
         invoice_id
-        for invoice_id, service in invoice_store.services(connection, InvoiceKind.ADVANCE, ISSUED).items()
+        for invoice_id, service in invoice_sums.fee_services(connection, ISSUED).items()
         if MONTHLY.period_of(service.end - INSTANT).name not in months.get(str(invoice_id), ())
     ]
-    invoices = [stored.invoice for stored in invoice_store.as_stored(connection, invoice_ids=open_)]
+    invoices = [stored.invoice for stored in invoice_store.listed(connection, invoice_ids=open_, as_stored=True)]
     return agreement.unearned(invoices, months)
 
 
@@ -260,11 +262,11 @@ def _explained(connection: Connection) -> Check:
     by_hand = [p.entry_id for p in proposed if p.kind is ProposalKind.POST_ENTRY and p.entry_id is not None]
     expected = agreement.explained(
         rated_line_store.amounts_by_tenant(connection),
-        invoice_store.invoiced_by_tenant(connection, ISSUED),
-        [agreement.Issued(*row) for row in invoice_store.totals(connection, ISSUED)],
+        invoice_sums.invoiced_by_tenant(connection, ISSUED),
+        [agreement.Issued(*row) for row in invoice_sums.totals(connection, ISSUED)],
         credit_store.drawn_unpaid(connection),
         ledger_store.balances(connection, BALANCES, of_entries=by_hand),
-        invoice_store.invoiced_in_advance(connection, ISSUED),
+        invoice_sums.invoiced_in_advance(connection, ISSUED),
         _unearned(connection),
     )
     booked = agreement.booked(ledger_store.balances(connection, BALANCES))
@@ -298,7 +300,7 @@ def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[Store
         line.rated
         for s in invoices
         for line in s.invoice.lines
-        if line.original_period is None and s.invoice.identity.kind is not InvoiceKind.ADVANCE
+        if line.original_period is None and not s.invoice.in_advance
     ]
     for period in rated_line_store.periods_ending_in(connection, month):
         rated += [line for listed in rated_line_store.posted(connection, period).values() for line in listed]
@@ -307,7 +309,7 @@ def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[Store
         waiting += still
         billed += [
             line.rated
-            for s in invoice_store.as_stored(connection, adjusts=period)
+            for s in invoice_store.listed(connection, adjusts=period, as_stored=True)
             for line in s.invoice.lines
             if s.frozen_at is not None and line.original_period == period
         ]
@@ -316,7 +318,7 @@ def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[Store
 
 def _numbers(connection: Connection) -> Check:
     """Each series counts from 1 without a gap (docs/spec/money.md 8)."""
-    found = invoice_store.numbers(connection)
+    found = number_store.numbers(connection)
     counters: dict[str, Value] = {}
     issued: dict[str, Value] = {}
     for series, (last, count, highest) in found.items():

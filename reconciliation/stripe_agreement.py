@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from billing.invoice_store import StoredInvoice
+from billing.invoice_rows import StoredInvoice
 from billing.invoices import InvoiceState
 from billing.periods import BillingPeriod
 from billing.sending import LineSeen, seen_header, told, wanted_header, wanted_lines

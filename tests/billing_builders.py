@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from billing.invoice_store import StoredInvoice
+from billing.invoice_rows import StoredInvoice
 from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, InvoiceState, draw_up
 from billing.money import Rounding
 from billing.parties import Party

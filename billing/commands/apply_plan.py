@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, estimates, invoice_store, plan_store, rating_bands
+from billing import account_store, billed_until_store, estimates, plan_store, rating_bands
 from billing.database import raw, transaction
 from billing.errors import PlanConflict
 from billing.plan_documents import differences
@@ -101,7 +101,7 @@ def _new_versions(given: PricePlan, applied: PricePlan | None) -> list[PlanVersi
 
 def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -> None:
     on_plan = [subscription for subscription in account_store.subscriptions(connection) if subscription.plan == plan]
-    billed = invoice_store.frozen_until(connection, {subscription.billing_account for subscription in on_plan})
+    billed = billed_until_store.frozen_until(connection, {subscription.billing_account for subscription in on_plan})
     tenants = {subscription.tenant_id for subscription in on_plan}
     for version in fresh:
         if billed is not None and version.valid_from < billed:
@@ -109,7 +109,7 @@ def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -
                 f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d}, but invoices up to"
                 f" {billed:%Y-%m-%d} are frozen: begin it there or later"
             )
-        if invoice_store.billed_in_advance(connection, tenants, version.valid_from):
+        if billed_until_store.billed_in_advance(connection, tenants, version.valid_from):
             raise PlanConflict(
                 f"version {version.version} of plan {plan} begins {version.valid_from:%Y-%m-%d %H:%M}, but fees in"
                 " advance that begin then are invoiced: begin it later"

@@ -1,32 +1,51 @@
-"""Draw up the invoices for fees in advance whose time has begun. Drafts follow what is due until they are frozen."""
+"""Draw up the invoices for fees in advance whose time has begun, and issue the credit notes over what came to less.
+
+Drafts follow what is due until they are frozen.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
 from billing import account_store, credit_store, invoice_parts, invoice_store, plan_store, tax_store
-from billing.advance_fees import FeesDue, Service, fees_due, figures
+from billing.advance_fees import FeesDue, Service, changed_tenants, fees_due, figures
 from billing.credits import reduces_price
 from billing.database import transaction
-from billing.errors import UnknownTaxGroup
-from billing.invoice_store import StoredInvoice
+from billing.documents import Payer
+from billing.errors import CreditRefused, UnknownTaxGroup
+from billing.invoice_rows import StoredInvoice
+from billing.invoiced_fees import InvoicedFees, TenantLines
 from billing.invoices import ISSUED, NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
-from billing.money import ZERO, exactly, plain
+from billing.money import ZERO, currency, exactly
+from billing.note_issuing import issue_note
 from billing.payment_credits import fees_to_cover
 from billing.rating import RatedLine
 
 
 @dataclass(frozen=True, slots=True)
 class AdvanceBilled:
-    """What is due in advance: `drafts` are to be sent, one per account; `blocked` (account, reason) has no document."""
+    """What is due in advance: `drafts` are to be sent, one per account; `notes` are credit notes over what came to
+    less, issued by this run; `blocked` (account, reason) has no document."""
 
     drafts: tuple[Invoice, ...]
     blocked: tuple[tuple[str, str], ...]
+    notes: tuple[StoredInvoice, ...] = ()
+
+
+@dataclass(slots=True)
+class StillDue:
+    """Fees due at a moment that are on no frozen document, by tenant: `more` to be invoiced, `less` to be credited,
+    `nothing` what nets to nothing and has no document; `problems` is what cannot be billed, in words."""
+
+    more: dict[str, Sequence[RatedLine]] = field(default_factory=dict)
+    less: dict[str, Sequence[RatedLine]] = field(default_factory=dict)
+    nothing: dict[str, Sequence[RatedLine]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 def bill_in_advance(
@@ -42,76 +61,127 @@ def bill_in_advance(
 
     One at a time: what it leaves of credits, or below the minimum, is for the one after it. What is invoiced already
     stays, and periods of closed books are over. A tenant that comes to a frozen invoice's moment later gets a further
-    revision. What comes to less than zero is a credit note against the original.
+    revision. What comes to less than zero is a credit note against the invoice that the fees are on, issued here once
+    that invoice is (docs/spec/money.md 13.10).
     """
     with transaction(engine, dry_run=dry_run) as connection:
         invoice_store.lock_kind(connection, InvoiceKind.ADVANCE)
         due = fees_due(connection, min(until, now), billing_accounts)
         stored: dict[Service, list[StoredInvoice]] = defaultdict(list)
-        for each in invoice_store.listed(connection, kind=InvoiceKind.ADVANCE):
-            of = each.invoice.identity
-            if of.period.start <= min(until, now) and (
-                billing_accounts is None or of.billing_account in billing_accounts
-            ):
-                stored[of.billing_account, of.period].append(each)
-        drawing = _Drawing(connection, {account for account, _ in [*due, *stored]})
-        drafts: dict[str, Invoice] = {}
-        blocked: list[tuple[str, str]] = []
+        for each in invoice_store.fees_until(connection, min(until, now), billing_accounts):
+            stored[each.invoice.identity.billing_account, each.invoice.identity.period].append(each)
+        run = _Run(connection, {account for account, _ in [*due, *stored]}, now, actor)
         for service in sorted(due.keys() | stored.keys(), key=lambda service: (service[1], service[0])):
-            wanted, problems = still_due(service, due.get(service, FeesDue()), stored.get(service, ()))
-            blocked += [(service[0], problem) for problem in problems]
-            for each in stored.get(service, ()):
-                if each.frozen_at is not None and each.state not in ISSUED:
-                    drafts.setdefault(service[0], each.invoice)
-            invoices = [each for each in stored.get(service, ()) if each.frozen_at is None]
-            if service[0] not in drafts and (wanted or invoices):
-                revision = len(stored.get(service, ())) - len(invoices)
-                try:
-                    invoice = drawing.draw_up(service, revision, wanted)
-                except UnknownTaxGroup as error:
-                    blocked.append((service[0], str(error)))
-                    continue
-                invoice_store.save_draft(connection, invoice, now, actor)
-                drafts[service[0]] = invoice
-    return AdvanceBilled(tuple(drafts.values()), tuple(blocked))
+            run.bill(service, due.get(service, FeesDue()), stored.get(service, ()))
+        return AdvanceBilled(tuple(run.drafts.values()), tuple(run.blocked), tuple(run.notes))
 
 
-def still_due(
-    service: Service, due: FeesDue, stored: Sequence[StoredInvoice]
-) -> tuple[dict[str, list[RatedLine]], list[str]]:
-    """What of the fees due at a moment is on no frozen invoice yet, by tenant, and what cannot be billed, in words."""
-    at = f"fees in advance from {service[1].start:%Y-%m-%d %H:%M} to {service[1].end:%Y-%m-%d}"
+def still_due(service: Service, due: FeesDue, stored: Sequence[StoredInvoice]) -> StillDue:
+    """What of the fees due at a moment is on no frozen document yet."""
     billed: dict[str, list[RatedLine]] = defaultdict(list)
     for each in stored:
         if each.frozen_at is not None:
             for line in each.invoice.lines:
                 billed[line.rated.identity.tenant_id].append(line.rated)
-    wanted: dict[str, list[RatedLine]] = {}
-    problems = []
+    found = StillDue()
     for tenant_id in sorted(due.lines.keys() | billed.keys()):
         lines = due.lines.get(tenant_id, [])
         comes_to = due.comes_to(tenant_id) if lines else ZERO
         if tenant_id in billed:
             if figures(lines) != figures(billed[tenant_id]):
-                problems.append(f"tenant {tenant_id}: {at} are invoiced otherwise than they are due by now")
-        elif comes_to > 0:
-            wanted[tenant_id] = lines
-        elif comes_to < 0:
-            problems.append(
-                f"tenant {tenant_id}: {at} come to {plain(comes_to)}: that is a credit note, which is not built yet"
-            )
-    return wanted, problems
+                found.problems.append(
+                    f"tenant {tenant_id}: {_told(service)} are invoiced otherwise than they are due by now"
+                )
+        elif comes_to:
+            (found.more if comes_to > 0 else found.less)[tenant_id] = lines
+        elif lines:
+            found.nothing[tenant_id] = lines
+    return found
 
 
-class _Drawing:
-    """Draws up invoices for fees in advance: what all accounts need is read once."""
+def _told(service: Service) -> str:
+    return f"fees in advance from {service[1].start:%Y-%m-%d %H:%M} to {service[1].end:%Y-%m-%d}"
 
-    def __init__(self, connection: Connection, accounts: Collection[str]) -> None:
+
+class _Run:
+    """Goes from moment to moment. What all accounts need is read once; an account with a draft waits for it."""
+
+    def __init__(self, connection: Connection, accounts: Collection[str], now: datetime, actor: str) -> None:
         self._connection = connection
         self._accounts = account_store.accounts(connection, accounts)
         self._plan_versions = {name: len(plan.versions) for name, plan in plan_store.plans(connection).items()}
+        self._invoiced: dict[tuple[str, datetime], InvoicedFees] = defaultdict(InvoicedFees)
+        self._now = now
+        self._actor = actor
+        self.drafts: dict[str, Invoice] = {}
+        self.notes: list[StoredInvoice] = []
+        self.blocked: list[tuple[str, str]] = []
 
-    def draw_up(self, service: Service, revision: int, wanted: Mapping[str, Sequence[RatedLine]]) -> Invoice:
+    def bill(self, service: Service, due: FeesDue, stored: Sequence[StoredInvoice]) -> None:
+        """What becomes due at a moment for an account, and what is stored of it."""
+        account, period = service
+        wanted = still_due(service, due, stored)
+        self.blocked += [(account, problem) for problem in wanted.problems]
+        invoiced = self._invoiced[account, period.end]
+        for each in stored:
+            if each.state in ISSUED:
+                invoiced.take_in(each.invoice)
+            elif each.frozen_at is not None:
+                self.drafts.setdefault(account, each.invoice)
+        if account in self.drafts:
+            return
+        try:
+            for tenant_id, lines in wanted.nothing.items():
+                invoiced.go_on(period, tenant_id, lines, self._payer(service, invoiced.invoices.get(tenant_id)))
+            if wanted.less:
+                self._take_back(service, invoiced, wanted.less, stored)
+            is_drawn_up = any(each.frozen_at is None for each in stored)
+            if wanted.more or is_drawn_up:
+                invoices = [each for each in stored if each.invoice.identity.kind is InvoiceKind.ADVANCE]
+                revision = len(invoices) - is_drawn_up
+                invoice = self._draw_up(service, revision, wanted.more)
+                invoice_store.save_draft(self._connection, invoice, self._now, self._actor)
+                self.drafts[account] = invoice
+        except (CreditRefused, UnknownTaxGroup) as error:
+            self.blocked.append((account, str(error)))
+
+    def _take_back(
+        self, service: Service, invoiced: InvoicedFees, less: TenantLines, stored: Sequence[StoredInvoice]
+    ) -> None:
+        """Credit notes over what comes to less. Raises CreditRefused, UnknownTaxGroup."""
+        account, period = service
+        states = credit_store.states(self._connection, accounts=[account])
+        left = {state.grant.grant_id: state.drawable for state in states}
+        revision = invoice_store.notes_of(self._connection, account, period)
+        by_invoice = invoiced.by_invoice(less)
+        for tenant_id in sorted(less.keys() - {tenant_id for _, of in by_invoice for tenant_id in of}):
+            self.blocked.append(
+                (account, f"tenant {tenant_id}: {_told(service)} come to less, and nothing was invoiced of them")
+            )
+        for number, (original, lines) in enumerate(by_invoice):
+            note = invoiced.credit_note(
+                original,
+                period,
+                lines,
+                revision=revision + number,
+                payer=self._payer(service, original),
+                plan_versions=self._plan_versions,
+                credits=AccountCredits([state.grant for state in states], left),
+            )
+            if changed := changed_tenants(self._connection, note):
+                self.blocked.append((account, f"the fees in advance of tenant {changed[0]} have changed: run it again"))
+                continue
+            self.notes.append(issue_note(self._connection, note, now=self._now, actor=self._actor))
+            invoiced.take_in(note)
+
+    def _payer(self, service: Service, original: Invoice | None) -> Payer:
+        """The account at the tax point of the invoice that its fees are on."""
+        account, period = self._accounts[service[0]], service[1]
+        at = original.identity.period.start if original is not None else period.start
+        tax = tax_store.in_force(self._connection, [service[0]], at)[service[0]]
+        return Payer(currency(account.currency, period.end.date()), tax, account.rounding)
+
+    def _draw_up(self, service: Service, revision: int, wanted: TenantLines) -> Invoice:
         """The invoice as it is by now. Its tax point is when its time begins. Raises UnknownTaxGroup."""
         name, period = service
         account = self._accounts[name]

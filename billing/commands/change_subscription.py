@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, estimates, invoice_store, plan_store, quota_periods, rating_bands
+from billing import account_store, billed_until_store, estimates, plan_store, quota_periods, rating_bands
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.price_plans import Anchor
@@ -139,13 +139,13 @@ def _end(connection: Connection, held: Subscription, at: datetime, actor: str) -
         raise SubscriptionRefused(
             f"tenant {held.tenant_id}'s subscription to plan {held.plan} begins then: nothing of it would be left"
         )
-    billed = invoice_store.frozen_until(connection, [held.billing_account])
+    billed = billed_until_store.frozen_until(connection, [held.billing_account])
     if billed is not None and at < billed:
         raise SubscriptionRefused(
             f"invoices of billing account {held.billing_account} are frozen up to {billed:%Y-%m-%d}:"
             " change it there or later"
         )
-    if invoice_store.billed_in_advance(connection, [held.tenant_id], at):
+    if billed_until_store.billed_in_advance(connection, [held.tenant_id], at):
         raise SubscriptionRefused(
             f"fees in advance of tenant {held.tenant_id} that begin {at:%Y-%m-%d %H:%M} are invoiced:"
             " change it later, so that what is unused is credited"

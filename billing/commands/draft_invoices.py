@@ -30,7 +30,7 @@ from billing.credits import reduces_price
 from billing.database import transaction
 from billing.documents import GRACE
 from billing.errors import CreditRefused, PeriodNotEnded, UnknownTaxGroup
-from billing.invoice_store import StoredInvoice
+from billing.invoice_rows import StoredInvoice
 from billing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.late_drawing import INSTANT, LatePeriod, LateUsage, parked_accounts
 from billing.money import ZERO, exactly

@@ -15,7 +15,7 @@ from billing.commands.show_invoices import documents_of
 from billing.database import raw, transaction
 from billing.errors import UnknownInvoice
 from billing.explained import Explained, Explanation, Share
-from billing.invoice_store import StoredInvoice
+from billing.invoice_rows import StoredInvoice
 from billing.invoices import InvoiceKind
 from billing.price_plans import PriceAt
 from billing.subscriptions import Piece, priced_at_start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from billing.commands.bill_in_advance import AdvanceBilled, bill_in_advance
 from billing.commands.send_invoices import InvoiceSent, InvoicesSent, Outcome, send_invoices
+from billing.invoice_rows import StoredInvoice
 from billing.stripe_gateway import StripeGateway
 
 
@@ -51,11 +52,13 @@ def invoice_in_advance(
     Raises what sending raises.
     """
     sent: dict[uuid.UUID, InvoiceSent] = {}
+    notes: list[StoredInvoice] = []
     while True:
         billed = bill_in_advance(engine, until=until, now=now, actor=actor, dry_run=dry_run)
+        notes += billed.notes
         ids = [invoice.invoice_id for invoice in billed.drafts if invoice.invoice_id not in sent]
         if not ids:
-            return AdvanceInvoiced(billed, InvoicesSent(tuple(sent.values())))
+            return AdvanceInvoiced(replace(billed, notes=tuple(notes)), InvoicesSent(tuple(sent.values())))
         found = send_invoices(engine, invoice_ids=ids, gateway=gateway, now=now, actor=actor, dry_run=dry_run)
         sent |= {each.invoice_id: each for each in found.invoices}
         if dry_run:

@@ -16,27 +16,23 @@ from sqlalchemy import Connection, Engine
 from billing import (
     account_store,
     adjustment_store,
-    credit_drawing,
-    invoice_store,
     invoices,
-    ledger_store,
     rated_line_store,
 )
 from billing.account_store import BillingAccount
 from billing.adjustment_store import by_group
-from billing.billed_documents import given_back
 from billing.credit_notes import credit_note
 from billing.credit_store import CreditState
-from billing.database import raw, transaction
+from billing.database import transaction
 from billing.documents import Payer
 from billing.errors import CreditRefused, UnknownTaxGroup
-from billing.invoice_store import CREDIT_NOTE_SERIES, StoredInvoice
-from billing.invoices import AccountCredits, Invoice, InvoiceEvent, InvoiceIdentity, InvoiceKind
+from billing.invoice_rows import StoredInvoice
+from billing.invoices import AccountCredits, Invoice, InvoiceIdentity, InvoiceKind
 from billing.late_drawing import LatePeriod, LateUsage, parked_accounts
 from billing.late_usage import changed_key
-from billing.money import currency, plain
-from billing.posting_rules import invoice_issued
-from streams import audit
+from billing.money import currency
+from billing.note_issuing import issue_note
+from billing.payment_credits import given_back
 from streams.errors import EventsArchived
 
 
@@ -89,32 +85,11 @@ def _issue(
     connection: Connection, account: BillingAccount, late: LatePeriod, now: datetime, actor: str
 ) -> StoredInvoice:
     note = credit_note_for(late, account)
-    for credit in note.credits:
-        if credit.left < 0:
-            raise CreditRefused(
-                f"it draws {plain(credit.amount)} of credit {credit.grant_id}, which the account's next invoice gives"
-                " back: issued after that"
-            )
-    invoice_store.save_draft(connection, note, now, actor)
+    coverables = {}
     if late.then is not None:
         groups = {line.tax_group for line in late.change.less.values()}
-        adjustment_store.save_coverables(connection, note.invoice_id, {late.period: by_group(groups, late.then)})
-    stored = invoice_store.load(connection, note.invoice_id)
-    columns: dict[str, object] = {"frozen_at": now}
-    event = InvoiceEvent.SETTLE_AS_ZERO
-    if note.total_minor:
-        event = InvoiceEvent.ISSUE
-        entity = note.identity.legal_entity
-        columns["number"] = invoice_store.issue_number(connection, entity, note.invoice_id, CREDIT_NOTE_SERIES)
-        columns["issue_date"] = now.date()
-    entry = invoice_issued(note, now=now)
-    entry_id = None
-    if entry is not None:
-        entry_id = columns["entry_id"] = ledger_store.post(connection, [entry])[entry.idempotency_key]
-    credit_drawing.draw(connection, note, entry_id, now, actor)
-    detail = {"number": columns.get("number"), "period": late.period.name, "total_minor": note.total_minor}
-    audit.record(raw(connection), actor, "credit_note.issue", account.billing_account, detail)
-    return invoice_store.move(connection, stored, event, now, actor, **columns)
+        coverables = {late.period: by_group(groups, late.then)}
+    return issue_note(connection, note, now=now, actor=actor, coverables=coverables)
 
 
 def credit_note_for(late: LatePeriod, account: BillingAccount) -> Invoice:

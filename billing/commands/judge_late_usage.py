@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from billing import invoice_store, unbillable_store, usage_digest_store
+from billing import billed_until_store, unbillable_store, usage_digest_store
 from billing.commands.digest_usage import read_billed
 from billing.database import raw
 from billing.errors import UsageDisappeared
@@ -36,7 +36,7 @@ class FrozenUsage:
 
 def frozen_usage(connection: Connection, period: BillingPeriod) -> FrozenUsage:
     """What was counted when a period's invoices were drawn up, of those that are frozen."""
-    ids = invoice_store.frozen_usage_invoices(connection, period)
+    ids = billed_until_store.frozen_usage_invoices(connection, period)
     found = usage_digest_store.of_invoices(connection, list(ids.values()))
     return FrozenUsage(period, {account: found[i] for account, i in ids.items() if i in found})
 
@@ -64,7 +64,7 @@ def register_unbillable(
         return
     found: list[UnbillableEvent] = []
     for tenant_id, (account, days) in sorted(limited.items()):
-        billed_to = invoice_store.usage_billed_until(connection, account)
+        billed_to = billed_until_store.usage_billed_until(connection, account)
         assert billed_to is not None, "an invoice of it is frozen"
         seen = {
             source: max(position, frozen.counted[account].below.get(source, 0))

@@ -17,7 +17,7 @@ from functools import partial
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, ledger_store, plan_store, rated_line_store, unbillable_store
+from billing import account_store, billed_until_store, ledger_store, plan_store, rated_line_store, unbillable_store
 from billing.booking import closed_books
 from billing.commands.judge_late_usage import check_nothing_disappeared, frozen_usage, register_unbillable
 from billing.database import raw, transaction
@@ -127,7 +127,7 @@ def rate_period(
         posted = rated_line_store.posted(connection, period)
         if tenants is not None:
             posted = {tenant_id: lines for tenant_id, lines in posted.items() if tenant_id in tenants}
-        frozen = invoice_store.frozen_accounts(connection, period)
+        frozen = billed_until_store.frozen_accounts(connection, period)
         cuts = {tenant_id: pieces(by_tenant.get(tenant_id, ()), versions, period) for tenant_id in by_tenant | posted}
         counted = frozen_usage(connection, period)
         register_unbillable(connection, counted, by_tenant)

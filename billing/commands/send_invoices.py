@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from billing import invoice_store
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown
+from billing.invoice_rows import StoredInvoice
 from billing.invoice_sender import InvoiceSender, lock_account, unlock_account
-from billing.invoice_store import StoredInvoice
 from billing.invoices import InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
 from billing.periods import BillingPeriod
 from billing.request_sender import Circumstances

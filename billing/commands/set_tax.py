@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
-from billing import account_store, invoice_store, tax_store
+from billing import account_store, billed_until_store, tax_store
 from billing.database import raw, transaction
 from billing.errors import TaxRuleRefused
 from billing.money import plain
@@ -31,7 +31,7 @@ def set_tax(engine: Engine, dated: DatedTaxRules, *, actor: str, dry_run: bool =
         known = [each for each in tax_store.recorded(connection, [account]) if each.valid_from == dated.valid_from]
         if known and (known[-1].rules, known[-1].evidence) == (dated.rules, dated.evidence):
             return False
-        frozen = invoice_store.frozen_until(connection, [account])
+        frozen = billed_until_store.frozen_until(connection, [account])
         if frozen is not None and dated.valid_from < frozen:
             raise TaxRuleRefused(
                 f"invoices of billing account {account} are frozen up to {frozen:%Y-%m-%d}: tax rules hold from then on"

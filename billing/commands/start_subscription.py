@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, estimates, invoice_store, plan_store, quota_periods, rating_bands
+from billing import account_store, billed_until_store, estimates, plan_store, quota_periods, rating_bands
 from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
@@ -153,7 +153,7 @@ def _account_for(connection: Connection, wanted: Subscription, plan: PricePlan, 
         raise SubscriptionRefused(
             f"billing account {name} pays in {found.currency}, plan {plan.name} is in {plan.currency}"
         )
-    billed = invoice_store.frozen_until(connection, [name])
+    billed = billed_until_store.frozen_until(connection, [name])
     if billed is not None and wanted.starts_at < billed:
         raise SubscriptionRefused(
             f"invoices of billing account {name} are frozen up to {billed:%Y-%m-%d}: start there or later"

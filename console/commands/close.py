@@ -11,9 +11,9 @@ from billing.commands.close_month import MonthClosed, close_month
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
-from billing.money import from_minor
 from billing.periods import BillingPeriod, parse_period
 from console import session
+from console.commands.invoice_shown import note_told
 from console.output import AsCsv, AsJson, document, listing, out, problems
 from console.progress import bars
 
@@ -140,13 +140,9 @@ def show(closed: MonthClosed) -> None:
         out.print(f"{other.period.name}: {len(other.rated.tenants)} tenants rated, {drawn}")
     if in_advance := closed.in_advance.sent.invoices:
         out.print(f"{len(in_advance)} invoices for fees in advance")
-    for note in closed.notes.notes:
-        of = note.invoice
-        taken = from_minor(of.total_minor, of.identity.money)
-        out.print(
-            f"credit note {note.number or 'of nothing'} for {of.identity.billing_account},"
-            f" {of.identity.period.name}: {taken} {of.identity.currency}, kept here until credit notes go to Stripe"
-        )
+    runs = [each.in_advance for each in closed.others] + [closed.in_advance]
+    for note in (*(n for each in runs for n in each.billed.notes), *closed.notes.notes):
+        out.print(note_told(note))
     for late in closed.late:
         out.print(late)
     if closed.expired:

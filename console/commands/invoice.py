@@ -14,7 +14,7 @@ from billing.invoices import InvoiceState
 from billing.periods import parse_period
 from console import session
 from console.commands import invoice_evidence
-from console.commands.invoice_shown import major, print_invoice, write_forms
+from console.commands.invoice_shown import major, note_told, print_invoice, write_forms
 from console.output import AsCsv, AsJson, document, listing, out, problems
 
 ToFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")]
@@ -86,6 +86,8 @@ def bill_advance(
         )
     invoices = found.billed.drafts if dry_run else found.sent.invoices
     out.print(f"{len(invoices)} invoices for fees in advance {'would be drawn up and sent' if dry_run else 'taken up'}")
+    for note in found.billed.notes:
+        out.print(note_told(note))
     for outcome in Outcome:
         if count := len(found.sent.having(outcome)):
             out.print(f"{count} {outcome.value}")

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from billing.invoice_file import invoice_file
+from billing.invoice_rows import StoredInvoice
 from billing.money import currency as currency_of
 from billing.money import from_minor
 from billing.sending import percent
 from console.output import listing, out
+
+
+def note_told(note: StoredInvoice) -> str:
+    """A credit note that was issued, in a line."""
+    of = note.invoice
+    taken = from_minor(of.total_minor, of.identity.money)
+    return (
+        f"credit note {note.number or 'of nothing'} for {of.identity.billing_account}, {of.identity.period.name}:"
+        f" {taken} {of.identity.currency}, kept here until credit notes go to Stripe"
+    )
 
 
 def print_invoice(found: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ from billing.credits import Applicability, GrantKind
 from billing.database import transaction
 from billing.documents import Document, DocumentKind, Payer
 from billing.errors import PlanConflict, SubscriptionRefused
-from billing.invoice_store import StoredInvoice, listed
+from billing.invoice_rows import StoredInvoice
+from billing.invoice_store import listed
 from billing.money import currency, plain
 from billing.period_closing import close_book
 from billing.periods import BillingPeriod, parse_period
@@ -145,14 +146,55 @@ def test_a_change_in_mid_period_is_one_invoice_with_credit_and_new_fee(world: Wo
     assert_it_reconciles(world, gateway, NOVEMBER)
 
 
-def test_what_comes_to_less_than_zero_waits_by_name_for_a_credit_note(world: World, gateway: StripeGateway) -> None:
+def test_what_comes_to_less_by_a_cancellation_is_a_credit_note_against_the_invoice(
+    world: World, gateway: StripeGateway
+) -> None:
     customer(world)
     close(world, gateway)
+    original = stored(world)[-1]
     cancel_subscription(world.engine, tenant_id="acme", at=CHANGE, actor="ada")
-    (problem,) = in_advance(world, gateway, CHANGE + DAY)
-    assert "tenant acme: fees in advance from 2026-11-10" in problem
-    assert "come to -42.7: that is a credit note" in problem
-    assert len(stored(world)) == 2
+    assert in_advance(world, gateway, CHANGE + DAY) == []
+    *before, note = stored(world)
+    assert before[-1].invoice == original.invoice
+    # Of 31 + 30, invoiced for November, 21 of 30 days are unused.
+    amounts = {line.line_key: line.amount_minor for line in note.invoice.lines}
+    assert amounts == {"base.unused": -2170, "seats.unused": -2100}
+    assert note.invoice.credits_invoice_id == original.invoice.invoice_id
+    assert (note.state.value, note.number) == ("issued_locally", "CN-000001")
+    # Nothing of November is deferred beyond what of it is used: 61 for October, 91 - 42.7 for November.
+    assert in_advance(world, gateway, CHANGE + 2 * DAY) == []
+    assert close(world, gateway, NOVEMBER).problems == []
+    assert len(stored(world)) == 3
+    assert balances(world) == {1100: "79.3", 4010: "-79.3"}
+    assert_it_reconciles(world, gateway, NOVEMBER)
+
+
+def test_a_smaller_fee_is_on_the_credit_note_and_a_later_end_takes_back_what_remains(
+    world: World, gateway: StripeGateway
+) -> None:
+    customer(world, billing_account="group")
+    world.tenant("beta")
+    world.subscribe("beta", starts_at=OCTOBER.start, seats=1, billing_account="group")
+    close(world, gateway)
+    change_subscription(world.engine, tenant_id="acme", plan="p", at=CHANGE, seats=1, actor="ada")
+    cancel_subscription(world.engine, tenant_id="acme", at=CHANGE + 7 * DAY, actor="ada")
+    cancel_subscription(world.engine, tenant_id="beta", at=CHANGE + 7 * DAY, actor="ada")
+    assert in_advance(world, gateway, CHANGE + 8 * DAY) == []
+    *_, first, second = stored(world, "group")
+    # 21 of 30 days: back go 31 + 30, due are 31 + 3; of that 14 of 21 are unused, and of the other tenant's 31 + 3.
+    assert (first.invoice.total_minor, second.invoice.total_minor) == (2380 - 4270, -2 * 1587)
+    assert first.invoice.credits_invoice_id == second.invoice.credits_invoice_id
+    assert close(world, gateway, NOVEMBER).problems == []
+    assert_it_reconciles(world, gateway, NOVEMBER)
+
+
+def test_a_change_that_comes_to_less_waits_until_its_invoice_is_issued(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    cancel_subscription(world.engine, tenant_id="acme", at=OCTOBER.start + 9 * DAY, actor="ada")
+    at = OCTOBER.start + 20 * DAY
+    assert bill_in_advance(world.engine, until=at, now=at, actor="ada").notes == ()
+    assert in_advance(world, gateway, at) == []
+    assert [s.invoice.total_minor for s in stored(world)] == [6100, -4329]
 
 
 def test_a_change_at_the_moment_that_is_invoiced_is_refused(world: World, gateway: StripeGateway) -> None:
@@ -278,12 +320,11 @@ def random_tenant(world: World, seed: int) -> tuple[History, list[Wire]]:
 
 
 def until_december(bills: Bills) -> list[Document]:
-    """What is issued when November is closed, but credit notes."""
+    """What is issued when November is closed. Nothing comes late: each credit note is over fees in advance."""
     return [
         document
         for document in bills.documents
-        if document.kind is not DocumentKind.CREDIT_NOTE
-        and (document.service.end <= NOVEMBER.end or document.kind is DocumentKind.ADVANCE)
+        if (document.service.end <= NOVEMBER.end or document.kind is not DocumentKind.USAGE)
         and document.service.start < DECEMBER.start + DAY
     ]
 
@@ -292,8 +333,7 @@ def test_stored_documents_are_those_of_the_core(world: World, gateway: StripeGat
     made = [random_tenant(world, seed) for seed in range(SEED, SEED + TENANTS)]
     ingest(own_database_url, [event for _, wire in made for event in wire])
     for period in (OCTOBER, NOVEMBER):
-        found = close(world, gateway, period)
-        assert all("credit note" in problem for problem in found.problems), found.problems
+        assert close(world, gateway, period).problems == []
     notes = 0
     for history, _ in made:
         name = history.subscriptions[0].tenant_id

@@ -1,0 +1,59 @@
+"""Numbers of documents: per legal entity and series, without gaps (docs/spec/money.md 8)."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import tables
+
+INVOICE_SERIES: Final = "invoice"
+CREDIT_NOTE_SERIES: Final = "credit_note"
+_PREFIX: Final = {INVOICE_SERIES: "", CREDIT_NOTE_SERIES: "CN-"}
+
+
+def issue_number(
+    connection: Connection, legal_entity: str, invoice_id: uuid.UUID, series_name: str = INVOICE_SERIES
+) -> str:
+    """The next number of the legal entity's invoices, or of another series. The counter stays locked until the
+    transaction ends: no gaps."""
+    series = tables.number_series
+    prefix = f"{legal_entity.upper()}-{_PREFIX[series_name]}"
+    row = connection.execute(
+        insert(series)
+        .values(legal_entity=legal_entity, series=series_name, prefix=prefix, last_number=1)
+        .on_conflict_do_update(
+            index_elements=[series.c.legal_entity, series.c.series], set_={"last_number": series.c.last_number + 1}
+        )
+        .returning(series.c.prefix, series.c.last_number)
+    ).one()
+    written = f"{row.prefix}{row.last_number:06d}"
+    connection.execute(
+        tables.issued_numbers.insert().values(
+            legal_entity=legal_entity,
+            series=series_name,
+            number=row.last_number,
+            written=written,
+            invoice_id=invoice_id,
+        )
+    )
+    return written
+
+
+def numbers(connection: Connection) -> dict[str, tuple[int, int, int]]:
+    """`entity/series` → (last number, how many were issued, the highest of these)."""
+    series, issued = tables.number_series, tables.issued_numbers
+    key = (series.c.legal_entity, series.c.series)
+    query = (
+        select(*key, series.c.last_number, func.count(issued.c.number), func.coalesce(func.max(issued.c.number), 0))
+        .join(
+            issued,
+            (issued.c.legal_entity == series.c.legal_entity) & (issued.c.series == series.c.series),
+            isouter=True,
+        )
+        .group_by(*key, series.c.last_number)
+    )
+    return {f"{row[0]}/{row[1]}": (row[2], row[3], row[4]) for row in connection.execute(query)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Final, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy import create_engine as _create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -23,6 +24,8 @@ TRY_AGAIN: Final = ("40001", "40P01")
 ATTEMPTS: Final = 8
 """Eight that lose in a row, with pauses that grow to seconds, are no coincidence: a person should see the error."""
 PAUSE_S: Final = 0.01
+ROWS_MAX: Final = 2_000
+"""Some megabytes of text, whatever is added."""
 
 Result = TypeVar("Result")
 
@@ -88,6 +91,16 @@ def connection(engine: Engine) -> Iterator[Connection]:
         raise unavailable(error.orig or error) from None
     with opened:
         yield opened
+
+
+def add_rows(opened: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add many rows that have the same columns: a statement for thousands, not for each."""
+    for first in range(0, len(rows), ROWS_MAX):
+        part = rows[first : first + ROWS_MAX]
+        columns = ", ".join(part[0])
+        given = f"jsonb_populate_recordset(cast(null as {table}), cast(:rows as jsonb))"
+        query = f"insert into {table} ({columns}) select {columns} from {given}"
+        opened.execute(text(query), {"rows": json.dumps(part, default=str)})
 
 
 def raw(opened: Connection) -> psycopg.Connection:

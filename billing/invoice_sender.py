@@ -208,17 +208,18 @@ class InvoiceSender:
         )
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, draft.invoice_id)
-            self._requests.freeze_ahead(lines_requests(stored.invoice, stripe_invoice=draft.invoice_id))
+            self._requests.freeze_ahead(lines_requests(stored.invoice, stripe_invoice=draft.invoice_id)[:1])
             return self._set(stored, SendingStep.DRAFT_CREATED, stripe_invoice_id=draft.invoice_id)
 
     def _add_lines(self, stored: StoredInvoice) -> StoredInvoice:
         """Each request's answer is stored before the next is sent; the last one's with the step."""
         target = _known(stored.stripe_invoice_id)
         answered: str | None = None
-        for chunk in range(len(lines_requests(stored.invoice, stripe_invoice=target))):
+        for chunk, request in enumerate(lines_requests(stored.invoice, stripe_invoice=target)):
             if answered is not None:
                 with self._connection.begin():
                     stripe_request_store.record_reply(self._connection, answered, target)
+                    self._requests.freeze_ahead([request])
             answered = self._add_chunk(stored, target, chunk)
         with self._connection.begin():
             if answered is not None:

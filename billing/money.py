@@ -34,6 +34,7 @@ LINE_DECIMALS: Final = 12
 PRICE_DECIMALS: Final = 18
 LINE_STEP: Final = Decimal(1).scaleb(-LINE_DECIMALS)
 ZERO: Final = Decimal(0)
+_HALF: Final = Fraction(1, 2)
 
 # 60 digits hold the product of any quantity (19 digits) and price (12 + 18) with room to add up lines.
 _TRAPS: Final = [InvalidOperation, DivisionByZero, Overflow, Underflow, FloatOperation]
@@ -146,13 +147,22 @@ def quantise_line(amount: Decimal | Fraction) -> Decimal:
 
 
 def quantise_pieces(amounts: Iterable[Fraction]) -> list[Decimal]:
-    """Pieces of one whole at 10⁻¹² so that they add up: each is round(Σ up to it) − round(Σ before it)."""
-    found, exact, before = [], Fraction(0), ZERO
+    """Pieces of one whole at 10⁻¹² so that they add up: each is round(Σ up to it) − round(Σ before it), half-even.
+
+    The sum is kept as whole steps of 10⁻¹² and a rest in [0, 1) of one, which most prices never have.
+    """
+    found, steps, before, rest = [], 0, 0, Fraction(0)
     for amount in amounts:
-        exact += amount
-        after = quantise_line(exact)
-        with exactly():
-            found.append(after - before)
+        whole, over = divmod(amount.numerator * 10**LINE_DECIMALS, amount.denominator)
+        steps += whole
+        if over:
+            rest += Fraction(over, amount.denominator)
+            if rest >= 1:
+                steps, rest = steps + 1, rest - 1
+        after = steps
+        if rest and (rest > _HALF or (rest == _HALF and steps % 2)):
+            after += 1
+        found.append(Decimal(after - before).scaleb(-LINE_DECIMALS, _EXACT))
         before = after
     return found
 

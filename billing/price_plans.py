@@ -220,16 +220,9 @@ class PlanVersion:
     def charges_for(
         self, metric: str, *, model: str, adapter: str, region: str, tier: str, context: int | None = None
     ) -> tuple[Charge, ...]:
-        """The most specific charge of a metric for usage with these keys; all of them where several are equally so."""
-        fitting = [
-            charge
-            for charge in self.charges
-            if charge.metric == metric
-            and not charge.is_fee
-            and charge.where.take(model, adapter, region, tier, context)
-        ]
-        highest = max((charge.where.rank for charge in fitting), default=None)
-        return tuple(charge for charge in fitting if charge.where.rank == highest)
+        """The charges of a metric that take usage with these keys (`most_specific`)."""
+        of_metric = (charge for charge in self.charges if charge.metric == metric and not charge.is_fee)
+        return most_specific(of_metric, model, adapter, region, tier, context)
 
     @property
     def metrics(self) -> frozenset[str]:
@@ -241,6 +234,17 @@ class PlanVersion:
         """Every allowance: the shared ones, and those of single charges under their charge's key."""
         own = (Allowance(c.key, c.allowance, (c.key,)) for c in self.charges if c.allowance is not None)
         return (*self.allowances, *own)
+
+
+def most_specific(
+    charges: Iterable[Charge], model: str, adapter: str, region: str, tier: str, context: int | None = None
+) -> tuple[Charge, ...]:
+    """Of charges the most specific one that takes usage with these keys; all of them where several are equally so."""
+    fitting = [charge for charge in charges if charge.where.take(model, adapter, region, tier, context)]
+    if len(fitting) < 2:
+        return tuple(fitting)
+    highest = max(charge.where.rank for charge in fitting)
+    return tuple(charge for charge in fitting if charge.where.rank == highest)
 
 
 class PriceAt(StrEnum):

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
+from billing.database import add_rows
 from billing.periods import BillingPeriod
 from billing.rating import LineIdentity, RatedLine
 
@@ -183,8 +184,7 @@ def append(
         }
         for line in lines
     ]
-    if rows:
-        connection.execute(tables.rated_lines.insert(), rows)
+    add_rows(connection, tables.rated_lines, rows)
 
 
 def line_columns(line: RatedLine) -> dict[str, object]:

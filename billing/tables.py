@@ -332,6 +332,8 @@ late_cuts = _table(
     "late_cuts", *_bigints("late_cut_no"), *_times("period_start", "period_end", "recorded_at"), Column("below", JSONB)
 )
 
+settled_periods = _table("settled_periods", *_text("terms"), *_times("period_start", "period_end", "recorded_at"))
+
 unbillable_usage = _table(
     "unbillable_usage",
     *_bigints("unbillable_no", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us"),

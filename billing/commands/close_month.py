@@ -17,7 +17,7 @@ from decimal import Decimal
 
 from sqlalchemy import Engine
 
-from billing import adjustment_store
+from billing import adjustment_store, settled_periods
 from billing.commands.close_other_periods import PeriodClosed, close_other_periods
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.expire_credits import CreditExpired, expire_credits
@@ -140,9 +140,8 @@ def close_month(
 
     with transaction(engine, dry_run=dry_run) as connection:
         audit.record(raw(connection), actor, "close.run", period.name, {"now": now.isoformat(), "test": test})
-    earlier = tuple(
-        rate_period(engine, period=each, now=now, dry_run=dry_run) for each in billed_periods(engine, before=period)
-    )
+    to_rate = periods_to_rate_again(engine, before=period)
+    earlier = tuple(_rated_again(engine, each, terms, now, dry_run) for each, terms in to_rate.items())
     others = close_other_periods(engine, month=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run)
     # A day after its end a period is frozen: fees that begin until then are invoiced before its usage.
     in_advance = invoice_in_advance(
@@ -176,7 +175,15 @@ def _unbillable(rated: PeriodRated) -> Iterator[str]:
         )
 
 
-def billed_periods(engine: Engine, *, before: BillingPeriod) -> list[BillingPeriod]:
-    """The periods that ended before a month and to which late usage may have come: rated before, and not archived."""
+def periods_to_rate_again(engine: Engine, *, before: BillingPeriod) -> dict[BillingPeriod, str]:
+    """The periods that ended before a month and to which late usage may have come: rated before, and not settled."""
     with transaction(engine) as connection:
-        return adjustment_store.rated_periods(connection, before.start)
+        return settled_periods.unsettled(connection, adjustment_store.rated_periods(connection, before.start))
+
+
+def _rated_again(engine: Engine, period: BillingPeriod, terms: str, now: datetime, dry_run: bool) -> PeriodRated:
+    rated = rate_period(engine, period=period, now=now, dry_run=dry_run)
+    if rated.ok and not rated.unbillable:
+        with transaction(engine, dry_run=dry_run) as connection:
+            settled_periods.settle(connection, period, terms)
+    return rated

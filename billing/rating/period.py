@@ -54,13 +54,27 @@ NOTHING_RATED = RatedPeriod((), ())
 
 
 def rate_period(period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms) -> RatedPeriod:
-    """The lines of a tenant's period, in order of their identity.
+    """The lines of a tenant's period, in order of their identity, and what credits can cover of them.
 
     `used` has every piece of the period in order, also those without usage. Neither the order of the usage in a piece
     nor how it is split into parts changes a line. Raises AmountTooLarge.
     """
     if not used:
         return NOTHING_RATED
+    pieces = [each.piece for each in used]
+    whole, by_key, counted, discounted = _rated(period, used, terms)
+    return RatedPeriod(whole, tuple(sorted(_coverable(by_key, counted, discounted, pieces))))
+
+
+def rate_lines(period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms) -> tuple[RatedLine, ...]:
+    """The lines alone. Raises AmountTooLarge."""
+    return _rated(period, used, terms)[0] if used else ()
+
+
+def _rated(
+    period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms
+) -> tuple[tuple[RatedLine, ...], dict[str, list[ChargeLine]], Mapping[str, Sequence[Counted]], InvoiceDiscounted]:
+    """The lines; what they come from by charge; what was counted; what the invoice discount takes of which."""
     pieces = [each.piece for each in used]
     counted = by_charge(used, period, terms)
     lines = _usage_lines(counted, terms)
@@ -77,7 +91,7 @@ def rate_period(period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms)
             f"tenant {whole[0].identity.tenant_id}: its usage comes to {plain(amount)} {whole[0].currency}, more than"
             f" {plain(AMOUNT_MAX)}: look at the prices of plan {pieces[0].version.plan}"
         )
-    return RatedPeriod(tuple(whole), tuple(sorted(_coverable(lines, counted, discounted, pieces))))
+    return tuple(whole), lines, counted, discounted
 
 
 def line_of(piece: Piece, charge: Charge, kind: LineKind, amount: Decimal, *, tier_no: int = 0) -> RatedLine:

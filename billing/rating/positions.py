@@ -78,6 +78,10 @@ def _quantity(charge: Charge, parts: Sequence[Part]) -> Fraction:
 def _placed(listed: Sequence[Counted], terms: Terms) -> list[Counted]:
     """The pieces of a charge with their positions: a counter goes on over price versions, and over a change of plan
     if the contract carries it."""
+    if len(listed) == 1:
+        (only,) = listed
+        prorated = (only.charge.tier_continuity or terms.tier_continuity) is TierContinuity.PRORATE
+        return [replace(only, total=only.quantity, scale=only.share if prorated else Fraction(1))]
     held: dict[int, Fraction] = defaultdict(Fraction)
     for each in listed:
         held[each.piece.segment_no] += each.share

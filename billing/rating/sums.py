@@ -12,7 +12,7 @@ from billing.money import total
 from billing.periods import BillingPeriod
 from billing.price_plans import PlanVersion, PriceAt, Terms
 from billing.rating.lines import LineKind, RatedLine
-from billing.rating.period import rate_period
+from billing.rating.period import rate_lines
 from billing.rating.running import accrued_lines
 from billing.rating.usage import UnpricedUsage, Usage, distribute, is_billable, usage_of_sums
 from billing.subscriptions import Piece, in_force_since, priced_at_start
@@ -94,7 +94,7 @@ def rate_used(
         unpriced += missing
     if until is not None and until < period.end:
         return Rating(accrued_lines(period, priced, terms, until), tuple(sorted(unpriced)))
-    lines = rate_period(period, priced, terms).lines
+    lines = rate_lines(period, priced, terms)
     if not is_over:
         lines = tuple(line for line in lines if line.identity.kind in WHILE_IT_RUNS)
     return Rating(lines, tuple(sorted(unpriced)))

@@ -12,7 +12,7 @@ from typing import Final
 from billing.charge_models import Percentage
 from billing.errors import NegativeUsage
 from billing.money import ZERO, exactly, plain
-from billing.price_plans import Charge, Metric, PlanVersion
+from billing.price_plans import Charge, Metric, PlanVersion, most_specific
 from billing.subscriptions import Piece
 from streams.rules.windows import UsageQuantity
 
@@ -125,13 +125,14 @@ def distribute(piece: Piece, used: Iterable[Usage]) -> tuple[PieceUsage, list[Un
     missing: dict[tuple[str, str], Decimal] = defaultdict(lambda: ZERO)
     known: dict[tuple[object, ...], tuple[Charge, ...]] = {}
     priced = piece.version.metrics
+    charges = _Charges(piece.version)
     for usage in used:
         keys = (usage.model, usage.adapter, usage.region, usage.tier, usage.context)
         taken = False
         for metric, quantity in usage.quantities.items():
             key = (metric, *keys)
             if key not in known:
-                known[key] = _charges_for(piece.version, metric, usage) if metric in priced else ()
+                known[key] = charges.taking(metric, usage) if metric in priced else ()
             for charge in known[key]:
                 taken = True
                 if quantity or isinstance(charge.pricing, Percentage):
@@ -152,15 +153,19 @@ def distribute(piece: Piece, used: Iterable[Usage]) -> tuple[PieceUsage, list[Un
     return PieceUsage(piece, {key: tuple(found) for key, found in parts.items()}), unpriced
 
 
-def _charges_for(version: PlanVersion, metric: str, usage: Usage) -> tuple[Charge, ...]:
-    return version.charges_for(
-        metric,
-        model=usage.model,
-        adapter=usage.adapter,
-        region=usage.region,
-        tier=usage.tier,
-        context=usage.context,
-    )
+class _Charges:
+    """A version's charges for usage, found by metric and model: those for any model stand under None."""
+
+    def __init__(self, version: PlanVersion) -> None:
+        self._found: dict[tuple[str, str | None], list[Charge]] = defaultdict(list)
+        for charge in version.charges:
+            if not charge.is_fee:
+                self._found[charge.metric, charge.where.model].append(charge)
+
+    def taking(self, metric: str, usage: Usage) -> tuple[Charge, ...]:
+        """The charges of a metric that take some usage (`most_specific`)."""
+        fitting = [*self._found.get((metric, usage.model), ()), *self._found.get((metric, None), ())]
+        return most_specific(fitting, usage.model, usage.adapter, usage.region, usage.tier, usage.context)
 
 
 def _some_charge_takes(version: PlanVersion, usage: Usage) -> bool:

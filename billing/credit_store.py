@@ -16,7 +16,8 @@ from billing import tables
 from billing.credits import Applicability, Grant, GrantKind, TaxTreatment
 from billing.documents import GRACE
 from billing.errors import UnknownCredit
-from billing.invoices import InvoiceKind, InvoiceState
+from billing.invoice_states import InvoiceState
+from billing.invoices import InvoiceKind
 from billing.money import exactly, total
 
 

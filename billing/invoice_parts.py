@@ -13,7 +13,8 @@ from sqlalchemy import ARRAY, UUID, Connection, String, any_, cast, or_, select
 
 from billing import tables
 from billing.credits import GrantKind, TaxTreatment
-from billing.invoices import CarriedIn, CreditUsed, Invoice, InvoiceState
+from billing.invoice_states import InvoiceState
+from billing.invoices import CarriedIn, CreditUsed, Invoice
 from billing.tax import TaxRow
 
 _PARTS: Final = (tables.invoice_taxes, tables.invoice_credits, tables.invoice_carried)

@@ -13,7 +13,8 @@ from sqlalchemy import ARRAY, UUID, Connection, Row, any_, cast, select
 from billing import invoice_parts, tables
 from billing.errors import InvoiceAltered
 from billing.invoice_parts import Parts
-from billing.invoices import INVOICED, Invoice, InvoiceIdentity, InvoiceKind, InvoiceLine, InvoiceState
+from billing.invoice_states import InvoiceState
+from billing.invoices import INVOICED, Invoice, InvoiceIdentity, InvoiceKind, InvoiceLine
 from billing.late_usage import plain_group
 from billing.periods import BillingPeriod
 from billing.rated_line_store import line_columns, rated_line

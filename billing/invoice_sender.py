@@ -6,15 +6,12 @@ Nothing external happens inside a transaction. Only the holder of the billing ac
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
-from decimal import Decimal
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import Connection
 
 from billing import (
     account_store,
-    adjustment_store,
     credit_drawing,
     invoice_store,
     ledger_store,
@@ -22,14 +19,10 @@ from billing import (
     rated_line_store,
     stripe_request_store,
 )
-from billing.advance_fees import changed_tenants
+from billing.draft_checks import check_current
 from billing.invoice_rows import StoredInvoice
-from billing.invoices import Invoice, InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
-from billing.late_drawing import parked_accounts
-from billing.money import ZERO, plain, total
-from billing.periods import BillingPeriod
+from billing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
 from billing.posting_rules import invoice_issued
-from billing.rating import RatedLine
 from billing.request_sender import Circumstances, Parked, RequestSender
 from billing.sending import (
     LINES_MAX,
@@ -93,7 +86,7 @@ class InvoiceSender:
         with self._connection.begin():
             for period in sorted({stored.invoice.identity.period, *stored.invoice.rated_totals}):
                 rated_line_store.lock_period(self._connection, period, shared=True)
-            self._check_current(stored)
+            check_current(self._connection, stored.invoice)
             credit_drawing.reserve(self._connection, stored.invoice)
             locally = settled_locally(stored.invoice)
             if locally is None:
@@ -106,52 +99,6 @@ class InvoiceSender:
                 columns["number"] = self._number(stored)
                 columns["issue_date"] = self._given.now.date()
             return self._issue(stored, locally, columns)
-
-    def _check_current(self, stored: StoredInvoice) -> None:
-        identity, drafted = stored.invoice.identity, stored.invoice.rated_totals
-        if identity.kind is InvoiceKind.ADVANCE:
-            return self._check_due(stored)
-        posted: dict[str, list[RatedLine]] = {}
-        rated: dict[BillingPeriod, Decimal] = {}
-        if identity.kind is InvoiceKind.USAGE:
-            posted = rated_line_store.posted(
-                self._connection, identity.period, billing_account=identity.billing_account
-            )
-            rated[identity.period] = total(line.amount for lines in posted.values() for line in lines)
-        rated |= self._still_to_bill(stored.invoice)
-        for period in sorted(rated.keys() | drafted.keys()):
-            if rated.get(period, ZERO) != drafted.get(period, ZERO):
-                raise Parked(
-                    f"the draft is over {plain(drafted.get(period, ZERO))} for {period.name}, rated are"
-                    f" {plain(rated.get(period, ZERO))} {identity.currency}: draw the invoices up again"
-                )
-        for state in rated_line_store.tenant_periods(self._connection, identity.period, posted.keys()).values():
-            if state.problem is not None:
-                raise Parked(f"tenant {state.tenant_id}: {state.problem}")
-        parked = parked_accounts(self._connection, identity.period.end)
-        if identity.billing_account in parked:
-            raise Parked(parked[identity.billing_account])
-
-    def _check_due(self, stored: StoredInvoice) -> None:
-        """Fees in advance follow from subscriptions and prices alone; neither changes until it is frozen."""
-        invoice_store.lock_kind(self._connection, stored.invoice.identity.kind)
-        for tenant_id in changed_tenants(self._connection, stored.invoice):
-            raise Parked(f"the fees in advance of tenant {tenant_id} have changed: draw the invoices up again")
-
-    def _still_to_bill(self, invoice: Invoice) -> dict[BillingPeriod, Decimal]:
-        """Of the earlier periods on an invoice what no other document bills, in the tax groups that it carries."""
-        groups: dict[BillingPeriod, set[str]] = defaultdict(set)
-        for line in invoice.lines:
-            if line.original_period is not None:
-                groups[line.original_period].add(line.rated.tax_group)
-        if not groups:
-            return {}
-        account = invoice.identity.billing_account
-        found = adjustment_store.outstanding(self._connection, groups, [account])
-        return {
-            period: total(found.get((account, period), {}).get(group, ZERO) for group in wanted)
-            for period, wanted in groups.items()
-        }
 
     def _issue(self, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object]) -> StoredInvoice:
         """The invoice becomes due: its journal entry and its new state, in the caller's transaction."""
@@ -333,22 +280,6 @@ class InvoiceSender:
         return number_store.issue_number(
             self._connection, stored.invoice.identity.legal_entity, stored.invoice.invoice_id
         )
-
-
-def lock_account(connection: Connection, billing_account: str) -> bool:
-    """Become the one sender for a billing account, for as long as the session lives; False if there is another."""
-    with connection.begin():
-        return bool(connection.execute(select(func.pg_try_advisory_lock(_lock_key(billing_account)))).scalar())
-
-
-def unlock_account(connection: Connection, billing_account: str) -> None:
-    """Let others send."""
-    with connection.begin():
-        connection.execute(select(func.pg_advisory_unlock(_lock_key(billing_account))))
-
-
-def _lock_key(billing_account: str) -> ColumnElement[int]:
-    return func.hashtextextended(f"send/{billing_account}", 0)
 
 
 def _known(value: str | None) -> str:

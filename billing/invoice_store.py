@@ -28,14 +28,8 @@ from billing import invoice_parts, tables
 from billing.errors import IllegalTransition, InvoiceFrozen, UnknownInvoice
 from billing.invoice_parts import Parts
 from billing.invoice_rows import StoredInvoice, line_row, stored_invoice, unaltered, with_lines
-from billing.invoices import (
-    ISSUED,
-    Invoice,
-    InvoiceEvent,
-    InvoiceKind,
-    InvoiceState,
-    after,
-)
+from billing.invoice_states import ISSUED, InvoiceEvent, InvoiceState, after
+from billing.invoices import Invoice, InvoiceKind
 from billing.periods import BillingPeriod
 
 

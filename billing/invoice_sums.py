@@ -11,8 +11,8 @@ from sqlalchemy import Connection, case, func, not_, select
 
 from billing import tables
 from billing.credits import TaxTreatment
+from billing.invoice_states import InvoiceState
 from billing.invoice_store import in_advance
-from billing.invoices import InvoiceState
 from billing.periods import BillingPeriod
 from billing.rating import LineKind
 from billing.tax import TaxMode

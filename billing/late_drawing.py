@@ -28,7 +28,8 @@ from billing.credit_application import price_reductions
 from billing.credit_store import CreditState
 from billing.credits import Grant, TaxTreatment
 from billing.invoice_rows import StoredInvoice
-from billing.invoices import Invoice, InvoiceKind, InvoiceState
+from billing.invoice_states import InvoiceState
+from billing.invoices import Invoice, InvoiceKind
 from billing.late_usage import Adjusted, Waiting, adjusted, as_billed
 from billing.money import ZERO, exactly
 from billing.payment_credits import more_to_cover

@@ -11,7 +11,8 @@ from billing import adjustment_store, credit_drawing, invoice_store, ledger_stor
 from billing.database import raw
 from billing.errors import CreditRefused
 from billing.invoice_rows import StoredInvoice
-from billing.invoices import Invoice, InvoiceEvent
+from billing.invoice_states import InvoiceEvent
+from billing.invoices import Invoice
 from billing.money import plain
 from billing.number_store import CREDIT_NOTE_SERIES
 from billing.periods import BillingPeriod

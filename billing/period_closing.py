@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing import tables, unbillable_store
 from billing.errors import PeriodNotEnded, ProposalRefused
 from billing.fee_recognition import recognise_fees
-from billing.invoices import InvoiceState
+from billing.invoice_states import InvoiceState
 from billing.periods import parse_period
 
 OPEN = (InvoiceState.DRAFT.value, InvoiceState.APPROVED.value)

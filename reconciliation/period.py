@@ -32,7 +32,7 @@ from billing.attempts import less
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoice_rows import StoredInvoice
-from billing.invoices import ISSUED
+from billing.invoice_states import ISSUED
 from billing.ledger import FEES_EARNED
 from billing.periods import BillingPeriod
 from billing.price_plans import BillAttempts, PlanVersion, PriceAt

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from billing.invoice_rows import StoredInvoice
-from billing.invoices import InvoiceState
+from billing.invoice_states import InvoiceState
 from billing.periods import BillingPeriod
 from billing.sending import LineSeen, seen_header, told, wanted_header, wanted_lines
 from billing.stripe_gateway import StripeInvoice

@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from billing.invoice_rows import StoredInvoice
-from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, InvoiceState, draw_up
+from billing.invoice_states import InvoiceState
+from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import Rounding
 from billing.parties import Party
 from billing.party_store import Sides

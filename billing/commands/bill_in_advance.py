@@ -19,8 +19,9 @@ from billing.database import transaction
 from billing.documents import Payer
 from billing.errors import CreditRefused, UnknownTaxGroup
 from billing.invoice_rows import StoredInvoice
+from billing.invoice_states import ISSUED
 from billing.invoiced_fees import InvoicedFees, TenantLines
-from billing.invoices import ISSUED, NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import ZERO, currency, exactly
 from billing.note_issuing import issue_note
 from billing.payment_credits import fees_to_cover

@@ -13,7 +13,7 @@ from billing.commands.rate_period import rate_period
 from billing.commands.show_invoices import documents_of
 from billing.database import transaction
 from billing.errors import InvoiceFrozen, PreviewRefused
-from billing.invoices import InvoiceState
+from billing.invoice_states import InvoiceState
 from billing.periods import BillingPeriod
 from billing.schedules import periods_in
 

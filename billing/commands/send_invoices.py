@@ -19,10 +19,12 @@ from billing import invoice_store
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown
 from billing.invoice_rows import StoredInvoice
-from billing.invoice_sender import InvoiceSender, lock_account, unlock_account
-from billing.invoices import InvoiceEvent, InvoiceKind, InvoiceState, settled_locally
+from billing.invoice_sender import InvoiceSender
+from billing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
+from billing.invoices import InvoiceKind
 from billing.periods import BillingPeriod
 from billing.request_sender import Circumstances
+from billing.sender_lock import lock_account, unlock_account
 from billing.stripe_gateway import StripeGateway
 
 UNREACHABLE_AFTER: Final = SENDERS_MAX

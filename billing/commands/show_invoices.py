@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Engine
 from billing import invoice_store, party_store, usage_digest_store
 from billing.database import transaction
 from billing.invoice_rows import StoredInvoice
-from billing.invoices import Invoice, InvoiceLine, InvoiceState
+from billing.invoice_states import InvoiceState
+from billing.invoices import Invoice, InvoiceLine
 from billing.money import plain
 from billing.parties import party_document
 from billing.party_store import Sides

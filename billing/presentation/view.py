@@ -10,7 +10,8 @@ from typing import Final
 
 from billing.explained import COUNTED_KINDS
 from billing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
-from billing.invoices import InvoiceKind, InvoiceState
+from billing.invoice_states import InvoiceState
+from billing.invoices import InvoiceKind
 from billing.money import Currency, decimals_of, exactly, from_minor, plain
 from billing.parties import Party
 from billing.periods import BillingPeriod, parse_period

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from billing.invoices import _NEXT, InvoiceState
+from billing.invoice_states import InvoiceState
+from billing.invoices import _NEXT
 from streams.schema import MIGRATIONS
 from tests.integration.billing.conftest import World
 from tests.integration.billing.test_retries import apply, event

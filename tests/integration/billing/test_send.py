@@ -17,7 +17,7 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.database import connection
 from billing.errors import StripeAccessRefused
-from billing.invoice_sender import lock_account, unlock_account
+from billing.sender_lock import lock_account, unlock_account
 from billing.sending import LINES_MAX
 from billing.settings import StripeSettings
 from billing.stripe_gateway import StripeGateway

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
-from billing.invoices import InvoiceEvent, settled_locally
+from billing.invoice_states import InvoiceEvent, settled_locally
 from billing.money import Rounding, plain
 from billing.price_plans import Charge, Metric, PlanVersion
 from billing.rating import RatedLine

@@ -16,8 +16,9 @@ from billing.deferrals import deferred
 from billing.documents import Payer
 from billing.invoice_check import check_document
 from billing.invoice_file import InvoiceFile, invoice_file
+from billing.invoice_states import InvoiceState
 from billing.invoiced_fees import InvoicedFees
-from billing.invoices import AccountCredits, CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, InvoiceState, draw_up
+from billing.invoices import AccountCredits, CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import currency, from_minor, total
 from billing.party_store import Sides
 from billing.periods import BillingPeriod

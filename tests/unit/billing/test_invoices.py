@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from billing.errors import CurrencyMismatch, IllegalTransition
-from billing.invoices import InvoiceEvent, InvoiceIdentity, InvoiceKind, InvoiceState, after, settled_locally
+from billing.invoice_states import InvoiceEvent, InvoiceState, after, settled_locally
+from billing.invoices import InvoiceIdentity, InvoiceKind
 from billing.money import plain
 from billing.price_plans import Metric
 from billing.rating import difference, rate

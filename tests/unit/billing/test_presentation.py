@@ -23,7 +23,7 @@ from billing.commands.show_invoices import document_of
 from billing.errors import DocumentRefused
 from billing.invoice_check import check_document
 from billing.invoice_file import InvoiceFile, invoice_file
-from billing.invoices import InvoiceState
+from billing.invoice_states import InvoiceState
 from billing.money import currency, from_minor
 from billing.parties import Party
 from billing.party_store import Sides

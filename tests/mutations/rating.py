@@ -7,6 +7,7 @@ from typing import Final
 from tests.mutations.mutation import Mutation
 
 GOLDEN: Final = "tests/money/test_golden.py"
+PIECES: Final = "tests/property/test_spread.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -19,9 +20,23 @@ MUTATIONS: Final = (
     Mutation(
         "pieces of a charge are quantised each by itself",
         "billing/money.py",
-        "found.append(after - before)",
+        "found.append(Decimal(after - before).scaleb(-LINE_DECIMALS, _EXACT))",
         "found.append(quantise_line(amount))",
         GOLDEN,
+    ),
+    Mutation(
+        "pieces of a charge are cut off at 10⁻¹² instead of rounded",
+        "billing/money.py",
+        "if rest and (rest > _HALF or (rest == _HALF and steps % 2)):",
+        "if False:",
+        PIECES,
+    ),
+    Mutation(
+        "pieces of a charge are rounded half-up",
+        "billing/money.py",
+        "(rest == _HALF and steps % 2)",
+        "rest == _HALF",
+        PIECES,
     ),
     Mutation(
         "the net is rounded half-up without a contract that says so",
@@ -110,8 +125,8 @@ MUTATIONS: Final = (
     Mutation(
         "priced at completion where the contract says at start",
         "billing/usage_events.py",
-        "held if terms.price_at is PriceAt.COMPLETION else _priced_at_start(held, event, versions)",
-        "held",
+        "if terms.price_at is PriceAt.START:",
+        "if False:",
         GOLDEN,
     ),
     Mutation(

@@ -1,14 +1,15 @@
-"""Spreading a rounded total: it adds up, and no line is a whole quantum away from exact."""
+"""Spreading a rounded total: it adds up, and no line is a whole quantum away from exact. Pieces of a line add up."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.money import Rounding, round_to_quantum, spread, total
+from billing.money import Rounding, quantise_line, quantise_pieces, round_to_quantum, spread, total
 
 QUANTA = st.sampled_from([Decimal("0.01"), Decimal("0.010"), Decimal(1), Decimal("0.001")])
 AMOUNTS = st.integers(-(10**18), 10**18).map(lambda pico: Decimal(pico).scaleb(-12))
@@ -26,6 +27,24 @@ def test_the_shares_sum_to_the_total_and_stay_within_one_quantum(
     for key, share in shares.items():
         assert abs(Fraction(share) - Fraction(lines[key])) < Fraction(quantum)
         assert (Fraction(share) / Fraction(quantum)).denominator == 1
+
+
+@given(
+    st.lists(
+        st.builds(
+            Fraction,
+            st.integers(-(10**7), 10**7),
+            st.sampled_from([1, 3, 7, 10**12, 2 * 10**12, 4 * 10**12, 6 * 10**12, 10**18]),
+        ),
+        max_size=12,
+    )
+)
+def test_pieces_are_the_differences_of_the_rounded_sums(amounts: list[Fraction]) -> None:
+    sums = [Fraction(0)]
+    for amount in amounts:
+        sums.append(sums[-1] + amount)
+    expected = [quantise_line(b) - quantise_line(a) for a, b in pairwise(sums)]
+    assert list(map(str, quantise_pieces(amounts))) == list(map(str, expected))
 
 
 @given(lines=LINES, quantum=QUANTA, rounding=st.sampled_from(Rounding))

@@ -1,14 +1,14 @@
 """Which billing periods need no rating any more: nothing can come to them.
 
-Revision ID: 0031
+Revision ID: 0033
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0031"
-down_revision = "0030"
+revision = "0033"
+down_revision = "0032"
 branch_labels = None
 depends_on = None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
-from billing.billed_documents import billed_period, given_back
+from billing.billed_documents import billed_period
 from billing.credits import Grant, GrantKind
 from billing.documents import PaidByCredit
 from billing.invoices import CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.late_usage import Waiting, adjusted, changed_key, plain_group
 from billing.money import plain
+from billing.payment_credits import given_back
 from billing.price_plans import Metric
 from billing.rating import LineKind, RatedLine
 from billing.rating.period import period_line

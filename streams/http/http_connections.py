@@ -1,6 +1,7 @@
-"""Connections that nobody can hold by saying nothing: a deadline for a request's head, and room made for newcomers.
+"""Connections that nobody can hold by saying nothing, or too much: bounds on a request's head, and room for newcomers.
 
-uvicorn bounds neither: its only timer, for idle connections, begins with the first answer and is stopped by any byte
+uvicorn has none: its parser gathers a header of any length, and its only timer, for idle connections, begins with the
+first answer and is stopped by any byte
 (uvicorn/protocols/http/httptools_impl.py). Bodies have their deadline where they are read.
 """
 
@@ -13,10 +14,12 @@ from typing import Final, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_WITHIN_S: Final = 5.0
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Beyond the piece of at most 256 KiB in which a head begins."""
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection that is closed if a request's head does not come in time.
+    """A connection that is closed if a request's head does not come in time, or has no end.
 
     The time begins when the connection is made, and later with the first byte after an answer: also of what is left of
     a body that was answered before it had come. Where there are as many connections as may be, a new one takes the
@@ -27,6 +30,8 @@ class BoundedConnection(HttpToolsProtocol):
     waiting_since: float | None = None
     """Since when it waits for a head (monotonic seconds); None while a request is being answered."""
     _deadline: asyncio.TimerHandle | None = None
+    _head_bytes: int | None = None
+    """Of a head that has begun and not ended: what came after the piece in which it began."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Asyncio's."""
@@ -39,11 +44,21 @@ class BoundedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Asyncio's."""
         super().data_received(data)
+        if self._head_bytes is not None:
+            self._head_bytes = 0 if self._head_bytes < 0 else self._head_bytes + len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.transport.abort()
         if self.waiting_since is not None and self._deadline is None and not self.transport.is_closing():
             self._expect_head()
 
+    def on_message_begin(self) -> None:
+        """The parser's."""
+        self._head_bytes = -1  # the piece in which it begins may hold much else
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """The parser's."""
+        self._head_bytes = None
         self._head_came()
         super().on_headers_complete()
 

@@ -70,6 +70,38 @@ async def answer(streams: Streams) -> bytes:
     return head.split(b"\r\n", 1)[0]
 
 
+def test_a_head_without_an_end_is_not_gathered() -> None:
+    async def talk(connect: Connect) -> None:
+        _, writer = await connect()
+        writer.write(GET[:-2] + b"X-Long: ")
+        for _ in range(100):
+            writer.write(b"x" * 64 * 1024)
+            try:
+                await writer.drain()
+            except ConnectionError:
+                return
+        pytest.fail("6 MB of a header were taken")
+
+    served(talk, BoundedConnection)  # which would wait for 5 s
+
+
+def test_heads_in_pieces_and_after_bodies_are_read() -> None:
+    async def talk(connect: Connect) -> None:
+        streams = await connect()
+        for number in range(0, len(POST), 9):
+            streams[1].write(POST[number : number + 9])
+            await streams[1].drain()
+            await asyncio.sleep(0)
+        assert await answer(streams) == b"HTTP/1.1 204 No Content"
+        streams[1].write(b"x" * 100 + GET[:10])
+        await streams[1].drain()
+        await asyncio.sleep(0.01)
+        streams[1].write(GET[10:])
+        assert await answer(streams) == b"HTTP/1.1 204 No Content"
+
+    served(talk, BoundedConnection)
+
+
 @pytest.mark.parametrize("said", [b"", b"GET", GET[:-1]], ids=["nothing", "a word", "all but the end"])
 def test_a_head_that_does_not_come_is_not_waited_for(said: bytes) -> None:
     async def talk(connect: Connect) -> None:

@@ -77,7 +77,7 @@ alter table ledger.invoice_credits
     drop constraint invoice_credits_amount_check,
     add constraint invoice_credits_amount_check check (amount <> 0)
 --;
-insert into ledger.number_series (legal_entity, series, prefix) values ('default', 'credit_note', 'CN-')
+insert into ledger.number_series (legal_entity, series, prefix) values ('default', 'credit_note', 'CN-') on conflict do nothing
 --;
 -- What credits that pay of the total can still cover of a period and tax group, as an invoice or credit note left it:
 -- [time, charge, exact amount as a fraction, is a fee]. Late usage is covered by what it adds to that.

@@ -1,0 +1,84 @@
+"""`tollbook-adapter`: what runs beside a replica, for an environment with nothing but this distribution.
+
+`tollbook adapter …` has the same commands, and more to show for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving_adapter.errors import AdapterError
+from serving_adapter.report_sender import ReportSender
+from serving_adapter.scrape import Scraper, Target, keep_scraping
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.shipping.archive import Archive
+from serving_adapter.shipping.shipper import Producers, Shipper, keep_shipping
+from serving_adapter.shipping.spool_status import spool_status
+from serving_adapter.topic_check import require_fit
+from serving_adapter.topics import USAGE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 1 where something is refused, 2 for wrong use."""
+    parser = argparse.ArgumentParser(prog="tollbook-adapter", description="What runs beside a serving replica.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    ship = verbs.add_parser("ship", help="send a spool's events to Kafka, and recover what killed replicas left open")
+    ship.add_argument("--spool", type=Path, required=True)
+    ship.add_argument("--archive", type=Path)
+    ship.add_argument("--once", action="store_true")
+    ship.add_argument("--dev", action="store_true", help="accept a topic with a single copy")
+    spool = verbs.add_parser("spool", help="what lies in a spool, as JSON")
+    spool.add_argument("--spool", type=Path, required=True)
+    scrape = verbs.add_parser("scrape", help="send an engine's own counters to Kafka")
+    scrape.add_argument("--url", required=True)
+    scrape.add_argument("--replica", required=True)
+    scrape.add_argument("--boot")
+    scrape.add_argument("--interval", type=float, default=15.0)
+    given = parser.parse_args(arguments)
+    try:
+        if given.verb == "ship":
+            _ship(given)
+        elif given.verb == "spool":
+            print(json.dumps([dataclasses.asdict(found) for found in spool_status(given.spool)]))
+        else:
+            sender = ReportSender(KafkaSettings.from_environment())
+            scraper = Scraper(Target(given.url, given.replica, given.boot), sender.send)
+            return 0 if keep_scraping(scraper, _told_to_stop(), given.interval, say=_say) else 1
+    except AdapterError as error:
+        _say(f"Error: {error}")
+        return 1
+    return 0
+
+
+def _ship(given: argparse.Namespace) -> None:
+    kafka = KafkaSettings.from_environment()
+    require_fit(kafka, USAGE, development=given.dev)
+    producers = Producers(kafka)
+    shipper = Shipper(given.spool, producers, archive=Archive(given.archive) if given.archive else None, say=_say)
+    if given.once:
+        print(f"{shipper.ship()} events shipped")
+    else:
+        keep_shipping(shipper, producers, _told_to_stop(), _say)
+
+
+def _told_to_stop() -> threading.Event:
+    """Set on SIGTERM or Ctrl-C."""
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    return stop
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""A real vLLM server with the adapter in it: started, asked over HTTP, stopped, killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from serving_adapter.isolation.callers import Caller, sign
+from serving_adapter.spool.folders import BootFolder, boots
+from tests.vllm.environment import QUIET, REPOSITORY, folder, prepare
+
+KEY: Final = b"k" * 32
+READY_WITHIN_S: Final = 600.0
+CONFIG: Final = """
+replica_id = "r1"
+region = "eu"
+salt_key = "{home}/salt"
+gateway_keys = "{home}/keys"
+spool = {{ folder = "{home}/spool" }}
+rules.models.tiny = [{{ engine = "tiny", revision = "r1" }}]
+rules.tiers.paid = {{ priority = -5 }}
+[[rules.adapters]]
+tenant_id = "tenant_a"
+name = "fr"
+engine = "tenant_a--fr--1"
+base = "tiny"
+[[rules.adapters]]
+tenant_id = "tenant_b"
+name = "law"
+engine = "tenant_b--law--1"
+base = "tiny"
+"""
+
+
+class Server:
+    """One after another on the same spool: each start is a boot."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        for name, text in (("salt", b"s" * 32), ("keys", b"k1 " + KEY), ("adapter.toml", CONFIG.format(home=home))):
+            (home / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+            (home / name).chmod(0o600)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def boot(self) -> BootFolder:
+        """The latest boot's spool."""
+        return boots(self.home / "spool")[-1]
+
+    def start(self, *, metered: bool = True) -> None:
+        """Return once it answers. `metered` False: a bare vLLM."""
+        python, model = prepare(), folder() / "model"
+        command = [
+            python, "-m", "vllm.entrypoints.openai.api_server", "--model", model / "model", "--served-model-name",
+            "tiny", "--host", "127.0.0.1", "--port", self.port, "--dtype", "bfloat16", "--max-model-len", 2048,
+            "--max-num-seqs", 16, "--enforce-eager", "--enable-prefix-caching", "--block-size", 32, "--enable-lora",
+            "--max-lora-rank", 8, "--max-loras", 2, "--max-cpu-loras", 4, "--scheduling-policy", "priority",
+            "--generation-config", "vllm", "--shutdown-timeout", 5, "--lora-modules",
+            *(f"{name}={model}/adapters/{name}" for name in ("tenant_a--fr--1", "tenant_b--law--1")),
+            *(["--middleware", "serving_adapter.Middleware"] if metered else []),
+        ]  # fmt: skip
+        environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("TOLLBOOK_")}, **QUIET,
+            "PYTHONPATH": str(REPOSITORY), "TOLLBOOK_ADAPTER_CONFIG": str(self.home / "adapter.toml"),
+            "VLLM_CACHE_ROOT": str(folder() / "cache"),
+        }  # fmt: skip
+        with (self.home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(word) for word in command], stdout=log, stderr=log, env=environ, start_new_session=True
+            )
+        until = time.monotonic() + READY_WITHIN_S
+        while True:
+            try:
+                if asyncio.run(self.ask(None, "/health", method="GET"))[0] == 200:
+                    return
+            except OSError:
+                pass
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"vLLM did not start: {self.home / 'server.log'}")
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """SIGTERM, and wait; what is left of its own group after a minute is killed."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """`kill -9` of the server and the engine's process, which would go on generating."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        if number is signal.SIGKILL:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+
+    async def ask(
+        self,
+        body: Any,
+        path: str = "/v1/completions",
+        *,
+        tenant: str = "tenant_a",
+        method: str = "POST",
+        leave_after: tuple[int, float] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """Status and body. `leave_after`: the client is gone after so many bytes, or so many seconds."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        data = json.dumps(body).encode() if body is not None else b""
+        signed = sign(Caller(tenant_id=tenant, tier="paid"), "k1", KEY, now=int(time.time()))
+        sent = {"x-tollbook-caller": signed, "content-type": "application/json"} | (headers or {})
+        lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+        head = f"{method} {path} HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n{lines}"
+        writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        try:
+            if leave_after is not None:
+                size, seconds = leave_after
+                with contextlib.suppress(asyncio.IncompleteReadError, TimeoutError):
+                    await asyncio.wait_for(reader.readexactly(size or 1 << 30), seconds)
+                return 0, b""
+            got = await reader.read()
+            return (int(got.split()[1]) if got else 0), got.partition(b"\r\n\r\n")[2]
+        finally:
+            writer.close()

@@ -42,6 +42,8 @@ class JournalWriter:
         self._connection: psycopg.Connection | None = None
         self._sending: PGconn | None = None
         """The connection's, while it is the loop's and not a thread's."""
+        self._socket = -1
+        """Its descriptor: a connection that is lost does not know it any more."""
         self._batch: Batch | None = None
         self._no: int | None = None
         """Of the batch in hand, once the database has told it."""
@@ -83,12 +85,13 @@ class JournalWriter:
     def _attach(self) -> None:
         if self._connection is not None and not self._connection.closed and not self._is_ending:
             self._sending = self._connection.pgconn
-            self._loop.add_reader(self._sending.socket, self._readable)
+            self._socket = self._sending.socket
+            self._loop.add_reader(self._socket, self._readable)
 
     def _detach(self) -> None:
         if self._sending is not None:
-            self._loop.remove_reader(self._sending.socket)
-            self._loop.remove_writer(self._sending.socket)
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
             self._sending = None
 
     def _lose(self) -> None:
@@ -101,9 +104,9 @@ class JournalWriter:
         pgconn = self._sending
         assert pgconn is not None, "flushed while it is the loop's"
         if pgconn.flush():
-            self._loop.add_writer(pgconn.socket, self._writable)
+            self._loop.add_writer(self._socket, self._writable)
         else:
-            self._loop.remove_writer(pgconn.socket)
+            self._loop.remove_writer(self._socket)
 
     def _writable(self) -> None:
         try:
@@ -165,7 +168,9 @@ class JournalWriter:
     def _connected(self) -> psycopg.Connection | None:
         try:
             connection = connect(self._database.url, application="tollbook quota journal")
-            connection.pgconn.prepare(_APPEND, journal.APPEND_PREPARED)
+            prepared = connection.pgconn.prepare(_APPEND, journal.APPEND_PREPARED)
+            if prepared.status != ExecStatus.COMMAND_OK:
+                raise psycopg.OperationalError(prepared.get_error_message())
         except (psycopg.Error, DatabaseUnavailable) as error:
             if not is_passing(error):
                 raise

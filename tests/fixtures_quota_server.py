@@ -42,6 +42,7 @@ class QuotaServerProcess:
     process: subprocess.Popen[str]
     port: int
     secret: str
+    envoy_port: int = 0
 
     def request(self, method: str, path: str, body: Any = None, *, secret: str | None = None) -> QuotaReply:
         """One request on a connection of its own."""
@@ -98,7 +99,8 @@ def start_quota_server(url: str, secret: str, *arguments: str) -> QuotaServerPro
             line = process.stderr.readline()
             said += line
             if found := re.search(r"POST http://127\.0\.0\.1:(\d+)/", line):
-                return QuotaServerProcess(process, int(found[1]), secret)
+                envoy = re.search(r"gRPC \S+ on 127\.0\.0\.1:(\d+)", said)
+                return QuotaServerProcess(process, int(found[1]), secret, int(envoy[1]) if envoy else 0)
         if process.poll() is not None:
             break
     process.kill()

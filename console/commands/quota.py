@@ -177,6 +177,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65000, help="Port of the first shard; the others follow.")] = 8720,
     shards: Annotated[int, typer.Option(min=1, max=64, help="Into how many processes tenants are divided.")] = 1,
     shard: Annotated[int | None, typer.Option(min=0, max=63, help="Run this shard alone.")] = None,
+    envoy_port: Annotated[
+        int | None, typer.Option(min=0, max=65000, help="Also answer Envoy (gRPC) here; the next for the next shard.")
+    ] = None,
     learn: Annotated[bool, typer.Option("--learn", help="The database was restored: promise a share only.")] = False,
     default_max_tokens: Annotated[int, typer.Option(min=1, help="Where a request gives no max_tokens.")] = 1024,
     longest_request: Annotated[int, typer.Option(min=1, help="No request runs longer, seconds.")] = 600,
@@ -199,7 +202,7 @@ def serve(
     serve_shard(
         database, host=host, port=port + number if port else 0, shard=number, of=shards,
         limits=Limits(default_max_tokens, longest_request * 1_000_000, metering_lag * 1_000_000), learn=learn,
-        say=lambda text: err.print(text, soft_wrap=True),
+        say=lambda text: err.print(text, soft_wrap=True), envoy_port=envoy_port + number if envoy_port else envoy_port,
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ THREADS_SWITCH_S: Final = 0.0002
 
 def serve(
     database: DatabaseSettings, *, host: str, port: int, shard: int, of: int, limits: Limits, learn: bool,
-    say: Callable[[str], None],
+    say: Callable[[str], None], envoy_port: int | None = None,
 ) -> None:  # fmt: skip
     """Own a shard and answer for it until SIGTERM or SIGINT; calls that are here are answered first.
 
@@ -55,12 +55,12 @@ def serve(
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     sys.setswitchinterval(THREADS_SWITCH_S)
-    uvloop.run(_serve(database, mine, rebuilt, listener, say))
+    uvloop.run(_serve(database, mine, rebuilt, listener, say, envoy_port))
 
 
 async def _serve(
     database: DatabaseSettings, mine: journal.Ownership, rebuilt: Rebuilt, listener: socket.socket,
-    say: Callable[[str], None],
+    say: Callable[[str], None], envoy_port: int | None,
 ) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
@@ -68,8 +68,16 @@ async def _serve(
         loop.add_signal_handler(name, ending.set)
     service = QuotaService(database, mine, rebuilt, random.Random())
     await service.start()
-    connections = Connections(Routes(service, database), MAX_CONNECTIONS)
+    routes = Routes(service, database)
+    connections = Connections(routes, MAX_CONNECTIONS)
     server = await loop.create_server(connections, sock=listener, backlog=MAX_CONNECTIONS)
+    envoy = None
+    if envoy_port is not None:
+        from streams.quotas.envoy_server import serve_envoy  # loads gRPC, 40 MiB, only where it is asked for
+
+        host = listener.getsockname()[0]
+        envoy, bound = await serve_envoy(routes, host, envoy_port)
+        say(f"gRPC envoy.service.ratelimit.v3 on {host}:{bound}")
     say(f"POST {url_of(listener)}/v1/reservations")
     waiting = [loop.create_task(each.wait()) for each in (ending, service.fenced)]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -78,6 +86,8 @@ async def _serve(
         task.cancel()
     if service.fenced.is_set():
         raise CannotServe(f"shard {mine.shard} has another owner now, or its journal cannot be written: start again")
+    if envoy is not None:
+        await envoy.stop(DRAIN_WITHIN_S)
     await service.stop()
     await connections.drain(DRAIN_WITHIN_S)
     with contextlib.suppress(TimeoutError):

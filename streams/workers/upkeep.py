@@ -14,7 +14,8 @@ from serving_adapter.errors import AdapterError, MessageTooLarge
 from serving_adapter.producer import EventProducer
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import ALERTS
-from streams import alerts
+from streams import alert_webhook, alerts
+from streams.alert_webhook import Webhook, WebhookNotTaken
 from streams.alerts import Alert
 from streams.completeness.completeness_check import CompletenessCheck, deliver_alerts
 from streams.database import connect
@@ -28,6 +29,8 @@ SHARE_OF_TIME: Final = 0.05
 """Of a worker's time so much, at most, goes into checks."""
 RESTS_AT_MOST_S: Final = 5.0
 """Far less than completeness_check.PAUSE: who rests longer than that counts silence anew each time."""
+WEBHOOK_RESTS_S: Final = 30.0
+"""After a webhook did not take an alert."""
 WEEKS_AHEAD_EVERY_S: Final = 3600.0
 """How often partitions for the ids of coming weeks are made."""
 WEEKS_AGAIN_AFTER_S: Final = 60.0
@@ -62,6 +65,9 @@ class Upkeep:
         self._settings = settings
         self._say = say
         self._retention_settings = retention or RetentionSettings.from_environment()
+        self._webhook = Webhook.from_environment()
+        self._webhook_says = ""
+        self._tell_at = -math.inf
         self._session: _Session | None = None
         self._producer: EventProducer | None = None
         self.signs = UpkeepSigns(time.monotonic())
@@ -104,7 +110,13 @@ class Upkeep:
         except DatabaseUnavailable as error:
             return [error]
         failed: list[Exception] = []
-        steps: tuple[Callable[[_Session], object], ...] = (self._look, self._add_weeks, self._deliver, self._let_go)
+        steps: tuple[Callable[[_Session], object], ...] = (
+            self._look,
+            self._add_weeks,
+            self._deliver,
+            self._let_go,
+            self._tell,
+        )
         for step in steps:
             try:
                 step(session)
@@ -137,6 +149,18 @@ class Upkeep:
 
     def _deliver(self, session: _Session) -> None:
         deliver_alerts(session.connection, self._send)
+
+    def _tell(self, session: _Session) -> None:
+        if self._webhook is None or time.monotonic() < self._tell_at:
+            return
+        try:
+            alert_webhook.deliver(session.connection, self._webhook)
+            self._webhook_says = ""
+        except WebhookNotTaken as error:  # somebody else's server: no failure of ours
+            self._tell_at = time.monotonic() + WEBHOOK_RESTS_S
+            if not self._webhook_says:
+                self._say(f"upkeep: {error}; trying again, no alert is lost")
+            self._webhook_says = str(error)
 
     def _let_go(self, session: _Session) -> None:
         session.retention.step_when_due()

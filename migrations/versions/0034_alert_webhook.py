@@ -1,14 +1,14 @@
 """Alerts that were told a webhook.
 
-Revision ID: 0032
+Revision ID: 0034
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0032"
-down_revision = "0031"
+revision = "0034"
+down_revision = "0033"
 branch_labels = None
 depends_on = None
 

@@ -21,7 +21,7 @@ from billing.periods import BillingPeriod
 from billing.price_plans import PlanVersion, PricePlan
 from billing.rating import RatedLine, net
 from billing.rating.advance import advance_bills
-from billing.rating.lines import LineIdentity
+from billing.rating.differences import PriceKey
 from billing.schedules import by_schedule
 from billing.subscriptions import Subscription, pieces
 
@@ -91,7 +91,7 @@ def bills_in_advance(plan: PricePlan) -> bool:
     return any(charge.timing is Timing.ADVANCE for version in plan.versions for charge in version.charges)
 
 
-def figures(lines: Sequence[RatedLine]) -> Mapping[tuple[LineIdentity, Decimal | None], Decimal]:
+def figures(lines: Sequence[RatedLine]) -> Mapping[PriceKey, Decimal]:
     """What lines bill: identity and unit price → exact amount. Equal figures are equal bills."""
     return {key: line.amount for key, line in net(lines).items()}
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from billing.credit_notes import net_by_group
 from billing.periods import BillingPeriod
-from billing.rating.differences import difference
+from billing.rating.differences import difference, net
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
 from billing.rating.period import Coverable, RatedPeriod
 from billing.tax import NO_TAX, TaxRules
@@ -86,7 +86,9 @@ def adjusted(
 
     `covered`: but those that do because credits take off all of it, which the books have to show.
     """
+    rated, billed = list(rated), list(billed)
     changes = difference(rated, billed)
+    first = _first_groups(net(billed).values(), rated)
     nets = net_by_group(changes)
     if covered:
         used = net_by_group([line for line in changes if line.identity.kind != LineKind.CREDIT])
@@ -94,12 +96,25 @@ def adjusted(
     keyed: dict[str, RatedLine] = {}
     for line in changes:
         key = ADJUSTMENT + key_of(line.identity)
+        # So has a price reduction that is drawn for another tax group by now.
+        if line.identity.kind == LineKind.CREDIT and first[line.identity] != line.tax_group:
+            key += f".{line.tax_group}"
         # A line that is reversed and billed anew at another price has two.
         keyed[key if key not in keyed else key + _REPRICED] = line
     return Adjusted(
         {key: line for key, line in keyed.items() if nets[line.tax_group] > 0},
         {key: line for key, line in keyed.items() if nets[line.tax_group] < 0},
     )
+
+
+def _first_groups(billed: Iterable[RatedLine], rated: Iterable[RatedLine]) -> dict[LineIdentity, str]:
+    """The tax group of each price reduction that its key stands for: the first that was billed, or is rated."""
+    found: dict[LineIdentity, str] = {}
+    for lines in (billed, rated):
+        for line in sorted(lines, key=lambda line: line.tax_group):
+            if line.identity.kind == LineKind.CREDIT:
+                found.setdefault(line.identity, line.tax_group)
+    return found
 
 
 def changed_key(key: str) -> str:

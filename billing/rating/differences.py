@@ -8,9 +8,10 @@ from decimal import Decimal
 from fractions import Fraction
 
 from billing.money import ZERO, exactly
-from billing.rating.lines import LineIdentity, RatedLine
+from billing.rating.lines import LineIdentity, LineKind, RatedLine
 
-PriceKey = tuple[LineIdentity, Decimal | None]
+PriceKey = tuple[LineIdentity, Decimal | None, str]
+"""A line, its unit price, and of a price reduction the tax group that it is drawn for (docs/spec/money.md 13.12)."""
 
 
 def difference(target: Iterable[RatedLine], posted: Iterable[RatedLine]) -> tuple[RatedLine, ...]:
@@ -22,11 +23,11 @@ def difference(target: Iterable[RatedLine], posted: Iterable[RatedLine]) -> tupl
     wanted = {_key(line): line for line in target}
     before = net(posted)
     found: list[RatedLine] = []
-    for key in sorted(wanted.keys() | before.keys(), key=lambda key: (key[0], key[1] or ZERO)):
+    for key in sorted(wanted.keys() | before.keys(), key=lambda key: (key[0], key[1] or ZERO, key[2])):
         new, old = wanted.get(key), before.get(key)
         if new is None:
             assert old is not None, "a key is from one of the two"
-            repriced = any(identity == key[0] for identity, _ in wanted)
+            repriced = any(identity == key[0] for identity, _, _ in wanted)
             reason = "reversal: priced otherwise now" if repriced else "reversal: no such usage now"
             found.append(_changed(old, -1, old, reason, nothing=True))
         elif old is None:
@@ -63,7 +64,7 @@ def _figures(line: RatedLine) -> tuple[Decimal, ...]:
 
 
 def _key(line: RatedLine) -> PriceKey:
-    return (line.identity, line.unit_price)
+    return line.identity, line.unit_price, line.tax_group if line.identity.kind == LineKind.CREDIT else ""
 
 
 def _changed(line: RatedLine, sign: int, by: RatedLine, reason: str, *, nothing: bool = False) -> RatedLine:

@@ -87,7 +87,7 @@ def bill_advance(
     invoices = found.billed.drafts if dry_run else found.sent.invoices
     out.print(f"{len(invoices)} invoices for fees in advance {'would be drawn up and sent' if dry_run else 'taken up'}")
     for note in found.billed.notes:
-        out.print(note_told(note))
+        out.print(f"{'would be issued: ' if dry_run else ''}{note_told(note)}")
     for outcome in Outcome:
         if count := len(found.sent.having(outcome)):
             out.print(f"{count} {outcome.value}")

@@ -10,14 +10,24 @@ from reconciliation.oracle.rational import ZERO
 
 
 def differences(billed: Sequence[Line], rerated: Sequence[Line]) -> list[Line]:
-    """A line `adj.` + key for every line that changed: same unit price → delta, other unit price → another key (4)."""
-    before = {line.key: line for line in billed}
-    after = {line.key: line for line in rerated}
-    lines = [_difference(before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())]
+    """A line `adj.` + key for every line that changed: same unit price → delta, other unit price → another key (4).
+
+    A price reduction has a line for each tax group (13.12): one that is drawn for another group by now is two changes,
+    and the key of the group that was not billed first ends with its name.
+    """
+    before = {(line.key, line.group): line for line in billed}
+    after = {(line.key, line.group): line for line in rerated}
+    first: dict[str, str] = {}
+    for key, group in [*sorted(before), *sorted(after)]:
+        first.setdefault(key, group)
+    lines = [
+        _difference(before.get(at), after.get(at), "" if first[at[0]] == at[1] else f".{at[1]}")
+        for at in sorted(before.keys() | after.keys())
+    ]
     return [line for line in lines if line.amount or line.quantity or line.units or line.free or line.included]
 
 
-def _difference(before: Line | None, after: Line | None) -> Line:
+def _difference(before: Line | None, after: Line | None, ending: str) -> Line:
     line = after or before
     if line is None:
         raise ValueError("a difference of nothing with nothing")
@@ -27,7 +37,7 @@ def _difference(before: Line | None, after: Line | None) -> Line:
         return None if old is None and new is None else (new or ZERO) - (old or ZERO)
 
     return Line(
-        key=f"adj.{line.key}",
+        key=f"adj.{line.key}{ending}",
         kind="adjustment",
         charge=line.charge,
         pair=line.pair,

@@ -20,6 +20,7 @@ from reconciliation.oracle.statement import PeriodPlan
 class Paid:
     """A fee invoiced in advance for [start, end), net of its discount, and what of it is not credited yet.
 
+    `lasts`: its time can be left unused; a one-off covers none, and what is not prorated is never given back (4).
     `taxes` are those of the document it stands on, less the credit notes against it; all its lines share them.
     """
 
@@ -31,6 +32,7 @@ class Paid:
     left: Fraction
     left_quanta: int
     taxes: dict[str, Tax]
+    lasts: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,12 @@ def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
     for at in _changes(plan.stretches, plan.period):
         starting = next((stretch for stretch in plan.stretches if stretch.start == at), None)
         fees_due = _new_fees(plan, starting) if starting else []
-        if starting and _all_go_on(paid, fees_due):
+        lasting = [one for one in paid if one.lasts]
+        if starting and _all_go_on(lasting, fees_due):
             continue
-        back = [(_unused(case, one, at), one) for one in paid]
+        for one in paid:
+            _credits_by_hand(case, one, at)
+        back = [(_unused(one, at), one) for one in lasting]
         new = [line for fee in fees_due for line in _with_discount(plan, *fee)]
         lines = [line for line, _ in back if line.amount] + new
         service = Period(at, plan.period.end)
@@ -103,11 +108,15 @@ def _terms(charge: Charge) -> tuple[object, ...]:
     return charge.key, charge.model, charge.fee, charge.discount, charge.tax_group
 
 
-def _unused(case: Case, paid: Paid, at: int) -> Line:
-    """The credit for unused time: from the invoiced amount, over the line's own interval, capped by what is left."""
+def _credits_by_hand(case: Case, paid: Paid, at: int) -> None:
+    """What was credited of any fee on the invoice, until a moment, lowers what remains of it and of its tax (13.17)."""
     for credit in case.prior_credits:
         if credit.line == paid.line.key and paid.start <= credit.at <= at:
             _credit_by_hand(case, paid, credit)
+
+
+def _unused(paid: Paid, at: int) -> Line:
+    """The credit for unused time: from the invoiced amount, over the line's own interval, capped by what is left."""
     amount = min(fees.unused(paid.amount, paid.start, paid.end, at), paid.left)
     line = paid.line
     return Line(f"{_of_fee(line.key)}.unused", "unused", line.charge, line.pair, line.group, -amount)
@@ -136,16 +145,15 @@ def _paid(
     service: Period,
     taxes: dict[str, Tax],
 ) -> list[Paid]:
-    """The new fees that can be given back: not one-offs, which cover no time, nor what is not prorated (4)."""
+    """The new fees, as they stand on their document."""
     rounded = {line.key: quanta for line, quanta in document.lines} if document else {}
     result = []
     for charge, line in due:
-        if line.kind == "one_off" or not charge.prorated:
-            continue
         of_line = _with_discount(plan, charge, line)
         amount = sum((one.amount for one in of_line), ZERO)
         quanta = sum(
             rounded.get(one.key, rounding(case.contract, one.amount / case.account.quantum)) for one in of_line
         )
-        result.append(Paid(line, charge, amount, service.start, service.end, amount, quanta, taxes))
+        lasts = line.kind != "one_off" and charge.prorated
+        result.append(Paid(line, charge, amount, service.start, service.end, amount, quanta, taxes, lasts))
     return result

@@ -1,8 +1,8 @@
 """Connections that nobody can hold by saying nothing, or too much: bounds on a request's head, and room for newcomers.
 
 uvicorn has none: its parser gathers a header of any length, and its only timer, for idle connections, begins with the
-first answer and is stopped by any byte (uvicorn/protocols/http/httptools_impl.py). Bodies have their deadline where they
-are read.
+first answer and is stopped by any byte (uvicorn/protocols/http/httptools_impl.py). Bodies have their deadline where
+they are read.
 """
 
 from __future__ import annotations

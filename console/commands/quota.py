@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -80,7 +82,7 @@ def end_quota(
     """Take a quota away, from a time on. Of a tenant's own: the tier's default does not come back with it."""
     if bool(tenant) == bool(tier):
         raise typer.BadParameter("give either a tenant or --tier")
-    at = datetime.fromisoformat(starts) if starts else datetime.now(UTC)
+    at = _from(starts)
     with session.connection() as connection, session.change(connection, dry_run):
         stored = definition_store.end(connection, tenant_id=tenant, tier=tier, quota_id=quota_id, at=at, actor=actor)
     out.print(f"{'would end' if dry_run else 'ended'} {_said(stored)}")
@@ -95,7 +97,7 @@ def assign_tier(
     dry_run: session.DryRun = False,
 ) -> None:
     """Put a tenant into a tier."""
-    at = datetime.fromisoformat(starts) if starts else datetime.now(UTC)
+    at = _from(starts)
     with session.connection() as connection, session.change(connection, dry_run):
         definition_store.assign(connection, tenant, tier, at, actor=actor)
     out.print(f"{tenant} {'would be' if dry_run else 'is'} in tier {tier or '(none)'} from {at.isoformat()} on")
@@ -197,7 +199,7 @@ def serve(
             if journal.divide(connection, shards):
                 err.print(f"tenants are divided into {shards} shards now")
     if shard is None and shards > 1:
-        raise typer.Exit(_serve_all(shards, port))
+        raise typer.Exit(_serve_all(shards))
     number = shard or 0
     serve_shard(
         database, host=host, port=port + number if port else 0, shard=number, of=shards,
@@ -206,17 +208,32 @@ def serve(
     )  # fmt: skip
 
 
-def _serve_all(shards: int, port: int) -> int:
-    """A process for each shard; all end when one does."""
+def _serve_all(shards: int) -> int:
+    """A process for each shard; all end when one does, and on SIGTERM or SIGINT. The exit code of the first to end."""
     own = [sys.executable, "-m", "console.main", *sys.argv[1:]]
     children = [subprocess.Popen([*own, "--shard", str(number)]) for number in range(shards)]
-    try:
-        codes = [children[0].wait()]
-    except KeyboardInterrupt:
-        codes = []
+
+    def end(*_: object) -> None:
+        for child in children:
+            child.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    ended, status = os.wait()
+    end()
     for child in children:
-        child.terminate()
-    return max([*codes, *(child.wait() for child in children)])
+        if child.pid != ended:
+            child.wait()
+    return abs(os.waitstatus_to_exitcode(status))
+
+
+def _from(starts: str | None) -> datetime:
+    """From when a change holds: now, or a time to come. Raises typer.BadParameter."""
+    now = datetime.now(UTC)
+    at = session.clock(starts) if starts else now
+    if at < now:
+        raise typer.BadParameter(f"{starts} is over: what was decided then stays as it was", param_hint="--from")
+    return at
 
 
 def _row(quota: Quota) -> dict[str, Any]:

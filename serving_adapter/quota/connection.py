@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 CONNECT_WITHIN_S: Final = 1.0
 WAITING_AT_MOST: Final = 1024
@@ -16,6 +16,14 @@ WAITING_AT_MOST: Final = 1024
 
 class NoAnswer(Exception):
     """The service did not answer, or not as it should."""
+
+
+class Answer(NamedTuple):
+    """What the service said. Header names in lower case."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
 
 
 class QuotaConnection(asyncio.Protocol):
@@ -26,12 +34,12 @@ class QuotaConnection(asyncio.Protocol):
         self._port = port
         self._head = f"host: {host}:{port}\r\nauthorization: Bearer {secret}\r\ncontent-type: application/json\r\n"
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[asyncio.Future[tuple[int, bytes]]] = deque()
+        self._waiting: deque[asyncio.Future[Answer]] = deque()
         self._received = b""
         self._connecting: asyncio.Task[None] | None = None
 
-    async def call(self, method: str, path: str, body: bytes, within_s: float) -> tuple[int, bytes]:
-        """Status and body of the answer. Raises NoAnswer. An answer that comes too late is thrown away."""
+    async def call(self, method: str, path: str, body: bytes, within_s: float) -> Answer:
+        """The answer. Raises NoAnswer. An answer that comes too late is thrown away."""
         try:
             async with asyncio.timeout(within_s):
                 if self._transport is None:
@@ -47,10 +55,10 @@ class QuotaConnection(asyncio.Protocol):
         if self._connecting is not None:
             self._connecting.cancel()
 
-    def _send(self, method: str, path: str, body: bytes) -> asyncio.Future[tuple[int, bytes]]:
+    def _send(self, method: str, path: str, body: bytes) -> asyncio.Future[Answer]:
         if self._transport is None or len(self._waiting) >= WAITING_AT_MOST:
             raise OSError("the connection is gone, or too many wait")
-        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         head = f"{method} {path} HTTP/1.1\r\n{self._head}content-length: {len(body)}\r\n\r\n"
         self._transport.write(head.encode() + body)
@@ -90,11 +98,12 @@ class QuotaConnection(asyncio.Protocol):
         self._received += data
         while self._waiting and (end := self._received.find(b"\r\n\r\n")) >= 0:
             lines = self._received[:end].split(b"\r\n")
-            status, size = _status_of(lines[0]), 0
+            status, size, headers = _status_of(lines[0]), 0, []
             for line in lines[1:]:
-                name, _, value = line.partition(b":")
-                if name.lower() == b"content-length" and value.strip().isdigit():
-                    size = int(value)
+                name, _, value = line.decode("latin-1").partition(":")
+                headers.append((name.lower(), value.strip()))
+                if headers[-1][0] == "content-length" and headers[-1][1].isdigit():
+                    size = int(headers[-1][1])
             if status is None:
                 if self._transport is not None:
                     self._transport.abort()
@@ -105,7 +114,7 @@ class QuotaConnection(asyncio.Protocol):
             self._received = self._received[end + 4 + size :]
             answer = self._waiting.popleft()
             if not answer.done():
-                answer.set_result((status, body))
+                answer.set_result(Answer(status, tuple(headers), body))
 
 
 def _status_of(line: bytes) -> int | None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from serving_adapter.quota.breaker import Breaker
-from serving_adapter.quota.connection import NoAnswer, QuotaConnection
+from serving_adapter.quota.connection import Answer, NoAnswer, QuotaConnection
 from serving_adapter.quota.settings import OTHER_TIERS, GateSettings
 from serving_adapter.quota.slices import Slice
 from serving_adapter.quota.tiers import Mode
@@ -29,7 +29,13 @@ TURN_S: Final = 0.1
 SEND_AT_MOST: Final = 1000
 """Settlements in one call."""
 KEPT_AT_MOST: Final = 100_000
-"""Settlements and decisions that wait for the service; the oldest go first, counted."""
+"""Settlements and decisions that wait for the service, and requests that were never settled; the oldest go, counted."""
+OF_THE_TENANT: Final = (200, 400, 403, 409, 429)
+"""Answers about a request. Any other (a wrong key, another shard's tenant) is about this gate, and refuses nobody."""
+UNAUTHORIZED: Final = 401
+"""What waits then goes on waiting, for the right key."""
+FOR_THE_TENANT: Final = ("retry-after", "ratelimit", "x-ratelimit", "x-should-retry", "content-type")
+"""How the headers begin that a refusal's answer bears."""
 BACKGROUND_S: Final = 2.0
 UNLIMITED: Final = 1 << 30
 """Concurrent requests, where no quota limits them."""
@@ -47,6 +53,7 @@ class Admission:
     source: Literal["slice", "service", "fail_mode"]
     status: int = 200
     body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class QuotaGate:
@@ -65,7 +72,7 @@ class QuotaGate:
         self._of_slice: dict[tuple[str, str, int], Slice] = {}
         self._modes: dict[str, Mode] = {}
         self._safe: Counter[str] = Counter()
-        self._without_service: set[tuple[str, str, int]] = set()
+        self._without_service: dict[tuple[str, str, int], None] = {}
         self._settlements: deque[dict[str, Any]] = deque()
         self._decisions: deque[dict[str, Any]] = deque()
         self._turning: asyncio.Task[None] | None = None
@@ -81,8 +88,8 @@ class QuotaGate:
             await asyncio.gather(self._turning, return_exceptions=True)
         with contextlib.suppress(NoAnswer):
             await self._send_waiting()
-            for (tenant_id, _, _), held in self._slices.items():
-                await self._give_back(tenant_id, held)
+            for held in self._slices.values():
+                await self._give_back(held)
         self._slices.clear()
         self._connection.close()
         self._background.close()
@@ -103,6 +110,9 @@ class QuotaGate:
         held = self._slices.get((tenant_id, model, adapter))
         if held is None or not held.admit(request_id, attempt, input_tokens, max_tokens * copies, self._clock()):
             return None
+        if len(self._of_slice) >= KEPT_AT_MOST:
+            del self._of_slice[next(iter(self._of_slice))]
+            self.counts["never_settled"] += 1
         self._of_slice[tenant_id, request_id, attempt] = held
         return held.priority
 
@@ -131,17 +141,17 @@ class QuotaGate:
                      "max_tokens": max_tokens, "attempt": attempt, "adapter": adapter, "n": n, "prompts": prompts,
                      "tier": tier}  # fmt: skip
             try:
-                status, body = await self._connection.call(
-                    "POST", "/v1/reservations", _encode(asked), self.settings.deadline
-                )
+                answer = await self._connection.call("POST", "/v1/reservations", _encode(asked), self.settings.deadline)
             except NoAnswer:
                 self._breaker.failed(self._clock())
             else:
-                if status < 500:
+                if answer.status in OF_THE_TENANT:
                     self._breaker.succeeded()
                     self._busy[tenant_id, model, adapter] += 1
-                    return self._told(tenant_id, status, body)
-                self._breaker.failed(self._clock())
+                    return self._told(tenant_id, answer)
+                self.counts[f"not_served_{answer.status}"] += 1
+                if answer.status >= 500:
+                    self._breaker.failed(self._clock())
         return self._by_fail_mode(tenant_id, request_id, attempt, max_tokens, tier)
 
     def settle(
@@ -155,9 +165,7 @@ class QuotaGate:
         lease_id = ""
         if held is not None and held.settle(request_id, attempt, input_tokens, output_tokens):
             lease_id = held.lease_id
-        if key in self._without_service:
-            self._without_service.discard(key)
-            self._safe[tenant_id] -= 1
+        self._ends_without_service(key)
         if len(self._settlements) >= KEPT_AT_MOST:
             self._settlements.popleft()
             self.counts["settlements_dropped"] += 1
@@ -167,32 +175,36 @@ class QuotaGate:
              "cache_hit_tokens": cache_hit_tokens, "dispatched": dispatched, "lease_id": lease_id}
         )  # fmt: skip
 
-    def _told(self, tenant_id: str, status: int, body: bytes) -> Admission:
+    def _told(self, tenant_id: str, answer: Answer) -> Admission:
         self.counts["service"] += 1
-        if status != 200:
-            return Admission(False, 0, 0, "service", status, body)
-        told = msgspec.json.decode(body)
+        if answer.status != 200:
+            headers = tuple(header for header in answer.headers if header[0].startswith(FOR_THE_TENANT))
+            return Admission(False, 0, 0, "service", answer.status, answer.body, headers)
+        told = msgspec.json.decode(answer.body)
         if len(self._modes) >= TENANTS_REMEMBERED:
             self._modes.clear()
         self._modes[tenant_id] = told["on_unavailable"]
-        return Admission(True, told["max_tokens"], told["priority"], "service", 200, body)
+        return Admission(True, told["max_tokens"], told["priority"], "service", 200, answer.body)
 
     def _by_fail_mode(
         self, tenant_id: str, request_id: str, attempt: int, max_tokens: int | None, tier: str
     ) -> Admission:
         """Decide without the service. The service tells what its tier and its quotas say about a tenant; of
         tenants that it never told about, the mode of the tier that is given holds."""
-        settings = self.settings
+        settings, key = self.settings, (tenant_id, request_id, attempt)
         mode = self._modes.get(tenant_id) or settings.tier_modes.get(tier, OTHER_TIERS)
         tokens = settings.safe_tokens if max_tokens is None else max_tokens
         allowed = mode == "allow"
         if mode == "safe_capacity":
             tokens = min(tokens, settings.safe_tokens)
-            allowed = self._safe[tenant_id] < settings.safe_requests
+            allowed = key in self._without_service or self._safe[tenant_id] < settings.safe_requests
         self.counts[f"fail_mode_{mode}_{'admitted' if allowed else 'refused'}"] += 1
-        if allowed:
+        if allowed and key not in self._without_service:
+            if len(self._without_service) >= KEPT_AT_MOST:
+                self._ends_without_service(next(iter(self._without_service)))
+                self.counts["never_settled"] += 1
+            self._without_service[key] = None
             self._safe[tenant_id] += 1
-            self._without_service.add((tenant_id, request_id, attempt))
         if len(self._decisions) >= KEPT_AT_MOST:
             self._decisions.popleft()
             self.counts["decisions_dropped"] += 1
@@ -200,6 +212,14 @@ class QuotaGate:
             {"tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "mode": mode, "admitted": allowed}
         )
         return Admission(allowed, tokens if allowed else 0, 0, "fail_mode", 200 if allowed else 503)
+
+    def _ends_without_service(self, key: tuple[str, str, int]) -> None:
+        """A request that was let in by a fail mode is over; any other is none of its business."""
+        if key in self._without_service:
+            del self._without_service[key]
+            self._safe[key[0]] -= 1
+            if not self._safe[key[0]]:
+                del self._safe[key[0]]
 
     async def _turn_again_and_again(self) -> None:
         while True:
@@ -218,10 +238,23 @@ class QuotaGate:
             while waiting:
                 part = [waiting.popleft() for _ in range(min(len(waiting), SEND_AT_MOST))]
                 try:
-                    await self._call("POST", path, {name: part})
+                    while part:
+                        del part[: await self._send_part(path, name, part)]
                 except NoAnswer:
                     waiting.extendleft(reversed(part))
                     raise
+
+    async def _send_part(self, path: str, name: str, part: list[dict[str, Any]]) -> int:
+        """Send all of it, or less where one in it spoils the whole; how many from its beginning are done with."""
+        status, _, _ = await self._background.call("POST", path, _encode({name: part}), BACKGROUND_S)
+        if status < 400:
+            return len(part)
+        if status >= 500 or status == UNAUTHORIZED:
+            raise NoAnswer(f"{path}: {status}")
+        if len(part) > 1:
+            return await self._send_part(path, name, part[: len(part) // 2])
+        self.counts[f"refused_{status}"] += 1
+        return 1
 
     async def _renew_slices(self) -> None:
         busy, self._busy = self._busy, Counter()
@@ -229,7 +262,7 @@ class QuotaGate:
         for key, held in list(self._slices.items()):
             if now >= held.until and not held.in_flight:
                 del self._slices[key]
-                await self._give_back(key[0], held)
+                await self._give_back(held)
             elif now > held.until - self.settings.slice_ttl / 2:
                 await self._ask_for_slice(key, held)
         for key, asked in busy.items():
@@ -269,14 +302,14 @@ class QuotaGate:
             self.counts["slices_granted"] += 1
         self._modes[tenant_id] = told["on_unavailable"]
 
-    async def _give_back(self, tenant_id: str, held: Slice) -> None:
+    async def _give_back(self, held: Slice) -> None:
         unused = {"requests": max(held.requests, 0), "input_tokens": max(held.input_tokens, 0),
                   "output_tokens": max(held.output_tokens, 0), "concurrency": held.slots}  # fmt: skip
         path = f"/v1/leases/{quote(held.lease_id, safe='')}"
         await self._call("DELETE", path, {"unused": unused, "in_flight": len(held.in_flight)})
 
     async def _call(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        status, answer = await self._background.call(method, path, _encode(body), BACKGROUND_S)
+        status, _, answer = await self._background.call(method, path, _encode(body), BACKGROUND_S)
         if status >= 500:
             raise NoAnswer(f"{path}: {status}")
         if status >= 400:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,7 +25,7 @@ class GateSettings:
     port: int = 8720
     secret: str = field(default="", repr=False)
     holder: str = "gate"
-    """Who holds slices: one name for each process."""
+    """Who holds slices: a name of its own for each process, among which what is left is divided."""
     deadline: float = 0.005
     """Nobody's request waits longer for a limiter."""
     failures_to_open: int = 3
@@ -46,4 +47,5 @@ class GateSettings:
         url = urlsplit(environ.get("TOLLBOOK_QUOTA_URL") or DEFAULT_URL)
         if url.scheme != "http" or not url.hostname or url.path.strip("/"):
             raise SettingsError("TOLLBOOK_QUOTA_URL must be http://HOST:PORT; TLS ends in a proxy before the service")
-        return GateSettings(url.hostname, url.port or 80, environ.get("TOLLBOOK_QUOTA_KEY", ""))
+        holder = f"{socket.gethostname()}/{os.getpid()}"
+        return GateSettings(url.hostname, url.port or 80, environ.get("TOLLBOOK_QUOTA_KEY", ""), holder)

@@ -1,0 +1,113 @@
+"""What the gate makes of the service's answers, and what it keeps: with a service that is played."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from serving_adapter.quota import gate as gates
+from serving_adapter.quota.connection import Answer
+from serving_adapter.quota.gate import QuotaGate
+from serving_adapter.quota.settings import GateSettings
+
+Say = Callable[[str, Any], Answer]
+
+
+class Played:
+    """A connection whose answers are worked out."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.asked: list[tuple[str, Any]] = []
+
+    async def call(self, method: str, path: str, body: bytes, within_s: float) -> Answer:
+        """What the service would say."""
+        self.asked.append((path, msgspec.json.decode(body)))
+        return self.say(path, self.asked[-1][1])
+
+
+def made(say: Say, **settings: Any) -> tuple[QuotaGate, Played]:
+    gate = QuotaGate(GateSettings(**settings))
+    played = Played(say)
+    gate._connection = gate._background = played  # type: ignore[assignment]
+    return gate, played
+
+
+def says(status: int, *headers: tuple[str, str]) -> Say:
+    return lambda path, body: Answer(status, headers, b"{}")
+
+
+def admitted(gate: QuotaGate, request_id: str, tier: str = "") -> gates.Admission:
+    return asyncio.run(gate.admit("t1", request_id, "m", 10, 100, tier=tier))
+
+
+def test_a_refusal_bears_the_headers_that_are_for_the_tenant() -> None:
+    gate, _ = made(says(429, ("retry-after", "7"), ("ratelimit", "x"), ("content-length", "2"), ("date", "now")))
+    refused = admitted(gate, "r1")
+    assert (refused.allowed, refused.status) == (False, 429)
+    assert refused.headers == (("retry-after", "7"), ("ratelimit", "x"))
+
+
+@pytest.mark.parametrize("status", [401, 404, 421, 503])
+def test_what_is_wrong_with_the_gate_refuses_nobody(status: int) -> None:
+    gate, _ = made(says(status))
+    found = admitted(gate, "r1", "enterprise")
+    assert (found.allowed, found.source) == (True, "fail_mode")
+    assert gate.counts[f"not_served_{status}"] == 1
+
+
+def test_safe_capacity_is_used_once_by_a_request_and_given_back_once() -> None:
+    gate, _ = made(says(500), tier_modes={"free": "safe_capacity"}, safe_requests=2, failures_to_open=1000)
+    for _ in range(5):
+        assert admitted(gate, "r1", "free").allowed
+    assert admitted(gate, "r2", "free").allowed
+    assert not admitted(gate, "r3", "free").allowed
+    for request_id in ("r1", "r1", "r2", "never seen"):
+        gate.settle("t1", request_id, input_tokens=1, output_tokens=1)
+    assert admitted(gate, "r4", "free").allowed
+    assert admitted(gate, "r5", "free").allowed
+    assert not admitted(gate, "r6", "free").allowed
+
+
+def test_what_is_never_settled_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "KEPT_AT_MOST", 10)
+    gate, _ = made(says(500), tier_modes={"free": "allow"}, failures_to_open=1000)
+    for number in range(25):
+        assert admitted(gate, f"r{number}", "free").allowed
+    assert len(gate._without_service) == 10
+    assert gate._safe["t1"] == 10
+
+
+def test_one_settlement_that_is_refused_does_not_take_the_others_along() -> None:
+    def say(path: str, body: Any) -> Answer:
+        wrong = any(each["request_id"] == "wrong" for each in body["settlements"])
+        if not wrong:
+            taken.extend(each["request_id"] for each in body["settlements"])
+        return Answer(403 if wrong else 204, (), b"")
+
+    taken: list[str] = []
+    gate, _ = made(say)
+    for request_id in ("a", "b", "wrong", "c", "d"):
+        gate.settle("t1", request_id, input_tokens=1, output_tokens=1)
+    asyncio.run(gate._send_waiting())
+    assert taken == ["a", "b", "c", "d"]
+    assert (gate.counts["refused_403"], len(gate._settlements)) == (1, 0)
+
+
+def test_with_a_wrong_key_settlements_wait_for_the_right_one() -> None:
+    gate, played = made(says(401))
+    gate.settle("t1", "a", input_tokens=1, output_tokens=1)
+    with pytest.raises(gates.NoAnswer):
+        asyncio.run(gate._send_waiting())
+    played.say = says(204)
+    asyncio.run(gate._send_waiting())
+    assert len(gate._settlements) == 0
+    assert len(played.asked) == 2
+
+
+def test_each_process_holds_slices_under_a_name_of_its_own() -> None:
+    assert GateSettings.from_environment({}).holder not in ("", "gate")

@@ -79,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._head_size = 0
+        self._gathered: int | None = None
         self._authorization = b""
         self._last = False
         self._paused = False
@@ -109,6 +110,9 @@ class Connection(asyncio.Protocol):
             self.receiving, self.since = True, self._server.now()
         try:
             self._parser.feed_data(data)
+            self._bound_head(len(data))
+        except _TooLarge:
+            self._refuse(431, "too large")
         except httptools.HttpParserUpgrade:
             self._refuse(400, "no upgrades here")
         except httptools.HttpParserCallbackError as problem:
@@ -124,6 +128,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._target, self._body, self._size, self._head_size = b"", [], 0, 0
+        self._gathered = -1  # the piece in which it begins may hold much else
         self._authorization = b""
         self._continue = False
 
@@ -147,6 +152,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head is here."""
+        self._gathered = None
         if self._continue and self.transport is not None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -170,6 +176,13 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     # Ours
+
+    def _bound_head(self, came: int) -> None:
+        """The parser gathers a header of any length before it tells: bound what came of a head that has no end yet."""
+        if self._gathered is not None:
+            self._gathered = 0 if self._gathered < 0 else self._gathered + came
+            if self._gathered > MAX_HEAD_BYTES:
+                raise _TooLarge
 
     def flush(self) -> None:
         """Write the answers that are due, in the order of their requests."""

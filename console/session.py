@@ -172,6 +172,11 @@ def change(opened: psycopg.Connection, dry_run: bool) -> Iterator[None]:
         pass
 
 
+def moment(text: str) -> datetime:
+    """A day (its midnight) or an RFC 3339 time. Aware, UTC."""
+    return clock(f"{text}T00:00:00Z" if len(text) == len("2026-10-01") else text)
+
+
 def clock(now: str | None) -> datetime:
     """The time to go by: `now` if given, else the clock. Aware, UTC."""
     if now is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -71,8 +71,8 @@ def grant(
         kind=kind,
         amount=parse_decimal(amount, decimals=LINE_DECIMALS),
         currency=currency.upper(),
-        effective=_time(since),
-        expires=None if expires is None else _time(expires),
+        effective=session.moment(since),
+        expires=None if expires is None else session.moment(expires),
         granted_at=session.clock(None),
         priority=priority,
         tax_treatment=tax_treatment,
@@ -206,8 +206,3 @@ def _state(state: CreditState, at: datetime) -> str:
 def _made_id(account: str, wanted: Grant, reason: str) -> str:
     said = [account, wanted.kind, plain(wanted.amount), wanted.currency, wanted.effective, wanted.expires, reason]
     return f"{wanted.kind}-{hashlib.sha256(repr([str(each) for each in said]).encode()).hexdigest()[:10]}"
-
-
-def _time(text: str) -> datetime:
-    given = session.clock(f"{text}T00:00:00Z" if len(text) == len("2026-10-01") else text)
-    return given.astimezone(UTC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -36,7 +35,7 @@ def start(
         raise typer.BadParameter("--from is needed: the day from which the plan's prices hold, e.g. --from 2026-10-01")
     if bool(tenants) == all_tenants:
         raise typer.BadParameter("name tenants, or give --all")
-    starts_at = _moment(starts)
+    starts_at = session.moment(starts)
     if not tenants:
         with session.connection() as connection:
             tenants = [tenant.tenant_id for tenant in register.all_tenants(connection)]
@@ -62,7 +61,7 @@ def change(
     """Move a tenant to another plan, or other seats of its plan. Safe to repeat."""
     with session.engine() as engine:
         done = change_subscription(
-            engine, tenant_id=tenant, plan=plan, at=_moment(since), actor=actor, seats=seats, dry_run=dry_run
+            engine, tenant_id=tenant, plan=plan, at=session.moment(since), actor=actor, seats=seats, dry_run=dry_run
         )
     session.warn_of_stale(done.stale)
     assert done.after is not None, "a change goes on with a subscription"
@@ -80,15 +79,10 @@ def cancel(
 ) -> None:
     """End a tenant's subscription. What it used until then is billed with its period. Safe to repeat."""
     with session.engine() as engine:
-        done = cancel_subscription(engine, tenant_id=tenant, at=_moment(since), actor=actor, dry_run=dry_run)
+        done = cancel_subscription(engine, tenant_id=tenant, at=session.moment(since), actor=actor, dry_run=dry_run)
     session.warn_of_stale(done.stale)
     how = ("would end" if dry_run else "ends") if done.changed else "ended already"
     out.print(f"tenant {tenant}: plan {done.before.plan} {how} {done.before.ends_at:%Y-%m-%dT%H:%M:%SZ}")
-
-
-def _moment(text: str) -> datetime:
-    """A day (its midnight) or an RFC 3339 time, UTC."""
-    return session.clock(f"{text}T00:00:00Z" if len(text) == len("2026-10-01") else text)
 
 
 @app.command("list")

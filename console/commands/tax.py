@@ -29,7 +29,7 @@ def set_rules(
     dry_run: session.DryRun = False,
 ) -> None:
     """Tax an account so from a day on: all invoices whose service ends after that. Safe to repeat."""
-    valid_from = session.clock(f"{since}T00:00:00Z" if len(since) == len("2026-10-01") else since)
+    valid_from = session.moment(since)
     rules = TaxRules(mode, dict(_rate(text) for text in rate or ()), rounding)
     with session.engine() as engine:
         changed = set_tax(engine, DatedTaxRules(account, rules, valid_from, evidence), actor=actor, dry_run=dry_run)

@@ -66,12 +66,11 @@ class Want(msgspec.Struct, frozen=True):
 
 
 class LeaseAsk(msgspec.Struct, frozen=True):
-    """A slice of a tenant's quotas, for a model. `metrics` may name what is wanted instead of amounts of 0."""
+    """A slice of a tenant's quotas, for a model.."""
 
     tenant_id: TenantId
     want: Want
     ttl_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 2000
-    metrics: list[str] = []
     model: Scope = ""
     adapter: Scope = ""
     holder: Scope = ""

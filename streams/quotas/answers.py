@@ -66,7 +66,7 @@ class Want(msgspec.Struct, frozen=True):
 
 
 class LeaseAsk(msgspec.Struct, frozen=True):
-    """A slice of a tenant's quotas, for a model.."""
+    """A slice of a tenant's quotas, for a model."""
 
     tenant_id: TenantId
     want: Want

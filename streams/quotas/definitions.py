@@ -146,11 +146,6 @@ def in_force(quotas: Iterable[Quota], tenant_id: str, tier: str, at: datetime) -
     return [held[quota_id] for quota_id in sorted(held) if not held[quota_id].ends]
 
 
-def next_change(quotas: Iterable[Quota], after: datetime) -> datetime | None:
-    """When the next dated definition begins."""
-    return min((quota.starts_at for quota in quotas if quota.starts_at > after), default=None)
-
-
 def strictest(modes: Iterable[OnUnavailable]) -> OnUnavailable | None:
     """Of several ways to go on without the service the most careful one."""
     return max(modes, key=lambda mode: STRICTNESS[mode], default=None)

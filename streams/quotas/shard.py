@@ -18,6 +18,7 @@ from streams.quotas import book_state, entries
 from streams.quotas.amounts import PriceList
 from streams.quotas.book import TenantBook
 from streams.quotas.calendar import microseconds, moment
+from streams.quotas.counters import Counters
 from streams.quotas.deadlines import Deadlines
 from streams.quotas.decisions import Ask, Limits, Refused, Row
 from streams.quotas.definition_store import Definitions
@@ -43,25 +44,6 @@ Unready = Literal["loading", "unknown", "suspended", "closed"]
 """Why nothing can be decided: the tenant's usage or registration is being read, or it may not use anything."""
 
 _UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the start, for metrics."""
-
-    admitted: int = 0
-    shrunk: int = 0
-    refused: int = 0
-    settled: int = 0
-    confirmed: int = 0
-    unreserved: int = 0
-    """Usage events that nobody had reserved."""
-    expired: int = 0
-    over: int = 0
-    """Tokens used beyond what was reserved."""
-    unasked: int = 0
-    findings: int = 0
-    """Attempts that were settled and not confirmed within the bound, when looked into."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,24 @@
+"""What a shard has done since it was started. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start, for metrics."""
+
+    admitted: int = 0
+    shrunk: int = 0
+    refused: int = 0
+    settled: int = 0
+    confirmed: int = 0
+    unreserved: int = 0
+    """Usage events that nobody had reserved."""
+    expired: int = 0
+    over: int = 0
+    """Tokens used beyond what was reserved."""
+    unasked: int = 0
+    findings: int = 0
+    """Attempts that were settled and not confirmed within the bound, when looked into."""

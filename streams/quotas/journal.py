@@ -7,11 +7,12 @@ the new owner reads the journal after it has raised the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+import msgspec
 import psycopg
 
 from streams import alerts
@@ -55,18 +56,27 @@ class Batch:
     alerts: list[Alert] = field(default_factory=list)
 
 
-_APPEND: Final = """
+_MINE: Final = """
     with mine as (
         update usage.quota_shards set next_seq = next_seq + 1
         where shard = %(shard)s and epoch = %(epoch)s returning next_seq - 1 as seq
-    )
+    )"""
+_INSERT: Final = """
     insert into usage.quota_journal (shard, epoch, seq, entries)
     select %(shard)s, %(epoch)s, seq, %(entries)s from mine returning no
 """
-APPEND_PREPARED: Final = (
-    (_APPEND % {"shard": "$1::integer", "epoch": "$2::bigint", "entries": "$3::bytea"}).replace("%%", "%").encode()
-)
-"""The same as the server prepares it: shard, epoch, entries."""
+_APPEND: Final = _MINE + _INSERT
+_APPEND_AND_TELL: Final = f"""{_MINE},
+    told as (
+        insert into usage.quota_decisions (decided_at, tenant_id, request_id, attempt, kind, detail)
+        select d.decided_at, d.tenant_id, d.request_id, d.attempt, d.kind, convert_to(d.detail, 'UTF8')
+        from mine, jsonb_to_recordset(%(decisions)s::jsonb) as d
+            (decided_at timestamptz, tenant_id text, request_id text, attempt integer, kind text, detail text)
+    ){_INSERT}"""
+_NUMBERED: Final = {"shard": "$1::integer", "epoch": "$2::bigint", "entries": "$3::bytea", "decisions": "$4::jsonb"}
+APPEND_PREPARED: Final = (_APPEND % _NUMBERED).encode()
+APPEND_AND_TELL_PREPARED: Final = (_APPEND_AND_TELL % _NUMBERED).encode()
+"""As the server prepares them: shard, epoch, entries; with decisions (`decisions_text`)."""
 _KEEP_STATE: Final = """
     insert into usage.quota_states as s (tenant_group, no, state)
     select %(group)s, %(no)s, %(state)s
@@ -127,22 +137,24 @@ def append(connection: psycopg.Connection, mine: Ownership, batch: Batch) -> int
     if not (batch.decisions or batch.alerts):
         return _appended(connection, mine, given)
     with connection.transaction():
-        no = _appended(connection, mine, given)
-        if batch.decisions:
-            with (
-                connection.cursor() as cursor,
-                cursor.copy(f"copy usage.quota_decisions ({_DECISION_COLUMNS}) from stdin") as copy,
-            ):
-                for each in batch.decisions:
-                    copy.write_row(
-                        (each.decided_at, each.tenant_id, each.request_id, each.attempt, each.kind, each.detail)
-                    )
+        no = _appended(connection, mine, given | {"decisions": decisions_text(batch.decisions).decode()})
         alerts.raise_all(connection, batch.alerts)
     return no
 
 
+def decisions_text(decisions: Sequence[Decision]) -> bytes:
+    """Decisions as the statements take them: a JSON array."""
+    return msgspec.json.encode(
+        [
+            {"decided_at": each.decided_at, "tenant_id": each.tenant_id, "request_id": each.request_id,
+             "attempt": each.attempt, "kind": each.kind, "detail": each.detail.decode()}
+            for each in decisions
+        ]
+    )  # fmt: skip
+
+
 def _appended(connection: psycopg.Connection, mine: Ownership, given: dict[str, object]) -> int:
-    row = connection.execute(_APPEND, given, prepare=True).fetchone()
+    row = connection.execute(_APPEND_AND_TELL if "decisions" in given else _APPEND, given, prepare=True).fetchone()
     if row is None:
         raise Fenced(f"shard {mine.shard} has another owner: epoch {mine.epoch} is over")
     return int(row[0])

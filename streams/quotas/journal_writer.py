@@ -2,7 +2,7 @@
 
 A batch of entries is one prepared statement, sent and awaited on the loop itself: a thread's two changes of hands for
 each batch would cost as much as ten decisions, and delay all of its answers. What is seldom, and may take long, is done
-in a thread: connecting, batches with refusals or alerts, and trying again while the database is away.
+in a thread: connecting, batches with alerts, and trying again while the database is away.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from streams.settings import DatabaseSettings
 
 RETRY_S: Final = 0.2
 _APPEND: Final = b"tollbook_append"
+_APPEND_AND_TELL: Final = b"tollbook_append_and_tell"
 Result = TypeVar("Result")
 
 
@@ -58,12 +59,14 @@ class JournalWriter:
         """Begin to write a batch; the one before it is written."""
         self._batch = batch
         pgconn = self._sending
-        if pgconn is not None and not (batch.decisions or batch.alerts):
-            mine = self._mine
+        if pgconn is not None and not batch.alerts:
+            given = [b"%d" % self._mine.shard, b"%d" % self._mine.epoch, batch.entries]
             try:
-                pgconn.send_query_prepared(
-                    _APPEND, [b"%d" % mine.shard, b"%d" % mine.epoch, batch.entries], param_formats=[0, 0, 1]
-                )
+                if batch.decisions:
+                    given.append(journal.decisions_text(batch.decisions))
+                    pgconn.send_query_prepared(_APPEND_AND_TELL, given, param_formats=[0, 0, 1, 0])
+                else:
+                    pgconn.send_query_prepared(_APPEND, given, param_formats=[0, 0, 1])
                 self._flush()
             except psycopg.Error:
                 self._lose()
@@ -168,9 +171,12 @@ class JournalWriter:
     def _connected(self) -> psycopg.Connection | None:
         try:
             connection = connect(self._database.url, application="tollbook quota journal")
-            prepared = connection.pgconn.prepare(_APPEND, journal.APPEND_PREPARED)
-            if prepared.status != ExecStatus.COMMAND_OK:
-                raise psycopg.OperationalError(prepared.get_error_message())
+            for name, statement in (
+                (_APPEND, journal.APPEND_PREPARED), (_APPEND_AND_TELL, journal.APPEND_AND_TELL_PREPARED)
+            ):  # fmt: skip
+                prepared = connection.pgconn.prepare(name, statement)
+                if prepared.status != ExecStatus.COMMAND_OK:
+                    raise psycopg.OperationalError(prepared.get_error_message())
         except (psycopg.Error, DatabaseUnavailable) as error:
             if not is_passing(error):
                 raise

@@ -7,6 +7,7 @@ the new owner reads the journal after it has raised the epoch.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -56,6 +57,10 @@ class Batch:
     alerts: list[Alert] = field(default_factory=list)
 
 
+PACKING: Final = 1
+"""The fastest: what is stored is a sixth all the same."""
+_PACKED: Final = b"\x78"
+"""How zlib's data begins; no list of books does."""
 _MINE: Final = """
     with mine as (
         update usage.quota_shards set next_seq = next_seq + 1
@@ -161,8 +166,12 @@ def _appended(connection: psycopg.Connection, mine: Ownership, given: dict[str, 
 
 
 def keep_state(connection: psycopg.Connection, mine: Ownership, group: int, no: int, state: bytes) -> None:
-    """Store a group's books as of a batch; nothing, if the shard has another owner by now, or a newer state."""
-    given = {"group": group, "no": no, "state": state, "shard": mine.shard, "epoch": mine.epoch}
+    """Store a group's books as of a batch; nothing, if the shard has another owner by now, or a newer state.
+
+    Compressed: a batch that is written meanwhile waits for the disk until this is on it.
+    """
+    packed = zlib.compress(state, PACKING)
+    given = {"group": group, "no": no, "state": packed, "shard": mine.shard, "epoch": mine.epoch}
     connection.execute(_KEEP_STATE, given)
 
 
@@ -171,7 +180,7 @@ def states(connection: psycopg.Connection, mine: Ownership) -> Iterator[tuple[in
     for group, no, state in connection.execute(
         "select tenant_group, no, state from usage.quota_states where tenant_group %% %s = %s", (mine.of, mine.shard)
     ):
-        yield group, no, bytes(state)
+        yield group, no, zlib.decompress(state) if state[:1] == _PACKED else bytes(state)
 
 
 def batches(connection: psycopg.Connection) -> Iterator[tuple[int, bytes]]:

@@ -8,6 +8,7 @@ are put in; an engine that lacks one is refused.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
@@ -29,6 +30,12 @@ class IsolationBroken(AdapterError):
     """A sequence reached the engine with another tenant's salt or adapter."""
 
 
+def check_version(version: str | None) -> None:
+    """Raises EngineUnfit for a vLLM that nobody has looked at. None: not vLLM's own package (a double)."""
+    if version is not None and ".".join(version.split(".")[:2]) not in TESTED:
+        raise EngineUnfit(f"vLLM {version} is not one of {', '.join(TESTED)}: its hook points were not looked at")
+
+
 def attach(client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None]) -> None:
     """Put the hooks in, once. `attempt_of_nobody` makes the attempt that work without a request belongs to.
 
@@ -42,6 +49,7 @@ class _Hooks:
     def __init__(self, client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None]) -> None:
         processor: Any = getattr(client, "output_processor", None)
         self._processor = processor
+        check_version(getattr(sys.modules.get("vllm"), "__version__", None))
         for owner, names in (
             (client, ("generate", "encode", "abort", "shutdown")),
             (processor, ("add_request", "_finish_request", "request_states", "parent_requests", "external_req_ids")),

@@ -42,13 +42,29 @@ class Middleware:
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
         elif scope["type"] == "lifespan":
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                await self._replica.stop()
+            await self._live(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """From the server's start to its end. An engine that cannot be metered stops it before it has begun."""
+
+        async def stop_and_send(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):  # the server waits for this word, and for nothing after
+                await self._replica.stop()
+            await send(message)
+
+        client = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+        try:
+            if client is not None:
+                self._replica.attach(client)
+            await self._app(scope, receive, stop_and_send)
+        except EngineUnfit as error:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        finally:
+            self._replica.stop_now()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = route_of(scope["method"], scope["path"])

@@ -60,6 +60,7 @@ class Replica:
         self._open: dict[int, Work] = {}
         self._ticking: asyncio.Task[None] | None = None
         self._heartbeats: Heartbeats | None = None
+        self._stopped = False
 
     async def start(self) -> None:
         """Begin what goes on beside requests; a second call does nothing."""
@@ -82,10 +83,16 @@ class Replica:
             await asyncio.gather(self._ticking, return_exceptions=True)
         if self.gate is not None:
             await self.gate.stop()
-        loop = asyncio.get_running_loop()
         if self._heartbeats is not None:
-            await loop.run_in_executor(None, self._heartbeats.stop)
-        await loop.run_in_executor(None, self.journal.close)
+            await asyncio.get_running_loop().run_in_executor(None, self._heartbeats.stop)
+        self.stop_now()
+
+    def stop_now(self) -> None:
+        """The same without a loop that goes on: what is open is settled and on disk. Once."""
+        if not self._stopped:
+            self._stopped = True
+            self.cut_off_all()
+            self.journal.close()
 
     def attach(self, client: Any) -> None:
         """Hook into an engine, once. Raises EngineUnfit."""

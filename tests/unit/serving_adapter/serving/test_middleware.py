@@ -15,15 +15,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from serving_adapter.engine.vllm_hooks import EngineUnfit, check_version
 from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import Caller, sign
 from serving_adapter.isolation.rules import Rules
 from serving_adapter.serving.adapter_settings import AdapterSettings, SpoolSection
 from serving_adapter.serving.middleware import Middleware
 from serving_adapter.serving.replica import Replica
-from serving_adapter.spool.records import Start
+from serving_adapter.spool.records import Farewell, Start
 from tests.adapter_builders import events, records
-from tests.engine_double import EngineClient, engine_app
+from tests.engine_double import EngineClient, OutputProcessor, engine_app
 
 KEY = b"k" * 32
 RULES = {
@@ -287,6 +288,41 @@ def test_what_runs_without_a_request_is_the_platforms(settings: AdapterSettings)
             pass
 
     asyncio.run(run())
+
+
+def test_an_engine_that_cannot_be_metered_stops_the_server_before_it_begins(
+    settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def started() -> list[str]:
+        replica = Replica(settings)
+        app, said = engine_app(), list[str]()
+        messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            if any(isinstance(record, Farewell) for record in records(replica.journal.folder)):
+                said.append("farewell")
+            said.append(message["type"])
+
+        await Middleware(app, replica)({"type": "lifespan", "app": app, "state": {}}, receive, send)
+        return said
+
+    assert asyncio.run(started()) == ["lifespan.startup.complete", "farewell", "lifespan.shutdown.complete"]
+    monkeypatch.setattr(OutputProcessor, "log_stats", False)
+    assert asyncio.run(started()) == ["lifespan.startup.failed"]
+    monkeypatch.undo()
+    monkeypatch.delattr(OutputProcessor, "_finish_request")
+    assert asyncio.run(started()) == ["lifespan.startup.failed"]
+
+
+def test_other_versions_of_vllm_than_those_looked_at_are_refused() -> None:
+    for version in ("0.29.0", "0.32.0+cpu", "0.33.1.dev3"):
+        check_version(version)
+    for version in ("0.28.1", "0.34.0", "0.3.2", "1.32.0"):
+        with pytest.raises(EngineUnfit):
+            check_version(version)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ settings.load_profile("tollbook")
 pytest_plugins = [
     "tests.fixtures_services",
     "tests.fixtures_kafka",
+    "tests.fixtures_adapter",
     "tests.fixtures_event_server",
     "tests.fixtures_quota_server",
     "tests.fixtures_stripe_twin",

@@ -1,0 +1,168 @@
+"""The middleware in front of an engine double: what tenants may reach, and what reaches the engine of what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from serving_adapter.serving.adapter_settings import AdapterSettings
+from tests.fixtures_adapter import PROMPT, serving
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "headers", "status"),
+    [
+        ("/v1/rerank", "POST", None, 404),
+        ("/v1/load_lora_adapter", "POST", None, 404),
+        ("/v1/completions/", "POST", None, 404),
+        ("/v1//completions", "POST", None, 404),
+        ("/v1/completions", "PUT", None, 404),
+        ("/v1/completions", "POST", {}, 401),
+        ("/v1/completions", "POST", {"x-tollbook-caller": "v1.k1.e30.AAAA"}, 401),
+        ("/v1/completions", "POST", {"authorization": "Bearer x"}, 401),
+        ("/metrics", "GET", {}, 403),
+    ],
+)
+def test_what_is_not_named_is_closed_and_nobody_comes_without_a_name(
+    adapter_settings: AdapterSettings, path: str, method: str, headers: dict[str, str] | None, status: int
+) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            answer = await served.ask({"model": "tiny", "prompt": PROMPT}, path, method=method, headers=headers)
+            assert answer.status == status
+            assert "error" in json.loads(answer.body)
+            assert served.engine.seen == []
+            assert served.replica.journal.standing().started == 0
+
+    asyncio.run(run())
+
+
+def test_a_tenants_blocks_are_found_by_it_alone_whatever_salt_is_sent(
+    adapter_settings: AdapterSettings,
+) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
+            for _ in range(2):
+                await served.ask(body, tenant="tenant_a")
+            stolen = served.engine.seen[0].cache_salt
+            await served.ask(body | {"cache_salt": stolen}, tenant="tenant_b")
+            await served.ask(body | {"cache_salt": None}, tenant="tenant_b")
+            first, again, foreign, own = await served.told(4)
+            assert [e.cache_hit_tokens for e in (first, again, foreign, own)] == [0, 8, 0, 8]
+            assert stolen not in {request.cache_salt for request in served.engine.seen[2:]}
+            assert len(stolen) == 43
+
+    asyncio.run(run())
+
+
+def test_priority_is_the_tiers_and_dangerous_fields_do_not_reach_the_engine(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1, "priority": -999}
+            headers = served.signed(tier="free") | {"x-vllm-priority": "-999", "x-request-id": "mine"}
+            answer = await served.ask(body, headers=headers)
+            assert served.engine.seen[0].priority == 10
+            (event,) = await served.told()
+            assert event.client_request_id == "mine"
+            assert answer.headers["x-request-id"] == event.request_id != "mine"
+            for name, value in (("use_beam_search", True), ("previous_response_id", "resp_1"), ("prompt_embeds", "AA")):
+                refused = await served.ask(body | {name: value})
+                assert (refused.status, json.loads(refused.body)["error"]["param"]) == (400, name)
+
+    asyncio.run(run())
+
+
+def test_a_tenant_reaches_its_own_adapters_and_foreign_ones_do_not_exist(
+    adapter_settings: AdapterSettings,
+) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            own = await served.ask({"model": "fr", "prompt": "a b", "max_tokens": 1})
+            assert own.status == 200
+            assert json.loads(own.body)["model"] == "fr", "the engine's name for it is not shown"
+            names = ("law", "tenant_b--law--1", "tenant_a--fr--1", "../tenant_b--law--1", "nothing", "")
+            answers = [await served.ask({"model": name, "prompt": "a b"}) for name in names]
+            assert {answer.status for answer in answers} == {404}
+            texts = {
+                json.loads(a.body)["error"]["message"].replace(f"`{n}`", "")
+                for a, n in zip(answers, names, strict=True)
+            }
+            assert len(texts) == 1
+            listed = await served.ask(b"", "/v1/models", method="GET", tenant="tenant_b")
+            assert [model["id"] for model in json.loads(listed.body)["data"]] == ["tiny", "fast", "law"]
+            (event,) = await served.told()
+            assert (event.model, event.adapter, event.adapter_revision) == ("tiny", "fr", "1")
+            streamed = await served.ask({"model": "fast", "prompt": "a b", "max_tokens": 2, "stream": True})
+            assert b'"model":"fast"' in streamed.body
+            assert b'"model":"tiny"' not in streamed.body
+
+    asyncio.run(run())
+
+
+def test_a_route_that_lost_the_salt_is_stopped_before_the_engine(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            run_one = served.engine.generate
+
+            def without_salt(prompt: str, params: Any, request_id: str, **more: Any) -> Any:
+                return run_one(prompt, params, request_id, **more | {"cache_salt": None})
+
+            served.engine.generate = without_salt  # type: ignore[method-assign]
+            with pytest.raises(Exception, match="without its tenant's cache salt"):
+                await served.ask({"model": "tiny", "prompt": PROMPT})
+            (event,) = await served.told()
+            assert (event.status, event.fault, event.output_tokens) == ("error", "platform", 0)
+            assert served.engine.output_processor.counters["generation"] == 0
+
+    asyncio.run(run())
+
+
+def test_regions_limits_and_a_full_spool_refuse_before_the_engine(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            body = {"model": "tiny", "prompt": "a b"}
+            pinned = await served.ask(body, regions=["us", "ap"])
+            assert (pinned.status, json.loads(pinned.body)["error"]["code"]) == (403, "region_not_allowed")
+            assert (await served.ask(body | {"prompt": "x" * 30_000})).status == 413
+            assert (await served.ask(body | {"n": 9})).status == 400
+            assert (await served.ask(body | {"prompt": ["a"] * 5})).status == 400
+            assert (await served.ask(body | {"max_tokens": 501})).status == 400
+            assert (await served.ask(b"[1]")).status == 400
+            served.replica.journal._writer.failing = "played"
+            assert (await served.ask(body)).status == 503
+            assert (await served.ask(b"", "/health", method="GET")).status == 503
+            served.replica.journal._writer.failing = None
+            assert served.engine.seen == []
+            page = served.replica.metrics.page()
+            assert 'tenant_refused_total{tenant="tenant_a",reason="no_room"} 1' in page
+
+    asyncio.run(run())
+
+
+def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings: AdapterSettings) -> None:
+    secret = Path(adapter_settings.salt_key).with_name("metrics")
+    secret.write_bytes(b"m" * 32)
+    secret.chmod(0o600)
+    adapter_settings = msgspec.structs.replace(adapter_settings, metrics_secret=str(secret))
+
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            await served.ask({"model": "tiny", "prompt": PROMPT, "max_tokens": 3, "stream": True})
+            await served.told()
+            answer = await served.ask(b"", "/metrics", method="GET", headers={"authorization": "Bearer " + "m" * 32})
+            page = answer.body.decode()
+            assert int(answer.headers["content-length"]) == len(answer.body)
+            assert page.startswith("vllm:prompt_tokens_total 1\n")
+            assert f'tollbook_boot_info{{boot_id="{served.replica.journal.boot_id}",replica_id="r1"}} 1' in page
+            assert 'tenant_requests_total{tenant="tenant_a",model="tiny",status="ok"} 1' in page
+            assert 'tenant_tokens_total{tenant="tenant_a",model="tiny",class="output"} 3' in page
+            assert 'tenant_time_to_first_token_seconds_count{tenant="tenant_a"} 1' in page
+            assert 'tenant_in_flight{tenant="tenant_a"} 0' in page
+
+    asyncio.run(run())

@@ -21,6 +21,7 @@ from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
 from serving_adapter.spool.recovery import recover, replay
 from tests.adapter_builders import events
+from tests.vllm.environment import REPOSITORY
 from tests.vllm.server import Server
 
 QUICK = bool(os.environ.get("QUICK"))
@@ -139,9 +140,9 @@ async def mixed(server: Server, before: int) -> None:
 
 
 async def in_flight(server: Server, number: int) -> list[asyncio.Task[tuple[int, bytes]]]:
-    """Requests that go on for a while, some seconds into their answers."""
+    """Requests that go on for a while, each with tokens in a progress record."""
     asked = [asyncio.create_task(server.ask(FOREVER | {"stream": True})) for _ in range(number)]
-    while len(replay(server.boot)[0].progress) < number:
+    while sum(so_far.output_tokens > 0 for _, so_far in replay(server.boot)[0].progress.values()) < number:
         await asyncio.sleep(0.1)
     return asked
 
@@ -176,7 +177,8 @@ async def stopped(server: Server) -> None:
 def main() -> None:
     """One server for what is counted, two more for how it ends."""
     print(f"seed {SEED}")
-    with tempfile.TemporaryDirectory() as name:
+    (REPOSITORY / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as name:
         server = Server(Path(name))
         try:
             for steps in ([every_end, isolation, mixed, killed], [stopped]):

@@ -158,4 +158,4 @@ def _a_version_that_changes_nothing(
 
 
 def _sums(documents: Sequence[Plain]) -> list[tuple[str, str, Fraction]]:
-    return [(document["period"], document["doc"], exact_sum([document])) for document in in_order(documents)]
+    return sorted((document["period"], document["doc"], exact_sum([document])) for document in documents)

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from tests.simulation.money import calendar
-from tests.simulation.money.compare import Rating, difference, in_order
+from tests.simulation.money.compare import Rating, difference
 
 Plain = dict[str, Any]
 

@@ -14,7 +14,7 @@ BillingError
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
 ├── PartyRefused                                        (who is on a document)
 ├── PreviewRefused, EventsRefused, DocumentRefused      (invoices as files)
-└── StripeError                                        (see billing/stripe_gateway.py)
+└── StripeError                                        (see billing/stripe/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
     ├── StripeBusy             not done, try again: 429, or a request with this key is under way

@@ -26,7 +26,7 @@ from streams.settings import DatabaseSettings, archive_address
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from billing.stripe_gateway import StripeGateway
+    from billing.stripe.stripe_gateway import StripeGateway
     from streams.retention.archive_files import Archive
     from streams.rules.stale_bands import StaleBands
 
@@ -129,7 +129,7 @@ def archive() -> Archive:
 
 def stripe(*, test: bool | None = None) -> StripeGateway:
     """Stripe as the environment names it. For changes a test key or a twin needs `test`, a live key its absence."""
-    from billing.stripe_gateway import StripeGateway
+    from billing.stripe.stripe_gateway import StripeGateway
 
     settings = StripeSettings.from_environment()
     if test is True and settings.is_live:

@@ -24,16 +24,16 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from billing.charge_models import Percentage
-from billing.credits import GrantKind
-from billing.deferrals import deferred, deferred_by_tenant, earned_by_tenant
-from billing.invoices import Invoice
+from billing.bills.credits import GrantKind
+from billing.bills.tax import TaxMode
+from billing.invoicing.invoices import Invoice
 from billing.money import ZERO, currency, exactly, from_minor, total
 from billing.periods import BillingPeriod, parse_period
-from billing.price_plans import BILL_STATUSES, PlanVersion, PricePlan, version_at
+from billing.plans.charge_models import Percentage
+from billing.plans.price_plans import BILL_STATUSES, PlanVersion, PricePlan, version_at
+from billing.plans.subscriptions import in_force_since
+from billing.posting.deferrals import deferred, deferred_by_tenant, earned_by_tenant
 from billing.rating import LineKind, RatedLine, is_billable, quantities
-from billing.subscriptions import in_force_since
-from billing.tax import TaxMode
 from reconciliation.comparison import Difference, Value, differences
 from streams.rules.rating_bands import parse_band
 from streams.rules.windows import UsageQuantity

@@ -12,35 +12,34 @@ from typing import Final
 import psycopg
 from sqlalchemy import Connection, Engine
 
-from billing import (
-    account_store,
+from billing.commands.trial_balance import trial_balance
+from billing.database import raw, transaction
+from billing.invoicing import (
     adjustment_store,
     credit_store,
     invoice_parts,
     invoice_store,
     invoice_sums,
-    ledger_store,
     number_store,
-    plan_store,
-    proposal_store,
     rated_line_store,
-    stripe_request_store,
-    unbillable_store,
 )
-from billing.advance_fees import INSTANT
-from billing.attempts import less
-from billing.commands.trial_balance import trial_balance
-from billing.database import raw, transaction
-from billing.invoice_rows import StoredInvoice
-from billing.invoice_states import ISSUED
-from billing.ledger import FEES_EARNED
+from billing.invoicing.advance_fees import INSTANT
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import ISSUED
+from billing.ledger import ledger_store
+from billing.ledger.journal import FEES_EARNED
 from billing.periods import BillingPeriod
-from billing.price_plans import BillAttempts, PlanVersion, PriceAt
-from billing.proposal_store import ProposalKind
+from billing.plans import account_store, plan_store
+from billing.plans.price_plans import BillAttempts, PlanVersion, PriceAt
+from billing.plans.schedules import MONTHLY, periods_in
+from billing.plans.subscriptions import Piece, pieces
+from billing.posting import proposal_store
+from billing.posting.proposal_store import ProposalKind
 from billing.rating import RatedLine
-from billing.schedules import MONTHLY, periods_in
-from billing.stripe_gateway import StripeGateway
-from billing.subscriptions import Piece, pieces
+from billing.stripe import stripe_request_store
+from billing.stripe.stripe_gateway import StripeGateway
+from billing.usage import unbillable_store
+from billing.usage.attempts import less
 from reconciliation import agreement, stripe_agreement
 from reconciliation.agreement import Check, Terms, compare
 from reconciliation.comparison import Difference, Value

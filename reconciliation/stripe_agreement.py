@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from billing.invoice_rows import StoredInvoice
-from billing.invoice_states import InvoiceState
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.sending import LineSeen, seen_header, told, wanted_header, wanted_lines
 from billing.periods import BillingPeriod
-from billing.sending import LineSeen, seen_header, told, wanted_header, wanted_lines
-from billing.stripe_gateway import StripeInvoice
+from billing.stripe.stripe_gateway import StripeInvoice
 from reconciliation.agreement import Check
 from reconciliation.comparison import Difference, differences, multiset_differences
 

@@ -8,17 +8,17 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from billing.invoice_rows import StoredInvoice
-from billing.invoice_states import InvoiceState
-from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoicing.parties import Party
+from billing.invoicing.party_store import Sides
+from billing.invoicing.sending import SendingStep
 from billing.money import Rounding
-from billing.parties import Party
-from billing.party_store import Sides
 from billing.periods import BillingPeriod, parse_period
-from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion, Terms
+from billing.plans.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion, Terms
+from billing.plans.subscriptions import Piece, Subscription, pieces, subscription_id
 from billing.rating import RatedLine, Rating, rate
-from billing.sending import SendingStep
-from billing.subscriptions import Piece, Subscription, pieces, subscription_id
 from streams.rules.windows import UsageQuantity
 
 OCTOBER = parse_period("2026-10")

@@ -7,12 +7,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, billed_until_store, estimates, plan_store, rating_bands
 from billing.database import raw, transaction
 from billing.errors import PlanConflict
-from billing.plan_documents import differences
-from billing.plan_file import parse_plan
-from billing.price_plans import PlanVersion, PricePlan, unpriced_token_classes
+from billing.invoicing import billed_until_store
+from billing.plans import account_store, plan_store
+from billing.plans.plan_documents import differences
+from billing.plans.plan_file import parse_plan
+from billing.plans.price_plans import PlanVersion, PricePlan, unpriced_token_classes
+from billing.usage import estimates, rating_bands
 from streams import audit
 from streams.rules.stale_bands import StaleBands
 

@@ -12,19 +12,20 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, credit_store, invoice_parts, invoice_store, plan_store, tax_store
-from billing.advance_fees import FeesDue, Service, changed_tenants, fees_due, figures
-from billing.credits import reduces_price
+from billing.bills.credits import reduces_price
+from billing.bills.documents import Payer
+from billing.bills.payment_credits import fees_to_cover
 from billing.database import transaction
-from billing.documents import Payer
 from billing.errors import CreditRefused, UnknownTaxGroup
-from billing.invoice_rows import StoredInvoice
-from billing.invoice_states import ISSUED
-from billing.invoiced_fees import InvoicedFees, TenantLines
-from billing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoicing import credit_store, invoice_parts, invoice_store, tax_store
+from billing.invoicing.advance_fees import FeesDue, Service, changed_tenants, fees_due, figures
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import ISSUED
+from billing.invoicing.invoiced_fees import InvoicedFees, TenantLines
+from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import ZERO, currency, exactly
-from billing.note_issuing import issue_note
-from billing.payment_credits import fees_to_cover
+from billing.plans import account_store, plan_store
+from billing.posting.note_issuing import issue_note
 from billing.rating import RatedLine
 
 

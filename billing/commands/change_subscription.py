@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, billed_until_store, estimates, plan_store, quota_periods, rating_bands
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
-from billing.price_plans import Anchor
-from billing.subscriptions import Subscription, check_start, subscription_id
+from billing.invoicing import billed_until_store
+from billing.plans import account_store, plan_store, quota_periods
+from billing.plans.price_plans import Anchor
+from billing.plans.subscriptions import Subscription, check_start, subscription_id
+from billing.usage import estimates, rating_bands
 from streams import audit
 from streams.rules.stale_bands import StaleBands
 

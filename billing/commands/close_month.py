@@ -17,7 +17,7 @@ from decimal import Decimal
 
 from sqlalchemy import Engine
 
-from billing import adjustment_store, settled_periods
+from billing.bills.documents import GRACE
 from billing.commands.close_other_periods import PeriodClosed, close_other_periods
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.expire_credits import CreditExpired, expire_credits
@@ -27,12 +27,13 @@ from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.database import raw, transaction
-from billing.documents import GRACE
 from billing.errors import PeriodNotEnded
-from billing.fee_recognition import recognise_fees
+from billing.invoicing import adjustment_store
 from billing.money import plain, total
 from billing.periods import BillingPeriod
-from billing.stripe_gateway import StripeGateway
+from billing.posting.fee_recognition import recognise_fees
+from billing.stripe.stripe_gateway import StripeGateway
+from billing.usage import settled_periods
 from streams import audit
 
 StageProgress = Callable[[str, int, int], None]

@@ -9,16 +9,16 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from billing import account_store
+from billing.bills.documents import GRACE
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.invoice_in_advance import NOTHING_IN_ADVANCE, AdvanceInvoiced, invoice_in_advance
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.database import transaction
-from billing.documents import GRACE
 from billing.periods import BillingPeriod
-from billing.schedules import periods_in
-from billing.stripe_gateway import StripeGateway
+from billing.plans import account_store
+from billing.plans.schedules import periods_in
+from billing.stripe.stripe_gateway import StripeGateway
 
 NOTHING_SENT: Final = InvoicesSent(())
 

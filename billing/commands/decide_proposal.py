@@ -9,16 +9,19 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, credit_store, ledger_store, manual_entries, period_closing, proposal_store
-from billing.booking import booking
+from billing.bills.credits import GrantKind
 from billing.commands.grant_credit import unreserved
-from billing.credit_store import CreditState, Movement, MovementKind
-from billing.credits import GrantKind
 from billing.database import raw, transaction
 from billing.errors import CreditRefused, ProposalRefused
+from billing.invoicing import credit_store
+from billing.invoicing.credit_store import CreditState, Movement, MovementKind
+from billing.ledger import ledger_store
 from billing.money import ZERO, currency, plain, whole_quanta
-from billing.posting_rules import Booking, credit_refunded, credit_settled
-from billing.proposal_store import Proposal, ProposalKind
+from billing.plans import account_store
+from billing.posting import manual_entries, period_closing, proposal_store
+from billing.posting.booking import booking
+from billing.posting.posting_rules import Booking, credit_refunded, credit_settled
+from billing.posting.proposal_store import Proposal, ProposalKind
 from streams import audit
 
 

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from billing import account_store, plan_store, usage_digest_store
-from billing.attempts import left_out
-from billing.billed_events import Attempt, Billed, billed_events
 from billing.database import raw
-from billing.invoices import Invoice
+from billing.invoicing.invoices import Invoice
 from billing.periods import BillingPeriod
-from billing.subscriptions import Piece, Subscription, pieces
-from billing.usage_digest import TenantCount
-from billing.usage_digest_store import UsageCounted
+from billing.plans import account_store, plan_store
+from billing.plans.subscriptions import Piece, Subscription, pieces
+from billing.usage import usage_digest_store
+from billing.usage.attempts import left_out
+from billing.usage.billed_events import Attempt, Billed, billed_events
+from billing.usage.usage_digest import TenantCount
+from billing.usage.usage_digest_store import UsageCounted
 from streams.errors import EventsArchived
 from streams.rules.windows import AttemptUsage
 from streams.usage.event_reader import as_of, events_of, positions

@@ -11,35 +11,27 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import (
-    account_store,
-    adjustment_store,
-    credit_store,
-    invoice_parts,
-    invoice_store,
-    plan_store,
-    rated_line_store,
-    tax_store,
-)
-from billing.adjustment_store import by_group
+from billing.bills.credit_application import price_reductions
+from billing.bills.credits import reduces_price
+from billing.bills.documents import GRACE
+from billing.bills.tax import NO_TAX, TaxRules
 from billing.commands.digest_usage import digest_usage
-from billing.coverable_usage import CoverableUsage
-from billing.credit_application import price_reductions
-from billing.credit_store import CreditState
-from billing.credits import reduces_price
 from billing.database import transaction
-from billing.documents import GRACE
 from billing.errors import CreditRefused, PeriodNotEnded, UnknownTaxGroup
-from billing.invoice_rows import StoredInvoice
-from billing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
-from billing.late_drawing import INSTANT, LatePeriod, LateUsage, parked_accounts
+from billing.invoicing import adjustment_store, credit_store, invoice_parts, invoice_store, rated_line_store, tax_store
+from billing.invoicing.adjustment_store import by_group
+from billing.invoicing.credit_store import CreditState
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoicing.late_drawing import INSTANT, LatePeriod, LateUsage, parked_accounts
 from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
+from billing.plans import account_store, plan_store
+from billing.plans.schedules import schedule_of
+from billing.plans.subscriptions import Subscription, payers_in
 from billing.rating import RatedLine
 from billing.rating.period import Coverable
-from billing.schedules import schedule_of
-from billing.subscriptions import Subscription, payers_in
-from billing.tax import NO_TAX, TaxRules
+from billing.usage.coverable_usage import CoverableUsage
 from streams.errors import EventsArchived
 
 SYSTEM: Final = "tollbook"

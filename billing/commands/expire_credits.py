@@ -8,14 +8,16 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, credit_store, ledger_store
-from billing.booking import booking
+from billing.bills.credits import GrantKind
 from billing.commands.grant_credit import unreserved
-from billing.credit_store import CreditState, Movement, MovementKind
-from billing.credits import GrantKind
 from billing.database import raw, transaction
+from billing.invoicing import credit_store
+from billing.invoicing.credit_store import CreditState, Movement, MovementKind
+from billing.ledger import ledger_store
 from billing.money import plain
-from billing.posting_rules import credit_expired
+from billing.plans import account_store
+from billing.posting.booking import booking
+from billing.posting.posting_rules import credit_expired
 from streams import audit
 
 

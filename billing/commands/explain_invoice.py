@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store, plan_store, usage_digest_store
-from billing.billed_events import Billed
 from billing.commands.digest_usage import cut_by_account, passed_over_in, read_billed
 from billing.commands.show_invoices import documents_of
 from billing.database import raw, transaction
 from billing.errors import UnknownInvoice
-from billing.explained import Explained, Explanation, Share
-from billing.invoice_rows import StoredInvoice
-from billing.invoices import InvoiceKind
-from billing.price_plans import PriceAt
-from billing.subscriptions import Piece, priced_at_start
+from billing.invoicing import invoice_store
+from billing.invoicing.explained import Explained, Explanation, Share
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoices import InvoiceKind
+from billing.plans import account_store, plan_store
+from billing.plans.price_plans import PriceAt
+from billing.plans.subscriptions import Piece, priced_at_start
+from billing.usage import usage_digest_store
+from billing.usage.billed_events import Billed
 from streams.usage.event_reader import positions
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, time
 
 from sqlalchemy import Connection, Engine
 
-from billing import balance_store, ledger_store
-from billing.account_store import DEFAULT_LEGAL_ENTITY
-from billing.balance_store import AsOf
-from billing.beancount import AssertedBalance, ledger, month_starts
 from billing.database import transaction
+from billing.ledger import balance_store, ledger_store
+from billing.ledger.balance_store import AsOf
+from billing.ledger.beancount import AssertedBalance, ledger, month_starts
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 
 
 def export_beancount(

@@ -11,14 +11,15 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, credit_store, plan_store
-from billing.account_store import BillingAccount
-from billing.credit_store import CreditState, GivenCredit, Movement, MovementKind
-from billing.credits import Grant, GrantKind
+from billing.bills.credits import Grant, GrantKind
 from billing.database import raw, transaction
 from billing.errors import CreditRefused, NotAnAmount
+from billing.invoicing import credit_store
+from billing.invoicing.credit_store import CreditState, GivenCredit, Movement, MovementKind
 from billing.money import ZERO, currency, exactly, plain, to_minor
 from billing.periods import add_months
+from billing.plans import account_store, plan_store
+from billing.plans.account_store import BillingAccount
 from streams import audit
 
 GRANT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

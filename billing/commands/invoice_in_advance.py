@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 
 from billing.commands.bill_in_advance import AdvanceBilled, bill_in_advance
 from billing.commands.send_invoices import InvoiceSent, InvoicesSent, Outcome, send_invoices
-from billing.invoice_rows import StoredInvoice
-from billing.stripe_gateway import StripeGateway
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.stripe.stripe_gateway import StripeGateway
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,26 +13,22 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, Engine
 
-from billing import (
-    account_store,
-    adjustment_store,
-    invoices,
-    rated_line_store,
-)
-from billing.account_store import BillingAccount
-from billing.adjustment_store import by_group
-from billing.credit_notes import credit_note
-from billing.credit_store import CreditState
+from billing.bills.credit_notes import credit_note
+from billing.bills.documents import Payer
+from billing.bills.late_usage import changed_key
+from billing.bills.payment_credits import given_back
 from billing.database import transaction
-from billing.documents import Payer
 from billing.errors import CreditRefused, UnknownTaxGroup
-from billing.invoice_rows import StoredInvoice
-from billing.invoices import AccountCredits, Invoice, InvoiceIdentity, InvoiceKind
-from billing.late_drawing import LatePeriod, LateUsage, parked_accounts
-from billing.late_usage import changed_key
+from billing.invoicing import adjustment_store, invoices, rated_line_store
+from billing.invoicing.adjustment_store import by_group
+from billing.invoicing.credit_store import CreditState
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoices import AccountCredits, Invoice, InvoiceIdentity, InvoiceKind
+from billing.invoicing.late_drawing import LatePeriod, LateUsage, parked_accounts
 from billing.money import currency
-from billing.note_issuing import issue_note
-from billing.payment_credits import given_back
+from billing.plans import account_store
+from billing.plans.account_store import BillingAccount
+from billing.posting.note_issuing import issue_note
 from streams.errors import EventsArchived
 
 

@@ -9,16 +9,17 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from billing import billed_until_store, unbillable_store, usage_digest_store
 from billing.commands.digest_usage import read_billed
 from billing.database import raw
 from billing.errors import UsageDisappeared
+from billing.invoicing import billed_until_store
 from billing.periods import BillingPeriod
+from billing.plans.subscriptions import Piece, Subscription
 from billing.rating.usage import bills
-from billing.subscriptions import Piece, Subscription
-from billing.unbillable_store import UnbillableEvent
-from billing.usage_digest import TenantCount
-from billing.usage_events import BILLED_PURPOSE
+from billing.rating.usage_events import BILLED_PURPOSE
+from billing.usage import unbillable_store, usage_digest_store
+from billing.usage.unbillable_store import UnbillableEvent
+from billing.usage.usage_digest import TenantCount
 from streams.errors import EventsArchived
 from streams.retention.archive_files import Archive
 from streams.rules.windows import AttemptUsage, UsageQuantity

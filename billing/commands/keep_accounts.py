@@ -8,13 +8,14 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, party_store
-from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import PartyRefused, UnknownCurrency
+from billing.invoicing import party_store
+from billing.invoicing.parties import Party, changed, party_document
+from billing.invoicing.party_store import PartyKey
 from billing.money import CURRENCIES
-from billing.parties import Party, changed, party_document
-from billing.party_store import PartyKey
+from billing.plans import account_store
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from streams import audit
 
 TERMS_DAYS_MAX: Final = 365

@@ -7,15 +7,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, invoice_store
 from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
 from billing.commands.show_invoices import documents_of
 from billing.database import transaction
 from billing.errors import InvoiceFrozen, PreviewRefused
-from billing.invoice_states import InvoiceState
+from billing.invoicing import invoice_store
+from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import BillingPeriod
-from billing.schedules import periods_in
+from billing.plans import account_store
+from billing.plans.schedules import periods_in
 
 
 def preview_invoice(

@@ -17,20 +17,23 @@ from functools import partial
 
 from sqlalchemy import Connection, Engine
 
-from billing import account_store, billed_until_store, ledger_store, plan_store, rated_line_store, unbillable_store
-from billing.booking import closed_books
 from billing.commands.judge_late_usage import check_nothing_disappeared, frozen_usage, register_unbillable
 from billing.database import raw, transaction
 from billing.errors import Unratable
+from billing.invoicing import billed_until_store, rated_line_store
+from billing.invoicing.rated_line_store import TenantPeriod
+from billing.ledger import ledger_store
 from billing.money import total
-from billing.period_usage import PeriodUsage, UnsubscribedUsage
 from billing.periods import BillingPeriod
-from billing.posting_rules import accrual
-from billing.rated_line_store import TenantPeriod
+from billing.plans import account_store, plan_store
+from billing.plans.schedules import MONTHLY, has_period
+from billing.plans.subscriptions import Piece, pieces
+from billing.posting.booking import closed_books
+from billing.posting.posting_rules import accrual
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference
-from billing.schedules import MONTHLY, has_period
-from billing.subscriptions import Piece, pieces
-from billing.unbillable_store import UnbillableEvent
+from billing.usage import unbillable_store
+from billing.usage.period_usage import PeriodUsage, UnsubscribedUsage
+from billing.usage.unbillable_store import UnbillableEvent
 from streams.errors import EventsArchived
 from streams.usage.usage_ranges import UsageRange
 
@@ -76,7 +79,7 @@ class LateUsage:
 class PeriodRated:
     """The outcome for all tenants. `ok` is False where something waits for a person.
 
-    `late` says of which of them the invoice was frozen before; documents for that: billing/late_usage.py.
+    `late` says of which of them the invoice was frozen before; documents for that: billing/bills/late_usage.py.
     """
 
     period: BillingPeriod

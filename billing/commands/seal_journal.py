@@ -10,8 +10,8 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import balance_store, journal_chain_store
 from billing.database import retried, transaction
+from billing.ledger import balance_store, journal_chain_store
 
 PAUSES_S: Final = (0.01, 0.05, 0.2, 0.0)
 """After each try that left entries waiting: most transactions are over by then. A transaction of another database that

@@ -15,17 +15,17 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from billing import invoice_store
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown
-from billing.invoice_rows import StoredInvoice
-from billing.invoice_sender import InvoiceSender
-from billing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
-from billing.invoices import InvoiceKind
+from billing.invoicing import invoice_store
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
+from billing.invoicing.invoices import InvoiceKind
 from billing.periods import BillingPeriod
-from billing.request_sender import Circumstances
-from billing.sender_lock import lock_account, unlock_account
-from billing.stripe_gateway import StripeGateway
+from billing.stripe.invoice_sender import InvoiceSender
+from billing.stripe.request_sender import Circumstances
+from billing.stripe.sender_lock import lock_account, unlock_account
+from billing.stripe.stripe_gateway import StripeGateway
 
 UNREACHABLE_AFTER: Final = SENDERS_MAX
 """So many invoices in a row without an answer from Stripe: the rest is left to a later run."""

@@ -6,12 +6,13 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
-from billing import account_store, billed_until_store, tax_store
+from billing.bills.tax import TaxMode
 from billing.database import raw, transaction
 from billing.errors import TaxRuleRefused
+from billing.invoicing import billed_until_store, tax_store
+from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import plain
-from billing.tax import TaxMode
-from billing.tax_store import DatedTaxRules
+from billing.plans import account_store
 from streams import audit
 
 NEEDS_EVIDENCE = (TaxMode.EXEMPT, TaxMode.REVERSE_CHARGE)

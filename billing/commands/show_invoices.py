@@ -8,16 +8,17 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
-from billing import invoice_store, party_store, usage_digest_store
 from billing.database import transaction
-from billing.invoice_rows import StoredInvoice
-from billing.invoice_states import InvoiceState
-from billing.invoices import Invoice, InvoiceLine
+from billing.invoicing import invoice_store, party_store
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.invoices import Invoice, InvoiceLine
+from billing.invoicing.parties import party_document
+from billing.invoicing.party_store import Sides
 from billing.money import plain
-from billing.parties import party_document
-from billing.party_store import Sides
 from billing.periods import BillingPeriod
-from billing.usage_digest_store import UsageCounted
+from billing.usage import usage_digest_store
+from billing.usage.usage_digest_store import UsageCounted
 
 NOT_IN_STRIPE: Final = {
     InvoiceState.ZERO: "zero: nothing is due",

@@ -7,11 +7,11 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
-from billing import ledger_store
 from billing.commands.trial_balance import moment_in_both_times
 from billing.database import transaction
-from billing.journal_chain import BookedEntry
-from billing.ledger_store import Wanted
+from billing.ledger import ledger_store
+from billing.ledger.journal_chain import BookedEntry
+from billing.ledger.ledger_store import Wanted
 
 
 def journal_entries(

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from billing import account_store, billed_until_store, estimates, plan_store, quota_periods, rating_bands
-from billing.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
-from billing.price_plans import PricePlan
-from billing.subscriptions import Subscription, check_start, subscription_id, trial_end
+from billing.invoicing import billed_until_store
+from billing.plans import account_store, plan_store, quota_periods
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
+from billing.plans.price_plans import PricePlan
+from billing.plans.subscriptions import Subscription, check_start, subscription_id, trial_end
+from billing.usage import estimates, rating_bands
 from streams import audit, tenants
 from streams.rules.stale_bands import StaleBands
 

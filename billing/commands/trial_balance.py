@@ -8,11 +8,11 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, Engine
 
-from billing import balance_store
-from billing.account_store import DEFAULT_LEGAL_ENTITY
-from billing.balance_store import AccountBalance, AsOf, Balance
 from billing.database import transaction
+from billing.ledger import balance_store
+from billing.ledger.balance_store import AccountBalance, AsOf, Balance
 from billing.money import ZERO, total
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from billing import unbillable_store
 from billing.database import raw, transaction
 from billing.errors import ProposalRefused
 from billing.periods import BillingPeriod
-from billing.unbillable_store import UnbillableEvent
+from billing.usage import unbillable_store
+from billing.usage.unbillable_store import UnbillableEvent
 from streams import audit
 
 

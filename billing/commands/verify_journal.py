@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from billing import balance_store, journal_chain_store
-from billing.account_store import DEFAULT_LEGAL_ENTITY
 from billing.database import transaction
 from billing.errors import JournalBroken
-from billing.journal_chain import exported, verified
+from billing.ledger import balance_store, journal_chain_store
+from billing.ledger.journal_chain import exported, verified
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 
 
 @dataclass(frozen=True, slots=True)

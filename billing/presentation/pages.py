@@ -9,7 +9,7 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from billing.errors import DocumentRefused
-from billing.invoice_file import InvoiceFile
+from billing.invoicing.invoice_file import InvoiceFile
 from billing.presentation.view import view_of
 
 _TEMPLATES: Final = Environment(

@@ -15,13 +15,13 @@ from xml.etree import ElementTree
 
 from msgspec import structs
 
+from billing.bills.tax import TaxMode
 from billing.errors import DocumentRefused
-from billing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
+from billing.invoicing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
+from billing.invoicing.parties import Party
 from billing.money import Currency, exactly, from_minor, plain, quantise_line, quantise_pieces, spread
-from billing.parties import Party
+from billing.plans.price_plans import Metric
 from billing.presentation.view import row_of, view_of
-from billing.price_plans import Metric
-from billing.tax import TaxMode
 
 INVOICE: Final = "urn:oasis:names:specification:ubl:schema:xsd:Invoice-2"
 CREDIT_NOTE: Final = "urn:oasis:names:specification:ubl:schema:xsd:CreditNote-2"

@@ -8,16 +8,16 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Final
 
-from billing.explained import COUNTED_KINDS
-from billing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
-from billing.invoice_states import InvoiceState
-from billing.invoices import InvoiceKind
+from billing.bills.tax import TaxMode
+from billing.invoicing.explained import COUNTED_KINDS
+from billing.invoicing.invoice_file import InvoiceFile, LineFile, TaxFile, number_of
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.invoices import InvoiceKind
+from billing.invoicing.parties import Party
 from billing.money import Currency, decimals_of, exactly, from_minor, plain
-from billing.parties import Party
 from billing.periods import BillingPeriod, parse_period
-from billing.price_plans import Metric
+from billing.plans.price_plans import Metric
 from billing.rating import LineKind
-from billing.tax import TaxMode
 
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 TITLES: Final = {

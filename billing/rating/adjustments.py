@@ -14,10 +14,10 @@ from fractions import Fraction
 
 from billing.money import exactly, quantise_line, quantise_pieces, total
 from billing.periods import BillingPeriod
-from billing.price_plans import DEFAULT_TAX_GROUP, Charge, DiscountBase, InvoiceDiscount, Validity
+from billing.plans.price_plans import DEFAULT_TAX_GROUP, Charge, DiscountBase, InvoiceDiscount, Validity
+from billing.plans.subscriptions import Piece
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.positions import share_of
-from billing.subscriptions import Piece
 
 NOTHING = Fraction(0)
 

@@ -8,15 +8,15 @@ from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.charge_models import Flat, OneOff, Prepaid, Seat, Timing
 from billing.money import exactly, quantise_line, total
 from billing.periods import BillingPeriod, seconds_between
-from billing.price_plans import Charge
+from billing.plans.charge_models import Flat, OneOff, Prepaid, Seat, Timing
+from billing.plans.price_plans import Charge
+from billing.plans.subscriptions import Piece
 from billing.rating.adjustments import ChargeLine, line_discounts
 from billing.rating.fees import fee_for
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
 from billing.rating.period import fee_line, line_of
-from billing.subscriptions import Piece
 
 
 @dataclass(frozen=True, slots=True)

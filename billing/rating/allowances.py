@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from billing.price_plans import Allowance
+from billing.plans.price_plans import Allowance
 from billing.rating.positions import Counted, steps
 
 

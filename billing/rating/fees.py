@@ -12,12 +12,12 @@ from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.charge_models import Flat, OneOff, Prepaid, Seat, Timing
 from billing.money import exactly, quantise_line
 from billing.periods import BillingPeriod
-from billing.price_plans import Charge
+from billing.plans.charge_models import Flat, OneOff, Prepaid, Seat, Timing
+from billing.plans.price_plans import Charge
+from billing.plans.subscriptions import Piece
 from billing.rating.lines import LineKind
-from billing.subscriptions import Piece
 
 
 @dataclass(frozen=True, slots=True)

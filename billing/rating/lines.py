@@ -11,7 +11,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from billing.money import ZERO, exactly
-from billing.price_plans import DEFAULT_TAX_GROUP
+from billing.plans.price_plans import DEFAULT_TAX_GROUP
 
 
 class LineKind(StrEnum):

@@ -9,7 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 
-from billing.charge_models import Graduated, Package, Percentage, PerUnit, Prepaid, Volume, for_one
+from billing.plans.charge_models import Graduated, Package, Percentage, PerUnit, Prepaid, Volume, for_one
 from billing.rating.lines import LineKind
 from billing.rating.positions import Counted, steps
 

@@ -1,7 +1,7 @@
 """One tenant's billing period rated: the order of computation of docs/spec/money.md 3, up to the credits.
 
 Usage charges → free allowances → line discounts → minimum and maximum → fees → invoice discounts → true-up. Credits and
-tax belong to the billing account (billing/credits.py, billing/documents.py).
+tax belong to the billing account (billing/bills/credits.py, billing/bills/documents.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from fractions import Fraction
 from billing.errors import AmountTooLarge
 from billing.money import decimal_of, plain, quantise_pieces, total
 from billing.periods import BillingPeriod
-from billing.price_plans import Charge, Terms
+from billing.plans.price_plans import Charge, Terms
+from billing.plans.subscriptions import Piece
 from billing.rating import adjustments, metered
 from billing.rating.adjustments import ChargeLine, InvoiceDiscounted
 from billing.rating.allowances import free_units
@@ -24,7 +25,6 @@ from billing.rating.fees import FeeAmount, fees_in_arrears
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
 from billing.rating.positions import Counted, by_charge
 from billing.rating.usage import PieceUsage
-from billing.subscriptions import Piece
 
 AMOUNT_MAX = Decimal(10) ** 12
 """Major units per tenant and period. Beyond it a price is mistaken; thousands of such tenants on one account still fit

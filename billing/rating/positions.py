@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from billing.charge_models import (
+from billing.periods import BillingPeriod
+from billing.plans.charge_models import (
     Graduated,
     Package,
     Percentage,
@@ -21,10 +22,9 @@ from billing.charge_models import (
     Volume,
     for_one,
 )
-from billing.periods import BillingPeriod
-from billing.price_plans import Charge, Terms
+from billing.plans.price_plans import Charge, Terms
+from billing.plans.subscriptions import Piece
 from billing.rating.usage import Part, PieceUsage
-from billing.subscriptions import Piece
 
 Step = tuple[int, Fraction, Fraction]
 """Tier (0 where there is none), units in it, price of one."""

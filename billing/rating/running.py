@@ -11,13 +11,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from billing.charge_models import Prepaid
 from billing.periods import BillingPeriod
-from billing.price_plans import Terms
+from billing.plans.charge_models import Prepaid
+from billing.plans.price_plans import Terms
+from billing.plans.subscriptions import Piece
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import rate_period
 from billing.rating.usage import PieceUsage
-from billing.subscriptions import Piece
 
 _USAGE: Final = (LineKind.USAGE, LineKind.OVERAGE, LineKind.TIER_FEE)
 _FEES: Final = (LineKind.FEE, LineKind.PREPAID_FEE)

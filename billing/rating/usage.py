@@ -9,11 +9,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from billing.charge_models import Percentage
 from billing.errors import NegativeUsage
 from billing.money import ZERO, exactly, plain
-from billing.price_plans import Charge, Metric, PlanVersion, most_specific
-from billing.subscriptions import Piece
+from billing.plans.charge_models import Percentage
+from billing.plans.price_plans import Charge, Metric, PlanVersion, most_specific
+from billing.plans.subscriptions import Piece
 from streams.rules.windows import UsageQuantity
 
 GPU_MICROSECOND: Final = Decimal("0.000001")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from billing.commands.keep_accounts import AccountShown, add_account, describe_entity, shown
-from billing.parties import FIELDS, party_document
+from billing.invoicing.parties import FIELDS, party_document
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out
 

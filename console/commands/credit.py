@@ -10,13 +10,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
 from billing.commands.decide_proposal import propose
 from billing.commands.expire_credits import expire_credits
 from billing.commands.grant_credit import Recurrence, credits_of, grant_credit, void_credit
-from billing.credit_store import CreditState, GivenCredit
-from billing.credits import Applicability, Grant, GrantKind, TaxTreatment
+from billing.invoicing.credit_store import CreditState, GivenCredit
 from billing.money import LINE_DECIMALS, parse_decimal, plain
-from billing.proposal_store import ProposalKind
+from billing.posting.proposal_store import ProposalKind
 from console import session
 from console.output import AsCsv, AsJson, listing, out
 

@@ -10,7 +10,7 @@ import typer
 from billing.commands.invoice_in_advance import invoice_in_advance
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_document, invoice_list
-from billing.invoice_states import InvoiceState
+from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
 from console import session
 from console.commands import invoice_evidence

@@ -10,9 +10,9 @@ import typer
 
 from billing.commands.explain_invoice import InvoiceExplained, explain_invoice, export_billed_events
 from billing.commands.preview_invoice import preview_invoice
-from billing.explained import Explained, Share
-from billing.invoice_check import Difference, check_document, check_events
-from billing.invoice_file import read_invoice_file
+from billing.invoicing.explained import Explained, Share
+from billing.invoicing.invoice_check import Difference, check_document, check_events
+from billing.invoicing.invoice_file import read_invoice_file
 from billing.money import plain
 from billing.periods import parse_period
 from console import session

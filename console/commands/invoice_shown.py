@@ -7,11 +7,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from billing.invoice_file import invoice_file
-from billing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_file import invoice_file
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.sending import percent
 from billing.money import currency as currency_of
 from billing.money import from_minor
-from billing.sending import percent
 from console.output import listing, out
 
 

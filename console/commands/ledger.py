@@ -15,7 +15,6 @@ from typing import Annotated, Any, Final, TextIO
 import typer
 import yaml
 
-from billing.account_store import DEFAULT_LEGAL_ENTITY
 from billing.commands.decide_proposal import propose
 from billing.commands.export_beancount import export_beancount
 from billing.commands.seal_journal import seal_journals
@@ -23,12 +22,13 @@ from billing.commands.show_journal import journal_entries
 from billing.commands.trial_balance import account_balances, trial_balance
 from billing.commands.verify_journal import export_chain, verify_journals
 from billing.errors import JournalBroken
-from billing.journal_chain import verified_export
-from billing.ledger import ACCOUNTS
-from billing.ledger_store import PAGE_MAX, Wanted
+from billing.ledger.journal import ACCOUNTS
+from billing.ledger.journal_chain import verified_export
+from billing.ledger.ledger_store import PAGE_MAX, Wanted
 from billing.money import plain
 from billing.periods import parse_period
-from billing.proposal_store import ProposalKind
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
+from billing.posting.proposal_store import ProposalKind
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out, problems
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from billing import plan_store
 from billing.commands.apply_plan import apply_plan
 from billing.database import transaction
 from billing.money import parse_decimal
-from billing.plan_documents import differences
-from billing.plan_file import parse_plan
-from billing.plan_words import explain, price_in_words, terms_in_words
+from billing.plans import plan_store
+from billing.plans.plan_documents import differences
+from billing.plans.plan_file import parse_plan
+from billing.presentation.plan_words import explain, price_in_words, terms_in_words
 from billing.rating import Usage
 from console import session
 from console.output import AsCsv, AsJson, err, listing, out

@@ -236,8 +236,10 @@ def retain(
 
     Workers do the first three by themselves, a little at a time. Safe to repeat; run it daily, after `events archive`.
     """
-    from billing import account_store, ledger_store, periods, schedules
+    from billing import periods
     from billing.database import transaction
+    from billing.ledger import ledger_store
+    from billing.plans import account_store, schedules
 
     if now is not None and not (test or dry_run):
         raise typer.BadParameter("--now goes with --test or --dry-run only: what is let go of is gone")

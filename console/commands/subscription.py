@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from billing import account_store
 from billing.commands.change_subscription import cancel_subscription, change_subscription
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
+from billing.plans import account_store
 from console import session
 from console.output import AsCsv, AsJson, listing, out
 from streams import tenants as register

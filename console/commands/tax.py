@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from billing.bills.tax import TaxMode, TaxRules
 from billing.commands.set_tax import set_tax, tax_rules
+from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import PRICE_DECIMALS, Rounding, parse_decimal, plain
-from billing.tax import TaxMode, TaxRules
-from billing.tax_store import DatedTaxRules
 from console import session
 from console.output import AsCsv, AsJson, listing, out
 

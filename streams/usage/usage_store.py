@@ -144,7 +144,7 @@ def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime
             yield AttemptUsage(request_id, attempt, completed_at, UsageQuantity(*quantity))
 
 
-# Said in SQL over raw events, apart from billing's own way (billing/attempts.py): reconciliation's witness of it.
+# Said in SQL over raw events, apart from billing's own way (billing/usage/attempts.py): reconciliation's witness of it.
 # Outside of the period only attempts of requests that have some inside are read: later ones by the partial index of
 # attempts > 1, the first by its identity's key, or among the events of a time whose identities may be forgotten.
 _DELIVERED: Final = """

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from billing import ledger_store
-from billing.balance_store import account_balances
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.verify_journal import verify_journals
 from billing.database import engine_for, transaction
-from billing.ledger import AccountCode, JournalEntry, Posting
+from billing.ledger import ledger_store
+from billing.ledger.balance_store import account_balances
+from billing.ledger.journal import AccountCode, JournalEntry, Posting
 from streams.database import connect
 from tests.benchmarks.databases import database
 from tests.benchmarks.report import QUICK, Report

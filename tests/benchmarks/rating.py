@@ -25,7 +25,7 @@ from billing.commands.rate_period import rate_period
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import engine_for, transaction
 from billing.periods import parse_period
-from billing.subscriptions import version_name
+from billing.plans.subscriptions import version_name
 from streams import tenants
 from streams.database import connect
 from streams.usage.usage_store import rating_quantities

@@ -13,14 +13,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from billing.billing_cycle import Bills, History, LateUsage, PriorCredit, bill
-from billing.charge_models import FEES, MODELS
-from billing.credits import Applicability, Grant, GrantKind, TaxTreatment
-from billing.documents import Document, DocumentLine, Payer
+from billing.bills.billing_cycle import Bills, History, LateUsage, PriorCredit, bill
+from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
+from billing.bills.documents import Document, DocumentLine, Payer
+from billing.bills.tax import TaxMode, TaxRules
 from billing.money import Currency, decimal_of, parse_decimal, plain
 from billing.periods import BillingPeriod, anchored_period
-from billing.plan_documents import charge_of_document, construct
-from billing.price_plans import (
+from billing.plans.charge_models import FEES, MODELS
+from billing.plans.plan_documents import charge_of_document, construct
+from billing.plans.price_plans import (
     BILL_STATUSES,
     Allowance,
     Charge,
@@ -29,11 +30,10 @@ from billing.price_plans import (
     PlanVersion,
     Terms,
 )
+from billing.plans.subscriptions import Subscription, subscription_id
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.usage import by_metric
-from billing.subscriptions import Subscription, subscription_id
-from billing.tax import TaxMode, TaxRules
-from billing.usage_events import UsageEvent
+from billing.rating.usage_events import UsageEvent
 
 TENANT = "tenant"
 SINCE = datetime(2000, 1, 1, tzinfo=UTC)

@@ -12,17 +12,27 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.billing_cycle import Bills, History, LateUsage, bill
-from billing.charge_models import Flat, Graduated, Package, PerUnit, Prepaid, Pricing, Tier, TierContinuity, Volume
-from billing.credits import Grant, GrantKind
-from billing.documents import DocumentKind, Payer
+from billing.bills.billing_cycle import Bills, History, LateUsage, bill
+from billing.bills.credits import Grant, GrantKind
+from billing.bills.documents import DocumentKind, Payer
+from billing.bills.tax import TaxMode, TaxRules
 from billing.money import currency, total
 from billing.periods import anchored_period
-from billing.price_plans import Charge, Commitment, Discount, Filters, InvoiceDiscount, PlanVersion, Terms
+from billing.plans.charge_models import (
+    Flat,
+    Graduated,
+    Package,
+    PerUnit,
+    Prepaid,
+    Pricing,
+    Tier,
+    TierContinuity,
+    Volume,
+)
+from billing.plans.price_plans import Charge, Commitment, Discount, Filters, InvoiceDiscount, PlanVersion, Terms
+from billing.plans.subscriptions import Subscription
 from billing.rating.fees import prorated
-from billing.subscriptions import Subscription
-from billing.tax import TaxMode, TaxRules
-from billing.usage_events import UsageEvent
+from billing.rating.usage_events import UsageEvent
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, subscription
 
 USD = currency("USD", SINCE.date())

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from billing.errors import EntryInvalid
-from billing.ledger import AccountCode, JournalEntry, Posting, Subledger, balances, reversal
-from billing.posting_rules import accrual, invoice_issued
-from billing.price_plans import Metric
+from billing.ledger.journal import AccountCode, JournalEntry, Posting, Subledger, balances, reversal
+from billing.plans.price_plans import Metric
+from billing.posting.posting_rules import accrual, invoice_issued
 from tests.billing_builders import NOW, OCTOBER, charge, invoice, rated, usage, version
 
 AT = datetime(2026, 10, 31, tzinfo=UTC)

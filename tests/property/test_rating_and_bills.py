@@ -10,9 +10,9 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.invoices import Invoice
+from billing.invoicing.invoices import Invoice
 from billing.money import plain, total
-from billing.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion
+from billing.plans.price_plans import Charge, Filters, Metric, PerUnit, PlanVersion
 from billing.rating import RatedLine, difference, net
 from streams.rules.windows import UsageQuantity
 from tests.billing_builders import invoice, rated, version

@@ -19,7 +19,7 @@ from billing.commands.start_subscription import SubscriptionStarted, start_subsc
 from billing.database import engine_for, raw, transaction
 from billing.periods import BillingPeriod
 from billing.settings import StripeSettings
-from billing.stripe_gateway import StripeGateway
+from billing.stripe.stripe_gateway import StripeGateway
 from streams import tenants
 from streams.database import connect
 from tests.billing_builders import NOW, OCTOBER, SINCE

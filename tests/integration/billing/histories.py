@@ -10,9 +10,11 @@ from decimal import Decimal
 from random import Random
 from typing import Any
 
-from billing import account_store, plan_store, rating_bands
-from billing.account_store import BillingAccount
-from billing.charge_models import (
+from billing.database import transaction
+from billing.periods import BillingPeriod
+from billing.plans import account_store, plan_store
+from billing.plans.account_store import BillingAccount
+from billing.plans.charge_models import (
     Flat,
     Graduated,
     Package,
@@ -25,9 +27,7 @@ from billing.charge_models import (
     TierContinuity,
     Volume,
 )
-from billing.database import transaction
-from billing.periods import BillingPeriod
-from billing.price_plans import (
+from billing.plans.price_plans import (
     BillAttempts,
     Charge,
     Commitment,
@@ -39,10 +39,11 @@ from billing.price_plans import (
     PricePlan,
     Terms,
 )
+from billing.plans.subscriptions import Subscription, subscription_id
 from billing.rating import RatedLine, UnpricedUsage, rate_period
 from billing.rating.usage import by_metric
-from billing.subscriptions import Subscription, subscription_id
-from billing.usage_events import UsageEvent, billable, usage_by_piece
+from billing.rating.usage_events import UsageEvent, billable, usage_by_piece
+from billing.usage import rating_bands
 from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
 from streams.ingest.apply import ChunkApplier

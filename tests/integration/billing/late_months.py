@@ -8,20 +8,20 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from billing.billing_cycle import Bills, History, LateUsage, bill
+from billing.bills.billing_cycle import Bills, History, LateUsage, bill
+from billing.bills.credits import Grant
+from billing.bills.documents import Payer
+from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.commands.close_month import MonthClosed, close_month
 from billing.commands.show_invoices import invoice_list
 from billing.commands.trial_balance import trial_balance
-from billing.credit_store import GivenCredit
-from billing.credits import Grant
-from billing.documents import Payer
+from billing.invoicing.credit_store import GivenCredit
 from billing.money import currency, plain
 from billing.periods import BillingPeriod, parse_period
-from billing.plan_file import parse_plan
-from billing.stripe_gateway import StripeGateway
-from billing.subscriptions import Subscription
-from billing.tax import NO_TAX, TaxMode, TaxRules
-from billing.usage_events import UsageEvent
+from billing.plans.plan_file import parse_plan
+from billing.plans.subscriptions import Subscription
+from billing.rating.usage_events import UsageEvent
+from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
 from serving_adapter.identity import Identity, event_id_of
 from tests.billing_builders import NOVEMBER, OCTOBER, subscription

@@ -14,8 +14,6 @@ from time import sleep
 import psycopg
 import pytest
 
-from billing import balance_store, journal_chain_store, ledger_store
-from billing.balance_store import AccountBalance, AsOf
 from billing.commands.export_beancount import export_beancount
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.show_journal import journal_entries
@@ -23,9 +21,11 @@ from billing.commands.trial_balance import account_balances, trial_balance
 from billing.commands.verify_journal import Verified, export_chain, verify_journals
 from billing.database import transaction
 from billing.errors import UnknownMoment
-from billing.journal_chain import verified_export
-from billing.ledger import AccountCode, JournalEntry, Posting
-from billing.ledger_store import Wanted
+from billing.ledger import balance_store, journal_chain_store, ledger_store
+from billing.ledger.balance_store import AccountBalance, AsOf
+from billing.ledger.journal import AccountCode, JournalEntry, Posting
+from billing.ledger.journal_chain import verified_export
+from billing.ledger.ledger_store import Wanted
 from streams.database import connect
 from tests.integration.billing.conftest import World
 

@@ -11,19 +11,18 @@ from typing import Any
 
 import pytest
 
-from billing import account_store, plan_store
-from billing.account_store import BillingAccount
-from billing.billing_cycle import History, bill
-from billing.charge_models import Flat, Graduated, PerUnit, Prepaid, Pricing, Tier, Timing, Volume
+from billing.bills.billing_cycle import History, bill
+from billing.bills.documents import DocumentKind, Payer
 from billing.commands.change_subscription import change_subscription
 from billing.commands.preview_invoice import preview_invoice
 from billing.database import transaction
-from billing.documents import DocumentKind, Payer
 from billing.errors import PreviewRefused
 from billing.money import currency, plain
-from billing.period_closing import close_book
 from billing.periods import BillingPeriod, parse_period
-from billing.price_plans import (
+from billing.plans import account_store, plan_store
+from billing.plans.account_store import BillingAccount
+from billing.plans.charge_models import Flat, Graduated, PerUnit, Prepaid, Pricing, Tier, Timing, Volume
+from billing.plans.price_plans import (
     Anchor,
     Charge,
     Commitment,
@@ -35,8 +34,9 @@ from billing.price_plans import (
     PricePlan,
     Terms,
 )  # fmt: skip
-from billing.schedules import periods_in, schedule_of
-from billing.stripe_gateway import StripeGateway
+from billing.plans.schedules import periods_in, schedule_of
+from billing.posting.period_closing import close_book
+from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, subscription
 from tests.integration.billing.conftest import World

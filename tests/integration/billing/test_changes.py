@@ -7,11 +7,11 @@ from decimal import Decimal
 
 import pytest
 
-from billing import account_store
 from billing.commands.change_subscription import SubscriptionChanged, cancel_subscription, change_subscription
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.money import plain
+from billing.plans import account_store
 from streams.quotas import definition_store
 from streams.quotas.calendar import Anchor, microseconds
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from billing.billing_cycle import Bills, History, bill
+from billing.bills.billing_cycle import Bills, History, bill
+from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
+from billing.bills.documents import Payer
+from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.expire_credits import expire_credits
 from billing.commands.grant_credit import Recurrence, credits_of, grant_credit, void_credit
@@ -19,18 +22,15 @@ from billing.commands.send_invoices import Outcome
 from billing.commands.set_tax import set_tax
 from billing.commands.show_invoices import invoice_list
 from billing.commands.trial_balance import account_balances, trial_balance
-from billing.credit_store import CreditState, GivenCredit
-from billing.credits import Applicability, Grant, GrantKind, TaxTreatment
-from billing.documents import Payer
 from billing.errors import CreditRefused, TaxRuleRefused
+from billing.invoicing.credit_store import CreditState, GivenCredit
+from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import currency, plain
 from billing.periods import BillingPeriod
-from billing.plan_file import parse_plan
-from billing.proposal_store import ProposalKind
-from billing.stripe_gateway import StripeGateway
-from billing.tax import NO_TAX, TaxMode, TaxRules
-from billing.tax_store import DatedTaxRules
-from billing.usage_events import UsageEvent
+from billing.plans.plan_file import parse_plan
+from billing.posting.proposal_store import ProposalKind
+from billing.rating.usage_events import UsageEvent
+from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, subscription
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import PLAN, Crash, World, crash_at

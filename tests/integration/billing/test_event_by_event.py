@@ -6,13 +6,13 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
-from billing.billing_cycle import History, bill
+from billing.bills.billing_cycle import History, bill
+from billing.bills.credits import Applicability, Grant, GrantKind
+from billing.bills.documents import Payer
 from billing.commands.explain_invoice import explain_invoice
-from billing.credits import Applicability, Grant, GrantKind
-from billing.documents import Payer
-from billing.event_usage import needs_events
 from billing.money import currency
-from billing.price_plans import PriceAt
+from billing.plans.price_plans import PriceAt
+from billing.usage.event_usage import needs_events
 from tests.billing_builders import OCTOBER, SINCE
 from tests.integration.billing.conftest import World
 from tests.integration.billing.histories import Tenant, as_event, store, tenant_of

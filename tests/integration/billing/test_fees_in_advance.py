@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from billing import account_store, plan_store
-from billing.account_store import BillingAccount
-from billing.billing_cycle import Bills, History, bill
-from billing.charge_models import Flat, OneOff, PerUnit, Prepaid, Pricing, Seat, Timing
+from billing.bills.billing_cycle import Bills, History, bill
+from billing.bills.credits import Applicability, GrantKind
+from billing.bills.documents import Document, DocumentKind, Payer
+from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.commands.bill_in_advance import bill_in_advance
 from billing.commands.change_subscription import cancel_subscription, change_subscription
 from billing.commands.close_month import MonthClosed, close_month
@@ -21,19 +21,19 @@ from billing.commands.invoice_in_advance import invoice_in_advance
 from billing.commands.send_invoices import send_invoices
 from billing.commands.set_tax import set_tax
 from billing.commands.trial_balance import trial_balance
-from billing.credits import Applicability, GrantKind
 from billing.database import transaction
-from billing.documents import Document, DocumentKind, Payer
 from billing.errors import PlanConflict, SubscriptionRefused
-from billing.invoice_rows import StoredInvoice
-from billing.invoice_store import listed
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_store import listed
+from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import currency, plain
-from billing.period_closing import close_book
 from billing.periods import BillingPeriod, parse_period
-from billing.price_plans import Charge, Discount, Filters, PlanVersion, PricePlan
-from billing.stripe_gateway import StripeGateway
-from billing.tax import NO_TAX, TaxMode, TaxRules
-from billing.tax_store import DatedTaxRules
+from billing.plans import account_store, plan_store
+from billing.plans.account_store import BillingAccount
+from billing.plans.charge_models import Flat, OneOff, PerUnit, Prepaid, Pricing, Seat, Timing
+from billing.plans.price_plans import Charge, Discount, Filters, PlanVersion, PricePlan
+from billing.posting.period_closing import close_book
+from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, subscription
 from tests.integration.billing.conftest import Crash, World, crash_at

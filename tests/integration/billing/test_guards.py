@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from billing.invoice_states import _NEXT, InvoiceState
+from billing.invoicing.invoice_states import _NEXT, InvoiceState
 from streams.schema import MIGRATIONS
 from tests.integration.billing.conftest import World
 from tests.integration.billing.test_retries import apply, event

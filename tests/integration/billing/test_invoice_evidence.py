@@ -13,9 +13,9 @@ from billing.commands.explain_invoice import InvoiceExplained, explain_invoice, 
 from billing.commands.preview_invoice import preview_invoice
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.errors import InvoiceFrozen, PreviewRefused
-from billing.explained import Share
-from billing.invoice_check import check_document, check_events
-from billing.invoice_file import invoice_file
+from billing.invoicing.explained import Share
+from billing.invoicing.invoice_check import check_document, check_events
+from billing.invoicing.invoice_file import invoice_file
 from streams.database import connect
 from streams.ingest.apply import ChunkApplier
 from streams.retention import archive

@@ -14,7 +14,7 @@ from itertools import count
 import psycopg
 import pytest
 
-from billing.ledger import ACCOUNTS
+from billing.ledger.journal import ACCOUNTS
 from migrations.privileges import STATE
 from streams.database import connect
 

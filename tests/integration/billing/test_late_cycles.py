@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from billing.bills.credits import Grant, GrantKind, TaxTreatment
+from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.commands.grant_credit import credits_of
 from billing.commands.set_tax import set_tax
-from billing.credits import Grant, GrantKind, TaxTreatment
-from billing.stripe_gateway import StripeGateway
-from billing.tax import NO_TAX, TaxMode, TaxRules
-from billing.tax_store import DatedTaxRules
+from billing.invoicing.tax_store import DatedTaxRules
+from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import SINCE, subscription
 from tests.integration.billing.conftest import World
 from tests.integration.billing.late_months import MONTHS, Arrivals, Months, Wire, correction, said, used

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from billing import invoice_store, number_store
+from billing.bills.credits import GrantKind
+from billing.bills.tax import TaxMode, TaxRules
 from billing.commands import close_month
 from billing.commands.change_subscription import cancel_subscription
 from billing.commands.explain_invoice import explain_invoice
@@ -20,18 +21,17 @@ from billing.commands.keep_accounts import add_account, describe_entity
 from billing.commands.set_tax import set_tax
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
-from billing.credits import GrantKind
 from billing.database import transaction
-from billing.invoice_check import check_document
-from billing.invoice_file import invoice_file
-from billing.period_closing import close_book
-from billing.plan_file import parse_plan
+from billing.invoicing import invoice_store, number_store
+from billing.invoicing.invoice_check import check_document
+from billing.invoicing.invoice_file import invoice_file
+from billing.invoicing.tax_store import DatedTaxRules
+from billing.plans.plan_file import parse_plan
+from billing.posting.period_closing import close_book
 from billing.presentation.pages import html_of
 from billing.presentation.ubl import ubl_of
 from billing.presentation.ubl_rules import broken_rules
-from billing.stripe_gateway import StripeGateway
-from billing.tax import TaxMode, TaxRules
-from billing.tax_store import DatedTaxRules
+from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, subscription
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import PLAN, Crash, World

@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from billing import ledger_store
 from billing.commands.trial_balance import account_balances, trial_balance
 from billing.database import engine_for, retried, transaction
 from billing.errors import AccountingPeriodClosed, IdempotencyConflict
-from billing.ledger import AccountCode, JournalEntry, Posting, reversal
+from billing.ledger import ledger_store
+from billing.ledger.journal import AccountCode, JournalEntry, Posting, reversal
 from tests.integration.billing.conftest import World
 
 AT = datetime(2026, 10, 31, tzinfo=UTC)
@@ -130,9 +130,9 @@ POSTER = """
 import random, sys
 from datetime import datetime, timezone
 from decimal import Decimal
-from billing import ledger_store
+from billing.ledger import ledger_store
 from billing.database import engine_for, retried
-from billing.ledger import AccountCode, JournalEntry, Posting
+from billing.ledger.journal import AccountCode, JournalEntry, Posting
 
 url, seed = sys.argv[1], int(sys.argv[2])
 at = datetime(2026, 10, 31, tzinfo=timezone.utc)

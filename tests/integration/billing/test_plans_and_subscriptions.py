@@ -9,11 +9,11 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from billing import account_store, plan_store
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
 from billing.errors import PlanConflict, PlanInvalid, SubscriptionRefused, UnknownPlan
-from billing.plan_file import parse_plan
+from billing.plans import account_store, plan_store
+from billing.plans.plan_file import parse_plan
 from streams.errors import UnknownTenant
 from tests.billing_builders import NOVEMBER, SINCE
 from tests.integration.billing.conftest import PLAN, World

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.errors import PeriodNotEnded, UnknownInvoice
-from billing.usage_digest import TenantCount, usage_digest
+from billing.usage.usage_digest import TenantCount, usage_digest
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.integration.billing.conftest import PLAN, World
 

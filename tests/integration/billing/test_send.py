@@ -17,10 +17,10 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.database import connection
 from billing.errors import StripeAccessRefused
-from billing.sender_lock import lock_account, unlock_account
-from billing.sending import LINES_MAX
+from billing.invoicing.sending import LINES_MAX
 from billing.settings import StripeSettings
-from billing.stripe_gateway import StripeGateway
+from billing.stripe.sender_lock import lock_account, unlock_account
+from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import stripe
 
-from billing import sending
 from billing.commands.send_invoices import Outcome
 from billing.commands.trial_balance import trial_balance
-from billing.ledger import AccountCode
-from billing.stripe_gateway import StripeGateway
+from billing.invoicing import sending
+from billing.ledger.journal import AccountCode
+from billing.stripe.stripe_gateway import StripeGateway
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import Crash, World, crash_at
 
@@ -176,12 +176,12 @@ def test_another_invoice_under_our_identity_is_never_adopted(
 SENDER = """
 import sys
 from datetime import UTC, datetime
-from billing import sending
+from billing.invoicing import sending
 from billing.commands.send_invoices import send_invoices
 from billing.database import engine_for
 from billing.periods import parse_period
 from billing.settings import StripeSettings
-from billing.stripe_gateway import StripeGateway
+from billing.stripe.stripe_gateway import StripeGateway
 sending.LINES_PER_REQUEST = 2
 url, key, api = sys.argv[1:]
 print("begins", flush=True)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from billing.commands.change_subscription import cancel_subscription
 from billing.commands.close_month import close_month
 from billing.periods import BillingPeriod, parse_period
-from billing.stripe_gateway import StripeGateway
+from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.integration.billing.conftest import World
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
-from billing import rated_line_store, rating_bands
 from billing.database import transaction
-from billing.event_usage import needs_events
+from billing.invoicing import rated_line_store
 from billing.periods import BillingPeriod
 from billing.rating import RatedLine, net
+from billing.usage import rating_bands
+from billing.usage.event_usage import needs_events
 from reconciliation.period import reconcile_period
 from streams.database import connect
 from streams.usage.rebuild import rebuild

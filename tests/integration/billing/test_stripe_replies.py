@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from billing import stripe_gateway
 from billing.errors import (
     StripeAccessRefused,
     StripeBusy,
@@ -19,9 +18,10 @@ from billing.errors import (
     StripeRefused,
     StripeServerError,
 )
-from billing.sending import customer_request
+from billing.invoicing.sending import customer_request
 from billing.settings import StripeSettings
-from billing.stripe_gateway import StripeGateway
+from billing.stripe import stripe_gateway
+from billing.stripe.stripe_gateway import StripeGateway
 from tests.fixtures_stripe_twin import StripeTwin
 
 Serve = Callable[[int, object], tuple[StripeGateway, list[dict[str, str]]]]

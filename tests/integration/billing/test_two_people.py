@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.commands.decide_proposal import decide, proposals, propose
 from billing.errors import EntryInvalid, PeriodNotEnded, ProposalRefused
-from billing.proposal_store import ProposalKind
+from billing.posting.proposal_store import ProposalKind
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER
 from tests.integration.billing.conftest import World
 

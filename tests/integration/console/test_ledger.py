@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from billing import ledger_store
 from billing.database import engine_for, transaction
-from billing.ledger import AccountCode, JournalEntry, Posting
+from billing.ledger import ledger_store
+from billing.ledger.journal import AccountCode, JournalEntry, Posting
 from streams.errors import RoleRefused
 from streams.schema import upgrade
 from tests.fixtures_services import Databases

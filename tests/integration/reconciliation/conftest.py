@@ -18,7 +18,7 @@ from billing.commands.close_month import MonthClosed, close_month
 from billing.database import engine_for, raw, transaction
 from billing.periods import BillingPeriod
 from billing.settings import StripeSettings
-from billing.stripe_gateway import StripeGateway
+from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import PeriodReport, reconcile_period
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE

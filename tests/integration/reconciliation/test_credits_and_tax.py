@@ -9,14 +9,14 @@ from decimal import Decimal
 
 import pytest
 
+from billing.bills.credits import Grant, GrantKind
+from billing.bills.tax import TaxMode, TaxRules
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.grant_credit import grant_credit
 from billing.commands.set_tax import set_tax
-from billing.credit_store import GivenCredit
-from billing.credits import Grant, GrantKind
-from billing.proposal_store import ProposalKind
-from billing.tax import TaxMode, TaxRules
-from billing.tax_store import DatedTaxRules
+from billing.invoicing.credit_store import GivenCredit
+from billing.invoicing.tax_store import DatedTaxRules
+from billing.posting.proposal_store import ProposalKind
 from tests.billing_builders import NOVEMBER, NOW, SINCE
 from tests.integration.reconciliation.conftest import Line, event, found
 

@@ -11,8 +11,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from billing.database import raw, transaction
-from billing.ledger import AccountCode, JournalEntry, Posting
-from billing.ledger_store import post
+from billing.ledger.journal import AccountCode, JournalEntry, Posting
+from billing.ledger.ledger_store import post
 from serving_adapter.topics import ensure_topics
 from streams.workers import status
 from streams.workers.status import PartitionStatus

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from billing.attempts import left_out, less
-from billing.price_plans import Metric
+from billing.plans.price_plans import Metric
 from billing.rating import rate
+from billing.usage.attempts import left_out, less
 from streams.rules.windows import AttemptUsage
 from tests.billing_builders import OCTOBER, charge, cut, usage, version
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
-from billing.beancount import AssertedBalance, account_name, ledger, month_starts, quoted
-from billing.journal_chain import BookedEntry, BookedLeg
+from billing.ledger.beancount import AssertedBalance, account_name, ledger, month_starts, quoted
+from billing.ledger.journal_chain import BookedEntry, BookedLeg
 
 ENTRY = BookedEntry(
     7, 'k"1\\', bytes(32), "accrual", "default", "2026-10", None, datetime(2026, 10, 31, 23, 59, tzinfo=UTC),

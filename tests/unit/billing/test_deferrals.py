@@ -9,18 +9,18 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.charge_models import Flat
-from billing.deferrals import Deferred, deferred_by_tenant, earned_by_tenant
-from billing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
-from billing.ledger import AccountCode
+from billing.bills.tax import TaxMode, TaxRules
+from billing.invoicing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.ledger.journal import AccountCode
 from billing.money import total
 from billing.periods import BillingPeriod
-from billing.posting_rules import Booking, fees_earned, invoice_issued
-from billing.price_plans import Charge, Filters
+from billing.plans.charge_models import Flat
+from billing.plans.price_plans import Charge, Filters
+from billing.plans.schedules import MONTHLY
+from billing.posting.deferrals import Deferred, deferred_by_tenant, earned_by_tenant
+from billing.posting.posting_rules import Booking, fees_earned, invoice_issued
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.period import line_of
-from billing.schedules import MONTHLY
-from billing.tax import TaxMode, TaxRules
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, cut, version
 
 SERVICE = BillingPeriod(OCTOBER.start + timedelta(days=15, hours=12), NOVEMBER.end)

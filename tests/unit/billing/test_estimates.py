@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from billing.estimates import prices_over_time
-from billing.price_plans import Metric
+from billing.plans.price_plans import Metric
+from billing.usage.estimates import prices_over_time
 from tests.billing_builders import charge, subscription, version
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
-from billing.invoice_states import InvoiceEvent, settled_locally
+from billing.invoicing.invoice_states import InvoiceEvent, settled_locally
 from billing.money import Rounding, plain
-from billing.price_plans import Charge, Metric, PlanVersion
+from billing.plans.price_plans import Charge, Metric, PlanVersion
 from billing.rating import RatedLine
 from streams.rules.windows import UsageQuantity
 from tests.billing_builders import NOVEMBER, bill, charge, invoice, rated, rounded, usage, version

@@ -11,11 +11,11 @@ import pytest
 
 from billing.commands.show_invoices import document_of
 from billing.errors import DocumentRefused, EventsRefused
-from billing.invoice_check import check_document, check_events
-from billing.invoice_file import read_invoice_file
-from billing.price_plans import Metric
-from billing.usage_digest import BilledEvent
-from billing.usage_digest_store import UsageCounted
+from billing.invoicing.invoice_check import check_document, check_events
+from billing.invoicing.invoice_file import read_invoice_file
+from billing.plans.price_plans import Metric
+from billing.usage.usage_digest import BilledEvent
+from billing.usage.usage_digest_store import UsageCounted
 from tests.billing_builders import SIDES, bill, charge, stored, usage, version
 from tests.unit.billing.test_usage_digest import billed, counted
 

@@ -10,22 +10,22 @@ from decimal import Decimal
 
 import pytest
 
+from billing.bills.credits import Grant, GrantKind, TaxTreatment
+from billing.bills.documents import Payer
+from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.commands.show_invoices import document_of
-from billing.credits import Grant, GrantKind, TaxTreatment
-from billing.deferrals import deferred
-from billing.documents import Payer
-from billing.invoice_check import check_document
-from billing.invoice_file import InvoiceFile, invoice_file
-from billing.invoice_states import InvoiceState
-from billing.invoiced_fees import InvoicedFees
-from billing.invoices import AccountCredits, CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoicing.invoice_check import check_document
+from billing.invoicing.invoice_file import InvoiceFile, invoice_file
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.invoiced_fees import InvoicedFees
+from billing.invoicing.invoices import AccountCredits, CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoicing.party_store import Sides
 from billing.money import currency, from_minor, total
-from billing.party_store import Sides
 from billing.periods import BillingPeriod
+from billing.posting.deferrals import deferred
 from billing.presentation.ubl import ubl_of
 from billing.presentation.ubl_rules import broken_rules
 from billing.rating.lines import LineKind, RatedLine
-from billing.tax import NO_TAX, TaxMode, TaxRules
 from tests.billing_builders import NOVEMBER, SINCE, stored
 from tests.unit.billing.test_deferrals import line
 from tests.unit.billing.test_presentation import BUYER, ISSUED, SELLER

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 import pytest
 
 from billing.errors import CurrencyMismatch, IllegalTransition
-from billing.invoice_states import InvoiceEvent, InvoiceState, after, settled_locally
-from billing.invoices import InvoiceIdentity, InvoiceKind
+from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, after, settled_locally
+from billing.invoicing.invoices import InvoiceIdentity, InvoiceKind
 from billing.money import plain
-from billing.price_plans import Metric
+from billing.plans.price_plans import Metric
 from billing.rating import difference, rate
 from tests.billing_builders import (
     NOVEMBER,

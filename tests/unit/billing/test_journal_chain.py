@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from billing.errors import JournalBroken
-from billing.journal_chain import (
+from billing.ledger.journal_chain import (
     BEFORE_THE_FIRST,
     BookedEntry,
     BookedLeg,

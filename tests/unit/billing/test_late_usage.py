@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
-from billing.billed_documents import billed_period
-from billing.credits import Grant, GrantKind
-from billing.documents import PaidByCredit
-from billing.invoices import CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
-from billing.late_usage import Waiting, adjusted, changed_key, plain_group
+from billing.bills.credits import Grant, GrantKind
+from billing.bills.documents import PaidByCredit
+from billing.bills.late_usage import Waiting, adjusted, changed_key, plain_group
+from billing.bills.payment_credits import given_back
+from billing.bills.tax import NO_TAX, TaxMode, TaxRules
+from billing.invoicing.billed_documents import billed_period
+from billing.invoicing.invoices import CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import plain
-from billing.payment_credits import given_back
-from billing.price_plans import Metric
+from billing.plans.price_plans import Metric
 from billing.rating import LineKind, RatedLine
 from billing.rating.period import period_line
-from billing.tax import NO_TAX, TaxMode, TaxRules
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, bill, charge, cut, invoice, rated, usage, version
 
 PLAN = version(charge("in", Metric.INPUT, "0.01"), charge("out", Metric.OUTPUT, "0.1"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from billing.errors import EntryInvalid, NotAnAmount
-from billing.ledger import ACCOUNTS, AccountCode, AccountType, JournalEntry, Posting, balances, reversal
+from billing.ledger.journal import ACCOUNTS, AccountCode, AccountType, JournalEntry, Posting, balances, reversal
 
 AT = datetime(2026, 10, 31, tzinfo=UTC)
 UNBILLED, REVENUE, RECEIVABLE = (

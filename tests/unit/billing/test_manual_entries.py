@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from billing.errors import EntryInvalid
-from billing.manual_entries import checked
+from billing.posting.manual_entries import checked
 
 LEG = {"account": 1020, "currency": "USD", "amount": "1.50"}
 ENTRY: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from billing.errors import PartyRefused
-from billing.parties import Party, changed
+from billing.invoicing.parties import Party, changed
 
 
 def test_fields_are_set_one_by_one_and_tidied() -> None:

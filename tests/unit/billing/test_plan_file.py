@@ -8,8 +8,8 @@ from decimal import Decimal
 import pytest
 
 from billing.errors import PlanInvalid
-from billing.plan_file import parse_plan
-from billing.price_plans import Filters, Metric
+from billing.plans.plan_file import parse_plan
+from billing.plans.price_plans import Filters, Metric
 
 C0, C1 = "versions[0].charges[0]", "versions[0].charges[1]"
 GOOD = """\

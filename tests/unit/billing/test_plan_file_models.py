@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from billing.charge_models import Graduated, TierContinuity
 from billing.errors import PlanInvalid
-from billing.plan_documents import (
+from billing.plans.charge_models import Graduated, TierContinuity
+from billing.plans.plan_documents import (
     differences,
     terms_document,
     terms_of_document,
     version_document,
     version_of_document,
 )
-from billing.plan_file import parse_plan
-from billing.price_plans import Cycle, Metric
+from billing.plans.plan_file import parse_plan
+from billing.plans.price_plans import Cycle, Metric
 
 WHOLE = """\
 plan: whole

@@ -8,8 +8,8 @@ from decimal import Decimal
 import pytest
 
 from billing.errors import NoPriceVersion
-from billing.plan_file import parse_plan
-from billing.plan_words import explain, price_in_words, terms_in_words
+from billing.plans.plan_file import parse_plan
+from billing.presentation.plan_words import explain, price_in_words, terms_in_words
 from billing.rating import Usage
 
 PLAN = parse_plan(

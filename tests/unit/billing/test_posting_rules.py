@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from billing.ledger import AccountCode, balances
-from billing.posting_rules import accrual, invoice_issued
-from billing.price_plans import Metric
+from billing.ledger.journal import AccountCode, balances
+from billing.plans.price_plans import Metric
+from billing.posting.posting_rules import accrual, invoice_issued
 from tests.billing_builders import NOW, OCTOBER, bill, charge, invoice, rated, usage, version
 
 PLAN = version(charge("out", Metric.OUTPUT, "0.001"))

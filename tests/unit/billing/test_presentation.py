@@ -21,18 +21,18 @@ import pytest
 
 from billing.commands.show_invoices import document_of
 from billing.errors import DocumentRefused
-from billing.invoice_check import check_document
-from billing.invoice_file import InvoiceFile, invoice_file
-from billing.invoice_states import InvoiceState
+from billing.invoicing.invoice_check import check_document
+from billing.invoicing.invoice_file import InvoiceFile, invoice_file
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.parties import Party
+from billing.invoicing.party_store import Sides
 from billing.money import currency, from_minor
-from billing.parties import Party
-from billing.party_store import Sides
+from billing.plans.price_plans import Metric
 from billing.presentation.pages import html_of, pdf_of
 from billing.presentation.ubl import CBC, ubl_of
 from billing.presentation.ubl_rules import broken_rules
 from billing.presentation.view import view_of
-from billing.price_plans import Metric
-from billing.usage_digest_store import UsageCounted
+from billing.usage.usage_digest_store import UsageCounted
 from tests.billing_builders import OCTOBER, bill, charge, stored, usage, version
 from tests.unit.billing.test_usage_digest import counted
 

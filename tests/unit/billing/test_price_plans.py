@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from billing.errors import NoPriceVersion
-from billing.plan_documents import differences, version_document, version_of_document
-from billing.price_plans import Metric, unpriced_token_classes, version_at
+from billing.plans.plan_documents import differences, version_document, version_of_document
+from billing.plans.price_plans import Metric, unpriced_token_classes, version_at
 from tests.billing_builders import SINCE, charge, version
 
 INPUT, OUTPUT = Metric.INPUT, Metric.OUTPUT

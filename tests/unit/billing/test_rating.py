@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from billing.errors import AmountTooLarge, NegativeUsage
-from billing.price_plans import Metric
+from billing.plans.price_plans import Metric
 from billing.rating import difference, is_billable, net, quantities, rate
 from tests.billing_builders import NOVEMBER, OCTOBER, charge, cut, rated, subscription, usage, version
 

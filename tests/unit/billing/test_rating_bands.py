@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from billing.charge_models import Flat, PerUnit
 from billing.money import plain
-from billing.price_plans import Charge, Filters, Metric, PlanVersion, PriceAt, Terms
+from billing.plans.charge_models import Flat, PerUnit
+from billing.plans.price_plans import Charge, Filters, Metric, PlanVersion, PriceAt, Terms
+from billing.plans.subscriptions import Subscription, in_force_since, version_name
 from billing.rating import rate
-from billing.rating_bands import needs_bands, rules_of
-from billing.subscriptions import Subscription, in_force_since, version_name
+from billing.usage.rating_bands import needs_bands, rules_of
 from streams.rules.rating_bands import BandKind, BandRule, RatingBand, differ_from, parse_band
 from tests.billing_builders import OCTOBER, SINCE, charge, cut, subscription, usage, version
 

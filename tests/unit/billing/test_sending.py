@@ -9,9 +9,8 @@ from datetime import date
 import pytest
 
 from billing.errors import IllegalTransition
-from billing.invoices import Invoice
-from billing.price_plans import Metric
-from billing.sending import (
+from billing.invoicing.invoices import Invoice
+from billing.invoicing.sending import (
     LINES_PER_REQUEST,
     DraftSeen,
     LineSeen,
@@ -26,6 +25,7 @@ from billing.sending import (
     lines_requests,
     number_request,
 )
+from billing.plans.price_plans import Metric
 from tests.billing_builders import bill, charge, usage, version
 
 PLAN = version(charge("in", Metric.INPUT, "0.01", model="llama"), charge("out", Metric.OUTPUT, "0.03"))

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from billing.errors import NoPriceVersion, SubscriptionRefused
-from billing.price_plans import Metric
-from billing.subscriptions import check_start, pieces, subscription_id
+from billing.plans.price_plans import Metric
+from billing.plans.subscriptions import check_start, pieces, subscription_id
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, charge, subscription, version
 
 A = charge("a", Metric.INPUT, "1")

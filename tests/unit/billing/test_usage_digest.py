@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.errors import EventsRefused
-from billing.usage_digest import BilledEvent, TenantCount, TenantUsage, event_of_line, usage_digest
+from billing.usage.usage_digest import BilledEvent, TenantCount, TenantUsage, event_of_line, usage_digest
 from streams.merkle import MerkleTree, merkle_root
 
 AT = datetime(2026, 10, 1, 12, 0, 0, 250000, tzinfo=UTC)

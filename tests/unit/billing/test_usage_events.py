@@ -8,7 +8,7 @@ from itertools import permutations
 
 import pytest
 
-from billing.usage_events import UsageEvent, corrected
+from billing.rating.usage_events import UsageEvent, corrected
 
 AT = datetime(2026, 10, 5, tzinfo=UTC)
 

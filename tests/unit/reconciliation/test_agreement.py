@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from billing.price_plans import Metric
+from billing.plans.price_plans import Metric
 from reconciliation import agreement
 from reconciliation.agreement import Issued, Terms
 from streams.rules.windows import UsageQuantity

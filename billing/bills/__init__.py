@@ -1,0 +1,1 @@
+"""The pure core of bills: documents, tax, credits, credit notes, late usage."""

@@ -1,0 +1,331 @@
+"""A tenant's billing periods one after another: what is issued, in order (docs/spec/money.md 3, 6, 7, 10, 13).
+
+Pure: from the whole history to every document. The preview, simulations and the tests run it whole; commands run its
+steps against what is stored.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+
+from billing.bills import credits
+from billing.bills.credit_notes import (
+    Remaining,
+    credit_note,
+    net_of_discounts,
+    reduced,
+    remaining_of,
+    without_ending,
+)
+from billing.bills.credits import Grant
+from billing.bills.documents import GRACE, Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
+from billing.bills.late_usage import adjusted, as_billed, changed_key
+from billing.bills.payment_credits import fees_to_cover, given_back, more_to_cover, paid_by_credits
+from billing.money import ZERO, exactly, from_minor, total
+from billing.periods import BillingPeriod
+from billing.plans.price_plans import PlanVersion, Terms
+from billing.plans.subscriptions import Piece, Subscription, pieces
+from billing.rating.advance import AdvanceBill, advance_bills
+from billing.rating.lines import LineIdentity, LineKind, Naming, RatedLine
+from billing.rating.period import NOTHING_RATED, Coverable, RatedPeriod, period_line, rate_period
+from billing.rating.usage import UnpricedUsage
+from billing.rating.usage_events import UsageEvent, billable, usage_by_piece
+
+
+@dataclass(frozen=True, slots=True)
+class LateUsage:
+    """Events that arrive after a period (its number, from 0) was frozen."""
+
+    of_period: int
+    events: tuple[UsageEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PriorCredit:
+    """A credit note of its own on a line of a fee in advance, as a positive amount."""
+
+    line_key: str
+    amount: Decimal
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All that the bills of a tenant follow from."""
+
+    payer: Payer
+    terms: Terms
+    periods: tuple[BillingPeriod, ...]
+    subscriptions: tuple[Subscription, ...]
+    versions: Mapping[str, Sequence[PlanVersion]]
+    events: tuple[UsageEvent, ...] = ()
+    late: tuple[LateUsage, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    prior_credits: tuple[PriorCredit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bills:
+    """What a history comes to: documents in order of issue, what was drawn of each grant (major units), what had no
+    price, and late usage that is too old to bill."""
+
+    documents: tuple[Document, ...]
+    drawn: Mapping[str, Decimal]
+    unpriced: tuple[UnpricedUsage, ...]
+    unbillable: tuple[UsageEvent, ...]
+
+
+@dataclass(slots=True)
+class _Billed:
+    """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
+    draw, as last rated; what remains of its invoice, and of what credits paid on it, after credit notes; what remains
+    of its fees in advance and of what credits paid on them, their tax groups, which prior credits are in that."""
+
+    lines: list[RatedLine] = field(default_factory=list)
+    drawn: dict[str, Decimal] = field(default_factory=dict)
+    open: list[Coverable] = field(default_factory=list)
+    paid: list[PaidByCredit] = field(default_factory=list)
+    remaining: Remaining = field(default_factory=Remaining)
+    in_advance: Remaining = field(default_factory=Remaining)
+    paid_in_advance: list[PaidByCredit] = field(default_factory=list)
+    fee_groups: dict[str, str] = field(default_factory=dict)
+    noted: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Adjustment:
+    """Lines of an earlier period (its number) that the next invoice carries, by key, and what credits can cover of
+    them; `then` is the period as billed once it does."""
+
+    number: int
+    period: BillingPeriod
+    lines: Mapping[str, RatedLine]
+    open: tuple[Coverable, ...]
+    then: RatedPeriod
+
+
+def bill(history: History) -> Bills:
+    """Every document of a history. Raises Unratable, NoPriceVersion, UnknownTaxGroup."""
+    return _Cycle(history).run()
+
+
+class _Cycle:
+    """What is known and issued so far, as the periods go by."""
+
+    def __init__(self, history: History) -> None:
+        self.of = history
+        self.known: list[UsageEvent] = list(history.events)
+        self.billed = [_Billed() for _ in history.periods]
+        self.cuts = [pieces(history.subscriptions, history.versions, period) for period in history.periods]
+        self.paid_minor: dict[str, int] = defaultdict(int)
+        self.carried_minor = 0
+        self.waiting: list[_Adjustment] = []
+        self.documents: list[Document] = []
+        self.unpriced: dict[UnpricedUsage, None] = {}
+        self.unbillable: list[UsageEvent] = []
+
+    def run(self) -> Bills:
+        """Every step at its moment: fees in advance, a period's invoice when it is frozen, then what comes late."""
+        steps: list[tuple[datetime, int, Callable[[], None]]] = []
+        for number, period in enumerate(self.of.periods):
+            frozen = period.end + GRACE
+            steps += [
+                (each.service.start, 0, partial(self._bill_in_advance, number, each))
+                for each in advance_bills(self.cuts[number], period, partial(self._credited_before, number))
+            ]
+            steps.append((frozen, 1, partial(self._bill_usage, number)))
+            steps += [
+                (frozen, 2, partial(self._take_in, late, period)) for late in self.of.late if late.of_period == number
+            ]
+            if not any(self.cuts[number + 1 :][:1]):
+                steps.append((frozen, 3, self._bill_adjustments))
+        for _, _, step in sorted(steps, key=lambda step: step[:2]):
+            step()
+        return Bills(
+            tuple(self.documents),
+            {grant.grant_id: self._drawn(grant) for grant in self.of.grants},
+            tuple(self.unpriced),
+            tuple(self.unbillable),
+        )
+
+    # -- a period ----------------------------------------------------------------------------------------------------
+
+    def _credited_before(self, number: int, of: LineIdentity, at: datetime) -> Decimal:
+        key = self._naming(number).key(of)
+        return total(credit.amount for credit in self.of.prior_credits if credit.line_key == key and credit.at <= at)
+
+    def _bill_in_advance(self, number: int, each: AdvanceBill) -> None:
+        billed, naming = self.billed[number], self._naming(number)
+        lines = {naming.key(line.identity): line for line in each.lines}
+        remaining = self._with_prior_credits(billed, each.service.start)
+        billed.fee_groups |= {without_ending(key): line.tax_group for key, line in lines.items()}
+        net = total(line.amount for line in each.lines)
+        if net > 0:
+            document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
+            document = self._issue(document, fees_to_cover(each.lines), DocumentKind.ADVANCE)
+            billed.paid_in_advance = list(document.paid)
+            issued = net_of_discounts(remaining_of(document))
+            after = Remaining({**remaining.lines, **issued.lines}, {**remaining.groups, **issued.groups})
+        else:
+            unused = [key for key, line in lines.items() if line.identity.kind == LineKind.UNUSED]
+            against = {key: without_ending(key) for key in unused}
+            document, noted = credit_note(each.service, lines, against, remaining, self.of.payer)
+            after = net_of_discounts(noted)
+            if net:
+                self.documents.append(self._restore(document, billed.paid_in_advance))
+        billed.in_advance = after
+
+    def _with_prior_credits(self, billed: _Billed, at: datetime) -> Remaining:
+        """What remains of the fees in advance after the credit notes by hand until a moment."""
+        remaining = billed.in_advance
+        for number, credit in enumerate(self.of.prior_credits):
+            key = without_ending(credit.line_key)
+            if number not in billed.noted and credit.at <= at and key in remaining.lines:
+                billed.noted.add(number)
+                remaining = reduced(remaining, key, billed.fee_groups[key], credit.amount, self.of.payer)
+        return remaining
+
+    def _bill_usage(self, number: int) -> None:
+        period, naming = self.of.periods[number], self._naming(number)
+        rated, self.billed[number].drawn = self._rated(number)
+        lines = {naming.key(line.identity): line for line in rated.lines}
+        self._now_billed(number, rated)
+        coverable = list(rated.coverable)
+        for waiting in self._carried_adjustments():
+            for key, line in waiting.lines.items():
+                lines[key if key not in lines else f"{key}@{waiting.period.start:%Y-%m-%d}"] = line
+            coverable += waiting.open
+        if lines:
+            document = draw_up(DocumentKind.USAGE, period, lines, self.of.payer)
+            document = self._issue(document, coverable, DocumentKind.USAGE, number)
+            self.billed[number].remaining = remaining_of(document)
+
+    def _rated(self, number: int) -> tuple[RatedPeriod, dict[str, Decimal]]:
+        """A period rated from all that is known, with its price reductions, and what these draw of each grant."""
+        of, period = self.of, self.of.periods[number]
+        used, unpriced = usage_by_piece(billable(self.known, of.terms), of.subscriptions, of.versions, period, of.terms)
+        self.unpriced.update(dict.fromkeys(unpriced))
+        rated = rate_period(period, used, of.terms)
+        if not rated.lines:
+            return NOTHING_RATED, {}
+        grants = [grant for grant in self._grants() if credits.reduces_price(grant)]
+        left = {grant.grant_id: Fraction(self._left(grant, but=number)) for grant in grants}
+        draws = credits.draw(rated.coverable, grants, left)
+        amounts = credits.by_grant_and_group(draws)
+        groups: dict[str, int] = defaultdict(int)
+        for grant_id, _ in amounts:
+            groups[grant_id] += 1
+        cut = [each.piece for each in used]
+        lines = list(rated.lines)
+        drawn: dict[str, Decimal] = defaultdict(lambda: ZERO)
+        for (grant_id, group), amount in amounts.items():
+            key = f"credit.{grant_id}" + (f".{group}" if groups[grant_id] > 1 else "")
+            lines.append(period_line(cut, key, LineKind.CREDIT, -amount, group))
+            with exactly():
+                drawn[grant_id] += amount
+        return RatedPeriod(tuple(lines), tuple(credits.after(rated.coverable, draws))), drawn
+
+    # -- late usage --------------------------------------------------------------------------------------------------
+
+    def _take_in(self, late: LateUsage, frozen: BillingPeriod) -> None:
+        """Late usage of frozen periods: re-rate, take away what was billed, net per tax group (section 7)."""
+        horizon = self.of.terms.late_usage_days
+        completed = {each.event_id: each.completed_at for each in (*self.known, *late.events) if each.corrects is None}
+        for event in late.events:
+            age = frozen.end - completed.get(event.corrects or event.event_id, event.completed_at)
+            too_old = horizon is not None and age > timedelta(days=horizon)
+            (self.unbillable if too_old else self.known).append(event)
+        last = next(n for n, period in enumerate(self.of.periods) if period == frozen)
+        for number in range(last + 1 if late.events else 0):
+            self._adjust(number)
+
+    def _adjust(self, number: int) -> None:
+        """What waits for an invoice is not billed yet, and is worked out anew."""
+        billed, naming, period = self.billed[number], self._naming(number), self.of.periods[number]
+        rated, billed.drawn = self._rated(number)
+        self.waiting = [waiting for waiting in self.waiting if waiting.number != number]
+        late = adjusted(rated.lines, billed.lines, naming.key)
+        if late.less:
+            against = {key: changed_key(key) for key in late.less}
+            document, billed.remaining = credit_note(period, late.less, against, billed.remaining, self.of.payer)
+            self.documents.append(self._restore(document, billed.paid))
+            self._now_billed(number, as_billed(rated, billed.lines, billed.open, late.less))
+        if late.more:
+            then = as_billed(rated, billed.lines, billed.open, late.more)
+            open_ = more_to_cover(billed.open, then.coverable)
+            self.waiting.append(_Adjustment(number, period, late.more, open_, then))
+
+    def _now_billed(self, number: int, rated: RatedPeriod) -> None:
+        self.billed[number].lines, self.billed[number].open = list(rated.lines), list(rated.coverable)
+
+    def _restore(self, document: Document, paid: list[PaidByCredit]) -> Document:
+        """Crediting what credits paid gives it back to the grants; it pays out nothing."""
+        back = given_back(paid, -document.total_minor)
+        for each in back:
+            self.paid_minor[each.grant_id] += each.used_minor
+            n = next(n for n, of in enumerate(paid) if of.grant_id == each.grant_id)
+            paid[n] = replace(paid[n], used_minor=paid[n].used_minor + each.used_minor)
+        return replace(document, paid=back)
+
+    def _carried_adjustments(self) -> list[_Adjustment]:
+        """What waits, earlier periods first; from here on it is billed."""
+        carried = sorted(self.waiting, key=lambda waiting: waiting.number)
+        for waiting in carried:
+            self._now_billed(waiting.number, waiting.then)
+        self.waiting = []
+        return carried
+
+    def _bill_adjustments(self) -> None:
+        """A tenant that has no next invoice gets one of its own for each period that late usage belongs to."""
+        for waiting in self._carried_adjustments():
+            document = draw_up(DocumentKind.ADJUSTMENT, waiting.period, waiting.lines, self.of.payer)
+            self._issue(document, waiting.open, DocumentKind.ADJUSTMENT)
+
+    # -- what every invoice goes through -----------------------------------------------------------------------------
+
+    def _issue(
+        self, document: Document, coverable: Iterable[Coverable], kind: DocumentKind, number: int | None = None
+    ) -> Document:
+        paid = self._paid_by_credits(document, coverable)
+        for each in paid:
+            self.paid_minor[each.grant_id] += each.used_minor
+        if number is not None:
+            self.billed[number].paid = list(paid)
+        settled = settle(document, paid, self.carried_minor, self.of.payer)
+        carried = settled.state is DocumentState.CARRIED_BELOW_MINIMUM
+        self.carried_minor = settled.due_minor if carried else 0
+        self.documents.append(settled)
+        return settled
+
+    def _paid_by_credits(self, document: Document, coverable: Iterable[Coverable]) -> tuple[PaidByCredit, ...]:
+        grants = [grant for grant in self._grants() if not credits.reduces_price(grant)]
+        left = {grant.grant_id: self._left(grant) for grant in grants}
+        return paid_by_credits(document, coverable, grants, left, self.paid_minor, self.of.payer)
+
+    # -- credits -----------------------------------------------------------------------------------------------------
+
+    def _grants(self) -> list[Grant]:
+        return [grant for grant in self.of.grants if grant.currency == self.of.payer.money.code]
+
+    def _left(self, grant: Grant, *, but: int | None = None) -> Decimal:
+        """What price reductions leave of a grant, those of one period not counted."""
+        drawn = (b.drawn.get(grant.grant_id, ZERO) for n, b in enumerate(self.billed) if n != but)
+        with exactly():
+            return grant.amount - total(drawn)
+
+    def _drawn(self, grant: Grant) -> Decimal:
+        with exactly():
+            paid = from_minor(self.paid_minor[grant.grant_id], self.of.payer.money)
+            return grant.amount - self._left(grant) + paid
+
+    def _naming(self, number: int) -> Naming:
+        cut: Sequence[Piece] = self.cuts[number]
+        tenant = self.of.subscriptions[0].tenant_id if self.of.subscriptions else ""
+        segments = {tenant: max((piece.segment_no for piece in cut), default=1)}
+        return Naming(segments, {plan: len(listed) for plan, listed in self.of.versions.items()})

@@ -1,0 +1,114 @@
+"""What credits of kind `payment` pay of a document, and what they may (docs/spec/money.md 3, 6). Values only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+
+from billing.bills import credits
+from billing.bills.credit_notes import net_by_group
+from billing.bills.credits import Grant
+from billing.bills.documents import Document, PaidByCredit, Payer
+from billing.money import ZERO, to_minor
+from billing.rating.lines import LineKind, RatedLine
+from billing.rating.period import Coverable
+
+
+def paid_by_credits(
+    document: Document,
+    coverable: Iterable[Coverable],
+    grants: Sequence[Grant],
+    left: Mapping[str, Decimal],
+    paid_minor: Mapping[str, int],
+    payer: Payer,
+) -> tuple[PaidByCredit, ...]:
+    """What grants pay of a document with its tax: their part of each group's gross, by time of usage.
+
+    `left` is what price reductions leave of each grant (major units), `paid_minor` what it has paid so far.
+    """
+    if not grants or document.total_minor <= 0:
+        return ()
+    exact: dict[str, Decimal] = net_by_group([line.rated for line in document.lines])
+    gross = {row.group: row.base_minor + row.tax_minor for row in document.taxes}
+    with_tax = [
+        replace(of, amount=of.amount * gross[of.tax_group] / Fraction(exact[of.tax_group]))
+        for of in coverable
+        if exact.get(of.tax_group, ZERO) > 0
+    ]
+    step = to_minor(payer.money.quantum, payer.money)
+    usable = {
+        grant.grant_id: Fraction(_whole_quanta(left[grant.grant_id], payer) - paid_minor.get(grant.grant_id, 0))
+        for grant in grants
+    }
+    sums: dict[str, Fraction] = defaultdict(Fraction)
+    for each in credits.draw(with_tax, grants, usable):
+        sums[each.grant.grant_id] += each.amount
+    found, drawn, before = [], Fraction(0), 0
+    for grant in sorted(grants, key=credits.draw_order):
+        drawn += sums[grant.grant_id]
+        rounded = min(round(drawn / step) * step, document.total_minor)
+        if rounded > before:
+            found.append(PaidByCredit(grant.grant_id, rounded - before))
+        before = max(before, rounded)
+    return tuple(found)
+
+
+def _whole_quanta(amount: Decimal, payer: Payer) -> int:
+    """The whole quanta in an amount, in minor units."""
+    quanta = Fraction(amount) // Fraction(payer.money.quantum)
+    return int(quanta * Fraction(payer.money.quantum) / Fraction(payer.money.minor_unit))
+
+
+def fees_to_cover(lines: Sequence[RatedLine]) -> list[Coverable]:
+    """What credits can cover of fees in advance: the new ones, less what the credit for unused time takes off.
+
+    A prepaid fee is not what a grant means that names its charge.
+    """
+    grown: dict[str, Decimal] = net_by_group([line for line in lines if line.amount > 0])
+    nets = net_by_group(lines)
+    return [
+        Coverable(
+            line.service_start,
+            line.identity.charge_key + (".fee" if line.identity.kind == LineKind.PREPAID_FEE else ""),
+            line.tax_group,
+            Fraction(line.amount) * Fraction(nets[line.tax_group]) / Fraction(grown[line.tax_group]),
+            is_fee=True,
+        )
+        for line in lines
+        if line.amount > 0 and nets[line.tax_group] > 0
+    ]
+
+
+def more_to_cover(before: Iterable[Coverable], after: Iterable[Coverable]) -> tuple[Coverable, ...]:
+    """What late usage added to what credits can cover, at its own times of usage."""
+    changes: dict[tuple[datetime, str, str, bool], Fraction] = defaultdict(Fraction)
+    for sign, listed in ((-1, before), (1, after)):
+        for of in listed:
+            changes[of.at, of.charge_key, of.tax_group, of.is_fee] += sign * of.amount
+    grown = sum((amount for amount in changes.values() if amount > 0), Fraction(0))
+    whole = sum(changes.values(), Fraction(0))
+    if grown <= 0 or whole <= 0:
+        return ()
+    return tuple(
+        Coverable(at, key, group, amount * whole / grown, is_fee)
+        for (at, key, group, is_fee), amount in changes.items()
+        if amount > 0
+    )
+
+
+def given_back(paid: Sequence[PaidByCredit], amount_minor: int) -> tuple[PaidByCredit, ...]:
+    """What a credit note of an amount gives back to the grants that paid, the last drawn first (docs/spec/money.md 6).
+
+    It pays out nothing of them: each is negative, at most what it had paid.
+    """
+    found: list[PaidByCredit] = []
+    for each in reversed(paid):
+        back = min(amount_minor, each.used_minor)
+        if back > 0:
+            found.append(PaidByCredit(each.grant_id, -back))
+            amount_minor -= back
+    return tuple(found)

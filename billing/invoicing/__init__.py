@@ -1,0 +1,1 @@
+"""Invoices as they are stored and shown to others: rows, numbers, late adjustments, parties."""

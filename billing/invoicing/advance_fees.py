@@ -1,0 +1,115 @@
+"""Which fees in advance are due by when: worked out from subscriptions and prices as they are known now.
+
+What is due at one moment for one period is on one invoice of the billing account, for all its tenants.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from sqlalchemy import Connection
+
+from billing.invoicing.invoices import Invoice
+from billing.money import ZERO, total
+from billing.periods import BillingPeriod
+from billing.plans import account_store, plan_store
+from billing.plans.charge_models import Timing
+from billing.plans.price_plans import PlanVersion, PricePlan
+from billing.plans.schedules import by_schedule
+from billing.plans.subscriptions import Subscription, pieces
+from billing.rating import RatedLine, net
+from billing.rating.advance import advance_bills
+from billing.rating.differences import PriceKey
+
+INSTANT = timedelta(microseconds=1)
+Service = tuple[str, BillingPeriod]
+"""A billing account, and what becomes due at the start of a period for all of it."""
+
+
+@dataclass(slots=True)
+class FeesDue:
+    """What is due at a moment, by tenant."""
+
+    lines: dict[str, list[RatedLine]] = field(default_factory=lambda: defaultdict(list))
+
+    def comes_to(self, tenant_id: str) -> Decimal:
+        """What it comes to for a tenant: below zero a credit note is due, at zero no document is."""
+        return total(line.amount for line in self.lines[tenant_id])
+
+
+def fees_due(
+    connection: Connection,
+    until: datetime,
+    accounts: Collection[str] | None = None,
+    *,
+    since: datetime | None = None,
+) -> dict[Service, FeesDue]:
+    """Everything that became due until a moment (included), in order of time, of periods that end after `since`.
+
+    A tenant's subscriptions to plans without a fee in advance are looked at too: with them begins what is unused.
+    """
+    by_tenant: dict[str, list[Subscription]] = defaultdict(list)
+    for subscription in account_store.subscriptions(connection, of_payers=accounts):
+        by_tenant[subscription.tenant_id].append(subscription)
+    plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
+    in_advance = {name for name, plan in plans.items() if bills_in_advance(plan)}
+    versions = {name: plan.versions for name, plan in plans.items()}
+    found: dict[Service, FeesDue] = {}
+    for tenant_id, listed in sorted(by_tenant.items()):
+        if any(each.plan in in_advance for each in listed):
+            _add(found, tenant_id, listed, versions, since, until)
+    return {
+        service: due
+        for service, due in sorted(found.items(), key=lambda item: (item[0][1], item[0][0]))
+        if accounts is None or service[0] in accounts
+    }
+
+
+def changed_tenants(connection: Connection, document: Invoice) -> list[str]:
+    """Tenants whose fees on a document are not those due by now. Neither changes until the transaction ends."""
+    identity = document.identity
+    account, start = identity.billing_account, identity.period.start
+    by_tenant: dict[str, list[RatedLine]] = defaultdict(list)
+    for line in document.lines:
+        by_tenant[line.rated.identity.tenant_id].append(line.rated)
+    for tenant_id in sorted(by_tenant):
+        account_store.lock_tenant(connection, tenant_id)
+    due = fees_due(connection, start, [account], since=start).get((account, identity.period), FeesDue())
+    return [
+        tenant_id
+        for tenant_id, lines in sorted(by_tenant.items())
+        if figures(lines) != figures(due.lines.get(tenant_id, []))
+    ]
+
+
+def bills_in_advance(plan: PricePlan) -> bool:
+    """Whether a plan has a fee in advance."""
+    return any(charge.timing is Timing.ADVANCE for version in plan.versions for charge in version.charges)
+
+
+def figures(lines: Sequence[RatedLine]) -> Mapping[PriceKey, Decimal]:
+    """What lines bill: identity and unit price → exact amount. Equal figures are equal bills."""
+    return {key: line.amount for key, line in net(lines).items()}
+
+
+def _add(
+    found: dict[Service, FeesDue],
+    tenant_id: str,
+    listed: Sequence[Subscription],
+    versions: Mapping[str, Sequence[PlanVersion]],
+    since: datetime | None,
+    until: datetime,
+) -> None:
+    for schedule, subscriptions in by_schedule(listed).items():
+        first = min(each.starts_at for each in subscriptions)
+        for period in schedule.periods(first if since is None else max(first, since), until + INSTANT):
+            cut = pieces(subscriptions, versions, period)
+            for bill in advance_bills(cut, period, lambda of, at: ZERO):
+                if bill.service.start <= until:
+                    for line in bill.lines:
+                        due = found.setdefault((line.billing_account, bill.service), FeesDue())
+                        due.lines[tenant_id].append(line)

@@ -1,0 +1,72 @@
+"""Which invoices are frozen, and up to when they say what holds."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import ARRAY, Connection, String, any_, case, cast, func, not_, select
+
+from billing import tables
+from billing.invoicing.invoice_store import in_advance
+from billing.invoicing.invoices import InvoiceKind
+from billing.periods import BillingPeriod
+
+
+def frozen_accounts(connection: Connection, period: BillingPeriod) -> set[str]:
+    """Billing accounts whose usage invoice of the period is frozen: later usage belongs to another document."""
+    return set(frozen_usage_invoices(connection, period))
+
+
+def frozen_usage_invoices(connection: Connection, period: BillingPeriod) -> dict[str, uuid.UUID]:
+    """The usage invoices of a period that are frozen, by billing account."""
+    table = tables.invoices
+    query = select(table.c.billing_account, table.c.invoice_id).where(
+        table.c.service_start == period.start,
+        table.c.service_end == period.end,
+        table.c.kind == InvoiceKind.USAGE.value,
+        table.c.frozen_at.is_not(None),
+    )
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime | None:
+    """Up to when frozen invoices of some billing accounts say what holds: the latest end of one over usage.
+
+    One for fees in advance says so up to when its time begins; after that a change is a document of its own (13.10).
+    """
+    table = tables.invoices
+    until = case((in_advance(), table.c.service_start), else_=table.c.service_end)
+    return connection.execute(
+        select(func.max(until)).where(
+            table.c.billing_account == any_(cast(list(accounts), ARRAY(String))), table.c.frozen_at.is_not(None)
+        )
+    ).scalar()
+
+
+def usage_billed_until(connection: Connection, account: str) -> datetime | None:
+    """The latest end of a billing account's frozen invoice but those for fees in advance."""
+    table = tables.invoices
+    query = select(func.max(table.c.service_end)).where(
+        table.c.billing_account == account,
+        not_(in_advance()),
+        table.c.frozen_at.is_not(None),
+    )
+    return connection.execute(query).scalar()
+
+
+def billed_in_advance(connection: Connection, tenants: Collection[str], at: datetime) -> bool:
+    """Whether a frozen invoice bills fees of some tenants that begin at a moment."""
+    table, lines = tables.invoices, tables.invoice_lines
+    query = (
+        select(lines.c.invoice_id)
+        .join(table, table.c.invoice_id == lines.c.invoice_id)
+        .where(
+            lines.c.tenant_id == any_(cast(list(tenants), ARRAY(String))),
+            in_advance(),
+            table.c.service_start == at,
+            table.c.frozen_at.is_not(None),
+        )
+    )
+    return connection.execute(query.limit(1)).first() is not None

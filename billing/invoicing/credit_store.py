@@ -1,0 +1,259 @@
+"""Credits in the database: grants as they were given, and what moved them since. Both are added, never changed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, UUID, Connection, Row, String, and_, any_, case, cast, func, not_, or_, select
+
+from billing import tables
+from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
+from billing.bills.documents import GRACE
+from billing.errors import UnknownCredit
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.invoices import InvoiceKind
+from billing.money import exactly, total
+
+
+class MovementKind(StrEnum):
+    """What happened to a grant. `settled`: a paid one was paid; `reinstated`: drawn on after it had expired."""
+
+    SETTLED = "settled"
+    DRAWN = "drawn"
+    RESTORED = "restored"
+    EXPIRED = "expired"
+    REINSTATED = "reinstated"
+    VOIDED = "voided"
+    REFUNDED = "refunded"
+
+
+_DRAWN: Final = (MovementKind.DRAWN.value, MovementKind.RESTORED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenCredit:
+    """A grant with whose it is and why it was given."""
+
+    grant: Grant
+    billing_account: str
+    reason: str
+    funding_invoice: str | None = None
+    recorded_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CreditState:
+    """A grant and what became of it, in major units.
+
+    `remaining` is what is left of it; `drawable` what usage of its time can still draw, also when it has expired.
+    """
+
+    given: GivenCredit
+    remaining: Decimal
+    drawable: Decimal
+    voided: bool = False
+    expiries: int = 0
+
+    @property
+    def grant(self) -> Grant:
+        """The grant; `paid_at` as it was settled."""
+        return self.given.grant
+
+    @property
+    def is_liability(self) -> bool:
+        """Whether what remains is owed to the payer: paid and settled (docs/spec/money.md 6)."""
+        return self.grant.kind is GrantKind.PAID and self.grant.paid_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """Something that happened to a grant: `amount` is what it adds to what is left."""
+
+    idempotency_key: str
+    grant_id: str
+    kind: MovementKind
+    amount: Decimal
+    at: datetime
+    invoice_id: uuid.UUID | None = None
+    entry_id: int | None = None
+    reason: str = ""
+
+    def booked_as(self, entry_id: int | None) -> Movement:
+        """The same with its journal entry, if it has one of its own."""
+        return self if entry_id is None else replace(self, entry_id=entry_id)
+
+
+def add(connection: Connection, given: GivenCredit, actor: str) -> None:
+    """Append a grant."""
+    grant = given.grant
+    connection.execute(
+        tables.credit_grants.insert().values(
+            grant_id=grant.grant_id,
+            billing_account=given.billing_account,
+            currency=grant.currency,
+            kind=grant.kind.value,
+            tax_treatment=grant.treatment.value,
+            amount=grant.amount,
+            charges=sorted(grant.applies_to.charges),
+            fees=grant.applies_to.fees,
+            priority=grant.priority,
+            effective_at=grant.effective,
+            expires_at=grant.expires,
+            granted_at=grant.granted_at,
+            funding_invoice=given.funding_invoice,
+            reason=given.reason,
+            recorded_by=actor,
+        )
+    )
+
+
+def move(connection: Connection, movements: Sequence[Movement], actor: str) -> None:
+    """Append what happened. The database refuses to take more of a grant than it has."""
+    if movements:
+        rows = [
+            {
+                "idempotency_key": m.idempotency_key,
+                "grant_id": m.grant_id,
+                "kind": m.kind.value,
+                "amount": m.amount,
+                "at": m.at,
+                "invoice_id": m.invoice_id,
+                "entry_id": m.entry_id,
+                "reason": m.reason,
+                "recorded_by": actor,
+            }
+            for m in movements
+        ]
+        for row in rows:
+            connection.execute(tables.credit_movements.insert(), row)
+
+
+def lock(connection: Connection, grant_ids: Iterable[str]) -> None:
+    """Let what happens to these grants go one after another, until the transaction ends."""
+    for grant_id in sorted(grant_ids):
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"credit/{grant_id}", 0))))
+
+
+def states(
+    connection: Connection,
+    *,
+    accounts: Collection[str] | None = None,
+    grant_ids: Collection[str] | None = None,
+    as_of: datetime | None = None,
+) -> list[CreditState]:
+    """Grants by billing account and start, with what became of them (before a moment)."""
+    table, moved = tables.credit_grants, tables.credit_movements
+    query = select(table).order_by(table.c.billing_account, table.c.effective_at, table.c.grant_id)
+    if accounts is not None:
+        query = query.where(table.c.billing_account == any_(cast(list(accounts), ARRAY(String))))
+    if grant_ids is not None:
+        query = query.where(table.c.grant_id == any_(cast(list(grant_ids), ARRAY(String))))
+    rows = connection.execute(query).all()
+    movements = (
+        select(moved.c.grant_id, moved.c.kind, func.sum(moved.c.amount), func.min(moved.c.at), func.count())
+        .where(moved.c.grant_id == any_(cast([row.grant_id for row in rows], ARRAY(String))))
+        .group_by(moved.c.grant_id, moved.c.kind)
+    )
+    if as_of is not None:
+        movements = movements.where(moved.c.at < as_of)
+    sums: dict[str, dict[str, _Moved]] = {row.grant_id: {} for row in rows}
+    for grant_id, kind, *rest in connection.execute(movements):
+        sums[grant_id][kind] = _Moved(*rest)
+    return [_state(row, sums[row.grant_id]) for row in rows]
+
+
+def one(connection: Connection, grant_id: str) -> CreditState:
+    """A grant and what became of it, locked until the transaction ends. Raises UnknownCredit."""
+    lock(connection, [grant_id])
+    found = states(connection, grant_ids=[grant_id])
+    if not found:
+        raise UnknownCredit(f"there is no credit {grant_id!r}: `tollbook credit list` has them")
+    return found[0]
+
+
+def reserved(
+    connection: Connection, grant_ids: Collection[str], *, before: datetime | None = None, but: uuid.UUID | None = None
+) -> dict[str, Decimal]:
+    """What invoices that are not issued yet will draw of grants: the frozen ones, and drafts that are due `before`.
+
+    One over usage is due a day after its period, one for fees in advance when its time begins. A draft of an adjustment
+    holds nothing: it is drawn up anew with the others.
+    """
+    table, invoices = tables.invoice_credits, tables.invoices
+    frozen = invoices.c.frozen_at.is_not(None)
+    adjusts = invoices.c.kind == InvoiceKind.ADJUSTMENT.value
+    in_advance = invoices.c.kind == InvoiceKind.ADVANCE.value
+    due = case((in_advance, invoices.c.service_start), else_=invoices.c.service_end + GRACE)
+    holds = frozen if before is None else or_(frozen, and_(due < before, not_(adjusts)))
+    query = (
+        select(table.c.grant_id, func.sum(table.c.amount))
+        .join(invoices, invoices.c.invoice_id == table.c.invoice_id)
+        .where(
+            table.c.grant_id == any_(cast(list(grant_ids), ARRAY(String))),
+            invoices.c.state.in_([InvoiceState.DRAFT.value, InvoiceState.APPROVED.value]),
+            holds,
+        )
+        .group_by(table.c.grant_id)
+    )
+    if but is not None:
+        query = query.where(invoices.c.invoice_id != cast(but, UUID))
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def drawn(connection: Connection) -> dict[tuple[str, str], Decimal]:
+    """What invoices took of credits, less what came back: (invoice id, credit) → amount."""
+    table = tables.credit_movements
+    key = (table.c.invoice_id, table.c.grant_id)
+    query = select(*key, -func.sum(table.c.amount)).where(table.c.kind.in_(_DRAWN)).group_by(*key)
+    return {(str(row[0]), row[1]): row[2] for row in connection.execute(query) if row[2]}
+
+
+def drawn_unpaid(connection: Connection) -> dict[str, Decimal]:
+    """The same of credits that nobody paid for, by currency: it reduces income."""
+    table, grants = tables.credit_movements, tables.credit_grants
+    query = (
+        select(grants.c.currency, -func.sum(table.c.amount))
+        .join(grants, grants.c.grant_id == table.c.grant_id)
+        .where(table.c.kind.in_(_DRAWN), grants.c.kind != GrantKind.PAID.value)
+        .group_by(grants.c.currency)
+    )
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """All movements of one kind of a grant: their sum, the time of the first, how many they are."""
+
+    amount: Decimal
+    first_at: datetime
+    count: int
+
+
+def _state(row: Row[Any], moved: dict[str, _Moved]) -> CreditState:
+    settled, expired = moved.get(MovementKind.SETTLED), moved.get(MovementKind.EXPIRED)
+    grant = Grant(
+        grant_id=row.grant_id,
+        kind=GrantKind(row.kind),
+        amount=row.amount,
+        currency=row.currency,
+        effective=row.effective_at,
+        expires=row.expires_at,
+        granted_at=row.granted_at,
+        paid_at=None if settled is None else settled.first_at,
+        priority=row.priority,
+        tax_treatment=TaxTreatment(row.tax_treatment),
+        applies_to=Applicability(frozenset(row.charges), row.fees),
+    )
+    lapsed = total(moved[kind].amount for kind in (MovementKind.EXPIRED, MovementKind.REINSTATED) if kind in moved)
+    remaining = total([row.amount, *(each.amount for each in moved.values())])
+    with exactly():
+        drawable = remaining - lapsed
+    given = GivenCredit(grant, row.billing_account, row.reason, row.funding_invoice, row.recorded_by)
+    voided = MovementKind.VOIDED in moved
+    return CreditState(given, remaining, drawable, voided, 0 if expired is None else expired.count)

@@ -1,0 +1,127 @@
+"""What an account's documents say of its fees in advance: what a credit note against them goes by.
+
+One billing account and one end of billing periods, moment by moment (docs/spec/money.md 6, 13.9, 13.10, 13.17). Values
+in, values out.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+
+from billing.bills import credit_notes
+from billing.bills.credit_notes import Remaining, net_of_discounts, without_ending
+from billing.bills.credits import Grant
+from billing.bills.documents import Document, Payer
+from billing.bills.payment_credits import given_back
+from billing.invoicing import invoices
+from billing.invoicing.billed_documents import paid_by_grants
+from billing.invoicing.invoices import INVOICED, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind
+from billing.money import ZERO, exactly
+from billing.periods import BillingPeriod
+from billing.rating import LineIdentity, LineKind, Naming, RatedLine, net, segments_of
+
+TenantLines = Mapping[str, Sequence[RatedLine]]
+
+
+@dataclass(slots=True)
+class InvoicedFees:
+    """By tenant the invoice that its running fees are on; what remains of each such invoice, and its credit notes."""
+
+    invoices: dict[str, Invoice] = field(default_factory=dict)
+    _remaining: dict[uuid.UUID, Remaining] = field(default_factory=dict)
+    _notes: dict[uuid.UUID, list[Invoice]] = field(default_factory=lambda: defaultdict(list))
+
+    def take_in(self, document: Invoice) -> None:
+        """An invoice for fees in advance was issued, or a credit note against one."""
+        of = document.credits_invoice_id
+        if of is None:
+            self.invoices |= {line.rated.identity.tenant_id: document for line in document.lines}
+            self._remaining[document.invoice_id] = _added(Remaining(), document)
+        elif of in self._remaining:
+            self._notes[of].append(document)
+            self._remaining[of] = _added(self._remaining[of], document)
+
+    def go_on(self, service: BillingPeriod, tenant_id: str, lines: Sequence[RatedLine], payer: Payer) -> None:
+        """A change that nets to nothing has no document: from now on other fees run (13.9)."""
+        original = self.invoices.get(tenant_id)
+        if original is not None:
+            _, after = self._note(original, service, {_name(line): line for line in lines}, payer)
+            self._remaining[original.invoice_id] = net_of_discounts(after)
+
+    def by_invoice(self, lines: TenantLines) -> list[tuple[Invoice, TenantLines]]:
+        """Fees that come to less, by the invoice that they are taken back from; tenants without one are left out."""
+        found: dict[uuid.UUID, dict[str, Sequence[RatedLine]]] = defaultdict(dict)
+        for tenant_id, of_tenant in sorted(lines.items()):
+            if tenant_id in self.invoices:
+                found[self.invoices[tenant_id].invoice_id][tenant_id] = of_tenant
+        originals = {each.invoice_id: each for each in self.invoices.values()}
+        return [(originals[of], of_tenants) for of, of_tenants in found.items()]
+
+    def credit_note(
+        self,
+        original: Invoice,
+        service: BillingPeriod,
+        taken_back: TenantLines,
+        *,
+        revision: int,
+        payer: Payer,
+        plan_versions: Mapping[str, int],
+        credits: AccountCredits,
+    ) -> Invoice:
+        """The credit note over fees that come to less from a moment on, against the invoice that they are on.
+
+        What credits paid of the invoice comes back to them. Raises UnknownTaxGroup.
+        """
+        lines = [
+            replace(line, reason=INVOICED)
+            for of_tenant in taken_back.values()
+            for line in net(of_tenant).values()
+        ]  # fmt: skip
+        naming = Naming(segments_of(lines), plan_versions)
+        document, _ = self._note(original, service, {naming.key(line.identity): line for line in lines}, payer)
+        grants: dict[str, Grant] = {grant.grant_id: grant for grant in credits.grants}
+        paid = paid_by_grants(original, self._notes[original.invoice_id], grants)
+        document = replace(document, paid=given_back(paid, -document.total_minor))
+        of = original.identity
+        identity = InvoiceIdentity(
+            of.legal_entity, of.billing_account, InvoiceKind.CREDIT_NOTE, service, of.currency, revision
+        )
+        note = invoices.invoice_of(document, identity, {}, tax=payer.tax, credits=credits)
+        return replace(note, credits_invoice_id=original.invoice_id)
+
+    def _note(
+        self, original: Invoice, service: BillingPeriod, lines: Mapping[str, RatedLine], payer: Payer
+    ) -> tuple[Document, Remaining]:
+        against = {
+            key: without_ending(_name(line)) if line.identity.kind == LineKind.UNUSED else _name(line)
+            for key, line in lines.items()
+        }
+        return credit_notes.credit_note(service, lines, against, self._remaining[original.invoice_id], payer)
+
+
+def _added(remaining: Remaining, document: Invoice) -> Remaining:
+    """What remains when a document's lines, and its tax, are added."""
+    lines: dict[str, tuple[Decimal, int]] = dict(remaining.lines)
+    groups = defaultdict(lambda: (0, 0), remaining.groups)
+    for line in document.lines:
+        fee = without_ending(_name(line.rated))
+        exact, minor = lines.get(fee, (ZERO, 0))
+        with exactly():
+            lines[fee] = exact + line.rated.amount, minor + line.amount_minor
+        amount, tax = groups[line.tax_group]
+        groups[line.tax_group] = amount + line.amount_minor, tax
+    for row in document.taxes:
+        amount, tax = groups[row.group]
+        groups[row.group] = amount, tax + row.tax_minor
+    return Remaining(lines, dict(groups))
+
+
+def _name(line: RatedLine) -> str:
+    """What names a line on whichever document: keys there depend on what else is on it."""
+    of: LineIdentity = line.identity
+    key = Naming({of.tenant_id: max(of.segment_no, 2)}, {of.plan: 2}).key(of)
+    return f"{of.tenant_id}/{of.plan}/{key}"

@@ -1,0 +1,1 @@
+"""The journal: double entry, balances in both times, the hash chain."""

@@ -1,0 +1,1 @@
+"""Price plans and subscriptions: what they say, and where they are kept."""

@@ -1,0 +1,338 @@
+"""Price plans: dated, immutable versions of charges and terms (docs/spec/money.md 1 to 4). Values only.
+
+The charge models: charge_models.py; the file: plan_file.py; how a version is stored: plan_documents.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Final
+
+from billing.errors import NoPriceVersion
+from billing.money import ZERO, Rounding
+from billing.plans.charge_models import FEES, PerUnit, Pricing, Problem, TierContinuity, Timing
+
+__all__ = ["PerUnit", "Pricing"]
+
+DEFAULT_TAX_GROUP: Final = "std"
+
+
+class Metric(StrEnum):
+    """What is counted (docs/spec/money.md 2). Input is uncached; total is input + cached input + output.
+
+    A plan may declare further metrics; they are counted by those who send them.
+    """
+
+    INPUT = "input"
+    CACHED_INPUT = "cached_input"
+    OUTPUT = "output"
+    TOTAL_TOKENS = "total_tokens"
+    REQUEST = "request"
+    GPU_SECOND = "gpu_second"
+
+
+TOKEN_CLASSES: Final = (Metric.INPUT, Metric.CACHED_INPUT, Metric.OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which usage a charge is for; None takes any value.
+
+    `tier` is the service tier, such as `batch`. `context_over` < input tokens of the request ≤ `context_up_to`: a step
+    of context length, decided request by request.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    region: str | None = None
+    tier: str | None = None
+    context_over: int | None = None
+    context_up_to: int | None = None
+
+    def take(self, model: str, adapter: str, region: str, tier: str, context: int | None = None) -> bool:
+        """Whether usage with these keys is meant. Usage of unknown context fits no step."""
+        found = (model, adapter, region, tier)
+        if not all(wanted in (None, value) for wanted, value in zip(self._wanted(), found, strict=True)):
+            return False
+        over, up_to = self.context_over, self.context_up_to
+        if over is None and up_to is None:
+            return True
+        return context is not None and (over is None or context > over) and (up_to is None or context <= up_to)
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """Precedence: more filters first, then adapter, model, region, tier, context."""
+        adapter, model, region, tier = (
+            value is not None for value in (self.adapter, self.model, self.region, self.tier)
+        )
+        context = self.context_over is not None or self.context_up_to is not None
+        return (sum((adapter, model, region, tier, context)), adapter, model, region, tier, context)
+
+    def _wanted(self) -> tuple[str | None, ...]:
+        return (self.model, self.adapter, self.region, self.tier)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with these values."""
+        found = [(name, "must be a name") for name in FILTER_NAMES if getattr(self, name) == ""]
+        if self.context_over is not None and self.context_up_to is not None and self.context_up_to <= self.context_over:
+            found.append(("context_up_to", "must be more than context_over"))
+        return found
+
+    def as_dict(self) -> dict[str, str]:
+        """The filters that are given, as text."""
+        return {f.name: str(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
+
+
+FILTER_NAMES: Final = ("model", "adapter", "region", "tier")
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """When a discount holds: in billing periods that begin in [since, until), and in the first `periods` of them.
+
+    The count begins with the first period of the subscription, or with `since`.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    periods: int | None = None
+
+    def holds(self, period_start: datetime, period_no: int) -> bool:
+        """Whether it holds in the period that begins then; `period_no` counts from 1."""
+        if self.since is not None and period_start < self.since:
+            return False
+        if self.until is not None and period_start >= self.until:
+            return False
+        return self.periods is None or period_no <= self.periods
+
+
+@dataclass(frozen=True, slots=True)
+class Discount(Validity):
+    """Less on one charge: a share of what the charge comes to, or an amount per period (never more than it is)."""
+
+    percent: Decimal | None = None
+    amount: Decimal | None = None
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with these values."""
+        return _discount_problems(self.percent, self.amount)
+
+
+class DiscountBase(StrEnum):
+    """What an invoice discount is a share of."""
+
+    USAGE = "usage"
+    FEES = "fees"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceDiscount(Validity):
+    """Less on the whole: a share of `base`, or an amount per period. A true-up is never reduced (13.8)."""
+
+    percent: Decimal | None = None
+    amount: Decimal | None = None
+    base: DiscountBase = DiscountBase.ALL
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with these values."""
+        return _discount_problems(self.percent, self.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The first `units` of a period of these charges together are free."""
+
+    pool: str
+    units: Decimal
+    charges: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """What these charges (none named: all usage) come to at least; what is missing is billed as true-up.
+
+    Its tax group, unless given, is that of the first charge that counts.
+    """
+
+    amount: Decimal
+    charges: tuple[str, ...] = ()
+    tax_group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One price of a version: what it counts, of which usage, how it prices it, and what is done with the amount.
+
+    `minimum` and `maximum` are for a whole period. `timing` and `prorated` are for fees.
+    """
+
+    key: str
+    metric: str
+    where: Filters
+    pricing: Pricing
+    tier_continuity: TierContinuity | None = None
+    allowance: Decimal | None = None
+    discount: Discount | None = None
+    minimum: Decimal | None = None
+    maximum: Decimal | None = None
+    tax_group: str = DEFAULT_TAX_GROUP
+    timing: Timing = Timing.ARREARS
+    prorated: bool = True
+
+    @property
+    def is_fee(self) -> bool:
+        """Whether it costs something without any usage, and counts none."""
+        return isinstance(self.pricing, FEES)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with these values."""
+        found: list[Problem] = []
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            found.append(("maximum", "is less than the minimum"))
+        if self.timing is Timing.ADVANCE and self.pricing.model not in ("flat", "seat", "one_off", "prepaid"):
+            found.append(("timing", "only fees are billed in advance: usage is known afterwards"))
+        if self.allowance is not None and self.pricing.model not in _WITH_ALLOWANCE:
+            found.append(("allowance", f"has no meaning for {self.pricing.model}: it counts no units that are priced"))
+        return found
+
+
+_WITH_ALLOWANCE: Final = ("per_unit", "graduated", "volume", "package")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanVersion:
+    """What is in force from `valid_from` until the plan's next version."""
+
+    plan: str
+    version: str
+    currency: str
+    valid_from: datetime
+    charges: tuple[Charge, ...]
+    allowances: tuple[Allowance, ...] = ()
+    invoice_discount: InvoiceDiscount | None = None
+    commitment: Commitment | None = None
+
+    def charges_for(
+        self, metric: str, *, model: str, adapter: str, region: str, tier: str, context: int | None = None
+    ) -> tuple[Charge, ...]:
+        """The charges of a metric that take usage with these keys (`most_specific`)."""
+        of_metric = (charge for charge in self.charges if charge.metric == metric and not charge.is_fee)
+        return most_specific(of_metric, model, adapter, region, tier, context)
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """Every metric that some charge prices."""
+        return frozenset(charge.metric for charge in self.charges if not charge.is_fee)
+
+    @property
+    def pools(self) -> tuple[Allowance, ...]:
+        """Every allowance: the shared ones, and those of single charges under their charge's key."""
+        own = (Allowance(c.key, c.allowance, (c.key,)) for c in self.charges if c.allowance is not None)
+        return (*self.allowances, *own)
+
+
+def most_specific(
+    charges: Iterable[Charge], model: str, adapter: str, region: str, tier: str, context: int | None = None
+) -> tuple[Charge, ...]:
+    """Of charges the most specific one that takes usage with these keys; all of them where several are equally so."""
+    fitting = [charge for charge in charges if charge.where.take(model, adapter, region, tier, context)]
+    if len(fitting) < 2:
+        return tuple(fitting)
+    highest = max(charge.where.rank for charge in fitting)
+    return tuple(charge for charge in fitting if charge.where.rank == highest)
+
+
+class PriceAt(StrEnum):
+    """Which moment of a request chooses the price version."""
+
+    COMPLETION = "completion"
+    START = "start"
+
+
+class BillAttempts(StrEnum):
+    """Which attempts of a request bill: the one that was delivered, or all of them."""
+
+    DELIVERED = "delivered"
+    ALL = "all"
+
+
+class Cycle(StrEnum):
+    """How long a billing period is."""
+
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+
+    @property
+    def months(self) -> int:
+        """In months."""
+        return {Cycle.MONTH: 1, Cycle.QUARTER: 3, Cycle.YEAR: 12}[self]
+
+
+class Anchor(StrEnum):
+    """Where billing periods begin: with the calendar, or with the subscription."""
+
+    CALENDAR = "calendar"
+    ANNIVERSARY = "anniversary"
+
+
+BILL_STATUSES: Final = ("ok", "aborted")
+"""Statuses that bill unless the contract says otherwise (docs/spec/money.md 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a contract may say otherwise than the defaults. A plan has terms; a subscription may have its own."""
+
+    price_at: PriceAt = PriceAt.COMPLETION
+    bill_statuses: tuple[str, ...] = BILL_STATUSES
+    bill_attempts: BillAttempts = BillAttempts.DELIVERED
+    tier_continuity: TierContinuity = TierContinuity.CARRY
+    weighted_allowances: bool = False
+    rounding: Rounding = Rounding.HALF_EVEN
+    period: Cycle = Cycle.MONTH
+    anchor: Anchor = Anchor.CALENDAR
+    trial_days: int = 0
+    late_usage_days: int | None = None
+
+
+DEFAULT_TERMS: Final = Terms()
+
+
+@dataclass(frozen=True, slots=True)
+class PricePlan:
+    """A plan with its versions, the earliest first, and the terms of contracts on it."""
+
+    name: str
+    currency: str
+    versions: tuple[PlanVersion, ...]
+    terms: Terms = DEFAULT_TERMS
+    metrics: tuple[str, ...] = ()
+
+
+def version_at(versions: Iterable[PlanVersion], at: datetime) -> PlanVersion:
+    """The version in force at a moment. Raises NoPriceVersion."""
+    begun = [version for version in versions if version.valid_from <= at]
+    if not begun:
+        raise NoPriceVersion(f"no version of the plan is valid at {at:%Y-%m-%d %H:%M} UTC")
+    return max(begun, key=lambda version: version.valid_from)
+
+
+def unpriced_token_classes(version: PlanVersion) -> tuple[Metric, ...]:
+    """Token classes that nothing prices although the version prices others: free by omission, worth a warning."""
+    if Metric.TOTAL_TOKENS in version.metrics or not version.metrics & set(TOKEN_CLASSES):
+        return ()
+    return tuple(metric for metric in TOKEN_CLASSES if metric not in version.metrics)
+
+
+def _discount_problems(percent: Decimal | None, amount: Decimal | None) -> list[Problem]:
+    if (percent is None) == (amount is None):
+        return [("", "must say either `percent` or `amount`")]
+    if percent is not None and not ZERO <= percent <= 1:
+        return [("percent", f"{percent} is no share: write 0.10 for ten per cent")]
+    return []

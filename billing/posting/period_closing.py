@@ -1,0 +1,58 @@
+"""Closing the book of a legal entity for a month: once, when nothing of it is open (docs/spec/money.md 1 and 11)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import tables
+from billing.errors import PeriodNotEnded, ProposalRefused
+from billing.invoicing.invoice_states import InvoiceState
+from billing.periods import parse_period
+from billing.posting.fee_recognition import recognise_fees
+from billing.usage import unbillable_store
+
+OPEN = (InvoiceState.DRAFT.value, InvoiceState.APPROVED.value)
+
+
+def close_book(connection: Connection, legal_entity: str, month: str, now: datetime) -> None:
+    """Close a month's book; one that is closed stays so. It takes no further entry.
+
+    What is earned in it of fees in advance is booked first.
+
+    Raises PeriodNotEnded, and ProposalRefused while an earlier book, or an invoice of the month, is open, or usage that
+    is too old to bill waits for its approval.
+    """
+    period, book, invoices = parse_period(month), tables.accounting_periods, tables.invoices
+    if period.months != 1:
+        raise ProposalRefused(f"{month}: the book of one month is closed at a time")
+    if now < period.end:
+        raise PeriodNotEnded(f"{month} ends {period.end:%Y-%m-%d %H:%M} UTC: its book is closed after that")
+    of_entity = book.c.legal_entity == legal_entity
+    earlier = connection.execute(
+        select(func.min(book.c.month)).where(of_entity, book.c.month < month, book.c.state == "open")
+    ).scalar()
+    if earlier is not None:
+        raise ProposalRefused(f"the book of {earlier} is open: books are closed in order")
+    waiting = connection.execute(
+        select(func.count()).where(
+            invoices.c.legal_entity == legal_entity,
+            invoices.c.service_end <= period.end,
+            invoices.c.service_end > period.start,
+            invoices.c.state.in_(OPEN),
+        )
+    ).scalar_one()
+    if waiting:
+        raise ProposalRefused(f"{waiting} invoices of {month} are not issued: `tollbook close status {month}`")
+    too_old = unbillable_store.of_period(connection, period)
+    if any(each.approved_by is None for listed in too_old.values() for each in listed):
+        raise ProposalRefused(
+            f"usage of {month} is too old to bill and nobody approved it: `tollbook close unbillable {month}`"
+        )
+    recognise_fees(connection, period, now=now, legal_entity=legal_entity)
+    connection.execute(insert(book).values(legal_entity=legal_entity, month=month).on_conflict_do_nothing())
+    connection.execute(
+        update(book).where(of_entity, book.c.month == month, book.c.state == "open").values(state="closed")
+    )

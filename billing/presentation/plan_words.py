@@ -1,0 +1,150 @@
+"""A plan in words: what a charge says, and step by step what a usage comes to. Values in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from billing.bills.documents import DocumentKind, Payer, draw_up
+from billing.errors import NoPriceVersion
+from billing.money import currency, from_minor, plain, total
+from billing.periods import BillingPeriod, period_of
+from billing.plans.charge_models import (
+    Flat,
+    Graduated,
+    OneOff,
+    Package,
+    Percentage,
+    PerUnit,
+    Prepaid,
+    Pricing,
+    Seat,
+    Tier,
+    Timing,
+    Volume,
+)
+from billing.plans.price_plans import Charge, PricePlan
+from billing.plans.subscriptions import Subscription, pieces, subscription_id
+from billing.rating import LineKind, Naming, RatedLine, Usage, distribute, rate_period
+
+
+def price_in_words(pricing: Pricing) -> str:
+    """What a charge model asks for."""
+    match pricing:
+        case PerUnit():
+            return f"{plain(pricing.price)}{_per(pricing.per)}"
+        case Graduated():
+            return "each tier: " + _tiers(pricing.tiers, pricing.per)
+        case Volume():
+            return "all units by the total: " + _tiers(pricing.tiers, pricing.per)
+        case Package():
+            return f"{plain(pricing.price)} per package of {plain(pricing.size)}"
+        case Percentage():
+            return f"{plain(pricing.rate * 100)} %" + "".join(
+                f", {name} {plain(amount)} per event"
+                for name, amount in (
+                    ("fixed", pricing.fixed_per_event or None),
+                    ("at least", pricing.min_per_event),
+                    ("at most", pricing.max_per_event),
+                )
+                if amount is not None
+            )
+        case Prepaid():
+            fee, beyond = plain(pricing.fee), plain(pricing.overage_price)
+            return f"{plain(pricing.included)} for {fee}, beyond {beyond}{_per(pricing.per)}"
+        case Flat():
+            return f"{plain(pricing.fee)} per period"
+        case Seat():
+            seats = f" (for {plain(pricing.seats)})" if pricing.seats is not None else ""
+            return f"{plain(pricing.fee)} per seat and period{seats}"
+        case OneOff():
+            return f"{plain(pricing.fee)} once"
+
+
+def terms_in_words(charge: Charge) -> Iterator[str]:
+    """What is done with a charge's amount, one by one."""
+    if charge.allowance is not None:
+        yield f"{plain(charge.allowance)} free"
+    if charge.discount is not None:
+        of = charge.discount
+        yield (
+            f"less {plain(of.percent * 100)} %" if of.percent is not None else f"less {plain(of.amount or Decimal(0))}"
+        )
+    if charge.minimum is not None:
+        yield f"at least {plain(charge.minimum)}"
+    if charge.maximum is not None:
+        yield f"at most {plain(charge.maximum)}"
+    if charge.tier_continuity is not None:
+        yield f"tiers {charge.tier_continuity}"
+    if charge.timing is Timing.ADVANCE:
+        yield "in advance"
+    if not charge.prorated:
+        yield "not prorated"
+    if charge.tax_group != "std":
+        yield f"tax {charge.tax_group}"
+
+
+def explain(plan: PricePlan, usage: Usage) -> list[str]:
+    """What a usage costs on a plan, as if it were all of its calendar period, step by step. Raises NoPriceVersion."""
+    period = _period(plan, usage.at)
+    since = max(period.start, min(version.valid_from for version in plan.versions))
+    if usage.at < since:
+        raise NoPriceVersion(f"no version of plan {plan.name} is valid at {usage.at:%Y-%m-%d %H:%M} UTC")
+    tenant = Subscription(
+        subscription_id("preview", since), "preview", "preview", plan.name, since, terms=plan.terms, begins_plan=False
+    )
+    cut = pieces([tenant], {plan.name: plan.versions}, period)
+    told = [f"period {period.name}"]
+    used = []
+    for piece in cut:
+        here = [usage] if piece.start <= usage.at < piece.end else []
+        priced, missing = distribute(piece, here)
+        used.append(priced)
+        if here:
+            told.append(f"version {piece.version.version}, in force from {piece.version.valid_from:%Y-%m-%d %H:%M} UTC")
+            told += [f"{plain(sum((q for _, q in parts), Decimal(0)))} counted by charge {key}"
+                     for key, parts in priced.parts.items()]  # fmt: skip
+            told += [str(each) for each in missing]
+    rated = rate_period(period, used, plan.terms)
+    return told + _steps(rated.lines, plan, period)
+
+
+def _steps(lines: Sequence[RatedLine], plan: PricePlan, period: BillingPeriod) -> list[str]:
+    naming = Naming({}, {plan.name: len(plan.versions)})
+    keyed = {naming.key(line.identity): line for line in lines}
+    told = [f"{key}: {_line(line)}" for key, line in keyed.items()]
+    money = currency(plan.currency, period.end.date())
+    payer = Payer(money, rounding=plan.terms.rounding)
+    document = draw_up(DocumentKind.USAGE, period, keyed, payer)
+    exact = plain(total(line.amount for line in lines))
+    return [*told, f"exact {exact} {plan.currency}, rounded {plain(from_minor(document.net_minor, money))} (net)"]
+
+
+def _line(line: RatedLine) -> str:
+    if line.unit_price is None:
+        return f"{line.identity.kind.replace('_', ' ')} = {plain(line.amount)}"
+    free = f", {plain(line.free)} free" if line.free else ""
+    free += f", {plain(line.included)} included" if line.included else ""
+    what = "packages × " if line.units is not None else "× "
+    if line.identity.kind == LineKind.TIER_FEE:
+        what = "tier fee × "
+    return f"{plain(line.quantity)} {what}{plain(line.unit_price)}{free} = {plain(line.amount)}"
+
+
+def _period(plan: PricePlan, at: datetime) -> BillingPeriod:
+    months = plan.terms.period.months
+    return period_of(at, datetime(2020, 1, 1, tzinfo=UTC), months)
+
+
+def _per(per: int) -> str:
+    return f" per {per}" if per != 1 else " per unit"
+
+
+def _tiers(tiers: Sequence[Tier], per: int) -> str:
+    told = []
+    for tier in tiers:
+        bound = f"up to {plain(tier.up_to)}" if tier.up_to is not None else "beyond"
+        fee = f" + {plain(tier.flat_fee)}" if tier.flat_fee else ""
+        told.append(f"{bound} {plain(tier.price)}{fee}")
+    return ", ".join(told) + (f" per {per}" if per != 1 else "")

@@ -1,0 +1,1 @@
+"""Invoices into Stripe: the requests, frozen before they are sent."""

@@ -1,0 +1,283 @@
+"""Sending one invoice to Stripe: step by step, each stored before the next, so that any crash can be resumed.
+
+Nothing external happens inside a transaction. Only the holder of the billing account's lock runs this.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+
+from sqlalchemy import Connection
+
+from billing.invoicing import invoice_store, number_store, rated_line_store
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
+from billing.invoicing.sending import (
+    LINES_MAX,
+    Request,
+    SendingStep,
+    customer_request,
+    draft_differences,
+    draft_request,
+    due_date,
+    finalize_request,
+    following,
+    invoice_metadata,
+    lines_requests,
+    number_request,
+    stripe_lines,
+)
+from billing.ledger import ledger_store
+from billing.plans import account_store
+from billing.posting import credit_drawing
+from billing.posting.posting_rules import invoice_issued
+from billing.stripe import stripe_request_store
+from billing.stripe.draft_checks import check_current
+from billing.stripe.request_sender import Circumstances, Parked, RequestSender
+from billing.stripe.stripe_gateway import StripeInvoice
+
+LOOKS: Final = 3
+"""A draft that differs is read so often before it is believed: Stripe's lists of lines may lag a moment."""
+
+
+class InvoiceSender:
+    """Takes one invoice from wherever it stands to finalized, or to the state it keeps locally."""
+
+    def __init__(self, connection: Connection, invoice_id: uuid.UUID, given: Circumstances) -> None:
+        self._connection = connection
+        self._invoice_id = invoice_id
+        self._given = given
+        with connection.begin():
+            self._stored = invoice_store.load(connection, invoice_id)
+            account = self._stored.invoice.identity.billing_account
+            self._account = account_store.accounts(connection, [account])[account]
+        self._requests = RequestSender(connection, invoice_id, account, given)
+
+    def run(self) -> StoredInvoice:
+        """Do every step that is still to be done. Raises Parked, StripeError and other BillingErrors."""
+        steps = {
+            SendingStep.FROZEN: self._freeze,
+            SendingStep.CUSTOMER_KNOWN: self._find_customer,
+            SendingStep.DRAFT_CREATED: self._create_draft,
+            SendingStep.LINES_ADDED: self._add_lines,
+            SendingStep.COMPARED: self._compare,
+            SendingStep.RELEASED: self._release,
+            SendingStep.NUMBERED: self._set_number,
+            SendingStep.FINALIZED: self._finalize,
+        }
+        while self._stored.state in (InvoiceState.DRAFT, InvoiceState.APPROVED):
+            step = following(self._stored.sending_step)
+            self._stored = steps[step](self._stored)
+            self._given.checkpoint(self._invoice_id, f"stored {step}")
+        return self._stored
+
+    def _set(self, stored: StoredInvoice, step: SendingStep, **columns: object) -> StoredInvoice:
+        return invoice_store.set_columns(
+            self._connection, stored, sending_step=step.value, parked_because=None, **columns
+        )
+
+    def _freeze(self, stored: StoredInvoice) -> StoredInvoice:
+        """Fix the content; settle what is never sent (docs/spec/money.md 10)."""
+        with self._connection.begin():
+            for period in sorted({stored.invoice.identity.period, *stored.invoice.rated_totals}):
+                rated_line_store.lock_period(self._connection, period, shared=True)
+            check_current(self._connection, stored.invoice)
+            credit_drawing.reserve(self._connection, stored.invoice)
+            locally = settled_locally(stored.invoice)
+            if locally is None:
+                if (lines := len(stripe_lines(stored.invoice))) > LINES_MAX:
+                    raise Parked(f"{lines} lines; Stripe takes {LINES_MAX}: use a plan with fewer")
+                return self._set(stored, SendingStep.FROZEN, frozen_at=self._given.now)
+            columns: dict[str, object] = {"frozen_at": self._given.now, "parked_because": None}
+            if locally is InvoiceEvent.CARRY:
+                # A carried amount keeps its own document (13.16), so it is numbered; a zero statement is not (10).
+                columns["number"] = self._number(stored)
+                columns["issue_date"] = self._given.now.date()
+            return self._issue(stored, locally, columns)
+
+    def _issue(self, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object]) -> StoredInvoice:
+        """The invoice becomes due: its journal entry and its new state, in the caller's transaction."""
+        given = self._given
+        entry = invoice_issued(stored.invoice, now=given.now)
+        entry_id = None
+        if entry is not None:
+            entry_id = ledger_store.post(self._connection, [entry])[entry.idempotency_key]
+            columns["entry_id"] = entry_id
+        credit_drawing.draw(self._connection, stored.invoice, entry_id, given.now, given.actor)
+        return invoice_store.move(self._connection, stored, event, given.now, given.actor, **columns)
+
+    def _find_customer(self, stored: StoredInvoice) -> StoredInvoice:
+        account = self._account
+        with self._connection.begin():
+            known = stripe_request_store.customer_of(self._connection, account.billing_account)
+            if known is not None:
+                return self._with_customer(stored, known)
+        # Nothing to look for: a customer that was made and not recorded has no invoices, and does no harm.
+        key, customer = self._requests.ask(
+            lambda epoch: customer_request(account.legal_entity, account.billing_account, account.name, epoch),
+            self._given.gateway.create_customer,
+            lambda: None,
+        )
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, customer)
+            stripe_request_store.set_customer(self._connection, account.billing_account, customer)
+            return self._with_customer(stored, customer)
+
+    def _with_customer(self, stored: StoredInvoice, customer: str) -> StoredInvoice:
+        self._requests.freeze_ahead([self._draft_request(stored, customer, 0)])
+        return self._set(stored, SendingStep.CUSTOMER_KNOWN, stripe_customer_id=customer)
+
+    def _draft_request(self, stored: StoredInvoice, customer: str, epoch: int) -> Request:
+        terms = self._account.payment_terms_days
+        return draft_request(stored.invoice, customer=customer, payment_terms_days=terms, epoch=epoch)
+
+    def _create_draft(self, stored: StoredInvoice) -> StoredInvoice:
+        customer = _known(stored.stripe_customer_id)
+
+        def look() -> StripeInvoice | None:
+            wanted = invoice_metadata(stored.invoice)
+            listed = self._given.gateway.invoices(customer=customer)
+            found = [i for i in listed if i.seen.metadata.get("invoice_id") == wanted["invoice_id"]]
+            if len(found) > 1 or any(i.seen.metadata != wanted for i in found):
+                names = ", ".join(i.invoice_id for i in found)
+                raise Parked(f"Stripe has invoices that say they are this one and are not: {names}")
+            return found[0] if found else None
+
+        key, draft = self._requests.ask(
+            lambda epoch: self._draft_request(stored, customer, epoch),
+            self._given.gateway.change_invoice,
+            look,
+        )
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, draft.invoice_id)
+            self._requests.freeze_ahead(lines_requests(stored.invoice, stripe_invoice=draft.invoice_id)[:1])
+            return self._set(stored, SendingStep.DRAFT_CREATED, stripe_invoice_id=draft.invoice_id)
+
+    def _add_lines(self, stored: StoredInvoice) -> StoredInvoice:
+        """Each request's answer is stored before the next is sent; the last one's with the step."""
+        target = _known(stored.stripe_invoice_id)
+        answered: str | None = None
+        for chunk, request in enumerate(lines_requests(stored.invoice, stripe_invoice=target)):
+            if answered is not None:
+                with self._connection.begin():
+                    stripe_request_store.record_reply(self._connection, answered, target)
+                    self._requests.freeze_ahead([request])
+            answered = self._add_chunk(stored, target, chunk)
+        with self._connection.begin():
+            if answered is not None:
+                stripe_request_store.record_reply(self._connection, answered, target)
+            return self._set(stored, SendingStep.LINES_ADDED)
+
+    def _add_chunk(self, stored: StoredInvoice, target: str, chunk: int) -> str | None:
+        """The key of the request that added some lines; None where that was known."""
+
+        def make(epoch: int) -> Request:
+            return lines_requests(stored.invoice, stripe_invoice=target, epoch=epoch)[chunk]
+
+        def look() -> StripeInvoice | None:
+            wanted = {line["metadata"]["line_key"] for line in make(0).decoded["lines"]}
+            found, lines = self._given.gateway.invoice(target)
+            there = wanted & {line.line_key for line in lines}
+            if there and there != wanted:
+                raise Parked(f"Stripe has {len(there)} of the {len(wanted)} lines of one request")
+            return found if there else None
+
+        if self._requests.answered(make):
+            return None
+        key, _ = self._requests.ask(make, self._given.gateway.change_invoice, look)
+        return key
+
+    def _compare(self, stored: StoredInvoice) -> StoredInvoice:
+        """Read the draft back and compare it to the cent and the line (docs/spec/money.md 10)."""
+        different: list[str] = []
+        for look in range(LOOKS):
+            if look:
+                self._requests.pause(look)
+            found, lines = self._given.gateway.invoice(_known(stored.stripe_invoice_id))
+            different = draft_differences(
+                stored.invoice, customer=_known(stored.stripe_customer_id), found=found.seen, lines=lines
+            )
+            if not different:
+                with self._connection.begin():
+                    return self._set(stored, SendingStep.COMPARED)
+        raise Parked(f"Stripe's draft {stored.stripe_invoice_id} differs: {'; '.join(different)}")
+
+    def _release(self, stored: StoredInvoice) -> StoredInvoice:
+        """Number and approval in one transaction: from here on the document exists (docs/spec/money.md 8)."""
+        with self._connection.begin():
+            target, number = _known(stored.stripe_invoice_id), self._number(stored)
+            self._requests.freeze_ahead([number_request(stored.invoice, stripe_invoice=target, number=number)])
+            return invoice_store.move(
+                self._connection,
+                stored,
+                InvoiceEvent.APPROVE,
+                self._given.now,
+                self._given.actor,
+                number=number,
+                sending_step=SendingStep.RELEASED.value,
+                parked_because=None,
+            )
+
+    def _set_number(self, stored: StoredInvoice) -> StoredInvoice:
+        target, number = _known(stored.stripe_invoice_id), _known(stored.number)
+
+        def look() -> StripeInvoice | None:
+            found, _ = self._given.gateway.invoice(target)
+            return found if found.seen.number == number else None
+
+        key, numbered = self._requests.ask(
+            lambda epoch: number_request(stored.invoice, stripe_invoice=target, number=number, epoch=epoch),
+            self._given.gateway.change_invoice,
+            look,
+        )
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, numbered.invoice_id)
+            self._requests.freeze_ahead([finalize_request(stored.invoice, stripe_invoice=target)])
+            return self._set(stored, SendingStep.NUMBERED)
+
+    def _finalize(self, stored: StoredInvoice) -> StoredInvoice:
+        target = _known(stored.stripe_invoice_id)
+
+        def look() -> StripeInvoice | None:
+            found, _ = self._given.gateway.invoice(target)
+            return found if found.seen.status != "draft" else None
+
+        key, final = self._requests.ask(
+            lambda epoch: finalize_request(stored.invoice, stripe_invoice=target, epoch=epoch),
+            self._given.gateway.change_invoice,
+            look,
+        )
+        lines = final.lines if final.lines is not None else self._given.gateway.invoice(target)[1]
+        different = draft_differences(
+            stored.invoice,
+            customer=_known(stored.stripe_customer_id),
+            found=final.seen,
+            lines=lines,
+            status="open",
+            number=stored.number,
+        )
+        if different:
+            raise Parked(f"Stripe finalized {target}, and it differs: {'; '.join(different)}")
+        issued = self._given.now.date()
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, final.invoice_id)
+            columns: dict[str, object] = {
+                "sending_step": SendingStep.FINALIZED.value,
+                "parked_because": None,
+                "issue_date": issued,
+                "due_date": due_date(issued, self._account.payment_terms_days),
+                "hosted_invoice_url": final.hosted_invoice_url,
+                "invoice_pdf_url": final.invoice_pdf_url,
+            }
+            return self._issue(stored, InvoiceEvent.FINALIZE, columns)
+
+    def _number(self, stored: StoredInvoice) -> str:
+        return number_store.issue_number(
+            self._connection, stored.invoice.identity.legal_entity, stored.invoice.invoice_id
+        )
+
+
+def _known(value: str | None) -> str:
+    assert value is not None, "set by an earlier step"
+    return value

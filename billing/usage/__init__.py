@@ -1,0 +1,1 @@
+"""What of the usage is rated, and the digest by which an outsider can count it."""

@@ -1,0 +1,80 @@
+"""The highest prices that may apply to a tenant's usage, per model and metric, from when on: for streams.
+
+Quotas in money are counted at them, and what a refused message may be worth is estimated at them. Billing writes them
+into streams' own table whenever a plan or a subscription changes; streams only read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Connection
+
+from billing.database import raw
+from billing.plans import account_store, plan_store
+from billing.plans.charge_models import highest_unit_price
+from billing.plans.price_plans import TOKEN_CLASSES, Metric, PlanVersion
+from billing.plans.subscriptions import Subscription
+from streams.rules import estimates
+from streams.rules.estimates import EstimatePrice
+
+
+def highest_prices(version: PlanVersion) -> dict[tuple[str, str], Decimal]:
+    """For each model ('' for any) and metric the highest unit price. A total counts for each token class.
+
+    A metric that the plan declares has none: what a refused message says of it is not read.
+    """
+    highest: dict[tuple[str, str], Decimal] = {}
+    for charge in version.charges:
+        for metric in _counted(charge.metric):
+            key = (charge.where.model or "", metric)
+            highest[key] = max(highest_unit_price(charge.pricing), highest.get(key, Decimal(0)))
+    return highest
+
+
+def prices_over_time(
+    subscriptions: Iterable[Subscription], plans: Mapping[str, Sequence[PlanVersion]]
+) -> list[EstimatePrice]:
+    """A tenant's highest prices: each version's from when it is in force in a subscription of its plan on.
+
+    What a version does not price, and the one before it did, costs nothing from then on.
+    """
+    found: dict[tuple[str, str, datetime], EstimatePrice] = {}
+    priced: set[tuple[str, str]] = set()
+    for each in sorted(subscriptions, key=lambda subscription: subscription.starts_at):
+        for version in sorted(plans[each.plan], key=lambda version: version.valid_from):
+            since = max(version.valid_from, each.starts_at)
+            if each.ends_at is not None and since >= each.ends_at:
+                continue
+            for key in [key for key in found if key[2] == since]:  # a version that was over before the start
+                del found[key]
+            highest = highest_prices(version)
+            priced |= set(highest)
+            for model, metric in priced:
+                price = highest.get((model, metric))
+                if price is None and (model == "" or ("", metric) not in highest):
+                    price = Decimal(0)
+                if price is not None:
+                    found[model, metric, since] = EstimatePrice(model, metric, price, version.currency, since)
+    return list(found.values())
+
+
+def write_prices(connection: Connection, tenant_ids: Collection[str]) -> None:
+    """Write the prices of each of these tenants' subscriptions, in the caller's transaction."""
+    if not tenant_ids:
+        return
+    plans = {name: plan.versions for name, plan in plan_store.plans(connection).items()}
+    by_tenant: dict[str, list[Subscription]] = {tenant_id: [] for tenant_id in sorted(tenant_ids)}
+    for each in account_store.subscriptions(connection):
+        if each.tenant_id in by_tenant:
+            by_tenant[each.tenant_id].append(each)
+    for tenant_id, held in by_tenant.items():
+        estimates.set_prices(raw(connection), tenant_id, prices_over_time(held, plans))
+
+
+def _counted(metric: str) -> tuple[str, ...]:
+    if metric == Metric.TOTAL_TOKENS:
+        return tuple(str(each) for each in TOKEN_CLASSES)
+    return (str(metric),) if metric in set(Metric) else ()

@@ -18,6 +18,11 @@ class Refusal(AdapterError):
         self.param = param
 
     @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What the answer bears beside its type and length."""
+        return ()
+
+    @property
     def body(self) -> bytes:
         """The answer's body."""
         kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(

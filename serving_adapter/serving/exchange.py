@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 import msgspec
@@ -222,6 +222,12 @@ class QuotaRefusal(Refusal):
     def __init__(self, admission: Admission) -> None:
         super().__init__(admission.status, "quota", "The quota does not allow this request.")
         self._answer = admission.body
+        self._headers = admission.headers
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """When to come again, and what is left."""
+        return tuple(header for header in self._headers if header[0] != "content-type")
 
     @property
     def body(self) -> bytes:
@@ -229,11 +235,17 @@ class QuotaRefusal(Refusal):
         return self._answer or super().body
 
 
-async def answer(send: Send, status: int, body: bytes) -> None:
+async def answer(send: Send, status: int, body: bytes, more: Iterable[tuple[str, str]] = ()) -> None:
     """A whole answer in JSON."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode("latin-1")) for name, value in more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, refusal: Refusal) -> None:
+    """A refusal's answer."""
+    await answer(send, refusal.status, refusal.body, refusal.headers)
 
 
 async def _read(receive: Receive, headers: dict[bytes, bytes], most: int) -> bytes | None:

@@ -16,7 +16,7 @@ from serving_adapter.engine.vllm_hooks import EngineUnfit
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route, route_of
 from serving_adapter.serving.adapter_settings import AdapterSettings
-from serving_adapter.serving.exchange import Exchange, answer
+from serving_adapter.serving.exchange import Exchange, answer, refuse
 from serving_adapter.serving.replica import Replica
 
 Scope = MutableMapping[str, Any]
@@ -86,7 +86,7 @@ class Middleware:
         except EngineUnfit as error:
             await answer(send, 503, Refusal(503, "engine_unfit", str(error)).body)
         except Refusal as refusal:
-            await answer(send, refusal.status, refusal.body)
+            await refuse(send, refusal)
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/health" and not self._replica.ready():

@@ -1,0 +1,98 @@
+"""The quota at admission, through the middleware: with a quota service that is played."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from serving_adapter.quota.connection import Answer
+from serving_adapter.quota.gate import QuotaGate
+from serving_adapter.quota.settings import GateSettings
+from serving_adapter.serving.adapter_settings import AdapterSettings
+from tests.fixtures_adapter import PROMPT, Served, serving
+
+REFUSED = msgspec.json.encode({"error": {"message": "spent", "type": "rate_limit_error", "code": "quota_exceeded"}})
+BODY = {"model": "tiny", "prompt": PROMPT, "max_tokens": 5}
+
+
+class Service:
+    """Answers all reservations alike, and keeps what it is told."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.asked: list[Any] = []
+        self.settled: list[Any] = []
+
+    async def call(self, method: str, path: str, body: bytes, within_s: float) -> Answer:
+        """The service's end."""
+        given = msgspec.json.decode(body)
+        if path == "/v1/settlements":
+            self.settled += given["settlements"]
+            return Answer(204, (), b"")
+        self.asked.append(given)
+        return self.answer
+
+
+def allowed(max_tokens: int) -> Answer:
+    told = {"decision": "allow", "max_tokens": max_tokens, "priority": 2, "on_unavailable": "allow"}
+    return Answer(200, (), msgspec.json.encode(told))
+
+
+def behind(served: Served, service: Service) -> QuotaGate:
+    gate = QuotaGate(GateSettings())
+    gate._connection = gate._background = service  # type: ignore[assignment]
+    served.replica.gate = gate
+    return gate
+
+
+def test_a_refusal_reaches_the_tenant_with_its_headers_and_never_the_engine(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        headers = (("retry-after", "7"), ("ratelimit", '"day";r=0;t=7'), ("content-type", "application/json"))
+        service = Service(Answer(429, headers, REFUSED))
+        async with serving(adapter_settings) as served:
+            behind(served, service)
+            answer = await served.ask(BODY)
+            assert (answer.status, answer.body) == (429, REFUSED)
+            assert (answer.headers["retry-after"], answer.headers["ratelimit"]) == ("7", '"day";r=0;t=7')
+            assert served.engine.seen == []
+            assert served.replica.journal.standing().started == 0
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
+def test_what_is_allowed_is_shrunk_to_what_remains_and_settled_with_what_was_used(
+    adapter_settings: AdapterSettings,
+) -> None:
+    async def run() -> None:
+        service = Service(allowed(3))
+        async with serving(adapter_settings) as served:
+            gate = behind(served, service)
+            answer = await served.ask(BODY, tier="paid")
+            (event,) = await served.told()
+            await gate._send_waiting()
+            (asked,), (settled,) = service.asked, service.settled
+            assert (answer.status, answer.headers["x-tollbook-max-tokens"]) == (200, "3")
+            assert (event.output_tokens, served.engine.seen[0].priority) == (3, -5 + 2)
+            assert (asked["tenant_id"], asked["max_tokens"], asked["tier"]) == ("tenant_a", 5, "paid")
+            assert asked["request_id"] == settled["request_id"] == event.request_id
+            assert (settled["input_tokens"], settled["output_tokens"]) == (event.input_tokens, 3)
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
+def test_without_the_service_the_tiers_fail_mode_holds(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            gate = behind(served, Service(Answer(503, (), b"")))
+            assert (await served.ask(BODY, tier="enterprise")).status == 200
+            refused = await served.ask(BODY, tier="free")
+            assert (refused.status, b'"code":"quota"' in refused.body) == (503, True)
+            assert gate.counts["not_served_503"] == 2
+            assert len(served.engine.seen) == 1
+            served.replica.gate = None
+
+    asyncio.run(run())

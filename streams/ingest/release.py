@@ -49,9 +49,15 @@ class Releaser:
     """Applies quarantined messages over one connection."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
-        """`connection` must be in autocommit mode: each message is released in its own transaction."""
+        """`connection` must be in autocommit mode: each message is released in its own transaction.
+
+        And outside of one, which might be rolled back: what appliers make for themselves outlasts each message's.
+        """
         self._connection = connection
-        self._appliers: dict[Feed, ChunkApplier | ReplicaChunkApplier] = {}
+        self._appliers: dict[Feed, ChunkApplier | ReplicaChunkApplier] = {
+            "usage": ChunkApplier(connection),
+            "replicas": ReplicaChunkApplier(connection),
+        }
 
     def release(self, quarantine_id: int, *, actor: str, reason: str = "") -> Released:
         """Apply one message. Raises NotReleased, and leaves it where it is, if it would be refused again."""
@@ -112,9 +118,6 @@ class Releaser:
     def _apply(self, quarantine_id: int, held: _Held) -> Applied:
         source = Source(f"release:{quarantine_id}", CLUSTER, str(quarantine_id))
         positions.register(self._connection, source, held.feed)
-        if held.feed not in self._appliers:
-            made = ChunkApplier if held.feed == "usage" else ReplicaChunkApplier
-            self._appliers[held.feed] = made(self._connection)
         return self._appliers[held.feed].apply(Chunk(source, [held.record], judged_at=held.released_at))
 
     def _resolve(self, quarantine_id: int, outcome: str, reason: str, actor: str) -> None:

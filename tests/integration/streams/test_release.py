@@ -10,6 +10,7 @@ import pytest
 
 from serving_adapter import replica_reports
 from serving_adapter.identity import Identity, event_id_of
+from streams import tenants
 from streams.database import connect
 from streams.errors import NotReleased
 from streams.ingest import orphans
@@ -93,6 +94,22 @@ def test_what_is_refused_again_at_its_release_is_kept_with_its_headers_and_witho
     assert not Releaser(connection).release_orphan(held.quarantine_id)
     again = [quarantine.get(connection, row.quarantine_id) for row in quarantine.listing(connection)]
     assert [(one[0].reason, one[1].headers) for one in again if one] == [("invalid", headers)]
+
+
+def test_after_a_release_that_was_refused_or_tried_alone_the_next_one_goes_on(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
+) -> None:
+    applier.apply(make_chunk(make_record(0, tenant_id="tenant_2"), make_record(1, tenant_id="tenant_3")))
+    stays, goes = sorted(row.quarantine_id for row in quarantine.listing(connection))
+    tenants.register(connection, [("tenant_3", "Three")], actor="test")
+    with connect(own_database_url) as fresh:  # a session that has made nothing yet
+        releaser = Releaser(fresh)
+        with pytest.raises(NotReleased, match="tenant_2 is not registered"):
+            releaser.release(stays, actor="ada")
+        for dry_run in (True, True, False):
+            with fresh.transaction(force_rollback=dry_run):
+                assert not releaser.release(goes, actor="ada").duplicate
+    assert connection.execute("select tenant_id from usage.events").fetchall() == [("tenant_3",)]
 
 
 @pytest.fixture

@@ -59,9 +59,10 @@ def is_passing(error: Exception) -> bool:
     """Whether an error is about the database's state, so that the same may go through later.
 
     No SQLSTATE: the connection is gone. 08: connection, 25006: a standby now, 25P03: we were silent for too long,
-    40: serialisation and deadlock, 53: disk, memory, connections used up, 55P03: a lock not to be had, 57P: shut down,
-    58: its files. And a row that goes into another partition since the statement began (`usage.add_identity_weeks`): a
-    check that is violated, of a table, and none of its constraints.
+    40: serialisation and deadlock, 53: disk, memory, connections used up, 55P03: a lock not to be had, 57: shut down,
+    or a statement cancelled by a person or a time limit, 58: its files. And a row that goes into another partition
+    since the statement began (`usage.add_identity_weeks`): a check that is violated, of a table, and none of its
+    constraints.
     """
     if isinstance(error, DatabaseUnavailable | psycopg.InterfaceError):
         return True
@@ -70,7 +71,7 @@ def is_passing(error: Exception) -> bool:
         return isinstance(error, psycopg.OperationalError)
     if state == "23514" and isinstance(error, psycopg.Error):
         return error.diag.table_name is not None and error.diag.constraint_name is None
-    return state.startswith(("08", "25006", "25P03", "40", "53", "55P03", "57P", "58"))
+    return state.startswith(("08", "25006", "25P03", "40", "53", "55P03", "57", "58"))
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ def test_what_the_database_refuses_is_found_by_halving_and_kept(
         (psycopg.errors.DeadlockDetected(), True),
         (psycopg.errors.DiskFull(), True),
         (psycopg.errors.AdminShutdown(), True),
+        (psycopg.errors.QueryCanceled(), True),
         (psycopg.errors.IdleInTransactionSessionTimeout(), True),
         (psycopg.errors.ProgramLimitExceeded(), False),
         (psycopg.errors.NumericValueOutOfRange(), False),

@@ -17,6 +17,7 @@ from streams.rules.chunks import Chunk, Record
 
 _LAST_MS: Final = 253_402_300_799_999
 """The end of the year 9999, in milliseconds since 1970."""
+BAD_HEADER: Final = "headers: a name is not UTF-8"
 
 
 class Message(Protocol):
@@ -29,7 +30,9 @@ class Message(Protocol):
     @property
     def value(self) -> bytes | None: ...
     @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None:
+        """In order. None, or surrogates in a name (PEP 383), where a name is not UTF-8."""
+
     @property
     def timestamp(self) -> int:
         """When the broker appended it, in milliseconds since 1970."""
@@ -38,7 +41,14 @@ class Message(Protocol):
 def record_of(message: Message) -> Record:
     """A message as a source's."""
     at = appended_at(message.timestamp)
-    return Record(message.offset, message.key, message.value or b"", at, message.headers, message.value is None)
+    headers, why = message.headers, ""
+    if headers is None or (headers and not all(map(_is_text, headers))):
+        headers, why = headers or (), BAD_HEADER
+    return Record(message.offset, message.key, message.value or b"", at, headers, message.value is None, why)
+
+
+def _is_text(header: tuple[str, bytes | None]) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in header[0])
 
 
 def appended_at(timestamp_ms: int) -> datetime:

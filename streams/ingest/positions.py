@@ -152,6 +152,6 @@ def _quarantine_row(
     value = estimates.value_of(prices.get(event.tenant_id, ()), event) if event else (None, None)
     return (
         source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
-        record.appended_at, *named, *value, [name.encode() for name, _ in record.headers],
-        [value for _, value in record.headers], record.is_null,
+        record.appended_at, *named, *value, [name.encode(errors="surrogateescape") for name, _ in record.headers],
+        [told for _, told in record.headers], record.is_null,
     )  # fmt: skip

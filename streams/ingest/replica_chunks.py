@@ -87,6 +87,8 @@ def read(record: Record) -> Said | Refused:
     if at > record.appended_at + FUTURE_ALLOWED:
         detail = f"at {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
         return Refused(record, "future", detail, None)
+    if record.unreadable:
+        return Refused(record, "invalid", record.unreadable, None)
     return Said(report, at, record.appended_at)
 
 

@@ -31,6 +31,8 @@ class Record(NamedTuple):
     headers: Sequence[tuple[str, bytes | None]] = ()
     is_null: bool = False
     """Whether the message has no value, which is read as an empty one."""
+    unreadable: str = ""
+    """What of it could not be read, its value aside; it is refused for that."""
 
 
 def headers_of(names: Sequence[bytes], values: Sequence[bytes | None]) -> list[tuple[str, bytes | None]]:
@@ -117,6 +119,8 @@ def read(record: Record, judged_at: datetime | None = None) -> Accepted | Refuse
     if at > record.appended_at + FUTURE_ALLOWED and (judged_at is None or at > judged_at + FUTURE_ALLOWED):
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
         return Refused(record, "future", detail, event.tenant_id, event)
+    if record.unreadable:
+        return Refused(record, "invalid", record.unreadable, event.tenant_id, event)
     return Accepted(record, event, at, content_digest_of(event))
 
 

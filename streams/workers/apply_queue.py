@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Final
 
 from confluent_kafka import Message
@@ -21,6 +22,10 @@ BUFFERED_MESSAGES: Final = 16_000
 BUFFERED_BYTES: Final = 8 * 1024 * 1024
 CHUNK_BYTES: Final = 4 * 1024 * 1024
 """A chunk's messages together; one message may be larger."""
+_told_headers: Final = methodcaller("headers")
+"""The client returns a broken list beside its exception where a name is not UTF-8. A call from C code is checked for
+that; the interpreter's own, once it is warm, is not, and ends in a crash (CPython 3.11, confluent-kafka 2.16).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Fetched:
     key: bytes | None
     value: bytes | None
     timestamp: int
-    headers: Sequence[tuple[str, bytes | None]] = ()
+    headers: Sequence[tuple[str, bytes | None]] | None = ()
 
 
 class ApplyQueue:
@@ -127,12 +132,15 @@ def chunks_of(messages: Iterable[Message], most: int) -> Iterable[tuple[Partitio
 
 def _size(message: Fetched) -> int:
     """Bytes that a message holds in memory, about: headers may be as large as values."""
-    told = sum(len(name) + len(value or b"") for name, value in message.headers)
+    told = sum(len(name) + len(value or b"") for name, value in message.headers or ())
     return len(message.value or b"") + len(message.key or b"") + told
 
 
-def _headers(message: Message) -> Sequence[tuple[str, bytes | None]]:
-    headers = message.headers()
+def _headers(message: Message) -> Sequence[tuple[str, bytes | None]] | None:
+    try:
+        headers = _told_headers(message)
+    except (UnicodeDecodeError, SystemError):  # a name is not UTF-8: the client gives none of them
+        return None
     if not headers:
         return ()
     pairs = headers.items() if isinstance(headers, dict) else headers

@@ -17,6 +17,8 @@ from typing import Any, Final, cast
 
 from faust.transport.drivers import aiokafka as driver
 
+from streams.workers import lenient_batches
+
 FETCH_WAIT_MS: Final = 50
 """How long the broker may wait for messages: 20 questions a second of a silent topic cost it nothing to speak of."""
 WAITING_CHUNKS: Final = 2
@@ -26,6 +28,7 @@ LOOK_EVERY_S: Final = 0.005
 
 class _PromptThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
+        lenient_batches.install()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # read when it starts; the versions of both are pinned
         return consumer

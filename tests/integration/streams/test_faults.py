@@ -6,12 +6,15 @@ at the end everything that was sent is there once (tests/simulation/invariants.p
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
 import time
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import Producer
 
 from serving_adapter.identity import Identity
@@ -175,8 +178,29 @@ def test_sigterm_finishes_the_chunk_in_hand(line: Line) -> None:
     line.finish()
 
 
+class NotText(str):
+    """A header's name that is not UTF-8."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return b"\xff\xfe"
+
+
+async def send_in_one_batch(line: Line, values: list[bytes], headers: list[tuple[str, bytes]]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=line.kafka.bootstrap)
+    await producer.start()
+    try:
+        sent = [await producer.send(line.topic, value, partition=0, headers=headers) for value in values]
+        await asyncio.gather(*sent)
+    finally:
+        await producer.stop()
+
+
 @BOTH_READERS
-def test_messages_that_nobody_can_read_and_large_ones(line: Line, kafka: KafkaSettings) -> None:
+def test_messages_that_nobody_can_read_and_large_ones(
+    line: Line, kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Faust would acknowledge what it cannot decode, and restart its agent; here it is quarantined, whole."""
     tenant = line.traffic.tenants[0]
     event = {"tenant_id": tenant, "model": "m", "input_tokens": 1, "output_tokens": 1, "timestamp": BEGIN.isoformat()}
@@ -189,12 +213,17 @@ def test_messages_that_nobody_can_read_and_large_ones(line: Line, kafka: KafkaSe
     for key, value in [*rubbish, (tenant.encode(), large), (tenant.encode(), too_large)]:
         producer.produce(line.topic, value, key, partition=0, headers=[("content-type", b"\xff"), ("empty", None)])
     assert producer.flush(30) == 0
+    for module in ("producer", "message_accumulator"):
+        builder = f"aiokafka.producer.{module}.DefaultRecordBatchBuilder"
+        monkeypatch.setattr(builder, _DefaultRecordBatchBuilderPy)
+    unnamed = json.dumps(event | {"request_id": "unnamed"}).encode()
+    asyncio.run(send_in_one_batch(line, [unnamed, b"{"], headers=[(NotText("x"), b"v")]))
     expected = line.traffic.expected
     line.send(100)
-    expected.quarantine.update({"torn": 3, "invalid": 2, "too_large": 1})
+    expected.quarantine.update({"torn": 4, "invalid": 3, "too_large": 1})
     expected.rows.add((Identity(tenant, "large-999000", 1, "usage", 0), "engine"))
     expected.sums[tenant, "m", "engine", BEGIN] = [1, 1, 0, 1]
-    expected.messages += len(rubbish) + 2
+    expected.messages += len(rubbish) + 4
     line.finish()
     held = line.connection.execute(
         "select message_key, message, is_null, header_names, header_values from usage.quarantine"
@@ -204,6 +233,13 @@ def test_messages_that_nobody_can_read_and_large_ones(line: Line, kafka: KafkaSe
     assert held == [
         (key, value or b"", value is None, names, values) for key, value in [*rubbish, (tenant.encode(), too_large)]
     ]
+    whole, torn = line.connection.execute(
+        "select message, reason, detail, header_names from usage.quarantine where source like '%/0'"
+        " and position in (7, 8) order by position"
+    )
+    assert whole[:3] == (unnamed, "invalid", "headers: a name is not UTF-8")
+    assert torn[:2] == (b"{", "torn")
+    assert whole[3] == torn[3] == ([b"\xff\xfe"] if line.reader == "faust" else [])  # librdkafka tells no name then
 
 
 def test_one_tenant_with_half_of_all_traffic(line: Line) -> None:

@@ -12,6 +12,7 @@ fetched at all while chunks wait; meanwhile every partition's next chunk grows, 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, cast
 
@@ -33,6 +34,11 @@ class _PromptThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # read when it starts; the versions of both are pinned
         return consumer
 
+    def waits(self) -> None:
+        """Nothing is fetched, and nobody is gone: aiokafka leaves the group where it sees neither for too long."""
+        if self._consumer is not None:
+            self._consumer._subscription._last_fetch_ended = time.monotonic()
+
 
 class _PromptConsumer(driver.Consumer):
     def _new_consumer_thread(self) -> _PromptThread:
@@ -45,6 +51,7 @@ class _PromptConsumer(driver.Consumer):
             and not self.should_stop
             and cast(PromptTransport, self.transport).waiting() >= WAITING_CHUNKS
         ):
+            cast(_PromptThread, self._thread).waits()
             await asyncio.sleep(LOOK_EVERY_S)
         async for fetched in super().getmany(timeout):
             yield fetched

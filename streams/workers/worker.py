@@ -44,6 +44,10 @@ from streams.workers.sweeping import (
 BUFFERED_CHUNKS: Final = 1024
 """Never reached: fetching stops long before (`fetching.py`)."""
 POLL_MESSAGES: Final = 8000
+POLL_AT_LEAST_EVERY_S: Final = 365 * 86_400
+"""The longest outage of the database that a worker waits out in its group: aiokafka leaves after this, and does not
+come back. A worker that hangs is seen by other signs (`worker_health.py`).
+"""
 
 
 class Application(faust.App):
@@ -107,6 +111,7 @@ class StreamsWorker(Reader):
             broker_session_timeout=SESSION_TIMEOUT_S,
             broker_heartbeat_interval=1,
             broker_rebalance_timeout=SESSION_TIMEOUT_S,
+            broker_max_poll_interval=POLL_AT_LEAST_EVERY_S,
             consumer_auto_offset_reset="earliest",
             consumer_group_instance_id=self._instance,
             consumer_metadata_max_age_ms=METADATA_AGE_MS,

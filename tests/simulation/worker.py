@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--restart-agent", action="store_true", help="Faust's default supervisor instead of ours")
     parser.add_argument("--ask-in-vain", action="store_true", help="Kafka cannot be asked once for each partition")
     parser.add_argument("--metadata-age-ms", type=int, help="how soon it notices that a topic has more partitions")
+    parser.add_argument("--max-poll-s", type=float, help="Faust's broker_max_poll_interval")
     given = parser.parse_args()
     if given.eager:
         consumer.HINT_EVERY_S = worker.HINT_EVERY_S = 0.05  # type: ignore[misc]
@@ -81,6 +82,8 @@ def main() -> int:
     if isinstance(made, FaultyWorker):
         if given.eager:
             made.faust_settings["broker_commit_interval"] = 0.1
+        if given.max_poll_s:
+            made.faust_settings["broker_max_poll_interval"] = given.max_poll_s
         if given.do_not_wait:
             made.faust_settings["stream_wait_empty"] = False
         if given.restart_agent:

@@ -262,13 +262,14 @@ def test_wait_for_is_not_satisfied_by_silence(line: Line) -> None:
 
 
 def test_a_database_that_is_slow_and_then_stands_still(line: Line) -> None:
-    """For longer than the group's session, and than the server waits for a silent transaction."""
+    """For longer than the group's session, than the server waits for a silent transaction, than Kafka for a poll."""
     with SlowLink(line.database_url, delay_s=0.01) as link:
         line.database_url = link.url
-        worker = line.worker(None, "--chunk", "50")
+        worker = line.worker(None, "--chunk", "50", "--max-poll-s", str(STANDS_STILL_S / 2))
         line.send(250)
         line.wait_for_positions(100, worker)
         link.hold()
+        line.send(250)  # more than waits to be applied: nothing is fetched meanwhile
         time.sleep(STANDS_STILL_S)
         link.go()
         line.wait_for_positions(line.traffic.expected.messages, worker)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
@@ -94,6 +94,10 @@ LEADER_ASKED_TIMES: Final = 10
 LEADER_ASKED_AGAIN_S: Final = 0.2
 
 
+COMMITTED: Final = IsolationLevel.READ_COMMITTED
+"""A log ends where an open transaction begins: readers come no further."""
+
+
 class LogReader:
     """Asks the broker what a topic is and how far it reaches."""
 
@@ -152,7 +156,7 @@ class LogReader:
 
     def _offsets(self, admin: AdminClient, partitions: list[int], which: OffsetSpec) -> dict[int, Any]:
         asked = {TopicPartition(self.topic, number): which for number in partitions}
-        answers = admin.list_offsets(asked, request_timeout=ANSWER_WITHIN_S)
+        answers = admin.list_offsets(asked, isolation_level=COMMITTED, request_timeout=ANSWER_WITHIN_S)
         return {at.partition: future.result() for at, future in answers.items()}
 
 

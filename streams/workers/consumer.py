@@ -11,7 +11,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Final
@@ -93,10 +93,12 @@ class BareConsumer(Reader):
             for partition, position in self._queue.take_seeks():
                 self._seek(partition, position)
                 messages = [m for m in messages if (m.topic(), m.partition()) != partition]
-            for partition, chunk in chunks_of(messages, self._chunk_messages):
+            for partition, chunk in chunks_of((m for m in messages if m.error() is None), self._chunk_messages):
                 self._queue.submit(partition, chunk)
                 self._fetched[partition] = chunk[-1].offset + 1
                 self._sweeper.took(partition)
+            for partition, end in _ends(messages):
+                self._fetched[partition] = max(self._fetched.get(partition) or 0, end)
             for partition in self._queue.collect():
                 self._sweeper.took(partition)
             self._hold_back()
@@ -110,7 +112,7 @@ class BareConsumer(Reader):
                 mixed = error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL
                 hint = ": Faust workers are in the group, stop them first" if mixed else ""
                 raise WorkerCrashed(f"Kafka: {error.str()}{hint}")
-        return [message for message in messages if message.error() is None]
+        return messages
 
     def _hold_back(self) -> None:
         """Fetch no more while enough waits."""
@@ -191,7 +193,8 @@ class BareConsumer(Reader):
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "partition.assignment.strategy": "range",  # all at once: `_on_assign` is told the whole
-                "isolation.level": "read_uncommitted",  # a message that is left out would be a gap
+                "isolation.level": "read_committed",  # what is left out leaves a gap, at which the partition stops
+                "enable.partition.eof": True,  # so that an end without messages is known to be reached
                 "session.timeout.ms": SESSION_TIMEOUT_S * 1000,
                 "heartbeat.interval.ms": 1000,
                 "max.poll.interval.ms": POLL_AT_LEAST_EVERY_MS,
@@ -233,6 +236,17 @@ class Beside(Chore):
         if now >= self._due_at and self._running is None:
             self._due_at = now + self._every_s
             self._running = self._threads.submit(self._call)
+
+
+def _ends(messages: Iterable[Message]) -> Iterator[tuple[Partition, int]]:
+    """Where partitions were read to their ends, also over what has no message there: markers, aborted transactions."""
+    for message in messages:
+        error, topic, number, end = message.error(), message.topic(), message.partition(), message.offset()
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            assert topic is not None, "it is a partition's"
+            assert number is not None, "it is a partition's"
+            assert end is not None, "it is a partition's"
+            yield Partition(topic, number), end
 
 
 def _partition(at: TopicPartition) -> Partition:

@@ -31,7 +31,9 @@ class _PromptThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
         lenient_batches.install()
         consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # read when it starts; the versions of both are pinned
+        # Read when it starts; the versions of both are pinned
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._isolation_level = "read_committed"
         return consumer
 
     def waits(self) -> None:

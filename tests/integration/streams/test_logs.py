@@ -27,10 +27,11 @@ from streams.ingest.sources import LogReader, Partition, source_name
 from streams.settings import DatabaseSettings
 from streams.workers.apply_queue import Fetched
 from tests.builders import event_json
+from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation.line import Line, wait_for
 
 PARTITION = 0
-Drain = Callable[[], subprocess.CompletedProcess[str]]
+Drain = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Topic:
@@ -41,7 +42,7 @@ class Topic:
         self.name = USAGE.name(kafka.topic_prefix)
         self.admin = AdminClient(kafka.client())
 
-    def send(self, first: int, count: int, transactional_id: str | None = None) -> None:
+    def send(self, first: int, count: int, transactional_id: str | None = None, *, abort: bool = False) -> None:
         """Send numbered events, if asked for as a transaction of its own."""
         settings = {"transactional.id": transactional_id} if transactional_id else {}
         producer = Producer(self.kafka.client(**settings))
@@ -50,9 +51,9 @@ class Topic:
             producer.begin_transaction()
         for number in range(first, first + count):
             producer.produce(self.name, event_json(request_id=f"req-{number}"), b"tenant_1", partition=PARTITION)
-        if transactional_id:
-            producer.commit_transaction()
         producer.flush()
+        if transactional_id:
+            (producer.abort_transaction if abort else producer.commit_transaction)()
 
     def wait_for_end(self, offset: int) -> None:
         """Wait until the log reaches so far: a transaction's marker is written after its commit has returned."""
@@ -93,8 +94,9 @@ def drain(kafka: KafkaSettings, own_database_url: str) -> Drain:
     }
     command = [sys.executable, "-m", "console.main", "streams", "run", "--drain"]
 
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    def run(reader: str = "faust") -> subprocess.CompletedProcess[str]:
+        asked = [*command, "--reader", reader]
+        return subprocess.run(asked, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
     return run
 
@@ -140,6 +142,28 @@ def test_a_transactions_marker_at_the_end_is_said_and_not_waited_for(
     done = drain()
     assert (done.returncode, applied(connection)) == (1, 3)
     assert "the log ends at 4" in done.stderr
+
+
+@BOTH_READERS
+def test_what_was_aborted_is_never_counted_and_stops_the_partition(
+    topic: Topic, drain: Drain, connection: psycopg.Connection, reader: str
+) -> None:
+    aborted = f"{topic.kafka.topic_prefix}-aborted"
+    topic.send(0, 3)
+    topic.send(100, 3, aborted, abort=True)
+    topic.wait_for_end(7)
+    topic.send(3, 2)
+    done = drain(reader)
+    assert (done.returncode, applied(connection)) == (1, 3)
+    assert "the log has nothing at position 3, but at 7" in done.stderr
+    resolve(topic, connection, 7)
+    topic.send(200, 3, aborted, abort=True)
+    topic.wait_for_end(13)
+    done = drain(reader)
+    assert (done.returncode, applied(connection)) == (1, 5)
+    assert "the log ends at 13" in done.stderr
+    resolve(topic, connection, 13)
+    assert_positions_are_explained(connection)
 
 
 def test_a_topic_that_was_made_again_stops_the_partition_until_a_person_has_looked(

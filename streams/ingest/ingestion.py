@@ -218,6 +218,7 @@ class Ingestion:
         for partition in resolved:
             self.feeds[partition.topic].states[partition.number] = states[partition]
             self._went_back.pop(partition, None)
+            self._sent_back_at[partition] = time.monotonic()
             del self.tally.stopped[partition]
         return {partition: states[partition].next_position for partition in resolved}
 

@@ -340,6 +340,15 @@ def test_a_partition_that_stops_twice_at_one_place_is_alerted_and_resolved_twice
     resolve(topic, connection, 2)
     passed_over = connection.execute("select from_position, to_position from usage.position_resolutions").fetchall()
     assert passed_over == [(0, 2)]
+
+    # What was fetched before is of the log as it was then
+    message = Fetched(2, b"tenant_1", event_json(), 1_793_534_400_000)
+    before = time.monotonic()
+    assert one.resume(one.stored()) == {partition: 2}
+    assert one.take(partition, [message], before) is None
+    assert applied(connection) == 0
+    assert one.take(partition, [message], time.monotonic()) is None
+    assert applied(connection) == 1
     one.close()
     other.close()
 

@@ -42,7 +42,7 @@ def make_record(position: int, value: bytes | None = None, **changed: Any) -> Re
 
 def make_chunk(*records: Record, source: Source = SOURCE) -> Chunk:
     """A chunk of the test's source."""
-    return Chunk(source, records, leader_epoch=0)
+    return Chunk(source, records)
 
 
 def numbered(position: int, seq: int, *, replica: str = "r1", boot: str = "b1", **changed: Any) -> Record:

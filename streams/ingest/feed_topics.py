@@ -76,6 +76,7 @@ class FeedTopic:
         self, kafka: KafkaSettings, topic: str, feed: Feed, applier: Callable[[psycopg.Connection], Applier]
     ) -> None:
         """Raises KafkaUnavailable."""
+        self.kafka = kafka
         self.topic = topic
         self.feed: Feed = feed
         self.applier = applier

@@ -250,7 +250,7 @@ class Ingestion:
     def _apply(self, partition: Partition, records: Sequence[Record]) -> bool:
         """Apply one chunk, waiting for the database; False if told to end meanwhile."""
         feed = self.feeds[partition.topic]
-        chunk = Chunk(feed.states[partition.number].as_source, records, feed.log.epochs[partition.number])
+        chunk = Chunk(feed.states[partition.number].as_source, records)
         began = 0.0
 
         def apply() -> Applied:

@@ -114,13 +114,13 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
         " retimed, quarantined, late, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " returning *)"
         " update usage.sources as s set next_position = proof.next_position,"
-        " leader_epoch = greatest(s.leader_epoch, %s), ingest_no = s.ingest_no + 1,"
+        " ingest_no = s.ingest_no + 1,"
         " changed_at = now(), applied = s.applied + proof.applied, duplicates = s.duplicates + proof.duplicates,"
         " quarantined = s.quarantined + proof.quarantined, late = s.late + proof.late,"
         " last_applied_at = proof.applied_at"
         " from proof where s.source = proof.source and s.next_position = proof.first_position",
         (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
-         done.quarantined, done.late, digest(records), chunk.leader_epoch),
+         done.quarantined, done.late, digest(records)),
     )  # fmt: skip
     assert moved.rowcount == 1, "the row was locked by this transaction"
 

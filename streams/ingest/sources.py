@@ -53,6 +53,8 @@ class SourceState:
     next_position: int
     stopped_because: str | None
     feed: Feed = "usage"
+    leader_epoch: int = -1
+    """By which the log was last known to hold what was applied of it; -1: never compared."""
 
     @property
     def as_source(self) -> Source:
@@ -186,7 +188,7 @@ def _add(connection: psycopg.Connection, name: str, log: Log, position: int, fee
 
 
 STATES: Final = """
-    select source, cluster_id, topic_id, next_position, stopped_because, feed from usage.sources
+    select source, cluster_id, topic_id, next_position, stopped_because, feed, leader_epoch from usage.sources
     where source collate "C" >= %s and source collate "C" < %s
 """
 """By an index over the names: the releases among the sources are many, and this is asked every few seconds."""
@@ -202,6 +204,14 @@ def states(connection: psycopg.Connection, topic: str) -> dict[int, SourceState]
         found = (int(generation or 1), SourceState(*row))
         newest[int(partition)] = max(newest.get(int(partition), found), found, key=lambda each: each[0])
     return {partition: state for partition, (_, state) in newest.items()}
+
+
+def note_epoch(connection: psycopg.Connection, source: str, leader_epoch: int) -> None:
+    """By this epoch the log holds what was applied of it."""
+    connection.execute(
+        "update usage.sources set leader_epoch = %(epoch)s where source = %(source)s and leader_epoch < %(epoch)s",
+        {"source": source, "epoch": leader_epoch},
+    )
 
 
 def lag(connection: psycopg.Connection, log: Log) -> int:
@@ -250,6 +260,10 @@ def resolve(
         )
         if (state.cluster_id, state.topic_id) == (log.cluster_id, log.topic_id) and not is_cut:
             source = _pass_over(connection, state, to, reason, actor)
+            # A person has looked at the log as it is now
+            connection.execute(
+                "update usage.sources set leader_epoch = %s where source = %s", (log.epochs[partition], source)
+            )
         else:
             _, _, generation = state.source.partition("@")
             source = source_name(topic, partition, int(generation or 1) + 1)

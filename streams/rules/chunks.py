@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -55,7 +55,6 @@ class Chunk:
 
     source: Source
     records: Sequence[Record]
-    leader_epoch: int = -1
     judged_at: datetime | None = None
     """By which clock a usage event lies in the future, where that is later than when the broker appended it."""
 
@@ -158,7 +157,7 @@ def number_in(refused: Refused) -> Number | None:
     return Number(found.replica_id, found.boot_id, found.seq)
 
 
-def digest(records: Sequence[Record]) -> bytes:
+def digest(records: Iterable[Record]) -> bytes:
     """SHA-256 over positions and messages: what a source held, when it no longer holds it."""
     sha = hashlib.sha256()
     for record in records:

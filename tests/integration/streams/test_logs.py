@@ -62,6 +62,11 @@ class Topic:
             assert time.monotonic() < deadline, "the marker is not written"
             time.sleep(0.05)
 
+    @property
+    def source(self) -> str:
+        """The name of the partition's source."""
+        return source_name(self.name, PARTITION)
+
     def make_again(self) -> None:
         """Delete the topic and create it under the same name."""
         self.admin.delete_topics([self.name])[self.name].result()
@@ -323,6 +328,45 @@ def test_a_worker_that_goes_by_a_source_that_was_replaced_follows_to_the_new_one
     assert ingestion.take(partition, messages[1:], time.monotonic()) is None
     assert (applied(connection), ingestion.tally.stopped) == (4, {})
     ingestion.close()
+
+
+@pytest.mark.parametrize("fate", ["kept", "cut before this start", "cut while it ran", "led by an older leader"])
+def test_after_another_leader_the_log_must_hold_what_was_applied(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str, fate: str
+) -> None:
+    """A log that was cut, and has grown past the position since. Played: what was applied is not what the log has."""
+    topic.send(0, 6)
+    database, partition, name = DatabaseSettings(own_database_url), Partition(topic.name, PARTITION), topic.source
+    one = Ingestion(topic.kafka, database, say=lambda _: None)
+    lost = 0 if fate in ("kept", "led by an older leader") else 2
+    for first, after in ((0, lost), (lost, 4)):
+        prefix = "lost" if after == lost else "req"
+        values = {n: event_json(request_id=f"{prefix}-{n}") for n in range(first, after)}
+        messages = [Fetched(n, b"tenant_1", value, 1_793_534_400_000) for n, value in values.items()]
+        if messages:
+            assert one.take(partition, messages, time.monotonic()) is None
+        if fate == "cut before this start" and messages:
+            break
+    older = 7 if fate == "led by an older leader" else -1
+    connection.execute("update usage.sources set leader_epoch = %s", (older,))
+    if fate == "cut while it ran":
+        one.read_logs()
+    else:
+        one.close()
+        one = Ingestion(topic.kafka, database, say=lambda _: None)
+    epochs = connection.execute("select leader_epoch from usage.sources where source = %s", (name,)).fetchone()
+    if fate == "kept":
+        assert (one.tally.stopped, epochs) == ({}, (0,))
+    else:
+        assert sources.TRUNCATED in one.tally.stopped[partition]
+        assert epochs == (older,)
+        alerts = connection.execute("select kind from usage.alerts where key = %s", (name,)).fetchall()
+        assert alerts == [("source_stopped",)]
+        resolve(topic, connection, 0 if lost else 4)
+        one.resume(one.stored())
+        one.read_logs()
+        assert partition not in one.tally.stopped
+    one.close()
 
 
 def test_a_partition_that_stops_twice_at_one_place_is_alerted_and_resolved_twice(

@@ -56,7 +56,7 @@ class Usage:
                      "output_tokens": output, "timestamp": now.isoformat()} | more  # fmt: skip
             records.append(Record(self._position, b"t1", json.dumps(event).encode(), now))
             self._position += 1
-        self._applier.apply(Chunk(self._source, records, leader_epoch=0))
+        self._applier.apply(Chunk(self._source, records))
 
 
 class Driver:

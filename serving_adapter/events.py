@@ -160,6 +160,17 @@ def decode_completed(message: bytes) -> tuple[UsageEvent, datetime]:
     return event, _check(event)
 
 
+def decode_known_fields(message: bytes) -> UsageEvent | None:
+    """What this version knows of a later version's event, to estimate what it is worth; None if it is not as here."""
+    try:
+        event = _decode(message)
+        _check_text(event)
+        _check(event)
+    except (*UNREADABLE, RefusedEvent):  # a ValidationError is a DecodeError
+        return None
+    return event
+
+
 class _TenantOnly(msgspec.Struct, gc=False):
     tenant_id: str
 

@@ -7,16 +7,15 @@ counts once and a gap stops the partition (docs/spec/metering.md 4.1).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import psycopg
 
 from streams.errors import SourceChanged, SourceStopped
-from streams.ingest import quarantine_alerts
+from streams.ingest import quarantine_alerts, refused_values
 from streams.ingest.sources import Feed
-from streams.rules import estimates
 from streams.rules.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
 
 
@@ -93,13 +92,13 @@ def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[
     """Put refused messages into quarantine, whole, and raise the alerts about it."""
     if not refused:
         return
-    prices = estimates.prices_of(connection, (r.event.tenant_id for r in refused if r.event))
+    values = refused_values.values_of(connection, source, refused)
     with connection.cursor() as cursor:
         cursor.executemany(
             "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
             " appended_at, request_id, attempt, estimated_value, currency, header_names, header_values, is_null)"
             " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [_quarantine_row(source, r, prices) for r in refused],
+            [_quarantine_row(source, *each) for each in zip(refused, values, strict=True)],
         )
     orphans = [r.record.position for r in refused if r.reason == "orphan"]
     if orphans:
@@ -144,12 +143,9 @@ def _lock(connection: psycopg.Connection, source: Source) -> At:
     return At(int(next_position), int(ingest_no) + 1, int(source_no))
 
 
-def _quarantine_row(
-    source: str, refused: Refused, prices: Mapping[str, Sequence[estimates.EstimatePrice]]
-) -> tuple[object, ...]:
+def _quarantine_row(source: str, refused: Refused, value: refused_values.Value) -> tuple[object, ...]:
     record, event = refused.record, refused.event
     named = (event.request_id, event.attempt) if event else (None, None)
-    value = estimates.value_of(prices.get(event.tenant_id, ()), event) if event else (None, None)
     return (
         source, record.position, refused.reason, refused.detail, refused.tenant_id, record.key, record.value,
         record.appended_at, *named, *value, [name.encode(errors="surrogateescape") for name, _ in record.headers],

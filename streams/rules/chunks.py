@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from serving_adapter.errors import RefusedEvent
-from serving_adapter.events import UNREADABLE, KeyName, Seq, UsageEvent, decode_completed, key_of
+from serving_adapter.events import UNREADABLE, KeyName, Seq, UsageEvent, decode_completed, decode_known_fields, key_of
 from serving_adapter.identity import content_digest_of
 from streams.errors import PositionGap
 
@@ -114,7 +114,8 @@ def read(record: Record, judged_at: datetime | None = None) -> Accepted | Refuse
     except RefusedEvent as refused:
         key = key_of(record.value)
         tenant_id = key.decode() if key is not None else None
-        return Refused(record, refused.reason, str(refused), tenant_id)
+        later = decode_known_fields(record.value) if refused.reason == "unsupported" else None
+        return Refused(record, refused.reason, str(refused), tenant_id, later)
     if at > record.appended_at + FUTURE_ALLOWED and (judged_at is None or at > judged_at + FUTURE_ALLOWED):
         detail = f"timestamp {at.isoformat()} lies after {record.appended_at.isoformat()}, when it was received"
         return Refused(record, "future", detail, event.tenant_id, event)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import islice
 
 import psycopg
@@ -13,6 +15,7 @@ from streams import alerts, tenants
 from streams.completeness.completeness_check import deliver_alerts
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.rules.estimates import ANY_MODEL, EstimatePrice, set_prices
 from streams.usage import quarantine
 from tests.builders import EVENT, REPLICA_SOURCE, SOURCE, make_chunk, make_record
 from tests.integration.streams.conftest import whole
@@ -67,6 +70,29 @@ def test_a_message_is_kept_whole_with_its_headers_and_without_a_value(
         (b"tenant_1", b"{torn", headers),
         (b"tenant_1", None, []),
         (b"tenant_1", b"", []),
+    ]
+
+
+def test_a_conflict_is_worth_what_it_would_change_and_a_later_version_what_is_known_of_it(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    price = EstimatePrice(ANY_MODEL, "output", Decimal("0.5"), "USD", datetime(2026, 1, 1, tzinfo=UTC))
+    set_prices(connection, "tenant_1", [price])
+    sent = [
+        {"output_tokens": 1000},
+        {"output_tokens": 1010},
+        {"output_tokens": 980, "usage_source": "gateway"},
+        {"output_tokens": 970, "usage_source": "gateway"},
+        {"request_id": "later", "output_tokens": 30, "schema_version": 9},
+        {"request_id": "else", "output_tokens": -1, "schema_version": 9},
+    ]
+    applier.apply(make_chunk(*(make_record(n, json.dumps(EVENT | one).encode()) for n, one in enumerate(sent))))
+    held = sorted((row.position, row.reason, row.estimated_value) for row in quarantine.listing(connection))
+    assert held == [
+        (1, "conflict", Decimal(5)),  # 10 tokens more than what counts
+        (3, "conflict", Decimal(-15)),
+        (4, "unsupported", Decimal(15)),
+        (5, "unsupported", None),
     ]
 
 

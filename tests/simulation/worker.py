@@ -62,9 +62,12 @@ def main() -> int:
     parser.add_argument("--ask-in-vain", action="store_true", help="Kafka cannot be asked once for each partition")
     parser.add_argument("--metadata-age-ms", type=int, help="how soon it notices that a topic has more partitions")
     parser.add_argument("--max-poll-s", type=float, help="Faust's broker_max_poll_interval")
+    parser.add_argument("--session-timeout-s", type=int, help="after which a worker that is silent is missed")
     given = parser.parse_args()
     if given.eager:
         consumer.HINT_EVERY_S = worker.HINT_EVERY_S = 0.05  # type: ignore[misc]
+    if given.session_timeout_s:
+        consumer.SESSION_TIMEOUT_S = worker.SESSION_TIMEOUT_S = given.session_timeout_s  # type: ignore[misc]
     if given.metadata_age_ms:
         consumer.METADATA_AGE_MS = worker.METADATA_AGE_MS = given.metadata_age_ms  # type: ignore[misc]
     make = FaultyWorker if given.reader == "faust" else consumer.BareConsumer

@@ -16,6 +16,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
 from serving_adapter.identity import Identity
 from serving_adapter.settings import KafkaSettings
@@ -146,17 +147,37 @@ def test_a_rebalance_storm(line: Line) -> None:
         ended(worker, 0)
 
 
+def members(line: Line) -> dict[str | None, set[tuple[str, int]]]:
+    """The group's members by their own names (None: it has none), and what each has been given."""
+    group = f"{line.kafka.topic_prefix}.streams"
+    admin = AdminClient(line.kafka.client())  # held: its answers end with it
+    (answer,) = admin.describe_consumer_groups([group]).values()
+    return {
+        member.group_instance_id: {(at.topic, at.partition) for at in member.assignment.topic_partitions}
+        for member in answer.result().members
+    }
+
+
 @BOTH_READERS
 def test_a_worker_takes_its_place_again_under_its_own_name(line: Line) -> None:
-    """Static membership: no rebalance, no waiting for the session to time out; and two of one name do no harm."""
+    """Static membership: its partitions wait for it, nobody else's are moved; and two of one name do no harm."""
+    patient = ("--session-timeout-s", "60")  # longer than any restart takes
     line.send(300)
-    killed(line.worker(Fault("counted", nth=2)))
-    first, second = line.worker(), line.worker()
+    other = line.worker(None, *patient, name="two")
+    first = line.worker(None, *patient)
+    wait_for(lambda: set(members(line)) == {"one", "two"} and all(members(line).values()), "both have theirs", other)
+    before = members(line)
+    first.kill()
+    again = line.worker(None, *patient)
     line.send(300)
-    line.wait_for_positions(line.traffic.expected.messages)
-    for worker in (first, second):
-        worker.kill()
-    line.finish()
+    line.wait_for_positions(line.traffic.expected.messages, again)
+    assert members(line) == before
+    twin = line.worker(None, *patient)
+    line.send(100)
+    line.wait_for_positions(line.traffic.expected.messages, other)
+    line.settled()
+    assert set(members(line)) == {"one", "two"}
+    twin.kill()
 
 
 @BOTH_READERS

@@ -19,6 +19,7 @@ from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import REPLICAS, USAGE
 from streams.completeness import completeness_store
+from streams.database import is_passing
 from streams.errors import DatabaseUnavailable
 from streams.http.listening import listen as listen_on
 from streams.http.listening import url_of
@@ -159,17 +160,28 @@ def show_status(
     """How far everything is: lag, rate and counts by partition, quarantine, complete-to, gaps, boots, witnesses."""
     if watch and (as_json or as_csv or not out.is_terminal):
         raise typer.BadParameter("--watch is for a terminal, without --json and --csv")
-    with session.connection() as connection:
-        if not watch:
-            streams_status.show(connection, _logs(), tenant, as_json=as_json, as_csv=as_csv)
-            return
+    if watch:
         with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                with out.capture() as captured:
+            _watch(tenant)
+    else:
+        with session.connection() as connection:
+            streams_status.show(connection, _logs(), tenant, as_json=as_json, as_csv=as_csv)
+
+
+def _watch(tenant: str | None) -> None:
+    """Show it again and again, over a connection of its own each time: an outage is shown, and passes."""
+    while True:
+        with out.capture() as captured:
+            try:
+                with session.connection() as connection:
                     streams_status.show(connection, _logs(), tenant)
-                out.clear()
-                out.print(Text.from_ansi(captured.get()))
-                time.sleep(WATCH_EVERY_S)
+            except (psycopg.Error, DatabaseUnavailable, KafkaUnavailable) as error:
+                if not (isinstance(error, KafkaUnavailable) or is_passing(error)):
+                    raise
+                out.print(f"{str(error).splitlines()[0]}; asked again", markup=False, soft_wrap=True)
+        out.clear()
+        out.print(Text.from_ansi(captured.get()))
+        time.sleep(WATCH_EVERY_S)
 
 
 def _logs() -> dict[Feed, Log]:

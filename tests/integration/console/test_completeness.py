@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import psycopg
@@ -77,8 +79,9 @@ def test_watch_needs_a_terminal(run: Run) -> None:
 
 
 def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
-    kafka: KafkaSettings, own_database_url: str, connection: psycopg.Connection
+    kafka: KafkaSettings, server_url: str, own_database_url: str, connection: psycopg.Connection
 ) -> None:
+    """Also while the database lets nobody in."""
     environ = os.environ | {
         "TOLLBOOK_KAFKA": kafka.bootstrap, "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix,
         "TOLLBOOK_DATABASE_URL": own_database_url, "TERM": "xterm", "COLUMNS": "200",
@@ -89,6 +92,11 @@ def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
     os.close(terminal)
     try:
         read_until(ours, b"quarantine: empty")
+        with psycopg.connect(server_url, autocommit=True) as server:
+            lets_in = f'alter database "{connection.info.dbname}" with allow_connections'
+            server.execute(f"{lets_in} false")
+            read_until(ours, b"no PostgreSQL")
+            server.execute(f"{lets_in} true")
         connection.execute(
             "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
             " values ('a', 'c', 't', -1, 0, 0)"
@@ -99,10 +107,19 @@ def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
         )
         read_until(ours, b"quarantine: torn 1")
         shown.send_signal(signal.SIGINT)
+        read_to_end(ours)
         assert shown.wait(PATIENCE_S) == 0
     finally:
         shown.kill()
         os.close(ours)
+
+
+def read_to_end(terminal: int) -> None:
+    """Read what is shown until it is shown no more: a terminal that nobody reads holds up who writes to it."""
+    deadline = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(OSError):  # says that nobody writes to it any more
+        while time.monotonic() < deadline:
+            os.read(terminal, 4096)
 
 
 def read_until(terminal: int, text: bytes) -> None:

@@ -1,8 +1,8 @@
-"""`python -m tests.mutations [rating | ledger] [number …]`: deliberate errors, each of which a test must catch.
+"""`python -m tests.mutations [AREA] [number …]`: deliberate errors, each of which a test must catch; areas: `AREAS`.
 
 Every error is made in a copy of the tree, and the tests that should see it are run there. Prints a table; exit code 1
-if one survives, or if its text is no longer there. The ledger's tests need the local services (`make up`, then
-`eval "$(.venv/bin/tollbook dev env)"`).
+if one survives, or if its text is no longer there. The tests of ledger and streams need the local services (`make up`,
+then `eval "$(.venv/bin/tollbook dev env)"`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.mutations import ledger, rating
+from tests.mutations import ledger, rating, streams
 from tests.mutations.mutation import Outcome, copy_tree, judged
 
-AREAS = {"rating": rating.MUTATIONS, "ledger": ledger.MUTATIONS}
+AREAS = {"rating": rating.MUTATIONS, "ledger": ledger.MUTATIONS, "streams": streams.MUTATIONS}
 
 
 def main() -> int:

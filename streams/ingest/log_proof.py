@@ -20,7 +20,6 @@ from serving_adapter.settings import KafkaSettings
 from streams.ingest.sources import Partition
 from streams.rules.chunks import Record, digest
 
-READ_AT_ONCE: Final = 500
 _NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _APPLIED: Final = """
     select first_position, next_position, content_digest from usage.applied_chunks
@@ -76,12 +75,11 @@ class LogProof:
 def _messages(consumer: Consumer) -> Generator[tuple[int, bytes | None]]:
     """Offsets and values; None at the end of the log. Raises KafkaUnavailable."""
     while True:
-        messages = consumer.consume(READ_AT_ONCE, ANSWER_WITHIN_S)
-        if not messages:
+        message = consumer.poll(ANSWER_WITHIN_S)  # not `consume`, which waits for as many as it is asked for
+        if message is None:
             raise KafkaUnavailable("what was applied cannot be read again")
-        for message in messages:
-            error, value = message.error(), message.value()
-            if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                raise KafkaUnavailable(f"what was applied cannot be read again: {error.str()}")
-            told = value.encode() if isinstance(value, str) else value
-            yield message.offset() or 0, None if error is not None else told or b""
+        error, value = message.error(), message.value()
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaUnavailable(f"what was applied cannot be read again: {error.str()}")
+        told = value.encode() if isinstance(value, str) else value
+        yield message.offset() or 0, None if error is not None else told or b""

@@ -51,9 +51,11 @@ MUTATIONS: Final = (
     Mutation(
         "the position moves in a transaction of its own",
         "streams/ingest/apply.py",
-        "            positions.advance(self._connection, chunk, records, done)\n",
+        "            positions.advance(self._connection, chunk, records, done)\n"
+        '            self._checkpoint("advanced")\n        self._checkpoint("committed")\n',
+        '            self._checkpoint("advanced")\n        self._checkpoint("committed")\n'
         "        positions.advance(self._connection, chunk, records, done)\n",
-        f"{APPLY}::test_a_crash_before_the_commit_leaves_nothing",
+        f"{FAULTS}::test_a_worker_killed_between_any_two_steps_leaves_all_of_a_chunk_or_nothing",
     ),
     Mutation(
         "events' numbers are not noted",
@@ -64,9 +66,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a superseded event stays in its window",
-        "streams/ingest/event_rows.py",
-        "values |= {name: sign * getattr(row, name) for name in COUNTS}",
-        "values |= {name: getattr(row, name) for name in COUNTS}",
+        "streams/ingest/supersedes.py",
+        "        select -1 as sign, request_id,",
+        "        select 0 as sign, request_id,",
         f"{ARRIVALS}::test_the_strongest_source_counts_whichever_came_first",
     ),
     Mutation(

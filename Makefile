@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-streams bench-identities bench-quota bench-adapter bench-close test-vllm simulate up down status clean lock install
+.PHONY: help demo test check bench-streams bench-identities bench-quota bench-adapter bench-close simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -18,9 +18,6 @@ demo: up ## Install what is missing, start the services, and bill real request t
 
 test: install ## Run all tests on services of their own (PYTEST_ARGS="-k name" for some of them)
 	.venv/bin/python -m devstack.testrun
-
-test-vllm: install ## The adapter in a real vLLM on the CPU (6 GB once, in TOLLBOOK_CACHE; REQUESTS=2000, QUICK=1)
-	.venv/bin/python -m tests.vllm.run
 
 check: install ## Lint, format, types, import rules, and the tests that need no service
 	.venv/bin/ruff check .

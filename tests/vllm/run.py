@@ -1,4 +1,4 @@
-"""`make test-vllm`: the adapter in a real vLLM on the CPU, with a tiny random model and two adapters.
+"""`python -m tests.vllm.run`: the adapter in a real vLLM on the CPU, with a tiny random model and two adapters.
 
 REQUESTS=2000 mixed requests (QUICK=1: 100), TOLLBOOK_SEED; nothing here is a double.
 """

@@ -302,7 +302,7 @@ def stages(b: Bench, report: Report) -> None:
         clock = StageClock(connection.info.backend_pid)
         applier = ChunkApplier(connection, clock)
         for start in range(0, STAGE_EVENTS, CHUNK_MESSAGES):
-            applier.apply(Chunk(source, records[start : start + CHUNK_MESSAGES], 0))
+            applier.apply(Chunk(source, records[start : start + CHUNK_MESSAGES]))
             if not start:
                 clock.spent.clear()  # plans are made, caches are filled
     for step, seconds in clock.spent.items():
@@ -327,7 +327,7 @@ def further_arrivals(b: Bench, report: Report) -> None:
         applier = ChunkApplier(connection)
         for start in range(0, len(records), CHUNK_MESSAGES):
             begun = time.monotonic()
-            done = applier.apply(Chunk(source, records[start : start + CHUNK_MESSAGES], 0))
+            done = applier.apply(Chunk(source, records[start : start + CHUNK_MESSAGES]))
             rates.append(CHUNK_MESSAGES / (time.monotonic() - begun))
             assert done.applied == CHUNK_MESSAGES, done
     chunks = FURTHER_EVENTS // CHUNK_MESSAGES

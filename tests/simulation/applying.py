@@ -85,7 +85,7 @@ def _apply_all(url: str, log: SimulatedLog, fault: Fault | None, seed: int) -> N
             partition = dice.choice(left)
             records = log.partitions[partition][at[partition] :][: dice.randint(1, CHUNK_MESSAGES)]
             with contextlib.suppress(psycopg.errors.DeadlockDetected):  # the worker repeats the chunk, and so do we
-                at[partition] = applier.apply(Chunk(source_of(partition), records, 0)).next_position
+                at[partition] = applier.apply(Chunk(source_of(partition), records)).next_position
         with contextlib.suppress(psycopg.errors.DeadlockDetected):
             Orphans(connection).release_all()
     os._exit(0)

@@ -61,7 +61,7 @@ def october(applier: ChunkApplier, connection: psycopg.Connection) -> ChunkAppli
     add(OCTOBER + 2 * DAY, request_id="better", usage_source="estimate", output_tokens=1)
     add(OCTOBER + 2 * DAY + timedelta(minutes=9), request_id="better", output_tokens=2)
     add(NOVEMBER, request_id="november")
-    applier.apply(Chunk(SOURCE, records, 0))
+    applier.apply(Chunk(SOURCE, records))
     return applier
 
 
@@ -183,12 +183,12 @@ def test_an_event_that_came_after_the_archiving_is_archived_before_the_drop_and_
 ) -> None:
     archive.archive_days(connection, files, *MONTH, actor="ada")
     late = at(125, OCTOBER + timedelta(hours=5), OCTOBER + 30 * DAY, request_id="late")
-    assert october.apply(Chunk(SOURCE, [late], 0)).applied == 1
+    assert october.apply(Chunk(SOURCE, [late])).applied == 1
     close_and_drop(connection, files)
     held = archive_store.archived_days(connection, OCTOBER, OCTOBER + DAY)
     assert [day.rows for day in held] == [41]
     too_late = at(126, OCTOBER + timedelta(hours=5), OCTOBER + 30 * DAY, request_id="too-late")
-    assert october.apply(Chunk(SOURCE, [too_late], 0)).quarantined == 1
+    assert october.apply(Chunk(SOURCE, [too_late])).quarantined == 1
     with pytest.raises(psycopg.Error, match="only in the archive"):
         connection.execute("update usage.archived_days set rows = 0")
 
@@ -217,11 +217,11 @@ def test_what_belongs_to_an_archived_event_cannot_change_it_any_more(
     """Its identity may be younger than its completion: then it is known still, and its raw event is not there."""
     minted = uuid_v7(NOVEMBER + 70 * DAY)
     early = at(125, OCTOBER + timedelta(hours=5), OCTOBER + 30 * DAY, request_id=minted, usage_source="gateway")
-    assert october.apply(Chunk(SOURCE, [early], 0)).applied == 1
+    assert october.apply(Chunk(SOURCE, [early])).applied == 1
     archive.archive_days(connection, files, *MONTH, actor="ada")
     close_and_drop(connection, files)
     again = at(126, NOVEMBER, LATER, request_id=minted, output_tokens=99)
-    done = october.apply(Chunk(SOURCE, [again], 0))
+    done = october.apply(Chunk(SOURCE, [again]))
     assert (done.applied, done.quarantined) == (0, 1)
     hours = usage_store.usage_of(connection, "tenant_1", OCTOBER, NOVEMBER + DAY, ())[0].totals
     assert hours == totals_of(events_of(connection, lambda: files, "tenant_1", OCTOBER, NOVEMBER + DAY))

@@ -72,7 +72,7 @@ def test_a_late_rule_is_reported_by_a_rebuild_and_repaired_by_it(
     connection: psycopg.Connection, applier: ChunkApplier, events: int
 ) -> None:
     records = [make_record(i, input_tokens=i, cache_hit_tokens=0, adapter=f"a{i}") for i in range(events)]
-    applier.apply(Chunk(SOURCE, records, 0))
+    applier.apply(Chunk(SOURCE, records))
     set_band_rules(connection, "tenant_1", [BandRule("tenant_1", "", BandKind.CONTEXT, SINCE, steps=(3,))])
     found = rebuild(connection, *HOUR, actor="ada")
     assert found.rebanded == events

@@ -48,7 +48,7 @@ def dirty_chunks() -> tuple[list[str], list[Chunk]]:
     chunks = []
     while records:
         size = dice.choice((1, 7, 40, 200))
-        chunks.append(Chunk(applying.source_of(0), records[:size], 0))
+        chunks.append(Chunk(applying.source_of(0), records[:size]))
         records = records[size:]
     return traffic.tenants, chunks
 

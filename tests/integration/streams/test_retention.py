@@ -39,7 +39,7 @@ def at(position: int, completed: datetime, appended: datetime, **changed: Any) -
 
 def apply(applier: ChunkApplier, *records: Record) -> tuple[int, int, int]:
     """Applied, duplicates, quarantined."""
-    done = applier.apply(Chunk(SOURCE, records, 0))
+    done = applier.apply(Chunk(SOURCE, records))
     return done.applied, done.duplicates, done.quarantined
 
 
@@ -252,7 +252,7 @@ def test_a_boot_that_ended_long_ago_leaves_one_row_and_its_stragglers_open_no_ga
     connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
 ) -> None:
     said = {"appended_at": OCTOBER}
-    applier.apply(Chunk(SOURCE, [numbered(i, i + 1, timestamp=OCTOBER.isoformat()) for i in range(3)], 0))
+    applier.apply(Chunk(SOURCE, [numbered(i, i + 1, timestamp=OCTOBER.isoformat()) for i in range(3)]))
     replica_applier.apply(
         Chunk(REPLICA_SOURCE, [make_report(0, "farewell", at=OCTOBER, last_seq=3)._replace(**said),
                                make_report(1, "heartbeat", at=OCTOBER, boot="b2", last_seq=5)._replace(**said)])
@@ -267,7 +267,7 @@ def test_a_boot_that_ended_long_ago_leaves_one_row_and_its_stragglers_open_no_ga
     for table in ("boots", "boot_numbers", "replica_usage", "received_numbers"):
         assert connection.execute(f"select count(*) from usage.{table} where boot_id = 'b1'").fetchone() == (0,)
     late = NOVEMBER + 60 * DAY
-    applier.apply(Chunk(SOURCE, [numbered(3, 3, timestamp=OCTOBER.isoformat())._replace(appended_at=late)], 0))
+    applier.apply(Chunk(SOURCE, [numbered(3, 3, timestamp=OCTOBER.isoformat())._replace(appended_at=late)]))
     replica_applier.apply(Chunk(REPLICA_SOURCE, [make_report(2, "farewell", at=OCTOBER, last_seq=3)]))
     check.run()
     check.run()

@@ -66,7 +66,7 @@ def chunks() -> list[Chunk]:
     cut = []
     while records:
         size = dice.choice((1, 7, 40, 200))
-        cut.append(Chunk(applying.source_of(0), records[:size], 0))
+        cut.append(Chunk(applying.source_of(0), records[:size]))
         records = records[size:]
     return cut
 

@@ -93,7 +93,7 @@ class PostgresServer(Service):
             CONFIGURATION.format(
                 port=self.port,
                 fsync="on" if self.durable else "off",
-                max_wal_size="2GB" if self.durable else "512MB",
+                max_wal_size="8GB" if self.durable else "512MB",
                 **_memory_settings(),
             ),
         )

@@ -25,14 +25,14 @@ from psycopg.types.string import BytesBinaryDumper
 from serving_adapter.identity import identity_of
 from streams import tenants
 from streams.ingest import corrections, engine_sums, numbers, positions, resends, supersedes
-from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome, add_to_windows
+from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome
 from streams.ingest.further_arrivals import Arrivals
 from streams.ingest.isolation import apply_isolating
 from streams.ingest.positions import Applied
 from streams.rules.chunks import Accepted, Chunk, Record, Refused, late_before, number_in, number_of, read
 from streams.rules.identity_keys import identity_key, numbered_by
 from streams.rules.ingest_rules import IngestRules
-from streams.rules.windows import WINDOW_KEY
+from streams.rules.windows import WINDOW_KEY, add_to_windows
 
 STAGE: Final = (
     ("position", "int8"), ("key", "uuid"), ("request_id", "text"), ("tenant_id", "text"), ("attempt", "int4"),

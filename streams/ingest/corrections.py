@@ -18,13 +18,13 @@ import psycopg
 from serving_adapter.events import decode
 from serving_adapter.identity import event_id_of
 from streams.ingest import engine_sums, numbers, stored_versions
-from streams.ingest.event_rows import ADD_TO_FEED, COUNTS, EventRows, add_to_windows
+from streams.ingest.event_rows import ADD_TO_FEED, COUNTS, EventRows
 from streams.ingest.moved_corrections import impossible
 from streams.ingest.resends import Due, spoken_of
 from streams.ingest.stored_versions import Stored
 from streams.rules.duplicates import arriving, in_force
 from streams.rules.identity_keys import numbered_by
-from streams.rules.windows import WINDOW_KEY
+from streams.rules.windows import WINDOW_KEY, add_to_windows
 
 _KNOWN: Final = """
     select uuid_send(due.key) from unnest(%s::uuid[]) as due (key)

@@ -16,7 +16,7 @@ from serving_adapter.identity import Identity, identity_of
 from streams.rules.chunks import Accepted
 from streams.rules.duplicates import Version, original_of
 from streams.rules.identity_keys import identity_key, numbered_by
-from streams.rules.windows import WINDOW_KEY, WINDOW_SUMS
+from streams.rules.windows import WIDTHS, WINDOW_KEY, WINDOW_SUMS
 
 COUNTS: Final = ("input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
 _KEYS: Final = ", ".join(WINDOW_KEY)
@@ -26,7 +26,6 @@ EVENT_COLUMNS: Final = (
     " ingested_at, raw"
 )
 _SUMS: Final = ", ".join(WINDOW_SUMS)
-_WIDTHS: Final = {"windows_1m": "1 minute", "windows_1h": "1 hour"}
 
 _STORED: Final = """
     select content_digest, usage_source, completed_at, numbered_by, source, position
@@ -74,18 +73,6 @@ _ADD_FEED: Final = f"""{ADD_TO_FEED}
 """
 
 
-def add_to_windows(table: str, width: str) -> str:
-    """SQL that adds the minutes of `summed` to one window size, in key order so that two workers cannot deadlock."""
-    summed = ", ".join(f"sum({name})::int8" for name in WINDOW_SUMS)
-    added = ", ".join(f"{name} = w.{name} + excluded.{name}" for name in WINDOW_SUMS)
-    return f"""
-        insert into usage.{table} as w (bucket, {_KEYS}, {_SUMS})
-        select time_bucket('{width}', minute) as bucket, {_KEYS}, {summed}
-        from summed group by bucket, {_KEYS} order by tenant_id, bucket, {_KEYS}
-        on conflict (tenant_id, bucket, {", ".join(WINDOW_KEY[1:])}) do update set {added}
-    """
-
-
 class Outcome(Enum):
     """How a further arrival counts among its chunk's messages."""
 
@@ -121,7 +108,7 @@ class EventRows:
         values |= {name: sign * getattr(row, name) for name in COUNTS}
         values |= {"events": sign, "requests": sign * (row.kind == "usage"), "completed_at": row.completed_at}
         added = ", ".join(f"{name} = w.{name} + excluded.{name}" for name in WINDOW_SUMS)
-        for table, width in _WIDTHS.items():
+        for table, width in WIDTHS.items():
             self.connection.execute(
                 f"insert into usage.{table} as w (bucket, {_KEYS}, {_SUMS})"
                 f" values (time_bucket('{width}', %(completed_at)s),"

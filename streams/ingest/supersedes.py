@@ -16,11 +16,11 @@ import psycopg
 
 from serving_adapter.events import decode
 from streams.ingest import engine_sums, numbers, stored_versions
-from streams.ingest.event_rows import ADD_TO_FEED, COUNTS, EVENT_COLUMNS, EventRows, add_to_windows
+from streams.ingest.event_rows import ADD_TO_FEED, COUNTS, EVENT_COLUMNS, EventRows
 from streams.ingest.resends import Due, spoken_of
 from streams.ingest.stored_versions import EVENT_ROW, Stored
 from streams.rules.duplicates import Verdict, arriving, in_force, judge, makes_younger
-from streams.rules.windows import WINDOW_KEY
+from streams.rules.windows import WINDOW_KEY, add_to_windows
 
 _TYPES: Final = {"position": "int8", "completed_at": "timestamptz", "attempt": "int4"} | dict.fromkeys(COUNTS, "int8")
 _KEY: Final = ", ".join(WINDOW_KEY)

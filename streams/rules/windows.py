@@ -15,6 +15,22 @@ WINDOW_KEY: Final = (
 WINDOW_SUMS: Final = ("events", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
 """What a window adds up. `events` counts every event, `requests` only those of kind `usage` (not corrections)."""
 
+WIDTHS: Final = {"windows_1m": "1 minute", "windows_1h": "1 hour"}
+"""The tables of windows, and how much time a row of each holds."""
+
+
+def add_to_windows(table: str, width: str) -> str:
+    """SQL that adds the minutes of `summed` to one window size, in key order so that no two can deadlock."""
+    keys, sums = ", ".join(WINDOW_KEY), ", ".join(WINDOW_SUMS)
+    summed = ", ".join(f"sum({name})::int8" for name in WINDOW_SUMS)
+    added = ", ".join(f"{name} = w.{name} + excluded.{name}" for name in WINDOW_SUMS)
+    return f"""
+        insert into usage.{table} as w (bucket, {keys}, {sums})
+        select time_bucket('{width}', minute) as bucket, {keys}, {summed}
+        from summed group by bucket, {keys} order by tenant_id, bucket, {keys}
+        on conflict (tenant_id, bucket, {", ".join(WINDOW_KEY[1:])}) do update set {added}
+    """
+
 
 @dataclass(frozen=True, slots=True)
 class UsageQuantity:

@@ -1,17 +1,21 @@
-"""Rebuilding windows beside the running ingestion: who is stopped, and for how long."""
+"""Rebuilding windows beside the running ingestion: who is stopped, and for how much."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 
+from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
 from streams.ingest.apply import ChunkApplier
 from streams.rules import ingest_rules, stale_bands
 from streams.rules.rating_bands import BandKind, BandRule
+from streams.usage import rebanding
 from streams.usage import rebuild as rebuilding
 from streams.usage.rebuild import rebuild
 from tests.builders import make_chunk, make_record
@@ -44,30 +48,74 @@ def test_a_rebuild_puts_right_what_differs_and_writes_it_down(
     assert rebuild(connection, *YEAR, actor="ada").differences == ()
 
 
-def test_a_rebuild_stops_the_sources_for_a_minute_at_a_time_and_chunks_go_on_in_between(
+def test_windows_are_put_right_beside_a_chunk_in_flight_which_waits_for_nobody(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
+) -> None:
+    """The rebuild has read what the window lacks; then the chunk that has the window's row commits."""
+    at = "2026-11-01T00:03:30Z"
+    applier.apply(make_chunk(make_record(0, timestamp=at)))
+    connection.execute("update usage.windows_1m set output_tokens = output_tokens - 7")
+    connection.execute("update usage.windows_1h set requests = 9")
+    waiting = "select exists (select from pg_locks where pid = %s and not granted)"
+
+    with ThreadPoolExecutor(1) as beside, connect(own_database_url) as other, connect(own_database_url) as looking:
+        begun: list[Future[rebuilding.Rebuilt]] = []
+
+        def before_it_commits(step: str) -> None:
+            if step == "advanced":
+                begun.append(beside.submit(rebuild, connection, *YEAR, actor="ada", apply=True))
+                deadline = time.monotonic() + 30
+                while looking.execute(waiting, (connection.info.backend_pid,)).fetchone() == (False,):
+                    assert time.monotonic() < deadline, "the rebuild does not come to the row"
+                    time.sleep(0.01)
+
+        ChunkApplier(other, before_it_commits).apply(make_chunk(make_record(1, timestamp=at)))
+        assert begun[0].result(30).replaced == 2
+    assert rebuild(connection, *YEAR, actor="ada").differences == ()
+    assert connection.execute("select requests from usage.windows_1h").fetchone() == (2,)
+
+
+def test_events_change_their_band_a_few_at_a_time_and_chunks_go_on_in_between(
     connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is applied in between, also into the hour that is being put right, is in it."""
-    at_minute = [f"2026-11-01T00:{n:02}:30Z" for n in range(10)]
-    applier.apply(make_chunk(*(make_record(n, timestamp=at) for n, at in enumerate(at_minute))))
-    connection.execute("update usage.windows_1m set output_tokens = 0 where extract(minute from bucket) in (3, 5)")
-    connection.execute("update usage.windows_1h set requests = 1")
-    stopped: list[tuple[int, timedelta]] = []
-    stop = rebuilding._stop_sources
+    """A correction that comes in between moves with what it corrects, a stronger source's event has the right band."""
+    weak = [
+        make_record(n, request_id=f"r{n}", usage_source="estimate", input_tokens=n, cache_hit_tokens=0)
+        for n in range(5)
+    ]
+    applier.apply(make_chunk(*weak))
+    ingest_rules.set_band_rules(connection, "tenant_1", [LATE_RULE])
+    corrects = str(event_id_of(Identity("tenant_1", "r4", 1, "usage", 0)))
+    less = {"request_id": "r4", "kind": "correction", "correction_no": 1, "corrects": corrects, "input_tokens": -1}
+    further = [
+        make_record(5, request_id="r3", input_tokens=2, cache_hit_tokens=0),
+        make_record(6, **less, output_tokens=0, cache_hit_tokens=0),
+    ]
+    move_some, sizes = rebanding._move_some, list[int]()
 
-    def meanwhile(given: psycopg.Connection, start: datetime, end: datetime) -> None:
-        position = 10 + len(stopped)
-        stopped.append((start.minute, end - start))
-        with connect(own_database_url) as other:
-            ChunkApplier(other).apply(make_chunk(make_record(position, timestamp=at_minute[start.minute])))
-        stop(given, start, end)
+    def meanwhile(given: psycopg.Connection) -> tuple[int, int]:
+        moved = move_some(given)
+        sizes.append(moved[1])
+        return moved
 
-    monkeypatch.setattr(rebuilding, "_stop_sources", meanwhile)
-    assert rebuild(connection, *YEAR, actor="ada", apply=True).replaced == 3
-    minute = timedelta(minutes=1)
-    assert stopped == [(3, minute), (5, minute), (0, 60 * minute)]
+    monkeypatch.setattr(rebanding, "MOVED_AT_ONCE", 2)
+    monkeypatch.setattr(rebanding, "_move_some", meanwhile)
+    hold = rebanding.hold_archive
+
+    def before_the_sources_stop(given: psycopg.Connection) -> None:
+        if sizes and further:
+            with connect(own_database_url) as other:
+                ChunkApplier(other).apply(make_chunk(further.pop(0)))
+        hold(given)
+
+    monkeypatch.setattr(rebanding, "hold_archive", before_the_sources_stop)
+    assert rebuild(connection, *YEAR, actor="ada", apply=True).rebanded == 6
+    assert sizes == [2, 2, 2]
     assert rebuild(connection, *YEAR, actor="ada").differences == ()
-    assert connection.execute("select sum(requests) from usage.windows_1h").fetchone() == (13,)
+    bands = connection.execute(
+        "select rating_band, sum(requests)::int8, sum(input_tokens)::int8 from usage.windows_1h group by 1 order by 1"
+    ).fetchall()
+    assert bands == [("", 0, 0), ("context=0", 4, 0 + 1 + 2 + 2), ("context=3", 1, 4 - 1)]
 
 
 def test_rules_that_change_while_windows_are_compared_leave_their_time_stale(
@@ -75,15 +123,15 @@ def test_rules_that_change_while_windows_are_compared_leave_their_time_stale(
 ) -> None:
     applier.apply(make_chunk(make_record(0)))
     ingest_rules.set_band_rules(connection, "tenant_1", [LATE_RULE])
-    mend = rebuilding._mend_minute
+    move = rebanding.move
 
-    def meanwhile(*given: Any, **more: Any) -> tuple[int, int]:
+    def meanwhile(*given: Any) -> tuple[int, int]:
         with connect(own_database_url) as other:
             ingest_rules.set_band_rules(other, "tenant_1", [ANOTHER])
-        return mend(*given, **more)
+        return move(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rebuilding, "_mend_minute", meanwhile)
+        patched.setattr(rebanding, "move", meanwhile)
         rebuild(connection, *YEAR, actor="ada", apply=True)
     assert stale_bands.stale_bands(connection, *YEAR)
     rebuild(connection, *YEAR, actor="ada", apply=True)

@@ -96,16 +96,15 @@ class ReadingCalls:
     def _metric_text(self) -> str:
         service, shard = self._service, self._shard
         lines = []
-        for name in shard.counters.__slots__:
-            lines += [f"# TYPE tollbook_quota_{name}_total counter",
-                      f"tollbook_quota_{name}_total {getattr(shard.counters, name)}"]  # fmt: skip
+        counters = {name: getattr(shard.counters, name) for name in shard.counters.__slots__}
+        for name, value in (counters | {"journal_batches": service.batches}).items():
+            lines += [f"# TYPE tollbook_quota_{name}_total counter", f"tollbook_quota_{name}_total {value}"]
         gauges = {
             "tenants": len(shard.books),
             "requests_remembered": sum(len(held.book.requests) for held in shard.books.values()),
             "epoch": service.mine.epoch,
             "shard": service.mine.shard,
             "journal_away": int(service.away),
-            "journal_batches": service.batches,
             "learning": int(service.now() < shard.learning_until),
             "look_age_seconds": time.monotonic() - service.looked_at,
         }

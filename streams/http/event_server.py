@@ -15,9 +15,8 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -32,12 +31,13 @@ from streams.errors import CannotServe, KeysUnknown, QueueFull
 from streams.http import event_openapi
 from streams.http.access_keys import AccessKey
 from streams.http.event_delivery import DELIVER_WITHIN_S, QUEUED_MESSAGES, EventDelivery
-from streams.http.event_metrics import CONTENT_TYPE, EventMetrics
+from streams.http.event_metrics import EventMetrics
 from streams.http.http_connections import BoundedConnection
 from streams.http.http_events import Accepted, BadRequest, Refused, Result, answer_of, read_request, status_of
 from streams.http.in_flight import InFlight, Load, NoRoom, Place
 from streams.http.key_ring import STALE_S, KeyRing
 from streams.http.listening import listen, url_of
+from streams.http.plain_answers import json_answer, metrics_answer, to_json
 from streams.settings import DatabaseSettings
 
 PATH: Final = "/v1/events"
@@ -55,8 +55,6 @@ PROBE_EVERY_S: Final = 2.0
 PROBE_WITHIN_S: Final = 2.0
 RETRY_BUSY_S: Final = 1
 RETRY_AWAY_S: Final = 5
-
-_to_json = msgspec.json.Encoder().encode
 
 
 class EventServer:
@@ -107,7 +105,7 @@ class EventServer:
             status, body, headers = await self._answered(scope, receive)
         except Refusal as refusal:
             status, headers = refusal.status, refusal.headers
-            body = _to_json({"error": {"code": refusal.code, "message": str(refusal)}})
+            body = to_json({"error": {"code": refusal.code, "message": str(refusal)}})
         self._metrics.request(status, time.monotonic() - begun)
         length = (b"content-length", b"%d" % len(body))
         headers = [(b"content-type", b"application/json"), length, *headers]
@@ -127,7 +125,7 @@ class EventServer:
                 results = await self._sent(headers, body, key, place)
         except NoRoom as error:
             raise _busy(str(error)) from None
-        return status_of(results), _to_json(answer_of(results)), []
+        return status_of(results), to_json(answer_of(results)), []
 
     async def _key_of(self, headers: list[tuple[bytes, bytes]]) -> AccessKey:
         """The emitter's key; it is asked for before anything of the body is read."""
@@ -192,7 +190,7 @@ class EventServer:
     async def _healthz(self, _request: Request) -> Response:
         """Whether this process is of use, or should be started anew."""
         broken = self._delivery.broken
-        return _plain_json(500 if broken else 200, {"healthy": not broken, "reason": broken or ""})
+        return json_answer(500 if broken else 200, {"healthy": not broken, "reason": broken or ""})
 
     async def _readyz(self, _request: Request) -> Response:
         """Whether events can be taken now."""
@@ -201,13 +199,13 @@ class EventServer:
             "keys": self._keys.age_s < STALE_S,
         }
         ready = all(parts.values())
-        return _plain_json(200 if ready else 503, {"ready": ready, **parts})
+        return json_answer(200 if ready else 503, {"ready": ready, **parts})
 
     async def _show_metrics(self, _request: Request) -> Response:
-        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+        return metrics_answer(self._metrics.text())
 
     async def _openapi(self, _request: Request) -> Response:
-        return _plain_json(200, event_openapi.document())
+        return json_answer(200, event_openapi.document())
 
 
 class Refusal(Exception):
@@ -259,10 +257,6 @@ async def read_body(receive: Receive, place: Place, within_s: float = READ_WITHI
 
 def _too_large() -> Refusal:
     return Refusal(413, "too_large", f"the body may have {MAX_BODY_BYTES} bytes at most")
-
-
-def _plain_json(status: int, value: dict[str, Any]) -> Response:
-    return Response(_to_json(value), status, media_type="application/json")
 
 
 def serve(

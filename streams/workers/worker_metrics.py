@@ -17,7 +17,6 @@ from streams.ingest.positions import Applied
 from streams.ingest.sources import Feed, Partition
 from streams.workers.busiest_tenants import BusiestTenants
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MESSAGES: Final = (1, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10_000)
 PREFIX: Final = "tollbook_streams"

@@ -12,9 +12,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
-import msgspec
 import psycopg
 import uvicorn
 from starlette.applications import Starlette
@@ -27,11 +26,13 @@ from streams.completeness import completeness_store
 from streams.database import connect
 from streams.errors import DatabaseUnavailable
 from streams.http.http_connections import BoundedConnection
+from streams.http.plain_answers import json_answer, metrics_answer
 from streams.ingest.ingestion import Ingestion
-from streams.ingest.sources import Log, Partition, SourceState
+from streams.ingest.logs import Log
+from streams.ingest.sources import Partition, SourceState
 from streams.settings import DatabaseSettings
 from streams.workers.worker_health import LifeSigns, Surroundings, readiness, unhealthy_because
-from streams.workers.worker_metrics import CONTENT_TYPE, WorkerMetrics
+from streams.workers.worker_metrics import WorkerMetrics
 
 LOOK_EVERY_S: Final = 3.0
 LOOK_WITHIN_S: Final = 8.0
@@ -39,7 +40,6 @@ MAX_CONNECTIONS: Final = 64
 """Probes and scrapers; whoever comes beyond is refused."""
 
 _Seen = TypeVar("_Seen")
-_to_json = msgspec.json.Encoder().encode
 
 
 class WorkerServer:
@@ -160,15 +160,15 @@ class WorkerServer:
     async def _healthz(self, _request: Request) -> Response:
         """Whether this process is of use, or should be started anew."""
         why = unhealthy_because(time.monotonic(), self._signs, self._ingestion.trying_since, self._around)
-        return _json(500 if why else 200, {"healthy": why is None, "reason": why or ""})
+        return json_answer(500 if why else 200, {"healthy": why is None, "reason": why or ""})
 
     async def _readyz(self, _request: Request) -> Response:
         """Whether what is in Kafka is being applied now."""
         ready, body = readiness(time.monotonic(), self._signs, dict(self._ingestion.tally.stopped), self._around)
-        return _json(200 if ready else 503, body)
+        return json_answer(200 if ready else 503, body)
 
     async def _show_metrics(self, _request: Request) -> Response:
-        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+        return metrics_answer(self._metrics.text())
 
 
 @contextlib.contextmanager
@@ -198,7 +198,3 @@ def served(server: WorkerServer, listener: socket.socket) -> Iterator[None]:
 
 def _or_nan(value: int | None) -> float:
     return float("nan") if value is None else value
-
-
-def _json(status: int, value: dict[str, Any]) -> Response:
-    return Response(_to_json(value), status, media_type="application/json")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -26,6 +26,9 @@ from streams.ingest.release import Releaser
 from streams.schema import check
 from streams.usage import quarantine as quarantines
 from streams.usage.quarantine import Reason
+
+if TYPE_CHECKING:
+    from streams.retention.archive import DayToWrite
 
 app = typer.Typer(
     help="Send usage events, check them, look at what was refused.", no_args_is_help=True, add_completion=False
@@ -85,6 +88,7 @@ def serve(
 def archive_events(
     period: Annotated[str, typer.Option(help="2026-10, 2026-Q4, 2026 or 2026-10-17..2026-11-17 (UTC).")],
     actor: session.Actor,
+    dry_run: session.DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the raw events of a period to TOLLBOOK_ARCHIVE, a day at a time, each read back and compared.
@@ -96,6 +100,10 @@ def archive_events(
 
     asked = parse_period(period)
     with session.connection() as connection:
+        if dry_run:
+            days = archive.days_to_write(connection, session.archive(), asked.start, asked.end)
+            _say_what_would_be_written(days, as_json)
+            return
         found = archive.archive_days(
             connection, session.archive(), asked.start, asked.end, actor=actor, progress=lambda text: err.print(text)
         )
@@ -106,11 +114,23 @@ def archive_events(
     out.print(f"{rows:,} events of {len(found)} days are in the archive ({new} days written now)")
 
 
+def _say_what_would_be_written(days: Sequence[DayToWrite], as_json: bool) -> None:
+    if as_json:
+        document({"days": [asdict(day) for day in days]})
+        return
+    missing = [day for day in days if not day.there]
+    for day in missing:
+        err.print(f"{day.day}: {day.rows:,} events")
+    rows = sum(day.rows for day in missing)
+    out.print(f"{rows:,} events of {len(missing)} days would be written; {len(days) - len(missing)} days are there")
+
+
 @app.command("recall")
 def recall_events(
     actor: session.Actor,
     period: Annotated[str | None, typer.Option(help="Whose dropped raw events to bring back.")] = None,
     end: Annotated[bool, typer.Option("--end", help="Take away again all that was recalled.")] = False,
+    dry_run: session.DryRun = False,
 ) -> None:
     """Bring archived raw events back into the database, to rate, rebuild or dispute them again; and take them away."""
     from streams.retention import archive
@@ -119,9 +139,15 @@ def recall_events(
         raise typer.BadParameter("give --period, or --end")
     with session.owner_connection() as connection:
         if period is None:
-            out.print(f"{archive.let_go(connection, actor=actor)} recalled days are taken away")
+            with session.change(connection, dry_run):
+                days_gone = archive.let_go(connection, actor=actor)
+            out.print(f"{days_gone} recalled days {'would be' if dry_run else 'are'} taken away")
             return
         asked = parse_period(period)
+        if dry_run:
+            due = archive.recallable(connection, asked.start, asked.end)
+            out.print(f"{len(due)} days with {sum(day.rows for day in due):,} events would be recalled")
+            return
         days = archive.recall(
             connection, session.archive(), asked.start, asked.end, actor=actor, progress=lambda text: err.print(text)
         )

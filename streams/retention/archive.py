@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -45,6 +46,15 @@ class DayWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class DayToWrite:
+    """A day with events; `there` if the archive has it as it is now, so that it would not be written."""
+
+    day: date
+    rows: int
+    there: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Dropping:
     """What may be dropped: days before `before`, and what hinders more of it."""
 
@@ -72,18 +82,23 @@ def archive_days(
     return written
 
 
+def days_to_write(connection: psycopg.Connection, archive: Archive, start: datetime, end: datetime) -> list[DayToWrite]:
+    """What `archive_days` would do: it reads events and files alike, and writes nothing."""
+    found = []
+    for day in archive_store.days_with_events(connection, start, end):
+        with _snapshot(connection):
+            rows, digest = archive_store.digest(connection, day)
+            found.append(DayToWrite(day, rows, _there(connection, archive, day, rows, digest) is not None))
+    return found
+
+
 def _archive_day(connection: psycopg.Connection, archive: Archive, day: date, actor: str) -> DayWritten:
     """Write one day, if it is not there or not as it is now."""
-    with connection.transaction():
-        connection.execute("set transaction isolation level repeatable read")
-        # Files are written and read back between two fetches; nobody waits for what this transaction holds.
-        connection.execute("set local idle_in_transaction_session_timeout = 0")
+    with _snapshot(connection):
         rows, digest = archive_store.digest(connection, day)
-        known = archive_store.archived_days(connection, midnight(day), midnight(day) + timedelta(days=1))
-        if known and (known[0].rows, known[0].rows_digest) == (rows, digest):
-            intact = _intact(archive, known[0])
-            if intact is not None:
-                return _written(intact, changed=False)
+        there = _there(connection, archive, day, rows, digest)
+        if there is not None:
+            return _written(there, changed=False)
         buckets = buckets_for(rows)
         stored = archive_store.rows_by_bucket(connection, day, buckets)
         files = tuple(
@@ -100,6 +115,23 @@ def _archive_day(connection: psycopg.Connection, archive: Archive, day: date, ac
         detail = {"rows": rows, "root": manifest.root, "files": len(files), "where": archive.where}
         audit.record(connection, actor, "events.archive", str(day), detail)
     return _written(manifest, changed=True)
+
+
+@contextmanager
+def _snapshot(connection: psycopg.Connection) -> Iterator[None]:
+    with connection.transaction():
+        connection.execute("set transaction isolation level repeatable read")
+        # Files are written and read back between two fetches; nobody waits for what this transaction holds.
+        connection.execute("set local idle_in_transaction_session_timeout = 0")
+        yield
+
+
+def _there(connection: psycopg.Connection, archive: Archive, day: date, rows: int, digest: Decimal) -> Manifest | None:
+    """The day's manifest, if the archive has the day with these rows, unharmed."""
+    known = archive_store.archived_days(connection, midnight(day), midnight(day) + timedelta(days=1))
+    if known and (known[0].rows, known[0].rows_digest) == (rows, digest):
+        return _intact(archive, known[0])
+    return None
 
 
 def _intact(archive: Archive, known: ArchivedDay) -> Manifest | None:
@@ -153,6 +185,11 @@ def drop(
     return dropped
 
 
+def recallable(connection: psycopg.Connection, start: datetime, end: datetime) -> list[ArchivedDay]:
+    """The days of [start, end) whose events are only in the archive."""
+    return [held for held in archive_store.archived_days(connection, start, end) if held.is_gone]
+
+
 def recall(
     connection: psycopg.Connection,
     archive: Archive,
@@ -165,9 +202,7 @@ def recall(
     """Bring the dropped days of [start, end) back into the database, to be rated, rebuilt or disputed again."""
     recalled = []
     with _alone(connection):
-        for held in archive_store.archived_days(connection, start, end):
-            if not held.is_gone:
-                continue
+        for held in recallable(connection, start, end):
             manifest = archive.manifest(held.day, held.manifest_sha256)
             archive.verify(manifest)
             events = (row[: COLUMNS.index("counts")] for row in archive.rows(manifest))

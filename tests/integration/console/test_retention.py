@@ -69,10 +69,16 @@ def test_a_closed_month_is_archived_and_dropped_and_can_be_explained_rebuilt_and
     assert "not more, because 2026-10-01 is not in the archive" in dry
     assert connection.execute("select forgotten_before from usage.ingest_rules").fetchone() == (None,)
 
+    assert "12 events of 3 days would be written; 0 days are there" in run(
+        "events", "archive", "--period", "2026-10", "--dry-run"
+    )
+    assert not (tmp_path / "archive").exists() or not list((tmp_path / "archive").rglob("*.*"))
     assert "12 events of 3 days are in the archive (3 days written now)" in run(
         "events", "archive", "--period", "2026-10"
     )
     assert "(0 days written now)" in run("events", "archive", "--period", "2026-10")
+    there = json.loads(run("events", "archive", "--period", "2026-10", "--dry-run", "--json"))["days"]
+    assert [(day["rows"], day["there"]) for day in there] == [(4, True)] * 3
     done = json.loads(run("streams", "retain", "--now", NOW, "--test", "--json"))
     assert (done["identities"], done["days_dropped"]) == (12, ["2026-10-01", "2026-10-02", "2026-10-03"])
     assert connection.execute("select count(*) from usage.events").fetchone() == (12,)
@@ -81,8 +87,13 @@ def test_a_closed_month_is_archived_and_dropped_and_can_be_explained_rebuilt_and
     assert after == explained.replace("database", "archive ")
     span = ("--from", "2026-10-01T00:00:00Z", "--to", "2026-11-01T00:00:00Z")
     assert "events recall" in ingested("streams", "rebuild", *span, **where).stderr
+    would = run("events", "recall", "--period", "2026-10", "--dry-run")
+    assert "3 days with 12 events would be recalled" in would
+    assert connection.execute("select count(*) from usage.recalled_days").fetchone() == (0,)
     assert "3 days are recalled" in run("events", "recall", "--period", "2026-10")
     assert "0 listed that differ" in run("streams", "rebuild", *span)
+    assert "3 recalled days would be taken away" in run("events", "recall", "--end", "--dry-run")
+    assert connection.execute("select count(*) from usage.recalled_days").fetchone() == (3,)
     assert "3 recalled days are taken away" in run("events", "recall", "--end")
     run("streams", "rebuild", *span, code=1)
 

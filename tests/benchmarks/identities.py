@@ -1,9 +1,10 @@
-"""`make bench-identities`: three ways to know an identity again, as the table grows to 100 million.
+"""`make bench-identities`: four ways to know an identity again, as the table grows to 100 million.
 
 Chunks of 2,000 come as ingestion brings them (COPY to a stage, insert what is new, commit), in turns to a table that
 began empty and to one that is filled: both see the machine at the same moments. `named` is a key of the five values as
-text, `hashed` the event's id (UUIDv5, random whatever the request's id is), `timed` is ours: a UUIDv7's time before a
-hash. `IDENTITIES` names the sizes (the much larger `named` stops at 20 million); `QUICK=1` takes half a million.
+text, `hashed` the event's id (UUIDv5, random whatever the request's id is), `spread` the same over 64 partitions by its
+hash, `timed` is ours: a UUIDv7's time before a hash. `IDENTITIES` names the sizes (the much larger `named` stops at 20
+million), `DESIGNS` some of the designs; `QUICK=1` takes half a million.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ IDENTITIES = (
     "500_000" if QUICK else os.environ.get("IDENTITIES", "1_000_000,3_000_000,10_000_000,30_000_000,100_000_000")
 )
 SIZES = tuple(int(count) for count in IDENTITIES.split(","))
+ASKED = tuple(filter(None, os.environ.get("DESIGNS", "").split(",")))
 SEED = 20261121
 CHUNK = 2000
 CHUNKS = 20 if QUICK else 100
@@ -52,11 +54,23 @@ class Design:
     """By the kind of request ids: the key in SQL, of a row's number `n`, hash `r`, and time `h` in hexadecimal."""
     most: int = 10**9
     """Identities that the disk is asked to hold."""
+    partitions: int = 0
+    """By the key's hash; 0: one table."""
 
     @property
     def columns(self) -> str:
         """The key's names alone."""
         return ", ".join(column.split()[0] for column in self.key.split(", "))
+
+    def create(self, connection: psycopg.Connection, table: str, constraint: str = "") -> None:
+        """Create a table of the design."""
+        by_hash = f" partition by hash ({self.columns})" if self.partitions else ""
+        connection.execute(f"create table {table} ({self.key}, {COLUMNS}{constraint}){by_hash}")
+        for n in range(self.partitions):
+            connection.execute(
+                f"create table {table}_{n} partition of {table}"
+                f" for values with (modulus {self.partitions}, remainder {n})"
+            )
 
     def row(self, request_id: str, tenant: str) -> tuple[object, ...]:
         """The key of an id that arrives."""
@@ -75,6 +89,7 @@ NAMED: Final = ", ".join(
 DESIGNS = (
     Design("timed", "key uuid", {"uuid7": "(h || substr(r, 13))::uuid", "random": f"{RANDOM}::uuid"}),
     Design("hashed", "key uuid", {"any": "r::uuid"}),
+    Design("spread", "key uuid", {"any": "r::uuid"}, partitions=64),
     Design(
         "named",
         NAMED,
@@ -90,7 +105,7 @@ DESIGNS = (
 def main() -> None:
     """Measure, print, and write build/bench-identities.json."""
     report = Report("bench-identities", SEED, QUICK)
-    for design in DESIGNS:
+    for design in (each for each in DESIGNS if not ASKED or each.name in ASKED):
         for ids in design.made_by:
             with database() as connection:
                 grow(connection, design, ids, report)
@@ -101,8 +116,8 @@ def grow(connection: psycopg.Connection, design: Design, ids: str, report: Repor
     """One design with one kind of ids, at one size after the other."""
     connection.execute("set idle_in_transaction_session_timeout = 0")
     connection.execute("set maintenance_work_mem = '1GB'")
-    connection.execute(f"create table large ({design.key}, {COLUMNS})")
-    connection.execute(f"create table small ({design.key}, {COLUMNS}, primary key ({design.columns}))")
+    design.create(connection, "large")
+    design.create(connection, "small", f", primary key ({design.columns})")
     connection.execute(f"create temporary table stage ({design.key}, {COLUMNS}) on commit delete rows")
     dice, there = random.Random(SEED), 0
     for size in SIZES:
@@ -117,8 +132,8 @@ def grow(connection: psycopg.Connection, design: Design, ids: str, report: Repor
         report.add(f"{label}_per_s", "1/s", large)
         slower = [before / after for before, after in zip(small, large, strict=True)]
         report.add(f"{label}_slowdown", "ratio", slower, goal=1.2)
-    row = connection.execute("select pg_total_relation_size('large')").fetchone()
-    report.add(f"{design.name}_{ids}_bytes_per_id", "B", [(row[0] if row else 0) / there])
+    row = connection.execute("select sum(pg_total_relation_size(relid)) from pg_partition_tree('large')").fetchone()
+    report.add(f"{design.name}_{ids}_bytes_per_id", "B", [float(row[0] if row else 0) / there])
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from devstack import stack
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
 from streams.database import connect
-from streams.ingest.sources import Feed, Log, LogReader
+from streams.ingest.logs import Log, LogReader
+from streams.ingest.sources import Feed
 from streams.schema import check
 from streams.settings import DatabaseSettings, archive_address
 

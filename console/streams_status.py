@@ -12,7 +12,8 @@ from console import witnesses
 from console.output import document, err, listing, out
 from streams import tenants
 from streams.completeness import completeness_store, engine_store
-from streams.ingest.sources import Feed, Log
+from streams.ingest.logs import Log
+from streams.ingest.sources import Feed
 from streams.usage import quarantine
 from streams.workers import status
 

@@ -47,8 +47,8 @@ from reconciliation.errors import PeriodNotReconcilable
 from reconciliation.witness_agreement import engine_checks
 from streams.completeness import engine_store
 from streams.completeness.engine_witness import EngineReport
-from streams.ingest import sources
-from streams.ingest.sources import Log
+from streams.ingest import passed_positions, sources
+from streams.ingest.logs import Log
 from streams.rules.windows import AttemptUsage, UsageQuantity
 from streams.usage import usage_store
 
@@ -88,7 +88,7 @@ def reconcile_period(
         invoices = invoice_store.listed(connection, of_month=period, as_stored=True)
         checks = [
             *([_log_end(usage, log)] if log else []),
-            agreement.positions(sources.extents(usage), sources.runs(usage)),
+            agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage)),
             _stored(usage),
             *_windows(usage, period),
             _rated(connection, period, lines),
@@ -133,7 +133,7 @@ def _log_end(usage: psycopg.Connection, log: Log) -> Check:
 
 
 def _stored(usage: psycopg.Connection) -> Check:
-    recorded, there = sources.counted_outcomes(usage), sources.stored_counts(usage)
+    recorded, there = passed_positions.counted_outcomes(usage), passed_positions.stored_counts(usage)
     return compare("what was counted is stored", "chunks", "events and quarantine", _pairs(recorded), _pairs(there))
 
 

@@ -23,8 +23,9 @@ from streams.database import is_passing
 from streams.errors import DatabaseUnavailable
 from streams.http.listening import listen as listen_on
 from streams.http.listening import url_of
-from streams.ingest import sources
-from streams.ingest.sources import Feed, Log
+from streams.ingest import resolving
+from streams.ingest.logs import Log
+from streams.ingest.sources import Feed
 from streams.retention import archive, chunk_intervals, hypertables, retention_store
 from streams.retention.expiry import Forgotten, Retention
 from streams.rules import ingest_rules
@@ -351,7 +352,7 @@ def resolve(
     """Let a partition that stands still go on: pass over positions, or begin in a topic that was made again."""
     reader = session.log_reader(feed)
     with session.owner_connection() as connection, session.change(connection, dry_run):
-        source, stood_at = sources.resolve(
+        source, stood_at = resolving.resolve(
             connection, reader.topic, reader.read, partition, to, reason=reason, actor=actor
         )
     out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")

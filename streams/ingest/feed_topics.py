@@ -11,8 +11,9 @@ from typing import Final, Protocol
 import psycopg
 
 from serving_adapter.settings import KafkaSettings
+from streams.ingest.logs import Log, LogReader
 from streams.ingest.positions import Applied
-from streams.ingest.sources import Feed, Log, LogReader, Partition, SourceState
+from streams.ingest.sources import Feed, Partition, SourceState
 from streams.rules.chunks import Chunk, Record
 
 _LAST_MS: Final = 253_402_300_799_999

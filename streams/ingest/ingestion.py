@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 import psycopg
@@ -22,8 +21,9 @@ from streams.errors import PositionGap, SourceChanged, SourceStopped
 from streams.ingest import sources
 from streams.ingest.apply import Checkpoint, ChunkApplier, no_checkpoint
 from streams.ingest.feed_topics import Applier, FeedTopic, Message, record_of
+from streams.ingest.log_gaps import Explain, LogGaps, unexplained
 from streams.ingest.log_watch import LogWatch
-from streams.ingest.orphans import Orphans
+from streams.ingest.orphans import OrphanSweep
 from streams.ingest.patience import Patience
 from streams.ingest.positions import Applied
 from streams.ingest.replica_apply import ReplicaChunkApplier
@@ -33,8 +33,6 @@ from streams.rules.chunks import Chunk, Record, contiguous_runs
 from streams.settings import DatabaseSettings
 
 READ_LOGS_EVERY_S: Final = 5.0
-GO_BACK_TIMES: Final = 20
-"""A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
 
 
 class Ingestion:
@@ -48,14 +46,14 @@ class Ingestion:
         say: Callable[[str], None] = print,
         checkpoint: Checkpoint = no_checkpoint,
         observer: Observer | None = None,
+        explain: Explain = unexplained,
     ) -> None:
         """Read what the topics are and how far they are applied. Raises KafkaUnavailable, DatabaseUnavailable."""
         self._database = database
         self._say = say
         self._connection: psycopg.Connection | None = None
         self._appliers: dict[str, Applier] = {}
-        self._sweeping: Orphans | None = None
-        self._went_back: dict[Partition, int] = {}
+        self._orphans = OrphanSweep(database)
         self._sent_back_at: dict[Partition, float] = {}
         self._logs_read_at = time.monotonic()
         self.asked_in_vain: set[Partition] = set()
@@ -63,6 +61,7 @@ class Ingestion:
         self._moved: dict[Partition, int] = {}
         self._observer = observer or Unobserved()
         self._patience = Patience(say, self._observer)
+        self._gaps = LogGaps(database, explain, self._patience, say)
         self._at_work = WorkTime()
         self.tally = Tally()
         self._log_watch = LogWatch(self.tally, say)
@@ -84,8 +83,7 @@ class Ingestion:
         """Give the connections back, once `take` has returned for the last time."""
         if self._connection is not None:
             self._connection.close()
-        if self._sweeping is not None:
-            self._sweeping.connection.close()
+        self._orphans.close()
 
     @property
     def busy_s(self) -> float:
@@ -120,7 +118,7 @@ class Ingestion:
             return None
         for run in contiguous_runs([record_of(message) for message in messages]):
             try:
-                if not self._apply(partition, run):
+                if not self._apply_behind_gap(partition, run):
                     return None
             except PositionGap as gap:
                 return self._go_back(partition, gap)
@@ -197,27 +195,18 @@ class Ingestion:
 
         For one thread at a time, over a connection that is kept.
         """
-        if self._sweeping is None:
-            self._sweeping = Orphans(connect(self._database.url, application="tollbook streams sweep"))
-        try:
-            self._sweeping.release_some()
-            return self.stored_in(self._sweeping.connection)
-        except psycopg.Error:
-            self._sweeping.connection.close()
-            self._sweeping = None
-            raise
+        return self._orphans.release_some(self.stored_in)
 
     def release_orphans(self) -> None:
         """Apply all corrections whose original has come. Raises DatabaseUnavailable, psycopg.Error."""
-        with connect(self._database.url) as connection:
-            Orphans(connection).release_all()
+        self._orphans.release_all()
 
     def resume(self, states: Mapping[Partition, SourceState]) -> dict[Partition, int]:
         """Partitions that a person has resolved go on; returns the positions to read from."""
         resolved = [p for p in self.tally.stopped if states[p].stopped_because is None]
         for partition in resolved:
             self.feeds[partition.topic].states[partition.number] = states[partition]
-            self._went_back.pop(partition, None)
+            self._gaps.closed(partition)
             self._sent_back_at[partition] = time.monotonic()
             del self.tally.stopped[partition]
         return {partition: states[partition].next_position for partition in resolved}
@@ -246,6 +235,22 @@ class Ingestion:
         with connect(self._database.url) as connection:
             sources.register(connection, log, feed.feed)
             feed.states = sources.states(connection, feed.topic) | feed.states
+
+    def _apply_behind_gap(self, partition: Partition, records: Sequence[Record]) -> bool:
+        """Apply one chunk, also where the log has nothing between it and the position that is due."""
+        try:
+            return self._apply(partition, records)
+        except PositionGap as gap:
+            if gap.expected >= gap.found or not self.pass_over(partition, gap.expected, gap.found):
+                raise
+        return self._apply(partition, records)
+
+    def pass_over(self, partition: Partition, first: int, after: int) -> bool:
+        """Go on behind [first, after), if the log proves that there is nothing for anybody. Waits for the database."""
+        why = self._gaps.hold_nothing(partition, first, after)
+        if why is None or not self.is_same_log(partition, time.monotonic()):
+            return False
+        return self._gaps.pass_over(partition, self.feeds[partition.topic].states[partition.number], first, after, why)
 
     def _apply(self, partition: Partition, records: Sequence[Record]) -> bool:
         """Apply one chunk, waiting for the database; False if told to end meanwhile."""
@@ -286,25 +291,18 @@ class Ingestion:
         else:
             self.tally.reports += done.applied
         self._moved[partition] = done.next_position
-        self._went_back.pop(partition, None)
+        self._gaps.closed(partition)
 
     def _go_back(self, partition: Partition, gap: PositionGap) -> int | None:
         """The position that is due; None, standing still, if the log does not have it."""
         feed = self.feeds[partition.topic]
         try:
-            log = feed.read_log()
+            why = self._gaps.stands(partition, feed.states[partition.number], feed.read_log(), gap)
         except KafkaUnavailable as error:
             self._say(f"Kafka: {error}; what was fetched is read again")
             return gap.expected
-        state = replace(feed.states[partition.number], next_position=gap.expected)
-        why = sources.disagreement(state, log, partition.number)
-        if not why and self._went_back.get(partition, 0) >= GO_BACK_TIMES:
-            why = (
-                f"the log has nothing at position {gap.expected}, but at {gap.found}: a transaction's marker, or a loss"
-            )
         if why:
             self.stand_still(partition, why)
             return None
-        self._went_back[partition] = self._went_back.get(partition, 0) + 1
         self._sent_back_at[partition] = time.monotonic()
         return gap.expected

@@ -12,7 +12,8 @@ from streams.alerts import Alert
 from streams.ingest import sources
 from streams.ingest.feed_topics import FeedTopic
 from streams.ingest.log_proof import LogProof
-from streams.ingest.sources import Log, Partition, SourceState
+from streams.ingest.logs import Log
+from streams.ingest.sources import Partition, SourceState
 from streams.ingest.tally import Tally
 
 

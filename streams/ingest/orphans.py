@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import psycopg
 
+from streams.database import connect
 from streams.ingest.release import Releaser
+from streams.settings import DatabaseSettings
 
 ORPHANS_LOCK: Final = 0x6F72_7068
 """The letters "orph"."""
@@ -33,6 +36,8 @@ _LOOK: Final = """
     select quarantine_id, exists (select from usage.event_identities as i where i.key = waiting.key)
     from ({}) as waiting order by quarantine_id
 """
+
+_Seen = TypeVar("_Seen")
 
 
 class Orphans:
@@ -87,3 +92,33 @@ class Orphans:
 
     def _release(self, found: list[int]) -> int:
         return sum(self._releaser.release_orphan(quarantine_id) for quarantine_id in found)
+
+
+class OrphanSweep:
+    """Looks of one worker, for one thread at a time, over a connection that is kept until it fails."""
+
+    def __init__(self, database: DatabaseSettings) -> None:
+        self._database = database
+        self._orphans: Orphans | None = None
+
+    def release_some(self, then: Callable[[psycopg.Connection], _Seen]) -> _Seen:
+        """Release a part; what `then` returns, over the same connection. Raises as `connect`, and psycopg.Error."""
+        if self._orphans is None:
+            self._orphans = Orphans(connect(self._database.url, application="tollbook streams sweep"))
+        try:
+            self._orphans.release_some()
+            return then(self._orphans.connection)
+        except psycopg.Error:
+            self.close()
+            raise
+
+    def release_all(self) -> None:
+        """Release all, over a connection of its own. Raises as `connect` does, and psycopg.Error."""
+        with connect(self._database.url) as connection:
+            Orphans(connection).release_all()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._orphans is not None:
+            self._orphans.connection.close()
+            self._orphans = None

@@ -11,6 +11,7 @@ from streams.ingest.apply import Checkpoint, no_checkpoint
 from streams.ingest.ingestion import Ingestion
 from streams.ingest.tally import Observer, Tally
 from streams.settings import CHUNK_MESSAGES, CompletenessSettings, DatabaseSettings
+from streams.workers import left_out
 from streams.workers.sweeping import Sweeper
 from streams.workers.upkeep import Upkeep
 from streams.workers.worker_health import LifeSigns
@@ -41,7 +42,10 @@ class Reader(ABC):
         self._chunk_messages = chunk_messages
         self._instance = instance
         self._say = say
-        self.ingestion = Ingestion(kafka, database, say=say, checkpoint=checkpoint, observer=observer)
+        self.ingestion = Ingestion(
+            kafka, database, say=say, checkpoint=checkpoint, observer=observer,
+            explain=lambda *positions: left_out.explain(kafka, *positions),
+        )  # fmt: skip
         self._sweeper = Sweeper(self.ingestion, say)
         self._upkeep = Upkeep(kafka, database, completeness or CompletenessSettings.from_environment(), say)
         self.signs = LifeSigns(time.monotonic(), upkeep=self._upkeep.signs)

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import psycopg
 
-from streams.ingest.sources import Log, disagreement, states
+from streams.ingest.logs import Log
+from streams.ingest.sources import disagreement, states
 from streams.usage import quarantine
 
 RATE_OVER: Final = timedelta(minutes=1)

@@ -32,7 +32,7 @@ LOG_CHECK_EVERY_S: Final = 10.0
 QUIET_BESIDE_OTHERS_S: Final = 20.0
 """The same for one partition while others are at work: longer than anything waits its turn."""
 READ_AGAIN_TIMES: Final = 3
-"""After so many times there really is nothing: the log ends with a transaction's marker."""
+"""After so many times there really is nothing, though the log does not say why."""
 
 Fetched = Mapping[Partition, int | None]
 """Which position is fetched next of each partition that is ours; None: not known."""
@@ -74,7 +74,8 @@ class Sweeper:
         """Where to go back to, where more was fetched than is applied and nothing of it has come up for a while.
 
         A client drops what it had fetched before a rebalance, and we what came while Kafka could not be asked. A later
-        message would show the gap; this is for when there is none. `in_hand`: something is being applied, or waits.
+        message would show the gap; this is for when there is none. What holds nothing, like the marker with which a
+        transaction ends, is passed over. `in_hand`: something is being applied, or waits.
         """
         now = time.monotonic()
         all_quiet = not in_hand and self._taken_at <= now - QUIET_S
@@ -86,7 +87,9 @@ class Sweeper:
             if (position or 0) <= due:
                 continue
             times = self._read_again.get(partition, 0)
-            if all_quiet and times < READ_AGAIN_TIMES:
+            if all_quiet and self._ingestion.pass_over(partition, due, position or 0):
+                self.took(partition)
+            elif all_quiet and times < READ_AGAIN_TIMES:
                 if partition not in self._ingestion.asked_in_vain:
                     self._read_again[partition] = times + 1
                 back_to[partition] = due
@@ -112,7 +115,7 @@ class Sweeper:
             if partition in states
             and self._goes_on(partition)
             and ends.get(partition, 0) > states[partition].next_position
-            and self._read_again.get(partition, 0) < READ_AGAIN_TIMES  # in vain: a marker at its end
+            and self._read_again.get(partition, 0) < READ_AGAIN_TIMES  # in vain
         }
         stuck = self._standstill.see(behind, now, self._ingestion.busy_s, self._taken)
         if stuck is not None:
@@ -151,10 +154,10 @@ class Sweeper:
         return partition not in self._ingestion.tally.stopped
 
     def _has_nothing_left(self, partition: Partition, fetched: Fetched) -> bool:
-        """Whether everything readable was read, though the log goes on: it ends with a marker. Then it stands still."""
+        """Whether everything readable was read, though the log goes on: then it stands still."""
         end = self._drain_to[partition]
         if self._read_again.get(partition, 0) < READ_AGAIN_TIMES or (fetched.get(partition) or 0) < end:
             return False
-        why = f"the log ends at {end}, but what is left has no message: a transaction's marker"
+        why = f"the log ends at {end}, but what is left has no message"
         self._ingestion.stand_still(partition, why)
         return True

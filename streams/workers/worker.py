@@ -191,7 +191,9 @@ class StreamsWorker(Reader):
             for partition, position in self.ingestion.resume(states).items():
                 await self._seek(app, partition, position)
             fetched = await self._fetched(app)
-            for partition, position in self._sweeper.dropped(states, fetched, in_hand=bool(self._in_hand)).items():
+            in_hand = bool(self._in_hand)
+            dropped = await asyncio.to_thread(self._sweeper.dropped, states, fetched, in_hand=in_hand)
+            for partition, position in dropped.items():
                 await self._seek(app, partition, position)
             await asyncio.to_thread(self._sweeper.check_logs, states, fetched)
 

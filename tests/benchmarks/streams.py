@@ -35,7 +35,7 @@ from streams import tenants
 from streams.database import connect
 from streams.ingest import positions, sources
 from streams.ingest.apply import CREATE_STAGE, STAGE, ChunkApplier
-from streams.ingest.sources import LogReader
+from streams.ingest.logs import Log, LogReader
 from streams.rules.chunks import Chunk, Record, Source, read
 from streams.schema import upgrade
 from streams.settings import CHUNK_MESSAGES
@@ -466,12 +466,12 @@ def ratios(report: Report) -> None:
         report.add("slowdown_full_table", "ratio", [measured[-1]], goal=1.2)
 
 
-def lag(connection: psycopg.Connection, log: sources.Log) -> int:
+def lag(connection: psycopg.Connection, log: Log) -> int:
     """Messages of the log that are not applied."""
     return sources.lag(connection, log)
 
 
-def wait_for_progress(connection: psycopg.Connection, log: sources.Log, total: int) -> None:
+def wait_for_progress(connection: psycopg.Connection, log: Log, total: int) -> None:
     """Until the worker has joined and applied something."""
     deadline = time.monotonic() + 60
     while lag(connection, log) >= total:

@@ -25,8 +25,8 @@ import pytest
 from devstack.traffic import azure_hour
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
-from streams.ingest import sources
-from streams.ingest.sources import LogReader
+from streams.ingest import passed_positions, sources
+from streams.ingest.logs import Log, LogReader
 from streams.usage import quarantine
 from tests.fixtures_stripe_twin import StripeTwin
 
@@ -143,7 +143,7 @@ def send(tollbook: Tollbook, tmp_path: Path, dirty: bool) -> int:
     return len(lines)
 
 
-def kill_workers(tollbook: Tollbook, connection: psycopg.Connection, log: sources.Log, messages: int) -> None:
+def kill_workers(tollbook: Tollbook, connection: psycopg.Connection, log: Log, messages: int) -> None:
     """Let two workers work and kill one or both of them at random moments, several times over."""
     seed = int(os.environ.get("TOLLBOOK_SEED") or random.randrange(2**32))
     print(f"seed {seed}: TOLLBOOK_SEED={seed} repeats it")
@@ -183,10 +183,10 @@ def assert_usage(connection: psycopg.Connection) -> None:
         assert {(row[0], row[1], row[2]): tuple(row[3:]) for row in rows} == expected
 
 
-def assert_chunks_are_contiguous(connection: psycopg.Connection, log: sources.Log) -> None:
+def assert_chunks_are_contiguous(connection: psycopg.Connection, log: Log) -> None:
     """The chunks of each partition follow one another from its beginning to its end."""
     chunks = defaultdict(list)
-    for source, first, after, _ in sources.runs(connection):
+    for source, first, after, _ in passed_positions.runs(connection):
         chunks[source].append((first, after))
     for partition, end in log.ends.items():
         position = log.begins[partition]

@@ -15,7 +15,7 @@ from reconciliation import agreement
 from serving_adapter.identity import Identity
 from streams.completeness.complete_to import BootKey
 from streams.completeness.completeness_check import CompletenessCheck
-from streams.ingest import sources
+from streams.ingest import passed_positions
 from streams.settings import CompletenessSettings
 from streams.usage import quarantine
 from streams.usage.rebuild import rebuild
@@ -72,9 +72,9 @@ def loss(connection: psycopg.Connection, due: Iterable[Row]) -> Loss:
 def consistent(connection: psycopg.Connection) -> None:
     """What holds at every moment, between any two commits."""
     assert rebuild(connection, *EVER, actor="test").differences == (), "windows are not the sums of their events"
-    check = agreement.positions(sources.extents(connection), sources.runs(connection))
+    check = agreement.positions(passed_positions.extents(connection), passed_positions.runs(connection))
     assert check.agrees, check.differences
-    assert sources.stored_counts(connection) == sources.counted_outcomes(connection)
+    assert passed_positions.stored_counts(connection) == passed_positions.counted_outcomes(connection)
     assert connection.execute(_OTHER_TOTALS).fetchall() == [], "totals beside a position are not its chunks' sums"
     row = connection.execute(_FED).fetchone()
     assert row is not None

@@ -25,7 +25,7 @@ from serving_adapter.topics import USAGE
 from streams import tenants
 from streams.database import connect
 from streams.ingest import sources
-from streams.ingest.sources import LogReader
+from streams.ingest.logs import Log, LogReader
 from streams.usage import quarantine
 from tests.simulation import invariants
 from tests.simulation.faults import Fault
@@ -150,7 +150,7 @@ class Line:
         wait_for(lambda: "orphan" not in quarantine.counts(self.connection), "orphans are released")
         invariants.complete(self.connection, self.traffic.expected)
 
-    def log(self) -> sources.Log:
+    def log(self) -> Log:
         """The topic as it is now."""
         return LogReader(self.kafka, self.topic).read()
 

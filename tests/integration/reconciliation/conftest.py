@@ -24,7 +24,7 @@ from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
 from streams.ingest import sources
 from streams.ingest.apply import ChunkApplier
-from streams.ingest.sources import Log, LogReader
+from streams.ingest.logs import Log, LogReader
 from streams.rules.chunks import Chunk
 from tests.billing_builders import NOW, OCTOBER
 from tests.builders import event_json, make_record

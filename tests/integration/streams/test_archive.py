@@ -13,7 +13,7 @@ import pytest
 
 from streams.database import connect
 from streams.errors import ArchiveDamaged, EventsArchived
-from streams.ingest import sources
+from streams.ingest import passed_positions
 from streams.ingest.apply import ChunkApplier
 from streams.retention import archive, archive_store, retention_store
 from streams.retention.archive_files import Archive
@@ -97,7 +97,7 @@ def test_what_is_dropped_can_still_be_explained_and_adds_up_to_the_hours(
     assert totals == hours == usage_store.usage_of(connection, "tenant_1", OCTOBER, NOVEMBER + DAY, ())[0].totals
     one = list(events_of(connection, lambda: files, "tenant_1", *MONTH, request_id="better"))
     assert [(e.usage_source, e.counts) for e in one] == [("estimate", False), ("engine", True)]
-    assert sources.stored_counts(connection) == sources.counted_outcomes(connection)
+    assert passed_positions.stored_counts(connection) == passed_positions.counted_outcomes(connection)
 
 
 def test_a_sum_of_raw_events_that_are_only_in_the_archive_is_refused_until_they_are_recalled(

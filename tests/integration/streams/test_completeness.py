@@ -15,7 +15,7 @@ from streams.completeness import completeness_store, number_sets, number_store
 from streams.completeness.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged, UnknownBoot
-from streams.ingest import sources
+from streams.ingest import passed_positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.replica_apply import ReplicaChunkApplier
 from streams.rules.chunks import Record
@@ -477,8 +477,8 @@ def test_reports_move_by_position_as_usage_does(
         replica_applier.apply(make_chunk(make_report(3, "boot"), source=REPLICA_SOURCE))
     with pytest.raises(SourceChanged):
         replica_applier.apply(make_chunk(make_report(2, "boot")))
-    assert sources.stored_counts(connection) == {}
-    assert sources.counted_outcomes(connection) == {}
+    assert passed_positions.stored_counts(connection) == {}
+    assert passed_positions.counted_outcomes(connection) == {}
 
 
 def test_what_was_found_cannot_be_edited(line: Line, owner: psycopg.Connection) -> None:

@@ -17,7 +17,7 @@ import pytest
 from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
 from streams.errors import NotReleased
-from streams.ingest import sources
+from streams.ingest import passed_positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.orphans import Orphans
 from streams.ingest.release import Releaser
@@ -252,8 +252,8 @@ def test_a_correction_that_was_here_before_its_event_counts_with_it_or_is_refuse
     (held,) = quarantine.listing(connection)
     assert (held.reason, json.loads(whole(connection, held))["correction_no"]) == ("invalid", 2)
     moved = "moved:kafka:test.usage.v1/0@3"
-    assert sources.stored_counts(connection)[moved] == (1, 1)
-    assert (moved, 0, 2, 2) in sources.runs(connection)
+    assert passed_positions.stored_counts(connection)[moved] == (1, 1)
+    assert (moved, 0, 2, 2) in passed_positions.runs(connection)
     send(applier, connection, fits, too_much, correction(1, output_tokens=-3))
     assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 3)]
     assert_windows_are_their_events(connection)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import psycopg
@@ -21,11 +22,13 @@ from serving_adapter.topics import USAGE, ensure_topics
 from streams import tenants
 from streams.database import connect
 from streams.errors import CannotResolve
-from streams.ingest import sources
+from streams.ingest import log_gaps, passed_positions, resolving, sources
 from streams.ingest.ingestion import Ingestion
-from streams.ingest.sources import LogReader, Partition, source_name
+from streams.ingest.logs import Log, LogReader
+from streams.ingest.sources import Partition, source_name
 from streams.settings import DatabaseSettings
 from streams.workers.apply_queue import Fetched
+from streams.workers.left_out import explain
 from tests.builders import event_json
 from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation.line import Line, wait_for
@@ -114,61 +117,67 @@ def applied(connection: psycopg.Connection) -> int:
 
 def resolve(topic: Topic, connection: psycopg.Connection, to: int) -> str:
     reader = LogReader(topic.kafka, topic.name)
-    return sources.resolve(connection, topic.name, reader.read, PARTITION, to, reason="looked at it", actor="ada")[0]
+    return resolving.resolve(connection, topic.name, reader.read, PARTITION, to, reason="looked at it", actor="ada")[0]
 
 
 def assert_positions_are_explained(connection: psycopg.Connection) -> None:
-    assert agreement.positions(sources.extents(connection), sources.runs(connection)).agrees
+    assert agreement.positions(passed_positions.extents(connection), passed_positions.runs(connection)).agrees
 
 
-def test_a_transactions_marker_stops_the_partition_until_it_is_passed_over(
-    topic: Topic, drain: Drain, connection: psycopg.Connection
+@BOTH_READERS
+def test_markers_and_what_was_aborted_are_passed_over_where_the_log_proves_that_nothing_else_is_there(
+    topic: Topic, drain: Drain, connection: psycopg.Connection, reader: str
 ) -> None:
-    topic.send(0, 3, transactional_id=f"{topic.kafka.topic_prefix}-tx")
+    """In mid-chunk, at a chunk's edge, and at the log's end; what is committed counts, what is aborted never does."""
+    name = f"{topic.kafka.topic_prefix}-tx"
+    topic.send(0, 3, name)  # 0 to 2, and a marker at 3
+    topic.send(100, 3, name, abort=True)  # 4 to 6, and a marker at 7
+    topic.wait_for_end(8)
+    topic.send(3, 2)  # 8 and 9
+    topic.send(200, 2, name, abort=True)  # 10 and 11, and a marker at 12
+    topic.wait_for_end(13)
+    done = drain(reader)
+    assert (done.returncode, applied(connection)) == (0, 5), done.stderr
+    names = connection.execute("select array_agg(request_id order by request_id) from usage.events").fetchone()
+    assert names == ([f"req-{n}" for n in range(5)],)
+    assert sources.states(connection, topic.name)[PARTITION].next_position == 13
+    assert_positions_are_explained(connection)
+    passed = connection.execute(
+        "select from_position, to_position, reason, actor from usage.position_resolutions order by 1"
+    ).fetchall()
+    assert passed == [
+        (3, 8, "no messages: 2 transactions' markers, 3 positions of aborted transactions", "tollbook streams"),
+        (10, 13, "no messages: 1 transactions' markers, 2 positions of aborted transactions", "tollbook streams"),
+    ]
+
+
+def test_a_gap_that_the_log_does_not_explain_stops_the_partition_until_a_person_passes_over_it(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gives nothing of what is there, next to a marker that is nothing."""
+    topic.send(0, 3, f"{topic.kafka.topic_prefix}-tx")
     topic.wait_for_end(4)
-    topic.send(3, 2)
-    done = drain()
-    assert (done.returncode, applied(connection)) == (1, 3)
-    assert "the log has nothing at position 3, but at 4" in done.stderr
+    topic.send(3, 3)
+    partition, said = Partition(topic.name, PARTITION), list[str]()
+    ingestion = Ingestion(
+        topic.kafka, DatabaseSettings(own_database_url), say=said.append, explain=partial(explain, topic.kafka)
+    )
+    messages = {n: Fetched(n, b"tenant_1", event_json(request_id=f"req-{n}"), 1_793_534_400_000) for n in (0, 1, 2, 6)}
+    fetched = list(messages.values())
+    monkeypatch.setattr(log_gaps, "GO_BACK_TIMES", 2)
+    again = [ingestion.take(partition, each, time.monotonic()) for each in (fetched, fetched[3:], fetched[3:])]
+    assert again == [3, 3, None]
+    assert "the log has nothing at position 3, but at 6, and does not say why" in ingestion.tally.stopped[partition]
+    assert applied(connection) == 3
     with pytest.raises(CannotResolve, match="outside"):
         resolve(topic, connection, 99)
     with pytest.raises(CannotResolve, match="not applied again"):
         resolve(topic, connection, 1)
-    assert resolve(topic, connection, 4) == source_name(topic.name, PARTITION)
-    assert (drain().returncode, applied(connection)) == (0, 5)
-    assert_positions_are_explained(connection)
-
-
-def test_a_transactions_marker_at_the_end_is_said_and_not_waited_for(
-    topic: Topic, drain: Drain, connection: psycopg.Connection
-) -> None:
-    topic.send(0, 3, transactional_id=f"{topic.kafka.topic_prefix}-tx")
-    topic.wait_for_end(4)
-    done = drain()
-    assert (done.returncode, applied(connection)) == (1, 3)
-    assert "the log ends at 4" in done.stderr
-
-
-@BOTH_READERS
-def test_what_was_aborted_is_never_counted_and_stops_the_partition(
-    topic: Topic, drain: Drain, connection: psycopg.Connection, reader: str
-) -> None:
-    aborted = f"{topic.kafka.topic_prefix}-aborted"
-    topic.send(0, 3)
-    topic.send(100, 3, aborted, abort=True)
-    topic.wait_for_end(7)
-    topic.send(3, 2)
-    done = drain(reader)
-    assert (done.returncode, applied(connection)) == (1, 3)
-    assert "the log has nothing at position 3, but at 7" in done.stderr
-    resolve(topic, connection, 7)
-    topic.send(200, 3, aborted, abort=True)
-    topic.wait_for_end(13)
-    done = drain(reader)
-    assert (done.returncode, applied(connection)) == (1, 5)
-    assert "the log ends at 13" in done.stderr
-    resolve(topic, connection, 13)
-    assert_positions_are_explained(connection)
+    assert resolve(topic, connection, 6) == topic.source
+    assert ingestion.resume(ingestion.stored()) == {partition: 6}
+    assert ingestion.take(partition, [messages[6]], time.monotonic()) is None
+    assert applied(connection) == 4
+    ingestion.close()
 
 
 def test_a_topic_that_was_made_again_stops_the_partition_until_a_person_has_looked(
@@ -183,7 +192,7 @@ def test_a_topic_that_was_made_again_stops_the_partition_until_a_person_has_look
     assert "deleted and made again" in done.stderr
     reader = LogReader(topic.kafka, topic.name)
     for partition in range(1, USAGE.partitions):
-        sources.resolve(connection, topic.name, reader.read, partition, 0, reason="made again", actor="ada")
+        resolving.resolve(connection, topic.name, reader.read, partition, 0, reason="made again", actor="ada")
     assert resolve(topic, connection, 0) == f"{source_name(topic.name, PARTITION)}@2"
     assert (drain().returncode, applied(connection)) == (0, 8)
     assert_positions_are_explained(connection)
@@ -239,7 +248,7 @@ def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, 
     reader = LogReader(topic.kafka, topic.name)
     sources.register(connection, reader.read())
     with pytest.raises(CannotResolve, match="reason"):
-        sources.resolve(connection, topic.name, reader.read, PARTITION, 2, reason="", actor="ada")
+        resolving.resolve(connection, topic.name, reader.read, PARTITION, 2, reason="", actor="ada")
     with pytest.raises(CannotResolve, match="does not stand still"):
         resolve(topic, connection, 2)
     sources.mark_stopped(connection, source_name(topic.name, PARTITION), "a person is to look")
@@ -258,7 +267,7 @@ def test_a_partition_that_goes_on_while_the_log_is_read_is_not_taken_for_one_tha
     moves_on = "update usage.sources set next_position = 5 where source = %s"
     name = source_name(topic.name, PARTITION)
 
-    def read() -> sources.Log:
+    def read() -> Log:
         """The log as it is; more comes and is applied by a worker, unless it waits for the position's lock."""
         log = reader.read()
         topic.send(3, 2)
@@ -268,7 +277,7 @@ def test_a_partition_that_goes_on_while_the_log_is_read_is_not_taken_for_one_tha
         return log
 
     with pytest.raises(CannotResolve, match="does not stand still"):
-        sources.resolve(connection, topic.name, read, PARTITION, 0, reason="a test", actor="ada")
+        resolving.resolve(connection, topic.name, read, PARTITION, 0, reason="a test", actor="ada")
 
 
 def test_a_log_that_was_cut_is_noticed_while_other_partitions_are_busy(

@@ -13,7 +13,7 @@ import pytest
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.database import connect
 from streams.errors import NotReleased
-from streams.ingest import sources
+from streams.ingest import passed_positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.release import Releaser
 from streams.ingest.replica_apply import ReplicaChunkApplier
@@ -79,7 +79,7 @@ def test_proofs_of_chunks_are_folded_once_their_period_is_closed(
     proofs = connection.execute(
         "select first_position, next_position, content_digest from usage.applied_chunks order by 1"
     ).fetchall()
-    told = (sources.runs(connection), sources.counted_outcomes(connection))
+    told = (passed_positions.runs(connection), passed_positions.counted_outcomes(connection))
     assert retain(connection, tomorrow).chunks == 0
     with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
         owner.execute("delete from usage.applied_chunks where first_position = 0")
@@ -94,7 +94,7 @@ def test_proofs_of_chunks_are_folded_once_their_period_is_closed(
     assert Retention(connection, RetentionSettings()).preview(tomorrow).chunks == 3
     assert retain(connection, tomorrow).chunks == 3
     assert connection.execute("select count(*) from usage.applied_chunks").fetchone() == (0,)
-    assert (sources.runs(connection), sources.counted_outcomes(connection)) == told
+    assert (passed_positions.runs(connection), passed_positions.counted_outcomes(connection)) == told
     digests = b"".join(struct.pack(">qq", first, after) + digest for first, after, digest in proofs)
     (folded,) = connection.execute("select chunks, applied, quarantined, digest from usage.applied_ranges").fetchall()
     assert folded == (3, 3, 3, hashlib.sha256(digests).digest())
@@ -102,7 +102,7 @@ def test_proofs_of_chunks_are_folded_once_their_period_is_closed(
     assert retain(connection, tomorrow).chunks == 0
     apply(applier, at(7, NOVEMBER, NOVEMBER))
     assert retain(connection, tomorrow).chunks == 2
-    assert sources.runs(connection) == [(SOURCE.name, 0, 8, 8)]
+    assert passed_positions.runs(connection) == [(SOURCE.name, 0, 8, 8)]
 
 
 def test_chunks_on_two_sides_of_a_gap_are_not_folded_together(

@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import psycopg
 
-from streams.ingest import sources
+from streams.ingest import passed_positions, sources
 from streams.ingest.apply import ChunkApplier
+from streams.ingest.logs import Log
 from streams.ingest.replica_apply import ReplicaChunkApplier
-from streams.ingest.sources import Log
 from streams.usage import usage_store
 from streams.workers import status
 from streams.workers.status import PartitionStatus
@@ -74,7 +74,7 @@ def test_chunks_that_follow_one_another_are_one_run(
         " values (%(source)s, 9, 9, 'none', 'ada'), (%(source)s, 12, 20, 'lost', 'ada')",
         {"source": SOURCE.name},
     )
-    assert sources.runs(connection) == [
+    assert passed_positions.runs(connection) == [
         (REPLICA_SOURCE.name, 3, 4, 1),
         (SOURCE.name, 0, 9, 9), (SOURCE.name, 12, 22, 10), (SOURCE.name, 22, 30, 7), (SOURCE.name, 30, 45, 15),
         (SOURCE.name, 44, 46, 2),

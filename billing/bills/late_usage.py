@@ -96,8 +96,8 @@ def adjusted(
     keyed: dict[str, RatedLine] = {}
     for line in changes:
         key = ADJUSTMENT + key_of(line.identity)
-        # So has a price reduction that is drawn for another tax group by now.
-        if line.identity.kind == LineKind.CREDIT and first[line.identity] != line.tax_group:
+        # So has one that is of another tax group by now: a price reduction, an invoice discount, a true-up.
+        if first[line.identity] != line.tax_group:
             key += f".{line.tax_group}"
         # A line that is reversed and billed anew at another price has two.
         keyed[key if key not in keyed else key + _REPRICED] = line
@@ -108,12 +108,11 @@ def adjusted(
 
 
 def _first_groups(billed: Iterable[RatedLine], rated: Iterable[RatedLine]) -> dict[LineIdentity, str]:
-    """The tax group of each price reduction that its key stands for: the first that was billed, or is rated."""
+    """The tax group of each line that its key stands for: the first that was billed, or is rated."""
     found: dict[LineIdentity, str] = {}
     for lines in (billed, rated):
         for line in sorted(lines, key=lambda line: line.tax_group):
-            if line.identity.kind == LineKind.CREDIT:
-                found.setdefault(line.identity, line.tax_group)
+            found.setdefault(line.identity, line.tax_group)
     return found
 
 

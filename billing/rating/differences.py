@@ -8,10 +8,11 @@ from decimal import Decimal
 from fractions import Fraction
 
 from billing.money import ZERO, exactly
-from billing.rating.lines import LineIdentity, LineKind, RatedLine
+from billing.rating.lines import LineIdentity, RatedLine
 
 PriceKey = tuple[LineIdentity, Decimal | None, str]
-"""A line, its unit price, and of a price reduction the tax group that it is drawn for (docs/spec/money.md 13.12)."""
+"""A line, its unit price, and its tax group: a price reduction, a discount of the whole or a true-up can be of another
+group once more is known (docs/spec/money.md 7, 13.12)."""
 
 
 def difference(target: Iterable[RatedLine], posted: Iterable[RatedLine]) -> tuple[RatedLine, ...]:
@@ -64,7 +65,7 @@ def _figures(line: RatedLine) -> tuple[Decimal, ...]:
 
 
 def _key(line: RatedLine) -> PriceKey:
-    return line.identity, line.unit_price, line.tax_group if line.identity.kind == LineKind.CREDIT else ""
+    return line.identity, line.unit_price, line.tax_group
 
 
 def _changed(line: RatedLine, sign: int, by: RatedLine, reason: str, *, nothing: bool = False) -> RatedLine:

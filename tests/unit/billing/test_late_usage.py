@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
+import pytest
+
 from billing.bills.credits import Grant, GrantKind
 from billing.bills.documents import PaidByCredit
 from billing.bills.late_usage import Waiting, adjusted, changed_key, plain_group
@@ -50,6 +52,12 @@ def test_what_credits_take_off_whole_is_left_out_unless_the_books_have_to_show_i
     off = period_line(cut([PLAN]), "credit.g", LineKind.CREDIT, Decimal(-3), "std")
     assert changes(before, (*now, off)) == ([], [])
     assert changes(before, (*now, off), covered=True) == (["adj.credit.g -3", "adj.out 3"], [])
+
+
+@pytest.mark.parametrize("kind", [LineKind.INVOICE_DISCOUNT, LineKind.TRUE_UP, LineKind.CREDIT, LineKind.MINIMUM])
+def test_a_line_that_is_of_another_tax_group_by_now_is_two_changes_under_two_keys(kind: LineKind) -> None:
+    was, now = (period_line(cut([PLAN]), "x", kind, Decimal(amount), group) for amount, group in ((7, "b"), (4, "a")))
+    assert changes((was,), (now,)) == (["adj.x.a 4"], ["adj.x -7"])
 
 
 def test_a_line_at_another_price_is_reversed_and_billed_anew() -> None:

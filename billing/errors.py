@@ -104,6 +104,14 @@ class TaxRuleRefused(BillingError):
     """A tax rule that says nothing whole, or that would change what is invoiced already."""
 
 
+class RateRefused(BillingError):
+    """An exchange rate that says nothing, contradicts how its pair is kept, or would change a closed book."""
+
+
+class RateMissing(BillingError):
+    """A moment for which no exchange rate of a pair holds."""
+
+
 class ProposalRefused(BillingError):
     """A proposal that does not exist, is decided already, is one's own, or can no longer be carried out."""
 

@@ -50,7 +50,7 @@ class BillingPeriod:
             return f"{start:%Y}-Q{start.month // 3 + 1}"
         if months == 12 and start.month == 1:
             return f"{start:%Y}"
-        return f"{_written(start)}..{_written(self.end)}"
+        return f"{written(start)}..{written(self.end)}"
 
     @property
     def seconds(self) -> Fraction:
@@ -147,8 +147,14 @@ def _midnight(text: str) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _written(at: datetime) -> str:
-    return f"{at:%Y-%m-%d}" if at.time() == time() else f"{at:%Y-%m-%dT%H:%M:%SZ}"
+def written(at: datetime) -> str:
+    """A UTC moment for people: `2026-10-17` where it is a midnight, else `2026-10-17T08:30:00Z`."""
+    return f"{at:%Y-%m-%d}" if at.time() == time() else rfc3339(at, timespec="seconds")
+
+
+def rfc3339(at: datetime, *, timespec: str = "auto") -> str:
+    """A moment in UTC, `2026-10-17T08:30:00Z`; `timespec` as `datetime.isoformat` takes it."""
+    return at.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def _begins_month(at: datetime) -> bool:

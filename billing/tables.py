@@ -297,6 +297,14 @@ tax_rules = _table(
     *_times("valid_from", "recorded_at"),
 )
 
+exchange_rates = _table(
+    "exchange_rates",
+    *_bigints("exchange_rate_no"),
+    *_text("base", "quote", "document", "recorded_by"),
+    *_amounts("rate"),
+    *_times("valid_from", "recorded_at"),
+)
+
 invoice_taxes = _table(
     "invoice_taxes",
     Column("invoice_id", _Uuid),

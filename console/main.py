@@ -41,6 +41,7 @@ NOUNS: Final = {
     "subscription": FINANCE,
     "credit": FINANCE,
     "tax": FINANCE,
+    "exchange": FINANCE,
     "ledger": FINANCE,
     "invoice": FINANCE,
     "close": FINANCE,

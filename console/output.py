@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from billing.periods import rfc3339
+
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header.")]
 
@@ -38,7 +40,7 @@ err = Console(stderr=True, highlight=False, markup=False)
 def plain(value: Any) -> Any:
     """A value as JSON holds it: amounts as decimal strings, times as RFC 3339 UTC."""
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return rfc3339(value)
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Decimal):

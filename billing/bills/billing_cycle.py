@@ -168,7 +168,7 @@ class _Cycle:
         net = total(line.amount for line in each.lines)
         if net > 0:
             document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
-            document = self._issue(document, fees_to_cover(each.lines), DocumentKind.ADVANCE)
+            document = self._issue(document, fees_to_cover(each.lines))
             billed.paid_in_advance = list(document.paid)
             issued = net_of_discounts(remaining_of(document))
             after = Remaining({**remaining.lines, **issued.lines}, {**remaining.groups, **issued.groups})
@@ -203,7 +203,7 @@ class _Cycle:
             coverable += waiting.open
         if lines:
             document = draw_up(DocumentKind.USAGE, period, lines, self.of.payer)
-            document = self._issue(document, coverable, DocumentKind.USAGE, number)
+            document = self._issue(document, coverable, number)
             self.billed[number].remaining = remaining_of(document)
 
     def _rated(self, number: int) -> tuple[RatedPeriod, dict[str, Decimal]]:
@@ -285,13 +285,11 @@ class _Cycle:
         """A tenant that has no next invoice gets one of its own for each period that late usage belongs to."""
         for waiting in self._carried_adjustments():
             document = draw_up(DocumentKind.ADJUSTMENT, waiting.period, waiting.lines, self.of.payer)
-            self._issue(document, waiting.open, DocumentKind.ADJUSTMENT)
+            self._issue(document, waiting.open)
 
     # -- what every invoice goes through -----------------------------------------------------------------------------
 
-    def _issue(
-        self, document: Document, coverable: Iterable[Coverable], kind: DocumentKind, number: int | None = None
-    ) -> Document:
+    def _issue(self, document: Document, coverable: Iterable[Coverable], number: int | None = None) -> Document:
         paid = self._paid_by_credits(document, coverable)
         for each in paid:
             self.paid_minor[each.grant_id] += each.used_minor

@@ -1,5 +1,7 @@
 """From a month's usage to finalized invoices: rate and book, draw up, send, expire credits, seal. Each step resumes.
 
+What is held in other currencies than a legal entity's own is remeasured at the month's end.
+
 Fees in advance whose time has begun by then come first; what is earned of them in the month is booked. What came late
 to earlier periods is rated: credit notes are issued, the rest is carried by the next invoices. Billing periods that are
 no calendar months are billed by the month that they end in; what goes on is accrued.
@@ -24,6 +26,7 @@ from billing.commands.expire_credits import CreditExpired, expire_credits
 from billing.commands.invoice_in_advance import NOTHING_IN_ADVANCE, AdvanceInvoiced, invoice_in_advance
 from billing.commands.issue_credit_notes import CreditNotesIssued, issue_credit_notes
 from billing.commands.rate_period import PeriodRated, rate_period
+from billing.commands.remeasure_balances import Remeasured, remeasure_balances
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.database import raw, transaction
@@ -54,6 +57,7 @@ class MonthClosed:
     others: tuple[PeriodClosed, ...] = ()
     earlier: tuple[PeriodRated, ...] = ()
     notes: CreditNotesIssued = field(default_factory=lambda: CreditNotesIssued((), ()))
+    remeasured: tuple[Remeasured, ...] = ()
 
     @property
     def accounts_to_redraw(self) -> frozenset[str]:
@@ -107,6 +111,9 @@ class MonthClosed:
             yield f"billing account {account} has no invoice: {reason}"
         for invoice in (*self.sent.having(Outcome.PARKED), *self.sent.having(Outcome.LATER)):
             yield f"invoice of {invoice.billing_account}: {invoice.outcome.value}: {invoice.reason}"
+        for book in self.remeasured:
+            if book.problem is not None:
+                yield book.problem
 
     def _without_invoice(self, earlier: PeriodRated) -> list[str]:
         """Accounts of which an earlier month's usage is posted now, and whose invoice of it was never frozen."""
@@ -161,10 +168,13 @@ def close_month(
     expired = expire_credits(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
     with transaction(engine, dry_run=dry_run) as connection:
         recognise_fees(connection, period, now=now)
+    remeasured = remeasure_balances(engine, period, now=now, dry_run=dry_run)
     if not dry_run:
         seal_journals(engine)
         keep_balances(engine, effective_before=period.end)
-    return MonthClosed(period, rated, drafted, sent, dry_run, tuple(expired), in_advance, others, earlier, notes)
+    return MonthClosed(
+        period, rated, drafted, sent, dry_run, tuple(expired), in_advance, others, earlier, notes, tuple(remeasured)
+    )
 
 
 def _unbillable(rated: PeriodRated) -> Iterator[str]:

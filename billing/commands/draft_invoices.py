@@ -53,11 +53,6 @@ class InvoicesDrafted:
     blocked: tuple[tuple[str, str], ...]
     not_rated: tuple[str, ...]
 
-    @property
-    def ok(self) -> bool:
-        """Whether every account with usage has its draft."""
-        return not (self.blocked or self.not_rated)
-
 
 def draft_invoices(
     engine: Engine | Connection,

@@ -54,11 +54,6 @@ class TenantRated:
         """The exact price of the period."""
         return total(line.amount for line in self.lines)
 
-    @property
-    def posted_amount(self) -> Decimal:
-        """What this run posted."""
-        return total(line.amount for line in self.posted)
-
 
 @dataclass(frozen=True, slots=True)
 class LateUsage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import date, datetime
+from datetime import date
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
@@ -16,7 +16,7 @@ from billing.invoicing.invoices import Invoice, InvoiceLine
 from billing.invoicing.parties import party_document
 from billing.invoicing.party_store import Sides
 from billing.money import plain
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, rfc3339
 from billing.usage import usage_digest_store
 from billing.usage.usage_digest_store import UsageCounted
 
@@ -88,8 +88,8 @@ def document_of(
         "tenant_id": tenants[0] if len(tenants) == 1 else None,
         "kind": identity.kind.value,
         "period": identity.period.name,
-        "service_start": _time(identity.period.start),
-        "service_end": _time(identity.period.end),
+        "service_start": rfc3339(identity.period.start),
+        "service_end": rfc3339(identity.period.end),
         "revision": identity.revision,
         "currency": identity.currency,
         "credits_invoice": original and {"number": original[0], "issue_date": _day(original[1])},
@@ -167,10 +167,6 @@ def _line(invoice: Invoice, line: InvoiceLine) -> dict[str, Any]:
         "amount": line.amount_minor,
         "tax_group": line.tax_group,
     }
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")
 
 
 def _day(on: date | None) -> str | None:

@@ -17,6 +17,7 @@ from billing.errors import JournalBroken, UnknownMoment
 from billing.ledger import journal_chain_store
 from billing.ledger.journal import ACCOUNTS, AccountCode
 from billing.money import ZERO, total
+from billing.periods import rfc3339
 
 FOREVER: Final = "infinity"
 
@@ -154,7 +155,7 @@ def seal_at(connection: Connection, legal_entity: str, moment: datetime) -> int:
         {"entity": legal_entity, "moment": moment},
     ).one()
     if row[0]:
-        raise UnknownMoment(f"{moment:%Y-%m-%dT%H:%M:%SZ} lies ahead: what is booked by then is not known yet")
+        raise UnknownMoment(f"{rfc3339(moment)} lies ahead: what is booked by then is not known yet")
     return row[1] or 0
 
 

@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
 from billing.errors import JournalBroken
 from billing.money import plain, total
+from billing.periods import rfc3339
 
 TAG: Final = b"tollbook.journal_chain.v1\n"
 FORMAT: Final = "tollbook.journal.v1"
@@ -89,7 +90,7 @@ class Link:
 
 def written_time(at: datetime) -> str:
     """`2026-10-31T00:00:00.000000Z`."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return rfc3339(at, timespec="microseconds")
 
 
 def canonical(value: object) -> bytes:

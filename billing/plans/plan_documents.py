@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from billing.money import PRICE_DECIMALS, parse_decimal, plain
+from billing.periods import rfc3339
 from billing.plans.charge_models import MODELS
 from billing.plans.price_plans import Allowance, Charge, Commitment, Filters, InvoiceDiscount, PlanVersion, Terms
 
@@ -145,7 +146,7 @@ def differences(applied: PlanVersion, given: PlanVersion) -> list[str]:
     """What a version says otherwise than the applied one of the same name; empty if nothing."""
     found = []
     if applied.valid_from != given.valid_from:
-        found.append(f"from is {applied.valid_from:%Y-%m-%dT%H:%MZ}, the file says {given.valid_from:%Y-%m-%dT%H:%MZ}")
+        found.append(f"from is {rfc3339(applied.valid_from)}, the file says {rfc3339(given.valid_from)}")
     before = {charge.key: charge for charge in applied.charges}
     after = {charge.key: charge for charge in given.charges}
     found += [f"charge {key} is missing from the file" for key in before if key not in after]

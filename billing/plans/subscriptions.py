@@ -9,12 +9,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
 from billing.errors import NoPriceVersion, SubscriptionRefused
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, rfc3339
 from billing.plans.charge_models import Seat
 from billing.plans.price_plans import DEFAULT_TERMS, PlanVersion, Terms, version_at
 
@@ -156,7 +156,7 @@ def version_name(valid_from: datetime) -> str:
 
     It names a version of whatever plan the tenant is on when the request completes.
     """
-    return valid_from.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return rfc3339(valid_from)
 
 
 def in_force_since(version_name: str) -> datetime:

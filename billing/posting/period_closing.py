@@ -8,10 +8,11 @@ from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
-from billing.errors import PeriodNotEnded, ProposalRefused
+from billing.errors import PeriodNotEnded, ProposalRefused, RateMissing
 from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
 from billing.posting.fee_recognition import recognise_fees
+from billing.posting.remeasurement import remeasure
 from billing.usage import unbillable_store
 
 OPEN = (InvoiceState.DRAFT.value, InvoiceState.APPROVED.value)
@@ -20,10 +21,10 @@ OPEN = (InvoiceState.DRAFT.value, InvoiceState.APPROVED.value)
 def close_book(connection: Connection, legal_entity: str, month: str, now: datetime) -> None:
     """Close a month's book; one that is closed stays so. It takes no further entry.
 
-    What is earned in it of fees in advance is booked first.
+    What is earned in it of fees in advance is booked first, and what rates did to balances in other currencies.
 
     Raises PeriodNotEnded, and ProposalRefused while an earlier book, or an invoice of the month, is open, or usage that
-    is too old to bill waits for its approval.
+    is too old to bill waits for its approval, or no exchange rate holds at the month's end that is needed.
     """
     period, book, invoices = parse_period(month), tables.accounting_periods, tables.invoices
     if period.months != 1:
@@ -52,6 +53,10 @@ def close_book(connection: Connection, legal_entity: str, month: str, now: datet
             f"usage of {month} is too old to bill and nobody approved it: `tollbook close unbillable {month}`"
         )
     recognise_fees(connection, period, now=now, legal_entity=legal_entity)
+    try:
+        remeasure(connection, legal_entity, period, now)
+    except RateMissing as error:
+        raise ProposalRefused(f"the book of {month} cannot be remeasured: {error}") from None
     connection.execute(insert(book).values(legal_entity=legal_entity, month=month).on_conflict_do_nothing())
     connection.execute(
         update(book).where(of_entity, book.c.month == month, book.c.state == "open").values(state="closed")

@@ -15,7 +15,7 @@ from datetime import datetime
 import psycopg
 
 from billing.errors import UsageUnavailable
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, rfc3339
 from billing.plans.price_plans import BillAttempts, PricePlan
 from billing.plans.schedules import MONTHLY
 from billing.plans.subscriptions import Piece, Subscription
@@ -145,7 +145,7 @@ class PeriodUsage:
         if stale := self._stale.get(tenant_id):
             raise UsageUnavailable(
                 f"tenant {tenant_id}: its prices changed after its usage was marked for them: `tollbook streams rebuild"
-                f" --from {stale.start:%Y-%m-%dT%H:%MZ} --to {stale.end:%Y-%m-%dT%H:%MZ} --apply`, then rate again"
+                f" --from {rfc3339(stale.start)} --to {rfc3339(stale.end)} --apply`, then rate again"
             )
         cut = self._cuts[tenant_id]
         too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
 from billing.errors import EventsRefused
+from billing.periods import rfc3339
 from serving_adapter.events import Kind
 from streams.merkle import MerkleTree, merkle_root
 
@@ -60,7 +61,7 @@ class BilledEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             self.model, self.adapter, self.region, self.tier, self.status, self.fault, self.usage_source,
             self.input_tokens, self.cache_hit_tokens, self.output_tokens, self.gpu_us,
         )  # fmt: skip
-        completed = self.completed_at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        completed = rfc3339(self.completed_at, timespec="microseconds")
         return _to_json(
             (EVENT_FORMAT, self.tenant_id, self.request_id, self.attempt, self.kind, self.correction_no, completed,
              hashlib.sha256(_to_json(content)).hexdigest())

@@ -9,6 +9,7 @@ import typer
 from billing.commands.change_subscription import cancel_subscription, change_subscription
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
+from billing.periods import rfc3339
 from billing.plans import account_store
 from console import session
 from console.output import AsCsv, AsJson, listing, out
@@ -67,7 +68,7 @@ def change(
     assert done.after is not None, "a change goes on with a subscription"
     what = f"plan {done.after.plan}" + (f", {done.after.seats} seats" if done.after.seats is not None else "")
     how = ("would be" if dry_run else "is") if done.changed else "was already"
-    out.print(f"tenant {tenant} {how} on {what} from {done.after.starts_at:%Y-%m-%dT%H:%M:%SZ}")
+    out.print(f"tenant {tenant} {how} on {what} from {rfc3339(done.after.starts_at)}")
 
 
 @app.command()
@@ -81,8 +82,9 @@ def cancel(
     with session.engine() as engine:
         done = cancel_subscription(engine, tenant_id=tenant, at=session.moment(since), actor=actor, dry_run=dry_run)
     session.warn_of_stale(done.stale)
+    assert done.before.ends_at is not None, "it is cancelled"
     how = ("would end" if dry_run else "ends") if done.changed else "ended already"
-    out.print(f"tenant {tenant}: plan {done.before.plan} {how} {done.before.ends_at:%Y-%m-%dT%H:%M:%SZ}")
+    out.print(f"tenant {tenant}: plan {done.before.plan} {how} {rfc3339(done.before.ends_at)}")
 
 
 @app.command("list")

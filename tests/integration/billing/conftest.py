@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 from billing.commands.apply_plan import PlanApplied, apply_plan
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.rate_period import PeriodRated, rate_period
-from billing.commands.send_invoices import InvoicesSent, send_invoices
+from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.commands.start_subscription import SubscriptionStarted, start_subscription
 from billing.database import engine_for, raw, transaction
 from billing.periods import BillingPeriod
@@ -36,6 +36,13 @@ versions:
       - {key: cached, model: per_unit, metric: cached_input, price: "0.0005"}
       - {key: out, model: per_unit, metric: output, price: "0.002"}
 """
+
+
+def all_done(found: InvoicesDrafted | InvoicesSent) -> bool:
+    """Whether a run of drafting or sending left nothing for a person or a later run."""
+    if isinstance(found, InvoicesDrafted):
+        return not (found.blocked or found.not_rated)
+    return not (found.having(Outcome.PARKED) or found.having(Outcome.LATER))
 
 
 @dataclass

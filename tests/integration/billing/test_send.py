@@ -23,7 +23,7 @@ from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER
 from tests.fixtures_stripe_twin import StripeTwin
-from tests.integration.billing.conftest import World
+from tests.integration.billing.conftest import World, all_done
 
 NOWHERE = StripeGateway(StripeSettings("sk_test_1", "http://127.0.0.1:9"))
 
@@ -100,7 +100,7 @@ def test_zero_and_below_the_minimum_stay_local_and_are_settled_in_the_books(
     drafted(world, zero=2, small=245, least=250)  # 0.004 → 0.00, 0.49 < 0.50, 0.50
     sent = world.send(gateway)
     assert outcomes(sent) == {"zero": Outcome.ZERO, "small": Outcome.CARRIED, "least": Outcome.FINALIZED}
-    assert sent.ok
+    assert all_done(sent)
     assert [invoice.total for invoice in in_stripe(stripe_twin)] == [50]
     assert balance(world) == {1100: Decimal("0.99"), 1150: 0, 4000: Decimal("-0.994"), 5900: Decimal("0.004")}
     documents = {d["billing_account"]: d for d in invoice_list(world.engine)}
@@ -108,7 +108,7 @@ def test_zero_and_below_the_minimum_stay_local_and_are_settled_in_the_books(
     assert documents["small"]["number"] is not None
     assert documents["small"]["state"] == "carried_below_minimum"
     assert "below the minimum" in documents["small"]["reason_not_in_stripe"]
-    assert world.send(gateway).ok
+    assert all_done(world.send(gateway))
     assert world.count("ledger.invoice_transitions") == 7  # three drafts, zero, carried, approved, finalized
 
 
@@ -177,7 +177,7 @@ def test_without_stripe_everything_is_left_for_later_and_nothing_is_lost(
     drafted(world, **{f"t{n:02d}": 1000 for n in range(30)})
     sent = world.send(NOWHERE, pause_s=0.001)
     assert {i.outcome for i in sent.invoices} == {Outcome.LATER}
-    assert not sent.ok
+    assert not all_done(sent)
     assert any("does not answer" in str(i.reason) for i in sent.invoices)
     assert {i["state"] for i in invoice_list(world.engine)} == {"draft"}
     assert set(outcomes(world.send(gateway)).values()) == {Outcome.FINALIZED}
@@ -243,7 +243,7 @@ def test_what_a_person_has_mended_goes_on_where_it_stood(
         if name == "stored lines_added":
             edit(stripe_twin, "advance")
 
-    assert not world.send(gateway, checkpoint=checkpoint).ok
+    assert not all_done(world.send(gateway, checkpoint=checkpoint))
     stripe_twin.client().v1.invoices.update(in_stripe(stripe_twin)[0].id, {"auto_advance": False})
     (sent,) = world.send(gateway).invoices
     assert (sent.outcome, sent.number) == (Outcome.FINALIZED, "INV-000001")

@@ -72,6 +72,21 @@ def test_tax_rules_are_set_and_listed(finance: Run) -> None:
     assert (rule["mode"], rule["rates"], rule["recorded_by"]) == ("exclusive", {"std": "0.19"}, "ada")
 
 
+def test_exchange_rates_are_set_and_listed_and_the_books_remeasured_by_them(finance: Run) -> None:
+    common = ("--from", "2026-09-30", "--document", "ECB", "--as", "ada")
+    assert finance("exchange", "set", "eur", "usd", "1.085", *common, "--dry-run").stdout == "would be set\n"
+    assert finance("exchange", "set", "eur", "usd", "1.085", *common).stdout == "set\n"
+    assert finance("exchange", "set", "eur", "usd", "1.085", *common).stdout == "nothing new\n"
+    wrong = finance("exchange", "set", "usd", "eur", "0.9", *common)
+    assert (wrong.returncode, "kept as EUR in USD" in wrong.stderr) == (1, True)
+    (rate,) = rows(finance, "exchange", "list")
+    assert (rate["base"], rate["rate"], rate["from"]) == ("EUR", "1.085", "2026-09-30T00:00:00Z")
+    assert rows(finance, "exchange", "remeasure", "2026-10") == [
+        {"legal_entity": "default", "loss": "0", "problem": None}
+    ]
+    assert finance("exchange", "remeasure", "2026").returncode == 2
+
+
 def test_a_journal_entry_by_hand_is_proposed_from_a_file(finance: Run, tmp_path: Path) -> None:
     file = tmp_path / "entry.yaml"
     file.write_text(

@@ -31,6 +31,7 @@ MOST_BLOCKS: Final = 16_384
 BOOTS_A_STEP: Final = 200
 CHUNKS_A_STEP: Final = 20_000
 """So many chunks become one row, at most: a tenth of a second of PostgreSQL's."""
+FOLD_EVERY: Final = timedelta(minutes=10)
 SYSTEM: Final = "tollbook"
 
 
@@ -46,7 +47,7 @@ class Forgotten:
     feed_chunks: int = 0
     boots: int = 0
     chunks: int = 0
-    """Proofs of applied chunks that were folded into ranges, once their period was closed."""
+    """Proofs of applied chunks that were folded into ranges."""
     more: bool = False
     """Whether another step would let go of more."""
 
@@ -74,8 +75,8 @@ class Retention:
     connection: psycopg.Connection
     settings: RetentionSettings
     _stepped_at: datetime | None = None
-    _folded_before: datetime | None = None
-    """Up to when periods were closed when nothing was left to fold."""
+    _folded: tuple[datetime | None, datetime] | None = None
+    """Up to when periods were closed when nothing was left to fold, and when that was."""
 
     def step_when_due(self) -> Forgotten | None:
         """A step, if the last one is STEP_EVERY ago and no other worker is at it."""
@@ -106,7 +107,7 @@ class Retention:
                 return Forgotten(ingest_rules.horizon(self.connection).forgotten_before, more=True)
             boots = 0 if before is None else retention_store.forget_boots(self.connection, before, BOOTS_A_STEP)
             identities, more = self._sweep(before, timedelta(microseconds=1) if at_once else SWEEP_EVERY)
-            chunks = self._fold_chunks()
+            chunks = self._fold_chunks(now)
             more = more or boots == BOOTS_A_STEP or chunks > 0
             return Forgotten(before, identities, weeks, feed_chunks, boots, chunks, more)
         finally:
@@ -125,14 +126,14 @@ class Retention:
         chunks = retention_store.foldable_chunks(self.connection)
         return Forgotten(before, identities, weeks, feed_chunks, boots, chunks)
 
-    def _fold_chunks(self) -> int:
-        """Fold a part of the chunks of closed periods; how many."""
+    def _fold_chunks(self, now: datetime) -> int:
+        """Fold a part of the chunks that may be; how many."""
         closed = ingest_rules.horizon(self.connection).closed_before
-        if closed is None or closed == self._folded_before:
+        if self._folded is not None and self._folded[0] == closed and now - self._folded[1] < FOLD_EVERY:
             return 0
         chunks = retention_store.fold_chunks(self.connection, CHUNKS_A_STEP)
         if not chunks:
-            self._folded_before = closed
+            self._folded = closed, now
         return chunks
 
     def _move_horizon(self, now: datetime, every: timedelta) -> datetime | None:

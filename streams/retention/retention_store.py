@@ -165,15 +165,17 @@ def drop_feed(connection: psycopg.Connection, before: datetime) -> int:
 
 
 def fold_chunks(connection: psycopg.Connection, most: int) -> int:
-    """Fold chunks that were applied while periods ran that are closed now into ranges; returns how many chunks."""
+    """Fold chunks of closed periods, and those of the open one that are hours old, into ranges; returns how many."""
     row = connection.execute("select usage.fold_applied_chunks(%s)", (most,)).fetchone()
     return int(row[0]) if row else 0
 
 
 def foldable_chunks(connection: psycopg.Connection) -> int:
-    """How many chunks were applied before the time up to which periods are closed: most of them can be folded."""
+    """How many chunks may be folded: most of them will."""
     row = connection.execute(
-        "select count(*) from usage.applied_chunks where applied_at < (select closed_before from usage.ingest_rules)"
+        "select count(*) from usage.applied_chunks as c join usage.sources as s using (source)"
+        " where usage.is_foldable(c.applied_at, c.next_position, (select closed_before from usage.ingest_rules),"
+        " s.next_position)"
     ).fetchone()
     return int(row[0]) if row else 0
 

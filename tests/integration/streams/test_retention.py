@@ -15,6 +15,7 @@ from streams.database import connect
 from streams.errors import NotReleased
 from streams.ingest import passed_positions
 from streams.ingest.apply import ChunkApplier
+from streams.ingest.positions import register as register_source
 from streams.ingest.release import Releaser
 from streams.ingest.replica_apply import ReplicaChunkApplier
 from streams.retention import retention_store
@@ -103,6 +104,44 @@ def test_proofs_of_chunks_are_folded_once_their_period_is_closed(
     apply(applier, at(7, NOVEMBER, NOVEMBER))
     assert retain(connection, tomorrow).chunks == 2
     assert passed_positions.runs(connection) == [(SOURCE.name, 0, 8, 8)]
+
+
+def test_chunks_of_the_open_period_are_folded_with_their_proofs_once_they_are_hours_old_but_a_sources_last_one(
+    connection: psycopg.Connection, owner: psycopg.Connection
+) -> None:
+    """What reads outcomes reads few rows; each chunk's digest is still there, until the period is closed."""
+    register_source(owner, SOURCE, "usage")
+    owner.execute("update usage.sources set ingest_no = 2, next_position = 300")
+    owner.execute(
+        "insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates, retimed,"
+        " quarantined, late, content_digest, applied_at) select %s, n, n + 1, 1, 0, 0, 0, 0, sha256(n::text::bytea),"
+        " now() - case when n < 298 or n = 299 then interval '3 hours' else interval '59 minutes' end"
+        " from generate_series(0, 299) as n",
+        (SOURCE.name,),
+    )
+    told = (passed_positions.runs(connection), passed_positions.counted_outcomes(connection))
+    for kept in ("first_position = 299", "first_position = 298", "first_position = 0"):
+        with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
+            owner.execute(f"delete from usage.applied_chunks where {kept}")
+    assert Retention(connection, RetentionSettings()).preview(NOVEMBER).chunks == 298
+    assert retain(connection, NOVEMBER).chunks == 298
+    assert (passed_positions.runs(connection), passed_positions.counted_outcomes(connection)) == told
+    left = connection.execute("select array_agg(first_position order by 1) from usage.applied_chunks").fetchone()
+    assert left == ([298, 299],)
+    ((first, after, proofs),) = connection.execute(
+        "select first_position, next_position, proofs from usage.applied_ranges"
+    )
+    assert (first, after) == (0, 298)
+    assert proofs == b"".join(struct.pack(">q", n + 1) + hashlib.sha256(b"%d" % n).digest() for n in range(298))
+    for change in ("proofs = null", "proofs = ''", "applied = 1"):
+        with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
+            owner.execute(f"update usage.applied_ranges set {change}")
+
+    retention_store.set_closed_before(connection, datetime.now(UTC) + DAY, actor="ada")
+    assert retain(connection, NOVEMBER).chunks == 2
+    ranges = connection.execute("select first_position, next_position, proofs from usage.applied_ranges order by 1")
+    assert ranges.fetchall() == [(0, 298, None), (298, 300, None)]
+    assert (passed_positions.runs(connection), passed_positions.counted_outcomes(connection)) == told
 
 
 def test_chunks_on_two_sides_of_a_gap_are_not_folded_together(

@@ -44,6 +44,7 @@ from reconciliation import agreement, stripe_agreement
 from reconciliation.agreement import Check, Terms, compare
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import PeriodNotReconcilable
+from reconciliation.numbers_received import numbers_received
 from reconciliation.witness_agreement import engine_checks
 from streams.completeness import engine_store
 from streams.completeness.engine_witness import EngineReport
@@ -90,6 +91,7 @@ def reconcile_period(
             *([_log_end(usage, log)] if log else []),
             agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage)),
             _stored(usage),
+            numbers_received(usage, period.start, period.end),
             *_windows(usage, period),
             _rated(connection, period, lines),
             *_ledger(connection, period, lines, invoices),

@@ -1,19 +1,26 @@
-"""`tollbook reconcile`: do all records of a period agree?"""
+"""`tollbook reconcile`: do all records agree? What was found, and is it healed?"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from datetime import timedelta
+from typing import Annotated, Any, Final
 
 import typer
 
 from billing.periods import parse_period
-from console import session, witnesses
-from console.output import AsCsv, AsJson, document, listing, out, problems
+from console import findings_shown, session, witnesses
+from console.output import AsCsv, AsJson, document, err, listing, out, problems
+from reconciliation.findings import finding_store
+from reconciliation.findings.finding import Kind
+from reconciliation.findings.look import look
 from reconciliation.period import PeriodReport, reconcile_period
 
 app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_completion=False)
+LOOKED_BACK: Final = 8
+"""Days: a week and what may still be under way of the day before."""
 
 
 @app.callback()
@@ -23,16 +30,90 @@ def _group() -> None:
 
 @app.command()
 def run(
-    period: Annotated[str, typer.Argument(metavar="PERIOD", help="e.g. 2026-10")],
+    period: Annotated[
+        str | None, typer.Argument(metavar="[PERIOD]", help="Compare a month's records, e.g. 2026-10.")
+    ] = None,
     stripe: Annotated[bool, typer.Option(help="Compare with Stripe as well.")] = True,
     kafka: Annotated[bool, typer.Option(help="Compare with the end of the topic as well.")] = True,
+    days: Annotated[int, typer.Option(min=1, max=400, help="Look at raw events so far back.")] = LOOKED_BACK,
+    begin: Annotated[str | None, typer.Option("--from", help="Look at raw events from here on instead.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Up to here.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look each hour, until stopped.")] = False,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks of --watch.")] = 3600,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Compare messages, events, windows, rated lines, ledger, invoices and Stripe. Exit code 1 on any difference.
+    """Look for what does not agree, and write it down, once, until it is healed. Exit code 1 while any is open.
 
-    CSV has the differences, JSON the checks as well.
+    With a PERIOD: compare messages, events, windows, rated lines, ledger, invoices and Stripe of it, stage by stage;
+    exit code 1 on any difference. CSV has the differences, JSON the checks as well.
     """
+    if period is not None:
+        _compare(period, stripe=stripe, kafka=kafka, as_json=as_json, as_csv=as_csv)
+        return
+    ended = threading.Event()
+    while True:
+        found = _look(days, begin, end, as_json=as_json, as_csv=as_csv)
+        if not watch:
+            if found:
+                raise typer.Exit(1)
+            return
+        try:
+            ended.wait(every)
+        except KeyboardInterrupt:
+            return
+
+
+@app.command("list")
+def list_findings(
+    all_: Annotated[bool, typer.Option("--all", help="Healed ones as well.")] = False,
+    kind: Annotated[Kind | None, typer.Option(help="Only this kind.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """What was found and is not healed, the newest first."""
+    with session.connection() as connection:
+        found = finding_store.listed(connection, healed=all_, kind=kind, limit=limit)
+    findings_shown.table(found, as_json=as_json, as_csv=as_csv)
+
+
+@app.command("show")
+def show_finding(number: Annotated[int, typer.Argument(metavar="NO")], as_json: AsJson = False) -> None:
+    """One finding: its cause, its size by tenant and model, and how it went."""
+    with session.connection() as connection:
+        found = finding_store.get(connection, number)
+        if found is None:
+            err.print(f"tollbook: there is no finding {number}: `tollbook reconcile list --all` lists them")
+            raise typer.Exit(1)
+        history = finding_store.history(connection, found.finding_id)
+    findings_shown.whole(found, history, as_json=as_json)
+
+
+def _look(days: int, begin: str | None, end: str | None, *, as_json: bool, as_csv: bool) -> bool:
+    """Look once and show it; whether anything is open."""
+    now = session.clock(None)
+    until = session.moment(end) if end else now
+    since = session.moment(begin) if begin else until - timedelta(days=days)
+    if since >= until:
+        raise typer.BadParameter("--from must lie before --to")
+    with session.connection() as connection:
+        done = look(connection, since, until, now)
+        found = finding_store.listed(connection)
+    if as_json or as_csv:
+        findings_shown.table(found, as_json=as_json, as_csv=as_csv)
+        return bool(found)
+    out.print(f"looked at events from {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M}; {done.witnesses}")
+    findings_shown.table(found, as_json=False, as_csv=False)
+    written = done.written
+    out.print(
+        f"{len(found)} open: {len(written.new)} new, {len(written.changed)} changed; {len(written.healed)} healed",
+        style="bold",
+    )
+    return bool(found)
+
+
+def _compare(period: str, *, stripe: bool, kafka: bool, as_json: bool, as_csv: bool) -> None:
     parsed = parse_period(period)
     gateway = session.stripe() if stripe else None
     log = session.usage_log() if kafka else None

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 import psycopg
 from psycopg.rows import class_row
@@ -30,6 +30,8 @@ _UNFINISHED: Final = """
     where w.replica_id is null and (b.farewell_at is null
           or coalesce(n.received_through, 0) < greatest(b.last_seq, coalesce(n.highest, 0)))
 """
+_THESE_BOOTS: Final = "(replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))"
+CountsTable = Literal["replica_reported", "replica_counts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +232,23 @@ def boot_differences(connection: psycopg.Connection) -> list[BootDifference]:
     return found
 
 
-def _counts(connection: psycopg.Connection, table: str) -> dict[BootKey, dict[tuple[str, str], Counts]]:
+def counts_of_boots(
+    connection: psycopg.Connection, table: CountsTable, boots: Sequence[BootKey]
+) -> dict[BootKey, dict[tuple[str, str], Counts]]:
+    """What some boots reported (`replica_reported`), or what was counted of them, by tenant and model."""
+    return _counts(connection, table, [list(named) for named in zip(*boots, strict=True)] or [[], []])
+
+
+def _counts(
+    connection: psycopg.Connection, table: CountsTable, boots: Sequence[Sequence[str]] | None = None
+) -> dict[BootKey, dict[tuple[str, str], Counts]]:
+    """Of all boots, or of those whose replicas and boots are given."""
     found: dict[BootKey, dict[tuple[str, str], Counts]] = defaultdict(dict)
+    which = "replica_id <> ''" if boots is None else _THESE_BOOTS
     rows = connection.execute(
         "select replica_id, boot_id, tenant_id, model, events, input_tokens, output_tokens, cache_hit_tokens"
-        f" from usage.{table} where replica_id <> ''"
+        f" from usage.{table} where {which}",
+        boots or (),
     )
     for replica_id, boot_id, tenant_id, model, *counts in rows:
         found[replica_id, boot_id][tenant_id, model] = Counts(*counts)

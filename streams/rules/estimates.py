@@ -6,7 +6,7 @@ An estimate is for people who decide what to look at first; nothing is ever bill
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -65,13 +65,26 @@ def prices_of(connection: psycopg.Connection, tenant_ids: Iterable[str]) -> dict
 
 
 def value_of(prices: Sequence[EstimatePrice], event: UsageEvent) -> tuple[Decimal | None, str | None]:
-    """(amount in major units, currency) at its tenant's `prices`, or (None, None) where none applies.
+    """(amount in major units, currency) of an event at its tenant's `prices`, or (None, None) where none applies."""
+    units = {
+        "input": Decimal(event.input_tokens - event.cache_hit_tokens),
+        "cached_input": Decimal(event.cache_hit_tokens),
+        "output": Decimal(event.output_tokens),
+        "request": Decimal(event.kind == "usage"),
+        "gpu_second": event.gpu_us / _MICROSECONDS,
+    }
+    return worth(prices, event.model, completed_at(event), units)
+
+
+def worth(
+    prices: Sequence[EstimatePrice], model: str, at: datetime, units: Mapping[str, Decimal]
+) -> tuple[Decimal | None, str | None]:
+    """(amount in major units, currency) of so many units by metric, or (None, None) where no price applies.
 
     Of a metric the newest price applies, and of two from the same time the model's own. Of a tenant whose plans changed
     currency the prices of the newer one alone are taken.
     """
-    at = completed_at(event)
-    in_force = [price for price in prices if price.model in (event.model, ANY_MODEL) and price.valid_from <= at]
+    in_force = [price for price in prices if price.model in (model, ANY_MODEL) and price.valid_from <= at]
     if not in_force:
         return None, None
     newest = max(price.valid_from for price in in_force)
@@ -81,11 +94,4 @@ def value_of(prices: Sequence[EstimatePrice], event: UsageEvent) -> tuple[Decima
         for price in sorted(in_force, key=lambda price: (price.valid_from, price.model))
         if price.currency == currency
     }
-    units = {
-        "input": Decimal(event.input_tokens - event.cache_hit_tokens),
-        "cached_input": Decimal(event.cache_hit_tokens),
-        "output": Decimal(event.output_tokens),
-        "request": Decimal(event.kind == "usage"),
-        "gpu_second": event.gpu_us / _MICROSECONDS,
-    }
-    return sum((units[metric] * price for metric, price in by_metric.items()), Decimal(0)), currency
+    return sum((units[metric] * price for metric, price in by_metric.items() if metric in units), Decimal(0)), currency

@@ -1,0 +1,74 @@
+"""How findings are shown: a line each, or one with all that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Final
+
+from console.output import document, listing, out
+from reconciliation.findings.finding_store import StoredFinding
+
+COLUMNS: Final = (
+    "no", "kind", "state", "about", "tenants", "events", "tokens", "money", "begins", "ends", "found_at"
+)  # fmt: skip
+TENANTS_SHOWN: Final = 5
+
+
+def table(found: Sequence[StoredFinding], *, as_json: bool, as_csv: bool) -> None:
+    """Findings as asked for; for people the likely causes below."""
+    if as_json:
+        document([asdict(stored) for stored in found])
+        return
+    listing([_row(stored) for stored in found], COLUMNS, as_csv=as_csv, title="Findings", empty="nothing is open")
+    for stored in [] if as_csv else found:
+        out.print(f"{stored.finding_no}: {stored.cause}", soft_wrap=True)
+
+
+def whole(stored: StoredFinding, history: Sequence[tuple[datetime, str, str]], *, as_json: bool) -> None:
+    """One finding."""
+    if as_json:
+        states = [{"at": at, "state": state, "cause": cause} for at, state, cause in history]
+        document(asdict(stored) | {"history": states})
+        return
+    listing([_row(stored)], COLUMNS)
+    out.print(stored.cause, soft_wrap=True)
+    if source := stored.size["estimated_from"]:
+        out.print(f"estimated from {source}", soft_wrap=True)
+    shares = [
+        {name: between(value) if isinstance(value, list) else value for name, value in share.items()}
+        for share in stored.size["shares"]
+    ]
+    if shares:
+        listing(shares, tuple(shares[0]), title="By tenant and model")
+    listing([{"at": at, "state": state} for at, state, _ in history], ("at", "state"), title="How it went")
+
+
+def between(interval: Sequence[int]) -> str:
+    """From least to most; one number where it is known."""
+    low, high = interval
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _row(stored: StoredFinding) -> dict[str, Any]:
+    size = stored.size
+    tenants = sorted({share["tenant_id"] for share in size["shares"]} - {""})
+    more = f" and {len(tenants) - TENANTS_SHOWN} more" if len(tenants) > TENANTS_SHOWN else ""
+    return {
+        "no": stored.finding_no,
+        "kind": stored.kind,
+        "state": stored.state,
+        "about": ", ".join(stored.subject.values()),
+        "tenants": ", ".join(tenants[:TENANTS_SHOWN]) + more,
+        "events": between(size["events"]),
+        "tokens": between(size["tokens"]),
+        "money": ", ".join(f"{_amount(m['low'], m['high'])} {m['currency']}" for m in size["money"]),
+        "begins": stored.begins,
+        "ends": stored.ends,
+        "found_at": stored.found_at,
+    }
+
+
+def _amount(low: str, high: str) -> str:
+    return high if low == high else f"{low} to {high}"

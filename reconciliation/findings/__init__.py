@@ -1,0 +1,1 @@
+"""What does not agree, by kind, size and likely cause; written once, closed when it is healed."""

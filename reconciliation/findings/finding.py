@@ -1,0 +1,165 @@
+"""What a finding is: a kind, what it is about, its size and likely cause (docs/spec/metering.md 6). Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+from uuid import UUID, uuid5
+
+import msgspec
+
+NAMESPACE: Final = UUID("3a5d2c1e-8c1b-5f0e-9d52-6a0f4b1e7c90")
+
+
+class Kind(StrEnum):
+    """What is wrong."""
+
+    LOST_EVENTS = "lost_events"
+    """A replica made events that never came."""
+    DUPLICATE_EMITTER = "duplicate_emitter"
+    """The same usage came again under other ids."""
+    CLOCK_SKEW = "clock_skew"
+    """A replica's events carry times that are off."""
+    UNMETERED_REQUESTS = "unmetered_requests"
+    """An engine or a gateway knows of requests that no event was made for."""
+    WRONG_TENANT = "wrong_tenant"
+    """Usage is counted under another tenant's name."""
+    DOUBLE_ATTEMPT = "double_attempt"
+    """One attempt number was given to two dispatches of a request."""
+    GAP_IN_NUMBERING = "gap_in_numbering"
+    """Numbers were left out, and no event was."""
+    UNREGISTERED_REPLICA = "unregistered_replica"
+    """A replica serves that never reported itself."""
+
+
+class Interval(NamedTuple):
+    """From least to most; both are the same where it is known and not estimated."""
+
+    low: int
+    high: int
+
+    @staticmethod
+    def exactly(value: int) -> Interval:
+        """A size that is known."""
+        return Interval(value, value)
+
+    def plus(self, other: Interval) -> Interval:
+        """Both together."""
+        return Interval(self.low + other.low, self.high + other.high)
+
+
+NOTHING: Final = Interval(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A tenant's and model's part of a finding. Tokens in tokens, `input_tokens` with the cached ones."""
+
+    tenant_id: str
+    model: str
+    events: Interval = NOTHING
+    input_tokens: Interval = NOTHING
+    output_tokens: Interval = NOTHING
+    cache_hit_tokens: Interval = NOTHING
+
+    @property
+    def tokens(self) -> Interval:
+        """Input and output."""
+        return self.input_tokens.plus(self.output_tokens)
+
+
+class Money(NamedTuple):
+    """What it may come to at the highest price that may apply, in major units."""
+
+    currency: str
+    low: Decimal
+    high: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that does not agree. `subject` makes it this finding and no other: found again, it is the same one."""
+
+    kind: Kind
+    subject: Mapping[str, str]
+    cause: str
+    shares: tuple[Share, ...] = ()
+    begins: datetime | None = None
+    ends: datetime | None = None
+    estimated_from: str = ""
+    """What the size was estimated from; '' where it is exact."""
+    money: tuple[Money, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Kind and subject as text."""
+        return msgspec.json.encode([self.kind, dict(self.subject)], order="sorted").decode()
+
+    def finding_id(self, occurrence: int) -> UUID:
+        """UUIDv5 of kind, subject and occurrence."""
+        about = msgspec.json.encode([self.kind, dict(self.subject), occurrence], order="sorted")
+        return uuid5(NAMESPACE, about.decode())
+
+    @property
+    def events(self) -> Interval:
+        """Of all shares."""
+        return _sum(share.events for share in self.shares)
+
+    @property
+    def tokens(self) -> Interval:
+        """Of all shares."""
+        return _sum(share.tokens for share in self.shares)
+
+    @property
+    def tenants(self) -> list[str]:
+        """Whose it is."""
+        return sorted({share.tenant_id for share in self.shares})
+
+    def size(self) -> dict[str, Any]:
+        """The size as it is stored and shown; intervals as `[least, most]`."""
+        return {
+            "events": list(self.events),
+            "tokens": list(self.tokens),
+            "money": [{"currency": m.currency, "low": format(m.low, "f"), "high": format(m.high, "f")}
+                      for m in self.money],
+            "estimated_from": self.estimated_from,
+            "shares": [
+                {"tenant_id": s.tenant_id, "model": s.model, "events": list(s.events),
+                 "input_tokens": list(s.input_tokens), "output_tokens": list(s.output_tokens),
+                 "cache_hit_tokens": list(s.cache_hit_tokens)}
+                for s in sorted(self.shares, key=lambda share: (share.tenant_id, share.model))
+            ],
+        }  # fmt: skip
+
+    def told(self) -> str:
+        """In a line, for an alert."""
+        about = ", ".join(f"{name} {value}" for name, value in self.subject.items())
+        size = f"{_between(self.events)} events, {_between(self.tokens)} tokens"
+        worth = "".join(f", {_money(m)}" for m in self.money)
+        whose = f" of {_few(self.tenants)}" if self.shares else ""
+        return f"{self.kind.replace('_', ' ')} ({about}): {size}{whose}{worth}; {self.cause}"
+
+
+def _sum(intervals: Iterable[Interval]) -> Interval:
+    total = NOTHING
+    for each in intervals:
+        total = total.plus(each)
+    return total
+
+
+def _between(interval: Interval) -> str:
+    return f"{interval.low:,}" if interval.low == interval.high else f"{interval.low:,} to {interval.high:,}"
+
+
+def _money(money: Money) -> str:
+    least, most = f"{money.low:.2f}", f"{money.high:.2f}"
+    return f"{most} {money.currency}" if least == most else f"{least} to {most} {money.currency}"
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    told = ", ".join(names[:most])
+    return told + (f" and {len(names) - most} more" if len(names) > most else "")

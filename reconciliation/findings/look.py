@@ -1,0 +1,125 @@
+"""One look at everything that may not agree: find, size, price, write down, close what is healed.
+
+What is judged by state that is kept (numbers, boots, counters, quarantine) is looked at whole each time; what is judged
+by raw events (clocks, twins) within a span of completion times. A finding is healed by a look that covers its time and
+does not find it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+
+import psycopg
+
+from reconciliation.findings import evidence, finding_store, numbers, signs
+from reconciliation.findings.finding import Finding, Interval, Kind, Money, Share
+from reconciliation.findings.finding_store import StoredFinding, Written
+from streams.completeness import completeness_store, engine_store
+from streams.rules import estimates
+from streams.rules.estimates import EstimatePrice
+
+OF_RAW_EVENTS: Final = (Kind.DUPLICATE_EMITTER.value, Kind.CLOCK_SKEW.value)
+"""Kinds that are judged by raw events: a look at another time says nothing about them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look found, and what it changed of what was known."""
+
+    found: tuple[Finding, ...]
+    written: Written
+    witnesses: str
+
+
+def look(
+    connection: psycopg.Connection,
+    begin: datetime,
+    end: datetime,
+    now: datetime,
+    *,
+    from_outside: Sequence[Finding] = (),
+    logs: Sequence[str] = (),
+) -> Look:
+    """Look at everything; at raw events that completed in [begin, end). One transaction; one look at a time.
+
+    `from_outside` are findings of witnesses that are not in the database, and `logs` the names of those witnesses: a
+    finding of theirs is judged only where they are looked at.
+    """
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", (finding_store.LOCK,))
+        found, witnesses = _find(connection, begin, end)
+        found += from_outside
+        prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
+        priced = [replace(finding, money=worth(finding, prices, now)) for finding in _once(found)]
+        open_ = finding_store.listed(connection, limit=1_000_000)
+        covered = [stored for stored in open_ if _covers(stored, begin, end, logs)]
+        written = finding_store.write(connection, priced, covered, now)
+    return Look(tuple(priced), written, witnesses)
+
+
+def _find(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[Finding], str]:
+    passed = evidence.passed_over(connection)
+    found = [numbers.judge(boot, passed) for boot in evidence.missing_numbers(connection)]
+    reports = engine_store.report(connection)
+    boots = {boot.key for boot in completeness_store.all_boots(connection)}
+    compared = (signs.unmetered(each, (each.replica_id, each.boot_id) in boots) for each in reports.comparisons)
+    judged: list[Finding | None] = [
+        *map(signs.clock_skew, evidence.clocks(connection, begin, end)),
+        *map(signs.duplicate_emitter, evidence.twins(connection, begin, end)),
+        *compared,
+    ]
+    found += [finding for finding in judged if finding is not None]
+    found += signs.wrong_tenant(completeness_store.boot_differences(connection))
+    found += map(signs.double_attempt, evidence.same_attempts(connection))
+    found += [
+        signs.unreported_boot(*key, seen, since) for key, seen, since in evidence.unreported_boots(connection)
+    ]  # fmt: skip
+    return found, reports.witnesses
+
+
+def _once(found: Iterable[Finding]) -> list[Finding]:
+    """Of two findings about the same thing the first."""
+    by_key: dict[str, Finding] = {}
+    for finding in found:
+        by_key.setdefault(finding.key, finding)
+    return list(by_key.values())
+
+
+def _covers(stored: StoredFinding, begin: datetime, end: datetime, logs: Sequence[str]) -> bool:
+    """Whether a look would have found it again. What has no time is found by state that is kept."""
+    if (log := stored.subject.get("log")) is not None:
+        return log in logs
+    if stored.kind not in OF_RAW_EVENTS:
+        return True
+    return stored.begins is not None and stored.ends is not None and begin <= stored.begins and stored.ends < end
+
+
+def worth(finding: Finding, prices: dict[str, list[EstimatePrice]], now: datetime) -> tuple[Money, ...]:
+    """What a finding may come to at the highest prices that may apply, by currency; in major units."""
+    sums: dict[str, tuple[Decimal, Decimal]] = {}
+    for share in finding.shares:
+        listed = prices.get(share.tenant_id, [])
+        at = finding.ends or finding.begins or now
+        low, code = estimates.worth(listed, share.model, at, _units(share, 0))
+        high, _ = estimates.worth(listed, share.model, at, _units(share, 1))
+        if low is not None and high is not None and code is not None:
+            before = sums.get(code, (Decimal(0), Decimal(0)))
+            sums[code] = (before[0] + low, before[1] + high)
+    return tuple(Money(code, *sums[code]) for code in sorted(sums))
+
+
+def _units(share: Share, end: int) -> dict[str, Decimal]:
+    """Units by metric, least (0) or most (1). What is uncached is least where most is cached."""
+    cached: Interval = share.cache_hit_tokens
+    known = share.input_tokens.low == share.input_tokens.high and cached.low == cached.high
+    beyond = cached[end] if known else cached[1 - end]
+    return {
+        "input": Decimal(max(share.input_tokens[end] - beyond, 0)),
+        "cached_input": Decimal(cached[end]),
+        "output": Decimal(share.output_tokens[end]),
+        "request": Decimal(share.events[end]),
+    }

@@ -1,0 +1,161 @@
+"""Findings on a real database: found from what was applied, written once, healed when it is mended."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from reconciliation.findings import finding_store
+from reconciliation.findings.finding_store import Written
+from reconciliation.findings.look import Look, look
+from reconciliation.numbers_received import numbers_received
+from streams import alerts, tenants
+from streams.completeness.completeness_check import CompletenessCheck
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.replica_apply import ReplicaChunkApplier
+from streams.rules.chunks import Record
+from streams.settings import CompletenessSettings
+from tests.builders import RECEIVED, REPLICA_SOURCE, event_json, make_chunk, make_report, numbered
+from tests.integration.streams.conftest import applier, replica_applier
+
+__all__ = ["applier", "replica_applier"]
+NOW = datetime(2026, 11, 1, 12, 5, tzinfo=UTC)
+SETTLED = timedelta(minutes=10)
+
+
+def check(connection: psycopg.Connection) -> None:
+    """What workers do each second; twice, since a number is looked at once it has settled."""
+    checker = CompletenessCheck(connection, CompletenessSettings())
+    now = connection.execute("select clock_timestamp()").fetchone()
+    assert now is not None
+    checker.run(now[0])
+    checker.run(now[0] + SETTLED)
+
+
+def looked(connection: psycopg.Connection, now: datetime = NOW) -> Look:
+    return look(connection, RECEIVED - timedelta(days=2), RECEIVED + timedelta(days=1), now)
+
+
+def kinds(connection: psycopg.Connection) -> list[str]:
+    return sorted(stored.kind for stored in finding_store.listed(connection))
+
+
+def heartbeat(position: int, last_seq: int, *totals: tuple[str, int, int, int], **more: object) -> Record:
+    said = [
+        {"tenant_id": tenant, "model": "llama", "events": events, "input_tokens": given, "output_tokens": made,
+         "cache_hit_tokens": events * 4}
+        for tenant, events, given, made in totals
+    ]  # fmt: skip
+    return make_report(position, "heartbeat", last_seq=last_seq, totals=said, **more)
+
+
+def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    replica_applier.apply(
+        make_chunk(
+            make_report(0, "boot", at=RECEIVED - timedelta(hours=3)),
+            heartbeat(1, 2, ("tenant_1", 2, 20, 10), at=RECEIVED - timedelta(hours=2)),
+            heartbeat(2, 5, ("tenant_1", 5, 50, 25)),
+            source=REPLICA_SOURCE,
+        )
+    )
+    applier.apply(make_chunk(numbered(0, 1), numbered(1, 2), numbered(2, 5)))
+    check(connection)
+    (found,) = looked(connection).found
+    assert (found.kind, found.events, found.tokens) == ("lost_events", (2, 2), (30, 30))
+    assert found.begins == RECEIVED - timedelta(hours=2)
+    assert found.tenants == ["tenant_1"]
+    assert looked(connection, NOW + timedelta(hours=1)).written == Written((), (), ())
+    (stored,) = finding_store.listed(connection)
+    assert stored.state_no == 1, "written once, not again each hour"
+    told = [alert for alert in alerts.undelivered(connection) if alert.kind == "finding.lost_events"]
+    assert len(told) == 1
+    gate = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
+    assert [each.key for each in gate.differences] == ["r1/b1/3-4"]
+
+    applier.apply(make_chunk(numbered(3, 3), numbered(4, 4)))
+    check(connection)
+    healed = looked(connection).written.healed
+    assert [each.finding_no for each in healed] == [stored.finding_no]
+    assert finding_store.listed(connection) == []
+    assert [state for _, state, _ in finding_store.history(connection, stored.finding_id)] == ["open", "healed"]
+    assert numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1)).agrees
+
+
+def test_numbers_that_were_left_out_are_told_from_lost_events(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    replica_applier.apply(make_chunk(heartbeat(0, 5, ("tenant_1", 3, 30, 15)), source=REPLICA_SOURCE))
+    applier.apply(make_chunk(numbered(0, 1), numbered(1, 2), numbered(2, 5)))
+    check(connection)
+    looked(connection)
+    assert kinds(connection) == ["gap_in_numbering"]
+
+
+def test_a_second_shipper_with_ids_of_its_own_is_found(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    at = [f"2026-11-01T11:59:3{i}.123456Z" for i in range(6)]
+    first = [numbered(i, i + 1, timestamp=at[i]) for i in range(6)]
+    again = [
+        Record(6 + i, b"tenant_1", event_json(request_id=f"again-{i}", timestamp=at[i]), RECEIVED) for i in range(6)
+    ]
+    applier.apply(make_chunk(*first, *again))
+    found = {each.kind: each for each in looked(connection).found}
+    assert found["duplicate_emitter"].events == (6, 6)
+    assert found["duplicate_emitter"].subject == {"emitter": "unnumbered events", "of": "r1/b1"}
+    assert look(connection, NOW, NOW + timedelta(days=1), NOW).written.healed == (), "another time says nothing of it"
+
+
+def test_a_clock_two_hours_behind_is_found_and_a_backlog_is_not(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    skewed = [numbered(i, i + 1, timestamp=f"2026-11-01T09:59:4{i}Z", boot="skewed") for i in range(6)]
+    backlog = [numbered(6 + i, i + 1, timestamp=f"2026-11-01T1{i // 3}:0{i % 3}:00Z", boot="late") for i in range(6)]
+    in_time = [numbered(12, 7, timestamp="2026-11-01T11:59:59Z", boot="late")]
+    applier.apply(make_chunk(*skewed, *backlog, *in_time))
+    found = [each for each in looked(connection).found if each.kind == "clock_skew"]
+    assert [(each.subject["boot_id"], each.events) for each in found] == [("skewed", (6, 6))]
+
+
+def test_a_clock_ahead_is_found_by_what_was_refused(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    applier.apply(make_chunk(numbered(0, 1, timestamp="2026-11-01T14:00:00Z", boot="ahead")))
+    found = [each for each in looked(connection).found if each.kind == "clock_skew"]
+    assert [each.subject["boot_id"] for each in found] == ["ahead"]
+
+
+def test_a_tenants_events_under_anothers_name_are_found(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    tenants.register(connection, [("tenant_2", "Two")], actor="test")
+    replica_applier.apply(make_chunk(heartbeat(0, 2, ("tenant_1", 2, 20, 10)), source=REPLICA_SOURCE))
+    applier.apply(make_chunk(numbered(0, 1), numbered(1, 2, tenant_id="tenant_2")))
+    check(connection)
+    (found,) = looked(connection).found
+    assert (found.kind, found.subject["counted_as"], found.events) == ("wrong_tenant", "tenant_2", (1, 1))
+
+
+def test_one_attempt_number_for_two_dispatches_is_found(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    applier.apply(make_chunk(numbered(0, 1, request_id="q"), numbered(1, 1, request_id="q", replica="r2", boot="b9")))
+    found = [each for each in looked(connection).found if each.kind == "double_attempt"]
+    assert [each.subject for each in found] == [{"replica_id": "r2"}]
+
+
+def test_a_replica_that_never_reported_is_found(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    applier.apply(make_chunk(numbered(0, 1)))
+    check(connection)
+    (found,) = looked(connection).found
+    assert (found.kind, found.subject["replica_id"]) == ("unregistered_replica", "r1")
+
+
+@pytest.mark.parametrize("table", ["findings", "finding_states"])
+def test_findings_are_facts(
+    connection: psycopg.Connection, owner: psycopg.Connection, applier: ChunkApplier, table: str
+) -> None:
+    applier.apply(make_chunk(numbered(0, 1)))
+    check(connection)
+    looked(connection)
+    for statement in (f"update usage.{table} set finding_id = finding_id", f"truncate usage.{table} cascade"):
+        with pytest.raises(psycopg.Error, match="append-only"):
+            owner.execute(statement)  # type: ignore[call-overload]

@@ -1,0 +1,186 @@
+"""What signs of disagreement mean: each kind is told from the others, and sized."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from reconciliation.findings.finding import Finding, Interval, Kind, Share
+from reconciliation.findings.look import worth
+from reconciliation.findings.numbers import MissingNumbers, PassedOver, Sample, judge
+from reconciliation.findings.partitions import _murmur2, partition_of
+from reconciliation.findings.signs import (
+    BootClock,
+    SameAttempt,
+    Seen,
+    Twins,
+    clock_skew,
+    double_attempt,
+    duplicate_emitter,
+    unmetered,
+    wrong_tenant,
+)
+from streams.completeness.completeness_store import BootDifference
+from streams.completeness.engine_witness import EngineComparison, EngineTokens, Standing
+from streams.completeness.witnesses import Counts
+from streams.rules.estimates import EstimatePrice
+
+AT = datetime(2026, 10, 14, 8, tzinfo=UTC)
+A, B = ("a", "llama"), ("b", "llama")
+LOST = MissingNumbers(
+    "r1", "b1", missing=3, last_seq=10,
+    reported={A: Counts(6, 600, 60, 6), B: Counts(4, 400, 40, 0)},
+    counted={A: Counts(4, 350, 45, 6), B: Counts(3, 300, 30, 0)},
+    begins=AT, ends=AT + timedelta(hours=6),
+)  # fmt: skip
+
+
+def test_lost_events_are_known_to_the_token_where_heartbeats_account_for_all_numbers() -> None:
+    found = judge(LOST)
+    assert (found.kind, found.estimated_from) == (Kind.LOST_EVENTS, "")
+    assert found.events == Interval(3, 3)
+    assert found.shares == (
+        Share("a", "llama", Interval(2, 2), Interval(250, 250), Interval(15, 15), Interval(0, 0)),
+        Share("b", "llama", Interval(1, 1), Interval(100, 100), Interval(10, 10), Interval(0, 0)),
+    )
+    assert "its shipper did not deliver" in found.cause
+
+
+def test_what_waits_in_quarantine_beside_makes_the_size_an_interval() -> None:
+    assert judge(replace(LOST, missing=2)).events == Interval(1, 3)
+
+
+def test_numbers_that_were_left_out_are_no_lost_events() -> None:
+    everything = LOST.reported
+    found = judge(replace(LOST, last_seq=13, counted=everything))
+    assert (found.kind, found.events) == (Kind.GAP_IN_NUMBERING, Interval(0, 0))
+
+
+def test_without_reports_the_size_is_estimated_from_what_came_around_that_time() -> None:
+    samples = {
+        A: Sample(300, (100.0, 10.0), (10.0, 1.0), (0.0, 0.0)),
+        B: Sample(100, (100.0, 0.0), (10.0, 0.0), (0.0, 0.0)),
+    }
+    found = judge(replace(LOST, missing=400, last_seq=500, reported={}, samples=samples))
+    assert found.kind is Kind.LOST_EVENTS
+    assert "400 events" in found.estimated_from
+    first, second = found.shares
+    assert first.events.low < 300 < first.events.high
+    assert second.events.low < 100 < second.events.high
+    assert first.input_tokens.low < 30_000 < first.input_tokens.high
+    nothing = judge(replace(LOST, reported={}, samples={}))
+    assert (nothing.events, nothing.tokens) == (Interval(3, 3), Interval(0, 0))
+
+
+def test_what_belongs_into_one_partition_that_was_cut_was_lost_there() -> None:
+    gone = PassedOver(partition_of("a", 8), 8, "it was truncated")
+    only_a = replace(LOST, missing=2, counted=LOST.reported | {A: LOST.counted[A]})
+    assert "it was truncated" in judge(only_a, [gone]).cause
+    assert "shipper" in judge(only_a, [replace(gone, partition=(gone.partition + 1) % 8)]).cause
+
+
+def test_a_boot_that_broke_off_is_named_as_the_cause() -> None:
+    assert "broke off" in judge(replace(LOST, broke_off=True)).cause
+
+
+@pytest.mark.parametrize(
+    ("text", "hashed"),  # of Apache Kafka's own UtilsTest
+    [("21", -973932308), ("foobar", -790332482), ("a-little-bit-long-string", -985981536),
+     ("a-little-bit-longer-string", -1486304829), ("abc", 479470107)],
+)  # fmt: skip
+def test_keys_go_to_the_partitions_that_java_gives_them(text: str, hashed: int) -> None:
+    assert _murmur2(text.encode()) == hashed % 2**32
+
+
+SEEN = (Seen("a", "llama", Counts(9, 90, 9, 0)),)
+TWO_HOURS = timedelta(hours=2)
+CLOCK = BootClock("r1", "b1", TWO_HOURS, TWO_HOURS + timedelta(minutes=1), SEEN, AT, AT)
+
+
+def test_a_clock_is_off_where_all_come_late_alike() -> None:
+    found = clock_skew(CLOCK)
+    assert found is not None
+    assert found.kind is Kind.CLOCK_SKEW
+    assert "2:00:00" in found.cause
+
+
+def test_a_backlog_is_no_clock() -> None:
+    assert clock_skew(replace(CLOCK, least=timedelta(minutes=2))) is None
+
+
+def test_heartbeats_in_time_by_the_same_clock_speak_for_it() -> None:
+    assert clock_skew(replace(CLOCK, heartbeat_offset_ms=-20)) is None
+    assert clock_skew(replace(CLOCK, heartbeat_offset_ms=-7_200_000)) is not None
+
+
+def test_events_from_the_future_are_a_clock_that_is_ahead() -> None:
+    found = clock_skew(replace(CLOCK, least=-TWO_HOURS, most=-TWO_HOURS, ahead=True))
+    assert found is not None
+    assert "after they were received" in found.cause
+
+
+def test_a_few_twins_are_chance_and_more_are_a_second_emitter() -> None:
+    twins = Twins("unnumbered events", "r1/b1", SEEN, AT, AT)
+    found = duplicate_emitter(twins)
+    assert found is not None
+    assert (found.kind, found.events) == (Kind.DUPLICATE_EMITTER, Interval(9, 9))
+    assert duplicate_emitter(replace(twins, seen=(Seen("a", "llama", Counts(4, 9, 9, 0)),))) is None
+
+
+COMPARED = EngineComparison(
+    "r1", "b1", "llama", Standing.DIFFERS, EngineTokens(100, 50, 0), EngineTokens(60, 30, 0), EngineTokens(), AT
+)
+
+
+def test_what_an_engine_counted_and_no_event_has_was_not_metered() -> None:
+    found = unmetered(COMPARED, known_boot=True)
+    assert found is not None
+    assert (found.kind, found.tokens) == (Kind.UNMETERED_REQUESTS, Interval(60, 60))
+    assert unmetered(replace(COMPARED, standing=Standing.NOT_YET), known_boot=True) is None
+
+
+def test_an_engine_without_any_report_of_an_adapter_is_a_replica_that_was_never_registered() -> None:
+    alone = replace(COMPARED, standing=Standing.NOT_YET, events=EngineTokens())
+    found = unmetered(alone, known_boot=False)
+    assert found is not None
+    assert (found.kind, found.tokens) == (Kind.UNREGISTERED_REPLICA, Interval(150, 150))
+
+
+def differing(tenant: str, reported: int, counted: int, comparable: str = "exact") -> BootDifference:
+    return BootDifference(
+        "r1", "b1", tenant, "llama", comparable, Counts(reported, reported * 10, 0, 0), Counts(counted, counted * 10)
+    )
+
+
+def test_as_much_as_was_made_but_for_others_is_the_wrong_tenant() -> None:
+    (found,) = wrong_tenant([differing("a", 7, 3), differing("b", 1, 5)])
+    assert found.kind is Kind.WRONG_TENANT
+    assert found.subject["counted_as"] == "b"
+    assert found.shares == (Share("a", "llama", Interval(4, 4), Interval(40, 40)),)
+
+
+@pytest.mark.parametrize(
+    "others", [[differing("a", 7, 3)], [differing("a", 7, 3, "at_least"), differing("b", 1, 5, "at_least")]]
+)
+def test_less_or_more_than_was_made_is_no_matter_of_names(others: list[BootDifference]) -> None:
+    assert wrong_tenant(others) == []
+
+
+def test_one_attempt_by_two_replicas_is_told() -> None:
+    found = double_attempt(SameAttempt("r2", SEEN, AT, AT))
+    assert (found.kind, found.subject, found.events) == (Kind.DOUBLE_ATTEMPT, {"replica_id": "r2"}, Interval(9, 9))
+
+
+def test_a_finding_is_worth_from_least_to_most_and_is_one_whatever_its_size() -> None:
+    share = Share("a", "llama", Interval(1, 2), Interval(100, 200), Interval(10, 10), Interval(0, 50))
+    found = Finding(Kind.LOST_EVENTS, {"replica_id": "r1"}, "", (share,), AT, AT)
+    prices = {
+        "a": [EstimatePrice("", metric, Decimal(price), "USD", datetime(2026, 1, 1, tzinfo=UTC))
+              for metric, price in (("input", "0.01"), ("cached_input", "0.001"), ("output", "0.1"))]
+    }  # fmt: skip
+    (money,) = worth(found, prices, AT)
+    assert money == ("USD", Decimal("1.5"), Decimal("3.05"))
+    assert found.finding_id(1) == replace(found, shares=()).finding_id(1) != found.finding_id(2)

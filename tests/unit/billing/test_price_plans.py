@@ -70,7 +70,7 @@ def test_versions_differ_in_what_they_say_not_in_how_it_is_written() -> None:
     assert differences(old, version(charge("a", INPUT, "0.590", 1000), charge("b", OUTPUT, "1.0"))) == []
     new = version(charge("a", INPUT, "0.60", 1000, model="llama"), charge("c", OUTPUT, "1"))
     assert differences(old, replace(new, valid_from=datetime(2026, 2, 1, tzinfo=UTC))) == [
-        "from is 2026-01-01T00:00Z, the file says 2026-02-01T00:00Z",
+        "from is 2026-01-01T00:00:00Z, the file says 2026-02-01T00:00:00Z",
         "charge b is missing from the file",
         "charge c is new in the file",
         "charge a: price is 0.59, the file says 0.6",

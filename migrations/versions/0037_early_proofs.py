@@ -3,7 +3,7 @@
 A month at a thousand events a second leaves some ninety million chunks. As rows they are read by whoever compares
 positions with outcomes; in a range they are a few bytes each, and read by nobody but who wants them.
 
-Revision ID: 0035
+Revision ID: 0037
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from importlib import import_module
 
 from alembic import op
 
-revision = "0035"
-down_revision = "0034"
+revision = "0037"
+down_revision = "0036"
 branch_labels = None
 depends_on = None
 

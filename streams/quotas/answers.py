@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Final
 
 import msgspec
 
 from streams.quotas.decisions import Ask, Attempt, Count, Refused, RequestId, Scope, Standing, TenantId
-from streams.quotas.definitions import RATE_US, shown
+from streams.quotas.definitions import RATE_US, UNITS, shown
 from streams.quotas.entries import Reserved, Settled
 from streams.quotas.standings import StandingView, second_text, standing_view
 
@@ -194,18 +193,14 @@ def rate_limit_fields(standings: Sequence[Standing], now: int) -> list[tuple[str
     """`RateLimit-Policy` and `RateLimit`, one member for each quota."""
     policies, left = [], []
     for quota, remaining, resets_at in standings:
-        limit, rest = _whole(quota.limit, quota.metric), _whole(remaining, quota.metric)
+        units = UNITS.get(quota.metric, 1)
+        limit, rest = quota.limit // units, remaining // units  # the fields hold whole numbers
         window = RATE_US[quota.period] // 1_000_000 if quota.period in RATE_US else max(resets_at - now, 0) // 1_000_000
         unit = _QUOTED_UNITS.get(quota.metric, "tokens" if quota.metric.endswith("tokens") else quota.metric)
         name = quota.quota_id.replace("\\", "\\\\").replace('"', '\\"')
         policies.append(f'"{name}";q={limit};w={window};qu="{unit}"')
         left.append(f'"{name}";r={rest};t={max(resets_at - now, 0) // 1_000_000}')
     return [("ratelimit-policy", ", ".join(policies)), ("ratelimit", ", ".join(left))] if policies else []
-
-
-def _whole(amount: int, metric: str) -> int:
-    """An amount in whole units of its metric, cut off: the fields hold integers."""
-    return int(Decimal(shown(amount, metric)))
 
 
 def openai_fields(standings: Sequence[Standing], now: int) -> list[tuple[str, str]]:

@@ -154,10 +154,9 @@ def strictest(modes: Iterable[OnUnavailable]) -> OnUnavailable | None:
 def shown(amount: int, metric: str) -> str:
     """An amount of smallest units as people write it: `1500`, `2.5`."""
     units = UNITS.get(metric, 1)
-    if units == 1:
-        return str(amount)
-    text = format(Decimal(amount).scaleb(-len(str(units)) + 1), "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    whole, rest = divmod(abs(amount), units)
+    fraction = f".{rest:0{len(str(units)) - 1}d}".rstrip("0") if rest else ""
+    return f"{'-' if amount < 0 else ''}{whole}{fraction}"
 
 
 def _judge_kind(period: str, metric: str) -> None:

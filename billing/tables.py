@@ -297,6 +297,17 @@ tax_rules = _table(
     *_times("valid_from", "recorded_at"),
 )
 
+top_up_rules = _table(
+    "top_up_rules",
+    *_bigints("top_up_rule_no"),
+    *_text("billing_account", "currency", "recorded_by"),
+    *_amounts("below", "amount", "monthly_limit"),
+    *_smallints("expires_months"),
+    *_times("valid_from", "recorded_at"),
+)
+
+top_ups = _table("top_ups", *_text("grant_id"), *_bigints("top_up_rule_no"))
+
 exchange_rates = _table(
     "exchange_rates",
     *_bigints("exchange_rate_no"),

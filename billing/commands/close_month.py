@@ -1,6 +1,6 @@
 """From a month's usage to finalized invoices: rate and book, draw up, send, expire credits, seal. Each step resumes.
 
-What is held in other currencies than a legal entity's own is remeasured at the month's end.
+Credit is bought where it runs low, and what is held in other currencies than a legal entity's own is remeasured.
 
 Fees in advance whose time has begun by then come first; what is earned of them in the month is booked. What came late
 to earlier periods is rated: credit notes are issued, the rest is carried by the next invoices. Billing periods that are
@@ -29,6 +29,7 @@ from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.remeasure_balances import Remeasured, remeasure_balances
 from billing.commands.seal_journal import keep_balances, seal_journals
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
+from billing.commands.top_up_credit import ToppedUp, top_up_credits
 from billing.database import raw, transaction
 from billing.errors import PeriodNotEnded
 from billing.invoicing import adjustment_store
@@ -58,6 +59,7 @@ class MonthClosed:
     earlier: tuple[PeriodRated, ...] = ()
     notes: CreditNotesIssued = field(default_factory=lambda: CreditNotesIssued((), ()))
     remeasured: tuple[Remeasured, ...] = ()
+    topped_up: tuple[ToppedUp, ...] = ()
 
     @property
     def accounts_to_redraw(self) -> frozenset[str]:
@@ -168,13 +170,15 @@ def close_month(
     expired = expire_credits(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
     with transaction(engine, dry_run=dry_run) as connection:
         recognise_fees(connection, period, now=now)
+    topped_up = top_up_credits(engine, now=now, actor=actor, dry_run=dry_run)
     remeasured = remeasure_balances(engine, period, now=now, dry_run=dry_run)
     if not dry_run:
         seal_journals(engine)
         keep_balances(engine, effective_before=period.end)
     return MonthClosed(
-        period, rated, drafted, sent, dry_run, tuple(expired), in_advance, others, earlier, notes, tuple(remeasured)
-    )
+        period, rated, drafted, sent, dry_run, tuple(expired), in_advance, others, earlier, notes, tuple(remeasured),
+        tuple(topped_up),
+    )  # fmt: skip
 
 
 def _unbillable(rated: PeriodRated) -> Iterator[str]:

@@ -51,11 +51,10 @@ def grant_credit(
     A paid one can be used, and is owed, once it is settled. Raises CreditRefused.
     """
     with transaction(engine, dry_run=dry_run) as connection:
-        account = account_store.accounts(connection, [given.billing_account]).get(given.billing_account)
-        if account is None:
-            raise CreditRefused(f"there is no billing account {given.billing_account!r}")
-        _check(connection, given.grant, account)
-        return [_give(connection, each, actor) for each in repeated(given, recurrence)]
+        account = payer(connection, given.billing_account)
+        check(given.grant, account)
+        _check_charges(connection, given.grant, account)
+        return [give(connection, each, actor) for each in repeated(given, recurrence)]
 
 
 def repeated(given: GivenCredit, recurrence: Recurrence | None) -> list[GivenCredit]:
@@ -111,7 +110,16 @@ def credits_of(
         return credit_store.states(connection, accounts=accounts, as_of=as_of)
 
 
-def _check(connection: Connection, grant: Grant, account: BillingAccount) -> None:
+def payer(connection: Connection, name: str) -> BillingAccount:
+    """The billing account of a name. Raises CreditRefused."""
+    account = account_store.accounts(connection, [name]).get(name)
+    if account is None:
+        raise CreditRefused(f"there is no billing account {name!r}")
+    return account
+
+
+def check(grant: Grant, account: BillingAccount) -> None:
+    """Raises CreditRefused unless the account can have such a credit."""
     if not GRANT_ID.fullmatch(grant.grant_id):
         raise CreditRefused(f"{grant.grant_id!r} is no name of a credit: letters, digits, _ and -, up to 64")
     if grant.currency != account.currency:
@@ -125,6 +133,9 @@ def _check(connection: Connection, grant: Grant, account: BillingAccount) -> Non
             to_minor(grant.amount, currency(grant.currency, grant.effective.date()))
         except NotAnAmount as error:
             raise CreditRefused(f"a paid credit is an amount that can be paid: {error}") from None
+
+
+def _check_charges(connection: Connection, grant: Grant, account: BillingAccount) -> None:
     subscribed = [s for s in account_store.subscriptions(connection) if s.billing_account == account.billing_account]
     plans = plan_store.plans(connection, {s.plan for s in subscribed})
     known = {c.key for plan in plans.values() for version in plan.versions for c in version.charges}
@@ -135,7 +146,8 @@ def _check(connection: Connection, grant: Grant, account: BillingAccount) -> Non
         )
 
 
-def _give(connection: Connection, given: GivenCredit, actor: str) -> CreditGranted:
+def give(connection: Connection, given: GivenCredit, actor: str) -> CreditGranted:
+    """Append a checked credit, once. Raises CreditRefused where another has its id."""
     grant = given.grant
     credit_store.lock(connection, [grant.grant_id])
     for state in credit_store.states(connection, grant_ids=[grant.grant_id]):

@@ -11,6 +11,7 @@ from billing.commands.close_month import MonthClosed, close_month
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
+from billing.money import plain
 from billing.periods import BillingPeriod, parse_period
 from console import session
 from console.commands.invoice_shown import note_told
@@ -147,6 +148,8 @@ def show(closed: MonthClosed) -> None:
         out.print(late)
     if closed.expired:
         out.print(f"{len(closed.expired)} credits expired")
+    for bought in closed.topped_up:
+        out.print(f"{bought.billing_account}: {plain(bought.amount)} {bought.currency} of credit to be paid")
 
 
 def _month(text: str) -> BillingPeriod:

@@ -18,11 +18,14 @@ from billing.invoicing.credit_store import CreditState, GivenCredit
 from billing.money import LINE_DECIMALS, parse_decimal, plain
 from billing.posting.proposal_store import ProposalKind
 from console import session
+from console.commands import top_up
 from console.output import AsCsv, AsJson, listing, out
 
 app = typer.Typer(
     help="Credits: paid in advance, promotional, for service levels.", no_args_is_help=True, add_completion=False
 )
+
+app.add_typer(top_up.app, name="top-up")
 
 COLUMNS: Final = (
     "credit_id", "billing_account", "kind", "state", "currency", "amount", "remaining", "from", "expires", "paid_at",

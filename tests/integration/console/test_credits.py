@@ -52,6 +52,23 @@ def test_a_credit_is_granted_settled_by_two_listed_and_in_the_audit_log(finance:
     assert {"credit.grant", "credit.settle.propose", "approval.approve"} <= acts
 
 
+def test_an_account_is_topped_up_where_its_credit_runs_low(finance: Run) -> None:
+    rule = ("credit", "top-up", "set", "acme", "50", "usd", "--below", "20", "--limit", "150", "--from", "2026-01-01",
+            "--as", "ada")  # fmt: skip
+    assert finance(*rule).stdout == "set\n"
+    assert finance(*rule).stdout == "nothing new\n"
+    (listed,) = rows(finance, "credit", "top-up", "list")
+    assert (listed["below"], listed["amount"], listed["monthly_limit"]) == ("20", "50", "150")
+    run = ("credit", "top-up", "run", "--as", "timer")
+    assert rows(finance, *run, "--dry-run")[0]["bought"] == rows(finance, *run)[0]["bought"] == "50"
+    assert rows(finance, *run) == []
+    assert "7" in finance("credit", "top-up", "buy", "acme", "7", "--as", "ada").stdout
+    assert [each["state"] for each in rows(finance, "credit", "list")] == ["unpaid", "unpaid"]
+    end = ("credit", "top-up", "end", "acme", "usd", "--from", "2026-01-01", "--as", "ada")
+    assert finance(*end).stdout == "ended\n"
+    assert rows(finance, "credit", "top-up", "list") == []
+
+
 def test_a_credit_without_an_id_has_one_of_what_it_says(finance: Run) -> None:
     grant = ("credit", "grant", "acme", "5", "USD", "--from", "2026-10-01", "--reason", "sorry", "--as", "ada")
     assert "granted" in finance(*grant).stdout

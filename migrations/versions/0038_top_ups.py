@@ -1,14 +1,14 @@
 """Top-ups: rules by which credit is bought where it runs low, and which credits are such.
 
-Revision ID: 0036
+Revision ID: 0038
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0036"
-down_revision = "0035"
+revision = "0038"
+down_revision = "0037"
 branch_labels = None
 depends_on = None
 

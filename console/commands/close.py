@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -21,6 +21,9 @@ from console.progress import bars
 app = typer.Typer(
     help="Bill a month: rate, book, invoice. (The gated close comes later.)", no_args_is_help=True, add_completion=False
 )
+
+EARLIER_USUAL: Final = 3
+"""Earlier periods that a close rates again where books are closed in time: the horizon is a month and a half."""
 
 Month = Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")]
 
@@ -146,6 +149,11 @@ def show(closed: MonthClosed) -> None:
         out.print(note_told(note))
     for late in closed.late:
         out.print(late)
+    if len(closed.earlier) > EARLIER_USUAL:
+        out.print(
+            f"{len(closed.earlier)} earlier periods were rated again, since late usage can still come to them: closing"
+            " their books ends that (`tollbook ledger close`, docs/late-usage.md)"
+        )
     if closed.expired:
         out.print(f"{len(closed.expired)} credits expired")
     for bought in closed.topped_up:

@@ -15,12 +15,12 @@ from billing.errors import BillingError, PeriodInvalid
 from console import session
 from console.output import err, visible
 from devstack.errors import DevstackError
-from reconciliation.errors import PeriodNotReconcilable, ReconciliationError
+from reconciliation.errors import MappingInvalid, PeriodNotReconcilable, ReconciliationError
 from serving_adapter.errors import AdapterError
 from streams.database import unavailable
 from streams.errors import StreamsError
 
-WRONG_USE: Final = (PeriodInvalid, PeriodNotReconcilable)
+WRONG_USE: Final = (PeriodInvalid, PeriodNotReconcilable, MappingInvalid)
 """Arguments that only the folder that reads them can judge: exit code 2."""
 EXPECTED: Final = (AdapterError, StreamsError, BillingError, ReconciliationError, DevstackError)
 """Errors whose text tells a person what to do: shown without a traceback."""
@@ -35,6 +35,7 @@ NOUNS: Final = {
     "quota": OPERATORS,
     "events": SUPPORT,
     "usage": SUPPORT,
+    "replay": SUPPORT,
     "audit": SUPPORT,
     "account": FINANCE,
     "plan": FINANCE,

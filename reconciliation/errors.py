@@ -9,3 +9,15 @@ class ReconciliationError(Exception):
 
 class PeriodNotReconcilable(ReconciliationError):
     """A period that is not one calendar month."""
+
+
+class MaterialUnreadable(ReconciliationError):
+    """What a replay is to be made from cannot be read."""
+
+
+class MappingInvalid(ReconciliationError):
+    """A mapping file that does not say how a line becomes a usage event."""
+
+
+class ReplayRefused(ReconciliationError):
+    """A plan that cannot be made or applied."""

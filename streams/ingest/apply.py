@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Final
 
 import psycopg
@@ -23,15 +22,14 @@ from psycopg.pq import Format
 from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
-from streams import tenants
 from streams.ingest import corrections, engine_sums, numbers, positions, resends, supersedes
 from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome
 from streams.ingest.further_arrivals import Arrivals
 from streams.ingest.isolation import apply_isolating
+from streams.ingest.judging import Judge
 from streams.ingest.positions import Applied
-from streams.rules.chunks import Accepted, Chunk, Record, Refused, late_before, number_in, number_of, read
+from streams.rules.chunks import Accepted, Chunk, Refused, late_before, number_in, number_of
 from streams.rules.identity_keys import identity_key, numbered_by
-from streams.rules.ingest_rules import IngestRules
 from streams.rules.windows import WINDOW_KEY, add_to_windows
 
 STAGE: Final = (
@@ -139,8 +137,7 @@ class ChunkApplier:
         """`connection` must be in autocommit mode: each chunk opens and commits its own transaction."""
         self._connection = connection
         self._checkpoint = checkpoint
-        self._known_tenants: set[str] = set()
-        self._rules = IngestRules(connection)
+        self._judge = Judge(connection)
         adapt(connection)
         connection.execute(CREATE_STAGE)
 
@@ -161,10 +158,7 @@ class ChunkApplier:
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(at.next_position, skipped)
-            accepted, refused = self._judge_alone(records, chunk.judged_at)
-            horizon, bands = self._rules.current()
-            accepted, too_old = horizon.sift(accepted)
-            accepted, refused = bands.mark(accepted), [*refused, *too_old]
+            accepted, refused, horizon = self._judge.judge(records, chunk.judged_at)
             if unstorable:
                 accepted, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             usage = [message for message in accepted if message.event.kind == "usage"]
@@ -218,37 +212,6 @@ class ChunkApplier:
             self._checkpoint("advanced")
         self._checkpoint("committed")
         return done
-
-    def _judge_alone(
-        self, records: Sequence[Record], judged_at: datetime | None
-    ) -> tuple[list[Accepted], list[Refused]]:
-        """Decode each message; refuse what is broken or belongs to nobody."""
-        accepted: list[Accepted] = []
-        refused: list[Refused] = []
-        for record in records:
-            message = read(record, judged_at)
-            if isinstance(message, Accepted):
-                accepted.append(message)
-            else:
-                refused.append(message)
-        strangers = self._strangers({message.event.tenant_id for message in accepted})
-        if strangers:
-            for message in accepted:
-                tenant_id = message.event.tenant_id
-                if tenant_id in strangers:
-                    detail = f"tenant {tenant_id} is not registered"
-                    refused.append(Refused(message.record, "unknown_tenant", detail, tenant_id, message.event))
-            accepted = [message for message in accepted if message.event.tenant_id not in strangers]
-        return accepted, refused
-
-    def _strangers(self, tenant_ids: set[str]) -> set[str]:
-        """Ids that are not registered. Known ones are remembered, since tenants are never deleted."""
-        unsure = {t for t in tenant_ids if t not in self._known_tenants and not t.startswith("_")}
-        if not unsure:
-            return unsure
-        known = tenants.known_among(self._connection, sorted(unsure))
-        self._known_tenants |= known
-        return unsure - known
 
     def _count_new(self, source: str, at: positions.At, messages: Sequence[Accepted]) -> set[int]:
         """Insert the events whose identity is new and add them to the windows; returns their positions."""

@@ -64,11 +64,16 @@ def find(connection: psycopg.Connection, messages: Iterable[Accepted]) -> dict[i
     arrived = [due(message) for message in messages]
     if not arrived:
         return {}
+    return plain(stored_of(connection, arrived), arrived)
+
+
+def stored_of(connection: psycopg.Connection, arrived: Sequence[Due]) -> dict[bytes, list[Version]]:
+    """What is stored under the identities of some messages, and of what they correct; without a lock."""
     keys = {key for each in arrived for key in (each.key, each.original_key) if key}
     stored: dict[bytes, list[Version]] = defaultdict(list)
     for key, *version in connection.execute(_STORED, ([UUID(bytes=key) for key in keys],), binary=True):
         stored[key].append(Version(*version))
-    return plain(stored, arrived)
+    return stored
 
 
 def plain(stored: Stored, arrived: Sequence[Due]) -> dict[int, Outcome]:

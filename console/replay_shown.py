@@ -1,0 +1,87 @@
+"""How plans and replays are shown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+from typing import Any, Final
+
+from console.output import listing, out
+from reconciliation.replay.applying import Replayed
+from reconciliation.replay.outcome import customer_message
+from reconciliation.replay.plan_store import StoredPlan
+
+FATES: Final = {
+    "add": "would be added",
+    "supersede": "would take the place of a weaker source's telling",
+    "fill": "are counted, and would fill their missing number",
+    "there": "are there already",
+    "conflict": "conflict with what is counted: left out",
+    "refused": "would be refused: left out",
+    "not_mappable": "cannot be mapped to an event: left out",
+}
+USAGE: Final = (
+    "tenant_id", "month", "events", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "windows_1h"
+)  # fmt: skip
+
+
+def plan(stored: StoredPlan) -> None:
+    """A plan for people."""
+    out.print(f"{stored.plan_id}: {stored.state}; {origin(stored)}", style="bold", soft_wrap=True)
+    out.print(f"{stored.counts['read']:,} read, of these")
+    for fate, told in FATES.items():
+        if count := stored.counts.get(fate):
+            out.print(f"  {count:>10,} {told}")
+    for reason, count in sorted(stored.counts["reasons"].items()):
+        out.print(f"             {count:,} {reason}")
+    effects = stored.effects
+    if effects["usage"]:
+        out.print(
+            f"completed from {_told(effects['first'])} to {_told(effects['last'])}; {effects['windows_1m']:,} windows"
+            f" of a minute and {effects['windows_1h']:,} of an hour change"
+        )
+        listing(effects["usage"], USAGE, title="Usage that would be added")
+    if effects["quotas"]:
+        columns = ("tenant_id", "quota_id", "from", "to", "limit", "used", "after", "passes")
+        listing(effects["quotas"], columns, title="Quotas")
+    if stored.money:
+        listing(stored.money, ("tenant_id", "period", "amount", "currency", "follows"), title="Money, by rating it")
+    elif stored.money is not None and stored.records:
+        out.print("in money: not tried, there are too many events, or nobody pays for them")
+    if stored.state == "planned" and stored.records:
+        out.print(f"apply it: tollbook replay apply {stored.plan_id}")
+
+
+def report(stored: StoredPlan, found: Replayed) -> None:
+    """What applying came to, beside what was planned."""
+    out.print(
+        f"{stored.plan_id}: {found.through:,} of {found.records:,} events are through: {found.applied:,} applied,"
+        f" {found.duplicates:,} there by now, {found.quarantined:,} in quarantine"
+    )
+    if found.done:
+        listing(stored.effects["usage"], USAGE, title="Usage that was added, as planned")
+        listing(stored.money or [], ("tenant_id", "period", "amount", "currency", "follows"), title="Money")
+        out.print(f"messages to the customers: tollbook replay show {stored.plan_id} --messages")
+
+
+def messages(stored: StoredPlan) -> dict[str, str]:
+    """A draft for each customer concerned."""
+    usage: dict[str, list[Any]] = defaultdict(list)
+    for row in stored.effects["usage"]:
+        usage[row["tenant_id"]].append(row)
+    first, last = (_told(stored.effects[name]) for name in ("first", "last"))
+    return {
+        tenant: customer_message(
+            tenant, rows, [m for m in stored.money or () if m["tenant_id"] == tenant], first=first, last=last
+        )
+        for tenant, rows in sorted(usage.items())
+    }
+
+
+def origin(stored: StoredPlan) -> str:
+    """Where a plan's material comes from, in a line."""
+    return ", ".join(f"{name} {value}" for name, value in stored.origin.items() if value)
+
+
+def _told(text: str | None) -> str:
+    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}" if text else ""

@@ -1,0 +1,164 @@
+"""Apply a plan: once, whoever does it, in however many processes, and whatever is killed on the way.
+
+Each part is a source of its own, applied chunk by chunk by the code that applies all else; its position moves in the
+transaction that counts (docs/spec/metering.md 4.4). A part is one process's at a time.
+The next goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Engine
+
+from billing.database import raw, transaction
+from reconciliation.errors import ReplayRefused
+from reconciliation.replay import plan_store, trial
+from reconciliation.replay.plan_store import StoredPlan
+from streams import audit
+from streams.completeness.completeness_check import CompletenessCheck
+from streams.ingest import positions
+from streams.ingest.apply import Checkpoint, ChunkApplier, no_checkpoint
+from streams.rules.chunks import Chunk
+from streams.settings import CompletenessSettings
+
+CHUNK: Final = 2000
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How a plan stands: its records, how many are through, and what they came to. `done` once all are."""
+
+    plan_id: str
+    records: int
+    through: int
+    applied: int
+    duplicates: int
+    quarantined: int
+    done: bool
+
+    def as_report(self) -> dict[str, Any]:
+        """For the plan's end and the audit log."""
+        return {
+            "records": self.records, "applied": self.applied, "duplicates": self.duplicates,
+            "quarantined": self.quarantined,
+        }  # fmt: skip
+
+
+def begin(engine: Engine, plan_id: str, actor: str, *, dry_run: bool = False) -> StoredPlan:
+    """Note that a plan is being applied; if it was begun before, it goes on.
+
+    Raises ReplayRefused where the world is no more as it was when the plan was made: then what it says is no more true.
+    """
+    with transaction(engine, dry_run=dry_run) as connection:
+        usage = raw(connection)
+        usage.execute("select pg_advisory_xact_lock(%s)", (plan_store.lock_number(plan_id),))
+        plan = plan_store.get(usage, plan_id)
+        if plan.world is None:
+            raise ReplayRefused(f"plan {plan_id} was not finished: make another")
+        if plan.begun_at is None:
+            if found := trial.changed(plan.world, trial.world(connection, plan)):
+                told = "; ".join(found)
+                raise ReplayRefused(f"plan {plan_id} is out of date ({told}): make another, and read what it says")
+            plan_store.note_run(usage, plan_id, "begun", actor, {})
+            audit.record(usage, actor, "replay.begin", plan_id, {"records": plan.records})
+    return plan
+
+
+class Replayer:
+    """Applies a plan that was begun over one connection in autocommit mode, which it has to itself."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        plan: StoredPlan,
+        actor: str,
+        *,
+        chunk: int = CHUNK,
+        checkpoint: Checkpoint = no_checkpoint,
+    ) -> None:
+        self._connection = connection
+        self._plan = plan
+        self._actor = actor
+        self._chunk = chunk
+        self._applier = ChunkApplier(connection, checkpoint)
+
+    def run(self, *, rate: int | None, progress: Progress) -> Replayed:
+        """Apply the parts that nobody else is at, and say how the plan stands then.
+
+        `rate`: events a second at most, so that live ingestion keeps its latency; None: as fast as it goes.
+        """
+        connection, pace = self._connection, _Pace(rate)
+        for part in self._plan.parts:
+            lock = plan_store.lock_number(self._plan.plan_id, part)
+            row = connection.execute("select pg_try_advisory_lock(%s)", (lock,)).fetchone()
+            if not (row and row[0]):
+                continue
+            try:
+                self._apply_part(part, pace, progress)
+            finally:
+                connection.execute("select pg_advisory_unlock(%s)", (lock,))
+        # The numbers that came are told to the gaps that they fill
+        CompletenessCheck(connection, CompletenessSettings()).run()
+        return self._ended()
+
+    def _apply_part(self, part: int, pace: _Pace, progress: Progress) -> None:
+        connection, source = self._connection, self._plan.source(part)
+        at = _position(connection, source.name)
+        if at is None:
+            positions.register(connection, source)
+            at = 0
+        while records := plan_store.records(connection, self._plan, part, at, self._chunk):
+            at = self._applier.apply(Chunk(source, records)).next_position
+            progress(standing(connection, self._plan).through, self._plan.records)
+            pace.after(len(records))
+
+    def _ended(self) -> Replayed:
+        connection, plan = self._connection, self._plan
+        with connection.transaction():
+            connection.execute("select pg_advisory_xact_lock(%s)", (plan_store.lock_number(plan.plan_id),))
+            found = standing(connection, plan)
+            if found.done and plan_store.note_run(connection, plan.plan_id, "ended", self._actor, found.as_report()):
+                audit.record(connection, self._actor, "replay.end", plan.plan_id, found.as_report())
+        return found
+
+
+def _position(connection: psycopg.Connection, source: str) -> int | None:
+    row = connection.execute("select next_position from usage.sources where source = %s", (source,)).fetchone()
+    return row[0] if row else None
+
+
+def standing(connection: psycopg.Connection, plan: StoredPlan) -> Replayed:
+    """How far a plan is."""
+    names = [plan.source(part).name for part in plan.parts]
+    row = connection.execute(
+        "select coalesce(sum(next_position), 0)::int8, coalesce(sum(applied), 0)::int8,"
+        " coalesce(sum(duplicates), 0)::int8, coalesce(sum(quarantined), 0)::int8"
+        " from usage.sources where source = any(%s)",
+        (names,),
+    ).fetchone()
+    through, applied, duplicates, quarantined = row or (0, 0, 0, 0)
+    done = through == plan.records
+    return Replayed(plan.plan_id, plan.records, through, applied, duplicates, quarantined, done)
+
+
+class _Pace:
+    """Keeps to so many events a second: an even pace, and no catching up after a pause."""
+
+    def __init__(self, rate: int | None) -> None:
+        self._rate = rate
+        self._due = time.monotonic()
+
+    def after(self, events: int) -> None:
+        """Wait until the next chunk may begin."""
+        if self._rate is None:
+            return
+        now = time.monotonic()
+        self._due = max(self._due + events / self._rate, now - 1)
+        if self._due > now:
+            time.sleep(self._due - now)

@@ -1,0 +1,102 @@
+"""What follows from a replay in money, and how a customer is told. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class MoneyEffect:
+    """What a replay changes of a tenant's billing period: exact, in major units; as of when the plan was made."""
+
+    tenant_id: str
+    billing_account: str
+    period: str
+    currency: str
+    amount: Decimal
+    frozen: bool
+    books_closed: bool
+    tenant_closed: bool = False
+    unbillable: int = 0
+    """Events that came later than the contract bills."""
+    problem: str = ""
+
+    @property
+    def follows(self) -> str:
+        """What becomes of it (docs/spec/money.md 7)."""
+        if self.problem:
+            return self.problem
+        if self.unbillable:
+            told = f"{self.unbillable} events are later than the contract bills: into the register of {self.period}"
+            return told + (f", the rest as {self._document}" if self.amount else "")
+        return self._document
+
+    @property
+    def _document(self) -> str:
+        if not self.frozen:
+            return f"counted: on the invoice of {self.period} when it is drawn up"
+        booked = ", booked in the open month" if self.books_closed else ""
+        if not self.amount:
+            return f"{self.period} is invoiced; no amount changes"
+        if self.amount < 0:
+            return f"{self.period} is invoiced: a credit note against its invoice{booked}"
+        if self.tenant_closed:
+            return f"{self.period} is invoiced and the tenant closed: an adjustment invoice of its own{booked}"
+        return f"{self.period} is invoiced: a line on the next invoice of {self.billing_account}{booked}"
+
+    def as_document(self) -> dict[str, Any]:
+        """For storing and showing."""
+        return {
+            "tenant_id": self.tenant_id, "billing_account": self.billing_account, "period": self.period,
+            "currency": self.currency, "amount": format(self.amount, "f"), "frozen": self.frozen,
+            "follows": self.follows,
+        }  # fmt: skip
+
+
+def customer_message(
+    tenant_id: str, usage: Sequence[Mapping[str, Any]], money: Sequence[Mapping[str, Any]], *, first: str, last: str
+) -> str:
+    """A draft for a person to read and send: what happened, what is counted now, what it costs and where it appears.
+
+    `usage` are the tenant's rows of the plan's effects, `money` its money effects.
+    """
+    lines = [
+        f"To: {tenant_id}",
+        "Subject: Usage that was recorded late",
+        "",
+        f"Some of your requests between {first} and {last} (UTC) were served, but their usage records did not reach"
+        " our billing system at the time. We found the records and have added them, each once.",
+        "",
+        "What was added:",
+    ]
+    lines += [
+        f"  {row['month']}: {row['requests']:,} requests, {row['input_tokens']:,} input tokens"
+        f" ({row['cache_hit_tokens']:,} of them cached), {row['output_tokens']:,} output tokens"
+        for row in usage
+    ]
+    lines += ["", "What it means for your bill:"]
+    for row in money:
+        amount = Decimal(row["amount"])
+        lines.append(f"  {row['period']}: {amount:,.2f} {row['currency']} before tax. {_plain(row, amount)}")
+    if not money:
+        lines.append("  Nothing: none of it is billed.")
+    lines += [
+        "",
+        "Your usage page shows the corrected numbers now. If the correction used up a quota of a period that is over,"
+        " nothing that you were allowed then is taken back.",
+        "We are sorry for the late correction. Answer this message if a number is not clear.",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(row: Mapping[str, Any], amount: Decimal) -> str:
+    if not row["frozen"]:
+        return f"It is part of your invoice for {row['period']}, which is not issued yet."
+    if not amount:
+        return f"Your invoice for {row['period']} stays as it is."
+    if amount < 0:
+        return f"You get a credit note for your invoice of {row['period']}."
+    return f"Your invoice for {row['period']} stays as it is; the amount is a line of its own on the next one."

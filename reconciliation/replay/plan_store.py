@@ -1,0 +1,139 @@
+"""Plans in the database: what was planned, its records part by part, what is left out, and what became of it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
+
+from reconciliation.errors import ReplayRefused
+from streams.rules.chunks import Record, Source
+
+CLUSTER: Final = "replay"
+
+_PLANS: Final = """
+    select p.plan_id, p.plan_no, p.made_at, p.actor, p.origin, p.counts, p.effects, w.world, w.money,
+        b.at as begun_at, e.at as ended_at, e.detail as report
+    from usage.replay_plans as p left join usage.replay_worlds as w on w.plan_id = p.plan_id
+    left join usage.replay_runs as b on b.plan_id = p.plan_id and b.what = 'begun'
+    left join usage.replay_runs as e on e.plan_id = p.plan_id and e.what = 'ended'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """A plan: where its material came from, what would become of it, what it would change; and its runs."""
+
+    plan_id: str
+    plan_no: int
+    made_at: datetime
+    actor: str
+    origin: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    effects: Mapping[str, Any]
+    world: Mapping[str, Any] | None
+    money: Sequence[Mapping[str, Any]] | None
+    begun_at: datetime | None
+    ended_at: datetime | None
+    report: Mapping[str, Any] | None
+
+    @property
+    def parts(self) -> dict[int, int]:
+        """How many records each part has."""
+        return {int(part): count for part, count in self.counts["parts"].items()}
+
+    @property
+    def records(self) -> int:
+        """How many it would apply."""
+        return sum(self.parts.values())
+
+    @property
+    def state(self) -> str:
+        """planned, begun or applied; `unfinished` where planning was killed before its effect was known."""
+        if self.ended_at is not None:
+            return "applied"
+        if self.begun_at is not None:
+            return "begun"
+        return "planned" if self.world is not None else "unfinished"
+
+    def source(self, part: int) -> Source:
+        """The source as which a part is applied."""
+        return Source(f"replay:{self.plan_id}/{part}", CLUSTER, self.plan_id)
+
+
+def get(connection: psycopg.Connection, plan_id: str) -> StoredPlan:
+    """A plan. Raises ReplayRefused where there is none."""
+    with connection.cursor(row_factory=class_row(StoredPlan)) as cursor:
+        plan = cursor.execute(_PLANS + " where p.plan_id = %s", (plan_id,)).fetchone()
+    if plan is None:
+        raise ReplayRefused(f"there is no plan {plan_id}: `tollbook replay list` lists them")
+    return plan
+
+
+def listed(connection: psycopg.Connection, limit: int = 100) -> list[StoredPlan]:
+    """The latest plans, newest first."""
+    with connection.cursor(row_factory=class_row(StoredPlan)) as cursor:
+        return cursor.execute(_PLANS + " order by p.plan_no desc limit %s", (limit,)).fetchall()
+
+
+def records(connection: psycopg.Connection, plan: StoredPlan, part: int, begin: int, most: int) -> list[Record]:
+    """The records of a part from a position on. They count as received when the plan was made."""
+    rows = connection.execute(
+        "select position, message_key, message from usage.replay_records"
+        " where plan_id = %s and part = %s and position >= %s and position < %s order by position",
+        (plan.plan_id, part, begin, begin + most),
+        binary=True,
+    )
+    return [Record(position, key, message, plan.made_at) for position, key, message in rows]
+
+
+def left_out(connection: psycopg.Connection, plan_id: str, limit: int = 1000) -> list[dict[str, Any]]:
+    """What a plan would not apply, and why."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            "select fate, reason, detail, tenant_id, origin, convert_from(message, 'SQL_ASCII') as message"
+            " from usage.replay_left_out where plan_id = %s order by no limit %s",
+            (plan_id, limit),
+        ).fetchall()
+
+
+def counted_already(connection: psycopg.Connection, plan_id: str) -> int:
+    """How many of a plan's records have an identity that is counted."""
+    row = connection.execute(
+        "select count(*) from usage.replay_records as r where plan_id = %s"
+        " and exists (select from usage.event_identities as i where i.key = r.key)",
+        (plan_id,),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def complete(
+    connection: psycopg.Connection, plan_id: str, world: Mapping[str, Any], money: Sequence[Mapping[str, Any]]
+) -> None:
+    """Store what a plan depends on and what it changes in money: from now on it can be applied."""
+    connection.execute(
+        "insert into usage.replay_worlds (plan_id, world, money) values (%s, %s, %s)",
+        (plan_id, Jsonb(dict(world)), Jsonb([dict(row) for row in money])),
+    )
+
+
+def note_run(
+    connection: psycopg.Connection, plan_id: str, what: str, actor: str, detail: Mapping[str, Any]
+) -> bool:  # fmt: skip
+    """Note that applying has begun or ended; False where it was noted before."""
+    done = connection.execute(
+        "insert into usage.replay_runs (plan_id, what, actor, detail) values (%s, %s, %s, %s) on conflict do nothing",
+        (plan_id, what, actor, Jsonb(dict(detail))),
+    )
+    return done.rowcount == 1
+
+
+def lock_number(plan_id: str, part: int | None = None) -> int:
+    """The advisory lock of a plan, or of one of its parts."""
+    return zlib.crc32(f"replay/{plan_id}/{part}".encode()) | 0x7265 << 32

@@ -1,0 +1,117 @@
+"""What would become of messages if they were applied now: read only, without a lock, nothing written.
+
+By the same judgement as `apply`: which may enter (`judging`), and what each is beside the stored versions of its
+identity (`rules/duplicates`). Messages that came before in the same dry run count as stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+import psycopg
+
+from serving_adapter.identity import event_id_of
+from streams.completeness.complete_to import BootKey
+from streams.ingest import resends
+from streams.ingest.judging import Judge
+from streams.ingest.resends import Due
+from streams.rules.chunks import Accepted, Record, number_of
+from streams.rules.duplicates import Verdict, Version, arriving, compared_with, judge, why_conflict
+
+
+class Fate(StrEnum):
+    """What would become of a message."""
+
+    ADD = "add"
+    SUPERSEDE = "supersede"
+    """It takes the place of a weaker source's telling."""
+    FILL = "fill"
+    """It is counted already, and its number is missing: it would fill that alone."""
+    THERE = "there"
+    """It is counted already, or a better telling of it is."""
+    CONFLICT = "conflict"
+    """Another telling of equal strength is counted, with other content."""
+    REFUSED = "refused"
+
+    @property
+    def changes(self) -> bool:
+        """Whether applying it changes anything."""
+        return self in (Fate.ADD, Fate.SUPERSEDE, Fate.FILL)
+
+
+class Expected(NamedTuple):
+    """A message and its fate; `reason` and `detail` where it would not enter, `beside` what it was compared with."""
+
+    record: Record
+    fate: Fate
+    reason: str = ""
+    detail: str = ""
+    tenant_id: str | None = None
+    message: Accepted | None = None
+    key: bytes = b""
+    beside: Version | None = None
+
+
+class DryRun:
+    """Judges messages over one connection, in the order in which they would be applied."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+        self._judge = Judge(connection)
+        self._planned: dict[bytes, list[Version]] = {}
+        self._received: dict[BootKey, int] = {}
+
+    def expect(self, records: Sequence[Record], judged_at: datetime | None = None) -> list[Expected]:
+        """The fate of each message, in order."""
+        accepted, refused, _ = self._judge.judge(records, judged_at)
+        due = [resends.due(message) for message in accepted]
+        stored = resends.stored_of(self._connection, due) if due else {}
+        self._look_up_numbers(accepted)
+        found = [self._expected(each, stored) for each in due]
+        found += [Expected(r.record, Fate.REFUSED, r.reason, r.detail, r.tenant_id) for r in refused]
+        return sorted(found, key=lambda expected: expected.record.position)
+
+    def _expected(self, each: Due, stored: resends.Stored) -> Expected:
+        message, arrived = each.message, arriving(each.message)
+        versions = [*stored.get(each.key, ()), *self._planned.get(each.key, ())]
+        tenant_id = message.event.tenant_id
+        if each.original is not None:
+            is_known = each.original_key in stored or each.original_key in self._planned
+            if message.event.corrects != str(event_id_of(each.original)):
+                return Expected(message.record, Fate.REFUSED, "invalid", "corrects: names another event", tenant_id)
+            if not is_known:
+                detail = "what it corrects is not here, nor in what is replayed"
+                return Expected(message.record, Fate.REFUSED, "orphan", detail, tenant_id)
+        beside = compared_with(versions, arrived) if versions else None
+        verdict = judge(versions, arrived) if versions else None
+        if verdict is Verdict.CONFLICT and beside is not None:
+            detail = f"{why_conflict(beside, arrived)}, of {beside.completed_at.isoformat()}"
+            return Expected(message.record, Fate.CONFLICT, "conflict", detail, tenant_id, message, each.key, beside)
+        fate = Fate.ADD if verdict is None else Fate.SUPERSEDE if verdict is Verdict.STRONGER else Fate.THERE
+        if fate is Fate.THERE and self._fills_a_number(message):
+            fate = Fate.FILL
+        elif fate.changes:
+            self._planned.setdefault(each.key, []).append(arrived)
+        return Expected(message.record, fate, "", "", tenant_id, message, each.key, beside)
+
+    def _look_up_numbers(self, messages: Sequence[Accepted]) -> None:
+        """Up to which number all have come, of boots that were not met before."""
+        numbers = (number_of(message.event) for message in messages)
+        new = sorted({(n.replica_id, n.boot_id) for n in numbers if n is not None} - self._received.keys())
+        if not new:
+            return
+        self._received |= dict.fromkeys(new, 0)
+        rows = self._connection.execute(
+            "select replica_id, boot_id, received_through from usage.boot_numbers"
+            " where (replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))",
+            ([key[0] for key in new], [key[1] for key in new]),
+        )
+        self._received |= {(row[0], row[1]): row[2] for row in rows}
+
+    def _fills_a_number(self, message: Accepted) -> bool:
+        """Whether its number may be missing. One that is beyond a gap and here is sent once more, which is harmless."""
+        number = number_of(message.event)
+        return number is not None and number.seq > self._received[number.replica_id, number.boot_id]

@@ -1,0 +1,255 @@
+"""Plans and replays on a real database, by the code that applies all else."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from billing.commands.draft_invoices import draft_invoices
+from billing.commands.rate_period import rate_period
+from reconciliation.errors import ReplayRefused
+from reconciliation.replay import applying, log_source, plan_store, trial
+from reconciliation.replay.applying import Replayed
+from reconciliation.replay.plan_store import StoredPlan
+from reconciliation.replay.planning import Planner
+from streams.database import connect
+from streams.ingest.apply import ChunkApplier
+from streams.ingest.passed_positions import counted_outcomes, runs, stored_counts
+from streams.quotas import definition_store
+from streams.quotas.definitions import quota_from
+from streams.rules.chunks import Record
+from tests.billing_builders import OCTOBER
+from tests.builders import RECEIVED, SOURCE, event_json, make_chunk
+from tests.integration.billing.conftest import World, world
+from tests.integration.streams.conftest import register_source
+
+__all__ = ["world"]
+NOW = datetime(2026, 10, 20, tzinfo=UTC)
+AT = datetime(2026, 10, 14, 8, tzinfo=UTC)
+Changed = dict[str, Any]
+
+
+class Killed(BaseException):
+    """What a kill does, as far as one process can do it to itself."""
+
+
+def kill_at(wanted: str) -> Callable[[str], None]:
+    def checkpoint(step: str) -> None:
+        if step == wanted:
+            raise Killed
+
+    return checkpoint
+
+
+def event(number: int, **changed: Any) -> bytes:
+    at = AT + timedelta(minutes=number)
+    values: Changed = {"tenant_id": "acme", "request_id": f"q{number}", "timestamp": at.isoformat()}
+    return event_json(**(values | changed))
+
+
+@dataclass
+class Replays:
+    """A database of three tenants on one plan, of which q1 to q3 of acme are counted."""
+
+    url: str
+    engine: Engine
+    folder: Path
+    applied: int = 0
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection]:
+        with connect(self.url) as opened:
+            yield opened
+
+    def live(self, *messages: bytes) -> None:
+        """Messages that come by Kafka."""
+        with self.connection() as opened:
+            records = [
+                Record(self.applied + at, b"k", message, RECEIVED) for at, message in enumerate(messages)
+            ]  # fmt: skip
+            ChunkApplier(opened).apply(make_chunk(*records))
+        self.applied += len(messages)
+
+    def plan(self, *messages: bytes, now: datetime = NOW) -> StoredPlan:
+        """A plan of an export with these lines."""
+        file = self.folder / "export.jsonl"
+        file.write_bytes(b"\n".join(messages) + b"\n")
+        with self.connection() as opened:
+            plan_id = Planner(opened, now).plan(log_source.exported(str(file)), {"export": "x"}, "ada", lambda _: None)
+        trial.complete(self.engine, plan_id, now)
+        return self.stored(plan_id)
+
+    def stored(self, plan_id: str) -> StoredPlan:
+        with self.connection() as opened:
+            return plan_store.get(opened, plan_id)
+
+    def apply(self, plan: StoredPlan) -> Replayed:
+        begun = applying.begin(self.engine, plan.plan_id, "ada")
+        with self.connection() as opened:
+            return applying.Replayer(opened, begun, "ada").run(rate=None, progress=lambda *_: None)
+
+    def counted(self) -> dict[str, tuple[int, int]]:
+        """(raw events, requests in hourly windows) by tenant."""
+        with self.connection() as opened:
+            rows = opened.execute(
+                "select tenant_id, count(*), (select sum(requests) from usage.windows_1h as w"
+                " where w.tenant_id = e.tenant_id)::int8 from usage.counting_events as e group by 1"
+            )
+            return {tenant: (events, requests) for tenant, events, requests in rows}
+
+    def proven(self) -> bool:
+        """Whether each source's positions are contiguous, and what they counted is stored."""
+        with self.connection() as opened:
+            whole = all(after - first == outcomes for _, first, after, outcomes in runs(opened))
+            return whole and stored_counts(opened) == counted_outcomes(opened)
+
+
+@pytest.fixture
+def replays(world: World, own_database_url: str, tmp_path: Path) -> Replays:
+    world.customers("acme", "beta", "gamma")
+    with connect(own_database_url) as opened:
+        register_source(opened, SOURCE, "usage")
+    made = Replays(own_database_url, world.engine, tmp_path)
+    made.live(event(1), event(2), event(3))
+    return made
+
+
+def test_a_plan_says_what_would_become_of_each_message_and_counts_nothing(replays: Replays) -> None:
+    plan = replays.plan(
+        event(1), event(2, output_tokens=99), event(4), event(5, tenant_id="beta"), event(4), b"torn",
+        event(6, tenant_id="stranger"), event(7, kind="correction", correction_no=1, corrects="0" * 36),
+    )  # fmt: skip
+    assert (plan.state, plan.records) == ("planned", 2)
+    assert {name: plan.counts[name] for name in ("read", "add", "there", "conflict", "refused")} == {
+        "read": 8, "add": 2, "there": 2, "conflict": 1, "refused": 3
+    }  # fmt: skip
+    assert plan.counts["reasons"] == {"conflict": 1, "torn": 1, "unknown_tenant": 1, "invalid": 1}
+    with replays.connection() as opened:
+        origins = {row["reason"]: row["origin"] for row in plan_store.left_out(opened, plan.plan_id)}
+    assert origins["conflict"] == "export.jsonl:2"
+    assert [(row["tenant_id"], row["month"], row["requests"]) for row in plan.effects["usage"]] == [
+        ("acme", "2026-10", 1), ("beta", "2026-10", 1)
+    ]  # fmt: skip
+    # 6 uncached of 10 input tokens at 0.001, 4 cached at 0.0005, 5 output at 0.002
+    assert plan.money is not None
+    assert {row["tenant_id"]: Decimal(row["amount"]) for row in plan.money} == {
+        "acme": Decimal("0.018"), "beta": Decimal("0.018")
+    }  # fmt: skip
+    assert all("when it is drawn up" in row["follows"] for row in plan.money)
+    assert replays.counted() == {"acme": (3, 3)}
+    with replays.connection() as opened:
+        assert opened.execute("select count(*) from ledger.rated_lines").fetchone() == (0,)
+
+
+def test_a_plan_is_applied_once_whoever_applies_it_and_however_often(replays: Replays) -> None:
+    messages = [event(number, tenant_id=tenant) for tenant in ("acme", "beta", "gamma") for number in range(1, 40)]
+    plan, again = replays.plan(*messages), replays.plan(*messages)
+    outcomes: list[Replayed] = []
+    side_by_side = [threading.Thread(target=lambda: outcomes.append(replays.apply(plan))) for _ in range(3)]
+    for thread in side_by_side:
+        thread.start()
+    replays.live(*messages[30:50])
+    for thread in side_by_side:
+        thread.join()
+    done = replays.apply(plan)
+    assert len(outcomes) == 3
+    assert done.done
+    assert done.applied + done.duplicates == plan.records == 114
+    assert replays.counted() == {"acme": (39, 39), "beta": (39, 39), "gamma": (39, 39)}
+    assert replays.proven()
+    with pytest.raises(ReplayRefused, match="events of it that are counted: was 0, now 114"):
+        replays.apply(again)
+    assert replays.plan(*messages).records == 0
+    assert replays.stored(plan.plan_id).state == "applied"
+
+
+def test_a_killed_replay_goes_on_where_it_stopped(replays: Replays) -> None:
+    plan = replays.plan(*(event(number) for number in range(10, 40)))
+    begun = applying.begin(replays.engine, plan.plan_id, "ada")
+    for step in ("staged", "counted", "advanced", "committed"):
+        with replays.connection() as opened:
+            replayer = applying.Replayer(opened, begun, "ada", chunk=7, checkpoint=kill_at(step))
+            with pytest.raises(Killed):
+                replayer.run(rate=None, progress=lambda *_: None)
+    assert not replays.stored(plan.plan_id).ended_at
+    done = replays.apply(plan)
+    assert (done.done, done.applied, done.duplicates) == (True, 30, 0)
+    assert replays.counted() == {"acme": (33, 33)}
+    assert replays.proven()
+
+
+@pytest.mark.parametrize("what", ["an event has come", "a tenant is suspended", "the period was frozen"])
+def test_a_plan_is_refused_once_the_world_has_changed(what: str, replays: Replays, world: World) -> None:
+    plan = replays.plan(event(4), event(5))
+    if what == "an event has come":
+        replays.live(event(5))
+    elif what == "a tenant is suspended":
+        with replays.connection() as opened:
+            opened.execute("update usage.tenants set state = 'suspended' where tenant_id = 'acme'")
+    else:
+        freeze(world)
+    with pytest.raises(ReplayRefused, match="out of date"):
+        replays.apply(plan)
+    assert replays.counted()["acme"][0] <= 4
+
+
+def freeze(world: World) -> None:
+    """Freeze October's invoice of acme."""
+    at = OCTOBER.end + timedelta(days=2)
+    rate_period(world.engine, period=OCTOBER, now=at)
+    draft_invoices(world.engine, period=OCTOBER, now=at)
+    world.execute("update ledger.invoices set frozen_at = now()")
+
+
+def test_of_a_frozen_period_the_plan_says_what_follows(replays: Replays, world: World) -> None:
+    freeze(world)
+    plan = replays.plan(event(4), now=OCTOBER.end + timedelta(days=3))
+    assert plan.money is not None
+    (row,) = plan.money
+    assert (row["frozen"], Decimal(row["amount"])) == (True, Decimal("0.018"))
+    assert "a line on the next invoice of acme" in row["follows"]
+
+
+def test_a_better_telling_takes_the_place_of_an_estimate(replays: Replays) -> None:
+    replays.live(event(4, usage_source="estimate", status="lost", output_tokens=2))
+    assert replays.counted()["acme"] == (4, 4)
+    plan = replays.plan(event(4))
+    assert plan.counts["supersede"] == 1
+    (row,) = plan.effects["usage"]
+    assert (row["requests"], row["output_tokens"]) == (0, 3)
+    assert replays.apply(plan).applied == 1
+    assert replays.counted()["acme"] == (4, 4)
+
+
+def test_what_a_budget_gets_is_told_with_its_limit(replays: Replays) -> None:
+    with replays.connection() as opened:
+        quota = {"tenant_id": "acme", "period": "month", "metric": "output_tokens", "limit": 18, "hard": True}
+        definition_store.define(opened, quota_from(quota, now=OCTOBER.start), actor="ada")
+    (told,) = replays.plan(event(4)).effects["quotas"]
+    assert (told["quota_id"], told["used"], told["after"], told["passes"]) == ("month-output_tokens", "15", "20", True)
+
+
+def test_numbers_of_what_is_there_already_are_filled(replays: Replays) -> None:
+    plan = replays.plan(event(1, replica_id="r1", boot_id="b1", seq=1))
+    assert plan.counts["fill"] == plan.records == 1
+    done = replays.apply(plan)
+    assert (done.applied, done.duplicates) == (0, 1)
+    with replays.connection() as opened:
+        assert opened.execute("select received_through from usage.boot_numbers").fetchone() == (1,)
+    assert json.loads(json.dumps(replays.stored(plan.plan_id).report)) == done.as_report()
+
+
+def test_an_unknown_plan_is_told(replays: Replays) -> None:
+    with pytest.raises(ReplayRefused, match="there is no plan"):
+        applying.begin(replays.engine, "rp-000000000000", "ada")

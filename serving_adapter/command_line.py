@@ -14,10 +14,13 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from serving_adapter.adapters import commands
 from serving_adapter.errors import AdapterError
+from serving_adapter.probe import Probe, Tokens
 from serving_adapter.report_sender import ReportSender
 from serving_adapter.scrape import Scraper, Target, keep_scraping
-from serving_adapter.settings import KafkaSettings
+from serving_adapter.serving.adapter_settings import AdapterSettings, read_gateway_keys, read_key
+from serving_adapter.settings import KafkaSettings, SettingsError
 from serving_adapter.shipping.archive import Archive
 from serving_adapter.shipping.shipper import Producers, Shipper, keep_shipping
 from serving_adapter.shipping.spool_status import spool_status
@@ -41,12 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scrape.add_argument("--replica", required=True)
     scrape.add_argument("--boot")
     scrape.add_argument("--interval", type=float, default=15.0)
+    verbs.add_parser("proxy", help="meter an engine that may not be touched; TOLLBOOK_ADAPTER_CONFIG names the file")
+    probe = verbs.add_parser("probe", help="known requests: do answers, events and the engine's counters agree?")
+    probe.add_argument("--url", default="http://127.0.0.1:8000")
+    probe.add_argument("--model", help="the tenants' name of a model; the first of the adapter's file without it")
+    probe.add_argument("--no-cut", action="store_true", help="leave no stream in its midst: for counting from answers")
+    commands.add_verbs(verbs)
     given = parser.parse_args(arguments)
     try:
         if given.verb == "ship":
             _ship(given)
         elif given.verb == "spool":
             print(json.dumps([dataclasses.asdict(found) for found in spool_status(given.spool)]))
+        elif given.verb in commands.VERBS:
+            commands.run(given)
+        elif given.verb == "probe":
+            agreed = _probe(given)
+            print(f"all agree: {agreed.prompt} prompt and {agreed.generated} generated tokens")
+        elif given.verb == "proxy":
+            from serving_adapter.serving.proxy import run_proxy  # its server is an extra
+
+            run_proxy()
         else:
             sender = ReportSender(KafkaSettings.from_environment())
             scraper = Scraper(Target(given.url, given.replica, given.boot), sender.send)
@@ -66,6 +84,16 @@ def _ship(given: argparse.Namespace) -> None:
         print(f"{shipper.ship()} events shipped")
     else:
         keep_shipping(shipper, producers, _told_to_stop(), _say)
+
+
+def _probe(given: argparse.Namespace) -> Tokens:
+    settings = AdapterSettings.from_environment()
+    if settings.gateway_keys is None:
+        raise SettingsError("a probe signs with one of gateway_keys, and the adapter's file names none")
+    key_id, key = next(iter(read_gateway_keys(settings.gateway_keys).items()))
+    secret = read_key(settings.metrics_secret) if settings.metrics_secret else None
+    model = given.model or next(iter(settings.rules.models))
+    return Probe(given.url.rstrip("/"), model, key_id, key, secret, cut=not given.no_cut).run()
 
 
 def _told_to_stop() -> threading.Event:

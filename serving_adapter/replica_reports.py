@@ -88,6 +88,8 @@ class Heartbeat(_Report, tag="heartbeat", frozen=True, kw_only=True, omit_defaul
     ended: Whole
     open: Whole
     clock_offset_ms: Annotated[int, Meta(ge=-INT53, le=INT53)] = 0
+    not_durable: bool = False
+    """Requests of this boot were served that no disk had (docs/spec/metering.md 8.3): they may be missing."""
     totals: Totals = []
 
 

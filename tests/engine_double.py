@@ -100,6 +100,10 @@ class EngineClient:
         self.output_processor = OutputProcessor()
         self.step = step
         self.dead = False
+        self.loras: dict[str, str] = {"tenant_a--fr--1": "", "tenant_b--law--1": ""}
+        """Adapters by name, with their paths."""
+        self.broken: set[str] = set()
+        """Adapters with which every request fails."""
         self.seen: list[Any] = []
         """What reached the engine."""
         self._blocks: set[tuple[Any, ...]] = set()
@@ -177,9 +181,6 @@ class EngineClient:
         return cached
 
 
-LORAS = {"tenant_a--fr--1", "tenant_b--law--1"}
-
-
 def engine_app(step: float = 0.001) -> Starlette:
     """vLLM's server, as far as it is needed here."""
 
@@ -190,6 +191,7 @@ def engine_app(step: float = 0.001) -> Starlette:
         client: EngineClient = request.app.state.engine_client
         prompts = body.get("prompt") or [" ".join(str(part["content"]) for part in body.get("messages", []))]
         prompts = [prompts] if isinstance(prompts, str) else prompts
+        read = sum(len(prompt.split()) for prompt in prompts)
         bound = body.get("max_tokens") or body.get("max_completion_tokens") or body.get("max_output_tokens") or 8
         if body.get("temperature", 1) < 0:
             return JSONResponse({"error": {"message": "temperature"}}, 400)
@@ -197,7 +199,9 @@ def engine_app(step: float = 0.001) -> Starlette:
             n=body.get("n", 1), max_tokens=bound, fail_at=body.get("fail_at"), stop_at=body.get("stop_at")
         )
         more = {"cache_salt": body.get("cache_salt"), "priority": body.get("priority", 0)}
-        if body["model"] in LORAS:
+        if body["model"] in client.loras:
+            if body["model"] in client.broken:
+                return JSONResponse({"error": {"message": "shapes do not fit"}}, 500)
             more["lora"] = SimpleNamespace(lora_name=body["model"])
         elif body["model"] != "tiny":
             return JSONResponse({"error": {"message": "no such model"}}, 404)
@@ -205,11 +209,14 @@ def engine_app(step: float = 0.001) -> Starlette:
             client.generate(prompt, params, f"cmpl-{next(client._ids)}-{i}", **more) for i, prompt in enumerate(prompts)
         ]
         if body.get("stream"):
-            return StreamingResponse(_stream(runs, body["model"]), media_type="text/event-stream")
+            asked = (body.get("stream_options") or {}).get("include_usage")
+            stated = {"prompt_tokens": read, "completion_tokens": params.n * bound * len(prompts)} if asked else None
+            return StreamingResponse(_stream(runs, body["model"], stated), media_type="text/event-stream")
         gathered = await _with_cancellation(request, asyncio.gather(*(_drain(run) for run in runs)))
         if gathered is None:
             return JSONResponse(None)
-        return JSONResponse({"model": body["model"], "choices": [], "usage": None})
+        usage = {"prompt_tokens": read, "completion_tokens": sum(gathered)}
+        return JSONResponse({"model": body["model"], "choices": [], "usage": usage})
 
     async def embed(request: Request) -> Response:
         body = await request.json()
@@ -220,14 +227,27 @@ def engine_app(step: float = 0.001) -> Starlette:
                 pass
         return JSONResponse({"model": body["model"], "data": []})
 
+    async def load(request: Request) -> Response:
+        body, client = await request.json(), request.app.state.engine_client
+        if body["lora_name"] in client.loras:
+            return JSONResponse({"error": {"message": "The lora adapter has already been loaded."}}, 400)
+        client.loras[body["lora_name"]] = body["lora_path"]
+        return PlainTextResponse("Success")
+
+    async def unload(request: Request) -> Response:
+        body, client = await request.json(), request.app.state.engine_client
+        return JSONResponse({}, 200 if client.loras.pop(body["lora_name"], None) is not None else 404)
+
     async def plain(request: Request) -> Response:
         return PlainTextResponse("vllm:prompt_tokens_total 1\n" if request.url.path == "/metrics" else "")
 
-    paths = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/rerank", "/v1/load_lora_adapter"]
+    paths = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/rerank"]
     app = Starlette(
         routes=[
             *(Route(path, complete, methods=["POST"]) for path in paths),
             Route("/v1/embeddings", embed, methods=["POST"]),
+            Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             Route("/metrics", plain),
             Route("/health", plain),
         ]
@@ -236,19 +256,27 @@ def engine_app(step: float = 0.001) -> Starlette:
     return app
 
 
-async def _drain(run: AsyncIterator[Any]) -> None:
-    async for _ in run:
-        pass
+async def _drain(run: AsyncIterator[Any]) -> int:
+    tokens = 0
+    async for output in run:
+        tokens += len(output.outputs)
+    return tokens
 
 
-async def _stream(runs: list[AsyncIterator[Any]], model: str) -> AsyncIterator[str]:
+async def _stream(runs: list[AsyncIterator[Any]], model: str, usage: dict[str, int] | None) -> AsyncIterator[str]:
     try:
         for run in runs:
             async for output in run:
-                yield "data: " + json.dumps({"model": model, "token": output.token}, separators=(",", ":")) + "\n\n"
+                yield _piece({"model": model, "token": output.token})
     except EngineDead:
         yield 'data: {"error":{"code":500}}\n\n'
+    if usage is not None:
+        yield _piece({"model": model, "choices": [], "usage": usage})
     yield "data: [DONE]\n\n"
+
+
+def _piece(data: dict[str, Any]) -> str:
+    return "data: " + json.dumps(data, separators=(",", ":")) + "\n\n"
 
 
 async def _with_cancellation(request: Request, work: asyncio.Future[Any]) -> Any:

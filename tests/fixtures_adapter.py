@@ -32,7 +32,7 @@ RULES = {
         {"tenant_id": "tenant_b", "name": "law", "engine": "tenant_b--law--1", "base": "tiny", "revision": "1"},
     ],
     "tiers": {"paid": {"priority": -5}, "free": {"priority": 10, "may_be_shed": True}},
-    "limits": {"body_bytes": 20_000, "prompts": 4, "n": 4, "max_tokens": 500, "seconds": 5.0},
+    "limits": {"body_bytes": 20_000, "prompts": 4, "n": 4, "max_tokens": 500, "seconds": 60.0},
 }
 
 

@@ -13,6 +13,8 @@ import typer
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from console.session import Dev
+from serving_adapter import command_line
+from serving_adapter.adapters.commands import VERBS
 from serving_adapter.replica_reports import EngineModel
 from serving_adapter.report_sender import ReportSender
 from serving_adapter.scrape import Scraper, Target, keep_scraping
@@ -106,6 +108,23 @@ def spool(folder: SpoolFolder, as_json: AsJson = False, as_csv: AsCsv = False) -
         rows, [field.name for field in dataclasses.fields(BootStatus)], as_json=as_json, as_csv=as_csv,
         empty=f"no boot in {folder}",
     )  # fmt: skip
+
+
+def _same_as_adapters_own(verb: str, told: str) -> None:
+    """A verb of `tollbook-adapter`, which runs where this command line is not installed: one implementation."""
+
+    @app.command(
+        verb, help=told, add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )  # fmt: skip
+    def run(context: typer.Context) -> None:
+        raise typer.Exit(command_line.main([verb, *context.args]))
+
+
+_same_as_adapters_own("proxy", "Meter an engine that may not be touched; TOLLBOOK_ADAPTER_CONFIG names the file.")
+_same_as_adapters_own("probe", "Known requests: do answers, events and the engine's own counters agree?")
+for _verb, _told in VERBS.items():
+    _same_as_adapters_own(_verb, f"{_told[:1].upper()}{_told[1:]}.")
 
 
 def _told_to_stop() -> threading.Event:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
+from serving_adapter.events import UsageSource
 from serving_adapter.metering.counts import Sequence, TokenCounts, count
 from serving_adapter.metering.outcome import Ending
 from serving_adapter.spool.records import OpenRequest
@@ -28,6 +29,15 @@ class Attempt:
     engine_model: str
     adapter: bool
     on_end: Callable[[Attempt], None]
+    on_wait: Callable[[Attempt], None] = lambda _: None
+    source: UsageSource = "engine"
+    """Who counted."""
+    await_gpu: Callable[[str, Attempt], None] | None = None
+    """Where the engine tells the GPU time of its sequences: announces one that is to come."""
+    gpu_us: int = 0
+    gpu_awaited: set[str] = field(default_factory=set)
+    gpu_late: bool = False
+    """Nobody waits for it any longer: what comes now is a correction."""
     seen: Ending = field(default_factory=Ending)
     running: dict[str, Look] = field(default_factory=dict)
     ended: list[Sequence] = field(default_factory=list)
@@ -38,6 +48,9 @@ class Attempt:
     def began(self, sequence_id: str, look: Look) -> None:
         """The engine has taken in a sequence."""
         self.running[sequence_id] = look
+        if self.await_gpu is not None:
+            self.gpu_awaited.add(sequence_id)
+            self.await_gpu(sequence_id, self)
 
     def finished(self, sequence_id: str) -> None:
         """A sequence has ended; its counts are final. A second time it changes nothing."""
@@ -51,15 +64,31 @@ class Attempt:
         self.exchange_over = True
         self.end_if_over()
 
+    def took(self, sequence_id: str, gpu_us: int) -> None:
+        """A sequence's GPU time is final."""
+        self.gpu_us += gpu_us
+        self.gpu_awaited.discard(sequence_id)
+        self.end_if_over()
+
+    def without_gpu(self) -> None:
+        """Wait no longer for GPU times."""
+        self.gpu_late = True
+        self.end_if_over()
+
     def cut_off(self) -> None:
         """Nothing more will come: take the counts as they stand."""
+        self.gpu_late = True
         for sequence_id in list(self.running):
             self.finished(sequence_id)
         self.close()
 
     def end_if_over(self) -> None:
-        """Tell of the end, once."""
-        if self.exchange_over and not self.running and not self.over:
+        """Tell of the end, once; before that, that only GPU time is missing."""
+        if self.over or self.running or not self.exchange_over:
+            return
+        if self.gpu_awaited and not self.gpu_late:
+            self.on_wait(self)
+        else:
             self.over = True
             self.on_end(self)
 

@@ -85,16 +85,20 @@ def parse(body: bytes, route: Route, limits: Limits) -> Asked:
 
 
 def rewritten(
-    asked: Asked, route: Route, model: Resolved, *, cache_salt: str, priority: int, max_tokens: int | None
+    asked: Asked, route: Route, model: Resolved, *, cache_salt: str | None, priority: int, max_tokens: int | None
 ) -> bytes:
-    """The body as the engine gets it. `max_tokens` None leaves the tenant's own bound."""
+    """The body as the engine gets it. `max_tokens` None leaves the tenant's own bound.
+
+    `cache_salt` None: an engine that knows neither salts nor priorities, nor stored answers.
+    """
     fields: dict[str, Any] = {name: value for name, value in asked.fields.items() if name not in TAKEN_OUT}
     fields["model"] = model.engine
-    fields["cache_salt"] = cache_salt
-    if route is not Route.EMBEDDINGS:
-        fields["priority"] = priority
-    if route is Route.RESPONSES:
-        fields["store"] = False
+    if cache_salt is not None:
+        fields["cache_salt"] = cache_salt
+        if route is not Route.EMBEDDINGS:
+            fields["priority"] = priority
+        if route is Route.RESPONSES:
+            fields["store"] = False
     if max_tokens is not None and OUTPUT_BOUND[route]:
         for name in OUTPUT_BOUND[route]:
             fields.pop(name, None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 from base64 import urlsafe_b64encode
-from typing import Annotated, Final
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +16,7 @@ from serving_adapter.events import KeyName, Label, Name, TenantId
 from serving_adapter.isolation.refusal import Refusal
 
 ADAPTER_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
+MOST_SHARE: Final = 1_000_000
 CONTENT_TYPES: Final = frozenset(
     {"text", "image", "audio", "video", "image_url", "audio_url", "video_url", "input_audio"}
 )
@@ -25,7 +28,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     engine: Name
     revision: Label = ""
-    share: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    share: Annotated[int, Meta(ge=1, le=MOST_SHARE)] = 1
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +39,10 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     engine: Name
     base: Name
     revision: Label = ""
+    share: Annotated[int, Meta(ge=1, le=MOST_SHARE)] = 1
+    """Of the requests for this name, where several versions have it."""
+    path: str | None = None
+    """Where its files lie; the replica loads them. None: the engine was started with it."""
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,9 +73,12 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         """Raises ValueError for what contradicts itself, or would let one tenant's name reach another's."""
-        named = [(adapter.tenant_id, adapter.name) for adapter in self.adapters]
+        named = [(adapter.tenant_id, adapter.name, adapter.engine) for adapter in self.adapters]
         if len(set(named)) < len(named):
             raise ValueError("adapters: a tenant has the same name twice")
+        owners = {(adapter.engine, adapter.tenant_id) for adapter in self.adapters}
+        if len({engine for engine, _ in owners}) < len(owners):
+            raise ValueError("adapters: two tenants have the same one")
         for adapter in self.adapters:
             if adapter.name in CONTENT_TYPES or adapter.engine in CONTENT_TYPES:
                 raise ValueError(
@@ -98,26 +108,39 @@ class Resolved(msgspec.Struct, frozen=True):
 class Resolver:
     """From a tenant's name to the engine's. A foreign adapter and one that does not exist have the same answer."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, unready: Mapping[str, str] = MappingProxyType({})) -> None:
+        """`unready`: the engine's names of adapters that cannot be served yet, with the reason for their tenant."""
         self._rules = rules
-        self._adapters = {(adapter.tenant_id, adapter.name): adapter for adapter in rules.adapters}
+        self._unready = unready
+        self._adapters: dict[tuple[str, str], list[Adapter]] = {}
+        for adapter in rules.adapters:
+            self._adapters.setdefault((adapter.tenant_id, adapter.name), []).append(adapter)
         self._revisions = {target.engine: target.revision for targets in rules.models.values() for target in targets}
 
     def resolve(self, tenant_id: str, asked: str, request_id: str) -> Resolved:
-        """Raises Refusal (404)."""
-        adapter = self._adapters.get((tenant_id, asked))
-        if adapter is not None:
-            revision = self._revisions.get(adapter.base, "")
-            return Resolved(asked, adapter.engine, adapter.base, revision, adapter.name, adapter.revision)
+        """Raises Refusal (404; 503 for an own adapter that is not ready)."""
+        versions = self._adapters.get((tenant_id, asked))
+        if versions is not None:
+            adapter = _share([version for version in versions if version.engine not in self._unready], request_id)
+            if adapter is None:
+                why = self._unready[versions[0].engine]
+                raise Refusal(503, "adapter_not_ready", f"Your adapter `{asked}` is not ready here: {why}", "model")
+            return self.of(adapter)
         targets = self._rules.models.get(asked)
         if targets is None:
             raise Refusal(404, "model_not_found", f"The model `{asked[:256]}` does not exist.", "model")
-        target = targets[0] if len(targets) == 1 else _share(targets, request_id)
+        target = _share(targets, request_id)
+        assert target is not None  # no name without a target is read
         return Resolved(asked, target.engine, target.engine, target.revision, "", "")
+
+    def of(self, adapter: Adapter) -> Resolved:
+        """One version of an adapter, whatever its share."""
+        revision = self._revisions.get(adapter.base, "")
+        return Resolved(adapter.name, adapter.engine, adapter.base, revision, adapter.name, adapter.revision)
 
     def visible(self, tenant_id: str) -> list[str]:
         """The names that a tenant may ask for."""
-        own = [name for tenant, name in self._adapters if tenant == tenant_id]
+        own = [name for tenant, name in self._adapters if tenant == tenant_id]  # one that is not ready has its reason
         return [*self._rules.models, *own]
 
 
@@ -126,12 +149,16 @@ def salt(key: bytes, tenant_id: str) -> str:
     return urlsafe_b64encode(hmac.new(key, tenant_id.encode(), hashlib.sha256).digest()).rstrip(b"=").decode()
 
 
-def _share(targets: list[Target], request_id: str) -> Target:
-    """One of several targets by the request's id, each as often as its share says."""
-    whole = sum(target.share for target in targets)
-    drawn = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") % whole
-    for target in targets:
-        drawn -= target.share
+Shared = TypeVar("Shared", Target, Adapter)
+
+
+def _share(among: Sequence[Shared], request_id: str) -> Shared | None:
+    """One of several by the request's id, each as often as its share says; None of none."""
+    if len(among) < 2:
+        return among[0] if among else None
+    drawn = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") % sum(each.share for each in among)
+    for each in among:
+        drawn -= each.share
         if drawn < 0:
-            return target
-    return targets[-1]
+            break
+    return each

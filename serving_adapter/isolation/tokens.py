@@ -19,6 +19,7 @@ import msgspec
 
 from serving_adapter.isolation.callers import Caller
 from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.token_settings import TokenSettings
 from serving_adapter.settings import SettingsError
 
 ALGORITHMS: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"})
@@ -29,18 +30,6 @@ FETCH_WITHIN_S: Final = 3.0
 MOST_JWKS_BYTES: Final = 1024 * 1024
 REMEMBERED: Final = 10_000
 LEEWAY_S: Final = 10
-
-
-class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a token must be. `jwks`: a file's path or an https address."""
-
-    jwks: str
-    algorithm: str
-    issuer: str
-    audience: str
-    tenant_claim: str = "tenant_id"
-    tier_claim: str = "tier"
-    regions_claim: str = "regions"
 
 
 class Tokens:

@@ -56,6 +56,11 @@ class TenantMetrics:
         self._gpu_us: Counter[tuple[str, str]] = Counter()
         self._refused: Counter[tuple[str, str]] = Counter()
         self._in_flight: Counter[str] = Counter()
+        self.adapter_failures = 0
+        """Adapters that could not be loaded or answered no first request."""
+        self.unowned_gpu_us = 0
+        """GPU time of sequences that nobody here knows."""
+        self._engine_gpu: tuple[int, int, int] | None = None
         self._ttft: dict[str, Histogram] = {}
         self._gap: dict[str, Histogram] = {}
 
@@ -73,6 +78,14 @@ class TenantMetrics:
         self._tokens[tenant, event.model, "output"] += event.output_tokens
         self._gpu_us[tenant, event.model] += event.gpu_us
 
+    def gpu(self, event: UsageEvent, gpu_us: int) -> None:
+        """GPU time that was known only after its event."""
+        self._gpu_us[self._named(event.tenant_id), event.model] += gpu_us
+
+    def engine_gpu(self, busy_us: int, since_us: int, gpus: int) -> None:
+        """What the engine was busy for in all, since when (monotonic), on how many GPUs."""
+        self._engine_gpu = (busy_us, since_us, gpus)
+
     def refused(self, tenant_id: str, why: str) -> None:
         """A request that never reached the engine."""
         self._refused[self._named(tenant_id), why] += 1
@@ -85,13 +98,21 @@ class TenantMetrics:
         """Seconds between two pieces of a streamed answer."""
         return self._histogram(self._gap, tenant_id, GAP_BUCKETS)
 
-    def page(self) -> str:
-        """All of it."""
+    def page(self, now_us: int = 0) -> str:
+        """All of it, at this time of the machine's monotonic clock."""
         lines = ["# TYPE tollbook_boot_info gauge", f"tollbook_boot_info{{{self._about}}} 1"]
+        lines += ["# TYPE tollbook_adapter_load_failures_total counter"]
+        lines += [f"tollbook_adapter_load_failures_total {self.adapter_failures}"]
         lines += _samples("tenant_requests_total", "counter", ("tenant", "model", "status"), self._requests)
         lines += _samples("tenant_tokens_total", "counter", ("tenant", "model", "class"), self._tokens)
         gpu = {key: us / 1e6 for key, us in self._gpu_us.items()}
         lines += _samples("tenant_gpu_compute_seconds_total", "counter", ("tenant", "model"), gpu)
+        if self._engine_gpu is not None:
+            busy_us, since_us, gpus = self._engine_gpu
+            idle_us = max(0, (now_us - since_us) * gpus - busy_us)
+            for name, us in (("busy", busy_us), ("idle", idle_us), ("unowned", self.unowned_gpu_us)):
+                lines += [f"# TYPE engine_gpu_{name}_seconds_total counter"]
+                lines += [f"engine_gpu_{name}_seconds_total {us / 1e6:.6f}"]
         lines += _samples("tenant_refused_total", "counter", ("tenant", "reason"), self._refused)
         in_flight = {(tenant,): number for tenant, number in self._in_flight.items()}
         lines += _samples("tenant_in_flight", "gauge", ("tenant",), in_flight)

@@ -8,14 +8,14 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from serving_adapter.events import KeyName, Name
 from serving_adapter.isolation.rules import Rules
-from serving_adapter.isolation.tokens import TokenSettings
+from serving_adapter.isolation.token_settings import TokenSettings
 from serving_adapter.settings import SettingsError
 from serving_adapter.spool.disk_bound import Policy
 from serving_adapter.spool.journal import BOUND_BYTES
@@ -43,6 +43,23 @@ class QuotaSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prompt_bytes_per_token: Annotated[float, Meta(ge=1)] = 1.0
 
 
+class ProxySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`tollbook-adapter proxy`: the engine's server, and where tenants' gateways find it.
+
+    `continuous_usage`: the engine can state usage in each piece of a stream (vLLM, SGLang), so that what was cut off is
+    counted. `engine_fields`: it takes `cache_salt` and `priority`.
+    """
+
+    upstream: str
+    listen: Annotated[str, Meta(pattern=r"^.+:\d{1,5}$")] = "0.0.0.0:8000"
+    continuous_usage: bool = False
+    engine_fields: bool = True
+    upstream_key: str | None = None
+    """A file with the bearer secret that the engine's server wants."""
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    """After SIGTERM requests in flight have so long."""
+
+
 class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings. Keys are named by file, so that no secret stands in this one."""
 
@@ -58,6 +75,11 @@ class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     metrics_secret: str | None = None
     """A file with the bearer secret for `/metrics`; without it only this machine may read them."""
     quota: QuotaSection = QuotaSection()
+    registry: str | None = None
+    """The registry's folder: adapters and names that the platform's commands change (`tollbook-adapter register`)."""
+    proxy: ProxySection | None = None
+    on_unknown_engine: Literal["refuse", "stream"] = "refuse"
+    """`stream`: a vLLM without the hook points is counted from its answers."""
 
     @staticmethod
     def from_environment(environ: Mapping[str, str] = os.environ) -> AdapterSettings:
@@ -79,6 +101,12 @@ class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         if settings.gateway_keys is None and settings.tokens is None:
             raise SettingsError(f"{path}: neither gateway_keys nor tokens: nobody could be served")
         return settings
+
+
+def config_path(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The adapter's file, if one is named."""
+    path = environ.get("TOLLBOOK_ADAPTER_CONFIG")
+    return Path(path) if path else None
 
 
 def read_key(path: str) -> bytes:

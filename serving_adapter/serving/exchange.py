@@ -39,7 +39,12 @@ _NO_TIER: Final = Tier()
 class Exchange:
     """A request and its answer."""
 
-    def __init__(self, replica: Replica, app: Any, route: Route, caller: Caller, headers: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, replica: Replica, app: Any, route: Route, caller: Caller, headers: dict[bytes, bytes],
+        resolved: Resolved | None = None,
+    ) -> None:  # fmt: skip
+        """`resolved`: what the request's model means, where the platform itself asks; else the rules say it."""
+        self._resolved = resolved
         self._replica = replica
         self._app = app
         self._route = route
@@ -58,7 +63,7 @@ class Exchange:
         request_id = caller.request_id if trusted and caller.request_id else uuid7(replica.clock.now_ns())
         try:
             asked = parse(body, self._route, replica.rules.limits)
-            model = replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
+            model = self._resolved or replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
             tier = replica.rules.tiers.get(caller.tier, _NO_TIER)
             admission = await self._admit(asked, model, request_id)
         except Refusal as refusal:
@@ -66,9 +71,8 @@ class Exchange:
             raise
         priority = tier.priority + (admission.priority if admission is not None else 0)
         bound = admission.max_tokens if admission is not None else None
-        sent_on = rewritten(
-            asked, self._route, model, cache_salt=replica.salt_of(caller.tenant_id), priority=priority, max_tokens=bound
-        )
+        salt = replica.salt_of(caller.tenant_id) if replica.engine_fields else None
+        sent_on = rewritten(asked, self._route, model, cache_salt=salt, priority=priority, max_tokens=bound)
         if bound is not None and asked.max_tokens is not None and bound < asked.max_tokens:
             self._extra.append((b"x-tollbook-max-tokens", str(bound).encode()))
         self._extra.append((b"x-request-id", request_id.encode()))

@@ -6,15 +6,20 @@ not let through here reaches nothing.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import sys
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import msgspec
 
+from serving_adapter.engine.stream_counting import StreamCounting
 from serving_adapter.engine.vllm_hooks import EngineUnfit
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route, route_of
+from serving_adapter.serving.adapter_loading import AdapterLoading
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from serving_adapter.serving.exchange import Exchange, answer, refuse
 from serving_adapter.serving.replica import Replica
@@ -31,10 +36,14 @@ LOOPBACK = frozenset({"127.0.0.1", "::1"})
 class Middleware:
     """Meters every request of an engine's server, and keeps tenants apart."""
 
-    def __init__(self, app: App, replica: Replica | None = None) -> None:
-        """vLLM calls it with the app alone. Raises what `Replica` raises: then the server does not start."""
+    def __init__(self, app: App, replica: Replica | None = None, *, hooked: bool = True) -> None:
+        """vLLM calls it with the app alone. `hooked` False: the app counts by itself what it answers.
+
+        Raises what `Replica` raises: then the server does not start.
+        """
         self._app = app
         self._replica = replica or Replica(AdapterSettings.from_environment())
+        self._hooked = hooked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's."""
@@ -56,14 +65,17 @@ class Middleware:
             await send(message)
 
         client = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+        loading = AdapterLoading(self._replica, lambda: self._app, scope.get("app"))
+        keeping = asyncio.get_running_loop().create_task(loading.keep())
         try:
-            if client is not None:
-                self._replica.attach(client)
+            if client is not None and self._hooked:
+                self._attach(client)
             await self._app(scope, receive, stop_and_send)
         except EngineUnfit as error:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": str(error)})
         finally:
+            keeping.cancel()
             self._replica.stop_now()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,12 +93,26 @@ class Middleware:
                 if route is Route.MODELS:
                     await answer(send, 200, _models(self._replica.resolver.visible(caller.tenant_id)))
                 else:
-                    self._replica.attach(scope["app"].state.engine_client)
+                    if self._hooked:
+                        self._attach(getattr(scope["app"].state, "engine_client", None))
                     await Exchange(self._replica, self._app, route, caller, headers).serve(scope, receive, send)
         except EngineUnfit as error:
             await answer(send, 503, Refusal(503, "engine_unfit", str(error)).body)
         except Refusal as refusal:
             await refuse(send, refusal)
+
+    def _attach(self, client: Any) -> None:
+        """Hook into the engine, once; or count from its answers from now on, where that is allowed.
+
+        Raises EngineUnfit.
+        """
+        try:
+            self._replica.attach(client)
+        except EngineUnfit as error:
+            if self._replica.settings.on_unknown_engine == "refuse":
+                raise
+            print(f"tollbook: {error}: counting from the answers (usage_source stream)", file=sys.stderr, flush=True)
+            self._app, self._hooked = StreamCounting(self._app, continuous=True), False
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/health" and not self._replica.ready():
@@ -102,7 +128,7 @@ class Middleware:
             allowed = hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + secret)
         if not allowed:
             raise Refusal(403, "metrics_closed", "The metrics are for the platform.")
-        own = self._replica.metrics.page().encode()
+        own = self._replica.metrics.page(time.monotonic_ns() // 1000).encode()
         plain = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
 
         async def send_both(message: Message) -> None:

@@ -8,27 +8,36 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from serving_adapter.clock import ReplicaClock, rfc3339
 from serving_adapter.engine.attempts import Attempt
+from serving_adapter.engine.gpu_reports import VARIABLE as GPU_SOCKET
 from serving_adapter.engine.vllm_hooks import attach
 from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import HEADER, Caller, nobody, verified
 from serving_adapter.isolation.refusal import Refusal
-from serving_adapter.isolation.rules import Resolved, Resolver, salt
-from serving_adapter.isolation.tokens import Tokens
+from serving_adapter.isolation.rules import Resolved, Resolver, Rules, salt
+from serving_adapter.isolation.token_settings import TokenSettings
 from serving_adapter.metering.outcome import outcome
 from serving_adapter.metering.tenant_metrics import TenantMetrics
+from serving_adapter.producer import EventProducer
 from serving_adapter.quota import GateSettings, QuotaGate
 from serving_adapter.report_sender import ReportSender
 from serving_adapter.request_ids import uuid7
 from serving_adapter.serving.adapter_settings import AdapterSettings, read_gateway_keys, read_key
+from serving_adapter.serving.gpu_times import GpuTimes
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.shipping.direct import DirectShipper
 from serving_adapter.shipping.heartbeats import Heartbeats
+from serving_adapter.shipping.shipper import DELIVER_WITHIN_S
 from serving_adapter.spool.journal import BootJournal, SpoolSettings
+from serving_adapter.topics import USAGE
+
+if TYPE_CHECKING:
+    from serving_adapter.isolation.tokens import Tokens
 
 PROGRESS_EACH_S: Final = 1.0
 MOST_OFFSET_MS: Final = 60_000
@@ -42,20 +51,29 @@ Work = tuple[Attempt, UsageEvent, float]
 class Replica:
     """Everything on one event loop."""
 
-    def __init__(self, settings: AdapterSettings) -> None:
+    def __init__(self, settings: AdapterSettings, *, engine_fields: bool = True) -> None:
         """Begin a boot. Raises SettingsError, SpoolFailed: the server does not start then."""
         self.settings = settings
+        self.engine_fields = engine_fields
+        """Whether the engine takes salts and priorities."""
         self.rules = settings.rules
-        self.resolver = Resolver(settings.rules)
+        self.unready: dict[str, str] = {}
+        """The engine's names of adapters that cannot be served yet, with the reason."""
+        self.resolver = Resolver(settings.rules, self.unready)
         self.clock = ReplicaClock()
         self._salt_key = read_key(settings.salt_key)
         self._gateway_keys = read_gateway_keys(settings.gateway_keys) if settings.gateway_keys else {}
-        self._tokens = Tokens(settings.tokens) if settings.tokens else None
+        self._tokens = _tokens(settings.tokens) if settings.tokens else None
         self.metrics_secret = read_key(settings.metrics_secret) if settings.metrics_secret else None
         spool = SpoolSettings(Path(settings.spool.folder), settings.spool.bound_bytes, settings.spool.policy)
-        self.journal = BootJournal(spool, settings.replica_id, self.clock, about={"pid": str(os.getpid())})
+        self._direct = self._direct_shipper()
+        self.journal = BootJournal(
+            spool, settings.replica_id, self.clock, about={"pid": str(os.getpid())},
+            undurable=self._direct.put if self._direct is not None else None,
+        )  # fmt: skip
         self.metrics = TenantMetrics(settings.replica_id, self.journal.boot_id)
         self.gate: QuotaGate | None = None
+        self._gpu: GpuTimes | None = None
         self._salts: dict[str, str] = {}
         self._open: dict[int, Work] = {}
         self._ticking: asyncio.Task[None] | None = None
@@ -67,6 +85,9 @@ class Replica:
         if self._ticking is not None:
             return
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        path = os.environ.get(GPU_SOCKET)
+        if path and self.settings.proxy is None:
+            self._gpu = GpuTimes(path, self.journal, self.metrics)
         if self.settings.quota.enabled:
             self.gate = QuotaGate(dataclasses.replace(GateSettings.from_environment(), holder=self.journal.boot_id))
             await self.gate.start()
@@ -78,6 +99,9 @@ class Replica:
     async def stop(self) -> None:
         """Settle what is open, and say farewell."""
         self.cut_off_all()
+        if self._gpu is not None:
+            self._gpu.close()
+            self._gpu = None
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
@@ -92,11 +116,22 @@ class Replica:
         if not self._stopped:
             self._stopped = True
             self.cut_off_all()
+            if self._direct is not None:
+                self._direct.stop()
             self.journal.close()
 
     def attach(self, client: Any) -> None:
         """Hook into an engine, once. Raises EngineUnfit."""
         attach(client, self._attempt_of_nobody, self.cut_off_all)
+
+    def use(self, rules: Rules) -> None:
+        """Other rules, for the requests from now on."""
+        self.rules = rules
+        self.resolver = Resolver(rules, self.unready)
+
+    def runs(self, engine_model: str) -> bool:
+        """Whether a request for this name of the engine's is in flight."""
+        return any(attempt.engine_model == engine_model for attempt, _, _ in self._open.values())
 
     def ready(self) -> bool:
         """Whether requests may come: the spool can be written, the clock is right."""
@@ -161,7 +196,7 @@ class Replica:
         """Make a request's start durable. Raises NoRoom."""
         began = time.monotonic()
         no = await self.journal.start(lost, may_be_shed=may_be_shed)
-        attempt = Attempt(no, self.salt_of(lost.tenant_id), engine_model, adapter is not None, self._ended)
+        attempt = self._attempt(no, self.salt_of(lost.tenant_id), engine_model, adapter is not None)
         self._open[no] = (attempt, lost, began)
         self.metrics.began(lost.tenant_id)
         return attempt
@@ -180,16 +215,19 @@ class Replica:
             status=how.status,
             fault=how.fault,
             finish_reason=how.finish_reason[:256],
-            usage_source="engine",
+            usage_source=attempt.source,
             input_tokens=counts.input_tokens,
             output_tokens=counts.output_tokens,
             cache_hit_tokens=counts.cache_hit_tokens,
             duration_ms=int((time.monotonic() - began) * 1000),
             ttft_ms=attempt.ttft_ms,
+            gpu_us=attempt.gpu_us,
             **counts.of_engine,
         )
         event = self.journal.end(attempt.no, event)
         self.metrics.ended(event)
+        if self._gpu is not None:
+            self._gpu.ended(attempt, event)
         if self.gate is not None and event.purpose == "tenant" and not event.tenant_id.startswith("_"):
             self.gate.settle(
                 event.tenant_id, event.request_id, attempt=event.attempt, model=event.model,
@@ -208,12 +246,26 @@ class Replica:
             pool=self.settings.pool,
         )  # fmt: skip
         no = self.journal.start_now(lost)
-        attempt = Attempt(no, "", "", False, self._ended)
+        attempt = self._attempt(no, "", "", False)
         attempt.seen.http_status, attempt.seen.answered, attempt.seen.reasons = 200, True, {"orphaned"}
         attempt.exchange_over = True
         self._open[no] = (attempt, lost, time.monotonic())
         self.metrics.began(PLATFORM)
         return attempt
+
+    def _attempt(self, no: int, cache_salt: str, engine_model: str, adapter: bool) -> Attempt:
+        attempt = Attempt(no, cache_salt, engine_model, adapter, self._ended)
+        if self._gpu is not None:
+            attempt.await_gpu, attempt.on_wait = self._gpu.announce, self._gpu.wait
+        return attempt
+
+    def _direct_shipper(self) -> DirectShipper | None:
+        """For events that the disk does not take, where they are served all the same."""
+        if self.settings.spool.policy != "serve_memory" or not os.environ.get("TOLLBOOK_KAFKA"):
+            return None
+        kafka = KafkaSettings.from_environment()
+        topic = USAGE.name(kafka.topic_prefix)
+        return DirectShipper(lambda: EventProducer(kafka, topic, DELIVER_WITHIN_S), self.settings.replica_id)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -222,3 +274,9 @@ class Replica:
             self.journal.progress([attempt.so_far() for attempt, _, _ in self._open.values()])
             with contextlib.suppress(OSError):
                 await loop.run_in_executor(None, self.journal.measure)
+
+
+def _tokens(settings: TokenSettings) -> Tokens:
+    from serving_adapter.isolation.tokens import Tokens  # needs an extra, where tokens are taken at all
+
+    return Tokens(settings)

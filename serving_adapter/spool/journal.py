@@ -166,6 +166,17 @@ class BootJournal:
             self._undurable(event)
         return event
 
+    def amend(self, correction: UsageEvent) -> None:
+        """A correction of an event of this boot: numbered as the events are, and counted as no request."""
+        with self._lock:
+            self._last_seq += 1
+            event = replace(
+                correction, timestamp=rfc3339(self.clock.now_ns()), replica_id=self.replica_id, boot_id=self.boot_id,
+                seq=self._last_seq,
+            )  # fmt: skip
+            self._tally.add(event)
+            self._writer.put(event)
+
     def progress(self, requests: Sequence[OpenRequest]) -> None:
         """How far the open requests are; rides along with the next group."""
         if requests:

@@ -200,7 +200,7 @@ class Replay:
             start = self.open.pop(identity_of(record), None)
             if start is not None:
                 self.progress.pop(start.no, None)
-            self.ended += record.status != "lost"
+            self.ended += record.kind == "usage" and record.status != "lost"
         elif isinstance(record, Start):
             if record.no > self.last_no:
                 self.last_no = record.no

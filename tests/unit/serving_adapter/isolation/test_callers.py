@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from serving_adapter.isolation.callers import Caller, sign, verified
 from serving_adapter.isolation.refusal import Refusal
-from serving_adapter.isolation.tokens import Tokens, TokenSettings
+from serving_adapter.isolation.token_settings import TokenSettings
+from serving_adapter.isolation.tokens import Tokens
 from serving_adapter.settings import SettingsError
 
 KEY, OTHER = b"k" * 32, b"o" * 32

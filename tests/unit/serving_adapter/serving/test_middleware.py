@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -227,3 +228,29 @@ def test_many_mixed_requests_are_conserved_and_each_has_one_event(adapter_settin
             check_conservation(served, found)
 
     asyncio.run(run())
+
+
+def test_an_unknown_engine_is_counted_from_its_answers_where_that_is_allowed(
+    adapter_settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(OutputProcessor, "_finish_request")
+    monkeypatch.setattr(EngineClient, "generate", _generated)
+
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            assert (await served.ask({"model": "tiny", "prompt": PROMPT})).status == 503
+        allowed = msgspec.structs.replace(adapter_settings, on_unknown_engine="stream")
+        async with serving(allowed) as served:
+            answer = await served.ask({"model": "fast", "prompt": PROMPT, "max_tokens": 3})
+            assert (answer.status, b'"model":"fast"' in answer.body) == (200, True)
+            (event,) = await served.told()
+            assert (event.usage_source, event.input_tokens, event.output_tokens) == ("stream", 9, 3)
+            assert event.status == "ok"
+
+    asyncio.run(run())
+
+
+async def _generated(self: EngineClient, prompt: str, params: Any, request_id: str, **more: Any) -> Any:
+    """An engine whose insides are others."""
+    for token in range(1, params.max_tokens + 1):
+        yield SimpleNamespace(finished=token == params.max_tokens, token=token, outputs=[None] * params.n)

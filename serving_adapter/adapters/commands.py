@@ -1,0 +1,153 @@
+"""`tollbook-adapter register|list|remove|share|rollback`: the platform's hand on the registry, and its audit log."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from serving_adapter.adapters.lora_files import AdapterRefused, Bounds, check
+from serving_adapter.adapters.registry_folder import RegistryFolder
+from serving_adapter.clock import rfc3339
+from serving_adapter.isolation import registry as names
+from serving_adapter.isolation.registry import Registry, RegistryRefused
+from serving_adapter.isolation.rules import Target
+
+VERBS: Final = {
+    "register": "check a tenant's LoRA adapter, and add it as a dated version",
+    "list": "versions, what names point to, and how each replica serves them, as JSON",
+    "remove": "take an adapter, or one version of it, from its tenant; replicas unload it",
+    "share": "point a name to versions by share (canary): REVISION=SHARE …, or ENGINE@REVISION=SHARE … for a model",
+    "rollback": "point a name to what it pointed to before",
+}
+
+
+def add_verbs(verbs: Any) -> None:
+    """Their arguments."""
+    for verb, told in VERBS.items():
+        parser = verbs.add_parser(verb, help=told)
+        parser.add_argument(
+            "--registry", type=Path, required=not os.environ.get("TOLLBOOK_ADAPTER_REGISTRY"),
+            default=os.environ.get("TOLLBOOK_ADAPTER_REGISTRY"),
+        )  # fmt: skip
+        if verb == "list":
+            continue
+        parser.add_argument("--by", default=getpass.getuser(), help="who does it, for the audit log")
+        parser.add_argument("--tenant", required=verb in ("register", "remove"), default="")
+        parser.add_argument("--name", required=True)
+        if verb == "register":
+            parser.add_argument("folder", type=Path)
+            parser.add_argument("--base", required=True, help="the engine's name of the base model")
+            parser.add_argument("--base-name", action="append", help="what the adapter may call its base model")
+            parser.add_argument("--max-rank", type=int, default=64)
+            parser.add_argument("--max-bytes", type=int, default=2 << 30)
+            parser.add_argument("--share", type=int, help="percent of the name's requests; all without it")
+        elif verb == "remove":
+            parser.add_argument("--revision")
+        elif verb == "share":
+            parser.add_argument("targets", nargs="+")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Raises AdapterRefused, RegistryRefused, RegistryBroken."""
+    folder = RegistryFolder(given.registry)
+    if given.verb == "list":
+        print(json.dumps(listed(folder), indent=1))
+    elif given.verb == "register":
+        print(json.dumps(register(folder, given)))
+    elif given.verb == "remove":
+        _change(folder, given, lambda now: names.removed(now, given.tenant, given.name, given.revision),
+                revision=given.revision or "all")  # fmt: skip
+    elif given.verb == "share":
+        _change(
+            folder, given, lambda now: names.pointed(now, given.tenant, given.name, targets_of(now, given)),
+            targets=given.targets,
+        )  # fmt: skip
+    else:
+        _change(folder, given, lambda now: names.rolled_back(now, given.tenant, given.name))
+
+
+def register(folder: RegistryFolder, given: argparse.Namespace) -> dict[str, Any]:
+    """Check, copy, and point to it. A refusal is audited too: somebody tried."""
+    bounds = Bounds(given.base_name or [given.base], given.max_rank, given.max_bytes)
+    now = time.time_ns()
+    made: list[names.Version] = []
+
+    def add(registry: Registry) -> Registry:
+        version = names.new_version(
+            registry, given.tenant, given.name, given.base, checked.digest, checked.rank, rfc3339(now)[:10]
+        )
+        folder.take(given.folder, version)
+        made.append(version)
+        return names.registered(registry, version, given.share)
+
+    try:
+        checked = check(given.folder, bounds)
+    except AdapterRefused as error:
+        _change(folder, given, lambda registry: registry, action="register refused", why=str(error))
+        raise
+    _change(folder, given, add, digest=checked.digest, share=given.share or 100)
+    return {"engine": made[0].engine, "revision": made[0].revision, "rank": made[0].rank, "digest": made[0].digest}
+
+
+def listed(folder: RegistryFolder) -> dict[str, Any]:
+    """What is there, for people. Raises RegistryBroken where the audit log was changed."""
+    registry, audited = folder.read(), folder.audited()
+    shares = {
+        target.engine: target.share / sum(each.share for each in pointing.targets)
+        for pointing in registry.names
+        for target in pointing.targets
+    }
+    replicas = {status.replica_id: status.adapters for status in folder.statuses()}
+    return {
+        "adapters": [
+            {
+                "tenant_id": version.tenant_id, "name": version.name, "revision": version.revision,
+                "base": version.base, "rank": version.rank, "engine": version.engine,
+                "share": round(shares.get(version.engine, 0.0), 4),
+                "replicas": {
+                    replica: {"state": served.state, "why": served.why, "load_ms": served.load_ms}
+                    for replica, adapters in replicas.items()
+                    if (served := adapters.get(version.engine)) is not None
+                },
+            }
+            for version in registry.versions
+        ],
+        "models": {
+            pointing.name: [f"{t.engine}@{t.revision}={t.share}" for t in pointing.targets]
+            for pointing in registry.names
+            if not pointing.tenant_id
+        },
+        "changes": len(audited),
+        "last_change": audited[-1] if audited else None,
+        "as_audited": folder.as_audited(),
+    }  # fmt: skip
+
+
+def targets_of(registry: Registry, given: argparse.Namespace) -> list[Target]:
+    """What the arguments of `share` name. Raises RegistryRefused."""
+    own = {v.revision: v.engine for v in registry.versions if (v.tenant_id, v.name) == (given.tenant, given.name)}
+    found = []
+    for text in given.targets:
+        named, _, share = text.rpartition("=")
+        engine, _, revision = named.rpartition("@") if not given.tenant else (own.get(named, ""), "", named)
+        if not engine or not share.isdigit() or not 1 <= int(share) <= 1_000_000:
+            wanted = f"REVISION=SHARE of {sorted(own)}" if given.tenant else "ENGINE@REVISION=SHARE"
+            raise RegistryRefused(f"{text!r}: expected {wanted}")
+        found.append(Target(engine=engine, revision=revision, share=int(share)))
+    return found
+
+
+def _change(
+    folder: RegistryFolder, given: argparse.Namespace, make: Callable[[Registry], Registry], *, action: str = "",
+    **about: Any,
+) -> None:  # fmt: skip
+    folder.change(
+        make, at=rfc3339(time.time_ns()), by=given.by, action=action or given.verb, tenant_id=given.tenant,
+        name=given.name, **about,
+    )  # fmt: skip

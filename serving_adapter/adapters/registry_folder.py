@@ -1,0 +1,188 @@
+"""The registry's folder, which replicas read and the platform's commands write.
+
+`registry.json` is replaced whole; `audit.jsonl` only grows, each line holding the digest of the one before it;
+`files/<engine's name>/` are read-only copies; `status/<replica>.json` is what each replica says of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from serving_adapter.adapters.lora_files import TAKEN, AdapterRefused, digest_of
+from serving_adapter.errors import AdapterError
+from serving_adapter.isolation.registry import FORMAT, Registry, Version
+from serving_adapter.spool.folders import sync_folder
+
+EMPTY: Final = Registry()
+_FIRST: Final = "0" * 64
+
+
+class RegistryBroken(AdapterError):
+    """The folder cannot be read, or its audit log was changed."""
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter on one replica. `state`: `serving`, `failed`; `load_ms`: what loading it took."""
+
+    state: str
+    why: str = ""
+    load_ms: int = 0
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica says of the adapters it should serve, by the engine's names."""
+
+    replica_id: str
+    boot_id: str
+    at: str
+    adapters: dict[str, Served]
+
+
+class RegistryFolder:
+    """One folder, on a disk that the replicas see too."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.file = root / "registry.json"
+        self.audit = root / "audit.jsonl"
+
+    def read(self) -> Registry:
+        """The registry; empty where there is none yet. Raises RegistryBroken."""
+        try:
+            registry = msgspec.json.decode(self.file.read_bytes(), type=Registry)
+        except FileNotFoundError:
+            return EMPTY
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RegistryBroken(f"{self.file}: {error}") from None
+        if registry.format > FORMAT:
+            raise RegistryBroken(f"{self.file}: format {registry.format}, this version reads {FORMAT}")
+        return registry
+
+    def files_of(self, engine: str) -> Path:
+        """Where an adapter's files lie."""
+        return self.root / "files" / engine
+
+    def change(self, make: Callable[[Registry], Registry], *, at: str, by: str, action: str, **about: Any) -> Registry:
+        """Make a change, and write down who did what. The audit line comes first, and names the file it leads to.
+
+        Raises what `make` raises, RegistryBroken.
+        """
+        with self.alone():
+            registry = make(self.read())
+            data = msgspec.json.format(msgspec.json.encode(registry), indent=1)
+            line = {"at": at, "by": by, "action": action, **about, "registry": hashlib.sha256(data).hexdigest()}
+            self._append(line)
+            _replace(self.file, data)
+        return registry
+
+    def take(self, source: Path, version: Version) -> None:
+        """Copy an adapter's two files, once. Raises AdapterRefused if they changed since they were checked."""
+        target = self.files_of(version.engine)
+        if target.exists():
+            return
+        beside = target.with_name(f".{target.name}")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name in TAKEN:
+            shutil.copyfile(source / name, beside / name)
+            with (beside / name).open("rb") as file:
+                os.fsync(file.fileno())
+            (beside / name).chmod(0o444)
+        if digest_of(beside) != version.digest:
+            raise AdapterRefused(f"{source} changed while it was taken")
+        sync_folder(beside)
+        beside.rename(target)
+        sync_folder(target.parent)
+
+    def say(self, status: ReplicaStatus) -> None:
+        """A replica's word."""
+        folder = self.root / "status"
+        folder.mkdir(exist_ok=True)
+        _replace(folder / f"{quote(status.replica_id, safe='')}.json", msgspec.json.encode(status))
+
+    def statuses(self) -> list[ReplicaStatus]:
+        """What replicas have said last."""
+        found = []
+        for path in sorted((self.root / "status").glob("*.json")):
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=ReplicaStatus))
+        return found
+
+    def audited(self) -> list[dict[str, Any]]:
+        """All that was done, earliest first. Raises RegistryBroken where a line was changed or taken out."""
+        try:
+            lines = self.audit.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found: list[dict[str, Any]] = []
+        previous = _FIRST
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = msgspec.json.decode(line, type=dict[str, Any])
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise RegistryBroken(f"{self.audit}, line {number}: {error}") from None
+            if entry.get("previous") != previous:
+                raise RegistryBroken(f"{self.audit}, line {number}: what stands before it is not what stood there")
+            previous = hashlib.sha256(line).hexdigest()
+            found.append(entry)
+        return found
+
+    def as_audited(self) -> bool:
+        """Whether the registry is what the last change made of it; else one was cut off, or a hand was in it."""
+        audited = self.audited()
+        if not audited:
+            return not self.file.exists()
+        return self.file.exists() and hashlib.sha256(self.file.read_bytes()).hexdigest() == audited[-1]["registry"]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other command changes the registry meanwhile."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RegistryBroken(f"{self.root}: {error}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._cut_off_torn_line()
+        self.audited()
+        lines = self.audit.read_bytes().splitlines() if self.audit.exists() else []
+        previous = hashlib.sha256(lines[-1]).hexdigest() if lines else _FIRST
+        with self.audit.open("ab") as file:
+            file.write(msgspec.json.encode({**entry, "previous": previous}) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self.root)
+
+    def _cut_off_torn_line(self) -> None:
+        """A line that a killed command had begun: what it was to say did not happen."""
+        if self.audit.exists():
+            data = self.audit.read_bytes()
+            if data and not data.endswith(b"\n"):
+                os.truncate(self.audit, data.rfind(b"\n") + 1)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Whole or not at all, and on disk."""
+    beside = path.with_name(f".{path.name}")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    sync_folder(path.parent)

@@ -1,0 +1,151 @@
+"""`tollbook-adapter probe`: known requests, and whether three tell the same of them: answers, events, engine.
+
+What the answers state, what the replica's own figures grew by (they are made of the events), and what the engine's
+counters grew by. Other requests at the same time would be counted too: then it is tried again. Probes are the
+platform's own requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from serving_adapter import engine_counters
+from serving_adapter.errors import AdapterError
+from serving_adapter.isolation.callers import HEADER, Caller, sign
+from serving_adapter.metering.stated_usage import EventStream, Hidden, StatedUsage
+from serving_adapter.prometheus_text import samples, whole
+
+TENANT: Final = "_platform"
+ANSWER_WITHIN_S: Final = 60.0
+SETTLED_WITHIN_S: Final = 10.0
+TRIES: Final = 3
+PROMPT: Final = "Count every token once, and no token twice. " * 3
+
+
+class ProbeFailed(AdapterError):
+    """They do not agree, or could not be asked."""
+
+
+class Tokens(NamedTuple):
+    """Prompts, and what was made of them."""
+
+    prompt: int = 0
+    generated: int = 0
+
+    def less(self, other: Tokens) -> Tokens:
+        """What was added since another reading."""
+        return Tokens(self.prompt - other.prompt, self.generated - other.generated)
+
+
+class Reading(NamedTuple):
+    """One page of metrics: the engine's counters, the probes' own figures, requests of anybody."""
+
+    engine: Tokens
+    probes: Tokens
+    probe_requests: int
+    requests: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Which replica, which model, and how to be let in. `cut`: a stream is left in its midst, too."""
+
+    url: str
+    model: str
+    key_id: str
+    key: bytes
+    metrics_secret: bytes | None = None
+    cut: bool = True
+
+    def run(self, sleep: Callable[[float], None] = time.sleep) -> Tokens:
+        """What all three agree upon. Raises ProbeFailed."""
+        for _ in range(TRIES):
+            before = self._read()
+            stated, asked = self._ask()
+            after = self._settled(before, asked, sleep)
+            if after.requests - before.requests == asked:
+                break
+        else:
+            raise ProbeFailed("other requests came at the same time: probe a replica before its traffic")
+        engine, probes = after.engine.less(before.engine), after.probes.less(before.probes)
+        if engine != probes:
+            raise ProbeFailed(f"the engine counted {engine}, the events say {probes}")
+        if stated.prompt > probes.prompt or stated.generated > probes.generated or not probes.prompt:
+            raise ProbeFailed(f"the answers state {stated}, the events say {probes}")
+        if not self.cut and stated != probes:
+            raise ProbeFailed(f"the answers state {stated}, the events say {probes}")
+        return probes
+
+    def _ask(self) -> tuple[Tokens, int]:
+        """What the answers state in all, and how many requests there were."""
+        body = {"model": self.model, "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+        whole_one, streamed, cut = StatedUsage(), StatedUsage(), StatedUsage()
+        whole_one.whole(self._post(body))
+        stream = EventStream(streamed, Hidden())
+        stream.feed(self._post(body | {"stream": True, "stream_options": {"include_usage": True}}))
+        if self.cut:
+            EventStream(cut, Hidden()).feed(self._post(body | {"stream": True, "max_tokens": 500}, most=600))
+        told = [usage.look() for usage in (whole_one, streamed) if usage.final]
+        if len(told) < 2:
+            raise ProbeFailed("the engine's answers state no usage")
+        return Tokens(sum(s.prompt_tokens for s in told), sum(s.output_tokens for s in told)), 2 + self.cut
+
+    def _settled(self, before: Reading, asked: int, sleep: Callable[[float], None]) -> Reading:
+        """The first reading in which everything asked has ended."""
+        for _ in range(int(SETTLED_WITHIN_S / 0.1)):
+            now = self._read()
+            if now.probe_requests - before.probe_requests >= asked and not now.in_flight:
+                return now
+            sleep(0.1)
+        raise ProbeFailed(f"{asked} probes have not ended as events within {SETTLED_WITHIN_S:.0f} s")
+
+    def _read(self) -> Reading:
+        page = self._get("/metrics").decode("utf-8", "replace")
+        counted = engine_counters.read(page).models
+        engine = Tokens(sum(m.prompt_tokens for m in counted), sum(m.generation_tokens for m in counted))
+        prompt = generated = own = everybody = flying = 0
+        for sample in samples(page, {"tenant_tokens_total", "tenant_requests_total", "tenant_in_flight"}):
+            mine = sample.labels.get("tenant") == TENANT
+            if sample.name == "tenant_in_flight":
+                flying += whole(sample)
+            elif sample.name == "tenant_requests_total":
+                everybody += whole(sample)
+                own += mine * whole(sample)
+            elif mine and sample.labels.get("class") == "output":
+                generated += whole(sample)
+            elif mine:
+                prompt += whole(sample)
+        return Reading(engine, Tokens(prompt, generated), own, everybody, flying)
+
+    def _post(self, body: Any, most: int | None = None) -> bytes:
+        caller = Caller(tenant_id=TENANT, purpose="probe")
+        signed = sign(caller, self.key_id, self.key, now=int(time.time()))
+        headers = {"content-type": "application/json", HEADER.decode(): signed}
+        return self._call("POST", "/v1/completions", msgspec.json.encode(body), headers, most)
+
+    def _get(self, path: str) -> bytes:
+        bearer = {"authorization": f"Bearer {self.metrics_secret.decode()}"} if self.metrics_secret else {}
+        return self._call("GET", path, None, bearer, None)
+
+    def _call(self, method: str, path: str, body: bytes | None, headers: dict[str, str], most: int | None) -> bytes:
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        with contextlib.closing(kind(parts.hostname or "", parts.port, timeout=ANSWER_WITHIN_S)) as connection:
+            try:
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                found = answer.read(most)
+            except (OSError, http.client.HTTPException) as error:
+                raise ProbeFailed(f"{self.url}{path}: {error or type(error).__name__}") from None
+        if answer.status != 200:
+            raise ProbeFailed(f"{self.url}{path}: {answer.status} {found[:300].decode('utf-8', 'replace')}")
+        return found

@@ -1,0 +1,130 @@
+"""A running replica takes up what the registry and its file say, without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from serving_adapter.adapters.registry_folder import RegistryFolder
+from serving_adapter.command_line import main
+from serving_adapter.serving.adapter_loading import AdapterLoading
+from serving_adapter.serving.adapter_settings import AdapterSettings
+from tests.fixtures_adapter import Served, serving
+from tests.lora_builders import lora
+
+FR = ("--tenant", "tenant_a", "--name", "it", "--by", "ana")
+
+
+@asynccontextmanager
+async def loading(settings: AdapterSettings, root: Path) -> AsyncIterator[tuple[Served, AdapterLoading]]:
+    settings = msgspec.structs.replace(settings, registry=str(root))
+    async with serving(settings) as served:
+        served.replica.attach(served.engine)
+        yield served, AdapterLoading(served.replica, lambda: served.app, served.app)
+
+
+def register(root: Path, fill: int, *more: str) -> None:
+    folder = lora(root.parent / f"upload-{fill}", fill=fill)
+    assert main(["register", "--registry", str(root), str(folder), *FR, "--base", "tiny", *more]) == 0
+
+
+def change(root: Path, verb: str, *more: str) -> None:
+    assert main([verb, "--registry", str(root), *FR, *more]) == 0
+
+
+def test_an_adapter_is_served_after_a_first_request_and_unloaded_once_nothing_of_it_runs(
+    adapter_settings: AdapterSettings, tmp_path: Path
+) -> None:
+    root = tmp_path / "registry"
+    request = {"model": "it", "prompt": "a b c", "max_tokens": 20, "stream": True}
+
+    async def run() -> None:
+        async with loading(adapter_settings, root) as (served, loader):
+            assert (await served.ask(request)).status == 404
+            register(root, 1)
+            await loader.look()
+            (version,) = RegistryFolder(root).read().versions
+            assert served.engine.loras[version.engine] == str(RegistryFolder(root).files_of(version.engine))
+            (smoke,) = await served.told()
+            assert (smoke.tenant_id, smoke.purpose, smoke.adapter, smoke.output_tokens) == (
+                "tenant_a",
+                "smoke",
+                "it",
+                1,
+            )
+            assert RegistryFolder(root).statuses()[0].adapters[version.engine].state == "serving"
+            assert (await served.ask(request, tenant="tenant_b")).status == 404
+            asked = asyncio.create_task(served.ask(request))
+            while not served.replica.runs(version.engine):
+                await asyncio.sleep(0.001)
+            change(root, "remove")
+            await loader.look()
+            assert version.engine in served.engine.loras, "a request with it is still running"
+            assert (await served.ask(request)).status == 404
+            assert (await asked).body.count(b"data:") == 21
+            event = (await served.told(2))[1]
+            assert (event.adapter, event.adapter_revision, event.purpose) == ("it", version.revision, "tenant")
+            await loader.look()
+            assert version.engine not in served.engine.loras
+            assert RegistryFolder(root).statuses()[0].adapters == {}
+
+    asyncio.run(run())
+
+
+def test_a_version_that_fails_is_told_to_its_tenant_and_the_others_go_on(
+    adapter_settings: AdapterSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "registry"
+
+    async def run() -> None:
+        async with loading(adapter_settings, root) as (served, loader):
+            register(root, 1)
+            (bad,) = RegistryFolder(root).read().versions
+            served.engine.broken.add(bad.engine)
+            await loader.look()
+            answer = await served.ask({"model": "it", "prompt": "a"})
+            assert (answer.status, b"shapes do not fit" in answer.body) == (503, True)
+            assert RegistryFolder(root).statuses()[0].adapters[bad.engine].why.endswith('"shapes do not fit"}}')
+            assert "ALERT" in capsys.readouterr().err
+            assert "tollbook_adapter_load_failures_total 1" in served.replica.metrics.page()
+            register(root, 2, "--share", "50")
+            await loader.look()
+            for _ in range(8):  # all of them go to the version that works
+                assert (await served.ask({"model": "it", "prompt": "a", "max_tokens": 1})).status == 200
+            assert (await served.ask({"model": "fr", "prompt": "a", "max_tokens": 1})).status == 200
+
+    asyncio.run(run())
+
+
+def test_the_file_is_read_again_and_one_that_cannot_be_used_changes_nothing(
+    adapter_settings: AdapterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "adapter.toml"
+    plain: dict[str, Any] = {"spool": {"folder": adapter_settings.spool.folder}, "salt_key": "x", "gateway_keys": "x"}
+
+    def write(models: str) -> None:
+        head = "".join(f"{name} = {value!r}\n" for name, value in plain.items() if name != "spool")
+        file.write_text(f'{head}[spool]\nfolder = "x"\n[rules.models]\n{models}\n')
+
+    write('tiny = [{ engine = "tiny" }]')
+    monkeypatch.setenv("TOLLBOOK_ADAPTER_CONFIG", str(file))
+
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            loader = AdapterLoading(served.replica, lambda: served.app, served.app)
+            write('tiny = [{ engine = "tiny" }]\nquick = [{ engine = "tiny" }]')
+            await loader.look()
+            assert (await served.ask({"model": "quick", "prompt": "a"})).status == 200
+            write("quick = [")
+            keeping = asyncio.create_task(loader.keep())
+            await asyncio.sleep(0.05)
+            assert (await served.ask({"model": "quick", "prompt": "a"})).status == 200
+            keeping.cancel()
+
+    asyncio.run(run())

@@ -1,0 +1,209 @@
+"""The proxy over HTTP before an engine double that answers what a real vLLM answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from serving_adapter.events import UsageEvent
+from serving_adapter.isolation.callers import Caller, sign
+from serving_adapter.serving.adapter_settings import AdapterSettings, ProxySection
+from serving_adapter.serving.proxy import proxy_server
+from serving_adapter.spool.folders import boots
+from serving_adapter.spool.recovery import replay
+from tests.adapter_builders import events
+from tests.fixtures_adapter import KEY
+from tests.recorded_engine import RECORDED, RecordedEngine, key_of, recorded_engine, unchunked
+
+COMPLETION = {"model": "tiny", "prompt": "count every token once", "max_tokens": 4}
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+STREAM = {"stream": True}
+USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+class Proxied:
+    """A proxy, its engine, and how to ask."""
+
+    def __init__(self, settings: AdapterSettings, engine: RecordedEngine, port: int) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.port = port
+
+    async def connect(self, body: Any, path: str, tenant: str = "tenant_a") -> Any:
+        """A connection on which a request was sent."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 16)
+        data = json.dumps(body).encode()
+        signed = sign(Caller(tenant_id=tenant, tier="paid"), "k1", KEY, now=int(time.time()))
+        head = f"POST {path} HTTP/1.1\r\nhost: replica\r\nconnection: close\r\nx-tollbook-caller: {signed}\r\n"
+        writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        return reader, writer
+
+    async def ask(self, body: Any, path: str = "/v1/completions", **more: Any) -> tuple[int, str]:
+        """Status and body; the status is 0 where the answer broke off."""
+        reader, writer = await self.connect(body, path, **more)
+        head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        if b"chunked" in head:
+            whole, answer = answer.endswith(b"0\r\n\r\n"), unchunked(answer)
+            if not whole:
+                return 0, answer.decode()
+        return int(head.split()[1]), answer.decode()
+
+    async def told(self, least: int = 1) -> list[UsageEvent]:
+        """The events on disk, once there are so many and nothing is open."""
+        (boot,) = boots(Path(self.settings.spool.folder))
+        while len(events(boot)) < least or replay(boot)[0].open:
+            await asyncio.sleep(0.002)
+        return events(boot)
+
+
+@asynccontextmanager
+async def proxying(
+    settings: AdapterSettings, engine: dict[str, Any] | None = None, **proxy: Any
+) -> AsyncIterator[Proxied]:
+    async with recorded_engine(**(engine or {})) as double:
+        proxy.setdefault("upstream", f"http://127.0.0.1:{double.port}")
+        section = ProxySection(listen="127.0.0.1:0", drain_s=1, **proxy)
+        settings = replace(settings, proxy=section)
+        server = proxy_server(settings)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.002)
+        try:
+            yield Proxied(settings, double, server.servers[0].sockets[0].getsockname()[1])
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def recorded(path: str, body: dict[str, Any]) -> str:
+    return "".join(json.loads(RECORDED.read_text())[key_of(path, body)]["pieces"])
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/completions", COMPLETION, ("ok", "length", 4, 4)),
+        ("/v1/completions", COMPLETION | STREAM, ("ok", "length", 4, 4)),
+        ("/v1/completions", COMPLETION | USAGE, ("ok", "length", 4, 4)),
+        ("/v1/chat/completions", CHAT, ("ok", "length", 7, 4)),
+        ("/v1/chat/completions", CHAT | STREAM, ("ok", "length", 7, 4)),
+        ("/v1/chat/completions", CHAT | USAGE, ("ok", "length", 7, 4)),
+        ("/v1/responses", {"model": "tiny", "input": "hello there"}, ("ok", "incomplete", 11, 4)),
+        ("/v1/responses", {"model": "tiny", "input": "hello there"} | STREAM, ("ok", "incomplete", 11, 4)),
+        ("/v1/completions", COMPLETION | {"temperature": -1}, ("rejected", "http_400", 0, 0)),
+    ],
+)
+def test_usage_is_read_from_every_answer_and_tenants_get_what_they_asked_for(
+    adapter_settings: AdapterSettings, path: str, body: dict[str, Any], expected: tuple[Any, ...], continuous: bool
+) -> None:
+    async def run() -> None:
+        async with proxying(adapter_settings, continuous_usage=continuous) as proxied:
+            _, answer = await proxied.ask(body, path)
+            (event,) = await proxied.told()
+            assert (event.status, event.finish_reason, event.input_tokens, event.output_tokens) == expected
+            assert (event.usage_source, event.model_revision, event.seq) == ("stream", "r1", 1)
+            assert _without_ids(answer) == _without_ids(recorded(path, body))
+
+    asyncio.run(run())
+
+
+def _without_ids(text: str) -> list[Any]:
+    """A stream's pieces, or an answer: ids, times and what was sampled differ from one recording to the other."""
+    pieces = (
+        [piece.partition("data: ")[2] for piece in text.split("\n\n")] if text.startswith(("data", "event")) else [text]
+    )
+    found = [json.loads(piece) if piece.startswith("{") else piece for piece in pieces]
+    return [_plain(piece) for piece in found]
+
+
+DIFFERS = {"id", "created", "created_at", "item_id", "text", "content", "delta", "system_fingerprint"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if k not in DIFFERS}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def test_tenants_stay_apart_before_an_engine_that_knows_nothing_of_them(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with proxying(adapter_settings) as proxied:
+            for body, path in (
+                (COMPLETION | {"model": "law"}, "/v1/completions"),
+                (COMPLETION, "/v1/load_lora_adapter"),
+                (COMPLETION, "/tokenize"),
+            ):
+                assert (await proxied.ask(body, path))[0] == 404
+            assert proxied.engine.asked == []
+            await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99, "kv_transfer_params": {}})
+            (asked,), (headers,) = proxied.engine.asked, proxied.engine.headers
+            assert len(asked["cache_salt"]) == 43
+            assert (asked["priority"], "kv_transfer_params" in asked) == (-5, False)
+            assert "x-tollbook-caller" not in headers
+        async with proxying(adapter_settings, engine_fields=False) as proxied:
+            await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99})
+            assert {"cache_salt", "priority"} & set(proxied.engine.asked[0]) == set()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_takes_the_engines_request_with_it(adapter_settings: AdapterSettings) -> None:
+    async def run(continuous: bool, expected: tuple[Any, ...]) -> None:
+        async with proxying(adapter_settings, {"stay_after": 2}, continuous_usage=continuous) as proxied:
+            reader, writer = await proxied.connect(COMPLETION | STREAM, "/v1/completions")
+            while b"text" not in await reader.readline():
+                pass
+            writer.transport.abort()
+            await asyncio.wait_for(proxied.engine.gone.wait(), 5)
+            (event,) = await proxied.told()
+            told = (event.status, event.fault, event.finish_reason, event.usage_source)
+            assert (*told, event.input_tokens, event.output_tokens) == ("aborted", "client", "client_gone", *expected)
+
+    asyncio.run(run(True, ("stream", 4, 2)))
+    for boot in boots(Path(adapter_settings.spool.folder)):
+        os.rename(boot.path, boot.path.with_name(f".{boot.path.name}"))
+    asyncio.run(run(False, ("estimate", 0, 2)))
+
+
+def test_an_engine_that_breaks_off_breaks_off_for_the_tenant(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with proxying(adapter_settings, {"cut_after": 2}, continuous_usage=True) as proxied:
+            status, answer = await proxied.ask(COMPLETION | STREAM)
+            assert (status, answer.count("data:")) == (0, 2)
+            (event,) = await proxied.told()
+            assert (event.status, event.fault, event.finish_reason) == ("error", "platform", "engine_error")
+            assert (event.input_tokens, event.output_tokens) == (4, 2)
+        async with proxying(adapter_settings, upstream="http://127.0.0.1:1") as proxied:
+            status, answer = await proxied.ask(COMPLETION)
+            assert (status, json.loads(answer)["error"]["code"]) == (502, "engine_unreachable")
+
+    asyncio.run(run())
+
+
+def test_an_engine_sends_no_faster_than_the_tenant_reads(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with proxying(adapter_settings, {"endless": True}) as proxied:
+            reader, writer = await proxied.connect(COMPLETION | STREAM, "/v1/completions")
+            await reader.readuntil(b"keep-alive")
+            before = -1
+            while proxied.engine.sent_bytes > before:  # until nothing more fits between them
+                before = proxied.engine.sent_bytes
+                await asyncio.sleep(0.1)
+            for _ in range(200):
+                await reader.readexactly(1 << 16)
+            assert proxied.engine.sent_bytes > before
+            writer.transport.abort()
+            await asyncio.wait_for(proxied.engine.gone.wait(), 5)
+
+    asyncio.run(run())

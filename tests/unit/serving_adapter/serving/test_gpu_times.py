@@ -1,0 +1,104 @@
+"""GPU time comes with the event, or after it as a correction; all of it together is what the engine was busy for."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from serving_adapter.engine.gpu_reports import GpuSender
+from serving_adapter.identity import event_id_text_of, identity_of
+from serving_adapter.serving import gpu_times
+from serving_adapter.serving.adapter_settings import AdapterSettings
+from tests.adapter_builders import events
+from tests.fixtures_adapter import Served, serving
+
+ASK = {"model": "tiny", "prompt": "a b c", "max_tokens": 2, "n": 2}
+
+
+@pytest.fixture
+def sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GpuSender:
+    monkeypatch.setenv("TOLLBOOK_GPU_SOCKET", str(tmp_path / "gpu"))
+    return GpuSender(str(tmp_path / "gpu"))
+
+
+def ids(served: Served) -> list[str]:
+    return [request.request_id for request in served.engine.seen]
+
+
+async def seen(served: Served, number: int) -> None:
+    while len(events(served.replica.journal.folder)) < number:
+        await asyncio.sleep(0.002)
+
+
+def test_an_event_waits_for_the_time_of_all_its_sequences(adapter_settings: AdapterSettings, sender: GpuSender) -> None:
+    async def run() -> None:
+        with pytest.raises(FileNotFoundError):  # the engine is up before its server: nothing is lost
+            sender.send([("older", 5)], 5, 2)
+        async with serving(adapter_settings) as served:
+            asked = asyncio.create_task(served.ask(ASK))
+            assert (await asked).status == 200
+            first, second = ids(served)
+            sender.send([(first, 700)], 705, 2)
+            await asyncio.sleep(0.02)
+            assert events(served.replica.journal.folder) == []
+            sender.send([(second, 41)], 746, 2)
+            (event,) = await served.told()
+            assert event.gpu_us == 741
+            page = served.replica.metrics.page(sender._since_us + 1000)
+            for line in (
+                "busy_seconds_total 0.000746",
+                "idle_seconds_total 0.001254",
+                "unowned_seconds_total 0.000005",
+            ):
+                assert f"engine_gpu_{line}" in page
+
+    asyncio.run(run())
+
+
+def test_what_comes_late_is_a_correction_of_gpu_time_alone(
+    adapter_settings: AdapterSettings, sender: GpuSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_times, "WITHIN_S", 0.02)
+
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            await served.ask(ASK)
+            (event,) = await served.told()
+            assert (event.gpu_us, event.output_tokens) == (0, 4)
+            first, second = ids(served)
+            sender.send([(first, 30)], 30, 1)
+            sender.send([(second, 12)], 42, 1)
+            await seen(served, 3)
+            _, *corrections = events(served.replica.journal.folder)
+            assert [(c.kind, c.correction_no, c.gpu_us, c.seq) for c in corrections] == [
+                ("correction", 1, 30, 2),
+                ("correction", 2, 12, 3),
+            ]
+            assert {c.corrects for c in corrections} == {event_id_text_of(identity_of(event))}
+            assert {c.input_tokens + c.output_tokens for c in corrections} == {0}
+            standing = served.replica.journal.standing()
+            assert (standing.started, standing.ended, standing.last_seq) == (1, 1, 3)
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_tells_nothing_is_waited_for_once(
+    adapter_settings: AdapterSettings, sender: GpuSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            monkeypatch.setattr(gpu_times, "WITHIN_S", 0.02)
+            await served.ask(ASK)
+            await served.told(1)
+            monkeypatch.setattr(gpu_times, "WITHIN_S", 60.0)
+            await served.ask(ASK)
+            await served.told(2)
+            sender.send([], 0, 1)  # it does tell after all
+            await asyncio.sleep(0.02)
+            await served.ask(ASK)
+            await asyncio.sleep(0.02)
+            assert len(events(served.replica.journal.folder)) == 2
+
+    asyncio.run(run())

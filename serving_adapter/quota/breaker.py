@@ -31,8 +31,12 @@ class Breaker:
         self._probing = True
         return True
 
+    def gave_up(self) -> None:
+        """Whoever asked did not wait for an answer: nothing is known, and another may try."""
+        self._probing = False
+
     def succeeded(self) -> None:
-        """The service has answered."""
+        """The service has answered, whatever it said."""
         self._failures, self._open_until, self._probing = 0, None, False
 
     def failed(self, now: float) -> None:

@@ -144,14 +144,18 @@ class QuotaGate:
                 answer = await self._connection.call("POST", "/v1/reservations", _encode(asked), self.settings.deadline)
             except NoAnswer:
                 self._breaker.failed(self._clock())
+            except BaseException:
+                self._breaker.gave_up()
+                raise
             else:
-                if answer.status in OF_THE_TENANT:
+                if answer.status >= 500:
+                    self._breaker.failed(self._clock())
+                else:
                     self._breaker.succeeded()
+                if answer.status in OF_THE_TENANT:
                     self._busy[tenant_id, model, adapter] += 1
                     return self._told(tenant_id, answer)
                 self.counts[f"not_served_{answer.status}"] += 1
-                if answer.status >= 500:
-                    self._breaker.failed(self._clock())
         return self._by_fail_mode(tenant_id, request_id, attempt, max_tokens, tier)
 
     def settle(

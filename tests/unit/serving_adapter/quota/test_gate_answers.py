@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,8 @@ class Played:
         return self.say(path, self.asked[-1][1])
 
 
-def made(say: Say, **settings: Any) -> tuple[QuotaGate, Played]:
-    gate = QuotaGate(GateSettings(**settings))
+def made(say: Say, clock: Callable[[], float] = time.monotonic, **settings: Any) -> tuple[QuotaGate, Played]:
+    gate = QuotaGate(GateSettings(**settings), clock)
     played = Played(say)
     gate._connection = gate._background = played  # type: ignore[assignment]
     return gate, played

@@ -1,14 +1,14 @@
 """Replays: a plan with its records, what it would do and what it depends on, and what became of it.
 
-Revision ID: 0037
+Revision ID: 0039
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0037"
-down_revision = "0036"
+revision = "0039"
+down_revision = "0038"
 branch_labels = None
 depends_on = None
 

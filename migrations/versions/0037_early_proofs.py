@@ -146,7 +146,7 @@ def downgrade() -> None:
     lost = op.get_bind().exec_driver_sql("select exists (select from usage.applied_ranges where proofs is not null)")
     if lost.scalar():
         raise NotImplementedError(
-            "proofs of a period that is not closed lie in ranges: restore a backup from before 0035"
+            "proofs of a period that is not closed lie in ranges: restore a backup from before 0037"
         )
     op.execute("drop function usage.is_foldable(timestamptz, bigint, timestamptz, bigint)")
     op.execute("drop function usage.proofs_of(text, bigint, bigint)")

@@ -24,7 +24,7 @@ from billing.plans.charge_models import (
     Timing,
     Volume,
 )
-from billing.plans.price_plans import Charge, PricePlan
+from billing.plans.price_plans import Charge, Discount, InvoiceDiscount, PlanVersion, PricePlan
 from billing.plans.subscriptions import Subscription, pieces, subscription_id
 from billing.rating import LineKind, Naming, RatedLine, Usage, distribute, rate_period
 
@@ -67,10 +67,7 @@ def terms_in_words(charge: Charge) -> Iterator[str]:
     if charge.allowance is not None:
         yield f"{plain(charge.allowance)} free"
     if charge.discount is not None:
-        of = charge.discount
-        yield (
-            f"less {plain(of.percent * 100)} %" if of.percent is not None else f"less {plain(of.amount or Decimal(0))}"
-        )
+        yield _less(charge.discount)
     if charge.minimum is not None:
         yield f"at least {plain(charge.minimum)}"
     if charge.maximum is not None:
@@ -83,6 +80,17 @@ def terms_in_words(charge: Charge) -> Iterator[str]:
         yield "not prorated"
     if charge.tax_group != "std":
         yield f"tax {charge.tax_group}"
+
+
+def version_in_words(version: PlanVersion) -> Iterator[tuple[str, str]]:
+    """What is done with a version's charges together: what it is, and what it says."""
+    for pool in version.allowances:
+        yield "allowance", f"{plain(pool.units)} free of {', '.join(pool.charges)} together"
+    if (discount := version.invoice_discount) is not None:
+        yield "invoice discount", f"{_less(discount)} of {discount.base}"
+    if (commitment := version.commitment) is not None:
+        of = ", ".join(commitment.charges) or "all usage"
+        yield "commitment", f"{of} at least {plain(commitment.amount)}"
 
 
 def explain(plan: PricePlan, usage: Usage) -> list[str]:
@@ -135,6 +143,10 @@ def _line(line: RatedLine) -> str:
 def _period(plan: PricePlan, at: datetime) -> BillingPeriod:
     months = plan.terms.period.months
     return period_of(at, datetime(2020, 1, 1, tzinfo=UTC), months)
+
+
+def _less(of: Discount | InvoiceDiscount) -> str:
+    return f"less {plain(of.percent * 100)} %" if of.percent is not None else f"less {plain(of.amount or Decimal(0))}"
 
 
 def _per(per: int) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from billing.commands.apply_plan import apply_plan
 from billing.database import transaction
 from billing.money import parse_decimal
+from billing.periods import written
 from billing.plans import plan_store
 from billing.plans.plan_documents import differences
 from billing.plans.plan_file import parse_plan
-from billing.presentation.plan_words import explain, price_in_words, terms_in_words
+from billing.presentation.plan_words import explain, price_in_words, terms_in_words, version_in_words
 from billing.rating import Usage
 from console import session
 from console.output import AsCsv, AsJson, err, listing, out
@@ -43,6 +44,14 @@ def apply(
     )
 
 
+@app.command()
+def validate(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")]) -> None:
+    """Whether a plan's file can be read: every field that is wrong, with its line. Needs no database."""
+    plan = parse_plan(session.read_text(file), file=file.name)
+    told = ", ".join(f"{version.version} from {written(version.valid_from)}" for version in plan.versions)
+    out.print(f"plan {plan.name}, {plan.currency}: {told}")
+
+
 @app.command("list")
 def list_plans(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """All plans and their versions."""
@@ -63,7 +72,7 @@ def show(name: Annotated[str, typer.Argument(metavar="PLAN")], as_json: AsJson =
     """A plan's charges, version by version."""
     with session.engine() as engine, transaction(engine) as connection:
         plan = plan_store.plan(connection, name)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"version": version.version, "from": version.valid_from, "charge": charge.key,
          "model": charge.pricing.model, "metric": str(charge.metric),
          "where": ", ".join(f"{k} {v}" for k, v in charge.where.as_dict().items()) or "all",
@@ -71,6 +80,13 @@ def show(name: Annotated[str, typer.Argument(metavar="PLAN")], as_json: AsJson =
         for version in plan.versions
         for charge in version.charges
     ]  # fmt: skip
+    rows += [
+        {"version": version.version, "from": version.valid_from, "charge": "", "model": what.replace(" ", "_"),
+         "metric": "", "where": "", "price": "", "terms": told}
+        for version in plan.versions
+        for what, told in version_in_words(version)
+    ]  # fmt: skip
+    rows.sort(key=lambda row: row["from"])
     columns = ("version", "from", "charge", "model", "metric", "where", "price", "terms")
     listing(rows, columns, as_json=as_json, as_csv=as_csv, title=f"{plan.name}, {plan.currency}")
 
@@ -106,10 +122,11 @@ def price(
     adapter: Annotated[str, typer.Option(help="Of which adapter.")] = "",
     region: Annotated[str, typer.Option(help="In which region.")] = "",
     tier: Annotated[str, typer.Option(help="In which service tier, such as batch.")] = "",
+    context: Annotated[int | None, typer.Option(min=0, help="Input tokens of the request, for context steps.")] = None,
 ) -> None:
     """What a usage costs by a plan's file, step by step, as if it were all of its month. Nothing is stored."""
     plan = parse_plan(session.read_text(file), file=file.name)
     counted = {metric: parse_decimal(quantity, decimals=GPU_DECIMALS)}
-    used = Usage(session.clock(at), counted, model, adapter, region, tier, context=None)
+    used = Usage(session.clock(at), counted, model, adapter, region, tier, context)
     for step in explain(plan, used):
         out.print(step)

@@ -9,7 +9,7 @@ import pytest
 
 from billing.errors import NoPriceVersion
 from billing.plans.plan_file import parse_plan
-from billing.presentation.plan_words import explain, price_in_words, terms_in_words
+from billing.presentation.plan_words import explain, price_in_words, terms_in_words, version_in_words
 from billing.rating import Usage
 
 PLAN = parse_plan(
@@ -82,3 +82,27 @@ def test_a_usage_is_priced_step_by_step() -> None:
 def test_usage_before_the_first_version_has_no_price() -> None:
     with pytest.raises(NoPriceVersion):
         explain(PLAN, Usage(OCTOBER.replace(year=2025), {"output": Decimal(1)}))
+
+
+def test_what_is_done_with_charges_together_is_told_beside_them() -> None:
+    plan = parse_plan(
+        """\
+plan: p
+currency: USD
+versions:
+  - version: v1
+    from: 2026-01-01
+    charges:
+      - {key: in, model: per_unit, metric: input, price: "1"}
+      - {key: out, model: per_unit, metric: output, price: "1"}
+    allowances: [{pool: both, units: "100", charges: [in, out]}]
+    commitment: {amount: "100", charges: [in, out]}
+    invoice_discount: {percent: "0.1", base: usage}
+""",
+        file="p.yaml",
+    )
+    assert list(version_in_words(plan.versions[0])) == [
+        ("allowance", "100 free of in, out together"),
+        ("invoice discount", "less 10 % of usage"),
+        ("commitment", "in, out at least 100"),
+    ]

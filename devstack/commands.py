@@ -10,8 +10,10 @@ import typer
 
 from devstack import verbs
 from devstack.errors import DevstackError
+from devstack.twin_commands import twin_app
 
 devstack_app = typer.Typer(no_args_is_help=True, help="Kafka, TimescaleDB and the Stripe twin on this machine.")
+devstack_app.add_typer(twin_app, name="twin")
 Home = Annotated[
     Path | None, typer.Option("--home", help="Folder of the services (default: TOLLBOOK_HOME or .tollbook).")
 ]

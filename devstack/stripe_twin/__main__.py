@@ -16,6 +16,7 @@ from types import FrameType
 import uvicorn
 
 from devstack.stripe_twin.app import build_app
+from devstack.stripe_twin.connections import Protocol
 from devstack.stripe_twin.store import Store, StoreError
 
 _BACKLOG = 2048
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     base_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     config = uvicorn.Config(
         build_app(store, base_url),
+        http=Protocol,
         access_log=False,
         log_level="warning",
         lifespan="off",

@@ -1,6 +1,6 @@
 """One request to ``/v1`` from bytes to bytes: everything but HTTP itself.
 
-    key → version → URL → form → idempotency → parameter check → ‖ execute, one transaction ‖ → reply
+    key → version → URL → rate limit → form → idempotency → parameter check → ‖ execute, one transaction ‖ → reply
 
 What fails before ‖ has not run and is not stored under an idempotency key; what fails inside has, and is
 (docs.stripe.com/error-low-level). The object change, the stored reply and the log entry commit together.
@@ -8,6 +8,7 @@ What fails before ‖ has not run and is not stored under an idempotency key; wh
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import sys
@@ -17,10 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devstack.stripe_twin import request_log
-from devstack.stripe_twin.authentication import API_VERSION, account_of, check_version
+from devstack.stripe_twin.acts import ACTS
+from devstack.stripe_twin.authentication import API_VERSION, account_of, account_of_key, check_version
 from devstack.stripe_twin.checkpoints import Checkpoint, Checkpoints
 from devstack.stripe_twin.clock import Clock
 from devstack.stripe_twin.errors import StripeError, internal_error, invalid
+from devstack.stripe_twin.events import emit
+from devstack.stripe_twin.faults import BEFORE, Dropped, Fault, FaultKind, Faults, RateLimits, error_of
 from devstack.stripe_twin.ids import Ids
 from devstack.stripe_twin.request_log import LogEntry
 from devstack.stripe_twin.resources import ROUTES
@@ -31,6 +35,7 @@ from devstack.stripe_twin.rules.forms import Form, decode
 from devstack.stripe_twin.rules.idempotency import StoredReply
 from devstack.stripe_twin.session import Session
 from devstack.stripe_twin.store import Store
+from devstack.stripe_twin.webhooks import Webhooks
 
 _FORM = "application/x-www-form-urlencoded"
 
@@ -66,6 +71,7 @@ class _Request:
     account: str | None = None
     form: Form = field(default_factory=dict)
     key: str | None = None
+    fault: Fault | None = None
 
     def log_entry(self, status: int, replayed: bool = False) -> LogEntry:
         http = self.http
@@ -73,8 +79,21 @@ class _Request:
 
 
 class Api:
-    def __init__(self, store: Store, clock: Clock, ids: Ids, checkpoints: Checkpoints, base_url: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        ids: Ids,
+        checkpoints: Checkpoints,
+        faults: Faults,
+        limits: RateLimits,
+        webhooks: Webhooks,
+        base_url: str,
+    ) -> None:
+        self._webhooks = webhooks
         self._store = store
+        self._faults = faults
+        self._limits = limits
         self._clock = clock
         self._ids = ids
         self._checkpoints = checkpoints
@@ -84,20 +103,44 @@ class Api:
         self._pruned_at = 0
 
     async def answer(self, http: HttpRequest) -> HttpReply:
+        """The reply to a request. Raises Dropped where a fault leaves it without one."""
         request = _Request(http, self._ids.new("req"), self._clock.now())
         try:
             request.account = account_of(http.headers)
             check_version(http.headers)
             route, target = self._router.match(http.method, http.path)
+            self._limits.check(request.account, f"{http.method} {route.path}")
+            await self._meet_fault(request)
             request.form = _form_of(http)
             if http.method == "POST":
                 request.key = http.headers.get("idempotency-key") or None
-            return self._replay(request) or await self._run(request, route, target)
+            reply = self._replay(request) or await self._run(request, route, target)
+            if request.fault is not None and request.fault.kind is FaultKind.LOSE_REPLY:
+                raise Dropped
+            if request.fault is not None and request.fault.kind is FaultKind.SLOW:
+                # All is done by now: a webhook that tells of it comes before the reply.
+                await asyncio.sleep(request.fault.seconds)
+            return reply
         except StripeError as error:
             return self._refuse(request, error)
+        except Dropped:
+            raise
         except Exception:
             traceback.print_exc(file=sys.stderr)
             return self._refuse(request, internal_error())
+
+    async def _meet_fault(self, request: _Request) -> None:
+        """A fault, if one waits for this request: what it does before anything is done. Raises Dropped, StripeError."""
+        assert request.account is not None, "authenticated before"
+        request.fault = fault = self._faults.next(request.account, request.http.method, request.http.path)
+        if fault is None:
+            return
+        if fault.seconds and fault.kind is not FaultKind.SLOW:
+            await asyncio.sleep(fault.seconds)
+        if fault.kind in (FaultKind.REFUSE, FaultKind.TIMEOUT):
+            raise Dropped
+        if fault.kind in BEFORE:
+            raise error_of(fault.kind, request.http.headers.get("idempotency-key"))
 
     def _refuse(self, request: _Request, error: StripeError) -> HttpReply:
         """Answer a request that did not run."""
@@ -143,13 +186,23 @@ class Api:
         """Run the handler and record its outcome, in one transaction."""
         assert request.account is not None, "authenticated above"
         should_retry = None
+        kind = None if request.fault is None else request.fault.kind
         with self._store.transaction() as connection:
             session = Session(connection, request.account)
-            call = Call(session, self._ids, self._clock.now(), self._base_url, target, params)
+            now, key = self._clock.now(), request.key
+            call = Call(session, self._ids, now, self._base_url, target, params, request.id, key)
             try:
                 with session.savepoint():
-                    result = expand(session, route.handler(call), params.get("expand") or [])
+                    result = route.handler(call)
+                    if route.event is not None:
+                        emit(call, route.event, result)
+                    result = expand(session, result, params.get("expand") or [])
+                    if kind is FaultKind.ERROR_STORED:
+                        raise error_of(kind)
                 status, body = 200, _encode(result)
+                if kind is FaultKind.ERROR_COMMITTED:
+                    error = error_of(kind)
+                    status, body, should_retry = error.status, self._error_body(request, error), False
             except StripeError as error:
                 status, body, should_retry = error.status, self._error_body(request, error), False
             except Exception:
@@ -157,7 +210,18 @@ class Api:
                 status, body, should_retry = 500, self._error_body(request, internal_error()), False
             self._remember(connection, request, status, body)
             request_log.append(connection, request.log_entry(status))
+        if status == 200 or kind is FaultKind.ERROR_COMMITTED:
+            self._webhooks.tell(request.account, session.events)
         return self._reply(request, status, body, should_retry)
+
+    def act(self, name: str, key: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Let a customer, a bank or Stripe itself do something. Raises StripeError, KeyError."""
+        act = ACTS[name]
+        with self._store.transaction() as connection:
+            session = Session(connection, account_of_key(key))
+            done = act(Call(session, self._ids, self._clock.now(), self._base_url, {}, params))
+        self._webhooks.tell(session.account, session.events)
+        return done
 
     def _remember(self, connection: sqlite3.Connection, request: _Request, status: int, body: bytes) -> None:
         if request.account is None or request.key is None:

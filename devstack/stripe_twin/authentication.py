@@ -42,7 +42,7 @@ def account_of(headers: Mapping[str, str]) -> str:
         )
     if not key.startswith(_TEST_PREFIXES) or key in _TEST_PREFIXES:
         raise StripeError(401, f"Invalid API Key provided: {_masked(key)}", "api_key_invalid")
-    return _account(key)
+    return account_of_key(key)
 
 
 def check_version(headers: Mapping[str, str]) -> None:
@@ -71,7 +71,8 @@ def _key(authorization: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _account(key: str) -> str:
+def account_of_key(key: str) -> str:
+    """The account that a key is."""
     return f"acct_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 

@@ -7,11 +7,18 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Unix time from ``source`` (seconds). One place, so that it can become a time that is moved."""
+    """Unix time from ``source`` (seconds), moved forward by ``ahead`` seconds. It never goes back."""
 
-    def __init__(self, source: Callable[[], float] = time.time) -> None:
+    def __init__(self, source: Callable[[], float] = time.time, ahead: int = 0) -> None:
         self._source = source
+        self.ahead = ahead
 
     def now(self) -> int:
         """Whole seconds, Stripe's resolution."""
-        return int(self._source())
+        return int(self._source()) + self.ahead
+
+    def advance(self, seconds: int) -> None:
+        """Let so much time pass at once. Raises ValueError."""
+        if seconds < 0:
+            raise ValueError("the twin's time only goes forward")
+        self.ahead += seconds

@@ -23,6 +23,8 @@ class Call:
     base_url: str
     target: dict[str, str]
     params: dict[str, Any]
+    request_id: str | None = None
+    idempotency_key: str | None = None
 
 
 Handler = Callable[[Call], dict[str, Any]]
@@ -34,7 +36,8 @@ class Route:
 
     ``params`` is the SDK's TypedDict: other names fail as ``parameter_unknown``. ``supports`` are the names the
     twin acts on: the rest of Stripe's names are refused as ``twin_unsupported`` rather than ignored.
-    ``requires`` adds what Stripe requires although the SDK marks it optional.
+    ``requires`` adds what Stripe requires although the SDK marks it optional. ``event`` is the type of the event that
+    tells of it.
     """
 
     method: str
@@ -43,6 +46,7 @@ class Route:
     params: type
     supports: frozenset[str] = field(default_factory=frozenset)
     requires: tuple[str, ...] = ()
+    event: str | None = None
 
     def check(self, form: Form) -> dict[str, Any]:
         checked = parameters.check(self.params, form, self.requires)

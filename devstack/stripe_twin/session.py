@@ -24,12 +24,16 @@ PRESENT = object()
 """A filter's value for "is not null", as None is for "is null"."""
 
 _FILTERS = frozenset({"customer", "invoice", "status", "number", "email", "created", "due_date", "collection_method"})
+_UNINDEXED = frozenset({"charge", "currency", "source", "type"})
+"""Filters on lists that stay short: read from the objects themselves."""
 
 
 class Session:
     def __init__(self, connection: sqlite3.Connection, account: str) -> None:
         self._connection = connection
         self.account = account
+        self.events: list[State] = []
+        """What was emitted, for webhooks to tell once it is committed."""
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -100,6 +104,13 @@ class Session:
         rows = self._connection.execute(query, (*values, page.limit + 1))
         return cut([json.loads(row["body"]) for row in rows], page)
 
+    def all(self, kind: str) -> list[State]:
+        """Every object of a type of which there are few."""
+        rows = self._connection.execute(
+            "SELECT body FROM objects WHERE account = ? AND type = ? AND deleted = 0", (self.account, kind)
+        )
+        return [json.loads(row["body"]) for row in rows]
+
     def items_of_invoice(self, invoice_id: str, limit: int = -1) -> list[State]:
         """The invoice's items in the order of its lines."""
         rows = self._connection.execute(
@@ -117,6 +128,15 @@ class Session:
             (self.account, customer_id),
         )
         return [json.loads(row["body"]) for row in rows]
+
+    def sum_of(self, kind: str, summed: str, name: str, value: str) -> int:
+        """The sum of one number over the objects of a type that have a value."""
+        row = self._connection.execute(
+            "SELECT coalesce(sum(json_extract(body, '$.' || ?)), 0) AS total FROM objects"
+            " WHERE account = ? AND type = ? AND deleted = 0 AND json_extract(body, '$.' || ?) = ?",
+            (summed, self.account, kind, name, value),
+        ).fetchone()
+        return int(row["total"])
 
     def invoice_with_number(self, number: str) -> str | None:
         row = self._connection.execute(
@@ -138,7 +158,9 @@ def deleted_object(kind: str, object_id: str) -> dict[str, Any]:
 
 
 def _conditions(name: str, wanted: Any) -> Iterator[tuple[str, list[Any]]]:
-    if name not in _FILTERS:
+    if name in _UNINDEXED:
+        name = f"json_extract(body, '$.{name}')"
+    elif name not in _FILTERS:
         raise ValueError(f"objects cannot be filtered by {name}")
     if wanted is None:
         yield f"{name} IS NULL", []

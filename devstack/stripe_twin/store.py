@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE objects (
@@ -68,6 +68,13 @@ CREATE TABLE requests (
 );
 """
 
+_SECOND = """
+CREATE TABLE settings (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
 
 class StoreError(Exception):
     """The data folder cannot be used; the text says why and what to do, in one line."""
@@ -116,6 +123,16 @@ class Store:
             raise
         self._connection.execute("COMMIT")
 
+    def setting(self, name: str, default: str) -> str:
+        """A value that outlives a restart."""
+        row = self._connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+        return default if row is None else str(row["value"])
+
+    def set_setting(self, name: str, value: str) -> None:
+        """Keep a value."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, value))
+
 
 def _prepare(connection: sqlite3.Connection, folder: Path) -> None:
     connection.row_factory = sqlite3.Row
@@ -124,6 +141,7 @@ def _prepare(connection: sqlite3.Connection, folder: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise StoreError(f"{folder} was written by a newer twin (schema {version}); use another folder")
-    if version == 0:
+    missing = "".join((_SCHEMA, _SECOND)[version:])
+    if missing:
         # executescript commits by itself, so the version is set in the same script, last.
-        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        connection.executescript(f"BEGIN; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

@@ -9,6 +9,8 @@ from devstack.stripe_twin.resources import (
     invoice_lines,
     invoice_transitions,
     invoices,
+    money,
+    webhook_endpoints,
 )
 
 ROUTES = (
@@ -18,4 +20,6 @@ ROUTES = (
     *invoice_lines.ROUTES,
     *invoice_transitions.ROUTES,
     *invoice_items.ROUTES,
+    *money.ROUTES,
+    *webhook_endpoints.ROUTES,
 )

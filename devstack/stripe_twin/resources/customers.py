@@ -120,9 +120,9 @@ def _set_balance(call: Call, customer: State, kind: str) -> None:
 
 
 ROUTES = (
-    Route("POST", "/v1/customers", create, CustomerCreateParams, _WRITABLE),
+    Route("POST", "/v1/customers", create, CustomerCreateParams, _WRITABLE, event="customer.created"),
     Route("GET", "/v1/customers", list_customers, CustomerListParams, _FILTERS | PAGE_PARAMS),
     Route("GET", "/v1/customers/{customer}", retrieve, CustomerRetrieveParams),
-    Route("POST", "/v1/customers/{customer}", update, CustomerUpdateParams, _WRITABLE),
-    Route("DELETE", "/v1/customers/{customer}", delete, CustomerDeleteParams),
+    Route("POST", "/v1/customers/{customer}", update, CustomerUpdateParams, _WRITABLE, event="customer.updated"),
+    Route("DELETE", "/v1/customers/{customer}", delete, CustomerDeleteParams, event="customer.deleted"),
 )

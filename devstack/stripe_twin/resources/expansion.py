@@ -20,7 +20,16 @@ _REFERENCES = {
     ("invoiceitem", "invoice"): "invoice",
     ("customer_balance_transaction", "customer"): "customer",
     ("customer_balance_transaction", "invoice"): "invoice",
+    ("balance_transaction", "source"): "",
+    ("charge", "balance_transaction"): "balance_transaction",
+    ("charge", "customer"): "customer",
+    ("dispute", "charge"): "charge",
+    ("refund", "balance_transaction"): "balance_transaction",
+    ("refund", "charge"): "charge",
+    ("payout", "balance_transaction"): "balance_transaction",
 }
+"""What an id refers to; "" where its prefix tells."""
+_PREFIXES = {"ch": "charge", "re": "refund", "du": "dispute", "po": "payout"}
 _ALWAYS_THERE = frozenset({("invoice", "lines"), ("invoice", "discounts"), ("line_item", "discounts")})
 _CURRENCY_BALANCES = ("customer", "invoice_credit_balance")
 
@@ -61,6 +70,7 @@ def _expand(session: Session, shown: dict[str, Any], steps: list[str], path: str
 
 
 def _referenced(session: Session, kind: str, object_id: str) -> dict[str, Any]:
+    kind = kind or _PREFIXES[object_id.partition("_")[0]]
     state = session.find(kind, object_id)
     return deleted_object(kind, object_id) if state is None else render(session, state)
 

@@ -154,9 +154,22 @@ def _saved(call: Call, invoice: State) -> dict[str, Any]:
 _INVOICE = "/v1/invoices/{invoice}"
 
 ROUTES = (
-    Route("POST", f"{_INVOICE}/finalize", finalize, InvoiceFinalizeInvoiceParams, frozenset({"auto_advance"})),
-    Route("POST", f"{_INVOICE}/pay", pay, InvoicePayParams, frozenset({"paid_out_of_band"})),
-    Route("POST", f"{_INVOICE}/void", void, InvoiceVoidInvoiceParams),
-    Route("POST", f"{_INVOICE}/mark_uncollectible", mark_uncollectible, InvoiceMarkUncollectibleParams),
-    Route("POST", f"{_INVOICE}/send", send, InvoiceSendInvoiceParams),
+    Route(
+        "POST",
+        f"{_INVOICE}/finalize",
+        finalize,
+        InvoiceFinalizeInvoiceParams,
+        frozenset({"auto_advance"}),
+        event="invoice.finalized",
+    ),
+    Route("POST", f"{_INVOICE}/pay", pay, InvoicePayParams, frozenset({"paid_out_of_band"}), event="invoice.paid"),
+    Route("POST", f"{_INVOICE}/void", void, InvoiceVoidInvoiceParams, event="invoice.voided"),
+    Route(
+        "POST",
+        f"{_INVOICE}/mark_uncollectible",
+        mark_uncollectible,
+        InvoiceMarkUncollectibleParams,
+        event="invoice.marked_uncollectible",
+    ),
+    Route("POST", f"{_INVOICE}/send", send, InvoiceSendInvoiceParams, event="invoice.sent"),
 )

@@ -149,9 +149,10 @@ ROUTES = (
         InvoiceCreateParams,
         _WRITABLE | _ONLY_AT_CREATION,
         requires=("customer",),
+        event="invoice.created",
     ),
     Route("GET", "/v1/invoices", list_invoices, InvoiceListParams, _FILTERS | PAGE_PARAMS),
     Route("GET", "/v1/invoices/{invoice}", retrieve, InvoiceRetrieveParams),
-    Route("POST", "/v1/invoices/{invoice}", update, InvoiceUpdateParams, _WRITABLE),
-    Route("DELETE", "/v1/invoices/{invoice}", delete, InvoiceDeleteParams),
+    Route("POST", "/v1/invoices/{invoice}", update, InvoiceUpdateParams, _WRITABLE, event="invoice.updated"),
+    Route("DELETE", "/v1/invoices/{invoice}", delete, InvoiceDeleteParams, event="invoice.deleted"),
 )

@@ -16,9 +16,11 @@ from devstack.stripe_twin import request_log
 from devstack.stripe_twin.api import Api, HttpReply, HttpRequest
 from devstack.stripe_twin.checkpoints import Checkpoints
 from devstack.stripe_twin.clock import Clock
+from devstack.stripe_twin.faults import Faults, RateLimits
 from devstack.stripe_twin.ids import Ids
 from devstack.stripe_twin.resources import ROUTES
 from devstack.stripe_twin.store import Store
+from devstack.stripe_twin.webhooks import Webhooks
 
 DAY = 24 * 60 * 60
 START = 1_790_000_000
@@ -30,7 +32,11 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.now = START
         self.store = Store.open(folder)
-        self.api = Api(self.store, Clock(lambda: self.now), Ids(random.Random(7)), Checkpoints(), "http://twin")
+        clock = Clock(lambda: self.now)
+        webhooks = Webhooks(self.store, clock)
+        self.api = Api(
+            self.store, clock, Ids(random.Random(7)), Checkpoints(), Faults(), RateLimits(), webhooks, "http://twin"
+        )
 
     def post(self, path: str, body: str, key: str | None) -> HttpReply:
         headers = {"authorization": "Bearer sk_test_1"} | ({"idempotency-key": key} if key else {})

@@ -1,0 +1,149 @@
+"""Shapes of what moves money: charges, refunds, disputes, payouts, and the balance transactions that they leave.
+
+Sources: docs.stripe.com: /api/balance_transactions/object, /api/charges/object, /api/refunds/object,
+/api/disputes/object, /api/payouts/object, /reports/reporting-categories; stripe.com/pricing (the fees).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from devstack.stripe_twin.routing import Call
+from devstack.stripe_twin.session import State
+
+FEE_PER_MILLE = 29
+FEE_FIXED = 30
+DISPUTE_FEE = 1500
+EVIDENCE_SECONDS = 9 * 24 * 60 * 60
+
+
+def charge_fee(amount: int) -> int:
+    """2.9 % and 30 of the minor unit, halves up."""
+    return (amount * FEE_PER_MILLE + 500) // 1000 + FEE_FIXED
+
+
+def add_balance_transaction(
+    call: Call, kind: str, category: str, source: str, amount: int, currency: str, fee: int = 0
+) -> State:
+    """Money moves: ``amount`` is positive where it comes in, and ``net`` is what is left of it after the fee."""
+    description = "Dispute fee" if category == "dispute" else "Stripe processing fees"
+    details = [{"amount": fee, "application": None, "currency": currency, "description": description,
+                "type": "stripe_fee"}] if fee else []  # fmt: skip
+    transaction: State = {
+        "id": call.ids.new("txn"),
+        "object": "balance_transaction",
+        "amount": amount,
+        "available_on": call.now,
+        "balance_type": "payments",
+        "created": call.now,
+        "currency": currency,
+        "description": None,
+        "exchange_rate": None,
+        "fee": fee,
+        "fee_details": details,
+        "net": amount - fee,
+        "reporting_category": category,
+        "source": source,
+        "status": "available",
+        "type": kind,
+    }
+    call.session.insert(transaction, call.now)
+    return transaction
+
+
+def new_charge(call: Call, amount: int, currency: str, customer: str) -> State:
+    return {
+        "id": call.ids.new("ch"),
+        "object": "charge",
+        "amount": amount,
+        "amount_captured": amount,
+        "amount_refunded": 0,
+        "balance_transaction": None,
+        "captured": True,
+        "created": call.now,
+        "currency": currency,
+        "customer": customer,
+        "description": None,
+        "disputed": False,
+        "failure_code": None,
+        "failure_message": None,
+        "livemode": False,
+        "metadata": {},
+        "paid": True,
+        "payment_intent": call.ids.new("pi"),
+        "refunded": False,
+        "status": "succeeded",
+        "_disputed_amount": 0,
+    }
+
+
+def new_refund(call: Call, charge: State, amount: int, reason: str | None, metadata: dict[str, str]) -> State:
+    return {
+        "id": call.ids.new("re"),
+        "object": "refund",
+        "amount": amount,
+        "balance_transaction": None,
+        "charge": charge["id"],
+        "created": call.now,
+        "currency": charge["currency"],
+        "failure_balance_transaction": None,
+        "failure_reason": None,
+        "metadata": metadata,
+        "payment_intent": charge["payment_intent"],
+        "reason": reason,
+        "receipt_number": None,
+        "status": "succeeded",
+    }
+
+
+def new_dispute(call: Call, charge: State, amount: int) -> State:
+    return {
+        "id": call.ids.new("du"),
+        "object": "dispute",
+        "amount": amount,
+        "balance_transactions": [],
+        "charge": charge["id"],
+        "created": call.now,
+        "currency": charge["currency"],
+        "enhanced_eligibility_types": [],
+        "evidence": {},
+        "evidence_details": {
+            "due_by": call.now + EVIDENCE_SECONDS,
+            "has_evidence": False,
+            "past_due": False,
+            "submission_count": 0,
+        },
+        "is_charge_refundable": False,
+        "livemode": False,
+        "metadata": {},
+        "payment_intent": charge["payment_intent"],
+        "reason": "general",
+        "status": "needs_response",
+    }
+
+
+def new_payout(call: Call, amount: int, currency: str) -> State:
+    return {
+        "id": call.ids.new("po"),
+        "object": "payout",
+        "amount": amount,
+        "arrival_date": call.now,
+        "automatic": True,
+        "balance_transaction": None,
+        "created": call.now,
+        "currency": currency,
+        "description": "STRIPE PAYOUT",
+        "destination": None,
+        "failure_balance_transaction": None,
+        "failure_code": None,
+        "livemode": False,
+        "metadata": {},
+        "method": "standard",
+        "status": "paid",
+        "type": "bank_account",
+    }
+
+
+def public(state: State) -> dict[str, Any]:
+    """As Stripe shows it."""
+    return {name: value for name, value in state.items() if not name.startswith("_")}

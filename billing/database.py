@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from streams.database import CONNECT_WITHIN_S, role_option, unavailable
 from streams.errors import DatabaseUnavailable
 
-SENDERS_MAX: Final = 8
+SENDERS_MAX: Final = 32
 """How many invoices are sent at a time; each holds one connection."""
 POOL_SIZE: Final = SENDERS_MAX + 2
 TRY_AGAIN: Final = ("40001", "40P01")

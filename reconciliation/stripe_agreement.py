@@ -10,7 +10,8 @@ from typing import Final
 
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
-from billing.invoicing.sending import LineSeen, seen_header, told, wanted_header, wanted_lines
+from billing.invoicing.sending import seen_header, wanted_header
+from billing.invoicing.stripe_lines import LineSeen, told, wanted_lines
 from billing.periods import BillingPeriod
 from billing.stripe.stripe_gateway import StripeInvoice
 from reconciliation.agreement import Check
@@ -62,6 +63,15 @@ def in_stripe(ours: Ours, found: Iterable[StripeInvoice], lines: Lines) -> Check
         if s.state in STATUS and s.stripe_invoice_id not in there:
             different.append(Difference(str(s.stored_id), s.stripe_invoice_id or s.state.value, None))
     return Check("finalized invoices are in Stripe", "invoices", "Stripe", len(due.keys() | there), tuple(different))
+
+
+def money_in_stripe(listed: Mapping[str, int], booked: Mapping[str, int]) -> Check:
+    """By balance transaction what Stripe's balance changed by, in Stripe, and as our journal has it in 1010.
+
+    One that is in Stripe and not booked waits for `tollbook stripe sync`.
+    """
+    different = differences(listed, booked)
+    return Check("money in Stripe is booked once", "balance transactions", "ledger 1010", len(listed), tuple(different))
 
 
 def _concerns(ours: Ours, theirs: StripeInvoice) -> bool:

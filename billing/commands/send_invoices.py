@@ -23,11 +23,12 @@ from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled
 from billing.invoicing.invoices import InvoiceKind
 from billing.periods import BillingPeriod
 from billing.stripe.invoice_sender import InvoiceSender
+from billing.stripe.rate_limits import SENDERS
 from billing.stripe.request_sender import Circumstances
 from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_gateway import StripeGateway
 
-UNREACHABLE_AFTER: Final = SENDERS_MAX
+UNREACHABLE_AFTER: Final = SENDERS
 """So many invoices in a row without an answer from Stripe: the rest is left to a later run."""
 
 
@@ -84,7 +85,7 @@ def send_invoices(
     checkpoint: Callable[[uuid.UUID, str], None] | None = None,
     pause_s: float = 0.2,
 ) -> InvoicesSent:
-    """Send the drafts of a period but those for fees in advance, or those named, at most eight at a time.
+    """Send the drafts of a period but those for fees in advance, or those named, several at a time.
 
     With a period go the adjustment invoices of earlier ones; credit notes stay here.
 
@@ -107,7 +108,8 @@ def send_invoices(
     open_ = [s for s in stored if s.state in (InvoiceState.DRAFT, InvoiceState.APPROVED)]
     sent = {s.invoice.invoice_id: _seen(s, changed=False) for s in stored if s not in open_}
     run = _Run(engine, given)
-    executor = ThreadPoolExecutor(max_workers=SENDERS_MAX, thread_name_prefix="send")
+    senders = min(gateway.limiter.senders, SENDERS_MAX)
+    executor = ThreadPoolExecutor(max_workers=senders, thread_name_prefix="send")
     try:
         by_account: dict[str, list[StoredInvoice]] = defaultdict(list)
         for s in open_:

@@ -7,28 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from calendar import timegm
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, datetime
-from decimal import Decimal
+from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import quote
 
-from billing.bills.tax import TaxMode
 from billing.errors import IllegalTransition
-from billing.invoicing.invoices import Invoice, InvoiceIdentity, InvoiceLine
-from billing.money import plain, to_stripe
-from billing.rating import LineKind
+from billing.invoicing.invoices import Invoice, InvoiceIdentity
+from billing.invoicing.stripe_lines import LineSeen, line_parameters, stripe_lines, told, wanted_lines
+from billing.money import to_stripe
 
 LINES_PER_REQUEST: Final = 100
 """`add_lines` documents no limit; a request of a hundred lines stays near 40 kB."""
-LINES_MAX: Final = 250
-"""Stripe holds at most 250 lines an invoice. Grouping more of them is not built: they are parked."""
-PERIOD_END_IS_INCLUSIVE_S: Final = 1
-DESCRIPTION_MAX: Final = 250
 COLLECTION_METHOD: Final = "send_invoice"
 METADATA: Final = "metadata "
 KEY_PART_MAX: Final = 127
@@ -56,7 +49,12 @@ def following(step: SendingStep) -> SendingStep:
     """The step after one. Raises IllegalTransition after the last."""
     if step is _ORDER[-1]:
         raise IllegalTransition(f"nothing follows {step}")
-    return _ORDER[_ORDER.index(step) + 1]
+    return _ORDER[position(step) + 1]
+
+
+def position(step: SendingStep) -> int:
+    """How many steps come before one."""
+    return _ORDER.index(step)
 
 
 class Operation(StrEnum):
@@ -110,28 +108,6 @@ class DraftSeen:
     metadata: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class LineSeen:
-    """What Stripe says of a line, read back."""
-
-    line_key: str
-    amount: int
-    currency: str
-    discounts: int = 0
-    taxes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StripeLine:
-    """An amount on an invoice in Stripe, in minor units, for a service period."""
-
-    key: str
-    amount_minor: int
-    description: str
-    period: tuple[datetime, datetime]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
 def customer_request(legal_entity: str, billing_account: str, name: str, epoch: int = 0) -> Request:
     """Create the customer of a billing account."""
     key = _key(legal_entity, billing_account, "customer", epoch=epoch)
@@ -164,7 +140,7 @@ def lines_requests(invoice: Invoice, *, stripe_invoice: str, epoch: int = 0) -> 
             invoice.identity,
             Operation.ADD_LINES,
             stripe_invoice,
-            {"lines": [_line(invoice, line) for line in chunk]},
+            {"lines": [line_parameters(invoice, line) for line in chunk]},
             chunk=number,
             epoch=epoch,
         )
@@ -197,13 +173,18 @@ def invoice_metadata(invoice: Invoice) -> dict[str, str]:
 
 
 def draft_differences(
-    invoice: Invoice, *, customer: str, found: DraftSeen, lines: Sequence[LineSeen], status: str = "draft",
+    invoice: Invoice, *, customer: str, found: DraftSeen, lines: Sequence[LineSeen] | None, status: str = "draft",
     number: str | None = None,
 ) -> list[str]:  # fmt: skip
-    """What Stripe's invoice says otherwise than ours, to the cent and the line; empty if they are equal."""
+    """What Stripe's invoice says otherwise than ours, to the cent and the line; empty if they are equal.
+
+    `lines` None compares all but the lines.
+    """
     wanted = wanted_header(invoice, customer=customer, status=status, number=number)
     seen = seen_header(found, wanted)
     different = [f"{name} is {seen[name]!r}, not {value!r}" for name, value in wanted.items() if seen[name] != value]
+    if lines is None:
+        return different
     ours, theirs = wanted_lines(invoice), Counter(lines)
     different += [f"line {told(line)} is not in Stripe" for line in (ours - theirs).elements()]
     different += [f"line {told(line)} is only in Stripe" for line in (theirs - ours).elements()]
@@ -241,96 +222,9 @@ def seen_header(found: DraftSeen, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def wanted_lines(invoice: Invoice) -> Counter[LineSeen]:
-    """The lines that Stripe must have."""
-    identity = invoice.identity
-    return Counter(
-        LineSeen(line.key, to_stripe(line.amount_minor, identity.money), identity.currency.lower())
-        for line in stripe_lines(invoice)
-    )
-
-
 def due_date(issued: date, payment_terms_days: int) -> date:
     """When an invoice issued on a day is due."""
     return date.fromordinal(issued.toordinal() + payment_terms_days)
-
-
-def told(line: LineSeen) -> str:
-    """A line of Stripe's in words."""
-    extra = " with a discount or tax of its own" if line.discounts or line.taxes else ""
-    return f"{line.line_key or '(without key)'} {line.amount} {line.currency}{extra}"
-
-
-def stripe_lines(invoice: Invoice) -> list[StripeLine]:
-    """All that makes up what is due, as amounts: lines, tax on top of them, payments by credit, what is carried in.
-
-    Tax is computed here and nowhere else; Stripe is told how much it is (docs/spec/money.md 5). In the key of a line a
-    colon stands only behind an @, so those of the others never meet one.
-    """
-    period = invoice.identity.period
-    whole = (period.start, period.end)
-    found = [
-        StripeLine(line.line_key, line.amount_minor, describe(line), (line.rated.service_start, line.rated.service_end),
-                   _metadata(line))
-        for line in invoice.lines
-    ]  # fmt: skip
-    if invoice.tax_mode is TaxMode.EXCLUSIVE:
-        found += [
-            StripeLine(f"tax:{row.group}", row.tax_minor, f"Tax {row.group}, {percent(row.rate)}", whole)
-            for row in invoice.taxes
-            if row.tax_minor
-        ]
-    found += [
-        StripeLine(f"credit:{credit.grant_id}", -credit.amount_minor, f"Paid by credit {credit.grant_id}", whole)
-        for credit in invoice.credits
-        if credit.pays
-    ]
-    found += [
-        StripeLine(f"carried:{each.number}", each.amount_minor, f"Carried over from {each.number}", whole)
-        for each in invoice.carried
-    ]
-    return found
-
-
-def percent(rate: Decimal) -> str:
-    """A rate as people write it: 0.19 is 19 %."""
-    return f"{plain(rate.scaleb(2))} %"
-
-
-def _line(invoice: Invoice, line: StripeLine) -> dict[str, Any]:
-    start, end = line.period
-    return {
-        "amount": to_stripe(line.amount_minor, invoice.identity.money),
-        "description": line.description,
-        "discountable": False,
-        "period": {
-            "start": timegm(start.utctimetuple()),
-            "end": timegm(end.utctimetuple()) - PERIOD_END_IS_INCLUSIVE_S,
-        },
-        "metadata": {"line_key": line.key, **line.metadata},
-    }
-
-
-def _metadata(line: InvoiceLine) -> dict[str, str]:
-    rated = line.rated
-    return {
-        "tenant_id": rated.identity.tenant_id,
-        "quantity": plain(rated.quantity),
-        **({} if rated.unit_price is None else {"unit_price": plain(rated.unit_price)}),
-        "amount_exact": plain(rated.amount),
-    }
-
-
-def describe(line: InvoiceLine) -> str:
-    """A line in words: what, how much, at which price."""
-    rated = line.rated
-    where = " ".join(value for value in rated.where if value)
-    kind = rated.identity.kind
-    named = rated.metric if kind in (LineKind.USAGE, LineKind.OVERAGE) else f"{rated.identity.charge_key} {kind}"
-    text = f"{where + ': ' if where else ''}{named.replace('_', ' ')}"
-    if rated.unit_price is not None:
-        text += f", {plain(rated.quantity)} × {plain(rated.unit_price)} {rated.currency}"
-    return text if len(text) <= DESCRIPTION_MAX else text[: DESCRIPTION_MAX - 1] + "…"
 
 
 def _invoice_request(

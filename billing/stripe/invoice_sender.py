@@ -6,6 +6,7 @@ Nothing external happens inside a transaction. Only the holder of the billing ac
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy import Connection
@@ -14,7 +15,6 @@ from billing.invoicing import invoice_store, number_store, rated_line_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
 from billing.invoicing.sending import (
-    LINES_MAX,
     Request,
     SendingStep,
     customer_request,
@@ -26,8 +26,9 @@ from billing.invoicing.sending import (
     invoice_metadata,
     lines_requests,
     number_request,
-    stripe_lines,
+    position,
 )
+from billing.invoicing.stripe_lines import unsendable
 from billing.ledger import ledger_store
 from billing.plans import account_store
 from billing.posting import credit_drawing
@@ -69,7 +70,7 @@ class InvoiceSender:
         while self._stored.state in (InvoiceState.DRAFT, InvoiceState.APPROVED):
             step = following(self._stored.sending_step)
             self._stored = steps[step](self._stored)
-            self._given.checkpoint(self._invoice_id, f"stored {step}")
+            self._given.checkpoint(self._invoice_id, f"stored {max(step, self._stored.sending_step, key=position)}")
         return self._stored
 
     def _set(self, stored: StoredInvoice, step: SendingStep, **columns: object) -> StoredInvoice:
@@ -86,8 +87,11 @@ class InvoiceSender:
             credit_drawing.reserve(self._connection, stored.invoice)
             locally = settled_locally(stored.invoice)
             if locally is None:
-                if (lines := len(stripe_lines(stored.invoice))) > LINES_MAX:
-                    raise Parked(f"{lines} lines; Stripe takes {LINES_MAX}: use a plan with fewer")
+                if (reason := unsendable(stored.invoice)) is not None:
+                    raise Parked(reason)
+                customer = stripe_request_store.customer_of(self._connection, self._account.billing_account)
+                if customer is not None:
+                    return self._with_customer(stored, customer, frozen_at=self._given.now)
                 return self._set(stored, SendingStep.FROZEN, frozen_at=self._given.now)
             columns: dict[str, object] = {"frozen_at": self._given.now, "parked_because": None}
             if locally is InvoiceEvent.CARRY:
@@ -124,9 +128,9 @@ class InvoiceSender:
             stripe_request_store.set_customer(self._connection, account.billing_account, customer)
             return self._with_customer(stored, customer)
 
-    def _with_customer(self, stored: StoredInvoice, customer: str) -> StoredInvoice:
+    def _with_customer(self, stored: StoredInvoice, customer: str, **columns: object) -> StoredInvoice:
         self._requests.freeze_ahead([self._draft_request(stored, customer, 0)])
-        return self._set(stored, SendingStep.CUSTOMER_KNOWN, stripe_customer_id=customer)
+        return self._set(stored, SendingStep.CUSTOMER_KNOWN, stripe_customer_id=customer, **columns)
 
     def _draft_request(self, stored: StoredInvoice, customer: str, epoch: int) -> Request:
         terms = self._account.payment_terms_days
@@ -155,22 +159,29 @@ class InvoiceSender:
             return self._set(stored, SendingStep.DRAFT_CREATED, stripe_invoice_id=draft.invoice_id)
 
     def _add_lines(self, stored: StoredInvoice) -> StoredInvoice:
-        """Each request's answer is stored before the next is sent; the last one's with the step."""
+        """Each request's answer is stored before the next is sent; the last one's with the step.
+
+        Where the last reply shows the whole draft, it is compared at once: that spares asking for it.
+        """
         target = _known(stored.stripe_invoice_id)
         answered: str | None = None
+        reply: StripeInvoice | None = None
         for chunk, request in enumerate(lines_requests(stored.invoice, stripe_invoice=target)):
             if answered is not None:
                 with self._connection.begin():
                     stripe_request_store.record_reply(self._connection, answered, target)
                     self._requests.freeze_ahead([request])
-            answered = self._add_chunk(stored, target, chunk)
+            answered, reply = self._add_chunk(stored, target, chunk)
+        equal = reply is not None and _whole(reply) and not self._differences(stored, reply, "draft")
         with self._connection.begin():
             if answered is not None:
                 stripe_request_store.record_reply(self._connection, answered, target)
-            return self._set(stored, SendingStep.LINES_ADDED)
+            return self._set(stored, SendingStep.COMPARED if equal else SendingStep.LINES_ADDED)
 
-    def _add_chunk(self, stored: StoredInvoice, target: str, chunk: int) -> str | None:
-        """The key of the request that added some lines; None where that was known."""
+    def _add_chunk(
+        self, stored: StoredInvoice, target: str, chunk: int
+    ) -> tuple[str, StripeInvoice] | tuple[None, None]:
+        """The key of the request that added some lines, with its reply; nothing where that was known."""
 
         def make(epoch: int) -> Request:
             return lines_requests(stored.invoice, stripe_invoice=target, epoch=epoch)[chunk]
@@ -184,9 +195,8 @@ class InvoiceSender:
             return found if there else None
 
         if self._requests.answered(make):
-            return None
-        key, _ = self._requests.ask(make, self._given.gateway.change_invoice, look)
-        return key
+            return None, None
+        return self._requests.ask(make, self._given.gateway.change_invoice, look)
 
     def _compare(self, stored: StoredInvoice) -> StoredInvoice:
         """Read the draft back and compare it to the cent and the line (docs/spec/money.md 10)."""
@@ -195,13 +205,24 @@ class InvoiceSender:
             if look:
                 self._requests.pause(look)
             found, lines = self._given.gateway.invoice(_known(stored.stripe_invoice_id))
-            different = draft_differences(
-                stored.invoice, customer=_known(stored.stripe_customer_id), found=found.seen, lines=lines
-            )
+            different = self._differences(stored, replace(found, lines=tuple(lines)), "draft")
             if not different:
                 with self._connection.begin():
                     return self._set(stored, SendingStep.COMPARED)
         raise Parked(f"Stripe's draft {stored.stripe_invoice_id} differs: {'; '.join(different)}")
+
+    def _differences(
+        self, stored: StoredInvoice, found: StripeInvoice, status: str, number: str | None = None
+    ) -> list[str]:
+        """What Stripe says otherwise than we; of the lines only where the reply has them all."""
+        return draft_differences(
+            stored.invoice,
+            customer=_known(stored.stripe_customer_id),
+            found=found.seen,
+            lines=found.lines,
+            status=status,
+            number=number,
+        )
 
     def _release(self, stored: StoredInvoice) -> StoredInvoice:
         """Number and approval in one transaction: from here on the document exists (docs/spec/money.md 8)."""
@@ -231,6 +252,12 @@ class InvoiceSender:
             self._given.gateway.change_invoice,
             look,
         )
+        if numbered.replayed:
+            found, lines = self._given.gateway.invoice(target)
+            numbered = replace(found, lines=tuple(lines))
+        # It was equal before it was approved; somebody may have edited it since. After finalizing it is too late.
+        if different := self._differences(stored, numbered, "draft", number):
+            raise Parked(f"Stripe's draft {target} was changed after it was approved: {'; '.join(different)}")
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, numbered.invoice_id)
             self._requests.freeze_ahead([finalize_request(stored.invoice, stripe_invoice=target)])
@@ -248,15 +275,11 @@ class InvoiceSender:
             self._given.gateway.change_invoice,
             look,
         )
-        lines = final.lines if final.lines is not None else self._given.gateway.invoice(target)[1]
-        different = draft_differences(
-            stored.invoice,
-            customer=_known(stored.stripe_customer_id),
-            found=final.seen,
-            lines=lines,
-            status="open",
-            number=stored.number,
-        )
+        if final.lines is None:
+            final = replace(final, lines=tuple(self._given.gateway.invoice(target)[1]))
+        # Adopted late, it may have been paid already.
+        status = final.seen.status if final.seen.status == "paid" else "open"
+        different = self._differences(stored, final, status, stored.number)
         if different:
             raise Parked(f"Stripe finalized {target}, and it differs: {'; '.join(different)}")
         issued = self._given.now.date()
@@ -276,6 +299,11 @@ class InvoiceSender:
         return number_store.issue_number(
             self._connection, stored.invoice.identity.legal_entity, stored.invoice.invoice_id
         )
+
+
+def _whole(reply: StripeInvoice) -> bool:
+    """Whether a reply shows all of a draft as it is now."""
+    return reply.lines is not None and not reply.replayed
 
 
 def _known(value: str | None) -> str:

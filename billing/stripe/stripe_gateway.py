@@ -1,11 +1,14 @@
-"""Stripe: the only module that imports `stripe`. Every change carries our idempotency key; replies become our types."""
+"""Stripe: the only module that imports `stripe`. Every change carries our idempotency key; replies become our types.
+
+The SDK sends, authenticates and raises; its objects are left out (`raw_request`): making them of every line of a reply
+costs more time than the request.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Any, Final, NoReturn
 
 import stripe
 
@@ -17,22 +20,35 @@ from billing.errors import (
     StripeRefused,
     StripeServerError,
 )
-from billing.invoicing.sending import DraftSeen, LineSeen, Operation, Request
+from billing.invoicing.sending import DraftSeen, Operation, Request
+from billing.invoicing.stripe_lines import LineSeen
 from billing.settings import StripeSettings
+from billing.stripe.rate_limits import LIVE_PER_S, SANDBOX_PER_S, Limits, RateLimiter
 
 API_VERSION: Final = "2026-10-28.endive"
 """Pinned: the shapes below are those of this version."""
 TIMEOUT_S: Final = (5.0, 30.0)
 """To connect, to answer. A timeout is an unknown outcome, not a failure."""
 PAGE: Final = 100
+TOO_MANY: Final = 429
 
-T = TypeVar("T")
+_CHANGES: Final[Mapping[Operation, str]] = {
+    Operation.CREATE_CUSTOMER: "/v1/customers",
+    Operation.CREATE_DRAFT: "/v1/invoices",
+    Operation.ADD_LINES: "/v1/invoices/{}/add_lines",
+    Operation.SET_NUMBER: "/v1/invoices/{}",
+    Operation.FINALIZE: "/v1/invoices/{}/finalize",
+}
+
+Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class StripeInvoice:
     """An invoice in Stripe. Amounts in Stripe's integers; `lines` None where they were not all in the reply.
 
+    `paid_off_stripe`: what somebody has marked as paid in another way. `replayed`: the reply is the stored one of an
+    earlier request, so that the invoice may have changed since.
     `…_s` are Unix seconds of Stripe's clock.
     """
 
@@ -44,12 +60,22 @@ class StripeInvoice:
     created_s: int
     finalized_s: int | None
     due_s: int | None
+    paid_off_stripe: int = 0
+    replayed: bool = False
+
+
+def limits_of(settings: StripeSettings) -> Limits | None:
+    """What Stripe lets a key do; a twin sets its own."""
+    if settings.api is not None:
+        return None
+    return Limits(LIVE_PER_S if settings.is_live else SANDBOX_PER_S)
 
 
 class StripeGateway:
     """Stripe, or a twin of it. Safe to use from several threads. Raises the StripeErrors of billing/errors.py."""
 
-    def __init__(self, settings: StripeSettings) -> None:
+    def __init__(self, settings: StripeSettings, limits: Limits | None = None) -> None:
+        self.limiter = RateLimiter(limits or limits_of(settings))
         self._client = stripe.StripeClient(
             settings.key,
             stripe_version=API_VERSION,
@@ -62,103 +88,107 @@ class StripeGateway:
     def create_customer(self, request: Request) -> str:
         """Create a customer as the frozen request says; its id."""
         assert request.operation is Operation.CREATE_CUSTOMER, request.operation
-        return _call(lambda: self._client.v1.customers.create(*_arguments(request))).id
+        customer, _ = self._change(request)
+        return str(customer["id"])
 
     def change_invoice(self, request: Request) -> StripeInvoice:
         """Do to an invoice what the frozen request says; the invoice as it is then."""
-        parameters, options = _arguments(request)
-        invoices = self._client.v1.invoices
-        match request.operation:
-            case Operation.CREATE_DRAFT:
-                return _invoice(_call(lambda: invoices.create(parameters, options)))
-            case Operation.ADD_LINES:
-                return _invoice(_call(lambda: invoices.add_lines(request.target, parameters, options)))
-            case Operation.SET_NUMBER:
-                return _invoice(_call(lambda: invoices.update(request.target, parameters, options)))
-            case Operation.FINALIZE:
-                return _invoice(_call(lambda: invoices.finalize_invoice(request.target, parameters, options)))
-            case Operation.CREATE_CUSTOMER:
-                raise ValueError("a customer is no invoice")
+        if request.operation is Operation.CREATE_CUSTOMER:
+            raise ValueError("a customer is no invoice")
+        invoice, replayed = self._change(request)
+        return _invoice(invoice, replayed)
 
     def invoice(self, invoice_id: str) -> tuple[StripeInvoice, list[LineSeen]]:
         """An invoice with all its lines, as Stripe has it now."""
-        found = _invoice(_call(lambda: self._client.v1.invoices.retrieve(invoice_id)))
+        found = _invoice(self.get("/v1/invoices/{}", invoice_id))
         if found.lines is not None:
             return found, list(found.lines)
-        return found, list(self._lines(invoice_id))
+        return found, [_line(line) for line in self.pages("/v1/invoices/{}/lines", invoice_id)]
 
     def invoices(self, *, customer: str | None = None) -> Iterator[StripeInvoice]:
         """Every invoice in Stripe, or of one customer; the newest first."""
-        parameters: dict[str, Any] = {"limit": PAGE} | ({"customer": customer} if customer else {})
+        chosen = {"customer": customer} if customer else {}
+        return (_invoice(found) for found in self.pages("/v1/invoices", **chosen))
+
+    def _change(self, request: Request) -> tuple[Json, bool]:
+        # The parameters are the frozen ones, as they are.
+        reply = self._call(
+            "post", _CHANGES[request.operation], request.target, idempotency_key=request.idempotency_key,
+            **request.decoded,
+        )  # fmt: skip
+        return reply.data, (reply.headers or {}).get("Idempotent-Replayed") == "true"
+
+    def pages(self, path: str, target: str = "", **parameters: Any) -> Iterator[Json]:
+        """What a list has, page by page, to its end, as Stripe's JSON."""
+        parameters["limit"] = PAGE
         while True:
-            page = _call(partial(self._client.v1.invoices.list, cast(Any, dict(parameters))))
-            yield from (_invoice(invoice) for invoice in page.data)
-            if not page.has_more:
+            page = self.get(path, target, **parameters)
+            yield from page["data"]
+            if not page["has_more"]:
                 return
-            parameters["starting_after"] = page.data[-1].id
+            parameters["starting_after"] = page["data"][-1]["id"]
 
-    def _lines(self, invoice_id: str) -> Iterator[LineSeen]:
-        parameters: dict[str, Any] = {"limit": PAGE}
-        while True:
-            page = _call(partial(self._client.v1.invoices.line_items.list, invoice_id, cast(Any, dict(parameters))))
-            yield from (_line(line) for line in page.data)
-            if not page.has_more:
-                return
-            parameters["starting_after"] = page.data[-1].id
+    def get(self, path: str, target: str = "", **parameters: Any) -> Json:
+        """An object or a page, as Stripe's JSON; `target` takes the place of the path's braces."""
+        found: Json = self._call("get", path, target, **parameters).data
+        return found
+
+    def _call(self, method: str, path: str, target: str, **parameters: Any) -> Any:
+        endpoint = f"{method.upper()} {path.replace('{}', ':id')}"
+        self.limiter.wait(endpoint)
+        refused = False
+        try:
+            return self._client.raw_request(method, path.format(target), **parameters)
+        except stripe.StripeError as error:
+            refused = error.http_status == TOO_MANY
+            _raise(error)
+        finally:
+            self.limiter.answered(endpoint, refused=refused)
 
 
-def _arguments(request: Request) -> tuple[Any, Any]:
-    # The parameters are the frozen ones, as they are; the SDK's types are for parameters written by hand.
-    return request.decoded, {"idempotency_key": request.idempotency_key}
-
-
-def _invoice(found: stripe.Invoice) -> StripeInvoice:
+def _invoice(found: Json, replayed: bool = False) -> StripeInvoice:
+    lines = found["lines"]
     return StripeInvoice(
-        invoice_id=found.id,
+        invoice_id=found["id"],
         seen=DraftSeen(
-            status=found.status or "",
-            number=found.number,
-            customer=_id(found.customer),
-            currency=found.currency,
-            total=found.total,
-            amount_due=found.amount_due,
-            starting_balance=found.starting_balance,
-            auto_advance=bool(found.auto_advance),
-            collection_method=found.collection_method or "",
-            automatic_tax=found.automatic_tax.enabled,
-            default_tax_rates=len(found.default_tax_rates or []),
-            discounts=len(found.discounts or []),
-            metadata=dict(found.metadata.to_dict()) if found.metadata else {},
+            status=found["status"] or "",
+            number=found["number"],
+            customer=_id(found["customer"]),
+            currency=found["currency"],
+            total=found["total"],
+            amount_due=found["amount_due"],
+            starting_balance=found["starting_balance"],
+            auto_advance=bool(found["auto_advance"]),
+            collection_method=found["collection_method"] or "",
+            automatic_tax=found["automatic_tax"]["enabled"],
+            default_tax_rates=len(found["default_tax_rates"] or []),
+            discounts=len(found["discounts"] or []),
+            metadata=dict(found["metadata"] or {}),
         ),
-        lines=None if found.lines.has_more else tuple(_line(line) for line in found.lines.data),
-        hosted_invoice_url=found.hosted_invoice_url,
-        invoice_pdf_url=found.invoice_pdf,
-        created_s=found.created,
-        finalized_s=found.status_transitions.finalized_at,
-        due_s=found.due_date,
+        lines=None if lines["has_more"] else tuple(map(_line, lines["data"])),
+        hosted_invoice_url=found.get("hosted_invoice_url"),
+        invoice_pdf_url=found.get("invoice_pdf"),
+        created_s=found["created"],
+        finalized_s=found["status_transitions"]["finalized_at"],
+        due_s=found["due_date"],
+        paid_off_stripe=found.get("amount_paid_off_stripe") or 0,
+        replayed=replayed,
     )
 
 
-def _line(line: stripe.InvoiceLineItem) -> LineSeen:
-    metadata = dict(line.metadata.to_dict()) if line.metadata else {}
+def _line(line: Json) -> LineSeen:
     return LineSeen(
-        line_key=metadata.get("line_key", ""),
-        amount=line.amount,
-        currency=line.currency,
-        discounts=len(line.discounts or []),
-        taxes=len(line.taxes or []),
+        line_key=(line["metadata"] or {}).get("line_key", ""),
+        amount=line["amount"],
+        currency=line["currency"],
+        discounts=len(line.get("discounts") or []),
+        taxes=len(line.get("taxes") or []),
     )
 
 
 def _id(found: Any) -> str:
-    return found if isinstance(found, str) else str(getattr(found, "id", ""))
-
-
-def _call(request: Callable[[], T]) -> T:
-    try:
-        return request()
-    except stripe.StripeError as error:
-        _raise(error)
+    """The id of what a reply names by its id, or holds whole."""
+    return found if isinstance(found, str) else str((found or {}).get("id", ""))
 
 
 def _raise(error: stripe.StripeError) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from billing.commands.invoice_in_advance import invoice_in_advance
-from billing.commands.send_invoices import Outcome
+from billing.commands.send_invoices import Outcome, send_invoices
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
@@ -16,6 +16,7 @@ from console import session
 from console.commands import invoice_evidence
 from console.commands.invoice_shown import major, note_told, print_invoice, write_forms
 from console.output import AsCsv, AsJson, document, listing, out, problems
+from console.progress import bars
 
 ToFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")]
 app = typer.Typer(help="Invoices.", no_args_is_help=True, add_completion=False)
@@ -64,6 +65,41 @@ def show(
         document(found)
         return
     print_invoice(found)
+
+
+@app.command()
+def send(
+    period: Annotated[str, typer.Argument(help="The period whose drafts are sent, e.g. 2026-10.")],
+    actor: session.Actor,
+    account: Annotated[list[str] | None, typer.Option(help="Only this billing account; can be repeated.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")] = False,
+    now: session.Now = None,
+    dry_run: session.DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send drafts to Stripe: exactly one invoice each, whatever happens on the way. Run again, it goes on."""
+    if now is not None and not test:
+        raise typer.BadParameter("--now goes with --test only")
+    with session.engine() as engine, bars() as tell:
+        sent = send_invoices(
+            engine,
+            period=parse_period(period),
+            gateway=session.stripe(test=test),
+            now=session.clock(now),
+            actor=actor,
+            billing_accounts=account,
+            dry_run=dry_run,
+            progress=lambda done, total: tell("send", done, total),
+        )
+    counts = {outcome.value: len(sent.having(outcome)) for outcome in Outcome if sent.having(outcome)}
+    if as_json:
+        document({"period": period, "outcomes": counts})
+    else:
+        out.print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "there is nothing to send")
+    left = [f"{i.billing_account}: {i.outcome}: {i.reason}" for i in sent.invoices if i.reason]
+    problems(left)
+    if not sent.ok:
+        raise typer.Exit(1)
 
 
 @app.command("advance")

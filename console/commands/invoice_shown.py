@@ -9,7 +9,7 @@ from typing import Any
 
 from billing.invoicing.invoice_file import invoice_file
 from billing.invoicing.invoice_rows import StoredInvoice
-from billing.invoicing.sending import percent
+from billing.invoicing.stripe_lines import percent
 from billing.money import currency as currency_of
 from billing.money import from_minor
 from console.output import listing, out

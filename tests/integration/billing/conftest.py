@@ -121,6 +121,14 @@ class World:
             for statement in statements:
                 owner.execute(statement)  # type: ignore[call-overload]
 
+    def age_requests(self, *, hours: int) -> None:
+        """Let every request to Stripe have been frozen so long ago."""
+        self.as_owner(
+            "alter table ledger.stripe_requests disable trigger guard_stripe_request",
+            f"update ledger.stripe_requests set frozen_at = frozen_at - interval '{hours} hours'",
+            "alter table ledger.stripe_requests enable trigger guard_stripe_request",
+        )
+
     def count(self, table: str) -> int:
         """How many rows a table has."""
         return int(self.rows(f"select count(*) from {table}")[0][0])

@@ -17,7 +17,7 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.database import connection
 from billing.errors import StripeAccessRefused
-from billing.invoicing.sending import LINES_MAX
+from billing.invoicing.stripe_lines import LINES_MAX
 from billing.settings import StripeSettings
 from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_gateway import StripeGateway
@@ -203,28 +203,29 @@ def edit(twin: StripeTwin, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("when", "change", "told", "shown"),
     [
-        ("line", r"line \(without key\) 5 usd is only in Stripe"),
-        ("metadata", "metadata lines_hash"),
-        ("advance", "auto_advance is True, not False"),
+        ("draft_created", "line", r"line \(without key\) 5 usd is only in Stripe", ("draft", None)),
+        ("draft_created", "metadata", "metadata lines_hash", ("draft", None)),
+        ("draft_created", "advance", "auto_advance is True, not False", ("draft", None)),
+        ("compared", "line", "changed after it was approved: .* 5 usd is only", ("approved", "INV-000001")),
     ],
 )
 def test_a_draft_edited_by_hand_is_parked_with_the_difference_and_stops_nobody_else(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, change: str, told: str
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, when: str, change: str, told: str, shown: object
 ) -> None:
     drafted(world, acme=1000)
 
     def checkpoint(_: object, name: str) -> None:
-        if name == "stored lines_added":
+        if name == f"stored {when}":
             edit(stripe_twin, change)
 
     (sent,) = world.send(gateway, checkpoint=checkpoint, billing_accounts=["acme"]).invoices
     assert sent.outcome is Outcome.PARKED
     assert sent.reason is not None
     assert re.search(told, sent.reason)
-    (shown,) = invoice_list(world.engine)
-    assert (shown["state"], shown["number"], shown["parked_because"]) == ("draft", None, sent.reason)
+    (listed,) = invoice_list(world.engine)
+    assert ((listed["state"], listed["number"]), listed["parked_because"]) == (shown, sent.reason)
     assert in_stripe(stripe_twin)[0].status == "draft"
     world.tenant("bolt")
     world.subscribe("bolt")
@@ -240,7 +241,7 @@ def test_what_a_person_has_mended_goes_on_where_it_stood(
     drafted(world, acme=1000)
 
     def checkpoint(_: object, name: str) -> None:
-        if name == "stored lines_added":
+        if name == "stored draft_created":
             edit(stripe_twin, "advance")
 
     assert not all_done(world.send(gateway, checkpoint=checkpoint))
@@ -304,13 +305,82 @@ def test_many_lines_go_in_several_requests_and_are_all_compared(
     assert {line.line_key: line.amount for line in lines} == {f"m{n:03d}": n + 1 for n in range(LINES_MAX)}
 
 
-def test_more_lines_than_stripe_takes_are_parked_before_anything_is_sent(
+def test_of_more_lines_than_stripe_takes_the_smallest_are_one(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin
 ) -> None:
-    with_lines(world, LINES_MAX + 1)
+    with_lines(world, LINES_MAX + 5)
     (sent,) = world.send(gateway).invoices
-    assert (sent.outcome, sent.reason) == (Outcome.PARKED, "251 lines; Stripe takes 250: use a plan with fewer")
-    assert in_stripe(stripe_twin) == []
+    assert (sent.outcome, sent.amount_due_minor) == (Outcome.FINALIZED, (LINES_MAX + 5) * (LINES_MAX + 6) // 2)
+    (invoice,) = in_stripe(stripe_twin)
+    _, lines = gateway.invoice(invoice.id)
+    found = {line.line_key: line.amount for line in lines}
+    assert (len(found), found.pop("further:6")) == (LINES_MAX, 1 + 2 + 3 + 4 + 5 + 6)
+    assert found == {f"m{n:03d}": n + 1 for n in range(6, LINES_MAX + 5)}
+
+
+def test_an_amount_that_stripe_does_not_take_is_parked_before_anything_is_sent(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, most=499_999_995, over=500_000_000)
+    sent = world.send(gateway)
+    assert outcomes(sent) == {"most": Outcome.FINALIZED, "over": Outcome.PARKED}
+    assert "1000000 USD is more than Stripe takes" in str(sent.having(Outcome.PARKED)[0].reason)
+    assert [invoice.total for invoice in in_stripe(stripe_twin)] == [99_999_999]
+
+
+def test_a_customer_with_a_balance_or_pending_items_of_its_own_is_billed_ours_alone_or_parked(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    """A pending item is left where it is; a balance would change what is due, so a person decides."""
+    drafted(world, item=1000, owes=1000)
+    client = stripe_twin.client()
+
+    def checkpoint(_: object, name: str) -> None:
+        if name == "stored customer_known":
+            for customer in client.v1.customers.list().data:
+                if customer.name == "item":
+                    client.v1.invoice_items.create({"customer": customer.id, "amount": 700, "currency": "usd"})
+                else:
+                    client.v1.customers.update(customer.id, {"balance": 300})
+
+    sent = [world.send(gateway, billing_accounts=[a], checkpoint=checkpoint).invoices[0] for a in ("item", "owes")]
+    assert [each.outcome for each in sent] == [Outcome.FINALIZED, Outcome.PARKED]
+    assert "starting_balance is 300, not 0" in str(sent[1].reason)
+    assert sorted((i.status, i.total) for i in in_stripe(stripe_twin)) == [("draft", 200), ("open", 200)]
+
+
+def test_a_customer_deleted_in_stripe_is_parked_by_name(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000)
+
+    def checkpoint(_: object, name: str) -> None:
+        if name == "stored customer_known":
+            client = stripe_twin.client()
+            client.v1.customers.delete(client.v1.customers.list().data[0].id)
+
+    (sent,) = world.send(gateway, checkpoint=checkpoint).invoices
+    assert sent.outcome is Outcome.PARKED
+    assert re.search(r"No such customer: 'cus_\w+'", str(sent.reason))
+
+
+def test_a_finalization_that_stripe_refuses_is_parked_with_its_reason_and_goes_on_once_it_is_mended(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000, bolt=1000)
+
+    def checkpoint(invoice_id: object, name: str) -> None:
+        if name == "stored numbered" and not edited:
+            edited.append(invoice_id)
+            (draft,) = [i for i in in_stripe(stripe_twin) if i.metadata and i.metadata["invoice_id"] == str(invoice_id)]
+            stripe_twin.client().v1.invoices.finalize_invoice(draft.id)
+
+    edited: list[object] = []
+    sent = world.send(gateway, checkpoint=checkpoint)
+    assert sorted(i.outcome for i in sent.invoices) == [Outcome.FINALIZED, Outcome.PARKED]
+    assert "already finalized" in str(sent.having(Outcome.PARKED)[0].reason)
+    world.age_requests(hours=1)
+    assert set(outcomes(world.send(gateway)).values()) == {Outcome.FINALIZED}
 
 
 def test_a_dry_run_tells_and_sends_nothing(world: World, stripe_twin: StripeTwin) -> None:

@@ -13,7 +13,6 @@ from billing.invoicing.invoices import Invoice
 from billing.invoicing.sending import (
     LINES_PER_REQUEST,
     DraftSeen,
-    LineSeen,
     SendingStep,
     customer_request,
     draft_differences,
@@ -25,6 +24,7 @@ from billing.invoicing.sending import (
     lines_requests,
     number_request,
 )
+from billing.invoicing.stripe_lines import LineSeen
 from billing.plans.price_plans import Metric
 from tests.billing_builders import bill, charge, usage, version
 

@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-streams bench-identities bench-quota bench-adapter bench-close simulate up down status clean lock install
+.PHONY: help demo test test-stripe check bench-streams bench-identities bench-quota bench-adapter bench-close simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -18,6 +18,13 @@ demo: up ## Install what is missing, start the services, and bill real request t
 
 test: install ## Run all tests on services of their own (PYTEST_ARGS="-k name" for some of them)
 	.venv/bin/python -m devstack.testrun
+
+test-stripe: ## Send test invoices to Stripe itself (TOLLBOOK_STRIPE_KEY=sk_test_…; skipped without)
+	case "$$TOLLBOOK_STRIPE_API|$$TOLLBOOK_STRIPE_KEY" in \
+	  "|sk_test_"*|"|rk_test_"*) $(MAKE) up; export TOLLBOOK_TEST_STRIPE_KEY="$$TOLLBOOK_STRIPE_KEY"; eval "$$(.venv/bin/python -m devstack env)"; \
+	    .venv/bin/python -m pytest -q tests/integration/billing/test_with_stripe.py ;; \
+	  *) echo "skipped: set TOLLBOOK_STRIPE_KEY to a test key (sk_test_…) of Stripe itself, and no TOLLBOOK_STRIPE_API" ;; \
+	esac
 
 check: install ## Lint, format, types, import rules, and the tests that need no service
 	.venv/bin/ruff check .
@@ -41,7 +48,7 @@ bench-adapter: install ## What the middleware adds to a request, beside a bare f
 bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.close
 
-simulate: up ## Kill workers in dirty traffic, spend quotas, rate random bills twice (KILLS=, QUOTAS=, INVOICES=, QUICK=1, TOLLBOOK_SEED=)
+simulate: up ## Kill workers in dirty traffic, spend quotas, rate random bills twice (KILLS=, QUOTAS=, SENDINGS=, INVOICES=, QUICK=1, TOLLBOOK_SEED=)
 	.venv/bin/python -m tests.simulation.run
 
 up: install ## Install what is missing and start Kafka, TimescaleDB and the Stripe twin (TOLLBOOK_HOME, default .tollbook)

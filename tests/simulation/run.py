@@ -2,6 +2,7 @@
 
     KILLS=200         kills in all; one in four is of a whole worker (0: none)
     QUOTAS=60000      requests against quotas, in virtual time (0: none)
+    SENDINGS=all      cells of the crash matrix of sending to Stripe, each twice (0: none)
     INVOICES=300000   invoices to rate by the product and by the second rating (0: none)
     QUICK=1           60 kills, 6,000 requests and 2,000 invoices, for a first look
     TOLLBOOK_SEED     repeats a run
@@ -22,6 +23,7 @@ from tests.benchmarks.report import QUICK, Report
 from tests.simulation import kills, quotas
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
+from tests.simulation.stripe.run import crash_matrix
 
 KILLS: Final = 200
 KILLS_QUICK: Final = 60
@@ -32,6 +34,7 @@ INVOICES: Final = 300_000
 INVOICES_QUICK: Final = 2_000
 QUOTAS: Final = 60_000
 QUOTAS_QUICK: Final = 6_000
+SENDINGS_QUICK: Final = "90"
 
 
 def main() -> int:
@@ -40,6 +43,7 @@ def main() -> int:
     seed = int(os.environ.get("TOLLBOOK_SEED") or random.SystemRandom().randrange(2**32))
     to_kill = int(os.environ.get("KILLS") or (KILLS_QUICK if QUICK else KILLS))
     invoices = int(os.environ.get("INVOICES") or (INVOICES_QUICK if QUICK else INVOICES))
+    sendings = os.environ.get("SENDINGS") or (SENDINGS_QUICK if QUICK else "all")
     requests = int(os.environ.get("QUOTAS") or (QUOTAS_QUICK if QUICK else QUOTAS))
     print(f"seed {seed} (TOLLBOOK_SEED={seed} repeats it), {to_kill} kills, {invoices:,} invoices", flush=True)
     report = Report("simulate", seed, QUICK)
@@ -49,10 +53,20 @@ def main() -> int:
         wrong += _tell_kills(kills.killed(seed, to_kill, of_workers=of_workers), report)
     if requests:
         wrong += _limit_requests(seed, requests, report)
+    if sendings != "0":
+        wrong += _kill_senders(seed, 0 if sendings == "all" else int(sendings), report)
     if invoices:
         wrong += _rate_bills(seed, invoices, report)
     report.write()
     return 1 if wrong else 0
+
+
+def _kill_senders(seed: int, cells: int, report: Report) -> int:
+    result = crash_matrix(seed, cells)
+    report.add("sendings_right", "invoices", [result.right.total()])
+    report.add("sendings_killed", "senders", [result.killed])
+    report.add("sendings_wrong", "invoices", [len(result.wrong)], goal=0)
+    return len(result.wrong)
 
 
 def _limit_requests(seed: int, requests: int, report: Report) -> int:

@@ -1,0 +1,123 @@
+"""Runs the crash matrix against a twin and the database, and checks what came of it: one right invoice each.
+
+Each cell is an account with one draft. It is sent once with its faults and its kill; then all are sent again like an
+operator would, until nothing is left to do. `old` lets a day pass first, so that Stripe has forgotten every key.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from billing.commands.send_invoices import Outcome, send_invoices
+from billing.commands.trial_balance import trial_balance
+from billing.ledger.journal import AccountCode
+from billing.settings import StripeSettings
+from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
+from tests.billing_builders import NOW
+from tests.fixtures_stripe_twin import StripeTwin
+from tests.integration.billing.conftest import Crash, World
+from tests.simulation.stripe.cells import REQUESTS, SECONDS, Cell
+
+LINES = {"cached": 20, "in": 60, "out": 500}
+TOTAL = 580
+PAUSE_S = 0.001
+DAY_AND_AN_HOUR_S = 25 * 3600
+RUNS_MAX = 4
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a matrix: the cells by (kill, fault) that ended right, and a text for each that did not."""
+
+    right: Counter[tuple[str, str]] = field(default_factory=Counter)
+    killed: int = 0
+    met: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def run(world: World, twin: StripeTwin, cells: Sequence[Cell], *, old: bool) -> Result:
+    """Let every cell happen, mend, and check. `twin` is one of its own: its clock is moved."""
+    gateway = StripeGateway(StripeSettings(twin.key, twin.url))
+    names = [f"c{n:04d}" for n in range(len(cells))]
+    world.customers(*names)
+    for name in names:
+        world.use(name, input_tokens=1000, cache_hit_tokens=400, output_tokens=2500)
+    world.rate()
+    world.draft()
+    ids = dict(world.rows("select billing_account, invoice_id from ledger.invoices"))
+    result = Result()
+    for name, cell in zip(names, cells, strict=True):
+        _happen(world, twin, gateway, ids[name], cell, result)
+    if old:
+        world.age_requests(hours=24)
+        _control(twin, "clock", {"advance": DAY_AND_AN_HOUR_S})
+    for _ in range(RUNS_MAX):
+        if world.send(gateway, pause_s=PAUSE_S).ok:
+            break
+        world.age_requests(hours=1)  # a stored refusal or 5xx is looked up once the request can no longer be under way
+    _check(world, gateway, names, cells, result)
+    return result
+
+
+def _happen(
+    world: World, twin: StripeTwin, gateway: StripeGateway, invoice_id: uuid.UUID, cell: Cell, result: Result
+) -> None:
+    for request, kind in cell.faults:
+        fault = {"kind": kind, "key": twin.key, "method": "POST", "path": REQUESTS[request], "seconds": SECONDS}
+        _control(twin, "faults", fault)
+    left = [cell.nth]
+
+    def checkpoint(_: uuid.UUID, reached: str) -> None:
+        left[0] -= reached == cell.kill
+        if left[0] == 0:
+            raise Crash(reached)
+
+    try:
+        send_invoices(
+            world.engine, invoice_ids=[invoice_id], gateway=gateway, now=NOW, checkpoint=checkpoint, pause_s=PAUSE_S
+        )
+    except Crash:
+        result.killed += 1
+    _, _, faults = twin.call("GET", "/_twin/faults")
+    result.met += sum(fault["met"] for fault in faults["data"])
+    twin.call("DELETE", "/_twin/faults")
+
+
+def _check(world: World, gateway: StripeGateway, names: Sequence[str], cells: Sequence[Cell], result: Result) -> None:
+    there: dict[str, list[StripeInvoice]] = defaultdict(list)
+    for invoice in gateway.invoices():
+        there[invoice.seen.metadata["billing_account"]].append(invoice)
+    ours = {invoice.billing_account: invoice for invoice in world.send(gateway).invoices}
+    for name, cell in zip(names, cells, strict=True):
+        found = there.pop(name, [])
+        said = [] if ours[name].outcome is Outcome.FINALIZED else [f"{ours[name].outcome}: {ours[name].reason}"]
+        if len(found) != 1:
+            said.append(f"{len(found)} invoices")
+        for invoice in found:
+            lines = sorted((line.line_key, line.amount) for line in invoice.lines or ())
+            is_ours = (invoice.invoice_id, invoice.seen.number) == (ours[name].stripe_invoice_id, ours[name].number)
+            if (invoice.seen.status, invoice.seen.total, lines) != ("open", TOTAL, sorted(LINES.items())):
+                said.append(f"{invoice.invoice_id} is {invoice.seen.status} over {invoice.seen.total}: {lines}")
+            if not is_ours:
+                said.append(f"{invoice.invoice_id} is not the one that we know")
+        if said:
+            result.wrong.append(f"{name} {cell}: {'; '.join(said)}")
+        else:
+            result.right[cell.kill, " + ".join(f"{kind} at {request}" for request, kind in cell.faults)] += 1
+    if there:
+        result.wrong.append(f"invoices of nobody: {sorted(there)}")
+    numbers = {str(invoice.number) for invoice in ours.values()}
+    if numbers != {f"INV-{n:06d}" for n in range(1, len(names) + 1)}:
+        result.wrong.append("the numbers have gaps")
+    books = {row.code: row.debit - row.credit for row in trial_balance(world.engine).rows}
+    if books[AccountCode.ACCOUNTS_RECEIVABLE.code] * 100 != TOTAL * len(names):
+        result.wrong.append(f"the ledger has {books[AccountCode.ACCOUNTS_RECEIVABLE.code]} receivable")
+
+
+def _control(twin: StripeTwin, what: str, given: object) -> None:
+    status, _, said = twin.call("POST", f"/_twin/{what}", json.dumps(given))
+    assert status == 200, said

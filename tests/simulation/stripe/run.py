@@ -1,0 +1,85 @@
+"""The whole crash matrix of sending invoices, printed with its counts.
+
+    .venv/bin/python -m tests.simulation.stripe.run --cells 0 --seed 7     # 0: every kill with every fault
+
+Every kill × every fault at every request, once while Stripe knows its keys and once a day later; and cells with two
+faults at once. Exit code 1 if an account has not exactly one right invoice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from billing.database import engine_for
+from devstack.stripe_twin.faults import FaultKind
+from tests.benchmarks.databases import database
+from tests.fixtures_stripe_twin import TwinProcess
+from tests.integration.billing.conftest import World
+from tests.simulation.stripe import matrix
+from tests.simulation.stripe.cells import KILLS, Cell, every_cell, some_cells, two_faults
+from tests.simulation.stripe.matrix import Result
+
+PAIRS: Final = 200
+"""Cells with two faults at once, beside the whole matrix."""
+
+
+def crash_matrix(seed: int, cells: int) -> Result:
+    """Run the matrix, or so many cells of it, twice: while keys live, and when they are forgotten. Prints it."""
+    whole = [*every_cell(), *islice(two_faults(Random(seed)), PAIRS)]
+    chosen = some_cells(seed, cells) if cells else whole
+    total = Result()
+    for old in (False, True):
+        found = _one(chosen, old=old)
+        total.right += found.right
+        total.killed += found.killed
+        total.met += found.met
+        total.wrong += found.wrong
+    _print(total)
+    return total
+
+
+def _one(cells: Sequence[Cell], *, old: bool) -> Result:
+    with database() as url, tempfile.TemporaryDirectory() as folder:
+        engine = engine_for(url)
+        twin = TwinProcess(Path(folder) / "twin")
+        try:
+            return matrix.run(World(engine), twin.start(), cells, old=old)
+        finally:
+            twin.kill()
+            engine.dispose()
+
+
+def _print(result: Result) -> None:
+    """By kill and fault how many cells ended in exactly one right invoice."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for (kill, faults), count in result.right.items():
+        counts[kill, "two faults" if " + " in faults else faults.partition(" at ")[0]] += count
+    columns = [*(kind.value for kind in FaultKind), "two faults"]
+    print("\nOne right invoice each, by kill (rows) and fault (columns):")
+    print(f"{'':<24}" + "".join(f"{name.replace('error_', ''):>18}" for name in columns))
+    for kill in KILLS:
+        print(f"{kill:<24}" + "".join(f"{counts[kill, name]:>18}" for name in columns))
+    print(f"{result.right.total():,} cells right, {result.killed:,} killed, {result.met:,} requests met a fault")
+    for text in result.wrong[:20]:
+        print(f"WRONG {text}")
+
+
+def main() -> int:
+    """From the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=0, help="so many cells; 0: all")
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
+    return 1 if crash_matrix(options.seed, options.cells).wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ they are there already; the quotas of the day go on being spent.
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import time
@@ -29,7 +30,10 @@ from console import demo_quotas, session
 from console.main import run_with_messages
 from console.output import out, problems, table
 from console.progress import StageProgress, bars
+from devstack.stack import STRIPE_API
+from devstack.stripe_twin.faults import FaultKind
 from devstack.traffic import azure_hour
+from devstack.twin_control import ask
 from reconciliation.period import PeriodReport, reconcile_period
 from serving_adapter import ingest
 from serving_adapter.producer import EventProducer
@@ -45,6 +49,8 @@ NOW: Final = datetime(2026, 12, 2, tzinfo=UTC)
 """The demo's clock: both months have ended."""
 ACTOR: Final = "demo"
 SHOWN: Final = 10
+LOST: Final = {"kind": FaultKind.LOSE_REPLY.value, "method": "POST", "path": "/v1/invoices/*/finalize", "skip": 40}
+"""What goes wrong at Stripe on the way; nothing where the invoices are there already."""
 WORKER_LOOKED_AT_EVERY_S: Final = 0.1
 
 
@@ -85,10 +91,16 @@ def main() -> None:
             _apply(connection, progress)
         after = status.outcomes(connection)
         with steps.step(
+            "Let Stripe lose a reply: it finalizes an invoice, and the answer never arrives",
+            f"tollbook dev twin fault {FaultKind.LOSE_REPLY} --path '{LOST['path']}' --skip {LOST['skip']}",
+        ):
+            _lose_a_reply()
+        with steps.step(
             "Rate, book and invoice October and November",
             f"tollbook close run 2026-10 --test --now {NOW:%Y-%m-%dT%H:%M:%SZ}",
         ):
             closed = [_close(engine, month, progress) for month in MONTHS]
+        lost = _replies_lost()
         with steps.step("Reconcile: events in = usage billed", "tollbook reconcile run 2026-10"):
             reports = [_reconcile(engine, month) for month in MONTHS]
         with steps.step(
@@ -99,6 +111,7 @@ def main() -> None:
         _show_messages(sent, before, after)
         _show_tenants(engine, connection)
         _show_invoices(engine)
+        _show_lost(lost)
     _show_reports(reports)
     demo_quotas.show(asked)
     out.print(table(steps.done, ("step", "seconds"), "Time of each step"))
@@ -154,6 +167,17 @@ def _close(engine: Engine, month: str, progress: StageProgress) -> MonthClosed:
     )
 
 
+def _lose_a_reply() -> None:
+    """Where Stripe is the local twin: Stripe itself loses replies when it likes."""
+    if STRIPE_API in os.environ:
+        ask("DELETE", "faults")
+        ask("POST", "faults", LOST)
+
+
+def _replies_lost() -> int:
+    return sum(fault["met"] for fault in ask("DELETE", "faults")["forgotten"]) if STRIPE_API in os.environ else 0
+
+
 def _reconcile(engine: Engine, month: str) -> PeriodReport:
     log = session.usage_log()
     return reconcile_period(engine, period=parse_period(month), now=NOW, gateway=session.stripe(), log=log)
@@ -197,6 +221,16 @@ def _show_invoices(engine: Engine) -> None:
     states = sorted({invoice["state"] for invoice in found})
     counts = ", ".join(f"{sum(i['state'] == state for i in found)} {state}" for state in states)
     out.print(f"{counts}; together {from_minor(sum(i['total'] for i in found), usd):,} USD")
+
+
+def _show_lost(lost: int) -> None:
+    """What became of the reply that was lost."""
+    if lost:
+        out.print(
+            f"{lost} reply of Stripe was lost after it had finalized an invoice: it was asked again under the same key,"
+            " and there is one invoice, as the reconciliation below says",
+            soft_wrap=True,
+        )
 
 
 def _show_reports(reports: list[PeriodReport]) -> None:

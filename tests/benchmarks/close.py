@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import ledger, rating
+from tests.benchmarks import ledger, rating, sending
 from tests.benchmarks.databases import database
 from tests.benchmarks.report import Report
 
@@ -11,4 +11,6 @@ if __name__ == "__main__":
     ledger.main(made)
     with database() as url:
         rating.main(made, url)
+    with database() as url:
+        sending.main(made, url)
     made.write()

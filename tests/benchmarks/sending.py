@@ -1,0 +1,117 @@
+"""The sending's part of `make bench-close`: invoices into a twin that is held to Stripe's rate limits.
+
+The floor is what those limits leave: max(calls of one endpoint / 25, all calls / 100 live or 25 in a sandbox), in
+seconds (docs/spec/money.md 10). Where this machine cannot do so many calls a second, both limits are scaled down by the
+same factor, and the floor with them: what is measured is how close the sender keeps to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, Engine, text
+
+from billing.commands.apply_plan import apply_plan
+from billing.commands.draft_invoices import draft_invoices
+from billing.commands.rate_period import rate_period
+from billing.commands.send_invoices import Outcome, send_invoices
+from billing.commands.start_subscription import start_subscriptions
+from billing.database import engine_for, transaction
+from billing.periods import BillingPeriod, parse_period
+from billing.settings import StripeSettings
+from billing.stripe.rate_limits import ENDPOINT_PER_S, LIVE_PER_S, SANDBOX_PER_S, Limits, floor_s
+from billing.stripe.stripe_gateway import StripeGateway
+from streams import tenants
+from streams.database import connect
+from tests.benchmarks.report import QUICK, Report
+from tests.fixtures_stripe_twin import TwinProcess, new_test_key
+
+INVOICES: Final = int(os.environ.get("BENCH_INVOICES") or (60 if QUICK else 1_000))
+SCALE: Final = float(os.environ.get("BENCH_STRIPE_SCALE") or 0.5)
+"""Of Stripe's limits, so that two cores keep up with the sender and the twin at once."""
+GOAL: Final = 1.25
+MODES: Final = {"live": (LIVE_PER_S, parse_period("2026-10")), "sandbox": (SANDBOX_PER_S, parse_period("2026-11"))}
+SINCE: Final = datetime(2026, 1, 1, tzinfo=UTC)
+NOW: Final = datetime(2026, 12, 2, tzinfo=UTC)
+PLAN: Final = """\
+plan: p
+currency: USD
+versions:
+  - version: v1
+    from: 2026-01-01
+    charges:
+      - {key: in, model: per_unit, metric: input, price: "0.001"}
+      - {key: cached, model: per_unit, metric: cached_input, price: "0.0005"}
+      - {key: out, model: per_unit, metric: output, price: "0.002"}
+"""
+
+
+def main(report: Report, url: str) -> None:
+    """Add the sending's figures to a report; `url` is of an empty database."""
+    engine = engine_for(url)
+    names = [f"t{n:05d}" for n in range(INVOICES)]
+    with connect(url) as connection:
+        tenants.register(connection, [(name, name) for name in names], actor="bench")
+    apply_plan(engine, PLAN, file="plan.yaml", actor="bench", now=SINCE)
+    start_subscriptions(engine, tenant_ids=names, plan="p", starts_at=SINCE, actor="bench")
+    key = new_test_key()
+    with tempfile.TemporaryDirectory() as folder:
+        twin = TwinProcess(Path(folder) / "twin")
+        address = twin.start().url
+        try:
+            for mode, (all_per_s, month) in MODES.items():
+                with transaction(engine) as opened:
+                    _use(opened, month)
+                rate_period(engine, period=month, now=NOW)
+                draft_invoices(engine, period=month, now=NOW)
+                limits = Limits(all_per_s * SCALE, ENDPOINT_PER_S * SCALE)
+                gateway = StripeGateway(StripeSettings(key, address), limits)
+                _limit(address, limits)
+                _measure(report, mode, engine, month, gateway, limits)
+        finally:
+            twin.kill()
+            engine.dispose()
+
+
+def _measure(
+    report: Report, mode: str, engine: Engine, month: BillingPeriod, gateway: StripeGateway, limits: Limits
+) -> None:
+    begun = time.monotonic()
+    sent = send_invoices(engine, period=month, gateway=gateway, now=NOW, actor="bench")
+    took = time.monotonic() - begun
+    assert len(sent.having(Outcome.FINALIZED)) == INVOICES, "not all were sent"
+    calls = gateway.limiter.calls
+    floor = floor_s(calls, limits)
+    report.add(f"sending_{mode}", "s", [took], floor=round(floor, 1))
+    report.add(f"sending_{mode}_to_floor", "times", [took / floor], goal=GOAL)
+    report.add(f"sending_{mode}_calls", "per invoice", [calls.total() / INVOICES])
+    report.add(f"sending_{mode}_refused", "429s", [gateway.limiter.refusals])
+    print("  " + ", ".join(f"{count:,} {endpoint}" for endpoint, count in sorted(calls.items())), flush=True)
+    full = floor_s(calls, Limits(limits.all_per_s / SCALE)) * 10_000 / INVOICES
+    print(f"  10,000 invoices under Stripe's own limits: at least {full:,.0f} s", flush=True)
+
+
+def _use(opened: Connection, month: BillingPeriod) -> None:
+    opened.execute(
+        text(
+            "insert into usage.windows_1h (tenant_id, bucket, model, adapter, region, tier, pool, status, fault,"
+            " purpose, usage_source, rating_band, events, requests, input_tokens, cache_hit_tokens, output_tokens,"
+            " gpu_us)"
+            " select tenant_id, cast(:at as timestamptz), 'm' || n, '', '', '', '', 'ok', 'none', 'tenant', 'engine',"
+            " '', 1, 1, 1000, 400, 2500, 0 from usage.tenants, generate_series(1, 2) n"
+        ),
+        {"at": month.start},
+    )
+
+
+def _limit(address: str, limits: Limits) -> None:
+    given = json.dumps({"all_per_s": limits.all_per_s, "endpoint_per_s": limits.endpoint_per_s}).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener.open(urllib.request.Request(f"{address}/_twin/limits", method="POST", data=given), timeout=10).close()

@@ -14,6 +14,7 @@ BillingError
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
 ├── PartyRefused                                        (who is on a document)
 ├── PreviewRefused, EventsRefused, DocumentRefused      (invoices as files)
+├── EventRefused                                        (a webhook)
 └── StripeError                                        (see billing/stripe/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
@@ -186,6 +187,10 @@ class EventsRefused(BillingError):
 
 class DocumentRefused(BillingError):
     """A file that is no invoice document, or a document that cannot be made; the field is named."""
+
+
+class EventRefused(BillingError):
+    """A webhook that is not Stripe's: its signature, its age or its content."""
 
 
 class StripeError(BillingError):

@@ -269,6 +269,21 @@ stripe_requests = _table(
     *_times("frozen_at", "replied_at"),
 )
 
+stripe_events = _table(
+    "stripe_events",
+    *_text("event_id", "type", "object_id", "body", "received_as", "outcome"),
+    *_times("created_at", "received_at", "handled_at"),
+)
+
+stripe_balance_transactions = _table(
+    "stripe_balance_transactions",
+    *_text("transaction_id", "reporting_category", "currency", "source_id", "stripe_customer_id"),
+    *_bigints("amount", "fee", "net", "entry_id"),
+    *_times("created_at", "recorded_at"),
+)
+
+stripe_cursors = _table("stripe_cursors", *_text("name"), *_times("read_to"))
+
 credit_grants = _table(
     "credit_grants",
     *_text("grant_id", "billing_account", "currency", "kind", "tax_treatment", "funding_invoice", "reason"),

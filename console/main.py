@@ -45,6 +45,7 @@ NOUNS: Final = {
     "exchange": FINANCE,
     "ledger": FINANCE,
     "invoice": FINANCE,
+    "stripe": FINANCE,
     "close": FINANCE,
     "approval": FINANCE,
     "reconcile": FINANCE,

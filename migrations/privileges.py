@@ -59,6 +59,8 @@ STATE: Final[Mapping[str, str]] = {
     "ledger.invoices": "update",
     "ledger.number_series": "update (last_number)",
     "ledger.passed_over_attempts": "delete",
+    "ledger.stripe_cursors": "update (read_to)",
+    "ledger.stripe_events": "update (handled_at, outcome)",
     "ledger.stripe_requests": "update (reply_id, replied_at)",
     "ledger.subscriptions": "update (superseded_at)",
     "ledger.tenant_periods": "update",

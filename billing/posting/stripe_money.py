@@ -1,0 +1,133 @@
+"""Money that moved through Stripe, as journal entries: one for each balance transaction (docs/spec/money.md 9).
+
+`amount` is what moved, `fee` what Stripe kept of it, `net` what its balance changed by: net = amount − fee. The other
+side of `amount` follows from the reporting category (https://docs.stripe.com/reports/reporting-categories).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+
+from billing.ledger.journal import AccountCode, JournalEntry, Posting, Subledger
+from billing.money import Currency, currency, exactly
+from billing.posting.posting_rules import Booking
+
+OTHER_SIDE: Final[Mapping[str, AccountCode]] = {
+    "charge": AccountCode.ACCOUNTS_RECEIVABLE,
+    "charge_failure": AccountCode.ACCOUNTS_RECEIVABLE,
+    "partial_capture_reversal": AccountCode.ACCOUNTS_RECEIVABLE,
+    "refund": AccountCode.REFUNDS,
+    "refund_failure": AccountCode.REFUNDS,
+    "dispute": AccountCode.DISPUTE_RECEIVABLE,
+    "dispute_reversal": AccountCode.DISPUTE_RECEIVABLE,
+    "payout": AccountCode.BANK,
+    "payout_reversal": AccountCode.BANK,
+    "topup": AccountCode.BANK,
+    "topup_reversal": AccountCode.BANK,
+    "fee": AccountCode.STRIPE_FEES,
+    "tax": AccountCode.STRIPE_FEES,
+}
+"""By reporting category; what is not here is unknown and goes to 1090, for a person to look at."""
+DISPUTES: Final = ("dispute", "dispute_reversal")
+CREDIT_NOTE, CREDIT = "credit_note", "credit"
+"""Metadata of a refund: it pays back what a credit note of ours took off, or what is left of a paid credit."""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceTransaction:
+    """A balance transaction; amounts in Stripe's integers of `currency`, which is written as we write it.
+
+    `paid` is what the payer's side moved, in its own currency, where it is another one: (amount, currency).
+    """
+
+    transaction_id: str
+    category: str
+    currency: str
+    amount: int
+    fee: int
+    net: int
+    created_at: datetime
+    source_id: str | None = None
+    stripe_customer_id: str | None = None
+    charge_id: str | None = None
+    paid: tuple[int, str] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def money_moved(moved: BalanceTransaction, billing_account: str | None, *, booking: Booking) -> JournalEntry | None:
+    """Dr 1010 net · Dr 5100 (5110 for a dispute) fee · Cr the other side amount. None if nothing moved.
+
+    What is owed by nobody that we know goes to 1090. A payer's other currency goes through 1190, at Stripe's rate.
+    """
+    on = booking.effective_at.date()
+    money = currency(moved.currency, on)
+    fees = AccountCode.DISPUTE_FEES if moved.category in DISPUTES else AccountCode.STRIPE_FEES
+    other = _other_side(moved)
+    subledger = ""
+    if other.subledger is Subledger.BILLING_ACCOUNT:
+        subledger = billing_account or ""
+        other = other if billing_account else AccountCode.SUSPENSE
+    legs = [
+        (AccountCode.STRIPE_BALANCE_CLEARING, moved.currency, major(moved.net, money), ""),
+        (fees, moved.currency, major(moved.fee, money), ""),
+    ]
+    if moved.paid is None or moved.paid[1] == moved.currency:
+        legs.append((other, moved.currency, major(-moved.amount, money), subledger))
+    else:
+        amount, code = moved.paid
+        theirs = major(amount, currency(code, on))
+        legs += [
+            (AccountCode.FX_CLEARING, moved.currency, major(-moved.amount, money), ""),
+            (AccountCode.FX_CLEARING, code, theirs, ""),
+            (other, code, -theirs, subledger),
+        ]
+    postings = tuple(Posting(code, unit, amount, sub) for code, unit, amount, sub in legs if amount)
+    if not postings:
+        return None
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind=f"stripe_{moved.category}",
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=postings,
+        original_period=booking.original_period,
+        source={"balance_transaction": moved.transaction_id, "source": moved.source_id or ""},
+    )
+
+
+def dispute_lost(
+    dispute_id: str, amount: int, code: str, billing_account: str | None, *, booking: Booking
+) -> JournalEntry:
+    """A dispute is lost, and what the bank withdrew stays away: Dr 4930 / Cr 1180."""
+    lost = major(amount, currency(code, booking.effective_at.date()))
+    other = AccountCode.DISPUTE_RECEIVABLE if billing_account else AccountCode.SUSPENSE
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind="dispute_lost",
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=(Posting(AccountCode.DISPUTES_LOST, code, lost), Posting(other, code, -lost, billing_account or "")),
+        original_period=booking.original_period,
+        source={"dispute": dispute_id},
+    )
+
+
+def major(amount: int, money: Currency) -> Decimal:
+    """Stripe's integer as an amount in major units, exactly."""
+    with exactly():
+        return Decimal(amount) / money.stripe_factor * money.minor_unit
+
+
+def _other_side(moved: BalanceTransaction) -> AccountCode:
+    if moved.category in ("refund", "refund_failure"):
+        if CREDIT_NOTE in moved.metadata:
+            return AccountCode.ACCOUNTS_RECEIVABLE
+        if CREDIT in moved.metadata:
+            return AccountCode.REFUNDS_PAYABLE
+    return OTHER_SIDE.get(moved.category, AccountCode.SUSPENSE)

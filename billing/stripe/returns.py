@@ -1,0 +1,113 @@
+"""What Stripe tells of what happened there: events, balance transactions, disputes; as our types."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from billing.errors import EventRefused
+from billing.posting.stripe_money import BalanceTransaction
+from billing.stripe.returns_store import StripeEvent
+from billing.stripe.stripe_gateway import StripeGateway
+
+TOLERANCE_S: Final = 300
+"""How old a signed webhook may be: https://docs.stripe.com/webhooks#replay-attacks."""
+_SIGNED: Final = re.compile(r"(t|v1)=([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """A dispute as it stands; `amount` in Stripe's integer of `currency`."""
+
+    dispute_id: str
+    status: str
+    amount: int
+    currency: str
+    charge_id: str
+
+
+def events(gateway: StripeGateway, since: datetime | None) -> Iterator[StripeEvent]:
+    """Events from a moment on, the newest first; Stripe keeps them for 30 days."""
+    return (event_of(found) for found in gateway.pages("/v1/events", **_since(since)))
+
+
+def balance_transactions(gateway: StripeGateway, since: datetime | None) -> Iterator[BalanceTransaction]:
+    """Balance transactions from a moment on, the newest first, each with what it is about."""
+    for found in gateway.pages("/v1/balance_transactions", expand=["data.source"], **_since(since)):
+        source = found["source"] if isinstance(found["source"], Mapping) else {}
+        theirs = (source.get("amount"), str(source.get("currency", "")).upper())
+        code = found["currency"].upper()
+        paid = None
+        if source.get("object") in ("charge", "refund") and theirs[1] != code:
+            sign = -1 if found["amount"] < 0 else 1
+            paid = (sign * int(theirs[0] or 0), theirs[1])
+        yield BalanceTransaction(
+            transaction_id=found["id"],
+            category=found["reporting_category"],
+            currency=code,
+            amount=found["amount"],
+            fee=found["fee"],
+            net=found["net"],
+            created_at=_moment(found["created"]),
+            source_id=source.get("id") or found["source"],
+            stripe_customer_id=source.get("customer"),
+            charge_id=source.get("charge"),
+            paid=paid,
+            metadata=dict(source.get("metadata") or {}),
+        )
+
+
+def customer_of_charge(gateway: StripeGateway, charge_id: str) -> str | None:
+    """The customer who paid a charge."""
+    customer: str | None = gateway.get("/v1/charges/{}", charge_id)["customer"]
+    return customer
+
+
+def dispute(gateway: StripeGateway, dispute_id: str) -> Dispute:
+    """A dispute as it stands now."""
+    found = gateway.get("/v1/disputes/{}", dispute_id)
+    return Dispute(found["id"], found["status"], found["amount"], found["currency"].upper(), found["charge"])
+
+
+def event_of(found: Mapping[str, Any]) -> StripeEvent:
+    """An event from Stripe's JSON. Raises EventRefused if it is none."""
+    try:
+        about = found["data"]["object"]
+        body = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
+        return StripeEvent(found["id"], found["type"], str(about.get("id", "")), _moment(found["created"]), body)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise EventRefused(f"this is no event of Stripe: {error!r}") from None
+
+
+def signed_event(payload: bytes, header: str, secret: str, now: datetime) -> StripeEvent:
+    """The event of a webhook, as it was signed for us (https://docs.stripe.com/webhooks#verify-manually).
+
+    Raises EventRefused if the signature is not right, or more than five minutes old.
+    """
+    parts = _SIGNED.findall(header)
+    times = [value for name, value in parts if name == "t" and value.isdecimal()]
+    if not times:
+        raise EventRefused("the header Stripe-Signature is missing or has no time")
+    wanted = hmac.new(secret.encode(), times[0].encode() + b"." + payload, hashlib.sha256).hexdigest()
+    if not any(hmac.compare_digest(wanted, value) for name, value in parts if name == "v1"):
+        raise EventRefused("the signature is not of this body and TOLLBOOK_STRIPE_WEBHOOK_SECRET")
+    if abs(now.timestamp() - int(times[0])) > TOLERANCE_S:
+        raise EventRefused(f"the signature is more than {TOLERANCE_S} s old")
+    try:
+        return event_of(json.loads(payload))
+    except ValueError:
+        raise EventRefused("this is no JSON") from None
+
+
+def _since(since: datetime | None) -> dict[str, Any]:
+    return {} if since is None else {"created": {"gte": int(since.timestamp())}}
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,170 @@
+"""What came back from Stripe, in the database: events, balance transactions, how far both are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import tables
+from billing.ledger.journal import AccountCode
+from billing.money import currency, to_minor, to_stripe
+from billing.posting.stripe_money import BalanceTransaction
+
+EVENTS, MONEY = "events", "balance_transactions"
+
+
+@dataclass(frozen=True, slots=True)
+class StripeEvent:
+    """That something happened to an object. `body` is what came, as it came."""
+
+    event_id: str
+    type: str
+    object_id: str
+    created_at: datetime
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An event with what became of it."""
+
+    event: StripeEvent
+    outcome: str
+
+
+def keep_event(connection: Connection, event: StripeEvent, *, received_as: str) -> bool:
+    """Keep an event as it came; False if it is there already."""
+    table = tables.stripe_events
+    values = {"event_id": event.event_id, "type": event.type, "object_id": event.object_id}
+    made = connection.execute(
+        insert(table)
+        .values(**values, created_at=event.created_at, body=event.body, received_as=received_as)
+        .on_conflict_do_nothing()
+        .returning(table.c.event_id)
+    )
+    return made.first() is not None
+
+
+def unhandled(connection: Connection, limit: int) -> Sequence[StripeEvent]:
+    """Events that wait, the oldest first."""
+    table = tables.stripe_events
+    rows = connection.execute(
+        select(table).where(table.c.handled_at.is_(None)).order_by(table.c.created_at, table.c.event_id).limit(limit)
+    )
+    return [StripeEvent(r.event_id, r.type, r.object_id, r.created_at, r.body) for r in rows]
+
+
+def handled(connection: Connection, events: Collection[StripeEvent], outcome: str) -> None:
+    """Say what became of events."""
+    table = tables.stripe_events
+    connection.execute(
+        update(table)
+        .where(table.c.event_id.in_([event.event_id for event in events]), table.c.handled_at.is_(None))
+        .values(handled_at=func.clock_timestamp(), outcome=outcome)
+    )
+
+
+def read_to(connection: Connection, name: str) -> datetime | None:
+    """How far a list is read."""
+    table = tables.stripe_cursors
+    return connection.execute(select(table.c.read_to).where(table.c.name == name)).scalar()
+
+
+def set_read_to(connection: Connection, name: str, at: datetime) -> None:
+    """A list is read to here; never back."""
+    table = tables.stripe_cursors
+    made = insert(table).values(name=name, read_to=at)
+    further = {"read_to": func.greatest(table.c.read_to, made.excluded.read_to)}
+    connection.execute(made.on_conflict_do_update(index_elements=[table.c.name], set_=further))
+
+
+def booked(connection: Connection, transaction_ids: Collection[str]) -> set[str]:
+    """Which of these balance transactions are booked."""
+    table = tables.stripe_balance_transactions
+    query = select(table.c.transaction_id).where(table.c.transaction_id.in_(transaction_ids))
+    return set(connection.execute(query).scalars())
+
+
+def keep_transaction(
+    connection: Connection, moved: BalanceTransaction, customer: str | None, entry_id: int | None
+) -> None:
+    """Keep a balance transaction with the entry that books it."""
+    connection.execute(
+        tables.stripe_balance_transactions.insert().values(
+            transaction_id=moved.transaction_id,
+            reporting_category=moved.category,
+            currency=moved.currency,
+            amount=moved.amount,
+            fee=moved.fee,
+            net=moved.net,
+            source_id=moved.source_id,
+            stripe_customer_id=customer,
+            created_at=moved.created_at,
+            entry_id=entry_id,
+        )
+    )
+
+
+def customer_of_source(connection: Connection, source_id: str) -> str | None:
+    """The customer of a charge whose payment is booked."""
+    table = tables.stripe_balance_transactions
+    query = select(table.c.stripe_customer_id).where(table.c.source_id == source_id).limit(1)
+    return connection.execute(query).scalar()
+
+
+def account_of_customer(connection: Connection, stripe_customer_id: str) -> str | None:
+    """The billing account that a Stripe customer is."""
+    table = tables.stripe_customers
+    query = select(table.c.billing_account).where(table.c.stripe_customer_id == stripe_customer_id)
+    return connection.execute(query).scalar()
+
+
+def entries(connection: Connection) -> list[int]:
+    """The entries that book what moved in Stripe."""
+    table = tables.stripe_balance_transactions
+    return list(connection.execute(select(table.c.entry_id).where(table.c.entry_id.is_not(None))).scalars())
+
+
+def booked_nets(connection: Connection) -> dict[str, int]:
+    """What the journal has in 1010 of each balance transaction, in Stripe's integers, times how often it is booked."""
+    table, postings, accounts = tables.stripe_balance_transactions, tables.postings, tables.accounts
+    query = (
+        select(table.c.transaction_id, table.c.currency, table.c.created_at, func.sum(postings.c.amount))
+        .join(postings, postings.c.entry_id == table.c.entry_id)
+        .join(accounts, accounts.c.account_id == postings.c.account_id)
+        .where(accounts.c.code == AccountCode.STRIPE_BALANCE_CLEARING.code)
+        .group_by(table.c.transaction_id, table.c.currency, table.c.created_at)
+    )
+    nothing = select(table.c.transaction_id).where(table.c.net == 0)
+    found = dict.fromkeys(connection.execute(nothing).scalars(), 0)
+    for transaction_id, code, at, amount in connection.execute(query):
+        money = currency(code, at.date())
+        found[transaction_id] = to_stripe(to_minor(amount, money), money)
+    return found
+
+
+def nets(connection: Connection) -> dict[str, int]:
+    """What Stripe's balance came to by all that is booked, by currency, in Stripe's integers."""
+    table = tables.stripe_balance_transactions
+    rows = connection.execute(select(table.c.currency, func.sum(table.c.net)).group_by(table.c.currency))
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def waiting(connection: Connection) -> int:
+    """How many events are not handled."""
+    table = tables.stripe_events
+    return connection.execute(select(func.count()).where(table.c.handled_at.is_(None))).scalar_one()
+
+
+def problems(connection: Connection) -> list[Outcome]:
+    """Events that need a person, the newest first."""
+    table = tables.stripe_events
+    query = select(table).where(table.c.outcome.like("needs a person:%")).order_by(table.c.handled_at.desc()).limit(100)
+    return [
+        Outcome(StripeEvent(r.event_id, r.type, r.object_id, r.created_at, r.body), r.outcome)
+        for r in connection.execute(query)
+    ]

@@ -1,0 +1,67 @@
+"""`tollbook stripe`: what happened in Stripe, into the books and onto the invoices."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from billing.commands import sync_stripe
+from billing.commands.show_returns import returns_shown
+from console import session
+from console.output import AsJson, document, err, out, problems, table
+
+app = typer.Typer(help="What comes back from Stripe.", no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def sync(as_json: AsJson = False) -> None:
+    """Take in payments, refunds, disputes, payouts and events since the last time. Safe to repeat."""
+    with session.engine() as engine:
+        found = sync_stripe.sync_stripe(engine, gateway=session.stripe(), now=session.clock(None))
+    if as_json:
+        document({"booked": found.booked, "events": found.events, "invoices_paid": found.paid,
+                  "waiting": found.waiting, "problems": list(found.problems)})  # fmt: skip
+    else:
+        out.print(f"{found.booked} balance transactions booked, {found.events} events handled,"
+                  f" {found.paid} invoices paid, {found.waiting} events wait")  # fmt: skip
+    problems(found.problems)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """How far Stripe is read, and whether its balance is what our books say. Exit code 1 if not."""
+    with session.engine() as engine:
+        found = returns_shown(engine, session.clock(None))
+    if as_json:
+        document(found.document)
+    else:
+        out.print(table(found.balances, ("currency", "stripe", "books", "difference"), "Stripe's balance"))
+        out.print(f"events read to {found.events_read_to or 'never'}, money to {found.money_read_to or 'never'},"
+                  f" {found.waiting} events wait")  # fmt: skip
+    problems(found.problems)
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
+@app.command()
+def listen(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; webhooks come to /stripe/webhooks.")] = 8643,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two readings of Stripe's list of events.")] = 60,
+) -> None:
+    """Take webhooks: checked, kept as they came, answered at once, handled right after. What is missed is asked for."""
+    import uvicorn
+
+    from console.stripe_receiver import build_app
+
+    secret = os.environ.get("TOLLBOOK_STRIPE_WEBHOOK_SECRET")
+    if not secret:
+        raise typer.BadParameter("TOLLBOOK_STRIPE_WEBHOOK_SECRET is not set: it is shown where the endpoint was made")
+    with session.engine() as engine:
+        app = build_app(engine, session.stripe(), secret, every_s=every)
+        err.print(f"listening on http://{host}:{port}/stripe/webhooks")
+        uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")

@@ -1,0 +1,98 @@
+"""Stripe's webhooks over HTTP: checked, kept as they came, answered; a thread beside takes in what they tell of."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import Engine
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from billing.commands.sync_stripe import sync_stripe
+from billing.database import transaction
+from billing.errors import BillingError, EventRefused
+from billing.stripe import returns, returns_store
+from billing.stripe.stripe_gateway import StripeGateway
+from streams.errors import StreamsError
+
+BODY_MAX: Final = 2_000_000
+"""Ten times the largest event."""
+PATH: Final = "/stripe/webhooks"
+log = logging.getLogger(__name__)
+
+
+def build_app(engine: Engine, gateway: StripeGateway, secret: str, *, every_s: float) -> Starlette:
+    """The receiver. `every_s`: seconds between two readings of the list of events, which closes gaps."""
+    handler = _Handler(engine, gateway, every_s)
+
+    async def take(request: Request) -> Response:
+        payload = b""
+        async for part in request.stream():
+            payload += part
+            if len(payload) > BODY_MAX:
+                return JSONResponse({"error": "too large"}, status_code=413)
+        try:
+            header = request.headers.get("stripe-signature", "")
+            event = returns.signed_event(payload, header, secret, datetime.now(UTC))
+        except EventRefused as refused:
+            return JSONResponse({"error": str(refused)}, status_code=400)
+        await run_in_threadpool(_keep, engine, event)
+        handler.wake()
+        return JSONResponse({"received": True})
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @asynccontextmanager
+    async def beside(_: Starlette) -> AsyncIterator[None]:
+        handler.start()
+        yield
+        await run_in_threadpool(handler.stop)
+
+    return Starlette(routes=[Route(PATH, take, methods=["POST"]), Route("/health", health)], lifespan=beside)
+
+
+def _keep(engine: Engine, event: returns_store.StripeEvent) -> None:
+    with transaction(engine) as connection:
+        returns_store.keep_event(connection, event, received_as="webhook")
+
+
+class _Handler:
+    """Takes in what webhooks brought, as soon as there is something, and all of it every so often."""
+
+    def __init__(self, engine: Engine, gateway: StripeGateway, every_s: float) -> None:
+        self._engine = engine
+        self._gateway = gateway
+        self._every_s = every_s
+        self._woken = threading.Event()
+        self._ends = False
+        self._thread = threading.Thread(target=self._run, name="stripe-events", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def stop(self) -> None:
+        self._ends = True
+        self._woken.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        poll = True
+        while not self._ends:
+            try:
+                sync_stripe(self._engine, gateway=self._gateway, now=datetime.now(UTC), poll=poll)
+            except (BillingError, StreamsError) as error:
+                log.warning("Stripe was not taken in, it is tried again: %s", error)
+            poll = not self._woken.wait(self._every_s)
+            self._woken.clear()

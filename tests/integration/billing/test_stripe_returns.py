@@ -1,0 +1,266 @@
+"""What comes back from Stripe: money into the books, payments onto invoices, in any order, however often."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import requests
+import stripe
+import uvicorn
+
+from billing.commands.send_invoices import Outcome
+from billing.commands.show_invoices import invoice_list
+from billing.commands.show_returns import returns_shown
+from billing.commands.sync_stripe import StripeSynced, sync_stripe
+from billing.commands.trial_balance import trial_balance
+from billing.database import transaction
+from billing.stripe import returns, returns_store
+from billing.stripe.stripe_gateway import StripeGateway
+from console.stripe_receiver import PATH, build_app
+from tests.fixtures_stripe_twin import StripeTwin
+from tests.integration.billing.conftest import Crash, World, crash_at
+
+SECRET = "whsec_test"
+
+
+def act(twin: StripeTwin, name: str, **given: Any) -> dict[str, Any]:
+    """Somebody other than us does something in Stripe."""
+    status, _, done = twin.call("POST", f"/_twin/acts/{name}", json.dumps({"key": twin.key, **given}))
+    assert status == 200, done
+    return dict(done)
+
+
+def sync(world: World, gateway: StripeGateway, **changed: Any) -> StripeSynced:
+    return sync_stripe(world.engine, gateway=gateway, now=datetime.now(UTC), **changed)
+
+
+def books(world: World) -> dict[int, Decimal]:
+    balance = trial_balance(world.engine)
+    assert balance.balanced
+    return {row.code: row.debit - row.credit for row in balance.rows}
+
+
+@pytest.fixture
+def sent(world: World, gateway: StripeGateway) -> dict[str, str]:
+    """Finalized invoices of 20.00 by account: their ids in Stripe."""
+    names = ("acme", "bolt", "cord")
+    world.customers(*names)
+    for name in names:
+        world.use(name, output_tokens=10_000)
+    world.rate()
+    world.draft()
+    done = world.send(gateway)
+    assert {i.outcome for i in done.invoices} == {Outcome.FINALIZED}
+    return {i.billing_account: str(i.stripe_invoice_id) for i in done.invoices}
+
+
+def test_payments_refunds_disputes_and_payouts_are_booked_from_balance_transactions_once(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    paid = {name: act(stripe_twin, "pay", invoice=invoice)["id"] for name, invoice in sent.items()}
+    found = sync(world, gateway)
+    assert (found.booked, found.paid, found.waiting, found.problems) == (3, 3, 0, ())
+    assert {i["state"] for i in invoice_list(world.engine)} == {"paid"}
+    fee = Decimal("0.88")  # 2.9 % of 20.00 and 0.30
+    assert (books(world)[1100], books(world)[1010], books(world)[5100]) == (0, 3 * (20 - fee), 3 * fee)
+
+    stripe_twin.client().v1.refunds.create({"charge": paid["acme"], "amount": 500})
+    won, lost = (act(stripe_twin, "dispute", charge=paid[name])["id"] for name in ("bolt", "cord"))
+    assert sync(world, gateway).booked == 3
+    now = books(world)
+    assert (now[4920], now[1180], now[5110]) == (5, 40, 30)
+    act(stripe_twin, "decide", dispute=won, won=True)
+    act(stripe_twin, "decide", dispute=lost, won=False)
+    sync(world, gateway)
+    now = books(world)
+    assert (now[1180], now[4930], now[5110]) == (0, 20, 30)
+    out = act(stripe_twin, "payout")["amount"]
+    sync(world, gateway)
+    assert (books(world)[1010], books(world)[1020]) == (0, Decimal(out) / 100)
+    entries = world.count("ledger.journal_entries")
+    assert sync(world, gateway).booked == 0
+    assert world.count("ledger.journal_entries") == entries
+    assert returns_shown(world.engine, datetime.now(UTC)).agrees
+
+
+def test_a_partial_payment_lowers_what_is_owed_and_the_rest_makes_it_paid(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=700)
+    act(stripe_twin, "pay", invoice=sent["bolt"], fails=True)
+    assert sync(world, gateway).paid == 0
+    assert books(world)[1100] == 53
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    assert sync(world, gateway).paid == 1
+    assert books(world)[1100] == 40
+    states = {i["billing_account"]: i["state"] for i in invoice_list(world.engine)}
+    assert states == {"acme": "paid", "bolt": "finalized", "cord": "finalized"}
+
+
+def test_what_somebody_does_by_hand_in_stripe_is_told_and_never_taken_over(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    client = stripe_twin.client()
+    client.v1.invoices.void_invoice(sent["acme"])
+    client.v1.invoices.pay(sent["bolt"], {"paid_out_of_band": True})
+    foreign = client.v1.invoices.create({"customer": client.v1.customers.create({"name": "x"}).id})
+    client.v1.invoices.finalize_invoice(foreign.id)
+    found = sync(world, gateway)
+    assert sorted(problem.partition(": ")[0] for problem in found.problems) == sorted([sent["acme"], sent["bolt"]])
+    assert any("made void in Stripe by hand" in problem for problem in found.problems)
+    assert {i["state"] for i in invoice_list(world.engine)} == {"finalized"}
+    assert books(world)[1100] == 60
+
+
+def test_money_of_nobody_we_know_waits_in_suspense(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    client = stripe_twin.client()
+    customer = client.v1.customers.create({"name": "x"}).id
+    invoice = client.v1.invoices.create({"customer": customer, "currency": "usd"})
+    client.v1.invoices.add_lines(invoice.id, {"lines": [{"amount": 900, "description": "by hand"}]})
+    client.v1.invoices.finalize_invoice(invoice.id)
+    act(stripe_twin, "pay", invoice=invoice.id)
+    sync(world, gateway)
+    assert books(world)[1090] == -9
+
+
+def test_random_months_agree_with_stripes_balance_whenever_all_is_taken_in(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    """Payments, refunds, disputes and payouts in any order, some refused: 1010 = Σ of balance transactions."""
+    chance = random.Random(7)
+    client = stripe_twin.client()
+    charges: list[str] = []
+    disputes: list[str] = []
+    for _ in range(40):
+        did = chance.choice(["pay", "pay", "refund", "dispute", "decide", "payout", "sync"])
+        try:
+            if did == "pay":
+                invoice = chance.choice(list(sent.values()))
+                charges.append(act(stripe_twin, "pay", invoice=invoice, amount=chance.randint(50, 400))["id"])
+            elif did == "refund" and charges:
+                client.v1.refunds.create({"charge": chance.choice(charges), "amount": chance.randint(1, 50)})
+            elif did == "dispute" and charges:
+                disputes.append(act(stripe_twin, "dispute", charge=chance.choice(charges))["id"])
+            elif did == "decide" and disputes:
+                act(stripe_twin, "decide", dispute=disputes.pop(), won=chance.random() < 0.5)
+            elif did == "payout":
+                act(stripe_twin, "payout")
+        except (AssertionError, stripe.InvalidRequestError):
+            continue  # refused: nothing is left to pay, to refund or to pay out
+        if did == "sync":
+            sync(world, gateway)
+            moved = sum(t.net for t in client.v1.balance_transactions.list({"limit": 100}).auto_paging_iter())
+            assert books(world).get(1010, Decimal(0)) == Decimal(moved) / 100
+    sync(world, gateway)
+    listed = list(client.v1.balance_transactions.list({"limit": 100}).auto_paging_iter())
+    assert len(listed) > 15, "a month in which little happens shows little"
+    assert world.count("ledger.stripe_balance_transactions") == len(listed)
+    assert books(world)[1010] == Decimal(sum(t.net for t in listed)) / 100
+
+
+def signed(event: dict[str, Any], *, secret: str = SECRET, at: datetime | None = None) -> tuple[bytes, str]:
+    payload = json.dumps(event).encode()
+    time = str(int((at or datetime.now(UTC)).timestamp()))
+    mac = hmac.new(secret.encode(), time.encode() + b"." + payload, hashlib.sha256).hexdigest()
+    return payload, f"t={time},v1={mac},v0=ff"
+
+
+@contextmanager
+def receiver(world: World, gateway: StripeGateway) -> Iterator[Callable[[bytes, str], int]]:
+    """A receiver over HTTP; gives a function that posts a body with its signature, and returns the status."""
+    app = build_app(world.engine, gateway, SECRET, every_s=3600)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
+
+    def post(payload: bytes, header: str) -> int:
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.post(url, data=payload, headers={"stripe-signature": header}, timeout=60).status_code
+
+    try:
+        yield post
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def test_webhooks_in_any_order_repeated_or_lost_come_to_the_same(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    for invoice in sent.values():
+        act(stripe_twin, "pay", invoice=invoice)
+    status, _, found = stripe_twin.call("GET", "/v1/events?limit=100")
+    assert status == 200
+    chance = random.Random(3)
+    events = [event for event in found["data"] for _ in range(chance.choice([0, 1, 2]))]  # lost, once, twice
+    chance.shuffle(events)
+    with receiver(world, gateway) as post:
+        assert [post(*signed(event)) for event in events] == [200] * len(events)
+    assert world.count("ledger.stripe_events") == len(found["data"]), "what was lost was asked for"
+    assert sync(world, gateway).waiting == 0
+    assert {i["state"] for i in invoice_list(world.engine)} == {"paid"}
+    assert world.count("ledger.journal_entries") == 3 + 3 + 3  # accrued, invoiced, paid
+    assert world.rows("select count(*) from ledger.stripe_events where handled_at is null") == [(0,)]
+
+
+def test_a_webhook_that_is_not_stripes_is_refused_and_not_kept(world: World, gateway: StripeGateway) -> None:
+    event = {"id": "evt_1", "type": "invoice.paid", "created": 1, "data": {"object": {"id": "in_1"}}}
+    now = datetime.now(UTC)
+    with receiver(world, gateway) as post:
+        for payload, header in (
+            signed(event, secret="whsec_other"),
+            signed(event, at=now - timedelta(minutes=6)),
+            (signed(event)[0] + b" ", signed(event)[1]),
+            (b"{}", ""),
+            (b"no", "t=1,v1=00"),
+            signed({"id": "evt_1"}),
+        ):
+            assert post(payload, header) == 400
+    assert world.count("ledger.stripe_events") == 0
+
+
+def test_a_payment_told_before_we_have_recorded_the_invoice_waits_for_it(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    world.customers("acme")
+    world.use("acme", output_tokens=10_000)
+    world.rate()
+    world.draft()
+    with pytest.raises(Crash):
+        world.send(gateway, checkpoint=crash_at("unrecorded finalize 0"))
+    (invoice,) = stripe_twin.client().v1.invoices.list().data
+    act(stripe_twin, "pay", invoice=invoice.id)
+    found = sync(world, gateway)
+    assert (found.booked, found.paid) == (1, 0)
+    assert found.waiting > 0
+    (done,) = world.send(gateway).invoices
+    assert done.outcome is Outcome.FINALIZED
+    assert sync(world, gateway).paid == 1
+    assert [i["state"] for i in invoice_list(world.engine)] == ["paid"]
+
+
+def test_an_event_stays_as_it_came(world: World) -> None:
+    event = returns.event_of({"id": "evt_1", "type": "x.y", "created": 1, "data": {"object": {"id": "z"}}, "more": [1]})
+    with transaction(world.engine) as connection:
+        assert returns_store.keep_event(connection, event, received_as="webhook")
+        assert not returns_store.keep_event(connection, event, received_as="poll")
+        assert [e.body for e in returns_store.unhandled(connection, 10)] == [event.body]
+    with pytest.raises(Exception, match=r"permission denied|stays as it came"):
+        world.execute("update ledger.stripe_events set body = ''")

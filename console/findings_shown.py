@@ -10,30 +10,30 @@ from typing import Any, Final
 from console.output import document, listing, out
 from reconciliation.findings.finding_store import StoredFinding
 
-COLUMNS: Final = (
-    "no", "kind", "state", "about", "tenants", "events", "tokens", "money", "begins", "ends", "found_at"
-)  # fmt: skip
+SHORT: Final = ("no", "kind", "state", "events", "tokens", "money")
+COLUMNS: Final = (*SHORT, "about", "tenants", "begins", "ends", "found_at")
 TENANTS_SHOWN: Final = 5
 
 
 def table(found: Sequence[StoredFinding], *, as_json: bool, as_csv: bool) -> None:
     """Findings as asked for; for people the likely causes below."""
     if as_json:
-        document([asdict(stored) for stored in found])
+        document([_document(stored) for stored in found])
         return
-    listing([_row(stored) for stored in found], COLUMNS, as_csv=as_csv, title="Findings", empty="nothing is open")
+    columns = COLUMNS if as_csv else SHORT
+    listing([_row(stored) for stored in found], columns, as_csv=as_csv, title="Findings", empty="nothing is open")
     for stored in [] if as_csv else found:
-        out.print(f"{stored.finding_no}: {stored.cause}", soft_wrap=True)
+        out.print(f"{stored.finding_no}: {_about(stored)}", soft_wrap=True)
 
 
 def whole(stored: StoredFinding, history: Sequence[tuple[datetime, str, str]], *, as_json: bool) -> None:
     """One finding."""
     if as_json:
         states = [{"at": at, "state": state, "cause": cause} for at, state, cause in history]
-        document(asdict(stored) | {"history": states})
+        document(_document(stored) | {"history": states})
         return
-    listing([_row(stored)], COLUMNS)
-    out.print(stored.cause, soft_wrap=True)
+    listing([_row(stored)], SHORT)
+    out.print(_about(stored), soft_wrap=True)
     if source := stored.size["estimated_from"]:
         out.print(f"estimated from {source}", soft_wrap=True)
     shares = [
@@ -45,10 +45,22 @@ def whole(stored: StoredFinding, history: Sequence[tuple[datetime, str, str]], *
     listing([{"at": at, "state": state} for at, state, _ in history], ("at", "state"), title="How it went")
 
 
+def _document(stored: StoredFinding) -> dict[str, Any]:
+    return asdict(stored) | {"finding_id": str(stored.finding_id)}
+
+
 def between(interval: Sequence[int]) -> str:
     """From least to most; one number where it is known."""
     low, high = interval
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _about(stored: StoredFinding) -> str:
+    """What it is about, when, whose, and why."""
+    row = _row(stored)
+    times = [f"{at:%Y-%m-%d %H:%M}" for at in (stored.begins, stored.ends) if at is not None]
+    when = f" between {' and '.join(times)}" if times else ""
+    return f"{row['about']}{when}{', of ' + row['tenants'] if row['tenants'] else ''}: {stored.cause}"
 
 
 def _row(stored: StoredFinding) -> dict[str, Any]:

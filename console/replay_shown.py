@@ -20,9 +20,8 @@ FATES: Final = {
     "refused": "would be refused: left out",
     "not_mappable": "cannot be mapped to an event: left out",
 }
-USAGE: Final = (
-    "tenant_id", "month", "events", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "windows_1h"
-)  # fmt: skip
+USAGE: Final = ("tenant_id", "month", "requests", "input", "cached", "output")
+MONEY: Final = ("tenant_id", "period", "amount", "currency", "follows")
 
 
 def plan(stored: StoredPlan) -> None:
@@ -40,12 +39,12 @@ def plan(stored: StoredPlan) -> None:
             f"completed from {_told(effects['first'])} to {_told(effects['last'])}; {effects['windows_1m']:,} windows"
             f" of a minute and {effects['windows_1h']:,} of an hour change"
         )
-        listing(effects["usage"], USAGE, title="Usage that would be added")
+        _usage(stored, "Usage that would be added")
     if effects["quotas"]:
         columns = ("tenant_id", "quota_id", "from", "to", "limit", "used", "after", "passes")
         listing(effects["quotas"], columns, title="Quotas")
     if stored.money:
-        listing(stored.money, ("tenant_id", "period", "amount", "currency", "follows"), title="Money, by rating it")
+        listing(stored.money, MONEY, title="Money, by rating it")
     elif stored.money is not None and stored.records:
         out.print("in money: not tried, there are too many events, or nobody pays for them")
     if stored.state == "planned" and stored.records:
@@ -59,9 +58,18 @@ def report(stored: StoredPlan, found: Replayed) -> None:
         f" {found.duplicates:,} there by now, {found.quarantined:,} in quarantine"
     )
     if found.done:
-        listing(stored.effects["usage"], USAGE, title="Usage that was added, as planned")
-        listing(stored.money or [], ("tenant_id", "period", "amount", "currency", "follows"), title="Money")
+        _usage(stored, "Usage that was added, as planned")
+        listing(stored.money or [], MONEY, title="Money")
         out.print(f"messages to the customers: tollbook replay show {stored.plan_id} --messages")
+
+
+def _usage(stored: StoredPlan, title: str) -> None:
+    rows = [
+        {"tenant_id": row["tenant_id"], "month": row["month"], "requests": row["requests"],
+         "input": row["input_tokens"], "cached": row["cache_hit_tokens"], "output": row["output_tokens"]}
+        for row in stored.effects["usage"]
+    ]  # fmt: skip
+    listing(rows, USAGE, title=title)
 
 
 def messages(stored: StoredPlan) -> dict[str, str]:

@@ -21,7 +21,7 @@ MOST_ROWS: Final = 200_000
 ALONE: Final = "unnumbered events"
 _MISSING: Final = """
     select g.replica_id, g.boot_id, sum(g.missing)::int8, coalesce(max(b.last_seq), 0), max(n.proven_to),
-        coalesce(min(m.reported_at), max(b.heartbeat_at)), min(b.begun_at),
+        coalesce(max(m.reported_at), max(b.heartbeat_at)), min(b.begun_at),
         bool_or(f.replica_id is not null and b.farewell_at is null)
     from usage.gaps as g
     left join usage.boots as b using (replica_id, boot_id)

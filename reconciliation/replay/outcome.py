@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from billing.money import plain
+
 
 @dataclass(frozen=True, slots=True)
 class MoneyEffect:
@@ -51,7 +53,7 @@ class MoneyEffect:
         """For storing and showing."""
         return {
             "tenant_id": self.tenant_id, "billing_account": self.billing_account, "period": self.period,
-            "currency": self.currency, "amount": format(self.amount, "f"), "frozen": self.frozen,
+            "currency": self.currency, "amount": plain(self.amount), "frozen": self.frozen,
             "follows": self.follows,
         }  # fmt: skip
 

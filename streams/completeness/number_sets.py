@@ -39,6 +39,12 @@ def segment_of(number: int, size: int = SEGMENT) -> int:
     return (number - 1) // size
 
 
+def holds(segments: Segments, number: int, size: int = SEGMENT) -> bool:
+    """Whether a number is in a set."""
+    segment, bit = divmod(number - 1, size)
+    return bool(segments.get(segment, 0) >> bit & 1)
+
+
 def highest(segments: Segments, size: int = SEGMENT) -> int:
     """The highest number of a set that has one."""
     last = max(segments)

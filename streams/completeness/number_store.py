@@ -175,6 +175,27 @@ def _fill(connection: psycopg.Connection, arrived: dict[BootKey, dict[int, int]]
     _store_gaps(connection, changed_gaps, now)
 
 
+def received(connection: psycopg.Connection, keys: Sequence[BootKey]) -> dict[BootKey, tuple[int, Segments]]:
+    """Of each boot up to where all numbers are here, and what of them is here beyond; folded or not."""
+    positions = _positions(connection, keys)
+    stored: dict[BootKey, dict[int, int]] = {key: {} for key in positions}
+    which = "(replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))"
+    rows = connection.execute(
+        f"select replica_id, boot_id, segment, numbers from usage.received_numbers where {which}",
+        _columns(keys, 2), binary=True,
+    )  # fmt: skip
+    for replica_id, boot_id, segment, numbers in rows:
+        stored[replica_id, boot_id][segment] = number_sets.from_bytes(numbers)
+    fills = connection.execute(
+        f"select replica_id, boot_id, numbers from usage.number_fills where {which}", _columns(keys, 2)
+    )
+    for replica_id, boot_id, arrived in fills:
+        for segment, bits in number_sets.of_numbers(arrived).items():
+            mine = stored[replica_id, boot_id]
+            mine[segment] = mine.get(segment, 0) | bits
+    return {key: (through, stored[key]) for key, (through, _) in positions.items()}
+
+
 def _positions(connection: psycopg.Connection, keys: Sequence[BootKey]) -> dict[BootKey, tuple[int, int]]:
     """(received through, highest) of each boot; zeros for a new one."""
     found = dict.fromkeys(keys, (0, 0))

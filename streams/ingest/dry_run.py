@@ -14,7 +14,9 @@ from typing import NamedTuple
 import psycopg
 
 from serving_adapter.identity import event_id_of
+from streams.completeness import number_sets, number_store
 from streams.completeness.complete_to import BootKey
+from streams.completeness.number_sets import Segments
 from streams.ingest import resends
 from streams.ingest.judging import Judge
 from streams.ingest.resends import Due
@@ -62,7 +64,7 @@ class DryRun:
         self._connection = connection
         self._judge = Judge(connection)
         self._planned: dict[bytes, list[Version]] = {}
-        self._received: dict[BootKey, int] = {}
+        self._received: dict[BootKey, tuple[int, Segments]] = {}
 
     def expect(self, records: Sequence[Record], judged_at: datetime | None = None) -> list[Expected]:
         """The fate of each message, in order."""
@@ -98,20 +100,17 @@ class DryRun:
         return Expected(message.record, fate, "", "", tenant_id, message, each.key, beside)
 
     def _look_up_numbers(self, messages: Sequence[Accepted]) -> None:
-        """Up to which number all have come, of boots that were not met before."""
+        """Which numbers have come, of boots that were not met before."""
         numbers = (number_of(message.event) for message in messages)
         new = sorted({(n.replica_id, n.boot_id) for n in numbers if n is not None} - self._received.keys())
         if not new:
             return
-        self._received |= dict.fromkeys(new, 0)
-        rows = self._connection.execute(
-            "select replica_id, boot_id, received_through from usage.boot_numbers"
-            " where (replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))",
-            ([key[0] for key in new], [key[1] for key in new]),
-        )
-        self._received |= {(row[0], row[1]): row[2] for row in rows}
+        self._received |= number_store.received(self._connection, new)
 
     def _fills_a_number(self, message: Accepted) -> bool:
-        """Whether its number may be missing. One that is beyond a gap and here is sent once more, which is harmless."""
+        """Whether its number has not come, by this message or another."""
         number = number_of(message.event)
-        return number is not None and number.seq > self._received[number.replica_id, number.boot_id]
+        if number is None:
+            return False
+        through, beyond = self._received[number.replica_id, number.boot_id]
+        return number.seq > through and not number_sets.holds(beyond, number.seq)

@@ -36,6 +36,7 @@ def test_numbers_in_any_order_and_twice_are_the_same_set(numbers: list[int]) -> 
     assert all(0 < bits < 1 << SIZE for bits in segments.values())
     assert number_sets.count(segments) == len(set(numbers))
     assert number_sets.highest(segments, SIZE) == max(numbers)
+    assert {number for number in range(1, 70) if number_sets.holds(segments, number, SIZE)} == set(numbers)
     ranges = number_sets.ranges(segments, SIZE)
     assert spread(ranges) == set(numbers)
     assert is_canonical(ranges)

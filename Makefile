@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stripe check bench-streams bench-identities bench-quota bench-adapter bench-close simulate up down status clean lock install
+.PHONY: help demo test test-stripe check bench-streams bench-identities bench-quota bench-adapter bench-close bench-replay simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ bench-adapter: install ## What the middleware adds to a request, beside a bare f
 
 bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.close
+
+bench-replay: install ## How fast lost events come back from spools, and what live ingestion sees of it (QUICK=1; needs `make up`)
+	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.replay
 
 simulate: up ## Kill workers in dirty traffic, spend quotas, rate random bills twice (KILLS=, QUOTAS=, SENDINGS=, INVOICES=, QUICK=1, TOLLBOOK_SEED=)
 	.venv/bin/python -m tests.simulation.run

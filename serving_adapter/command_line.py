@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     ship = verbs.add_parser("ship", help="send a spool's events to Kafka, and recover what killed replicas left open")
     ship.add_argument("--spool", type=Path, required=True)
-    ship.add_argument("--archive", type=Path)
+    ship.add_argument("--archive", help="a folder, or s3://BUCKET/PREFIX")
     ship.add_argument("--once", action="store_true")
     ship.add_argument("--dev", action="store_true", help="accept a topic with a single copy")
     spool = verbs.add_parser("spool", help="what lies in a spool, as JSON")
@@ -79,7 +79,7 @@ def _ship(given: argparse.Namespace) -> None:
     kafka = KafkaSettings.from_environment()
     require_fit(kafka, USAGE, development=given.dev)
     producers = Producers(kafka)
-    shipper = Shipper(given.spool, producers, archive=Archive(given.archive) if given.archive else None, say=_say)
+    shipper = Shipper(given.spool, producers, archive=Archive.at(given.archive) if given.archive else None, say=_say)
     if given.once:
         print(f"{shipper.ship()} events shipped")
     else:

@@ -78,7 +78,10 @@ SpoolFolder = Annotated[
 @app.command()
 def ship(
     spool: SpoolFolder,
-    archive: Annotated[Path | None, typer.Option(help="Where segments go that are shipped; else they stay.")] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(help="Where segments go that are shipped: a folder, or s3://BUCKET/PREFIX; else they stay."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Ship what is there, and end.")] = False,
     dev: Dev = False,
 ) -> None:
@@ -93,7 +96,7 @@ def ship(
     def say(text: str) -> None:
         err.print(text, soft_wrap=True)
 
-    shipper = Shipper(spool, producers, archive=Archive(archive) if archive else None, say=say)
+    shipper = Shipper(spool, producers, archive=Archive.at(archive) if archive else None, say=say)
     if once:
         out.print(f"{shipper.ship()} events shipped")
     else:

@@ -76,7 +76,7 @@ def test_a_boot_is_shipped_with_its_farewell_archived_and_never_sent_again(
     root = tmp_path / "spool"
     journal = open_journal(root, segment_bytes=4096)
     fill(journal, *(f"q{i}" for i in range(20)))
-    shipper = shipper_of(root, kafka, batch=7, archive=Archive(tmp_path / "archive"))
+    shipper = shipper_of(root, kafka, batch=7, archive=Archive.at(str(tmp_path / "archive")))
     assert shipper.ship() == 20
     assert len(journal.folder.segments()) == 1, "what is shipped is in the archive, but the segment being written"
     fill(journal, "q20")

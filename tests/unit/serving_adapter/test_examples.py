@@ -1,0 +1,69 @@
+"""The examples say what the adapter understands: settings, commands, options, variables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving_adapter.command_line import main
+from serving_adapter.engine.gpu_reports import VARIABLE
+from serving_adapter.serving.adapter_settings import AdapterSettings
+
+EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
+
+
+def containers(name: str) -> dict[str, dict[str, Any]]:
+    """By name, each with its words and variables."""
+    read = yaml.safe_load((EXAMPLES / name).read_text())
+    if "services" in read:
+        return {
+            service: {
+                "words": [*about["entrypoint"], *str(about.get("command", "")).split()],
+                "variables": set(about["environment"]),
+                "mounts": {mount.split(":")[1] for mount in about["volumes"]},
+            }
+            for service, about in read["services"].items()
+        }
+    return {
+        about["name"]: {
+            "words": about["command"],
+            "variables": {variable["name"] for variable in about["env"]},
+            "mounts": {mount["mountPath"] for mount in about["volumeMounts"]},
+        }
+        for about in read["spec"]["template"]["spec"]["containers"]
+    }
+
+
+def test_the_file_is_one_and_its_paths_are_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLBOOK_ADAPTER_CONFIG", str(EXAMPLES / "adapter.toml"))
+    settings = AdapterSettings.from_environment()
+    assert settings.registry is not None
+    for name in ("compose.yaml", "kubernetes.yaml"):
+        for container in containers(name).values():
+            for path in (settings.spool.folder, settings.registry, settings.salt_key, str(settings.gateway_keys)):
+                assert any(path.startswith(mount) for mount in container["mounts"]), (name, path)
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml"])
+def test_engine_and_helpers_are_started_as_they_understand_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = containers(name)
+    served = found["vllm"]
+    assert {"TOLLBOOK_ADAPTER_CONFIG", "TOLLBOOK_REPLICA_ID", "TOLLBOOK_KAFKA", VARIABLE} <= served["variables"]
+    for option, value in (
+        ("--middleware", "serving_adapter.Middleware"),
+        ("--scheduler-cls", "serving_adapter.engine.vllm_scheduler.MeteringScheduler"),
+        ("--scheduling-policy", "priority"),
+    ):
+        assert served["words"][served["words"].index(option) + 1] == value
+    monkeypatch.delenv("TOLLBOOK_KAFKA", raising=False)
+    for helper in ("ship", "scrape"):
+        program, *words = found[helper]["words"]
+        assert program == "tollbook-adapter"
+        assert main([re.sub(r"\$[({].*[)}]", "x", word) for word in words]) == 1
+        assert "TOLLBOOK_KAFKA is not set" in capsys.readouterr().err, "the command line itself was understood"

@@ -184,7 +184,7 @@ def serve(
     ] = None,
     learn: Annotated[bool, typer.Option("--learn", help="The database was restored: promise a share only.")] = False,
     default_max_tokens: Annotated[int, typer.Option(min=1, help="Where a request gives no max_tokens.")] = 1024,
-    longest_request: Annotated[int, typer.Option(min=1, help="No request runs longer, seconds.")] = 600,
+    longest_request: Annotated[int, typer.Option(min=1, help="No request runs longer, seconds.")] = 900,
     metering_lag: Annotated[int, typer.Option(min=1, help="Usage is metered within, seconds.")] = 60,
 ) -> None:
     """Answer admission's questions (POST /v1/reservations). Stop with Ctrl-C."""

@@ -105,7 +105,7 @@ select create_hypertable('usage.quota_decisions', 'decided_at', chunk_time_inter
 --;
 create index on usage.quota_decisions (tenant_id, request_id)
 --;
--- Which group a tenant is of; streams/quotas/groups.py has the same.
+-- Which group a tenant is of; serving_adapter/quota/groups.py has the same.
 create function usage.quota_group(tenant_id text) returns integer language sql immutable strict parallel safe as $$
     select ((('x' || left(md5(tenant_id), 8))::bit(32)::bigint) % 512)::integer
 $$

@@ -11,6 +11,8 @@ from collections import deque
 from typing import Final, NamedTuple
 
 CONNECT_WITHIN_S: Final = 1.0
+SILENT_AT_MOST_S: Final = 1.0
+"""Who has not answered a call for so long, or for as long as it was waited for, is gone without a word."""
 WAITING_AT_MOST: Final = 1024
 
 
@@ -34,7 +36,8 @@ class QuotaConnection(asyncio.Protocol):
         self._port = port
         self._head = f"host: {host}:{port}\r\nauthorization: Bearer {secret}\r\ncontent-type: application/json\r\n"
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[asyncio.Future[Answer]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Answer], float]] = deque()
+        """Who waits, and when the connection is given up if it still does."""
         self._received = b""
         self._connecting: asyncio.Task[None] | None = None
 
@@ -42,9 +45,11 @@ class QuotaConnection(asyncio.Protocol):
         """The answer. Raises NoAnswer. An answer that comes too late is thrown away."""
         try:
             async with asyncio.timeout(within_s):
+                if self._waiting and asyncio.get_running_loop().time() > self._waiting[0][1]:
+                    self._drop()
                 if self._transport is None:
                     await self._connect()
-                return await self._send(method, path, body)
+                return await self._send(method, path, body, within_s)
         except (TimeoutError, OSError) as error:
             raise NoAnswer(str(error) or "no answer in time") from None
 
@@ -55,11 +60,18 @@ class QuotaConnection(asyncio.Protocol):
         if self._connecting is not None:
             self._connecting.cancel()
 
-    def _send(self, method: str, path: str, body: bytes) -> asyncio.Future[Answer]:
+    def _drop(self) -> None:
+        """The peer is silent: whoever waits is told, and the next call makes a new connection."""
+        if self._transport is not None:
+            self._transport.abort()
+        self.connection_lost(None)
+
+    def _send(self, method: str, path: str, body: bytes, within_s: float) -> asyncio.Future[Answer]:
         if self._transport is None or len(self._waiting) >= WAITING_AT_MOST:
             raise OSError("the connection is gone, or too many wait")
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
+        self._waiting.append((answer, loop.time() + max(within_s, SILENT_AT_MOST_S)))
         head = f"{method} {path} HTTP/1.1\r\n{self._head}content-length: {len(body)}\r\n\r\n"
         self._transport.write(head.encode() + body)
         return answer
@@ -88,7 +100,7 @@ class QuotaConnection(asyncio.Protocol):
         """Asyncio's."""
         self._transport = None
         waiting, self._waiting = self._waiting, deque()
-        for answer in waiting:
+        for answer, _ in waiting:
             if not answer.done():
                 answer.set_exception(OSError("the service closed the connection"))
                 answer.exception()
@@ -112,7 +124,7 @@ class QuotaConnection(asyncio.Protocol):
                 return
             body = self._received[end + 4 : end + 4 + size]
             self._received = self._received[end + 4 + size :]
-            answer = self._waiting.popleft()
+            answer, _ = self._waiting.popleft()
             if not answer.done():
                 answer.set_result(Answer(status, tuple(headers), body))
 

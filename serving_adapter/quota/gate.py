@@ -10,37 +10,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-from urllib.parse import quote
+from typing import Final, Literal
 
 import msgspec
 
-from serving_adapter.quota.breaker import Breaker
 from serving_adapter.quota.connection import Answer, NoAnswer, QuotaConnection
+from serving_adapter.quota.lines import OTHER_SHARD, Connect, Lines
+from serving_adapter.quota.outbox import KEPT_AT_MOST, Outbox
 from serving_adapter.quota.settings import OTHER_TIERS, GateSettings
+from serving_adapter.quota.slice_keeper import LeaseTold, SliceKeeper
 from serving_adapter.quota.slices import Slice
 from serving_adapter.quota.tiers import Mode
 
-BUSY_FROM: Final = 8
-"""So many requests of a tenant at the service in one turn of the background work: a slice is worth its while."""
 TURN_S: Final = 0.1
-SEND_AT_MOST: Final = 1000
-"""Settlements in one call."""
-KEPT_AT_MOST: Final = 100_000
-"""Settlements and decisions that wait for the service, and requests that were never settled; the oldest go, counted."""
+STOP_WITHIN_S: Final = 2.0
+"""How long the end waits for the service to take what waits for it."""
 OF_THE_TENANT: Final = (200, 400, 403, 409, 429)
-"""Answers about a request. Any other (a wrong key, another shard's tenant) is about this gate, and refuses nobody."""
-UNAUTHORIZED: Final = 401
-"""What waits then goes on waiting, for the right key."""
+"""Answers about a request. Any other (a wrong key, a shard that is none) is about this gate, and refuses nobody."""
 FOR_THE_TENANT: Final = ("retry-after", "ratelimit", "x-ratelimit", "x-should-retry", "content-type")
 """How the headers begin that a refusal's answer bears."""
-BACKGROUND_S: Final = 2.0
-UNLIMITED: Final = 1 << 30
-"""Concurrent requests, where no quota limits them."""
 TENANTS_REMEMBERED: Final = 10_000
 _encode: Final = msgspec.json.Encoder().encode
+
+
+class Told(msgspec.Struct):
+    """What of the service's answer to a request counts here."""
+
+    max_tokens: int = 0
+    priority: int = 0
+    on_unavailable: Mode | None = None
+    longest_request_s: float | None = None
+
+
+_read: Final = msgspec.json.Decoder(Told).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +64,24 @@ class Admission:
 class QuotaGate:
     """One for each process that admits requests. Everything on one event loop."""
 
-    def __init__(self, settings: GateSettings, clock: Any = time.monotonic) -> None:
+    def __init__(
+        self, settings: GateSettings, clock: Callable[[], float] = time.monotonic, connect: Connect = QuotaConnection
+    ) -> None:
         self.settings = settings
         self.counts: Counter[str] = Counter()
         """What happened: for metrics."""
+        self.longest_request_s = float("inf")
+        """How long a request may run until its reservation ends, as the service told it last."""
         self._clock = clock
-        self._connection = QuotaConnection(settings.host, settings.port, settings.secret)
-        self._background = QuotaConnection(settings.host, settings.port, settings.secret)
-        self._breaker = Breaker(settings.failures_to_open, settings.open_for)
-        self._slices: dict[tuple[str, str, str], Slice] = {}
-        self._busy: Counter[tuple[str, str, str]] = Counter()
+        self._lines = Lines(settings, connect, clock)
+        self._keeper = SliceKeeper(settings, self._lines, clock, self.counts, self._heard)
+        self._slices = self._keeper.slices
         self._of_slice: dict[tuple[str, str, int], Slice] = {}
         self._modes: dict[str, Mode] = {}
         self._safe: Counter[str] = Counter()
         self._without_service: dict[tuple[str, str, int], None] = {}
-        self._settlements: deque[dict[str, Any]] = deque()
-        self._decisions: deque[dict[str, Any]] = deque()
+        self._settlements = Outbox("/v1/settlements", "settlements", self._lines, self.counts)
+        self._decisions = Outbox("/v1/decisions", "decisions", self._lines, self.counts)
         self._turning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -86,13 +93,17 @@ class QuotaGate:
         if self._turning is not None:
             self._turning.cancel()
             await asyncio.gather(self._turning, return_exceptions=True)
-        with contextlib.suppress(NoAnswer):
-            await self._send_waiting()
-            for held in self._slices.values():
-                await self._give_back(held)
-        self._slices.clear()
-        self._connection.close()
-        self._background.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await self._keeper.give_all_back()
+                while not await self._send_waiting():
+                    await asyncio.sleep(TURN_S)
+        self._lines.close()
+
+    @property
+    def waiting(self) -> int:
+        """Settlements and decisions that the service was not told yet."""
+        return len(self._settlements) + len(self._decisions)
 
     def try_slice(
         self,
@@ -135,28 +146,21 @@ class QuotaGate:
             if priority is not None:
                 self.counts["slice"] += 1
                 return Admission(True, max_tokens, priority, "slice")
-        now = self._clock()
-        if self._breaker.may_call(now):
-            asked = {"tenant_id": tenant_id, "request_id": request_id, "model": model, "input_tokens": input_tokens,
-                     "max_tokens": max_tokens, "attempt": attempt, "adapter": adapter, "n": n, "prompts": prompts,
-                     "tier": tier}  # fmt: skip
-            try:
-                answer = await self._connection.call("POST", "/v1/reservations", _encode(asked), self.settings.deadline)
-            except NoAnswer:
-                self._breaker.failed(self._clock())
-            except BaseException:
-                self._breaker.gave_up()
-                raise
-            else:
-                if answer.status >= 500:
-                    self._breaker.failed(self._clock())
-                else:
-                    self._breaker.succeeded()
-                if answer.status in OF_THE_TENANT:
-                    self._busy[tenant_id, model, adapter] += 1
-                    return self._told(tenant_id, answer)
-                self.counts[f"not_served_{answer.status}"] += 1
-        return self._by_fail_mode(tenant_id, request_id, attempt, max_tokens, tier)
+        asked = {"tenant_id": tenant_id, "request_id": request_id, "model": model, "input_tokens": input_tokens,
+                 "max_tokens": max_tokens, "attempt": attempt, "adapter": adapter, "n": n, "prompts": prompts,
+                 "tier": tier}  # fmt: skip
+        try:
+            answer, may_be_reserved = await self._ask(tenant_id, _encode(asked))
+        except BaseException:
+            self._withdraw(tenant_id, request_id, attempt)
+            raise
+        if answer is not None:
+            self._keeper.busy[tenant_id, model, adapter] += 1
+            return self._told(tenant_id, answer)
+        admission = self._by_fail_mode(tenant_id, request_id, attempt, max_tokens, tier)
+        if may_be_reserved and not admission.allowed:
+            self._withdraw(tenant_id, request_id, attempt)
+        return admission
 
     def settle(
         self, tenant_id: str, request_id: str, *, attempt: int = 1, final: bool = True, input_tokens: int,
@@ -166,29 +170,64 @@ class QuotaGate:
         """Note what an attempt has used; it is sent with others, again and again until the service has it."""
         key = (tenant_id, request_id, attempt)
         held = self._of_slice.pop(key, None)
-        lease_id = ""
+        lease_id, lease_no = "", 0
         if held is not None and held.settle(request_id, attempt, input_tokens, output_tokens):
-            lease_id = held.lease_id
+            held.settled_no += 1
+            lease_id, lease_no = held.lease_id, held.settled_no
         self._ends_without_service(key)
-        if len(self._settlements) >= KEPT_AT_MOST:
-            self._settlements.popleft()
-            self.counts["settlements_dropped"] += 1
-        self._settlements.append(
+        self._settlements.add(
             {"tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "final": final, "model": model,
              "adapter": adapter, "input_tokens": input_tokens, "output_tokens": output_tokens, "gpu_us": gpu_us,
-             "cache_hit_tokens": cache_hit_tokens, "dispatched": dispatched, "lease_id": lease_id}
+             "cache_hit_tokens": cache_hit_tokens, "dispatched": dispatched, "lease_id": lease_id,
+             "lease_no": lease_no}
         )  # fmt: skip
+
+    async def _ask(self, tenant_id: str, body: bytes) -> tuple[Answer | None, bool]:
+        """The service's answer about a request, if it has one in time; and else whether it may have admitted it."""
+        end = self._clock() + self.settings.deadline
+        for _ in range(2):  # once more where the tenant is of another shard
+            now = self._clock()
+            line = self._lines.of(tenant_id)
+            if not line.breaker.may_call(now):
+                return None, False
+            answer = await line.ask("/v1/reservations", body, max(end - now, 0.001))
+            if answer is None:
+                return None, True
+            if answer.status in OF_THE_TENANT:
+                return answer, True
+            self.counts[f"not_served_{answer.status}"] += 1
+            if answer.status != OTHER_SHARD or not self._lines.learn(answer):
+                return None, answer.status >= 500
+        return None, False
+
+    def _withdraw(self, tenant_id: str, request_id: str, attempt: int) -> None:
+        """The service may have admitted what will not run: it is told, so that nothing stays reserved for it."""
+        self.settle(
+            tenant_id, request_id, attempt=attempt, final=attempt == 1, input_tokens=0, output_tokens=0,
+            dispatched=False,
+        )  # fmt: skip
+        self.counts["withdrawn"] += 1
 
     def _told(self, tenant_id: str, answer: Answer) -> Admission:
         self.counts["service"] += 1
+        try:
+            told = _read(answer.body)
+        except msgspec.MsgspecError:
+            told = Told()
+        self._heard(tenant_id, told)
         if answer.status != 200:
             headers = tuple(header for header in answer.headers if header[0].startswith(FOR_THE_TENANT))
             return Admission(False, 0, 0, "service", answer.status, answer.body, headers)
-        told = msgspec.json.decode(answer.body)
-        if len(self._modes) >= TENANTS_REMEMBERED:
-            self._modes.clear()
-        self._modes[tenant_id] = told["on_unavailable"]
-        return Admission(True, told["max_tokens"], told["priority"], "service", 200, answer.body)
+        return Admission(True, told.max_tokens, told.priority, "service", 200, answer.body)
+
+    def _heard(self, tenant_id: str, told: Told | LeaseTold) -> None:
+        """What an answer says beside itself; one that does not say it leaves what was known."""
+        if told.longest_request_s is not None:
+            self.longest_request_s = told.longest_request_s
+        if told.on_unavailable is not None:
+            if len(self._modes) >= TENANTS_REMEMBERED and tenant_id not in self._modes:
+                del self._modes[next(iter(self._modes))]
+            self._modes[tenant_id] = told.on_unavailable
 
     def _by_fail_mode(
         self, tenant_id: str, request_id: str, attempt: int, max_tokens: int | None, tier: str
@@ -209,10 +248,7 @@ class QuotaGate:
                 self.counts["never_settled"] += 1
             self._without_service[key] = None
             self._safe[tenant_id] += 1
-        if len(self._decisions) >= KEPT_AT_MOST:
-            self._decisions.popleft()
-            self.counts["decisions_dropped"] += 1
-        self._decisions.append(
+        self._decisions.add(
             {"tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "mode": mode, "admitted": allowed}
         )
         return Admission(allowed, tokens if allowed else 0, 0, "fail_mode", 200 if allowed else 503)
@@ -228,95 +264,17 @@ class QuotaGate:
     async def _turn_again_and_again(self) -> None:
         while True:
             await asyncio.sleep(TURN_S)
+            await self._send_waiting()
             try:
-                await self._send_waiting()
-                await self._renew_slices()
+                await self._keeper.renew()
             except NoAnswer:
                 self.counts["background_failures"] += 1
 
-    async def _send_waiting(self) -> None:
-        for waiting, path, name in (
-            (self._decisions, "/v1/decisions", "decisions"),
-            (self._settlements, "/v1/settlements", "settlements"),
-        ):
-            while waiting:
-                part = [waiting.popleft() for _ in range(min(len(waiting), SEND_AT_MOST))]
-                try:
-                    while part:
-                        del part[: await self._send_part(path, name, part)]
-                except NoAnswer:
-                    waiting.extendleft(reversed(part))
-                    raise
-
-    async def _send_part(self, path: str, name: str, part: list[dict[str, Any]]) -> int:
-        """Send all of it, or less where one in it spoils the whole; how many from its beginning are done with."""
-        status, _, _ = await self._background.call("POST", path, _encode({name: part}), BACKGROUND_S)
-        if status < 400:
-            return len(part)
-        if status >= 500 or status == UNAUTHORIZED:
-            raise NoAnswer(f"{path}: {status}")
-        if len(part) > 1:
-            return await self._send_part(path, name, part[: len(part) // 2])
-        self.counts[f"refused_{status}"] += 1
-        return 1
-
-    async def _renew_slices(self) -> None:
-        busy, self._busy = self._busy, Counter()
-        now = self._clock()
-        for key, held in list(self._slices.items()):
-            if now >= held.until and not held.in_flight:
-                del self._slices[key]
-                await self._give_back(held)
-            elif now > held.until - self.settings.slice_ttl / 2:
-                await self._ask_for_slice(key, held)
-        for key, asked in busy.items():
-            if asked >= BUSY_FROM and key not in self._slices:
-                await self._ask_for_slice(key, None)
-
-    async def _ask_for_slice(self, key: tuple[str, str, str], held: Slice | None) -> None:
-        tenant_id, model, adapter = key
-        settings = self.settings
-        if held is None:
-            want = (settings.slice_requests, settings.slice_tokens, settings.slice_tokens, UNLIMITED)
-        else:  # as much again as was used, twice over
-            want = (
-                max(2 * held.used_requests - held.requests, 0),
-                max(settings.slice_tokens - held.input_tokens, 0),
-                max(2 * held.used_output - held.output_tokens, 0),
-                max(2 * len(held.in_flight) - held.slots, 0),
-            )
-            held.used_requests = held.used_output = 0
-            if not any(want):
-                return
-        began = self._clock()
-        body = {"tenant_id": tenant_id, "model": model, "adapter": adapter, "holder": settings.holder,
-                "ttl_ms": int(settings.slice_ttl * 1000),
-                "want": {"requests": want[0], "input_tokens": want[1], "output_tokens": want[2],
-                         "concurrency": want[3]}}  # fmt: skip
-        path = "/v1/leases" if held is None else f"/v1/leases/{quote(held.lease_id, safe='')}/renew"
-        told = await self._call("POST", path, body)
-        got = told["granted"]
-        until = began + told["ttl_ms"] / 1000
-        if held is None:
-            if not any(got.values()):
-                return
-            held = self._slices[key] = Slice(told["lease_id"], until, told["priority"])
-        if any(got.values()):
-            held.add(got["requests"], got["input_tokens"], got["output_tokens"], got["concurrency"], until)
-            self.counts["slices_granted"] += 1
-        self._modes[tenant_id] = told["on_unavailable"]
-
-    async def _give_back(self, held: Slice) -> None:
-        unused = {"requests": max(held.requests, 0), "input_tokens": max(held.input_tokens, 0),
-                  "output_tokens": max(held.output_tokens, 0), "concurrency": held.slots}  # fmt: skip
-        path = f"/v1/leases/{quote(held.lease_id, safe='')}"
-        await self._call("DELETE", path, {"unused": unused, "in_flight": len(held.in_flight)})
-
-    async def _call(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        status, _, answer = await self._background.call(method, path, _encode(body), BACKGROUND_S)
-        if status >= 500:
-            raise NoAnswer(f"{path}: {status}")
-        if status >= 400:
-            self.counts[f"refused_{status}"] += 1
-            return {"granted": {}, "ttl_ms": 0, "on_unavailable": OTHER_TIERS, "lease_id": "", "priority": 0}
-        return msgspec.json.decode(answer) if answer else None
+    async def _send_waiting(self) -> bool:
+        """Whether the service has all of it now."""
+        for outbox in (self._decisions, self._settlements):
+            try:
+                await outbox.send()
+            except NoAnswer:
+                self.counts["background_failures"] += 1
+        return not self.waiting

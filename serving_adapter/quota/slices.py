@@ -10,8 +10,8 @@ from __future__ import annotations
 class Slice:
     """What is left of a slice, and the requests that were admitted out of it."""
 
-    __slots__ = ("in_flight", "input_tokens", "lease_id", "output_tokens", "priority", "requests", "slots", "until",
-                 "used_output", "used_requests")  # fmt: skip
+    __slots__ = ("in_flight", "input_tokens", "lease_id", "output_tokens", "priority", "requests", "settled_no",
+                 "slots", "until", "used_output", "used_requests")  # fmt: skip
 
     def __init__(self, lease_id: str, until: float, priority: int = 0) -> None:
         self.lease_id = lease_id
@@ -20,6 +20,8 @@ class Slice:
         self.priority = priority
         self.requests = self.input_tokens = self.output_tokens = self.slots = 0
         self.in_flight: dict[tuple[str, int], tuple[int, int]] = {}
+        self.settled_no = 0
+        """How many requests out of it were settled: the number of each, by which one that is told twice is known."""
         self.used_requests = self.used_output = 0
         """Since somebody asked: what the next slice should hold."""
 

@@ -51,6 +51,8 @@ class Exchange:
         self._caller = caller
         self._headers = headers
         self._extra: list[tuple[bytes, bytes]] = []
+        self._attempt_is_given = caller.request_id is not None and caller.attempt is not None
+        """Whether a gateway counts the attempts of this request: another one may follow."""
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Refusal for what never reaches the engine."""
@@ -59,8 +61,9 @@ class Exchange:
         body = await _read(receive, self._headers, replica.rules.limits.body_bytes)
         if body is None:
             return  # gone before it had asked
-        trusted = caller.request_id is not None and caller.attempt is not None
-        request_id = caller.request_id if trusted and caller.request_id else uuid7(replica.clock.now_ns())
+        request_id = (
+            caller.request_id if self._attempt_is_given and caller.request_id else uuid7(replica.clock.now_ns())
+        )
         try:
             asked = parse(body, self._route, replica.rules.limits)
             model = self._resolved or replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
@@ -99,12 +102,22 @@ class Exchange:
         lost = replica.lost_event(caller, model, request_id, own_id)
         try:
             return await replica.begin(
-                lost, adapter=model.adapter or None, engine_model=model.engine, may_be_shed=tier.may_be_shed
+                lost,
+                adapter=model.adapter or None,
+                engine_model=model.engine,
+                may_be_shed=tier.may_be_shed,
+                may_be_followed=self._attempt_is_given,
             )
         except NoRoom as error:
             if replica.gate is not None and caller.purpose == "tenant":
                 replica.gate.settle(
-                    lost.tenant_id, request_id, attempt=lost.attempt, input_tokens=0, output_tokens=0, dispatched=False
+                    lost.tenant_id,
+                    request_id,
+                    attempt=lost.attempt,
+                    final=not self._attempt_is_given,
+                    input_tokens=0,
+                    output_tokens=0,
+                    dispatched=False,
                 )
             replica.metrics.refused(caller.tenant_id, "no_room")
             raise Refusal(503, "not_metered", f"This request could not be metered: {error}") from None
@@ -119,7 +132,7 @@ class Exchange:
         asked_for_body = False
         loop = asyncio.get_running_loop()
         too_long: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(self._replica.rules.limits.seconds, _expire, too_long, seen)
+        timer = loop.call_later(self._replica.longest_request_s, _expire, too_long, seen)
 
         async def receive_on() -> Message:
             nonlocal asked_for_body

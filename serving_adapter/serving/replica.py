@@ -45,7 +45,8 @@ MOST_OFFSET_MS: Final = 60_000
 PLATFORM: Final = "_platform"
 SETTLED_WITHIN_S: Final = 5.0
 
-Work = tuple[Attempt, UsageEvent, float]
+Work = tuple[Attempt, UsageEvent, float, bool]
+"""An attempt, its event as it is if it is lost, when it began, and whether another attempt may follow it."""
 
 
 class Replica:
@@ -156,6 +157,12 @@ class Replica:
             )  # fmt: skip
         return caller
 
+    @property
+    def longest_request_s(self) -> float:
+        """After so long a request is ended: by the rules, and before what the quota service holds for it ends."""
+        own = self.rules.limits.seconds
+        return own if self.gate is None else min(own, self.gate.longest_request_s)
+
     def salt_of(self, tenant_id: str) -> str:
         """The tenant's cache salt."""
         found = self._salts.get(tenant_id)
@@ -192,23 +199,25 @@ class Replica:
             labels=caller.labels,
         )
 
-    async def begin(self, lost: UsageEvent, *, adapter: str | None, engine_model: str, may_be_shed: bool) -> Attempt:
-        """Make a request's start durable. Raises NoRoom."""
+    async def begin(
+        self, lost: UsageEvent, *, adapter: str | None, engine_model: str, may_be_shed: bool, may_be_followed: bool
+    ) -> Attempt:
+        """Make a request's start durable. `may_be_followed`: a gateway counts its attempts. Raises NoRoom."""
         began = time.monotonic()
         no = await self.journal.start(lost, may_be_shed=may_be_shed)
         attempt = self._attempt(no, self.salt_of(lost.tenant_id), engine_model, adapter is not None)
-        self._open[no] = (attempt, lost, began)
+        self._open[no] = (attempt, lost, began, may_be_followed)
         self.metrics.began(lost.tenant_id)
         return attempt
 
     def cut_off_all(self) -> None:
         """The engine goes down: end what is open with the counts as they stand."""
-        for attempt, _, _ in list(self._open.values()):
+        for attempt, *_ in list(self._open.values()):
             attempt.seen.shut_down = True
             attempt.cut_off()
 
     def _ended(self, attempt: Attempt) -> None:
-        _, lost, began = self._open.pop(attempt.no)
+        _, lost, began, may_be_followed = self._open.pop(attempt.no)
         counts, how = attempt.counts(), outcome(attempt.seen)
         event = replace(
             lost,
@@ -230,7 +239,7 @@ class Replica:
             self._gpu.ended(attempt, event)
         if self.gate is not None and event.purpose == "tenant" and not event.tenant_id.startswith("_"):
             self.gate.settle(
-                event.tenant_id, event.request_id, attempt=event.attempt, model=event.model,
+                event.tenant_id, event.request_id, attempt=event.attempt, final=not may_be_followed, model=event.model,
                 adapter=event.adapter or "", input_tokens=event.input_tokens, output_tokens=event.output_tokens,
                 cache_hit_tokens=event.cache_hit_tokens,
             )  # fmt: skip
@@ -249,7 +258,7 @@ class Replica:
         attempt = self._attempt(no, "", "", False)
         attempt.seen.http_status, attempt.seen.answered, attempt.seen.reasons = 200, True, {"orphaned"}
         attempt.exchange_over = True
-        self._open[no] = (attempt, lost, time.monotonic())
+        self._open[no] = (attempt, lost, time.monotonic(), False)
         self.metrics.began(PLATFORM)
         return attempt
 
@@ -271,7 +280,7 @@ class Replica:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PROGRESS_EACH_S)
-            self.journal.progress([attempt.so_far() for attempt, _, _ in self._open.values()])
+            self.journal.progress([attempt.so_far() for attempt, *_ in self._open.values()])
             with contextlib.suppress(OSError):
                 await loop.run_in_executor(None, self.journal.measure)
 

@@ -119,6 +119,8 @@ class Allowed(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     on_unavailable: str
     """What the caller does when the service does not answer: the strictest of the tier's and the quotas'."""
+    longest_request_s: int
+    """The request must end by then: what is reserved for it ends a while later, whether it runs or not."""
     quotas: list[StandingView]
 
 
@@ -143,25 +145,27 @@ def settled_of(tenant_id: str, request_id: str, told: Settlement, at: int) -> Se
 _ALLOWED: Final = (
     b'{"decision":"allow","max_tokens":%d,"shrunk":%s,"limited_by":%s,"priority":%d,'
     b'"reserved":{"requests":1,"input_tokens":%d,"output_tokens":%d},"expires_at":"%s","epoch":%d,'
-    b'"on_unavailable":"%s","quotas":%s}'
+    b'"on_unavailable":"%s","longest_request_s":%d,"quotas":%s}'
 )
 """`Allowed`, as its encoder would write it, in a third of the time."""
 
 
-def allowed(entry: Reserved, quotas: bytes, epoch: int, on_unavailable: str) -> tuple[Sequence[tuple[str, str]], bytes]:
+def allowed(
+    entry: Reserved, quotas: bytes, epoch: int, on_unavailable: str, longest_request_s: int
+) -> tuple[Sequence[tuple[str, str]], bytes]:  # fmt: skip
     """Headers and body (`Allowed`) of an admission. `quotas` = where they stand after it, as JSON."""
     shrunk = entry.max_tokens < entry.asked
     body = _ALLOWED % (
         entry.max_tokens, b"true" if shrunk else b"false", _encode(entry.limited_by) if entry.limited_by else b"[]",
         entry.priority, entry.input_tokens, entry.output_cap, second_text(entry.deadline // 1_000_000), epoch,
-        on_unavailable.encode(), quotas,
+        on_unavailable.encode(), longest_request_s, quotas,
     )  # fmt: skip
     if shrunk or entry.asked < 0:
         return (("x-tollbook-max-tokens", str(entry.max_tokens)),), body
     return (), body
 
 
-def refusal(refused: Refused, jitter: float) -> tuple[list[tuple[str, str]], bytes]:
+def refusal(refused: Refused, jitter: float, on_unavailable: str) -> tuple[list[tuple[str, str]], bytes]:
     """Headers and body of a 429. `jitter` = a random number from 0 to 1."""
     walls = sorted(refused.walls, key=lambda wall: -1 if wall.wait_us is None else -wall.wait_us)
     hopeless = [wall for wall in refused.walls if wall.because in NO_MORE]
@@ -183,6 +187,7 @@ def refusal(refused: Refused, jitter: float) -> tuple[list[tuple[str, str]], byt
         "error": {"message": text, "type": kind, "param": None, "code": code},
         "decision": "deny",
         "because": worst.because,
+        "on_unavailable": on_unavailable,
         "limited_by": [wall.quota.quota_id for wall in refused.walls],
         "quotas": [standing_view(each) for each in refused.standings],
     }

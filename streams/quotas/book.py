@@ -90,6 +90,8 @@ class TenantBook:
     def admitted(self, ask: Ask) -> Reserved | None:
         """What was answered when the same was asked before, unless it has ended unused since. Raises OtherContent."""
         part = self._part(ask.request_id, ask.attempt)
+        if part is not None and part.state is State.WITHDRAWN:
+            raise OtherContent(f"{ask.request_id}, attempt {ask.attempt}, was withdrawn before: ask for the next one")
         if part is None or part.reserved is None:
             return None
         was = part.reserved
@@ -183,7 +185,7 @@ class TenantBook:
     def _reserve(self, entry: Reserved) -> Progress:
         part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)
         told_twice = part.reserved is not None and entry.at <= part.reserved.at
-        if told_twice or part.state in (State.RESERVED, State.SETTLED, State.CONFIRMED):
+        if told_twice or part.state not in (State.UNKNOWN, State.RELEASED):
             return _KNOWN
         part.reserved = entry
         part.state = after(part.state, Step.RESERVE)
@@ -210,7 +212,8 @@ class TenantBook:
                 meter_set.lease(meter, units, entry.at)
         if not entry.dispatched:
             self._release(part)
-        elif part.state in (State.UNKNOWN, State.RESERVED, State.RELEASED):
+            part.state = after(part.state, Step.RELEASE)
+        elif part.state not in (State.SETTLED, State.CONFIRMED):
             over = _over(part, used)
             if part.state is State.RESERVED and part.reserved is not None:
                 self.meters.correct(part.reserved, used)
@@ -222,6 +225,8 @@ class TenantBook:
             for other in request.parts.values():
                 self._release(other)
             self._end(request, entry.at)
+        elif not request.is_running:
+            self._leave_slot(request)
         return Progress(known, over)
 
     def _release(self, part: Part) -> None:
@@ -247,12 +252,15 @@ class TenantBook:
 
     def _end_if_done(self, request_id: str, at: int) -> None:
         request = self.requests[request_id]
-        if all(part.state is not State.RESERVED for part in request.parts.values()):
+        if not request.is_running:
             self._end(request, at)
 
     def _end(self, request: Request, at: int) -> None:
         if request.ended_at is None:
             request.ended_at = at
+        self._leave_slot(request)
+
+    def _leave_slot(self, request: Request) -> None:
         if request.in_slot:
             request.in_slot = False
             self._slot(request, -1)

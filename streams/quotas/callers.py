@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from serving_adapter.quota.groups import shard_of
 from streams.http import access_keys
 from streams.http.access_keys import AccessKey
 from streams.quotas import answers
-from streams.quotas.groups import shard_of
 from streams.quotas.held import Held
 from streams.quotas.http_protocol import Call
 from streams.quotas.service import UNAVAILABLE, QuotaService
@@ -57,9 +57,8 @@ class Callers:
             raise Rejected(403, "forbidden", f"this key may not ask for tenant {tenant_id}")
         if not self._shard.owns(tenant_id):
             number = shard_of(tenant_id, self._shard.of)
-            raise Rejected(
-                421, "other_shard", f"tenant {tenant_id} is of shard {number}", (("x-tollbook-shard", str(number)),)
-            )
+            where = (("x-tollbook-shard", str(number)), ("x-tollbook-shards", str(self._shard.of)))
+            raise Rejected(421, "other_shard", f"tenant {tenant_id} is of shard {number}", where)
 
     def ready(self, call: Call, tenant_id: str, tier: str, again: Callable[[], None]) -> Held | None:
         """A tenant's book; None if the call has its answer, or waits until the book can be had."""

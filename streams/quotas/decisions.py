@@ -84,8 +84,8 @@ class Limits(NamedTuple):
 
     default_max_tokens: int = 1024
     """Filled in where a request does not say how long its answer may be; never the model's maximum."""
-    longest_request_us: int = 600_000_000
-    """No request runs longer."""
+    longest_request_us: int = 900_000_000
+    """No request runs longer: the adapter's own bound, which it lowers to this one where this is lower."""
     lag_us: int = 60_000_000
     """How late usage is metered, at most: what is not confirmed by then is looked into."""
     keep_ended_us: int = 30_000_000

@@ -31,6 +31,8 @@ from streams.rules.identity_keys import identity_key
 ROWS_AT_MOST: Final = 20_000
 """In one look: what is more is read in the next."""
 NOT_BILLED_SOURCES: Final = "('estimate')"
+NEWLY_REGISTERED: Final = "60 s"
+"""So long new tenants are told in every look, so that they are known when their first request comes."""
 BILLS: Final = f"(status in ('ok', 'aborted') and fault <> 'platform' and usage_source not in {NOT_BILLED_SOURCES})"
 """What counts as spend: what bills unless a contract says otherwise (docs/spec/money.md 2)."""
 
@@ -107,7 +109,7 @@ class Look:
     counted: list[tuple[str, str, int]] = field(default_factory=list)
     """Those of the attempts asked for that are among what was counted."""
     states: dict[str, str] = field(default_factory=dict)
-    """The states of the tenants asked for, and of all that are not active."""
+    """The states of the tenants asked for, of new ones, and of all that are not active."""
 
 
 def look(
@@ -217,8 +219,18 @@ def counted_among(
     return [keys[row[0]] for row in rows]
 
 
+def registered(connection: psycopg.Connection, shard: int, of: int) -> dict[str, str]:
+    """The states of all tenants of a shard."""
+    rows = connection.execute(
+        "select tenant_id, state from usage.tenants where usage.quota_group(tenant_id) %% %s = %s", (of, shard)
+    )
+    return dict(rows.fetchall())
+
+
 def _states(connection: psycopg.Connection, asked: Sequence[str]) -> dict[str, str]:
     rows = connection.execute(
-        "select tenant_id, state from usage.tenants where state <> 'active' or tenant_id = any(%s)", (list(asked),)
+        "select tenant_id, state from usage.tenants"
+        " where state <> 'active' or tenant_id = any(%s) or registered_at > now() - %s::interval",
+        (list(asked), NEWLY_REGISTERED),
     )
     return dict(rows.fetchall())

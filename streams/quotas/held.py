@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from serving_adapter.quota.groups import group_of
 from streams.quotas.book import TenantBook
 from streams.quotas.definitions import OnUnavailable
-from streams.quotas.groups import group_of
 from streams.quotas.meter_set import NEVER
 
 

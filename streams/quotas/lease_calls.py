@@ -69,7 +69,8 @@ class LeaseCalls:
                    "concurrency": got.slots}  # fmt: skip
         body = {"lease_id": lease_id, "granted": granted, "ttl_ms": ask.ttl_ms, "epoch": self._service.mine.epoch,
                 "max_tokens": limits.default_max_tokens, "priority": held.book.priority,
-                "on_unavailable": held.on_unavailable}  # fmt: skip
+                "on_unavailable": held.on_unavailable,
+                "longest_request_s": limits.longest_request_us // 1_000_000}  # fmt: skip
         self._service.when_durable(call, 200, answers.plain(body))
 
     def give_back(self, call: Call, lease_id: str) -> None:
@@ -78,6 +79,8 @@ class LeaseCalls:
         tenant_id = lease_id.partition(LEASE_MARK)[0]
         self._callers.own(key, tenant_id)
         told = answers.read_returned(call.body) if call.body else None
+        if self._callers.is_away(call):
+            return
         held = self._shard.books.get(tenant_id)
         if held is not None and held.book.leases.get(lease_id) is not None and told is not None:
             unused = told.unused

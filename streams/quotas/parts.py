@@ -5,6 +5,7 @@
     RESERVED → RELEASED → …             the request ended by another attempt, or the deadline passed; usage that is told
                                         later counts all the same
     (nothing) → SETTLED | CONFIRMED     nobody had reserved it
+    (nothing) → WITHDRAWN               who asked did not wait: the question that comes after it is too late
 
 Each step may come twice and in any order; what has come already changes nothing.
 """
@@ -26,6 +27,7 @@ class State(Enum):
     UNKNOWN = "unknown"
     RESERVED = "reserved"
     RELEASED = "released"
+    WITHDRAWN = "withdrawn"
     SETTLED = "settled"
     CONFIRMED = "confirmed"
 
@@ -43,6 +45,9 @@ _NEXT: Final = {
     (State.UNKNOWN, Step.RESERVE): State.RESERVED,
     (State.UNKNOWN, Step.SETTLE): State.SETTLED,
     (State.UNKNOWN, Step.CONFIRM): State.CONFIRMED,
+    (State.UNKNOWN, Step.RELEASE): State.WITHDRAWN,
+    (State.WITHDRAWN, Step.SETTLE): State.SETTLED,
+    (State.WITHDRAWN, Step.CONFIRM): State.CONFIRMED,
     (State.RESERVED, Step.SETTLE): State.SETTLED,
     (State.RESERVED, Step.RELEASE): State.RELEASED,
     (State.RESERVED, Step.CONFIRM): State.CONFIRMED,
@@ -82,6 +87,11 @@ class Request(msgspec.Struct, gc=False):
     ended_at: int | None = None
     state_no: int = 0
     """The state of its book that it was last written down in, or came too late for."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether an attempt of it may be at work."""
+        return any(part.state is State.RESERVED for part in self.parts.values())
 
     @property
     def settling(self) -> bool:

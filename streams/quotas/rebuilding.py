@@ -40,6 +40,7 @@ def rebuild(connection: psycopg.Connection, mine: Ownership, limits: Limits, *, 
         shard = Shard(mine.shard, mine.of, limits, look.definitions or Definitions())
         if learn or mine.lost:
             shard.learning_until = look.at + limits.held_us
+        shard.register(feed.registered(connection, mine.shard, mine.of))
         taken = shard.restore(journal.states(connection, mine), journal.batches(connection), look.at)
         live = shard.live()
         resolved = 0

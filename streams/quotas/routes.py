@@ -96,11 +96,13 @@ class Routes:
             raise Rejected(409, "conflict", str(error)) from None
         if isinstance(answer, Reserved):
             held = self._shard.books[ask.tenant_id]
+            longest_s = self._shard.limits.longest_request_us // 1_000_000
             quotas = held.book.meters.standings_text(ask.model, ask.adapter, now)
-            headers, body = answers.allowed(answer, quotas, service.mine.epoch, held.on_unavailable)
+            headers, body = answers.allowed(answer, quotas, service.mine.epoch, held.on_unavailable, longest_s)
             service.when_durable(call, 200, body, headers)
         elif isinstance(answer, Refused):
-            headers, body = answers.refusal(answer, service.rng.random())
+            mode = self._shard.books[ask.tenant_id].on_unavailable
+            headers, body = answers.refusal(answer, service.rng.random(), mode)
             service.when_durable(call, 429, body, headers)
         elif answer == "loading":
             self._callers.wait(call, ask.tenant_id, lambda: self._reserve(call, ask, key))
@@ -137,6 +139,8 @@ class Routes:
     def _take_unasked(self, call: Call) -> None:
         key = self._callers.key_of(call)
         many = answers.read_unasked(call.body).decisions
+        if self._callers.is_away(call):
+            return
         for each in many:
             self._callers.own(key, each.tenant_id)
         for each in many:

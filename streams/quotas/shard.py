@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from serving_adapter.quota.groups import group_of, shard_of
 from serving_adapter.quota.tiers import policy_of
 from streams.alerts import Alert
 from streams.quotas import book_state, entries
@@ -25,7 +26,6 @@ from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import strictest
 from streams.quotas.entries import Entry, Leased, Reserved, Returned, Settled, Unasked
 from streams.quotas.feed import Look, Span, Wanted
-from streams.quotas.groups import group_of, shard_of
 from streams.quotas.held import Held
 from streams.quotas.journal import Batch, Decision
 from streams.quotas.loading import fill, threshold_alerts
@@ -217,7 +217,7 @@ class Shard:
                 self._define(held, look.at, held.told_tier)
                 if number % 50 == 49:
                     yield
-        self._register(look.states, wanted.tenants)
+        self.register(look.states, wanted.tenants)
         for start in range(0, len(look.rows), ROWS_A_SLICE):
             self._confirm(look.rows[start : start + ROWS_A_SLICE], look.at)
             yield
@@ -240,13 +240,13 @@ class Shard:
             if (tenant_id, request_id, attempt) in found:
                 self.books[tenant_id].book.resolve(request_id, attempt)
 
-    def _register(self, states: Mapping[str, str], asked: Sequence[str]) -> None:
+    def register(self, states: Mapping[str, str], asked: Sequence[str] = ()) -> None:
+        """Take which tenants there are, and which of those asked for there are not."""
         self.barred = {tenant_id: _UNREADY[state] for tenant_id, state in states.items() if state != "active"}
+        self.registered.update(states)
         for tenant_id in asked:
             self.to_look_up.pop(tenant_id, None)
-            if tenant_id in states:
-                self.registered.add(tenant_id)
-            else:
+            if tenant_id not in states:
                 self.barred[tenant_id] = "unknown"
 
     def _confirm(self, rows: Sequence[Row], now: int) -> None:

@@ -7,13 +7,13 @@ from typing import Any, Final
 import msgspec
 import psycopg
 
+from serving_adapter.quota.groups import GROUPS, group_of
 from streams import tenants
 from streams.quotas import feed, journal
 from streams.quotas.book import TenantBook
 from streams.quotas.calendar import moment
 from streams.quotas.decisions import Limits
 from streams.quotas.definitions import shown
-from streams.quotas.groups import GROUPS, group_of
 from streams.quotas.held import Held
 from streams.quotas.journal import Ownership
 from streams.quotas.meters import BudgetMeter, Meter, SlotMeter

@@ -126,8 +126,7 @@ def test_an_outage_costs_milliseconds_and_is_told_afterwards(
             gate.settle("t1", f"down-{number}", input_tokens=10, output_tokens=50)
         assert (await gate.admit("t1", "again", "m-1", 10, 100)).allowed
         again = quota_server("--port", str(server.port))
-        await until(lambda: not gate._settlements and not gate._decisions)
-        await until(lambda: not gate._breaker.is_open or gate._breaker.may_call(time.monotonic()))
+        await until(lambda: not gate.waiting)
         found = again.request("GET", "/v1/decisions/t1/down-0").body["decisions"]
         assert found[0]["mode"] == "safe_capacity"
         assert again.quota()["unconfirmed"] == 200

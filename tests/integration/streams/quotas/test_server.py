@@ -188,6 +188,9 @@ def test_without_the_database_callers_are_told_at_once_and_nothing_is_lost(
         assert server.ask("r3").status == 503
         assert time.monotonic() - began < 0.4  # nobody waits for what is known to be away
         assert server.request("GET", "/readyz").status == 503
+        told = {"tenant_id": "t1", "request_id": "r9", "mode": "allow", "admitted": True}
+        assert server.request("POST", "/v1/decisions", {"decisions": [told]}).status == 503
+        assert server.request("DELETE", "/v1/leases/t1~1.1", {}).status == 503
     until(lambda: server.ask("r4").status == 200)
     assert server.quota()["reserved"] == 300  # r2 was written when that was possible
 

@@ -8,13 +8,13 @@ from decimal import Decimal
 import psycopg
 import pytest
 
+from serving_adapter.quota.groups import GROUPS, group_of
 from streams.quotas import definition_store, journal
 from streams.quotas.calendar import Anchor, microseconds
-from streams.quotas.decisions import Refused
+from streams.quotas.decisions import Ask, Refused
 from streams.quotas.definition_store import DatedAnchor
 from streams.quotas.entries import Reserved
 from streams.quotas.errors import Fenced, ShardsTaken
-from streams.quotas.groups import GROUPS, group_of
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
 from tests.integration.streams.quotas.driver import Driver, Usage, add_tenants, define
@@ -141,6 +141,21 @@ def test_without_its_journal_only_a_share_is_promised(
     answer = again.ask("r2", 500)
     assert isinstance(answer, Reserved)
     assert answer.max_tokens == 100
+
+
+def test_a_tenants_first_request_waits_for_one_look_alone(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    driver = Driver(own_database_url)
+    add_tenants(connection, "new")
+    define(connection, tenant="t1")
+    define(connection, tenant="new")
+    driver.look()
+    for tenant in ("t1", "new"):
+        assert driver.shard.ask(Ask(tenant, "r1", "m-1", 10), driver.now) == "loading"
+    driver.look()
+    for tenant in ("t1", "new"):
+        assert isinstance(driver.shard.ask(Ask(tenant, "r1", "m-1", 10), driver.now), Reserved)
 
 
 def test_usage_of_other_purposes_and_platform_tenants_is_left_out(

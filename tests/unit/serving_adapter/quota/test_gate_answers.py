@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from serving_adapter.quota import gate as gates
-from serving_adapter.quota.connection import Answer
+from serving_adapter.quota.connection import Answer, NoAnswer
 from serving_adapter.quota.gate import QuotaGate
 from serving_adapter.quota.settings import GateSettings
 
@@ -30,12 +30,13 @@ class Played:
         self.asked.append((path, msgspec.json.decode(body)))
         return self.say(path, self.asked[-1][1])
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def made(say: Say, clock: Callable[[], float] = time.monotonic, **settings: Any) -> tuple[QuotaGate, Played]:
-    gate = QuotaGate(GateSettings(**settings), clock)
     played = Played(say)
-    gate._connection = gate._background = played  # type: ignore[assignment]
-    return gate, played
+    return QuotaGate(GateSettings(**settings), clock, connect=lambda *address: played), played  # type: ignore[arg-type,return-value]
 
 
 def says(status: int, *headers: tuple[str, str]) -> Say:
@@ -96,19 +97,80 @@ def test_one_settlement_that_is_refused_does_not_take_the_others_along() -> None
         gate.settle("t1", request_id, input_tokens=1, output_tokens=1)
     asyncio.run(gate._send_waiting())
     assert taken == ["a", "b", "c", "d"]
-    assert (gate.counts["refused_403"], len(gate._settlements)) == (1, 0)
+    assert (gate.counts["refused_403"], gate.waiting) == (1, 0)
 
 
 def test_with_a_wrong_key_settlements_wait_for_the_right_one() -> None:
     gate, played = made(says(401))
     gate.settle("t1", "a", input_tokens=1, output_tokens=1)
-    with pytest.raises(gates.NoAnswer):
-        asyncio.run(gate._send_waiting())
+    assert not asyncio.run(gate._send_waiting())
     played.say = says(204)
-    asyncio.run(gate._send_waiting())
-    assert len(gate._settlements) == 0
+    assert asyncio.run(gate._send_waiting())
     assert len(played.asked) == 2
 
 
 def test_each_process_holds_slices_under_a_name_of_its_own() -> None:
     assert GateSettings.from_environment({}).holder not in ("", "gate")
+
+
+@pytest.mark.parametrize("answer", [None, 503])
+def test_what_the_service_may_have_admitted_too_late_and_the_fail_mode_refused_is_withdrawn(answer: int | None) -> None:
+    def say(path: str, body: Any) -> Answer:
+        if answer is None:
+            raise NoAnswer("too late")
+        return Answer(answer, (), b"")
+
+    gate, _ = made(say)
+    assert not admitted(gate, "refused", "free").allowed
+    assert admitted(gate, "let in", "enterprise").allowed
+    (told,) = gate._settlements.entries()
+    assert (told["request_id"], told["dispatched"], told["final"]) == ("refused", False, True)
+
+
+def test_a_question_that_is_cancelled_is_withdrawn() -> None:
+    gate, played = made(says(200))
+
+    async def run() -> None:
+        async def hang(*call: Any) -> Answer:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        played.call = hang  # type: ignore[method-assign]
+        asking = asyncio.ensure_future(gate.admit("t1", "gone", "m", 10, 100))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    asyncio.run(run())
+    assert [(told["request_id"], told["dispatched"]) for told in gate._settlements.entries()] == [("gone", False)]
+
+
+def test_what_is_being_sent_when_the_gate_stops_is_not_lost() -> None:
+    gate, played = made(says(500), tier_modes={"": "allow"})
+    admitted(gate, "r1")
+    answer = played.call
+
+    async def run() -> None:
+        async def hang(*call: Any) -> Answer:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        played.call = hang  # type: ignore[method-assign]
+        sending = asyncio.ensure_future(gate._send_waiting())
+        await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        played.call, played.say = answer, says(204)  # type: ignore[method-assign]
+        await gate.stop()
+
+    asyncio.run(run())
+    assert [body["decisions"][0]["request_id"] for path, body in played.asked if path == "/v1/decisions"] == ["r1"]
+
+
+def test_a_refusal_tells_what_its_quotas_want_in_an_outage_and_a_refused_lease_changes_nothing() -> None:
+    gate, played = made(lambda path, body: Answer(429, (), b'{"on_unavailable":"deny"}'))
+    assert admitted(gate, "r1", "enterprise").status == 429
+    played.say = says(403)
+    asyncio.run(gate._keeper._ask(("t1", "m", ""), None))
+    played.say = says(503)
+    assert not admitted(gate, "r2", "enterprise").allowed

@@ -41,8 +41,7 @@ def allowed(max_tokens: int) -> Answer:
 
 
 def behind(served: Served, service: Service) -> QuotaGate:
-    gate = QuotaGate(GateSettings())
-    gate._connection = gate._background = service  # type: ignore[assignment]
+    gate = QuotaGate(GateSettings(), connect=lambda *address: service)  # type: ignore[arg-type,return-value]
     served.replica.gate = gate
     return gate
 
@@ -93,6 +92,33 @@ def test_without_the_service_the_tiers_fail_mode_holds(adapter_settings: Adapter
             assert (refused.status, b'"code":"quota"' in refused.body) == (503, True)
             assert gate.counts["not_served_503"] == 2
             assert len(served.engine.seen) == 1
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
+def test_an_attempt_that_a_gateway_counts_does_not_end_its_request(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        service = Service(allowed(3))
+        async with serving(adapter_settings) as served:
+            gate = behind(served, service)
+            assert (await served.ask(BODY, request_id="req-1", attempt=2)).status == 200
+            assert (await served.ask(BODY)).status == 200
+            await served.told()
+            await gate._send_waiting()
+            assert [(each["attempt"], each["final"]) for each in service.settled] == [(2, False), (1, True)]
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
+def test_a_request_ends_before_what_the_service_holds_for_it_does(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        told = {"decision": "allow", "max_tokens": 400, "priority": 2, "on_unavailable": "allow"}
+        service = Service(Answer(200, (), msgspec.json.encode(told | {"longest_request_s": 0.3})))
+        async with serving(adapter_settings, step=0.01) as served:
+            behind(served, service)
+            assert (await served.ask(BODY | {"max_tokens": 400})).status == 504
             served.replica.gate = None
 
     asyncio.run(run())

@@ -125,6 +125,31 @@ def test_what_was_never_dispatched_leaves_nothing() -> None:
     admit(made, ask("b"))
 
 
+def test_what_is_withdrawn_before_it_is_asked_for_is_never_reserved() -> None:
+    made = book(quota(), quota("none", "concurrency", 1))
+    made.apply(settled(output=0, input=0, dispatched=False))
+    with pytest.raises(OtherContent):
+        made.decide(ask(), NOW + 1)
+    admit(made, ask(attempt=2))
+    made.apply(settled(attempt=2, output=7))
+    made.confirm(row(output=9))  # it ran all the same
+    assert (budget(made).used, budget(made).reserved) == (7 + 9, 0)
+
+
+def test_an_attempt_that_another_may_follow_ends_itself_alone() -> None:
+    made = book(quota(), quota("none", "concurrency", 1))
+    admit(made, ask())
+    admit(made, ask(attempt=2))
+    made.apply(settled(output=30, final=False))
+    assert (budget(made).used, budget(made).reserved) == (30, 100)
+    made.apply(settled(attempt=2, output=50, final=False))
+    admit(made, ask("b"))  # nothing of the first runs any more
+    assert (budget(made).used, budget(made).reserved) == (80, 100)
+    made.confirm(row(output=30))
+    made.confirm(row(attempt=2, output=50))
+    assert made.requests["r1"].ended_at is not None
+
+
 def test_an_expired_reservation_is_corrected_by_its_late_event() -> None:
     made = book(quota(limit=100))
     entry = admit(made, ask())

@@ -39,7 +39,7 @@ def test_a_free_tenant_that_floods_is_limited_told_of_and_let_go() -> None:
     refused = minute(shard, 20, 2000)
     assert 900 < len(refused) < 1100
     assert {wall.because for each in refused for wall in each.walls} == {"flood"}
-    headers, body = answers.refusal(refused[-1], 0.0)
+    headers, body = answers.refusal(refused[-1], 0.0, "deny")
     assert dict(headers)["x-should-retry"] == "true"
     assert b"many times as many requests as usual" in body
     assert len(minute(shard, 21, 2000)) == 1800

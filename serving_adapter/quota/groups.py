@@ -1,4 +1,4 @@
-"""Which part of the tenants one belongs to. Pure."""
+"""Which part of the tenants one belongs to, and which shard of the quota service answers for it. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 
 GROUPS: Final = 512
 """Tenants are stored in so many groups; a shard has whole groups."""
+SHARDS_AT_MOST: Final = 64
 
 
 @lru_cache(maxsize=1 << 17)

@@ -1,0 +1,142 @@
+"""Slices of busy tenants' quotas: asked for, renewed and given back in the background."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from serving_adapter.quota.connection import NoAnswer
+from serving_adapter.quota.lines import OTHER_SHARD, Lines
+from serving_adapter.quota.outbox import BACKGROUND_S
+from serving_adapter.quota.settings import GateSettings
+from serving_adapter.quota.slices import Slice
+from serving_adapter.quota.tiers import Mode
+
+BUSY_FROM: Final = 8
+"""So many requests of a tenant at the service in one turn of the background work: a slice is worth its while."""
+UNLIMITED: Final = 1 << 30
+"""Concurrent requests, where no quota limits them."""
+_encode: Final = msgspec.json.Encoder().encode
+
+Key = tuple[str, str, str]
+"""Tenant, model, adapter."""
+
+
+class Granted(msgspec.Struct):
+    """What a slice holds, or holds more."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    concurrency: int = 0
+
+
+class LeaseTold(msgspec.Struct):
+    """The service's answer about a slice."""
+
+    lease_id: str
+    granted: Granted
+    ttl_ms: int
+    priority: int = 0
+    on_unavailable: Mode | None = None
+    longest_request_s: float | None = None
+
+
+_read: Final = msgspec.json.Decoder(LeaseTold).decode
+
+
+class SliceKeeper:
+    """All slices of this process. `heard` is told each answer of the service, with its tenant."""
+
+    def __init__(
+        self, settings: GateSettings, lines: Lines, clock: Callable[[], float], counts: Counter[str],
+        heard: Callable[[str, LeaseTold], None],
+    ) -> None:  # fmt: skip
+        self.slices: dict[Key, Slice] = {}
+        self.busy: Counter[Key] = Counter()
+        """Requests that the service was asked about, since the last turn."""
+        self._settings = settings
+        self._lines = lines
+        self._clock = clock
+        self._counts = counts
+        self._heard = heard
+
+    async def renew(self) -> None:
+        """Give back what is over, renew what is in use, ask for those who are busy. Raises NoAnswer."""
+        busy, self.busy = self.busy, Counter()
+        now = self._clock()
+        for key, held in list(self.slices.items()):
+            if now >= held.until and not held.in_flight:
+                del self.slices[key]
+                await self._give_back(key[0], held)
+            elif now > held.until - self._settings.slice_ttl / 2:
+                await self._ask(key, held)
+        for key, asked in busy.items():
+            if asked >= BUSY_FROM and key not in self.slices:
+                await self._ask(key, None)
+
+    async def give_all_back(self) -> None:
+        """The end: each by itself, so that one that fails keeps no other."""
+        while self.slices:
+            (tenant_id, _, _), held = self.slices.popitem()
+            with contextlib.suppress(NoAnswer):
+                await self._give_back(tenant_id, held)
+
+    async def _ask(self, key: Key, held: Slice | None) -> None:
+        tenant_id, model, adapter = key
+        settings = self._settings
+        if held is None:
+            want = (settings.slice_requests, settings.slice_tokens, settings.slice_tokens, UNLIMITED)
+        else:  # as much again as was used, twice over
+            want = (
+                max(2 * held.used_requests - held.requests, 0),
+                max(settings.slice_tokens - held.input_tokens, 0),
+                max(2 * held.used_output - held.output_tokens, 0),
+                max(2 * len(held.in_flight) - held.slots, 0),
+            )
+            held.used_requests = held.used_output = 0
+            if not any(want):
+                return
+        began = self._clock()
+        body = {"tenant_id": tenant_id, "model": model, "adapter": adapter, "holder": settings.holder,
+                "ttl_ms": int(settings.slice_ttl * 1000),
+                "want": {"requests": want[0], "input_tokens": want[1], "output_tokens": want[2],
+                         "concurrency": want[3]}}  # fmt: skip
+        path = "/v1/leases" if held is None else f"/v1/leases/{quote(held.lease_id, safe='')}/renew"
+        answer = await self._call(tenant_id, "POST", path, body)
+        if answer is None:
+            return
+        told = _read(answer)
+        self._heard(tenant_id, told)
+        got = told.granted
+        if not any((got.requests, got.input_tokens, got.output_tokens, got.concurrency)):
+            return
+        until = began + told.ttl_ms / 1000
+        if held is None:
+            held = self.slices[key] = Slice(told.lease_id, until, told.priority)
+        held.add(got.requests, got.input_tokens, got.output_tokens, got.concurrency, until)
+        self._counts["slices_granted"] += 1
+
+    async def _give_back(self, tenant_id: str, held: Slice) -> None:
+        unused = {"requests": max(held.requests, 0), "input_tokens": max(held.input_tokens, 0),
+                  "output_tokens": max(held.output_tokens, 0), "concurrency": held.slots}  # fmt: skip
+        path = f"/v1/leases/{quote(held.lease_id, safe='')}"
+        await self._call(tenant_id, "DELETE", path, {"unused": unused, "in_flight": len(held.in_flight)})
+
+    async def _call(self, tenant_id: str, method: str, path: str, body: dict[str, Any]) -> bytes | None:
+        """The answer's body; None where the service refuses. Raises NoAnswer."""
+        line = self._lines.of(tenant_id)
+        answer = await line.background.call(method, path, _encode(body), BACKGROUND_S)
+        if answer.status == OTHER_SHARD and self._lines.learn(answer):
+            answer = await self._lines.of(tenant_id).background.call(method, path, _encode(body), BACKGROUND_S)
+        if answer.status >= 500:
+            raise NoAnswer(f"{path}: {answer.status}")
+        if answer.status >= 400:
+            self._counts[f"refused_{answer.status}"] += 1
+            return None
+        return answer.body

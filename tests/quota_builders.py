@@ -54,7 +54,7 @@ def settled(request_id: str = "r1", output: int = 50, at: int = NOW, **more: Any
     return Settled(
         "t1", request_id, more.pop("attempt", 1), at, more.pop("final", True), more.pop("dispatched", True),
         more.pop("model", "m-1"), more.pop("adapter", ""), more.pop("input", 10), more.pop("cached", 0), output, 0,
-        more.pop("lease_id", ""),
+        more.pop("lease_id", ""), more.pop("lease_no", 0),
     )  # fmt: skip
 
 

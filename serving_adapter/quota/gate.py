@@ -95,9 +95,11 @@ class QuotaGate:
             await asyncio.gather(self._turning, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_WITHIN_S):
-                await self._keeper.give_all_back()
                 while not await self._send_waiting():
                     await asyncio.sleep(TURN_S)
+        with contextlib.suppress(TimeoutError):  # what was used out of slices is told before: they hold the rest alone
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await self._keeper.give_all_back()
         self._lines.close()
 
     @property

@@ -82,19 +82,28 @@ class PriceList:
         return hash(tuple(self._prices))
 
     def at(self, model: str, at_us: int) -> Price:
-        """The prices of a model at a time: of each metric the newest, of two from the same time the model's own."""
+        """The prices of a model at a time: of each metric the newest, of two from the same time the model's own.
+
+        Of '', a model that is not known: the highest of all.
+        """
         if not self._prices:
             return FREE
         number = bisect_right(self.changes_us, at_us)
         found = self._found.get((model, number))
-        if found is None:
-            units = {
-                price.metric: -int(-price.unit_price * _SPEND // 1)
-                for price in self._prices
-                if price.valid_from_us <= at_us and price.model in ("", model)
-            }
-            found = self._found[model, number] = Price(**units)
+        if found is None and not model:
+            each = [self.at(name, at_us) for name in {price.model for price in self._prices} - {""}]
+            found = self._found[model, number] = Price(*map(max, zip(self._of("", at_us), *each, strict=True)))
+        elif found is None:
+            found = self._found[model, number] = self._of(model, at_us)
         return found
+
+    def _of(self, model: str, at_us: int) -> Price:
+        units = {
+            price.metric: -int(-price.unit_price * _SPEND // 1)
+            for price in self._prices
+            if price.valid_from_us <= at_us and price.model in ("", model)
+        }
+        return Price(**units)
 
 
 def amount(metric: Metric, counts: Counts, price: Price) -> int:

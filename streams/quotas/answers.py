@@ -41,6 +41,8 @@ class Settlement(msgspec.Struct, frozen=True):
     adapter: Scope = ""
     dispatched: bool = True
     lease_id: Scope = ""
+    lease_no: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    """Which settlement out of its slice it is, from 1 on: one that is told again takes nothing more out of it."""
 
 
 class TenantSettlement(Settlement, frozen=True, kw_only=True):
@@ -138,7 +140,7 @@ def settled_of(tenant_id: str, request_id: str, told: Settlement, at: int) -> Se
     return Settled(
         tenant_id, request_id, told.attempt, at, told.final, told.dispatched, told.model, told.adapter,
         told.input_tokens, min(told.cache_hit_tokens, told.input_tokens), told.output_tokens, told.gpu_us,
-        told.lease_id,
+        told.lease_id, told.lease_no,
     )  # fmt: skip
 
 

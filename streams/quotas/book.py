@@ -19,7 +19,6 @@ from streams.quotas.entries import Leased, Reserved, Returned, Settled
 from streams.quotas.errors import OtherContent
 from streams.quotas.lease_book import LeaseBook
 from streams.quotas.meter_set import MeterSet
-from streams.quotas.meters import RateMeter
 from streams.quotas.outputs import RecentOutputs
 from streams.quotas.parts import Part, Request, State, Step, after
 from streams.quotas.volume import Volume
@@ -64,8 +63,7 @@ class TenantBook:
             if request.in_slot:
                 self._slot(request, +1)
         for meter, units in self.leases.held(self.meters):
-            if not isinstance(meter, RateMeter):
-                meter_set.lease(meter, units, now)
+            meter_set.lease(meter, units, now)
 
     @property
     def needs_loading(self) -> bool:
@@ -108,8 +106,8 @@ class TenantBook:
             return self._reserve(entry)
         if isinstance(entry, Settled):
             return self._settle(entry)
-        for meter, units in self.leases.apply(entry, self.meters):
-            meter_set.lease(meter, units, entry.at)
+        for change in self.leases.apply(entry, self.meters):
+            meter_set.lease(*change)
         return _KNOWN
 
     def confirm(self, row: Row) -> Progress:
@@ -160,8 +158,8 @@ class TenantBook:
 
     def expire_leases(self, now: int) -> None:
         """Take back slices that nobody gave back in time."""
-        for meter, units in self.leases.expire(now, self.meters):
-            meter_set.lease(meter, units, now)
+        for change in self.leases.expire(now, self.meters):
+            meter_set.lease(*change)
 
     def roll(self, now: int) -> None:
         """Go to the periods that hold `now`, with all that is in flight."""
@@ -200,7 +198,9 @@ class TenantBook:
         return _KNOWN
 
     def _settle(self, entry: Settled) -> Progress:
-        part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)
+        lease = self.leases.get(entry.lease_id)
+        about = lease if lease is not None and lease.model else entry
+        part = self._new_part(entry.request_id, entry.attempt, about.model, about.adapter, entry.at)
         request = self.requests[entry.request_id]
         known, over = part.reserved is not None or bool(entry.lease_id), 0
         used = Counts(1, entry.input_tokens, entry.cached_tokens, entry.output_tokens, entry.gpu_us)
@@ -208,8 +208,8 @@ class TenantBook:
             if part.state is State.CONFIRMED and part.reserved is None:
                 self.meters.was_reserved(part)
             part.lease_id = entry.lease_id
-            for meter, units in self.leases.use(entry.lease_id, used, self.meters):
-                meter_set.lease(meter, units, entry.at)
+            for change in self.leases.use(entry.lease_id, entry.lease_no, used, self.meters):
+                meter_set.lease(*change)
         if not entry.dispatched:
             self._release(part)
             part.state = after(part.state, Step.RELEASE)

@@ -53,6 +53,8 @@ class Settled(msgspec.Struct, frozen=True, gc=False, tag="s", array_like=True):
     output_tokens: int
     gpu_us: int
     lease_id: str = ""
+    lease_no: int = 0
+    """Which settlement out of its slice it is, from 1 on; 0: not told."""
 
 
 class Leased(msgspec.Struct, frozen=True, gc=False, tag="l", array_like=True):
@@ -71,6 +73,8 @@ class Leased(msgspec.Struct, frozen=True, gc=False, tag="l", array_like=True):
     """Concurrent requests."""
     held_until: int
     """When what is left of it is free again if nobody gives it back."""
+    drawn: int = 0
+    """The last settlement (`lease_no`) that left it: of slices in stored states."""
 
 
 class Returned(msgspec.Struct, frozen=True, gc=False, tag="b", array_like=True):

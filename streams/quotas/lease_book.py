@@ -1,24 +1,34 @@
 """A tenant's slices that are decided upon elsewhere: what of its quotas they hold. Pure.
 
-A slice holds units of each meter that covers its model and adapter. What a request out of it has used leaves the slice
-when it is settled; what is left comes back when the holder returns it, or at `held_until`, when nothing that was
-admitted out of it can still run (docs/spec/metering.md 7.6).
+A slice holds units of each meter that covers its model and adapter; of all, where it is for any model. What a request
+out of it has used leaves the slice when it is settled; what is left comes back when the holder returns it, or at
+`held_until`, when nothing that was admitted out of it can still run (docs/spec/metering.md 7.6). Rates are charged when
+it is granted, and corrected at that time for what comes back.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
-from streams.quotas.amounts import Counts, amount
+from streams.quotas.amounts import FREE, Counts, amount
 from streams.quotas.entries import Leased, Returned
 from streams.quotas.meter_set import MeterSet
-from streams.quotas.meters import Meter, SlotMeter
+from streams.quotas.meters import Meter, RateMeter, SlotMeter
+
+GRANTS_KEPT: Final = 64
+"""Of a slice: rates are not corrected for what was granted before them."""
+
+Change = tuple[Meter, int, int]
+"""A meter, how much more (or, below 0, less) of it slices hold, and when that was granted."""
 
 
 class Lease:
     """One slice: what is left of it."""
 
-    __slots__ = ("adapter", "at", "held_until", "holder", "input_tokens", "model", "output_tokens", "requests", "slots")
+    __slots__ = ("adapter", "at", "drawn", "grants", "held_until", "holder", "input_tokens", "model", "output_tokens",
+                 "requests", "slots")  # fmt: skip
 
     def __init__(self, entry: Leased) -> None:
         self.holder = entry.holder
@@ -27,6 +37,10 @@ class Lease:
         self.at = entry.at
         """When it was last changed; prices are those of then."""
         self.held_until = entry.held_until
+        self.drawn = entry.drawn
+        """The last settlement that left it."""
+        self.grants: deque[tuple[int, Counts]] = deque(maxlen=GRANTS_KEPT)
+        """When what was granted, oldest first."""
         self.requests = self.input_tokens = self.output_tokens = self.slots = 0
 
     def counts(self) -> Counts:
@@ -57,7 +71,7 @@ class LeaseBook:
         """How many hold slices."""
         return len({lease.holder for lease in self._leases.values()})
 
-    def apply(self, entry: Leased | Returned, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
+    def apply(self, entry: Leased | Returned, meters: MeterSet) -> Iterator[Change]:
         """Take an entry; yields what each meter holds more (or, below 0, less)."""
         lease = self._leases.get(entry.lease_id)
         if isinstance(entry, Leased):
@@ -71,9 +85,14 @@ class LeaseBook:
         else:
             sign = -1
         before = list(self._units(lease, meters))
+        moved = Counts(entry.requests, entry.input_tokens, 0, entry.output_tokens)
         lease.at = entry.at
         if isinstance(entry, Leased):
             lease.held_until = max(entry.held_until, lease.held_until)
+            lease.grants.append((entry.at, moved))
+            yield from _of_rates(lease, moved, +1, entry.at, meters)
+        else:
+            yield from _back(lease, moved, meters)
         lease.requests = max(lease.requests + sign * entry.requests, 0)
         lease.input_tokens = max(lease.input_tokens + sign * entry.input_tokens, 0)
         lease.output_tokens = max(lease.output_tokens + sign * entry.output_tokens, 0)
@@ -83,22 +102,25 @@ class LeaseBook:
             del self._leases[entry.lease_id]
         yield from self._difference(before, lease, meters)
 
-    def use(self, lease_id: str, used: Counts, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
-        """What a request out of a slice has used leaves it; yields what each meter holds less."""
+    def use(self, lease_id: str, no: int, used: Counts, meters: MeterSet) -> Iterator[Change]:
+        """What a request out of a slice has used leaves it; yields what each meter holds less. Once for each number."""
         lease = self._leases.get(lease_id)
-        if lease is None:
+        if lease is None or 0 < no <= lease.drawn:
             return
         before = list(self._units(lease, meters))
+        lease.drawn = max(no, lease.drawn)
         lease.requests = max(lease.requests - used.requests, 0)
         lease.input_tokens = max(lease.input_tokens - used.input_tokens, 0)
         lease.output_tokens = max(lease.output_tokens - used.output_tokens, 0)
         yield from self._difference(before, lease, meters)
 
-    def expire(self, now: int, meters: MeterSet) -> list[tuple[Meter, int]]:
+    def expire(self, now: int, meters: MeterSet) -> list[Change]:
         """Take back what is held no longer."""
-        found: list[tuple[Meter, int]] = []
+        found: list[Change] = []
         for lease_id in [each for each, lease in self._leases.items() if lease.held_until <= now]:
-            found += [(meter, -units) for meter, units in self._units(self._leases.pop(lease_id), meters)]
+            lease = self._leases.pop(lease_id)
+            found += _back(lease, lease.counts(), meters)
+            found += [(meter, -units, now) for meter, units in self._units(lease, meters)]
         return found
 
     def held(self, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
@@ -106,17 +128,17 @@ class LeaseBook:
         for lease in self._leases.values():
             yield from self._units(lease, meters)
 
-    def _difference(
-        self, before: list[tuple[Meter, int]], lease: Lease, meters: MeterSet
-    ) -> Iterator[tuple[Meter, int]]:  # fmt: skip
+    def _difference(self, before: list[tuple[Meter, int]], lease: Lease, meters: MeterSet) -> Iterator[Change]:
         for (meter, was), (_, units) in zip(before, self._units(lease, meters), strict=True):
-            yield meter, units - was
+            yield meter, units - was, lease.at
 
     @staticmethod
     def _units(lease: Lease, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
         price = meters.prices.at(lease.model, lease.at)
         for meter in meters.of(lease.model, lease.adapter):
             metric = meter.quota.metric
+            if isinstance(meter, RateMeter):
+                continue  # charged, and held by nobody
             if isinstance(meter, SlotMeter):
                 yield meter, lease.slots
             elif metric == "cached_input_tokens":
@@ -126,3 +148,21 @@ class LeaseBook:
                 yield meter, dearest.of(lease.counts())
             else:
                 yield meter, amount(metric, lease.counts(), price)
+
+
+def _of_rates(lease: Lease, moved: Counts, sign: int, at: int, meters: MeterSet) -> Iterator[Change]:
+    """What some counts are in the rates that cover a slice."""
+    counts = moved._replace(cached_tokens=moved.input_tokens)
+    for meter in meters.covering(lease.model, lease.adapter).rates:
+        yield meter, sign * amount(meter.quota.metric, counts, FREE), at
+
+
+def _back(lease: Lease, moved: Counts, meters: MeterSet) -> Iterator[Change]:
+    """What comes back of a slice, at the times at which it was granted: the newest first, as the oldest was used."""
+    while lease.grants and any(moved):
+        at, granted = lease.grants.pop()
+        part = Counts(*map(min, zip(moved, granted, strict=True)))
+        moved = Counts(*(whole - less for whole, less in zip(moved, part, strict=True)))
+        if part != granted and not any(moved):
+            lease.grants.append((at, Counts(*(whole - less for whole, less in zip(granted, part, strict=True)))))
+        yield from _of_rates(lease, part, -1, at, meters)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from streams.http.access_keys import AccessKey
 from streams.quotas import answers
 from streams.quotas.callers import Callers, Rejected
@@ -49,7 +51,9 @@ class LeaseCalls:
             known = leases.get(lease_id)
             if known is None or lease_id.partition(LEASE_MARK)[0] != ask.tenant_id:
                 raise Rejected(404, "not_found", f"there is no lease {lease_id}")
-            holder = known.holder
+            if ask.model and (ask.model, ask.adapter) != (known.model, known.adapter):
+                raise Rejected(409, "conflict", f"{lease_id} is a slice for {known.model or 'any model'}")
+            holder, ask = known.holder, msgspec.structs.replace(ask, model=known.model, adapter=known.adapter)
         holders = leases.holders() + (not any(lease.holder == holder for lease in leases.all().values()))
         want = Slice(ask.want.requests, ask.want.input_tokens, ask.want.output_tokens, ask.want.concurrency)
         learning = now < self._shard.learning_until

@@ -112,7 +112,7 @@ class MeterSet:
         return self.unreserved | {m.quota.quota_id: (m.start, m.unreserved) for m in self.budgets}
 
     def of(self, model: str, adapter: str) -> list[Meter]:
-        """The meters of the quotas that cover a model and an adapter."""
+        """The meters of the quotas that cover a model and an adapter; all, where the model is not known ('')."""
         return self.covering(model, adapter).all
 
     def covering(self, model: str, adapter: str) -> Covering:
@@ -121,7 +121,7 @@ class MeterSet:
         if found is None:
             if len(self._covering) >= MODELS_AT_MOST:
                 self._covering.clear()
-            found = Covering([meter for meter in self.all if meter.quota.covers(model, adapter)])
+            found = Covering([meter for meter in self.all if not model or meter.quota.covers(model, adapter)])
             self._covering[model, adapter] = found
         return found
 
@@ -195,7 +195,8 @@ class MeterSet:
 
     def settled(self, meter: BudgetMeter, part: Part) -> int:
         """What a settled attempt counts in a budget's period."""
-        if not meter.quota.covers(part.model, part.adapter) or not meter.counts_settled(part.settled_at):
+        is_covered = not part.model or meter.quota.covers(part.model, part.adapter)
+        if not is_covered or not meter.counts_settled(part.settled_at):
             return 0
         return amount(meter.quota.metric, part.settled, self.price(part.model, part.settled_at))
 
@@ -222,8 +223,11 @@ class MeterSet:
 
 
 def lease(meter: Meter, units: int, at: int) -> None:
-    """A slice holds so much more of a meter, or, below 0, less; a rate is charged for it once and for all."""
+    """A slice holds so much more of a meter, or, below 0, less. A rate is charged when it is granted; `at` is that time
+    also for what comes back of it."""
     if not isinstance(meter, RateMeter):
         meter.leased += units
     elif units > 0:
         meter.rate.charge(at, units)
+    elif units < 0:
+        meter.rate.correct(at, units)

@@ -28,6 +28,7 @@ _NAME: Final = {"tenant": TenantId, "request_id": RequestId}
 def document() -> dict[str, Any]:
     """The document that `/openapi.json` answers."""
     _, schemas = msgspec.json.schema_components([*_BODIES, answers.Allowed], ref_template=_REF)
+    renewed = {"404": "No such slice.", "409": "It is of another model."}
     lease = {"200": "What was granted; zeros where a limit is near: ask for each request then."}
     paths: dict[str, Any] = {
         "/v1/reservations": {
@@ -47,7 +48,7 @@ def document() -> dict[str, Any]:
         "/v1/leases": {"post": _call(answers.LeaseAsk, lease, "Ask for a slice of a tenant's quotas.")},
         "/v1/leases/{lease_id}/renew": {
             "parameters": [_path("lease_id")],
-            "post": _call(answers.LeaseAsk, lease | {"404": "No such slice."}, "Ask for more, and longer."),
+            "post": _call(answers.LeaseAsk, lease | renewed, "Ask for more, and longer."),
         },
         "/v1/leases/{lease_id}": {
             "parameters": [_path("lease_id")],

@@ -125,7 +125,7 @@ class Shard:
         held = self.books.get(settled.tenant_id) or self._open(settled.tenant_id, settled.at)
         self.counters.settled += 1
         part = held.book.requests.get(settled.request_id)
-        if part is None and settled.dispatched and not settled.lease_id:
+        if part is None and settled.dispatched:
             self.doubtful[settled.tenant_id, settled.request_id, settled.attempt] = None
         self.counters.over += self._take(held, settled)
 

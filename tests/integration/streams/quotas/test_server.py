@@ -207,6 +207,8 @@ def test_a_slice_of_a_quota_is_granted_shrinks_and_comes_back(quota_server: Star
     assert (server.quota()["leased"], server.quota()["unconfirmed"]) == (480, 70)
     renewed = server.request("POST", f"/v1/leases/{first['lease_id']}/renew", ask | {"want": {"output_tokens": 40}})
     assert renewed.body["granted"]["output_tokens"] == 40
+    other = server.request("POST", f"/v1/leases/{first['lease_id']}/renew", ask | {"model": "m-2"})
+    assert other.status == 409
     assert server.request("DELETE", f"/v1/leases/{second['lease_id']}", {"in_flight": 0}).status == 204
     assert server.quota()["leased"] == 370
     assert server.request("POST", "/v1/leases/t1~9.9/renew", ask).status == 404

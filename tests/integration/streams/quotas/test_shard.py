@@ -13,7 +13,7 @@ from streams.quotas import definition_store, journal
 from streams.quotas.calendar import Anchor, microseconds
 from streams.quotas.decisions import Ask, Refused
 from streams.quotas.definition_store import DatedAnchor
-from streams.quotas.entries import Reserved
+from streams.quotas.entries import Leased, Reserved
 from streams.quotas.errors import Fenced, ShardsTaken
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
@@ -201,6 +201,24 @@ def test_a_settle_that_comes_long_after_its_event_is_not_counted_again(
     assert driver.budget()[:2] == (80, 80)  # careful until the database was asked
     driver.look()
     assert driver.budget()[:2] == (80, 0)
+
+
+def test_what_ran_out_of_a_slice_while_the_service_was_away_counts_once(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    driver = Driver(own_database_url)
+    driver.ask("other", 16)
+    driver.shard.lease(Leased("t1", "l1", "gw", driver.now, "m-1", "", 5, 500, 500, 0, driver.now + 10**9))
+    driver.write()
+    driver.crash()
+    usage.happens("s1", "s2", output=100)
+    again = Driver(own_database_url)
+    again.ask("next", 16)
+    again.settle("s1", 100, lease_id="l1")
+    again.settle("s2", 100, lease_id="l1")
+    again.look()
+    assert again.budget()[:2] == (200, 0)
 
 
 def test_definitions_change_while_requests_are_in_flight(

@@ -6,11 +6,13 @@ from decimal import Decimal
 
 import pytest
 
+from streams.quotas import book_state
 from streams.quotas.amounts import DatedPrice, PriceList
-from streams.quotas.decisions import Ask, Refused
+from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.entries import Leased, Reserved, Returned
 from streams.quotas.errors import OtherContent
-from streams.quotas.meters import SlotMeter
+from streams.quotas.granting import Slice, grant
+from streams.quotas.meters import RateMeter, SlotMeter
 from tests.quota_builders import DAY, NOW, SECOND, admit, ask, book, budget, load, quota, row, settled
 
 
@@ -283,3 +285,53 @@ def test_a_slice_whose_holder_crashed_is_free_when_nothing_of_it_can_run() -> No
     assert budget(made).leased == 300
     made.expire_leases(NOW + 60 * SECOND)
     assert budget(made).leased == 0
+
+
+def test_what_is_settled_out_of_a_slice_without_its_model_counts_in_the_models_quotas() -> None:
+    made = book(quota(limit=1000, model="m-1"), quota(limit=5000))
+    made.apply(lease())
+    made.apply(settled("x", 120, lease_id="l1", input=0, model=""))
+    mine = budget(made, "day-output_tokens:model=m-1")
+    assert (mine.leased, mine.unconfirmed) == (180, 120)
+    made.confirm(row("x", output=120))
+    assert (mine.unconfirmed, mine.confirmed) == (0, 120)
+
+
+def test_a_slice_for_any_model_is_taken_from_every_quota() -> None:
+    prices = PriceList([DatedPrice("", "output", Decimal(1), 0), DatedPrice("m-2", "output", Decimal(5), 0)])
+    made = book(quota(limit=1000, model="m-1"), quota(metric="spend", limit=1500), prices=prices)
+    got = grant(made, "", "", Slice(10, 400_000, 400_000, 0), NOW, 1)
+    assert got.output_tokens == 150  # half of 1500, at 5 each; of m-1 it would be 500
+    made.apply(Leased("t1", "l1", "gw", NOW, "", "", 5, 0, 100, 0, NOW + 60 * SECOND))
+    assert [meter.leased for meter in made.meters.budgets] == [100, 500 * 10**18]
+    made.apply(settled("x", 60, lease_id="l1", input=0, model="m-2"))
+    assert [meter.leased for meter in made.meters.budgets] == [40, 200 * 10**18]
+    assert [meter.unconfirmed for meter in made.meters.budgets] == [0, 300 * 10**18]
+
+
+def test_a_settlement_that_is_told_again_takes_nothing_more_out_of_its_slice() -> None:
+    limits = Limits(keep_ended_us=SECOND)
+    made = book(quota(limit=1000), limits=limits)
+    made.apply(lease())
+    made.apply(settled("x", 100, lease_id="l1", input=0, lease_no=1))
+    made.confirm(row("x", output=100))
+    assert made.tend("x", NOW + 5 * SECOND).again_at is None  # forgotten
+    again = book_state.decode(book_state.joined([book_state.encoded(book_state.state_of(made))]))[0]
+    for each in (made, book(limits=limits)):
+        if each is not made:
+            book_state.restore(each, again)
+            each.define([quota(limit=1000)], NOW)
+        each.apply(settled("x", 100, at=NOW + 5 * SECOND, lease_id="l1", input=0, lease_no=1))
+        each.resolve("x", 1)  # the database knows it
+        assert (budget(each).leased, budget(each).unconfirmed) == (200, 0)
+
+
+def test_a_rate_gets_back_what_was_not_used_of_a_slice() -> None:
+    made = book(quota("minute", "requests", 600), quota("minute", "output_tokens", 60_000))
+    made.apply(lease(requests=200, output=6000))
+    made.apply(lease(at=NOW + SECOND, requests=100, output=0))
+    made.apply(settled("x", 100, at=NOW + SECOND, lease_id="l1", input=0))
+    rates = [meter.rate for meter in made.meters.all if isinstance(meter, RateMeter)]
+    assert [rate.room(NOW + SECOND, rate.limit) for rate in rates] == [310, 55_000]
+    made.apply(Returned("t1", "l1", NOW + 2 * SECOND, 299, 0, 5900, 2, closed=True))
+    assert [rate.room(NOW + 2 * SECOND, rate.limit) for rate in rates] == [600, 60_000]

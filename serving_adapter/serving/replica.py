@@ -132,7 +132,7 @@ class Replica:
 
     def runs(self, engine_model: str) -> bool:
         """Whether a request for this name of the engine's is in flight."""
-        return any(attempt.engine_model == engine_model for attempt, _, _ in self._open.values())
+        return any(attempt.engine_model == engine_model for attempt, *_ in self._open.values())
 
     def ready(self) -> bool:
         """Whether requests may come: the spool can be written, the clock is right."""

@@ -70,6 +70,11 @@ class InvoicesSent:
         """Those with an outcome."""
         return tuple(invoice for invoice in self.invoices if invoice.outcome is outcome)
 
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.having(Outcome.PARKED) or self.having(Outcome.LATER))
+
 
 def send_invoices(
     engine: Engine,

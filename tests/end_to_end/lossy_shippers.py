@@ -28,7 +28,7 @@ from serving_adapter.kafka_client import admin_client
 from serving_adapter.producer import EventProducer, open_producer
 from serving_adapter.replica_reports import Report, encode, reported_at
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.shipping.archive import Archive
+from serving_adapter.shipping.archive import Archive, Folder
 from serving_adapter.shipping.heartbeats import Heartbeats
 from serving_adapter.shipping.shipper import Producers, Shipper
 from serving_adapter.spool.journal import BootJournal, SpoolSettings
@@ -147,7 +147,7 @@ class Fleet:
             journal.close()
         assert reports.flush(60) == 0
         shipper = Shipper(
-            self.spool, _StampedProducers(self._kafka), archive=Archive(self.archive), say=lambda _: None
+            self.spool, _StampedProducers(self._kafka), archive=Archive(Folder(self.archive)), say=lambda _: None
         )  # fmt: skip
         shipper.ship()
 

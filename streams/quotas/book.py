@@ -17,6 +17,7 @@ from streams.quotas.decisions import Ask, Limits, Progress, Refused, Row, Tended
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Leased, Reserved, Returned, Settled
 from streams.quotas.errors import OtherContent
+from streams.quotas.lead import Lead
 from streams.quotas.lease_book import LeaseBook
 from streams.quotas.meter_set import MeterSet
 from streams.quotas.outputs import RecentOutputs
@@ -30,12 +31,12 @@ _KNOWN = Progress(True)
 class TenantBook:
     """The state of one tenant."""
 
-    def __init__(self, tenant_id: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, tenant_id: str, limits: Limits = DEFAULT_LIMITS, lead: Lead | None = None) -> None:
         self.tenant_id = tenant_id
         self.limits = limits
         self.tier = ""
         self.priority = 0
-        self.meters = MeterSet()
+        self.meters = MeterSet(lead or Lead())
         self.requests: dict[str, Request] = {}
         self.leases = LeaseBook()
         self.outputs = RecentOutputs()
@@ -61,7 +62,7 @@ class TenantBook:
                 if part.state is State.SETTLED:
                     self._settled[id(part)] = part
             if request.in_slot:
-                self._slot(request, +1)
+                self.meters.take_slot(request, +1)
         for meter, units in self.leases.held(self.meters):
             meter_set.lease(meter, units, now)
 
@@ -161,6 +162,13 @@ class TenantBook:
         for change in self.leases.expire(now, self.meters):
             meter_set.lease(*change)
 
+    def shift(self, by_us: int) -> None:
+        """The clock has stepped forward: deadlines lie as far ahead as before."""
+        for request in self.requests.values():
+            if request.ended_at is None:
+                request.deadline += by_us
+        self.leases.shift(by_us)
+
     def roll(self, now: int) -> None:
         """Go to the periods that hold `now`, with all that is in flight."""
         for meter in self.meters.rolled_to(now):
@@ -194,7 +202,7 @@ class TenantBook:
         request.ended_at = None
         if not request.in_slot:
             request.in_slot = True
-            self._slot(request, +1)
+            self.meters.take_slot(request, +1)
         return _KNOWN
 
     def _settle(self, entry: Settled) -> Progress:
@@ -263,11 +271,7 @@ class TenantBook:
     def _leave_slot(self, request: Request) -> None:
         if request.in_slot:
             request.in_slot = False
-            self._slot(request, -1)
-
-    def _slot(self, request: Request, sign: int) -> None:
-        first = next(iter(request.parts.values()))
-        self.meters.take_slot(first.model, first.adapter, sign)
+            self.meters.take_slot(request, -1)
 
     def _part(self, request_id: str, attempt: int) -> Part | None:
         request = self.requests.get(request_id)

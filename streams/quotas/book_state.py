@@ -73,8 +73,10 @@ def more_of(tenant_id: str, requests: Mapping[str, Request]) -> BookState:
     return BookState(tenant_id, "", _request_states(requests), [], {}, {})
 
 
-def restore(book: TenantBook, state: BookState) -> None:
-    """Fill a book from its state and those with more requests, before its definitions are taken."""
+def restore(book: TenantBook, state: BookState) -> int:
+    """Fill a book from its state and those with more requests, before its definitions are taken. Returns the time of
+    the newest that is in it."""
+    newest = 0
     book.tier = state.tier or book.tier
     book.meters.rate_states |= state.rates
     book.meters.unreserved |= state.unreserved
@@ -87,9 +89,12 @@ def restore(book: TenantBook, state: BookState) -> None:
             part = request.parts[each.attempt] = Part(each.model, each.adapter)
             part.state, part.reserved = State(each.state), each.reserved
             part.settled, part.settled_at, part.lease_id = each.settled, each.settled_at, each.lease_id
+            newest = max(newest, each.reserved.at if each.reserved else 0)
         book.new_requests.append(stored.request_id)
     for leased in state.leases:
         list(book.leases.apply(leased, book.meters))
+        newest = max(newest, leased.at)
+    return newest
 
 
 def encoded(state: BookState) -> bytes:

@@ -51,7 +51,7 @@ def judge(
         if rate.quota.hard and (room := rate.rate.room(now, needed)) < needed:
             tight.append((rate, room, by_input, per_output))
     if not in_flight:
-        tight += [(slot, 0, 1, 0) for slot in covering.slots if not slot.free and slot.quota.hard]
+        tight += [(slot, 0, 1, 0) for slot in covering.slots if slot.quota.hard and not slot.room(share)]
     for wall, room, by_input, per_output in tight:
         quota = wall.quota
         # Whole answers: what is left over by dividing is not promised

@@ -18,6 +18,7 @@ import psycopg
 
 from streams import alerts
 from streams.alerts import Alert
+from streams.quotas.calendar import microseconds, moment
 from streams.quotas.errors import Fenced, ShardsTaken
 
 DECISIONS_KEPT_DAYS: Final = 35
@@ -34,6 +35,8 @@ class Ownership:
     lost: bool
     first: bool
     """Nobody ever had it."""
+    learning_until: int = 0
+    """Until when it is not known what was promised, as an owner before has found; microseconds since 1970, or 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,19 @@ _KEEP_STATE: Final = """
     insert into usage.quota_states as s (tenant_group, no, state)
     select %(group)s, %(no)s, %(state)s
     from usage.quota_shards where shard = %(shard)s and epoch = %(epoch)s for share
-    on conflict (tenant_group) do update set no = excluded.no, state = excluded.state where s.no < excluded.no
+    on conflict (tenant_group) do update set no = excluded.no, state = excluded.state where s.no <= excluded.no
 """
+_FORGET: Final = """
+    with division as (
+        select max(divided_after) as after, case when count(*) = %(of)s then min(stored_through) else 0 end as stored
+        from usage.quota_shards where shard < %(of)s
+    )
+    delete from usage.quota_journal as j using usage.quota_shards as s, division as d
+    where s.shard = j.shard and j.seq < s.next_seq - 1
+        and (j.shard = %(shard)s and j.no <= %(through)s or j.shard >= %(of)s and j.no <= d.stored)
+        and (d.stored >= d.after or j.no <= d.stored)
+"""
+"""Also of shards that are gone since tenants were divided into fewer."""
 _DECISION_COLUMNS: Final = "decided_at, tenant_id, request_id, attempt, kind, detail"
 
 
@@ -98,19 +112,21 @@ def take(connection: psycopg.Connection, shard: int, of: int, *, owner: str, add
     """
     with connection.transaction():
         rows = connection.execute(
-            "select shard, of, next_seq from usage.quota_shards order by shard for update"
+            "select shard, of, learning_until from usage.quota_shards order by shard for update"
         ).fetchall()
         if any(row[1] != of for row in rows):
             raise ShardsTaken(f"tenants are divided into {rows[0][1]} shards: stop them, then `tollbook quota serve`")
         row = connection.execute(
-            "insert into usage.quota_shards as s (shard, of, epoch, next_seq, owner, address)"
-            " values (%s, %s, 1, 0, %s, %s) on conflict (shard) do update set epoch = s.epoch + 1,"
+            "insert into usage.quota_shards as s (shard, of, epoch, next_seq, owner, address, divided_after)"
+            " values (%s, %s, 1, 0, %s, %s, coalesce((select max(divided_after) from usage.quota_shards), 0))"
+            " on conflict (shard) do update set epoch = s.epoch + 1,"
             " owner = excluded.owner, address = excluded.address, taken_at = now() returning epoch, next_seq",
             (shard, of, owner, address),
         ).fetchone()
         assert row is not None, "an upsert returns its row"
         lost = bool(row[1]) and not _is_whole(connection, shard, row[1])
-    return Ownership(shard, of, row[0], lost, first=row[0] == 1)
+    learning_until = max((microseconds(row[2]) for row in rows if row[2] is not None), default=0)
+    return Ownership(shard, of, row[0], lost, row[0] == 1, learning_until)
 
 
 def divide(connection: psycopg.Connection, of: int) -> bool:
@@ -121,7 +137,9 @@ def divide(connection: psycopg.Connection, of: int) -> bool:
     with connection.transaction():
         connection.execute("select from usage.quota_shards order by shard for update")
         changed = connection.execute(
-            "update usage.quota_shards set epoch = epoch + 1, of = %s where of <> %s", (of, of)
+            "update usage.quota_shards set epoch = epoch + 1, of = %s, stored_through = 0,"
+            " divided_after = coalesce((select max(no) from usage.quota_journal), 0) where of <> %s",
+            (of, of),
         )
     return changed.rowcount > 0
 
@@ -191,13 +209,26 @@ def batches(connection: psycopg.Connection) -> Iterator[tuple[int, bytes]]:
             yield no, bytes(entries)
 
 
-def forget(connection: psycopg.Connection, mine: Ownership, through: int) -> None:
-    """Let batches go that no rebuild will need; the last one stays, as the end of the sequence."""
+def keep_learning(connection: psycopg.Connection, mine: Ownership, until: int) -> None:
+    """Have owners to come know until when what was promised is not known."""
     connection.execute(
-        "delete from usage.quota_journal where shard = %(shard)s and no <= %(through)s"
-        " and seq < (select next_seq - 1 from usage.quota_shards where shard = %(shard)s)",
-        {"shard": mine.shard, "through": through},
+        "update usage.quota_shards set learning_until = %s where shard = %s and epoch = %s",
+        (moment(until), mine.shard, mine.epoch),
     )
+
+
+def forget(connection: psycopg.Connection, mine: Ownership, through: int) -> None:
+    """Let batches go that no rebuild will need; the last of each shard stays, as the end of its sequence.
+
+    Batches from before tenants were divided anew have entries of other shards' tenants as well: they stay until every
+    shard has stored states that reach beyond them.
+    """
+    given = {"shard": mine.shard, "of": mine.of, "epoch": mine.epoch, "through": through}
+    connection.execute(
+        "update usage.quota_shards set stored_through = %(through)s where shard = %(shard)s and epoch = %(epoch)s",
+        given,
+    )
+    connection.execute(_FORGET, given)
 
 
 def decisions_on(connection: psycopg.Connection, tenant_id: str, request_id: str) -> list[Decision]:

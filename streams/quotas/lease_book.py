@@ -123,6 +123,11 @@ class LeaseBook:
             found += [(meter, -units, now) for meter, units in self._units(lease, meters)]
         return found
 
+    def shift(self, by_us: int) -> None:
+        """Hold everything so much longer."""
+        for lease in self._leases.values():
+            lease.held_until += by_us
+
     def held(self, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
         """What each meter holds for slices."""
         for lease in self._leases.values():

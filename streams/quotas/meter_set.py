@@ -10,8 +10,9 @@ from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
 from streams.quotas.decisions import Row, Standing
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Reserved
+from streams.quotas.lead import Lead
 from streams.quotas.meters import BudgetMeter, Meter, RateMeter, SlotMeter
-from streams.quotas.parts import Part, State
+from streams.quotas.parts import Part, Request, State
 from streams.quotas.standings import StandingsText, standing
 
 NEVER: int = 2**62
@@ -54,7 +55,8 @@ class Covering:
 class MeterSet:
     """A tenant's meters, with the prices and billing periods that they go by."""
 
-    def __init__(self) -> None:
+    def __init__(self, lead: Lead) -> None:
+        self._lead = lead
         self.all: list[Meter] = []
         self.budgets: list[BudgetMeter] = []
         """Those whose truth is the windows."""
@@ -86,7 +88,7 @@ class MeterSet:
             if quota.is_rate:
                 self.all.append(RateMeter(quota, rates.get(quota.quota_id)))
             elif quota.is_budget:
-                meter = BudgetMeter(quota, anchor, now)
+                meter = BudgetMeter(quota, anchor, now - self._lead.us)
                 start, units = unreserved.get(quota.quota_id, (0, 0))
                 meter.unreserved = units if start == meter.start else 0
                 if quota.quota_id in before:
@@ -138,7 +140,8 @@ class MeterSet:
         return {meter.quota.quota_id: meter for meter in self.all}[quota_id]
 
     def rolled_to(self, now: int) -> list[BudgetMeter]:
-        """Go to the periods that hold `now`; the meters that went to another one."""
+        """Go to the periods that hold `now` by the database's clock; the meters that went to another one."""
+        now -= self._lead.us
         if now < self.next_roll:
             return []
         rolled = [meter for meter in self.budgets if meter.rolled_to(now)]
@@ -216,9 +219,19 @@ class MeterSet:
             if meter.start <= part.settled_at < meter.end:
                 meter.unreserved -= amount(meter.quota.metric, part.settled, price)
 
-    def take_slot(self, model: str, adapter: str, sign: int) -> None:
-        """One more (+1) or one fewer (-1) request in flight."""
-        for slot in self.covering(model, adapter).slots:
+    def fill_rates(self, percent: int, since_us: int, now: int) -> None:
+        """As if so much of every rate had been charged so long ago."""
+        for meter in self.all:
+            if isinstance(meter, RateMeter):
+                limit = meter.quota.limit
+                left = limit * percent // 100 - limit * since_us // meter.rate.period_us
+                if left > 0:
+                    meter.rate.charge(now, left)
+
+    def take_slot(self, request: Request, sign: int) -> None:
+        """One more (+1) or one fewer (-1) request in flight; its first attempt says of which model."""
+        first = next(iter(request.parts.values()))
+        for slot in self.covering(first.model, first.adapter).slots:
             slot.in_use += sign
 
 

@@ -108,15 +108,18 @@ class BudgetMeter:
         quota = self.quota
         if not quota.hard:
             return ENDLESS
-        taken = self.confirmed + self.unconfirmed + self.leased
+        left = quota.limit - self.confirmed - self.unconfirmed
         if quota.metric == "gpu_seconds":
-            return ENDLESS if taken < quota.limit else -1
-        room = quota.limit + quota.overshoot_allowance - taken - self.reserved
+            return ENDLESS if left > self.leased else -1
+        room = left + quota.overshoot_allowance
+        if share != 100:
+            left, room = left * share // 100, room * share // 100
+        room -= self.leased + self.reserved
         if quota.overshoot_allowance:
-            probable = quota.limit - taken - self.expected
+            probable = left - self.leased - self.expected
             if probable < expected:
                 room = min(room, probable)
-        return room * share // 100 if share != 100 else room
+        return room
 
     def crossed(self) -> list[int]:
         """The thresholds that confirmed usage has reached, and that were not told in this period; now they are."""
@@ -152,7 +155,12 @@ class SlotMeter:
     @property
     def free(self) -> int:
         """How many more there may be; not below 0."""
-        return max(self.quota.limit - self.in_use - self.leased, 0)
+        return self.room(100)
+
+    def room(self, share: int) -> int:
+        """The same where only a share (percent, but one request at least) may be promised."""
+        limit = self.quota.limit if share == 100 else max(self.quota.limit * share // 100, 1)
+        return max(limit - self.in_use - self.leased, 0)
 
 
 Meter = BudgetMeter | RateMeter | SlotMeter

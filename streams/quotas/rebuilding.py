@@ -7,16 +7,20 @@ positions of that very snapshot on. Budgets' windows are read when a tenant is f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import psycopg
 
-from streams.quotas import feed, journal
+from serving_adapter.quota.groups import group_of
+from streams.quotas import book_state, entries, feed, journal
 from streams.quotas.decisions import Limits
 from streams.quotas.definition_store import NOTHING, Definitions
+from streams.quotas.entries import Unasked
 from streams.quotas.feed import Look, Wanted
 from streams.quotas.journal import Ownership
+from streams.quotas.looking import register
 from streams.quotas.shard import Shard
 
 KEYS_A_QUERY: Final = 5000
@@ -30,22 +34,55 @@ class Rebuilt:
     look: Look
     entries: int
     resolved: int
+    newest: int = 0
+    """The time of the newest entry, in microseconds since 1970: a clock that was ahead then."""
 
 
 def rebuild(connection: psycopg.Connection, mine: Ownership, limits: Limits, *, learn: bool = False) -> Rebuilt:
     """Read a shard that was taken. `learn`, or a journal with a gap: what was promised is not known, and only a share
     of what remains is promised for as long as a request of then may run and be metered."""
     with feed.one_snapshot(connection):
+        connection.execute("set local idle_in_transaction_session_timeout = 0")  # taking what is read may take a minute
         look = feed.look_within(connection, {}, NOTHING, Wanted(), mine.shard, mine.of)
         shard = Shard(mine.shard, mine.of, limits, look.definitions or Definitions())
-        if learn or mine.lost:
-            shard.learning_until = look.at + limits.held_us
-        shard.register(feed.registered(connection, mine.shard, mine.of))
-        taken = shard.restore(journal.states(connection, mine), journal.batches(connection), look.at)
+        shard.learning_until = look.at + limits.held_us if learn or mine.lost else mine.learning_until
+        register(shard, feed.registered(connection, mine.shard, mine.of))
+        taken, newest = restore(shard, journal.states(connection, mine), journal.batches(connection), look.at)
         live = shard.live()
         resolved = 0
         for start in range(0, len(live), KEYS_A_QUERY):
             for tenant_id, request_id, attempt in feed.counted_among(connection, live[start : start + KEYS_A_QUERY]):
                 shard.books[tenant_id].book.resolve(request_id, attempt)
                 resolved += 1
-    return Rebuilt(shard, look, taken, resolved)
+    return Rebuilt(shard, look, taken, resolved, newest)
+
+
+def restore(
+    shard: Shard, states: Iterable[tuple[int, int, bytes]], batches: Iterable[tuple[int, bytes]], now: int
+) -> tuple[int, int]:  # fmt: skip
+    """Take stored states and the entries after them. Returns how many entries, and the time of the newest."""
+    as_of: dict[int, int] = {}
+    newest = taken = 0
+    for group, no, stored in states:
+        as_of[group] = no
+        for state in book_state.decode(stored):
+            held = shard.books.get(state.tenant_id) or shard.hold(state.tenant_id)
+            newest = max(newest, book_state.restore(held.book, state))
+    for held in shard.books.values():
+        shard.define(held, now, held.book.tier)
+        shard.fill_rates(held, now)
+    for no, batch in batches:
+        shard.states.read(no)
+        for entry in entries.decode(batch):
+            group = group_of(entry.tenant_id)
+            if group % shard.of != shard.shard or no <= as_of.get(group, 0) or isinstance(entry, Unasked):
+                continue
+            held = shard.books.get(entry.tenant_id) or shard.open(entry.tenant_id, now)
+            held.book.apply(entry)
+            shard.states.note(group, no)
+            newest = max(newest, entry.at)
+            taken += 1
+    shard.deadlines.start(now)
+    for held in shard.books.values():
+        shard.deadlines.watch(held)
+    return taken, newest

@@ -47,6 +47,8 @@ def serve(
     with connect(database.url, application="tollbook quota") as connection:
         mine = journal.take(connection, shard, of, owner=owner, address=url_of(listener))
         rebuilt = rebuild(connection, mine, limits, learn=learn)
+        if rebuilt.shard.learning_until > mine.learning_until:
+            journal.keep_learning(connection, mine, rebuilt.shard.learning_until)
     say(
         f"shard {shard} of {of}, epoch {mine.epoch}: {len(rebuilt.shard.books)} tenants from {rebuilt.entries} entries,"
         f" {rebuilt.resolved} of them counted meanwhile" + (", learning" if rebuilt.shard.learning_until else "")

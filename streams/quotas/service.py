@@ -22,12 +22,14 @@ from streams.database import connect, is_passing
 from streams.errors import DatabaseUnavailable
 from streams.http import access_keys
 from streams.http.access_keys import AccessKey
-from streams.quotas import feed, journal
+from streams.quotas import feed, journal, looking
 from streams.quotas.feed import Look, Wanted
 from streams.quotas.http_protocol import Call, Connection
 from streams.quotas.journal import Ownership
 from streams.quotas.journal_writer import RETRY_S, JournalWriter
 from streams.quotas.rebuilding import Rebuilt
+from streams.quotas.service_clock import ServiceClock
+from streams.quotas.state_keeper import StateKeeper
 from streams.settings import DatabaseSettings
 
 LOOK_EVERY_S: Final = 0.2
@@ -36,8 +38,6 @@ LOOK_AGAIN_S: Final = 0.005
 KEYS_EVERY_S: Final = 1.0
 KEYS_STALE_S: Final = 300.0
 TICK_S: Final = 0.01
-STATE_SLICE_EVERY_S: Final = 0.01
-FORGET_EVERY_S: Final = 5.0
 AWAY_AFTER_S: Final = 0.5
 """A write that takes longer: callers have given up long ago."""
 PARKED_AT_MOST: Final = 10_000
@@ -68,8 +68,8 @@ class QuotaService:
         self.parked: dict[str, list[Parked]] = defaultdict(list)
         self._database = database
         self._positions = rebuilt.look.positions
-        self._clock = (rebuilt.look.at, rebuilt.look.monotonic)
-        self._last = 0
+        self._clock = ServiceClock(rebuilt.look.at, rebuilt.look.monotonic, rebuilt.newest)
+        self.shard.lead.us = self._clock.ahead(time.monotonic())
         self._prepared: list[Prepared] = []
         self._in_hand: tuple[set[int], list[Prepared]] = (set(), [])
         """Of the batch that is being written: its groups, and who waits for it."""
@@ -78,17 +78,17 @@ class QuotaService:
         self._flush_is_due = False
         self._writing_since: float | None = None
         self._begin_a_state = False
-        self._forgot_at = self._dropped_at = time.monotonic()
+        self._dropped_at = time.monotonic()
         self._reading: psycopg.Connection | None = None
-        self._keeping: psycopg.Connection | None = None
         self._writer = JournalWriter(database, mine, self._written, self.fenced.set)
+        self._states = StateKeeper(database, mine, self.shard.states, self._begin_state)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to read and write; returns when callers can be told apart."""
         await self._writer.start()
         self._take_keys(await asyncio.to_thread(self._read_keys))
-        turning = (self._look_again_and_again(), self._tick(), self._keep_states())
+        turning = (self._look_again_and_again(), self._tick(), self._states.keep_again_and_again())
         self._tasks = [asyncio.create_task(each) for each in turning]
 
     async def stop(self) -> None:
@@ -105,11 +105,8 @@ class QuotaService:
         self._writer.stop()
 
     def now(self) -> int:
-        """The database's clock, in microseconds since 1970; it never stands still or goes back."""
-        at, monotonic = self._clock
-        now = at + int((time.monotonic() - monotonic) * 1_000_000)
-        self._last = now if now > self._last else self._last + 1
-        return self._last
+        """The time, in microseconds since 1970; it never stands still or goes back."""
+        return self._clock.now(time.monotonic())
 
     # Answers
 
@@ -149,6 +146,10 @@ class QuotaService:
         self._writing_since = time.monotonic()
         self._writer.write(batch)
 
+    def _begin_state(self) -> None:
+        self._begin_a_state = True
+        self.flush_soon()
+
     def _written(self, no: int) -> None:
         changed, prepared = self._in_hand
         self.batches += 1
@@ -167,43 +168,6 @@ class QuotaService:
         self._prepared = []
         self._try_parked()
 
-    # States
-
-    async def _keep_states(self) -> None:
-        """Write down books a slice at a time, so that a restart need not read the journal from its beginning."""
-        states = self.shard.states
-        while True:
-            await asyncio.sleep(STATE_SLICE_EVERY_S)
-            if states.is_idle:
-                self._begin_a_state = True
-                self.flush_soon()
-            elif (made := states.make()) is not None:
-                forget = 0
-                if time.monotonic() - self._forgot_at >= FORGET_EVERY_S:
-                    self._forgot_at = time.monotonic()
-                    forget = states.needed_from() - 1
-                try:
-                    await asyncio.to_thread(self._keep_state, *made, forget)
-                except (psycopg.Error, DatabaseUnavailable) as error:
-                    if not is_passing(error):
-                        raise
-                    states.not_kept(made[0])
-                    await asyncio.sleep(RETRY_S)
-                else:
-                    states.kept(made[0])
-
-    def _keep_state(self, group: int, no: int, state: bytes, forget: int) -> None:
-        try:
-            if self._keeping is None or self._keeping.closed:
-                self._keeping = connect(self._database.url, application="tollbook quota states")
-            journal.keep_state(self._keeping, self.mine, group, no, state)
-            if forget:
-                journal.forget(self._keeping, self.mine, forget)
-        except psycopg.Error:
-            if self._keeping is not None:
-                self._keeping.close()
-            raise
-
     # The reading thread
 
     async def _look_again_and_again(self) -> None:
@@ -212,7 +176,7 @@ class QuotaService:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), RETRY_S if failing else LOOK_EVERY_S)
             self._wake.clear()
-            wanted = self.shard.wanted()
+            wanted = looking.wanted(self.shard)
             try:
                 look, keys = await asyncio.to_thread(self._look, wanted)
             except (psycopg.Error, DatabaseUnavailable) as error:
@@ -222,7 +186,7 @@ class QuotaService:
                 self._try_parked(give_up=True)
                 continue
             failing = False
-            for _ in self.shard.take_look(look, wanted):
+            for _ in looking.take_look(self.shard, look, wanted):
                 await asyncio.sleep(0)
             self._positions = look.positions
             self.looked_at = time.monotonic()
@@ -259,8 +223,11 @@ class QuotaService:
         self.keys, self.keys_read_at, self.keys_are_stale = keys, time.monotonic(), False
 
     def _set_clock(self, look: Look) -> None:
-        """Go by the database's clock; where it steps back, time goes on slowly until it is there again."""
-        self._clock = (look.at, look.monotonic)
+        """Go by the database's clock; what is held runs no shorter because it has stepped."""
+        stepped = self._clock.hear(look.at, look.monotonic)
+        self.shard.lead.us = self._clock.ahead(time.monotonic())
+        if stepped:
+            self.shard.shift(stepped)
 
     def _try_parked(self, *, give_up: bool = False) -> None:
         """Try again those whose tenants may be ready. `give_up`, or a journal that is away: they are told."""

@@ -6,29 +6,27 @@ answers. Times are microseconds since 1970, by the database's clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import msgspec
 
-from serving_adapter.quota.groups import group_of, shard_of
+from serving_adapter.quota.groups import shard_of
 from serving_adapter.quota.tiers import policy_of
 from streams.alerts import Alert
-from streams.quotas import book_state, entries
+from streams.quotas import entries
 from streams.quotas.amounts import PriceList
 from streams.quotas.book import TenantBook
 from streams.quotas.calendar import microseconds, moment
 from streams.quotas.counters import Counters
 from streams.quotas.deadlines import Deadlines
-from streams.quotas.decisions import Ask, Limits, Refused, Row
+from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import strictest
 from streams.quotas.entries import Entry, Leased, Reserved, Returned, Settled, Unasked
-from streams.quotas.feed import Look, Span, Wanted
 from streams.quotas.held import Held
 from streams.quotas.journal import Batch, Decision
-from streams.quotas.loading import fill, threshold_alerts
+from streams.quotas.lead import Lead
 from streams.quotas.meter_set import NEVER
 from streams.quotas.refusals import refusal_detail
 from streams.quotas.shedding import count, shed
@@ -36,14 +34,9 @@ from streams.quotas.stored_states import StoredStates
 
 SAFE_SHARE: Final = 10
 """Percent of what remains that is promised while what was promised before is not known."""
-ROWS_A_SLICE: Final = 250
-SPANS_A_LOOK: Final = 200
-"""Tenants whose windows are read in one look."""
 
 Unready = Literal["loading", "unknown", "suspended", "closed"]
 """Why nothing can be decided: the tenant's usage or registration is being read, or it may not use anything."""
-
-_UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
 
 
 @dataclass(slots=True)
@@ -55,6 +48,8 @@ class Shard:
     limits: Limits
     definitions: Definitions = field(default_factory=Definitions)
     learning_until: int = 0
+    """Until then it is not known what else was promised, and only a share is."""
+    lead: Lead = field(default_factory=Lead)
     books: dict[str, Held] = field(default_factory=dict)
     pending: list[Entry] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -73,10 +68,10 @@ class Shard:
     shed: set[Held] = field(default_factory=set)
     """Tenants that flood."""
     states: StoredStates = field(default_factory=StoredStates)
-    _deadlines: Deadlines = field(init=False)
+    deadlines: Deadlines = field(init=False)
 
     def __post_init__(self) -> None:
-        self._deadlines = Deadlines(self.limits.keep_ended_us)
+        self.deadlines = Deadlines(self.limits.keep_ended_us)
 
     def owns(self, tenant_id: str) -> bool:
         """Whether the tenant is of this shard."""
@@ -122,7 +117,7 @@ class Shard:
 
     def settle(self, settled: Settled) -> None:
         """Take the end of an attempt."""
-        held = self.books.get(settled.tenant_id) or self._open(settled.tenant_id, settled.at)
+        held = self.books.get(settled.tenant_id) or self.open(settled.tenant_id, settled.at)
         self.counters.settled += 1
         part = held.book.requests.get(settled.request_id)
         if part is None and settled.dispatched:
@@ -154,22 +149,43 @@ class Shard:
             return "loading"
         held = self.books.get(tenant_id)
         if held is None or now >= held.changes_at or (told_tier and told_tier != held.told_tier):
-            held = self._open(tenant_id, now, told_tier)
+            held = self.open(tenant_id, now, told_tier)
         if held.is_loading:
             self.waited_for[tenant_id] = None
             return "loading"
         return held
 
-    def _open(self, tenant_id: str, now: int, told_tier: str = "") -> Held:
+    def open(self, tenant_id: str, now: int, told_tier: str = "") -> Held:
         """A tenant's book under the definitions of now; budgets are to be loaded."""
         held = self.books.get(tenant_id)
         if held is None:
-            held = self.books[tenant_id] = Held(TenantBook(tenant_id, self.limits))
-            self.states.add(held)
-        self._define(held, now, told_tier or held.told_tier or held.book.tier)
+            held = self.hold(tenant_id)
+            self.define(held, now, told_tier or held.told_tier or held.book.tier)
+            self.fill_rates(held, now)
+        else:
+            self.define(held, now, told_tier or held.told_tier or held.book.tier)
         return held
 
-    def _define(self, held: Held, now: int, told_tier: str, prices: PriceList | None = None) -> None:
+    def hold(self, tenant_id: str) -> Held:
+        """A tenant's book, which knows nothing yet."""
+        held = self.books[tenant_id] = Held(TenantBook(tenant_id, self.limits, self.lead))
+        self.states.add(held)
+        return held
+
+    def fill_rates(self, held: Held, now: int) -> None:
+        """While it is not known what was promised: as if all but the share had been charged when that began."""
+        if now < self.learning_until:
+            since = now - (self.learning_until - self.limits.held_us)
+            held.book.meters.fill_rates(100 - SAFE_SHARE, since, now)
+
+    def shift(self, by_us: int) -> None:
+        """The clock has stepped forward: what is held runs as long as it would have."""
+        for held in self.books.values():
+            held.book.shift(by_us)
+            self.states.touch(held.group)
+
+    def define(self, held: Held, now: int, told_tier: str, prices: PriceList | None = None) -> None:
+        """Take what holds for a tenant now; its budgets may have to be loaded then."""
         tenant_id, at = held.book.tenant_id, moment(now)
         tier = self.definitions.tier_of(tenant_id, at, told_tier)
         quotas = self.definitions.quotas_of(tenant_id, tier, at)
@@ -193,90 +209,18 @@ class Shard:
         self.states.before_change(held, entry.request_id)
         over = held.book.apply(entry).over
         self.pending.append(entry)
-        self._deadlines.watch(held)
+        self.deadlines.watch(held)
         return over
-
-    # The database
-
-    def wanted(self) -> Wanted:
-        """What the next look should find out."""
-        spans = {}
-        for tenant_id in list(self.waited_for | self.to_load)[:SPANS_A_LOOK]:
-            held = self.books.get(tenant_id)
-            if held is not None:
-                spans[tenant_id] = sorted(
-                    {Span(m.start, m.end) for m in held.book.meters.budgets}, key=lambda s: s.start
-                )
-        return Wanted(spans, list(self.doubtful), list(self.to_look_up))
-
-    def take_look(self, look: Look, wanted: Wanted) -> Iterator[None]:
-        """Take what a look has found, in slices; the next look must not begin before the last."""
-        if look.definitions is not None:
-            self.definitions = look.definitions
-            for number, held in enumerate(list(self.books.values())):
-                self._define(held, look.at, held.told_tier)
-                if number % 50 == 49:
-                    yield
-        self.register(look.states, wanted.tenants)
-        for start in range(0, len(look.rows), ROWS_A_SLICE):
-            self._confirm(look.rows[start : start + ROWS_A_SLICE], look.at)
-            yield
-        for tenant_id, prices in look.prices.items():
-            priced = self.books.get(tenant_id)
-            if priced is not None and prices != priced.book.meters.prices:
-                self._define(priced, look.at, priced.told_tier, prices)
-        for tenant_id, spans in look.loaded.items():
-            held = self.books[tenant_id]
-            held.book.roll(look.at)
-            fill(held.book, spans)
-            self.alerts += threshold_alerts(held.book, look.at)
-            held.is_loading = held.book.needs_loading
-            if not held.is_loading:
-                self.to_load.pop(tenant_id, None)
-                self.waited_for.pop(tenant_id, None)
-        found = set(look.counted)
-        for tenant_id, request_id, attempt in wanted.attempts:
-            self.doubtful.pop((tenant_id, request_id, attempt), None)
-            if (tenant_id, request_id, attempt) in found:
-                self.books[tenant_id].book.resolve(request_id, attempt)
-
-    def register(self, states: Mapping[str, str], asked: Sequence[str] = ()) -> None:
-        """Take which tenants there are, and which of those asked for there are not."""
-        self.barred = {tenant_id: _UNREADY[state] for tenant_id, state in states.items() if state != "active"}
-        self.registered.update(states)
-        for tenant_id in asked:
-            self.to_look_up.pop(tenant_id, None)
-            if tenant_id not in states:
-                self.barred[tenant_id] = "unknown"
-
-    def _confirm(self, rows: Sequence[Row], now: int) -> None:
-        touched: dict[str, Held] = {}
-        for row in rows:
-            held = self.books.get(row.tenant_id)
-            if held is None:
-                tier = self.definitions.tier_of(row.tenant_id, moment(now))
-                if not self.definitions.versions_of(row.tenant_id, tier):
-                    continue
-                held = self._open(row.tenant_id, now)
-            held.book.roll(now)
-            progress = held.book.confirm(row)
-            self.counters.confirmed += row.first
-            self.counters.unreserved += row.first and not progress.known
-            self.counters.over += progress.over
-            touched[row.tenant_id] = held
-        for held in touched.values():
-            self._deadlines.watch(held)
-            self.alerts += threshold_alerts(held.book, now)
 
     # Time
 
     def tend(self, now: int) -> None:
         """End what is overdue, forget what is over. A bounded piece of work."""
-        for held, request_id in self._deadlines.due(now):
+        for held, request_id in self.deadlines.due(now):
             tended = held.book.tend(request_id, now)
             self.counters.expired += tended.expired
             if tended.again_at is not None:
-                self._deadlines.again(held, request_id, tended.again_at)
+                self.deadlines.again(held, request_id, tended.again_at)
                 for attempt in held.book.overdue(request_id, now):
                     self.counters.findings += 1
                     self.doubtful[held.book.tenant_id, request_id, attempt] = None
@@ -288,6 +232,14 @@ class Shard:
                 held.book.expire_leases(now)
         for held in list(self.shed):
             self.count(held, 0, now)
+
+    def live(self) -> list[tuple[str, str, int]]:
+        """Every attempt whose usage is not confirmed as far as is known here."""
+        return [
+            (tenant_id, request_id, attempt)
+            for tenant_id, held in self.books.items()
+            for request_id, attempt in held.book.live()
+        ]
 
     # The journal
 
@@ -301,41 +253,3 @@ class Shard:
         batch = Batch(entries.encode(self.pending), self.decisions, self.alerts)
         self.pending, self.decisions, self.alerts = [], [], []
         return batch, self.states.cut()
-
-    # Rebuilding
-
-    def restore(self, states: Iterable[tuple[int, int, bytes]], batches: Iterable[tuple[int, bytes]], now: int) -> int:
-        """Take stored states and the entries after them; returns how many entries. Definitions must be here already."""
-        as_of: dict[int, int] = {}
-        for group, no, stored in states:
-            as_of[group] = no
-            for state in book_state.decode(stored):
-                held = self.books.get(state.tenant_id)
-                if held is None:
-                    held = self.books[state.tenant_id] = Held(TenantBook(state.tenant_id, self.limits))
-                    self.states.add(held)
-                book_state.restore(held.book, state)
-        for held in self.books.values():
-            self._define(held, now, held.book.tier)
-        taken = 0
-        for no, batch in batches:
-            for entry in entries.decode(batch):
-                group = group_of(entry.tenant_id)
-                if group % self.of != self.shard or no <= as_of.get(group, 0) or isinstance(entry, Unasked):
-                    continue
-                held = self.books.get(entry.tenant_id) or self._open(entry.tenant_id, now)
-                held.book.apply(entry)
-                self.states.note(group, no)
-                taken += 1
-        self._deadlines.start(now)
-        for held in self.books.values():
-            self._deadlines.watch(held)
-        return taken
-
-    def live(self) -> list[tuple[str, str, int]]:
-        """Every attempt whose usage is not confirmed as far as is known here."""
-        return [
-            (tenant_id, request_id, attempt)
-            for tenant_id, held in self.books.items()
-            for request_id, attempt in held.book.live()
-        ]

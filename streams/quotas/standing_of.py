@@ -9,7 +9,7 @@ import psycopg
 
 from serving_adapter.quota.groups import GROUPS, group_of
 from streams import tenants
-from streams.quotas import feed, journal
+from streams.quotas import feed, journal, looking
 from streams.quotas.book import TenantBook
 from streams.quotas.calendar import moment
 from streams.quotas.decisions import Limits
@@ -90,9 +90,9 @@ def _book(connection: psycopg.Connection, tenant_id: str) -> tuple[TenantBook, i
     for _ in range(_LOOKS):
         if isinstance(held, Held):
             break
-        wanted = shard.wanted()
+        wanted = looking.wanted(shard)
         look = feed.look(connection, look.positions, shard.definitions.marks, wanted, group, GROUPS)
-        for _ in shard.take_look(look, wanted):
+        for _ in looking.take_look(shard, look, wanted):
             pass
         shard.barred.pop(tenant_id, None)
         held = shard.ready(tenant_id, look.at)

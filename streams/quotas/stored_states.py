@@ -136,6 +136,17 @@ class StoredStates:
         if state is not None and state.since is None and state.as_of is not None and no > state.as_of:
             state.since = no
 
+    def touch(self, group: int) -> None:
+        """Books of a group have changed without an entry: as of the newest batch they are to be written down anew."""
+        self._dirty.setdefault(group, self._newest)
+        state = self._unstored.get(group)
+        if state is not None and state.since is None:
+            state.since = self._newest
+
+    def read(self, no: int) -> None:
+        """A batch was read, whosever entries are in it."""
+        self._newest = max(no, self._newest)
+
     def make(self) -> tuple[int, int, bytes] | None:
         """Go on with the state that is being made; (group, as of which batch, state) once it can be stored."""
         making = self._making

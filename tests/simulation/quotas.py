@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final, Protocol
 
+from streams.quotas import looking
 from streams.quotas.amounts import Counts
 from streams.quotas.calendar import bounds, microseconds
 from streams.quotas.decisions import Ask, Limits, Refused, Row
@@ -22,6 +23,7 @@ from streams.quotas.definition_store import NOTHING, Definitions, Tier
 from streams.quotas.definitions import quota_from
 from streams.quotas.entries import Reserved, Settled
 from streams.quotas.feed import Look, Span, Used, Wanted
+from streams.quotas.rebuilding import restore
 from streams.quotas.shard import Shard
 
 SECOND: Final = 1_000_000
@@ -367,13 +369,13 @@ class Product:
         return wrong
 
     def _look(self, now: int) -> None:
-        wanted: Wanted = self.shard.wanted()
+        wanted: Wanted = looking.wanted(self.shard)
         rows, self._new = self._new, []
         self._note(rows)
         look = Look(now, 0.0, {}, rows, True, None)
         look.loaded = {name: {span: self._used(name, span) for span in spans} for name, spans in wanted.spans.items()}
         look.counted = [attempt for attempt in wanted.attempts if attempt in self._identities]
-        for _ in self.shard.take_look(look, wanted):
+        for _ in looking.take_look(self.shard, look, wanted):
             pass
 
     def _note(self, rows: list[Row]) -> None:
@@ -415,7 +417,7 @@ class Product:
         shard = Shard(0, 1, LIMITS, self._definitions)
         shard.registered = set(self._names)
         self._note(self._new)
-        shard.restore([(g, no, state) for g, (no, state) in self._states.items()], self._journal, now)
+        restore(shard, [(g, no, state) for g, (no, state) in self._states.items()], self._journal, now)
         self._new = []
         for tenant_id, request_id, attempt in shard.live():
             if (tenant_id, request_id, attempt) in self._identities:

@@ -12,7 +12,7 @@ import psycopg
 from streams import tenants
 from streams.database import connect
 from streams.ingest.apply import ChunkApplier
-from streams.quotas import definition_store, feed, journal
+from streams.quotas import definition_store, feed, journal, looking
 from streams.quotas.decisions import Ask, Limits
 from streams.quotas.definitions import quota_from
 from streams.quotas.entries import Settled
@@ -68,6 +68,8 @@ class Driver:
         self.mine: Ownership = journal.take(self.writing, shard, of, owner="test", address="")
         self.rebuilt: Rebuilt = rebuild(self.reading, self.mine, limits, learn=learn)
         self.shard: Shard = self.rebuilt.shard
+        if self.shard.learning_until > self.mine.learning_until:
+            journal.keep_learning(self.writing, self.mine, self.shard.learning_until)
         self.positions = self.rebuilt.look.positions
         self._last = 0
 
@@ -78,11 +80,11 @@ class Driver:
         return self._last
 
     def look(self) -> None:
-        wanted = self.shard.wanted()
+        wanted = looking.wanted(self.shard)
         marks = self.shard.definitions.marks
         found = feed.look(self.reading, self.positions, marks, wanted, self.mine.shard, self.mine.of)
         self.positions = found.positions
-        for _ in self.shard.take_look(found, wanted):
+        for _ in looking.take_look(self.shard, found, wanted):
             pass
 
     def write(self, *, store_a_state: bool = False) -> None:

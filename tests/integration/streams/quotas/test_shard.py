@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -9,12 +10,13 @@ import psycopg
 import pytest
 
 from serving_adapter.quota.groups import GROUPS, group_of
-from streams.quotas import definition_store, journal
+from streams.quotas import definition_store, entries, journal
 from streams.quotas.calendar import Anchor, microseconds
-from streams.quotas.decisions import Ask, Refused
+from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definition_store import DatedAnchor
 from streams.quotas.entries import Leased, Reserved
 from streams.quotas.errors import Fenced, ShardsTaken
+from streams.quotas.rebuilding import rebuild
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
 from tests.integration.streams.quotas.driver import Driver, Usage, add_tenants, define
@@ -129,6 +131,37 @@ def test_tenants_are_divided_and_divided_anew(
     assert all(each.shard.books for each in drivers)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_dividing_anew_forgets_nothing_that_another_shard_needs(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage, first: int
+) -> None:
+    names = [f"n{number}" for number in range(12)]
+    add_tenants(connection, *names)
+    for name in names:
+        define(connection, tenant=name, limit=100)
+    one = Driver(own_database_url)
+    for name in names:
+        assert isinstance(one.ask("r1", 90, tenant=name), Reserved)
+    journal.divide(connection, 2)
+
+    def forget(driver: Driver) -> None:
+        driver.store_states()
+        journal.forget(connection, driver.mine, driver.shard.states.needed_from() - 1)
+
+    quick = Driver(own_database_url, shard=first, of=2)
+    forget(quick)
+    late = Driver(own_database_url, shard=1 - first, of=2)
+    for name in names:
+        driver = quick if quick.shard.owns(name) else late
+        assert isinstance(driver.ask("r2", 90, tenant=name), Refused)
+    forget(late)
+    forget(quick)
+    kept = connection.execute("select count(*) from usage.quota_journal").fetchone()
+    assert kept is not None
+    assert kept[0] <= 2  # of each shard the last
+    assert not Driver(own_database_url, shard=0, of=2).mine.lost
+
+
 def test_without_its_journal_only_a_share_is_promised(
     connection: psycopg.Connection, owner: psycopg.Connection, own_database_url: str, usage: Usage
 ) -> None:
@@ -141,6 +174,34 @@ def test_without_its_journal_only_a_share_is_promised(
     answer = again.ask("r2", 500)
     assert isinstance(answer, Reserved)
     assert answer.max_tokens == 100
+    assert isinstance(again.ask("r3", 500), Refused)
+    again.crash()
+    another = Driver(own_database_url)  # the journal is whole again, and what was lost is not
+    assert not another.mine.lost
+    assert isinstance(another.ask("r4", 500), Refused)
+    assert journal.divide(connection, 2)
+    drivers = [Driver(own_database_url, shard=number, of=2) for number in range(2)]
+    assert all(each.shard.learning_until == another.shard.learning_until for each in drivers)
+
+
+def test_a_rebuild_that_takes_long_is_not_ended_by_the_server(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(connection)
+    driver = Driver(own_database_url)
+    driver.ask("r1")
+    decode = entries.decode
+
+    def slowly(stored: bytes) -> list[entries.Entry]:
+        time.sleep(0.3)
+        return decode(stored)
+
+    monkeypatch.setattr(entries, "decode", slowly)
+    connection.execute("set idle_in_transaction_session_timeout = '100ms'")
+    rebuilt = rebuild(connection, driver.mine, Limits())
+    assert rebuilt.entries == 1
+    shown = connection.execute("show idle_in_transaction_session_timeout").fetchone()
+    assert shown == ("100ms",)
 
 
 def test_a_tenants_first_request_waits_for_one_look_alone(

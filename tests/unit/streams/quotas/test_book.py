@@ -236,6 +236,31 @@ def test_learning_promises_only_a_share() -> None:
     assert entry.max_tokens == 100
 
 
+def test_learning_promises_a_share_of_what_is_not_used_in_all() -> None:
+    made = book(quota(limit=1000), quota("none", "concurrency", 40))
+    for number in range(100):
+        entry = made.decide(ask(f"r{number}", max_tokens=16), NOW, share=10)
+        if isinstance(entry, Reserved):
+            made.apply(entry)
+    slots = made.meters.named("none-concurrency")
+    assert isinstance(slots, SlotMeter)
+    assert (budget(made).reserved <= 100, slots.in_use) == (True, 4)
+    alone = book(quota(limit=1000))
+    for number in range(100):
+        entry = alone.decide(ask(f"r{number}", max_tokens=16), NOW, share=10)
+        if isinstance(entry, Reserved):
+            alone.apply(entry)
+    assert 84 < budget(alone).reserved <= 100
+
+
+def test_rates_begin_as_full_as_a_share_leaves_them_while_nothing_is_known() -> None:
+    made = book(quota("minute", "requests", 60))
+    made.meters.fill_rates(90, 0, NOW)
+    (meter,) = made.meters.all
+    assert isinstance(meter, RateMeter)
+    assert [meter.rate.room(NOW + seconds * SECOND, 60) for seconds in (0, 10, 60)] == [6, 16, 60]
+
+
 def lease(**more: int) -> Leased:
     return Leased("t1", "l1", "gw", more.pop("at", NOW), "m-1", "", more.pop("requests", 5), 0, more.pop("output", 300),
                   more.pop("slots", 2), more.pop("until", NOW + 60 * SECOND))  # fmt: skip

@@ -1,0 +1,90 @@
+"""What a look at the database means for a shard: confirmed usage, definitions, prices, who is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from streams.quotas.calendar import moment
+from streams.quotas.decisions import Row
+from streams.quotas.feed import Look, Span, Wanted
+from streams.quotas.held import Held
+from streams.quotas.loading import fill, threshold_alerts
+from streams.quotas.shard import Shard, Unready
+
+ROWS_A_SLICE: Final = 250
+SPANS_A_LOOK: Final = 200
+"""Tenants whose windows are read in one look."""
+_UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
+
+
+def wanted(shard: Shard) -> Wanted:
+    """What the next look should find out."""
+    spans = {}
+    for tenant_id in list(shard.waited_for | shard.to_load)[:SPANS_A_LOOK]:
+        held = shard.books.get(tenant_id)
+        if held is not None:
+            spans[tenant_id] = sorted({Span(m.start, m.end) for m in held.book.meters.budgets}, key=lambda s: s.start)
+    return Wanted(spans, list(shard.doubtful), list(shard.to_look_up))
+
+
+def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
+    """Take what a look has found, in slices; the next look must not begin before the last."""
+    if look.definitions is not None:
+        shard.definitions = look.definitions
+        for number, held in enumerate(list(shard.books.values())):
+            shard.define(held, look.at, held.told_tier)
+            if number % 50 == 49:
+                yield
+    register(shard, look.states, wanted.tenants)
+    for start in range(0, len(look.rows), ROWS_A_SLICE):
+        _confirm(shard, look.rows[start : start + ROWS_A_SLICE], look.at)
+        yield
+    for tenant_id, prices in look.prices.items():
+        priced = shard.books.get(tenant_id)
+        if priced is not None and prices != priced.book.meters.prices:
+            shard.define(priced, look.at, priced.told_tier, prices)
+    for tenant_id, spans in look.loaded.items():
+        held = shard.books[tenant_id]
+        held.book.roll(look.at)
+        fill(held.book, spans)
+        shard.alerts += threshold_alerts(held.book, look.at)
+        held.is_loading = held.book.needs_loading
+        if not held.is_loading:
+            shard.to_load.pop(tenant_id, None)
+            shard.waited_for.pop(tenant_id, None)
+    found = set(look.counted)
+    for tenant_id, request_id, attempt in wanted.attempts:
+        shard.doubtful.pop((tenant_id, request_id, attempt), None)
+        if (tenant_id, request_id, attempt) in found:
+            shard.books[tenant_id].book.resolve(request_id, attempt)
+
+
+def register(shard: Shard, states: Mapping[str, str], asked: Sequence[str] = ()) -> None:
+    """Take which tenants there are, and which of those asked for there are not."""
+    shard.barred = {tenant_id: _UNREADY[state] for tenant_id, state in states.items() if state != "active"}
+    shard.registered.update(states)
+    for tenant_id in asked:
+        shard.to_look_up.pop(tenant_id, None)
+        if tenant_id not in states:
+            shard.barred[tenant_id] = "unknown"
+
+
+def _confirm(shard: Shard, rows: Sequence[Row], now: int) -> None:
+    touched: dict[str, Held] = {}
+    for row in rows:
+        held = shard.books.get(row.tenant_id)
+        if held is None:
+            tier = shard.definitions.tier_of(row.tenant_id, moment(now))
+            if not shard.definitions.versions_of(row.tenant_id, tier):
+                continue
+            held = shard.open(row.tenant_id, now)
+        held.book.roll(now)
+        progress = held.book.confirm(row)
+        shard.counters.confirmed += row.first
+        shard.counters.unreserved += row.first and not progress.known
+        shard.counters.over += progress.over
+        touched[row.tenant_id] = held
+    for held in touched.values():
+        shard.deadlines.watch(held)
+        shard.alerts += threshold_alerts(held.book, now)

@@ -43,7 +43,7 @@ def set_quota(
     model: Annotated[str, typer.Option(help="Only usage of this model.")] = "",
     adapter: Annotated[str, typer.Option(help="Only usage of this adapter.")] = "",
     soft: Annotated[bool, typer.Option("--soft", help="Refuse nothing; put back, shorten and tell.")] = False,
-    thresholds: Annotated[str, typer.Option(help="Percents at which to tell, e.g. 80,90,100.")] = "",
+    thresholds: Annotated[str, typer.Option(help="Percents at which to tell; soft: 80,90,100 if not given.")] = "",
     on_shrink: Annotated[str, typer.Option(help="allow or deny: may max_tokens be made smaller?")] = "allow",
     min_tokens: Annotated[int, typer.Option(help="Refuse rather than shrink below this.")] = 16,
     overshoot_allowance: Annotated[str | None, typer.Option(help="By how much a hard budget may be passed.")] = None,
@@ -59,7 +59,9 @@ def set_quota(
         "tenant_id": tenant or None, "tier": tier or None, "period": period, "metric": metric, "limit": limit,
         "hard": not soft, "model": model, "adapter": adapter, "on_shrink": on_shrink, "min_tokens": min_tokens,
         "overshoot_allowance": overshoot_allowance, "on_unavailable": on_unavailable, "from": starts,
-        "thresholds": [int(each) if each.strip().isdigit() else each for each in thresholds.split(",") if each],
+        "thresholds": [int(each) if each.strip().isdigit() else each for each in thresholds.split(",")]
+        if thresholds
+        else None,
     }  # fmt: skip
     quota = quota_from(given, now=datetime.now(UTC))
     with session.connection() as connection, session.change(connection, dry_run):

@@ -41,9 +41,11 @@ def judge(
         quota = meter.quota
         if quota.thresholds and not quota.hard:
             percent = meter.percent
-            priority += SOFT_STEP * sum(each <= percent for each in quota.thresholds)
-            if percent >= 100:
-                granted = min(granted, max(outputs.median(wanted), quota.min_tokens))
+            passed = sum(each <= percent for each in quota.thresholds)
+            if passed:
+                priority += SOFT_STEP * passed
+                usual = outputs.median(wanted) if percent >= 100 else outputs.expected(wanted)
+                granted = min(granted, max(usual, quota.min_tokens))
                 limited_by.append(quota.quota_id)
     for rate, each, per_input, per_output in rates:
         by_input = each + per_input * ask.input_tokens

@@ -33,6 +33,8 @@ MOST: Final = Decimal(10) ** 15
 """The largest limit: far above any use, and a slip of the keyboard below it is told."""
 DEFAULT_MIN_TOKENS: Final = 16
 """A shorter answer than this is of no use to anybody: refused rather than shrunk to it."""
+SOFT_THRESHOLDS: Final = (80, 90, 100)
+"""Of a soft budget that names none: without, it would do nothing."""
 THRESHOLDS_AT_MOST: Final = 10
 LARGEST_THRESHOLD: Final = 1000
 _MODEL: Final = re.compile(r"[!-~][ -~]{0,254}")
@@ -170,7 +172,9 @@ def _judge_kind(period: str, metric: str) -> None:
 
 
 def _thresholds(document: Mapping[str, Any], hard: bool, *, is_budget: bool) -> tuple[int, ...]:
-    given = document.get("thresholds", [])
+    given = document.get("thresholds")
+    if given is None:
+        return () if hard or not is_budget else SOFT_THRESHOLDS
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise InvalidQuota("thresholds", "give a list of whole percents, e.g. [80, 90, 100]")
     if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in given):

@@ -22,7 +22,8 @@ class Slice(NamedTuple):
 
 
 def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, holders: int) -> Slice:
-    """The largest slice of the form of `want` that every hard quota has room for; all 0 where one has none.
+    """The largest slice of the form of `want` that every hard quota has room for; all 0 where one has none, or where
+    a soft one has reached its first threshold.
 
     `holders` = how many hold slices of this tenant, the one who asks among them.
     """
@@ -33,6 +34,8 @@ def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, hol
     for meter in book.meters.of(model, adapter):
         quota = meter.quota
         if not quota.hard:
+            if isinstance(meter, BudgetMeter) and quota.thresholds and meter.percent >= quota.thresholds[0]:
+                return Slice()  # its requests are put back and shortened, each by the service
             continue
         room = max(_room(meter, now), 0) // (PARTS * holders)
         counts = Counts(requests, input_tokens, input_tokens, output_tokens)

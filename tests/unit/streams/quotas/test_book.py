@@ -210,8 +210,11 @@ def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
     for number in range(16):
         made.outputs.add(number + 20)
     assert admit(made, ask("a")).priority == 0
+    assert grant(made, "m-1", "", Slice(10, 100, 100, 0), NOW, 1).output_tokens == 100
     load(made, 60)
-    assert admit(made, ask("b")).priority == 10
+    second = admit(made, ask("b", max_tokens=400))
+    assert (second.priority, second.max_tokens, second.limited_by) == (10, 35, ("day-output_tokens",))
+    assert grant(made, "m-1", "", Slice(10, 100, 100, 0), NOW, 1) == Slice()
     load(made, 120)
     late = admit(made, ask("c", max_tokens=400))
     assert (late.priority, late.max_tokens, late.limited_by) == (20, 28, ("day-output_tokens",))

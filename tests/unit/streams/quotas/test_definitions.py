@@ -63,6 +63,12 @@ def test_a_wrong_definition_is_refused_by_field(change: dict[str, Any], field: s
     assert refused.value.field == field
 
 
+def test_a_soft_budget_has_thresholds_unless_it_says_that_it_has_none() -> None:
+    assert quota_from(GOOD | {"hard": False}, now=NOW).thresholds == (80, 90, 100)
+    assert quota_from(GOOD | {"hard": False, "thresholds": []}, now=NOW).thresholds == ()
+    assert quota_from(GOOD, now=NOW).thresholds == ()
+
+
 def test_a_soft_limit_may_have_thresholds_above_100_percent() -> None:
     assert quota_from(GOOD | {"hard": False, "thresholds": [150, 80]}, now=NOW).thresholds == (80, 150)
 

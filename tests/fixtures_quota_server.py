@@ -88,7 +88,7 @@ def start_quota_server(url: str, secret: str, *arguments: str) -> QuotaServerPro
     """Start one on a free port and wait until it can be called."""
     process = subprocess.Popen(
         [sys.executable, "-m", "console.main", "quota", "serve", "--port", "0", *arguments],
-        env=os.environ | {"TOLLBOOK_DATABASE_URL": url}, stderr=subprocess.PIPE, text=True, bufsize=1,
+        env=os.environ | {"TOLLBOOK_DATABASE_URL": url}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     said = ""
     until = time.monotonic() + STARTS_WITHIN_S
@@ -96,9 +96,8 @@ def start_quota_server(url: str, secret: str, *arguments: str) -> QuotaServerPro
     while time.monotonic() < until:
         ready, _, _ = select.select([process.stderr], [], [], 0.2)
         if ready:
-            line = process.stderr.readline()
-            said += line
-            if found := re.search(r"POST http://127\.0\.0\.1:(\d+)/", line):
+            said += os.read(process.stderr.fileno(), 4096).decode()  # lines that a reader buffers are never selected
+            if found := re.search(r"POST http://127\.0\.0\.1:(\d+)/", said):
                 envoy = re.search(r"gRPC \S+ on 127\.0\.0\.1:(\d+)", said)
                 return QuotaServerProcess(process, int(found[1]), secret, int(envoy[1]) if envoy else 0)
         if process.poll() is not None:

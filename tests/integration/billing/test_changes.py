@@ -153,7 +153,7 @@ def test_a_price_that_is_told_late_says_what_must_be_rebuilt(world: World, own_d
     (stale,) = applied.stale
     assert (stale.tenant_id, stale.start) == ("acme", datetime(2026, 10, 16, 12, tzinfo=UTC))
     (why,) = world.rate().unratable
-    assert "`tollbook streams rebuild --from 2026-10-16T12:00Z --to 2026-10-16T13:00Z --apply`" in why
+    assert "`tollbook streams rebuild --from 2026-10-16T12:00:00Z --to 2026-10-16T13:00:00Z --apply`" in why
     assert change(world, "p", at=NOVEMBER.start, seats=1).stale == (stale,)
 
 

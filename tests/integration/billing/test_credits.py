@@ -246,7 +246,7 @@ def test_grants_that_cover_different_charges_are_drawn_event_by_event(
     assert_the_liability_is_what_is_left(world)
 
 
-@pytest.mark.parametrize("step", ["frozen", "lines_added", "released", "numbered", "finalized"])
+@pytest.mark.parametrize("step", ["frozen", "draft_created", "compared", "released", "numbered", "finalized"])
 def test_a_crash_at_any_step_draws_once(world: World, gateway: StripeGateway, step: str) -> None:
     customer(world, [(OCTOBER.start, 1000)])
     give(world, grant("a", "0.7"), grant("b", "0.5", kind=GrantKind.PAID, paid_at=SINCE))

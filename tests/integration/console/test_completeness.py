@@ -88,7 +88,9 @@ def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
     }  # fmt: skip
     ours, terminal = pty.openpty()
     command = [sys.executable, "-m", "console.main", "streams", "status", "--watch"]
-    shown = subprocess.Popen(command, env=environ, stdin=terminal, stdout=terminal, stderr=terminal)
+    shown = subprocess.Popen(
+        command, env=environ, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=heed_interrupts
+    )
     os.close(terminal)
     try:
         read_until(ours, b"quarantine: empty")
@@ -112,6 +114,11 @@ def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
     finally:
         shown.kill()
         os.close(ours)
+
+
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_to_end(terminal: int) -> None:

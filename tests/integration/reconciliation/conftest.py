@@ -22,6 +22,7 @@ from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import PeriodReport, reconcile_period
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
+from streams.completeness import number_store
 from streams.ingest import sources
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.logs import Log, LogReader
@@ -139,7 +140,9 @@ def line(
     gateway = StripeGateway(StripeSettings(stripe_twin.key, stripe_twin.url))
     made = Line(engine, kafka, gateway, stripe_twin, stripe_twin_data)
     made.customers("acme")
-    made.send_events(event(1), event(2), event(3), b"torn")
+    made.send_events(event(1, replica_id="r1", boot_id="b1", seq=1), event(2), event(3), b"torn")
+    with transaction(engine) as opened:
+        number_store.fold(raw(opened), NOW)
     assert made.close().problems == []
     yield made
     engine.dispose()

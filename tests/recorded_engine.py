@@ -45,6 +45,8 @@ class RecordedEngine:
     endless: bool = False
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    loras: list[tuple[str, str]] = field(default_factory=list)
+    """Adapters that were loaded and unloaded."""
     sent_bytes: int = 0
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """A connection was closed from the other side before its answer was whole."""
@@ -62,6 +64,10 @@ class RecordedEngine:
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 25\r\n\r\nvllm:prompt_tokens_total 1")
                 return
             body = json.loads(data)
+            if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+                self.loras.append((path, body["lora_name"]))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nSuccess")
+                return
             self.asked.append(body)
             self.headers.append(headers)
             with contextlib.suppress(ConnectionError):

@@ -6,19 +6,13 @@ asked for it. An abort is counted as far as the answer had come.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 import msgspec
 
+from serving_adapter.asgi import App, Message, Receive, Scope, Send
 from serving_adapter.engine.attempts import CURRENT, Attempt
 from serving_adapter.metering.stated_usage import MOST_HELD_BYTES, SEQUENCE, EventStream, Hidden, StatedUsage
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TAKE_OPTIONS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Where a stream states its usage if `stream_options` say so; elsewhere it does without."""

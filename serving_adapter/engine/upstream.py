@@ -9,20 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import httptools
 
+from serving_adapter.asgi import Receive, Scope, Send
 from serving_adapter.engine.attempts import CURRENT
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.settings import SettingsError
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 CONNECT_WITHIN_S: Final = 5.0
 READ_BYTES: Final = 64 * 1024

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from serving_adapter.adapters.registry_folder import RegistryBroken, RegistryFolder, ReplicaStatus, Served
+from serving_adapter.asgi import App, Message
 from serving_adapter.clock import rfc3339
 from serving_adapter.errors import AdapterError
 from serving_adapter.isolation.callers import Caller
@@ -31,8 +32,6 @@ from serving_adapter.serving.replica import Replica
 LOAD, UNLOAD, SMOKE = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
 EACH_S: Final = 1.0
 TRIED_AGAIN_AFTER_S: Final = 60.0
-
-App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class NotLoaded(AdapterError):
@@ -140,7 +139,7 @@ class AdapterLoading:
         answer = _Asked(request)
         exchange = Exchange(replica, self._app(), Route.COMPLETION, caller, {}, resolved)
         try:
-            await exchange.serve(self._scope(SMOKE), answer.receive, answer.send)
+            await exchange.serve(self._scope(SMOKE, answer), answer.receive, answer.send)
         except Refusal as refusal:
             raise NotLoaded(f"its first request was refused: {refusal}") from None
         except Exception as error:  # whatever an engine may raise: the replica goes on without this adapter
@@ -150,14 +149,15 @@ class AdapterLoading:
 
     async def _ask(self, path: str, body: Any) -> tuple[int, bytes]:
         answer = _Asked(body)
-        await self._app()(self._scope(path), answer.receive, answer.send)
+        await self._app()(self._scope(path, answer), answer.receive, answer.send)
         return answer.status, answer.body
 
-    def _scope(self, path: str) -> dict[str, Any]:
+    def _scope(self, path: str, asked: _Asked) -> dict[str, Any]:
+        length = str(len(asked.sent)).encode()
         return {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
             "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "state": {},
-            "headers": [(b"content-type", b"application/json"), (b"host", b"replica")],
+            "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
             "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "app": self._outer,
         }  # fmt: skip
 
@@ -194,19 +194,20 @@ class _Asked:
     """A request of our own within the process."""
 
     def __init__(self, body: Any) -> None:
-        self._sent: bytes | None = msgspec.json.encode(body)
+        self.sent = msgspec.json.encode(body)
+        self._taken = False
         self._never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status = 0
         self.body = b""
 
-    async def receive(self) -> MutableMapping[str, Any]:
+    async def receive(self) -> Message:
         """ASGI's."""
-        if self._sent is None:
+        if self._taken:
             await self._never
-        body, self._sent = self._sent, None
-        return {"type": "http.request", "body": body, "more_body": False}
+        self._taken = True
+        return {"type": "http.request", "body": self.sent, "more_body": False}
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
         """ASGI's."""
         if message["type"] == "http.response.start":
             self.status = message["status"]

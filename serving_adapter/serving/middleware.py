@@ -10,11 +10,11 @@ import asyncio
 import hmac
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import msgspec
 
+from serving_adapter.asgi import App, Message, Receive, Scope, Send
 from serving_adapter.engine.stream_counting import StreamCounting
 from serving_adapter.engine.vllm_hooks import EngineUnfit
 from serving_adapter.isolation.refusal import Refusal
@@ -23,12 +23,6 @@ from serving_adapter.serving.adapter_loading import AdapterLoading
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from serving_adapter.serving.exchange import Exchange, answer, refuse
 from serving_adapter.serving.replica import Replica
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"127.0.0.1", "::1"})
 

@@ -14,14 +14,18 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from serving_adapter.adapters.registry_folder import RegistryFolder
+from serving_adapter.command_line import main
 from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import Caller, sign
+from serving_adapter.serving import adapter_loading
 from serving_adapter.serving.adapter_settings import AdapterSettings, ProxySection
 from serving_adapter.serving.proxy import proxy_server
 from serving_adapter.spool.folders import boots
 from serving_adapter.spool.recovery import replay
 from tests.adapter_builders import events
 from tests.fixtures_adapter import KEY
+from tests.lora_builders import lora
 from tests.recorded_engine import RECORDED, RecordedEngine, key_of, recorded_engine, unchunked
 
 COMPLETION = {"model": "tiny", "prompt": "count every token once", "max_tokens": 4}
@@ -165,7 +169,7 @@ def test_a_client_that_leaves_takes_the_engines_request_with_it(adapter_settings
             while b"text" not in await reader.readline():
                 pass
             writer.transport.abort()
-            await asyncio.wait_for(proxied.engine.gone.wait(), 5)
+            await asyncio.wait_for(proxied.engine.gone.wait(), 60)
             (event,) = await proxied.told()
             told = (event.status, event.fault, event.finish_reason, event.usage_source)
             assert (*told, event.input_tokens, event.output_tokens) == ("aborted", "client", "client_gone", *expected)
@@ -204,6 +208,31 @@ def test_an_engine_sends_no_faster_than_the_tenant_reads(adapter_settings: Adapt
                 await reader.readexactly(1 << 16)
             assert proxied.engine.sent_bytes > before
             writer.transport.abort()
-            await asyncio.wait_for(proxied.engine.gone.wait(), 5)
+            await asyncio.wait_for(proxied.engine.gone.wait(), 60)
+
+    asyncio.run(run())
+
+
+def test_a_tenants_adapter_is_loaded_through_the_proxy_and_nobody_else_loads_one(
+    adapter_settings: AdapterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_loading, "EACH_S", 0.02)
+    root = tmp_path / "registry"
+    words = ["register", "--registry", str(root), "--tenant", "tenant_a", "--name", "it", "--base", "tiny"]
+    assert main([*words, str(lora(tmp_path / "upload"))]) == 0
+    (version,) = RegistryFolder(root).read().versions
+
+    async def run() -> None:
+        async with proxying(replace(adapter_settings, registry=str(root))) as proxied:
+            (smoke,) = await proxied.told()
+            assert (smoke.purpose, smoke.tenant_id, smoke.usage_source) == ("smoke", "tenant_a", "stream")
+            while not RegistryFolder(root).statuses():
+                await asyncio.sleep(0.01)
+            load = {"lora_name": "x", "lora_path": "/"}
+            assert (await proxied.ask(load, "/v1/load_lora_adapter"))[0] == 404
+            assert proxied.engine.loras == [("/v1/load_lora_adapter", version.engine)]
+            assert (await proxied.ask(COMPLETION | {"model": "it"}))[0] == 200
+            assert (await proxied.ask(COMPLETION | {"model": "it"}, tenant="tenant_b"))[0] == 404
+            assert [body["model"] for body in proxied.engine.asked] == [version.engine] * 2
 
     asyncio.run(run())

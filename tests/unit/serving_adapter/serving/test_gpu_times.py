@@ -32,7 +32,11 @@ async def seen(served: Served, number: int) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_an_event_waits_for_the_time_of_all_its_sequences(adapter_settings: AdapterSettings, sender: GpuSender) -> None:
+def test_an_event_waits_for_the_time_of_all_its_sequences(
+    adapter_settings: AdapterSettings, sender: GpuSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_times, "WITHIN_S", 60.0)
+
     async def run() -> None:
         with pytest.raises(FileNotFoundError):  # the engine is up before its server: nothing is lost
             sender.send([("older", 5)], 5, 2)

@@ -49,7 +49,7 @@ def test_what_memory_alone_holds_arrives_though_kafka_was_away(monkeypatch: pyte
     shipper = DirectShipper(kafka.open, "r1")
     for number in range(50):
         shipper.put(ended(f"q{number}"))
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while shipper.sent < 50 and time.monotonic() < until:
         time.sleep(0.005)
     shipper.put(ended("last"))

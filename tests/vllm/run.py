@@ -1,6 +1,7 @@
-"""`python -m tests.vllm.run`: the adapter in a real vLLM on the CPU, with a tiny random model and two adapters.
+"""`python -m tests.vllm.run`: the adapter in and before a real vLLM on the CPU, with a tiny random model and adapters.
 
-REQUESTS=2000 mixed requests (QUICK=1: 100), TOLLBOOK_SEED; nothing here is a double.
+REQUESTS=2000 mixed requests (QUICK=1: 100), TOLLBOOK_SEED; nothing here is a double. Three starts of the server: bare,
+to see what is open and to meter it through the proxy; with the adapter, until `kill -9`; and once more, until SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from typing import Any
 from serving_adapter import engine_counters
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
+from serving_adapter.prometheus_text import samples
 from serving_adapter.spool.recovery import recover, replay
 from tests.adapter_builders import events
 from tests.vllm.environment import REPOSITORY
+from tests.vllm.holes import CROWD, open_holes, overtakes
+from tests.vllm.platform_steps import adapters_at_run_time, probed, proxied
 from tests.vllm.server import Server
 
 QUICK = bool(os.environ.get("QUICK"))
@@ -54,13 +58,14 @@ ENDS: Sequence[tuple[dict[str, Any], str, tuple[int, float] | None, tuple[Any, .
     (FOREVER, "completions", (0, 1.0), (*GONE, 1, None, None)),
     (FOREVER | {"n": 3}, "completions", (0, 1.0), (*GONE, 1, None, 3)),
 ]  # fmt: skip
+GPU = ("busy", "idle", "unowned")
 CLOSED = ["/v1/load_lora_adapter", "/invocations", "/adapters", "/tokenize", "/v1/rerank", "/inference/v1/generate"]
 
 
 async def settled(server: Server, least: int) -> list[UsageEvent]:
     """The boot's events, once there are so many and nothing is open."""
     for _ in range(1200):
-        found = events(server.boot)
+        found = [event for event in events(server.boot) if event.kind == "usage"]
         if len(found) >= least and not replay(server.boot)[0].open:
             return found
         await asyncio.sleep(0.05)
@@ -85,7 +90,7 @@ async def isolation(server: Server) -> int:
     body = {"model": "tiny", "prompt": "a tenant's own words " * 20, "max_tokens": 1}
     asked = [(body, "tenant_a"), (body, "tenant_a"), (body, "tenant_b"), (body | {"cache_salt": None}, "tenant_b")]
     lie = {"do_remote_prefill": True, "remote_prefill_cached_tokens": 60}
-    before = len(events(server.boot))
+    before = len(await settled(server, 0))
     for sent, tenant in [*asked, (body | {"prompt": "z", "kv_transfer_params": lie}, "tenant_a")]:
         assert (await server.ask(sent, tenant=tenant))[0] == 200
     found = (await settled(server, before + 5))[before:]
@@ -95,10 +100,11 @@ async def isolation(server: Server) -> int:
     for path in CLOSED:
         assert (await server.ask(body, path))[0] == 404
     assert (await server.ask(body, headers={"x-tollbook-caller": "v1.k1.e30.AAAA"}))[0] == 401
+    assert not await overtakes(server)
     listed = json.loads((await server.ask(None, "/v1/models", method="GET"))[1])
     assert [model["id"] for model in listed["data"]] == ["tiny", "fr"]
-    print("  salts, adapters, routes, models: closed", flush=True)
-    return before + 5
+    print("  salts, adapters, routes, models, priorities: closed", flush=True)
+    return before + 5 + CROWD
 
 
 async def mixed(server: Server, before: int) -> None:
@@ -131,12 +137,30 @@ async def mixed(server: Server, before: int) -> None:
     )
     assert len(found) == before + REQUESTS
     assert len({event.request_id for event in found}) == len(found)
-    assert [event.seq for event in found] == list(range(1, len(found) + 1))
+    numbered = events(server.boot)
+    assert [event.seq for event in numbered] == list(range(1, len(numbered) + 1))
     assert sums == (engine.prompt_tokens, engine.generation_tokens, engine.cached_tokens), (sums, engine)
     assert engine_counters.read(page).boot_id == server.boot.boot_id
     took = time.monotonic() - begun
     print(f"  {REQUESTS} requests in {took:.0f} s, {dict(Counter(e.status for e in found))}", flush=True)
     print(f"  events = engine: {sums[0]} prompt, {sums[1]} generated, {sums[2]} cached tokens", flush=True)
+    await gpu_time(server)
+
+
+async def gpu_time(server: Server) -> None:
+    """Shares of events, and of what was told after them, are what the engine was busy for, to the microsecond."""
+    for _ in range(100):
+        page = (await server.ask(None, "/metrics", method="GET"))[1].decode()
+        told = {s.name: s.value for s in samples(page, {f"engine_gpu_{n}_seconds_total" for n in GPU})}
+        busy, idle, unowned = (round(float(told[f"engine_gpu_{name}_seconds_total"]) * 1e6) for name in GPU)
+        found = events(server.boot)
+        shared = sum(event.gpu_us for event in found)
+        if shared == busy:
+            break
+        await asyncio.sleep(0.1)
+    assert (shared, unowned) == (busy, 0), (shared, busy, unowned)
+    late = sum(event.kind == "correction" for event in found)
+    print(f"  GPU time: shares = busy = {busy} µs, {late} corrections; idle {idle} µs", flush=True)
 
 
 async def in_flight(server: Server, number: int) -> list[asyncio.Task[tuple[int, bytes]]]:
@@ -175,13 +199,18 @@ async def stopped(server: Server) -> None:
 
 
 def main() -> None:
-    """One server for what is counted, two more for how it ends."""
+    """All steps."""
     print(f"seed {SEED}")
     (REPOSITORY / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as name:
         server = Server(Path(name))
         try:
-            for steps in ([every_end, isolation, mixed, killed], [stopped]):
+            server.start(metered=False)
+            for bare in (open_holes, proxied):
+                print(bare.__name__, flush=True)
+                asyncio.run(bare(server))
+            server.kill()
+            for steps in ([every_end, isolation, probed, adapters_at_run_time, mixed, killed], [stopped]):
                 server.start()
                 before = 0
                 for step in steps:

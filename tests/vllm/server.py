@@ -22,6 +22,7 @@ READY_WITHIN_S: Final = 600.0
 CONFIG: Final = """
 replica_id = "r1"
 region = "eu"
+registry = "{home}/registry"
 salt_key = "{home}/salt"
 gateway_keys = "{home}/keys"
 spool = {{ folder = "{home}/spool" }}
@@ -38,6 +39,17 @@ name = "law"
 engine = "tenant_b--law--1"
 base = "tiny"
 """
+METERED: Final = (
+    "--middleware", "serving_adapter.Middleware",
+    "--scheduler-cls", "serving_adapter.engine.vllm_scheduler.MeteringScheduler",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    """A port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 class Server:
@@ -48,32 +60,48 @@ class Server:
         for name, text in (("salt", b"s" * 32), ("keys", b"k1 " + KEY), ("adapter.toml", CONFIG.format(home=home))):
             (home / name).write_bytes(text if isinstance(text, bytes) else text.encode())
             (home / name).chmod(0o600)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
+        self.spool = home / "spool"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def at(home: Path, port: int, spool: Path) -> Server:
+        """One that somebody else starts."""
+        server = Server(home)
+        server.port, server.spool = port, spool
+        return server
 
     @property
     def boot(self) -> BootFolder:
         """The latest boot's spool."""
-        return boots(self.home / "spool")[-1]
+        return boots(self.spool)[-1]
 
-    def start(self, *, metered: bool = True) -> None:
-        """Return once it answers. `metered` False: a bare vLLM."""
+    async def answers(self) -> None:
+        """Return once it does."""
+        while True:
+            try:
+                if (await self.ask(None, "/health", method="GET"))[0] == 200:
+                    return
+            except OSError:
+                await asyncio.sleep(0.1)
+
+    def start(self, *, metered: bool = True, **more: str) -> None:
+        """Return once it answers. `metered` False: a bare vLLM. `more`: further variables."""
         python, model = prepare(), folder() / "model"
         command = [
             python, "-m", "vllm.entrypoints.openai.api_server", "--model", model / "model", "--served-model-name",
             "tiny", "--host", "127.0.0.1", "--port", self.port, "--dtype", "bfloat16", "--max-model-len", 2048,
             "--max-num-seqs", 16, "--enforce-eager", "--enable-prefix-caching", "--block-size", 32, "--enable-lora",
             "--max-lora-rank", 8, "--max-loras", 2, "--max-cpu-loras", 4, "--scheduling-policy", "priority",
-            "--generation-config", "vllm", "--shutdown-timeout", 5, "--lora-modules",
+            "--generation-config", "vllm", "--shutdown-timeout", 5, "--enable-prompt-tokens-details", "--lora-modules",
             *(f"{name}={model}/adapters/{name}" for name in ("tenant_a--fr--1", "tenant_b--law--1")),
-            *(["--middleware", "serving_adapter.Middleware"] if metered else []),
+            *(METERED if metered else []),
         ]  # fmt: skip
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TOLLBOOK_")}, **QUIET,
             "PYTHONPATH": str(REPOSITORY), "TOLLBOOK_ADAPTER_CONFIG": str(self.home / "adapter.toml"),
-            "VLLM_CACHE_ROOT": str(folder() / "cache"),
+            "VLLM_CACHE_ROOT": str(folder() / "cache"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            **({"TOLLBOOK_GPU_SOCKET": str(self.home / "gpu")} if metered else {}), **more,
         }  # fmt: skip
         with (self.home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -121,11 +149,13 @@ class Server:
         method: str = "POST",
         leave_after: tuple[int, float] | None = None,
         headers: dict[str, str] | None = None,
+        request_id: str | None = None,
     ) -> tuple[int, bytes]:
         """Status and body. `leave_after`: the client is gone after so many bytes, or so many seconds."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         data = json.dumps(body).encode() if body is not None else b""
-        signed = sign(Caller(tenant_id=tenant, tier="paid"), "k1", KEY, now=int(time.time()))
+        caller = Caller(tenant_id=tenant, tier="paid", request_id=request_id, attempt=1 if request_id else None)
+        signed = sign(caller, "k1", KEY, now=int(time.time()))
         sent = {"x-tollbook-caller": signed, "content-type": "application/json"} | (headers or {})
         lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         head = f"{method} {path} HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n{lines}"

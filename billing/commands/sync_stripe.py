@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -20,6 +21,7 @@ from billing.errors import StripeRefused, UnknownInvoice
 from billing.invoicing import invoice_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
+from billing.invoicing.sending import OURS
 from billing.ledger import ledger_store
 from billing.plans import account_store
 from billing.posting.booking import booking
@@ -32,6 +34,7 @@ OVERLAP: Final = timedelta(hours=1)
 """Lists are read again from so long before where they were read to: what Stripe dates back is not missed."""
 AT_ONCE: Final = 500
 PERSON: Final = "needs a person: "
+ECHOES: Final = ("invoice.created", "invoice.updated", "invoice.finalized", "customer.created")
 WAITS: Final = "waits"
 PAID: Final = "paid"
 UNPAID: Final = (InvoiceState.FINALIZED, InvoiceState.UNCOLLECTIBLE)
@@ -119,16 +122,31 @@ def _take_events(engine: Engine, gateway: StripeGateway) -> None:
     """Keep what the list of events has since it was read last: what webhooks did not bring."""
     with transaction(engine) as connection:
         read_to = returns_store.read_to(connection, EVENTS)
-    for event in list(returns.events(gateway, read_to and read_to - OVERLAP))[::-1]:
+    listed = list(returns.events(gateway, read_to and read_to - OVERLAP))[::-1]
+    for first in range(0, len(listed), AT_ONCE):
+        part = listed[first : first + AT_ONCE]
         with transaction(engine) as connection:
-            returns_store.keep_event(connection, event, received_as="poll")
-            returns_store.set_read_to(connection, EVENTS, event.created_at)
+            for event in part:
+                returns_store.keep_event(connection, event, received_as="poll")
+            returns_store.set_read_to(connection, EVENTS, part[-1].created_at)
 
 
 def _handle(engine: Engine, gateway: StripeGateway, now: datetime, actor: str) -> list[tuple[str, list[StripeEvent]]]:
     """Handle the events that wait, object by object; what became of each object's."""
-    with transaction(engine) as connection:
-        found = returns_store.unhandled(connection, AT_ONCE)
+    outcomes: list[tuple[str, list[StripeEvent]]] = []
+    after: StripeEvent | None = None
+    while True:
+        with transaction(engine) as connection:
+            found = returns_store.unhandled(connection, AT_ONCE, after)
+        if not found:
+            return outcomes
+        after = found[-1]
+        outcomes += _handle_some(engine, gateway, found, now, actor)
+
+
+def _handle_some(
+    engine: Engine, gateway: StripeGateway, found: Sequence[StripeEvent], now: datetime, actor: str
+) -> list[tuple[str, list[StripeEvent]]]:
     by_object: dict[tuple[str, str], list[StripeEvent]] = defaultdict(list)
     for event in found:
         by_object[_kind(event), event.object_id].append(event)
@@ -149,9 +167,17 @@ def _handle(engine: Engine, gateway: StripeGateway, now: datetime, actor: str) -
 
 
 def _kind(event: StripeEvent) -> str:
+    if event.type in ECHOES and _asked_by_us(event):
+        return "echo"
     if event.type.startswith("charge.dispute."):
         return "dispute"
     return "invoice" if event.type.startswith("invoice.") else "other"
+
+
+def _asked_by_us(event: StripeEvent) -> bool:
+    """Whether a request of ours caused an event: its reply has said all that the event can say."""
+    request = json.loads(event.body).get("request") or {}
+    return str(request.get("idempotency_key") or "").startswith(OURS)
 
 
 def _invoice(

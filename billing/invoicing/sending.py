@@ -24,6 +24,8 @@ LINES_PER_REQUEST: Final = 100
 """`add_lines` documents no limit; a request of a hundred lines stays near 40 kB."""
 COLLECTION_METHOD: Final = "send_invoice"
 METADATA: Final = "metadata "
+OURS: Final = "tollbook:"
+"""Every idempotency key of ours begins so."""
 KEY_PART_MAX: Final = 127
 """Stripe takes keys of 255 characters; a longer part is replaced by its hash."""
 
@@ -253,7 +255,7 @@ def _request(
 def _key(*parts: str, epoch: int) -> str:
     # Parts are quoted because an account's id may hold a colon; the parameters are no part of the key, so that
     # other parameters under the same key are an error and not a second invoice.
-    return ":".join(["tollbook", *map(_key_part, parts)]) + _epoch(epoch)
+    return OURS + ":".join(map(_key_part, parts)) + _epoch(epoch)
 
 
 def _key_part(part: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, literal, select, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
@@ -49,11 +49,16 @@ def keep_event(connection: Connection, event: StripeEvent, *, received_as: str) 
     return made.first() is not None
 
 
-def unhandled(connection: Connection, limit: int) -> Sequence[StripeEvent]:
-    """Events that wait, the oldest first."""
+def unhandled(connection: Connection, limit: int, after: StripeEvent | None = None) -> Sequence[StripeEvent]:
+    """Events that wait, the oldest first; those after one."""
     table = tables.stripe_events
+    place = tuple_(table.c.created_at, table.c.event_id)
+    later = true() if after is None else place > tuple_(literal(after.created_at), literal(after.event_id))
     rows = connection.execute(
-        select(table).where(table.c.handled_at.is_(None)).order_by(table.c.created_at, table.c.event_id).limit(limit)
+        select(table)
+        .where(table.c.handled_at.is_(None), later)
+        .order_by(table.c.created_at, table.c.event_id)
+        .limit(limit)
     )
     return [StripeEvent(r.event_id, r.type, r.object_id, r.created_at, r.body) for r in rows]
 

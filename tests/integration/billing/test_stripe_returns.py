@@ -19,6 +19,7 @@ import requests
 import stripe
 import uvicorn
 
+from billing.commands import sync_stripe as sync_module
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
@@ -92,6 +93,20 @@ def test_payments_refunds_disputes_and_payouts_are_booked_from_balance_transacti
     assert sync(world, gateway).booked == 0
     assert world.count("ledger.journal_entries") == entries
     assert returns_shown(world.engine, datetime.now(UTC)).agrees
+
+
+def test_what_our_own_requests_caused_is_not_asked_for_again_and_all_that_waits_is_handled(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module, "AT_ONCE", 2)
+    before = gateway.limiter.calls["GET /v1/invoices/:id"]
+    found = sync(world, gateway)
+    assert (found.events, found.waiting) == (12, 0)  # of each account: customer made, invoice made, numbered, finalized
+    assert gateway.limiter.calls["GET /v1/invoices/:id"] == before
+    for invoice in sent.values():
+        act(stripe_twin, "pay", invoice=invoice)
+    assert sync(world, gateway).paid == 3
+    assert gateway.limiter.calls["GET /v1/invoices/:id"] == before + 3
 
 
 def test_a_partial_payment_lowers_what_is_owed_and_the_rest_makes_it_paid(

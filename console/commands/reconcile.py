@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -15,8 +16,9 @@ from console import findings_shown, session, witnesses
 from console.output import AsCsv, AsJson, document, err, listing, out, problems
 from reconciliation.findings import finding_store
 from reconciliation.findings.finding import Kind
-from reconciliation.findings.look import look
+from reconciliation.findings.look import AdmissionLog, look
 from reconciliation.period import PeriodReport, reconcile_period
+from reconciliation.replay import log_source
 
 app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_completion=False)
 LOOKED_BACK: Final = 8
@@ -38,6 +40,11 @@ def run(
     days: Annotated[int, typer.Option(min=1, max=400, help="Look at raw events so far back.")] = LOOKED_BACK,
     begin: Annotated[str | None, typer.Option("--from", help="Look at raw events from here on instead.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="Up to here.")] = None,
+    admission_log: Annotated[
+        str | None,
+        typer.Option(help="A gateway's log as a witness: a folder, a file, or s3://bucket/prefix; with --mapping."),
+    ] = None,
+    mapping: Annotated[Path | None, typer.Option(help="How the log's lines become events (docs/replay.md).")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look each hour, until stopped.")] = False,
     every: Annotated[float, typer.Option(min=1, help="Seconds between two looks of --watch.")] = 3600,
     as_json: AsJson = False,
@@ -51,9 +58,11 @@ def run(
     if period is not None:
         _compare(period, stripe=stripe, kafka=kafka, as_json=as_json, as_csv=as_csv)
         return
+    if bool(admission_log) != bool(mapping):
+        raise typer.BadParameter("--admission-log and --mapping go together")
     ended = threading.Event()
     while True:
-        found = _look(days, begin, end, as_json=as_json, as_csv=as_csv)
+        found = _look(days, begin, end, admission_log, mapping, as_json=as_json, as_csv=as_csv)
         if not watch:
             if found:
                 raise typer.Exit(1)
@@ -90,7 +99,16 @@ def show_finding(number: Annotated[int, typer.Argument(metavar="NO")], as_json: 
     findings_shown.whole(found, history, as_json=as_json)
 
 
-def _look(days: int, begin: str | None, end: str | None, *, as_json: bool, as_csv: bool) -> bool:
+def _look(
+    days: int,
+    begin: str | None,
+    end: str | None,
+    log: str | None,
+    mapping: Path | None,
+    *,
+    as_json: bool,
+    as_csv: bool,
+) -> bool:
     """Look once and show it; whether anything is open."""
     now = session.clock(None)
     until = session.moment(end) if end else now
@@ -98,7 +116,7 @@ def _look(days: int, begin: str | None, end: str | None, *, as_json: bool, as_cs
     if since >= until:
         raise typer.BadParameter("--from must lie before --to")
     with session.connection() as connection:
-        done = look(connection, since, until, now)
+        done = look(connection, since, until, now, admitted=_admitted(log, mapping))
         found = finding_store.listed(connection)
     if as_json or as_csv:
         findings_shown.table(found, as_json=as_json, as_csv=as_csv)
@@ -111,6 +129,13 @@ def _look(days: int, begin: str | None, end: str | None, *, as_json: bool, as_cs
         style="bold",
     )
     return bool(found)
+
+
+def _admitted(log: str | None, mapping: Path | None) -> AdmissionLog | None:
+    if log is None or mapping is None:
+        return None
+    read = log_source.mapping_of(session.read_text(mapping), str(mapping))
+    return AdmissionLog(read.log, log_source.logged(log, read))
 
 
 def _compare(period: str, *, stripe: bool, kafka: bool, as_json: bool, as_csv: bool) -> None:

@@ -7,6 +7,7 @@ does not find it again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,15 +16,26 @@ from typing import Final
 
 import psycopg
 
-from reconciliation.findings import evidence, finding_store, numbers, signs
+from reconciliation.findings import admissions, evidence, finding_store, numbers, signs
 from reconciliation.findings.finding import Finding, Interval, Kind, Money, Share
 from reconciliation.findings.finding_store import StoredFinding, Written
+from reconciliation.findings.numbers import MissingNumbers
+from reconciliation.replay.material import Material
 from streams.completeness import completeness_store, engine_store
+from streams.completeness.engine_witness import named_witnesses
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
 
 OF_RAW_EVENTS: Final = (Kind.DUPLICATE_EMITTER.value, Kind.CLOCK_SKEW.value)
 """Kinds that are judged by raw events: a look at another time says nothing about them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLog:
+    """A gateway's log: its name, and what it has."""
+
+    name: str
+    material: Material
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +53,28 @@ def look(
     end: datetime,
     now: datetime,
     *,
-    from_outside: Sequence[Finding] = (),
-    logs: Sequence[str] = (),
+    admitted: AdmissionLog | None = None,
 ) -> Look:
     """Look at everything; at raw events that completed in [begin, end). One transaction; one look at a time.
 
-    `from_outside` are findings of witnesses that are not in the database, and `logs` the names of those witnesses: a
-    finding of theirs is judged only where they are looked at.
+    `admitted` is the log of a witness that is not in the database: what was found by it is judged by it alone.
     """
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", (finding_store.LOCK,))
-        found, witnesses = _find(connection, begin, end)
-        found += from_outside
+        found, witnesses = _find(connection, begin, end, admitted)
         prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
         priced = [replace(finding, money=worth(finding, prices, now)) for finding in _once(found)]
         open_ = finding_store.listed(connection, limit=1_000_000)
-        covered = [stored for stored in open_ if _covers(stored, begin, end, logs)]
+        covered = [stored for stored in open_ if _covers(stored, begin, end, admitted)]
         written = finding_store.write(connection, priced, covered, now)
     return Look(tuple(priced), written, witnesses)
 
 
-def _find(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[Finding], str]:
-    passed = evidence.passed_over(connection)
-    found = [numbers.judge(boot, passed) for boot in evidence.missing_numbers(connection)]
+def _find(
+    connection: psycopg.Connection, begin: datetime, end: datetime, admitted: AdmissionLog | None
+) -> tuple[list[Finding], str]:
+    passed, boots_missing = evidence.passed_over(connection), evidence.missing_numbers(connection)
+    found = [numbers.judge(boot, passed) for boot in boots_missing]
     reports = engine_store.report(connection)
     boots = {boot.key for boot in completeness_store.all_boots(connection)}
     compared = (signs.unmetered(each, (each.replica_id, each.boot_id) in boots) for each in reports.comparisons)
@@ -78,7 +89,25 @@ def _find(connection: psycopg.Connection, begin: datetime, end: datetime) -> tup
     found += [
         signs.unreported_boot(*key, seen, since) for key, seen, since in evidence.unreported_boots(connection)
     ]  # fmt: skip
-    return found, reports.witnesses
+    if admitted is None:
+        return found, reports.witnesses
+    found += _by_the_log(connection, admitted, boots_missing, begin, end)
+    return found, named_witnesses(any(each.scraped_at for each in reports.comparisons), admission_log=True)
+
+
+def _by_the_log(
+    connection: psycopg.Connection,
+    admitted: AdmissionLog,
+    boots_missing: Sequence[MissingNumbers],
+    begin: datetime,
+    end: datetime,
+) -> list[Finding]:
+    absent = admissions.missing(connection, admitted.material, begin, end)
+    gone: Counter[str] = Counter()
+    for boot in boots_missing:
+        gone[boot.replica_id] += boot.missing
+    others = admissions.counted_as(connection, absent)
+    return admissions.judge(admitted.name, absent, others, admissions.known_replicas(connection), gone)
 
 
 def _once(found: Iterable[Finding]) -> list[Finding]:
@@ -89,11 +118,12 @@ def _once(found: Iterable[Finding]) -> list[Finding]:
     return list(by_key.values())
 
 
-def _covers(stored: StoredFinding, begin: datetime, end: datetime, logs: Sequence[str]) -> bool:
+def _covers(stored: StoredFinding, begin: datetime, end: datetime, admitted: AdmissionLog | None) -> bool:
     """Whether a look would have found it again. What has no time is found by state that is kept."""
     if (log := stored.subject.get("log")) is not None:
-        return log in logs
-    if stored.kind not in OF_RAW_EVENTS:
+        if admitted is None or admitted.name != log:
+            return False
+    elif stored.kind not in OF_RAW_EVENTS:
         return True
     return stored.begins is not None and stored.ends is not None and begin <= stored.begins and stored.ends < end
 

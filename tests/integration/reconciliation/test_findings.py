@@ -9,8 +9,9 @@ import pytest
 
 from reconciliation.findings import finding_store
 from reconciliation.findings.finding_store import Written
-from reconciliation.findings.look import Look, look
+from reconciliation.findings.look import AdmissionLog, Look, look
 from reconciliation.numbers_received import numbers_received
+from reconciliation.replay.material import Found
 from streams import alerts, tenants
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.ingest.apply import ChunkApplier
@@ -159,3 +160,22 @@ def test_findings_are_facts(
     for statement in (f"update usage.{table} set finding_id = finding_id", f"truncate usage.{table} cascade"):
         with pytest.raises(psycopg.Error, match="append-only"):
             owner.execute(statement)  # type: ignore[call-overload]
+
+
+def test_a_gateways_log_is_a_witness_from_outside(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    tenants.register(connection, [("tenant_2", "Two")], actor="test")
+    applier.apply(make_chunk(*(Record(at, b"k", event_json(request_id=f"q{at}"), RECEIVED) for at in range(3))))
+    seen = [event_json(request_id="q0"), event_json(request_id="q1", tenant_id="tenant_2"), event_json(request_id="q9")]
+
+    def by_the_log(name: str, lines: list[bytes]) -> Look:
+        log = AdmissionLog(name, iter([Found(f"line {at}", line) for at, line in enumerate(lines)]))
+        begin, end = RECEIVED - timedelta(days=2), RECEIVED + timedelta(days=1)
+        return look(connection, begin, end, NOW, admitted=log)
+
+    found = by_the_log("gateway", seen)
+    assert "admission log" in found.witnesses
+    assert {each.kind: (each.tenants, each.events) for each in found.found} == {
+        "wrong_tenant": (["tenant_2"], (1, 1)), "unmetered_requests": (["tenant_1"], (1, 1))
+    }  # fmt: skip
+    assert looked(connection).written.healed == by_the_log("another", []).written.healed == ()
+    assert len(by_the_log("gateway", seen[:1]).written.healed) == 2

@@ -14,8 +14,12 @@ from reconciliation.findings import finding_store
 from reconciliation.findings.finding import Finding
 from reconciliation.findings.look import look
 from reconciliation.findings.partitions import partition_of
-from reconciliation.replay import log_source, trial
+from reconciliation.replay import kafka_source, log_source, trial
+from reconciliation.replay.material import Found
 from reconciliation.replay.planning import Planner
+from serving_adapter.producer import EventProducer
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE
 from streams.completeness import completeness_store
 from streams.ingest import resolving, sources
 from streams.ingest.apply import ChunkApplier
@@ -134,3 +138,18 @@ def test_the_events_of_a_skewed_clock_with_their_times_put_right_count_no_second
     times = [(at + timedelta(minutes=number)).isoformat() for number in (1, 2, 3)]
     plan = replays.plan(*(event(number, timestamp=time) for number, time in enumerate(times, start=1)))
     assert (plan.records, plan.counts["there"]) == (0, 3)
+
+
+def test_what_the_topic_holds_is_read_by_the_time_it_was_appended(replays: Replays, kafka: KafkaSettings) -> None:
+    name = USAGE.name(kafka.topic_prefix)
+    producer = EventProducer(kafka, name)
+    for number in (3, 4, 5):
+        producer.send(b"acme", event(number))
+    producer.flush()
+    now = datetime.now(UTC)
+    hour = timedelta(hours=1)
+    found = list(kafka_source.appended(kafka, name, now - hour, now + hour))
+    assert [each.origin.partition("@")[2] for each in found] == ["0", "1", "2"]
+    assert list(kafka_source.appended(kafka, name, now - 2 * hour, now - hour)) == []
+    plan = replays.plan(*(each.message for each in found if isinstance(each, Found)))
+    assert (plan.counts["add"], plan.counts["there"]) == (2, 1)

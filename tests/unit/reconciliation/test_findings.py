@@ -8,6 +8,8 @@ from decimal import Decimal
 
 import pytest
 
+from reconciliation.findings import admissions
+from reconciliation.findings.admissions import Missing
 from reconciliation.findings.finding import Finding, Interval, Kind, Share
 from reconciliation.findings.look import worth
 from reconciliation.findings.numbers import MissingNumbers, PassedOver, Sample, judge
@@ -23,6 +25,7 @@ from reconciliation.findings.signs import (
     unmetered,
     wrong_tenant,
 )
+from serving_adapter.events import UsageEvent
 from streams.completeness.completeness_store import BootDifference
 from streams.completeness.engine_witness import EngineComparison, EngineTokens, Standing
 from streams.completeness.witnesses import Counts
@@ -184,3 +187,20 @@ def test_a_finding_is_worth_from_least_to_most_and_is_one_whatever_its_size() ->
     (money,) = worth(found, prices, AT)
     assert money == ("USD", Decimal("1.5"), Decimal("3.05"))
     assert found.finding_id(1) == replace(found, shares=()).finding_id(1) != found.finding_id(2)
+
+
+def admitted(number: int, **changed: object) -> Missing:
+    values = {"tenant_id": "a", "request_id": f"q{number}", "model": "llama", "input_tokens": 10, "output_tokens": 5}
+    return Missing(UsageEvent(**(values | {"timestamp": 0} | changed)), AT)  # type: ignore[arg-type]
+
+
+def test_what_a_gateway_admitted_and_nobody_counted_is_told_apart() -> None:
+    absent = [admitted(1), admitted(2, replica_id="r9"), admitted(3, replica_id="r1"), admitted(4, replica_id="r1")]
+    found = admissions.judge("gw", absent, {("q1", 1): "b"}, {"r1"}, {})
+    assert [(each.kind, each.subject, each.events) for each in found] == [
+        (Kind.UNMETERED_REQUESTS, {"log": "gw", "replica_id": "r1"}, (2, 2)),
+        (Kind.UNREGISTERED_REPLICA, {"log": "gw", "replica_id": "r9"}, (1, 1)),
+        (Kind.WRONG_TENANT, {"log": "gw", "replica_id": "", "counted_as": "b"}, (1, 1)),
+    ]
+    assert admissions.judge("gw", absent[2:], {}, {"r1"}, {"r1": 2}) == [], "the missing numbers say so already"
+    assert admissions.judge("gw", absent[2:], {}, {"r1"}, {"r1": 1}) != []

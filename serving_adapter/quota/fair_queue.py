@@ -9,7 +9,7 @@ less, so that nobody waits for ever behind a tier whose weight is a thousand tim
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Generic, NamedTuple, TypeVar
 
 AGEING_S: Final = 2.0
@@ -67,14 +67,14 @@ class FairQueue(Generic[Item]):
         mine.tenants[tenant] = begins + cost
         heapq.heappush(mine.heap, Waiting(begins, self._number, now, cost, tenant, item))
 
-    def pop(self, now: float) -> Item | None:
-        """The next; None if nobody waits."""
-        waiting = [tier for tier in self._tiers.values() if tier.heap]
-        if not waiting:
-            return None
-        tier = min(waiting, key=lambda each: each.tag - (now - each.heap[0].since) / AGEING_S)
-        found = heapq.heappop(tier.heap)
-        self._now = max(self._now, tier.tag)
-        tier.now = max(tier.now, found.tag)
-        tier.tag += found.cost / tier.weight
-        return found.item
+    def pop(self, now: float, lives: Callable[[Item], bool] = lambda item: True) -> Item | None:
+        """The next that still waits; None if nobody does. Those who gave up are charged to nobody."""
+        while waiting := [tier for tier in self._tiers.values() if tier.heap]:
+            tier = min(waiting, key=lambda each: each.tag - (now - each.heap[0].since) / AGEING_S)
+            found = heapq.heappop(tier.heap)
+            if lives(found.item):
+                self._now = max(self._now, tier.tag)
+                tier.now = max(tier.now, found.tag)
+                tier.tag += found.cost / tier.weight
+                return found.item
+        return None

@@ -18,6 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from serving_adapter.quota.connection import Answer, NoAnswer, QuotaConnection
+from serving_adapter.quota.kept_decisions import KeptDecisions
 from serving_adapter.quota.lines import OTHER_SHARD, Connect, Lines
 from serving_adapter.quota.outbox import KEPT_AT_MOST, Outbox
 from serving_adapter.quota.settings import OTHER_TIERS, GateSettings
@@ -82,10 +83,15 @@ class QuotaGate:
         self._without_service: dict[tuple[str, str, int], None] = {}
         self._settlements = Outbox("/v1/settlements", "settlements", self._lines, self.counts)
         self._decisions = Outbox("/v1/decisions", "decisions", self._lines, self.counts)
+        self._kept: KeptDecisions | None = None
         self._turning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin the background work."""
+        """Begin the background work. Raises OSError if decisions cannot be kept where the settings say."""
+        if self.settings.keep_in is not None:
+            self._kept = KeptDecisions(self.settings.keep_in)
+            for entry in self._kept.take_up():
+                self._decisions.add(entry)
         self._turning = asyncio.get_running_loop().create_task(self._turn_again_and_again())
 
     async def stop(self) -> None:
@@ -101,6 +107,8 @@ class QuotaGate:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self._keeper.give_all_back()
         self._lines.close()
+        if self._kept is not None:
+            self._kept.close()
 
     @property
     def waiting(self) -> int:
@@ -250,9 +258,12 @@ class QuotaGate:
                 self.counts["never_settled"] += 1
             self._without_service[key] = None
             self._safe[tenant_id] += 1
-        self._decisions.add(
-            {"tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "mode": mode, "admitted": allowed}
-        )
+        decided = {
+            "tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "mode": mode, "admitted": allowed
+        }  # fmt: skip
+        self._decisions.add(decided)
+        if self._kept is not None and not self._kept.add(decided):
+            self.counts["decisions_not_kept"] += 1
         return Admission(allowed, tokens if allowed else 0, 0, "fail_mode", 200 if allowed else 503)
 
     def _ends_without_service(self, key: tuple[str, str, int]) -> None:
@@ -279,4 +290,6 @@ class QuotaGate:
                 await outbox.send()
             except NoAnswer:
                 self.counts["background_failures"] += 1
+        if self._kept is not None and not len(self._decisions):
+            self._kept.clear()
         return not self.waiting

@@ -69,7 +69,11 @@ class Pool:
             self._waiting -= 1
 
     def _hand_out(self) -> None:
-        while self._free > 0 and (turn := self._queue.pop(self._clock())) is not None:
-            if not turn.done():  # else it has given up
-                self._free -= 1
-                turn.set_result(None)
+        while self._free > 0 and (turn := self._queue.pop(self._clock(), _waits)) is not None:
+            self._free -= 1
+            turn.set_result(None)
+
+
+def _waits(turn: asyncio.Future[None]) -> bool:
+    """Whether it has not given up."""
+    return not turn.done()

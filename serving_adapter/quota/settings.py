@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -39,6 +40,8 @@ class GateSettings:
     """Of a tenant in flight at once, where only a safe capacity is admitted without the service."""
     safe_tokens: int = 512
     """`max_tokens` of such a request at most."""
+    keep_in: Path | None = None
+    """A folder for fail mode decisions until the service is told of them; without one they end with the process."""
     tier_modes: Mapping[str, Mode] = field(default_factory=lambda: dict(TIER_MODES))
 
     @staticmethod

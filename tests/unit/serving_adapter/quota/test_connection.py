@@ -28,10 +28,8 @@ def test_a_silent_peer_is_dropped_and_the_next_call_makes_a_new_connection(monke
         with pytest.raises(NoAnswer):
             await mine.call("POST", "/", b"", 0.05)
         silent = False
-        with pytest.raises(NoAnswer):  # so far it may only be slow
-            await mine.call("POST", "/", b"", 0.01)
         await asyncio.sleep(0.15)
-        assert (await mine.call("POST", "/", b"", 5.0)).status == 204
+        assert (await mine.call("POST", "/", b"", 30.0)).status == 204
         mine.close()
         server.close()
 

@@ -61,6 +61,16 @@ def test_who_waits_long_comes_before_a_far_heavier_tier() -> None:
     assert 1 <= second <= AGEING_S + 1
 
 
+def test_who_gave_up_is_charged_to_nobody() -> None:
+    queue = filled(enterprise=400)
+    served: Counter[str] = Counter()
+    for _ in range(90):  # of the free tier most have gone by the time that it is their turn
+        for number in range(20):
+            queue.push("free" if number == 19 else "gone", tier="free", tenant=f"f{number}", now=0.0)
+        served[queue.pop(0.0, lambda item: item != "gone") or ""] += 1
+    assert (served["enterprise"], served["free"]) == (80, 10)
+
+
 def test_a_pool_hands_places_out_in_turn_and_refuses_who_waits_too_long() -> None:
     async def run() -> list[str]:
         pool = Pool(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 from serving_adapter.quota import gate as gates
 from serving_adapter.quota.connection import Answer, NoAnswer
 from serving_adapter.quota.gate import QuotaGate
+from serving_adapter.quota.kept_decisions import KeptDecisions
 from serving_adapter.quota.settings import GateSettings
 
 Say = Callable[[str, Any], Answer]
@@ -174,3 +176,24 @@ def test_a_refusal_tells_what_its_quotas_want_in_an_outage_and_a_refused_lease_c
     asyncio.run(gate._keeper._ask(("t1", "m", ""), None))
     played.say = says(503)
     assert not admitted(gate, "r2", "enterprise").allowed
+
+
+def test_decisions_outlive_the_process_that_made_them(tmp_path: Path) -> None:
+    async def run(gate: QuotaGate, *request_ids: str) -> None:
+        await gate.start()
+        for request_id in request_ids:
+            await gate.admit("t1", request_id, "m", 10, 100, tier="enterprise")
+        await gate.stop()
+
+    killed, _ = made(says(500), keep_in=tmp_path, failures_to_open=100)
+    asyncio.run(run(killed, "r1", "r2"))
+    (left,) = tmp_path.iterdir()
+    left.write_bytes(left.read_bytes() + b'{"tenant_id":"t1","req')  # it died while it wrote
+    living = KeptDecisions(tmp_path)
+    living.add({"request_id": "of another process"})
+    gate, played = made(says(204), keep_in=tmp_path)
+    asyncio.run(run(gate))
+    ((_, told),) = played.asked
+    assert [each["request_id"] for each in told["decisions"]] == ["r1", "r2"]
+    living.close()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,77 @@
+"""Decisions that the service was not told yet, as lines of a file: they outlive the process that made them.
+
+Written at once and not synced: a process that is killed loses none, a machine that loses its power may lose the last.
+Whoever starts next in the same folder takes up what processes that are gone have left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+MOST_BYTES: Final = 32 * 1024 * 1024
+"""What is more is kept in memory alone."""
+_SUFFIX: Final = ".decisions"
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class KeptDecisions:
+    """The file of one process, under a lock while it lives."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._path = folder / f"{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
+        self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o640)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._size = 0
+
+    def take_up(self) -> list[dict[str, Any]]:
+        """What others have left, which is ours from now on. A line that breaks off is passed over. Raises OSError."""
+        found: list[dict[str, Any]] = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            if path != self._path:
+                found += self._taken_from(path)
+        return found
+
+    def add(self, entry: dict[str, Any]) -> bool:
+        """Keep a decision; False if it could not be."""
+        line = _encode(entry) + b"\n"
+        if self._size + len(line) > MOST_BYTES:
+            return False
+        try:
+            self._size += os.write(self._file, line)
+        except OSError:
+            return False
+        return True
+
+    def clear(self) -> None:
+        """The service has all of them."""
+        if self._size:
+            os.ftruncate(self._file, 0)
+            self._size = 0
+
+    def close(self) -> None:
+        """The end: an empty file goes, one with decisions stays for the next process."""
+        if not self._size:
+            self._path.unlink(missing_ok=True)
+        os.close(self._file)
+
+    def _taken_from(self, path: Path) -> list[dict[str, Any]]:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return []  # its process lives
+            found = []
+            for line in file.read().split(b"\n")[:-1]:
+                entry: dict[str, Any] = msgspec.json.decode(line)
+                self.add(entry)
+                found.append(entry)
+            path.unlink()
+            return found

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from serving_adapter.isolation.media import media_in
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Limits, Resolved
@@ -53,6 +54,9 @@ class Asked(msgspec.Struct, frozen=True):
     n: int
     prompts: int
     prompt_bytes: int
+    """Of the whole body, as any field of it may become input, but for what is no text."""
+    media_parts: int
+    """Images, sounds, films, files."""
     stream: bool
 
 
@@ -66,13 +70,15 @@ def parse(body: bytes, route: Route, limits: Limits) -> Asked:
         if bytes(fields.get(name, _NULL)) not in _NOTHING:
             raise Refusal(400, "unsupported_field", f"`{name}` is not supported here.", name)
     prompt = bytes(fields.get(PROMPT[route], _NULL))
+    media = media_in(prompt)
     asked = Asked(
         fields=fields,
         model=_of(fields, "model", str, "") or "",
         max_tokens=_bound(fields, route),
         n=_of(fields, "n", int, 1) or 1,
         prompts=_prompts(prompt, route),
-        prompt_bytes=len(prompt) + len(fields.get("tools", b"")),
+        prompt_bytes=len(body) - media.size,
+        media_parts=media.parts,
         stream=bool(_of(fields, "stream", bool, False)),
     )
     for name, value, most in (

@@ -35,12 +35,15 @@ class SpoolSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class QuotaSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Admission by the quota service of `TOLLBOOK_QUOTA_URL`.
 
-    `prompt_bytes_per_token`: what a prompt reserves before it is tokenized. 1 is the bound that no tokenizer of bytes
-    passes; 3 is near the truth, and lets a hard budget be passed by what it guesses too low.
+    `prompt_bytes_per_token`: what a prompt reserves before it is tokenized, of the bytes of its whole body. 1 is the
+    bound that no tokenizer of bytes passes; 3 is near the truth, and lets a hard budget be passed by what it guesses
+    too low. `tokens_per_media_part`: the same for each image, sound, film or file: as many as the model makes of the
+    largest that it takes.
     """
 
     enabled: bool = False
     prompt_bytes_per_token: Annotated[float, Meta(ge=1)] = 1.0
+    tokens_per_media_part: Annotated[int, Meta(ge=0)] = 8192
 
 
 class ProxySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,6 +63,13 @@ class ProxySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """After SIGTERM requests in flight have so long."""
 
 
+class PlacesSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many requests the engine is given at once, and how long others wait for their turn (docs/quotas.md)."""
+
+    at_once: Annotated[int, Meta(ge=1)]
+    wait_s: Annotated[float, Meta(gt=0)] = 5.0
+
+
 class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings. Keys are named by file, so that no secret stands in this one."""
 
@@ -75,6 +85,8 @@ class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     metrics_secret: str | None = None
     """A file with the bearer secret for `/metrics`; without it only this machine may read them."""
     quota: QuotaSection = QuotaSection()
+    places: PlacesSection | None = None
+    """Without it the engine's own queue decides, by priority alone."""
     registry: str | None = None
     """The registry's folder: adapters and names that the platform's commands change (`tollbook-adapter register`)."""
     proxy: ProxySection | None = None

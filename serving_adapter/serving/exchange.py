@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from serving_adapter.asgi import Message, Receive, Scope, Send
 from serving_adapter.engine.attempts import CURRENT, Attempt
-from serving_adapter.isolation.body import Asked, parse, rewritten
+from serving_adapter.isolation.body import parse, rewritten
 from serving_adapter.isolation.callers import Caller
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Resolved, Tier
 from serving_adapter.metering.outcome import Ending
-from serving_adapter.quota import Admission
 from serving_adapter.request_ids import uuid7
+from serving_adapter.serving.admission import Admitting
 from serving_adapter.serving.answering import Answering
 from serving_adapter.serving.replica import Replica
 from serving_adapter.spool.journal import NoRoom
@@ -46,8 +46,7 @@ class Exchange:
         self._caller = caller
         self._headers = headers
         self._extra: list[tuple[bytes, bytes]] = []
-        self._attempt_is_given = caller.request_id is not None and caller.attempt is not None
-        """Whether a gateway counts the attempts of this request: another one may follow."""
+        self._admitting = Admitting(replica, caller, route)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Refusal for what never reaches the engine."""
@@ -56,14 +55,13 @@ class Exchange:
         body = await _read(receive, self._headers, replica.rules.limits.body_bytes)
         if body is None:
             return  # gone before it had asked
-        request_id = (
-            caller.request_id if self._attempt_is_given and caller.request_id else uuid7(replica.clock.now_ns())
-        )
+        given = caller.request_id if self._admitting.attempt_is_given else None
+        request_id = given or uuid7(replica.clock.now_ns())
         try:
             asked = parse(body, self._route, replica.rules.limits)
             model = self._resolved or replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
             tier = replica.rules.tiers.get(caller.tier, _NO_TIER)
-            admission = await self._admit(asked, model, request_id)
+            admission = await self._admitting.ask(asked, model, request_id)
         except Refusal as refusal:
             replica.metrics.refused(caller.tenant_id, refusal.code)
             raise
@@ -71,25 +69,12 @@ class Exchange:
         bound = admission.max_tokens if admission is not None else None
         salt = replica.salt_of(caller.tenant_id) if replica.engine_fields else None
         sent_on = rewritten(asked, self._route, model, cache_salt=salt, priority=priority, max_tokens=bound)
-        if bound is not None and asked.max_tokens is not None and bound < asked.max_tokens:
+        if bound is not None and (asked.max_tokens is None or bound < asked.max_tokens):
             self._extra.append((b"x-tollbook-max-tokens", str(bound).encode()))
         self._extra.append((b"x-request-id", request_id.encode()))
-        attempt = await self._begin(request_id, model, tier, scope)
-        await self._pass_on(attempt, model, sent_on, request_id, began, scope, receive, send)
-
-    async def _admit(self, asked: Asked, model: Resolved, request_id: str) -> Admission | None:
-        gate, caller = self._replica.gate, self._caller
-        if gate is None or caller.purpose != "tenant":
-            return None
-        prompt_tokens = int(asked.prompt_bytes / self._replica.settings.quota.prompt_bytes_per_token)
-        admission = await gate.admit(
-            caller.tenant_id, request_id, model.model, prompt_tokens,
-            0 if self._route is Route.EMBEDDINGS else asked.max_tokens,
-            attempt=caller.attempt or 1, adapter=model.adapter, n=asked.n, prompts=asked.prompts, tier=caller.tier,
-        )  # fmt: skip
-        if not admission.allowed:
-            raise QuotaRefusal(admission)
-        return admission
+        async with self._admitting.place(request_id):
+            attempt = await self._begin(request_id, model, tier, scope)
+            await self._pass_on(attempt, model, sent_on, request_id, began, scope, receive, send)
 
     async def _begin(self, request_id: str, model: Resolved, tier: Tier, scope: Scope) -> Attempt:
         caller, replica = self._caller, self._replica
@@ -97,23 +82,11 @@ class Exchange:
         lost = replica.lost_event(caller, model, request_id, own_id)
         try:
             return await replica.begin(
-                lost,
-                adapter=model.adapter or None,
-                engine_model=model.engine,
-                may_be_shed=tier.may_be_shed,
-                may_be_followed=self._attempt_is_given,
-            )
+                lost, adapter=model.adapter or None, engine_model=model.engine, may_be_shed=tier.may_be_shed,
+                may_be_followed=self._admitting.attempt_is_given,
+            )  # fmt: skip
         except NoRoom as error:
-            if replica.gate is not None and caller.purpose == "tenant":
-                replica.gate.settle(
-                    lost.tenant_id,
-                    request_id,
-                    attempt=lost.attempt,
-                    final=not self._attempt_is_given,
-                    input_tokens=0,
-                    output_tokens=0,
-                    dispatched=False,
-                )
+            self._admitting.withdraw(request_id)
             replica.metrics.refused(caller.tenant_id, "no_room")
             raise Refusal(503, "not_metered", f"This request could not be metered: {error}") from None
 
@@ -159,25 +132,6 @@ class Exchange:
             timer.cancel()
             CURRENT.reset(token)
             attempt.close()
-
-
-class QuotaRefusal(Refusal):
-    """The quota service's own answer, as it is."""
-
-    def __init__(self, admission: Admission) -> None:
-        super().__init__(admission.status, "quota", "The quota does not allow this request.")
-        self._answer = admission.body
-        self._headers = admission.headers
-
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """When to come again, and what is left."""
-        return tuple(header for header in self._headers if header[0] != "content-type")
-
-    @property
-    def body(self) -> bytes:
-        """Without the service, its fail mode has no body."""
-        return self._answer or super().body
 
 
 async def answer(send: Send, status: int, body: bytes, more: Iterable[tuple[str, str]] = ()) -> None:

@@ -24,7 +24,7 @@ from serving_adapter.isolation.token_settings import TokenSettings
 from serving_adapter.metering.outcome import outcome
 from serving_adapter.metering.tenant_metrics import TenantMetrics
 from serving_adapter.producer import EventProducer
-from serving_adapter.quota import GateSettings, QuotaGate
+from serving_adapter.quota import GateSettings, Pool, QuotaGate
 from serving_adapter.report_sender import ReportSender
 from serving_adapter.request_ids import uuid7
 from serving_adapter.serving.adapter_settings import AdapterSettings, read_gateway_keys, read_key
@@ -74,6 +74,8 @@ class Replica:
         )  # fmt: skip
         self.metrics = TenantMetrics(settings.replica_id, self.journal.boot_id)
         self.gate: QuotaGate | None = None
+        self.places = Pool(settings.places.at_once if settings.places is not None else 1)
+        """At the engine: only where the settings count them."""
         self._gpu: GpuTimes | None = None
         self._salts: dict[str, str] = {}
         self._open: dict[int, Work] = {}
@@ -90,7 +92,8 @@ class Replica:
         if path and self.settings.proxy is None:
             self._gpu = GpuTimes(path, self.journal, self.metrics)
         if self.settings.quota.enabled:
-            self.gate = QuotaGate(dataclasses.replace(GateSettings.from_environment(), holder=self.journal.boot_id))
+            asking, kept = GateSettings.from_environment(), Path(self.settings.spool.folder) / ".quota"
+            self.gate = QuotaGate(dataclasses.replace(asking, holder=self.journal.boot_id, keep_in=kept))
             await self.gate.start()
         if os.environ.get("TOLLBOOK_KAFKA"):
             sender = ReportSender(KafkaSettings.from_environment())

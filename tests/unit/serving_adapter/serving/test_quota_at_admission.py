@@ -10,7 +10,7 @@ import msgspec
 from serving_adapter.quota.connection import Answer
 from serving_adapter.quota.gate import QuotaGate
 from serving_adapter.quota.settings import GateSettings
-from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.adapter_settings import AdapterSettings, PlacesSection
 from tests.fixtures_adapter import PROMPT, Served, serving
 
 REFUSED = msgspec.json.encode({"error": {"message": "spent", "type": "rate_limit_error", "code": "quota_exceeded"}})
@@ -75,6 +75,8 @@ def test_what_is_allowed_is_shrunk_to_what_remains_and_settled_with_what_was_use
             (asked,), (settled,) = service.asked, service.settled
             assert (answer.status, answer.headers["x-tollbook-max-tokens"]) == (200, "3")
             assert (event.output_tokens, served.engine.seen[0].priority) == (3, -5 + 2)
+            filled_in = await served.ask({"model": "tiny", "prompt": PROMPT})
+            assert filled_in.headers["x-tollbook-max-tokens"] == "3"
             assert (asked["tenant_id"], asked["max_tokens"], asked["tier"]) == ("tenant_a", 5, "paid")
             assert asked["request_id"] == settled["request_id"] == event.request_id
             assert (settled["input_tokens"], settled["output_tokens"]) == (event.input_tokens, 3)
@@ -119,6 +121,50 @@ def test_a_request_ends_before_what_the_service_holds_for_it_does(adapter_settin
         async with serving(adapter_settings, step=0.01) as served:
             behind(served, service)
             assert (await served.ask(BODY | {"max_tokens": 400})).status == 504
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
+def test_input_is_reserved_for_all_that_may_become_tokens(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        service = Service(allowed(3))
+        async with serving(adapter_settings) as served:
+            behind(served, service)
+            image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
+            hidden = {"x": 1, "\u0069mage_url": {"url": "http://h/i.png"}}
+            text = {"type": "text", "text": "a file of an image"}
+            chat = {"model": "tiny", "messages": [{"role": "user", "content": [text, image, hidden]}]}
+            for body, path in (
+                (chat, "/v1/chat/completions"),
+                ({"model": "tiny", "input": "a", "instructions": "b" * 900}, "/v1/responses"),
+                (chat | {"documents": ["d" * 700]}, "/v1/chat/completions"),
+            ):
+                await served.ask(body, path)
+            reserved = [each["input_tokens"] for each in service.asked]
+            assert 2 * 8192 < reserved[0] < 2 * 8192 + 400
+            assert reserved[1] > 900
+            assert reserved[2] > reserved[0] + 700
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
+def test_a_request_without_a_place_at_the_engine_waits_or_is_withdrawn(adapter_settings: AdapterSettings) -> None:
+    one = msgspec.structs.replace(adapter_settings, places=PlacesSection(at_once=1, wait_s=0.05))
+
+    async def run() -> None:
+        service = Service(allowed(3))
+        async with serving(one) as served:
+            gate = behind(served, service)
+            async with served.replica.places.place("other", "paid", 1):
+                full = await served.ask(BODY)
+                assert (full.status, b'"code":"no_place"' in full.body) == (503, True)
+            assert (await served.ask(BODY)).status == 200
+            await served.told()
+            await gate._send_waiting()
+            assert [each["dispatched"] for each in service.settled] == [False, True]
+            assert len(served.engine.seen) == 1
             served.replica.gate = None
 
     asyncio.run(run())

@@ -32,11 +32,11 @@ def threshold_alerts(book: TenantBook, now: int) -> list[Alert]:
     for meter in book.meters.budgets:
         if not meter.loaded or not meter.quota.thresholds:
             continue
-        for threshold in meter.crossed():
+        for threshold, period, confirmed in meter.crossed():
             quota = meter.quota
-            start = moment(meter.start).isoformat()
+            start = moment(period).isoformat()
             subject = {"quota_id": quota.quota_id, "version": quota.version, "period": start, "percent": threshold}
-            limit, used = shown(quota.limit, quota.metric), shown(meter.confirmed, quota.metric)
+            limit, used = shown(quota.limit, quota.metric), shown(confirmed, quota.metric)
             text = f"{threshold} % of {quota.quota_id} is used: {used} of {limit} in the period from {start}"
             found.append(Alert("quota_threshold", book.tenant_id, subject, text, moment(now)))
     return found

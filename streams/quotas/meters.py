@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from streams.quotas.calendar import Anchor, bounds
 from streams.quotas.definitions import RATE_US, Quota
@@ -15,12 +16,42 @@ SKEW_US: Final = 2_000_000
 period's end may have completed in the next."""
 
 
+@dataclass(slots=True)
+class UsedIn:
+    """A period: [start, end), what is confirmed in it, and the highest threshold that was told."""
+
+    start: int
+    end: int
+    confirmed: int
+    alerted: int
+
+
+class Crossed(NamedTuple):
+    """A threshold that was reached: percent, its period's start, what is confirmed in it."""
+
+    percent: int
+    start: int
+    confirmed: int
+
+
 class BudgetMeter:
     """A budget: what is used, what may still come of what was promised, in the current period."""
 
     __slots__ = (
-        "_ahead", "alerted", "anchor", "confirmed", "end", "expected", "leased", "loaded", "quota", "reserved",
-        "start", "unconfirmed", "unreserved",
+        "_ahead",
+        "alerted",
+        "anchor",
+        "before",
+        "confirmed",
+        "end",
+        "expected",
+        "leased",
+        "loaded",
+        "quota",
+        "reserved",
+        "start",
+        "unconfirmed",
+        "unreserved",
     )  # fmt: skip
 
     def __init__(self, quota: Quota, anchor: Anchor, now: int) -> None:
@@ -41,6 +72,8 @@ class BudgetMeter:
         """Of the confirmed, what nobody had reserved."""
         self.alerted = 0
         """The highest threshold that was told in this period, in percent."""
+        self.before: UsedIn | None = None
+        """The period before, whose last events come after its end."""
         self._ahead: dict[int, int] = {}
         """Confirmed usage of periods to come, by their start: a replica's clock is before ours."""
 
@@ -67,6 +100,7 @@ class BudgetMeter:
         settled the caller adds again what may belong to the new period (`counts_settled`)."""
         if now < self.end:
             return False
+        self.before = UsedIn(self.start, self.end, self.confirmed, self.alerted) if self.loaded else None
         self.start, self.end = bounds(self.quota.period, now, self.anchor)
         self.confirmed = self._ahead.pop(self.start, 0)
         self._ahead.clear()
@@ -82,7 +116,7 @@ class BudgetMeter:
         if (before.start, before.end) == (self.start, self.end):
             self.confirmed, self._ahead, self.loaded = before.confirmed, before._ahead, before.loaded
             if before.quota.version == self.quota.version:
-                self.alerted = before.alerted
+                self.alerted, self.before = before.alerted, before.before
 
     def load(self, confirmed: int, ahead: dict[int, int]) -> None:
         """Take the windows' sum as what is confirmed."""
@@ -93,6 +127,8 @@ class BudgetMeter:
         if self.start <= completed_at < self.end:
             self.confirmed += units
             return True
+        if self.before is not None and self.before.start <= completed_at < self.before.end:
+            self.before.confirmed += units
         if completed_at >= self.end:
             start, _ = bounds(self.quota.period, completed_at, self.anchor)
             self._ahead[start] = self._ahead.get(start, 0) + units
@@ -121,14 +157,24 @@ class BudgetMeter:
                 room = min(room, probable)
         return room
 
-    def crossed(self) -> list[int]:
-        """The thresholds that confirmed usage has reached, and that were not told in this period; now they are."""
-        limit = self.quota.limit
-        percent = self.confirmed * 100 // limit if limit else 100 * (self.confirmed > 0)
-        found = [each for each in self.quota.thresholds if self.alerted < each <= percent]
-        if found:
-            self.alerted = found[-1]
+    def crossed(self) -> list[Crossed]:
+        """The thresholds that confirmed usage has reached, in this period or late in the one before, and that were not
+        told; now they are."""
+        found = []
+        if self.before is not None:
+            found += self._crossed(self.before)
+        now = UsedIn(self.start, self.end, self.confirmed, self.alerted)
+        found += self._crossed(now)
+        self.alerted = now.alerted
         return found
+
+    def _crossed(self, period: UsedIn) -> list[Crossed]:
+        limit = self.quota.limit
+        percent = period.confirmed * 100 // limit if limit else 100 * (period.confirmed > 0)
+        found = [each for each in self.quota.thresholds if period.alerted < each <= percent]
+        if found:
+            period.alerted = found[-1]
+        return [Crossed(each, period.start, period.confirmed) for each in found]
 
 
 class RateMeter:

@@ -220,16 +220,32 @@ def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
     assert (late.priority, late.max_tokens, late.limited_by) == (20, 28, ("day-output_tokens",))
 
 
-def test_thresholds_are_told_once_a_period() -> None:
+def test_thresholds_are_told_once_a_period_also_late_in_it() -> None:
     made = book(quota(limit=100, thresholds=[80, 90, 100]))
     meter = budget(made)
+    midnight = NOW + DAY // 2
+
+    def told() -> list[tuple[int, int]]:
+        return [(each.percent, each.start) for each in meter.crossed()]
+
     made.confirm(row("a", output=79))
-    assert meter.crossed() == []
-    made.confirm(row("b", output=12))
-    assert (meter.crossed(), meter.crossed()) == ([80, 90], [])
-    meter.rolled_to(NOW + DAY)
-    made.confirm(row("c", output=85, at=NOW + DAY))
-    assert meter.crossed() == [80]
+    assert told() == []
+    made.confirm(row("b", output=2))
+    assert (told(), told()) == ([(80, midnight - DAY)], [])
+    meter.rolled_to(midnight)
+    made.confirm(row("late", output=10, at=midnight - 1))
+    made.confirm(row("c", output=85, at=midnight))
+    assert (told(), told()) == ([(90, midnight - DAY), (80, midnight)], [])
+    assert (meter.confirmed, made.decide(ask("d"), midnight + 1) is not None) == (85, True)
+
+
+def test_quotas_of_an_adapter_hold_for_that_adapter_alone() -> None:
+    made = book(quota(limit=100, adapter="tuned"), quota(limit=1000))
+    assert admit(made, ask("a", max_tokens=400)).max_tokens == 400
+    assert admit(made, ask("b", max_tokens=400, adapter="tuned")).max_tokens == 100
+    made.apply(settled("b", 90, adapter="tuned"))
+    made.confirm(row("c", output=7, adapter="tuned"))
+    assert budget(made, "day-output_tokens:adapter=tuned").used == 97
 
 
 def test_learning_promises_only_a_share() -> None:

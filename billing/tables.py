@@ -74,7 +74,6 @@ price_plans = _table(
     *_text("plan", "currency"),
     *_times("recorded_at"),
     Column("terms", JSONB),
-    Column("metrics", ARRAY(String)),
 )
 
 plan_versions = _table(

@@ -145,7 +145,7 @@ def priced_by_event(plans: Mapping[str, Iterable[PricePlan]]) -> frozenset[str]:
         for plan in listed
         for version in plan.versions
         for charge in version.charges
-        if isinstance(charge.pricing, Percentage) or charge.metric in plan.metrics
+        if isinstance(charge.pricing, Percentage) or charge.metric in plan.declared_metrics
     )
 
 

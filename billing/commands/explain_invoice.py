@@ -67,7 +67,7 @@ def explain_invoice(
                 return held
             return priced_at_start(held, billed.started_at, plans[held.subscription.plan].versions, period)
 
-        metrics = {name: plan.metrics for name, plan in plans.items()}
+        metrics = {name: plan.declared_metrics for name, plan in plans.items()}
         explanation = Explanation(stored.invoice.lines, priced_by, metrics)
         for billed in _billed(connection, open_archive, stored):
             for share in explanation.add(billed):

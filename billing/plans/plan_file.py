@@ -87,7 +87,7 @@ def _plan(reader: Reader) -> PricePlan | None:
     terms = readers["terms"].record(Terms) if "terms" in readers else Terms()
     metrics = tuple(filter(None, map(_new_metric, readers["metrics"].items()))) if "metrics" in readers else ()
     versions = reader.field(readers, "versions", lambda r: _versions(r, name or "?", code or "?", metrics))
-    return PricePlan(name, code, versions, terms, metrics) if name and code and versions and terms else None
+    return PricePlan(name, code, versions, terms) if name and code and versions and terms else None
 
 
 def _versions(reader: Reader, plan: str, code: str, metrics: tuple[str, ...]) -> tuple[PlanVersion, ...] | None:

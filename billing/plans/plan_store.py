@@ -32,12 +32,12 @@ def plans(connection: Connection, names: Collection[str] | None = None) -> dict[
     if names is not None:
         query = query.where(plans_.c.plan.in_(names))
     found: dict[str, list[PlanVersion]] = {}
-    stored: dict[str, tuple[Terms, tuple[str, ...]]] = {}
+    terms: dict[str, Terms] = {}
     for row in connection.execute(query):
-        stored[row.plan] = (terms_of_document(row.terms), tuple(row.metrics))
+        terms[row.plan] = terms_of_document(row.terms)
         version = version_of_document(row.plan, row.currency, row.version, row.valid_from, row.content)
         found.setdefault(row.plan, []).append(version)
-    return {name: PricePlan(name, listed[0].currency, tuple(listed), *stored[name]) for name, listed in found.items()}
+    return {name: PricePlan(name, listed[0].currency, tuple(listed), terms[name]) for name, listed in found.items()}
 
 
 def lock(connection: Connection, name: str) -> None:
@@ -49,9 +49,7 @@ def add_versions(connection: Connection, given: PricePlan, versions: Collection[
     """Append versions; the plan itself is made if it is new."""
     connection.execute(
         insert(tables.price_plans)
-        .values(
-            plan=given.name, currency=given.currency, terms=terms_document(given.terms), metrics=list(given.metrics)
-        )
+        .values(plan=given.name, currency=given.currency, terms=terms_document(given.terms))
         .on_conflict_do_nothing()
     )
     for version in versions:

@@ -312,7 +312,11 @@ class PricePlan:
     currency: str
     versions: tuple[PlanVersion, ...]
     terms: Terms = DEFAULT_TERMS
-    metrics: tuple[str, ...] = ()
+
+    @property
+    def declared_metrics(self) -> frozenset[str]:
+        """What some charge counts beside what every event has (`Metric`): the events' labels of these names."""
+        return frozenset(metric for version in self.versions for metric in version.metrics) - set(Metric)
 
 
 def version_at(versions: Iterable[PlanVersion], at: datetime) -> PlanVersion:

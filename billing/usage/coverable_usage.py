@@ -84,7 +84,7 @@ class CoverableUsage:
         not_delivered = left_out(attempts, statuses) if delivered else []
         plans = [self._plans[name] for name in {piece.version.plan for piece in cut}]
         if any(map(needs_events, plans)) or any(needs_bands(piece.subscription, self._versions) for piece in cut):
-            metrics = {metric for plan in plans for metric in plan.metrics}
+            metrics = {metric for plan in plans for metric in plan.declared_metrics}
             return self._by_event(cut, metrics, not_delivered, {each.key for each in too_old})
         without = [*late, *not_delivered]
         return [distribute(piece, self._usage(piece, without, exact))[0] for piece in cut]

@@ -24,7 +24,7 @@ from streams.usage.request_events import RequestEvent
 def needs_events(plan: PricePlan) -> bool:
     """Whether a plan cannot be rated from sums."""
     charges = (charge for version in plan.versions for charge in version.charges)
-    return any(isinstance(charge.pricing, Percentage) or charge.metric in plan.metrics for charge in charges)
+    return bool(plan.declared_metrics) or any(isinstance(charge.pricing, Percentage) for charge in charges)
 
 
 def as_usage_events(stored: Iterable[RequestEvent], metrics: Collection[str]) -> Iterator[UsageEvent]:

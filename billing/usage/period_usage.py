@@ -113,7 +113,7 @@ class PeriodUsage:
         plans = [self._plans[name] for name in {piece.version.plan for piece in cut}]
         until = until or self._period.end
         if any(map(needs_events, plans)):
-            used = self._events(tenant_id, {metric for plan in plans for metric in plan.metrics}, until)
+            used = self._events(tenant_id, {metric for plan in plans for metric in plan.declared_metrics}, until)
             return rate_used(used, self._period, cut[-1].subscription.terms, is_over=is_over, until=until)
         sums = self._sums_of(tenant_id, until)
         return rate(sums, self._period, versions=self._versions, is_over=is_over, until=until)

@@ -140,7 +140,7 @@ def _plan(random: Random, name: str, terms: Terms, *, by_event: bool) -> PricePl
     versions = tuple(
         _version(random, name, f"v{n}", since, by_event=by_event) for n, since in enumerate(dates, start=1)
     )
-    return PricePlan(name, "USD", versions, terms, ("pages",))
+    return PricePlan(name, "USD", versions, terms)
 
 
 def _version(random: Random, plan: str, version: str, since: datetime, *, by_event: bool) -> PlanVersion:

@@ -175,6 +175,16 @@ def test_a_label_that_is_billed_and_no_number_keeps_its_tenant_out_by_name(world
     )
 
 
+def test_a_metric_that_a_later_version_declares_is_billed(world: World, own_database_url: str) -> None:
+    world.customers("acme")
+    pages = '      - {key: pages, model: per_unit, metric: pages, price: "5"}\n'
+    later = PLAN + "  - version: v2\n    from: 2026-10-16\n    charges:\n" + pages
+    world.plan(later.replace("currency: USD", "currency: USD\nmetrics: [pages]"))
+    ingest(own_database_url, [event(1, MIDDLE) | {"labels": {"pages": "7"}}])
+    (tenant,) = world.rate().tenants
+    assert plain(tenant.amount) == "35"
+
+
 def test_quotas_learn_periods_and_prices_from_subscriptions(world: World) -> None:
     world.customers("acme")
     world.plan(DEAR + "terms: {period: quarter, anchor: anniversary}\n")

@@ -58,7 +58,7 @@ def test_every_model_and_term_is_read() -> None:
     assert (graduated.where.context_over, graduated.pricing.tiers[0].flat_fee) == (8000, 3)
     assert version.charges[3].metric == Metric.GPU_SECOND
     assert (plan.terms.period, plan.terms.tier_continuity) == (Cycle.YEAR, TierContinuity.PRORATE)
-    assert plan.metrics == ("pages",)
+    assert plan.declared_metrics == {"pages"}
 
 
 def test_it_comes_back_from_what_is_stored_as_it_was() -> None:

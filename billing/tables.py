@@ -165,7 +165,7 @@ snapshot_balances = _table(
 
 tenant_periods = _table(
     "tenant_periods",
-    *_text("tenant_id", "problem"),
+    *_text("tenant_id", "problem", "terms"),
     *_times("period_start", "period_end", "rated_at"),
     Column("rating_no", Integer),
 )

@@ -28,6 +28,7 @@ from billing.periods import BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.schedules import MONTHLY, has_period
 from billing.plans.subscriptions import Piece, pieces
+from billing.plans.term_digests import term_digests
 from billing.posting.booking import closed_books
 from billing.posting.posting_rules import accrual
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference
@@ -117,6 +118,7 @@ def rate_period(
     """
     with transaction(engine, dry_run=dry_run) as connection:
         rated_line_store.lock_period(connection, period)
+        terms = term_digests(connection, period)  # before all that is read by them: a change meanwhile is noticed
         by_tenant = account_store.subscriptions_in(connection, period)
         if tenants is not None:
             by_tenant = {tenant_id: by_tenant[tenant_id] for tenant_id in tenants if tenant_id in by_tenant}
@@ -142,7 +144,7 @@ def rate_period(
                 rating.rate(tenant_id, cuts[tenant_id], partial(check_nothing_disappeared, connection, counted), frozen)
                 if progress is not None:
                     progress(done, len(cuts))
-            _post(connection, period, month, rating.rated, rating.problems, now)
+            _post(connection, period, month, rating.rated, rating.problems, terms, now)
             found = rating.added_to(found)
         return found
 
@@ -248,16 +250,18 @@ def _post(
     month: BillingPeriod,
     rated: Sequence[TenantRated],
     problems: Mapping[str, Rating | Unratable | EventsArchived],
+    terms: Mapping[str, str],
     now: datetime,
 ) -> None:
     """Append the differences, their accrual entries, and where each tenant stands."""
     states = rated_line_store.tenant_periods(connection, period)
     numbers = {t.tenant_id: states[t.tenant_id].rating_no if t.tenant_id in states else 0 for t in rated}
     numbers |= {t.tenant_id: numbers[t.tenant_id] + 1 for t in rated if t.posted}
-    new_states = [TenantPeriod(tenant_id, number, None) for tenant_id, number in numbers.items()]
+    new_states = [TenantPeriod(tenant_id, number, None, terms.get(tenant_id)) for tenant_id, number in numbers.items()]
     for tenant_id, problem in problems.items():
         text = "; ".join(map(str, problem.unpriced)) if isinstance(problem, Rating) else str(problem)
-        new_states.append(TenantPeriod(tenant_id, states[tenant_id].rating_no if tenant_id in states else 0, text))
+        number = states[tenant_id].rating_no if tenant_id in states else 0
+        new_states.append(TenantPeriod(tenant_id, number, text, terms.get(tenant_id)))
     changed = [state for state in new_states if states.get(state.tenant_id) != state]
     rated_line_store.set_tenant_periods(connection, period, changed, now)
     by_payer: dict[tuple[str, str], list[RatedLine]] = defaultdict(list)

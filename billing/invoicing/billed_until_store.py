@@ -31,11 +31,22 @@ def frozen_usage_invoices(connection: Connection, period: BillingPeriod) -> dict
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
+def hold_terms(connection: Connection, *, shared: bool = True) -> None:
+    """Nobody changes what bills follow from (subscriptions, prices, tax rules) until the transaction ends.
+
+    Whoever freezes an invoice holds it shared, after the locks of periods and tenants.
+    """
+    lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+    connection.execute(select(lock(func.hashtextextended("billing/terms", 0))))
+
+
 def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime | None:
     """Up to when frozen invoices of some billing accounts say what holds: the latest end of one over usage.
 
     One for fees in advance says so up to when its time begins; after that a change is a document of its own (13.10).
+    It is asked by whoever changes what bills follow from: nothing more is frozen until the transaction ends.
     """
+    hold_terms(connection, shared=False)
     table = tables.invoices
     until = case((in_advance(), table.c.service_start), else_=table.c.service_end)
     return connection.execute(

@@ -19,11 +19,13 @@ from billing.rating import LineIdentity, RatedLine
 
 @dataclass(frozen=True, slots=True)
 class TenantPeriod:
-    """Where the rating of a tenant's period stands: how often something was posted, and what hinders."""
+    """Where the rating of a tenant's period stands: how often something was posted, what hinders, by which terms."""
 
     tenant_id: str
     rating_no: int
     problem: str | None
+    terms: str | None = None
+    """The digest of what it was rated by (`plans/term_digests.py`)."""
 
 
 def lock_period(connection: Connection, period: BillingPeriod, *, shared: bool = False) -> None:
@@ -40,7 +42,7 @@ def tenant_periods(
 ) -> dict[str, TenantPeriod]:
     """Tenants that were rated in the period; all of them unless some are named."""
     table = tables.tenant_periods
-    query = select(table.c.tenant_id, table.c.rating_no, table.c.problem).where(
+    query = select(table.c.tenant_id, table.c.rating_no, table.c.problem, table.c.terms).where(
         table.c.period_start == period.start, table.c.period_end == period.end
     )
     if tenants is not None:
@@ -83,6 +85,7 @@ def set_tenant_periods(
             "rating_no": state.rating_no,
             "rated_at": now,
             "problem": state.problem,
+            "terms": state.terms,
         }
         for state in states
     ]
@@ -92,7 +95,7 @@ def set_tenant_periods(
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["tenant_id", "period_start", "period_end"],
-            set_={name: statement.excluded[name] for name in ("rating_no", "rated_at", "problem")},
+            set_={name: statement.excluded[name] for name in ("rating_no", "rated_at", "problem", "terms")},
         ),
         rows,
     )

@@ -64,6 +64,12 @@ class PlanProblem:
     field: str
     reason: str
 
+    def told(self, file: str) -> str:
+        """In words, where it stands first."""
+        return (
+            f"{file}:{self.line}: {self.field}: {self.reason}" if self.field else f"{file}:{self.line}: {self.reason}"
+        )
+
 
 class PlanInvalid(BillingError):
     """A plan file that cannot be read. `problems` holds every one found."""
@@ -71,10 +77,7 @@ class PlanInvalid(BillingError):
     def __init__(self, file: str, problems: Sequence[PlanProblem]) -> None:
         self.file = file
         self.problems = tuple(problems)
-        super().__init__(
-            "\n".join(f"{file}:{p.line}: {p.field}: {p.reason}" if p.field else f"{file}:{p.line}: {p.reason}"
-                      for p in self.problems)
-        )  # fmt: skip
+        super().__init__("\n".join(problem.told(file) for problem in self.problems))
 
 
 class PlanConflict(BillingError):

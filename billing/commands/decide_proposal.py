@@ -39,7 +39,7 @@ def propose(
     """Propose something; returns the proposal's number. It is tried out first, so that only what can be done is
     proposed. Raises ProposalRefused, and what doing it raises."""
     with transaction(engine, dry_run=dry_run) as connection:
-        checked = manual_entries.checked(content) if kind is ProposalKind.POST_ENTRY else dict(content)
+        checked = manual_entries.checked(content, now=now) if kind is ProposalKind.POST_ENTRY else dict(content)
         number = proposal_store.add(connection, kind, subject, checked, document, actor)
         tried = connection.begin_nested()
         _CARRY_OUT[kind](connection, proposal_store.one(connection, number), now, actor)

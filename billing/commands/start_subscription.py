@@ -87,6 +87,8 @@ def start_subscriptions(
             priced = plan_store.plan(connection, plan)
             check_start(starts_at, priced.versions, seats)
             terms = priced.terms if bill_statuses is None else replace(priced.terms, bill_statuses=tuple(bill_statuses))
+            if problems := terms.problems():
+                raise SubscriptionRefused("; ".join(f"{field}: {reason}" for field, reason in problems))
             started = [
                 _start(
                     connection,

@@ -33,7 +33,7 @@ import yaml
 from billing.errors import PlanInvalid, PlanProblem, UnknownCurrency
 from billing.money import currency
 from billing.plans.charge_models import FEES, MODELS, Percentage
-from billing.plans.plan_reader import Reader, field_names
+from billing.plans.plan_reader import Reader, compose, field_names
 from billing.plans.price_plans import (
     Allowance,
     Charge,
@@ -63,16 +63,8 @@ def parse_plan(text: str, *, file: str) -> PricePlan:
     problems: list[PlanProblem] = []
     if len(text) > SIZE_MAX:
         raise PlanInvalid(file, [PlanProblem(1, "", f"longer than {SIZE_MAX} characters: is this a plan?")])
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PlanInvalid(file, [PlanProblem(line, "", f"not YAML: {error.problem}")]) from None
-    except yaml.YAMLError as error:
-        raise PlanInvalid(file, [PlanProblem(1, "", f"not YAML: {error}")]) from None
-    plan = _plan(Reader(root, "", problems)) if root is not None else None
-    if root is None:
-        problems.append(PlanProblem(1, "", "the file is empty"))
+    root = compose(text, problems)
+    plan = None if root is None else _plan(root)
     if problems or plan is None:
         raise PlanInvalid(file, sorted(problems, key=lambda problem: problem.line))
     return plan
@@ -85,7 +77,7 @@ def _plan(reader: Reader) -> PricePlan | None:
     name = reader.field(readers, "plan", _name)
     code = reader.field(readers, "currency", _currency)
     terms = readers["terms"].record(Terms) if "terms" in readers else Terms()
-    metrics = tuple(filter(None, map(_new_metric, readers["metrics"].items()))) if "metrics" in readers else ()
+    metrics = _new_metrics(readers["metrics"]) if "metrics" in readers else ()
     versions = reader.field(readers, "versions", lambda r: _versions(r, name or "?", code or "?", metrics))
     return PricePlan(name, code, versions, terms) if name and code and versions and terms else None
 
@@ -241,8 +233,18 @@ def _charge_model(reader: Reader) -> str | None:
     return text
 
 
-def _new_metric(reader: Reader) -> str | None:
-    return reader.matching(_METRIC, "small letters, digits and _, at most 64")
+def _new_metrics(reader: Reader) -> tuple[str, ...]:
+    found: list[str] = []
+    for item in reader.items():
+        name = item.matching(_METRIC, "small letters, digits and _, at most 64")
+        if name is None:
+            continue
+        if name in set(Metric):
+            item.problem(f"{name} is counted from every event: a label cannot stand in for it")
+        if name in found:
+            item.problem(f"{name} stands here twice")
+        found.append(name)
+    return tuple(found)
 
 
 def _metric(declared: tuple[str, ...]) -> Callable[[Reader], str | None]:

@@ -19,6 +19,37 @@ from billing.plans.plan_documents import FILE_NAMES, without_none
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _MOMENT: Final = re.compile(r"\d{4}-\d{2}-\d{2}([Tt ]\d{2}:\d{2}(:\d{2})?([Zz]|\+00:00))?")
 _WHOLE_MAX_DIGITS: Final = 18
+_DEPTH_MAX: Final = 16
+"""How deep a file may be nested. A plan needs 8; each level costs the reader of YAML a call, and time that grows."""
+
+
+class _Loader(yaml.SafeLoader):
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _DEPTH_MAX:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=self.peek_event().start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+def compose(text: str, problems: list[PlanProblem]) -> Reader | None:
+    """The root of a YAML document; None, and a problem, if there is none."""
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problems.append(PlanProblem(line, "", f"not YAML: {error.problem}"))
+        return None
+    except yaml.YAMLError as error:
+        problems.append(PlanProblem(1, "", f"not YAML: {error}"))
+        return None
+    if root is None:
+        problems.append(PlanProblem(1, "", "the file is empty"))
+    return None if root is None else Reader(root, "", problems)
 
 
 class Reader:

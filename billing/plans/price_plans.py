@@ -14,7 +14,7 @@ from typing import Final
 
 from billing.errors import NoPriceVersion
 from billing.money import ZERO, Rounding
-from billing.plans.charge_models import FEES, PerUnit, Pricing, Problem, TierContinuity, Timing
+from billing.plans.charge_models import FEES, PerUnit, Prepaid, Pricing, Problem, TierContinuity, Timing
 
 __all__ = ["PerUnit", "Pricing"]
 
@@ -109,6 +109,15 @@ class Validity:
             return False
         return self.periods is None or period_no <= self.periods
 
+    def never_holds(self) -> list[Problem]:
+        """Why it holds in no period, by field."""
+        found: list[Problem] = []
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            found.append(("until", "must be after `from`"))
+        if self.periods == 0:
+            found.append(("periods", "must be at least 1"))
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Discount(Validity):
@@ -119,7 +128,7 @@ class Discount(Validity):
 
     def problems(self) -> list[Problem]:
         """What is wrong with these values."""
-        return _discount_problems(self.percent, self.amount)
+        return _discount_problems(self.percent, self.amount) + self.never_holds()
 
 
 class DiscountBase(StrEnum):
@@ -140,7 +149,7 @@ class InvoiceDiscount(Validity):
 
     def problems(self) -> list[Problem]:
         """What is wrong with these values."""
-        return _discount_problems(self.percent, self.amount)
+        return _discount_problems(self.percent, self.amount) + self.never_holds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,10 @@ class Allowance:
     pool: str
     units: Decimal
     charges: tuple[str, ...]
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with these values."""
+        return _repeated("charges", self.charges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +175,10 @@ class Commitment:
     amount: Decimal
     charges: tuple[str, ...] = ()
     tax_group: str | None = None
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with these values."""
+        return _repeated("charges", self.charges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +215,13 @@ class Charge:
             found.append(("timing", "only fees are billed in advance: usage is known afterwards"))
         if self.allowance is not None and self.pricing.model not in _WITH_ALLOWANCE:
             found.append(("allowance", f"has no meaning for {self.pricing.model}: it counts no units that are priced"))
+        if self.is_fee:
+            if self.where != Filters():
+                found.append(("where", "a fee counts no usage that could be told apart"))
+            if self.tier_continuity is not None:
+                found.append(("tier_continuity", "a fee has no tiers"))
+        elif not self.prorated and not isinstance(self.pricing, Prepaid):
+            found.append(("prorated", "only fees are prorated"))
         return found
 
 
@@ -281,6 +305,10 @@ class Anchor(StrEnum):
     ANNIVERSARY = "anniversary"
 
 
+STATUSES: Final = ("ok", "aborted", "error", "rejected")
+"""How a request can end and bill. What is lost bills by its release alone (docs/spec/money.md 2)."""
+DAYS_MAX: Final = 3_660
+"""Ten years: what a contract counts in days. More is a slip, and leaves the calendar."""
 BILL_STATUSES: Final = ("ok", "aborted")
 """Statuses that bill unless the contract says otherwise (docs/spec/money.md 2)."""
 
@@ -299,6 +327,16 @@ class Terms:
     anchor: Anchor = Anchor.CALENDAR
     trial_days: int = 0
     late_usage_days: int | None = None
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with these values."""
+        unknown = [status for status in self.bill_statuses if status not in STATUSES]
+        found = [("bill_statuses", f"{status!r} is none of {', '.join(STATUSES)}") for status in unknown]
+        found += _repeated("bill_statuses", self.bill_statuses)
+        for name in ("trial_days", "late_usage_days"):
+            if (getattr(self, name) or 0) > DAYS_MAX:
+                found.append((name, f"must be at most {DAYS_MAX}"))
+        return found
 
 
 DEFAULT_TERMS: Final = Terms()
@@ -332,6 +370,10 @@ def unpriced_token_classes(version: PlanVersion) -> tuple[Metric, ...]:
     if Metric.TOTAL_TOKENS in version.metrics or not version.metrics & set(TOKEN_CLASSES):
         return ()
     return tuple(metric for metric in TOKEN_CLASSES if metric not in version.metrics)
+
+
+def _repeated(field: str, names: tuple[str, ...]) -> list[Problem]:
+    return [(field, f"{name} stands there twice") for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def _discount_problems(percent: Decimal | None, amount: Decimal | None) -> list[Problem]:

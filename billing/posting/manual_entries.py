@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from billing.errors import EntryInvalid
+from billing.errors import EntryInvalid, PlanProblem
 from billing.ledger.journal import ACCOUNTS, AccountCode, JournalEntry, Posting
 from billing.money import LINE_DECIMALS, parse_decimal
+from billing.plans.plan_reader import Reader, compose
 from billing.posting.posting_rules import Booking
 
 MANUAL: Final = "manual"
@@ -20,11 +21,36 @@ NOT_BY_HAND: Final = (
     AccountCode.DEFERRED_FEES,
 )
 """What is unbilled, prepaid and deferred follows from rated lines and credits, and from nothing else."""
+EARLIEST_YEAR: Final = 2000
+AHEAD_MAX: Final = timedelta(days=366)
 _FIELDS: Final = {"effective_at", "memo", "legs"}
 _LEG_FIELDS: Final = {"account", "currency", "amount", "subledger"}
 
 
-def checked(content: Mapping[str, Any]) -> dict[str, Any]:
+def read_entry(text: str, *, file: str) -> dict[str, Any]:
+    """The content of an entry's YAML file, for `checked`. Raises EntryInvalid with every problem, by line and field."""
+    problems: list[PlanProblem] = []
+    root = compose(text, problems)
+    fields = {} if root is None else root.fields((*sorted(_FIELDS), "kind")) or {}
+    found: dict[str, Any] = {name: reader.text() for name, reader in fields.items() if name != "legs"}
+    if "legs" in fields:
+        found["legs"] = [_read_leg(item) for item in fields["legs"].items()]
+    if problems:
+        raise EntryInvalid("\n".join(problem.told(file) for problem in problems))
+    return found
+
+
+def _read_leg(reader: Reader) -> dict[str, Any]:
+    leg: dict[str, Any] = {}
+    for name, field in (reader.fields(tuple(sorted(_LEG_FIELDS))) or {}).items():
+        text = field.text()
+        if name == "amount" and field.node.tag != "tag:yaml.org,2002:str":
+            field.problem(f'{text}: write it as a text, "12.50"')
+        leg[name] = int(text) if name == "account" and text is not None and text.isdecimal() else text
+    return leg
+
+
+def checked(content: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
     """The content of an entry as it is stored: `effective_at`, `memo`, `legs` of account, currency, amount, subledger.
 
     Amounts are decimal strings, debit positive. Raises EntryInvalid, NotAnAmount.
@@ -41,6 +67,10 @@ def checked(content: Mapping[str, Any]) -> dict[str, Any]:
         raise EntryInvalid(f"effective_at {content['effective_at']!r} is no RFC 3339 time") from None
     if effective_at.tzinfo is None:
         raise EntryInvalid(f"effective_at {content['effective_at']!r}: say its offset, such as Z")
+    if not (EARLIEST_YEAR <= effective_at.year < 9999 and effective_at <= now + AHEAD_MAX):
+        raise EntryInvalid(
+            f"effective_at {effective_at.isoformat()}: it lies in {EARLIEST_YEAR} or later, and at most a year ahead"
+        )
     if not isinstance(content["legs"], list) or not content["legs"]:
         raise EntryInvalid("legs: a list of account, currency, amount and subledger is expected")
     legs = [_leg(leg) for leg in content["legs"]]

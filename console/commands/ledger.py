@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
-import yaml
 
 from billing.commands.decide_proposal import propose
 from billing.commands.export_beancount import export_beancount
@@ -28,6 +27,7 @@ from billing.ledger.ledger_store import PAGE_MAX, Wanted
 from billing.money import plain
 from billing.periods import parse_period
 from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
+from billing.posting.manual_entries import read_entry
 from billing.posting.proposal_store import ProposalKind
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out, problems
@@ -291,12 +291,7 @@ def post(
     A leg has account, currency, amount (a text, debit positive) and, where the account is kept per something,
     subledger. `kind: prior_period_adjustment` books into a closed month.
     """
-    try:
-        content = yaml.safe_load(session.read_text(file))
-    except yaml.YAMLError as error:
-        raise typer.BadParameter(f"{file} is no YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise typer.BadParameter(f"{file}: effective_at, memo and legs are expected")
+    content = read_entry(session.read_text(file), file=file.name)
     _propose(ProposalKind.POST_ENTRY, legal_entity, content, paper, actor, dry_run)
 
 

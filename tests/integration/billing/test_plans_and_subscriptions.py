@@ -107,6 +107,8 @@ def test_what_does_not_fit_is_refused(world: World) -> None:
         world.subscribe("acme", starts_at=datetime(2026, 6, 1, tzinfo=UTC))
     with pytest.raises(SubscriptionRefused, match="overlap"):
         world.subscribe("acme", billing_account="other")
+    with pytest.raises(SubscriptionRefused, match="bill_statuses: 'okay' is none of ok, aborted"):
+        world.subscribe("acme", bill_statuses=["okay"])
     with pytest.raises(UnknownTenant, match="stranger"):
         world.subscribe("stranger")
     with pytest.raises(UnknownPlan, match="nowhere"):

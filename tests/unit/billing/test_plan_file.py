@@ -147,3 +147,8 @@ def test_an_anchor_that_contains_itself_does_no_harm() -> None:
         parse_plan(
             "plan: p\ncurrency: USD\nversions: &v\n  - version: v1\n    from: 2026-01-01\n    charges: *v\n", file="p"
         )
+
+
+def test_what_is_nested_too_deeply_is_refused_at_once() -> None:
+    with pytest.raises(PlanInvalid, match=r"plan.yaml:1: not YAML: nested too deeply"):
+        parse_plan("plan: " + "[" * 3_000, file="plan.yaml")

@@ -97,6 +97,8 @@ subscriptions = _table(
 
 accounting_periods = _table("accounting_periods", *_text("legal_entity", "month", "state"))
 
+currencies = _table("currencies", *_text("currency"), Column("since", Date), *_amounts("quantum"))
+
 accounts = _table(
     "accounts",
     *_bigints("account_id"),

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 SCHEMAS: Final = ("usage", "ledger")
-"""Of every table here the application reads rows and adds rows. More it may only as listed below."""
+"""Of every table here the application reads rows and (but READ_ONLY) adds rows. More it may only as listed below."""
 
 STATE: Final[Mapping[str, str]] = {
     "usage.tenants": "update (name, state)",
@@ -69,6 +69,9 @@ STATE: Final[Mapping[str, str]] = {
 }
 """Tables whose rows have a state. One that is added with a state gets a line here."""
 
+READ_ONLY: Final = ("ledger.chart_of_accounts", "ledger.currencies", "ledger.legal_entities")
+"""What the books are made of: migrations and the owner add to it."""
+
 _ROLE: Final = """
 do $$ begin
     if not exists (select from pg_roles where rolname = '{role}') then
@@ -122,6 +125,9 @@ def grant(connection: Connection, role: str) -> None:
         f"grant execute on all functions in schema {schemas} to {role}",
     ):
         connection.exec_driver_sql(statement)
+    for table in READ_ONLY:
+        if connection.exec_driver_sql(f"select to_regclass('{table}')").scalar_one() is not None:
+            connection.exec_driver_sql(f"revoke insert on {table} from {role}")
     for table, rights in STATE.items():
         if connection.exec_driver_sql(f"select to_regclass('{table}')").scalar_one() is not None:
             connection.exec_driver_sql(f"grant {rights} on {table} to {role}")

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 
 from billing.ledger.journal import ACCOUNTS
-from migrations.privileges import STATE
+from billing.money import CURRENCIES
+from migrations.privileges import READ_ONLY, STATE
 from streams.database import connect
 
 ENTRY = """
@@ -179,6 +180,7 @@ FACTS = (
     "accounts",
     "balance_snapshots",
     "chart_of_accounts",
+    "currencies",
     "invoice_transitions",
     "issued_numbers",
     "journal_entries",
@@ -236,6 +238,15 @@ def test_too_many_decimals_and_no_numbers_are_refused(book: Book, amount: str) -
         book.leg(book.header(), 1, "unbilled", amount)
 
 
+def test_what_no_book_can_hold_is_refused(book: Book) -> None:
+    for amount in ("1e18", "9" * 3_001):
+        with refused(CHECK), book.connection.transaction():
+            book.leg(book.header(), 1, "unbilled", amount)
+    for moment in ("infinity", "-infinity", "1999-12-31T23:59:59Z", "2200-01-01Z", "4000-01-01 BC"):
+        with refused(CHECK):
+            book.connection.execute(ENTRY.replace("2026-10-31Z", moment), ("k1", "k1", "test", book.month, 2, None))  # type: ignore[arg-type]
+
+
 def test_a_float_that_is_no_number_is_refused_and_nothing_is_rounded_silently(book: Book) -> None:
     for wrong in ("nan", "inf", "1e-13"):
         with refused(CHECK), book.connection.transaction():
@@ -259,7 +270,7 @@ def test_receivables_take_whole_cents_only(book: Book) -> None:
 
 
 def test_an_entry_cannot_use_an_account_of_another_legal_entity(book: Book) -> None:
-    book.connection.execute("insert into ledger.legal_entities values ('eu', 'EU', 'EUR') on conflict do nothing")
+    book.owner.execute("insert into ledger.legal_entities values ('eu', 'EU', 'EUR') on conflict do nothing")
     row = book.connection.execute(
         "insert into ledger.accounts (legal_entity, code, currency) values ('eu', 4000, 'USD') returning account_id"
     ).fetchone()
@@ -277,6 +288,22 @@ def test_a_key_is_booked_once_and_an_entry_reversed_once(book: Book) -> None:
     book.post("k1:reversal", *back, reverses=entry)
     with refused(UNIQUE):
         book.post("k1:reversal-2", *back, reverses=entry)
+
+
+@pytest.mark.parametrize(
+    "legs",
+    [
+        (("unbilled", "-12"), ("revenue", "12")),  # of another amount
+        GOOD,  # not turned
+        (("revenue", "-12.345678901234"), ("unbilled", "12.345678901234")),  # other accounts
+        (("unbilled", "-12.345678901234"), ("revenue", "12.345678901234"), ("unbilled", "1"), ("revenue", "-1")),
+    ],
+)
+def test_a_reversal_takes_back_what_it_says(book: Book, legs: tuple[tuple[str, str], ...]) -> None:
+    entry = book.post("k1", *GOOD)
+    with refused("TB020"):
+        book.post("k1:reversal", *legs, reverses=entry)
+    assert book.count() == 1
 
 
 def test_a_closed_or_unknown_accounting_period_takes_nothing_but_its_adjustments(book: Book) -> None:
@@ -345,14 +372,25 @@ def test_an_account_is_one_of_the_chart_and_kept_as_the_chart_says(book: Book) -
         (1150, "", None, "TB013"),  # kept per tenant
         (1100, "acme", None, "TB013"),  # in whole quanta
         (1150, "t1", "0.01", "TB013"),  # exact
+        (1100, "acme", "0.01", "TB013"),  # another currency's quantum
     )
+    insert = "insert into ledger.accounts (legal_entity, code, currency, subledger, quantum) values ('default'"
     for code, subledger, quantum, state in wrong:
         with refused(state):
-            book.connection.execute(
-                "insert into ledger.accounts (legal_entity, code, currency, subledger, quantum)"
-                " values ('default', %s, 'JPY', %s, %s)",
-                (code, subledger, quantum),
-            )
+            book.connection.execute(f"{insert}, %s, 'JPY', %s, %s)", (code, subledger, quantum))  # type: ignore[arg-type]
+    with refused("TB013"):
+        book.connection.execute(f"{insert}, 4000, 'ZZZ', '', null)")  # type: ignore[arg-type]
+
+
+def test_the_application_does_not_widen_what_the_books_are_made_of(book: Book) -> None:
+    for table in READ_ONLY:
+        with refused(NO_RIGHT):
+            book.connection.execute(f"insert into {table} select * from {table}")  # type: ignore[arg-type]
+
+
+def test_the_databases_currencies_are_those_of_the_code(book: Book) -> None:
+    rows = book.connection.execute("select currency, since, quantum from ledger.currencies order by 1, 2").fetchall()
+    assert rows == sorted((each.code, each.since, each.quantum) for each in CURRENCIES)
 
 
 def test_the_databases_chart_of_accounts_is_that_of_the_code(book: Book) -> None:
@@ -367,7 +405,7 @@ def test_the_databases_chart_of_accounts_is_that_of_the_code(book: Book) -> None
 
 def test_a_seal_follows_the_one_before_and_bears_a_later_time(book: Book) -> None:
     name = f"seal-{book.month}"
-    book.connection.execute("insert into ledger.legal_entities values (%s, 'x', 'USD')", (name,))
+    book.owner.execute("insert into ledger.legal_entities values (%s, 'x', 'USD')", (name,))
     seal = (
         "insert into ledger.seals (legal_entity, seal_no, last_position, chain_hash, upto_transaction, upto_entry,"
         " server, sealed_at) values (%s, %s, %s, sha256(''), '1', 1, 1, '1999-01-01Z')"

@@ -1,14 +1,14 @@
 """By which subscriptions and prices a tenant's period was rated.
 
-Revision ID: 0042
+Revision ID: 0043
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0042"
-down_revision = "0041"
+revision = "0043"
+down_revision = "0042"
 branch_labels = None
 depends_on = None
 

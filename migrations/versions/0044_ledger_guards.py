@@ -1,14 +1,14 @@
 """What the ledger's database refuses further: what no book can hold, reversals that do not reverse, unfit currencies.
 
-Revision ID: 0043
+Revision ID: 0044
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0043"
-down_revision = "0042"
+revision = "0044"
+down_revision = "0043"
 branch_labels = None
 depends_on = None
 

@@ -26,7 +26,7 @@ from devstack.stack import DATABASE, KAFKA, Stack
 BUILD = REPOSITORY / "build"
 MOST_RUNS = 20  # side by side; each takes about 1 GB of memory
 SERVICES = (KAFKA, DATABASE)
-ARGUMENTS = ("-n", "2", "--dist", "loadgroup", "tests")
+ARGUMENTS = ("-n", "3", "--dist", "loadgroup", "tests")
 
 
 class Stopped(Exception):

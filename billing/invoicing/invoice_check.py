@@ -16,10 +16,11 @@ from billing.errors import EventsRefused, NotAnAmount
 from billing.invoicing.invoice_file import InvoiceFile, LineFile, number_of
 from billing.money import LINE_STEP, ZERO, exactly, from_minor, plain, spread, to_minor, total
 from billing.plans.price_plans import Metric
+from billing.rating import LineKind
 from billing.rating.usage import GPU_MICROSECOND, by_metric
 from billing.usage.usage_digest import TenantCount, TenantUsage, event_of_line, usage_digest
 
-METERED: Final = ("usage", "overage")
+METERED: Final = (LineKind.USAGE, LineKind.OVERAGE)
 """Kinds of lines whose amount is quantity × unit price."""
 
 
@@ -125,6 +126,7 @@ def _tax(of: InvoiceFile) -> Iterator[Difference]:
     for line in of.lines:
         lines[line.tax_group] += line.amount
     for row in of.tax:
+        yield from _different(f"tax group {row.tax_group}: mode, by tax_mode", row.mode, of.tax_mode)
         gross = row.base + row.amount if row.inclusive else row.base
         yield from _different(f"tax group {row.tax_group}: base, by lines", str(gross), str(lines[row.tax_group]))
         with exactly():

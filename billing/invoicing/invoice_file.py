@@ -11,10 +11,12 @@ import msgspec
 
 from billing.bills.tax import TaxMode
 from billing.errors import BillingError, DocumentRefused
+from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.invoices import InvoiceIdentity, InvoiceKind
 from billing.invoicing.parties import Party
 from billing.money import Currency, currency, parse_decimal
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, parse_period
+from billing.rating import LineKind
 from billing.usage.usage_digest import TenantUsage
 
 NOT_FINITE = "n/d"
@@ -24,7 +26,7 @@ class LineFile(msgspec.Struct, frozen=True, kw_only=True):
     """A line. `quantity`, `unit_price` are decimals as text, or n/d where none ends; `amount` is minor units."""
 
     line_key: str
-    kind: str
+    kind: LineKind
     tenant_id: str
     model: str
     adapter: str
@@ -102,7 +104,7 @@ class InvoiceFile(msgspec.Struct, frozen=True, kw_only=True):
     service_end: datetime
     revision: int
     currency: str
-    state: str
+    state: InvoiceState
     issue_date: date | None
     due_date: date | None
     payment_terms_days: int
@@ -110,6 +112,7 @@ class InvoiceFile(msgspec.Struct, frozen=True, kw_only=True):
     buyer: Party
     lines: list[LineFile]
     net: int
+    tax_mode: TaxMode
     tax: list[TaxFile]
     credits: list[CreditFile]
     total: int
@@ -179,6 +182,7 @@ def _checked(found: InvoiceFile) -> InvoiceFile:
     uuid.UUID(found.invoice_id)
     found.money, found.identity, found.tenants  # noqa: B018
     for line in found.lines:
+        parse_period(line.original_period)
         for text in (line.quantity, line.counted, line.unit_price or "0"):
             number_of(text)
     return found

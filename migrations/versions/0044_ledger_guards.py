@@ -49,10 +49,10 @@ create table ledger.currencies (
 )
 --;
 insert into ledger.currencies
-    select code, '2020-01-01', 0.01
+    select code, date '2020-01-01', 0.01
     from unnest('{AUD,CAD,CHF,DKK,EUR,GBP,INR,NOK,NZD,PLN,SEK,SGD,USD,BHD,JOD,KWD,OMR,TND}'::text[]) as code
     union all
-    select code, '2020-01-01', 1 from unnest('{JPY,KRW,VND,ISK,UGX}'::text[]) as code
+    select code, date '2020-01-01', 1 from unnest('{JPY,KRW,VND,ISK,UGX}'::text[]) as code
 --;
 create trigger append_only before update or delete on ledger.currencies
     for each row execute function ledger.refuse_change()

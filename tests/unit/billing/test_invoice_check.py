@@ -88,6 +88,12 @@ def test_a_changed_figure_is_found(path: str, value: Callable[[Any], Any], found
     assert set(found) <= set(reported), reported
 
 
+def test_a_tax_mode_that_is_not_that_of_the_rows_is_found() -> None:
+    row = {"tax_group": "std", "mode": "exclusive", "rate": "0", "base": DOCUMENT["net"], "amount": 0}
+    assert differences(DOCUMENT | {"tax_mode": "exclusive", "tax": [row]}) == []
+    assert differences(DOCUMENT | {"tax": [row]}) == ["tax group std: mode, by tax_mode"]
+
+
 def test_two_lines_that_exchange_a_cent_are_found() -> None:
     document = copy.deepcopy(DOCUMENT)
     document["lines"][0]["amount"] += 1
@@ -141,6 +147,10 @@ def test_events_out_of_order_or_twice_are_refused_by_line() -> None:
         ("service_end", lambda t: "2026-09-01T00:00:00Z"),
         ("currency", lambda c: "XXX"),
         ("kind", lambda k: "gift"),
+        ("state", lambda s: "gift"),
+        ("tax_mode", lambda m: "gift"),
+        ("lines.0.kind", lambda k: "usagex"),
+        ("lines.0.original_period", lambda p: "2026-13"),
         ("usage.0.root", lambda r: "zz"),
         ("invoice_id", lambda i: "1"),
     ],

@@ -69,7 +69,7 @@ def taxed(mode: str = "exclusive", rate: str = "0.19") -> dict[str, Any]:
     made = document()
     tax = round(made["net"] * Decimal(rate))
     row = {"tax_group": "std", "mode": mode, "rate": rate, "base": made["net"], "amount": tax}
-    return made | {"tax": [row], "total": made["net"] + tax, "amount_due": made["net"] + tax}
+    return made | {"tax_mode": mode, "tax": [row], "total": made["net"] + tax, "amount_due": made["net"] + tax}
 
 
 def with_lines(made: dict[str, Any], *changes: dict[str, Any]) -> InvoiceFile:

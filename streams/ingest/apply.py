@@ -204,6 +204,7 @@ class ChunkApplier:
                 duplicates=outcomes[Outcome.DUPLICATE] + outcomes[Outcome.RETIMED],
                 retimed=outcomes[Outcome.RETIMED],
                 quarantined=len(refused),
+                empty=records[-1].position + 1 - at.next_position - len(records),
                 late=_late(accepted, entered),
                 refused=Counter(message.reason for message in refused),
                 tenants=Counter(message.event.tenant_id for message in accepted),

@@ -29,7 +29,7 @@ from streams.ingest.positions import Applied
 from streams.ingest.replica_apply import ReplicaChunkApplier
 from streams.ingest.sources import Feed, Partition, SourceState
 from streams.ingest.tally import Observer, Tally, Unobserved, WorkTime
-from streams.rules.chunks import Chunk, Record, contiguous_runs
+from streams.rules.chunks import Chunk, Ranges, Record, holes
 from streams.settings import DatabaseSettings
 
 READ_LOGS_EVERY_S: Final = 5.0
@@ -116,17 +116,14 @@ class Ingestion:
                 return None
         if not self.is_same_log(partition, fetched_at) or partition in self.tally.stopped:
             return None
-        for run in contiguous_runs([record_of(message) for message in messages]):
-            try:
-                if not self._apply_behind_gap(partition, run):
-                    return None
-            except PositionGap as gap:
-                return self._go_back(partition, gap)
-            except SourceChanged as changed:
-                self.stand_still(partition, str(changed))
-                return None
-            except SourceStopped:
-                return self._look_again(partition)
+        try:
+            self._apply_over_holes(partition, [record_of(message) for message in messages])
+        except PositionGap as gap:
+            return self._go_back(partition, gap)
+        except SourceChanged as changed:
+            self.stand_still(partition, str(changed))
+        except SourceStopped:
+            return self._look_again(partition)
         return None
 
     def is_same_log(self, partition: Partition, fetched_at: float) -> bool:
@@ -236,26 +233,40 @@ class Ingestion:
             sources.register(connection, log, feed.feed)
             feed.states = sources.states(connection, feed.topic) | feed.states
 
-    def _apply_behind_gap(self, partition: Partition, records: Sequence[Record]) -> bool:
-        """Apply one chunk, also where the log has nothing between it and the position that is due."""
+    def _apply_over_holes(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Apply one chunk, with positions missing where the log has nothing; what lies before any other hole."""
         try:
-            return self._apply(partition, records)
+            self._apply(partition, records)
+            return
         except PositionGap as gap:
-            if gap.expected >= gap.found or not self.pass_over(partition, gap.expected, gap.found):
+            if gap.expected >= gap.found:
                 raise
-        return self._apply(partition, records)
+            empty = self._empty(partition, holes(gap.expected, records))
+        if self._patience.ending:
+            return
+        try:
+            self._apply(partition, records, empty)
+        except PositionGap as gap:
+            before = [record for record in records if record.position < gap.expected]
+            if before and not self._apply(partition, before, empty):
+                return
+            raise
+
+    def _empty(self, partition: Partition, missing: Ranges) -> Ranges:
+        """Which of these positions the log has proved to hold nothing, if it is still the same log."""
+        empty = self._gaps.empty(partition, missing)
+        return empty if empty and self.is_same_log(partition, time.monotonic()) else ()
 
     def pass_over(self, partition: Partition, first: int, after: int) -> bool:
         """Go on behind [first, after), if the log proves that there is nothing for anybody. Waits for the database."""
-        why = self._gaps.hold_nothing(partition, first, after)
-        if why is None or not self.is_same_log(partition, time.monotonic()):
+        if list(self._empty(partition, [(first, after)])) != [(first, after)]:
             return False
-        return self._gaps.pass_over(partition, self.feeds[partition.topic].states[partition.number], first, after, why)
+        return self._gaps.pass_over(self.feeds[partition.topic].states[partition.number], first, after)
 
-    def _apply(self, partition: Partition, records: Sequence[Record]) -> bool:
+    def _apply(self, partition: Partition, records: Sequence[Record], empty: Ranges = ()) -> bool:
         """Apply one chunk, waiting for the database; False if told to end meanwhile."""
         feed = self.feeds[partition.topic]
-        chunk = Chunk(feed.states[partition.number].as_source, records)
+        chunk = Chunk(feed.states[partition.number].as_source, records, empty=empty)
         began = 0.0
 
         def apply() -> Applied:

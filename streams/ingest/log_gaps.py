@@ -1,4 +1,4 @@
-"""Positions that no reader is given anything of: passed over where the log itself proves that they hold nothing.
+"""Positions that no reader is given anything of: applied as empty where the log itself proves that they hold nothing.
 
 Otherwise the partition stops for a person (docs/spec/metering.md 4.1): nothing is ever skipped silently.
 """
@@ -7,28 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
 
 from serving_adapter.errors import KafkaUnavailable
 from streams.database import connect
 from streams.errors import PositionGap
-from streams.ingest import resolving
+from streams.ingest import positions
 from streams.ingest.logs import Log
 from streams.ingest.patience import Patience
 from streams.ingest.sources import Partition, SourceState, disagreement
+from streams.rules.chunks import Ranges
 from streams.settings import DatabaseSettings
 
 GO_BACK_TIMES: Final = 20
 """A chunk that was fetched before the seek may follow it; after so many there really is nothing at that position."""
-Explain = Callable[[Partition, int, int], str | None]
-"""What positions from one to before another hold instead of messages; None if messages may be there.
+
+
+class Nothing(NamedTuple):
+    """Positions that hold no messages, and what they hold instead."""
+
+    ranges: Ranges = ()
+    markers: int = 0
+    aborted: int = 0
+
+
+Explain = Callable[[Partition, Ranges], Nothing]
+"""Which positions of the given holes, and of what lies between, hold no messages; as far as all of the holes do.
 
 Raises KafkaUnavailable.
 """
 
 
-def unexplained(_partition: Partition, _first: int, _after: int) -> None:
+def unexplained(_partition: Partition, _holes: Ranges) -> Nothing:
     """Stands for a reader that cannot look: every gap is a person's."""
+    return Nothing()
 
 
 class LogGaps:
@@ -42,26 +55,33 @@ class LogGaps:
         self._patience = patience
         self._say = say
         self._went_back: dict[Partition, int] = {}
+        self._said: dict[Partition, datetime] = {}
+        """In which hour it was said last that a partition holds transactions."""
 
-    def hold_nothing(self, partition: Partition, first: int, after: int) -> str | None:
-        """What the log has at [first, after), where that is nothing for anybody. Waits for nobody."""
+    def empty(self, partition: Partition, holes: Ranges) -> Ranges:
+        """Positions that hold nothing for anybody, as the log proves; none if it cannot be asked. Waits for nobody."""
         try:
-            return self._explain(partition, first, after)
+            found = self._explain(partition, holes)
         except KafkaUnavailable as error:
             self._say(f"Kafka: {error}")
-            return None
+            return ()
+        hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        if found.ranges and self._said.get(partition) != hour:
+            self._said[partition] = hour
+            self._say(
+                f"{partition.topic}/{partition.number}: from {found.ranges[0][0]} on {found.markers} transactions'"
+                f" markers and {found.aborted} positions of aborted transactions are passed over"
+            )
+        return found.ranges
 
-    def pass_over(self, partition: Partition, state: SourceState, first: int, after: int, why: str) -> bool:
-        """Go on behind [first, after), for all readers; False if the source is not there, or stands still."""
+    def pass_over(self, state: SourceState, first: int, after: int) -> bool:
+        """Go on behind [first, after), which are empty; False if the source is not there, or stands still."""
 
         def write() -> bool:
             with connect(self._database.url) as connection:
-                return resolving.pass_over_nothing(connection, state, first, after, why)
+                return positions.pass_over_nothing(connection, state.as_source, first, after)
 
-        passed = bool(self._patience.wait(write))
-        if passed:
-            self._say(f"{partition.topic}/{partition.number}: {first} to {after} hold {why}; passed over")
-        return passed
+        return bool(self._patience.wait(write))
 
     def stands(self, partition: Partition, state: SourceState, log: Log, gap: PositionGap) -> str | None:
         """Why a partition must not go back for what is missing in it; None if it may, once more."""

@@ -37,7 +37,7 @@ class LogProof:
                     "group.id": f"{kafka.topic_prefix}.streams.proof",  # asked for, and never joined
                     "enable.auto.commit": False,
                     "enable.partition.eof": True,
-                    "isolation.level": "read_uncommitted",  # as it stands there
+                    "isolation.level": "read_committed",  # as it was applied
                 }
             ),
             logger=quiet_log,

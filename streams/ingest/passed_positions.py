@@ -15,7 +15,7 @@ def extents(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
 
 _RUNS: Final = """
     with passed as (
-        select source, first_position, next_position, applied + duplicates + quarantined as outcomes
+        select source, first_position, next_position, applied + duplicates + quarantined + empty as outcomes
         from usage.applied_positions
         union all
         select source, from_position, to_position, to_position - from_position from usage.position_resolutions
@@ -36,7 +36,7 @@ _RUNS: Final = """
 
 
 def runs(connection: psycopg.Connection) -> list[tuple[str, int, int, int]]:
-    """What was applied or passed over by a person: source, first and next position, outcomes.
+    """What was applied, proven empty, or passed over by a person: source, first and next position, outcomes.
 
     Ranges that follow one another are told as one, mostly one for a source: of chunks there are millions. One whose
     outcomes are not as many as its positions stands alone.

@@ -29,6 +29,11 @@ class Patience:
         self.trying_since: float | None = None
         """When the attempt in hand began (monotonic seconds); None between two."""
 
+    @property
+    def ending(self) -> bool:
+        """Whether the process is to end."""
+        return self._ending.is_set()
+
     def end(self) -> None:
         """Wait no longer: the process is to end. For any thread."""
         self._ending.set()

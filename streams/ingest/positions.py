@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import psycopg
 
+from streams import alerts
+from streams.alerts import Alert
 from streams.errors import SourceChanged, SourceStopped
 from streams.ingest import quarantine_alerts, refused_values
 from streams.ingest.sources import Feed
@@ -33,6 +36,8 @@ class Applied:
     duplicates: int = 0
     retimed: int = 0
     quarantined: int = 0
+    empty: int = 0
+    """Positions that the log has proved to hold no message."""
     late: int = field(default=0, compare=False)
     refused: Counter[str] = field(default_factory=Counter, compare=False)
     tenants: Counter[str] = field(default_factory=Counter, compare=False)
@@ -46,6 +51,7 @@ class Applied:
             self.duplicates + second.duplicates,
             self.retimed + second.retimed,
             self.quarantined + second.quarantined,
+            self.empty + second.empty,
             self.late + second.late,
             self.refused + second.refused,
             self.tenants + second.tenants,
@@ -85,7 +91,7 @@ def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Reco
     would be skipped.
     """
     at = _lock(connection, chunk.source)
-    return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records)
+    return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records, chunk.empty)
 
 
 def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[Refused]) -> None:
@@ -110,7 +116,7 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
     """Write down what `records` came to, and move the source's position behind them."""
     moved = connection.execute(
         "with proof as (insert into usage.applied_chunks (source, first_position, next_position, applied, duplicates,"
-        " retimed, quarantined, late, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " retimed, quarantined, late, empty, content_digest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " returning *)"
         " update usage.sources as s set next_position = proof.next_position,"
         " ingest_no = s.ingest_no + 1,"
@@ -118,10 +124,46 @@ def advance(connection: psycopg.Connection, chunk: Chunk, records: Sequence[Reco
         " quarantined = s.quarantined + proof.quarantined, late = s.late + proof.late,"
         " last_applied_at = proof.applied_at"
         " from proof where s.source = proof.source and s.next_position = proof.first_position",
-        (chunk.source.name, records[0].position, done.next_position, done.applied, done.duplicates, done.retimed,
-         done.quarantined, done.late, digest(records)),
+        (chunk.source.name, done.next_position - len(records) - done.empty, done.next_position, done.applied,
+         done.duplicates, done.retimed, done.quarantined, done.late, done.empty, digest(records)),
     )  # fmt: skip
     assert moved.rowcount == 1, "the row was locked by this transaction"
+    if done.empty:
+        alert_transactions(connection, chunk.source.name, done.next_position, done.empty)
+
+
+def pass_over_nothing(connection: psycopg.Connection, source: Source, first: int, after: int) -> bool:
+    """Go on behind positions [first, after) of which the log has proved that they hold no message: a chunk without any.
+
+    False if the source is not at `first` any more, does not go on, or is about another log.
+    """
+    with connection.transaction():
+        moved = connection.execute(
+            "with proof as (insert into usage.applied_chunks (source, first_position, next_position, applied,"
+            " duplicates, retimed, quarantined, empty, content_digest)"
+            " select source, %(first)s, %(after)s, 0, 0, 0, 0, %(empty)s, %(digest)s from usage.sources"
+            " where source = %(source)s and next_position = %(first)s and cluster_id = %(cluster)s"
+            " and topic_id = %(topic)s and stopped_because is null for no key update returning *)"
+            " update usage.sources as s set next_position = proof.next_position, ingest_no = s.ingest_no + 1,"
+            " changed_at = now() from proof where s.source = proof.source",
+            {"source": source.name, "first": first, "after": after, "empty": after - first, "digest": digest(()),
+             "cluster": source.cluster_id, "topic": source.topic_id},
+        )  # fmt: skip
+        if moved.rowcount:
+            alert_transactions(connection, source.name, after, after - first)
+    return moved.rowcount == 1
+
+
+def alert_transactions(connection: psycopg.Connection, source: str, next_position: int, empty: int) -> None:
+    """Somebody sends in transactions, which the rules forbid (docs/spec/metering.md 5): once a source and hour."""
+    now = datetime.now(UTC)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    detail = (
+        f"of {source} {empty} positions before {next_position} hold transactions' markers or aborted messages: a"
+        " producer sends in transactions, which slows it down; senders are not transactional (docs/kafka.md)"
+    )
+    subject = {"source": source, "hour": hour.isoformat()}
+    alerts.raise_all(connection, [Alert("transactions", source, subject, detail, now)])
 
 
 def _lock(connection: psycopg.Connection, source: Source) -> At:

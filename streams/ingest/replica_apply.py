@@ -88,9 +88,9 @@ class ReplicaChunkApplier:
             self._checkpoint("reports stored")
             positions.keep_refused(self._connection, chunk.source.name, refused)
             reasons = Counter(message.reason for message in refused)
-            done = Applied(
-                records[-1].position + 1, skipped, applied=len(said), quarantined=len(refused), refused=reasons
-            )
+            behind = records[-1].position + 1
+            empty = behind - at.next_position - len(records)
+            done = Applied(behind, skipped, len(said), quarantined=len(refused), empty=empty, refused=reasons)
             positions.advance(self._connection, chunk, records, done)
             self._checkpoint("reports advanced")
         self._checkpoint("reports committed")

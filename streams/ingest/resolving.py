@@ -1,9 +1,8 @@
-"""A partition goes on behind positions that are not applied: because a person says so, or because they hold nothing."""
+"""A partition goes on behind positions that are not applied, because a person says so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import psycopg
 
@@ -11,9 +10,6 @@ from streams import audit
 from streams.errors import CannotResolve
 from streams.ingest import sources
 from streams.ingest.logs import Log
-
-BY_ITSELF: Final = "tollbook streams"
-"""Stands as the actor where the log itself has proved that positions hold nothing."""
 
 
 def resolve(
@@ -77,35 +73,13 @@ def _pass_over(connection: psycopg.Connection, state: sources.SourceState, to: i
     if to < state.next_position:
         raise CannotResolve(f"{state.source} is at {state.next_position}: what is applied is not applied again")
     if to > state.next_position:
-        _keep(connection, state.source, state.next_position, to, reason, actor)
+        connection.execute(
+            "insert into usage.position_resolutions (source, from_position, to_position, reason, actor)"
+            " values (%s, %s, %s, %s, %s)",
+            (state.source, state.next_position, to, reason, actor),
+        )
     connection.execute(
         "update usage.sources set next_position = %s, stopped_because = null, changed_at = now() where source = %s",
         (to, state.source),
     )
     return state.source
-
-
-def pass_over_nothing(
-    connection: psycopg.Connection, state: sources.SourceState, first: int, after: int, why: str
-) -> bool:
-    """Go on behind positions [first, after) of which the log has proved that they hold no message; kept with `why`.
-
-    False if the source is not at `first` any more, does not go on, or is about another log.
-    """
-    with connection.transaction():
-        moved = connection.execute(
-            "update usage.sources set next_position = %s, changed_at = now() where source = %s and next_position = %s"
-            " and cluster_id = %s and topic_id = %s and stopped_because is null",
-            (after, state.source, first, state.cluster_id, state.topic_id),
-        )
-        if moved.rowcount:
-            _keep(connection, state.source, first, after, why, BY_ITSELF)
-    return moved.rowcount == 1
-
-
-def _keep(connection: psycopg.Connection, source: str, first: int, after: int, reason: str, actor: str) -> None:
-    connection.execute(
-        "insert into usage.position_resolutions (source, from_position, to_position, reason, actor)"
-        " values (%s, %s, %s, %s, %s)",
-        (source, first, after, reason, actor),
-    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import msgspec
@@ -49,6 +51,10 @@ class Source:
     topic_id: str
 
 
+Ranges = Sequence[tuple[int, int]]
+"""Positions from one to before another, in order, none touching the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive messages of one source."""
@@ -57,6 +63,8 @@ class Chunk:
     records: Sequence[Record]
     judged_at: datetime | None = None
     """By which clock a usage event lies in the future, where that is later than when the broker appended it."""
+    empty: Ranges = ()
+    """Positions of which the log itself has proved that they hold no message: they may be missing."""
 
 
 class Number(NamedTuple):
@@ -87,24 +95,34 @@ class Refused(NamedTuple):
     event: UsageEvent | None = None
 
 
-def not_yet_applied(source: str, next_position: int, records: Sequence[Record]) -> Sequence[Record]:
+def not_yet_applied(source: str, next_position: int, records: Sequence[Record], empty: Ranges = ()) -> Sequence[Record]:
     """The records from `next_position` on: all, a part, or none of them.
 
-    Raises PositionGap when a position would be skipped, before the chunk or within it.
+    Raises PositionGap when a position would be skipped, before the chunk or within it, that is not `empty`.
     """
-    for run in contiguous_runs(records)[1:]:
-        raise PositionGap(source, run[0].position - 1, run[0].position)
+    for expected, found in holes(next_position, records):
+        if not _within(empty, expected, found):
+            raise PositionGap(source, expected, found)
     first = records[0].position
-    if first > next_position:
-        raise PositionGap(source, next_position, first)
-    return records[next_position - first :]
+    if not empty and next_position <= records[-1].position:
+        return records[max(0, next_position - first) :]
+    return [record for record in records if record.position >= next_position]
 
 
-def contiguous_runs(records: Sequence[Record]) -> list[Sequence[Record]]:
-    """The records cut wherever a position is missing. Usually one run: a broker's markers leave holes."""
-    cuts = [0]
-    cuts += [i for i in range(1, len(records)) if records[i].position != records[i - 1].position + 1]
-    return [records[start:end] for start, end in zip(cuts, [*cuts[1:], len(records)], strict=True)]
+def holes(next_position: int, records: Sequence[Record]) -> list[tuple[int, int]]:
+    """Positions from `next_position` on that are missing before the last record. Usually none.
+
+    A record that does not come behind the one before it stands there as a range that ends before it begins.
+    """
+    first = records[0].position
+    found = [(next_position, first)] if first > next_position else []
+    found += [(a.position + 1, b.position) for a, b in pairwise(records) if b.position != a.position + 1]
+    return [(max(a, next_position) if a < b else a, b) for a, b in found if b > next_position or b < a]
+
+
+def _within(ranges: Ranges, first: int, after: int) -> bool:
+    at = bisect_right(ranges, first, key=lambda each: each[0]) - 1
+    return at >= 0 and first < after <= ranges[at][1]
 
 
 def read(record: Record, judged_at: datetime | None = None) -> Accepted | Refused:

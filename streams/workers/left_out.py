@@ -2,12 +2,13 @@
 
 A transaction's end is a record of its own (a marker), and what a transaction aborted stays in the log; a reader is
 given neither. The log says so itself, batch by batch, beside the broker's list of what was aborted: where every
-position of a range lies in such a batch, nothing is missing there.
+position of a hole lies in such a batch, nothing is missing there. All holes of a chunk are looked at in one walk.
 """
 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
@@ -22,7 +23,9 @@ from aiokafka.structs import TopicPartition
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.kafka_client import ANSWER_WITHIN_S
 from serving_adapter.settings import KafkaSettings, SettingsError
+from streams.ingest.log_gaps import Nothing
 from streams.ingest.sources import Partition
+from streams.rules.chunks import Ranges
 from streams.workers.kafka_security import security_of
 from streams.workers.tls_context import tls_context
 
@@ -46,63 +49,74 @@ class Batch(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """How far positions hold nothing, and what they hold instead of messages."""
+    """How far a log was walked, and which positions on the way hold nothing."""
 
     after: int
-    markers: int = 0
-    aborted: int = 0
+    nothing: Nothing = Nothing()
+    is_disproved: bool = False
+    """Whether what comes at `after` lies in a hole, and may be a message."""
 
 
-def left_out(batches: Iterable[Batch], aborted: Collection[tuple[int, int]], first: int) -> LeftOut:
-    """From `first` on, as far as there are only markers and what transactions aborted, without a hole.
+def left_out(batches: Iterable[Batch], aborted: Collection[tuple[int, int]], holes: Ranges, walked: LeftOut) -> LeftOut:
+    """Walk further: up to the end of the batches, or to where a hole holds more than markers and aborted messages.
 
     `aborted` = the transactions that were aborted: their producer's id and first position.
     """
     waiting = sorted(aborted, key=lambda each: each[1])
     aborting: set[int | None] = set()
-    found = LeftOut(first)
+    after, (ranges, markers, others), _ = walked
+    found = list(ranges)
     for batch in batches:
         while waiting and waiting[0][1] < batch.after:
             aborting.add(waiting.pop(0)[0])
         was_aborted = batch.is_transactional and batch.producer_id in aborting
         if batch.aborts:
             aborting.discard(batch.producer_id)
-        if batch.after <= found.after:
+        if batch.after <= after:
             continue
-        if batch.first > found.after or not (batch.is_marker or was_aborted):
-            break
-        positions = batch.after - found.after
-        markers, others = (positions, 0) if batch.is_marker else (0, positions)
-        found = LeftOut(batch.after, found.markers + markers, found.aborted + others)
-    return found
+        is_empty = batch.is_marker or was_aborted
+        if _touches(holes, after, batch.first if is_empty else batch.after):
+            return LeftOut(after, Nothing(found, markers, others), is_disproved=True)
+        if is_empty:
+            first, after = max(batch.first, after), batch.after
+            markers, others = (
+                (markers + after - first, others) if batch.is_marker else (markers, others + after - first)
+            )
+            begin = found.pop()[0] if found and found[-1][1] == first else first
+            found.append((begin, after))
+        after = batch.after
+    return LeftOut(after, Nothing(found, markers, others))
 
 
-def explain(kafka: KafkaSettings, partition: Partition, first: int, after: int) -> str | None:
-    """What positions [first, after) hold instead of messages; None if anything else may be there.
+def _touches(holes: Ranges, first: int, after: int) -> bool:
+    """Whether any position from one to before another lies in a hole."""
+    at = bisect_right(holes, first, key=lambda each: each[1])
+    return first < after and at < len(holes) and holes[at][0] < after
+
+
+def explain(kafka: KafkaSettings, partition: Partition, holes: Ranges) -> Nothing:
+    """Which positions from the first hole on hold no messages, as far as all holes do.
 
     They lie before the end of what is committed. Raises KafkaUnavailable.
     """
     try:
-        found = asyncio.run(_read(kafka, partition, first, after))
+        return asyncio.run(_read(kafka, partition, holes))
     except (KafkaError, OSError, TimeoutError) as error:
         raise KafkaUnavailable(f"{partition.topic}/{partition.number} cannot be looked at: {error!r}") from None
     except SettingsError:  # librdkafka reads by it, and this client cannot
-        return None
-    if found.after < after:
-        return None
-    return f"no messages: {found.markers} transactions' markers, {found.aborted} positions of aborted transactions"
+        return Nothing()
 
 
-async def _read(kafka: KafkaSettings, partition: Partition, first: int, after: int) -> LeftOut:
-    found = LeftOut(first)
+async def _read(kafka: KafkaSettings, partition: Partition, holes: Ranges) -> Nothing:
+    walked = LeftOut(holes[0][0])
     async with _client(kafka, partition.topic) as client, asyncio.timeout(ANSWER_WITHIN_S):
-        while found.after < after:
-            batches, aborted = await _fetch(client, partition, found.after)
-            more = left_out(batches, aborted, found.after)
-            if more.after == found.after:
+        while walked.after < holes[-1][1] and not walked.is_disproved:
+            batches, aborted = await _fetch(client, partition, walked.after)
+            before, walked = walked, left_out(batches, aborted, holes, walked)
+            if walked.after == before.after:
                 break
-            found = LeftOut(more.after, found.markers + more.markers, found.aborted + more.aborted)
-    return found
+    ranges = [(first, min(after, holes[-1][1])) for first, after in walked.nothing.ranges if first < holes[-1][1]]
+    return walked.nothing._replace(ranges=ranges)
 
 
 @asynccontextmanager

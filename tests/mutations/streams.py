@@ -102,15 +102,15 @@ MUTATIONS: Final = (
     Mutation(
         "a hole in a log is taken for what was aborted",
         "streams/workers/left_out.py",
-        "if batch.first > found.after or not",
-        "if not",
+        "batch.first if is_empty else batch.after",
+        "after if is_empty else batch.after",
         "tests/unit/streams/test_left_out.py",
     ),
     Mutation(
         "whatever a log has is passed over",
-        "streams/ingest/ingestion.py",
-        "if why is None or not self.is_same_log",
-        "if not self.is_same_log",
+        "streams/rules/chunks.py",
+        "        if not _within(empty, expected, found):\n",
+        "        if expected > found:\n",
         f"{LOGS}::test_a_gap_that_the_log_does_not_explain_stops_the_partition_until_a_person_passes_over_it",
     ),
     Mutation(

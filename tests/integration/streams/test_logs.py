@@ -24,8 +24,11 @@ from streams.database import connect
 from streams.errors import CannotResolve
 from streams.ingest import log_gaps, passed_positions, resolving, sources
 from streams.ingest.ingestion import Ingestion
+from streams.ingest.log_gaps import Nothing
+from streams.ingest.log_proof import LogProof
 from streams.ingest.logs import Log, LogReader
 from streams.ingest.sources import Partition, source_name
+from streams.rules.chunks import Ranges
 from streams.settings import DatabaseSettings
 from streams.workers.apply_queue import Fetched
 from streams.workers.left_out import explain
@@ -142,13 +145,45 @@ def test_markers_and_what_was_aborted_are_passed_over_where_the_log_proves_that_
     assert names == ([f"req-{n}" for n in range(5)],)
     assert sources.states(connection, topic.name)[PARTITION].next_position == 13
     assert_positions_are_explained(connection)
-    passed = connection.execute(
-        "select from_position, to_position, reason, actor from usage.position_resolutions order by 1"
-    ).fetchall()
-    assert passed == [
-        (3, 8, "no messages: 2 transactions' markers, 3 positions of aborted transactions", "tollbook streams"),
-        (10, 13, "no messages: 1 transactions' markers, 2 positions of aborted transactions", "tollbook streams"),
-    ]
+    (empty,) = connection.execute("select sum(empty)::int8 from usage.applied_chunks").fetchone() or (None,)
+    assert empty == 8
+    assert connection.execute("select count(*) from usage.position_resolutions").fetchone() == (0,)
+    alerts = connection.execute("select key from usage.alerts where kind = 'transactions'").fetchall()
+    assert set(alerts) == {(topic.source,)}
+    assert len(alerts) <= 2, "once an hour"
+    with contextlib.closing(LogProof(topic.kafka)) as proof:
+        at = proof.differs_at(connection, topic.source, Partition(topic.name, PARTITION), since=0, begins=0)
+    assert at is None, "what was aborted is no part of what was applied"
+
+
+def test_a_chunk_of_many_transactions_is_asked_about_once_and_applied_at_once(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str
+) -> None:
+    """One-message transactions leave a marker behind each. One that is to end stops before it has applied anything."""
+    asked = list[Ranges]()
+
+    def explain(_partition: Partition, holes: Ranges) -> Nothing:
+        asked.append(holes)
+        if len(asked) == 1:
+            ingestion.end()
+        return Nothing([(n, n + 1) for n in range(1, 200, 2)], markers=100)
+
+    messages = [Fetched(n, b"tenant_1", event_json(request_id=f"req-{n}"), 1_793_534_400_000) for n in range(0, 201, 2)]
+    partition = Partition(topic.name, PARTITION)
+    counted = list[tuple[int, int, int]]()
+    for _ in range(2):
+        ingestion = Ingestion(topic.kafka, DatabaseSettings(own_database_url), say=lambda _: None, explain=explain)
+        assert ingestion.take(partition, messages, time.monotonic()) is None
+        ingestion.close()
+        counted.append((len(asked), applied(connection), ingestion.tally.chunks))
+    assert counted == [(1, 0, 0), (2, 101, 1)]
+    chunks = connection.execute("select first_position, next_position, applied, empty from usage.applied_chunks")
+    assert chunks.fetchall() == [(0, 201, 101, 100)]
+    assert_positions_are_explained(connection)
+    ingestion = Ingestion(topic.kafka, DatabaseSettings(own_database_url), say=lambda _: None, explain=explain)
+    ingestion.take(partition, messages, time.monotonic())
+    ingestion.close()
+    assert (len(asked), ingestion.tally.skipped) == (2, 101), "what is applied is asked about no more"
 
 
 def test_a_gap_that_the_log_does_not_explain_stops_the_partition_until_a_person_passes_over_it(

@@ -13,7 +13,7 @@ import pytest
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.database import connect
 from streams.errors import NotReleased
-from streams.ingest import passed_positions
+from streams.ingest import passed_positions, positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.positions import register as register_source
 from streams.ingest.release import Releaser
@@ -147,13 +147,22 @@ def test_chunks_of_the_open_period_are_folded_with_their_proofs_once_they_are_ho
 def test_chunks_on_two_sides_of_a_gap_are_not_folded_together(
     connection: psycopg.Connection, applier: ChunkApplier
 ) -> None:
-    for position in (0, 1, 2, 5, 6):
+    """Over positions that the log has proved empty they are; one that stands alone is left, and not looked at again."""
+    for position in (0, 1, 2, 5, 6, 9, 12, 13):
         connection.execute("update usage.sources set next_position = %s", (position,))
         apply(applier, at(position, NOVEMBER, NOVEMBER))
+    assert positions.pass_over_nothing(connection, SOURCE, 14, 16)
+    assert not positions.pass_over_nothing(connection, SOURCE, 14, 16)
+    assert applier.apply(Chunk(SOURCE, [at(17, NOVEMBER, NOVEMBER)], empty=[(16, 17)])).empty == 1
     retention_store.set_closed_before(connection, datetime.now(UTC) + DAY, actor="ada")
-    assert retain(connection, datetime.now(UTC)).chunks == 5
-    ranges = connection.execute("select first_position, next_position from usage.applied_ranges order by 1").fetchall()
-    assert ranges == [(0, 3), (5, 7)]
+    assert retain(connection, datetime.now(UTC)).chunks == 9
+    ranges = "select first_position, next_position, applied, empty from usage.applied_ranges order by 1"
+    folded = [(0, 3, 3, 0), (5, 7, 2, 0), (12, 18, 3, 3)]
+    assert connection.execute(ranges).fetchall() == folded
+    for position in (18, 19):
+        apply(applier, at(position, NOVEMBER, NOVEMBER))
+    assert retention_store.fold_chunks(connection, 2) == 2, "the one that is left takes no part of what may be folded"
+    assert connection.execute(ranges).fetchall() == [*folded, (18, 20, 2, 0)]
 
 
 def test_an_event_from_before_the_horizon_waits_in_quarantine_and_cannot_be_released(

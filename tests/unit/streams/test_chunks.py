@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.errors import PositionGap
-from streams.rules.chunks import Accepted, Refused, contiguous_runs, digest, not_yet_applied, read
+from streams.rules.chunks import Accepted, Refused, digest, holes, not_yet_applied, read
 from tests.builders import RECEIVED, event_json, make_record
 
 
@@ -29,9 +29,30 @@ def test_a_hole_within_a_chunk_is_refused(hole: int) -> None:
     records = [make_record(position, b"") for position in range(10) if position != hole]
     with pytest.raises(PositionGap) as caught:
         not_yet_applied("s", 0, records)
-    assert caught.value.found == hole + 1
-    assert [record.position for run in contiguous_runs(records) for record in run] == [r.position for r in records]
-    assert [run[0].position for run in contiguous_runs(records)] == [0, hole + 1]
+    assert (caught.value.expected, caught.value.found) == (hole, hole + 1)
+    assert holes(0, records) == [(hole, hole + 1)]
+
+
+@given(there=st.sets(st.integers(0, 12), min_size=1), empty=st.sets(st.integers(0, 12)), due=st.integers(0, 12))
+def test_only_positions_that_are_proven_empty_may_be_missing(there: set[int], empty: set[int], due: int) -> None:
+    records = [make_record(position, b"") for position in sorted(there)]
+    ranges: list[tuple[int, int]] = []
+    for position in sorted(empty):
+        begin = ranges.pop()[0] if ranges and ranges[-1][1] == position else position
+        ranges.append((begin, position + 1))
+    missing = set(range(due, max(there) + 1)) - there
+    assert missing == {position for first, after in holes(due, records) for position in range(first, after)}
+    if missing <= empty:
+        assert [r.position for r in not_yet_applied("s", due, records, ranges)] == sorted(p for p in there if p >= due)
+    else:
+        with pytest.raises(PositionGap) as caught:
+            not_yet_applied("s", due, records, ranges)
+        assert missing & set(range(caught.value.expected, caught.value.found)) - empty
+
+
+def test_records_out_of_order_are_refused() -> None:
+    with pytest.raises(PositionGap):
+        not_yet_applied("s", 3, [make_record(position, b"") for position in (3, 5, 4)], [(4, 5)])
 
 
 def test_a_good_message_is_accepted_with_its_completion() -> None:

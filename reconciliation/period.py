@@ -91,7 +91,7 @@ def reconcile_period(
             *([_log_end(usage, log)] if log else []),
             agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage)),
             _stored(usage),
-            numbers_received(usage, period.start, period.end),
+            *numbers_received(usage, period.start, period.end),
             *_windows(usage, period),
             _rated(connection, period, lines),
             *_ledger(connection, period, lines, invoices),

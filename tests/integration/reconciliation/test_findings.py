@@ -74,7 +74,7 @@ def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come
     assert stored.state_no == 1, "written once, not again each hour"
     told = [alert for alert in alerts.undelivered(connection) if alert.kind == "finding.lost_events"]
     assert len(told) == 1
-    gate = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
+    (gate,) = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
     assert [each.key for each in gate.differences] == ["r1/b1/3-4"]
 
     applier.apply(make_chunk(numbered(3, 3), numbered(4, 4)))
@@ -83,7 +83,8 @@ def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come
     assert [each.finding_no for each in healed] == [stored.finding_no]
     assert finding_store.listed(connection) == []
     assert [state for _, state, _ in finding_store.history(connection, stored.finding_id)] == ["open", "healed"]
-    assert numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1)).agrees
+    (gate,) = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
+    assert gate.agrees
 
 
 def test_numbers_that_were_left_out_are_told_from_lost_events(

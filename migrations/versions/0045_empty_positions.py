@@ -2,7 +2,7 @@
 
 They are counted in the chunk, so that one chunk reaches over them, and chunks that follow one another fold as ever.
 
-Revision ID: 0042
+Revision ID: 0045
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from importlib import import_module
 
 from alembic import op
 
-revision = "0042"
-down_revision = "0041"
+revision = "0045"
+down_revision = "0044"
 branch_labels = None
 depends_on = None
 

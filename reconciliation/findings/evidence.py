@@ -15,7 +15,6 @@ from serving_adapter.events import UsageEvent, completed_at, decode, decode_know
 from streams.completeness.complete_to import BootKey
 from streams.completeness.completeness_store import counts_of_boots
 from streams.completeness.witnesses import Counts
-from streams.ingest.resolving import BY_ITSELF
 
 MOST_ROWS: Final = 200_000
 """Events of one kind that a look takes into memory, some 200 MB: what is more is found once these are mended."""
@@ -108,16 +107,12 @@ def _samples(
 
 
 def passed_over(connection: psycopg.Connection) -> list[PassedOver]:
-    """Partitions of which something was never applied, and those that stand still.
-
-    What ingestion passed over by itself held nothing: the log had proved it.
-    """
+    """Partitions of which something was never applied, and those that stand still."""
     rows = connection.execute(
         "select source, stopped_because, null, null from usage.sources"
-        " where feed = 'usage' and source like 'kafka:%%' and stopped_because is not null"
+        " where feed = 'usage' and source like 'kafka:%' and stopped_because is not null"
         " union all select source, reason, from_position, to_position from usage.position_resolutions"
-        " join usage.sources using (source) where feed = 'usage' and actor <> %s order by 1",
-        (BY_ITSELF,),
+        " join usage.sources using (source) where feed = 'usage' order by 1"
     ).fetchall()
     numbers = connection.execute("select source from usage.sources where feed = 'usage' and source like 'kafka:%'")
     partitions = max((_partition(source) for (source,) in numbers), default=0) + 1

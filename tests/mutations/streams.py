@@ -23,15 +23,15 @@ MUTATIONS: Final = (
     Mutation(
         "what is applied already is applied again",
         "streams/rules/chunks.py",
-        "return records[next_position - first :]",
+        "return records[max(0, next_position - first) :]",
         "return records",
         f"{APPLY}::test_the_part_of_a_chunk_that_is_applied_already_is_left_out",
     ),
     Mutation(
         "a position may be skipped",
         "streams/rules/chunks.py",
-        "    if first > next_position:\n",
-        "    if False:\n",
+        "    found = [(next_position, first)] if first > next_position else []\n",
+        "    found: list[tuple[int, int]] = []\n",
         f"{APPLY}::test_a_gap_is_refused_and_writes_nothing",
     ),
     Mutation(

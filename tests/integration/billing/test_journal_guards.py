@@ -385,7 +385,7 @@ def test_an_account_is_one_of_the_chart_and_kept_as_the_chart_says(book: Book) -
 def test_the_application_does_not_widen_what_the_books_are_made_of(book: Book) -> None:
     for table in READ_ONLY:
         with refused(NO_RIGHT):
-            book.connection.execute(f"insert into {table} select * from {table}")  # type: ignore[arg-type]
+            book.connection.execute(f"insert into {table} default values")  # type: ignore[arg-type]
 
 
 def test_the_databases_currencies_are_those_of_the_code(book: Book) -> None:

@@ -20,7 +20,7 @@ _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _MOMENT: Final = re.compile(r"\d{4}-\d{2}-\d{2}([Tt ]\d{2}:\d{2}(:\d{2})?([Zz]|\+00:00))?")
 _WHOLE_MAX_DIGITS: Final = 18
 _DEPTH_MAX: Final = 16
-"""How deep a file may be nested. A plan needs 8; each level costs the reader of YAML a call, and time that grows."""
+"""How deep a file may be nested. A plan needs half of it; each level costs a call, and deep ones time that grows."""
 
 
 class _Loader(yaml.SafeLoader):

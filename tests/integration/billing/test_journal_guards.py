@@ -247,7 +247,7 @@ def test_what_no_book_can_hold_is_refused(book: Book) -> None:
             book.connection.execute(ENTRY.replace("2026-10-31Z", moment), ("k1", "k1", "test", book.month, 2, None))  # type: ignore[arg-type]
 
 
-def test_a_float_that_is_no_number_is_refused_and_nothing_is_rounded_silently(book: Book) -> None:
+def test_a_float_is_refused_where_it_is_no_number_or_has_too_many_decimals(book: Book) -> None:
     for wrong in ("nan", "inf", "1e-13"):
         with refused(CHECK), book.connection.transaction():
             book.connection.execute(LEG, (book.header(), 1, book.account["unbilled"], "USD", float(wrong)))

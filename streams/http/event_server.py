@@ -196,7 +196,7 @@ class EventServer:
         """Whether events can be taken now."""
         parts = {
             "kafka": not self.kafka_is_away and not self._delivery.broken,
-            "keys": self._keys.age_s < STALE_S,
+            "keys": self._keys.age_s < STALE_S and self._keys.refused_because is None,
         }
         ready = all(parts.values())
         return json_answer(200 if ready else 503, {"ready": ready, **parts})

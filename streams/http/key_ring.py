@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -26,9 +27,12 @@ AGAIN_S: Final = 0.25
 class KeyRing:
     """The keys of one kind that are in force."""
 
-    def __init__(self, database: DatabaseSettings, kind: Kind) -> None:
+    def __init__(self, database: DatabaseSettings, kind: Kind, say: Callable[[str], None] = print) -> None:
         self._database = database
         self._kind = kind
+        self._say = say
+        self.refused_because: str | None = None
+        """Why the database does not let us read the list, which waiting does not mend (a missing right or table)."""
         self._keys: dict[bytes, AccessKey] = {}
         self._read_at = float("-inf")
         self._tried_at = float("-inf")
@@ -70,12 +74,18 @@ class KeyRing:
                 self._tried_at = began = time.monotonic()
                 try:
                     self._keys = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
-                    self._read_at = began
+                    self._read_at, self.refused_because = began, None
                 except (psycopg.Error, DatabaseUnavailable) as error:
                     if not is_passing(error):
-                        raise
+                        self._note_refusal(str(error).strip())
                     return False
         return self._read_at >= asked_at
+
+    def _note_refusal(self, why: str) -> None:
+        """Whoever changes rights or tables may be at it now: the next reading may succeed."""
+        if why != self.refused_because:
+            self.refused_because = why
+            self._say(f"the access keys cannot be read: {why}")
 
     def close(self) -> None:
         """Give the connection back."""

@@ -33,6 +33,10 @@ class PositionGap(StreamsError):
         self.found = found
 
 
+class SpreadTooFar(StreamsError):
+    """A chunk's events lie in too many different hours for one transaction."""
+
+
 class SourceChanged(StreamsError):
     """The partition is not the one whose position is stored: its topic was recreated, or the broker is another."""
 

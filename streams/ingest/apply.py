@@ -25,7 +25,7 @@ from serving_adapter.identity import identity_of
 from streams.ingest import corrections, engine_sums, numbers, positions, resends, supersedes
 from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome
 from streams.ingest.further_arrivals import Arrivals
-from streams.ingest.isolation import apply_isolating
+from streams.ingest.isolation import apply_isolating, require_near
 from streams.ingest.judging import Judge
 from streams.ingest.positions import Applied
 from streams.rules.chunks import Accepted, Chunk, Refused, late_before, number_in, number_of
@@ -159,6 +159,7 @@ class ChunkApplier:
             if not records:
                 return Applied(at.next_position, skipped)
             accepted, refused, horizon = self._judge.judge(records, chunk.judged_at)
+            require_near(accepted)
             if unstorable:
                 accepted, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             usage = [message for message in accepted if message.event.kind == "usage"]

@@ -66,8 +66,14 @@ class Ingestion:
         self.tally = Tally()
         self._log_watch = LogWatch(self.tally, say)
         prefix = kafka.topic_prefix
-        usage = FeedTopic(kafka, USAGE.name(prefix), "usage", lambda to: ChunkApplier(to, checkpoint))
-        replicas = FeedTopic(kafka, REPLICAS.name(prefix), "replicas", lambda to: ReplicaChunkApplier(to, checkpoint))
+
+        def reached(step: str) -> None:
+            if step == "committed":
+                self._patience.note_progress()
+            checkpoint(step)
+
+        usage = FeedTopic(kafka, USAGE.name(prefix), "usage", lambda to: ChunkApplier(to, reached))
+        replicas = FeedTopic(kafka, REPLICAS.name(prefix), "replicas", lambda to: ReplicaChunkApplier(to, reached))
         self.feeds = {feed.topic: feed for feed in (usage, replicas)}
         with connect(database.url) as connection:
             for feed in self.feeds.values():

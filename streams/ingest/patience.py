@@ -34,6 +34,11 @@ class Patience:
         """Whether the process is to end."""
         return self._ending.is_set()
 
+    def note_progress(self) -> None:
+        """A part of the attempt in hand is committed."""
+        if self.trying_since is not None:
+            self.trying_since = time.monotonic()
+
     def end(self) -> None:
         """Wait no longer: the process is to end. For any thread."""
         self._ending.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -14,6 +14,7 @@ import pytest
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged
 from streams.ingest.apply import ChunkApplier
+from streams.ingest.isolation import HOURS_AT_ONCE
 from streams.ingest.positions import Applied
 from streams.usage import quarantine, usage_store
 from streams.usage.rebuild import rebuild
@@ -54,6 +55,28 @@ def test_the_part_of_a_chunk_that_is_applied_already_is_left_out(
     done = applier.apply(make_chunk(make_record(1), make_record(2)))
     assert done == Applied(next_position=3, skipped=1, applied=1)
     assert requests_counted(connection) == 3
+
+
+def test_a_chunk_whose_events_are_spread_over_many_hours_is_applied_in_parts(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    """Each part is a transaction: the tables' chunks for them are made a few at a time, and what is done stays done."""
+    applier.apply(make_chunk(make_record(0)))
+    committed = 0
+
+    def count(step: str) -> None:
+        nonlocal committed
+        committed += step == "committed"
+
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    hours = [begin + timedelta(hours=n) for n in range(2 * HOURS_AT_ONCE)]
+    records = [make_record(n, timestamp=hour.isoformat()) for n, hour in enumerate(hours, 1)]
+    done = ChunkApplier(connection, count).apply(make_chunk(*records))
+    assert (done.next_position, done.applied, committed) == (201, 200, 2)
+    assert connection.execute("select count(*), sum(events) from usage.windows_1h").fetchone() == (201, 201)
+    near = [make_record(201 + n) for n in range(2 * HOURS_AT_ONCE)]
+    ChunkApplier(connection, count).apply(make_chunk(*near))
+    assert committed == 3
 
 
 def test_a_gap_is_refused_and_writes_nothing(connection: psycopg.Connection, applier: ChunkApplier) -> None:

@@ -75,6 +75,27 @@ def test_windows_are_put_right_beside_a_chunk_in_flight_which_waits_for_nobody(
     assert connection.execute("select requests from usage.windows_1h").fetchone() == (2,)
 
 
+def test_a_deadlock_with_a_chunk_that_counts_in_several_statements_is_gone_about_again(
+    connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
+) -> None:
+    """The chunk has the later of two rows and wants the earlier; the rebuild, which waits first, is given up."""
+    models = ("a", "b")
+    applier.apply(make_chunk(*(make_record(n, model=model) for n, model in enumerate(models))))
+    connection.execute("update usage.windows_1h set requests = 9")
+    count = "update usage.windows_1h set gpu_us = gpu_us + 0 where model = %s"
+    waiting = "select exists (select from pg_locks where pid = %s and not granted)"
+    with ThreadPoolExecutor(1) as beside, connect(own_database_url) as chunk, connect(own_database_url) as looking:
+        with chunk.transaction():
+            chunk.execute(count, (models[1],))
+            begun = beside.submit(rebuild, connection, *YEAR, actor="ada", apply=True)
+            deadline = time.monotonic() + 30
+            while looking.execute(waiting, (connection.info.backend_pid,)).fetchone() == (False,):
+                assert time.monotonic() < deadline, "the rebuild does not come to the row"
+            chunk.execute(count, (models[0],))
+        assert begun.result(30).replaced == 2
+    assert rebuild(connection, *YEAR, actor="ada").differences == ()
+
+
 def test_events_change_their_band_a_few_at_a_time_and_chunks_go_on_in_between(
     connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

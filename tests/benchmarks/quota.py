@@ -235,6 +235,7 @@ def stream_of(secret: str, seed: int, hot_share: float) -> Callable[[int], bytes
 def disk(url: str) -> tuple[float, float]:
     """What writing costs by itself, in ms at p99: a bare fdatasync, a bare commit of a row of a batch's size."""
     path = REPOSITORY / "build" / "fsync"
+    path.parent.mkdir(exist_ok=True)
     handle = os.open(path, os.O_CREAT | os.O_WRONLY)
     took = []
     for _ in range(300):

@@ -69,6 +69,7 @@ def main() -> None:
 
 def planned(b: Bench, count: int, seed: int) -> tuple[str, float]:
     """Plan so many events of spools; the plan's id, and how many seconds that took."""
+    Path("build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=Path("build")) as folder:
         write_spools(Path(folder), count, seed)
         begun = time.monotonic()

@@ -103,8 +103,8 @@ def not_yet_applied(source: str, next_position: int, records: Sequence[Record], 
     for expected, found in holes(next_position, records):
         if not _within(empty, expected, found):
             raise PositionGap(source, expected, found)
-    first = records[0].position
-    if not empty and next_position <= records[-1].position:
+    first, last = records[0].position, records[-1].position
+    if last - first == len(records) - 1:  # no hole, not even among the positions that are applied
         return records[max(0, next_position - first) :]
     return [record for record in records if record.position >= next_position]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streams.errors import PositionGap
@@ -33,6 +33,7 @@ def test_a_hole_within_a_chunk_is_refused(hole: int) -> None:
     assert holes(0, records) == [(hole, hole + 1)]
 
 
+@example(there={0, 1, 2, 3, 4, 5, 7, 8}, empty=set(), due=8)
 @given(there=st.sets(st.integers(0, 12), min_size=1), empty=st.sets(st.integers(0, 12)), due=st.integers(0, 12))
 def test_only_positions_that_are_proven_empty_may_be_missing(there: set[int], empty: set[int], due: int) -> None:
     records = [make_record(position, b"") for position in sorted(there)]

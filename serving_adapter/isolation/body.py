@@ -63,28 +63,36 @@ class Asked(msgspec.Struct, frozen=True):
 def parse(body: bytes, route: Route, limits: Limits) -> Asked:
     """A body that may be asked here. Raises Refusal (400)."""
     try:
-        fields = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Refusal(400, "invalid_json", "The body is not a JSON object.") from None
+        return _parsed(body, route, limits)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise Refusal(400, "invalid_json", "The body is not a JSON object that can be read.") from None
+
+
+def _parsed(body: bytes, route: Route, limits: Limits) -> Asked:
+    fields = _decode(body)
     for name in REFUSED:
         if bytes(fields.get(name, _NULL)) not in _NOTHING:
             raise Refusal(400, "unsupported_field", f"`{name}` is not supported here.", name)
     prompt = bytes(fields.get(PROMPT[route], _NULL))
     media = media_in(prompt)
+    if _may_name_items(prompt):
+        fields[PROMPT[route]] = Raw(_encode(_without_item_ids(msgspec.json.decode(prompt))))
     asked = Asked(
         fields=fields,
         model=_of(fields, "model", str, "") or "",
         max_tokens=_bound(fields, route),
-        n=_of(fields, "n", int, 1) or 1,
+        n=_of(fields, "n", int, 1),
         prompts=_prompts(prompt, route),
         prompt_bytes=len(body) - media.size,
         media_parts=media.parts,
         stream=bool(_of(fields, "stream", bool, False)),
     )
-    for name, value, most in (
-        ("n", asked.n, limits.n), ("max_tokens", asked.max_tokens or 0, limits.max_tokens),
-        (PROMPT[route], asked.prompts, limits.prompts), ("best_of", _of(fields, "best_of", int, 1) or 1, limits.n),
+    for name, value, least, most in (
+        ("n", asked.n, 1, limits.n), ("max_tokens", asked.max_tokens or 0, 0, limits.max_tokens),
+        (PROMPT[route], asked.prompts, 1, limits.prompts), ("best_of", _of(fields, "best_of", int, 1), 1, limits.n),
     ):  # fmt: skip
+        if value < least:
+            raise Refusal(400, "invalid_value", f"`{name}` must be {least} at least.", name)
         if value > most:
             raise Refusal(400, "too_many", f"`{name}` may be {most} at most.", name)
     return asked
@@ -109,9 +117,6 @@ def rewritten(
         for name in OUTPUT_BOUND[route]:
             fields.pop(name, None)
         fields[OUTPUT_BOUND[route][0]] = max_tokens
-    name = PROMPT[route]
-    if name in fields and _may_name_items(bytes(fields[name])):
-        fields[name] = _without_item_ids(msgspec.json.decode(fields[name]))
     return _encode(fields)
 
 
@@ -131,8 +136,6 @@ def _bound(fields: Fields, route: Route) -> int | None:
     for name in OUTPUT_BOUND[route]:
         found: int | None = _of(fields, name, int, None)
         if found is not None:
-            if found < 0:
-                raise Refusal(400, "invalid_value", f"`{name}` must not be negative.", name)
             return found
     return None
 

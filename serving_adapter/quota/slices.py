@@ -47,6 +47,8 @@ class Slice:
             or self.slots < 1
             or self.output_tokens < output_cap
             or self.input_tokens < input_tokens
+            or input_tokens < 0
+            or output_cap < 0
         ):
             return False
         self.requests -= 1

@@ -72,7 +72,9 @@ def test_ids_of_images_are_taken_out_however_they_are_written() -> None:
         b"", b"[]", b'"x"', b'{"model":1,"prompt":"a"}', b'{"n":"3"}', b'{"n":5}',
         b'{"max_tokens":101}', b'{"best_of":9}',
         b'{"max_tokens":-1}', b'{"prompt":["a","b","c","d"]}', b'{"stream":"yes"}', b'{"use_beam_search":true}',
-        b'{"prompt_embeds":"AAAA"}', b'{"background":true}', b"\xff",
+        b'{"prompt_embeds":"AAAA"}', b'{"background":true}', b"\xff", b'{"n":-1000000,"max_tokens":100}', b'{"n":0}',
+        b'{"best_of":-1}', b'{"prompt":[{"uuid":"\xff"}]}', b'{"prompt":[{"uuid":1e999}]}',
+        b'{"prompt":' + b'["\\u0061",' * 900 + b"1" + b"]" * 900 + b"}",
     ],
 )  # fmt: skip
 def test_what_cannot_be_metered_or_read_is_refused(body: bytes) -> None:

@@ -20,6 +20,8 @@ def test_a_request_is_admitted_while_the_slice_holds_it() -> None:
     assert held.admit("a", 1, 60, 900, 1.0)  # the same again
     assert not held.admit("b", 1, 60, 10, 1.0)
     assert not held.admit("b", 1, 10, 101, 1.0)
+    assert not held.admit("b", 1, -1, 10, 1.0)
+    assert not held.admit("b", 1, 10, -4096, 1.0)
     assert held.admit("b", 1, 10, 100, 1.0)
     assert held.settle("a", 1, 60, 50)
     assert not held.settle("a", 1, 60, 50)

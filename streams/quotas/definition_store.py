@@ -18,6 +18,7 @@ from streams.quotas.calendar import CALENDAR_MONTHS, Anchor, microseconds
 from streams.quotas.definitions import Quota, in_force, shown
 from streams.quotas.errors import UnknownQuota
 from streams.rules import estimates
+from streams.rules.numbered_changes import write_in_order
 
 _COLUMNS = (
     "coalesce(tenant_id, '') as tenant_id, coalesce(tier, '') as tier, model, adapter, period, metric,"
@@ -125,6 +126,7 @@ def define(connection: psycopg.Connection, quota: Quota, *, actor: str) -> Quota
     with connection.transaction():
         if quota.tenant_id:
             tenants.get(connection, quota.tenant_id)
+        write_in_order(connection)
         row = connection.execute(
             "insert into usage.quotas (tenant_id, tier, model, adapter, period, metric, limit_units, hard, thresholds,"
             " on_shrink, min_tokens, overshoot_allowance, on_unavailable, starts_at, ends, defined_by)"
@@ -158,6 +160,7 @@ def assign(connection: psycopg.Connection, tenant_id: str, tier: str, at: dateti
     """Put a tenant into a tier from a time on; '' into none. Raises UnknownTenant."""
     with connection.transaction():
         tenants.get(connection, tenant_id)
+        write_in_order(connection)
         connection.execute(
             "insert into usage.tenant_tiers (tenant_id, tier, starts_at, assigned_by) values (%s, %s, %s, %s)",
             (tenant_id, tier, at, actor),
@@ -174,6 +177,7 @@ def set_anchors(connection: psycopg.Connection, anchors: Iterable[tuple[str, Dat
         " from usage.billing_anchors where tenant_id = %(tenant)s and starts_at <= %(starts)s"
         " order by starts_at desc, anchor_no desc limit 1)"
     )
+    write_in_order(connection)
     with connection.cursor() as cursor:
         cursor.executemany(
             query,

@@ -101,13 +101,13 @@ class Look:
     positions: dict[str, int]
     rows: list[Row]
     caught_up: bool
-    """Whether `rows` is all; if not, nothing was loaded."""
+    """Whether `rows` is all; if not, nothing was loaded, and no attempt was looked up."""
     definitions: Definitions | None
     """If they are others than before."""
     loaded: dict[str, dict[Span, list[Used]]] = field(default_factory=dict)
     prices: dict[str, PriceList] = field(default_factory=dict)
     counted: list[tuple[str, str, int]] = field(default_factory=list)
-    """Those of the attempts asked for that are among what was counted."""
+    """Those of the attempts asked for that are among what was counted. Empty unless caught up: their rows may come."""
     states: dict[str, str] = field(default_factory=dict)
     """The states of the tenants asked for, of new ones, and of all that are not active."""
 
@@ -136,7 +136,7 @@ def look_within(
     _read_rows(connection, found, begin_here=not positions, shard=shard, of=of)
     if found.caught_up:
         _load(connection, found, wanted)
-    found.counted = counted_among(connection, wanted.attempts)
+        found.counted = counted_among(connection, wanted.attempts)
     found.states = _states(connection, wanted.tenants)
     return found
 

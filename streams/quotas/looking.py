@@ -53,6 +53,8 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
         if not held.is_loading:
             shard.to_load.pop(tenant_id, None)
             shard.waited_for.pop(tenant_id, None)
+    if not look.caught_up:
+        return  # an attempt whose row is yet to come would count neither as settled nor as confirmed
     found = set(look.counted)
     for tenant_id, request_id, attempt in wanted.attempts:
         shard.doubtful.pop((tenant_id, request_id, attempt), None)

@@ -15,6 +15,7 @@ from typing import Final
 import psycopg
 
 from serving_adapter.events import UsageEvent, completed_at
+from streams.rules.numbered_changes import write_in_order
 
 ANY_MODEL: Final = ""
 _MICROSECONDS: Final = Decimal(1_000_000)
@@ -33,6 +34,7 @@ class EstimatePrice:
 
 def set_prices(connection: psycopg.Connection, tenant_id: str, prices: Iterable[EstimatePrice]) -> None:
     """Replace a tenant's prices."""
+    write_in_order(connection)
     connection.execute("delete from usage.estimate_prices where tenant_id = %s", (tenant_id,))
     with connection.cursor() as cursor:
         cursor.executemany(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -10,7 +11,8 @@ import psycopg
 import pytest
 
 from serving_adapter.quota.groups import GROUPS, group_of
-from streams.quotas import definition_store, entries, journal
+from streams.database import connect
+from streams.quotas import definition_store, entries, feed, journal
 from streams.quotas.calendar import Anchor, microseconds
 from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definition_store import DatedAnchor
@@ -43,6 +45,48 @@ def test_confirmed_usage_is_counted_once_from_windows_feed_and_journal(
     driver.look()
     driver.look()
     assert driver.budget() == (277, 0, 0)
+
+
+def test_what_is_counted_and_not_read_yet_is_not_forgotten_meanwhile(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    define(connection)
+    driver = Driver(own_database_url)
+    driver.ask("r0")
+    driver.settle("r1", 90)  # of a request that nobody asked about: the next look finds out whether it is counted
+    for number in range(feed.ROWS_AT_MOST // 1000 + 1):
+        usage.happens(f"other-{number}", output=1)
+    usage.happens("r1", output=90)
+    known = []
+    while not known or known[-1] != (111, 0, 100):
+        driver.look()
+        known.append(driver.budget())
+        assert sum(known[-1][:2]) >= 90, "settled or confirmed, at any moment"
+        assert len(known) < 9
+    assert len(known) > 1
+
+
+def test_changes_are_numbered_in_the_order_in_which_they_are_committed(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    """Else a service that has seen the higher number would never read the lower one."""
+    now = datetime.now(UTC)
+    anchor = DatedAnchor(Anchor(now.replace(microsecond=0), 3), now)
+    price = EstimatePrice("", "output", Decimal("0.01"), "USD", now)
+    writes: list[Callable[[psycopg.Connection], object]] = [
+        define,
+        lambda other: definition_store.assign(other, "t1", "free", now, actor="test"),
+        lambda other: definition_store.set_anchors(other, [("t1", anchor)]),
+        lambda other: estimates.set_prices(other, "t1", [price]),
+    ]
+    with connect(own_database_url) as other:
+        other.execute("set lock_timeout = '20ms'")
+        for write in writes:
+            with connection.transaction():
+                write(connection)
+                with pytest.raises(psycopg.errors.LockNotAvailable), other.transaction():
+                    estimates.set_prices(other, "t2", [price])
+        estimates.set_prices(other, "t2", [price])
 
 
 def test_after_a_crash_everything_is_as_it_was(

@@ -128,5 +128,5 @@ def _request_states(requests: Mapping[str, Request]) -> list[RequestState]:
 def _lease_state(tenant_id: str, lease_id: str, lease: Lease) -> Leased:
     return Leased(
         tenant_id, lease_id, lease.holder, lease.at, lease.model, lease.adapter, lease.requests, lease.input_tokens,
-        lease.output_tokens, lease.slots, lease.held_until, lease.drawn,
+        lease.output_tokens, lease.slots, lease.held_until, lease.drawn, lease.is_returned,
     )  # fmt: skip

@@ -75,6 +75,8 @@ class Leased(msgspec.Struct, frozen=True, gc=False, tag="l", array_like=True):
     """When what is left of it is free again if nobody gives it back."""
     drawn: int = 0
     """The last settlement (`lease_no`) that left it: of slices in stored states."""
+    is_returned: bool = False
+    """Whether its holder gave back what was left: of slices in stored states."""
 
 
 class Returned(msgspec.Struct, frozen=True, gc=False, tag="b", array_like=True):

@@ -27,8 +27,8 @@ Change = tuple[Meter, int, int]
 class Lease:
     """One slice: what is left of it."""
 
-    __slots__ = ("adapter", "at", "drawn", "grants", "held_until", "holder", "input_tokens", "model", "output_tokens",
-                 "requests", "slots")  # fmt: skip
+    __slots__ = ("adapter", "at", "drawn", "grants", "held_until", "holder", "input_tokens", "is_returned", "model",
+                 "output_tokens", "requests", "slots")  # fmt: skip
 
     def __init__(self, entry: Leased) -> None:
         self.holder = entry.holder
@@ -39,6 +39,8 @@ class Lease:
         self.held_until = entry.held_until
         self.drawn = entry.drawn
         """The last settlement that left it."""
+        self.is_returned = False
+        """Whether what was left of it came back since the last grant: told again, that takes nothing more."""
         self.grants: deque[tuple[int, Counts]] = deque(maxlen=GRANTS_KEPT)
         """When what was granted, oldest first."""
         self.requests = self.input_tokens = self.output_tokens = self.slots = 0
@@ -80,13 +82,14 @@ class LeaseBook:
             elif entry.at <= lease.at:
                 return  # told twice
             sign = 1
-        elif lease is None or entry.at <= lease.at:
+        elif lease is None or entry.at <= lease.at or (lease.is_returned and not entry.closed):
             return
         else:
             sign = -1
         before = list(self._units(lease, meters))
         moved = Counts(entry.requests, entry.input_tokens, 0, entry.output_tokens)
         lease.at = entry.at
+        lease.is_returned = isinstance(entry, Returned) or entry.is_returned
         if isinstance(entry, Leased):
             lease.held_until = max(entry.held_until, lease.held_until)
             lease.grants.append((entry.at, moved))

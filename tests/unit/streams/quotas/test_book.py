@@ -301,6 +301,17 @@ def test_a_slice_is_taken_from_every_quota_and_comes_back() -> None:
     assert slots.leased == 0
 
 
+def test_a_slice_that_is_given_back_twice_keeps_what_runs_out_of_it() -> None:
+    made = book(quota(limit=1000))
+    made.apply(lease())
+    for at in (NOW + 1, NOW + 2):
+        made.apply(Returned("t1", "l1", at, 3, 0, 200, 0, closed=False))
+    assert budget(made).leased == 100
+    made.apply(lease(at=NOW + 3, output=50))
+    made.apply(Returned("t1", "l1", NOW + 4, 0, 0, 50, 0, closed=False))
+    assert budget(made).leased == 100, "renewed since, it may be given back again"
+
+
 def test_what_is_used_out_of_a_slice_leaves_it_and_is_not_unreserved() -> None:
     made = book(quota(limit=1000))
     made.apply(lease())

@@ -82,12 +82,16 @@ async def _serve(
         say(f"gRPC envoy.service.ratelimit.v3 on {host}:{bound}")
     say(f"POST {url_of(listener)}/v1/reservations")
     waiting = [loop.create_task(each.wait()) for each in (ending, service.fenced)]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([*waiting, *service.tasks], return_when=asyncio.FIRST_COMPLETED)
     server.close()
     for task in waiting:
         task.cancel()
     if service.fenced.is_set():
         raise CannotServe(f"shard {mine.shard} has another owner now, or its journal cannot be written: start again")
+    for going_on in service.tasks:
+        if going_on.done():
+            error = going_on.exception()
+            raise CannotServe(f"shard {mine.shard} cannot go on: {error}") from error
     if envoy is not None:
         await envoy.stop(DRAIN_WITHIN_S)
     await service.stop()

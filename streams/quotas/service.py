@@ -82,14 +82,15 @@ class QuotaService:
         self._reading: psycopg.Connection | None = None
         self._writer = JournalWriter(database, mine, self._written, self.fenced.set)
         self._states = StateKeeper(database, mine, self.shard.states, self._begin_state)
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        """What goes on beside requests: none of them ends by itself."""
 
     async def start(self) -> None:
         """Begin to read and write; returns when callers can be told apart."""
         await self._writer.start()
         self._take_keys(await asyncio.to_thread(self._read_keys))
         turning = (self._look_again_and_again(), self._tick(), self._states.keep_again_and_again())
-        self._tasks = [asyncio.create_task(each) for each in turning]
+        self.tasks = [asyncio.create_task(each) for each in turning]
 
     async def stop(self) -> None:
         """Write what is in hand, and end."""
@@ -99,9 +100,9 @@ class QuotaService:
                 break
             await asyncio.sleep(0.01)
             self.flush()
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         self._writer.stop()
 
     def now(self) -> int:

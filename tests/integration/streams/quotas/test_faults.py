@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
+from streams.database import connect
 from streams.quotas import definition_store
 from streams.quotas.calendar import Anchor
 from streams.quotas.definition_store import DatedAnchor
@@ -156,3 +157,15 @@ def test_usage_that_is_metered_a_minute_late_counts_once_all_along(
     again.look()
     assert again.budget() == (800, 0, 16)
     assert again.shard.counters.unreserved == 0
+
+
+def test_a_service_that_can_find_out_nothing_more_ends_and_says_why(
+    connection: psycopg.Connection, usage: Usage, own_database_url: str, quota_server: Start
+) -> None:
+    define(connection)
+    server = quota_server()
+    assert server.ask("r1").status == 200
+    with connect(own_database_url, as_login=True) as owner:
+        owner.execute("alter table usage.tenant_tiers rename to gone")
+    server.process.wait(20)
+    assert server.process.returncode not in (0, None)

@@ -199,13 +199,14 @@ def refusal(refused: Refused, jitter: float, on_unavailable: str) -> tuple[list[
 def rate_limit_fields(standings: Sequence[Standing], now: int) -> list[tuple[str, str]]:
     """`RateLimit-Policy` and `RateLimit`, one member for each quota."""
     policies, left = [], []
-    for quota, remaining, resets_at in standings:
+    for quota, remaining, resets_at, budget_us in standings:
         units = UNITS.get(quota.metric, 1)
         limit, rest = quota.limit // units, remaining // units  # the fields hold whole numbers
-        window = RATE_US[quota.period] // 1_000_000 if quota.period in RATE_US else max(resets_at - now, 0) // 1_000_000
+        window_us = RATE_US.get(quota.period, budget_us)
+        window = "" if window_us is None else f"w={window_us // 1_000_000};"
         unit = _QUOTED_UNITS.get(quota.metric, "tokens" if quota.metric.endswith("tokens") else quota.metric)
         name = quota.quota_id.replace("\\", "\\\\").replace('"', '\\"')
-        policies.append(f'"{name}";q={limit};w={window};qu="{unit}"')
+        policies.append(f'"{name}";q={limit};{window}qu="{unit}"')
         left.append(f'"{name}";r={rest};t={max(resets_at - now, 0) // 1_000_000}')
     return [("ratelimit-policy", ", ".join(policies)), ("ratelimit", ", ".join(left))] if policies else []
 
@@ -216,7 +217,7 @@ def openai_fields(standings: Sequence[Standing], now: int) -> list[tuple[str, st
     for kind in ("requests", "tokens"):
         mine = [each for each in standings if each.quota.metric.endswith(kind)]
         if mine:
-            quota, remaining, resets_at = min(mine, key=lambda each: each.remaining)
+            quota, remaining, resets_at, _ = min(mine, key=lambda each: each.remaining)
             fields += [
                 (f"x-ratelimit-limit-{kind}", str(quota.limit)),
                 (f"x-ratelimit-remaining-{kind}", str(remaining)),

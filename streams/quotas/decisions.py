@@ -56,6 +56,8 @@ class Standing(NamedTuple):
     quota: Quota
     remaining: int
     resets_at: int
+    window_us: int | None = None
+    """The length of a budget's period; of others the definition says it, or there is none."""
 
 
 class Wall(NamedTuple):

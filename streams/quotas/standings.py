@@ -34,7 +34,7 @@ def standing(meter: Meter, now: int) -> Standing:
     """Where a quota stands."""
     quota = meter.quota
     if isinstance(meter, BudgetMeter):
-        return Standing(quota, meter.remaining, meter.end)
+        return Standing(quota, meter.remaining, meter.end, meter.end - meter.start)
     if isinstance(meter, RateMeter):
         return Standing(quota, meter.rate.room(now, 0), now + meter.rate.drained_in_us(now))
     return Standing(quota, meter.free, now)
@@ -42,7 +42,7 @@ def standing(meter: Meter, now: int) -> Standing:
 
 def standing_view(standing: Standing) -> StandingView:
     """A standing for people and programs."""
-    quota, remaining, resets_at = standing
+    quota, remaining, resets_at, _ = standing
     metric = quota.metric
     at = _period_end(resets_at) if quota.is_budget else moment(resets_at)
     if metric in UNITS:

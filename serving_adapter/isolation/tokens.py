@@ -1,11 +1,13 @@
 """Tenants that come with a token of their own: JWT, checked against pinned algorithm, issuer, audience and keys.
 
 Needs `tollbook-adapter[jwt]`. Keys are a JWKS, in a file or at an https address; they are read again every few minutes,
-and when a token names one that is not known yet, at most once in a while. Tokens that were verified are remembered.
+beside the requests, and when a token names one that is not known yet, at most once in a while: only who brings such a
+token waits for that. Tokens that were verified are remembered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import urllib.request
@@ -53,19 +55,24 @@ class Tokens:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._read_at = -REFRESH_S
         self._seen: OrderedDict[bytes, tuple[Caller, int]] = OrderedDict()
+        self._reading: asyncio.Task[None] | None = None
         self.failure: str | None = None
         """Why the keys could not be read the last time."""
-        self._refresh()
+        self._take(self._read())
         if not self._keys:
             raise SettingsError(f"tokens.jwks {settings.jwks}: {self.failure or 'no key of this algorithm in it'}")
 
-    def verified(self, token: bytes, *, now: int) -> Caller:
+    async def verified(self, token: bytes, *, now: int) -> Caller:
         """The caller that a token names. Raises Refusal (401)."""
         known = self._seen.get(token)
         if known is not None and now < known[1]:
             return known[0]
         if self._monotonic() - self._read_at >= REFRESH_S:
-            self._refresh()
+            self._read_again()
+        if self._names_no_known_key(token) and self._monotonic() - self._read_at >= AT_MOST_EACH_S:
+            self._read_again()
+        if self._reading is not None and self._names_no_known_key(token):
+            await asyncio.wait([self._reading], timeout=FETCH_WITHIN_S)
         caller, expires = self._verify(token)
         self._seen[token] = (caller, min(expires, now + int(REFRESH_S)))
         if len(self._seen) > REMEMBERED:
@@ -75,8 +82,9 @@ class Tokens:
     def _verify(self, token: bytes) -> tuple[Caller, int]:
         settings = self._settings
         try:
-            key_id = jwt.get_unverified_header(token).get("kid", "")
-            key = self._key(str(key_id))
+            key = self._keys.get(_key_id(token))
+            if key is None:
+                raise jwt.InvalidTokenError("signed by a key that is not known")
             claims: dict[str, Any] = jwt.decode(
                 token, key, algorithms=[settings.algorithm], audience=settings.audience, issuer=settings.issuer,
                 leeway=LEEWAY_S, options={"require": ["exp", "iss", "aud", settings.tenant_claim]},
@@ -93,29 +101,47 @@ class Tokens:
             raise Refusal(401, "bad_token", "The token names a reserved tenant.")
         return caller, int(claims["exp"])
 
-    def _key(self, key_id: str) -> jwt.PyJWK:
-        key = self._keys.get(key_id)
-        if key is None and self._monotonic() - self._read_at >= AT_MOST_EACH_S:
-            self._refresh()
-            key = self._keys.get(key_id)
-        if key is None:
-            raise jwt.InvalidTokenError("signed by a key that is not known")
-        return key
-
-    def _refresh(self) -> None:
-        """Read the keys; what was known stays where that fails."""
-        self._read_at = self._monotonic()
+    def _names_no_known_key(self, token: bytes) -> bool:
         try:
-            keys = {}
-            for found in json.loads(self._fetch(self._settings.jwks))["keys"]:
-                if found.get("kid") and found.get("use", "sig") == "sig":
-                    key = jwt.PyJWK(found, algorithm=self._settings.algorithm)
-                    keys[str(found["kid"])] = key
-            self._keys = keys
+            return _key_id(token) not in self._keys
+        except jwt.PyJWTError:
+            return False  # no token: refused without asking anybody
+
+    def _read_again(self) -> None:
+        """Begin to read the keys, once, in a thread."""
+        if self._reading is None:
+            self._read_at = self._monotonic()
+            self._reading = asyncio.get_running_loop().create_task(self._read_beside())
+
+    async def _read_beside(self) -> None:
+        try:
+            self._take(await asyncio.to_thread(self._read))
+        finally:
+            self._reading = None
+
+    def _read(self) -> dict[str, jwt.PyJWK] | str:
+        """The keys, or why they cannot be read."""
+        try:
+            return {
+                str(found["kid"]): jwt.PyJWK(found, algorithm=self._settings.algorithm)
+                for found in json.loads(self._fetch(self._settings.jwks))["keys"]
+                if found.get("kid") and found.get("use", "sig") == "sig"
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+            return str(error) or type(error).__name__
+
+    def _take(self, read: dict[str, jwt.PyJWK] | str) -> None:
+        """What was known stays where reading failed."""
+        self._read_at = self._monotonic()
+        if isinstance(read, str):
+            self.failure = read
+        else:
+            self._keys, self.failure = read, None
             self._seen.clear()
-            self.failure = None
-        except (OSError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
-            self.failure = str(error) or type(error).__name__
+
+
+def _key_id(token: bytes) -> str:
+    return str(jwt.get_unverified_header(token).get("kid", ""))
 
 
 def _fetch(jwks: str) -> bytes:

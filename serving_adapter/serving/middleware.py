@@ -83,7 +83,7 @@ class Middleware:
             elif route is Route.METRICS:
                 await self._metrics(scope, headers, receive, send)
             else:
-                caller = self._replica.caller(headers)
+                caller = await self._replica.caller(headers)
                 if route is Route.MODELS:
                     await answer(send, 200, _models(self._replica.resolver.visible(caller.tenant_id)))
                 else:

@@ -88,13 +88,22 @@ class Replica:
         if self._ticking is not None:
             return
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        try:
+            await self._start()
+        except BaseException:  # the next request tries again, and not half of it runs
+            self._ticking.cancel()
+            self._ticking = None
+            raise
+
+    async def _start(self) -> None:
         path = os.environ.get(GPU_SOCKET)
-        if path and self.settings.proxy is None:
+        if path and self.settings.proxy is None and self._gpu is None:
             self._gpu = GpuTimes(path, self.journal, self.metrics)
         if self.settings.quota.enabled:
             asking, kept = GateSettings.from_environment(), Path(self.settings.spool.folder) / ".quota"
-            self.gate = QuotaGate(dataclasses.replace(asking, holder=self.journal.boot_id, keep_in=kept))
-            await self.gate.start()
+            gate = QuotaGate(dataclasses.replace(asking, holder=self.journal.boot_id, keep_in=kept))
+            await gate.start()
+            self.gate = gate
         if os.environ.get("TOLLBOOK_KAFKA"):
             sender = ReportSender(KafkaSettings.from_environment())
             self._heartbeats = Heartbeats(self.journal, sender.send)
@@ -142,7 +151,7 @@ class Replica:
         spool_works = self.journal.failing is None or self.settings.spool.policy == "serve_memory"
         return spool_works and abs(self.clock.offset_ms()) <= MOST_OFFSET_MS
 
-    def caller(self, headers: dict[bytes, bytes]) -> Caller:
+    async def caller(self, headers: dict[bytes, bytes]) -> Caller:
         """Who asks. Raises Refusal (401, 403)."""
         now = self.clock.now_ns() // 1_000_000_000
         signed = headers.get(HEADER)
@@ -150,7 +159,7 @@ class Replica:
         if signed is not None and self._gateway_keys:
             caller = verified(signed, self._gateway_keys, now=now)
         elif self._tokens is not None and scheme.lower() == b"bearer":
-            caller = self._tokens.verified(token.strip(), now=now)
+            caller = await self._tokens.verified(token.strip(), now=now)
         else:
             raise nobody()
         if caller.regions and self.settings.region not in caller.regions:

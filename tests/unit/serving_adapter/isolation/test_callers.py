@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
+import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from pathlib import Path
@@ -90,9 +92,20 @@ def make(tmp_path: Path, clock: Clock | None = None) -> tuple[Tokens, Path]:
     return Tokens(settings, monotonic=clock or Clock()), file
 
 
+def caller_of(tokens: Tokens, token: bytes) -> Caller:
+    async def asked() -> Caller:
+        try:
+            return await tokens.verified(token, now=0)
+        finally:
+            while tokens._reading is not None:
+                await asyncio.sleep(0.001)
+
+    return asyncio.run(asked())
+
+
 def test_a_token_names_its_tenant_tier_and_regions(tmp_path: Path) -> None:
     tokens, _ = make(tmp_path)
-    caller = tokens.verified(token(tier="free", regions=["eu"]), now=0)
+    caller = caller_of(tokens, token(tier="free", regions=["eu"]))
     assert (caller.tenant_id, caller.tier, caller.regions) == ("tenant_a", "free", ["eu"])
 
 
@@ -114,7 +127,7 @@ def test_what_a_token_must_be_is_checked(tmp_path: Path) -> None:
         token(algorithm="RS512"), b"no.token.at-all",
     ):  # fmt: skip
         with pytest.raises(Refusal) as refused:
-            tokens.verified(wrong, now=0)
+            caller_of(tokens, wrong)
         assert refused.value.status == 401
 
 
@@ -122,17 +135,17 @@ def test_keys_change_without_a_restart_and_one_that_is_gone_is_refused(tmp_path:
     clock = Clock()
     tokens, file = make(tmp_path, clock)
     old = token()
-    tokens.verified(old, now=0)
+    caller_of(tokens, old)
     file.write_bytes(jwks(b=NEW_KEY))
     with pytest.raises(Refusal):
-        tokens.verified(token(NEW_KEY, "b"), now=0)
+        caller_of(tokens, token(NEW_KEY, "b"))
     clock.now = 11
-    assert tokens.verified(token(NEW_KEY, "b"), now=0).tenant_id == "tenant_a"
+    assert caller_of(tokens, token(NEW_KEY, "b")).tenant_id == "tenant_a"
     with pytest.raises(Refusal):
-        tokens.verified(old, now=0)
+        caller_of(tokens, old)
     file.write_bytes(b"torn")
     clock.now = 400
-    assert tokens.verified(token(NEW_KEY, "b", tier="x"), now=0).tier == "x", "what was known stays"
+    assert caller_of(tokens, token(NEW_KEY, "b", tier="x")).tier == "x", "what was known stays"
     assert tokens.failure is not None
 
 
@@ -145,3 +158,30 @@ def test_a_symmetric_or_unsafe_source_of_keys_is_refused(tmp_path: Path) -> None
     ):
         with pytest.raises(SettingsError):
             Tokens(settings)
+
+
+def test_who_brings_a_known_key_does_not_wait_for_one_who_does_not(tmp_path: Path) -> None:
+    clock, asked, answer = Clock(), [], threading.Event()
+
+    def fetch(_: str) -> bytes:
+        asked.append(threading.current_thread())
+        if len(asked) > 1:
+            assert answer.wait(10)
+            return jwks(a=RSA_KEY, b=NEW_KEY)
+        return jwks(a=RSA_KEY)
+
+    settings = TokenSettings(jwks=str(tmp_path), algorithm="RS256", issuer="https://login", audience="inference")
+    tokens = Tokens(settings, fetch=fetch, monotonic=clock)
+    clock.now = 11
+
+    async def both() -> None:
+        unknown = [asyncio.create_task(tokens.verified(token(NEW_KEY, "b"), now=0)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert (await tokens.verified(token(), now=0)).tenant_id == "tenant_a"
+        assert not any(task.done() for task in unknown)
+        answer.set()
+        assert [(await task).tenant_id for task in unknown] == ["tenant_a"] * 2
+
+    asyncio.run(both())
+    assert len(asked) == 2
+    assert asked[1] is not threading.main_thread()

@@ -17,6 +17,7 @@ MOST_BYTES: Final = 32 * 1024 * 1024
 """What is more is kept in memory alone."""
 _SUFFIX: Final = ".decisions"
 _encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class KeptDecisions:
@@ -32,7 +33,7 @@ class KeptDecisions:
         self._size = 0
 
     def take_up(self) -> list[dict[str, Any]]:
-        """What others have left, which is ours from now on. A line that breaks off is passed over. Raises OSError."""
+        """What others have left, which is ours from now on. A line that is broken is passed over. Raises OSError."""
         found: list[dict[str, Any]] = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             if path != self._path:
@@ -45,10 +46,13 @@ class KeptDecisions:
         if self._size + len(line) > MOST_BYTES:
             return False
         try:
-            self._size += os.write(self._file, line)
+            if os.write(self._file, line) == len(line):
+                self._size += len(line)
+                return True
+            os.ftruncate(self._file, self._size)  # the disk is full: no part of a line stays before the next one
         except OSError:
-            return False
-        return True
+            pass
+        return False
 
     def clear(self) -> None:
         """The service has all of them."""
@@ -70,7 +74,10 @@ class KeptDecisions:
                 return []  # its process lives
             found = []
             for line in file.read().split(b"\n")[:-1]:
-                entry: dict[str, Any] = msgspec.json.decode(line)
+                try:
+                    entry: dict[str, Any] = _decode(line)
+                except msgspec.DecodeError:
+                    continue
                 self.add(entry)
                 found.append(entry)
             path.unlink()

@@ -115,8 +115,8 @@ class SpoolWriter:
             self._write_until_done(items)
             for event in events:
                 event.set()
-            if ended or (self._stopping.is_set() and self.failing is not None):
-                return
+            if ended or (self._stopping.is_set() and (self.failing is not None or self._queue.empty())):
+                return  # what said so may have been taken in while a disk that failed was waited for
 
     def _group(self, item: _Item | threading.Event | None) -> tuple[list[_Item], list[threading.Event], bool]:
         """What waits by now, up to a flush, the end, or GROUP_BYTES."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +189,9 @@ def test_decisions_outlive_the_process_that_made_them(tmp_path: Path) -> None:
     killed, _ = made(says(500), keep_in=tmp_path, failures_to_open=100)
     asyncio.run(run(killed, "r1", "r2"))
     (left,) = tmp_path.iterdir()
-    left.write_bytes(left.read_bytes() + b'{"tenant_id":"t1","req')  # it died while it wrote
+    first, second, _ = left.read_bytes().split(b"\n")
+    broken = b'{"tenant_id":"t1","req'  # a disk that was full; and it died while it wrote
+    left.write_bytes(b"\n".join((first, broken + second, second, broken)))
     living = KeptDecisions(tmp_path)
     living.add({"request_id": "of another process"})
     gate, played = made(says(204), keep_in=tmp_path)
@@ -197,3 +200,17 @@ def test_decisions_outlive_the_process_that_made_them(tmp_path: Path) -> None:
     assert [each["request_id"] for each in told["decisions"]] == ["r1", "r2"]
     living.close()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_of_a_decision_for_which_the_disk_has_no_room_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptDecisions(tmp_path)
+    assert kept.add({"request_id": "r1"})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
+    assert not kept.add({"request_id": "r2"})
+    monkeypatch.undo()
+    assert kept.add({"request_id": "r3"})
+    (file,) = tmp_path.iterdir()
+    assert file.read_bytes() == b'{"request_id":"r1"}\n{"request_id":"r3"}\n'

@@ -39,8 +39,11 @@ class Missing:
 
 def missing(
     connection: psycopg.Connection, material: Iterable[Found | NotMappable], begin: datetime, end: datetime
-) -> list[Missing]:
-    """What of a log, completed in [begin, end), is not counted under its identity. Lines that are no event are none."""
+) -> tuple[list[Missing], bool]:
+    """What of a log, completed in [begin, end), is not counted under its identity; and whether that is all of it.
+
+    Lines that are no event are none.
+    """
     found: list[Missing] = []
     batch: dict[bytes, Missing] = {}
     for each in material:
@@ -52,8 +55,8 @@ def missing(
             found += _absent(connection, batch)
             batch = {}
         if len(found) >= MOST_MISSING:
-            return found
-    return found + _absent(connection, batch)
+            return found, False
+    return found + _absent(connection, batch), True
 
 
 def _absent(connection: psycopg.Connection, batch: Mapping[bytes, Missing]) -> list[Missing]:

@@ -144,11 +144,11 @@ def unreported_boots(connection: psycopg.Connection) -> list[tuple[BootKey, list
     return found
 
 
-def clocks(connection: psycopg.Connection, begin: datetime, end: datetime) -> list[BootClock]:
-    """Boots whose events came late or lie in the future, all of them for a while."""
+def clocks(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[BootClock], bool]:
+    """Boots whose events came late or lie in the future, all of them for a while; and whether these are all."""
     given = {"begin": begin, "end": end, "off": CLOCK_OFF, "most": MOST_ROWS}
     late = [(decode(raw), at) for raw, at in connection.execute(_LATE, given, binary=True)]
-    held = connection.execute(_HELD, ("future", "", MOST_ROWS), binary=True)
+    held = connection.execute(_HELD, ("future", "", MOST_ROWS), binary=True).fetchall()
     ahead = [(event, at) for message, at in held if (event := decode_known_fields(message)) is not None]
     offsets = {
         (row[0], row[1]): row[2]
@@ -173,7 +173,7 @@ def clocks(connection: psycopg.Connection, begin: datetime, end: datetime) -> li
                 BootClock(*key, min(lags), max(lags), _seen(event for event, _ in mine), min(times), max(times),
                           offsets.get(key), is_ahead)
             )  # fmt: skip
-    return found
+    return found, max(len(late), len(held)) < MOST_ROWS
 
 
 def _came_in_time(connection: psycopg.Connection, boot_id: str, first: datetime, last: datetime) -> bool:
@@ -183,8 +183,8 @@ def _came_in_time(connection: psycopg.Connection, boot_id: str, first: datetime,
     return bool(row and row[0])
 
 
-def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> list[Twins]:
-    """Events that came again under other ids, by who sent them first and who again."""
+def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[Twins], bool]:
+    """Events that came again under other ids, by who sent them first and who again; and whether these are all."""
     rows = connection.execute(_TWINS, {"begin": begin, "end": end, "most": MOST_ROWS}, binary=True).fetchall()
     again: dict[tuple[str, str], list[UsageEvent]] = defaultdict(list)
     first: tuple[object, str] | None = None
@@ -195,23 +195,26 @@ def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> lis
             again[emitter, first[1]].append(event)
         else:
             first = (same, emitter)
-    return [
+    found = [
         Twins(emitter, of, _seen(events), min(map(completed_at, events)), max(map(completed_at, events)))
         for (emitter, of), events in sorted(again.items())
     ]
+    return found, len(rows) < MOST_ROWS
 
 
-def same_attempts(connection: psycopg.Connection) -> list[SameAttempt]:
-    """What waits in quarantine because another replica had numbered the same attempt."""
-    held = connection.execute(_HELD, ("conflict", "numbered by another replica or boot", MOST_ROWS), binary=True)
+def same_attempts(connection: psycopg.Connection) -> tuple[list[SameAttempt], bool]:
+    """What waits in quarantine because another replica had numbered the same attempt; and whether that is all."""
+    given = ("conflict", "numbered by another replica or boot", MOST_ROWS)
+    held = connection.execute(_HELD, given, binary=True).fetchall()
     by_replica: dict[str, list[UsageEvent]] = defaultdict(list)
     for message, _ in held:
         if (event := decode_known_fields(message)) is not None:
             by_replica[event.replica_id or ""].append(event)
-    return [
+    found = [
         SameAttempt(replica_id, _seen(events), min(map(completed_at, events)), max(map(completed_at, events)))
         for replica_id, events in sorted(by_replica.items())
     ]
+    return found, len(held) < MOST_ROWS
 
 
 def _seen(events: Iterable[UsageEvent]) -> tuple[Seen, ...]:

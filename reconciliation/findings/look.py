@@ -2,13 +2,13 @@
 
 What is judged by state that is kept (numbers, boots, counters, quarantine) is looked at whole each time; what is judged
 by raw events (clocks, twins) within a span of completion times. A finding is healed by a look that covers its time and
-does not find it again.
+does not find it again, unless there was more of its kind than a look takes in.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -17,6 +17,7 @@ from typing import Final
 import psycopg
 
 from reconciliation.findings import admissions, evidence, finding_store, numbers, signs
+from reconciliation.findings.admissions import Missing
 from reconciliation.findings.finding import Finding, Interval, Kind, Money, Share
 from reconciliation.findings.finding_store import StoredFinding, Written
 from reconciliation.findings.numbers import MissingNumbers
@@ -61,53 +62,62 @@ def look(
     """
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", (finding_store.LOCK,))
-        found, witnesses = _find(connection, begin, end, admitted)
+        found, witnesses, partly = _find(connection, begin, end, admitted)
         prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
         priced = [replace(finding, money=worth(finding, prices, now)) for finding in _once(found)]
         open_ = finding_store.listed(connection, limit=1_000_000)
-        covered = [stored for stored in open_ if _covers(stored, begin, end, admitted)]
+        covered = [stored for stored in open_ if _covers(stored, begin, end, admitted, partly)]
         written = finding_store.write(connection, priced, covered, now)
     return Look(tuple(priced), written, witnesses)
 
 
 def _find(
     connection: psycopg.Connection, begin: datetime, end: datetime, admitted: AdmissionLog | None
-) -> tuple[list[Finding], str]:
+) -> tuple[list[Finding], str, set[str]]:
+    """What there is, the witnesses, and of which kinds (or logs, by their name) not all was looked at."""
     passed, boots_missing = evidence.passed_over(connection), evidence.missing_numbers(connection)
     found = [numbers.judge(boot, passed) for boot in boots_missing]
     reports = engine_store.report(connection)
     boots = {boot.key for boot in completeness_store.all_boots(connection)}
     compared = (signs.unmetered(each, (each.replica_id, each.boot_id) in boots) for each in reports.comparisons)
+    clocks, all_clocks = evidence.clocks(connection, begin, end)
+    twins, all_twins = evidence.twins(connection, begin, end)
+    attempts, all_attempts = evidence.same_attempts(connection)
+    wholly = {
+        Kind.CLOCK_SKEW: all_clocks,
+        Kind.DUPLICATE_EMITTER: all_twins,
+        Kind.DOUBLE_ATTEMPT: all_attempts,
+    }
+    partly: set[str] = {kind for kind, is_all in wholly.items() if not is_all}
     judged: list[Finding | None] = [
-        *map(signs.clock_skew, evidence.clocks(connection, begin, end)),
-        *map(signs.duplicate_emitter, evidence.twins(connection, begin, end)),
+        *map(signs.clock_skew, clocks),
+        *map(signs.duplicate_emitter, twins),
         *compared,
     ]
     found += [finding for finding in judged if finding is not None]
     found += signs.wrong_tenant(completeness_store.boot_differences(connection))
-    found += map(signs.double_attempt, evidence.same_attempts(connection))
+    found += map(signs.double_attempt, attempts)
     found += [
         signs.unreported_boot(*key, seen, since) for key, seen, since in evidence.unreported_boots(connection)
     ]  # fmt: skip
     if admitted is None:
-        return found, reports.witnesses
-    found += _by_the_log(connection, admitted, boots_missing, begin, end)
-    return found, named_witnesses(any(each.scraped_at for each in reports.comparisons), admission_log=True)
+        return found, reports.witnesses, partly
+    absent, is_all = admissions.missing(connection, admitted.material, begin, end)
+    if not is_all:
+        partly.add(admitted.name)
+    found += _by_the_log(connection, admitted.name, absent, boots_missing)
+    witnesses = named_witnesses(any(each.scraped_at for each in reports.comparisons), admission_log=True)
+    return found, witnesses, partly
 
 
 def _by_the_log(
-    connection: psycopg.Connection,
-    admitted: AdmissionLog,
-    boots_missing: Sequence[MissingNumbers],
-    begin: datetime,
-    end: datetime,
+    connection: psycopg.Connection, log: str, absent: Sequence[Missing], boots_missing: Sequence[MissingNumbers]
 ) -> list[Finding]:
-    absent = admissions.missing(connection, admitted.material, begin, end)
     gone: Counter[str] = Counter()
     for boot in boots_missing:
         gone[boot.replica_id] += boot.missing
     others = admissions.counted_as(connection, absent)
-    return admissions.judge(admitted.name, absent, others, admissions.known_replicas(connection), gone)
+    return admissions.judge(log, absent, others, admissions.known_replicas(connection), gone)
 
 
 def _once(found: Iterable[Finding]) -> list[Finding]:
@@ -118,8 +128,12 @@ def _once(found: Iterable[Finding]) -> list[Finding]:
     return list(by_key.values())
 
 
-def _covers(stored: StoredFinding, begin: datetime, end: datetime, admitted: AdmissionLog | None) -> bool:
+def _covers(
+    stored: StoredFinding, begin: datetime, end: datetime, admitted: AdmissionLog | None, partly: Collection[str]
+) -> bool:
     """Whether a look would have found it again. What has no time is found by state that is kept."""
+    if stored.kind in partly or stored.subject.get("log") in partly:
+        return False
     if (log := stored.subject.get("log")) is not None:
         if admitted is None or admitted.name != log:
             return False

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from reconciliation.findings import finding_store
+from reconciliation.findings import evidence, finding_store
 from reconciliation.findings.finding_store import Written
 from reconciliation.findings.look import AdmissionLog, Look, look
 from reconciliation.numbers_received import numbers_received
@@ -119,6 +119,17 @@ def test_a_clock_two_hours_behind_is_found_and_a_backlog_is_not(
     applier.apply(make_chunk(*skewed, *backlog, *in_time))
     found = [each for each in looked(connection).found if each.kind == "clock_skew"]
     assert [(each.subject["boot_id"], each.events) for each in found] == [("skewed", (6, 6))]
+
+
+def test_a_look_that_cannot_take_in_all_heals_nothing_of_that_kind(
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skewed = [numbered(i, i + 1, timestamp=f"2026-11-01T09:59:4{i}Z", boot="skewed") for i in range(6)]
+    applier.apply(make_chunk(*skewed))
+    assert "clock_skew" in [each.kind for each in looked(connection).found]
+    monkeypatch.setattr(evidence, "MOST_ROWS", 0)
+    assert "clock_skew" not in [each.kind for each in looked(connection).found]
+    assert "clock_skew" in kinds(connection)
 
 
 def test_a_clock_ahead_is_found_by_what_was_refused(connection: psycopg.Connection, applier: ChunkApplier) -> None:

@@ -46,6 +46,8 @@ class Price(NamedTuple):
 
 
 FREE: Final = Price()
+_OTHER: Final = "\0"
+"""Stands for every model without a price of its own: callers may name any number of them."""
 
 
 class Bound(NamedTuple):
@@ -74,6 +76,7 @@ class PriceList:
         self._found: dict[tuple[str, int], Price] = {}
         self.changes_us: Sequence[int] = sorted({price.valid_from_us for price in self._prices})
         """When prices change."""
+        self._named = {price.model for price in self._prices} | {""}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PriceList) and self._prices == other._prices
@@ -89,6 +92,8 @@ class PriceList:
         if not self._prices:
             return FREE
         number = bisect_right(self.changes_us, at_us)
+        if model not in self._named:
+            model = _OTHER
         found = self._found.get((model, number))
         if found is None and not model:
             each = [self.at(name, at_us) for name in {price.model for price in self._prices} - {""}]

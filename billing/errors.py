@@ -112,6 +112,14 @@ class RateRefused(BillingError):
     """An exchange rate that says nothing, contradicts how its pair is kept, or would change a closed book."""
 
 
+class PoolInvalid(BillingError):
+    """A file about a pool of GPUs that cannot be read, with every problem by line and field."""
+
+
+class PoolRefused(BillingError):
+    """A pool that would change its currency."""
+
+
 class RateMissing(BillingError):
     """A moment for which no exchange rate of a pair holds."""
 

@@ -332,6 +332,14 @@ exchange_rates = _table(
     *_times("valid_from", "recorded_at"),
 )
 
+gpu_pool_versions = _table(
+    "gpu_pool_versions",
+    *_bigints("gpu_pool_version_no", "gpus"),
+    *_text("pool", "currency", "recorded_by"),
+    *_amounts("gpu_hour", "overhead_hour"),
+    *_times("valid_from", "recorded_at"),
+)
+
 invoice_taxes = _table(
     "invoice_taxes",
     Column("invoice_id", _Uuid),

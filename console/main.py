@@ -49,6 +49,7 @@ NOUNS: Final = {
     "close": FINANCE,
     "approval": FINANCE,
     "reconcile": FINANCE,
+    "cost": FINANCE,
     "dev": DEVELOPERS,
 }
 """Each noun is a module of `console/commands`, imported only when it is used."""

@@ -1,0 +1,1 @@
+"""What serving costs the operator: a memo book beside the ledger (docs/gpu-cost.md)."""

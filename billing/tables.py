@@ -78,6 +78,7 @@ price_plans = _table(
 
 plan_versions = _table(
     "plan_versions",
+    *_bigints("plan_version_no"),
     *_text("plan", "version", "recorded_by"),
     *_times("valid_from", "recorded_at"),
     Column("content", JSONB),

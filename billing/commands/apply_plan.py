@@ -1,7 +1,12 @@
-"""Apply a price plan from its file: new versions are appended, applied ones stay as they are."""
+"""Apply a price plan from its file: new versions are appended, applied ones stay as they are.
+
+A version from the same moment as an applied one corrects it: of the two the one that was recorded last holds, and the
+next rating posts the difference.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,12 +26,16 @@ from streams.rules.stale_bands import StaleBands
 
 @dataclass(frozen=True, slots=True)
 class PlanApplied:
-    """What applying a plan did: versions added, versions that were there, and what is worth a second look."""
+    """What applying a plan did: versions added, versions that were there, and what is worth a second look.
+
+    `corrected` are the applied versions that hold no more: some that were added begin with them.
+    """
 
     plan: PricePlan
     added: tuple[str, ...]
     unchanged: tuple[str, ...]
     warnings: tuple[str, ...]
+    corrected: tuple[str, ...] = ()
     stale: tuple[StaleBands, ...] = ()
     """Usage that was marked by other prices than now hold: `streams rebuild` is due for these times."""
 
@@ -44,7 +53,10 @@ def apply_plan(
     with transaction(engine, dry_run=dry_run) as connection:
         plan_store.lock(connection, given.name)
         applied = plan_store.plans(connection, [given.name]).get(given.name)
-        fresh = _new_versions(given, applied)
+        recorded = [each.version for each in plan_store.recorded(connection, [given.name]).get(given.name, ())]
+        fresh = _new_versions(given, applied, recorded)
+        begun = {version.valid_from for version in fresh}
+        corrected = [v.version for v in (applied.versions if applied else ()) if v.valid_from in begun]
         _check_frozen(connection, given.name, fresh)
         if fresh:
             plan_store.add_versions(connection, given, fresh, actor)
@@ -56,19 +68,20 @@ def apply_plan(
                 actor,
                 "plan.apply",
                 given.name,
-                {"file": file, "versions": [version.version for version in fresh], "now": now.isoformat()},
+                {"file": file, "versions": [v.version for v in fresh], "corrected": corrected, "now": now.isoformat()},
             )
     added = tuple(version.version for version in fresh)
     return PlanApplied(
         plan=given,
         added=added,
         unchanged=tuple(version.version for version in given.versions if version.version not in added),
-        warnings=tuple(_warnings(given)),
+        warnings=(*_warnings(given), *_outdated(given, recorded, applied)),
+        corrected=tuple(corrected),
         stale=tuple(stale),
     )
 
 
-def _new_versions(given: PricePlan, applied: PricePlan | None) -> list[PlanVersion]:
+def _new_versions(given: PricePlan, applied: PricePlan | None, recorded: Iterable[PlanVersion]) -> list[PlanVersion]:
     if applied is None:
         return list(given.versions)
     if applied.currency != given.currency:
@@ -79,26 +92,24 @@ def _new_versions(given: PricePlan, applied: PricePlan | None) -> list[PlanVersi
         raise PlanConflict(
             f"plan {given.name} is applied already with other terms: give other terms a plan of their own"
         )
-    by_name = {version.version: version for version in applied.versions}
-    by_start = {version.valid_from: version for version in applied.versions}
-    fresh = []
+    by_name = {version.version: version for version in recorded}
     for version in given.versions:
-        old = by_name.get(version.version)
-        if old is not None:
-            found = differences(old, version)
-            if found:
-                raise PlanConflict(
-                    f"version {version.version} of plan {given.name} is applied already and never changes;"
-                    f" give the change a version of its own. {'; '.join(found)}"
-                )
-        elif version.valid_from in by_start:
-            other = by_start[version.valid_from].version
+        if version.version in by_name and (found := differences(by_name[version.version], version)):
             raise PlanConflict(
-                f"version {version.version} of plan {given.name} begins at the same time as applied version {other}"
+                f"version {version.version} of plan {given.name} is applied already and never changes; give the change"
+                f" a version of its own, from the same time if it corrects this one. {'; '.join(found)}"
             )
-        else:
-            fresh.append(version)
-    return fresh
+    return [version for version in given.versions if version.version not in by_name]
+
+
+def _outdated(given: PricePlan, recorded: Iterable[PlanVersion], applied: PricePlan | None) -> list[str]:
+    """Versions of the file that were corrected before."""
+    replaced = {version.version for version in recorded} - {v.version for v in (applied.versions if applied else ())}
+    return [
+        f"version {version.version} was corrected since and does not hold: this file is not the latest"
+        for version in given.versions
+        if version.version in replaced
+    ]
 
 
 def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -> None:

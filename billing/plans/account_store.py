@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ARRAY, Connection, Row, String, any_, cast, func, select
+from sqlalchemy import ARRAY, Connection, Row, String, any_, cast, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
@@ -115,14 +116,23 @@ def lock_tenant(connection: Connection, tenant_id: str) -> None:
 
 
 def subscriptions(
-    connection: Connection, *, tenant_id: str | None = None, of_payers: Collection[str] | None = None
+    connection: Connection,
+    *,
+    tenant_id: str | None = None,
+    of_payers: Collection[str] | None = None,
+    as_of: datetime | None = None,
 ) -> list[Subscription]:
-    """Subscriptions as they are known now, by tenant and start.
+    """Subscriptions as they are known now, or were at a moment, by tenant and start.
 
     `of_payers`: every one of the tenants that some billing accounts pay for at some time.
     """
     table = tables.subscriptions
-    query = select(table).where(table.c.superseded_at.is_(None)).order_by(table.c.tenant_id, table.c.starts_at)
+    query = select(table).order_by(table.c.tenant_id, table.c.starts_at)
+    if as_of is None:
+        query = query.where(table.c.superseded_at.is_(None))
+    else:
+        still = or_(table.c.superseded_at.is_(None), table.c.superseded_at > as_of)
+        query = query.where(table.c.recorded_at <= as_of, still)
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
     if of_payers is not None:

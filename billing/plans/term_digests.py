@@ -11,7 +11,7 @@ from billing.periods import BillingPeriod
 _DIGESTS = text(
     """
     with dated as (
-        select plan, string_agg(version || ' ' || valid_from, ',' order by valid_from) as versions
+        select plan, string_agg(version || ' ' || valid_from, ',' order by valid_from, plan_version_no) as versions
         from ledger.plan_versions where valid_from < :until group by plan
     )
     select s.tenant_id, md5(string_agg(

@@ -28,7 +28,7 @@ _TERMS: Final = text(
         from ledger.subscriptions as s
         where s.superseded_at is null and s.starts_at < until and (s.ends_at is null or s.ends_at > since)
     ), '') || coalesce((
-        select string_agg(plan || ' ' || version || ' ' || valid_from, ',' order by plan, valid_from)
+        select string_agg(plan || ' ' || version || ' ' || valid_from, ',' order by plan, valid_from, plan_version_no)
         from ledger.plan_versions where valid_from < until
     ), ''))
     from unnest(cast(:starts as timestamptz[]), cast(:ends as timestamptz[])) as p (since, until)

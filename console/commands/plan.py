@@ -14,6 +14,7 @@ from billing.periods import written
 from billing.plans import plan_store
 from billing.plans.plan_documents import differences
 from billing.plans.plan_file import parse_plan
+from billing.plans.price_plans import version_at
 from billing.presentation.plan_words import explain, price_in_words, terms_in_words, version_in_words
 from billing.rating import Usage
 from console import session
@@ -21,6 +22,8 @@ from console.output import AsCsv, AsJson, err, listing, out
 
 GPU_DECIMALS = 6
 """GPU time is counted in microseconds; nothing is counted finer."""
+
+AsOf = Annotated[str | None, typer.Option("--as-of", help="What was recorded by this RFC 3339 time.")]
 
 app = typer.Typer(help="Price plans: YAML files with dated versions.", no_args_is_help=True, add_completion=False)
 
@@ -31,7 +34,10 @@ def apply(
     actor: session.Actor,
     dry_run: session.DryRun = False,
 ) -> None:
-    """Apply a plan's file: new versions are added, applied ones never change. Safe to repeat."""
+    """Apply a plan's file: new versions are added, applied ones never change. Safe to repeat.
+
+    A new version from the same time as an applied one corrects it, as far as no invoice is frozen.
+    """
     text = session.read_text(file)
     with session.engine() as engine:
         done = apply_plan(engine, text, file=file.name, actor=actor, now=session.clock(None), dry_run=dry_run)
@@ -39,6 +45,8 @@ def apply(
         err.print(f"warning: {warning}")
     session.warn_of_stale(done.stale)
     added = f"{'would add' if dry_run else 'added'} {', '.join(done.added)}" if done.added else "nothing new"
+    if done.corrected:
+        added += f" in place of {', '.join(done.corrected)}"
     out.print(
         f"plan {done.plan.name}: {added}" + (f"; unchanged {', '.join(done.unchanged)}" if done.unchanged else "")
     )
@@ -53,37 +61,47 @@ def validate(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, m
 
 
 @app.command("list")
-def list_plans(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
-    """All plans and their versions."""
+def list_plans(as_of: AsOf = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """All plans and their versions, the ones that were corrected as well. The last of a moment holds."""
+    known = None if as_of is None else session.clock(as_of)
     with session.engine() as engine, transaction(engine) as connection:
-        plans = plan_store.plans(connection)
+        plans = plan_store.recorded(connection)
     rows = [
-        {"plan": plan.name, "version": version.version, "currency": plan.currency, "from": version.valid_from,
-         "charges": len(version.charges)}
-        for plan in plans.values()
-        for version in plan.versions
+        {"plan": name, "version": each.version.version, "currency": each.version.currency,
+         "from": each.version.valid_from, "charges": len(each.version.charges),
+         "recorded_at": each.recorded_at, "recorded_by": each.recorded_by}
+        for name, listed in plans.items()
+        for each in sorted(listed, key=lambda each: each.version.valid_from)
+        if known is None or each.recorded_at <= known
     ]  # fmt: skip
-    columns = ("plan", "version", "currency", "from", "charges")
+    columns = ("plan", "version", "currency", "from", "charges", "recorded_at", "recorded_by")
     listing(rows, columns, as_json=as_json, as_csv=as_csv, empty="no plans; `tollbook plan apply FILE` adds one")
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(metavar="PLAN")], as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(metavar="PLAN")],
+    at: Annotated[str | None, typer.Option(help="Only the version in force at this RFC 3339 time.")] = None,
+    as_of: AsOf = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
     """A plan's charges, version by version."""
     with session.engine() as engine, transaction(engine) as connection:
-        plan = plan_store.plan(connection, name)
+        plan = plan_store.plan(connection, name, as_of=None if as_of is None else session.clock(as_of))
+    versions = plan.versions if at is None else (version_at(plan.versions, session.clock(at)),)
     rows: list[dict[str, Any]] = [
         {"version": version.version, "from": version.valid_from, "charge": charge.key,
          "model": charge.pricing.model, "metric": str(charge.metric),
          "where": ", ".join(f"{k} {v}" for k, v in charge.where.as_dict().items()) or "all",
          "price": price_in_words(charge.pricing), "terms": "; ".join(terms_in_words(charge))}
-        for version in plan.versions
+        for version in versions
         for charge in version.charges
     ]  # fmt: skip
     rows += [
         {"version": version.version, "from": version.valid_from, "charge": "", "model": what.replace(" ", "_"),
          "metric": "", "where": "", "price": "", "terms": told}
-        for version in plan.versions
+        for version in versions
         for what, told in version_in_words(version)
     ]  # fmt: skip
     rows.sort(key=lambda row: row["from"])
@@ -102,12 +120,19 @@ def diff(
     with session.engine() as engine, transaction(engine) as connection:
         applied = plan_store.plans(connection, [given.name]).get(given.name)
     known = {version.version: version for version in applied.versions} if applied else {}
-    rows = [
-        {"version": version.version, "difference": told}
-        for version in given.versions
-        for told in (differences(known[version.version], version) if version.version in known else ["is new"])
-    ]
-    missing = known.keys() - {version.version for version in given.versions}
+    begun = {version.valid_from: version for version in known.values()}
+    rows: list[dict[str, Any]] = []
+    for version in given.versions:
+        if version.version in known:
+            told = differences(known[version.version], version)
+        elif version.valid_from in begun:
+            corrected = begun[version.valid_from]
+            told = [f"takes the place of {corrected.version}", *differences(corrected, version)]
+        else:
+            told = ["is new"]
+        rows += [{"version": version.version, "difference": each} for each in told]
+    missing = known.keys() - {v.version for v in given.versions}
+    missing -= {begun[v.valid_from].version for v in given.versions if v.valid_from in begun}
     rows += [{"version": name, "difference": "is missing from the file"} for name in sorted(missing)]
     listing(rows, ("version", "difference"), as_json=as_json, as_csv=as_csv, empty="no difference")
 

@@ -90,12 +90,14 @@ def cancel(
 @app.command("list")
 def list_subscriptions(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    as_of: Annotated[str | None, typer.Option(help="As they were known at this RFC 3339 time.")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Subscriptions, by tenant and start."""
     with session.engine() as engine, transaction(engine) as connection:
-        found = account_store.subscriptions(connection, tenant_id=tenant)
+        known = None if as_of is None else session.clock(as_of)
+        found = account_store.subscriptions(connection, tenant_id=tenant, as_of=known)
     rows = [
         {"tenant_id": s.tenant_id, "plan": s.plan, "from": s.starts_at, "to": s.ends_at,
          "seats": s.seats, "account": s.billing_account}

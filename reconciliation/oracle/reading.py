@@ -41,9 +41,9 @@ def _words(text: str) -> frozenset[str]:
 
 _TOP = _words(
     "id title rule source reading together_with expect working account contract periods anchor anchor_months plan"
-    " subscription usage late credits prior_credits"
+    " subscription usage late credits prior_credits known_at"
 )
-_VERSION = _words("version from charges allowances commitment invoice_discount")
+_VERSION = _words("version from recorded charges allowances commitment invoice_discount")
 _CHARGE = _words(
     "key model metric tax_group tier_continuity price tiers size rate base fixed_per_event min_per_event max_per_event"
     " included overage_price fee timing prorated discount minimum maximum allowance"
@@ -73,7 +73,8 @@ def read_case(plain: Plain) -> Case:
     _only(plain, _TOP, "case")
     account = _account(plain["account"])
     periods = _periods(plain)
-    plans = {name: _plan(name, versions) for name, versions in plain["plan"].items()}
+    known_at = _optional(plain, "known_at", instant)
+    plans = {name: _plan(name, versions, known_at) for name, versions in plain["plan"].items()}
     changes = _changes(plain["subscription"], plans)
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
@@ -145,8 +146,22 @@ def _periods(plain: Plain) -> tuple[Period, ...]:
     return tuple(calendar.anchored(anchor, offset) for offset in plain["anchor_months"])
 
 
-def _plan(name: str, plain: Sequence[Plain]) -> Plan:
-    versions = [_version(version, f"plan.{name}") for version in plain]
+def _plan(name: str, plain: Sequence[Plain], known_at: int | None) -> Plan:
+    """Of the versions that begin together the one recorded last holds, of those recorded by `known_at` (1)."""
+    newest: dict[int | None, tuple[int | None, Version]] = {}
+    for one in plain:
+        recorded, version = _optional(one, "recorded", instant), _version(one, f"plan.{name}")
+        if known_at is not None and recorded is not None and recorded > known_at:
+            continue
+        if version.start not in newest:
+            newest[version.start] = recorded, version
+            continue
+        other = newest[version.start][0]
+        if recorded == other:
+            raise CaseError(f"plan.{name}.{version.name}", "begins, and was recorded, together with another version")
+        if other is None or (recorded is not None and recorded > other):
+            newest[version.start] = recorded, version
+    versions = [version for _, version in newest.values()]
     return Plan(name, tuple(sorted(versions, key=lambda version: (version.start is not None, version.start or 0))))
 
 

@@ -30,6 +30,7 @@ from billing.plans.price_plans import (
     PlanVersion,
     Terms,
 )
+from billing.plans.recorded_versions import RecordedVersion, known_versions
 from billing.plans.subscriptions import Subscription, subscription_id
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.usage import by_metric
@@ -70,9 +71,9 @@ def history_of(case: Case) -> History:
     terms = terms_of(contract)
     periods = _periods(case, terms)
     money = _money(case["account"])
+    known_at = moment(case["known_at"]) if "known_at" in case else None
     plans = {
-        name: tuple(_version(name, version, money.code) for version in versions)
-        for name, versions in case["plan"].items()
+        name: known_versions(_recorded(name, versions, money.code), known_at) for name, versions in case["plan"].items()
     }
     subscriptions = _subscriptions(case["subscription"], terms, contract)
     begins = max(periods[0].start, min(s.bills_from for s in subscriptions))
@@ -163,6 +164,15 @@ def _periods(case: Case, terms: Terms) -> tuple[BillingPeriod, ...]:
     return tuple(BillingPeriod(*(moment(bound) for bound in text.split(".."))) for text in case["periods"])
 
 
+def _recorded(plan: str, versions: Iterable[Mapping[str, Any]], currency: str) -> list[RecordedVersion]:
+    """In the order of recording; what does not say when was known from ever."""
+    found = [
+        RecordedVersion(_version(plan, each, currency), moment(each["recorded"]) if "recorded" in each else SINCE)
+        for each in versions
+    ]
+    return sorted(found, key=lambda each: each.recorded_at)
+
+
 def _version(plan: str, given: Mapping[str, Any], currency: str) -> PlanVersion:
     discount, commitment = given.get("invoice_discount"), given.get("commitment")
     return PlanVersion(
@@ -189,7 +199,7 @@ def _charges(given: Mapping[str, Any]) -> Iterable[Charge]:
     _check_known(given, known, f"charge {given['key']}")
     for key in keys_of(given["key"]):
         is_fee = MODELS[model] in FEES
-        metric = "" if is_fee else given.get("metric") or given.get("base") or key
+        metric = "" if is_fee else given.get("base") or given.get("metric") or key
         yield charge_of_document({**given, "key": key, "model": model, "metric": metric, "discount": discount})
 
 

@@ -47,6 +47,10 @@ def another_price(world: World) -> None:
     world.plan(PLAN + f"  - version: v2\n    from: {MIDDLE:%Y-%m-%d}\n    charges:\n" + out)
 
 
+def a_corrected_price(world: World) -> None:
+    world.plan(PLAN.replace("v1", "v1-fixed").replace('"0.002"', '"2"'))
+
+
 def another_tenant(world: World) -> None:
     world.tenant("beta")
     world.subscribe("beta", starts_at=MIDDLE, billing_account="acme")
@@ -60,6 +64,7 @@ def another_tenant(world: World) -> None:
         ("0.10", another_rate, "tax rules", 240),
         (None, another_plan, "rate it", 200_000),
         (None, another_price, "rate it", 200_000),
+        (None, a_corrected_price, "rate it", 200_000),
         (None, another_tenant, "tenant beta", 200_000),
     ],
 )

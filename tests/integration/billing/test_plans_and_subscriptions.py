@@ -9,13 +9,15 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from billing.commands.change_subscription import cancel_subscription
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
 from billing.errors import PlanConflict, PlanInvalid, SubscriptionRefused, UnknownPlan
 from billing.plans import account_store, plan_store
 from billing.plans.plan_file import parse_plan
+from billing.plans.price_plans import version_at
 from streams.errors import UnknownTenant
-from tests.billing_builders import NOVEMBER, SINCE
+from tests.billing_builders import NOVEMBER, OCTOBER, SINCE
 from tests.integration.billing.conftest import PLAN, World
 
 V2 = """\
@@ -53,7 +55,6 @@ def test_a_further_version_is_added_beside_the_applied_ones(world: World) -> Non
     [
         (PLAN.replace('"0.001"', '"0.0011"'), r"v1 of plan p is applied.*in: price is 0\.001, the file says 0\.0011"),
         (PLAN.replace("currency: USD", "currency: EUR"), "plan p is in USD, the file says EUR"),
-        (PLAN.replace("version: v1", "version: first"), "begins at the same time as applied version v1"),
     ],
 )  # fmt: skip
 def test_an_applied_version_never_changes(world: World, content: str, told: str) -> None:
@@ -61,6 +62,38 @@ def test_an_applied_version_never_changes(world: World, content: str, told: str)
     with pytest.raises(PlanConflict, match=told):
         world.plan(content)
     assert world.count("ledger.plan_versions") == 1
+
+
+def test_a_version_from_the_same_time_corrects_the_applied_one_and_both_times_can_be_asked(world: World) -> None:
+    world.plan(PLAN + V2.replace('"0.003"', '"0.3"'))
+    fixed = PLAN + V2.replace("v2", "v2-fixed")
+    assert (world.plan(fixed, dry_run=True).corrected, world.count("ledger.plan_versions")) == (("v2",), 2)
+    done = world.plan(fixed)
+    assert (done.added, done.corrected, done.unchanged) == (("v2-fixed",), ("v2",), ("v1",))
+    assert (world.plan(fixed).added, world.plan(fixed).corrected) == ((), ())
+    with transaction(world.engine) as connection:
+        *_, wrong, right = plan_store.recorded(connection, ["p"])["p"]
+        for as_of, version in ((None, right.version), (wrong.recorded_at, wrong.version)):
+            known = plan_store.plan(connection, "p", as_of=as_of).versions
+            assert version_at(known, NOVEMBER.start) == version
+            assert version_at(known, OCTOBER.start).version == "v1"
+        with pytest.raises(UnknownPlan, match="never applied by 2020-01-01 00:00"):
+            plan_store.plan(connection, "p", as_of=datetime(2020, 1, 1, tzinfo=UTC))
+    assert wrong.recorded_at < right.recorded_at
+    outdated = world.plan(PLAN + V2.replace('"0.003"', '"0.3"'))
+    assert (outdated.added, outdated.warnings[-1]) == (
+        (), "version v2 was corrected since and does not hold: this file is not the latest",
+    )  # fmt: skip
+
+
+def test_a_subscription_can_be_asked_for_as_it_was_known(world: World) -> None:
+    world.customers("acme")
+    ((before,),) = world.rows("select clock_timestamp()")
+    cancel_subscription(world.engine, tenant_id="acme", at=NOVEMBER.start, actor="ada")
+    with transaction(world.engine) as connection:
+        ends = [account_store.subscriptions(connection, as_of=at)[0].ends_at for at in (before, None)]
+        assert account_store.subscriptions(connection, as_of=SINCE) == []
+    assert ends == [None, NOVEMBER.start]
 
 
 def test_a_plan_with_a_mistake_changes_nothing(world: World) -> None:
@@ -179,6 +212,8 @@ def test_a_price_that_reaches_into_billed_time_is_refused(world: World) -> None:
     world.execute("update ledger.invoices set frozen_at = now()")
     with pytest.raises(PlanConflict, match=r"v2 of plan p begins 2026-10-20, but invoices up to 2026-11-01 are frozen"):
         world.plan(PLAN + V2.replace("2026-11-01", "2026-10-20"))
+    with pytest.raises(PlanConflict, match=r"v1-fixed of plan p begins 2026-01-01, but invoices up to 2026-11-01"):
+        world.plan(PLAN.replace("v1", "v1-fixed"))
     assert world.plan(PLAN + V2).added == ("v2",)
     world.tenant("late")
     with pytest.raises(SubscriptionRefused, match="frozen up to 2026-11-01"):

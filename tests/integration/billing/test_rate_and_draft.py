@@ -81,6 +81,25 @@ def test_only_the_difference_is_posted_and_the_draft_follows(world: World) -> No
     assert world.rows("select rating_no, count(*) from ledger.rated_lines group by 1 order by 1") == [(1, 1), (2, 2)]
 
 
+def test_a_corrected_price_posts_the_difference(world: World) -> None:
+    world.customers("acme")
+    world.use("acme", input_tokens=100, output_tokens=100)
+    world.rate()
+    world.draft()
+    assert world.plan(PLAN.replace("v1", "v1-fixed").replace('"0.002"', '"0.003"')).corrected == ("v1",)
+    (tenant,) = world.rate().tenants
+    assert {(x.identity.version, x.identity.charge_key): x.amount for x in tenant.posted} == {
+        ("v1", "in"): Decimal("-0.1"), ("v1", "out"): Decimal("-0.2"),
+        ("v1-fixed", "in"): Decimal("0.1"), ("v1-fixed", "out"): Decimal("0.3"),
+    }  # fmt: skip
+    # One entry over the difference; what was posted stays.
+    booked = "select amount from ledger.postings join ledger.accounts using (account_id) where code = 1150 order by 1"
+    assert world.rows(booked) == [(Decimal("0.1"),), (Decimal("0.3"),)]
+    assert world.rate().lines_posted == 0
+    assert len(world.draft().changed) == 1
+    assert billed(world) == {"acme": (Decimal("0.4"), 40)}
+
+
 def test_usage_that_was_rebuilt_away_is_reversed_while_nothing_is_frozen(world: World) -> None:
     world.customers("acme")
     world.use("acme", output_tokens=100)
@@ -308,7 +327,7 @@ def test_an_invoice_is_shown_in_the_agreed_shape(world: World) -> None:
         "invoice_id": listed["invoice_id"], "number": None, "legal_entity": "default", "billing_account": "acme",
         "tenant_id": "acme", "kind": "usage", "period": "2026-10", "service_start": "2026-10-01T00:00:00Z",
         "service_end": "2026-11-01T00:00:00Z", "revision": 0, "currency": "USD", "state": "draft",
-        "tax_mode": "none", "carried": [], "carried_in": 0, "credits_invoice": None,
+        "tax_mode": "none", "received": 0, "carried": [], "carried_in": 0, "credits_invoice": None,
         "issue_date": None, "due_date": None, "payment_terms_days": 30, "purchase_order": None,
         "net": 130, "tax": [], "credits": [], "total": 130, "amount_due": 130,
         "exact_total": "1.3", "rounding": "0", "stripe_invoice_id": None, "stripe_customer_id": None,

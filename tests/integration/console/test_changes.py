@@ -62,7 +62,7 @@ def test_a_subscription_is_changed_and_cancelled_in_mid_hour_and_again_without_e
     assert (refused.returncode, "has no subscription at 2026-11-01" in refused.stderr) == (1, True)
 
 
-def test_an_applied_plan_version_never_changes(run: Run, tmp_path: Path) -> None:
+def test_an_applied_plan_version_never_changes_and_another_can_take_its_place(run: Run, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(azure_hour.plan_text())
     run("plan", "apply", str(plan))
@@ -70,6 +70,15 @@ def test_an_applied_plan_version_never_changes(run: Run, tmp_path: Path) -> None
     done = run("plan", "apply", str(plan))
     assert done.returncode == 1
     assert "llama-input" in done.stderr
+    corrected = azure_hour.plan_text().replace('"0.59"', '"0.60"').replace("version: v1", "version: v1-fixed")
+    plan.write_text(corrected)
+    assert listed(run, "plan", "diff", str(plan))[0] == {"version": "v1-fixed", "difference": "takes the place of v1"}
+    assert "added v1-fixed in place of v1" in run("plan", "apply", str(plan)).stdout
+    first, second = listed(run, "plan", "list")
+    assert (first["version"], second["version"], first["from"]) == ("v1", "v1-fixed", second["from"])
+    for row in (first, second):
+        as_of = ("--as-of", str(row["recorded_at"]), "--at", "2026-10-09T00:00:00Z")
+        assert {shown["version"] for shown in listed(run, "plan", "show", "azure-hour", *as_of)} == {row["version"]}
 
 
 def test_listings_are_one_json_document_or_csv_with_a_header(run: Run) -> None:

@@ -59,6 +59,7 @@ def simulated(seed: int, number: int) -> Simulated:
     case["plan"] = {
         name: plans.plan(random, forms[name], at, _left_out(random, form, name)) for name, at in starts.items()
     }
+    _corrections(Random(f"{seed}/{number}/corrections"), case, forms)
     case["subscription"] = changes
     if credits != "none":
         case["credits"] = _grants(random, form, spans, credits, account["currency"], edges)
@@ -116,6 +117,22 @@ def _instant(random: Random, spans: list[tuple[int, int]]) -> int:
     if how < 0.6:
         return start + random.randrange((end - start) // DAY) * DAY
     return start + random.randrange((end - start) // SECOND) * SECOND
+
+
+def _corrections(random: Random, case: Plain, forms: dict[str, Shape]) -> None:
+    """Now and then a version that corrected another one, and now and then that is not known yet."""
+    if random.random() < 0.2:
+        case["known_at"] = "2020-01-01T12:00:00Z"
+    for name, versions in case["plan"].items():
+        for version in list(versions):
+            if random.random() < 0.15:
+                wrong = plans.plan(random, forms[name], [])[0] | {"version": f"{version['version']}-wrong"}
+                if "from" in version:
+                    wrong["from"] = version["from"]
+                if random.random() < 0.5:
+                    wrong["recorded"] = "2020-01-01"
+                version["recorded"] = "2020-01-02"
+                versions.insert(random.randrange(len(versions) + 1), wrong)
 
 
 def _left_out(random: Random, form: Shape, name: str) -> str:

@@ -133,8 +133,9 @@ def _a_version_that_changes_nothing(
 ) -> Iterator[str]:
     """A new version with the same content cuts every piece in two; the pieces add up to what was (3, 4).
 
-    Not where charges share a pool: of two segments, the earlier one's units are free first (4). Not with credits, which
-    are drawn by time of usage, nor where earlier credit notes name lines: a version's name becomes part of a line's.
+    Not where a version corrects another. Not where charges share a pool: of two segments, the earlier one's units are
+    free first (4). Not with credits, which are drawn by time of usage, nor where earlier credit notes name lines: a
+    version's name becomes part of a line's.
     """
     if "credits" in case or "prior_credits" in case:
         return
@@ -144,6 +145,8 @@ def _a_version_that_changes_nothing(
     name = random.choice(sorted(case["plan"]))
     other = copy.deepcopy(case)
     versions = other["plan"][name]
+    if any("recorded" in version for version in versions):
+        return
     instants = [one["completed"] for one in case["usage"] if "completed" in one]
     if not instants:
         return

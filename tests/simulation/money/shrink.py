@@ -44,7 +44,7 @@ def smaller(case: Plain) -> Iterator[Plain]:
         yield from _fewer(case, ["plan", name], 1)
     for key in sorted({charge["key"] for version in _versions(case) for charge in version["charges"]}):
         yield _without_charge(case, key)
-    for field in ("allowances", "commitment", "invoice_discount"):
+    for field in ("allowances", "commitment", "invoice_discount", "recorded"):
         yield from _without_field(case, field, _versions)
     for field in ("discount", "minimum", "maximum", "tier_continuity", "tax_group"):
         yield from _without_field(case, field, _charges)

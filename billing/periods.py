@@ -12,6 +12,8 @@ from typing import Final
 
 from billing.errors import PeriodInvalid
 
+INSTANT: Final = timedelta(microseconds=1)
+"""The finest step of time. The tax point of a period is its last instant."""
 _FORMS: Final = "write 2026-10, 2026-Q4, 2026 or 2026-10-17..2026-11-17"
 _YEAR: Final = re.compile(r"(\d{4})")
 _QUARTER: Final = re.compile(r"(\d{4})-Q([1-4])")

@@ -23,9 +23,9 @@ from billing.invoicing.adjustment_store import by_group
 from billing.invoicing.credit_store import CreditState
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
-from billing.invoicing.late_drawing import INSTANT, LatePeriod, LateUsage, parked_accounts
+from billing.invoicing.late_drawing import LatePeriod, LateUsage, parked_accounts
 from billing.money import ZERO, exactly
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.schedules import schedule_of
 from billing.plans.subscriptions import Subscription, payers_in

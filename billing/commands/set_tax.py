@@ -12,6 +12,7 @@ from billing.errors import TaxRuleRefused
 from billing.invoicing import billed_until_store, tax_store
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import plain
+from billing.periods import written
 from billing.plans import account_store
 from streams import audit
 
@@ -22,7 +23,7 @@ TAXED = (TaxMode.EXCLUSIVE, TaxMode.INCLUSIVE)
 def set_tax(engine: Engine, dated: DatedTaxRules, *, actor: str, dry_run: bool = False) -> bool:
     """Record tax rules from a moment on; False if they are what is recorded already. Raises TaxRuleRefused.
 
-    They hold for invoices whose service period ends after that moment. What is frozen is never taxed anew.
+    They hold for invoices with a tax point from that moment on. What is frozen is never taxed anew.
     """
     check(dated)
     account = dated.billing_account
@@ -32,10 +33,11 @@ def set_tax(engine: Engine, dated: DatedTaxRules, *, actor: str, dry_run: bool =
         known = [each for each in tax_store.recorded(connection, [account]) if each.valid_from == dated.valid_from]
         if known and (known[-1].rules, known[-1].evidence) == (dated.rules, dated.evidence):
             return False
-        frozen = billed_until_store.frozen_until(connection, [account])
-        if frozen is not None and dated.valid_from < frozen:
+        taxed = billed_until_store.last_tax_point(connection, account)
+        if taxed is not None and dated.valid_from <= taxed:
             raise TaxRuleRefused(
-                f"invoices of billing account {account} are frozen up to {frozen:%Y-%m-%d}: tax rules hold from then on"
+                f"an invoice of billing account {account} is taxed as of {written(taxed)}: tax rules can hold from"
+                " later on"
             )
         tax_store.add(connection, dated, actor)
         detail = {

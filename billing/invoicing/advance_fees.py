@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import Connection
 
 from billing.invoicing.invoices import Invoice
 from billing.money import ZERO, total
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.charge_models import Timing
 from billing.plans.price_plans import PlanVersion, PricePlan
@@ -25,7 +25,6 @@ from billing.rating import RatedLine, net
 from billing.rating.advance import advance_bills
 from billing.rating.differences import PriceKey
 
-INSTANT = timedelta(microseconds=1)
 Service = tuple[str, BillingPeriod]
 """A billing account, and what becomes due at the start of a period for all of it."""
 

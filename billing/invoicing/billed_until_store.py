@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, Connection, String, any_, case, cast, func, not_, 
 from billing import tables
 from billing.invoicing.invoice_store import in_advance
 from billing.invoicing.invoices import InvoiceKind
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod
 
 
 def frozen_accounts(connection: Connection, period: BillingPeriod) -> set[str]:
@@ -44,6 +44,7 @@ def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime 
     """Up to when frozen invoices of some billing accounts say what holds: the latest end of one over usage.
 
     One for fees in advance says so up to when its time begins; after that a change is a document of its own (13.10).
+    One for a top-up says nothing of the kind.
     It is asked by whoever changes what bills follow from: nothing more is frozen until the transaction ends.
     """
     hold_terms(connection, shared=False)
@@ -51,17 +52,41 @@ def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime 
     until = case((in_advance(), table.c.service_start), else_=table.c.service_end)
     return connection.execute(
         select(func.max(until)).where(
-            table.c.billing_account == any_(cast(list(accounts), ARRAY(String))), table.c.frozen_at.is_not(None)
+            table.c.billing_account == any_(cast(list(accounts), ARRAY(String))),
+            table.c.kind != InvoiceKind.TOP_UP.value,
+            table.c.frozen_at.is_not(None),
+        )
+    ).scalar()
+
+
+def last_tax_point(connection: Connection, account: str) -> datetime | None:
+    """The latest moment as of which a frozen invoice of a billing account is taxed.
+
+    Fees in advance: when their time begins; else the last instant of the service. A credit note has its invoice's, a
+    top-up is not taxed.
+    Asked, as `frozen_until`, by whoever changes what bills follow from.
+    """
+    hold_terms(connection, shared=False)
+    table = tables.invoices
+    point = case(
+        (table.c.kind == InvoiceKind.ADVANCE.value, table.c.service_start), else_=table.c.service_end - INSTANT
+    )
+    return connection.execute(
+        select(func.max(point)).where(
+            table.c.billing_account == account,
+            table.c.kind.not_in([InvoiceKind.CREDIT_NOTE.value, InvoiceKind.TOP_UP.value]),
+            table.c.frozen_at.is_not(None),
         )
     ).scalar()
 
 
 def usage_billed_until(connection: Connection, account: str) -> datetime | None:
-    """The latest end of a billing account's frozen invoice but those for fees in advance."""
+    """The latest end of a billing account's frozen invoice but those for fees in advance and top-ups."""
     table = tables.invoices
     query = select(func.max(table.c.service_end)).where(
         table.c.billing_account == account,
         not_(in_advance()),
+        table.c.kind != InvoiceKind.TOP_UP.value,
         table.c.frozen_at.is_not(None),
     )
     return connection.execute(query).scalar()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
@@ -30,15 +30,13 @@ from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.invoices import Invoice, InvoiceKind
 from billing.money import ZERO, exactly
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.subscriptions import Subscription
 from billing.rating import LineIdentity, Naming, RatedLine, net, segments_of
 from billing.rating.period import Coverable, RatedPeriod
 from billing.usage.coverable_usage import CoverableUsage
 
-INSTANT: Final = timedelta(microseconds=1)
-"""The tax point of a period is its last instant."""
 NOT_ISSUED: Final = (InvoiceState.DRAFT, InvoiceState.APPROVED)
 
 

@@ -204,6 +204,8 @@ def _metric_of(reader: Reader, readers: dict[str, Reader], model: str | None, me
         if "metric" in readers:
             readers["metric"].problem("a fee counts nothing")
         return ""
+    if model == Percentage.model and {"base", "metric"} <= readers.keys():
+        readers["base"].problem("a percentage is of one counted amount: name it as `base` or as `metric`")
     name = "base" if model == Percentage.model and "metric" not in readers else "metric"
     found = reader.field(readers, name, _metric(metrics))
     return found or ""

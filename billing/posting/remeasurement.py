@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
@@ -15,7 +15,7 @@ from billing.ledger.exchange_rates import ExchangeRates
 from billing.ledger.journal import AccountCode, JournalEntry, Posting
 from billing.ledger.remeasuring import MONETARY, Moved
 from billing.money import ZERO, exactly, total
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod
 from billing.posting import exchange_rate_store
 from billing.posting.booking import booking
 
@@ -55,8 +55,8 @@ def remeasure(connection: Connection, legal_entity: str, month: BillingPeriod, n
     wanted = remeasuring.loss(
         opening,
         moved,
-        rate_before=lambda code: rates.at(code, functional, month.start - _INSTANT),
-        rate_after=lambda code: rates.at(code, functional, month.end - _INSTANT),
+        rate_before=lambda code: rates.at(code, functional, month.start - INSTANT),
+        rate_after=lambda code: rates.at(code, functional, month.end - INSTANT),
     )
     count, booked = connection.execute(
         _BOOKED,
@@ -68,7 +68,7 @@ def remeasure(connection: Connection, legal_entity: str, month: BillingPeriod, n
         missing: Decimal = wanted - booked
     if missing:
         key = f"{REMEASUREMENT}:{legal_entity}:{month.name}:{count + 1}"
-        where = booking(connection, key, legal_entity=legal_entity, at=month.end - _INSTANT, now=now)
+        where = booking(connection, key, legal_entity=legal_entity, at=month.end - INSTANT, now=now)
         ledger_store.post(
             connection,
             [
@@ -88,9 +88,6 @@ def remeasure(connection: Connection, legal_entity: str, month: BillingPeriod, n
             ],
         )
     return missing
-
-
-_INSTANT: Final = timedelta(microseconds=1)
 
 
 def _functional(connection: Connection, legal_entity: str) -> str:

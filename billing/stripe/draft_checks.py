@@ -13,9 +13,9 @@ from billing.bills.tax import tax_row
 from billing.invoicing import adjustment_store, billed_until_store, invoice_store, rated_line_store, tax_store
 from billing.invoicing.advance_fees import changed_tenants
 from billing.invoicing.invoices import Invoice, InvoiceIdentity, InvoiceKind
-from billing.invoicing.late_drawing import INSTANT, parked_accounts
+from billing.invoicing.late_drawing import parked_accounts
 from billing.money import ZERO, plain, total
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store
 from billing.plans.schedules import has_period
 from billing.plans.term_digests import term_digests

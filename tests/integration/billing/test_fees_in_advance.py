@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from random import Random
@@ -22,12 +23,12 @@ from billing.commands.send_invoices import send_invoices
 from billing.commands.set_tax import set_tax
 from billing.commands.trial_balance import trial_balance
 from billing.database import transaction
-from billing.errors import PlanConflict, SubscriptionRefused
+from billing.errors import PlanConflict, SubscriptionRefused, TaxRuleRefused
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_store import listed
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import currency, plain
-from billing.periods import BillingPeriod, parse_period
+from billing.periods import INSTANT, BillingPeriod, parse_period
 from billing.plans import account_store, plan_store
 from billing.plans.account_store import BillingAccount
 from billing.plans.charge_models import Flat, OneOff, PerUnit, Prepaid, Pricing, Seat, Timing
@@ -195,6 +196,17 @@ def test_a_change_that_comes_to_less_waits_until_its_invoice_is_issued(world: Wo
     assert bill_in_advance(world.engine, until=at, now=at, actor="ada").notes == ()
     assert in_advance(world, gateway, at) == []
     assert [s.invoice.total_minor for s in stored(world)] == [6100, -4329]
+
+
+def test_a_tax_rule_from_the_moment_of_an_issued_invoice_is_refused(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    rules = DatedTaxRules("acme", TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.2")}), OCTOBER.start, "")
+    assert in_advance(world, gateway, OCTOBER.start) == []
+    with pytest.raises(TaxRuleRefused, match="taxed as of 2026-10-01: tax rules can hold from later on"):
+        set_tax(world.engine, rules, actor="ada")
+    assert set_tax(world.engine, replace(rules, valid_from=OCTOBER.start + INSTANT), actor="ada")
+    assert close(world, gateway).problems == []
+    assert [(s.invoice.identity.period, s.invoice.tax_minor) for s in stored(world)] == [(OCTOBER, 0), (NOVEMBER, 1220)]
 
 
 def test_a_change_at_the_moment_that_is_invoiced_is_refused(world: World, gateway: StripeGateway) -> None:

@@ -61,6 +61,13 @@ def test_every_model_and_term_is_read() -> None:
     assert plan.declared_metrics == {"pages"}
 
 
+def test_a_percentage_says_once_what_it_is_of() -> None:
+    with pytest.raises(PlanInvalid, match=r"charges\[3\].base: a percentage is of one counted amount"):
+        parse_plan(WHOLE.replace("base: gpu_second", "base: gpu_second, metric: pages"), file="plan.yaml")
+    as_metric = parse_plan(WHOLE.replace("base: gpu_second", "metric: gpu_second"), file="plan.yaml").versions[0]
+    assert as_metric.charges[3].metric == Metric.GPU_SECOND
+
+
 def test_it_comes_back_from_what_is_stored_as_it_was() -> None:
     plan = parse_plan(WHOLE, file="plan.yaml")
     (version,) = plan.versions

@@ -10,10 +10,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Final, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, Table, text
+from psycopg.adapt import Dumper
+from sqlalchemy import Connection, Engine, Table, event, text
 from sqlalchemy import create_engine as _create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from billing.errors import NotAnAmount
 from streams.database import CONNECT_WITHIN_S, role_option, unavailable
 from streams.errors import DatabaseUnavailable
 
@@ -31,8 +33,8 @@ Result = TypeVar("Result")
 
 
 def engine_for(url: str) -> Engine:
-    """An engine for a `postgresql://` URL. Its sessions speak UTC and work as the application's role."""
-    return _create_engine(
+    """An engine for a `postgresql://` URL. Its sessions speak UTC, work as the application's role, send no float."""
+    engine = _create_engine(
         "postgresql+psycopg://" + url.split("://", 1)[1],
         pool_size=POOL_SIZE,
         max_overflow=0,
@@ -43,6 +45,17 @@ def engine_for(url: str) -> Engine:
             "application_name": "tollbook-billing",
         },
     )
+    event.listen(engine, "connect", _refuse_floats)
+    return engine
+
+
+class _NoFloat(Dumper):
+    def dump(self, obj: object) -> bytes:
+        raise NotAnAmount(f"{obj!r} is a float: what goes to the ledger's database is exact")
+
+
+def _refuse_floats(opened: psycopg.Connection, _: object) -> None:
+    opened.adapters.register_dumper(float, _NoFloat)
 
 
 @contextmanager
@@ -94,7 +107,11 @@ def connection(engine: Engine) -> Iterator[Connection]:
 
 
 def add_rows(opened: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
-    """Add many rows that have the same columns: a statement for thousands, not for each."""
+    """Add many rows that have the same columns: a statement for thousands, not for each. Raises NotAnAmount."""
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float):  # JSON would take it as a number
+                raise NotAnAmount(f"{name} {value!r} is a float: what goes to the ledger's database is exact")
     for first in range(0, len(rows), ROWS_MAX):
         part = rows[first : first + ROWS_MAX]
         columns = ", ".join(part[0])

@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 SCHEMAS: Final = ("usage", "ledger")
-"""Of every table here the application reads rows and (but READ_ONLY) adds rows. More it may only as listed below."""
+"""Of every table here the application reads rows and (but READ_ONLY and BY_FUNCTION) adds rows. More it may only as
+listed below."""
 
 STATE: Final[Mapping[str, str]] = {
     "usage.tenants": "update (name, state)",
@@ -71,6 +72,8 @@ STATE: Final[Mapping[str, str]] = {
 
 READ_ONLY: Final = ("ledger.chart_of_accounts", "ledger.currencies", "ledger.legal_entities")
 """What the books are made of: migrations and the owner add to it."""
+BY_FUNCTION: Final = ("ledger.postings",)
+"""Tables to which a function of the owner's adds rows, and the application only by calling it."""
 
 _ROLE: Final = """
 do $$ begin
@@ -125,7 +128,7 @@ def grant(connection: Connection, role: str) -> None:
         f"grant execute on all functions in schema {schemas} to {role}",
     ):
         connection.exec_driver_sql(statement)
-    for table in READ_ONLY:
+    for table in (*READ_ONLY, *BY_FUNCTION):
         if connection.exec_driver_sql(f"select to_regclass('{table}')").scalar_one() is not None:
             connection.exec_driver_sql(f"revoke insert on {table} from {role}")
     for table, rights in STATE.items():

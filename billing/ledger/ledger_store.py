@@ -41,13 +41,10 @@ _HEADERS = text(
     returning idempotency_key, entry_id
     """
 )
+# The amounts are not cast: the function takes numbers, and the database refuses a float.
 _POSTINGS = text(
-    """
-    insert into ledger.postings (entry_id, seq, account_id, currency, amount)
-    select entry, seq, account, currency, amount
-    from unnest(cast(:entries as bigint[]), cast(:seqs as smallint[]), cast(:accounts as bigint[]),
-        cast(:currencies as text[]), cast(:amounts as numeric[])) as given (entry, seq, account, currency, amount)
-    """
+    "select ledger.add_postings(cast(:entries as bigint[]), cast(:seqs as smallint[]), cast(:accounts as bigint[]),"
+    " cast(:currencies as text[]), :amounts)"
 )
 
 

@@ -171,11 +171,11 @@ def rated_is_invoiced(
     invoiced: Iterable[RatedLine],
     late: Collection[tuple[str, str]],
 ) -> Check:
-    """Rated lines, but those that wait for the next invoice, are on documents; credits are none of what was rated.
+    """Rated lines, but those that wait for the next invoice, are on documents; credits and top-ups are none of it.
 
     `late`: (billing account, tax group) of what came after the invoice. What nets to nothing in one is on no document.
     """
-    used = [line for line in invoiced if line.identity.kind != LineKind.CREDIT]
+    used = [line for line in invoiced if line.identity.kind not in (LineKind.CREDIT, LineKind.TOP_UP)]
     taken = [replace(line, amount=-line.amount) for line in waiting]
     ours, theirs = list(rated) + taken, used
     balance: dict[tuple[str, str], list[Decimal]] = defaultdict(list)
@@ -208,7 +208,7 @@ def invoice_sums(invoices: Iterable[Invoice]) -> tuple[dict[str, Value], dict[st
         }
         rounded, tax = from_minor(lines, invoice.identity.money), sum(row.tax_minor for row in invoice.taxes)
         within = tax if invoice.tax_mode is TaxMode.INCLUSIVE else 0
-        paid = sum(credit.amount_minor for credit in invoice.credits if credit.pays)
+        paid = sum(credit.amount_minor for credit in invoice.credits if credit.pays) + invoice.received_minor
         summed |= {
             f"{key}/net": lines - within,
             f"{key}/tax": tax,
@@ -261,7 +261,9 @@ def invoices_in_ledger(invoices: Iterable[Invoice]) -> dict[str, Value]:
                     found[f"2110/{tenant_id}/{code}"] -= amount
                 continue
             for line in invoice.lines:
-                if line.rated.identity.kind != LineKind.CREDIT:
+                if line.rated.identity.kind == LineKind.TOP_UP:
+                    found[f"2100/{line.rated.identity.charge_key}/{code}"] -= line.rated.amount
+                elif line.rated.identity.kind != LineKind.CREDIT:
                     found[f"1150/{line.rated.identity.tenant_id}/{code}"] -= line.rated.amount
     return {key: amount for key, amount in found.items() if amount}
 

@@ -23,12 +23,11 @@ from billing.invoicing import (
     number_store,
     rated_line_store,
 )
-from billing.invoicing.advance_fees import INSTANT
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED
 from billing.ledger import ledger_store
 from billing.ledger.journal import FEES_EARNED
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.price_plans import BillAttempts, PlanVersion, PriceAt
 from billing.plans.schedules import MONTHLY, periods_in
@@ -269,7 +268,8 @@ def _unearned(connection: Connection) -> dict[tuple[str, str], Decimal]:
 
 def _explained(connection: Connection) -> Check:
     proposed = proposal_store.listed(connection)
-    by_hand = [p.entry_id for p in proposed if p.kind is ProposalKind.POST_ENTRY and p.entry_id is not None]
+    kinds = (ProposalKind.POST_ENTRY, ProposalKind.SETTLE_CREDIT)
+    by_hand = [p.entry_id for p in proposed if p.kind in kinds and p.entry_id is not None]
     moved = returns_store.entries(connection)
     expected = agreement.explained(
         rated_line_store.amounts_by_tenant(connection),

@@ -18,9 +18,9 @@ from billing.invoicing.credit_store import CreditState, Movement, MovementKind
 from billing.ledger import ledger_store
 from billing.money import ZERO, currency, plain, whole_quanta
 from billing.plans import account_store
-from billing.posting import manual_entries, period_closing, proposal_store
+from billing.posting import manual_entries, period_closing, proposal_store, top_up_invoicing, top_up_store
 from billing.posting.booking import booking
-from billing.posting.posting_rules import Booking, credit_refunded, credit_settled
+from billing.posting.posting_rules import Booking, credit_refunded, credit_settled, top_up_paid
 from billing.posting.proposal_store import Proposal, ProposalKind
 from streams import audit
 
@@ -95,7 +95,13 @@ def _settle(connection: Connection, proposal: Proposal, now: datetime, actor: st
         raise CreditRefused(f"paid at {paid_at:%Y-%m-%d %H:%M}, which is yet to come")
     key = f"credit:{grant_id}:settled"
     where = _booking(connection, state, key, paid_at, now)
-    entry_id = ledger_store.post(connection, [credit_settled(state.grant, proposal.document, booking=where)])[key]
+    entry = credit_settled(state.grant, proposal.document, booking=where)
+    if top_up_store.is_top_up(connection, grant_id):
+        top_up_store.lock(connection, state.given.billing_account)
+        account = account_store.accounts(connection, [state.given.billing_account])[state.given.billing_account]
+        top_up_invoicing.issue(connection, account, state.grant, paid_at, where=where, now=now, actor=actor)
+        entry = top_up_paid(state.grant, account.billing_account, proposal.document, booking=where)
+    entry_id = ledger_store.post(connection, [entry])[key]
     movement = Movement(key, grant_id, MovementKind.SETTLED, ZERO, paid_at, entry_id=entry_id)
     credit_store.move(connection, [replace(movement, reason=proposal.document)], actor)
     return entry_id

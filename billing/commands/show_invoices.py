@@ -22,7 +22,7 @@ from billing.usage.usage_digest_store import UsageCounted
 
 NOT_IN_STRIPE: Final = {
     InvoiceState.ZERO: "zero: nothing is due",
-    InvoiceState.ISSUED_LOCALLY: "issued here: credit notes are not sent to Stripe yet",
+    InvoiceState.ISSUED_LOCALLY: "issued here: credit notes and top-ups are not sent to Stripe yet",
     InvoiceState.CARRIED_BELOW_MINIMUM: "below the minimum that Stripe charges: carried to the next invoice",
 }
 
@@ -126,6 +126,7 @@ def document_of(
             for c in invoice.credits
         ],
         "carried": [{"number": c.number, "amount": c.amount_minor} for c in invoice.carried],
+        "received": invoice.received_minor,
         "carried_in": sum(c.amount_minor for c in invoice.carried),
         "total": invoice.total_minor,
         "amount_due": invoice.amount_due_minor,

@@ -84,8 +84,8 @@ def _sums(of: InvoiceFile) -> Iterator[Difference]:
         yield from _different("total, by lines", str(of.total), str(lines))
     else:
         yield from _different("net, by lines", str(of.net), str(lines))
-    due = of.total - sum(credit.amount for credit in of.payments) + of.carried_in
-    yield from _different("amount_due, by total and credits", str(of.amount_due), str(due))
+    due = of.total - sum(credit.amount for credit in of.payments) - of.received + of.carried_in
+    yield from _different("amount_due, by total and payments", str(of.amount_due), str(due))
     exact = total(line.amount_exact for line in of.lines)
     yield from _different("exact_total, by lines", plain(of.exact_total), plain(exact))
     with exactly():

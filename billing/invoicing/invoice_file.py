@@ -119,6 +119,7 @@ class InvoiceFile(msgspec.Struct, frozen=True, kw_only=True):
     amount_due: int
     exact_total: Decimal
     rounding: Decimal
+    received: int = 0
     carried_in: int = 0
     credits_invoice: OriginalFile | None = None
     usage_digest: str | None = None

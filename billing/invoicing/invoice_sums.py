@@ -50,7 +50,10 @@ def totals(
 
 
 def invoiced_by_tenant(connection: Connection, states: Collection[InvoiceState]) -> dict[tuple[str, str], Decimal]:
-    """The rated lines of all invoices in some states, but fees in advance: (tenant, currency) → exact amount."""
+    """The rated lines of all invoices in some states, but fees in advance: (tenant, currency) → exact amount.
+
+    Credits and top-ups are none.
+    """
     lines, table = tables.invoice_lines, tables.invoices
     query = (
         select(lines.c.tenant_id, table.c.currency, func.sum(lines.c.amount_exact))
@@ -58,7 +61,7 @@ def invoiced_by_tenant(connection: Connection, states: Collection[InvoiceState])
         .where(
             table.c.state.in_([state.value for state in states]),
             not_(in_advance()),
-            lines.c.kind != LineKind.CREDIT.value,
+            lines.c.kind.not_in([LineKind.CREDIT.value, LineKind.TOP_UP.value]),
         )
         .group_by(lines.c.tenant_id, table.c.currency)
     )

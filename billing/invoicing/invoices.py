@@ -146,8 +146,8 @@ NO_CREDITS: Final = AccountCredits()
 class Invoice:
     """An invoice's content. Minor amounts are integers; `exact_total`, `rounding` (= exact − rounded) major units.
 
-    Due is the total, less what credits pay, with what is carried in. A credit note is one whose amounts are negative;
-    `credits_invoice_id` is what it takes back from.
+    Due is the total, less what credits pay and what was received before, with what is carried in. A credit note is one
+    whose amounts are negative; `credits_invoice_id` is what it takes back from.
     """
 
     identity: InvoiceIdentity
@@ -192,6 +192,11 @@ class Invoice:
     def receivable_minor(self) -> int:
         """What the payer owes for this document alone: its total, less what credits pay of it."""
         return self.total_minor - sum(each.amount_minor for each in self.credits if each.pays)
+
+    @property
+    def received_minor(self) -> int:
+        """What was paid before it was issued: all of an invoice for a top-up."""
+        return self.total_minor if self.identity.kind is InvoiceKind.TOP_UP else 0
 
     @property
     def lines_hash(self) -> str:

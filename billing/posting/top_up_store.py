@@ -17,16 +17,16 @@ from billing.invoicing.credit_store import CreditState
 from billing.money import ZERO, exactly, total
 from billing.rating import LineKind
 
-_FEES: Final = (LineKind.FEE.value, LineKind.PREPAID_FEE.value, LineKind.TRUE_UP.value)
+_NO_USAGE: Final = tuple(k.value for k in (LineKind.FEE, LineKind.PREPAID_FEE, LineKind.TRUE_UP, LineKind.TOP_UP))
 
 # What usage has come to and no frozen document bills yet, before credits and tax.
 _UNBILLED: Final = text(
     """
     select coalesce((select sum(amount) from ledger.rated_lines
-                     where billing_account = :account and kind <> all(cast(:fees as text[]))), 0)
+                     where billing_account = :account and kind <> all(cast(:no_usage as text[]))), 0)
          - coalesce((select sum(l.amount_exact) from ledger.invoice_lines l join ledger.invoices i using (invoice_id)
                      where i.billing_account = :account and i.frozen_at is not null and i.kind <> 'advance'
-                       and l.kind <> 'credit' and l.kind <> all(cast(:fees as text[]))), 0)
+                       and l.kind <> 'credit' and l.kind <> all(cast(:no_usage as text[]))), 0)
     """
 )
 
@@ -79,6 +79,12 @@ def add(connection: Connection, grant_ids: Iterable[str], rule_no: int | None) -
     connection.execute(tables.top_ups.insert(), rows)
 
 
+def is_top_up(connection: Connection, grant_id: str) -> bool:
+    """Whether a credit is a top-up."""
+    table = tables.top_ups
+    return connection.execute(select(table.c.grant_id).where(table.c.grant_id == grant_id)).first() is not None
+
+
 def bought_by_rule(
     connection: Connection, billing_account: str, since: datetime, until: datetime
 ) -> dict[str, Decimal]:
@@ -110,7 +116,7 @@ def left_of_prepaid(connection: Connection, billing_account: str, at: datetime) 
         if state.grant.kind is GrantKind.PAID and _counts(state, at, waiting)
     ]
     reserved = credit_store.reserved(connection, [state.grant.grant_id for state in held])
-    unbilled = connection.execute(_UNBILLED, {"account": billing_account, "fees": list(_FEES)}).scalar_one()
+    unbilled = connection.execute(_UNBILLED, {"account": billing_account, "no_usage": list(_NO_USAGE)}).scalar_one()
     with exactly():
         left: Decimal = total(state.remaining for state in held) - total(reserved.values()) - max(ZERO, unbilled)
     return left

@@ -265,7 +265,7 @@ def _net_amounts(invoice: InvoiceFile) -> list[int]:
 
 
 def _sums(of: _Element, invoice: InvoiceFile, net: Sequence[int]) -> None:
-    prepaid = sum(credit.amount for credit in invoice.payments) - invoice.carried_in
+    prepaid = sum(credit.amount for credit in invoice.payments) + invoice.received - invoice.carried_in
     _amount(of, "LineExtensionAmount", sum(net), invoice)
     _amount(of, "TaxExclusiveAmount", invoice.net, invoice)
     _amount(of, "TaxInclusiveAmount", invoice.total, invoice)

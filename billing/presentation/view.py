@@ -59,6 +59,7 @@ KINDS: Final = {
     LineKind.INVOICE_DISCOUNT: "discount on the invoice",
     LineKind.TRUE_UP: "up to the committed amount",
     LineKind.CREDIT: "credit",
+    LineKind.TOP_UP: "prepaid credit",
 }
 NOTES: Final = {
     TaxMode.REVERSE_CHARGE: "Reverse charge: the tax is owed by the recipient of the service.",
@@ -171,7 +172,7 @@ def _facts(invoice: InvoiceFile) -> Iterator[tuple[str, str]]:
     if invoice.credits_invoice is not None:
         of = invoice.credits_invoice
         yield "For invoice", (of.number or "") + (f" of {day(of.issue_date)}" if of.issue_date else "")
-    else:
+    elif invoice.received < invoice.total:
         yield "Payment terms", f"{invoice.payment_terms_days} days net" if invoice.payment_terms_days else "at once"
     if invoice.buyer.purchase_order:
         yield "Purchase order", invoice.buyer.purchase_order
@@ -211,7 +212,8 @@ def _details(invoice: InvoiceFile, line: LineFile) -> Iterator[str]:
     yield from (part for part in (line.model, line.adapter, line.region, line.tier) if part)
     if line.tier_no:
         yield f"price tier {line.tier_no}"
-    yield f"{line.plan}, {line.charge}" + (f", {line.price_version}" if line.segment else "")
+    if line.plan:
+        yield f"{line.plan}, {line.charge}" + (f", {line.price_version}" if line.segment else "")
     own = parse_period(line.service_period)
     if own != invoice.identity.period:
         yield days(own)
@@ -242,6 +244,8 @@ def _totals(invoice: InvoiceFile) -> Iterator[Total]:
     for credit in invoice.payments:
         how = "Given back to" if credit.amount < 0 else "Paid by"
         yield Total(f"{how} credit {credit.credit_id}", amount(-credit.amount))
+    if invoice.received:
+        yield Total(f"Received on {days(invoice.identity.period)}", amount(-invoice.received))
     if invoice.carried_in:
         yield Total("Carried over from an earlier period", amount(invoice.carried_in))
     due = -invoice.amount_due if invoice.is_credit_note else invoice.amount_due
@@ -256,6 +260,8 @@ def _tax(row: TaxFile, base: str) -> str:
 
 
 def _notes(invoice: InvoiceFile) -> Iterator[str]:
+    if invoice.kind is InvoiceKind.TOP_UP:
+        yield "Prepaid credit: tax is charged on the invoices that it pays."
     yield from _once(NOTES[row.mode] for row in invoice.tax if row.mode in NOTES)
     if invoice.seller.iban and invoice.amount_due > 0 and invoice.state == InvoiceState.FINALIZED:
         bank = f"IBAN {invoice.seller.iban}" + (f", BIC {invoice.seller.bic}" if invoice.seller.bic else "")

@@ -29,6 +29,7 @@ class LineKind(StrEnum):
     INVOICE_DISCOUNT = "invoice_discount"
     TRUE_UP = "true_up"
     CREDIT = "credit"
+    TOP_UP = "top_up"
 
 
 _SUFFIX: Mapping[str, str] = {

@@ -8,12 +8,25 @@ from decimal import Decimal
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from billing.bills.tax import TaxMode, TaxRules
 from billing.bills.top_ups import TopUpRule
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.grant_credit import void_credit
+from billing.commands.keep_accounts import add_account, describe_entity
+from billing.commands.set_tax import set_tax
+from billing.commands.show_invoices import invoice_list
 from billing.commands.top_up_credit import set_top_up, top_up_by_hand, top_up_credits, top_up_rules
+from billing.commands.trial_balance import trial_balance
 from billing.errors import CreditRefused
+from billing.invoicing.invoice_check import check_document
+from billing.invoicing.invoice_file import invoice_file
+from billing.invoicing.tax_store import DatedTaxRules
+from billing.money import plain
 from billing.posting.proposal_store import ProposalKind
+from billing.presentation.ubl import ubl_of
+from billing.presentation.ubl_rules import broken_rules
+from billing.presentation.view import view_of
+from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE
 from tests.integration.billing.conftest import World
 
@@ -55,6 +68,50 @@ def test_credit_is_bought_once_where_it_runs_low_and_never_beyond_the_months_lim
     assert bought(world) == []
     assert bought(world, NOVEMBER.start) == [(-100, 150)]
     assert world.rows("select count(*) from ledger.journal_entries where kind = 'credit_settled'") == [(1,)]
+
+
+def test_a_top_up_that_is_paid_has_an_invoice_of_its_own(world: World) -> None:
+    world.customers("acme")
+    describe_entity(world.engine, name="default", actor="ada", values={"country": "DE", "registration": "HRB 1"})
+    add_account(world.engine, name="acme", actor="ada", values={"country": "FR"})
+    done = [
+        top_up_by_hand(world.engine, "acme", Decimal(amount), reason="wants it", now=at, actor="ada").grant_ids[0]
+        for amount, at in ((500, OCTOBER.start), (80, LATER))
+    ]
+    assert world.count("ledger.invoices") == 0
+    for grant_id in done:
+        settle(world, grant_id)
+    found = invoice_list(world.engine, billing_account="acme")
+    assert [(d["kind"], d["number"], d["state"], d["total"], d["received"], d["amount_due"]) for d in found] == [
+        ("top_up", "INV-000001", "issued_locally", 50_000, 50_000, 0),
+        ("top_up", "INV-000002", "issued_locally", 8_000, 8_000, 0),
+    ]
+    assert [(d["period"], d["revision"]) for d in found] == [
+        ("2026-10-20..2026-10-21", 0),
+        ("2026-10-20..2026-10-21", 1),
+    ]
+    for document in found:
+        typed = invoice_file(document)
+        assert check_document(typed) == []
+        assert broken_rules(ubl_of(typed)) == []
+        (row,) = view_of(typed).groups[0].rows
+        credit = document["lines"][0]["charge"].capitalize()
+        price = plain(Decimal(document["total"]) / 100)
+        assert (row.what, row.detail, row.price) == (f"{credit} · prepaid credit", "", price)
+    # What is paid is owed as of its payment, and nothing is receivable.
+    balances = {row.code: row.debit - row.credit for row in trial_balance(world.engine).rows}
+    assert balances == {1020: 580, 1100: 0, 2100: -580}
+    # It freezes nothing: prices, tax and subscriptions may change as before.
+    world.tenant("late")
+    assert world.subscribe("late", billing_account="acme").created
+    rules = TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.2")})
+    assert set_tax(world.engine, DatedTaxRules("acme", rules, SINCE, ""), actor="ada")
+    world.use("acme", output_tokens=1000)
+    world.rate()
+    report = reconcile_period(world.engine, period=OCTOBER, now=LATER, gateway=None, log=None)
+    differing = {check.name: check.differences for check in report.checks if not check.agrees}
+    # Usage is put into the hourly windows without events, and is not invoiced yet.
+    assert differing.keys() <= {"events are in their hour", "usage is rated", "rated lines are invoiced"}, differing
 
 
 def test_a_voided_top_up_is_bought_again_within_the_limit_and_none_after_the_rule_ends(world: World) -> None:

@@ -66,7 +66,7 @@ def test_what_does_not_agree_exits_with_1(world: World, run: Run, tmp_path: Path
     done = run("invoice", "verify", str(file), "--json")
     assert done.returncode == 1
     whats = [difference["what"] for difference in json.loads(done.stdout)["differences"]]
-    assert whats == ["total, by net and tax", "amount_due, by total and credits"]
+    assert whats == ["total, by net and tax", "amount_due, by total and payments"]
     file.write_text(json.dumps(document))
     events.write_text("")
     assert run("invoice", "verify", str(file)).returncode == 0

@@ -1,4 +1,4 @@
-"""Move a tenant to another plan or number of seats, or end its subscription, at any moment of a period.
+"""Move a tenant to another plan or number of seats, end its subscription, or go on with it, at any moment of a period.
 
 A subscription is never edited: its row is superseded by one that ends, and what follows is a subscription of its own.
 """
@@ -106,6 +106,51 @@ def cancel_subscription(
         return SubscriptionChanged(before, None, True, tuple(stale))
 
 
+def resume_subscription(
+    engine: Engine, *, tenant_id: str, at: datetime, actor: str, dry_run: bool = False
+) -> SubscriptionChanged:
+    """Go on from a moment with what a tenant's last cancellation ended: a pause is over. Again it changes nothing.
+
+    Plan, payer, seats, terms and anniversaries stay; no one-off fee is due again, and a trial is not begun anew.
+    Raises SubscriptionRefused.
+    """
+    at = _utc(at)
+    try:
+        with transaction(engine, dry_run=dry_run) as connection:
+            account_store.lock_tenant(connection, tenant_id)
+            listed = account_store.subscriptions(connection, tenant_id=tenant_id)
+            if len(listed) > 1 and listed[-1] == _resumed(listed[-2], at):
+                return SubscriptionChanged(listed[-2], listed[-1], False)
+            last = listed[-1] if listed else None
+            if last is None or last.ends_at is None or last.ends_at > at:
+                raise SubscriptionRefused(f"tenant {tenant_id} has no subscription that ended by {at:%Y-%m-%d %H:%M}")
+            check_start(at, plan_store.plan(connection, last.plan).versions, last.seats)
+            _check_frozen(connection, last, at)
+            after = _resumed(last, at)
+            account_store.add_subscription(connection, after, actor)
+            estimates.write_prices(connection, [tenant_id])
+            quota_periods.write_anchors(connection, [after])
+            detail = {"plan": last.plan, "from": at.isoformat(), "ended": last.ends_at.isoformat()}
+            audit.record(raw(connection), actor, "subscription.resume", tenant_id, detail)
+            stale = rating_bands.write_rules(connection, [tenant_id])
+            return SubscriptionChanged(last, after, True, tuple(stale))
+    except IntegrityError as error:
+        raise SubscriptionRefused(f"not resumed: {str(error.orig).splitlines()[0]}") from None
+
+
+def _resumed(before: Subscription, at: datetime) -> Subscription:
+    in_trial = before.bills_from > at
+    return replace(
+        before,
+        subscription_id=subscription_id(before.tenant_id, at),
+        starts_at=at,
+        ends_at=None,
+        begins_plan=before.begins_plan and in_trial,
+        trial_ends_at=before.trial_ends_at if in_trial else None,
+        anchored_at=before.anchor if before.terms.anchor is Anchor.ANNIVERSARY else None,
+    )
+
+
 def _utc(at: datetime) -> datetime:
     if at.utcoffset() is None:
         raise SubscriptionRefused(f"{at} has no time zone: write it in UTC, 2026-10-01T00:00:00Z")
@@ -141,12 +186,7 @@ def _end(connection: Connection, held: Subscription, at: datetime, actor: str) -
         raise SubscriptionRefused(
             f"tenant {held.tenant_id}'s subscription to plan {held.plan} begins then: nothing of it would be left"
         )
-    billed = billed_until_store.frozen_until(connection, [held.billing_account])
-    if billed is not None and at < billed:
-        raise SubscriptionRefused(
-            f"invoices of billing account {held.billing_account} are frozen up to {billed:%Y-%m-%d}:"
-            " change it there or later"
-        )
+    _check_frozen(connection, held, at)
     if billed_until_store.billed_in_advance(connection, [held.tenant_id], at):
         raise SubscriptionRefused(
             f"fees in advance of tenant {held.tenant_id} that begin {at:%Y-%m-%d %H:%M} are invoiced:"
@@ -156,3 +196,12 @@ def _end(connection: Connection, held: Subscription, at: datetime, actor: str) -
     account_store.supersede(connection, held)
     account_store.add_subscription(connection, ended, actor)
     return ended
+
+
+def _check_frozen(connection: Connection, of: Subscription, at: datetime) -> None:
+    billed = billed_until_store.frozen_until(connection, [of.billing_account])
+    if billed is not None and at < billed:
+        raise SubscriptionRefused(
+            f"invoices of billing account {of.billing_account} are frozen up to {billed:%Y-%m-%d}:"
+            " change it there or later"
+        )

@@ -101,7 +101,7 @@ def ubl_of(invoice: InvoiceFile) -> str:
     _head(root, invoice, form, notes)
     _party(root.part("AccountingSupplierParty", "Party"), invoice.seller, _vat_ids_stand(invoice))
     _party(root.part("AccountingCustomerParty", "Party"), invoice.buyer, _vat_ids_stand(invoice))
-    if invoice.seller.iban:
+    if invoice.seller.iban and not invoice.received:
         means = root.part("PaymentMeans")
         means.text("PaymentMeansCode", CREDIT_TRANSFER)
         means.text("PaymentID", invoice.number or "")
@@ -109,7 +109,8 @@ def ubl_of(invoice: InvoiceFile) -> str:
         account.text("ID", invoice.seller.iban)
         if invoice.seller.bic:
             account.part("FinancialInstitutionBranch").text("ID", invoice.seller.bic)
-    root.part("PaymentTerms").text("Note", f"{invoice.payment_terms_days} days net")
+    if not invoice.received:
+        root.part("PaymentTerms").text("Note", f"{invoice.payment_terms_days} days net")
     _tax(root, invoice)
     net = _net_amounts(invoice)
     _sums(root.part("LegalMonetaryTotal"), invoice, net)

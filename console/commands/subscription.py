@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from billing.commands.change_subscription import cancel_subscription, change_subscription
+from billing.commands.change_subscription import cancel_subscription, change_subscription, resume_subscription
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
 from billing.periods import rfc3339
@@ -78,13 +78,32 @@ def cancel(
     since: Annotated[str, typer.Option("--from", help="From when on: a day or an RFC 3339 time, also within an hour.")],
     dry_run: session.DryRun = False,
 ) -> None:
-    """End a tenant's subscription. What it used until then is billed with its period. Safe to repeat."""
+    """End a tenant's subscription, for good or until it is resumed. Safe to repeat.
+
+    What it used until then is billed with its period.
+    """
     with session.engine() as engine:
         done = cancel_subscription(engine, tenant_id=tenant, at=session.moment(since), actor=actor, dry_run=dry_run)
     session.warn_of_stale(done.stale)
     assert done.before.ends_at is not None, "it is cancelled"
     how = ("would end" if dry_run else "ends") if done.changed else "ended already"
     out.print(f"tenant {tenant}: plan {done.before.plan} {how} {rfc3339(done.before.ends_at)}")
+
+
+@app.command()
+def resume(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT")],
+    actor: session.Actor,
+    since: Annotated[str, typer.Option("--from", help="From when on: a day or an RFC 3339 time, also within an hour.")],
+    dry_run: session.DryRun = False,
+) -> None:
+    """Go on with a cancelled subscription: a pause is over. No one-off fee or trial begins again. Safe to repeat."""
+    with session.engine() as engine:
+        done = resume_subscription(engine, tenant_id=tenant, at=session.moment(since), actor=actor, dry_run=dry_run)
+    session.warn_of_stale(done.stale)
+    assert done.after is not None, "it goes on"
+    how = ("would go on" if dry_run else "goes on") if done.changed else "went on already"
+    out.print(f"tenant {tenant}: plan {done.after.plan} {how} {rfc3339(done.after.starts_at)}")
 
 
 @app.command("list")

@@ -7,7 +7,12 @@ from decimal import Decimal
 
 import pytest
 
-from billing.commands.change_subscription import SubscriptionChanged, cancel_subscription, change_subscription
+from billing.commands.change_subscription import (
+    SubscriptionChanged,
+    cancel_subscription,
+    change_subscription,
+    resume_subscription,
+)
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.money import plain, total
@@ -85,6 +90,30 @@ def test_after_a_cancellation_nothing_is_due_and_usage_has_no_subscription(world
     assert [(each.tenant_id, each.requests) for each in found.unsubscribed] == [("acme", 1)]
     assert world.subscribe("acme", starts_at=MIDDLE).created
     assert world.rate().ok
+
+
+def test_after_a_pause_the_plan_goes_on_without_another_one_off_fee_or_trial(world: World) -> None:
+    world.tenant("acme")
+    world.plan(SEATS.replace("currency: USD", "currency: USD\nterms: {trial_days: 5, anchor: anniversary}"))
+    world.subscribe("acme", plan="seats", seats=2, starts_at=OCTOBER.start)
+
+    def resume(at: datetime) -> SubscriptionChanged:
+        return resume_subscription(world.engine, tenant_id="acme", at=at, actor="ada")
+
+    with pytest.raises(SubscriptionRefused, match="no subscription that ended by 2026-10-12"):
+        resume(OCTOBER.start + timedelta(days=11))
+    cancel(world, OCTOBER.start + timedelta(days=10))
+    with pytest.raises(SubscriptionRefused, match="no subscription that ended by 2026-10-10"):
+        resume(OCTOBER.start + timedelta(days=9))
+    at = OCTOBER.start + timedelta(days=21)
+    assert (resume(at).changed, resume(at).changed) == (True, False)
+    (tenant,) = world.rate().tenants
+    found = {(line.identity.charge_key, line.identity.segment_no): line.amount for line in tenant.lines}
+    # 31 of 31 days each of 2 seats: 5 of the first ten after the trial, then the last ten.
+    assert found == {("setup", 1): 5, ("seat", 1): 10, ("seat", 2): 20}
+    with transaction(world.engine) as connection:
+        first, second = account_store.subscriptions(connection, tenant_id="acme")
+    assert (second.anchor, second.seats, second.terms, second.ends_at) == (OCTOBER.start, 2, first.terms, None)
 
 
 def test_what_was_posted_is_taken_back_when_the_subscription_ended_before_it(world: World) -> None:

@@ -1,14 +1,14 @@
 """A top-up that is paid has an invoice of its own, which is issued here.
 
-Revision ID: 0048
+Revision ID: 0049
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0048"
-down_revision = "0047"
+revision = "0049"
+down_revision = "0048"
 branch_labels = None
 depends_on = None
 

@@ -1,14 +1,14 @@
 """Postings are added by a function alone: it takes no float, which a plain insert would turn into a number.
 
-Revision ID: 0047
+Revision ID: 0048
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0047"
-down_revision = "0046"
+revision = "0048"
+down_revision = "0047"
 branch_labels = None
 depends_on = None
 

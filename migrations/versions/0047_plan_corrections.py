@@ -1,14 +1,14 @@
 """Plan versions are bitemporal: several may hold from one moment on, and the one recorded last does.
 
-Revision ID: 0046
+Revision ID: 0047
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0046"
-down_revision = "0045"
+revision = "0047"
+down_revision = "0046"
 branch_labels = None
 depends_on = None
 

@@ -66,6 +66,13 @@ class StripeTwin:
         return Hold(self, created["id"])
 
 
+def act(twin: StripeTwin, name: str, **given: Any) -> dict[str, Any]:
+    """Somebody other than us does something in Stripe."""
+    status, _, done = twin.call("POST", f"/_twin/acts/{name}", json.dumps({"key": twin.key, **given}))
+    assert status == 200, done
+    return dict(done)
+
+
 @dataclass
 class Hold:
     """Requests that the twin keeps waiting."""

@@ -11,41 +11,46 @@ from typing import Any
 
 from devstack.stripe_twin.errors import invalid
 from devstack.stripe_twin.events import emit
-from devstack.stripe_twin.resources import money_objects
+from devstack.stripe_twin.resources import customer_object, invoice_object, money_objects, webhook_endpoints
 from devstack.stripe_twin.resources.rendering import render
 from devstack.stripe_twin.routing import Call
 from devstack.stripe_twin.rules.invoice_status import InvoiceStatus
+from devstack.stripe_twin.session import State
 
 
 def pay(call: Call) -> dict[str, Any]:
-    """A customer pays ``invoice`` on its page: all that remains, or ``amount`` of it; ``fails`` is a declined card."""
+    """A customer pays ``invoice`` on its page: all that remains, or ``amount`` of it; ``fails`` is a declined card.
+
+    More than what remains only with ``overpay``: the rest becomes the customer's credit. ``settle`` (a currency) and
+    ``rate`` settle it in another currency than it was paid in.
+    """
     invoice = call.session.get("invoice", call.params["invoice"])
     if invoice["status"] not in (InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE):
         raise invalid(f"Only open invoices can be paid; this one is {invoice['status']}.")
-    amount = call.params.get("amount") or invoice["amount_remaining"]
-    if not 0 < amount <= invoice["amount_remaining"]:
+    remaining = invoice["amount_remaining"]
+    amount = call.params.get("amount") or remaining
+    if amount < 1 or (amount > remaining and not call.params.get("overpay")):
         raise invalid("The amount is more than what remains to be paid.", "amount")
-    charge = money_objects.new_charge(call, amount, invoice["currency"], invoice["customer"])
+    charge = money_objects.new_charge(call, amount, invoice["currency"], invoice["customer"], invoice["id"])
     invoice["attempted"], invoice["attempt_count"] = True, invoice["attempt_count"] + 1
     if call.params.get("fails"):
         charge |= {"paid": False, "captured": False, "amount_captured": 0, "status": "failed"}
         charge |= {"failure_code": "card_declined", "failure_message": "Your card was declined."}
         call.session.insert(charge, call.now)
+        call.session.insert(money_objects.new_invoice_payment(call, invoice, charge, amount), call.now)
         call.session.update(invoice)
         emit(call, "charge.failed", money_objects.public(charge))
         emit(call, "invoice.payment_failed", render(call.session, invoice))
         return money_objects.public(charge)
-    fee = money_objects.charge_fee(amount)
-    moved = money_objects.add_balance_transaction(
-        call, "charge", "charge", charge["id"], amount, invoice["currency"], fee
-    )
+    if "settle" in call.params:
+        charge |= {"_settled_in": call.params["settle"], "_rate": call.params["rate"]}
+    came, currency, rate = money_objects.settled(charge, amount)
+    fee = money_objects.charge_fee(came)
+    moved = money_objects.add_balance_transaction(call, "charge", "charge", charge["id"], came, currency, fee, rate)
     charge["balance_transaction"] = moved["id"]
     call.session.insert(charge, call.now)
-    invoice["amount_paid"] += amount
-    invoice["amount_remaining"] -= amount
-    if invoice["amount_remaining"] == 0:
-        invoice["status"] = InvoiceStatus.PAID.value
-        invoice["status_transitions"]["paid_at"] = call.now
+    call.session.insert(money_objects.new_invoice_payment(call, invoice, charge, amount), call.now)
+    _take(call, invoice, amount)
     call.session.update(invoice)
     emit(call, "charge.succeeded", money_objects.public(charge))
     paid = invoice["amount_remaining"] == 0
@@ -53,35 +58,60 @@ def pay(call: Call) -> dict[str, Any]:
     return money_objects.public(charge)
 
 
+def _take(call: Call, invoice: State, amount: int) -> None:
+    over = max(0, amount - invoice["amount_remaining"])
+    invoice["amount_paid"] += amount - over
+    invoice["amount_remaining"] -= amount - over
+    if invoice["amount_remaining"] == 0:
+        invoice["status"] = InvoiceStatus.PAID.value
+        invoice["status_transitions"]["paid_at"] = call.now
+    if over:
+        invoice["amount_overpaid"] += over
+        customer = invoice_object.customer_of(call.session, invoice)
+        customer_object.move_balance(
+            call.session, call.ids, call.now, customer, invoice["currency"], -over, "invoice_overpaid",
+            invoice=invoice["id"],
+        )  # fmt: skip
+
+
 def dispute(call: Call) -> dict[str, Any]:
-    """A bank takes back a charge, or ``amount`` of it; Stripe asks a fee for it."""
+    """A bank takes back a charge, or ``amount`` of it; Stripe asks a fee for it. An ``inquiry`` moves nothing."""
     charge = call.session.get("charge", call.params["charge"])
     left = charge["amount"] - charge["amount_refunded"] - charge["_disputed_amount"]
     amount = call.params.get("amount") or left
     if not 0 < amount <= left:
         raise invalid("There is not so much left of the charge to dispute.", "amount")
     made = money_objects.new_dispute(call, charge, amount)
-    moved = money_objects.add_balance_transaction(
-        call, "adjustment", "dispute", made["id"], -amount, charge["currency"], money_objects.DISPUTE_FEE
-    )
-    made["balance_transactions"].append(moved)
-    charge["disputed"], charge["_disputed_amount"] = True, charge["_disputed_amount"] + amount
+    charge["disputed"] = True
+    if call.params.get("inquiry"):
+        made |= {"status": "warning_needs_response", "is_charge_refundable": True}
+    else:
+        taken, currency, rate = money_objects.settled(charge, -amount)
+        moved = money_objects.add_balance_transaction(
+            call, "adjustment", "dispute", made["id"], taken, currency, money_objects.DISPUTE_FEE, rate
+        )
+        made["balance_transactions"].append(moved)
+        charge["_disputed_amount"] += amount
     call.session.insert(made, call.now)
     call.session.update(charge)
     emit(call, "charge.dispute.created", money_objects.public(made))
-    emit(call, "charge.dispute.funds_withdrawn", money_objects.public(made))
+    if made["balance_transactions"]:
+        emit(call, "charge.dispute.funds_withdrawn", money_objects.public(made))
     return money_objects.public(made)
 
 
 def decide(call: Call) -> dict[str, Any]:
-    """The bank decides a dispute: ``won`` gives the amount back, not the fee."""
+    """The bank decides a dispute: ``won`` gives the amount back, not the fee. An inquiry is closed."""
     made = call.session.get("dispute", call.params["dispute"])
-    if made["status"] not in ("needs_response", "under_review"):
+    inquiry = made["status"].startswith("warning_")
+    if made["status"] not in ("needs_response", "under_review", "warning_needs_response", "warning_under_review"):
         raise invalid(f"This dispute is {made['status']} already.")
-    made["status"] = "won" if call.params["won"] else "lost"
-    if call.params["won"]:
+    made["status"] = "warning_closed" if inquiry else "won" if call.params["won"] else "lost"
+    if made["status"] == "won":
+        charge = call.session.get("charge", made["charge"])
+        back, currency, rate = money_objects.settled(charge, made["amount"])
         moved = money_objects.add_balance_transaction(
-            call, "adjustment", "dispute_reversal", made["id"], made["amount"], made["currency"]
+            call, "adjustment", "dispute_reversal", made["id"], back, currency, rate=rate
         )
         made["balance_transactions"].append(moved)
         emit(call, "charge.dispute.funds_reinstated", money_objects.public(made))
@@ -104,9 +134,22 @@ def payout(call: Call) -> dict[str, Any]:
     return money_objects.public(made)
 
 
+def listen(call: Call) -> dict[str, Any]:
+    """Somebody adds a webhook endpoint in the dashboard: ``url`` and ``events``; the secret is shown once."""
+    endpoint = webhook_endpoints.new_endpoint(call, call.params["url"], call.params["events"], None)
+    return {"id": endpoint["id"], "secret": endpoint["_secret"]}
+
+
+def unlisten(call: Call) -> dict[str, Any]:
+    """Somebody deletes a webhook endpoint."""
+    return call.session.delete(call.session.get("webhook_endpoint", call.params["endpoint"]))
+
+
 ACTS: dict[str, Callable[[Call], dict[str, Any]]] = {
     "pay": pay,
     "dispute": dispute,
     "decide": decide,
     "payout": payout,
+    "listen": listen,
+    "unlisten": unlisten,
 }

@@ -24,7 +24,10 @@ PRESENT = object()
 """A filter's value for "is not null", as None is for "is null"."""
 
 _FILTERS = frozenset({"customer", "invoice", "status", "number", "email", "created", "due_date", "collection_method"})
-_UNINDEXED = frozenset({"charge", "currency", "source", "type"})
+_UNINDEXED = {
+    "charge": "$.charge", "currency": "$.currency", "source": "$.source", "type": "$.type",
+    "payment_intent": "$.payment_intent", "payment": "$.payment.payment_intent",
+}  # fmt: skip
 """Filters on lists that stay short: read from the objects themselves."""
 
 
@@ -159,7 +162,7 @@ def deleted_object(kind: str, object_id: str) -> dict[str, Any]:
 
 def _conditions(name: str, wanted: Any) -> Iterator[tuple[str, list[Any]]]:
     if name in _UNINDEXED:
-        name = f"json_extract(body, '$.{name}')"
+        name = f"json_extract(body, '{_UNINDEXED[name]}')"
     elif name not in _FILTERS:
         raise ValueError(f"objects cannot be filtered by {name}")
     if wanted is None:

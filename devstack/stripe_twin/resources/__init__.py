@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devstack.stripe_twin.resources import (
+    credit_notes,
     customer_balance,
     customers,
     invoice_items,
@@ -20,6 +21,7 @@ ROUTES = (
     *invoice_lines.ROUTES,
     *invoice_transitions.ROUTES,
     *invoice_items.ROUTES,
+    *credit_notes.ROUTES,
     *money.ROUTES,
     *webhook_endpoints.ROUTES,
 )

@@ -21,6 +21,8 @@ _REFERENCES = {
     ("customer_balance_transaction", "customer"): "customer",
     ("customer_balance_transaction", "invoice"): "invoice",
     ("balance_transaction", "source"): "",
+    ("credit_note", "customer"): "customer",
+    ("credit_note", "invoice"): "invoice",
     ("charge", "balance_transaction"): "balance_transaction",
     ("charge", "customer"): "customer",
     ("dispute", "charge"): "charge",
@@ -30,7 +32,9 @@ _REFERENCES = {
 }
 """What an id refers to; "" where its prefix tells."""
 _PREFIXES = {"ch": "charge", "re": "refund", "du": "dispute", "po": "payout"}
-_ALWAYS_THERE = frozenset({("invoice", "lines"), ("invoice", "discounts"), ("line_item", "discounts")})
+_ALWAYS_THERE = frozenset(
+    {("credit_note", "lines"), ("invoice", "lines"), ("invoice", "discounts"), ("line_item", "discounts")}
+)
 _CURRENCY_BALANCES = ("customer", "invoice_credit_balance")
 
 

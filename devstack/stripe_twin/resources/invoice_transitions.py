@@ -47,7 +47,8 @@ def pay(call: Call) -> dict[str, Any]:
         )
     invoice["status"] = paid.value
     invoice["status_transitions"]["paid_at"] = call.now
-    invoice["amount_paid"] = invoice["amount_paid_off_stripe"] = invoice["amount_due"]
+    invoice["amount_paid_off_stripe"] = invoice["amount_remaining"]
+    invoice["amount_paid"] += invoice["amount_remaining"]
     invoice["amount_remaining"] = 0
     invoice["attempted"] = True
     invoice["auto_advance"] = False

@@ -6,8 +6,11 @@ Sources: docs.stripe.com: /api/balance_transactions/object, /api/charges/object,
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+from devstack.stripe_twin.errors import invalid
+from devstack.stripe_twin.events import emit
 from devstack.stripe_twin.routing import Call
 from devstack.stripe_twin.session import State
 
@@ -22,8 +25,16 @@ def charge_fee(amount: int) -> int:
     return (amount * FEE_PER_MILLE + 500) // 1000 + FEE_FIXED
 
 
+def settled(charge: State, amount: int) -> tuple[int, str, str | None]:
+    """An amount of a charge in the currency that it was settled in, with that currency and the rate."""
+    if "_settled_in" not in charge:
+        return amount, charge["currency"], None
+    rate = Decimal(charge["_rate"])
+    return int((amount * rate).to_integral_value(ROUND_HALF_UP)), charge["_settled_in"], charge["_rate"]
+
+
 def add_balance_transaction(
-    call: Call, kind: str, category: str, source: str, amount: int, currency: str, fee: int = 0
+    call: Call, kind: str, category: str, source: str, amount: int, currency: str, fee: int = 0, rate: str | None = None
 ) -> State:
     """Money moves: ``amount`` is positive where it comes in, and ``net`` is what is left of it after the fee."""
     description = "Dispute fee" if category == "dispute" else "Stripe processing fees"
@@ -38,7 +49,7 @@ def add_balance_transaction(
         "created": call.now,
         "currency": currency,
         "description": None,
-        "exchange_rate": None,
+        "exchange_rate": None if rate is None else float(rate),
         "fee": fee,
         "fee_details": details,
         "net": amount - fee,
@@ -51,7 +62,7 @@ def add_balance_transaction(
     return transaction
 
 
-def new_charge(call: Call, amount: int, currency: str, customer: str) -> State:
+def new_charge(call: Call, amount: int, currency: str, customer: str, invoice: str) -> State:
     return {
         "id": call.ids.new("ch"),
         "object": "charge",
@@ -74,7 +85,57 @@ def new_charge(call: Call, amount: int, currency: str, customer: str) -> State:
         "refunded": False,
         "status": "succeeded",
         "_disputed_amount": 0,
+        "_invoice": invoice,
     }
+
+
+def new_invoice_payment(call: Call, invoice: State, charge: State, requested: int) -> State:
+    """What ties a charge to its invoice: docs.stripe.com/api/invoice-payment/object."""
+    paid = bool(charge["paid"])
+    return {
+        "id": call.ids.new("inpay"),
+        "object": "invoice_payment",
+        "amount_paid": charge["amount"] if paid else None,
+        "amount_requested": requested,
+        "created": call.now,
+        "currency": invoice["currency"],
+        "invoice": invoice["id"],
+        "is_default": False,
+        "livemode": False,
+        "payment": {
+            "charge": None,
+            "payment_intent": charge["payment_intent"],
+            "payment_record": None,
+            "type": "payment_intent",
+        },
+        "status": "paid" if paid else "open",
+        "status_transitions": {"canceled_at": None, "paid_at": call.now if paid else None},
+    }
+
+
+def refundable(charge: State) -> int:
+    """What is left of a charge to give back."""
+    left: int = charge["amount_captured"] - charge["amount_refunded"] - charge["_disputed_amount"]
+    return left
+
+
+def refund_charge(call: Call, charge: State, amount: int, reason: str | None, metadata: dict[str, str]) -> State:
+    """Give back ``amount`` of a charge; its fee is kept. Raises StripeError (400)."""
+    left = refundable(charge)
+    if left <= 0:
+        raise invalid(f"Charge {charge['id']} has already been refunded.", "charge", "charge_already_refunded")
+    if not 0 < amount <= left:
+        raise invalid(f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})", "amount")
+    refund = new_refund(call, charge, amount, reason, metadata)
+    moved, currency, rate = settled(charge, -amount)
+    transaction = add_balance_transaction(call, "refund", "refund", refund["id"], moved, currency, rate=rate)
+    refund["balance_transaction"] = transaction["id"]
+    charge["amount_refunded"] += amount
+    charge["refunded"] = charge["amount_refunded"] == charge["amount"]
+    call.session.insert(refund, call.now)
+    call.session.update(charge)
+    emit(call, "charge.refunded", public(charge))
+    return refund
 
 
 def new_refund(call: Call, charge: State, amount: int, reason: str | None, metadata: dict[str, str]) -> State:

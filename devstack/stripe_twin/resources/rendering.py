@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from devstack.stripe_twin.resources import customer_object, invoice_item_object, invoice_object
+from devstack.stripe_twin.resources import credit_note_object, customer_object, invoice_item_object, invoice_object
 from devstack.stripe_twin.routing import Call
 from devstack.stripe_twin.rules.pagination import list_object, page_of
 from devstack.stripe_twin.session import Session, State
 
 _RENDERERS = {
+    "credit_note": credit_note_object.render,
     "customer": customer_object.render,
     "invoice": invoice_object.render,
     "invoiceitem": invoice_item_object.render,

@@ -26,6 +26,9 @@ from devstack.stripe_twin.rules.metadata import check_pair
 MAX_STRING = 5000
 """Stripe's general limit on strings ("Max length: 5000" throughout its OpenAPI specification)."""
 
+LONG_STRINGS = {f"evidence[{name}]": 20_000 for name in ("access_activity_log", "uncategorized_text")}
+"""Those that the specification lets be longer."""
+
 _INTEGER = re.compile(r"-?\d{1,19}\Z")
 _DECIMAL = re.compile(r"-?\d{1,24}(\.\d+)?\Z")
 DECIMAL_PLACES = 12
@@ -174,8 +177,9 @@ def _scalar(kind: type, value: str, name: str) -> Any:
         if -int(number.normalize().as_tuple().exponent) > DECIMAL_PLACES:
             raise invalid(f"Invalid decimal: {value}; must have at most 12 decimal places", name)
         return number
-    if len(value) > MAX_STRING:
-        raise invalid(f"Invalid string: {value[:20]}…; must be at most {MAX_STRING} characters", name)
+    most = LONG_STRINGS.get(name, MAX_STRING)
+    if len(value) > most:
+        raise invalid(f"Invalid string: {value[:20]}…; must be at most {most} characters", name)
     return value
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import stripe
 
-from devstack.stripe_twin.resources import customer_object, invoice_item_object, invoice_object
+from devstack.stripe_twin.resources import credit_note_object, customer_object, invoice_item_object, invoice_object
 
-INCLUDED_ON_EXPAND = {
+INCLUDED_ON_EXPAND: dict[str, set[str]] = {
+    "credit_note": set(),
+    "credit_note_line_item": set(),
     "customer": {"cash_balance", "invoice_credit_balance", "sources", "subscriptions", "tax", "tax_ids"},
     "invoice": {"confirmation_secret", "payments"},
     "invoiceitem": set(),
@@ -26,11 +28,18 @@ def item() -> dict[str, Any]:
     return invoice_item_object.new_item("ii_1", 1, "cus_1", "usd")
 
 
+def note() -> dict[str, Any]:
+    invoice = invoice_object.new_invoice("in_1", 1, "cus_1", "usd")
+    return credit_note_object.new_credit_note("cn_1", 1, invoice, 1, "A-CN-01")
+
+
 @pytest.mark.parametrize(
     ("resource", "shape"),
     [
         (stripe.Customer, customer_object.new_customer("cus_1", 1, "ABC")),
         (stripe.Invoice, {**invoice_object.new_invoice("in_1", 1, "cus_1", "usd"), "lines": {}}),
+        (stripe.CreditNote, {**note(), "lines": {}}),
+        (stripe.CreditNoteLineItem, credit_note_object.new_line("cnli_1", 1, "x", 1, None, {})),
         (stripe.InvoiceItem, item()),
         (stripe.InvoiceLineItem, invoice_item_object.render_line(item())),
     ],

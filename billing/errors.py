@@ -11,7 +11,7 @@ BillingError
 │   ├── UsageUnavailable, UsageDisappeared
 │   └── AmountTooLarge
 ├── EntryInvalid, IdempotencyConflict, AccountingPeriodClosed, JournalBroken, UnknownMoment  (journal)
-├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered
+├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered, CorrectionRefused, UnknownDispute
 ├── PartyRefused                                        (who is on a document)
 ├── PreviewRefused, EventsRefused, DocumentRefused      (invoices as files)
 ├── EventRefused                                        (a webhook)
@@ -182,6 +182,14 @@ class InvoiceFrozen(BillingError):
 
 class InvoiceAltered(BillingError):
     """A stored invoice that is not what it was when it was drawn up: somebody changed it in the database."""
+
+
+class CorrectionRefused(BillingError):
+    """Something that cannot be done to an invoice as it stands."""
+
+
+class UnknownDispute(BillingError):
+    """A dispute that we have not heard of."""
 
 
 class PartyRefused(BillingError):

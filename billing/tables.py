@@ -284,6 +284,34 @@ stripe_balance_transactions = _table(
     *_times("created_at", "recorded_at"),
 )
 
+corrections = _table(
+    "corrections",
+    *_bigints("correction_no", "entry_id"),
+    Column("invoice_id", _Uuid),
+    Column("note_id", _Uuid),
+    *_text("kind", "reason", "made_by", "state", "told_because", "stripe_id"),
+    Column("content", JSONB),
+    *_times("made_at", "ended_at"),
+)
+
+stripe_standings = _table(
+    "stripe_standings",
+    Column("invoice_id", _Uuid),
+    *_text("status"),
+    *_bigints("amount_paid", "amount_remaining"),
+    Column("attempts", Integer),
+    *_times("next_attempt_at", "failed_at", "seen_at"),
+)
+
+stripe_disputes = _table(
+    "stripe_disputes",
+    *_text("dispute_id", "charge_id", "billing_account", "status", "reason", "currency"),
+    Column("invoice_id", _Uuid),
+    *_bigints("amount"),
+    Column("submissions", Integer),
+    *_times("created_at", "evidence_due_at", "seen_at"),
+)
+
 stripe_cursors = _table("stripe_cursors", *_text("name"), *_times("read_to"))
 
 credit_grants = _table(

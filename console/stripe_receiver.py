@@ -29,9 +29,12 @@ PATH: Final = "/stripe/webhooks"
 log = logging.getLogger(__name__)
 
 
-def build_app(engine: Engine, gateway: StripeGateway, secret: str, *, every_s: float) -> Starlette:
-    """The receiver. `every_s`: seconds between two readings of the list of events, which closes gaps."""
-    handler = _Handler(engine, gateway, every_s)
+def build_app(
+    engine: Engine, gateway: StripeGateway, secret: str, *, every_s: float, poll_first: bool = True
+) -> Starlette:
+    """The receiver. `every_s`: seconds between two readings of the list of events, which closes gaps; the first one at
+    once (`poll_first`)."""
+    handler = _Handler(engine, gateway, every_s, poll_first)
 
     async def take(request: Request) -> Response:
         payload = b""
@@ -68,10 +71,11 @@ def _keep(engine: Engine, event: returns_store.StripeEvent) -> None:
 class _Handler:
     """Takes in what webhooks brought, as soon as there is something, and all of it every so often."""
 
-    def __init__(self, engine: Engine, gateway: StripeGateway, every_s: float) -> None:
+    def __init__(self, engine: Engine, gateway: StripeGateway, every_s: float, poll_first: bool) -> None:
         self._engine = engine
         self._gateway = gateway
         self._every_s = every_s
+        self._poll = poll_first
         self._woken = threading.Event()
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="stripe-events", daemon=True)
@@ -88,11 +92,10 @@ class _Handler:
         self._thread.join()
 
     def _run(self) -> None:
-        poll = True
         while not self._ends:
             try:
-                sync_stripe(self._engine, gateway=self._gateway, now=datetime.now(UTC), poll=poll)
+                sync_stripe(self._engine, gateway=self._gateway, now=datetime.now(UTC), poll=self._poll)
             except (BillingError, StreamsError) as error:
                 log.warning("Stripe was not taken in, it is tried again: %s", error)
-            poll = not self._woken.wait(self._every_s)
+            self._poll = not self._woken.wait(self._every_s)
             self._woken.clear()

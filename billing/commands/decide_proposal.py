@@ -13,8 +13,10 @@ from billing.bills.credits import GrantKind
 from billing.commands.grant_credit import unreserved
 from billing.database import raw, transaction
 from billing.errors import CreditRefused, ProposalRefused
-from billing.invoicing import credit_store
+from billing.invoicing import correction_store, credit_store, invoice_store
+from billing.invoicing.correcting import CorrectionKind
 from billing.invoicing.credit_store import CreditState, Movement, MovementKind
+from billing.invoicing.invoice_states import InvoiceState
 from billing.ledger import ledger_store
 from billing.money import ZERO, currency, plain, whole_quanta
 from billing.plans import account_store
@@ -135,11 +137,28 @@ def _close(connection: Connection, proposal: Proposal, now: datetime, actor: str
     period_closing.close_book(connection, proposal.subject, proposal.content["month"], now)
 
 
+def _correct(kind: CorrectionKind) -> Callable[[Connection, Proposal, datetime, str], None]:
+    """Stripe is told of it by `tollbook stripe sync`, and the books follow its answer."""
+
+    def carry_out(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:
+        stored = invoice_store.find(connection, proposal.subject)
+        if stored.state is not InvoiceState.FINALIZED:
+            raise ProposalRefused(f"invoice {proposal.subject} is {stored.state}: it must be finalized and not paid")
+        reason = f"proposal {proposal.proposal_no}: {proposal.document}"
+        made = correction_store.add(connection, stored.invoice.invoice_id, kind, reason=reason, actor=actor)
+        detail = {"correction": made.correction_no, "proposal_no": proposal.proposal_no}
+        audit.record(raw(connection), actor, f"invoice.{kind}", str(made.invoice_id), detail)
+
+    return carry_out
+
+
 _CARRY_OUT: Final[Mapping[ProposalKind, Callable[[Connection, Proposal, datetime, str], int | None]]] = {
     ProposalKind.SETTLE_CREDIT: _settle,
     ProposalKind.REFUND_CREDIT: _refund,
     ProposalKind.POST_ENTRY: _post,
     ProposalKind.CLOSE_BOOK: _close,
+    ProposalKind.WRITE_OFF: _correct(CorrectionKind.WRITE_OFF),
+    ProposalKind.PAID_ELSEWHERE: _correct(CorrectionKind.PAID_ELSEWHERE),
 }
 
 

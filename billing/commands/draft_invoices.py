@@ -62,12 +62,13 @@ def draft_invoices(
     actor: str = SYSTEM,
     dry_run: bool = False,
     billing_accounts: Collection[str] | None = None,
+    at_once: bool = False,
 ) -> InvoicesDrafted:
     """Draw up one usage invoice per billing account (or those named) with rated lines in the period.
 
     It carries what came late to periods that are billed; an account that has no next invoice gets an adjustment invoice
-    for each of them (docs/spec/money.md 7). Doing it again changes nothing. Accounts without any usage get no document
-    (10). Raises PeriodNotEnded while it runs.
+    for each of them (docs/spec/money.md 7), and so does every account `at_once`. Doing it again changes nothing.
+    Accounts without any usage get no document (10). Raises PeriodNotEnded while it runs.
     """
     if now < period.end:
         raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: invoices are drawn up after that")
@@ -89,7 +90,7 @@ def draft_invoices(
             for subscription in payers.get(tenant_id, [])
         } | parked_accounts(connection, period.end)
         names = {*posted, *late.accounts, *(name for name, old in stored.items() if old.frozen_at is None)}
-        drawing = _Drawing(connection, period, names, posted, payers, late)
+        drawing = _Drawing(connection, period, names, posted, payers, late, at_once)
         changed, unchanged, frozen = [], [], []
         for name in sorted(names - blocked.keys()):
             old = stored.get(name)
@@ -152,7 +153,9 @@ class _Drawing:
         posted: Mapping[str, Mapping[str, Sequence[RatedLine]]],
         subscribed: Mapping[str, Sequence[Subscription]],
         late: LateUsage,
+        at_once: bool,
     ) -> None:
+        self._at_once = at_once
         self._connection = connection
         self._period = period
         self._posted = posted
@@ -197,7 +200,7 @@ class _Drawing:
             late = [each for each in found if each.change.more]
         found_here: list[tuple[Invoice, Coverables]] = []
         carried = []
-        if billed and name in self._next:
+        if billed and name in self._next and not self._at_once:
             carried = late  # it waits for the next invoice
         elif not billed and name in self._running and not (name in self._posted or name in self._here):
             carried = late  # of another billing period, which goes on

@@ -12,8 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine
 
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown
@@ -25,7 +24,7 @@ from billing.periods import BillingPeriod
 from billing.stripe.invoice_sender import InvoiceSender
 from billing.stripe.rate_limits import SENDERS
 from billing.stripe.request_sender import Circumstances
-from billing.stripe.sender_lock import lock_account, unlock_account
+from billing.stripe.sender_lock import account_held
 from billing.stripe.stripe_gateway import StripeGateway
 
 UNREACHABLE_AFTER: Final = SENDERS
@@ -150,8 +149,8 @@ class _Run:
         if self._unanswered >= UNREACHABLE_AFTER:
             return _left(stored, "Stripe does not answer: run it again later")
         account = stored.invoice.identity.billing_account
-        with connection(self._engine) as opened:
-            if not lock_account(opened, account):
+        with connection(self._engine) as opened, account_held(opened, account) as held:
+            if not held:
                 return _left(stored, "another sender is at it")
             try:
                 sender = InvoiceSender(opened, stored.invoice.invoice_id, self._given)
@@ -167,22 +166,10 @@ class _Run:
                 with opened.begin():
                     invoice_store.park(opened, stored.invoice.invoice_id, str(error))
                 return _left(stored, str(error), Outcome.PARKED)
-            finally:
-                _release(opened, account)
 
     def _answered(self, yes: bool) -> None:
         with self._guard:
             self._unanswered = 0 if yes else self._unanswered + 1
-
-
-def _release(opened: Connection, account: str) -> None:
-    if opened.in_transaction():
-        opened.rollback()
-    try:
-        unlock_account(opened, account)
-    except DBAPIError:
-        # The session, and with it the lock, is gone; whatever ended it is being raised already.
-        opened.invalidate()
 
 
 def _seen(stored: StoredInvoice, *, changed: bool) -> InvoiceSent:

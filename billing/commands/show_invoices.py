@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
 from billing.database import transaction
 from billing.invoicing import invoice_store, party_store
+from billing.invoicing.dunning import Standing, dunning
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.invoices import Invoice, InvoiceLine
@@ -17,12 +18,13 @@ from billing.invoicing.parties import party_document
 from billing.invoicing.party_store import Sides
 from billing.money import plain
 from billing.periods import BillingPeriod, rfc3339
+from billing.stripe import standing_store
 from billing.usage import usage_digest_store
 from billing.usage.usage_digest_store import UsageCounted
 
 NOT_IN_STRIPE: Final = {
     InvoiceState.ZERO: "zero: nothing is due",
-    InvoiceState.ISSUED_LOCALLY: "issued here: credit notes and top-ups are not sent to Stripe yet",
+    InvoiceState.ISSUED_LOCALLY: "issued here: Stripe is not told of it yet, or has no invoice that it could lower",
     InvoiceState.CARRIED_BELOW_MINIMUM: "below the minimum that Stripe charges: carried to the next invoice",
 }
 
@@ -61,10 +63,25 @@ def documents_of(connection: Connection, found: Sequence[StoredInvoice]) -> list
     digests = usage_digest_store.of_invoices(connection, ids)
     sides = party_store.on_documents(connection, {s.invoice.invoice_id: s.invoice.identity for s in found})
     originals = invoice_store.headers(connection, [s.invoice.credits_invoice_id for s in found])
+    standings = standing_store.standings(connection, ids)
+    today = datetime.now(UTC).date()
     return [
         document_of(stored, sides[i], digests.get(i), originals.get(stored.invoice.credits_invoice_id))
+        | _collection(stored, standings.get(i), today)
         for i, stored in zip(ids, found, strict=True)
     ]
+
+
+def _collection(stored: StoredInvoice, standing: Standing | None, today: date) -> dict[str, Any]:
+    """How the collection of an invoice stands: minor units, as Stripe had them when it was looked at last."""
+    state = dunning(stored.state, standing, stored.due_date, today)
+    factor = stored.invoice.identity.money.stripe_factor
+    return {
+        "dunning": state and state.value,
+        "paid": None if standing is None else standing.amount_paid // factor,
+        "remaining": None if standing is None else standing.amount_remaining // factor,
+        "payment_failed_at": standing and standing.failed_at and rfc3339(standing.failed_at),
+    }
 
 
 def document_of(

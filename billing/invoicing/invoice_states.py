@@ -10,7 +10,7 @@ from billing.invoicing.invoices import Invoice
 
 
 class InvoiceState(StrEnum):
-    """Where an invoice is in its life. A preview is never stored; a credit note is issued here, not yet in Stripe."""
+    """Where an invoice is in its life. A preview is never stored. A credit note is issued here, then in Stripe."""
 
     PREVIEW = "preview"
     DRAFT = "draft"
@@ -22,6 +22,7 @@ class InvoiceState(StrEnum):
     ZERO = "zero"
     CARRIED_BELOW_MINIMUM = "carried_below_minimum"
     ISSUED_LOCALLY = "issued_locally"
+    ISSUED = "issued"
 
 
 ISSUED: Final = frozenset(InvoiceState) - {InvoiceState.DRAFT, InvoiceState.APPROVED, InvoiceState.PREVIEW}
@@ -36,6 +37,7 @@ class InvoiceEvent(StrEnum):
     SETTLE_AS_ZERO = "settle_as_zero"
     CARRY = "carry"
     ISSUE = "issue"
+    TELL = "tell"
     PAY = "pay"
     VOID = "void"
     GIVE_UP = "give_up"
@@ -46,6 +48,7 @@ _NEXT: Final = {
     (InvoiceState.DRAFT, InvoiceEvent.SETTLE_AS_ZERO): InvoiceState.ZERO,
     (InvoiceState.DRAFT, InvoiceEvent.CARRY): InvoiceState.CARRIED_BELOW_MINIMUM,
     (InvoiceState.DRAFT, InvoiceEvent.ISSUE): InvoiceState.ISSUED_LOCALLY,
+    (InvoiceState.ISSUED_LOCALLY, InvoiceEvent.TELL): InvoiceState.ISSUED,
     (InvoiceState.APPROVED, InvoiceEvent.FINALIZE): InvoiceState.FINALIZED,
     (InvoiceState.FINALIZED, InvoiceEvent.PAY): InvoiceState.PAID,
     (InvoiceState.FINALIZED, InvoiceEvent.VOID): InvoiceState.VOID,

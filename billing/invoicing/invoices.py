@@ -173,10 +173,11 @@ class Invoice:
     def in_advance(self) -> bool:
         """Whether its lines are fees in advance, or what is taken back of such: what is deferred until it is earned.
 
-        A credit note over usage has lines of an earlier period alone.
+        A credit note over usage has lines of an earlier period alone, one over an amount only credits.
         """
         if self.identity.kind is InvoiceKind.CREDIT_NOTE:
-            return all(line.original_period is None for line in self.lines)
+            fees = any(line.rated.identity.kind != LineKind.CREDIT for line in self.lines)
+            return fees and all(line.original_period is None for line in self.lines)
         return self.identity.kind is InvoiceKind.ADVANCE
 
     @property

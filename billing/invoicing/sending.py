@@ -67,6 +67,13 @@ class Operation(StrEnum):
     ADD_LINES = "lines"
     SET_NUMBER = "number"
     FINALIZE = "finalize"
+    CREDIT_NOTE = "credit_note"
+    VOID = "void"
+    MARK_UNCOLLECTIBLE = "mark_uncollectible"
+    PAY_ELSEWHERE = "pay_elsewhere"
+    REFUND = "refund"
+    MOVE_BALANCE = "move_balance"
+    SUBMIT_EVIDENCE = "submit_evidence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +119,9 @@ class DraftSeen:
 
 def customer_request(legal_entity: str, billing_account: str, name: str, epoch: int = 0) -> Request:
     """Create the customer of a billing account."""
-    key = _key(legal_entity, billing_account, "customer", epoch=epoch)
+    key = key_of(legal_entity, billing_account, "customer", epoch=epoch)
     metadata = {"legal_entity": legal_entity, "billing_account": billing_account}
-    return _request(key, Operation.CREATE_CUSTOMER, "", {"name": name, "metadata": metadata}, epoch=epoch)
+    return request_of(key, Operation.CREATE_CUSTOMER, "", {"name": name, "metadata": metadata}, epoch=epoch)
 
 
 def draft_request(invoice: Invoice, *, customer: str, payment_terms_days: int, epoch: int = 0) -> Request:
@@ -233,7 +240,7 @@ def _invoice_request(
     identity: InvoiceIdentity, operation: Operation, target: str, parameters: Mapping[str, Any], *, chunk: int = 0,
     epoch: int,
 ) -> Request:  # fmt: skip
-    key = _key(
+    key = key_of(
         identity.legal_entity,
         identity.billing_account,
         identity.kind.value,
@@ -243,16 +250,18 @@ def _invoice_request(
         str(chunk),
         epoch=epoch,
     )
-    return _request(key, operation, target, parameters, chunk=chunk, epoch=epoch)
+    return request_of(key, operation, target, parameters, chunk=chunk, epoch=epoch)
 
 
-def _request(
+def request_of(
     key: str, operation: Operation, target: str, parameters: Mapping[str, Any], *, chunk: int = 0, epoch: int
 ) -> Request:
+    """A request with its parameters as they are frozen."""
     return Request(key, operation, chunk, epoch, target, json.dumps(parameters, ensure_ascii=False))
 
 
-def _key(*parts: str, epoch: int) -> str:
+def key_of(*parts: str, epoch: int) -> str:
+    """A key of ours from its parts."""
     # Parts are quoted because an account's id may hold a colon; the parameters are no part of the key, so that
     # other parameters under the same key are an error and not a second invoice.
     return OURS + ":".join(map(_key_part, parts)) + _epoch(epoch)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
 from billing.database import raw
 from billing.errors import CreditRefused
-from billing.invoicing import adjustment_store, invoice_store, number_store
+from billing.invoicing import adjustment_store, correction_store, invoice_store, number_store
+from billing.invoicing.correcting import CorrectionKind, credited
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent
 from billing.invoicing.invoices import Invoice
@@ -30,8 +33,13 @@ def issue_note(
     now: datetime,
     actor: str,
     coverables: Mapping[BillingPeriod, Mapping[str, Iterable[Coverable]]] | None = None,
+    reason: str = "",
+    content: Mapping[str, Any] | None = None,
+    tell: bool = True,
 ) -> StoredInvoice:
     """Issue a credit note. One that comes to nothing keeps no number; `coverables` is what credits can cover after it.
+
+    Where Stripe has the invoice it is against, it is to be told (`tell`), with `content`: `tollbook stripe sync` does.
 
     Raises CreditRefused where it draws what an invoice still to be issued gives back.
     """
@@ -57,6 +65,20 @@ def issue_note(
     if entry is not None:
         entry_id = columns["entry_id"] = ledger_store.post(connection, [entry])[entry.idempotency_key]
     credit_drawing.draw(connection, note, entry_id, now, actor)
-    detail = {"number": columns.get("number"), "period": of.period.name, "total_minor": note.total_minor}
+    number = columns.get("number")
+    detail = {"number": number, "period": of.period.name, "total_minor": note.total_minor, "reason": reason}
     audit.record(raw(connection), actor, "credit_note.issue", of.billing_account, detail)
-    return invoice_store.move(connection, stored, event, now, actor, **columns)
+    issued = invoice_store.move(connection, stored, event, now, actor, **columns)
+    if tell and credited(note) > 0 and (original := _in_stripe(connection, note)) is not None:
+        correction_store.add(
+            connection, original, CorrectionKind.CREDIT_NOTE, reason=reason or f"credit note {number}", actor=actor,
+            note_id=note.invoice_id, content=content,
+        )  # fmt: skip
+    return issued
+
+
+def _in_stripe(connection: Connection, note: Invoice) -> uuid.UUID | None:
+    """The invoice that a credit note is against, where Stripe has it."""
+    assert note.credits_invoice_id is not None, "a credit note is against an invoice"
+    stored = invoice_store.load(connection, note.credits_invoice_id)
+    return None if stored.stripe_invoice_id is None else note.credits_invoice_id

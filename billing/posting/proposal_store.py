@@ -20,6 +20,8 @@ class ProposalKind(StrEnum):
     REFUND_CREDIT = "credit.refund"
     POST_ENTRY = "ledger.post"
     CLOSE_BOOK = "ledger.close"
+    WRITE_OFF = "invoice.write_off"
+    PAID_ELSEWHERE = "invoice.pay"
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def major(amount: int, money: Currency) -> Decimal:
 def _other_side(moved: BalanceTransaction) -> AccountCode:
     if moved.category in ("refund", "refund_failure"):
         if CREDIT_NOTE in moved.metadata:
-            return AccountCode.ACCOUNTS_RECEIVABLE
+            return AccountCode.CUSTOMER_CREDIT_BALANCE
         if CREDIT in moved.metadata:
             return AccountCode.REFUNDS_PAYABLE
     return OTHER_SIDE.get(moved.category, AccountCode.SUSPENSE)

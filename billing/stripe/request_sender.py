@@ -72,14 +72,16 @@ class RequestSender:
         `make` builds the request of an epoch of its key. The same key and parameters are sent again until there is
         an answer. A key that Stripe may have forgotten, or that by now only repeats a stored refusal or 5xx, is not:
         then `look` finds what is there, which is adopted, and only if there is nothing the key's next epoch is used.
+        So it is when parameters are refused that would be others by now.
         """
         frozen = self._newest(make)
         while True:
             if not frozen.expired:
                 try:
                     return frozen.request.idempotency_key, self._try(frozen.request, send)
-                except (StripeServerError, StripeRefused):
-                    if not frozen.settled:
+                except (StripeServerError, StripeRefused) as error:
+                    refused = isinstance(error, StripeRefused)
+                    if not (frozen.settled or (refused and self._outdated(make, frozen.request))):
                         raise
             found = look()
             if found is not None:
@@ -105,6 +107,10 @@ class RequestSender:
         with self._connection.begin():
             request = make(epoch)
             return self._freeze(request) or stripe_request_store.newest(self._connection, [request.idempotency_key])
+
+    @staticmethod
+    def _outdated(make: Callable[[int], Request], request: Request) -> bool:
+        return make(request.epoch).parameters != request.parameters
 
     def _freeze(self, request: Request) -> FrozenRequest | None:
         # A customer outlives the invoice that it was made for.

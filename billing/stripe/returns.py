@@ -23,13 +23,18 @@ _SIGNED: Final = re.compile(r"(t|v1)=([0-9a-f]+)")
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """A dispute as it stands; `amount` in Stripe's integer of `currency`."""
+    """A dispute as it stands; `amount` in Stripe's integer of `currency`, `submissions` of evidence so far."""
 
     dispute_id: str
     status: str
     amount: int
     currency: str
     charge_id: str
+    reason: str
+    created_at: datetime
+    evidence_due_at: datetime | None
+    submissions: int
+    payment_intent: str | None = None
 
 
 def events(gateway: StripeGateway, since: datetime | None) -> Iterator[StripeEvent]:
@@ -44,7 +49,7 @@ def balance_transactions(gateway: StripeGateway, since: datetime | None) -> Iter
         theirs = (source.get("amount"), str(source.get("currency", "")).upper())
         code = found["currency"].upper()
         paid = None
-        if source.get("object") in ("charge", "refund") and theirs[1] != code:
+        if source.get("object") in ("charge", "dispute", "refund") and theirs[1] != code:
             sign = -1 if found["amount"] < 0 else 1
             paid = (sign * int(theirs[0] or 0), theirs[1])
         yield BalanceTransaction(
@@ -72,7 +77,31 @@ def customer_of_charge(gateway: StripeGateway, charge_id: str) -> str | None:
 def dispute(gateway: StripeGateway, dispute_id: str) -> Dispute:
     """A dispute as it stands now."""
     found = gateway.get("/v1/disputes/{}", dispute_id)
-    return Dispute(found["id"], found["status"], found["amount"], found["currency"].upper(), found["charge"])
+    details = found["evidence_details"]
+    due_by = details["due_by"]
+    return Dispute(
+        found["id"], found["status"], found["amount"], found["currency"].upper(), found["charge"], found["reason"],
+        _moment(found["created"]), due_by and _moment(due_by), details["submission_count"], found["payment_intent"],
+    )  # fmt: skip
+
+
+def invoice_of_payment(gateway: StripeGateway, payment_intent: str) -> str | None:
+    """The invoice that a payment was for, by its Stripe id."""
+    wanted = {"type": "payment_intent", "payment_intent": payment_intent}
+    for found in gateway.pages("/v1/invoice_payments", payment=wanted):
+        return str(found["invoice"])
+    return None
+
+
+def payments_left(gateway: StripeGateway, stripe_invoice: str) -> list[tuple[str, int]]:
+    """An invoice's payments, the newest first, each with what of it was not given back: (payment intent, amount)."""
+    found = []
+    for paid in gateway.pages("/v1/invoice_payments", invoice=stripe_invoice, status="paid"):
+        if (intent := paid["payment"]["payment_intent"]) is not None:
+            refunds = gateway.pages("/v1/refunds", payment_intent=intent)
+            back = sum(refund["amount"] for refund in refunds if refund["status"] not in ("failed", "canceled"))
+            found.append((str(intent), paid["amount_paid"] - back))
+    return found
 
 
 def event_of(found: Mapping[str, Any]) -> StripeEvent:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, literal, select, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
+from billing.invoicing import correction_store
 from billing.ledger.journal import AccountCode
 from billing.money import currency, to_minor, to_stripe
 from billing.posting.stripe_money import BalanceTransaction
@@ -129,9 +130,10 @@ def account_of_customer(connection: Connection, stripe_customer_id: str) -> str 
 
 
 def entries(connection: Connection) -> list[int]:
-    """The entries that book what moved in Stripe."""
+    """The entries that book what moved in Stripe, and what became of invoices there."""
     table = tables.stripe_balance_transactions
-    return list(connection.execute(select(table.c.entry_id).where(table.c.entry_id.is_not(None))).scalars())
+    moved = connection.execute(select(table.c.entry_id).where(table.c.entry_id.is_not(None))).scalars()
+    return [*moved, *correction_store.entries(connection)]
 
 
 def booked_nets(connection: Connection) -> dict[str, int]:
@@ -159,6 +161,11 @@ def nets(connection: Connection) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows}
 
 
+def kept(connection: Connection) -> int:
+    """How many events there are."""
+    return connection.execute(select(func.count()).select_from(tables.stripe_events)).scalar_one()
+
+
 def waiting(connection: Connection) -> int:
     """How many events are not handled."""
     table = tables.stripe_events
@@ -173,3 +180,10 @@ def problems(connection: Connection) -> list[Outcome]:
         Outcome(StripeEvent(r.event_id, r.type, r.object_id, r.created_at, r.body), r.outcome)
         for r in connection.execute(query)
     ]
+
+
+def heard_of(connection: Connection, object_id: str, kind: str) -> bool:
+    """Whether an event of a type came for an object."""
+    table = tables.stripe_events
+    query = select(func.count()).where(table.c.object_id == object_id, table.c.type == kind)
+    return connection.execute(query).scalar_one() > 0

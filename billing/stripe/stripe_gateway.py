@@ -38,6 +38,13 @@ _CHANGES: Final[Mapping[Operation, str]] = {
     Operation.ADD_LINES: "/v1/invoices/{}/add_lines",
     Operation.SET_NUMBER: "/v1/invoices/{}",
     Operation.FINALIZE: "/v1/invoices/{}/finalize",
+    Operation.CREDIT_NOTE: "/v1/credit_notes",
+    Operation.VOID: "/v1/invoices/{}/void",
+    Operation.MARK_UNCOLLECTIBLE: "/v1/invoices/{}/mark_uncollectible",
+    Operation.PAY_ELSEWHERE: "/v1/invoices/{}/pay",
+    Operation.REFUND: "/v1/refunds",
+    Operation.MOVE_BALANCE: "/v1/customers/{}/balance_transactions",
+    Operation.SUBMIT_EVIDENCE: "/v1/disputes/{}",
 }
 
 Json = Mapping[str, Any]
@@ -47,8 +54,9 @@ Json = Mapping[str, Any]
 class StripeInvoice:
     """An invoice in Stripe. Amounts in Stripe's integers; `lines` None where they were not all in the reply.
 
-    `paid_off_stripe`: what somebody has marked as paid in another way. `replayed`: the reply is the stored one of an
-    earlier request, so that the invoice may have changed since.
+    `paid_off_stripe`: what somebody has marked as paid in another way. `overpaid`: what was paid beyond what was due,
+    and is the customer's balance. `seen.amount_due` is before credit notes. `replayed`: the reply is the stored one of
+    an earlier request, so that the invoice may have changed since.
     `…_s` are Unix seconds of Stripe's clock.
     """
 
@@ -62,6 +70,11 @@ class StripeInvoice:
     due_s: int | None
     paid_off_stripe: int = 0
     replayed: bool = False
+    amount_paid: int = 0
+    amount_remaining: int = 0
+    overpaid: int = 0
+    attempts: int = 0
+    next_attempt_s: int | None = None
 
 
 def limits_of(settings: StripeSettings) -> Limits | None:
@@ -88,15 +101,19 @@ class StripeGateway:
     def create_customer(self, request: Request) -> str:
         """Create a customer as the frozen request says; its id."""
         assert request.operation is Operation.CREATE_CUSTOMER, request.operation
-        customer, _ = self._change(request)
-        return str(customer["id"])
+        return str(self.change(request)["id"])
 
     def change_invoice(self, request: Request) -> StripeInvoice:
         """Do to an invoice what the frozen request says; the invoice as it is then."""
         if request.operation is Operation.CREATE_CUSTOMER:
             raise ValueError("a customer is no invoice")
-        invoice, replayed = self._change(request)
-        return _invoice(invoice, replayed)
+        reply = self._change(request)
+        return _invoice(reply.data, (reply.headers or {}).get("Idempotent-Replayed") == "true")
+
+    def change(self, request: Request) -> Json:
+        """Do what the frozen request says; Stripe's JSON of what it made or changed."""
+        made: Json = self._change(request).data
+        return made
 
     def invoice(self, invoice_id: str) -> tuple[StripeInvoice, list[LineSeen]]:
         """An invoice with all its lines, as Stripe has it now."""
@@ -110,13 +127,12 @@ class StripeGateway:
         chosen = {"customer": customer} if customer else {}
         return (_invoice(found) for found in self.pages("/v1/invoices", **chosen))
 
-    def _change(self, request: Request) -> tuple[Json, bool]:
+    def _change(self, request: Request) -> Any:
         # The parameters are the frozen ones, as they are.
-        reply = self._call(
+        return self._call(
             "post", _CHANGES[request.operation], request.target, idempotency_key=request.idempotency_key,
             **request.decoded,
         )  # fmt: skip
-        return reply.data, (reply.headers or {}).get("Idempotent-Replayed") == "true"
 
     def pages(self, path: str, target: str = "", **parameters: Any) -> Iterator[Json]:
         """What a list has, page by page, to its end, as Stripe's JSON."""
@@ -156,7 +172,7 @@ def _invoice(found: Json, replayed: bool = False) -> StripeInvoice:
             customer=_id(found["customer"]),
             currency=found["currency"],
             total=found["total"],
-            amount_due=found["amount_due"],
+            amount_due=found["amount_due"] + found["pre_payment_credit_notes_amount"],
             starting_balance=found["starting_balance"],
             auto_advance=bool(found["auto_advance"]),
             collection_method=found["collection_method"] or "",
@@ -173,6 +189,11 @@ def _invoice(found: Json, replayed: bool = False) -> StripeInvoice:
         due_s=found["due_date"],
         paid_off_stripe=found.get("amount_paid_off_stripe") or 0,
         replayed=replayed,
+        amount_paid=found["amount_paid"],
+        amount_remaining=found["amount_remaining"],
+        overpaid=found.get("amount_overpaid") or 0,
+        attempts=found["attempt_count"],
+        next_attempt_s=found["next_payment_attempt"],
     )
 
 

@@ -13,7 +13,7 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
 from console import session
-from console.commands import invoice_evidence
+from console.commands import invoice_correction, invoice_evidence
 from console.commands.invoice_shown import major, note_told, print_invoice, write_forms
 from console.output import AsCsv, AsJson, document, listing, out, problems
 from console.progress import bars
@@ -41,7 +41,10 @@ def list_invoices(
     if as_json:
         document(found)
         return
-    columns = ("billing_account", "period", "number", "state", "currency", "total", "exact_total", "stripe_invoice_id")
+    columns = (
+        "billing_account", "period", "number", "state", "dunning", "currency", "total", "exact_total",
+        "stripe_invoice_id",
+    )  # fmt: skip
     rows = found if as_csv else [row | {"total": major(row["total"], row)} for row in found]
     listing(rows, columns, as_csv=as_csv, empty="no invoices; `tollbook close run PERIOD` draws them up")
 
@@ -135,3 +138,8 @@ def bill_advance(
 app.command()(invoice_evidence.preview)
 app.command()(invoice_evidence.explain)
 app.command()(invoice_evidence.verify)
+app.command()(invoice_correction.void)
+app.command("credit-note")(invoice_correction.credit_note)
+app.command("write-off")(invoice_correction.write_off)
+app.command()(invoice_correction.refund)
+app.command()(invoice_correction.pay)

@@ -21,7 +21,7 @@ def note_told(note: StoredInvoice) -> str:
     taken = from_minor(of.total_minor, of.identity.money)
     return (
         f"credit note {note.number or 'of nothing'} for {of.identity.billing_account}, {of.identity.period.name}:"
-        f" {taken} {of.identity.currency}, kept here until credit notes go to Stripe"
+        f" {taken} {of.identity.currency}"
     )
 
 
@@ -39,6 +39,9 @@ def print_invoice(found: dict[str, Any]) -> None:
         rate, base = percent(Decimal(row["rate"])), major(row["base"], found)
         out.print(f"tax {row['tax_group']} {rate} of {base}: {major(row['amount'], found)}")
     out.print(f"total {major(found['total'], found)} {found['currency']}", style="bold")
+    if found.get("dunning"):
+        left = "" if found["remaining"] is None else f", {major(found['remaining'], found)} left to pay"
+        out.print(f"collection: {found['dunning']}{left}")
     for row in found["credits"]:
         how = "pays" if row["pays"] else "is taken off above"
         out.print(f"credit {row['credit_id']} ({row['kind']}): {row['amount_exact']} {how}, {row['left']} left")

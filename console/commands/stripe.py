@@ -22,10 +22,12 @@ def sync(as_json: AsJson = False) -> None:
         found = sync_stripe.sync_stripe(engine, gateway=session.stripe(), now=session.clock(None))
     if as_json:
         document({"booked": found.booked, "events": found.events, "invoices_paid": found.paid,
-                  "waiting": found.waiting, "problems": list(found.problems)})  # fmt: skip
+                  "corrected": found.corrected, "waiting": found.waiting,
+                  "problems": list(found.problems)})  # fmt: skip
     else:
         out.print(f"{found.booked} balance transactions booked, {found.events} events handled,"
-                  f" {found.paid} invoices paid, {found.waiting} events wait")  # fmt: skip
+                  f" {found.paid} invoices paid, {found.corrected} corrections told,"
+                  f" {found.waiting} events wait")  # fmt: skip
     problems(found.problems)
     if found.problems:
         raise typer.Exit(1)

@@ -23,47 +23,21 @@ from billing.commands import sync_stripe as sync_module
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
-from billing.commands.sync_stripe import StripeSynced, sync_stripe
-from billing.commands.trial_balance import trial_balance
 from billing.database import transaction
 from billing.stripe import returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
 from console.stripe_receiver import PATH, build_app
-from tests.fixtures_stripe_twin import StripeTwin
+from tests.fixtures_stripe_twin import StripeTwin, act
 from tests.integration.billing.conftest import Crash, World, crash_at
+from tests.integration.billing.stripe_months import books, finalized, sync
 
 SECRET = "whsec_test"
-
-
-def act(twin: StripeTwin, name: str, **given: Any) -> dict[str, Any]:
-    """Somebody other than us does something in Stripe."""
-    status, _, done = twin.call("POST", f"/_twin/acts/{name}", json.dumps({"key": twin.key, **given}))
-    assert status == 200, done
-    return dict(done)
-
-
-def sync(world: World, gateway: StripeGateway, **changed: Any) -> StripeSynced:
-    return sync_stripe(world.engine, gateway=gateway, now=datetime.now(UTC), **changed)
-
-
-def books(world: World) -> dict[int, Decimal]:
-    balance = trial_balance(world.engine)
-    assert balance.balanced
-    return {row.code: row.debit - row.credit for row in balance.rows}
 
 
 @pytest.fixture
 def sent(world: World, gateway: StripeGateway) -> dict[str, str]:
     """Finalized invoices of 20.00 by account: their ids in Stripe."""
-    names = ("acme", "bolt", "cord")
-    world.customers(*names)
-    for name in names:
-        world.use(name, output_tokens=10_000)
-    world.rate()
-    world.draft()
-    done = world.send(gateway)
-    assert {i.outcome for i in done.invoices} == {Outcome.FINALIZED}
-    return {i.billing_account: str(i.stripe_invoice_id) for i in done.invoices}
+    return finalized(world, gateway, "acme", "bolt", "cord")
 
 
 def test_payments_refunds_disputes_and_payouts_are_booked_from_balance_transactions_once(

@@ -91,6 +91,7 @@ LEGAL = {
     (InvoiceState.DRAFT, InvoiceEvent.SETTLE_AS_ZERO, InvoiceState.ZERO),
     (InvoiceState.DRAFT, InvoiceEvent.CARRY, InvoiceState.CARRIED_BELOW_MINIMUM),
     (InvoiceState.DRAFT, InvoiceEvent.ISSUE, InvoiceState.ISSUED_LOCALLY),
+    (InvoiceState.ISSUED_LOCALLY, InvoiceEvent.TELL, InvoiceState.ISSUED),
     (InvoiceState.APPROVED, InvoiceEvent.FINALIZE, InvoiceState.FINALIZED),
     (InvoiceState.FINALIZED, InvoiceEvent.PAY, InvoiceState.PAID),
     (InvoiceState.FINALIZED, InvoiceEvent.VOID, InvoiceState.VOID),

@@ -31,7 +31,7 @@ def legs(transaction: BalanceTransaction, account: str | None = "acme") -> dict[
     [
         (moved("charge", 2000, 88), Code.ACCOUNTS_RECEIVABLE, "acme"),
         (moved("refund", -500), Code.REFUNDS, ""),
-        (moved("refund", -500, metadata={"credit_note": "CN-1"}), Code.ACCOUNTS_RECEIVABLE, "acme"),
+        (moved("refund", -500, metadata={"credit_note": "CN-1"}), Code.CUSTOMER_CREDIT_BALANCE, "acme"),
         (moved("refund", -500, metadata={"credit": "g1"}), Code.REFUNDS_PAYABLE, ""),
         (moved("refund_failure", 500), Code.REFUNDS, ""),
         (moved("dispute", -2000, 1500), Code.DISPUTE_RECEIVABLE, "acme"),

@@ -1,0 +1,277 @@
+"""What people do to invoices after they were finalized: void, credit, give back. Decided here; Stripe is told after.
+
+Each is one transaction with its line in the audit log; `send_corrections` then tells Stripe and books the answer. What
+needs two people (write-off, paid elsewhere) is proposed: commands/decide_proposal.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine
+
+from billing.bills.credits import Grant, GrantKind, TaxTreatment
+from billing.bills.documents import Payer
+from billing.commands.draft_invoices import draft_invoices
+from billing.database import raw, transaction
+from billing.errors import CorrectionRefused
+from billing.invoicing import correction_store, credit_store, invoice_store, rated_line_store, tax_store
+from billing.invoicing.billed_documents import billed_period
+from billing.invoicing.correcting import Correction, CorrectionKind, CorrectionState, credited, parts
+from billing.invoicing.credit_store import GivenCredit
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceState
+from billing.invoicing.invoices import AccountCredits, Invoice, InvoiceKind
+from billing.invoicing.late_drawing import INSTANT
+from billing.invoicing.reversing import goodwill_note, note_grant_id
+from billing.ledger import ledger_store
+from billing.ledger.journal import AccountCode
+from billing.money import ZERO, exactly, plain, to_minor, to_stripe, total
+from billing.plans import account_store
+from billing.posting.cancelling import cancel, notes_against
+from billing.posting.note_issuing import issue_note
+from billing.posting.stripe_money import major
+from billing.stripe import returns, returns_store, standing_store
+from billing.stripe.stripe_gateway import StripeGateway
+from streams import audit
+
+SENT: Final = "invoice.sent"
+CREDITABLE: Final = (InvoiceState.FINALIZED, InvoiceState.PAID)
+
+
+def void_invoice(
+    engine: Engine, reference: str, *, reason: str, now: datetime, actor: str, dry_run: bool = False
+) -> Correction:
+    """Void an invoice that nobody has got yet and nothing was paid of: all it billed is to be billed anew.
+
+    Its number stays used. Raises CorrectionRefused where it was delivered, paid in part, or credited: then a credit
+    note takes it back.
+    """
+    with transaction(engine, dry_run=dry_run) as connection:
+        stored = _found(connection, reference, (InvoiceState.FINALIZED,))
+        name, of = stored.number or reference, stored.invoice
+        standing = standing_store.standings(connection, [of.invoice_id]).get(of.invoice_id)
+        if returns_store.heard_of(connection, stored.stripe_invoice_id or "", SENT):
+            raise CorrectionRefused(f"{name} was delivered: `tollbook invoice credit-note {name} --reissue` instead")
+        if (standing is not None and standing.amount_paid) or notes_against(connection, of):
+            raise CorrectionRefused(
+                f"{name} is paid or credited in part: `tollbook invoice credit-note {name}` instead"
+            )
+        tried = connection.begin_nested()
+        cancel(connection, stored, reason=reason, now=now, actor=actor, tell=False)
+        tried.rollback()
+        made = correction_store.add(connection, of.invoice_id, CorrectionKind.VOID, reason=reason, actor=actor)
+        _audit(connection, actor, made, name)
+        return made
+
+
+def credit_invoice(
+    engine: Engine,
+    reference: str,
+    amounts: Mapping[str, Decimal] | None,
+    *,
+    reason: str,
+    now: datetime,
+    actor: str,
+    refund_from: StripeGateway | None = None,
+    dry_run: bool = False,
+) -> StoredInvoice:
+    """Issue a credit note against an invoice: over amounts by tax group, in major units before tax that comes on top;
+    or (None) over all that is left of it, which is then billed anew.
+
+    What was paid already is kept as unapplied cash, or goes back to the payer from `refund_from`. The same amounts for
+    the same reason are one credit note. Raises CorrectionRefused.
+    """
+    content: dict[str, Any] = {}
+    if refund_from is not None:
+        content["parts"] = _planned(engine, reference, amounts, reason, now, refund_from)
+    with transaction(engine, dry_run=dry_run) as connection:
+        note = _note(connection, reference, amounts, reason=reason, now=now, actor=actor, content=content)
+        detail = {"note": note.number, "reason": reason, **content}
+        audit.record(raw(connection), actor, "invoice.credit_note", reference, detail)
+        return note
+
+
+def _note(
+    connection: Connection,
+    reference: str,
+    amounts: Mapping[str, Decimal] | None,
+    *,
+    reason: str,
+    now: datetime,
+    actor: str,
+    content: Mapping[str, Any],
+) -> StoredInvoice:
+    stored = _found(connection, reference, CREDITABLE)
+    if amounts is None:
+        return cancel(connection, stored, reason=reason, now=now, actor=actor, tell=True, content=content)
+    of = stored.invoice
+    rated_line_store.lock_period(connection, of.identity.period)
+    account = of.identity.billing_account
+    said = repr([sorted((group, plain(amount)) for group, amount in amounts.items()), reason])
+    grant = Grant(
+        grant_id=note_grant_id(of.invoice_id, hashlib.sha256(said.encode()).hexdigest()[:10]),
+        kind=GrantKind.GOODWILL,
+        amount=total(amounts.values()),
+        currency=of.identity.currency,
+        effective=now,
+        granted_at=now,
+        tax_treatment=TaxTreatment.PRICE_REDUCTION,
+    )
+    if credit_store.states(connection, grant_ids=[grant.grant_id]):
+        raise CorrectionRefused(
+            "a credit note over this amount for this reason is there: say another reason for another"
+        )
+    known = credit_store.states(connection, accounts=[account])
+    documents = [
+        s.invoice for s in invoice_store.listed(connection, billing_account=account) if s.frozen_at is not None
+    ]
+    billed = billed_period(documents, of.identity.period, {s.grant.grant_id: s.grant for s in known})
+    if of.identity.kind is not InvoiceKind.USAGE or billed is None:
+        raise CorrectionRefused(f"an invoice of kind {of.identity.kind} is not credited by an amount")
+    missing = amounts.keys() - billed.remaining.groups.keys()
+    if missing:
+        raise CorrectionRefused(f"no line is of tax group {', '.join(sorted(missing))}")
+    tax = tax_store.in_force(connection, [account], of.identity.period.end - INSTANT)[account]
+    rounding = account_store.accounts(connection, [account])[account].rounding
+    credit_store.add(connection, GivenCredit(grant, account, reason, None), actor)
+    credits = AccountCredits(
+        [grant, *(s.grant for s in known)],
+        {grant.grant_id: grant.amount, **{s.grant.grant_id: s.drawable for s in known}},
+    )
+    note = goodwill_note(
+        billed, grant, dict(amounts), revision=invoice_store.notes_of(connection, account, of.identity.period),
+        payer=Payer(of.identity.money, tax, rounding), credits=credits,
+    )  # fmt: skip
+    return issue_note(connection, note, now=now, actor=actor, reason=reason, content=content)
+
+
+def _planned(
+    engine: Engine,
+    reference: str,
+    amounts: Mapping[str, Decimal] | None,
+    reason: str,
+    now: datetime,
+    gateway: StripeGateway,
+) -> list[tuple[str, int]]:
+    """From which payments a credit note's part that was paid goes back; as of what Stripe has now."""
+    with transaction(engine, dry_run=True) as connection:
+        note = _note(connection, reference, amounts, reason=reason, now=now, actor="plan", content={}).invoice
+        stripe_id = _found(connection, reference, CREDITABLE).stripe_invoice_id or ""
+    theirs, _ = gateway.invoice(stripe_id)
+    return _from_payments(gateway, stripe_id, max(0, credited(note) - theirs.amount_remaining), note)
+
+
+def refund_invoice(
+    engine: Engine,
+    reference: str,
+    amount: Decimal | None,
+    *,
+    gateway: StripeGateway,
+    reason: str,
+    actor: str,
+    note: str | None = None,
+    dry_run: bool = False,
+) -> Correction:
+    """Give back what was paid of an invoice, or an amount (major units), or what a credit note (`note`) took off.
+
+    Booked once Stripe's balance moves: against 4920, or what the credit note left as unapplied cash. Raises
+    CorrectionRefused.
+    """
+    with transaction(engine) as connection:
+        stored = _found(connection, reference, (InvoiceState.FINALIZED, InvoiceState.PAID, InvoiceState.UNCOLLECTIBLE))
+        of, stripe_id = stored.invoice, stored.stripe_invoice_id or ""
+        said: dict[str, Any] = {"note": None}
+        if note is not None:
+            said, amount = _of_note(connection, stored, note, amount)
+    payments = returns.payments_left(gateway, stripe_id)
+    money = of.identity.money
+    wanted = sum(left for _, left in payments) if amount is None else to_stripe(to_minor(amount, money), money)
+    content = {**said, "parts": _from_payments(gateway, stripe_id, wanted, of)}
+    if not content["parts"]:
+        raise CorrectionRefused(f"nothing was paid of {reference} in Stripe that could be given back")
+    with transaction(engine, dry_run=dry_run) as connection:
+        others = correction_store.listed(
+            connection, state=CorrectionState.OPEN, invoice_ids=[of.invoice_id], kind=CorrectionKind.REFUND
+        )
+        if others:
+            raise CorrectionRefused(
+                f"another refund of {reference} is under way: `tollbook stripe sync` goes on with it"
+            )
+        made = correction_store.add(
+            connection, of.invoice_id, CorrectionKind.REFUND, reason=reason, actor=actor, content=content
+        )
+        _audit(connection, actor, made, stored.number or reference)
+        return made
+
+
+def _of_note(
+    connection: Connection, stored: StoredInvoice, note: str, amount: Decimal | None
+) -> tuple[dict[str, Any], Decimal]:
+    """What a credit note left as unapplied cash and was not given back yet, or the amount of it that is asked for."""
+    found = invoice_store.find(connection, note)
+    of = stored.invoice
+    told = [
+        c
+        for c in correction_store.listed(connection, invoice_ids=[of.invoice_id])
+        if c.note_id == found.invoice.invoice_id or c.content.get("note") == found.number
+    ]
+    given = sum(part for c in told if c.state is not CorrectionState.REFUSED for _, part in c.content.get("parts", []))
+    money = of.identity.money
+    with exactly():
+        open_ = sum((_unapplied(connection, c) for c in told), ZERO) - major(given, money)
+    wanted = open_ if amount is None else amount
+    if not 0 < wanted <= open_:
+        raise CorrectionRefused(f"{note} has {plain(open_)} {money.code} left that was paid and not given back")
+    return {"note": found.number}, wanted
+
+
+def _unapplied(connection: Connection, correction: Correction) -> Decimal:
+    """What a credit note left as unapplied cash when it was told."""
+    booked = ledger_store.entry(connection, f"correction:{correction.correction_no}")
+    legs = () if booked is None else booked[1].postings
+    return total(-leg.amount for leg in legs if leg.account is AccountCode.CUSTOMER_CREDIT_BALANCE)
+
+
+def _from_payments(gateway: StripeGateway, stripe_id: str, amount: int, of: Invoice) -> list[tuple[str, int]]:
+    payments = returns.payments_left(gateway, stripe_id)
+    found = parts(amount, payments)
+    if found is None:
+        have = plain(major(sum(left for _, left in payments), of.identity.money))
+        raise CorrectionRefused(f"{have} {of.identity.currency} of its payments can be given back, not more")
+    return found
+
+
+def reissue(engine: Engine, stored: StoredInvoice, *, now: datetime, actor: str) -> list[Invoice]:
+    """Draw up at once what was taken back of an invoice, as adjustment invoices of its periods."""
+    drafted = draft_invoices(
+        engine, period=stored.invoice.identity.period, now=now, actor=actor,
+        billing_accounts=[stored.invoice.identity.billing_account], at_once=True,
+    )  # fmt: skip
+    if drafted.blocked:
+        raise CorrectionRefused("; ".join(reason for _, reason in drafted.blocked))
+    return list(drafted.changed)
+
+
+def find_invoice(engine: Engine, reference: str) -> StoredInvoice:
+    """An invoice as it is now. Raises UnknownInvoice."""
+    with transaction(engine) as connection:
+        return invoice_store.find(connection, reference)
+
+
+def _found(connection: Connection, reference: str, states: tuple[InvoiceState, ...]) -> StoredInvoice:
+    stored = invoice_store.find(connection, reference)
+    if stored.state not in states or stored.stripe_invoice_id is None:
+        raise CorrectionRefused(f"{reference} is {stored.state}: it must be {' or '.join(states)}, and in Stripe")
+    if (other := correction_store.open_end(connection, stored.invoice.invoice_id)) is not None:
+        raise CorrectionRefused(f"{other.kind} of {reference} is under way: `tollbook stripe sync` goes on with it")
+    return stored
+
+
+def _audit(connection: Connection, actor: str, made: Correction, name: str) -> None:
+    detail = {"correction": made.correction_no, "invoice": name, "reason": made.reason, **made.content}
+    audit.record(raw(connection), actor, f"invoice.{made.kind}", str(made.invoice_id), detail)

@@ -1,0 +1,106 @@
+"""Tell Stripe of what was done to invoices, each correction once, whatever happens on the way. It can be run again."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine
+
+from billing.database import SENDERS_MAX, connection, raw, transaction
+from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, StripeRefused
+from billing.invoicing import correction_store, invoice_store
+from billing.invoicing.correcting import Correction, CorrectionEvent, CorrectionKind, CorrectionState
+from billing.stripe.correction_sender import CorrectionSender
+from billing.stripe.request_sender import Circumstances
+from billing.stripe.sender_lock import account_held
+from billing.stripe.stripe_gateway import StripeGateway
+from streams import audit
+
+FINAL = (CorrectionKind.VOID, CorrectionKind.WRITE_OFF, CorrectionKind.PAID_ELSEWHERE, CorrectionKind.EVIDENCE)
+"""What Stripe refuses of these is over: nothing was done, neither there nor here."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionSent:
+    """A correction as it is after a run. `reason`: what hinders it, or why it was refused."""
+
+    correction: Correction
+    reason: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether Stripe has done it, and the books have it."""
+        return self.correction.state is CorrectionState.DONE
+
+
+def send_corrections(
+    engine: Engine,
+    *,
+    gateway: StripeGateway,
+    now: datetime,
+    actor: str = "tollbook",
+    correction_nos: Collection[int] | None = None,
+    but: Collection[int] = (),
+    checkpoint: Callable[[uuid.UUID, str], None] | None = None,
+    pause_s: float = 0.2,
+) -> list[CorrectionSent]:
+    """Tell Stripe of all corrections that are open (but some), or of those named; what became of each.
+
+    Those of one account go one after another. What needs a person says so and stops no other. Raises
+    StripeAccessRefused.
+    """
+    with transaction(engine) as opened:
+        open_ = correction_store.listed(opened, state=CorrectionState.OPEN)
+        open_ = [c for c in open_ if correction_nos is None or c.correction_no in correction_nos]
+        open_ = [c for c in open_ if c.correction_no not in but]
+        invoices = invoice_store.listed(opened, invoice_ids={c.invoice_id for c in open_}) if open_ else []
+    accounts = {s.invoice.invoice_id: s.invoice.identity.billing_account for s in invoices}
+    by_account: dict[str, list[Correction]] = defaultdict(list)
+    for correction in open_:
+        by_account[accounts[correction.invoice_id]].append(correction)
+    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s)
+    executor = ThreadPoolExecutor(min(gateway.limiter.senders, SENDERS_MAX), thread_name_prefix="correct")
+    try:
+        runs = [executor.submit(_all_of, engine, name, listed, given) for name, listed in by_account.items()]
+        return [sent for run in runs for sent in run.result()]
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _all_of(engine: Engine, account: str, listed: Sequence[Correction], given: Circumstances) -> list[CorrectionSent]:
+    with connection(engine) as opened, account_held(opened, account) as held:
+        if not held:
+            return [CorrectionSent(correction, "another sender is at it") for correction in listed]
+        found = []
+        for correction in listed:
+            reason = None
+            try:
+                CorrectionSender(opened, correction.correction_no, given).run()
+            except StripeAccessRefused:
+                raise
+            except BillingError as error:
+                reason = str(error)
+                with opened.begin():
+                    _hindered(opened, correction, error)
+            with opened.begin():
+                found.append(CorrectionSent(correction_store.one(opened, correction.correction_no), reason))
+        return found
+
+
+def _hindered(opened: Connection, correction: Correction, error: BillingError) -> None:
+    reason = str(error)
+    if isinstance(error, StripeRefused) and correction.kind in FINAL:
+        correction_store.end(opened, correction, CorrectionEvent.REFUSE, because=reason)
+        detail = {"correction": correction.correction_no, "reason": reason}
+        audit.record(
+            raw(opened), correction.made_by, f"invoice.{correction.kind}.refused", str(correction.invoice_id), detail
+        )
+        return
+    correction_store.hinder(opened, correction.correction_no, reason)
+    if correction.note_id is not None and not isinstance(error, StripeBusy | StripeOutcomeUnknown):
+        invoice_store.park(opened, correction.note_id, reason)

@@ -1,0 +1,245 @@
+"""Telling Stripe of one correction of an invoice, and booking what it did: resumed wherever it was broken off.
+
+The books follow the answer, in the transaction that ends the correction. Only the holder of the billing account's lock
+runs this, and nothing external happens inside a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from billing.errors import StripeRefused
+from billing.invoicing import correction_store, invoice_store
+from billing.invoicing.correcting import (
+    CORRECTION,
+    CorrectionEvent,
+    CorrectionKind,
+    CorrectionState,
+    balance_request,
+    credited,
+    evidence_request,
+    note_request,
+    refund_request,
+    simple_request,
+)
+from billing.invoicing.invoice_states import InvoiceEvent
+from billing.invoicing.sending import Request
+from billing.ledger import ledger_store
+from billing.plans import account_store
+from billing.posting.booking import booking
+from billing.posting.cancelling import cancel
+from billing.posting.correction_rules import corrected
+from billing.posting.stripe_money import major
+from billing.stripe import stripe_request_store
+from billing.stripe.request_sender import Circumstances, Parked, RequestSender
+from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
+
+Json = Mapping[str, Any]
+STATUS: Final[Mapping[CorrectionKind, str]] = {
+    CorrectionKind.VOID: "void",
+    CorrectionKind.WRITE_OFF: "uncollectible",
+    CorrectionKind.PAID_ELSEWHERE: "paid",
+}
+MOVES: Final[Mapping[CorrectionKind, InvoiceEvent]] = {
+    CorrectionKind.VOID: InvoiceEvent.VOID,
+    CorrectionKind.WRITE_OFF: InvoiceEvent.GIVE_UP,
+    CorrectionKind.PAID_ELSEWHERE: InvoiceEvent.PAY,
+}
+
+
+class CorrectionSender:
+    """Takes one correction from wherever it stands to its end."""
+
+    def __init__(self, connection: Connection, correction_no: int, given: Circumstances) -> None:
+        self._connection = connection
+        self._given = given
+        with connection.begin():
+            self._correction = correction_store.one(connection, correction_no)
+            self._stored = invoice_store.load(connection, self._correction.invoice_id)
+            account = self._stored.invoice.identity.billing_account
+            self._account = account_store.accounts(connection, [account])[account]
+        self._requests = RequestSender(connection, self._correction.invoice_id, account, given)
+
+    def run(self) -> None:
+        """Do what is still to be done. Raises Parked, StripeError and other BillingErrors."""
+        if self._correction.state is not CorrectionState.OPEN:
+            return
+        match self._correction.kind:
+            case CorrectionKind.CREDIT_NOTE:
+                self._credit()
+            case CorrectionKind.REFUND:
+                refunds = self._refund(self._correction.content.get("note"))
+                with self._connection.begin():
+                    self._end(refunds[-1][0])
+            case CorrectionKind.OVERPAYMENT:
+                self._unapply()
+            case CorrectionKind.EVIDENCE:
+                self._submit()
+            case _:
+                self._finish()
+        self._given.checkpoint(self._correction.invoice_id, f"stored {self._correction.kind}")
+
+    @property
+    def _gateway(self) -> StripeGateway:
+        return self._given.gateway
+
+    @property
+    def _target(self) -> str:
+        assert self._stored.stripe_invoice_id is not None, "only invoices in Stripe are corrected there"
+        return self._stored.stripe_invoice_id
+
+    def _finish(self) -> None:
+        """Void, write off, mark as paid elsewhere: Stripe first, then the books by what it answered."""
+        correction, identity = self._correction, self._stored.invoice.identity
+
+        def look() -> StripeInvoice | None:
+            found, _ = self._gateway.invoice(self._target)
+            paid_by_card = correction.kind is CorrectionKind.PAID_ELSEWHERE and not found.paid_off_stripe
+            return found if found.seen.status == STATUS[correction.kind] and not paid_by_card else None
+
+        key, theirs = self._asked(
+            lambda epoch: simple_request(correction, identity, stripe_invoice=self._target, epoch=epoch),
+            self._gateway.change_invoice,
+            look,
+        )
+        amounts = {
+            CorrectionKind.PAID_ELSEWHERE: theirs.paid_off_stripe,
+            CorrectionKind.WRITE_OFF: theirs.amount_remaining,
+        }
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, theirs.invoice_id)
+            entry_id = None
+            if correction.kind is CorrectionKind.VOID:
+                cancel(self._connection, self._stored, reason=correction.reason, now=self._given.now,
+                       actor=correction.made_by, tell=False)  # fmt: skip
+            else:
+                entry_id = self._book(amounts[correction.kind])
+            event, now = MOVES[correction.kind], self._given.now
+            invoice_store.move(self._connection, self._stored, event, now, correction.made_by, parked_because=None)
+            self._end(theirs.invoice_id, entry_id)
+
+    def _credit(self) -> None:
+        """A credit note of ours: what was paid of it already is linked to refunds, or credited out of band."""
+        correction = self._correction
+        assert correction.note_id is not None, "a credit note is one"
+        with self._connection.begin():
+            note = invoice_store.load(self._connection, correction.note_id)
+        number = note.number or ""
+        refunds = self._refund(number)
+        theirs, _ = self._gateway.invoice(self._target)
+
+        def make(epoch: int) -> Request:
+            return note_request(
+                correction, note.invoice, number, stripe_invoice=self._target, remaining=theirs.amount_remaining,
+                refunds=refunds, epoch=epoch,
+            )  # fmt: skip
+
+        def look() -> Json | None:
+            return self._ours(self._gateway.pages("/v1/credit_notes", invoice=self._target))
+
+        key, made = self._asked(make, self._gateway.change, look)
+        wanted = (credited(note.invoice), self._target, "issued")
+        if (made["total"], made["invoice"], made["status"]) != wanted:
+            raise Parked(f"Stripe's credit note {made['id']} over {made['total']} is not {number} over {wanted[0]}")
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, made["id"])
+            entry_id = self._book(made["post_payment_amount"])
+            invoice_store.move(
+                self._connection, note, InvoiceEvent.TELL, self._given.now, self._given.actor,
+                stripe_invoice_id=made["id"], stripe_customer_id=self._stored.stripe_customer_id, parked_because=None,
+            )  # fmt: skip
+            self._end(made["id"], entry_id)
+
+    def _refund(self, note: str | None) -> list[tuple[str, int]]:
+        """Give back the planned parts of payments, each once: the refunds with their amounts."""
+        found = []
+        for chunk, (intent, amount) in enumerate(self._correction.content.get("parts", [])):
+            found.append((self._give_back(intent, amount, chunk, note), amount))
+        return found
+
+    def _give_back(self, intent: str, amount: int, chunk: int, note: str | None) -> str:
+        def make(epoch: int) -> Request:
+            return refund_request(
+                self._correction, self._stored.invoice.identity, payment_intent=intent, amount=amount, chunk=chunk,
+                note=note, epoch=epoch,
+            )  # fmt: skip
+
+        def look() -> Json | None:
+            return self._ours(self._gateway.pages("/v1/refunds", payment_intent=intent), part=str(chunk))
+
+        key, made = self._asked(make, self._gateway.change, look)
+        if made["status"] not in ("succeeded", "pending"):
+            raise Parked(f"Stripe's refund {made['id']} is {made['status']}: {made.get('failure_reason')}")
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, made["id"])
+        return str(made["id"])
+
+    def _unapply(self) -> None:
+        """An overpayment leaves the customer's balance in Stripe, and is unapplied cash here."""
+        amount, customer = self._correction.content["amount"], self._stored.stripe_customer_id or ""
+
+        def make(epoch: int) -> Request:
+            return balance_request(
+                self._correction, self._stored.invoice.identity, customer=customer, amount=amount,
+                number=self._stored.number or "", epoch=epoch,
+            )  # fmt: skip
+
+        def look() -> Json | None:
+            return self._ours(self._gateway.pages("/v1/customers/{}/balance_transactions", customer))
+
+        key, moved = self._asked(make, self._gateway.change, look)
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, moved["id"])
+            self._end(moved["id"], self._book(amount))
+
+    def _submit(self) -> None:
+        identity, dispute = self._stored.invoice.identity, str(self._correction.content["dispute"])
+
+        def look() -> Json | None:
+            return self._ours([self._gateway.get("/v1/disputes/{}", dispute)])
+
+        key, made = self._asked(
+            lambda epoch: evidence_request(self._correction, identity, epoch), self._gateway.change, look
+        )
+        with self._connection.begin():
+            stripe_request_store.record_reply(self._connection, key, made["id"])
+            self._end(made["id"])
+
+    def _asked(
+        self, make: Callable[[int], Request], send: Callable[[Request], Any], look: Callable[[], Any]
+    ) -> tuple[str, Any]:
+        """As the requests ask; a refusal is none where what was asked for is there already."""
+        try:
+            return self._requests.ask(make, send, look)
+        except StripeRefused:
+            found = look()
+            if found is None:
+                raise
+            return make(0).idempotency_key, found
+
+    def _ours(self, listed: Any, **also: str) -> Json | None:
+        """What in a list says that it is this correction."""
+        wanted = {CORRECTION: str(self._correction.correction_no), **also}
+        for found in listed:
+            said = found["metadata"] or {}
+            if all(said.get(name) == value for name, value in wanted.items()):
+                return dict(found)
+        return None
+
+    def _book(self, amount: int) -> int | None:
+        """Book the correction over an amount in Stripe's integer, in the caller's transaction."""
+        identity = self._stored.invoice.identity
+        key, now = f"correction:{self._correction.correction_no}", self._given.now
+        where = booking(self._connection, key, legal_entity=identity.legal_entity, at=now, now=now)
+        entry = corrected(
+            self._correction, major(amount, identity.money), identity.currency, identity.billing_account, booking=where
+        )
+        return None if entry is None else ledger_store.post(self._connection, [entry])[key]
+
+    def _end(self, stripe_id: str, entry_id: int | None = None) -> None:
+        correction_store.end(
+            self._connection, self._correction, CorrectionEvent.ANSWER, stripe_id=stripe_id, entry_id=entry_id
+        )

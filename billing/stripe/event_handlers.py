@@ -1,0 +1,202 @@
+"""What to do about events of Stripe, by the kind of object: it is asked for as it is now, and ours follows it.
+
+So any order and any repeat come to the same. Each handler says in words what became of its events; WAITS keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import Connection, Engine
+
+from billing.database import transaction
+from billing.errors import StripeRefused, UnknownInvoice
+from billing.invoicing import correction_store, invoice_store
+from billing.invoicing.correcting import CORRECTION, CorrectionEvent, CorrectionKind, CorrectionState
+from billing.invoicing.dunning import Standing
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
+from billing.invoicing.sending import OURS
+from billing.ledger import ledger_store
+from billing.ledger.journal import reversal
+from billing.posting.booking import booking
+from billing.posting.stripe_money import dispute_lost
+from billing.stripe import returns, standing_store
+from billing.stripe.payers import customer_who_paid, payer
+from billing.stripe.returns_store import StripeEvent
+from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
+
+PERSON: Final = "needs a person: "
+WAITS: Final = "waits"
+PAID: Final = "paid"
+ECHOES: Final = ("invoice.created", "invoice.updated", "invoice.finalized", "customer.created", "credit_note.created")
+FAILED: Final = "invoice.payment_failed"
+UNPAID: Final = (InvoiceState.FINALIZED, InvoiceState.UNCOLLECTIBLE)
+NOT_ISSUED: Final = (InvoiceState.DRAFT, InvoiceState.APPROVED)
+
+Handler = Callable[[Engine, StripeGateway, Sequence[StripeEvent], datetime, str], str]
+
+
+def kind_of(event: StripeEvent) -> str:
+    """What an event is about, as HANDLERS has it; an echo says nothing that our request's reply has not said."""
+    if event.type.startswith("charge.dispute."):
+        return "dispute"
+    key = _asked_with(event)
+    changed_more = f":{CORRECTION}:" in key and event.type == "invoice.updated"
+    if event.type in ECHOES and key.startswith(OURS) and not changed_more:
+        return "echo"
+    return event.type.partition(".")[0]
+
+
+def _asked_with(event: StripeEvent) -> str:
+    """The idempotency key of the request that caused an event."""
+    request = json.loads(event.body).get("request") or {}
+    return str(request.get("idempotency_key") or "")
+
+
+def _invoice(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
+    """What an invoice is in Stripe by now, put onto ours."""
+    stripe_id = events[-1].object_id
+    try:
+        theirs, _ = gateway.invoice(stripe_id)
+    except StripeRefused as error:
+        return "gone" if error.code == "resource_missing" else f"{PERSON}{error}"
+    failed = max((event.created_at for event in events if event.type == FAILED), default=None)
+    with transaction(engine) as connection:
+        try:
+            stored = invoice_store.find(connection, stripe_id)
+        except UnknownInvoice:
+            return WAITS if _will_be_ours(connection, events[-1]) else "not ours"
+        standing_store.keep_standing(connection, stored.invoice.invoice_id, standing_of(theirs, failed))
+        return _settle(connection, stored, theirs, now, actor)
+
+
+def standing_of(theirs: StripeInvoice, failed: datetime | None) -> Standing:
+    """How an invoice of Stripe's stands; `failed`: when a payment of it is known to have failed."""
+    next_s = theirs.next_attempt_s
+    return Standing(
+        theirs.seen.status, theirs.amount_paid, theirs.amount_remaining, theirs.attempts,
+        None if next_s is None else datetime.fromtimestamp(next_s, UTC), failed,
+    )  # fmt: skip
+
+
+def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> str:
+    name, status = stored.number or theirs.invoice_id, theirs.seen.status
+    if stored.state in NOT_ISSUED:
+        # Its sender has not recorded yet what it has done: ours becomes what it is there first.
+        return WAITS if status in ("paid", "open") else "noted"
+    ours = correction_store.open_end(connection, stored.invoice.invoice_id) is not None
+    if theirs.overpaid:
+        reason = f"{name} was paid twice or with too much"
+        correction_store.add(
+            connection, stored.invoice.invoice_id, CorrectionKind.OVERPAYMENT, reason=reason, actor=actor,
+            content={"amount": theirs.overpaid},
+        )  # fmt: skip
+    if status == "paid" and stored.state in UNPAID:
+        if theirs.paid_off_stripe:
+            by_hand = (
+                f"{PERSON}{name} was marked as paid outside Stripe: book the receipt with `tollbook ledger propose`"
+            )
+            return WAITS if ours else by_hand
+        if stored.state is InvoiceState.UNCOLLECTIBLE:
+            _recover(connection, stored, now, actor)
+        invoice_store.move(connection, stored, InvoiceEvent.PAY, now, actor)
+        return PAID
+    if status in ("void", "uncollectible") and stored.state is InvoiceState.FINALIZED:
+        by_hand = f"{PERSON}{name} was made {status} in Stripe by hand; our books still have it as due"
+        return WAITS if ours else by_hand
+    return "noted"
+
+
+def _recover(connection: Connection, stored: StoredInvoice, now: datetime, actor: str) -> None:
+    """What was written off is paid after all: the entry is taken back."""
+    written_off = correction_store.listed(
+        connection, state=CorrectionState.DONE, invoice_ids=[stored.invoice.invoice_id], kind=CorrectionKind.WRITE_OFF
+    )
+    booked = ledger_store.entry(connection, f"correction:{written_off[-1].correction_no}") if written_off else None
+    if booked is None:
+        return
+    made = correction_store.add(
+        connection,
+        stored.invoice.invoice_id,
+        CorrectionKind.RECOVERY,
+        reason="paid after it was written off",
+        actor=actor,
+    )
+    entry_id, entry = booked
+    key = f"correction:{made.correction_no}"
+    where = booking(connection, key, legal_entity=entry.legal_entity, at=now, now=now)
+    back = reversal(
+        entry, entry_id=entry_id, idempotency_key=key, accounting_period=where.accounting_period,
+        effective_at=where.effective_at,
+    )  # fmt: skip
+    posted = ledger_store.post(connection, [back])[key]
+    correction_store.end(connection, made, CorrectionEvent.ANSWER, entry_id=posted)
+
+
+def _will_be_ours(connection: Connection, event: StripeEvent) -> bool:
+    """Whether an invoice that we do not know by its Stripe id says that it is one of ours: its reply is on the way."""
+    about = json.loads(event.body)["data"]["object"]
+    try:
+        claimed = uuid.UUID(str((about.get("metadata") or {}).get("invoice_id", "")))
+        return invoice_store.load(connection, claimed).stripe_invoice_id is None
+    except (ValueError, UnknownInvoice):
+        return False
+
+
+def _credit_note(
+    engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str
+) -> str:
+    """Credit notes of ours are booked with their request's answer; others are told."""
+    found = gateway.get("/v1/credit_notes/{}", events[-1].object_id)
+    claimed = str((found["metadata"] or {}).get(CORRECTION, ""))
+    with transaction(engine) as connection:
+        try:
+            stored = invoice_store.find(connection, str(found["invoice"]))
+        except UnknownInvoice:
+            return "not ours"
+        known = correction_store.listed(
+            connection, invoice_ids=[stored.invoice.invoice_id], kind=CorrectionKind.CREDIT_NOTE
+        )
+    ours = [each for each in known if str(each.correction_no) == claimed]
+    if not ours:
+        return (
+            f"{PERSON}credit note {found['number']} on {stored.number} was made in Stripe by hand; our books have none"
+        )
+    if found["status"] == "void":
+        return (
+            f"{PERSON}credit note {found['number']} on {stored.number} was voided in Stripe by hand; our books have it"
+        )
+    return "noted"
+
+
+def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
+    """A dispute that is lost is an expense from then on; what moves because of it comes as balance transactions."""
+    dispute_id = events[-1].object_id
+    found = returns.dispute(gateway, dispute_id)
+    customer = customer_who_paid(engine, gateway, found.charge_id)
+    theirs = None if found.payment_intent is None else returns.invoice_of_payment(gateway, found.payment_intent)
+    with transaction(engine) as connection:
+        account, entity = payer(connection, customer)
+        standing_store.keep_dispute(connection, found, account, _known_invoice(connection, theirs))
+        key = f"stripe:dispute:{dispute_id}:lost"
+        if found.status == "lost" and ledger_store.entry(connection, key) is None:
+            where = booking(connection, key, legal_entity=entity, at=now, now=now)
+            lost = dispute_lost(dispute_id, found.amount, found.currency, account, booking=where)
+            ledger_store.post(connection, [lost])
+    return f"dispute {found.status}"
+
+
+def _known_invoice(connection: Connection, stripe_id: str | None) -> uuid.UUID | None:
+    try:
+        return None if stripe_id is None else invoice_store.find(connection, stripe_id).invoice.invoice_id
+    except UnknownInvoice:
+        return None
+
+
+HANDLERS: Final[Mapping[str, Handler]] = {"invoice": _invoice, "credit_note": _credit_note, "dispute": _dispute}
+"""By the kind of object; events of all others are kept and nothing more."""

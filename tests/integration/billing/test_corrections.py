@@ -1,0 +1,282 @@
+"""What is done to invoices after they were finalized: in Stripe and in the books, once, and told to the last cent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from billing.commands.correct_invoice import credit_invoice, find_invoice, refund_invoice, reissue, void_invoice
+from billing.commands.decide_proposal import decide, propose
+from billing.commands.send_corrections import send_corrections
+from billing.commands.show_invoices import invoice_document, invoice_list
+from billing.errors import CorrectionRefused
+from billing.posting.proposal_store import ProposalKind
+from billing.stripe.stripe_gateway import StripeGateway
+from tests.fixtures_stripe_twin import StripeTwin, act
+from tests.integration.billing.conftest import World
+from tests.integration.billing.stripe_months import books, finalized, sync
+
+NOW = datetime(2026, 12, 3, tzinfo=UTC)
+
+
+@pytest.fixture
+def sent(world: World, gateway: StripeGateway) -> dict[str, str]:
+    """Finalized invoices of 20.00 by account: their ids in Stripe."""
+    return finalized(world, gateway, "acme", "bolt")
+
+
+def note_over(world: World, invoice: str, amount: str | None, **changed: Any) -> str:
+    """Issue a credit note over an amount, or all; its number."""
+    amounts = None if amount is None else {"std": Decimal(amount)}
+    made = credit_invoice(world.engine, invoice, amounts, reason="too slow", now=NOW, actor="ada", **changed)
+    assert made.number is not None
+    return made.number
+
+
+def shown(world: World, reference: str) -> dict[str, Any]:
+    return invoice_document(world.engine, reference)
+
+
+def audited(world: World, action: str) -> int:
+    return int(world.rows("select count(*) from usage.audit_log where action = :a", a=action)[0][0])
+
+
+def in_stripe(twin: StripeTwin, invoice: str) -> tuple[str, int, int]:
+    theirs = twin.client().v1.invoices.retrieve(invoice)
+    return str(theirs.status), theirs.amount_due, theirs.amount_remaining
+
+
+def agrees(world: World, gateway: StripeGateway) -> None:
+    """What is taken in twice changes nothing, nothing needs a person, and the books balance."""
+    assert sync(world, gateway).problems == ()
+    before = world.count("ledger.journal_entries")
+    again = sync(world, gateway)
+    assert (again.booked, again.waiting, again.corrected, again.problems) == (0, 0, 0, ())
+    assert world.count("ledger.journal_entries") == before
+
+
+def test_a_credit_note_before_payment_lowers_what_is_due_in_stripe_and_here(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    number = note_over(world, sent["acme"], "5")
+    assert shown(world, number)["state"] == "issued_locally"
+    assert sync(world, gateway).corrected == 1
+    note = shown(world, number)
+    assert (note["state"], note["total"], note["reason_not_in_stripe"]) == ("issued", -500, None)
+    (theirs,) = stripe_twin.client().v1.credit_notes.list({"invoice": sent["acme"]}).data
+    assert (theirs.id, theirs.total, theirs.pre_payment_amount) == (note["stripe_invoice_id"], 500, 500)
+    assert (theirs.memo, theirs.lines.data[0].unit_amount) == (number, 500)
+    assert in_stripe(stripe_twin, sent["acme"]) == ("open", 1500, 1500)
+    assert (books(world)[1100], books(world)[4900]) == (35, 5)
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    agrees(world, gateway)
+    assert (shown(world, sent["acme"])["state"], books(world)[1100]) == ("paid", 20)
+    assert audited(world, "credit_note.issue") == 1
+
+
+def test_a_credit_note_after_payment_is_unapplied_cash_until_it_is_given_back(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=1800)
+    sync(world, gateway)
+    number = note_over(world, sent["acme"], "5")
+    sync(world, gateway)
+    (theirs,) = stripe_twin.client().v1.credit_notes.list({"invoice": sent["acme"]}).data
+    assert (theirs.pre_payment_amount, theirs.out_of_band_amount) == (200, 300)
+    assert stripe_twin.client().v1.customers.retrieve(str(theirs.customer)).balance == 0
+    now = books(world)
+    assert (now[1100], now[2150], now[4900]) == (20, -3, 5)
+    agrees(world, gateway)
+    with pytest.raises(CorrectionRefused, match="3 USD left"):
+        refund_invoice(
+            world.engine, sent["acme"], Decimal("3.01"), gateway=gateway, reason="r", actor="ada", note=number
+        )
+    refund_invoice(world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada", note=number)
+    agrees(world, gateway)
+    (refund,) = stripe_twin.client().v1.refunds.list().data
+    assert (refund.amount, (refund.metadata or {})["credit_note"]) == (300, number)
+    assert (books(world).get(2150, 0), books(world).get(4920, 0)) == (0, 0)
+    with pytest.raises(CorrectionRefused, match="0 USD left"):
+        refund_invoice(world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada", note=number)
+
+
+def test_a_credit_note_can_give_back_at_once_what_was_paid_of_it(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=1200)
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    sync(world, gateway)
+    note_over(world, sent["acme"], "15", refund_from=gateway)
+    agrees(world, gateway)
+    (note,) = stripe_twin.client().v1.credit_notes.list().data
+    assert sorted(each.amount_refunded for each in note.refunds) == [700, 800]
+    assert note.out_of_band_amount is None
+    now = books(world)
+    assert (now[1100], now.get(2150, 0), now[4900]) == (20, 0, 15)
+    with pytest.raises(CorrectionRefused, match="more than what is left"):
+        note_over(world, sent["acme"], "5.01")
+
+
+def test_a_payment_on_the_way_changes_how_a_credit_note_is_split(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    number = note_over(world, sent["acme"], "5")
+    paid = []
+
+    def pay_before_it_is_sent(_: object, name: str) -> None:
+        if name == "sending credit_note 0" and not paid:
+            paid.append(act(stripe_twin, "pay", invoice=sent["acme"], amount=1900))
+
+    given: dict[str, Any] = {"now": NOW, "checkpoint": pay_before_it_is_sent, "pause_s": 0.01}
+    (first,) = send_corrections(world.engine, gateway=gateway, **given)
+    assert "must equal the post payment amount (400)" in str(first.reason)
+    assert "must equal" in shown(world, number)["parked_because"]
+    (then,) = send_corrections(world.engine, gateway=gateway, **given)
+    assert (then.done, then.reason) == (True, None)
+    (theirs,) = stripe_twin.client().v1.credit_notes.list().data
+    assert (theirs.pre_payment_amount, theirs.out_of_band_amount) == (100, 400)
+    assert (shown(world, number)["state"], shown(world, number)["parked_because"]) == ("issued", None)
+    agrees(world, gateway)
+
+
+def test_a_void_invoice_is_void_in_stripe_and_what_it_billed_is_billed_anew(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    before = books(world)
+    made = void_invoice(world.engine, sent["acme"], reason="wrong address", now=NOW, actor="ada")
+    assert shown(world, sent["acme"])["state"] == "finalized"
+    with pytest.raises(CorrectionRefused, match=r"void of .* is under way"):
+        note_over(world, sent["acme"], "5")
+    (done,) = send_corrections(world.engine, gateway=gateway, now=NOW, correction_nos=[made.correction_no])
+    assert done.done
+    agrees(world, gateway)
+    assert (shown(world, sent["acme"])["state"], in_stripe(stripe_twin, sent["acme"])[0]) == ("void", "void")
+    assert (books(world)[1100], books(world)[1150]) == (20, 20)
+    assert stripe_twin.client().v1.credit_notes.list().data == []
+    (drawn,) = reissue(world.engine, find_invoice(world.engine, sent["acme"]), now=NOW, actor="ada")
+    assert (drawn.identity.kind.value, drawn.total_minor) == ("adjustment", 2000)
+    again = {i.billing_account: i for i in world.send(gateway, now=NOW).invoices if i.changed}
+    assert again["acme"].number == "INV-000003", "the number of a void invoice stays used"
+    assert books(world) == before
+    assert audited(world, "invoice.void") == 1
+
+
+def test_a_delivered_or_partly_paid_invoice_is_credited_and_not_voided(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    client = stripe_twin.client()
+    customer = str(client.v1.invoices.retrieve(sent["acme"]).customer)
+    client.v1.customers.update(customer, {"email": "a@acme.example"})
+    act(stripe_twin, "pay", invoice=sent["bolt"], amount=100)
+    client.v1.invoices.retrieve(sent["acme"])
+    sync(world, gateway)
+    with pytest.raises(CorrectionRefused, match="paid or credited in part"):
+        void_invoice(world.engine, sent["bolt"], reason="r", now=NOW, actor="ada")
+    note_over(world, sent["bolt"], None)
+    agrees(world, gateway)
+    (note,) = client.v1.credit_notes.list().data
+    assert (note.total, note.pre_payment_amount, note.out_of_band_amount) == (2000, 1900, 100)
+    now = books(world)
+    assert (now[1100], now[1150], now[2150]) == (20, 20, -1)
+    (drawn,) = reissue(world.engine, find_invoice(world.engine, sent["bolt"]), now=NOW, actor="ada")
+    assert drawn.total_minor == 2000
+
+
+def two_people(world: World, kind: ProposalKind, invoice: str) -> None:
+    number = propose(world.engine, kind, invoice, {}, document="letter", now=NOW, actor="ada")
+    decide(world.engine, number, approved=True, now=NOW, actor="bob")
+
+
+def test_a_write_off_takes_two_people_and_comes_back_when_it_is_paid_after_all(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=500)
+    two_people(world, ProposalKind.WRITE_OFF, sent["acme"])
+    agrees(world, gateway)
+    written = shown(world, sent["acme"])
+    assert (written["state"], written["dunning"]) == ("uncollectible", "uncollectible")
+    assert in_stripe(stripe_twin, sent["acme"])[0] == "uncollectible"
+    assert (books(world)[1100], books(world)[5200]) == (20, 15)
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    agrees(world, gateway)
+    assert shown(world, sent["acme"])["state"] == "paid"
+    assert (books(world)[1100], books(world).get(5200, 0)) == (20, 0)
+
+
+def test_what_was_paid_elsewhere_takes_two_people_and_is_refused_where_it_was_paid_in_stripe_meanwhile(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    for invoice in sent.values():
+        two_people(world, ProposalKind.PAID_ELSEWHERE, invoice)
+    act(stripe_twin, "pay", invoice=sent["bolt"])
+    found = sync(world, gateway)
+    assert (found.corrected, [p.partition(":")[0] for p in found.problems]) == (
+        1,
+        [f"paid_elsewhere of invoice {iid(world, sent['bolt'])}"],
+    )
+    now = books(world)
+    assert (now.get(1100, 0), now[1020]) == (0, 20)
+    assert {i["state"] for i in invoice_list(world.engine)} == {"paid"}
+    agrees(world, gateway)
+
+
+def iid(world: World, reference: str) -> str:
+    return str(shown(world, reference)["invoice_id"])
+
+
+def test_refunds_are_booked_from_stripes_balance_and_not_more_than_was_paid(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=1200)
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    sync(world, gateway)
+    give: Callable[..., Any] = lambda amount: refund_invoice(  # noqa: E731
+        world.engine, sent["acme"], amount, gateway=gateway, reason="r", actor="ada"
+    )
+    give(Decimal(10))
+    with pytest.raises(CorrectionRefused, match="under way"):
+        give(Decimal(1))
+    agrees(world, gateway)
+    assert sorted(r.amount for r in stripe_twin.client().v1.refunds.list().data) == [200, 800]
+    assert books(world)[4920] == 10
+    with pytest.raises(CorrectionRefused, match="10 USD of its payments"):
+        give(Decimal("10.01"))
+    give(None)
+    agrees(world, gateway)
+    assert books(world)[4920] == 20
+    with pytest.raises(CorrectionRefused, match="nothing was paid"):
+        give(None)
+
+
+def test_what_is_paid_too_much_is_unapplied_cash_and_leaves_stripes_balance_of_the_customer(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=2600, overpay=True)
+    customer = str(stripe_twin.client().v1.invoices.retrieve(sent["acme"]).customer)
+    assert stripe_twin.client().v1.customers.retrieve(customer).balance == -600
+    agrees(world, gateway)
+    assert stripe_twin.client().v1.customers.retrieve(customer).balance == 0
+    assert (books(world)[1100], books(world)[2150]) == (20, -6)
+
+
+def test_credit_notes_that_somebody_makes_in_stripe_are_told_and_never_taken_over(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    stripe_twin.client().v1.credit_notes.create({"invoice": sent["acme"], "amount": 100})
+    (problem,) = sync(world, gateway).problems
+    assert "was made in Stripe by hand; our books have none" in problem
+    assert books(world)[1100] == 40
+
+
+def test_how_collection_stands_is_shown(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=500)
+    act(stripe_twin, "pay", invoice=sent["bolt"], fails=True)
+    sync(world, gateway)
+    found = {i["billing_account"]: (i["dunning"], i["paid"], i["remaining"]) for i in invoice_list(world.engine)}
+    assert found == {"acme": ("due", 500, 1500), "bolt": ("retrying", 0, 2000)}, "both are due in January"

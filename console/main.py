@@ -46,6 +46,7 @@ NOUNS: Final = {
     "ledger": FINANCE,
     "invoice": FINANCE,
     "stripe": FINANCE,
+    "dispute": FINANCE,
     "close": FINANCE,
     "approval": FINANCE,
     "reconcile": FINANCE,

@@ -1,0 +1,91 @@
+"""Disputes from the first inquiry to the end, in any currency, and their evidence: files made from usage."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing.commands.dispute_evidence import (
+    dispute_document,
+    dispute_list,
+    submit_evidence,
+    write_evidence,
+)
+from billing.commands.send_corrections import send_corrections
+from billing.commands.show_invoices import invoice_document
+from billing.errors import CorrectionRefused, UnknownDispute
+from billing.stripe.stripe_gateway import StripeGateway
+from streams.retention.archive_files import Archive
+from tests.fixtures_stripe_twin import StripeTwin, act
+from tests.integration.billing.conftest import World
+from tests.integration.billing.stripe_months import books, finalized, sync
+
+NOW = datetime(2026, 12, 3, tzinfo=UTC)
+
+
+def no_archive() -> Archive:
+    raise AssertionError("nothing is archived")
+
+
+def test_a_dispute_is_known_with_its_invoice_and_its_money_comes_and_goes(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    sent = finalized(world, gateway, "acme", "bolt")
+    eur: dict[str, Any] = {"settle": "eur", "rate": "0.9"}
+    paid = {name: act(stripe_twin, "pay", invoice=invoice, **eur)["id"] for name, invoice in sent.items()}
+    inquiry = act(stripe_twin, "dispute", charge=paid["acme"], inquiry=True)["id"]
+    sync(world, gateway)
+    assert books(world).get(1180, 0) == 0
+    act(stripe_twin, "decide", dispute=inquiry, won=True)
+    won, lost = (act(stripe_twin, "dispute", charge=paid[name], amount=1500)["id"] for name in ("acme", "bolt"))
+    sync(world, gateway)
+    by_id = {row["dispute_id"]: row for row in dispute_list(world.engine)}
+    assert (by_id[inquiry]["status"], by_id[won]["status"]) == ("warning_closed", "needs_response")
+    assert by_id[won]["billing_account"] == "acme"
+    assert by_id[won]["invoice_id"] == invoice_document(world.engine, sent["acme"])["invoice_id"]
+    assert books(world)[1180] == 30, "what was paid in dollars is disputed in dollars"
+    act(stripe_twin, "decide", dispute=won, won=True)
+    act(stripe_twin, "decide", dispute=lost, won=False)
+    sync(world, gateway)
+    now = books(world)
+    assert (now.get(1180, 0), now[4930], now[5110]) == (0, 15, 30)
+    assert {row["status"] for row in dispute_list(world.engine)} == {"warning_closed", "won", "lost"}
+    with pytest.raises(CorrectionRefused, match="evidence is not taken any more"):
+        submit_evidence(world.engine, lost, {}, actor="ada")
+    with pytest.raises(UnknownDispute):
+        dispute_document(world.engine, "du_nobody")
+
+
+def test_evidence_is_made_from_usage_and_submitted_once(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, tmp_path: Path
+) -> None:
+    sent = finalized(world, gateway, "acme")
+    charge = act(stripe_twin, "pay", invoice=sent["acme"])["id"]
+    dispute = act(stripe_twin, "dispute", charge=charge)["id"]
+    sync(world, gateway)
+    written = write_evidence(world.engine, no_archive, dispute, tmp_path / "a")
+    again = write_evidence(world.engine, no_archive, dispute, tmp_path / "b")
+    assert written.files == again.files
+    for name, digest in written.files.items():
+        assert hashlib.sha256((tmp_path / "a" / name).read_bytes()).hexdigest() == digest
+    document = json.loads((tmp_path / "a" / "invoice.json").read_text())
+    assert document["stripe_invoice_id"] == sent["acme"]
+    assert str(document["usage_digest"]) in written.texts["uncategorized_text"]
+    with (tmp_path / "a" / "usage_by_day.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert rows == [], "this month's usage has windows only"
+    for _ in range(2):
+        made = submit_evidence(world.engine, dispute, written.texts, actor="ada")
+        send_corrections(world.engine, gateway=gateway, now=NOW, correction_nos=[made.correction_no])
+    theirs = stripe_twin.client().v1.disputes.retrieve(dispute)
+    assert (theirs.status, theirs.evidence_details.submission_count) == ("under_review", 1)
+    assert theirs.evidence.product_description == written.texts["product_description"]
+    sync(world, gateway)
+    shown = dispute_document(world.engine, dispute)
+    assert (shown["submissions"], [each["state"] for each in shown["evidence"]]) == (1, ["done"])

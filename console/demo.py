@@ -26,7 +26,8 @@ from billing.commands.show_invoices import invoice_list
 from billing.commands.start_subscription import start_subscriptions
 from billing.money import currency, from_minor
 from billing.periods import parse_period
-from console import demo_quotas, session
+from console import demo_quotas, demo_webhooks, session
+from console.demo_webhooks import Delivered
 from console.main import run_with_messages
 from console.output import out, problems, table
 from console.progress import StageProgress, bars
@@ -101,6 +102,11 @@ def main() -> None:
         ):
             closed = [_close(engine, month, progress) for month in MONTHS]
         lost = _replies_lost()
+        with steps.step(
+            "Let a payer pay, and Stripe tell it twice",
+            "tollbook dev twin webhooks --repeat 1 · stripe listen · stripe status",
+        ):
+            told = demo_webhooks.pay_and_tell_twice(engine, MONTHS[0])
         with steps.step("Reconcile: events in = usage billed", "tollbook reconcile run 2026-10"):
             reports = [_reconcile(engine, month) for month in MONTHS]
         with steps.step(
@@ -112,6 +118,7 @@ def main() -> None:
         _show_tenants(engine, connection)
         _show_invoices(engine)
         _show_lost(lost)
+        _show_told(told)
     _show_reports(reports)
     demo_quotas.show(asked)
     out.print(table(steps.done, ("step", "seconds"), "Time of each step"))
@@ -229,6 +236,16 @@ def _show_lost(lost: int) -> None:
         out.print(
             f"{lost} reply of Stripe was lost after it had finalized an invoice: it was asked again under the same key,"
             " and there is one invoice, as the reconciliation below says",
+            soft_wrap=True,
+        )
+
+
+def _show_told(told: Delivered | None) -> None:
+    """What became of the webhooks that came twice."""
+    if told is not None:
+        out.print(
+            f"{told.number} was paid, and Stripe told it twice: {told.webhooks} webhooks for {told.events} events; each"
+            " event was kept once, and the payment is booked once, as the reconciliation below says",
             soft_wrap=True,
         )
 

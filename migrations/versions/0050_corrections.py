@@ -1,6 +1,6 @@
 """What is done to an invoice after it was finalized, told to Stripe once; how payers stand; disputes.
 
-Revision ID: 0046
+Revision ID: 0050
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from importlib import import_module
 
 from alembic import op
 
-revision = "0046"
-down_revision = "0045"
+revision = "0050"
+down_revision = "0049"
 branch_labels = None
 depends_on = None
 

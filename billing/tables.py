@@ -431,3 +431,63 @@ decisions = _table(
     *_text("decided_by", "reason"),
     *_times("decided_at"),
 )
+
+close_transitions = _table(
+    "close_transitions",
+    *_bigints("transition_no"),
+    *_text("month", "legal_entity", "billing_account", "from_state", "event", "to_state", "actor", "reason"),
+    *_text("recorded_by"),
+    Column("step", Integer),
+    Column("detail", JSONB),
+    *_times("at"),
+)
+
+close_cuts = _table(
+    "close_cuts",
+    *_bigints("cut_id"),
+    *_text("month", "actor", "digest"),
+    *_times("period_start", "period_end", "taken_at"),
+    Column("tenants", ARRAY(String)),
+    Column("coordinates", JSONB),
+)
+
+frozen_usage = _table(
+    "frozen_usage",
+    *_bigints("cut_id", "requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us"),
+    *_text("tenant_id", "billing_account", "plan", "version", "model", "adapter", "region", "tier", "status", "fault"),
+    *_text("usage_source", "rating_band", "digest"),
+    Column("row_no", Integer),
+    Column("segment_no", Integer),
+    *_times("service_start", "service_end"),
+)
+
+close_gate_results = _table(
+    "close_gate_results",
+    *_bigints("result_no", "compared"),
+    *_text("month", "gate"),
+    Column("differences", JSONB),
+    *_times("at"),
+)
+
+close_waivers = _table(
+    "close_waivers",
+    *_bigints("waiver_no"),
+    *_text("month", "gate", "key", "actor", "reason", "currency"),
+    *_amounts("low", "high"),
+    *_times("at"),
+)
+
+close_contents = _table(
+    "close_contents",
+    *_bigints("content_no"),
+    *_text("month", "billing_account", "content", "hash", "prepared_by"),
+    *_times("at"),
+)
+
+close_approvals = _table(
+    "close_approvals",
+    *_bigints("approval_no", "content_no"),
+    *_text("approved_by"),
+    Column("alone", Boolean),
+    *_times("at"),
+)

@@ -21,3 +21,11 @@ class MappingInvalid(ReconciliationError):
 
 class ReplayRefused(ReconciliationError):
     """A plan that cannot be made or applied."""
+
+
+class CloseRefused(ReconciliationError):
+    """Something that the close of a month does not allow, or not now."""
+
+
+class EvidenceBroken(ReconciliationError):
+    """An evidence pack that cannot be read as one."""

@@ -6,21 +6,22 @@ Fees in advance whose time has begun by then come first; what is earned of them 
 to earlier periods is rated: credit notes are issued, the rest is carried by the next invoices. Billing periods that are
 no calendar months are billed by the month that they end in; what goes on is accrued.
 
-The close's states, cut, gates and approval (docs/spec/money.md 11) are not here yet: `actor` prepares and approves.
+What prepares (`prepare_month`) and what issues (`finalize_month`) are apart: between them lie the gates and the
+approval of a close (`reconciliation/close`). `close_month` is both, with `actor` for both.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import Engine
 
 from billing.bills.documents import GRACE
-from billing.commands.close_other_periods import PeriodClosed, close_other_periods
+from billing.commands.close_other_periods import Choice, Chosen, PeriodClosed, close_other_periods, everything
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.expire_credits import CreditExpired, expire_credits
 from billing.commands.invoice_in_advance import NOTHING_IN_ADVANCE, AdvanceInvoiced, invoice_in_advance
@@ -33,6 +34,7 @@ from billing.commands.top_up_credit import ToppedUp, top_up_credits
 from billing.database import raw, transaction
 from billing.errors import PeriodNotEnded
 from billing.invoicing import adjustment_store
+from billing.invoicing.sending import SendingStep
 from billing.money import plain, total
 from billing.periods import BillingPeriod
 from billing.posting.fee_recognition import recognise_fees
@@ -142,27 +144,70 @@ def close_month(
 
     Raises PeriodNotEnded, and what rating, drafting and sending raise when nothing at all can go on.
     """
+    prepared = prepare_month(
+        engine, period=period, gateway=gateway, now=now, actor=actor, test=test, progress=progress, dry_run=dry_run
+    )
+    return finalize_month(engine, prepared, gateway=gateway, now=now, actor=actor, progress=progress)
+
+
+def prepare_month(
+    engine: Engine,
+    *,
+    period: BillingPeriod,
+    gateway: StripeGateway,
+    now: datetime,
+    actor: str,
+    test: bool = False,
+    progress: StageProgress | None = None,
+    dry_run: bool = False,
+    until: SendingStep = SendingStep.FINALIZED,
+    of: Chosen = everything,
+) -> MonthClosed:
+    """Rate and book a month that has ended, and draw its invoices up; what has been done is in what is returned.
+
+    Other billing periods that end in it are taken as far as `until`. `of` says what of each period is rated and drawn
+    up, earlier ones included. Raises as `close_month`.
+    """
     if now < period.end:
         raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: it is closed after that")
-
-    def stage(name: str) -> Callable[[int, int], None] | None:
-        return (lambda done, total: progress(name, done, total)) if progress else None
-
     with transaction(engine, dry_run=dry_run) as connection:
         audit.record(raw(connection), actor, "close.run", period.name, {"now": now.isoformat(), "test": test})
     to_rate = periods_to_rate_again(engine, before=period)
-    earlier = tuple(_rated_again(engine, each, terms, now, dry_run) for each, terms in to_rate.items())
-    others = close_other_periods(engine, month=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run)
+    earlier = tuple(_rated_again(engine, each, of(each), terms, now, dry_run) for each, terms in to_rate.items())
+    others = close_other_periods(
+        engine, month=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run, until=until, of=of
+    )
     # A day after its end a period is frozen: fees that begin until then are invoiced before its usage.
     in_advance = invoice_in_advance(
         engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
     )
-    rated = rate_period(engine, period=period, now=now, progress=stage("rate"), dry_run=dry_run)
+    chosen = of(period)
+    rated = rate_period(
+        engine, period=period, now=now, progress=_stage(progress, "rate"), dry_run=dry_run, tenants=chosen.tenants,
+        keep=chosen.keep,
+    )  # fmt: skip
     notes = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
-    drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run)
+    accounts = chosen.accounts() if chosen.accounts else None
+    drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run, billing_accounts=accounts)
+    return MonthClosed(period, rated, drafted, InvoicesSent(()), dry_run, (), in_advance, others, earlier, notes)
+
+
+def finalize_month(
+    engine: Engine,
+    prepared: MonthClosed,
+    *,
+    gateway: StripeGateway,
+    now: datetime,
+    actor: str,
+    progress: StageProgress | None = None,
+    billing_accounts: Collection[str] | None = None,
+) -> MonthClosed:
+    """Issue a month's invoices, of some billing accounts if given, and book what follows. Safe to repeat."""
+    period, dry_run, notes = prepared.period, prepared.dry_run, prepared.notes
     sent = send_invoices(
-        engine, period=period, gateway=gateway, now=now, actor=actor, progress=stage("send"), dry_run=dry_run
-    )
+        engine, period=period, gateway=gateway, now=now, actor=actor, progress=_stage(progress, "send"),
+        dry_run=dry_run, billing_accounts=billing_accounts,
+    )  # fmt: skip
     if notes.blocked:  # what waited for a credit that an invoice has given back by now
         again = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
         notes = CreditNotesIssued((*notes.notes, *again.notes), again.blocked)
@@ -175,10 +220,14 @@ def close_month(
     if not dry_run:
         seal_journals(engine)
         keep_balances(engine, effective_before=period.end)
-    return MonthClosed(
-        period, rated, drafted, sent, dry_run, tuple(expired), in_advance, others, earlier, notes, tuple(remeasured),
-        tuple(topped_up),
+    return replace(
+        prepared, sent=sent, notes=notes, expired=tuple(expired), topped_up=tuple(topped_up),
+        remeasured=tuple(remeasured),
     )  # fmt: skip
+
+
+def _stage(progress: StageProgress | None, name: str) -> Callable[[int, int], None] | None:
+    return (lambda done, total: progress(name, done, total)) if progress else None
 
 
 def _unbillable(rated: PeriodRated) -> Iterator[str]:
@@ -196,9 +245,11 @@ def periods_to_rate_again(engine: Engine, *, before: BillingPeriod) -> dict[Bill
         return settled_periods.unsettled(connection, adjustment_store.rated_periods(connection, before.start))
 
 
-def _rated_again(engine: Engine, period: BillingPeriod, terms: str, now: datetime, dry_run: bool) -> PeriodRated:
-    rated = rate_period(engine, period=period, now=now, dry_run=dry_run)
-    if rated.ok and not rated.unbillable:
+def _rated_again(
+    engine: Engine, period: BillingPeriod, chosen: Choice, terms: str, now: datetime, dry_run: bool
+) -> PeriodRated:
+    rated = rate_period(engine, period=period, now=now, dry_run=dry_run, tenants=chosen.tenants)
+    if rated.ok and not rated.unbillable and chosen.tenants is None:
         with transaction(engine, dry_run=dry_run) as connection:
             settled_periods.settle(connection, period, terms)
     return rated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -12,15 +12,34 @@ from sqlalchemy import Engine
 from billing.bills.documents import GRACE
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.invoice_in_advance import NOTHING_IN_ADVANCE, AdvanceInvoiced, invoice_in_advance
-from billing.commands.rate_period import PeriodRated, rate_period
+from billing.commands.rate_period import Keep, PeriodRated, rate_period
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.database import transaction
+from billing.invoicing.sending import SendingStep
 from billing.periods import BillingPeriod
 from billing.plans import account_store
 from billing.plans.schedules import periods_in
 from billing.stripe.stripe_gateway import StripeGateway
 
 NOTHING_SENT: Final = InvoicesSent(())
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What of a period is rated (None: all tenants), who is told of it, and whose invoices are drawn up after that
+    (None: all accounts')."""
+
+    tenants: Collection[str] | None = None
+    keep: Keep | None = None
+    accounts: Callable[[], Collection[str]] | None = None
+
+
+Chosen = Callable[[BillingPeriod], Choice]
+
+
+def everything(_: BillingPeriod) -> Choice:
+    """All of every period."""
+    return Choice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +67,20 @@ class PeriodClosed:
 
 
 def close_other_periods(
-    engine: Engine, *, month: BillingPeriod, gateway: StripeGateway, now: datetime, actor: str, dry_run: bool = False
+    engine: Engine,
+    *,
+    month: BillingPeriod,
+    gateway: StripeGateway,
+    now: datetime,
+    actor: str,
+    dry_run: bool = False,
+    until: SendingStep = SendingStep.FINALIZED,
+    of: Chosen = everything,
 ) -> tuple[PeriodClosed, ...]:
     """Take every billing period with time in a month, but the month itself, as far as the month goes.
 
-    In order of their ends, each after the fees in advance that begin until it is frozen.
+    In order of their ends, each after the fees in advance that begin until it is frozen. `until`: how far invoices go.
+    `of` says what of a period is rated and drawn up.
     """
     with transaction(engine) as connection:
         held = account_store.subscriptions_during(connection, month).values()
@@ -65,11 +93,20 @@ def close_other_periods(
             in_advance = invoice_in_advance(
                 engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
             )
-        rated = rate_period(engine, period=period, now=now, dry_run=dry_run, until=month.end)
+        chosen = of(period)
+        rated = rate_period(
+            engine, period=period, now=now, dry_run=dry_run, until=month.end, tenants=chosen.tenants, keep=chosen.keep
+        )
         if not ends:
             found.append(PeriodClosed(period, rated))
             continue
-        drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run)
-        sent = send_invoices(engine, period=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run)
+        accounts = chosen.accounts() if chosen.accounts else None
+        drafted = draft_invoices(
+            engine, period=period, now=now, actor=actor, dry_run=dry_run, billing_accounts=accounts
+        )
+        sent = send_invoices(
+            engine, period=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run, until=until,
+            billing_accounts=accounts,
+        )  # fmt: skip
         found.append(PeriodClosed(period, rated, drafted, sent, in_advance))
     return tuple(found)

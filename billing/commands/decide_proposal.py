@@ -26,6 +26,9 @@ from billing.posting.posting_rules import Booking, credit_refunded, credit_settl
 from billing.posting.proposal_store import Proposal, ProposalKind
 from streams import audit
 
+CarryOut = Callable[[Connection, Proposal, datetime, str], int | None]
+"""Does what is proposed, in the caller's transaction, for who approves it; the journal entry, if it made one."""
+
 
 def propose(
     engine: Engine,
@@ -37,14 +40,16 @@ def propose(
     now: datetime,
     actor: str,
     dry_run: bool = False,
+    others: Mapping[ProposalKind, CarryOut] | None = None,
 ) -> int:
     """Propose something; returns the proposal's number. It is tried out first, so that only what can be done is
-    proposed. Raises ProposalRefused, and what doing it raises."""
+    proposed. `others`: how kinds are carried out that are not billing's. Raises ProposalRefused, and what doing it
+    raises."""
     with transaction(engine, dry_run=dry_run) as connection:
         checked = manual_entries.checked(content, now=now) if kind is ProposalKind.POST_ENTRY else dict(content)
         number = proposal_store.add(connection, kind, subject, checked, document, actor)
         tried = connection.begin_nested()
-        _CARRY_OUT[kind](connection, proposal_store.one(connection, number), now, actor)
+        _carry_out(kind, others)(connection, proposal_store.one(connection, number), now, actor)
         tried.rollback()
         detail = {"proposal_no": number, "document": document, **checked}
         audit.record(raw(connection), actor, f"{kind}.propose", subject, detail)
@@ -60,6 +65,7 @@ def decide(
     actor: str,
     reason: str = "",
     dry_run: bool = False,
+    others: Mapping[ProposalKind, CarryOut] | None = None,
 ) -> Proposal:
     """Approve a proposal of another person, which carries it out, or reject it. The same again changes nothing.
 
@@ -73,7 +79,7 @@ def decide(
             raise ProposalRefused(f"proposal {proposal_no} is decided already, by {proposal.decided_by}")
         if proposal.proposed_by == actor:
             raise ProposalRefused(f"proposal {proposal_no} is your own: another person decides it")
-        entry_id = _CARRY_OUT[proposal.kind](connection, proposal, now, actor) if approved else None
+        entry_id = _carry_out(proposal.kind, others)(connection, proposal, now, actor) if approved else None
         proposal_store.decide(connection, proposal, approved=approved, actor=actor, reason=reason, entry_id=entry_id)
         detail = {"proposal_no": proposal_no, "reason": reason}
         audit.record(
@@ -137,7 +143,7 @@ def _close(connection: Connection, proposal: Proposal, now: datetime, actor: str
     period_closing.close_book(connection, proposal.subject, proposal.content["month"], now)
 
 
-def _correct(kind: CorrectionKind) -> Callable[[Connection, Proposal, datetime, str], None]:
+def _correct(kind: CorrectionKind) -> CarryOut:
     """Stripe is told of it by `tollbook stripe sync`, and the books follow its answer."""
 
     def carry_out(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:
@@ -152,7 +158,7 @@ def _correct(kind: CorrectionKind) -> Callable[[Connection, Proposal, datetime, 
     return carry_out
 
 
-_CARRY_OUT: Final[Mapping[ProposalKind, Callable[[Connection, Proposal, datetime, str], int | None]]] = {
+_CARRY_OUT: Final[Mapping[ProposalKind, CarryOut]] = {
     ProposalKind.SETTLE_CREDIT: _settle,
     ProposalKind.REFUND_CREDIT: _refund,
     ProposalKind.POST_ENTRY: _post,
@@ -160,6 +166,10 @@ _CARRY_OUT: Final[Mapping[ProposalKind, Callable[[Connection, Proposal, datetime
     ProposalKind.WRITE_OFF: _correct(CorrectionKind.WRITE_OFF),
     ProposalKind.PAID_ELSEWHERE: _correct(CorrectionKind.PAID_ELSEWHERE),
 }
+
+
+def _carry_out(kind: ProposalKind, others: Mapping[ProposalKind, CarryOut] | None) -> CarryOut:
+    return {**_CARRY_OUT, **(others or {})}[kind]
 
 
 def _booking(connection: Connection, state: CreditState, key: str, at: datetime, now: datetime) -> Booking:

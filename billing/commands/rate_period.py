@@ -33,13 +33,25 @@ from billing.posting.booking import closed_books
 from billing.posting.posting_rules import accrual
 from billing.rating import RatedLine, Rating, UnpricedUsage, difference
 from billing.usage import unbillable_store
-from billing.usage.period_usage import PeriodUsage, UnsubscribedUsage
+from billing.usage.period_usage import PeriodUsage, PieceSums, UnsubscribedUsage
 from billing.usage.unbillable_store import UnbillableEvent
 from streams.errors import EventsArchived
 from streams.usage.usage_ranges import UsageRange
 
 Progress = Callable[[int, int], None]
 Check = Callable[[str, str, Sequence[Piece]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRating:
+    """What a period was rated from: of each tenant that could be rated, its pieces with the usage in each."""
+
+    period: BillingPeriod
+    sums: Mapping[str, PieceSums]
+
+
+Keep = Callable[[Connection, KeptRating], None]
+"""Told what was rated in the transaction of the rating, all of which is then of one moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,7 @@ def rate_period(
     dry_run: bool = False,
     tenants: Collection[str] | None = None,
     until: datetime | None = None,
+    keep: Keep | None = None,
 ) -> PeriodRated:
     """Rate a billing period for every tenant that is billed by it (or those named).
 
@@ -116,10 +129,16 @@ def rate_period(
     Tenants with usage that is unpriced, negative or worth an absurd amount are left out whole and named; they cannot
     be invoiced until that is mended. Raises AccountingPeriodClosed.
     """
+    if keep is not None and isinstance(engine, Engine):
+        with rated_line_store.locked_snapshot(engine, period) as opened:
+            return rate_period(
+                opened, period=period, now=now, progress=progress, dry_run=dry_run, tenants=tenants, until=until,
+                keep=keep,
+            )  # fmt: skip
     with transaction(engine, dry_run=dry_run) as connection:
         rated_line_store.lock_period(connection, period)
         terms = term_digests(connection, period)  # before all that is read by them: a change meanwhile is noticed
-        by_tenant = account_store.subscriptions_in(connection, period)
+        subscribed = by_tenant = account_store.subscriptions_in(connection, period)
         if tenants is not None:
             by_tenant = {tenant_id: by_tenant[tenant_id] for tenant_id in tenants if tenant_id in by_tenant}
         plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
@@ -133,7 +152,8 @@ def rate_period(
         register_unbillable(connection, counted, by_tenant)
         too_old = unbillable_store.of_period(connection, period)
         usage = PeriodUsage(raw(connection), period, cuts, by_tenant, plans, too_old, _elsewhere(connection, period))
-        found = PeriodRated(period, (), (), (), (), tuple(usage.unsubscribed()), _waiting(too_old))
+        lost = tuple(u for u in usage.unsubscribed() if u.tenant_id in by_tenant or u.tenant_id not in subscribed)
+        found = PeriodRated(period, (), (), (), (), lost, _waiting(too_old))
         months = _months(period, now, until)
         for month in months:
             before = posted
@@ -146,6 +166,11 @@ def rate_period(
                     progress(done, len(cuts))
             _post(connection, period, month, rating.rated, rating.problems, terms, now)
             found = rating.added_to(found)
+        if keep is not None:
+            until = min(period.end, until or period.end)
+            keep(
+                connection, KeptRating(period, {t.tenant_id: usage.sums_of(t.tenant_id, until) for t in found.tenants})
+            )
         return found
 
 

@@ -20,6 +20,7 @@ from billing.invoicing import invoice_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
 from billing.invoicing.invoices import InvoiceKind
+from billing.invoicing.sending import SendingStep
 from billing.periods import BillingPeriod
 from billing.stripe.invoice_sender import InvoiceSender
 from billing.stripe.rate_limits import SENDERS
@@ -88,13 +89,15 @@ def send_invoices(
     dry_run: bool = False,
     checkpoint: Callable[[uuid.UUID, str], None] | None = None,
     pause_s: float = 0.2,
+    until: SendingStep = SendingStep.FINALIZED,
 ) -> InvoicesSent:
     """Send the drafts of a period but those for fees in advance, or those named, several at a time.
 
     With a period go the adjustment invoices of earlier ones; credit notes stay here.
 
     Of some billing accounts only, if given. `actor` approves them. What needs a person is parked with a text and does
-    not stop the others; what got no answer is left for a later run. A dry run only says what would be done.
+    not stop the others; what got no answer is left for a later run. A dry run only says what would be done. `until` a
+    step before the last one nothing is issued: drafts are frozen, or built in Stripe and compared.
     Raises StripeAccessRefused when the key is not accepted: then none is sent.
     """
     with transaction(engine) as opened:
@@ -111,7 +114,7 @@ def send_invoices(
     given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s)
     open_ = [s for s in stored if s.state in (InvoiceState.DRAFT, InvoiceState.APPROVED)]
     sent = {s.invoice.invoice_id: _seen(s, changed=False) for s in stored if s not in open_}
-    run = _Run(engine, given)
+    run = _Run(engine, given, until)
     senders = min(gateway.limiter.senders, SENDERS_MAX)
     executor = ThreadPoolExecutor(max_workers=senders, thread_name_prefix="send")
     try:
@@ -134,8 +137,9 @@ def send_invoices(
 class _Run:
     """Sends invoices from several threads, and stops trying when Stripe does not answer at all."""
 
-    def __init__(self, engine: Engine, given: Circumstances) -> None:
+    def __init__(self, engine: Engine, given: Circumstances, until: SendingStep) -> None:
         self._engine = engine
+        self._until = until
         self._given = given
         self._unanswered = 0
         self._guard = threading.Lock()
@@ -153,7 +157,7 @@ class _Run:
             if not held:
                 return _left(stored, "another sender is at it")
             try:
-                sender = InvoiceSender(opened, stored.invoice.invoice_id, self._given)
+                sender = InvoiceSender(opened, stored.invoice.invoice_id, self._given, until=self._until)
                 outcome = _seen(sender.run(), changed=True)
                 self._answered(True)
                 return outcome

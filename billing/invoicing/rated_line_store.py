@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
-from billing.database import add_rows
+from billing.database import add_rows, connection
 from billing.periods import BillingPeriod
 from billing.rating import LineIdentity, RatedLine
 
@@ -34,7 +35,29 @@ def lock_period(connection: Connection, period: BillingPeriod, *, shared: bool =
     Shared holders (freezing invoices) go beside each other, not beside a rating.
     """
     lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
-    connection.execute(select(lock(func.hashtextextended(f"rating/{period.name}", 0))))
+    connection.execute(select(lock(_lock_key(period))))
+
+
+@contextmanager
+def locked_snapshot(engine: Engine, period: BillingPeriod) -> Iterator[Connection]:
+    """A transaction that sees one moment only, which is after it has got the period's lock."""
+    with connection(engine) as opened:
+        with opened.begin():
+            opened.execute(select(func.pg_advisory_lock(_lock_key(period))))
+        try:
+            with opened.begin():
+                opened.execute(text("set transaction isolation level repeatable read"))
+                yield opened
+        finally:
+            if opened.invalidated:
+                opened.close()  # the session is gone, and the lock with it
+            else:
+                with opened.begin():
+                    opened.execute(select(func.pg_advisory_unlock(_lock_key(period))))
+
+
+def _lock_key(period: BillingPeriod) -> ColumnElement[Any]:
+    return func.hashtextextended(f"rating/{period.name}", 0)
 
 
 def tenant_periods(
@@ -107,8 +130,12 @@ def posted(
     *,
     billing_account: str | None = None,
     until: datetime | None = None,
+    up_to_line: int | None = None,
 ) -> dict[str, list[RatedLine]]:
-    """Every row of a period by tenant, in the order of posting; `until`: of the months that end by then."""
+    """Every row of a period by tenant, in the order of posting; `until`: of the months that end by then.
+
+    `up_to_line`: those that were there when this was the last number (`last_line`).
+    """
     table = tables.rated_lines
     query = (
         select(table)
@@ -119,7 +146,15 @@ def posted(
         query = query.where(table.c.billing_account == billing_account)
     if until is not None:
         query = query.where(_accrued_to() <= until)
+    if up_to_line is not None:
+        query = query.where(table.c.rated_line_no <= up_to_line)
     return _lines_by_tenant(connection.execute(query))
+
+
+def last_line(connection: Connection) -> int:
+    """The highest number of a row."""
+    highest = connection.execute(select(func.coalesce(func.max(tables.rated_lines.c.rated_line_no), 0)))
+    return int(highest.scalar_one())
 
 
 def accrued_in(connection: Connection, month: BillingPeriod) -> list[RatedLine]:

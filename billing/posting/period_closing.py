@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import Connection, func, select, update
@@ -18,10 +19,13 @@ from billing.usage import unbillable_store
 OPEN = (InvoiceState.DRAFT.value, InvoiceState.APPROVED.value)
 
 
-def close_book(connection: Connection, legal_entity: str, month: str, now: datetime) -> None:
+def close_book(
+    connection: Connection, legal_entity: str, month: str, now: datetime, *, parked: Collection[str] = ()
+) -> None:
     """Close a month's book; one that is closed stays so. It takes no further entry.
 
-    What is earned in it of fees in advance is booked first, and what rates did to balances in other currencies.
+    What is earned in it of fees in advance is booked first, and what rates did to balances in other currencies. The
+    invoices of billing accounts that are `parked` are not waited for.
 
     Raises PeriodNotEnded, and ProposalRefused while an earlier book, or an invoice of the month, is open, or usage that
     is too old to bill waits for its approval, or no exchange rate holds at the month's end that is needed.
@@ -43,6 +47,7 @@ def close_book(connection: Connection, legal_entity: str, month: str, now: datet
             invoices.c.service_end <= period.end,
             invoices.c.service_end > period.start,
             invoices.c.state.in_(OPEN),
+            invoices.c.billing_account.not_in(parked),
         )
     ).scalar_one()
     if waiting:

@@ -22,6 +22,7 @@ class ProposalKind(StrEnum):
     CLOSE_BOOK = "ledger.close"
     WRITE_OFF = "invoice.write_off"
     PAID_ELSEWHERE = "invoice.pay"
+    REOPEN_CLOSE = "close.reopen"
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,16 @@ LOOKS: Final = 3
 class InvoiceSender:
     """Takes one invoice from wherever it stands to finalized, or to the state it keeps locally."""
 
-    def __init__(self, connection: Connection, invoice_id: uuid.UUID, given: Circumstances) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        invoice_id: uuid.UUID,
+        given: Circumstances,
+        *,
+        until: SendingStep = SendingStep.FINALIZED,
+    ) -> None:
         self._connection = connection
+        self._until = until
         self._invoice_id = invoice_id
         self._given = given
         with connection.begin():
@@ -56,7 +64,10 @@ class InvoiceSender:
         self._requests = RequestSender(connection, invoice_id, account, given)
 
     def run(self) -> StoredInvoice:
-        """Do every step that is still to be done. Raises Parked, StripeError and other BillingErrors."""
+        """Do every step that is still to be done, up to the last one wanted; what is never sent is issued with it.
+
+        Raises Parked, StripeError and other BillingErrors.
+        """
         steps = {
             SendingStep.FROZEN: self._freeze,
             SendingStep.CUSTOMER_KNOWN: self._find_customer,
@@ -68,10 +79,24 @@ class InvoiceSender:
             SendingStep.FINALIZED: self._finalize,
         }
         while self._stored.state in (InvoiceState.DRAFT, InvoiceState.APPROVED):
+            locally = settled_locally(self._stored.invoice)
+            if self._reached(locally):
+                break
+            if locally is not None and self._stored.sending_step is SendingStep.FROZEN:
+                with self._connection.begin():
+                    self._stored = self._issue_locally(self._stored, locally, {})
+                break
             step = following(self._stored.sending_step)
             self._stored = steps[step](self._stored)
             self._given.checkpoint(self._invoice_id, f"stored {max(step, self._stored.sending_step, key=position)}")
         return self._stored
+
+    def _reached(self, locally: InvoiceEvent | None) -> bool:
+        """Whether what was wanted is done: of what is never sent only the last step issues it."""
+        if self._until is SendingStep.FINALIZED:
+            return False
+        wanted = SendingStep.FROZEN if locally else self._until
+        return position(self._stored.sending_step) >= position(wanted)
 
     def _set(self, stored: StoredInvoice, step: SendingStep, **columns: object) -> StoredInvoice:
         return invoice_store.set_columns(
@@ -93,12 +118,17 @@ class InvoiceSender:
                 if customer is not None:
                     return self._with_customer(stored, customer, frozen_at=self._given.now)
                 return self._set(stored, SendingStep.FROZEN, frozen_at=self._given.now)
-            columns: dict[str, object] = {"frozen_at": self._given.now, "parked_because": None}
-            if locally is InvoiceEvent.CARRY:
-                # A carried amount keeps its own document (13.16), so it is numbered; a zero statement is not (10).
-                columns["number"] = self._number(stored)
-                columns["issue_date"] = self._given.now.date()
-            return self._issue(stored, locally, columns)
+            if self._until is not SendingStep.FINALIZED:
+                return self._set(stored, SendingStep.FROZEN, frozen_at=self._given.now)
+            return self._issue_locally(stored, locally, {"frozen_at": self._given.now})
+
+    def _issue_locally(self, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object]) -> StoredInvoice:
+        columns["parked_because"] = None
+        if event is InvoiceEvent.CARRY:
+            # A carried amount keeps its own document (13.16), so it is numbered; a zero statement is not (10).
+            columns["number"] = self._number(stored)
+            columns["issue_date"] = self._given.now.date()
+        return self._issue(stored, event, columns)
 
     def _issue(self, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object]) -> StoredInvoice:
         """The invoice becomes due: its journal entry and its new state, in the caller's transaction."""

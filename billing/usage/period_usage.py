@@ -115,7 +115,7 @@ class PeriodUsage:
         if any(map(needs_events, plans)):
             used = self._events(tenant_id, {metric for plan in plans for metric in plan.declared_metrics}, until)
             return rate_used(used, self._period, cut[-1].subscription.terms, is_over=is_over, until=until)
-        sums = self._sums_of(tenant_id, until)
+        sums = self.sums_of(tenant_id, until)
         return rate(sums, self._period, versions=self._versions, is_over=is_over, until=until)
 
     def _events(self, tenant_id: str, metrics: Collection[str], until: datetime) -> list[tuple[Piece, list[Usage]]]:
@@ -135,8 +135,11 @@ class PeriodUsage:
         too_old = [each.usage for each in self._unbillable.get(tenant_id, ())]
         return left_out([usage for usage in self._retried.get(tenant_id, []) if usage not in too_old], bill)
 
-    def _sums_of(self, tenant_id: str, until: datetime) -> PieceSums:
-        """A tenant's pieces with the usage completed in each before a moment, less the attempts not delivered."""
+    def sums_of(self, tenant_id: str, until: datetime) -> PieceSums:
+        """A tenant's pieces with the usage completed in each before a moment, less the attempts not delivered.
+
+        Raises UsageUnavailable.
+        """
         if tenant_id in self._archived:
             raise UsageUnavailable(
                 f"tenant {tenant_id}: raw events of an hour in which its plan or prices change are only in the"

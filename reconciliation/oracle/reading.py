@@ -50,8 +50,8 @@ _CHARGE = _words(
 )
 _MODELS = _words("per_unit graduated volume package percentage prepaid flat seat one_off")
 _EVENT = _words(
-    "id completed started status fault source purpose request_id attempt metric quantity corrects input cached_input"
-    " output gpu_second pass_through_cost"
+    "id completed started status fault source purpose request_id attempt metric quantity corrects counts input"
+    " cached_input output gpu_second pass_through_cost"
 )
 _GRANT = _words("id kind amount currency tax_treatment priority effective expires granted_at paid_at applies_to note")
 _PAID = "paid"
@@ -295,7 +295,12 @@ def _event(plain: Plain, anywhere: int, order: int) -> Event:
 
 
 def _metrics(plain: Plain, requests: int) -> Mapping[str, Fraction]:
-    """Each metric is one of its own; uncached input = input − cached, total = all three (2)."""
+    """Each metric is one of its own; uncached input = input − cached, total = all three (2).
+
+    `counts` names them all: a percentage counts the event then only where its own metric is among them.
+    """
+    if "counts" in plain:
+        return {name: exact(quantity) for name, quantity in plain["counts"].items()}
     if "metric" in plain:
         return {plain["metric"]: exact(plain["quantity"])}
     whole, cached, output = (exact(plain.get(name, 0)) for name in ("input", "cached_input", "output"))

@@ -80,7 +80,7 @@ def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
         index = segments.version_at(segment.plan, priced_at)
         for key, charge in segment.plan.versions[index].charges.items():
             if charge.model == "percentage":
-                if event.is_request:
+                if event.is_request and charge.metric in bill.metrics:
                     result[key, (segment.number, index)].append((bill, bill.metrics[charge.metric]))
             elif charge.counts_usage and bill.metrics.get(charge.metric):
                 result[key, (segment.number, index)].append((bill, bill.metrics[charge.metric]))

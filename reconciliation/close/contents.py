@@ -1,0 +1,90 @@
+"""What a billing account's month comes to, as canonical JSON: what a person approves, and auditors read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from billing.commands.show_invoices import documents_of
+from billing.invoicing import invoice_store, rated_line_store
+from billing.invoicing.invoices import InvoiceKind
+from billing.ledger.journal_chain import canonical
+from billing.money import plain
+from billing.periods import BillingPeriod, rfc3339
+from billing.rating.differences import net
+from billing.rating.lines import Naming, RatedLine
+from reconciliation.close import freezing
+from reconciliation.close.collecting import Account
+from reconciliation.close.contracts import contracts
+from reconciliation.close.cut_checks import namings
+
+FORMAT: Final = "tollbook.close_content.v1"
+NOT_YET: Final = (
+    "number", "state", "issue_date", "due_date", "stripe_invoice_id", "stripe_customer_id", "hosted_invoice_url",
+    "reason_not_in_stripe", "parked_because",
+)  # fmt: skip
+"""What a draft does not have when it is approved."""
+
+
+def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str, Account]) -> dict[str, str]:
+    """By account what it comes to: a function of its cuts, and of its drafts, which are frozen."""
+    found: dict[str, dict[str, Any]] = {
+        name: {
+            "format": FORMAT, "month": month.name, "billing_account": name, "legal_entity": account.legal_entity,
+            "tenants": [], "documents": [],
+        }
+        for name, account in accounts.items()
+    }  # fmt: skip
+    payer = {tenant: name for name, account in accounts.items() for tenant in account.tenants}
+    for cut in freezing.cuts(connection, month.name, payer.keys()):
+        rows: dict[str, list[dict[str, Any]]] = {tenant_id: [] for tenant_id in cut.tenants}
+        for row in freezing.frozen_rows(connection, cut):
+            rows[row["tenant_id"]].append(freezing.written_row(row))
+        agreements = contracts(connection, cut.period, cut.tenants)
+        lines = rated_line_store.posted(connection, cut.period, up_to_line=cut.last_line)
+        naming = namings(connection, cut.period, cut.tenants)
+        for tenant_id in sorted(cut.tenants):
+            found[payer[tenant_id]]["tenants"].append(
+                {
+                    "tenant_id": tenant_id,
+                    "period": cut.period.name,
+                    "cut": cut.digest,
+                    "contract": agreements.get(tenant_id),
+                    "usage": rows[tenant_id],
+                    "rated_lines": [_line(each, naming[tenant_id]) for each in net(lines.get(tenant_id, ())).values()],
+                }
+            )
+    for document in _documents(connection, month, accounts):
+        found[document["billing_account"]]["documents"].append(document)
+    return {name: canonical(content).decode() for name, content in found.items()}
+
+
+def _documents(connection: Connection, month: BillingPeriod, accounts: Collection[str]) -> list[dict[str, Any]]:
+    """Drafts of the month, without what they get when they are issued."""
+    listed = invoice_store.listed(connection, of_month=month) + invoice_store.open_adjustments(connection, before=month)
+    own = [
+        s
+        for s in {s.invoice.invoice_id: s for s in listed}.values()
+        if s.invoice.identity.billing_account in accounts
+        and s.invoice.identity.kind not in (InvoiceKind.ADVANCE, InvoiceKind.CREDIT_NOTE)
+    ]
+    found = documents_of(connection, sorted(own, key=lambda s: str(s.invoice.invoice_id)))
+    return [{name: value for name, value in each.items() if name not in NOT_YET} for each in found]
+
+
+def _line(line: RatedLine, naming: Naming) -> dict[str, Any]:
+    identity = {name: str(value) for name, value in asdict(line.identity).items()}
+    model, adapter, region, tier = line.where
+    amounts = {
+        name: None if (value := getattr(line, name)) is None else plain(value)
+        for name in ("unit_price", "quantity", "free", "units", "included", "amount")
+    }
+    return identity | amounts | {
+        "key": naming.key(line.identity), "metric": str(line.metric), "model": model, "adapter": adapter,
+        "region": region, "tier": tier, "tax_group": line.tax_group, "currency": line.currency,
+        "billing_account": line.billing_account, "service_start": rfc3339(line.service_start),
+        "service_end": rfc3339(line.service_end),
+    }  # fmt: skip

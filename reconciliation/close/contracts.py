@@ -1,0 +1,173 @@
+"""What tenants are rated by and what they used, as plain data for the second rating: read as it is stored."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ARRAY, Connection, String, any_, cast, select
+
+from billing import tables
+from billing.commands.digest_usage import cut_by_account, passed_over_in
+from billing.database import raw
+from billing.periods import BillingPeriod, rfc3339
+from billing.plans import account_store
+from billing.plans.subscriptions import Piece
+from billing.usage import unbillable_store
+from billing.usage.billed_events import Attempt, Billed, billed_events
+from reconciliation.close.second_rating import Used
+from serving_adapter.events import decode
+from streams.errors import EventsArchived
+from streams.retention.archive_files import Archive
+from streams.rules.rating_bands import parse_band, started_at
+from streams.usage.event_reader import StoredEvent, as_of, events_of
+from streams.usage.usage_store import retried_usage
+
+
+def contracts(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, dict[str, Any]]:
+    """By tenant its subscriptions of a period, and those right before, with their plans' versions as stored."""
+    table = tables.subscriptions
+    query = (
+        select(table)
+        .where(
+            table.c.superseded_at.is_(None),
+            table.c.tenant_id == any_(cast(list(tenants), ARRAY(String))),
+            table.c.starts_at < period.end,
+            table.c.ends_at.is_(None) | (table.c.ends_at >= period.start),
+        )
+        .order_by(table.c.tenant_id, table.c.starts_at)
+    )
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in connection.execute(query):
+        found[row.tenant_id].append(
+            {
+                "plan": row.plan,
+                "starts_at": _instant(row.starts_at),
+                "bills_from": _instant(max(row.starts_at, row.trial_ends_at or row.starts_at)),
+                "ends_at": None if row.ends_at is None else _instant(row.ends_at),
+                "seats": row.seats,
+                "terms": row.terms | {"bill_statuses": sorted(row.bill_statuses)},
+            }
+        )
+    plans = _plans(connection, {each["plan"] for listed in found.values() for each in listed})
+    return {
+        tenant_id: {
+            "start": f"{period.start:%Y-%m-%d}",
+            "end": f"{period.end:%Y-%m-%d}",
+            "subscriptions": listed,
+            "plans": {name: plans[name] for name in sorted({each["plan"] for each in listed})},
+        }
+        for tenant_id, listed in found.items()
+    }
+
+
+def _plans(connection: Connection, names: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    table = tables.plan_versions
+    query = select(table).where(table.c.plan == any_(cast(list(names), ARRAY(String))))
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in connection.execute(query.order_by(table.c.plan, table.c.valid_from)):
+        found[row.plan].append({"version": row.version, "from": _instant(row.valid_from), **row.content})
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class RawUsage:
+    """What a tenant used below a cut: each event for the second rating, and those that bill in their pieces."""
+
+    used: list[Used]
+    billed: list[Billed]
+
+
+class RawUsageReader:
+    """Reads tenants' raw events of a period below a cut. What belongs to all tenants is read once."""
+
+    def __init__(self, connection: Connection, period: BillingPeriod, below: Mapping[str, int]) -> None:
+        self._connection = connection
+        self._period = period
+        self._below = below
+        payers = account_store.subscriptions_in(connection, period)
+        self._passed_over = passed_over_in(connection, period, payers)
+        self._cuts: dict[str, list[Piece]] = defaultdict(list)
+        for cut in cut_by_account(connection, period, payers).values():
+            for tenant_id, pieces in cut.items():
+                self._cuts[tenant_id] += pieces
+        self._elsewhere = self._other_attempts()
+        self._too_old = {
+            tenant_id: {each.key for each in listed}
+            for tenant_id, listed in unbillable_store.of_period(connection, period).items()
+        }
+
+    def of(self, tenant_id: str) -> RawUsage:
+        """A tenant's usage. Raises EventsArchived."""
+        opened, period = raw(self._connection), self._period
+        found = events_of(opened, _not_opened, tenant_id, period.start, period.end)
+        too_old = self._too_old.get(tenant_id, set())
+        events = [
+            each
+            for each in as_of(opened, found, self._below)
+            if (each.request_id, each.attempt, each.kind, each.correction_no) not in too_old
+        ]
+        pieces = sorted(self._cuts[tenant_id], key=lambda piece: piece.start)
+        passed_over: Collection[Attempt] = self._passed_over.get(tenant_id, ())
+        billed = list(billed_events(events, tenant_id, pieces, passed_over))
+        return RawUsage([*_used(events, tenant_id), *self._elsewhere.get(tenant_id, ())], billed)
+
+    def _other_attempts(self) -> dict[str, list[Used]]:
+        """Attempts of the period's requests that completed outside of it: which one bills is decided over all."""
+        period = self._period
+        found: dict[str, list[Used]] = defaultdict(list)
+        for each in retried_usage(raw(self._connection), period.start, period.end):
+            q = each.quantity
+            if not period.contains(each.completed_at) and q.requests:
+                found[q.tenant_id].append(
+                    Used(
+                        f"{each.request_id}#{each.attempt}", _instant(each.completed_at), q.model, q.adapter, q.region,
+                        q.tier, q.status, q.fault, q.usage_source, q.requests, q.input_tokens, q.cache_hit_tokens,
+                        q.output_tokens, q.gpu_us, request_id=each.request_id, attempt=each.attempt,
+                    )
+                )  # fmt: skip
+        return found
+
+
+def _used(events: Iterable[StoredEvent], tenant_id: str) -> Iterator[Used]:
+    if tenant_id.startswith("_"):
+        return
+    context: dict[Attempt, int] = {}
+    for event in events:
+        if event.purpose != "tenant":
+            continue
+        attempt = event.request_id, event.attempt
+        usage = event.kind == "usage"
+        if usage and (event.counts or attempt not in context):
+            context[attempt] = event.input_tokens
+        identity = f"{event.request_id}#{event.attempt}"
+        said = decode(event.raw)
+        yield Used(
+            identity if usage else f"{identity}/{event.correction_no}", _instant(event.completed_at), event.model,
+            event.adapter, event.region, event.tier, event.status, event.fault, event.usage_source, int(usage),
+            event.input_tokens, event.cache_hit_tokens, event.output_tokens, event.gpu_us,
+            context=context.get(attempt, event.input_tokens),
+            started=_instant(started_at(said, event.completed_at)),
+            request_id=event.request_id, attempt=event.attempt, corrects=None if usage else identity,
+            labels=said.labels or {},
+        )  # fmt: skip
+
+
+def frozen_as_used(row: Mapping[str, Any], number: int) -> Used:
+    """A row of frozen usage for the second rating: by its band what depends on a single request."""
+    band = parse_band(row["rating_band"])
+    return Used(
+        f"row-{number}", row["service_start"], row["model"], row["adapter"], row["region"], row["tier"], row["status"],
+        row["fault"], row["usage_source"], row["requests"], row["input_tokens"], row["cache_hit_tokens"],
+        row["output_tokens"], row["gpu_us"], context=band.context, started=band.price_version,
+    )  # fmt: skip
+
+
+def _instant(at: Any) -> str:
+    return rfc3339(at, timespec="microseconds")
+
+
+def _not_opened() -> Archive:
+    raise EventsArchived("a month is closed while its raw events are in the database")

@@ -1,0 +1,139 @@
+"""R2 and R3: a cut against the raw events below it, and against the second rating of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from billing.invoicing import rated_line_store
+from billing.money import ZERO, exactly, plain
+from billing.periods import BillingPeriod
+from billing.plans import account_store, plan_store
+from billing.plans.subscriptions import pieces
+from billing.rating import is_billable
+from billing.rating.differences import net
+from billing.rating.lines import LineKind, Naming, RatedLine
+from billing.usage.billed_events import Billed
+from reconciliation.agreement import Check, compare
+from reconciliation.close import freezing
+from reconciliation.close.contracts import RawUsageReader, contracts
+from reconciliation.close.freezing import COUNTS, Cut
+from reconciliation.close.second_rating import NO_DECIMAL, NotRerated, rated_again
+from reconciliation.comparison import Difference, Value
+from streams.errors import EventsArchived
+from streams.rules.windows import UsageQuantity
+
+KEYS: Final = ("model", "adapter", "region", "tier", "status", "fault", "usage_source")
+
+
+class CutChecks:
+    """Compares cuts one after another; what it found is in `checks`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._digests: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
+        self._usage: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
+        self._rated: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
+        self._hindered: list[Difference] = []
+
+    def add(self, cut: Cut) -> None:
+        """Compare a cut, of its tenants."""
+        rows = freezing.frozen_rows(self._connection, cut)
+        self._add_digests(cut, rows)
+        agreements = contracts(self._connection, cut.period, cut.tenants)
+        self._add_frozen(rows, agreements)
+        reader = RawUsageReader(self._connection, cut.period, cut.below)
+        lines = rated_line_store.posted(self._connection, cut.period, up_to_line=cut.last_line)
+        naming = namings(self._connection, cut.period, cut.tenants)
+        again, rated = self._rated
+        for tenant_id in sorted(cut.tenants):
+            where = f"{tenant_id}/{cut.period.name}"
+            try:
+                used = reader.of(tenant_id)
+                self._add_billed(tenant_id, used.billed)
+                found = rated_again(agreements[tenant_id], used.used)
+            except (NotRerated, EventsArchived) as error:
+                self._hindered.append(Difference(f"{where}/not rated again: {error}", "rated", None))
+                continue
+            first = told(lines.get(tenant_id, ()), naming[tenant_id])
+            rated |= {f"{where}/{key}": value for key, value in first.items() if found.get(key) != NO_DECIMAL}
+            again |= {f"{where}/{key}": Decimal(value) for key, value in found.items() if value != NO_DECIMAL}
+
+    @property
+    def checks(self) -> list[Check]:
+        """All that was compared."""
+        second = compare("rated again", "second rating", "rated lines", *self._rated)
+        return [
+            compare("frozen usage is as it was cut", "digests", "digests of what is there", *self._digests),
+            compare("raw events are frozen", "raw events below the cut", "frozen usage", *self._usage),
+            Check(
+                second.name, second.left, second.right, second.compared + len(self._hindered),
+                (*second.differences, *self._hindered),
+            ),
+        ]  # fmt: skip
+
+    def _add_digests(self, cut: Cut, rows: Iterable[Mapping[str, Any]]) -> None:
+        stored, there = self._digests
+        stored[f"cut {cut.cut_id}"] = cut.digest
+        there[f"cut {cut.cut_id}"] = freezing.cut_digest(
+            cut.coordinates, freezing.digests_of(self._connection, cut.cut_id)
+        )
+        for row in rows:
+            key = f"{row['tenant_id']}/cut {cut.cut_id}/row {row['row_no']}"
+            stored[key], there[key] = row["digest"], freezing.row_digest(row)
+
+    def _add_frozen(self, rows: Iterable[Mapping[str, Any]], agreements: Mapping[str, Mapping[str, Any]]) -> None:
+        bill = {
+            t: {s for sub in c["subscriptions"] for s in sub["terms"]["bill_statuses"]} for t, c in agreements.items()
+        }
+        for row in rows:
+            quantity = UsageQuantity(row["tenant_id"], *(row[name] for name in (*KEYS, "rating_band", *COUNTS)))
+            if is_billable(quantity, tuple(bill.get(quantity.tenant_id, ()))):
+                key = "/".join(str(row[name]) for name in ("tenant_id", "segment_no", "version", *KEYS))
+                _add(self._usage[1], key, {name: row[name] for name in COUNTS})
+
+    def _add_billed(self, tenant_id: str, billed: Iterable[Billed]) -> None:
+        for each in billed:
+            event, piece = each.event, each.piece
+            names = (getattr(event, name) for name in KEYS)
+            key = "/".join((tenant_id, str(piece.segment_no), piece.version.version, *names))
+            counts = {name: getattr(event, name) for name in COUNTS if name != "requests"}
+            _add(self._usage[0], key, counts | {"requests": int(event.kind == "usage")})
+
+
+def _add(into: dict[str, Value], key: str, counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        if value := int(into.get(f"{key}/{name}", 0)) + count:
+            into[f"{key}/{name}"] = value
+        else:
+            into.pop(f"{key}/{name}", None)
+
+
+def namings(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, Naming]:
+    """How each tenant's lines of a period are called: by how many segments and versions there are."""
+    plans = plan_store.plans(connection)
+    versions = {name: plan.versions for name, plan in plans.items()}
+    counts = {name: len(listed) for name, listed in versions.items()}
+    subscribed = account_store.subscriptions_in(connection, period)
+    found = {}
+    for tenant_id in tenants:
+        cut = pieces(subscribed.get(tenant_id, ()), versions, period)
+        found[tenant_id] = Naming({tenant_id: max((p.segment_no for p in cut), default=1)}, counts)
+    return found
+
+
+def told(lines: Iterable[RatedLine], naming: Naming) -> dict[str, Value]:
+    """Rated lines by the keys of `rated_again`."""
+    sums: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for line in net(lines).values():
+            discount = line.identity.kind == LineKind.INVOICE_DISCOUNT
+            key = f"{'invoice_discount' if discount else naming.key(line.identity)}/{line.tax_group}"
+            sums[f"{key}/amount"] += line.amount
+            if line.unit_price is not None:
+                sums[f"{key}/quantity"] += line.quantity
+    return {key: Decimal(plain(value)) for key, value in sums.items() if value}

@@ -1,0 +1,156 @@
+"""What people decide in a close: waive, explain, approve, leave, release, reopen. Each by name, with a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+
+from sqlalchemy import Connection, Engine
+
+from billing.commands.decide_proposal import propose
+from billing.database import raw, transaction
+from billing.periods import BillingPeriod, parse_period
+from billing.posting.proposal_store import Proposal, ProposalKind
+from reconciliation.close import close_store
+from reconciliation.close.close_store import Content, Standing, book_key
+from reconciliation.close.gates import Gate, Result, is_waivable
+from reconciliation.close.states import Event, State
+from reconciliation.errors import CloseRefused
+from streams import audit
+
+TEAM_OF_ONE: Final = "TOLLBOOK_TEAM_OF_ONE"
+"""Set to `yes` where nobody else is there: then who runs a close may approve it, and the evidence says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a waived difference may be worth: from low to high, in major units of a currency."""
+
+    low: Decimal
+    high: Decimal
+    currency: str
+
+
+def waive(
+    engine: Engine,
+    month: BillingPeriod,
+    gate: Gate,
+    results: Mapping[Gate, Result],
+    *,
+    keys: Collection[str] | None,
+    reason: str,
+    worth: Worth | None,
+    actor: str,
+) -> list[str]:
+    """Let differences of a gate stay, those with the keys given (None: all that it has now); returns their keys.
+
+    Only gaps of R1, what waits in R9, and R11, which is explained and needs no worth. Raises CloseRefused.
+    """
+    found = results.get(gate)
+    waivable = {e.key for e in found.open if is_waivable(gate, e.check)} if found else set()
+    if gate not in (Gate.R1, Gate.R9, Gate.R11):
+        raise CloseRefused(f"{gate} cannot be waived: only gaps of R1, what waits in R9, and R11")
+    wanted = sorted(waivable) if keys is None else list(keys)
+    if unknown := [key for key in wanted if key not in waivable]:
+        raise CloseRefused(f"{gate} has no difference {unknown[0]} that can be waived: see `tollbook close status`")
+    if not reason.strip():
+        raise CloseRefused("say why: the evidence shows it")
+    if gate is not Gate.R11 and worth is None:
+        raise CloseRefused("say what it may be worth: --low, --high and --currency")
+    low, high, currency = (worth.low, worth.high, worth.currency) if worth else (None, None, None)
+    with transaction(engine) as connection:
+        close_store.lock(connection, month.name)
+        rows = [
+            {"gate": gate.value, "key": key, "actor": actor, "reason": reason, "low": low, "high": high,
+             "currency": currency}
+            for key in wanted
+        ]  # fmt: skip
+        close_store.add_waivers(connection, month.name, rows)
+        detail = {"gate": gate.value, "keys": wanted, "reason": reason}
+        audit.record(raw(connection), actor, "close.waive", month.name, detail)
+    return wanted
+
+
+def approve(
+    engine: Engine, month: BillingPeriod, *, actor: str, leave: Sequence[str] = (), reason: str = ""
+) -> list[Content]:
+    """Sign the content of every account that is reconciled; those named in `leave` are parked instead.
+
+    Raises CloseRefused where somebody would approve what they have prepared themselves, unless TEAM_OF_ONE is set.
+    """
+    alone = os.environ.get(TEAM_OF_ONE) == "yes"
+    with transaction(engine) as connection:
+        close_store.lock(connection, month.name)
+        standings = close_store.standings(connection, month.name)
+        if unknown := [name for name in leave if name not in standings]:
+            raise CloseRefused(f"{unknown[0]} takes no part in the close of {month.name}")
+        if leave and not reason.strip():
+            raise CloseRefused("say why they are left: the evidence shows it")
+        close_store.move(connection, [standings[name] for name in leave], Event.PARK, actor, reason=reason)
+        ready = {
+            name: standing
+            for name, standing in standings.items()
+            if standing.state is State.RECONCILED and name not in leave
+        }
+        contents = close_store.latest_contents(connection, month.name, ready.keys())
+        close_store.approve(connection, contents, actor, alone=alone)
+        details = {each.billing_account: {"content_hash": each.hash} for each in contents}
+        close_store.move(connection, ready.values(), Event.APPROVE, actor, details=details)
+        hashes = {"accounts": len(contents), "signed": signed(contents), "parked": list(leave)}
+        audit.record(raw(connection), actor, "close.approve", month.name, hashes)
+    return contents
+
+
+def signed(contents: Sequence[Content]) -> str:
+    """One hash over the hashes of accounts' contents, in order."""
+    return close_store.content_hash("\n".join(f"{each.billing_account} {each.hash}" for each in contents))
+
+
+def release(engine: Engine, month: BillingPeriod, account: str, *, actor: str, reason: str) -> Standing:
+    """Let a parked account go on where it was parked. Raises CloseRefused."""
+    if not reason.strip():
+        raise CloseRefused("say why: the evidence shows it")
+    with transaction(engine) as connection:
+        close_store.lock(connection, month.name)
+        standing = _standing(connection, month.name, account)
+        (moved,) = close_store.move(connection, [standing], Event.RELEASE, actor, reason=reason)
+        audit.record(raw(connection), actor, "close.release", f"{month.name} {account}", {"reason": reason})
+    return moved
+
+
+def propose_reopening(
+    engine: Engine, month: BillingPeriod, account: str, *, actor: str, reason: str, now: datetime
+) -> int:
+    """Propose to cut an account's month anew; another person approves it. Returns the proposal's number."""
+    content = {"month": month.name, "billing_account": account}
+    return propose(
+        engine, ProposalKind.REOPEN_CLOSE, f"{month.name}/{account}", content, document=reason, now=now, actor=actor,
+        others=CARRIED_OUT,
+    )  # fmt: skip
+
+
+def _reopen(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:
+    month, account = parse_period(proposal.content["month"]).name, proposal.content["billing_account"]
+    close_store.lock(connection, month)
+    standing = _standing(connection, month, account)
+    if book_key(standing.legal_entity) in close_store.standings(connection, month):
+        raise CloseRefused(
+            f"the book of {month} is closed: what changes now is billed by the next month (docs/late-usage.md)"
+        )
+    people = {account: {"proposed_by": proposal.proposed_by, "proposal_no": proposal.proposal_no}}
+    close_store.move(connection, [standing], Event.REOPEN, actor, reason=proposal.document, details=people)
+
+
+CARRIED_OUT: Final = {ProposalKind.REOPEN_CLOSE: _reopen}
+"""How the close's proposals are carried out."""
+
+
+def _standing(connection: Connection, month: str, account: str) -> Standing:
+    found = close_store.standings(connection, month).get(account)
+    if found is None:
+        raise CloseRefused(f"{account} takes no part in the close of {month}")
+    return found

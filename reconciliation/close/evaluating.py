@@ -1,0 +1,174 @@
+"""Reads everything that the gates compare, as it is now."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from sqlalchemy import Connection, Engine, select
+
+from billing import tables
+from billing.bills.tax import TaxMode
+from billing.commands.verify_journal import verify_journals
+from billing.database import raw, transaction
+from billing.invoicing import invoice_store, invoice_sums, rated_line_store
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import ISSUED, InvoiceState, settled_locally
+from billing.invoicing.invoices import InvoiceKind
+from billing.invoicing.sending import SendingStep, position
+from billing.ledger import ledger_store
+from billing.money import ZERO, exactly, plain
+from billing.periods import BillingPeriod
+from billing.posting import proposal_store
+from billing.posting.proposal_store import ProposalKind
+from billing.stripe import returns_store
+from billing.stripe.stripe_gateway import StripeGateway
+from reconciliation.agreement import Check, compare
+from reconciliation.close import close_store, freezing
+from reconciliation.close.collecting import Account, held_back, participants, quarantined
+from reconciliation.close.cut_checks import CutChecks
+from reconciliation.close.gates import Gate, Result, results
+from reconciliation.close.movement import movements, to_explain
+from reconciliation.comparison import Difference, Value
+from reconciliation.period import reconcile_period
+from streams.ingest.logs import Log
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What is asked beside the database; None: not asked, and its comparisons are left out."""
+
+    gateway: StripeGateway | None = None
+    log: Log | None = None
+
+
+def evaluate(
+    engine: Engine,
+    month: BillingPeriod,
+    *,
+    now: datetime,
+    outside: Outside,
+    rated_again: Collection[str] | None = None,
+) -> dict[Gate, Result]:
+    """Every gate of a month, as it stands now; R2 and R3 of some accounts only (None: of all that are cut)."""
+    report = reconcile_period(engine, period=month, now=now, gateway=outside.gateway, log=outside.log)
+    checks = list(report.checks)
+    with transaction(engine) as connection:
+        accounts = participants(connection, month)
+        waived = {(each.gate, each.key): each.actor for each in close_store.waivers(connection, month.name)}
+        standings = close_store.standings(connection, month.name)
+        invoices = invoice_store.listed(connection, of_month=month, as_stored=True)
+        of_cuts = CutChecks(connection)
+        cut = [name for name in (standings if rated_again is None else rated_again) if name in accounts]
+        for each in freezing.cuts(connection, month.name, {t for name in cut for t in accounts[name].tenants}):
+            of_cuts.add(each)
+        checks += of_cuts.checks if cut else []
+        checks += _rounding(connection, invoices)
+        checks += [
+            drafts_in_stripe(invoices),
+            _waiting(connection, month, invoices),
+            _complete(connection, month, accounts.values(), now),
+            _moved(connection, month),
+        ]
+        names = _names(accounts.values(), invoices)
+    checks.append(_sealed(engine))
+    return results(checks, names, waived)
+
+
+def _names(accounts: Iterable[Account], invoices: Iterable[StoredInvoice]) -> dict[str, str]:
+    listed = list(accounts)
+    found = {tenant: account.name for account in listed for tenant in account.tenants}
+    found |= {account.name: account.name for account in listed}
+    for s in invoices:
+        name = s.invoice.identity.billing_account
+        found |= {str(s.stored_id): name, str(s.invoice.invoice_id): name}
+        found |= {s.stripe_invoice_id: name} if s.stripe_invoice_id else {}
+    return found
+
+
+def _rounding(connection: Connection, invoices: Iterable[StoredInvoice]) -> list[Check]:
+    """R8: account 5900 is the residues of all that was issued, and none is more than its roundings can leave."""
+    expected: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    booked: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    by_hand = [
+        p.entry_id
+        for p in proposal_store.listed(connection)
+        if p.kind is ProposalKind.POST_ENTRY and p.entry_id is not None
+    ]
+    outside = [*by_hand, *returns_store.entries(connection)]
+    with exactly():
+        for row in invoice_sums.totals(connection, ISSUED):
+            expected[row[1]] += row[4]
+        for (_, _, code), amount in ledger_store.balances(connection, [5900], of_entries=outside).items():
+            expected[code] += amount
+        for (_, _, code), amount in ledger_store.balances(connection, [5900]).items():
+            booked[code] += amount
+    wanted: dict[str, Value] = {code: amount for code, amount in expected.items() if amount}
+    there: dict[str, Value] = {code: amount for code, amount in booked.items() if amount}
+    listed = [s.invoice for s in invoices]
+    large = []
+    for invoice in listed:
+        roundings = max(len(invoice.taxes), 1) if invoice.tax_mode is TaxMode.INCLUSIVE else 1
+        with exactly():
+            most = invoice.identity.money.quantum * roundings / 2
+        if invoice.identity.kind is not InvoiceKind.CREDIT_NOTE and abs(invoice.rounding) > most:
+            large.append(Difference(f"{invoice.invoice_id}/rounding", f"at most {plain(most)}", invoice.rounding))
+    return [
+        compare("rounding is booked", "residues of invoices", "ledger 5900", wanted, there),
+        Check("rounding is small", "half a quantum a rounding", "residues", len(listed), tuple(large)),
+    ]
+
+
+def drafts_in_stripe(invoices: Iterable[StoredInvoice]) -> Check:
+    """R5a: a draft that is sent is built in Stripe and was compared; one that is not is expected to be absent."""
+    drafts = [s for s in invoices if s.state is InvoiceState.DRAFT]
+    found = []
+    for s in drafts:
+        wanted = SendingStep.FROZEN if settled_locally(s.invoice) else SendingStep.COMPARED
+        if position(s.sending_step) < position(wanted) or s.parked_because:
+            found.append(Difference(str(s.stored_id), wanted.value, s.parked_because or s.sending_step.value))
+    return Check("drafts are in Stripe", "what is due", "steps done", len(drafts), tuple(found))
+
+
+def _waiting(connection: Connection, month: BillingPeriod, invoices: Iterable[StoredInvoice]) -> Check:
+    """R9: requests to Stripe without an answer, its events that nobody has handled, quarantine, what is parked."""
+    requests, events = tables.stripe_requests, tables.stripe_events
+    listed = list(invoices)
+    ids = {s.invoice.invoice_id for s in listed}
+    waiting = [each for found in quarantined(raw(connection), month).values() for each in found]
+    open_ = connection.execute(
+        select(requests.c.idempotency_key, requests.c.invoice_id, requests.c.step).where(
+            requests.c.replied_at.is_(None)
+        )
+    )
+    waiting += [Difference(f"request/{row[0]}", None, row[2]) for row in open_ if row[1] in ids]
+    unhandled = connection.execute(select(events.c.event_id, events.c.type).where(events.c.handled_at.is_(None)))
+    waiting += [Difference(f"event/{row[0]}", None, row[1]) for row in unhandled]
+    waiting += [
+        Difference(f"parked/{s.stored_id}", None, s.parked_because) for s in listed if s.parked_because is not None
+    ]
+    return Check("nothing waits", "nothing", "outbox, inbox, quarantine, parked", len(waiting), tuple(waiting))
+
+
+def _complete(connection: Connection, month: BillingPeriod, accounts: Iterable[Account], now: datetime) -> Check:
+    listed = list(accounts)
+    back = held_back(connection, month, listed, max(now, month.end + timedelta(days=1)), ())
+    missing = {d.key: d for found in back.values() for d in found if d.key.startswith("complete_to/")}
+    tenants = sum(len(account.tenants) for account in listed)
+    return Check("tenants are complete", "the month's end", "complete to", tenants, tuple(missing.values()))
+
+
+def _moved(connection: Connection, month: BillingPeriod) -> Check:
+    before = BillingPeriod((month.start - timedelta(days=1)).replace(day=1), month.start)
+    then, now = (rated_line_store.accrued_in(connection, each) for each in (before, month))
+    found = movements(then, now)
+    return Check("movement is explained", "the month before", "this month", len(found), tuple(to_explain(found, then)))
+
+
+def _sealed(engine: Engine) -> Check:
+    found = verify_journals(engine)
+    broken = [Difference(each.legal_entity, "as sealed", each.broken) for each in found if each.broken is not None]
+    return Check("the journal is as sealed", "chain", "entries", sum(each.entries for each in found), tuple(broken))

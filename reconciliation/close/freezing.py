@@ -1,0 +1,194 @@
+"""The cut: what a period was rated from, copied in the transaction that rated it, and where all else stood then."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import astuple, dataclass, fields
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, Column, Connection, String, any_, cast, func, select
+
+from billing import tables
+from billing.commands.rate_period import Keep, KeptRating
+from billing.database import add_rows, raw
+from billing.invoicing import rated_line_store
+from billing.ledger import journal_chain_store
+from billing.ledger.journal_chain import canonical
+from billing.periods import BillingPeriod, rfc3339
+from billing.plans.term_digests import term_digests
+from billing.usage.period_usage import PieceSums
+from streams.rules.windows import UsageQuantity
+from streams.usage.event_reader import positions
+
+ROW: Final = (
+    "tenant_id", "billing_account", "plan", "version", "segment_no", "service_start", "service_end", "model", "adapter",
+    "region", "tier", "status", "fault", "usage_source", "rating_band", "requests", "input_tokens", "cache_hit_tokens",
+    "output_tokens", "gpu_us",
+)  # fmt: skip
+"""The columns of a row of frozen usage that its digest is over, in this order."""
+COUNTS: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
+_QUANTITY: Final = tuple(each.name for each in fields(UsageQuantity))
+LOCK_FILE: Final = Path(__file__).resolve().parents[2] / "uv.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A cut of one billing period, of some tenants."""
+
+    cut_id: int
+    period: BillingPeriod
+    tenants: frozenset[str]
+    coordinates: Mapping[str, Any]
+    digest: str
+
+    @property
+    def below(self) -> dict[str, int]:
+        """Up to which position of each source usage was applied."""
+        return dict(self.coordinates["offsets"])
+
+    @property
+    def last_line(self) -> int:
+        """The highest number of a rated line."""
+        return int(self.coordinates["rated_line_no"])
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """The digest of a row of frozen usage: SHA-256 over the canonical JSON of its columns."""
+    return hashlib.sha256(canonical([_written(row[name]) for name in ROW])).hexdigest()
+
+
+def written_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of frozen usage as JSON holds it, with its digest."""
+    return {name: _written(row[name]) for name in ROW} | {"digest": row["digest"]}
+
+
+def cut_digest(coordinates: Mapping[str, Any], digests: Collection[str]) -> str:
+    """The digest of a cut: over its coordinates and its rows' digests, in their order."""
+    return hashlib.sha256(canonical([dict(coordinates), list(digests)])).hexdigest()
+
+
+def keeping(month: BillingPeriod, tenants: Collection[str], actor: str, freeze: Callable[[Connection], None]) -> Keep:
+    """What a rating is told to do in its transaction: cut the usage of those of the tenants that could be rated.
+
+    `freeze` is called after that, in the same transaction.
+    """
+
+    def keep(connection: Connection, rated: KeptRating) -> None:
+        own = {tenant_id: sums for tenant_id, sums in rated.sums.items() if tenant_id in tenants}
+        if own:
+            _add(connection, month, rated.period, own, actor)
+        freeze(connection)
+
+    return keep
+
+
+def _add(
+    connection: Connection, month: BillingPeriod, period: BillingPeriod, sums: Mapping[str, PieceSums], actor: str
+) -> None:
+    rows = [
+        row | {"digest": row_digest(row)} for tenant_id in sorted(sums) for row in _rows(tenant_id, sums[tenant_id])
+    ]
+    coordinates = _coordinates(connection, period, sums.keys())
+    cut_id = connection.execute(
+        tables.close_cuts.insert()
+        .values(
+            month=month.name, period_start=period.start, period_end=period.end, actor=actor, tenants=sorted(sums),
+            coordinates=coordinates, digest=cut_digest(coordinates, [row["digest"] for row in rows]),
+        )
+        .returning(tables.close_cuts.c.cut_id)
+    ).scalar_one()  # fmt: skip
+    numbered = [{"cut_id": cut_id, "row_no": number} | row for number, row in enumerate(rows, start=1)]
+    add_rows(connection, tables.frozen_usage, numbered)
+
+
+def _rows(tenant_id: str, sums: PieceSums) -> Iterator[dict[str, Any]]:
+    for piece, quantities in sums:
+        of = {
+            "billing_account": piece.subscription.billing_account, "plan": piece.version.plan,
+            "version": piece.version.version, "segment_no": piece.segment_no, "service_start": piece.start,
+            "service_end": piece.end,
+        }  # fmt: skip
+        for quantity in sorted(quantities, key=astuple):
+            yield of | dict(zip(_QUANTITY, astuple(quantity), strict=True))
+
+
+def _coordinates(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, Any]:
+    """Where everything stood that the period's figures follow from (docs/spec/money.md 11.2)."""
+    seals = {
+        entity: {"seal_no": seal.seal_no, "position": seal.last_position, "chain_hash": seal.chain_hash.hex()}
+        for entity in journal_chain_store.legal_entities(connection)
+        for seal in [journal_chain_store.last_seal(connection, entity)]
+    }
+    cursors = connection.execute(select(tables.stripe_cursors.c.name, tables.stripe_cursors.c.read_to))
+    return {
+        "begins": rfc3339(period.start),
+        "ends": rfc3339(period.end),
+        "offsets": positions(raw(connection)),
+        "rated_line_no": rated_line_store.last_line(connection),
+        "ledger_seals": seals,
+        "stripe_cursors": {name: rfc3339(read_to) for name, read_to in cursors},
+        "terms": dict(sorted(term_digests(connection, period, tenants).items())),
+        "tax_rule_no": _highest(connection, tables.tax_rules.c.tax_rule_no),
+        "exchange_rate_no": _highest(connection, tables.exchange_rates.c.exchange_rate_no),
+        "credit_movement_no": _highest(connection, tables.credit_movements.c.movement_no),
+        "lock_file": lock_file_hash(),
+        "code": code_version(),
+    }
+
+
+def _highest(connection: Connection, number: Column[Any]) -> int:
+    return int(connection.execute(select(func.coalesce(func.max(number), 0))).scalar_one())
+
+
+@cache
+def lock_file_hash() -> str | None:
+    """The hash of the locked dependencies; None where the lock file is not shipped."""
+    return hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else None
+
+
+@cache
+def code_version() -> str:
+    """The version of the program."""
+    return metadata.version("tollbook")
+
+
+def cuts(connection: Connection, month: str, tenants: Collection[str]) -> list[Cut]:
+    """The latest cut of each billing period and tenant that a month's close has taken, by period.
+
+    A cut that a later one has replaced for some of its tenants is there with the others.
+    """
+    table = tables.close_cuts
+    query = select(table).where(table.c.month == month).order_by(table.c.cut_id.desc())
+    taken: set[tuple[BillingPeriod, str]] = set()
+    found = []
+    for row in connection.execute(query):
+        period = BillingPeriod(row.period_start, row.period_end)
+        own = frozenset(t for t in row.tenants if t in tenants and (period, t) not in taken)
+        taken |= {(period, tenant_id) for tenant_id in own}
+        if own:
+            found.append(Cut(row.cut_id, period, own, row.coordinates, row.digest))
+    return sorted(found, key=lambda cut: (cut.period, cut.cut_id))
+
+
+def frozen_rows(connection: Connection, cut: Cut) -> list[dict[str, Any]]:
+    """A cut's rows of its tenants, in order, as stored."""
+    table = tables.frozen_usage
+    query = select(table).where(
+        table.c.cut_id == cut.cut_id, table.c.tenant_id == any_(cast(sorted(cut.tenants), ARRAY(String)))
+    )
+    return [dict(row) for row in connection.execute(query.order_by(table.c.row_no)).mappings()]
+
+
+def digests_of(connection: Connection, cut_id: int) -> list[str]:
+    """The digests of all rows of a cut, in order."""
+    table = tables.frozen_usage
+    query = select(table.c.digest).where(table.c.cut_id == cut_id).order_by(table.c.row_no)
+    return list(connection.execute(query).scalars())
+
+
+def _written(value: Any) -> Any:
+    return rfc3339(value, timespec="microseconds") if hasattr(value, "tzinfo") else value

@@ -20,7 +20,7 @@ from billing.database import transaction
 from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
 from billing.settings import StripeSettings
-from billing.stripe import returns_store
+from billing.stripe import returns, returns_store
 from console import session
 from console.stripe_receiver import PATH, build_app
 from devstack.stack import STRIPE_API
@@ -34,11 +34,14 @@ LOOKED_AT_EVERY_S: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What came of it: the invoice that was paid, how many webhooks came, how many events were kept of them."""
+    """What came of it: the invoice that was paid, how many webhooks came, how many events were kept of them; how many
+    balance transactions Stripe has, and how many of them are booked."""
 
     number: str
     webhooks: int
     events: int
+    moved: int
+    booked: int
 
 
 def pay_and_tell_twice(engine: Engine, month: str) -> Delivered | None:
@@ -62,8 +65,10 @@ def pay_and_tell_twice(engine: Engine, month: str) -> Delivered | None:
         with _served(app, listener):
             ask("POST", "acts/pay", {"key": key, "invoice": largest["stripe_invoice_id"]})
             _wait(engine, app, 2 * len(EVENTS))
+        moved = [each.transaction_id for each in returns.balance_transactions(session.stripe(), None)]
         with transaction(engine) as connection:
-            return Delivered(largest["number"], app.answered, returns_store.kept(connection) - before)
+            events, booked = returns_store.kept(connection) - before, returns_store.booked(connection, moved)
+        return Delivered(largest["number"], app.answered, events, len(moved), len(booked))
     finally:
         ask("POST", "webhooks", {})
         ask("POST", "acts/unlisten", {"key": key, "endpoint": endpoint["id"]})

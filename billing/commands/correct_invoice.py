@@ -26,11 +26,11 @@ from billing.invoicing.credit_store import GivenCredit
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.invoices import AccountCredits, Invoice, InvoiceKind
-from billing.invoicing.late_drawing import INSTANT
 from billing.invoicing.reversing import goodwill_note, note_grant_id
 from billing.ledger import ledger_store
 from billing.ledger.journal import AccountCode
 from billing.money import ZERO, exactly, plain, to_minor, to_stripe, total
+from billing.periods import INSTANT
 from billing.plans import account_store
 from billing.posting.cancelling import cancel, notes_against
 from billing.posting.note_issuing import issue_note

@@ -12,8 +12,8 @@ from billing.errors import CorrectionRefused
 from billing.invoicing import invoice_store, rated_line_store, tax_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoices import Invoice
-from billing.invoicing.late_drawing import INSTANT
 from billing.invoicing.reversing import cancelling_note
+from billing.periods import INSTANT
 from billing.posting.note_issuing import issue_note
 
 

@@ -9,6 +9,7 @@ import typer
 from billing.commands.decide_proposal import decide, proposals
 from console import session
 from console.output import AsCsv, AsJson, listing, out
+from reconciliation.close.deciding import CARRIED_OUT
 
 app = typer.Typer(help="What needs two people.", no_args_is_help=True, add_completion=False)
 
@@ -66,8 +67,9 @@ def reject(
 def _decide(number: int, approved: bool, reason: str, actor: str, dry_run: bool) -> None:
     with session.engine() as engine:
         done = decide(
-            engine, number, approved=approved, now=session.clock(None), actor=actor, reason=reason, dry_run=dry_run
-        )
+            engine, number, approved=approved, now=session.clock(None), actor=actor, reason=reason, dry_run=dry_run,
+            others=CARRIED_OUT,
+        )  # fmt: skip
     booked = f", journal entry {done.entry_id}" if done.entry_id is not None and not dry_run else ""
     verdict = "approved" if approved else "rejected"
     out.print(f"proposal {number}: {'would be ' if dry_run else ''}{verdict}{booked}")

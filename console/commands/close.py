@@ -1,4 +1,4 @@
-"""`tollbook close`: from a month's usage to finalized invoices."""
+"""`tollbook close`: a month, from its usage to a closed book."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
 from billing.money import plain
-from billing.periods import BillingPeriod, parse_period
 from console import session
+from console.close_shown import DIFFERENCE_COLUMNS, Month, month_of, show_run, show_status
+from console.commands import close_decisions, close_evidence
 from console.commands.invoice_shown import note_told
 from console.output import AsCsv, AsJson, document, listing, out, problems
 from console.progress import bars
+from reconciliation.close.gates import TITLES, Gate
+from reconciliation.close.running import run_close
+from reconciliation.close.standing import close_status
 
-app = typer.Typer(
-    help="Bill a month: rate, book, invoice. (The gated close comes later.)", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(help="Close a month like the books (docs/close.md).", no_args_is_help=True, add_completion=False)
 
 EARLIER_USUAL: Final = 3
 """Earlier periods that a close rates again where books are closed in time: the horizon is a month and a half."""
-
-Month = Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")]
 
 
 @app.command()
@@ -36,46 +36,73 @@ def run(
     now: session.Now = None,
     dry_run: session.DryRun = False,
 ) -> None:
-    """Rate the month, book it, draw up the invoices, send and finalize them. Safe to repeat.
+    """Take the month as far as it may go: rate, cut, draw up, compare; issue what is approved; close the book.
 
-    What came late to earlier months is rated first: what is owed more is a line on the month's invoice, or an invoice
-    of its own where an account gets none; what is owed less is a credit note, which stays here for now.
+    Safe to repeat: run it again after another person's `close approve`. What came late to earlier months is rated
+    first. Exit code 1 while something is held up, but for the approval.
     """
-    period = _month(month)
+    period = month_of(month)
     if now is not None and not test:
         raise typer.BadParameter("--now goes with --test only")
     at = session.clock(now)
     gateway = session.stripe(test=test)
     with session.engine() as engine, bars() as progress:
-        closed = close_month(
-            engine, period=period, gateway=gateway, now=at, actor=actor, test=test, progress=progress, dry_run=dry_run
-        )
-    show(closed)
-    problems(closed.problems)
-    if closed.problems:
+        if dry_run:
+            closed = close_month(
+                engine, period=period, gateway=gateway, now=at, actor=actor, test=test, progress=progress, dry_run=True
+            )
+            found = closed.problems
+        else:
+            done = run_close(
+                engine, period, gateway=gateway, log=session.usage_log, now=at, actor=actor, test=test,
+                progress=progress,
+            )  # fmt: skip
+            found = done.problems
+    if dry_run:
+        show(closed)
+    else:
+        show_run(done)
+    problems(found)
+    if found:
         raise typer.Exit(1)
 
 
 @app.command()
-def status(month: Month, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
-    """How many invoices of the month are in which state, and what they come to."""
-    period = _month(month)
+def status(
+    month: Month,
+    gate: Annotated[Gate | None, typer.Option(help="What this gate found, difference by difference.")] = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Where the month's accounts stand, what the gates found last, and its invoices by state."""
+    period = month_of(month)
     with session.engine() as engine:
+        found = close_status(engine, period)
         invoices = invoice_list(engine, of_month=period)
+    if gate is not None:
+        rows = [each for one in found["gates"] if one["gate"] == gate for each in one["differences"]]
+        if as_json:
+            document({"period": period.name, "gate": gate.value, "differences": rows})
+        else:
+            title = f"{period.name} {gate.value}: {TITLES[gate]}"
+            listing(rows, DIFFERENCE_COLUMNS, as_csv=as_csv, title=title, empty=f"{title}: no difference")
+        return
     totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for found in invoices:
-        sums = totals[found["state"], found["currency"]]
+    for invoice in invoices:
+        sums = totals[invoice["state"], invoice["currency"]]
         sums[0] += 1
-        sums[1] += found["total"]
-    rows = [
+        sums[1] += invoice["total"]
+    by_state = [
         {"state": state, "currency": currency, "invoices": count, "total_minor": total}
         for (state, currency), (count, total) in sorted(totals.items())
     ]
     if as_json:
-        document({"period": period.name, "invoices": rows})
-    else:
-        columns = ("state", "currency", "invoices", "total_minor")
-        listing(rows, columns, as_csv=as_csv, title=period.name, empty="nothing is drawn up yet")
+        document({"period": period.name, **found, "invoices": by_state})
+        return
+    if not as_csv:
+        show_status(period.name, found)
+    columns = ("state", "currency", "invoices", "total_minor")
+    listing(by_state, columns, as_csv=as_csv, title="Invoices", empty="nothing is drawn up yet")
 
 
 @app.command()
@@ -89,7 +116,7 @@ def unbillable(
     as_csv: AsCsv = False,
 ) -> None:
     """Usage of the month that came later than its contract bills (late_usage_days); a named person approves it."""
-    period = _month(month)
+    period = month_of(month)
     with session.engine() as engine:
         if approve:
             count = approve_unbillable(engine, period, reason=reason, actor=actor, dry_run=dry_run)
@@ -160,8 +187,10 @@ def show(closed: MonthClosed) -> None:
         out.print(f"{bought.billing_account}: {plain(bought.amount)} {bought.currency} of credit to be paid")
 
 
-def _month(text: str) -> BillingPeriod:
-    period = parse_period(text)
-    if period.months != 1:
-        raise typer.BadParameter(f"{text}: a month is closed, e.g. 2026-10")
-    return period
+app.command()(close_decisions.waive)
+app.command()(close_decisions.explain)
+app.command()(close_decisions.approve)
+app.command()(close_decisions.release)
+app.command()(close_decisions.reopen)
+app.command()(close_evidence.evidence)
+app.command()(close_evidence.verify)

@@ -46,12 +46,14 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
         agreements = contracts(connection, cut.period, cut.tenants)
         lines = rated_line_store.posted(connection, cut.period, up_to_line=cut.last_line)
         naming = namings(connection, cut.period, cut.tenants)
+        ratings = rated_line_store.tenant_periods(connection, cut.period, cut.tenants)
         for tenant_id in sorted(cut.tenants):
             found[payer[tenant_id]]["tenants"].append(
                 {
                     "tenant_id": tenant_id,
                     "period": cut.period.name,
                     "cut": cut.digest,
+                    "rating_no": ratings[tenant_id].rating_no,
                     "contract": agreements.get(tenant_id),
                     "usage": rows[tenant_id],
                     "rated_lines": [_line(each, naming[tenant_id]) for each in net(lines.get(tenant_id, ())).values()],

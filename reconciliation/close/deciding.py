@@ -64,6 +64,8 @@ def waive(
     low, high, currency = (worth.low, worth.high, worth.currency) if worth else (None, None, None)
     with transaction(engine) as connection:
         close_store.lock(connection, month.name)
+        if any(not each.billing_account for each in close_store.standings(connection, month.name).values()):
+            raise CloseRefused(f"a book of {month.name} is closed: its evidence stays as it is")
         rows = [
             {"gate": gate.value, "key": key, "actor": actor, "reason": reason, "low": low, "high": high,
              "currency": currency}

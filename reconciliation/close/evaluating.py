@@ -33,6 +33,7 @@ from reconciliation.close.cut_checks import CutChecks
 from reconciliation.close.gates import Gate, Result, results
 from reconciliation.close.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
+from reconciliation.numbers_received import numbers_received
 from reconciliation.period import reconcile_period
 from streams.ingest.logs import Log
 
@@ -76,6 +77,21 @@ def evaluate(
         names = _names(accounts.values(), invoices)
     checks.append(_sealed(engine))
     return results(checks, names, waived)
+
+
+def evaluate_waivable(engine: Engine, month: BillingPeriod, *, now: datetime) -> dict[Gate, Result]:
+    """The part of R1, R9 and R11 that a person may waive or explain, as it stands now."""
+    with transaction(engine) as connection:
+        accounts = participants(connection, month)
+        invoices = invoice_store.listed(connection, of_month=month, as_stored=True)
+        checks = [
+            *numbers_received(raw(connection), month.start, month.end),
+            _complete(connection, month, accounts.values(), now),
+            _waiting(connection, month, invoices),
+            _moved(connection, month),
+        ]
+        waived = {(each.gate, each.key): each.actor for each in close_store.waivers(connection, month.name)}
+        return results(checks, _names(accounts.values(), invoices), waived)
 
 
 def _names(accounts: Iterable[Account], invoices: Iterable[StoredInvoice]) -> dict[str, str]:

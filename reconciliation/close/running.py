@@ -67,7 +67,7 @@ def run_close(
     month: BillingPeriod,
     *,
     gateway: StripeGateway,
-    log: Log | None,
+    log: Callable[[], Log],
     now: datetime,
     actor: str,
     test: bool = False,
@@ -94,7 +94,7 @@ class _Run:
         engine: Engine,
         month: BillingPeriod,
         gateway: StripeGateway,
-        log: Log | None,
+        log: Callable[[], Log],
         now: datetime,
         actor: str,
         progress: StageProgress | None,
@@ -196,7 +196,7 @@ class _Run:
             drafted = self._in(self._standings(connection), State.DRAFTED)
         if not drafted:
             return
-        outside = Outside(log=self._log)
+        outside = Outside(log=self._log())
         found = evaluate(self._engine, self._month, now=self._now, outside=outside, rated_again=drafted)
         stripe_drafts = drafts_in_stripe(()).name
         green = [name for name in drafted if not self._why(found, BEFORE_APPROVAL, name, but=stripe_drafts, hold=True)]
@@ -280,7 +280,7 @@ class _Run:
         if not finalized and not waits_for_books:
             return
         seal_journals(self._engine)
-        outside = Outside(self._gateway, self._log)
+        outside = Outside(self._gateway, self._log())
         found = evaluate(self._engine, self._month, now=self._now, outside=outside, rated_again=())
         with transaction(self._engine) as connection:
             standings = self._standings(connection)

@@ -88,6 +88,8 @@ def main() -> None:
     tollbook("streams", "run", "--drain")
     tollbook("usage", "show", "tenant_b", "--period", MONTH)
     tollbook("close", "run", MONTH, "--test", "--now", AFTER)
+    tollbook("close", "approve", MONTH, "--as", "another-person")
+    tollbook("close", "run", MONTH, "--test", "--now", AFTER)
     tollbook("invoice", "list", "--period", MONTH)
     found = tollbook("invoice", "list", "--period", MONTH, "--account", "tenant_b", "--json", quiet=True)
     invoice = found[-1]

@@ -7,6 +7,10 @@ import io
 
 import pytest
 
+from billing.commands.close_month import close_month
+from billing.settings import StripeSettings
+from billing.stripe.stripe_gateway import StripeGateway
+from tests.billing_builders import NOW, OCTOBER
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World, world
 from tests.integration.console.conftest import Done, Run
@@ -23,8 +27,8 @@ def billed(world: World, run: Run, stripe_twin: StripeTwin) -> Run:
     def billed(*arguments: str) -> Done:
         return run(*arguments, TOLLBOOK_STRIPE_API=stripe_twin.url, TOLLBOOK_STRIPE_KEY=stripe_twin.key)
 
-    done = billed("close", "run", "2026-10", "--test", "--now", "2026-12-02T00:00:00Z")
-    assert done.returncode == 0, done.stderr
+    gateway = StripeGateway(StripeSettings(stripe_twin.key, stripe_twin.url))
+    assert close_month(world.engine, period=OCTOBER, gateway=gateway, now=NOW, actor="ada").problems == []
     return billed
 
 

@@ -1,14 +1,14 @@
 """Closes: the states of accounts and books, cuts with the usage that is rated, gates, waivers, what is approved.
 
-Revision ID: 0046
+Revision ID: 0051
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0046"
-down_revision = "0045"
+revision = "0051"
+down_revision = "0050"
 branch_labels = None
 depends_on = None
 
@@ -168,7 +168,8 @@ create trigger guard_close_approval before insert on ledger.close_approvals
     for each row execute function ledger.guard_close_approval()
 --;
 alter table ledger.proposals drop constraint proposals_kind_check, add constraint proposals_kind_check
-    check (kind in ('credit.settle', 'credit.refund', 'ledger.post', 'ledger.close', 'close.reopen'))
+    check (kind in ('credit.settle', 'credit.refund', 'ledger.post', 'ledger.close',
+        'invoice.write_off', 'invoice.pay', 'close.reopen'))
 """
 
 TABLES = (
@@ -196,7 +197,8 @@ def downgrade() -> None:
     """Drop them."""
     op.execute(
         "alter table ledger.proposals drop constraint proposals_kind_check, add constraint proposals_kind_check"
-        " check (kind in ('credit.settle', 'credit.refund', 'ledger.post', 'ledger.close'))"
+        " check (kind in ('credit.settle', 'credit.refund', 'ledger.post', 'ledger.close', 'invoice.write_off',"
+        " 'invoice.pay'))"
     )
     for table in reversed(TABLES):
         op.execute(f"drop table ledger.{table}")

@@ -1,0 +1,53 @@
+"""The verbs of `tollbook close` for auditors: evidence, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from console import session
+from console.close_shown import Month, month_of
+from console.output import AsCsv, AsJson, document, listing, out
+from console.output import plain as told
+from reconciliation.close.evidence import write_evidence
+from reconciliation.close.verifying import verify_evidence
+
+
+def evidence(
+    month: Month,
+    folder: Annotated[Path, typer.Argument(file_okay=False, metavar="FOLDER", help="A new folder, or a pack of it.")],
+) -> None:
+    """Write the evidence of a month's close: what was closed, and who signed it. Written again: the same bytes."""
+    period = month_of(month)
+    with session.engine() as engine:
+        written = write_evidence(engine, period, folder)
+    out.print(f"{period.name}: {written.files} files in {session.shown(folder)}")
+    out.print(f"  manifest {written.manifest}", soft_wrap=True)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, metavar="FOLDER")],
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Check an evidence pack without database or network: rated again, summed again. Exit code 1 if broken."""
+    checks = verify_evidence(folder)
+    found: list[dict[str, Any]] = [
+        {"check": check.name, "key": each.key, "left": told(each.left), "right": told(each.right)}
+        for check in checks
+        for each in check.differences
+    ]
+    if as_json:
+        compared = [{"name": each.name, "compared": each.compared} for each in checks]
+        document({"agrees": not found, "checks": compared, "differences": found})
+    elif as_csv:
+        listing(found, ("check", "key", "left", "right"), as_csv=True)
+    else:
+        rows = [{"check": c.name, "compared": c.compared, "differences": len(c.differences)} for c in checks]
+        listing(rows, ("check", "compared", "differences"))
+        for row in found[:20]:
+            out.print(f"{row['check']}: {row['key']}: {row['left']} / {row['right']}", soft_wrap=True)
+    if found:
+        raise typer.Exit(1)

@@ -1,0 +1,43 @@
+"""Where a month's close stands, for people and machines: accounts by state, gates with all that they found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sqlalchemy import Engine
+
+from billing.database import transaction
+from billing.money import plain
+from billing.periods import BillingPeriod, rfc3339
+from reconciliation.close import close_store, gate_store
+from reconciliation.close.states import State
+
+
+def close_status(engine: Engine, month: BillingPeriod) -> dict[str, Any]:
+    """`accounts` by state, `books` that are closed, `parked` with reasons, `gates` with differences, `waivers`."""
+    with transaction(engine) as connection:
+        standings = close_store.standings(connection, month.name).values()
+        gates = gate_store.latest(connection, month.name)
+        waivers = close_store.waivers(connection, month.name)
+    counts = Counter(each.state for each in standings if each.billing_account)
+    return {
+        "accounts": [{"state": state.value, "accounts": counts[state]} for state in State if state in counts],
+        "books": [each.legal_entity for each in standings if not each.billing_account],
+        "parked": [
+            {"billing_account": each.billing_account, "actor": each.actor, "reason": each.reason}
+            for each in standings
+            if each.state is State.PARKED
+        ],
+        "gates": [
+            {"gate": gate.value, "compared": stored.result.compared, "at": rfc3339(stored.at),
+             "differences": [each.document() for each in stored.result.found]}
+            for gate, stored in gates.items()
+        ],
+        "waivers": [
+            {"gate": each.gate, "key": each.key, "actor": each.actor, "reason": each.reason,
+             "low": None if each.low is None else plain(each.low),
+             "high": None if each.high is None else plain(each.high), "currency": each.currency}
+            for each in waivers
+        ],
+    }  # fmt: skip

@@ -74,7 +74,7 @@ def test_an_invoice_moves_only_along_its_life(world: World) -> None:
 
 
 def test_the_databases_moves_are_those_of_the_code() -> None:
-    text = import_module("migrations.versions.0046_corrections").life()
+    text = import_module("migrations.versions.0050_corrections").life()
     allowed = text.split("not in (", 1)[1].split("\n    then", 1)[0]
     moves = {(InvoiceState(a), InvoiceState(b)) for a, b in re.findall(r"\('(\w+)', '(\w+)'\)", allowed)}
     assert moves == {(before, after) for (before, _), after in _NEXT.items()}

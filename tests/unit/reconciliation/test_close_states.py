@@ -53,7 +53,7 @@ def test_a_book_is_closed_once() -> None:
 
 
 def test_the_database_knows_every_legal_step() -> None:
-    made: str = import_module("migrations.versions.0046_closes").STATEMENTS
+    made: str = import_module("migrations.versions.0051_closes").STATEMENTS
     for before, event, to in LEGAL - {(b, e, t) for b, e, t in LEGAL if e in (Event.PARK, Event.REOPEN)}:
         assert f"('{before}', '{event}', '{to}')" in made
 

@@ -216,7 +216,7 @@ DAMAGES: Final = (
     ("usage.events", "update usage.events set tenant_id = 'beta' where request_id = 'req-3'", Gate.R2, "acme/"),
     ("usage.windows_1h", "update usage.windows_1h set output_tokens = output_tokens + 1", Gate.R2, "acme/"),
     ("usage.windows_1m", "delete from usage.windows_1m where output_tokens > 0", Gate.R2, "acme/"),
-    ("usage.applied_chunks", "delete from usage.applied_chunks", Gate.R1, "@"),
+    ("usage.applied_chunks", "delete from usage.applied_chunks", Gate.R1, "kafka:"),
     ("usage.quarantine", "delete from usage.quarantine", Gate.R1, "quarantine"),
     ("ledger.frozen_usage", "update ledger.frozen_usage set output_tokens = 9", Gate.R2, "row"),
     ("ledger.frozen_usage", "delete from ledger.frozen_usage", Gate.R2, "cut"),

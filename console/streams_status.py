@@ -98,6 +98,10 @@ def _completeness(connection: psycopg.Connection) -> dict[str, Any]:
              "last_seq": boot.last_seq, "received_through": boot.received_through}
             for boot in completeness_store.broken_off(connection)
         ],
+        "boots_not_durable": [
+            {"replica_id": boot.replica_id, "boot_id": boot.boot_id, "durable_to": boot.durable_to}
+            for boot in completeness_store.not_durable(connection)
+        ],
         "unnumbered": {"total": sum(unnumbered.values()), "by_tenant": unnumbered},
         "differences": [
             asdict(found) | {"reported": found.reported._asdict(), "counted": found.counted._asdict()}
@@ -127,4 +131,6 @@ def _print_completeness(connection: psycopg.Connection) -> None:
             f"boot {boot.boot_id} of {boot.replica_id} ended without a farewell; last number {boot.last_seq},"
             f" received through {boot.received_through}",
         )
+    for boot in completeness_store.not_durable(connection)[:GAPS_SHOWN]:
+        err.print(f"boot {boot.boot_id} of {boot.replica_id} served requests that no disk had (streams write-off)")
     witnesses.show(engine_store.report(connection))

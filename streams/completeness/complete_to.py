@@ -11,6 +11,8 @@ shifts both alike, and is an alert of its own.
   last heartbeat left it, since nobody knows how many events it still made, until its recovery says farewell in its
   name or a person writes it off.
 - A boot that is known from its numbered events alone has proven nothing.
+- A boot that served requests which no disk had (`not_durable`) proves nothing after the last heartbeat before that,
+  also once it is over, until a person writes it off.
 
 *Complete to* is the earliest of these times over all boots that still hold back; if none does, the latest farewell;
 none at all if no replica is known. Numbers that arrive never move it back. A replica that becomes known late may: what
@@ -47,6 +49,9 @@ class Boot:
     received_through: int = 0
     highest: int = 0
     proven_to: datetime | None = None
+    not_durable: bool = False
+    durable_to: datetime | None = None
+    """The latest heartbeat by which every request was on a disk."""
     written_off: bool = False
     quiet_since: datetime | None = None
     """The earliest report of its last number and last start with nothing open; none while something is under way."""
@@ -71,12 +76,16 @@ class Boot:
     @property
     def finished(self) -> bool:
         """Whether nothing more is to be waited for: it said farewell and all is here, or it was written off."""
-        return self.written_off or (self.farewell_at is not None and (self.all_received or self.settled))
+        ended = self.farewell_at is not None and not self.not_durable
+        return self.written_off or (ended and (self.all_received or self.settled))
 
     @property
     def complete_to(self) -> datetime | None:
         """The time up to which this boot has reported everything; None if it has proven nothing."""
-        return max((at for at in (self.begun_at, self.proven_to) if at is not None), default=None)
+        proven_to = self.proven_to
+        if self.not_durable and proven_to is not None:
+            proven_to = min(proven_to, self.durable_to) if self.durable_to is not None else None
+        return max((at for at in (self.begun_at, proven_to) if at is not None), default=None)
 
 
 class BootState(Enum):

@@ -88,6 +88,7 @@ class CompletenessCheck:
             raised = completeness_store.gap_alerts(self.connection, now, self.settings.alert_after)
             raised += self._ended_without_farewell(now, watching_since)
             raised += self._clocks_that_are_off(now)
+            raised += self._not_durable(now)
             alerts.raise_all(self.connection, raised)
         return _Outcome.DONE
 
@@ -120,6 +121,15 @@ class CompletenessCheck:
             self._found(boot, "clock_offset", f"its clock is off by {boot.clock_offset_ms} ms", now)
             for boot in completeness_store.reported_boots(self.connection, "clock_offset")
             if boot.clock_offset_ms is not None and abs(boot.clock_offset_ms) > CLOCK_OFFSET_ALERT_MS
+        ]
+
+    def _not_durable(self, now: datetime) -> list[Alert]:
+        """Report each boot that served what no disk had, once."""
+        detail = "served requests that no disk had: they may be missing, and nobody could tell (streams write-off)"
+        return [
+            self._found(boot, "not_durable", detail, now)
+            for boot in completeness_store.reported_boots(self.connection, "not_durable")
+            if boot.not_durable
         ]
 
     def _found(self, boot: Boot, finding: str, detail: str, now: datetime) -> Alert:

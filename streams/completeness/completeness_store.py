@@ -20,14 +20,14 @@ from streams.errors import UnknownBoot
 _BOOTS: Final = """
     select replica_id, boot_id, b.first_received_at, b.last_received_at, b.begun_at, b.heartbeat_at,
            coalesce(b.last_seq, 0) as last_seq, b.started, b.ended, b.open, b.clock_offset_ms, b.farewell_at,
-           b.quiet_since,
+           b.quiet_since, coalesce(b.not_durable, false) as not_durable, b.durable_to,
            coalesce(n.received_through, 0) as received_through, coalesce(n.highest, 0) as highest, n.proven_to,
            w.replica_id is not null as written_off
     from usage.boots as b full join usage.boot_numbers as n using (replica_id, boot_id)
     left join usage.boot_write_offs as w using (replica_id, boot_id)
 """
 _UNFINISHED: Final = """
-    where w.replica_id is null and (b.farewell_at is null
+    where w.replica_id is null and (b.farewell_at is null or b.not_durable
           or coalesce(n.received_through, 0) < greatest(b.last_seq, coalesce(n.highest, 0)))
 """
 _THESE_BOOTS: Final = "(replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))"
@@ -156,12 +156,15 @@ def gap_alerts(connection: psycopg.Connection, now: datetime, after: timedelta) 
 
 
 def reported_boots(connection: psycopg.Connection, finding: str) -> list[Boot]:
-    """Boots that have reported, are neither over nor written off, and of which `finding` is not known yet."""
+    """Boots that have reported and are not over, or are not durable, and of which `finding` is not known yet.
+
+    None that was written off.
+    """
     with connection.cursor(row_factory=class_row(Boot)) as cursor:
         return cursor.execute(
-            _BOOTS + " where w.replica_id is null and b.farewell_at is null and b.replica_id is not null"
-            " and not exists (select from usage.boot_findings as f where f.replica_id = b.replica_id"
-            " and f.boot_id = b.boot_id and f.finding = %s)",
+            _BOOTS + " where w.replica_id is null and (b.farewell_at is null or b.not_durable)"
+            " and b.replica_id is not null and not exists (select from usage.boot_findings as f"
+            " where f.replica_id = b.replica_id and f.boot_id = b.boot_id and f.finding = %s)",
             (finding,),
         ).fetchall()
 
@@ -192,6 +195,14 @@ def broken_off(connection: psycopg.Connection) -> list[Boot]:
             _BOOTS + " join usage.boot_findings as f using (replica_id, boot_id)"
             " where f.finding = 'no_farewell' and b.farewell_at is null and w.replica_id is null"
             " order by b.last_received_at"
+        ).fetchall()
+
+
+def not_durable(connection: psycopg.Connection) -> list[Boot]:
+    """Boots that served what no disk had, and that nobody has written off."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        return cursor.execute(
+            _BOOTS + " where b.not_durable and w.replica_id is null order by b.last_received_at"
         ).fetchall()
 
 

@@ -32,8 +32,9 @@ _OF_THE_LATER: Final = ", ".join(
 )
 STORE_BOOT: Final = f"""
     insert into usage.boots as b (replica_id, boot_id, first_received_at, last_received_at, begun_at, heartbeat_at,
-                                  last_seq, started, ended, open, clock_offset_ms, farewell_at, quiet_since)
-    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                                  last_seq, started, ended, open, clock_offset_ms, farewell_at, quiet_since,
+                                  not_durable, durable_to)
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
     on conflict (replica_id, boot_id) do update set
         last_received_at = greatest(b.last_received_at, excluded.last_received_at),
         begun_at = coalesce(b.begun_at, excluded.begun_at),
@@ -41,6 +42,8 @@ STORE_BOOT: Final = f"""
         last_seq = greatest(b.last_seq, excluded.last_seq),
         {_OF_THE_LATER},
         farewell_at = greatest(b.farewell_at, excluded.farewell_at),
+        not_durable = b.not_durable or excluded.not_durable,
+        durable_to = greatest(b.durable_to, excluded.durable_to),
         quiet_since = case
             when (excluded.last_seq, coalesce(excluded.started, 0)) > (b.last_seq, coalesce(b.started, 0))
                 then excluded.quiet_since
@@ -103,7 +106,7 @@ class ReplicaChunkApplier:
         rows: dict[str, list[tuple[object, ...]]] = {
             STORE_BOOT: [
                 (*key, b.first_received_at, b.last_received_at, b.begun_at, b.heartbeat_at, b.last_seq, b.started,
-                 b.ended, b.open, b.clock_offset_ms, b.farewell_at, b.quiet.since)
+                 b.ended, b.open, b.clock_offset_ms, b.farewell_at, b.quiet.since, b.not_durable, b.durable_to)
                 for key, b in boots
             ],
             STORE_MARK: [(*key, last_seq, at) for key, b in boots for last_seq, at in b.marks.items()],

@@ -62,6 +62,9 @@ class BootNews:
     ended: int | None = None
     open: int | None = None
     clock_offset_ms: int | None = None
+    not_durable: bool = False
+    durable_to: datetime | None = None
+    """The latest heartbeat by which every request was on a disk."""
     farewell_at: datetime | None = None
     quiet: Quiet = NEVER_QUIET
     marks: dict[int, datetime] = field(default_factory=dict)
@@ -132,6 +135,10 @@ def _add_progress(boot: BootNews, report: Heartbeat | Farewell, at: datetime) ->
         boot.heartbeat_at = at
         boot.started, boot.ended, boot.open = report.started, report.ended, report.open
         boot.clock_offset_ms = report.clock_offset_ms
+        if report.not_durable:
+            boot.not_durable = True
+        else:
+            boot.durable_to = max(boot.durable_to or at, at)
         quiet = Quiet(report.last_seq, report.started, None if report.open else at)
     else:
         boot.farewell_at = at

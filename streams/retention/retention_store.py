@@ -186,7 +186,8 @@ def older_feed(connection: psycopg.Connection, before: datetime) -> int:
     return len(rows.fetchall())
 
 
-# Ended with nothing open: a farewell with all its numbers here, or a person's word that nothing more will come.
+# Ended with nothing open: a farewell with all its numbers here, all of it from a disk, or a person's word that nothing
+# more will come.
 _ENDED: Final = """
     select b.replica_id, b.boot_id, coalesce(n.received_through, 0), b.last_received_at
     from usage.boots as b left join usage.boot_numbers as n using (replica_id, boot_id)
@@ -195,7 +196,7 @@ _ENDED: Final = """
                       where f.replica_id = b.replica_id and f.boot_id = b.boot_id)
       and (exists (select from usage.boot_write_offs as w
                    where w.replica_id = b.replica_id and w.boot_id = b.boot_id)
-           or (b.farewell_at is not null and coalesce(n.received_through, 0) >= b.last_seq
+           or (b.farewell_at is not null and not b.not_durable and coalesce(n.received_through, 0) >= b.last_seq
                and not exists (select from usage.gaps as g where g.replica_id = b.replica_id
                                and g.boot_id = b.boot_id and g.closed_at is null)))
     order by b.last_received_at limit %(limit)s

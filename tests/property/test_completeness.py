@@ -50,6 +50,24 @@ REPLICAS = st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=5), st.boolea
 
 
 @given(specs=REPLICAS, data=st.data())
+def test_what_no_disk_had_holds_back_at_the_last_durable_heartbeat_until_it_is_written_off(
+    specs: list[tuple[list[int], bool]], data: st.DataObject
+) -> None:
+    replicas = [Replica(number, seconds, farewell) for number, (seconds, farewell) in enumerate(specs)]
+    for replica in replicas:
+        replica.received = set(replica.completed)
+    *others, one = (replica.seen() for replica in replicas)
+    durable_to = data.draw(st.sampled_from([None, *(when for when, _ in replicas[-1].marks)]))
+    undurable = replace(one, not_durable=True, durable_to=durable_to)
+    found = complete_to([*others, undurable])
+    assert found.complete_to is not None
+    assert found.complete_to <= (durable_to or at(0))
+    assert complete_to([*others, replace(undurable, written_off=True)]) == complete_to(
+        [*others, replace(one, written_off=True)]
+    )
+
+
+@given(specs=REPLICAS, data=st.data())
 def test_arrivals_never_move_it_back_and_nothing_before_it_is_missing(
     specs: list[tuple[list[int], bool]], data: st.DataObject
 ) -> None:

@@ -410,6 +410,21 @@ def test_a_broken_boot_holds_back_until_somebody_writes_it_off(line: Line) -> No
     assert audited.fetchall() == [("ada", "streams.write-off", "r1/b1")]
 
 
+def test_a_boot_that_served_what_no_disk_had_holds_back_after_its_farewell_until_it_is_written_off(line: Line) -> None:
+    line.report("heartbeat", 1, last_seq=0)
+    line.report("heartbeat", 2, last_seq=0, not_durable=True)
+    line.report("heartbeat", 9, last_seq=0, not_durable=True)
+    line.report("farewell", 9, last_seq=0)
+    line.check(9)
+    line.check(10)
+    assert line.complete_to == after(1)
+    assert line.alerts == [("not_durable", "r1")]
+    assert [boot.durable_to for boot in completeness_store.not_durable(line.connection)] == [after(1)]
+    assert completeness_store.write_off(line.connection, R1, actor="ada", reason="the gateway's log was compared")
+    assert completeness_store.not_durable(line.connection) == []
+    assert line.complete_to is None
+
+
 def test_a_boot_that_is_held_back_for_long_keeps_few_marks(line: Line) -> None:
     for second in range(1, 41):
         line.report("heartbeat", second, last_seq=second)

@@ -61,7 +61,7 @@ class RecordedEngine:
             path = first.split()[1]
             data = await reader.readexactly(int(headers.get("content-length", "0")))
             if path in ("/health", "/metrics"):
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 25\r\n\r\nvllm:prompt_tokens_total 1")
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 27\r\n\r\nvllm:prompt_tokens_total 1\n")
                 return
             body = json.loads(data)
             if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):

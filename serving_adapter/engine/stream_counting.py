@@ -6,12 +6,15 @@ asked for it. An abort is counted as far as the answer had come.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import Any, Final
 
 import msgspec
 
 from serving_adapter.asgi import App, Message, Receive, Scope, Send
 from serving_adapter.engine.attempts import CURRENT, Attempt
+from serving_adapter.engine.token_check import MOST_CHARS, MOST_WAITING, TokenCheck, TokenChecks
 from serving_adapter.metering.stated_usage import MOST_HELD_BYTES, SEQUENCE, EventStream, Hidden, StatedUsage
 
 TAKE_OPTIONS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -24,10 +27,16 @@ _encode: Final = msgspec.json.Encoder().encode
 class StreamCounting:
     """Reads the usage of each metered request's answer into its attempt."""
 
-    def __init__(self, app: App, *, continuous: bool) -> None:
-        """`continuous`: ask for usage in each piece of a stream, as vLLM and SGLang can."""
+    def __init__(self, app: App, *, continuous: bool, check: TokenCheck | None = None) -> None:
+        """`continuous`: ask for usage in each piece of a stream, as vLLM and SGLang can.
+
+        `check`: count whole answers once more, after they were given.
+        """
         self._app = app
         self._continuous = continuous
+        self._check = check
+        self._checking: set[asyncio.Task[None]] = set()
+        self.checks = TokenChecks()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's."""
@@ -50,10 +59,28 @@ class StreamCounting:
             return message if message is not None else await receive()
 
         counted = _Counted(attempt, send, hidden)
+        if self._check is not None and scope["path"] in TAKE_OPTIONS:
+            counted.usage.texts = {}
         try:
             await self._app({**scope, "headers": headers}, receive_on, counted.send)
         finally:
             counted.close()
+            if self._check is None or not counted.usage.texts or not counted.usage.final:
+                pass
+            elif len(self._checking) >= MOST_WAITING:
+                self.checks.answers["not_checked"] += 1
+            else:
+                task = asyncio.get_running_loop().create_task(self._check_again(self._check, counted.usage))
+                self._checking.add(task)
+                task.add_done_callback(self._checking.discard)
+
+    async def _check_again(self, check: TokenCheck, usage: StatedUsage) -> None:
+        texts = ["".join(pieces) for pieces in (usage.texts or {}).values()]
+        stated = usage.look().output_tokens
+        if sum(map(len, texts)) <= MOST_CHARS:
+            own = await asyncio.to_thread(check.count, texts)
+            if not self.checks.add(stated, own, len(texts)):
+                print(f"tollbook: an answer states {stated} tokens; its text has {own}", file=sys.stderr, flush=True)
 
 
 class _Counted:
@@ -62,18 +89,18 @@ class _Counted:
     def __init__(self, attempt: Attempt, send: Send, hidden: Hidden) -> None:
         self._attempt = attempt
         self._send = send
-        self._usage = StatedUsage()
+        self.usage = StatedUsage()
         self._hidden = hidden
         self._stream: EventStream | None = None
         self._whole: bytearray | None = bytearray()
-        attempt.began(SEQUENCE, self._usage.look)
+        attempt.began(SEQUENCE, self.usage.look)
 
     async def send(self, message: Message) -> None:
         """ASGI's."""
         if message["type"] == "http.response.start":
             types = [value for name, value in message["headers"] if name.lower() == b"content-type"]
             if types and types[0].startswith(b"text/event-stream"):
-                self._stream = EventStream(self._usage, self._hidden)
+                self._stream = EventStream(self.usage, self._hidden)
         elif message["type"] == "http.response.body":
             body, last = message.get("body", b""), not message.get("more_body", False)
             if self._stream is not None:
@@ -88,12 +115,12 @@ class _Counted:
                 if len(self._whole) > MOST_HELD_BYTES:
                     self._whole = None
                 elif last:
-                    self._usage.whole(bytes(self._whole))
+                    self.usage.whole(bytes(self._whole))
         await self._send(message)
 
     def close(self) -> None:
         """The counts are final."""
-        seen, usage = self._attempt.seen, self._usage
+        seen, usage = self._attempt.seen, self.usage
         seen.reasons.update(usage.reasons)
         refused = seen.http_status is not None and seen.http_status >= 400
         self._attempt.source = "stream" if usage.stated or refused else "estimate"

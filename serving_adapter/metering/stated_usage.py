@@ -52,6 +52,7 @@ class _Choice(msgspec.Struct, frozen=True):
     index: int = 0
     text: Any = None
     delta: _Delta | None = None
+    message: _Delta | None = None
     finish_reason: str | None = None
 
 
@@ -86,6 +87,8 @@ class StatedUsage:
         """Pieces have stated it so far."""
         self.reasons: set[str] = set()
         self._input = self._output = self._cached = 0
+        self.texts: dict[int, list[str]] | None = None
+        """The answer's text by choice, in pieces, where somebody wants it; None again where text is not all of it."""
         self._by_choice: dict[int, int] = {}
         self._pieces = 0
 
@@ -127,6 +130,8 @@ class StatedUsage:
             delta = choice.delta
             told = (delta.content, delta.reasoning, delta.reasoning_content, delta.tool_calls) if delta else ()
             self._pieces += any((choice.text, *told))
+            if self.texts is not None:
+                self._keep(choice)
         self._pieces += isinstance(answer.type, str) and answer.type.endswith(".delta")
         if answer.error:
             self.reasons.add("error")
@@ -138,6 +143,16 @@ class StatedUsage:
             self._ended(answer.status)
         if usage is not None:
             self._count(answer, usage, final=final)
+
+    def _keep(self, choice: _Choice) -> None:
+        """The text of a piece, or of a whole answer."""
+        assert self.texts is not None
+        said = choice.delta or choice.message or _Delta()
+        if said.tool_calls or said.refusal:
+            self.texts = None  # a model's own tokens around a call are in no text
+            return
+        found = [choice.text, said.reasoning or said.reasoning_content, said.content]
+        self.texts.setdefault(choice.index, []).extend(text for text in found if isinstance(text, str))
 
     def _ended(self, status: Any) -> None:
         """The word of a `response`."""

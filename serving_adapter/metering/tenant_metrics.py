@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from serving_adapter.events import UsageEvent
@@ -60,6 +60,8 @@ class TenantMetrics:
         """Adapters that could not be loaded or answered no first request."""
         self.unowned_gpu_us = 0
         """GPU time of sequences that nobody here knows."""
+        self.beside: list[Callable[[], str]] = []
+        """Further parts of the page."""
         self._engine_gpu: tuple[int, int, int] | None = None
         self._ttft: dict[str, Histogram] = {}
         self._gap: dict[str, Histogram] = {}
@@ -123,7 +125,7 @@ class TenantMetrics:
             lines.append(f"# TYPE {name} histogram")
             for tenant, histogram in found.items():
                 lines += histogram.lines(name, f'tenant="{_escaped(tenant)}"')
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" + "".join(part() for part in self.beside)
 
     def _named(self, tenant_id: str) -> str:
         if tenant_id in self._tenants:

@@ -59,6 +59,8 @@ class ProxySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     engine_fields: bool = True
     upstream_key: str | None = None
     """A file with the bearer secret that the engine's server wants."""
+    tokenizer: str | None = None
+    """The model's `tokenizer.json`: what answers state is compared with a count of our own."""
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     """After SIGTERM requests in flight have so long."""
 

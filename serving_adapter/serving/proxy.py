@@ -11,6 +11,7 @@ import sys
 import uvicorn
 
 from serving_adapter.engine.stream_counting import StreamCounting
+from serving_adapter.engine.token_check import TokenCheck
 from serving_adapter.engine.upstream import Upstream
 from serving_adapter.errors import AdapterError
 from serving_adapter.serving.adapter_settings import AdapterSettings, read_key
@@ -29,8 +30,11 @@ def proxy_server(settings: AdapterSettings) -> uvicorn.Server:
     if section is None:
         raise SettingsError("the adapter's file has no [proxy] (docs/adapter.md)")
     key = read_key(section.upstream_key) if section.upstream_key else None
-    engine = StreamCounting(Upstream(section.upstream, key), continuous=section.continuous_usage)
-    app = Middleware(engine, Replica(settings, engine_fields=section.engine_fields), hooked=False)
+    check = TokenCheck(section.tokenizer) if section.tokenizer else None
+    engine = StreamCounting(Upstream(section.upstream, key), continuous=section.continuous_usage, check=check)
+    replica = Replica(settings, engine_fields=section.engine_fields)
+    replica.metrics.beside.append(engine.checks.page)
+    app = Middleware(engine, replica, hooked=False)
     host, _, port = section.listen.rpartition(":")
     return uvicorn.Server(
         uvicorn.Config(

@@ -62,6 +62,14 @@ class Proxied:
                 return 0, answer.decode()
         return int(head.split()[1]), answer.decode()
 
+    async def page(self) -> str:
+        """The metrics."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n\r\n")
+        page = (await reader.read()).decode()
+        writer.close()
+        return page
+
     async def told(self, least: int = 1) -> list[UsageEvent]:
         """The events on disk, once there are so many and nothing is open."""
         (boot,) = boots(Path(self.settings.spool.folder))

@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stripe check bench-streams bench-identities bench-quota bench-adapter bench-close bench-replay simulate up down status clean lock install
+.PHONY: help demo demo-vllm test test-stripe test-vllm check bench-streams bench-identities bench-quota bench-adapter bench-vllm bench-close bench-replay simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,12 @@ test-stripe: ## Send test invoices to Stripe itself (TOLLBOOK_STRIPE_KEY=sk_test
 	    .venv/bin/python -m pytest -q tests/integration/billing/test_with_stripe.py ;; \
 	  *) echo "skipped: set TOLLBOOK_STRIPE_KEY to a test key (sk_test_…) of Stripe itself, and no TOLLBOOK_STRIPE_API" ;; \
 	esac
+
+test-vllm: install ## Install a real vLLM for the CPU (6 GB, once) and run the adapter in and before it (REQUESTS=, KILLS=, QUICK=1)
+	.venv/bin/python -m tests.vllm.run
+
+demo-vllm: up ## Real requests of three tenants through a real vLLM to their invoices, and the trail of one of them
+	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.vllm.demo
 
 check: install ## Lint, format, types, import rules, and the tests that need no service
 	.venv/bin/ruff check .
@@ -44,6 +50,9 @@ bench-quota: install ## How fast quota is decided, over HTTP and in the process,
 
 bench-adapter: install ## What the middleware adds to a request, beside a bare fdatasync (QUICK=1)
 	.venv/bin/python -m tests.benchmarks.adapter
+
+bench-vllm: install ## What the adapter costs on a real vLLM, and tenants' LoRA adapters on each other (QUICK=1)
+	.venv/bin/python -m tests.benchmarks.vllm
 
 bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.close
@@ -67,9 +76,12 @@ clean: ## Stop the services; remove their data, .venv and build (what was fetche
 	$(PYTHON) -m devstack clean
 	rm -rf .venv build
 
-lock: install ## Write requirements.lock anew from the pyproject files
+lock: install ## Write the requirements.lock files anew from the pyproject files
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  pyproject.toml serving_adapter/pyproject.toml --all-extras --group dev --no-emit-package tollbook-adapter -o requirements.lock
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  tests/vllm/requirements.in serving_adapter/pyproject.toml --extra jwt --overrides tests/vllm/overrides.txt \
+	  --excludes tests/vllm/excludes.txt -o tests/vllm/requirements.lock
 
 install:
 	$(PYTHON) -m devstack.install

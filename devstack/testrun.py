@@ -39,8 +39,8 @@ def main() -> int:
     arguments = [*ARGUMENTS, *shlex.split(os.environ.get("PYTEST_ARGS", "")), *sys.argv[1:]]
     progress = Progress()
     try:
-        with _own_stack(progress) as stack:
-            environ = {**_environment_for_tests(), **stack.environment()}
+        with own_stack(progress) as stack:
+            environ = {**environment_for_tests(), **stack.environment()}
             return subprocess.run([sys.executable, "-m", "pytest", *arguments], env=environ, cwd=REPOSITORY).returncode
     except (DevstackError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -51,11 +51,11 @@ def main() -> int:
 
 
 @contextmanager
-def _own_stack(progress: Progress) -> Iterator[Stack]:
+def own_stack(progress: Progress) -> Iterator[Stack]:
     """Services that run inside the block; stopped and removed at its end, however it ends, with their logs kept."""
     with ExitStack() as held:
         home = _free_home(held)
-        environ = _environment_for_tests()
+        environ = environment_for_tests()
         Stack(home, environ).clean(progress)
         stack = Stack(home, environ)
         stack.postgres.durable = False  # tests of what survives start a server of their own
@@ -86,7 +86,7 @@ def _free_home(held: ExitStack) -> Path:
     raise DevstackError(f"{MOST_RUNS} test runs are going on in this clone already.")
 
 
-def _environment_for_tests() -> dict[str, str]:
+def environment_for_tests() -> dict[str, str]:
     """The process's environment without the addresses of `make up`'s services (a shell that read `tollbook dev env`).
 
     Another Kafka or database that it names is meant: it is used instead of an own one. Stripe never is: tests talk to

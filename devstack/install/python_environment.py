@@ -46,7 +46,7 @@ def make_environment(log: ToolLog) -> None:
         pinned.write_text(_lock_entry("uv"))
         run(log, [python, "-m", "pip", "install", "-q", "--require-hashes", "-r", str(pinned)])
     uv = [str(VENV / "bin/uv"), "pip"]
-    environ = {"VIRTUAL_ENV": str(VENV), "UV_NO_PROGRESS": "1", **_machine_settings()}
+    environ = {"VIRTUAL_ENV": str(VENV), "UV_NO_PROGRESS": "1", **machine_settings()}
     run(log, [*uv, "sync", "--require-hashes", str(LOCK)], environ=environ, cwd=REPOSITORY)
     editable = ["--no-deps", "--no-build-isolation", "-e", "./serving_adapter", "-e", "."]
     run(log, [*uv, "install", *editable], environ=environ, cwd=REPOSITORY)
@@ -123,7 +123,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _machine_settings() -> dict[str, str]:
+def machine_settings() -> dict[str, str]:
     """What this machine tells pip about its package index, in uv's words (uv does not read pip's settings).
 
     Where uv has settings of its own, they win. Passed by environment: an address may hold a password.

@@ -17,7 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
+from serving_adapter.events import UsageEvent
 from serving_adapter.request_ids import uuid7
+from streams.database import connect
+from tests.adapter_builders import events
 from tests.vllm.environment import REPOSITORY
 from tests.vllm.server import Server
 
@@ -65,6 +70,19 @@ async def ask_all(server: Server) -> str:
     return traced
 
 
+def trail(traced: str, spooled: UsageEvent) -> None:
+    """Where one request is on its way: in the spool, in Kafka, in the database."""
+    print(f"\nThe trail of {traced}\nIn the spool, on disk before its answer was over:")
+    print(json.dumps(msgspec.to_builtins(spooled), indent=1))
+    with connect(os.environ["TOLLBOOK_DATABASE_URL"]) as connection:
+        stored = connection.execute(
+            "select source, position, ingested_at from usage.events where request_id = %s", (traced,)
+        ).fetchone()
+    assert stored is not None, "the event is not in the database"
+    print(f"In Kafka and applied from there: {stored[0]}, offset {stored[1]}, at {stored[2]:%Y-%m-%d %H:%M:%S.%f} UTC")
+    tollbook("usage", "explain", "tenant_b", "--period", MONTH, "--request", traced)
+
+
 def main() -> None:
     """From a request to its line."""
     tollbook("db", "upgrade")
@@ -85,14 +103,18 @@ def main() -> None:
             server.kill()
         tollbook("adapter", "spool", "--spool", str(server.spool))
         tollbook("adapter", "ship", "--spool", str(server.spool), "--once", "--dev")
+        spooled = next(event for event in events(server.boot) if event.request_id == traced)
     tollbook("streams", "run", "--drain")
-    tollbook("usage", "show", "tenant_b", "--period", MONTH)
+    for tenant in TENANTS:
+        tollbook("usage", "show", tenant, "--period", MONTH, "--by", "model,adapter,status")
     tollbook("close", "run", MONTH, "--test", "--now", AFTER)
     tollbook("close", "approve", MONTH, "--as", "another-person")
     tollbook("close", "run", MONTH, "--test", "--now", AFTER)
     tollbook("invoice", "list", "--period", MONTH)
     found = tollbook("invoice", "list", "--period", MONTH, "--account", "tenant_b", "--json", quiet=True)
     invoice = found[-1]
+    tollbook("invoice", "show", invoice["number"])
+    trail(traced, spooled)
     explained = tollbook("invoice", "explain", invoice["number"], "--limit", "1000", "--json")
     found = [request for request in explained["requests"] if request["request_id"] == traced]
     for request in found:

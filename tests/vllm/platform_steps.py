@@ -9,20 +9,18 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from serving_adapter import engine_counters
 from serving_adapter.adapters.registry_folder import RegistryFolder
-from serving_adapter.command_line import main as command
 from serving_adapter.probe import Probe
 from serving_adapter.spool.recovery import replay
 from tests.adapter_builders import events
-from tests.lora_builders import lora, safetensors
+from tests.lora_builders import AT, lora, safetensors
+from tests.vllm.adapter_holes import all_served, register, removed
 from tests.vllm.environment import REPOSITORY, folder
 from tests.vllm.server import CONFIG, KEY, Server, free_port
 
-AT = "base_model.model.model.layers.0.self_attn.q_proj"
 ASKED: list[tuple[dict[str, Any], str]] = [
     ({"model": "tiny", "prompt": "count every token", "max_tokens": 7}, "completions"),
     ({"model": "tiny", "prompt": "count every token", "max_tokens": 7, "stream": True}, "completions"),
@@ -34,36 +32,25 @@ ASKED: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-async def probed(server: Server) -> int:
+async def probed(server: Server) -> None:
     """Answers, events and the engine's counters agree, also on a stream that was left."""
-    before = len(_usage(server))
     agreed = await asyncio.to_thread(Probe(f"http://127.0.0.1:{server.port}", "tiny", "k1", KEY).run)
     print(f"  all agree: {agreed}", flush=True)
-    return before + 3
 
 
-async def adapters_at_run_time(server: Server) -> int:
+async def adapters_at_run_time(server: Server) -> None:
     """A tenant's adapter is registered, loaded, served, and removed; one that the engine refuses is reported."""
-    before, root = len(_usage(server)), server.home / "registry"
+    before = len(_usage(server))
     upload = shutil.copytree(folder() / "model" / "adapters" / "tenant_b--law--1", server.home / "upload")
-    named = ("--registry", str(root), "--tenant", "tenant_c", "--base", "tiny")
-
-    def register(path: Path, name: str, *more: str) -> None:
-        assert command(["register", str(path), *named, "--name", name, *more]) == 0
-
     body = {"model": "late", "prompt": "x", "max_tokens": 3}
     assert (await server.ask(body, tenant="tenant_c"))[0] == 404
     called = json.loads((upload / "adapter_config.json").read_text())["base_model_name_or_path"]
-    register(upload, "late", "--base-name", called)
+    assert register(server, upload, "tenant_c", "late", "--base-name", called) == 0
     shapes = {f"{AT}.lora_A.weight": [16, 64], f"{AT}.lora_B.weight": [64, 16]}
-    register(lora(server.home / "bad", weights=safetensors(shapes), r=16), "large")
-    registry = RegistryFolder(root)
-    late, large = registry.read().versions
-    for _ in range(600):
-        served = {engine: found for status in registry.statuses() for engine, found in status.adapters.items()}
-        if len(served) == 2:
-            break
-        await asyncio.sleep(0.1)
+    large_files = lora(server.home / "large", weights=safetensors(shapes), r=16)
+    assert register(server, large_files, "tenant_c", "large") == 0
+    served = await all_served(server, 2)
+    late, large = RegistryFolder(server.home / "registry").read().versions
     assert (served[late.engine].state, served[large.engine].state) == ("serving", "failed"), served
     began = time.monotonic()
     assert (await server.ask(body, tenant="tenant_c"))[0] == 200
@@ -71,19 +58,12 @@ async def adapters_at_run_time(server: Server) -> int:
     assert (await server.ask(body, tenant="tenant_a"))[0] == 404
     status, answer = await server.ask(body | {"model": "large"}, tenant="tenant_c")
     assert (status, b"rank" in answer) == (503, True), answer
-    remove = ["remove", "--registry", str(root), "--tenant", "tenant_c", "--name"]
-    assert [command([*remove, name]) for name in ("late", "large")] == [0, 0]
-    for _ in range(600):
-        if not registry.statuses()[0].adapters:
-            break
-        await asyncio.sleep(0.1)
-    assert registry.statuses()[0].adapters == {}
+    await removed(server, "tenant_c", "late", "large")
     assert (await server.ask(body, tenant="tenant_c"))[0] == 404
     smoke, own = _usage(server)[before:]
     assert (smoke.purpose, own.purpose, own.adapter_revision) == ("smoke", "tenant", late.revision)
     print(f"  cold {served[late.engine].load_ms} ms with its first request, warm {warm_ms:.0f} ms;"
           f" refused: {served[large.engine].why}", flush=True)  # fmt: skip
-    return before + 2
 
 
 async def proxied(server: Server) -> None:

@@ -7,42 +7,53 @@ to see what is open and to meter it through the proxy; with the adapter, until `
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
+import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from devstack.errors import DevstackError
+from devstack.progress import Progress
+from devstack.testrun import environment_for_tests, own_stack
 from serving_adapter import engine_counters
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
 from serving_adapter.prometheus_text import samples
 from serving_adapter.spool.recovery import recover, replay
 from tests.adapter_builders import events
-from tests.vllm.environment import REPOSITORY
-from tests.vllm.holes import CROWD, open_holes, overtakes
+from tests.vllm.adapter_holes import ADAPTER_HOLES
+from tests.vllm.environment import REPOSITORY, prepare
+from tests.vllm.holes import HOLES
+from tests.vllm.kills import random_kills
 from tests.vllm.platform_steps import adapters_at_run_time, probed, proxied
 from tests.vllm.server import Server
 
 QUICK = bool(os.environ.get("QUICK"))
 REQUESTS = int(os.environ.get("REQUESTS") or (100 if QUICK else 2000))
+LIMIT_S = int(os.environ.get("LIMIT_S") or 1500)
+"""Of the whole run, once vLLM is installed: then it ends, and its server with it."""
+KILLS = int(os.environ.get("KILLS") or (1 if QUICK else 6))
 SEED = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
 LONG = "count every token once " * 12
 """60 tokens: one block of 32 can be cached."""
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
-FOREVER = {"model": "tiny", "prompt": "z", "max_tokens": 900, "ignore_eos": True}
+FOREVER = {"model": "tiny", "prompt": "z", "max_tokens": 1900, "ignore_eos": True}
 
 OK = ("ok", "none", "length")
 GONE = ("aborted", "client", "client_gone")
 REFUSED = ("rejected", "client", "http_400", 0, 0, None)
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
-# body, path, how the client leaves; then: status, fault, finish_reason, input, output, engine's input (None: any)
-ENDS: Sequence[tuple[dict[str, Any], str, tuple[int, float] | None, tuple[Any, ...]]] = [
+# body, path, when the client leaves (after so many bytes; 0: once each of its sequences has tokens); then:
+# status, fault, finish_reason, input, output, engine's input (None: any)
+ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     ({"model": "tiny", "prompt": LONG, "max_tokens": 8}, "completions", None, (*OK, 60, 8, None)),
     ({"model": "fr", "prompt": LONG, "max_tokens": 4}, "completions", None, (*OK, 60, 4, None)),
     ({"model": "tiny", "prompt": "x y", "max_tokens": 5, "n": 3}, "completions", None, (*OK, 3, 15, 9)),
@@ -54,12 +65,11 @@ ENDS: Sequence[tuple[dict[str, Any], str, tuple[int, float] | None, tuple[Any, .
     ({"model": "tiny", "prompt": "z", "max_tokens": 0, "echo": True}, "completions", None, (*OK, 1, 1, None)),
     ({"model": "tiny", "prompt": "z", "temperature": -1}, "completions", None, REFUSED),
     ({"model": "tiny", "prompt": "z " * 3000}, "completions", None, REFUSED),
-    (FOREVER | {"stream": True}, "completions", (3000, 60.0), (*GONE, 1, None, None)),
-    (FOREVER, "completions", (0, 1.0), (*GONE, 1, None, None)),
-    (FOREVER | {"n": 3}, "completions", (0, 1.0), (*GONE, 1, None, 3)),
+    (FOREVER | {"stream": True}, "completions", 3000, (*GONE, 1, None, None)),
+    (FOREVER, "completions", 0, (*GONE, 1, None, None)),
+    (FOREVER | {"n": 3}, "completions", 0, (*GONE, 1, None, 3)),
 ]  # fmt: skip
 GPU = ("busy", "idle", "unowned")
-CLOSED = ["/v1/load_lora_adapter", "/invocations", "/adapters", "/tokenize", "/v1/rerank", "/inference/v1/generate"]
 
 
 async def settled(server: Server, least: int) -> list[UsageEvent]:
@@ -72,44 +82,47 @@ async def settled(server: Server, least: int) -> list[UsageEvent]:
     raise SystemExit(f"{len(found)} events of {least}; open: {len(replay(server.boot)[0].open)}")
 
 
-async def every_end(server: Server) -> int:
+async def left_at_work(server: Server, body: dict[str, Any], prompts: int) -> None:
+    """A completion that is not streamed, and whose client leaves once all its sequences have tokens."""
+    asked = asyncio.create_task(server.ask(body))
+    while not any(now.engine_input_tokens >= prompts for _, now in replay(server.boot)[0].progress.values()):
+        await asyncio.sleep(0.05)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+
+
+async def every_end(server: Server) -> None:
     """Each end of a request has one event with the engine's counts."""
     for number, (body, path, leave, expected) in enumerate(ENDS, 1):
-        await server.ask(body, f"/v1/{path}", leave_after=leave)
+        if leave == 0:
+            await left_at_work(server, body, body.get("n", 1))
+        else:
+            await server.ask(body, f"/v1/{path}", leave_after=(leave, 60.0) if leave else None)
         event = (await settled(server, number))[-1]
         found = (event.status, event.fault, event.finish_reason, event.input_tokens, event.output_tokens)
         told = (*found, event.engine_input_tokens)
         wrong = [f"{a} is not {b}" for a, b in zip(told, expected, strict=True) if b is not None and a != b]
         assert not wrong, (body, told, wrong)
         print(f"  {body.get('stream', False)!s:5} {path:17}", *told, flush=True)
-    return len(ENDS)
 
 
-async def isolation(server: Server) -> int:
-    """The holes that are open in a bare vLLM."""
-    body = {"model": "tiny", "prompt": "a tenant's own words " * 20, "max_tokens": 1}
-    asked = [(body, "tenant_a"), (body, "tenant_a"), (body, "tenant_b"), (body | {"cache_salt": None}, "tenant_b")]
-    lie = {"do_remote_prefill": True, "remote_prefill_cached_tokens": 60}
-    before = len(await settled(server, 0))
-    for sent, tenant in [*asked, (body | {"prompt": "z", "kv_transfer_params": lie}, "tenant_a")]:
-        assert (await server.ask(sent, tenant=tenant))[0] == 200
-    found = (await settled(server, before + 5))[before:]
-    assert [event.cache_hit_tokens > 0 for event in found] == [False, True, False, True, False]
-    for name in ("law", "tenant_b--law--1", "../adapters/tenant_b--law--1"):
-        assert (await server.ask(body | {"model": name}))[0] == 404
-    for path in CLOSED:
-        assert (await server.ask(body, path))[0] == 404
-    assert (await server.ask(body, headers={"x-tollbook-caller": "v1.k1.e30.AAAA"}))[0] == 401
-    assert not await overtakes(server)
-    listed = json.loads((await server.ask(None, "/v1/models", method="GET"))[1])
-    assert [model["id"] for model in listed["data"]] == ["tiny", "fr"]
-    print("  salts, adapters, routes, models, priorities: closed", flush=True)
-    return before + 5 + CROWD
+async def open_holes(server: Server) -> None:
+    """Each hole of a bare vLLM, gone through."""
+    for hole in (*HOLES, *ADAPTER_HOLES):
+        told = await hole.opened(server)
+        print(f"  open: {hole.what}{f' ({told})' if told else ''}", flush=True)
 
 
-async def mixed(server: Server, before: int) -> None:
-    """Random requests of three tenants, with aborts and refusals; the sums are the engine's own."""
-    chance = random.Random(SEED)
+async def closed_holes(server: Server) -> None:
+    """The same, with the adapter."""
+    for hole in (*HOLES, *ADAPTER_HOLES):
+        told = await hole.closed(server)
+        print(f"  closed: {hole.what}{f' ({told})' if told else ''}", flush=True)
+
+
+async def mixed(server: Server) -> None:
+    """Random requests of three tenants, with aborts and refusals; all sums of the boot are the engine's own."""
+    chance, before = random.Random(SEED), len(await settled(server, 0))
 
     async def one() -> None:
         tenant = chance.choice(["tenant_a", "tenant_b", "tenant_c"])
@@ -200,29 +213,48 @@ async def stopped(server: Server) -> None:
 
 def main() -> None:
     """All steps."""
+    prepare()
+    for number in (signal.SIGALRM, signal.SIGTERM):
+        signal.signal(number, _ended_from_outside)
+    signal.alarm(LIMIT_S)
     print(f"seed {SEED}")
     (REPOSITORY / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as name:
         server = Server(Path(name))
         try:
-            server.start(metered=False)
-            for bare in (open_holes, proxied):
-                print(bare.__name__, flush=True)
-                asyncio.run(bare(server))
-            server.kill()
-            for steps in ([every_end, isolation, probed, adapters_at_run_time, mixed, killed], [stopped]):
-                server.start()
-                before = 0
+            for metered, steps in STEPS:
+                server.start(metered=metered)
                 for step in steps:
                     print(step.__name__, flush=True)
-                    if step is mixed:
-                        asyncio.run(mixed(server, before))
-                    else:
-                        before = asyncio.run(step(server)) or before  # type: ignore[operator]
+                    asyncio.run(step(server))
+                server.kill()
+        except BaseException:
+            shutil.copy(server.log, REPOSITORY / "build" / "vllm-server.log")
+            raise
         finally:
             server.kill()
+    with own_stack(Progress()) as stack:
+        print("random_kills", flush=True)
+        with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as name:
+            random_kills(Path(name), {**environment_for_tests(), **stack.environment()}, SEED, KILLS)
     print("real vLLM: everything held")
 
 
+def _ended_from_outside(number: int, _: object) -> None:
+    why = f"not done within {LIMIT_S} s" if number == signal.SIGALRM else "told to stop"
+    raise SystemExit(f"{why}; the server's log: build/vllm-server.log")
+
+
+STEPS: Final[list[tuple[bool, list[Callable[[Server], Coroutine[Any, Any, None]]]]]] = [
+    (False, [proxied, open_holes]),
+    (True, [every_end, closed_holes, probed, adapters_at_run_time, mixed, killed]),
+    (True, [stopped]),
+]
+"""Each start of the server, whether with the adapter, and what is done with it."""
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DevstackError as error:
+        sys.exit(f"Error: {error}")

@@ -18,6 +18,7 @@ from serving_adapter.spool.folders import BootFolder, boots
 from tests.vllm.environment import QUIET, REPOSITORY, folder, prepare
 
 KEY: Final = b"k" * 32
+SALT_KEY: Final = b"s" * 32
 READY_WITHIN_S: Final = 600.0
 CONFIG: Final = """
 replica_id = "r1"
@@ -57,11 +58,12 @@ class Server:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        for name, text in (("salt", b"s" * 32), ("keys", b"k1 " + KEY), ("adapter.toml", CONFIG.format(home=home))):
+        for name, text in (("salt", SALT_KEY), ("keys", b"k1 " + KEY), ("adapter.toml", CONFIG.format(home=home))):
             (home / name).write_bytes(text if isinstance(text, bytes) else text.encode())
             (home / name).chmod(0o600)
         self.port = free_port()
         self.spool = home / "spool"
+        self.log = home / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
@@ -101,9 +103,10 @@ class Server:
             **{name: value for name, value in os.environ.items() if not name.startswith("TOLLBOOK_")}, **QUIET,
             "PYTHONPATH": str(REPOSITORY), "TOLLBOOK_ADAPTER_CONFIG": str(self.home / "adapter.toml"),
             "VLLM_CACHE_ROOT": str(folder() / "cache"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_ENABLE_RESPONSES_API_STORE": "1", "VLLM_LORA_RESOLVER_CACHE_DIR": str(model / "model"),
             **({"TOLLBOOK_GPU_SOCKET": str(self.home / "gpu")} if metered else {}), **more,
         }  # fmt: skip
-        with (self.home / "server.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(word) for word in command], stdout=log, stderr=log, env=environ, start_new_session=True
             )
@@ -115,7 +118,7 @@ class Server:
             except OSError:
                 pass
             if self._process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"vLLM did not start: {self.home / 'server.log'}")
+                raise SystemExit(f"vLLM did not start: {self.log}")
             time.sleep(0.5)
 
     def stop(self) -> None:
@@ -126,11 +129,29 @@ class Server:
         """`kill -9` of the server and the engine's process, which would go on generating."""
         self._end(signal.SIGKILL)
 
+    def processes(self) -> tuple[int, dict[int, bytes]]:
+        """The id of the server, which has the adapter in it; and the others of its group, with their command lines."""
+        assert self._process is not None
+        others = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                group = int((process / "stat").read_text().rpartition(")")[2].split()[2])
+                if group == self._process.pid != int(process.name):
+                    others[int(process.name)] = (process / "cmdline").read_bytes()
+        return self._process.pid, others
+
+    def wait_for_end(self) -> None:
+        """Until the server has ended by itself; a minute at most."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(60)
+
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
             return
         if number is signal.SIGKILL:
-            os.killpg(self._process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and nothing of its group is left
+                os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
         try:

@@ -2,7 +2,8 @@
 
 In one process and without sockets, so that what is measured is the adapter: an engine that answers at once for what is
 added to a request; one that takes 20 ms for requests a second with 32 in flight; 16 streams of a token each 2 ms, which
-is vLLM's pace with the tests' model. Requests with and without take turns, because the machine is shared.
+is vLLM's pace with the tests' model. Requests with and without take turns, because the machine is shared. The proxy is
+measured over HTTP, as a process of its own (proxy.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from serving_adapter.isolation.rules import Rules
 from serving_adapter.serving.adapter_settings import AdapterSettings, SpoolSection
 from serving_adapter.serving.middleware import Middleware
 from serving_adapter.serving.replica import Replica
+from tests.benchmarks.proxy import measure_proxy
 from tests.benchmarks.report import QUICK, REPOSITORY, Report
 from tests.engine_double import engine_app
 
@@ -203,6 +205,7 @@ async def main() -> None:
         bench = Bench(Path(name))
         try:
             await measure(bench, Path(name), report)
+            await measure_proxy(Path(name), report, RUNS, REQUESTS // 2)
         finally:
             await bench.replica.stop()
     report.write()

@@ -54,7 +54,7 @@ bench-adapter: install ## What the middleware adds to a request, beside a bare f
 bench-vllm: install ## What the adapter costs on a real vLLM, and tenants' LoRA adapters on each other (QUICK=1)
 	.venv/bin/python -m tests.benchmarks.vllm
 
-bench-close: install ## How fast a month is rated and the ledger books, beside bare SQL (QUICK=1; needs `make up`)
+bench-close: install ## How fast a month is rated, booked and sent to Stripe, beside bare SQL and Stripe's limits (QUICK=1; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.close
 
 bench-replay: install ## How fast lost events come back from spools, and what live ingestion sees of it (QUICK=1; needs `make up`)

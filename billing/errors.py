@@ -6,6 +6,7 @@ BillingError
 ├── PlanInvalid, PlanConflict, UnknownPlan, NoPriceVersion
 ├── SubscriptionRefused
 ├── UnknownCredit, CreditRefused, TaxRuleRefused, ProposalRefused
+├── RateRefused, RateMissing                            (exchange rates)
 ├── Unratable
 │   ├── NegativeUsage
 │   ├── UsageUnavailable, UsageDisappeared
@@ -20,6 +21,7 @@ BillingError
     ├── StripeRefused          a definite no: needs a person
     ├── StripeBusy             not done, try again: 429, or a request with this key is under way
     └── StripeOutcomeUnknown   it may have been done: send the same key and parameters again
+        └── StripeServerError  5xx, which it may repeat for this key
 """
 
 from __future__ import annotations

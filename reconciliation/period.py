@@ -53,7 +53,7 @@ from streams.rules.windows import AttemptUsage, UsageQuantity
 from streams.usage import usage_store
 
 BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
-"""Accounts to which accruals and invoices are booked, and else only what two people approved."""
+"""Accounts to which accruals, invoices and money in Stripe are booked, and else only what two people approved."""
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
 

@@ -22,7 +22,7 @@ ROLE_NAME: Final = re.compile("[a-z_][a-z0-9_]{0,62}")
 class DatabaseSettings:
     """Where PostgreSQL with TimescaleDB is. The URLs hold passwords: they are never printed.
 
-    `owner_url` is for `db upgrade` alone: the login that owns the tables.
+    `owner_url` is for `db upgrade` and the dropping of `streams retain`: the login that owns the tables.
     """
 
     url: str = field(repr=False)

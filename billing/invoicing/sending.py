@@ -1,6 +1,6 @@
 """What goes to Stripe for an invoice: the steps, their idempotency keys and parameters, and the comparison.
 
-Pure: the shell (`billing/commands/send_invoices.py`) freezes what is made here before it sends it.
+Pure: the shell (`billing/stripe/request_sender.py`) freezes what is made here before it sends it.
 """
 
 from __future__ import annotations

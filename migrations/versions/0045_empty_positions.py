@@ -85,7 +85,7 @@ def downgrade() -> None:
     """As it was, as long as no chunk reaches over empty positions."""
     for table in ("applied_chunks", "applied_ranges"):
         if op.get_bind().exec_driver_sql(f"select exists (select from usage.{table} where empty > 0)").scalar():
-            raise NotImplementedError("chunks reach over empty positions: restore a backup from before 0042")
+            raise NotImplementedError("chunks reach over empty positions: restore a backup from before 0045")
     op.execute("drop view usage.applied_positions")
     op.execute("drop function usage.fold_of(text, bigint, bigint)")
     for statement, _ in _functions():

@@ -1,4 +1,4 @@
-"""Bills worked by hand from the rules, equal to the last digit: the auditor's cases, and our own beside them."""
+"""Bills worked by hand from the rules, equal to the last digit: the cases of `cases.yaml`, and our own beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far Stripe is read, and whether its balance is what the books say."""
+"""How far Stripe is read, and whether 1010 is what the balance transactions taken in come to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLEARING: Final = AccountCode.STRIPE_BALANCE_CLEARING.code
 
 @dataclass(frozen=True, slots=True)
 class ReturnsShown:
-    """Stripe's balance by what is booked of it, beside 1010; what waits and what needs a person."""
+    """What the balance transactions taken in come to, beside 1010; what waits and what needs a person."""
 
     balances: tuple[dict[str, Any], ...]
     events_read_to: datetime | None
@@ -64,7 +64,7 @@ def returns_shown(engine: Engine, now: datetime) -> ReturnsShown:
             theirs = major(nets.get(code, 0), currency(code, now.date()))
             with exactly():
                 difference = books[code] - theirs
-            rows.append({"currency": code, "stripe": plain(theirs), "books": plain(books[code]),
+            rows.append({"currency": code, "taken_in": plain(theirs), "books": plain(books[code]),
                          "difference": plain(difference)})  # fmt: skip
         return ReturnsShown(
             tuple(rows),

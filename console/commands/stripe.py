@@ -35,13 +35,13 @@ def sync(as_json: AsJson = False) -> None:
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """How far Stripe is read, and whether its balance is what our books say. Exit code 1 if not."""
+    """How far Stripe is read, and whether 1010 is what the balance transactions taken in come to (else exit code 1)."""
     with session.engine() as engine:
         found = returns_shown(engine, session.clock(None))
     if as_json:
         document(found.document)
     else:
-        out.print(table(found.balances, ("currency", "stripe", "books", "difference"), "Stripe's balance"))
+        out.print(table(found.balances, ("currency", "taken_in", "books", "difference"), "Booked from Stripe"))
         out.print(f"events read to {found.events_read_to or 'never'}, money to {found.money_read_to or 'never'},"
                   f" {found.waiting} events wait")  # fmt: skip
     problems(found.problems)

@@ -37,7 +37,7 @@ def add_verbs(verbs: Any) -> None:
         )  # fmt: skip
         if verb == "list":
             continue
-        parser.add_argument("--by", default=getpass.getuser(), help="who does it, for the audit log")
+        parser.add_argument("--as", "--by", dest="by", default=getpass.getuser(), help="who does it, for the audit log")
         parser.add_argument("--tenant", required=verb in ("register", "remove"), default="")
         parser.add_argument("--name", required=True)
         if verb == "register":

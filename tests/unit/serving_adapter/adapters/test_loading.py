@@ -18,7 +18,7 @@ from serving_adapter.serving.adapter_settings import AdapterSettings
 from tests.fixtures_adapter import Served, serving
 from tests.lora_builders import lora
 
-FR = ("--tenant", "tenant_a", "--name", "it", "--by", "ana")
+FR = ("--tenant", "tenant_a", "--name", "it", "--as", "ana")
 
 
 @asynccontextmanager

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             sender = ReportSender(KafkaSettings.from_environment())
             scraper = Scraper(Target(given.url, given.replica, given.boot), sender.send)
-            return 0 if keep_scraping(scraper, _told_to_stop(), given.interval, say=_say) else 1
+            return 0 if keep_scraping(scraper, told_to_stop(), given.interval, say=_say) else 1
     except AdapterError as error:
         _say(f"Error: {error}")
         return 1
@@ -83,7 +83,7 @@ def _ship(given: argparse.Namespace) -> None:
     if given.once:
         print(f"{shipper.ship()} events shipped")
     else:
-        keep_shipping(shipper, producers, _told_to_stop(), _say)
+        keep_shipping(shipper, producers, told_to_stop(), _say)
 
 
 def _probe(given: argparse.Namespace) -> Tokens:
@@ -96,7 +96,7 @@ def _probe(given: argparse.Namespace) -> Tokens:
     return Probe(given.url.rstrip("/"), model, key_id, key, secret, cut=not given.no_cut).run()
 
 
-def _told_to_stop() -> threading.Event:
+def told_to_stop() -> threading.Event:
     """Set on SIGTERM or Ctrl-C."""
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -25,6 +25,17 @@ OCTOBER = parse_period("2026-10")
 NOVEMBER = parse_period("2026-11")
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 12, 2, tzinfo=UTC)
+PLAN = """\
+plan: p
+currency: USD
+versions:
+  - version: v1
+    from: 2026-01-01
+    charges:
+      - {key: in, model: per_unit, metric: input, price: "0.001"}
+      - {key: cached, model: per_unit, metric: cached_input, price: "0.0005"}
+      - {key: out, model: per_unit, metric: output, price: "0.002"}
+"""
 
 
 def usage(tenant_id: str = "tenant_1", model: str = "llama", **changed: Any) -> UsageQuantity:

@@ -136,7 +136,7 @@ class _Run:
             for tenant_id, lines in wanted.nothing.items():
                 invoiced.go_on(period, tenant_id, lines, self._payer(service, invoiced.invoices.get(tenant_id)))
             if wanted.less:
-                self._take_back(service, invoiced, wanted.less, stored)
+                self._take_back(service, invoiced, wanted.less)
             is_drawn_up = any(each.frozen_at is None for each in stored)
             if wanted.more or is_drawn_up:
                 invoices = [each for each in stored if each.invoice.identity.kind is InvoiceKind.ADVANCE]
@@ -147,9 +147,7 @@ class _Run:
         except (CreditRefused, UnknownTaxGroup) as error:
             self.blocked.append((account, str(error)))
 
-    def _take_back(
-        self, service: Service, invoiced: InvoicedFees, less: TenantLines, stored: Sequence[StoredInvoice]
-    ) -> None:
+    def _take_back(self, service: Service, invoiced: InvoicedFees, less: TenantLines) -> None:
         """Credit notes over what comes to less. Raises CreditRefused, UnknownTaxGroup."""
         account, period = service
         states = credit_store.states(self._connection, accounts=[account])

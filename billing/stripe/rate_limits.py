@@ -110,8 +110,3 @@ class RateLimiter:
         if endpoint not in self._endpoints:
             self._endpoints[endpoint] = TokenBucket(self._limits.endpoint_per_s)
         return [self._all, self._endpoints[endpoint]]
-
-
-def floor_s(calls: Counter[str], limits: Limits) -> float:
-    """The least time in which Stripe takes so many calls by endpoint (docs/spec/money.md 10)."""
-    return max(max(calls.values(), default=0) / limits.endpoint_per_s, calls.total() / limits.all_per_s)

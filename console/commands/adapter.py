@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +63,7 @@ def scrape(
         else:
             out.print(f"{len(report.models)} models of boot {report.boot_id}, counting since {report.since}")
         return
-    stop = _told_to_stop()
+    stop = command_line.told_to_stop()
     if not keep_scraping(scraper, stop, interval, say=lambda text: err.print(text, soft_wrap=True)):
         raise typer.Exit(1)
 
@@ -100,7 +98,7 @@ def ship(
     if once:
         out.print(f"{shipper.ship()} events shipped")
     else:
-        keep_shipping(shipper, producers, _told_to_stop(), say)
+        keep_shipping(shipper, producers, command_line.told_to_stop(), say)
 
 
 @app.command()
@@ -128,14 +126,6 @@ _same_as_adapters_own("proxy", "Meter an engine that may not be touched; TOLLBOO
 _same_as_adapters_own("probe", "Known requests: do answers, events and the engine's own counters agree?")
 for _verb, _told in VERBS.items():
     _same_as_adapters_own(_verb, f"{_told[:1].upper()}{_told[1:]}.")
-
-
-def _told_to_stop() -> threading.Event:
-    """Set on SIGTERM or Ctrl-C."""
-    stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.set())
-    return stop
 
 
 def _model(model: EngineModel) -> dict[str, object]:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
-from billing.commands.decide_proposal import propose
 from billing.commands.expire_credits import expire_credits
 from billing.commands.grant_credit import Recurrence, credits_of, grant_credit, void_credit
 from billing.invoicing.credit_store import CreditState, GivenCredit
@@ -20,6 +19,7 @@ from billing.posting.proposal_store import ProposalKind
 from console import session
 from console.commands import top_up
 from console.output import AsCsv, AsJson, listing, out
+from console.proposing import propose
 
 app = typer.Typer(
     help="Credits: paid in advance, promotional, for service levels.", no_args_is_help=True, add_completion=False
@@ -152,23 +152,13 @@ def settle(
 ) -> None:
     """Propose that a credit was paid outside Stripe. Another person approves it (`tollbook approval`)."""
     content = {"paid_at": session.clock(paid_at).isoformat()}
-    _propose(ProposalKind.SETTLE_CREDIT, credit, content, document, actor, dry_run)
+    propose(ProposalKind.SETTLE_CREDIT, credit, content, document, actor, dry_run)
 
 
 @app.command()
 def refund(credit: Credit, actor: session.Actor, document: Document, dry_run: session.DryRun = False) -> None:
     """Propose to refund what is left of a paid credit. Another person approves it (`tollbook approval`)."""
-    _propose(ProposalKind.REFUND_CREDIT, credit, {}, document, actor, dry_run)
-
-
-def _propose(
-    kind: ProposalKind, subject: str, content: dict[str, Any], document: str, actor: str, dry_run: bool
-) -> None:
-    with session.engine() as engine:
-        number = propose(
-            engine, kind, subject, content, document=document, now=session.clock(None), actor=actor, dry_run=dry_run
-        )
-    out.print("it can be proposed" if dry_run else f"proposal {number}: another person approves it")
+    propose(ProposalKind.REFUND_CREDIT, credit, {}, document, actor, dry_run)
 
 
 def _row(state: CreditState, at: datetime) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, TextIO
 
 import typer
 
-from billing.commands.decide_proposal import propose
 from billing.commands.export_beancount import export_beancount
 from billing.commands.seal_journal import seal_journals
 from billing.commands.show_journal import journal_entries
@@ -31,6 +30,7 @@ from billing.posting.manual_entries import read_entry
 from billing.posting.proposal_store import ProposalKind
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out, problems
+from console.proposing import propose
 
 app = typer.Typer(help="The double-entry journal.", no_args_is_help=True, add_completion=False)
 
@@ -292,7 +292,7 @@ def post(
     subledger. `kind: prior_period_adjustment` books into a closed month.
     """
     content = read_entry(session.read_text(file), file=file.name)
-    _propose(ProposalKind.POST_ENTRY, legal_entity, content, paper, actor, dry_run)
+    propose(ProposalKind.POST_ENTRY, legal_entity, content, paper, actor, dry_run)
 
 
 @app.command()
@@ -304,17 +304,7 @@ def close(
     dry_run: session.DryRun = False,
 ) -> None:
     """Propose to close the book of a month, for good. Another person approves it."""
-    _propose(ProposalKind.CLOSE_BOOK, legal_entity, {"month": _month(month)}, paper, actor, dry_run)
-
-
-def _propose(
-    kind: ProposalKind, legal_entity: str, content: dict[str, Any], paper: str, actor: str, dry_run: bool
-) -> None:
-    with session.engine() as engine:
-        number = propose(
-            engine, kind, legal_entity, content, document=paper, now=session.clock(None), actor=actor, dry_run=dry_run
-        )
-    out.print("it can be proposed" if dry_run else f"proposal {number}: another person approves it")
+    propose(ProposalKind.CLOSE_BOOK, legal_entity, {"month": _month(month)}, paper, actor, dry_run)
 
 
 def amount(value: Decimal) -> Decimal | None:

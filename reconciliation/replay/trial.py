@@ -115,7 +115,7 @@ def _money(connection: Connection, plan: StoredPlan, now: datetime) -> list[Mone
             problem = "" if rated else "; ".join(text for text in after.unratable if tenant_id in text) or "not rated"
             effects.append(
                 MoneyEffect(
-                    tenant_id, account, period.name, _currency(rated, subscribed),
+                    tenant_id, account, period.name, _currency(rated),
                     total(line.amount for line in rated.posted) if rated else ZERO, account in frozen, bool(books),
                     states.get(tenant_id) == "closed", late, problem,
                 )
@@ -123,7 +123,7 @@ def _money(connection: Connection, plan: StoredPlan, now: datetime) -> list[Mone
     return effects
 
 
-def _currency(rated: Any, subscribed: list[Subscription]) -> str:
+def _currency(rated: Any) -> str:
     return next((line.currency for line in (*rated.posted, *rated.lines)), "") if rated else ""
 
 

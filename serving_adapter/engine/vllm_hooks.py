@@ -16,7 +16,7 @@ from serving_adapter.engine.attempts import CURRENT, Attempt
 from serving_adapter.errors import AdapterError
 from serving_adapter.metering.counts import Sequence
 
-TESTED: Final = ("0.29", "0.32", "0.33")
+LOOKED_AT: Final = ("0.29", "0.32", "0.33")
 """Versions whose sources have these names; 0.32 is what the tests run."""
 
 AttemptOfNobody = Callable[[], Attempt]
@@ -32,8 +32,8 @@ class IsolationBroken(AdapterError):
 
 def check_version(version: str | None) -> None:
     """Raises EngineUnfit for a vLLM that nobody has looked at. None: not vLLM's own package (a double)."""
-    if version is not None and ".".join(version.split(".")[:2]) not in TESTED:
-        raise EngineUnfit(f"vLLM {version} is not one of {', '.join(TESTED)}: its hook points were not looked at")
+    if version is not None and ".".join(version.split(".")[:2]) not in LOOKED_AT:
+        raise EngineUnfit(f"vLLM {version} is not one of {', '.join(LOOKED_AT)}: its hook points were not looked at")
 
 
 def attach(client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None]) -> None:
@@ -56,7 +56,7 @@ class _Hooks:
         ):
             for name in names:
                 if not hasattr(owner, name):
-                    raise EngineUnfit(f"{type(owner).__name__} has no {name}: this engine is not one of {TESTED}")
+                    raise EngineUnfit(f"{type(owner).__name__} has no {name}: this engine is not one of {LOOKED_AT}")
         if "request" not in inspect.signature(processor.add_request).parameters:
             raise EngineUnfit("OutputProcessor.add_request takes no request")
         if not getattr(processor, "log_stats", True):

@@ -22,9 +22,6 @@ LONGEST_S: Final = 300
 """A gateway signs for one request: a header that is valid for longer is refused."""
 CLOCKS_DIFFER_S: Final = 60
 MOST_BYTES: Final = 4096
-_NOT_ASKED: Final = Refusal(
-    401, "no_caller", "This replica answers only callers that a gateway or a token vouches for."
-)
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -73,10 +73,10 @@ class Exchange:
             self._extra.append((b"x-tollbook-max-tokens", str(bound).encode()))
         self._extra.append((b"x-request-id", request_id.encode()))
         async with self._admitting.place(request_id):
-            attempt = await self._begin(request_id, model, tier, scope)
+            attempt = await self._begin(request_id, model, tier)
             await self._pass_on(attempt, model, sent_on, request_id, began, scope, receive, send)
 
-    async def _begin(self, request_id: str, model: Resolved, tier: Tier, scope: Scope) -> Attempt:
+    async def _begin(self, request_id: str, model: Resolved, tier: Tier) -> Attempt:
         caller, replica = self._caller, self._replica
         own_id = self._headers.get(b"x-request-id", b"").decode("utf-8", "replace")[:128].replace("\0", "") or None
         lost = replica.lost_event(caller, model, request_id, own_id)

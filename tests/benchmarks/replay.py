@@ -28,7 +28,7 @@ from streams.ingest import sources
 from streams.ingest.logs import LogReader
 from tests.benchmarks.report import QUICK, Report
 from tests.benchmarks.streams import Bench, bench, wait_for_members
-from tests.benchmarks.traffic import events
+from tests.benchmarks.traffic import delays_ms, events
 
 SEED: Final = 20261122
 BACKLOG: Final = 60_000 if QUICK else int(os.environ.get("BACKLOG", "600_000"))
@@ -119,12 +119,7 @@ def beside_live(b: Bench, report: Report) -> None:
         replaying.wait()
     finish(b, plan_id)
     assert producer.stdout is not None
-    delays = []
-    for line in producer.stdout.read().splitlines():
-        partition, offset, produced_at = line.split()
-        seen = next(at for at, positions in visible if positions.get(int(partition), 0) > int(offset))
-        delays.append((seen - float(produced_at)) * 1000)
-    cuts = quantiles(delays, n=100)
+    cuts = quantiles(delays_ms(producer.stdout, visible), n=100)
     report.add("live_rate", "1/s", [LIVE_RATE])
     report.add("live_p50_ms_during", "ms", [cuts[49]])
     report.add("live_p99_ms_during", "ms", [cuts[98]], goal=1000)

@@ -40,6 +40,7 @@ from streams.rules.chunks import Chunk, Record, Source, read
 from streams.schema import upgrade
 from streams.settings import CHUNK_MESSAGES
 from tests.benchmarks.report import QUICK, Report
+from tests.benchmarks.traffic import delays_ms
 
 WORKERS = int(os.environ.get("WORKERS", "2"))
 SEED = 20261121
@@ -204,12 +205,7 @@ def latency(b: Bench, report: Report) -> None:
         producer = b.produce(LATENCY_RATE * LATENCY_S, LATENCY_RATE)
         visible = watch(connection, b, producer)
     assert producer.stdout is not None
-    delays = []
-    for line in producer.stdout.read().splitlines():
-        partition, offset, produced_at = line.split()
-        seen = next(at for at, positions in visible if positions.get(int(partition), 0) > int(offset))
-        delays.append((seen - float(produced_at)) * 1000)
-    cuts = quantiles(delays, n=100)
+    cuts = quantiles(delays_ms(producer.stdout, visible), n=100)
     report.add("visible_p50_ms_at_10k", "ms", [cuts[49]])
     report.add("visible_p99_ms_at_10k", "ms", [cuts[98]], goal=1000)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from serving_adapter.producer import EventProducer
@@ -54,6 +54,16 @@ def uuid7_text(milliseconds: int, counter: int, bits: int) -> str:
     """A UUIDv7: time, then a counter, then random bits."""
     head = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{counter % 4096:03x}"
     return f"{head}-{0x8000 | bits >> 58 & 0x3FFF:04x}-{bits & 0xFFFFFFFFFFFF:012x}"
+
+
+def delays_ms(stamped: Iterable[str], visible: Iterable[tuple[float, Mapping[int, int]]]) -> list[float]:
+    """From produced to visible: `stamped` are the lines that `main` prints, `visible` the next positions over time."""
+    seen, delays = list(visible), []
+    for line in stamped:
+        partition, offset, produced_at = line.split()
+        at = next(at for at, positions in seen if positions.get(int(partition), 0) > int(offset))
+        delays.append((at - float(produced_at)) * 1000)
+    return delays
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from tests.integration.console.conftest import Done, Run, run
 
 __all__ = ["run", "world"]
 IN, CACHED, OUT = Decimal("0.001"), Decimal("0.0005"), Decimal("0.002")
-"""What tests.integration.billing.conftest.PLAN says."""
+"""What tests.billing_builders.PLAN says."""
 LOOK = ("reconcile", "run", "--from", "2026-10-13", "--to", "2026-10-17")
 
 

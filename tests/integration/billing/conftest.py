@@ -22,20 +22,8 @@ from billing.settings import StripeSettings
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import tenants
 from streams.database import connect
-from tests.billing_builders import NOW, OCTOBER, SINCE
+from tests.billing_builders import NOW, OCTOBER, PLAN, SINCE
 from tests.fixtures_stripe_twin import StripeTwin
-
-PLAN = """\
-plan: p
-currency: USD
-versions:
-  - version: v1
-    from: 2026-01-01
-    charges:
-      - {key: in, model: per_unit, metric: input, price: "0.001"}
-      - {key: cached, model: per_unit, metric: cached_input, price: "0.0005"}
-      - {key: out, model: per_unit, metric: output, price: "0.002"}
-"""
 
 
 def all_done(found: InvoicesDrafted | InvoicesSent) -> bool:

@@ -24,8 +24,8 @@ from billing.rating.usage_events import UsageEvent
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
 from serving_adapter.identity import Identity, event_id_of
-from tests.billing_builders import NOVEMBER, OCTOBER, subscription
-from tests.integration.billing.conftest import PLAN, World
+from tests.billing_builders import NOVEMBER, OCTOBER, PLAN, subscription
+from tests.integration.billing.conftest import World
 from tests.integration.billing.histories import ingest
 
 DECEMBER = parse_period("2026-12")

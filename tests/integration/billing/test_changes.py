@@ -19,8 +19,8 @@ from billing.money import plain, total
 from billing.plans import account_store
 from streams.quotas import definition_store
 from streams.quotas.calendar import Anchor, microseconds
-from tests.billing_builders import NOVEMBER, OCTOBER, SINCE
-from tests.integration.billing.conftest import PLAN, World, all_done
+from tests.billing_builders import NOVEMBER, OCTOBER, PLAN, SINCE
+from tests.integration.billing.conftest import World, all_done
 from tests.integration.billing.histories import ingest
 
 MIDDLE = datetime(2026, 10, 16, 12, 30, 15, 250_000, tzinfo=UTC)

@@ -31,9 +31,9 @@ from billing.plans.plan_file import parse_plan
 from billing.posting.proposal_store import ProposalKind
 from billing.rating.usage_events import UsageEvent
 from billing.stripe.stripe_gateway import StripeGateway
-from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, subscription
+from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN, SINCE, subscription
 from tests.fixtures_stripe_twin import StripeTwin
-from tests.integration.billing.conftest import PLAN, Crash, World, all_done, crash_at
+from tests.integration.billing.conftest import Crash, World, all_done, crash_at
 from tests.integration.billing.test_retries import apply, event
 
 VAT = TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.19")})

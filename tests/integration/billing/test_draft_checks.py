@@ -18,8 +18,8 @@ from billing.database import transaction
 from billing.invoicing import billed_until_store
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.stripe.stripe_gateway import StripeGateway
-from tests.billing_builders import OCTOBER
-from tests.integration.billing.conftest import PLAN, World
+from tests.billing_builders import OCTOBER, PLAN
+from tests.integration.billing.conftest import World
 
 MIDDLE = OCTOBER.start + timedelta(days=15)
 

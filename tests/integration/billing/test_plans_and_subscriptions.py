@@ -17,8 +17,8 @@ from billing.plans import account_store, plan_store
 from billing.plans.plan_file import parse_plan
 from billing.plans.price_plans import version_at
 from streams.errors import UnknownTenant
-from tests.billing_builders import NOVEMBER, OCTOBER, SINCE
-from tests.integration.billing.conftest import PLAN, World
+from tests.billing_builders import NOVEMBER, OCTOBER, PLAN, SINCE
+from tests.integration.billing.conftest import World
 
 V2 = """\
   - version: v2

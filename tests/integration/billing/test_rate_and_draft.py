@@ -15,8 +15,8 @@ from billing.commands.trial_balance import trial_balance
 from billing.errors import PeriodNotEnded, UnknownInvoice
 from billing.money import total
 from billing.usage.usage_digest import TenantCount, usage_digest
-from tests.billing_builders import NOVEMBER, OCTOBER
-from tests.integration.billing.conftest import PLAN, World, all_done
+from tests.billing_builders import NOVEMBER, OCTOBER, PLAN
+from tests.integration.billing.conftest import World, all_done
 
 HOUR = timedelta(hours=1)
 

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from billing.settings import StripeSettings
-from billing.stripe.rate_limits import BURST_S, Limits, RateLimiter, floor_s
+from billing.stripe.rate_limits import BURST_S, Limits, RateLimiter
 from billing.stripe.stripe_gateway import limits_of
+from tests.benchmarks.sending import floor_s
 
 
 class Time:

@@ -1,0 +1,21 @@
+"""What every verb does that only proposes: it takes effect once another person has approved it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billing.commands import decide_proposal
+from billing.posting.proposal_store import ProposalKind
+from console import session
+from console.output import out
+
+
+def propose(
+    kind: ProposalKind, subject: str, content: dict[str, Any], document: str, actor: str, dry_run: bool
+) -> None:
+    """Propose it, and say under which number. Raises ProposalRefused and what its kind is refused for."""
+    with session.engine() as engine:
+        number = decide_proposal.propose(
+            engine, kind, subject, content, document=document, now=session.clock(None), actor=actor, dry_run=dry_run
+        )
+    out.print("it can be proposed" if dry_run else f"proposal {number}: another person approves it")

@@ -54,6 +54,7 @@ class MoneyEffect:
         return {
             "tenant_id": self.tenant_id, "billing_account": self.billing_account, "period": self.period,
             "currency": self.currency, "amount": plain(self.amount), "frozen": self.frozen,
+            "tenant_closed": self.tenant_closed, "unbillable": self.unbillable, "problem": self.problem,
             "follows": self.follows,
         }  # fmt: skip
 
@@ -81,8 +82,7 @@ def customer_message(
     ]
     lines += ["", "What it means for your bill:"]
     for row in money:
-        amount = Decimal(row["amount"])
-        lines.append(f"  {row['period']}: {amount:,.2f} {row['currency']} before tax. {_plain(row, amount)}")
+        lines.append(f"  {row['period']}: {_plain(row, Decimal(row['amount']))}")
     if not money:
         lines.append("  Nothing: none of it is billed.")
     lines += [
@@ -95,10 +95,22 @@ def customer_message(
 
 
 def _plain(row: Mapping[str, Any], amount: Decimal) -> str:
+    if row.get("problem"):
+        return "We are still working out what it comes to, and will tell you."
+    billed = f"{amount:,.2f} {row['currency']} before tax. {_where(row, amount)}"
+    if not row.get("unbillable"):
+        return billed
+    late = f"{row['unbillable']:,} of these requests are older than what we bill: they are not charged."
+    return f"{late} The others: {billed}" if amount else late
+
+
+def _where(row: Mapping[str, Any], amount: Decimal) -> str:
     if not row["frozen"]:
         return f"It is part of your invoice for {row['period']}, which is not issued yet."
     if not amount:
         return f"Your invoice for {row['period']} stays as it is."
     if amount < 0:
         return f"You get a credit note for your invoice of {row['period']}."
-    return f"Your invoice for {row['period']} stays as it is; the amount is a line of its own on the next one."
+    next_one = "the amount is a line of its own on the next one"
+    on = "you get an invoice of its own for the amount" if row.get("tenant_closed") else next_one
+    return f"Your invoice for {row['period']} stays as it is; {on}."

@@ -1,0 +1,51 @@
+"""What a customer is told of a replay is what the plan says follows from it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from reconciliation.replay.outcome import MoneyEffect, customer_message
+
+USAGE = {"month": "2026-10", "requests": 3, "input_tokens": 30, "cache_hit_tokens": 0, "output_tokens": 3}
+
+
+def told(**changed: Any) -> str:
+    values: dict[str, Any] = {
+        "tenant_id": "t", "billing_account": "t", "period": "2026-10", "currency": "USD", "amount": Decimal(5),
+        "frozen": True, "books_closed": False,
+    }  # fmt: skip
+    effect = MoneyEffect(**values | changed)
+    message = customer_message("t", [USAGE], [effect.as_document()], first="", last="")
+    return message.split("What it means for your bill:\n")[1].split("\n\n")[0]
+
+
+def test_a_closed_tenant_is_told_of_an_invoice_of_its_own_as_the_plan_says() -> None:
+    said = told(tenant_closed=True)
+    assert "5.00 USD" in said
+    assert "an invoice of its own" in said
+    assert "next" not in said
+    assert "a line of its own on the next one" in told()
+    assert "credit note" in told(tenant_closed=True, amount=Decimal(-5))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_later_than_the_contract_bills_is_not_said_to_be_on_an_invoice(frozen: bool) -> None:
+    only = told(unbillable=3, amount=Decimal(0), frozen=frozen)
+    assert "3 of these requests" in only
+    assert "not charged" in only
+    assert "your invoice" not in only.lower()
+    some = told(unbillable=2, frozen=frozen)
+    assert "2 of these requests" in some
+    assert "your invoice for 2026-10" in some.lower(), "the rest is billed"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_could_not_be_rated_is_named_without_an_amount(frozen: bool) -> None:
+    said = told(problem="no price for llama", amount=Decimal(0), currency="", frozen=frozen)
+    assert "2026-10: We are still working out" in said
+    assert "0.00" not in said
+    assert "your invoice" not in said.lower()
+    assert "no price for llama" not in said, "ours, not the customer's"

@@ -41,19 +41,36 @@ def test_bad_lines_are_named_and_the_good_ones_sent(run: Run, tmp_path: Path) ->
     assert "applied 2, duplicates 0, quarantined 0" in run("streams", "run", "--drain").stdout
 
 
-def test_an_unknown_tenants_events_are_kept_in_quarantine_until_they_are_released(run: Run, tmp_path: Path) -> None:
+def test_an_unknown_tenants_events_are_kept_in_quarantine_until_they_are_released_or_discarded(
+    run: Run, tmp_path: Path
+) -> None:
     file = tmp_path / "events.jsonl"
-    file.write_text(json.dumps(EVENT))
+    file.write_text(f"{json.dumps(EVENT)}\n{json.dumps(EVENT | {'tenant_id': 'stranger'})}")
     assert run("events", "ingest", str(file)).returncode == 0
-    assert "quarantined 1" in run("streams", "run", "--drain").stdout
-    (held,) = json.loads(run("events", "quarantine", "list", "--json").stdout)
-    assert (held["reason"], held["tenant_id"]) == ("unknown_tenant", "tenant_1")
-    shown = json.loads(run("events", "quarantine", "show", str(held["quarantine_id"])).stdout)
+    assert "quarantined 2" in run("streams", "run", "--drain").stdout
+    held = {row["tenant_id"]: row for row in json.loads(run("events", "quarantine", "list", "--json").stdout)}
+    assert {row["reason"] for row in held.values()} == {"unknown_tenant"}
+    shown = json.loads(run("events", "quarantine", "show", str(held["tenant_1"]["quarantine_id"])).stdout)
     assert json.loads(shown["message"]) == EVENT
     refused = run("events", "quarantine", "release", "--reason", "unknown_tenant")
-    assert (refused.returncode, "0 released, 1 not" in refused.stdout) == (1, True)
+    assert (refused.returncode, "0 released, 2 not" in refused.stdout) == (1, True)
     run("tenant", "add", "tenant_1")
-    assert "1 released, 0 not" in run("events", "quarantine", "release", "--reason", "unknown_tenant").stdout
+    assert "1 released, 1 not" in run("events", "quarantine", "release", "--reason", "unknown_tenant").stdout
+
+    stranger = str(held["stranger"]["quarantine_id"])
+    discard = ("events", "quarantine", "discard", stranger, "--as", "ada")
+    assert "--reason" in complaint(run(*discard), code=2)
+    assert "1 would be discarded" in run(*discard, "--reason", "a test emitter", "--dry-run").stdout
+    (waits,) = json.loads(run("events", "quarantine", "list", "--json").stdout)
+    assert waits["tenant_id"] == "stranger"
+    assert "1 discarded" in run(*discard, "--reason", "a test emitter").stdout
+    assert json.loads(run("events", "quarantine", "list", "--json").stdout) == []
+    kept = {row["tenant_id"]: row for row in json.loads(run("events", "quarantine", "list", "--all", "--json").stdout)}
+    assert (kept["stranger"]["outcome"], kept["stranger"]["resolved_by"]) == ("discarded", "ada")
+    acts = json.loads(run("audit", "list", "--json").stdout)
+    (act,) = [act for act in acts if act["action"] == "quarantine.discarded"]
+    assert (act["actor"], act["subject"], act["detail"]["reason"]) == ("ada", stranger, "a test emitter")
+    assert "discarded already, by ada" in complaint(run(*discard, "--reason", "once more"))
 
 
 @pytest.mark.parametrize("verb", ["list", "release"])

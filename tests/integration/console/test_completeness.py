@@ -15,9 +15,14 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from confluent_kafka import Producer
 
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import REPLICAS, USAGE
 from streams.completeness.completeness_check import CompletenessCheck
+from streams.ingest import sources
+from streams.ingest.logs import LogReader
+from streams.ingest.sources import Feed, source_name
 from streams.settings import CompletenessSettings
 from tests.builders import RECEIVED
 from tests.integration.console.conftest import Run
@@ -66,6 +71,38 @@ def test_write_off_of_an_unknown_boot_is_refused(run: Run) -> None:
     done = run("streams", "write-off", "r1", "b9", "--reason", "x")
     assert done.returncode == 1
     assert "no boot b9 of replica r1" in done.stderr
+
+
+@pytest.mark.parametrize("feed", ["usage", "replicas"])
+def test_a_partition_that_stands_still_goes_on_where_a_person_says_and_of_that_feed_alone(
+    run: Run, kafka: KafkaSettings, connection: psycopg.Connection, feed: Feed
+) -> None:
+    feeds: dict[Feed, str] = {"usage": USAGE.name(kafka.topic_prefix), "replicas": REPLICAS.name(kafka.topic_prefix)}
+    producer = Producer(kafka.client())
+    for each, topic in feeds.items():
+        for _ in range(3):
+            producer.produce(topic, b"{}", partition=0)
+        producer.flush()
+        sources.register(connection, LogReader(kafka, topic).read(), each)
+        sources.mark_stopped(connection, source_name(topic, 0), "a person is to look")
+    of_feed = () if feed == "usage" else ("--feed", feed)
+    command = ("streams", "resolve", "--partition", "0", "--to", "2", *of_feed, "--as", "ada", "--reason")
+    stopped = {each: sources.states(connection, topic)[0] for each, topic in feeds.items()}
+
+    refused = run(*command, " ")
+    assert (refused.returncode, "needs a reason" in refused.stderr) == (1, True)
+    source = source_name(feeds[feed], 0)
+    assert f"{source} would go on at 2 (stood at 0)" in run(*command, "two are rubbish", "--dry-run").stdout
+    assert {each: sources.states(connection, topic)[0] for each, topic in feeds.items()} == stopped
+    assert f"{source} goes on at 2 (stood at 0)" in run(*command, "two are rubbish").stdout
+    for each, topic in feeds.items():
+        state = sources.states(connection, topic)[0]
+        assert (state.next_position, state.stopped_because is None) == ((2, True) if each == feed else (0, False))
+    (act,) = json.loads(run("audit", "list", "--json").stdout)
+    assert (act["actor"], act["action"], act["subject"]) == ("ada", "streams.resolve", source)
+    assert (act["detail"]["from"], act["detail"]["to"], act["detail"]["reason"]) == (0, 2, "two are rubbish")
+    again = run(*command, "once more")
+    assert (again.returncode, "does not stand still" in again.stderr) == (1, True)
 
 
 def test_usage_shows_up_to_when_it_is_complete(run: Run, a_gap: None) -> None:

@@ -10,12 +10,17 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from serving_adapter import command_line
 from serving_adapter.kafka_client import admin_client
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
 from tests.integration.console.conftest import Run
 
-VERBS = (("streams", "run", "--drain"), ("events", "serve", "--port", "0"))
+VERBS = (
+    ("streams", "run", "--drain"),
+    ("events", "serve", "--port", "0"),
+    ("adapter", "ship", "--once", "--spool", "nothing/here"),
+)
 NOT_OURS = {"TOLLBOOK_DEV_KAFKA": "elsewhere:9092"}
 
 
@@ -48,6 +53,18 @@ def test_a_single_copy_is_refused_but_for_development(run: Run, verb: tuple[str,
     assert refused.returncode == 1
     assert "replication factor is 1, must be at least 3" in refused.stderr
     assert "min.insync.replicas is 1, must be at least 2" in refused.stderr
+
+
+def test_the_adapters_own_command_refuses_it_too(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tollbook-adapter ship`, where this command line is not installed."""
+    for name, value in (("KAFKA", kafka.bootstrap), ("TOPIC_PREFIX", kafka.topic_prefix), ("DEV_KAFKA", "elsewhere:1")):
+        monkeypatch.setenv(f"TOLLBOOK_{name}", value)
+    ship = ["ship", "--once", "--spool", "nothing/here"]
+    assert command_line.main(ship) == 1
+    assert "replication factor is 1, must be at least 3" in capsys.readouterr().err
+    assert command_line.main([*ship, "--dev"]) == 0
 
 
 def test_development_can_go_on(run: Run) -> None:

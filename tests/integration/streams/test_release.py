@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from serving_adapter import replica_reports
+from serving_adapter import events, replica_reports
 from serving_adapter.identity import Identity, event_id_of
 from streams import tenants
 from streams.database import connect
@@ -42,6 +42,23 @@ def test_a_report_that_was_refused_is_released_as_a_report(
     # What a clock that was ahead promised of the time to come stays untrue
     with pytest.raises(NotReleased, match="future: at"):
         releaser.release(held["future"], actor="ada")
+
+
+def test_an_event_of_a_later_version_counts_once_this_one_reads_it(
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applier.apply(make_chunk(make_record(0, schema_version=2, request_id="new", output_tokens=77)))
+    (held,) = quarantine.listing(connection)
+    releaser = Releaser(connection)
+    with pytest.raises(NotReleased, match="unsupported: schema_version"):
+        releaser.release(held.quarantine_id, actor="ada")
+    counted = "select request_id, output_tokens from usage.events"
+    assert connection.execute(counted).fetchall() == []
+    monkeypatch.setattr(events, "SCHEMA_VERSION", 2)  # as after an upgrade
+    assert not releaser.release(held.quarantine_id, actor="ada").duplicate
+    assert connection.execute(counted).fetchall() == [("new", 77)]
+    assert connection.execute("select sum(output_tokens)::int8 from usage.windows_1h").fetchall() == [(77,)]
+    assert quarantine.counts(connection) == {}
 
 
 def test_a_report_that_comes_after_a_later_one_takes_nothing_back(

@@ -77,8 +77,16 @@ def test_a_worker_tells_what_it_does(line: Line, ask: Ask) -> None:
     assert OTHERS in tenants
 
 
-def test_upkeep_that_fails_is_counted_and_usage_goes_on(line: Line, ask: Ask, owner: psycopg.Connection) -> None:
+def test_open_gaps_are_told_upkeep_that_fails_is_counted_and_usage_goes_on(
+    line: Line, ask: Ask, owner: psycopg.Connection
+) -> None:
     wait_for(lambda: ask("/readyz")[0] == 200, "the worker is ready")
+    wait_for(lambda: value_of(ask("/metrics")[1], "open_gaps") == 0, "there is no gap")
+    owner.execute(
+        "insert into usage.gaps (replica_id, boot_id, first_number, last_number, missing, since, closed_at) values"
+        " ('r', 'b', 2, 4, 3, now(), null), ('r', 'b', 8, 8, 1, now(), null), ('r', 'b', 6, 6, 0, now(), now())"
+    )
+    wait_for(lambda: value_of(ask("/metrics")[1], "open_gaps") == 2, "the gaps that are open are told")
     before = value_of(ask("/metrics")[1], "upkeep_failures_total")
     owner.execute("alter table usage.completeness_watch rename to not_there")
     wait_for(lambda: value_of(ask("/metrics")[1], "upkeep_failures_total") > before + 1, "failures are counted")

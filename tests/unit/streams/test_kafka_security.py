@@ -55,7 +55,11 @@ def test_what_would_be_less_safe_than_asked_for_is_refused(properties: dict[str,
     assert "hidden" not in str(caught.value)
 
 
-@pytest.mark.parametrize("line", ["acks=1", "enable.idempotence=false", "bootstrap.servers=a:1", "transactional.id=x"])
+@pytest.mark.parametrize(
+    "line",
+    ["acks=1", "request.required.acks=1", "enable.idempotence=false", "partitioner=random", "bootstrap.servers=a:1",
+     "transactional.id=x"],
+)  # fmt: skip
 def test_a_file_may_not_change_what_metering_rests_on(tmp_path: Path, line: str) -> None:
     file = tmp_path / "client.properties"
     file.write_text(f"# ours\n\n{line}\n")

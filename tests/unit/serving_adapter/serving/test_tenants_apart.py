@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from serving_adapter.clock import ReplicaClock
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from tests.fixtures_adapter import PROMPT, serving
 
@@ -119,6 +120,20 @@ def test_a_route_that_lost_the_salt_is_stopped_before_the_engine(adapter_setting
             (event,) = await served.told()
             assert (event.status, event.fault, event.output_tokens) == ("error", "platform", 0)
             assert served.engine.output_processor.counters["generation"] == 0
+
+    asyncio.run(run())
+
+
+def test_a_replica_whose_clock_is_off_by_more_than_a_minute_is_not_ready(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            off_ns = 0
+            served.replica.clock = ReplicaClock(wall_ns=lambda: 10**18 + off_ns, monotonic_ns=lambda: 0)
+            found = {}
+            for off_ms in (60_000, 60_001, -60_000, -60_001, 0):
+                off_ns = off_ms * 1_000_000
+                found[off_ms] = (await served.ask(b"", "/health", method="GET")).status
+            assert found == {60_000: 200, 60_001: 503, -60_000: 200, -60_001: 503, 0: 200}
 
     asyncio.run(run())
 

@@ -6,7 +6,6 @@ import json
 import time
 from typing import Any
 
-
 from serving_adapter.producer import EventProducer, open_producer
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE

@@ -98,9 +98,7 @@ def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice
         )  # fmt: skip
     if status == "paid" and stored.state in UNPAID:
         if theirs.paid_off_stripe:
-            by_hand = (
-                f"{PERSON}{name} was marked as paid outside Stripe: book the receipt with `tollbook ledger post`"
-            )
+            by_hand = f"{PERSON}{name} was marked as paid outside Stripe: book the receipt with `tollbook ledger post`"
             return WAITS if ours else by_hand
         if stored.state is InvoiceState.UNCOLLECTIBLE:
             _recover(connection, stored, now, actor)

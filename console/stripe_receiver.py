@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from streams.errors import StreamsError
 BODY_MAX: Final = 2_000_000
 """Ten times the largest event."""
 PATH: Final = "/stripe/webhooks"
+AGAIN_S: Final = 5.0
+"""After a run that failed."""
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +55,9 @@ def build_app(
         return JSONResponse({"received": True})
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        if handler.failure is None:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "not taken in", "error": handler.failure}, status_code=503)
 
     @asynccontextmanager
     async def beside(_: Starlette) -> AsyncIterator[None]:
@@ -60,7 +65,7 @@ def build_app(
         yield
         await run_in_threadpool(handler.stop)
 
-    return Starlette(routes=[Route(PATH, take, methods=["POST"]), Route("/health", health)], lifespan=beside)
+    return Starlette(routes=[Route(PATH, take, methods=["POST"]), Route("/healthz", health)], lifespan=beside)
 
 
 def _keep(engine: Engine, event: returns_store.StripeEvent) -> None:
@@ -75,7 +80,9 @@ class _Handler:
         self._engine = engine
         self._gateway = gateway
         self._every_s = every_s
-        self._poll = poll_first
+        self._polled_at = float("-inf") if poll_first else time.monotonic()
+        self.failure: str | None = None
+        """Why the last run failed; what came is kept, and taken in by the next."""
         self._woken = threading.Event()
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="stripe-events", daemon=True)
@@ -93,9 +100,15 @@ class _Handler:
 
     def _run(self) -> None:
         while not self._ends:
+            poll = time.monotonic() - self._polled_at >= self._every_s
             try:
-                sync_stripe(self._engine, gateway=self._gateway, now=datetime.now(UTC), poll=self._poll)
-            except (BillingError, StreamsError) as error:
-                log.warning("Stripe was not taken in, it is tried again: %s", error)
-            self._poll = not self._woken.wait(self._every_s)
+                sync_stripe(self._engine, gateway=self._gateway, now=datetime.now(UTC), poll=poll)
+                self.failure = None
+                if poll:
+                    self._polled_at = time.monotonic()
+            except Exception as error:  # whatever it is, webhooks go on coming, and the next run may go through
+                self.failure = str(error) if isinstance(error, (BillingError, StreamsError)) else type(error).__name__
+                log.warning("Stripe was not taken in, it is tried again", exc_info=error)
+            rest = max(self._polled_at + self._every_s - time.monotonic(), 0)
+            self._woken.wait(rest if self.failure is None else min(rest, AGAIN_S))
             self._woken.clear()

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from billing.commands.send_corrections import send_corrections
 from billing.database import connection as connected
 from billing.database import transaction
+from billing.errors import BillingError
 from billing.ledger import ledger_store
 from billing.posting.booking import booking
 from billing.posting.stripe_money import BalanceTransaction, money_moved
@@ -56,7 +57,7 @@ def sync_stripe(
     """
     with connected(engine) as opened, sync_held(opened):
         told = send_corrections(engine, gateway=gateway, now=now, actor=actor)
-        booked = _take_money(engine, gateway, now)
+        booked, unbooked = _take_money(engine, gateway, now)
         if poll:
             _take_events(engine, gateway)
         outcomes = _handle(engine, gateway, now, actor)
@@ -74,27 +75,37 @@ def sync_stripe(
     hindered = tuple(
         f"{each.correction.kind} of invoice {each.correction.invoice_id}: {each.reason}" for each in told if each.reason
     )
-    return StripeSynced(booked, handled, paid, waiting, (*problems, *hindered), sum(each.done for each in told))
+    return StripeSynced(
+        booked, handled, paid, waiting, (*unbooked, *problems, *hindered), sum(each.done for each in told)
+    )
 
 
-def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> int:
-    """Book balance transactions that are not booked yet, the oldest first; how many."""
+def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[int, list[str]]:
+    """Book balance transactions that are not booked yet, the oldest first: how many, and which cannot be.
+
+    One that cannot be booked holds up no other: it is tried again by each run, as the list is read from it on.
+    """
     with transaction(engine) as connection:
         read_to = returns_store.read_to(connection, MONEY)
     listed = list(returns.balance_transactions(gateway, read_to and read_to - OVERLAP))[::-1]
     with transaction(engine) as connection:
         known = returns_store.booked(connection, [moved.transaction_id for moved in listed])
     count = 0
+    unbooked: list[str] = []
     for moved in listed:
         if moved.transaction_id in known:
             continue
         customer = moved.stripe_customer_id or customer_who_paid(engine, gateway, moved.charge_id)
-        with transaction(engine) as connection:
-            if not returns_store.booked(connection, [moved.transaction_id]):
-                _book(connection, moved, customer, now)
-                count += 1
-            returns_store.set_read_to(connection, MONEY, moved.created_at)
-    return count
+        try:
+            with transaction(engine) as connection:
+                if not returns_store.booked(connection, [moved.transaction_id]):
+                    _book(connection, moved, customer, now)
+                    count += 1
+                if not unbooked:
+                    returns_store.set_read_to(connection, MONEY, moved.created_at)
+        except BillingError as error:
+            unbooked.append(f"{moved.transaction_id} of {moved.created_at:%Y-%m-%d} is not booked: {error}")
+    return count, unbooked
 
 
 def _book(connection: Connection, moved: BalanceTransaction, customer: str | None, now: datetime) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, literal, select, true, tuple_, update
+from sqlalchemy import Connection, and_, func, literal, or_, select, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
 from billing.invoicing import correction_store
+from billing.invoicing.invoice_states import InvoiceState
 from billing.ledger.journal import AccountCode
 from billing.money import currency, to_minor, to_stripe
 from billing.posting.stripe_money import BalanceTransaction
@@ -173,9 +174,17 @@ def waiting(connection: Connection) -> int:
 
 
 def problems(connection: Connection) -> list[Outcome]:
-    """Events that need a person, the newest first."""
-    table = tables.stripe_events
-    query = select(table).where(table.c.outcome.like("needs a person:%")).order_by(table.c.handled_at.desc()).limit(100)
+    """Events that need a person, the newest first. An invoice that is over here needs nobody any more."""
+    table, invoices = tables.stripe_events, tables.invoices
+    over = select(invoices.c.invoice_id).where(
+        invoices.c.stripe_invoice_id == table.c.object_id,
+        or_(
+            invoices.c.state.in_((InvoiceState.PAID, InvoiceState.VOID)),
+            and_(invoices.c.state == InvoiceState.UNCOLLECTIBLE, table.c.outcome.contains("made uncollectible")),
+        ),
+    )
+    query = select(table).where(table.c.outcome.like("needs a person:%"), ~over.exists())
+    query = query.order_by(table.c.handled_at.desc()).limit(100)
     return [
         Outcome(StripeEvent(r.event_id, r.type, r.object_id, r.created_at, r.body), r.outcome)
         for r in connection.execute(query)

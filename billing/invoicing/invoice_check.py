@@ -14,6 +14,7 @@ from typing import Final
 
 from billing.errors import EventsRefused, NotAnAmount
 from billing.invoicing.invoice_file import InvoiceFile, LineFile, number_of
+from billing.invoicing.invoices import InvoiceKind
 from billing.money import LINE_STEP, ZERO, exactly, from_minor, plain, spread, to_minor, total
 from billing.plans.price_plans import Metric
 from billing.rating import LineKind
@@ -84,6 +85,8 @@ def _sums(of: InvoiceFile) -> Iterator[Difference]:
         yield from _different("total, by lines", str(of.total), str(lines))
     else:
         yield from _different("net, by lines", str(of.net), str(lines))
+    received = of.total if of.kind is InvoiceKind.TOP_UP else 0
+    yield from _different("received, by its kind", str(of.received), str(received))
     due = of.total - sum(credit.amount for credit in of.payments) - of.received + of.carried_in
     yield from _different("amount_due, by total and payments", str(of.amount_due), str(due))
     exact = total(line.amount_exact for line in of.lines)

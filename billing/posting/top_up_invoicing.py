@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
@@ -31,7 +31,7 @@ def top_up_invoice(account: BillingAccount, grant: Grant, paid_at: datetime, rev
 
     Without tax: that comes with what the credit pays for.
     """
-    day = paid_at.replace(hour=0, minute=0, second=0, microsecond=0)
+    day = paid_at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     period = BillingPeriod(day, day + timedelta(days=1))
     line = RatedLine(
         identity=LineIdentity(

@@ -73,6 +73,7 @@ def edit(path: str, value: Callable[[Any], Any]) -> dict[str, Any]:
         ("net", lambda n: n - 1, ["total, by net and tax", "net, by lines"]),
         ("total", lambda n: n - 1, ["total, by net and tax", "amount_due, by total and payments"]),
         ("amount_due", lambda n: n - 1, ["amount_due, by total and payments"]),
+        ("received", lambda n: n + 1, ["received, by its kind", "amount_due, by total and payments"]),
         ("exact_total", lambda n: "6", ["exact_total, by lines", "rounding"]),
         ("rounding", lambda n: "0", ["rounding"]),
         ("revision", lambda n: 1, ["invoice_id, by its identity"]),

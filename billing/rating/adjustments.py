@@ -51,9 +51,12 @@ def _period_no(period: BillingPeriod, first_month: int) -> int:
     return max(0, period.start.year * 12 + period.start.month - first_month + months - 1) // months + 1
 
 
-def line_discounts(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod) -> list[tuple[int, Charge, Decimal]]:
+def line_discounts(
+    lines: Lines, pieces: Sequence[Piece], period: BillingPeriod, used: Fraction = NOTHING
+) -> list[tuple[int, Charge, Decimal]]:
     """The discounts of one charge by piece, negative: of all that it comes to there, fees included.
 
+    `used` is what of an amount per period was given before.
     Quantised cumulatively per subscription segment, as the lines that they are of, so that its pieces add up (3).
     """
     bases: dict[int, tuple[Charge, Decimal]] = {}
@@ -62,7 +65,6 @@ def line_discounts(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod)
             charge, base = each.charge, bases[each.piece_no][1] if each.piece_no in bases else Decimal(0)
             bases[each.piece_no] = (charge, base + each.line.amount)
     by_segment: dict[int, list[tuple[int, Charge, Fraction]]] = defaultdict(list)
-    used = NOTHING
     for number, (charge, base) in sorted(bases.items()):
         discount = charge.discount
         if discount is None or base <= 0 or not holds(discount, pieces, period):

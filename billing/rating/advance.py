@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -41,6 +42,11 @@ class _Running:
         """Whether its time can be left unused: a one-off covers none, what is not prorated is never given back."""
         return self.charge.prorated and not isinstance(self.charge.pricing, OneOff)
 
+    def elapsed(self, at: datetime) -> Fraction:
+        """The share of its own time that is over."""
+        since, until = self.line.service_start, self.line.service_end
+        return Fraction(seconds_between(since, at)) / seconds_between(since, until)
+
     def goes_on_as(self, other: _Running) -> bool:
         """Whether the other is the same fee, for the same seats; what else its charge prices does not matter."""
         return self._fee == other._fee and self.line.quantity == other.line.quantity
@@ -65,19 +71,25 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
     held = [piece for piece in pieces if piece.start < piece.end]
     running: list[_Running] = []
     bills: list[AdvanceBill] = []
+    used: dict[str, Fraction] = defaultdict(Fraction)
     for number, piece in enumerate(held):
         opens = number == 0 or held[number - 1].segment_no != piece.segment_no
         if running and held[number - 1].end < piece.start:
             ended = held[number - 1].end
             _add(bills, ended, period, [_unused(each, ended, credited) for each in running])
-            running = []
+            used, running = _discounts_used(used, running, ended), []
         charges = [charge for charge in piece.version.charges if charge.timing is Timing.ADVANCE]
-        begun = [found for charge in charges if (found := _begin(piece, charge, period, number, held, opens=opens))]
+        until_here = _discounts_used(used, running, piece.start)
+        begun = [
+            found
+            for charge in charges
+            if (found := _begin(piece, charge, period, number, held, until_here[charge.key], opens=opens))
+        ]
         if _all_go_on(running, [fee for fee, _ in begun]):
             continue
         lines = [_unused(each, piece.start, credited) for each in running]
         lines += [line for _, new in begun for line in new]
-        running = [fee for fee, _ in begun]
+        used, running = until_here, [fee for fee, _ in begun]
         _add(bills, piece.start, period, lines)
     if running and held[-1].end < period.end:
         _add(bills, held[-1].end, period, [_unused(each, held[-1].end, credited) for each in running])
@@ -95,15 +107,26 @@ def _add(bills: list[AdvanceBill], at: datetime, period: BillingPeriod, lines: S
         bills.append(AdvanceBill(BillingPeriod(at, period.end), due))
 
 
+def _discounts_used(before: Mapping[str, Fraction], running: Sequence[_Running], at: datetime) -> dict[str, Fraction]:
+    """What was given of each charge's discount, if what runs ends at a moment: what is left goes back with the fee."""
+    used = defaultdict(Fraction, before)
+    for each in running:
+        with exactly():
+            given = Fraction(each.line.amount - each.net)
+        used[each.charge.key] += given * each.elapsed(at) if each.lasts else given
+    return used
+
+
 def _begin(
-    piece: Piece, charge: Charge, period: BillingPeriod, number: int, held: Sequence[Piece], *, opens: bool
-) -> tuple[_Running, list[RatedLine]] | None:
-    """A fee from the piece's start to the period's end, with its discount."""
+    piece: Piece, charge: Charge, period: BillingPeriod, number: int, held: Sequence[Piece], used: Fraction,
+    *, opens: bool,
+) -> tuple[_Running, list[RatedLine]] | None:  # fmt: skip
+    """A fee from the piece's start to the period's end, with its discount, of which so much is used."""
     fee = fee_for(piece, charge, period.end, period, opens_segment=opens)
     if fee is None:
         return None
     lines = [replace(fee_line(fee), service_end=period.end)]
-    for _, _, amount in line_discounts([ChargeLine(number, charge, lines[0])], held, period):
+    for _, _, amount in line_discounts([ChargeLine(number, charge, lines[0])], held, period, used):
         lines.append(replace(line_of(piece, charge, LineKind.DISCOUNT, amount), service_end=period.end))
     return _Running(piece, charge, lines[0], total(line.amount for line in lines)), lines
 
@@ -112,9 +135,8 @@ def _unused(of: _Running, at: datetime, credited: CreditedBefore) -> RatedLine |
     """The credit for what is left of a fee's time: of its net amount, over its own service, capped by what is left."""
     if not of.lasts:
         return None
-    since, until = of.line.service_start, of.line.service_end
     with exactly():
-        used = quantise_line(Fraction(of.net) * seconds_between(since, at) / seconds_between(since, until))
+        used = quantise_line(Fraction(of.net) * of.elapsed(at))
         amount = min(of.net - used, of.net - credited(of.line.identity, at))
     if amount <= 0:
         return None

@@ -27,12 +27,11 @@ from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.invoices import AccountCredits, Invoice, InvoiceKind
 from billing.invoicing.reversing import goodwill_note, note_grant_id
-from billing.ledger import ledger_store
-from billing.ledger.journal import AccountCode
-from billing.money import ZERO, exactly, plain, to_minor, to_stripe, total
+from billing.money import exactly, plain, to_minor, to_stripe, total
 from billing.periods import INSTANT
 from billing.plans import account_store
 from billing.posting.cancelling import cancel, notes_against
+from billing.posting.correction_amounts import booked
 from billing.posting.note_issuing import issue_note
 from billing.posting.stripe_money import major
 from billing.stripe import returns, returns_store, standing_store
@@ -223,18 +222,11 @@ def _of_note(
     given = sum(part for c in told if c.state is not CorrectionState.REFUSED for _, part in c.content.get("parts", []))
     money = of.identity.money
     with exactly():
-        open_ = sum((_unapplied(connection, c) for c in told), ZERO) - major(given, money)
+        open_ = total(booked(connection, c) for c in told if c.kind is CorrectionKind.CREDIT_NOTE) - major(given, money)
     wanted = open_ if amount is None else amount
     if not 0 < wanted <= open_:
         raise CorrectionRefused(f"{note} has {plain(open_)} {money.code} left that was paid and not given back")
     return {"note": found.number}, wanted
-
-
-def _unapplied(connection: Connection, correction: Correction) -> Decimal:
-    """What a credit note left as unapplied cash when it was told."""
-    booked = ledger_store.entry(connection, f"correction:{correction.correction_no}")
-    legs = () if booked is None else booked[1].postings
-    return total(-leg.amount for leg in legs if leg.account is AccountCode.CUSTOMER_CREDIT_BALANCE)
 
 
 def _from_payments(gateway: StripeGateway, stripe_id: str, amount: int, of: Invoice) -> list[tuple[str, int]]:

@@ -16,12 +16,12 @@ from billing.errors import BillingError, StripeAccessRefused, StripeBusy, Stripe
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import Correction, CorrectionEvent, CorrectionKind, CorrectionState
 from billing.stripe.correction_sender import CorrectionSender
-from billing.stripe.request_sender import Circumstances
+from billing.stripe.request_sender import Circumstances, Parked
 from billing.stripe.sender_lock import account_held
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 
-FINAL = (CorrectionKind.VOID, CorrectionKind.WRITE_OFF, CorrectionKind.PAID_ELSEWHERE, CorrectionKind.EVIDENCE)
+FINAL = tuple(CorrectionKind(kind) for kind in ("void", "write_off", "paid_elsewhere", "refund", "evidence"))
 """What Stripe refuses of these is over: nothing was done, neither there nor here."""
 
 
@@ -80,6 +80,8 @@ def _all_of(engine: Engine, account: str, listed: Sequence[Correction], given: C
         for correction in listed:
             reason = None
             try:
+                with opened.begin():
+                    _check_turn(opened, correction)
                 CorrectionSender(opened, correction.correction_no, given).run()
             except StripeAccessRefused:
                 raise
@@ -90,6 +92,14 @@ def _all_of(engine: Engine, account: str, listed: Sequence[Correction], given: C
             with opened.begin():
                 found.append(CorrectionSent(correction_store.one(opened, correction.correction_no), reason))
         return found
+
+
+def _check_turn(opened: Connection, correction: Correction) -> None:
+    """Those of one invoice go in order: what comes later may rest on what was before. Raises Parked."""
+    open_ = correction_store.listed(opened, state=CorrectionState.OPEN, invoice_ids=[correction.invoice_id])
+    first = open_[0] if open_ else correction
+    if first.correction_no < correction.correction_no:
+        raise Parked(f"first this invoice's {first.kind}: {first.told_because or 'it is not told yet'}")
 
 
 def _hindered(opened: Connection, correction: Correction, error: BillingError) -> None:

@@ -7,6 +7,7 @@ runs this, and nothing external happens inside a transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -27,12 +28,9 @@ from billing.invoicing.correcting import (
 )
 from billing.invoicing.invoice_states import InvoiceEvent
 from billing.invoicing.sending import Request
-from billing.ledger import ledger_store
 from billing.plans import account_store
-from billing.posting.booking import booking
 from billing.posting.cancelling import cancel
-from billing.posting.correction_rules import corrected
-from billing.posting.stripe_money import major
+from billing.posting.correction_amounts import book
 from billing.stripe import stripe_request_store
 from billing.stripe.request_sender import Circumstances, Parked, RequestSender
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
@@ -71,7 +69,7 @@ class CorrectionSender:
             case CorrectionKind.CREDIT_NOTE:
                 self._credit()
             case CorrectionKind.REFUND:
-                refunds = self._refund(self._correction.content.get("note"))
+                refunds = self._refund()
                 with self._connection.begin():
                     self._end(refunds[-1][0])
             case CorrectionKind.OVERPAYMENT:
@@ -106,17 +104,16 @@ class CorrectionSender:
             look,
         )
         amounts = {
+            CorrectionKind.VOID: theirs.amount_paid,
             CorrectionKind.PAID_ELSEWHERE: theirs.paid_off_stripe,
             CorrectionKind.WRITE_OFF: theirs.amount_remaining,
         }
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, theirs.invoice_id)
-            entry_id = None
             if correction.kind is CorrectionKind.VOID:
                 cancel(self._connection, self._stored, reason=correction.reason, now=self._given.now,
                        actor=correction.made_by, tell=False)  # fmt: skip
-            else:
-                entry_id = self._book(amounts[correction.kind])
+            entry_id = self._book(amounts[correction.kind])
             event, now = MOVES[correction.kind], self._given.now
             invoice_store.move(self._connection, self._stored, event, now, correction.made_by, parked_because=None)
             self._end(theirs.invoice_id, entry_id)
@@ -128,7 +125,7 @@ class CorrectionSender:
         with self._connection.begin():
             note = invoice_store.load(self._connection, correction.note_id)
         number = note.number or ""
-        refunds = self._refund(number)
+        refunds = self._refunds_of_note(number)
         theirs, _ = self._gateway.invoice(self._target)
 
         def make(epoch: int) -> Request:
@@ -153,11 +150,24 @@ class CorrectionSender:
             )  # fmt: skip
             self._end(made["id"], entry_id)
 
-    def _refund(self, note: str | None) -> list[tuple[str, int]]:
+    def _refund(self) -> list[tuple[str, int]]:
         """Give back the planned parts of payments, each once: the refunds with their amounts."""
+        found: list[tuple[str, int]] = []
+        for chunk, (intent, amount) in enumerate(self._correction.content["parts"]):
+            try:
+                found.append((self._give_back(intent, amount, chunk, self._correction.content["note"]), amount))
+            except StripeRefused as error:
+                if not found:
+                    raise
+                raise Parked(f"{len(found)} parts are given back, and the next one is refused: {error}") from None
+        return found
+
+    def _refunds_of_note(self, number: str) -> list[tuple[str, int]]:
+        """The same for a credit note: what Stripe refuses to give back is unapplied cash, as all of it would be."""
         found = []
         for chunk, (intent, amount) in enumerate(self._correction.content.get("parts", [])):
-            found.append((self._give_back(intent, amount, chunk, note), amount))
+            with suppress(StripeRefused):
+                found.append((self._give_back(intent, amount, chunk, number), amount))
         return found
 
     def _give_back(self, intent: str, amount: int, chunk: int, note: str | None) -> str:
@@ -230,14 +240,7 @@ class CorrectionSender:
         return None
 
     def _book(self, amount: int) -> int | None:
-        """Book the correction over an amount in Stripe's integer, in the caller's transaction."""
-        identity = self._stored.invoice.identity
-        key, now = f"correction:{self._correction.correction_no}", self._given.now
-        where = booking(self._connection, key, legal_entity=identity.legal_entity, at=now, now=now)
-        entry = corrected(
-            self._correction, major(amount, identity.money), identity.currency, identity.billing_account, booking=where
-        )
-        return None if entry is None else ledger_store.post(self._connection, [entry])[key]
+        return book(self._connection, self._correction, self._stored.invoice.identity, amount, self._given.now)
 
     def _end(self, stripe_id: str, entry_id: int | None = None) -> None:
         correction_store.end(

@@ -22,9 +22,10 @@ from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
 from billing.invoicing.sending import OURS
 from billing.ledger import ledger_store
-from billing.ledger.journal import reversal
+from billing.money import ZERO, exactly, to_minor, to_stripe
 from billing.posting.booking import booking
-from billing.posting.stripe_money import dispute_lost
+from billing.posting.correction_amounts import book, booked
+from billing.posting.stripe_money import dispute_lost, major
 from billing.stripe import returns, standing_store
 from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns_store import StripeEvent
@@ -96,12 +97,12 @@ def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice
             connection, stored.invoice.invoice_id, CorrectionKind.OVERPAYMENT, reason=reason, actor=actor,
             content={"amount": theirs.overpaid},
         )  # fmt: skip
+    if stored.state is InvoiceState.UNCOLLECTIBLE:
+        _recover(connection, stored, theirs, now, actor)
     if status == "paid" and stored.state in UNPAID:
         if theirs.paid_off_stripe:
             by_hand = f"{PERSON}{name} was marked as paid outside Stripe: book the receipt with `tollbook ledger post`"
             return WAITS if ours else by_hand
-        if stored.state is InvoiceState.UNCOLLECTIBLE:
-            _recover(connection, stored, now, actor)
         invoice_store.move(connection, stored, InvoiceEvent.PAY, now, actor)
         return PAID
     if status in ("void", "uncollectible") and stored.state is InvoiceState.FINALIZED:
@@ -110,30 +111,24 @@ def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice
     return "noted"
 
 
-def _recover(connection: Connection, stored: StoredInvoice, now: datetime, actor: str) -> None:
-    """What was written off is paid after all: the entry is taken back."""
-    written_off = correction_store.listed(
-        connection, state=CorrectionState.DONE, invoice_ids=[stored.invoice.invoice_id], kind=CorrectionKind.WRITE_OFF
-    )
-    booked = ledger_store.entry(connection, f"correction:{written_off[-1].correction_no}") if written_off else None
-    if booked is None:
+def _recover(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> None:
+    """What of a write-off is paid after all, also in part, is no bad debt."""
+    of = stored.invoice
+    known = correction_store.listed(connection, state=CorrectionState.DONE, invoice_ids=[of.invoice_id])
+    bad_debt = ZERO
+    with exactly():
+        for each in known:
+            if each.kind in (CorrectionKind.WRITE_OFF, CorrectionKind.RECOVERY):
+                bad_debt += booked(connection, each) * (1 if each.kind is CorrectionKind.WRITE_OFF else -1)
+        back = bad_debt - major(theirs.amount_remaining, of.identity.money)
+    if back <= 0:
         return
     made = correction_store.add(
-        connection,
-        stored.invoice.invoice_id,
-        CorrectionKind.RECOVERY,
-        reason="paid after it was written off",
-        actor=actor,
+        connection, of.invoice_id, CorrectionKind.RECOVERY, reason="paid after it was written off", actor=actor
     )
-    entry_id, entry = booked
-    key = f"correction:{made.correction_no}"
-    where = booking(connection, key, legal_entity=entry.legal_entity, at=now, now=now)
-    back = reversal(
-        entry, entry_id=entry_id, idempotency_key=key, accounting_period=where.accounting_period,
-        effective_at=where.effective_at,
-    )  # fmt: skip
-    posted = ledger_store.post(connection, [back])[key]
-    correction_store.end(connection, made, CorrectionEvent.ANSWER, entry_id=posted)
+    amount = to_stripe(to_minor(back, of.identity.money), of.identity.money)
+    entry_id = book(connection, made, of.identity, amount, now)
+    correction_store.end(connection, made, CorrectionEvent.ANSWER, entry_id=entry_id)
 
 
 def _will_be_ours(connection: Connection, event: StripeEvent) -> bool:

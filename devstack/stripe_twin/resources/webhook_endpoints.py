@@ -22,29 +22,22 @@ _KIND = "webhook_endpoint"
 def create(call: Call) -> dict[str, Any]:
     if not call.params["url"].startswith(("http://", "https://")):
         raise invalid("Invalid URL: An explicit scheme (such as https) must be provided.", "url", "url_invalid")
-    params = call.params
-    endpoint = new_endpoint(call, params["url"], params["enabled_events"], params.get("description"))
-    return {**render(call.session, endpoint), "secret": endpoint["_secret"]}
-
-
-def new_endpoint(call: Call, url: str, events: list[str], description: str | None) -> State:
-    """An endpoint that is told from now on."""
     endpoint: State = {
         "id": call.ids.new("we"),
         "object": _KIND,
         "api_version": API_VERSION,
         "application": None,
         "created": call.now,
-        "description": description or None,
-        "enabled_events": events,
+        "description": call.params.get("description") or None,
+        "enabled_events": call.params["enabled_events"],
         "livemode": False,
         "metadata": {},
         "status": "enabled",
-        "url": url,
+        "url": call.params["url"],
         "_secret": call.ids.new("whsec"),
     }
     call.session.insert(endpoint, call.now)
-    return endpoint
+    return {**render(call.session, endpoint), "secret": endpoint["_secret"]}
 
 
 ROUTES = (

@@ -1,6 +1,7 @@
 """The whole crash matrix of sending invoices, printed with its counts.
 
     .venv/bin/python -m tests.simulation.stripe.run --cells 0 --seed 7     # 0: every kill with every fault
+    .venv/bin/python -m tests.simulation.stripe.run --corrections --months 5
 
 Every kill × every fault at every request, once while Stripe knows its keys and once a day later; and cells with two
 faults at once. Exit code 1 if an account has not exactly one right invoice.
@@ -12,18 +13,21 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Final
 
 from billing.database import engine_for
+from billing.settings import StripeSettings
+from billing.stripe.stripe_gateway import StripeGateway
 from devstack.stripe_twin.faults import FaultKind
 from tests.benchmarks.databases import database
-from tests.fixtures_stripe_twin import TwinProcess
+from tests.fixtures_stripe_twin import StripeTwin, TwinProcess
 from tests.integration.billing.conftest import World
-from tests.simulation.stripe import matrix
+from tests.simulation.stripe import corrections, matrix, months
 from tests.simulation.stripe.cells import KILLS, Cell, every_cell, some_cells, two_faults
 from tests.simulation.stripe.matrix import Result
 
@@ -47,11 +51,18 @@ def crash_matrix(seed: int, cells: int) -> Result:
 
 
 def _one(cells: Sequence[Cell], *, old: bool) -> Result:
+    with _world() as (world, twin):
+        return matrix.run(world, twin, cells, old=old)
+
+
+@contextmanager
+def _world() -> Iterator[tuple[World, StripeTwin]]:
+    """A database and a twin of their own."""
     with database() as url, tempfile.TemporaryDirectory() as folder:
         engine = engine_for(url)
         twin = TwinProcess(Path(folder) / "twin")
         try:
-            return matrix.run(World(engine), twin.start(), cells, old=old)
+            yield World(engine), twin.start()
         finally:
             twin.kill()
             engine.dispose()
@@ -72,12 +83,45 @@ def _print(result: Result) -> None:
         print(f"WRONG {text}")
 
 
+def corrections_matrix(seed: int, cells: int) -> list[str]:
+    """The crash matrix of corrections, while keys live and when they are forgotten. Prints it; what is wrong."""
+    chosen = corrections.some_cells(seed, cells) if cells else list(corrections.every_cell())
+    wrong: list[str] = []
+    for old in (False, True):
+        with _world() as (world, twin):
+            found = corrections.run(world, twin, chosen, old=old)
+        wrong += found.wrong
+        print(f"\ncorrections, keys {'forgotten' if old else 'alive'}: {found.killed} killed, {found.met} met a fault")
+        for (story, what), count in sorted(found.right.items()):
+            print(f"{story:<20}{what:<28}{count:>5} right")
+    return wrong
+
+
+def random_months(seed: int, count: int) -> list[str]:
+    """So many random months with faults; what does not agree."""
+    wrong: list[str] = []
+    for number in range(seed, seed + count):
+        with _world() as (world, twin):
+            gateway = StripeGateway(StripeSettings(twin.key, twin.url))
+            wrong += [f"month {number}: {text}" for text in months.run(world, gateway, twin, seed=number, steps=200)]
+    print(f"\n{count} random months, {len(wrong)} differences")
+    return wrong
+
+
 def main() -> int:
     """From the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=0, help="so many cells; 0: all")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--corrections", action="store_true", help="the matrix of corrections instead")
+    parser.add_argument("--months", type=int, default=0, help="so many random months instead")
     options = parser.parse_args()
+    if options.corrections or options.months:
+        wrong = corrections_matrix(options.seed, options.cells) if options.corrections else []
+        wrong += random_months(options.seed, options.months)
+        for text in wrong[:20]:
+            print(f"WRONG {text}")
+        return 1 if wrong else 0
     return 1 if crash_matrix(options.seed, options.cells).wrong else 0
 
 

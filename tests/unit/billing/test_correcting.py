@@ -78,6 +78,8 @@ def test_an_amount_is_given_back_whole_from_payments_or_not_at_all(amount: int, 
         (CorrectionKind.PAID_ELSEWHERE, [(1020, 5, ""), (1100, -5, "acme")]),
         (CorrectionKind.CREDIT_NOTE, [(2150, -5, "acme"), (1100, 5, "acme")]),
         (CorrectionKind.OVERPAYMENT, [(2150, -5, "acme"), (1100, 5, "acme")]),
+        (CorrectionKind.VOID, [(2150, -5, "acme"), (1100, 5, "acme")]),
+        (CorrectionKind.RECOVERY, [(5200, -5, ""), (1100, 5, "acme")]),
     ],
 )
 def test_what_a_correction_books(kind: CorrectionKind, legs: list[tuple[int, int, str]]) -> None:

@@ -1,0 +1,144 @@
+"""Random months at Stripe, with faults: whenever all is taken in, the ledger is what Stripe's balance came to."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+import stripe
+
+from billing.commands.correct_invoice import credit_invoice, refund_invoice, void_invoice
+from billing.commands.decide_proposal import decide, propose
+from billing.commands.show_invoices import invoice_document, invoice_list
+from billing.errors import CorrectionRefused, ProposalRefused, StripeError
+from billing.posting.proposal_store import ProposalKind
+from billing.stripe.stripe_gateway import StripeGateway
+from tests.fixtures_stripe_twin import StripeTwin, act
+from tests.integration.billing.conftest import World
+from tests.integration.billing.stripe_months import books, finalized, sync
+
+NOW: Final = datetime(2026, 12, 3, tzinfo=UTC)
+FAULTS: Final = ("lose_reply", "error_500", "error_500_stored", "rate_limit_429", "conflict_409", "timeout")
+
+
+class Month:
+    """A random month: payers, banks, people here and in Stripe do things to invoices, while requests fail."""
+
+    def __init__(self, world: World, gateway: StripeGateway, twin: StripeTwin, seed: int) -> None:
+        self.world, self.gateway, self.twin = world, gateway, twin
+        self.chance = random.Random(seed)
+        self.invoices = list(finalized(world, gateway, "acme", "bolt", "cord", "dent").values())
+        self.charges: list[str] = []
+        self.disputes: list[str] = []
+        self.done: dict[str, int] = {}
+
+    def step(self) -> None:
+        """Do something; what is refused did not happen."""
+        did = self.chance.choice(STEPS)
+        if self.chance.random() < 0.3:
+            fault = {"kind": self.chance.choice(FAULTS), "key": self.twin.key, "method": "POST", "seconds": 0.01}
+            self.twin.call("POST", "/_twin/faults", json.dumps(fault))
+        try:
+            getattr(self, did)(self.chance.choice(self.invoices))
+            self.done[did] = self.done.get(did, 0) + 1
+        except REFUSED:
+            pass
+        finally:
+            self.twin.call("DELETE", "/_twin/faults")
+
+    def pays(self, invoice: str) -> None:
+        amount = self.chance.randint(50, 900)
+        self.charges.append(
+            act(self.twin, "pay", invoice=invoice, amount=amount, overpay=self.chance.random() < 0.3)["id"]
+        )
+
+    def fails(self, invoice: str) -> None:
+        act(self.twin, "pay", invoice=invoice, fails=True)
+
+    def disputed(self, _: str) -> None:
+        self.disputes.append(act(self.twin, "dispute", charge=self.chance.choice(self.charges))["id"])
+
+    def decided(self, _: str) -> None:
+        act(self.twin, "decide", dispute=self.disputes.pop(), won=self.chance.random() < 0.5)
+
+    def paid_out(self, _: str) -> None:
+        act(self.twin, "payout")
+
+    def refunds(self, invoice: str) -> None:
+        amount = Decimal(self.chance.randint(1, 200)) / 100
+        refund_invoice(self.world.engine, invoice, amount, gateway=self.gateway, reason="r", actor="ada")
+
+    def credits(self, invoice: str) -> None:
+        back = self.gateway if self.chance.random() < 0.4 else None
+        amount = {"std": Decimal(self.chance.randint(1, 300)) / 100}
+        reason = f"r{self.chance.random()}"
+        credit_invoice(self.world.engine, invoice, amount, reason=reason, now=NOW, actor="ada", refund_from=back)
+
+    def voids(self, invoice: str) -> None:
+        void_invoice(self.world.engine, invoice, reason="r", now=NOW, actor="ada")
+
+    def ends(self, invoice: str) -> None:
+        kind = self.chance.choice([ProposalKind.WRITE_OFF, ProposalKind.PAID_ELSEWHERE])
+        number = propose(self.world.engine, kind, invoice, {}, document="d", now=NOW, actor="ada")
+        decide(self.world.engine, number, approved=True, now=NOW, actor="bob")
+
+    def syncs(self, _: str) -> None:
+        sync(self.world, self.gateway)
+        self.agrees()
+
+    def catch_up(self) -> None:
+        """Take in and tell all, as long as something is open; what Stripe stored as a 5xx is looked up in time."""
+        for _ in range(6):
+            sync(self.world, self.gateway)
+            self.world.age_requests(hours=1)
+
+    def agrees(self) -> None:
+        """Whenever all is taken in, 1010 is what Stripe's balance transactions come to."""
+        moved = sum(each["net"] for each in self.gateway.pages("/v1/balance_transactions"))
+        assert books(self.world).get(1010, Decimal(0)) == Decimal(moved) / 100
+
+
+STEPS: Final = (
+    "pays", "pays", "pays", "fails", "disputed", "decided", "paid_out", "refunds", "refunds", "credits", "credits",
+    "voids", "ends", "syncs", "syncs",
+)  # fmt: skip
+REFUSED: Final = (
+    AssertionError, IndexError, CorrectionRefused, ProposalRefused, StripeError, stripe.StripeError,
+)  # fmt: skip
+
+
+def run(world: World, gateway: StripeGateway, twin: StripeTwin, *, seed: int, steps: int) -> list[str]:
+    """Let a random month happen, catch up, and say what does not agree."""
+    month = Month(world, gateway, twin, seed)
+    for _ in range(steps):
+        month.step()
+    month.catch_up()
+    month.agrees()
+    wrong = [str(row) for row in world.rows("select * from ledger.corrections where state = 'open'")]
+    if sum(month.done.values()) < steps // 3:
+        wrong.append(f"a month in which little happens shows little: {month.done}")
+    listed = invoice_list(world.engine)
+    receivable = Decimal(0)
+    for invoice in listed:
+        if invoice["kind"] != "credit_note":
+            theirs, _ = gateway.invoice(invoice["stripe_invoice_id"])
+            if theirs.seen.status != {"finalized": "open"}.get(invoice["state"], invoice["state"]):
+                wrong.append(f"{invoice['number']} is {theirs.seen.status} in Stripe and {invoice['state']} here")
+            receivable += Decimal(theirs.amount_remaining if invoice["state"] == "finalized" else 0) / 100
+        elif invoice["state"] == "issued_locally" and not _voided(world, invoice):
+            wrong.append(f"Stripe was not told of {invoice['number']}")
+    told = {str(n["metadata"]["credit_note"]): n["total"] for n in gateway.pages("/v1/credit_notes")}
+    issued = {i["number"]: -i["total"] for i in listed if i["state"] == "issued"}
+    if told != issued:
+        wrong.append(f"credit notes in Stripe {told}, here {issued}")
+    if books(world).get(1100, Decimal(0)) != receivable:
+        wrong.append(f"1100 has {books(world).get(1100)}, Stripe {receivable} to be paid")
+    return wrong
+
+
+def _voided(world: World, note: dict[str, Any]) -> bool:
+    of = invoice_document(world.engine, note["credits_invoice"]["number"])
+    return str(of["state"]) == "void"

@@ -24,7 +24,7 @@ from billing.stripe import returns, returns_store
 from console import session
 from console.stripe_receiver import PATH, build_app
 from devstack.stack import STRIPE_API
-from devstack.twin_control import ask
+from devstack.twin_control import as_person, ask
 
 EVENTS: Final = ("charge.succeeded", "invoice.paid")
 """What a payment tells of, each twice."""
@@ -56,7 +56,8 @@ def pay_and_tell_twice(engine: Engine, month: str) -> Delivered | None:
     key = StripeSettings.from_environment().key
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
-    endpoint = ask("POST", "acts/listen", {"key": key, "url": url, "events": list(EVENTS)})
+    wanted = [("url", url), *(("enabled_events[]", event) for event in EVENTS)]
+    endpoint = as_person("POST", "webhook_endpoints", key, wanted)
     ask("POST", "webhooks", {"repeat": 1.0})
     try:
         with transaction(engine) as connection:
@@ -71,7 +72,7 @@ def pay_and_tell_twice(engine: Engine, month: str) -> Delivered | None:
         return Delivered(largest["number"], app.answered, events, len(moved), len(booked))
     finally:
         ask("POST", "webhooks", {})
-        ask("POST", "acts/unlisten", {"key": key, "endpoint": endpoint["id"]})
+        as_person("DELETE", f"webhook_endpoints/{endpoint['id']}", key)
 
 
 class _Counting:

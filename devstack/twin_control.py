@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from devstack.errors import DevstackError
@@ -13,11 +15,20 @@ from devstack.stack import STRIPE_API, environment
 
 def ask(method: str, path: str, body: object = None) -> Any:
     """What `/_twin/…` of the twin that the environment names says. Raises DevstackError."""
+    return _call(method, f"_twin/{path}", None if body is None else json.dumps(body).encode(), {})
+
+
+def as_person(method: str, path: str, key: str, form: Sequence[tuple[str, str]] = ()) -> Any:
+    """What somebody does in Stripe's dashboard: a request to `/v1/…` with a key. Raises DevstackError."""
+    sent = urllib.parse.urlencode(form).encode() if form else None
+    return _call(method, f"v1/{path}", sent, {"Authorization": f"Bearer {key}"})
+
+
+def _call(method: str, path: str, data: bytes | None, headers: dict[str, str]) -> Any:
     address = environment().get(STRIPE_API)
     if address is None:
         raise DevstackError("no Stripe twin was started yet: make up")
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{address.rstrip('/')}/_twin/{path}", method=method, data=data)
+    request = urllib.request.Request(f"{address.rstrip('/')}/{path}", method=method, data=data, headers=headers)
     # No proxy: the twin is on this machine
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from devstack.stripe_twin.errors import invalid
 from devstack.stripe_twin.events import emit
-from devstack.stripe_twin.resources import customer_object, invoice_object, money_objects, webhook_endpoints
+from devstack.stripe_twin.resources import customer_object, invoice_object, money_objects
 from devstack.stripe_twin.resources.rendering import render
 from devstack.stripe_twin.routing import Call
 from devstack.stripe_twin.rules.invoice_status import InvoiceStatus
@@ -134,22 +134,9 @@ def payout(call: Call) -> dict[str, Any]:
     return money_objects.public(made)
 
 
-def listen(call: Call) -> dict[str, Any]:
-    """Somebody adds a webhook endpoint in the dashboard: ``url`` and ``events``; the secret is shown once."""
-    endpoint = webhook_endpoints.new_endpoint(call, call.params["url"], call.params["events"], None)
-    return {"id": endpoint["id"], "secret": endpoint["_secret"]}
-
-
-def unlisten(call: Call) -> dict[str, Any]:
-    """Somebody deletes a webhook endpoint."""
-    return call.session.delete(call.session.get("webhook_endpoint", call.params["endpoint"]))
-
-
 ACTS: dict[str, Callable[[Call], dict[str, Any]]] = {
     "pay": pay,
     "dispute": dispute,
     "decide": decide,
     "payout": payout,
-    "listen": listen,
-    "unlisten": unlisten,
 }

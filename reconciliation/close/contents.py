@@ -22,9 +22,14 @@ from reconciliation.close.contracts import contracts
 from reconciliation.close.cut_checks import namings
 
 FORMAT: Final = "tollbook.close_content.v1"
+APPROVED: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
+"""What a close issues. Fees in advance, credit notes and top-ups have their own time."""
+CHANGES_LATER: Final = (
+    "state", "parked_because", "reason_not_in_stripe", "dunning", "paid", "remaining", "payment_failed_at",
+)  # fmt: skip
+"""What of an invoice goes on changing after its close, by payments."""
 NOT_YET: Final = (
-    "number", "state", "issue_date", "due_date", "stripe_invoice_id", "stripe_customer_id", "hosted_invoice_url",
-    "reason_not_in_stripe", "parked_because",
+    *CHANGES_LATER, "number", "issue_date", "due_date", "stripe_invoice_id", "stripe_customer_id", "hosted_invoice_url",
 )  # fmt: skip
 """What a draft does not have when it is approved."""
 
@@ -70,8 +75,7 @@ def _documents(connection: Connection, month: BillingPeriod, accounts: Collectio
     own = [
         s
         for s in {s.invoice.invoice_id: s for s in listed}.values()
-        if s.invoice.identity.billing_account in accounts
-        and s.invoice.identity.kind not in (InvoiceKind.ADVANCE, InvoiceKind.CREDIT_NOTE)
+        if s.invoice.identity.billing_account in accounts and s.invoice.identity.kind in APPROVED
     ]
     found = documents_of(connection, sorted(own, key=lambda s: str(s.invoice.invoice_id)))
     return [{name: value for name, value in each.items() if name not in NOT_YET} for each in found]

@@ -64,12 +64,14 @@ def contracts(connection: Connection, period: BillingPeriod, tenants: Collection
 
 
 def _plans(connection: Connection, names: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """Versions by plan, the earliest first; of those for one moment the one that was recorded last."""
     table = tables.plan_versions
     query = select(table).where(table.c.plan == any_(cast(list(names), ARRAY(String))))
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in connection.execute(query.order_by(table.c.plan, table.c.valid_from)):
-        found[row.plan].append({"version": row.version, "from": _instant(row.valid_from), **row.content})
-    return found
+    known: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in connection.execute(query.order_by(table.c.plan_version_no)):
+        since = _instant(row.valid_from)
+        known[row.plan][since] = {"version": row.version, "from": since, **row.content}
+    return {plan: [versions[since] for since in sorted(versions)] for plan, versions in known.items()}
 
 
 @dataclass(frozen=True, slots=True)

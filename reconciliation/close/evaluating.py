@@ -29,6 +29,7 @@ from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.agreement import Check, compare
 from reconciliation.close import close_store, freezing
 from reconciliation.close.collecting import Account, held_back, participants, quarantined
+from reconciliation.close.contents import APPROVED
 from reconciliation.close.cut_checks import CutChecks
 from reconciliation.close.gates import Gate, Result, results
 from reconciliation.close.movement import movements, to_explain
@@ -140,7 +141,7 @@ def _rounding(connection: Connection, invoices: Iterable[StoredInvoice]) -> list
 
 def drafts_in_stripe(invoices: Iterable[StoredInvoice]) -> Check:
     """R5a: a draft that is sent is built in Stripe and was compared; one that is not is expected to be absent."""
-    drafts = [s for s in invoices if s.state is InvoiceState.DRAFT]
+    drafts = [s for s in invoices if s.state is InvoiceState.DRAFT and s.invoice.identity.kind in APPROVED]
     found = []
     for s in drafts:
         wanted = SendingStep.FROZEN if settled_locally(s.invoice) else SendingStep.COMPARED

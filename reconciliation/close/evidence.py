@@ -30,12 +30,11 @@ from billing.money import ZERO, exactly, plain
 from billing.periods import BillingPeriod, rfc3339
 from reconciliation.close import close_store, freezing, gate_store
 from reconciliation.close.close_store import Content, book_key
+from reconciliation.close.contents import CHANGES_LATER
 from reconciliation.errors import CloseRefused
 
 FORMAT: Final = "tollbook.close_evidence.v1"
 CONTENT, SIGNATURES, MANIFEST, README = "content", "signatures", "manifest.json", "README.md"
-CHANGES_LATER: Final = ("state", "parked_because", "reason_not_in_stripe")
-"""What of an invoice goes on changing after its close, by payments."""
 RATED: Final = ("billing_account", "tenant_id", "period", "key", "model", "metric", "quantity", "unit_price", "amount",
                 "currency", "tax_group")  # fmt: skip
 USED: Final = ("billing_account", "tenant_id", "period", "model", "adapter", "region", "tier", "status", "requests",

@@ -27,7 +27,7 @@ from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.close import close_store, gate_store
 from reconciliation.close.close_store import Standing, book_key
 from reconciliation.close.collecting import Account, held_back, participants
-from reconciliation.close.contents import contents
+from reconciliation.close.contents import APPROVED, contents
 from reconciliation.close.evaluating import Outside, drafts_in_stripe, evaluate
 from reconciliation.close.freezing import keeping
 from reconciliation.close.gates import AFTER_SENDING, BEFORE_APPROVAL, OF_BOOK, Gate, Result, results
@@ -261,13 +261,13 @@ class _Run:
 
     def _nothing_issued(self, connection: Connection, account: str) -> bool:
         listed = invoice_store.listed(connection, of_month=self._month, billing_account=account)
-        return not any(s.state in ISSUED and not s.invoice.in_advance for s in listed)
+        return not any(s.state in ISSUED and s.invoice.identity.kind in APPROVED for s in listed)
 
     def _not_issued(self, connection: Connection) -> tuple[dict[str, str], set[str]]:
         listed = invoice_store.listed(connection, of_month=self._month) + invoice_store.open_adjustments(
             connection, before=self._month
         )
-        open_ = [s for s in listed if s.state not in ISSUED]
+        open_ = [s for s in listed if s.state not in ISSUED and s.invoice.identity.kind in APPROVED]
         parked = {s.invoice.identity.billing_account: s.parked_because for s in open_ if s.parked_because}
         return parked, {s.invoice.identity.billing_account for s in open_} - parked.keys()
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
 
 import psycopg
@@ -48,6 +48,7 @@ START_AGAIN_S: Final = 2.0
 WATCH_EVERY_S: Final = 2.0
 STEP_AGAIN_S: Final = 0.5
 
+MINUTE: Final = timedelta(minutes=1)
 app = typer.Typer(help="From Kafka into the windows.", no_args_is_help=True, add_completion=False)
 
 
@@ -321,8 +322,8 @@ def plan_chunks(
         stands, edition = hypertables.intervals(connection), hypertables.edition(connection)
         planned = chunk_intervals.plan(chunk_intervals.loads(events_a_day, keys), memory, share)
         rows = [
-            {"table": each.table, "hours": each.interval // chunk_intervals.HOUR, "index_mib": each.index_bytes >> 20,
-             "fits": each.fits, "hours_now": stands[each.table] // chunk_intervals.HOUR}
+            {"table": each.table, "minutes": each.interval // MINUTE, "index_mib": each.index_bytes >> 20,
+             "fits": each.fits, "minutes_now": stands[each.table] // MINUTE}
             for each in planned
         ]  # fmt: skip
         if apply:
@@ -332,7 +333,9 @@ def plan_chunks(
     if as_json:
         document({"edition": edition, "memory_bytes": memory, "chunks": rows, "applied": apply})
         return
-    listing(rows, ("table", "hours", "hours_now", "index_mib", "fits"), title=f"{memory >> 20:,} MiB, {share} % of it")
+    listing(
+        rows, ("table", "minutes", "minutes_now", "index_mib", "fits"), title=f"{memory >> 20:,} MiB, {share} % of it"
+    )
     out.print(
         f"TimescaleDB's edition: {edition}" + ("" if edition == hypertables.COMMUNITY else ", without compression")
     )

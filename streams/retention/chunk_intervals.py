@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-ALLOWED: Final = tuple(timedelta(hours=hours) for hours in (1, 2, 3, 4, 6, 8, 12, 24))
+ALLOWED: Final = tuple(timedelta(minutes=minutes) for minutes in (15, 30, 60, 120, 180, 240, 360, 480, 720, 1440))
 """Parts of a day: a chunk then always ends where a day does, and a day is what is archived and dropped."""
-HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
 
 
@@ -27,7 +26,7 @@ class Load:
 
     def index_bytes(self, interval: timedelta) -> int:
         """Size of the indexes of a chunk of `interval`."""
-        return self.rows_a_day * self.bytes_a_row * (interval // HOUR) // 24
+        return self.rows_a_day * self.bytes_a_row // (DAY // interval)
 
 
 @dataclass(frozen=True, slots=True)

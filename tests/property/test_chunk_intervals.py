@@ -36,5 +36,8 @@ def test_ten_million_events_a_day_make_a_chunk_of_a_day_in_8_gib() -> None:
     events, windows = plan(loads(10_000_000, 2_000), 8 * 2**30, 25)
     assert (events.interval, windows.interval) == (DAY, DAY)
     events, windows = plan(loads(25_000 * 86_400, 20_000), 8 * 2**30, 25)
-    assert events.interval == windows.interval == timedelta(hours=1)
-    assert not events.fits
+    assert events.interval == timedelta(minutes=15), "20,000 to 25,000 a second fit as well, in shorter chunks"
+    assert events.fits
+    assert windows.fits
+    events, _ = plan(loads(25_000 * 86_400, 20_000), 2 * 2**30, 25)
+    assert (events.interval, events.fits) == (ALLOWED[0], False)

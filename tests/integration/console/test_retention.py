@@ -104,14 +104,14 @@ def test_intervals_of_chunks_are_worked_out_and_set(run: Run, connection: psycop
     wanted = ("streams", "plan-chunks", "--events-per-day", "500000000", "--memory-gib", "8")
     shown = json.loads(run(*wanted, "--json").stdout)
     assert shown["edition"] == "apache"
-    hours = {each["table"]: each["hours"] for each in shown["chunks"]}
-    assert hours["events"] < 24
+    minutes = {each["table"]: each["minutes"] for each in shown["chunks"]}
+    assert minutes["events"] < 24 * 60
     assert run(*wanted, "--apply").returncode == 0
     rows = connection.execute(
-        "select hypertable_name, extract(epoch from time_interval)::int / 3600"
+        "select hypertable_name, extract(epoch from time_interval)::int / 60"
         " from timescaledb_information.dimensions where hypertable_name in ('events', 'windows_1m')"
     )
-    assert dict(rows.fetchall()) == hours
+    assert dict(rows.fetchall()) == minutes
 
 
 def test_the_archive_must_be_named_to_be_written(run: Run) -> None:

@@ -46,8 +46,7 @@ _NEXT: Final = {
     (State.RECONCILED, Event.APPROVE): State.APPROVED,
     (State.APPROVED, Event.FINALIZE): State.FINALIZED,
     (State.FINALIZED, Event.CLOSE): State.CLOSED,
-    # A gate that was green is red now: it is reconciled, and approved, once more
-    (State.RECONCILED, Event.RETURN): State.DRAFTED,
+    # Not what was signed any more: it is reconciled, and approved, once more
     (State.APPROVED, Event.RETURN): State.DRAFTED,
     **{
         (state, Event.PARK): State.PARKED

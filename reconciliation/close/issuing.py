@@ -1,0 +1,147 @@
+"""After the approval: issue, compare with Stripe, close the accounts, close the book."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection
+
+from billing.commands.close_month import finalize_month
+from billing.commands.seal_journal import seal_journals
+from billing.database import transaction
+from billing.errors import ProposalRefused
+from billing.invoicing import invoice_store
+from billing.invoicing.invoice_states import ISSUED
+from billing.invoicing.sending import SendingStep
+from billing.ledger import journal_chain_store
+from billing.posting.period_closing import close_book
+from reconciliation.close import close_store
+from reconciliation.close.close_store import Standing, book_key
+from reconciliation.close.contents import APPROVED, contents
+from reconciliation.close.evaluating import Outside, evaluate
+from reconciliation.close.gates import AFTER_SENDING, OF_BOOK, Gate
+from reconciliation.close.run_context import Run
+from reconciliation.close.states import Event, State
+
+
+class Issuing:
+    """Takes accounts from APPROVED to CLOSED, and books after them."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def finalize(self) -> None:
+        """Issue what is approved, as long as it is what was approved."""
+        with transaction(self._run.engine) as connection:
+            close_store.lock(connection, self._run.month.name)
+            standings = self._run.standings(connection)
+            approved = self._run.of_state(standings, State.APPROVED)
+            texts = contents(connection, self._run.month, {name: self._run.accounts[name] for name in approved})
+            signed = {
+                each.billing_account: each
+                for each in close_store.latest_contents(connection, self._run.month.name, approved)
+            }
+            changed = [
+                name
+                for name in approved
+                if self._nothing_issued(connection, name) and signed[name].content != texts[name]
+            ]
+            self._run.move(
+                connection, [standings[name] for name in changed], Event.RETURN, "not what was approved any more"
+            )
+        for name in changed:
+            self._run.held[name].append("its content is not what was approved: it is reconciled again")
+        accounts = [name for name in approved if name not in changed]
+        if not accounts:
+            return
+        run = self._run
+        assert run.found.prepared is not None, "rated before"
+        run.send(accounts, SendingStep.FINALIZED, "send", only_others=True)
+        run.found.prepared = finalize_month(
+            run.engine, run.found.prepared, gateway=run.gateway, now=run.now, actor=run.actor, progress=run.progress,
+            billing_accounts=accounts,
+        )  # fmt: skip
+        self._run.checkpoint("sent")
+        with transaction(self._run.engine) as connection:
+            standings = self._run.standings(connection)
+            parked, open_ = self._not_issued(connection)
+            done = [standings[n] for n in accounts if n not in parked and n not in open_]
+            self._run.move(connection, done, Event.FINALIZE)
+            for name in accounts:
+                if name in parked:
+                    self._run.move(connection, [standings[name]], Event.PARK, parked[name])
+                    self._run.held[name].append(f"parked: {parked[name]}")
+        self._run.checkpoint("finalized")
+
+    def _nothing_issued(self, connection: Connection, account: str) -> bool:
+        listed = invoice_store.listed(connection, of_month=self._run.month, billing_account=account)
+        return not any(s.state in ISSUED and s.invoice.identity.kind in APPROVED for s in listed)
+
+    def _not_issued(self, connection: Connection) -> tuple[dict[str, str], set[str]]:
+        listed = invoice_store.listed(connection, of_month=self._run.month) + invoice_store.open_adjustments(
+            connection, before=self._run.month
+        )
+        open_ = [s for s in listed if s.state not in ISSUED and s.invoice.identity.kind in APPROVED]
+        parked = {s.invoice.identity.billing_account: s.parked_because for s in open_ if s.parked_because}
+        return parked, {s.invoice.identity.billing_account for s in open_} - parked.keys()
+
+    def close_accounts(self) -> None:
+        """Compare what is final with Stripe; what is green is CLOSED."""
+        with transaction(self._run.engine) as connection:
+            standings = self._run.standings(connection)
+            finalized = self._run.of_state(standings, State.FINALIZED)
+            waits_for_books = not self._run.found.results and self._books_that_could_close(standings)
+        if not finalized and not waits_for_books:
+            return
+        seal_journals(self._run.engine)
+        outside = Outside(self._run.gateway, self._run.log())
+        found = evaluate(self._run.engine, self._run.month, now=self._run.now, outside=outside, rated_again=())
+        with transaction(self._run.engine) as connection:
+            standings = self._run.standings(connection)
+            green = [n for n in finalized if not self._run.why(found, AFTER_SENDING, n, hold=True)]
+            self._run.move(connection, [standings[name] for name in green], Event.CLOSE)
+            self._run.keep(
+                connection, {gate: found[gate] for gate in (*AFTER_SENDING, Gate.R4, *OF_BOOK) if gate in found}
+            )
+        self._run.checkpoint("accounts closed")
+
+    def close_books(self) -> None:
+        """A book is closed when all its accounts are, or are left by an approval, and its own gates are green."""
+        with transaction(self._run.engine) as connection:
+            entities = self._books_that_could_close(self._run.standings(connection))
+        if not entities or Gate.R6 not in self._run.found.results:
+            return
+        red = [
+            f"{gate}: {len(result.open)} differences: `tollbook close status {self._run.month.name} --gate {gate}`"
+            for gate in (Gate.R4, *OF_BOOK)
+            if (result := self._run.found.results[gate]).open
+        ]
+        if red:
+            self._run.found.book += red
+            return
+        for entity, parked in sorted(entities.items()):
+            try:
+                with transaction(self._run.engine) as connection:
+                    close_book(connection, entity, self._run.month.name, self._run.now, parked=parked)
+                    book = Standing(self._run.month.name, entity, close_store.BOOK)
+                    seal = journal_chain_store.last_seal(connection, entity)
+                    detail = {"position": seal.last_position, "chain_hash": seal.chain_hash.hex(), "parked": parked}
+                    close_store.move(
+                        connection, [book], Event.CLOSE, self._run.actor, details={close_store.BOOK: detail}
+                    )
+                self._run.found.books_closed += 1
+            except ProposalRefused as error:
+                self._run.found.book.append(f"the book of {entity}: {error}")
+        self._run.checkpoint("books closed")
+
+    def _books_that_could_close(self, standings: Mapping[str, Standing]) -> dict[str, list[str]]:
+        """Legal entities that are open and all whose accounts are closed or parked, with those that are parked."""
+        found: dict[str, list[str]] = {}
+        states = {name: standings[name].state for name in self._run.accounts if name in standings}
+        for entity in sorted({account.legal_entity for account in self._run.accounts.values()}):
+            own = [n for n, account in self._run.accounts.items() if account.legal_entity == entity]
+            if book_key(entity) not in standings and all(
+                states.get(name) in (State.CLOSED, State.PARKED) for name in own
+            ):
+                found[entity] = [name for name in own if states[name] is State.PARKED]
+        return found

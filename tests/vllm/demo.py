@@ -19,11 +19,12 @@ from typing import Any, Final
 
 import msgspec
 
+from devstack.errors import DevstackError
 from serving_adapter.events import UsageEvent
 from serving_adapter.request_ids import uuid7
 from streams.database import connect
 from tests.adapter_builders import events
-from tests.vllm.environment import REPOSITORY
+from tests.vllm.environment import REPOSITORY, prepare
 from tests.vllm.server import Server
 
 TENANTS: Final = ("tenant_a", "tenant_b", "tenant_c")
@@ -48,18 +49,18 @@ def tollbook(*words: str, quiet: bool = False) -> Any:
     """A command, shown; its JSON, if it was asked for."""
     if not quiet:
         print(f"\n$ tollbook {' '.join(words)}", flush=True)
-    command = [sys.executable, "-m", "console.main", *words]
+    command, environ = [sys.executable, "-m", "console.main", *words], {"COLUMNS": "150", **os.environ}
     if "--json" not in words:
-        subprocess.run(command, check=True, cwd=REPOSITORY)
+        subprocess.run(command, check=True, cwd=REPOSITORY, env=environ)
         return None
-    return json.loads(subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.PIPE).stdout)
+    return json.loads(subprocess.run(command, check=True, cwd=REPOSITORY, env=environ, stdout=subprocess.PIPE).stdout)
 
 
 async def ask_all(server: Server) -> str:
     """Answers and streams, some of them left in their midst; the id of one request, from its answer's header."""
     for number in range(ASKED):
         body = {
-            "model": "fr" if number % 9 == 0 else "tiny", "prompt": f"question {number}: " + "count every token " * 20,
+            "model": "fr" if number % 9 == 0 else "tiny", "prompt": "count every token " * 20 + f"question {number}",
             "max_tokens": 20 + number, "ignore_eos": True, "stream": number % 2 == 1,
         }  # fmt: skip
         await server.ask(body, tenant=TENANTS[number % 3], leave_after=(2500, 60.0) if number % 10 == 7 else None)
@@ -72,7 +73,7 @@ async def ask_all(server: Server) -> str:
 
 def trail(traced: str, spooled: UsageEvent) -> None:
     """Where one request is on its way: in the spool, in Kafka, in the database."""
-    print(f"\nThe trail of {traced}\nIn the spool, on disk before its answer was over:")
+    print(f"\nThe trail of {traced}\nIn the spool, its start on disk before the engine saw it:")
     print(json.dumps(msgspec.to_builtins(spooled), indent=1))
     with connect(os.environ["TOLLBOOK_DATABASE_URL"]) as connection:
         stored = connection.execute(
@@ -85,6 +86,7 @@ def trail(traced: str, spooled: UsageEvent) -> None:
 
 def main() -> None:
     """From a request to its line."""
+    prepare()
     tollbook("db", "upgrade")
     tollbook("tenant", "add", *TENANTS)
     (REPOSITORY / "build").mkdir(exist_ok=True)
@@ -128,4 +130,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DevstackError as error:
+        sys.exit(f"Error: {error}")

@@ -105,4 +105,18 @@ MUTATIONS: Final = (
         'TRY_AGAIN: Final = ("40001",)',
         f"{STORE}::test_a_deadlock_is_tried_again_and_both_are_booked",
     ),
+    Mutation(
+        "the function that adds postings takes floats",
+        "migrations/versions/0048_exact_postings.py",
+        "currencies text[], amounts numeric[]\n) returns void",
+        "currencies text[], amounts float8[]\n) returns void",
+        f"{GUARDS}::test_a_float_is_refused",
+    ),
+    Mutation(
+        "the application may insert postings past the function",
+        "migrations/privileges.py",
+        'BY_FUNCTION: Final = ("ledger.postings",)',
+        "BY_FUNCTION: Final[tuple[str, ...]] = ()",
+        f"{GUARDS}::test_a_float_is_refused",
+    ),
 )

@@ -255,4 +255,32 @@ MUTATIONS: Final = (
         "day=min(anchor.day, 28)",
         GOLDEN,
     ),
+    Mutation(
+        "a discount of an amount is given in every piece",
+        "billing/rating/adjustments.py",
+        "max(NOTHING, Fraction(discount.amount) - used)",
+        "Fraction(discount.amount)",
+        GOLDEN,
+    ),
+    Mutation(
+        "a maximum holds although one version has none",
+        "billing/rating/adjustments.py",
+        "capped = all(",
+        "capped = any(",
+        GOLDEN,
+    ),
+    Mutation(
+        "of two versions of one time the first recorded holds",
+        "billing/plans/recorded_versions.py",
+        "for each in recorded if as_of",
+        "for each in reversed(list(recorded)) if as_of",
+        GOLDEN,
+    ),
+    Mutation(
+        "what became known later was known before",
+        "billing/plans/recorded_versions.py",
+        "or each.recorded_at <= as_of",
+        "or True",
+        GOLDEN,
+    ),
 )

@@ -11,10 +11,12 @@ from sqlalchemy import Connection, Engine
 from billing.bills.credits import GrantKind
 from billing.commands.grant_credit import unreserved
 from billing.database import raw, transaction
+from billing.errors import CreditRefused
 from billing.invoicing import credit_store
 from billing.invoicing.credit_store import CreditState, Movement, MovementKind
 from billing.ledger import ledger_store
 from billing.money import plain
+from billing.periods import rfc3339
 from billing.plans import account_store
 from billing.posting.booking import booking
 from billing.posting.posting_rules import credit_expired
@@ -37,7 +39,10 @@ def expire_credits(
     """Expire credits that expire by `up_to`: Dr 2100 / Cr 4100 for paid ones. Doing it again changes nothing.
 
     What an invoice that is frozen is about to draw stays. Usage of the time before that comes later still draws.
+    Raises CreditRefused for a time to come: credits that expire until then still hold.
     """
+    if up_to > now:
+        raise CreditRefused(f"{rfc3339(up_to)} is yet to come: credits that expire by then still hold")
     found: list[CreditExpired] = []
     with transaction(engine, dry_run=dry_run) as connection:
         over = [

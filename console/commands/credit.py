@@ -110,7 +110,7 @@ def list_credits(
 @app.command()
 def expire(
     actor: session.Actor,
-    up_to: Annotated[str | None, typer.Option(help="Those that expire by this RFC 3339 time; default: now.")] = None,
+    up_to: Annotated[str | None, typer.Option(help="Those that expired by this RFC 3339 time; default: now.")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     dry_run: session.DryRun = False,

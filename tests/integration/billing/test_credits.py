@@ -326,6 +326,9 @@ def test_expiry_is_breakage_and_a_late_draw_takes_it_back(world: World, gateway:
     customer(world, [(OCTOBER.start, 1000)])
     paid = grant("topup", "10", kind=GrantKind.PAID, paid_at=SINCE, expires=OCTOBER.end)
     give(world, paid, grant("promo", "1", expires=OCTOBER.end + DAY, effective=NOVEMBER.start))
+    with pytest.raises(CreditRefused, match="still hold"):
+        expire_credits(world.engine, up_to=OCTOBER.end, now=OCTOBER.end - DAY, actor="ada")
+    assert left(world) == {"topup": 10, "promo": 1}
     found = expire_credits(world.engine, up_to=NOW, now=NOW, actor="ada")
     assert {each.grant_id: each.amount for each in found} == {"topup": 10, "promo": 1}
     assert expire_credits(world.engine, up_to=NOW, now=NOW, actor="ada") == []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Final
 
 from sqlalchemy import Connection, Engine
 
@@ -20,6 +21,9 @@ from billing.money import currency, plain, to_minor, total
 from billing.periods import accounting_month, add_months, parse_period, rfc3339
 from billing.posting import top_up_store
 from streams import audit
+
+MOST_IN_A_MONTH: Final = 1_000
+"""Of one rule's top-ups: each is a grant of its own, and all that are due are given in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +146,8 @@ def _check(rule: TopUpRule) -> None:
         raise CreditRefused(f"{plain(rule.amount)}: a top-up is more than nothing")
     if rule.monthly_limit < rule.amount:
         raise CreditRefused(f"a limit of {plain(rule.monthly_limit)} a month is less than one top-up")
+    if rule.monthly_limit > MOST_IN_A_MONTH * rule.amount:
+        raise CreditRefused(
+            f"a limit of {plain(rule.monthly_limit)} a month is more than {MOST_IN_A_MONTH:,} top-ups a month of"
+            f" {plain(rule.amount)}: buy more at once"
+        )

@@ -143,7 +143,7 @@ def test_a_rule_that_says_nothing_is_refused_and_none_is_ever_changed(world: Wor
     world.customers("acme")
     for below, amount, limit, told in (
         ("-1", "5", "5", "not negative"), ("0", "0", "5", "more than nothing"), ("0", "5.001", "9", "can be paid"),
-        ("0", "5", "4", "less than one"),
+        ("0", "5", "4", "less than one"), ("0", "0.01", "1000000", "1,000 top-ups a month"),
     ):  # fmt: skip
         rule = TopUpRule("acme", "USD", Decimal(below), Decimal(amount), Decimal(limit), SINCE)
         with pytest.raises(CreditRefused, match=told):

@@ -12,6 +12,7 @@ from billing import tables
 from billing.errors import PeriodNotEnded, ProposalRefused, RateMissing
 from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
+from billing.posting import exchange_rate_store
 from billing.posting.fee_recognition import recognise_fees
 from billing.posting.remeasurement import remeasure
 from billing.usage import unbillable_store
@@ -35,6 +36,7 @@ def close_book(
         raise ProposalRefused(f"{month}: the book of one month is closed at a time")
     if now < period.end:
         raise PeriodNotEnded(f"{month} ends {period.end:%Y-%m-%d %H:%M} UTC: its book is closed after that")
+    exchange_rate_store.lock(connection)  # whoever sets a rate sees a month's book open, or closed
     of_entity = book.c.legal_entity == legal_entity
     earlier = connection.execute(
         select(func.min(book.c.month)).where(of_entity, book.c.month < month, book.c.state == "open")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,11 +14,18 @@ from sqlalchemy.exc import DBAPIError
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.remeasure_balances import remeasure_balances
 from billing.commands.set_exchange_rate import exchange_rates, set_exchange_rate
+from billing.database import transaction
 from billing.errors import ProposalRefused, RateRefused, UnknownCurrency
 from billing.ledger.exchange_rates import ExchangeRate
+from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import ProposalKind
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER
 from tests.integration.billing.conftest import World
+
+WAITING = (
+    "select pid from pg_locks where locktype = 'advisory' and not granted"
+    " and database = (select oid from pg_database where datname = current_database())"
+)
 
 
 def set_rate(world: World, rate: str, day: str, base: str = "EUR", quote: str = "USD") -> bool:
@@ -105,3 +114,16 @@ def test_a_book_with_another_currency_and_no_rate_is_not_closed_and_one_without_
     with pytest.raises(ProposalRefused, match="tollbook exchange set EUR USD"):
         close(world, "2026-10")
     assert clearing(world) == []
+
+
+def test_no_rate_slips_into_a_book_while_it_closes(world: World) -> None:
+    set_rate(world, "1.1", "2026-10-01")
+    with ThreadPoolExecutor(1) as other:
+        with transaction(world.engine) as closing:
+            close_book(closing, "default", "2026-10", NOW)
+            setting = other.submit(set_rate, world, "1.2", "2026-10-31")
+            while not setting.done() and not world.rows(WAITING):
+                time.sleep(0.01)
+        with pytest.raises(RateRefused, match="2026-10 is closed"):
+            setting.result()
+    assert [each.rate for each in exchange_rates(world.engine)] == [Decimal("1.1")]

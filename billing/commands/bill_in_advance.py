@@ -16,17 +16,18 @@ from billing.bills.credits import reduces_price
 from billing.bills.documents import Payer
 from billing.bills.payment_credits import fees_to_cover
 from billing.database import transaction
-from billing.errors import CreditRefused, UnknownTaxGroup
+from billing.errors import AmountTooLarge, CreditRefused, UnknownTaxGroup
 from billing.invoicing import credit_store, invoice_parts, invoice_store, tax_store
 from billing.invoicing.advance_fees import FeesDue, Service, changed_tenants, fees_due, figures
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.invoiced_fees import InvoicedFees, TenantLines
 from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
-from billing.money import ZERO, currency, exactly
+from billing.money import ZERO, currency, exactly, plain, total
 from billing.plans import account_store, plan_store
 from billing.posting.note_issuing import issue_note
 from billing.rating import RatedLine
+from billing.rating.period import AMOUNT_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class _Run:
                 invoice = self._draw_up(service, revision, wanted.more)
                 invoice_store.save_draft(self._connection, invoice, self._now, self._actor)
                 self.drafts[account] = invoice
-        except (CreditRefused, UnknownTaxGroup) as error:
+        except (AmountTooLarge, CreditRefused, UnknownTaxGroup) as error:
             self.blocked.append((account, str(error)))
 
     def _take_back(self, service: Service, invoiced: InvoicedFees, less: TenantLines) -> None:
@@ -182,11 +183,16 @@ class _Run:
         return Payer(currency(account.currency, period.end.date()), tax, account.rounding)
 
     def _draw_up(self, service: Service, revision: int, wanted: TenantLines) -> Invoice:
-        """The invoice as it is by now. Its tax point is when its time begins. Raises UnknownTaxGroup."""
+        """The invoice by now. Its tax point is when its time begins. Raises AmountTooLarge, UnknownTaxGroup."""
         name, period = service
         account = self._accounts[name]
         identity = InvoiceIdentity(account.legal_entity, name, InvoiceKind.ADVANCE, period, account.currency, revision)
         lines = [line for tenant_id in sorted(wanted) for line in wanted[tenant_id]]
+        if (amount := total(abs(line.amount) for line in lines)) > AMOUNT_MAX:
+            raise AmountTooLarge(
+                f"{_told(service)} come to {plain(amount)} {account.currency}, more than {plain(AMOUNT_MAX)}: look at"
+                f" the fees of plans {', '.join(sorted({line.identity.plan for line in lines}))}"
+            )
         return draw_up(
             identity,
             lines,

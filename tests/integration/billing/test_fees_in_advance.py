@@ -360,3 +360,14 @@ def test_stored_documents_are_those_of_the_core(world: World, gateway: StripeGat
     close(world, gateway, OCTOBER)
     close(world, gateway, NOVEMBER)
     assert (world.count("ledger.journal_entries"), world.count("ledger.invoices")) == before
+
+
+def test_a_fee_beyond_any_amount_stops_its_own_account_and_no_other(world: World, gateway: StripeGateway) -> None:
+    customer(world)
+    world.tenant("big")
+    world.plan(PLAN.replace("plan: p", "plan: q").replace('fee: "31"', 'fee: "999999999999999999"'))
+    world.subscribe("big", plan="q", starts_at=OCTOBER.start, seats=1)
+    (problem,) = in_advance(world, gateway, OCTOBER.start + DAY)
+    assert "more than 1000000000000" in problem
+    assert stored(world, "big") == []
+    assert [each.invoice.total_minor for each in stored(world)] == [6100]

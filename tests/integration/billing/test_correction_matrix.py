@@ -12,7 +12,7 @@ from tests.simulation.stripe import corrections
 from tests.simulation.stripe.corrections import some_cells
 
 
-@pytest.mark.parametrize(("old", "count"), [(False, 32), (True, 8)], ids=["while keys live", "when forgotten"])
+@pytest.mark.parametrize(("old", "count"), [(False, 27), (True, 6)], ids=["while keys live", "when forgotten"])
 def test_each_correction_is_done_exactly_once_wherever_it_was_killed_and_whatever_failed(
     world: World, make_stripe_twin: Callable[[], TwinProcess], old: bool, count: int
 ) -> None:

@@ -73,7 +73,8 @@ def credit_note(
         )  # fmt: skip
         out.print(f"{'would be issued: ' if dry_run else ''}{note_told(note)}")
         if not dry_run:
-            _told(send_corrections(engine, gateway=gateway, now=now, actor=actor))
+            sent = send_corrections(engine, gateway=gateway, now=now, actor=actor)
+            _told([each for each in sent if each.correction.note_id == note.invoice.invoice_id])
             _again(engine, reference, actor, again)
 
 

@@ -40,7 +40,7 @@ async def probed(server: Server) -> None:
 
 async def adapters_at_run_time(server: Server) -> None:
     """A tenant's adapter is registered, loaded, served, and removed; one that the engine refuses is reported."""
-    before = len(_usage(server))
+    before = len(_usage(server, "tenant_c"))
     upload = shutil.copytree(folder() / "model" / "adapters" / "tenant_b--law--1", server.home / "upload")
     body = {"model": "late", "prompt": "x", "max_tokens": 3}
     assert (await server.ask(body, tenant="tenant_c"))[0] == 404
@@ -60,7 +60,7 @@ async def adapters_at_run_time(server: Server) -> None:
     assert (status, b"rank" in answer) == (503, True), answer
     await removed(server, "tenant_c", "late", "large")
     assert (await server.ask(body, tenant="tenant_c"))[0] == 404
-    smoke, own = _usage(server)[before:]
+    smoke, own = _usage(server, "tenant_c")[before:]
     assert (smoke.purpose, own.purpose, own.adapter_revision) == ("smoke", "tenant", late.revision)
     print(f"  cold {served[late.engine].load_ms} ms with its first request, warm {warm_ms:.0f} ms;"
           f" refused: {served[large.engine].why}", flush=True)  # fmt: skip
@@ -135,5 +135,7 @@ async def _settled_counters(server: Server) -> tuple[int, int]:
     return now
 
 
-def _usage(server: Server) -> list[Any]:
-    return [event for event in events(server.boot) if event.kind == "usage"]
+def _usage(server: Server, tenant_id: str | None = None) -> list[Any]:
+    """What is durable by now, of all tenants or of one."""
+    found = [event for event in events(server.boot) if event.kind == "usage"]
+    return [event for event in found if tenant_id is None or event.tenant_id == tenant_id]

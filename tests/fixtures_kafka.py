@@ -69,7 +69,8 @@ class BrokerOfThree(KafkaBroker):
 
     def cluster_id(self) -> str:
         """The same for the three: their data lies in the same test's folder."""
-        return base64.urlsafe_b64encode(hashlib.sha256(bytes(self.places.home.parent)).digest()).decode()[:22]
+        of_folder = hashlib.sha256(bytes(self.places.home.parent)).digest()
+        return base64.urlsafe_b64encode(b"T" + of_folder).decode()[:22]  # never with a dash in front
 
     def server_properties(self, log_dirs: Path) -> str:
         """Of two lines for the same name Java takes the later."""
@@ -90,12 +91,13 @@ class BrokerOfThree(KafkaBroker):
         """Topics are made once all three are there."""
 
 
-@pytest.fixture
-def three_brokers(tmp_path: Path) -> Iterator[list[BrokerOfThree]]:
+@pytest.fixture(scope="module")
+def three_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[BrokerOfThree]]:
     """Three brokers, which run."""
+    folder = tmp_path_factory.mktemp("three")
     made: list[BrokerOfThree] = []
     for node in (1, 2, 3):
-        BrokerOfThree(_places(tmp_path / f"kafka-{node}"), node, made).choose_ports(QUIET)
+        BrokerOfThree(_places(folder / f"kafka-{node}"), node, made).choose_ports(QUIET)
     try:
         with ThreadPoolExecutor(3) as side_by_side:  # none answers before two are there
             list(side_by_side.map(lambda broker: broker.up(QUIET), made))

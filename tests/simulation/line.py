@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, LiteralString
@@ -24,7 +24,7 @@ from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
 from streams import tenants
 from streams.database import connect
-from streams.ingest import sources
+from streams.ingest import resolving, sources
 from streams.ingest.logs import Log, LogReader
 from streams.usage import quarantine
 from tests.simulation import invariants
@@ -98,7 +98,11 @@ class Line:
             return False
 
         wait_for(all_there, "the topic has its new partitions")
-        self._producer = EventProducer(self.kafka, self.topic)  # one that knows them
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Send by a producer that knows the topic as it is now, and nothing of what it was."""
+        self._producer = EventProducer(self.kafka, self.topic)
 
     def _send(self, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -160,6 +164,23 @@ class Line:
         (answer,) = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
         found = answer.result().topic_partitions or []
         return {at.partition: at.offset for at in found if at.topic == self.topic and at.offset >= 0}
+
+    def stopped(self) -> dict[int, str]:
+        """Partitions that stand still, and why."""
+        states = sources.states(self.connection, self.topic)
+        return {partition: state.stopped_because for partition, state in states.items() if state.stopped_because}
+
+    def alerted(self) -> set[str]:
+        """The sources of which it was alerted that they stand still."""
+        return {key for (key,) in self.connection.execute("select key from usage.alerts where kind = 'source_stopped'")}
+
+    def resolve(self, to: Mapping[int, int]) -> None:
+        """Let partitions that stand still go on, each at its position."""
+        reader = LogReader(self.kafka, self.topic)
+        for partition, position in to.items():
+            resolving.resolve(
+                self.connection, self.topic, reader.read, partition, position, reason="looked at it", actor="ada"
+            )
 
     def commit_to_the_end(self) -> None:
         """Commit for the group, which nobody is in, that everything was read."""
@@ -232,6 +253,13 @@ def memory_of(worker: Worker) -> int:
     """A worker's resident memory in MiB."""
     with open(f"/proc/{worker.pid}/statm", encoding="ascii") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def cpu_s_of(worker: Worker) -> float:
+    """Seconds of processor time that a worker has used."""
+    with open(f"/proc/{worker.pid}/stat", encoding="ascii") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _end(worker: Worker) -> str:

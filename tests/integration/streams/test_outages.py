@@ -5,13 +5,14 @@ A worker waits, takes no more memory meanwhile, goes on by itself, and ends in o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
@@ -22,16 +23,44 @@ from devstack.locations import prepare_home
 from devstack.progress import Progress
 from devstack.stack import Stack
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import ensure_topics
+from serving_adapter.topics import USAGE, ensure_topics
+from streams.ingest.sources import source_name
 from tests.fixtures_services import Databases
 from tests.simulation import full_disk, invariants
-from tests.simulation.line import Line, ended, memory_of, wait_for
+from tests.simulation.line import Line, Worker, cpu_s_of, ended, memory_of, wait_for
 from tests.simulation.services import kill, start
 
 pytestmark = pytest.mark.xdist_group("outages")  # one set of services for all of them
-AWAY_S = 10
+AWAY_S = 6
 GROWS_AT_MOST_MIB = 50
 """Eight partitions' fetches and eight chunks of the largest size fit into that; the backlog does not."""
+BUSY_AT_MOST = 0.3
+"""Of the time that a service is away, the processor's; a worker that spins takes all that it gets."""
+COUNTED = "select sum(requests)::int8, sum(output_tokens)::int8 from usage.windows_1h"
+MakeLine = Callable[..., Line]
+
+
+@dataclass(frozen=True)
+class Used:
+    """What workers had used of the machine when a service went away."""
+
+    workers: Sequence[Worker]
+    at: float
+    cpu_s: list[float]
+    memory_mib: list[int]
+
+    @staticmethod
+    def by(workers: Sequence[Worker]) -> Used:
+        """Until now."""
+        return Used(workers, time.monotonic(), list(map(cpu_s_of, workers)), list(map(memory_of, workers)))
+
+    def but_little_since(self) -> None:
+        """They wait: neither do they spin, nor gather what they cannot apply."""
+        now = Used.by(self.workers)
+        busy = [(after - before) / (now.at - self.at) for before, after in zip(self.cpu_s, now.cpu_s, strict=True)]
+        grown = [after - before for before, after in zip(self.memory_mib, now.memory_mib, strict=True)]
+        assert max(busy) < BUSY_AT_MOST, busy
+        assert max(grown) < GROWS_AT_MOST_MIB, grown
 
 
 @pytest.fixture(scope="module")
@@ -52,77 +81,132 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.fixture
-def line(stack: Stack) -> Iterator[Line]:
+def make_line(stack: Stack) -> Iterator[MakeLine]:
+    """Makes a line on those services, read by the reader that is named."""
+    with contextlib.ExitStack() as opened:
+
+        def make(reader: str = "faust") -> Line:
+            kafka = replace(KafkaSettings(stack.kafka.address()), topic_prefix=f"test-{secrets.token_hex(5)}")
+            ensure_topics(kafka)
+            line = opened.enter_context(Line(kafka, Databases(stack.postgres.address())(), 20261121))
+            line.reader = reader
+            return line
+
+        yield make
+
+
+@pytest.fixture
+def line(make_line: MakeLine) -> Line:
     """A line on those services."""
-    kafka = replace(KafkaSettings(stack.kafka.address()), topic_prefix=f"test-{secrets.token_hex(5)}")
-    ensure_topics(kafka)
-    with Line(kafka, Databases(stack.postgres.address())(), 20261121) as made:
-        yield made
+    return make_line()
+
+
+@pytest.fixture
+def lines(make_line: MakeLine) -> list[Line]:
+    """A line for each reader: an outage is the same for both, and is waited out once."""
+    return [make_line(reader) for reader in ("faust", "bare")]
+
+
+def applied(lines: Sequence[Line], workers: Sequence[Worker], but: int = 0) -> None:
+    """Wait until of each line all but so many messages are applied."""
+    for line, worker in zip(lines, workers, strict=True):
+        line.wait_for_positions(line.traffic.expected.messages - but, worker)
+
+
+def end_in_order(lines: Sequence[Line], workers: Sequence[Worker]) -> list[str]:
+    """All is applied: nothing is missing, and the workers end when they are told to; what they said."""
+    applied(lines, workers)
+    for line, worker in zip(lines, workers, strict=True):
+        line.settled()
+        worker.terminate()
+    return [ended(worker, 0) for worker in workers]
 
 
 def test_postgres_killed_under_load(stack: Stack, line: Line) -> None:
     worker = line.worker(None, "--chunk", "20")
     for _ in range(2):
         line.send(300)
-        line.wait_for_positions(line.traffic.expected.messages - 300, worker)
+        applied([line], [worker], but=300)
         kill(stack.postgres)
         start(stack.postgres)
-    line.wait_for_positions(line.traffic.expected.messages, worker)
-    line.settled()
-    worker.terminate()
-    assert "nothing is lost" in ended(worker, 0)
+    assert "nothing is lost" in end_in_order([line], [worker])[0]
 
 
 def test_a_worker_that_is_started_before_the_services(stack: Stack, line: Line) -> None:
     """Whoever starts everything at once need not know the order."""
     line.send(50)
+    kill(stack.kafka)
     kill(stack.postgres)
     command = [sys.executable, "-m", "console.main", "streams", "run", "--dev", "--listen", "127.0.0.1:0"]
     worker = line.process(command)
     assert worker.stdout is not None
-    assert "waiting for it" in worker.stdout.readline()
-    assert worker.poll() is None
-    start(stack.postgres)
-    line.wait_for_positions(line.traffic.expected.messages, worker)
-    line.settled()
-    worker.terminate()
-    ended(worker, 0)
+    for service, missing in ((stack.kafka, "Kafka"), (stack.postgres, "PostgreSQL")):
+        told = ""
+        while missing not in told:
+            told = worker.stdout.readline()
+            assert "waiting for it" in told
+        assert worker.poll() is None
+        start(service)
+    end_in_order([line], [worker])
 
 
-def test_postgres_away_for_long(stack: Stack, line: Line) -> None:
+def test_postgres_away_for_long(stack: Stack, lines: list[Line]) -> None:
     """The backlog stays in Kafka; a worker that is told to end while it waits does so."""
-    workers = [line.worker(None, name=name) for name in ("one", "two")]
-    line.send(300)
-    line.wait_for_positions(line.traffic.expected.messages, workers[0])
-    before = memory_of(workers[0])
-    stack.postgres.down(Progress(StringIO()))
-    line.traffic.padding = 8000
-    line.send(8000)  # about 90 MB
-    line.traffic.padding = 0
-    time.sleep(AWAY_S)
-    grown = memory_of(workers[0]) - before
-    workers[1].terminate()
-    ended(workers[1], 0)
-    start(stack.postgres)
-    line.wait_for_positions(line.traffic.expected.messages, workers[0])
-    line.settled()
-    assert grown < GROWS_AT_MOST_MIB
-    workers[0].terminate()
-    ended(workers[0], 0)
-
-
-def test_kafka_killed_under_load(stack: Stack, line: Line) -> None:
-    worker = line.worker(None, "--chunk", "20")
-    for _ in range(2):
+    workers = [line.worker(None) for line in lines]
+    told_to_end = lines[0].worker(None, name="two")
+    for line in lines:
         line.send(300)
-        line.wait_for_positions(line.traffic.expected.messages - 300, worker)
+    applied(lines, workers)
+    before = Used.by(workers)
+    stack.postgres.down(Progress(StringIO()))
+    for line in lines:
+        line.traffic.padding = 8000
+        line.send(8000)  # about 90 MB
+        line.traffic.padding = 0
+    time.sleep(AWAY_S)
+    before.but_little_since()
+    told_to_end.terminate()
+    ended(told_to_end, 0)
+    start(stack.postgres)
+    end_in_order(lines, workers)
+
+
+def test_kafka_killed_under_load_and_away_for_long(stack: Stack, lines: list[Line]) -> None:
+    workers = [line.worker(None, "--chunk", "20") for line in lines]
+    for away_s in (0, AWAY_S):
+        for line in lines:
+            line.send(300)
+        applied(lines, workers, but=300)
         kill(stack.kafka)
+        if away_s:
+            before = Used.by(workers)
+            time.sleep(away_s)
+            before.but_little_since()
         start(stack.kafka)
+    for line in lines:
+        line.send(100)
+    end_in_order(lines, workers)
+
+
+def test_a_broker_that_was_wiped_while_the_database_was_kept(stack: Stack, line: Line) -> None:
+    """Another cluster, whose positions begin anew: those that are stored say nothing about it."""
+    worker = line.worker(None)
     line.send(100)
-    line.wait_for_positions(line.traffic.expected.messages, worker)
+    applied([line], [worker])
+    before, counted = line.traffic.expected.messages, line.connection.execute(COUNTED).fetchall()
+    kill(stack.kafka)
+    stack.kafka.remove_data()
+    start(stack.kafka)
+    ensure_topics(line.kafka)
+    line.reconnect()
+    line.send(300)  # beyond the positions that are stored
+    wait_for(lambda: len(line.stopped()) == USAGE.partitions, "all stand still", worker)
+    assert all("the cluster was" in why for why in line.stopped().values())
+    assert line.alerted() >= {source_name(line.topic, partition) for partition in range(USAGE.partitions)}
+    assert line.connection.execute(COUNTED).fetchall() == counted
+    line.resolve(dict.fromkeys(line.stopped(), 0))
+    line.wait_for_positions(line.traffic.expected.messages - before, worker)
     line.settled()
-    worker.terminate()
-    ended(worker, 0)
 
 
 def test_a_full_disk(stack: Stack, line: Line) -> None:

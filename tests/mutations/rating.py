@@ -283,4 +283,11 @@ MUTATIONS: Final = (
         "or True",
         GOLDEN,
     ),
+    Mutation(
+        "credits pay more than the total",
+        "billing/bills/payment_credits.py",
+        "min(round(drawn / step) * step, document.total_minor)",
+        "round(drawn / step) * step",
+        GOLDEN,
+    ),
 )

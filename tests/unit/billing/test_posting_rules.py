@@ -9,6 +9,7 @@ from decimal import Decimal
 from billing.ledger.journal import AccountCode, balances
 from billing.plans.price_plans import Metric
 from billing.posting.posting_rules import accrual, invoice_issued
+from billing.rating import LineKind
 from tests.billing_builders import NOW, OCTOBER, bill, charge, invoice, rated, usage, version
 
 PLAN = version(charge("out", Metric.OUTPUT, "0.001"))
@@ -33,6 +34,17 @@ def test_rated_usage_is_accrued_exactly_in_the_month_of_its_completion() -> None
     assert entry.accounting_period == "2026-10"
     assert entry.idempotency_key == "accrual:default:tenant_1:tenant_1:2026-10:3"
     assert entry.effective_at == OCTOBER.end - timedelta(microseconds=1)
+
+
+def test_fees_and_true_ups_are_revenue_of_their_own() -> None:
+    (line,) = rated(PLAN, [usage(output_tokens=1000)]).lines
+    kinds = (LineKind.USAGE, LineKind.FEE, LineKind.PREPAID_FEE, LineKind.TRUE_UP, LineKind.DISCOUNT)
+    lines = [replace(line, identity=replace(line.identity, kind=kind)) for kind in kinds]
+    entry = accrual(lines, legal_entity="default", period=OCTOBER, rating_no=1, now=NOW)
+    assert entry is not None
+    assert {code: amount for (code, _, _), amount in balances([entry]).items()} == {
+        UNBILLED: 5, REVENUE: -2, AccountCode.FEE_REVENUE: -2, AccountCode.COMMITMENT_TRUE_UP_REVENUE: -1,
+    }  # fmt: skip
 
 
 def test_an_accrual_in_mid_month_is_effective_when_it_is_made() -> None:

@@ -58,6 +58,7 @@ class BareConsumer(Reader):
         self._fetched: dict[Partition, int | None] = {}
         """Kept here: librdkafka's own `position` waits for seconds beside a thread that polls."""
         self._ending = threading.Event()
+        self._asks_anew = threading.Event()
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="beside")
 
     def run(self) -> Tally:
@@ -66,16 +67,18 @@ class BareConsumer(Reader):
             signal.signal(number, self._end)
         try:
             if not (self._drain and not self._sweeper.waiting(self.ingestion.stored())):
-                self._consumer.subscribe(
-                    list(self.ingestion.feeds), on_assign=self._on_assign, on_revoke=self._on_revoke,
-                    on_lost=self._on_revoke,
-                )  # fmt: skip
+                self._subscribe()
                 self._read()
             else:
                 self.ingestion.release_orphans()
         finally:
             self._close()
         return self.tally
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(
+            list(self.ingestion.feeds), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
 
     def _read(self) -> None:
         """The loop."""
@@ -89,6 +92,9 @@ class BareConsumer(Reader):
             chores.append(Beside(self._stop_when_drained, DRAIN_CHECK_EVERY_S, self._beside))
         while not self._ending.is_set():
             self.signs.seen_at = time.monotonic()
+            if self._asks_anew.is_set():
+                self._asks_anew.clear()
+                self._subscribe()
             messages = self._poll()
             for partition, position in self._queue.take_seeks():
                 self._seek(partition, position)
@@ -153,7 +159,11 @@ class BareConsumer(Reader):
         """Release corrections whose original has come; go on where a person has resolved, or something was dropped."""
         with done_later(), contextlib.suppress(KafkaUnavailable):
             states = self._sweeper.look()
-            self._queue.ask_to_seek(self.ingestion.resume(states))
+            resolved = self.ingestion.resume(states)
+            self._queue.ask_to_seek(resolved)
+            if resolved and not self.signs.assigned:
+                # librdkafka gives out nothing where topics were gone, and does not see that they are there again
+                self._asks_anew.set()
             fetched, in_hand = dict(self._fetched), self._queue.in_hand
             self._queue.ask_to_seek(self._sweeper.dropped(states, fetched, in_hand=in_hand))
             self._sweeper.check_logs(states, fetched)

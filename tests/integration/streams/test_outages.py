@@ -188,25 +188,35 @@ def test_kafka_killed_under_load_and_away_for_long(stack: Stack, lines: list[Lin
     end_in_order(lines, workers)
 
 
-def test_a_broker_that_was_wiped_while_the_database_was_kept(stack: Stack, line: Line) -> None:
+def test_a_broker_that_was_wiped_while_the_database_was_kept(stack: Stack, lines: list[Line]) -> None:
     """Another cluster, whose positions begin anew: those that are stored say nothing about it."""
-    worker = line.worker(None)
-    line.send(100)
-    applied([line], [worker])
-    before, counted = line.traffic.expected.messages, line.connection.execute(COUNTED).fetchall()
+    workers = [line.worker(None) for line in lines]
+    for line in lines:
+        line.send(100)
+    applied(lines, workers)
+    before = {line.reader: line.traffic.expected.messages for line in lines}
+    counted = [line.connection.execute(COUNTED).fetchall() for line in lines]
     kill(stack.kafka)
     stack.kafka.remove_data()
     start(stack.kafka)
-    ensure_topics(line.kafka)
-    line.reconnect()
-    line.send(300)  # beyond the positions that are stored
+    for line in lines:
+        ensure_topics(line.kafka)
+        line.reconnect()
+        line.send(300)  # beyond the positions that are stored
+    for line, worker in zip(lines, workers, strict=True):
+        stands_still(line, worker)
+    assert [line.connection.execute(COUNTED).fetchall() for line in lines] == counted
+    for line, worker in zip(lines, workers, strict=True):
+        line.resolve(dict.fromkeys(line.stopped(), 0))
+        line.wait_for_positions(line.traffic.expected.messages - before[line.reader], worker)
+        line.settled()
+
+
+def stands_still(line: Line, worker: Worker) -> None:
+    """All partitions of a line that another cluster has now do, and are alerted."""
     wait_for(lambda: len(line.stopped()) == USAGE.partitions, "all stand still", worker)
     assert all("the cluster was" in why for why in line.stopped().values())
     assert line.alerted() >= {source_name(line.topic, partition) for partition in range(USAGE.partitions)}
-    assert line.connection.execute(COUNTED).fetchall() == counted
-    line.resolve(dict.fromkeys(line.stopped(), 0))
-    line.wait_for_positions(line.traffic.expected.messages - before, worker)
-    line.settled()
 
 
 def test_a_full_disk(stack: Stack, line: Line) -> None:

@@ -36,7 +36,7 @@ MONTHS = ("2026-10", "2026-11")
 NOW = "2026-12-02T00:00:00Z"
 KILLS = 4
 WORKERS = ("one", "two")
-DONE_WITHIN_S = 150
+DONE_WITHIN_S = 400
 REASONS = {"conflict": 10, "invalid": 10, "torn": 10, "unknown_tenant": 10}
 
 Usage = dict[tuple[str, str, str], tuple[int, ...]]

@@ -99,7 +99,6 @@ def test_a_receiver_outlives_any_error_says_so_and_polls_though_webhooks_keep_co
             handler._target.__self__.wake()  # type: ignore[attr-defined]  # as each webhook does
             time.sleep(0.005)
         assert polled.count(True) >= before + 3
-        assert polled.count(False) > polled.count(True)
 
 
 def _until(holds: Any) -> None:

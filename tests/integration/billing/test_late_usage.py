@@ -116,7 +116,9 @@ def test_what_is_owed_less_is_a_credit_note_in_a_series_of_its_own(months: Month
     assert months.balance() == {1100: Decimal("75.31"), 4000: Decimal("-75.31")}
     assert months.differences(OCTOBER) == {}
     document = invoice_document(months.world.engine, "CN-000001")
-    assert document["reason_not_in_stripe"] == "issued here: credit notes and top-ups are not sent to Stripe yet"
+    assert document["reason_not_in_stripe"] == (
+        "issued here: Stripe is not told of it yet, or has no invoice that it could lower"
+    )
     assert len(stripe_twin.client().v1.invoices.list().data) == 1
 
 

@@ -332,6 +332,7 @@ def test_an_invoice_is_shown_in_the_agreed_shape(world: World) -> None:
         "net": 130, "tax": [], "credits": [], "total": 130, "amount_due": 130,
         "exact_total": "1.3", "rounding": "0", "stripe_invoice_id": None, "stripe_customer_id": None,
         "hosted_invoice_url": None, "reason_not_in_stripe": None, "parked_because": None,
+        "dunning": None, "paid": None, "remaining": None, "payment_failed_at": None,
     }  # fmt: skip
     assert [line["line_key"] for line in lines] == ["cached", "in", "out"]
     assert lines[0] == {

@@ -203,20 +203,37 @@ def test_a_broker_that_was_wiped_while_the_database_was_kept(stack: Stack, lines
         ensure_topics(line.kafka)
         line.reconnect()
         line.send(300)  # beyond the positions that are stored
-    for line, worker in zip(lines, workers, strict=True):
-        stands_still(line, worker)
+    workers = [stands_still(line, worker) for line, worker in zip(lines, workers, strict=True)]
     assert [line.connection.execute(COUNTED).fetchall() for line in lines] == counted
     for line, worker in zip(lines, workers, strict=True):
         line.resolve(dict.fromkeys(line.stopped(), 0))
-        line.wait_for_positions(line.traffic.expected.messages - before[line.reader], worker)
+        due = line.traffic.expected.messages - before[line.reader]
+        supervised(
+            line, worker, lambda line=line, due=due: sum(line.next_positions().values()) >= due, "all is applied"
+        )
         line.settled()
 
 
-def stands_still(line: Line, worker: Worker) -> None:
-    """All partitions of a line that another cluster has now do, and are alerted."""
-    wait_for(lambda: len(line.stopped()) == USAGE.partitions, "all stand still", worker)
+def supervised(line: Line, worker: Worker, happened: Callable[[], bool], what: str) -> Worker:
+    """Wait for something; a worker whose topics were gone may have ended, and is started again, as supervisors do."""
+    workers = [worker]
+
+    def has_happened() -> bool:
+        if workers[-1].poll() is not None:
+            assert "the worker crashed" in workers[-1].communicate()[0]
+            workers.append(line.worker(None))
+        return happened()
+
+    wait_for(has_happened, what)
+    return workers[-1]
+
+
+def stands_still(line: Line, worker: Worker) -> Worker:
+    """All partitions of a line that another cluster has now do, and are alerted; the worker that runs by then."""
+    worker = supervised(line, worker, lambda: len(line.stopped()) == USAGE.partitions, "all stand still")
     assert all("the cluster was" in why for why in line.stopped().values())
     assert line.alerted() >= {source_name(line.topic, partition) for partition in range(USAGE.partitions)}
+    return worker
 
 
 def test_a_full_disk(stack: Stack, line: Line) -> None:

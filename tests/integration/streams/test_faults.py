@@ -15,7 +15,7 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from serving_adapter.identity import Identity
@@ -147,14 +147,27 @@ def test_a_rebalance_storm(line: Line) -> None:
         ended(worker, 0)
 
 
+NO_COORDINATOR = (
+    KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS
+)  # fmt: skip
+
+
 def members(line: Line) -> dict[str | None, set[tuple[str, int]]]:
-    """The group's members by their own names (None: it has none), and what each has been given."""
+    """The group's members by their own names (None: it has none), and what each has been given; none while it moves."""
     group = f"{line.kafka.topic_prefix}.streams"
     admin = AdminClient(line.kafka.client())  # held: its answers end with it
     (answer,) = admin.describe_consumer_groups([group]).values()
+    try:
+        found = answer.result()
+    except KafkaException as error:
+        if error.args[0].code() not in NO_COORDINATOR:
+            raise
+        return {}
+    if found.state is not ConsumerGroupState.STABLE:
+        return {}
     return {
         member.group_instance_id: {(at.topic, at.partition) for at in member.assignment.topic_partitions}
-        for member in answer.result().members
+        for member in found.members
     }
 
 
@@ -165,18 +178,26 @@ def test_a_worker_takes_its_place_again_under_its_own_name(line: Line) -> None:
     line.send(300)
     other = line.worker(None, *patient, name="two")
     first = line.worker(None, *patient)
-    wait_for(lambda: set(members(line)) == {"one", "two"} and all(members(line).values()), "both have theirs", other)
-    before = members(line)
+    known: list[dict[str | None, set[tuple[str, int]]]] = []
+
+    def both_have_theirs() -> bool:
+        """The same for two seconds: a group that has just begun may be divided anew."""
+        known.append(members(line))
+        last = known[-20:]
+        return len(last) == 20 and all(each == last[0] for each in last) and all(map(last[0].get, ("one", "two")))
+
+    wait_for(both_have_theirs, "both have theirs", other)
+    before = known[-1]
     first.kill()
     again = line.worker(None, *patient)
     line.send(300)
     line.wait_for_positions(line.traffic.expected.messages, again)
-    assert members(line) == before
+    wait_for(lambda: members(line) == before, "each has what it had", again)
     twin = line.worker(None, *patient)
     line.send(100)
     line.wait_for_positions(line.traffic.expected.messages, other)
     line.settled()
-    assert set(members(line)) == {"one", "two"}
+    wait_for(lambda: set(members(line)) == {"one", "two"}, "both are there", other)
     twin.kill()
 
 

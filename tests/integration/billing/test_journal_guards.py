@@ -313,6 +313,14 @@ def test_a_reversal_takes_back_what_it_says(book: Book, legs: tuple[tuple[str, s
     assert book.count() == 1
 
 
+def test_a_reversal_takes_back_all_of_an_entry(book: Book) -> None:
+    entry = book.post("k1", *GOOD, ("unbilled", "1"), ("revenue", "-1"))
+    back = (("unbilled", "-12.345678901234"), ("revenue", "12.345678901234"))
+    with refused("TB020"):
+        book.post("k1:reversal", *back, reverses=entry)
+    book.post("k1:reversal", *back, ("unbilled", "-1"), ("revenue", "1"), reverses=entry)
+
+
 def test_a_closed_or_unknown_accounting_period_takes_nothing_but_its_adjustments(book: Book) -> None:
     book.connection.execute("update ledger.accounting_periods set state = 'closed' where month = %s", (book.month,))
     with refused("TB005"):

@@ -16,6 +16,7 @@ BillingError
 ├── PartyRefused                                        (who is on a document)
 ├── PreviewRefused, EventsRefused, DocumentRefused      (invoices as files)
 ├── EventRefused                                        (a webhook)
+├── ReportRefused                                       (what finance takes out)
 └── StripeError                                        (see billing/stripe/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
@@ -212,6 +213,10 @@ class DocumentRefused(BillingError):
 
 class EventRefused(BillingError):
     """A webhook that is not Stripe's: its signature, its age or its content."""
+
+
+class ReportRefused(BillingError):
+    """A report that cannot be made as asked."""
 
 
 class StripeError(BillingError):

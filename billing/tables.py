@@ -312,6 +312,8 @@ stripe_disputes = _table(
     *_times("created_at", "evidence_due_at", "seen_at"),
 )
 
+stripe_unbooked = _table("stripe_unbooked", *_text("transaction_id", "because"), *_times("created_at"))
+
 stripe_cursors = _table("stripe_cursors", *_text("name"), *_times("read_to"))
 
 credit_grants = _table(
@@ -472,7 +474,7 @@ close_gate_results = _table(
 close_waivers = _table(
     "close_waivers",
     *_bigints("waiver_no"),
-    *_text("month", "gate", "key", "actor", "reason", "currency"),
+    *_text("month", "gate", "key", "seen_left", "seen_right", "actor", "reason", "currency"),
     *_amounts("low", "high"),
     *_times("at"),
 )

@@ -22,16 +22,18 @@ import psycopg
 from sqlalchemy import Engine
 
 from billing.commands.apply_plan import apply_plan
+from billing.commands.close_month import StageProgress
 from billing.commands.show_invoices import invoice_list
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
 from billing.money import currency, from_minor
 from billing.periods import parse_period
 from console import demo_quotas, demo_webhooks, session
+from console.close_shown import gate_rows
 from console.demo_webhooks import Delivered
 from console.main import run_with_messages
 from console.output import out, problems, table
-from console.progress import StageProgress, bars
+from console.progress import bars
 from devstack.stack import STRIPE_API
 from devstack.stripe_twin.faults import FaultKind
 from devstack.traffic import azure_hour
@@ -39,9 +41,9 @@ from devstack.twin_control import ask
 from reconciliation.close import close_store, deciding
 from reconciliation.close.deciding import Worth
 from reconciliation.close.evaluating import evaluate_waivable
-from reconciliation.close.gates import TITLES, Gate
+from reconciliation.close.gates import Gate
 from reconciliation.close.running import CloseRun, run_close
-from reconciliation.close.standing import close_status
+from reconciliation.close.status import close_status
 from serving_adapter import ingest
 from serving_adapter.producer import EventProducer
 from serving_adapter.topics import USAGE
@@ -271,13 +273,7 @@ def _show_told(told: Delivered | None) -> None:
 def _show_gates(engine: Engine) -> bool:
     """What each gate of both closes compared and found; whether all agree, but for what was waived."""
     found = {month: close_status(engine, parse_period(month)) for month in MONTHS}
-    rows = [
-        {"month": month, "gate": each["gate"], "what": TITLES[Gate(each["gate"])], "compared": each["compared"],
-         "differences": sum(not d["waived_by"] for d in each["differences"]),
-         "waived": sum(bool(d["waived_by"]) for d in each["differences"])}
-        for month, status_ in found.items()
-        for each in status_["gates"]
-    ]  # fmt: skip
+    rows = [{"month": month} | row for month, status_ in found.items() for row in gate_rows(status_)]
     out.print(table(rows, tuple(rows[0]), "\nThe gates of the closes"))
     agree = all(status_["books"] for status_ in found.values()) and not any(row["differences"] for row in rows)
     verdict = "everything agrees, both books are closed" if agree else "NOT everything agrees"

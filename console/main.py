@@ -44,6 +44,7 @@ NOUNS: Final = {
     "tax": FINANCE,
     "exchange": FINANCE,
     "ledger": FINANCE,
+    "report": FINANCE,
     "invoice": FINANCE,
     "stripe": FINANCE,
     "dispute": FINANCE,

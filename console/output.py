@@ -86,7 +86,7 @@ def csv_rows(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], None]:
     """Print the header of CSV at once; what is returned prints a row."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
-    return lambda row: writer.writerow([_cell(row[column]) for column in columns])
+    return lambda row: writer.writerow([cell(row[column]) for column in columns])
 
 
 def problems(found: Sequence[str]) -> None:
@@ -95,6 +95,13 @@ def problems(found: Sequence[str]) -> None:
         err.print(f"tollbook: {visible(text)}", soft_wrap=True)
     if len(found) > PROBLEMS_SHOWN:
         err.print(f"tollbook: … and {len(found) - PROBLEMS_SHOWN} more")
+
+
+def end_with(found: Sequence[str]) -> None:
+    """Tell what waits for a person, and end with exit code 1 if anything does."""
+    problems(found)
+    if found:
+        raise typer.Exit(1)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> Table:
@@ -121,7 +128,7 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """A cell of CSV: structures as JSON; a text that a spreadsheet would take for a formula behind an apostrophe."""
     numeric = isinstance(value, (int, Decimal))
     value = plain(value)
@@ -139,4 +146,6 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
     return str(plain(value))

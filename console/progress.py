@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.progress import (
     BarColumn,
@@ -19,10 +19,11 @@ from rich.progress import (
 
 from console.output import err
 
+if TYPE_CHECKING:
+    from billing.commands.close_month import StageProgress  # SQLAlchemy takes half a second to import
+
 LINE_EVERY_S: Final = 5.0
 """Elsewhere than on a terminal: a line per stage at most this often, and one at its end."""
-
-StageProgress = Callable[[str, int, int], None]
 
 
 @contextmanager

@@ -11,11 +11,20 @@ from console.output import out
 
 
 def propose(
-    kind: ProposalKind, subject: str, content: dict[str, Any], document: str, actor: str, dry_run: bool
+    kind: ProposalKind,
+    subject: str,
+    content: dict[str, Any],
+    document: str,
+    actor: str,
+    dry_run: bool,
+    then: str = "",
 ) -> None:
-    """Propose it, and say under which number. Raises ProposalRefused and what its kind is refused for."""
+    """Propose it, and say under which number, and what comes `then`.
+
+    Raises ProposalRefused and what its kind is refused for.
+    """
     with session.engine() as engine:
         number = decide_proposal.propose(
             engine, kind, subject, content, document=document, now=session.clock(None), actor=actor, dry_run=dry_run
         )
-    out.print("it can be proposed" if dry_run else f"proposal {number}: another person approves it")
+    out.print("it can be proposed" if dry_run else f"proposal {number}: another person approves it{then}")

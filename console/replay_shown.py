@@ -31,6 +31,8 @@ def plan(stored: StoredPlan) -> None:
     for fate, told in FATES.items():
         if count := stored.counts.get(fate):
             out.print(f"  {count:>10,} {told}")
+    if stored.reaches_behind:
+        out.print(f"             {stored.counts['behind']:,} behind the horizon, compared with the archive")
     for reason, count in sorted(stored.counts["reasons"].items()):
         out.print(f"             {count:,} {reason}")
     effects = stored.effects

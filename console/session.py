@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import psycopg
 import typer
 
+from billing.periods import BillingPeriod, parse_period
 from billing.settings import StripeSettings
 from console.output import err
 from devstack import stack
@@ -47,6 +48,7 @@ Actor = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, change nothing.")]
 Dev = Annotated[bool, typer.Option("--dev", help="Accept a topic with a single copy. The local broker needs no --dev.")]
+Month = Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")]
 Now = Annotated[
     str | None, typer.Option("--now", help="Take this RFC 3339 time for now (tests and the demo only, with --test).")
 ]
@@ -176,6 +178,14 @@ def change(opened: psycopg.Connection, dry_run: bool) -> Iterator[None]:
 def moment(text: str) -> datetime:
     """A day (its midnight) or an RFC 3339 time. Aware, UTC."""
     return clock(f"{text}T00:00:00Z" if len(text) == len("2026-10-01") else text)
+
+
+def month_of(text: str, why: str = "a month is closed") -> BillingPeriod:
+    """A calendar month given on the command line. Raises typer.BadParameter with `why` for another period."""
+    period = parse_period(text)
+    if period.months != 1:
+        raise typer.BadParameter(f"{text}: {why}, e.g. 2026-10")
+    return period
 
 
 def clock(now: str | None) -> datetime:

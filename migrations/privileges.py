@@ -66,6 +66,7 @@ STATE: Final[Mapping[str, str]] = {
     "ledger.stripe_events": "update (handled_at, outcome)",
     "ledger.stripe_requests": "update (reply_id, replied_at)",
     "ledger.stripe_standings": "update",
+    "ledger.stripe_unbooked": "delete",
     "ledger.subscriptions": "update (superseded_at)",
     "ledger.tenant_periods": "update",
     "ledger.usage_counts": "delete",

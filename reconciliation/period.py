@@ -74,7 +74,7 @@ class PeriodReport:
 
 
 def reconcile_period(
-    engine: Engine, *, period: BillingPeriod, now: datetime, gateway: StripeGateway | None, log: Log | None
+    engine: Engine | Connection, *, period: BillingPeriod, now: datetime, gateway: StripeGateway | None, log: Log | None
 ) -> PeriodReport:
     """Compare every record of a calendar month: its usage, what was accrued for it, the periods that it bills.
 
@@ -116,7 +116,7 @@ def reconcile_period(
     return PeriodReport(period, tuple(checks), engines)
 
 
-def _money(engine: Engine, gateway: StripeGateway) -> Check:
+def _money(engine: Engine | Connection, gateway: StripeGateway) -> Check:
     """Each balance transaction is booked once. Listed first: what comes meanwhile may be booked and not listed."""
     listed = {moved.transaction_id: moved.net for moved in returns.balance_transactions(gateway, None)}
     with transaction(engine) as connection:
@@ -317,9 +317,9 @@ def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[Store
     ]
     for period in rated_line_store.periods_ending_in(connection, month):
         rated += [line for listed in rated_line_store.posted(connection, period).values() for line in listed]
-        groups, still = adjustment_store.late_lines(connection, period)
-        late |= groups
-        waiting += still
+        came = adjustment_store.late_lines(connection, period)
+        late |= {(each.line.billing_account, each.line.tax_group) for each in came}
+        waiting += [each.line for each in came if each.waits]
         billed += [
             line.rated
             for s in invoice_store.listed(connection, adjusts=period, as_stored=True)
@@ -330,14 +330,16 @@ def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[Store
 
 
 def _numbers(connection: Connection) -> Check:
-    """Each series counts from 1 without a gap (docs/spec/money.md 8)."""
+    """Each series counts from 1 without a gap, and each document bears its number (docs/spec/money.md 8)."""
     found = number_store.numbers(connection)
     counters: dict[str, Value] = {}
     issued: dict[str, Value] = {}
     for series, (last, count, highest) in found.items():
         counters |= {f"{series}/how many": last, f"{series}/last": last}
         issued |= {f"{series}/how many": count, f"{series}/last": highest}
-    return compare("numbers have no gaps", "counters", "numbers issued", counters, issued)
+    check = compare("numbers have no gaps", "counters", "numbers issued", counters, issued)
+    others = [Difference(*each) for each in number_store.miswritten(connection)]
+    return Check(check.name, check.left, check.right, check.compared, (*check.differences, *others))
 
 
 def _invoices(invoices: list[StoredInvoice]) -> list[Check]:
@@ -369,7 +371,7 @@ def _issued(invoices: list[StoredInvoice], *, ended: bool) -> Check:
     return Check("invoices are issued", "a month that has ended", "invoices' states", len(invoices), tuple(found))
 
 
-def _trial_balance(engine: Engine) -> Check:
+def _trial_balance(engine: Engine | Connection) -> Check:
     totals = trial_balance(engine, use_snapshots=False).totals
     debit = {currency: debit for currency, (debit, _) in totals.items()}
     credit = {currency: credit for currency, (_, credit) in totals.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
@@ -15,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving_adapter.adapters import commands
+from serving_adapter.engine.gpu_reports import VARIABLE as GPU_SOCKET
 from serving_adapter.errors import AdapterError
 from serving_adapter.probe import Probe, Tokens
 from serving_adapter.report_sender import ReportSender
 from serving_adapter.scrape import Scraper, Target, keep_scraping
-from serving_adapter.serving.adapter_settings import AdapterSettings, read_gateway_keys, read_key
+from serving_adapter.serving.adapter_settings import PROBE, AdapterSettings, metrics_secret, read_gateway_keys, read_key
 from serving_adapter.settings import KafkaSettings, SettingsError
 from serving_adapter.shipping.archive import Archive
 from serving_adapter.shipping.shipper import Producers, Shipper, keep_shipping
@@ -62,12 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             agreed = _probe(given)
             print(f"all agree: {agreed.prompt} prompt and {agreed.generated} generated tokens")
         elif given.verb == "proxy":
-            from serving_adapter.serving.proxy import run_proxy  # its server is an extra
-
-            run_proxy()
+            _proxy()
         else:
             sender = ReportSender(KafkaSettings.from_environment())
-            scraper = Scraper(Target(given.url, given.replica, given.boot), sender.send)
+            scraper = Scraper(Target(given.url, given.replica, given.boot, metrics_secret()), sender.send)
             return 0 if keep_scraping(scraper, told_to_stop(), given.interval, say=_say) else 1
     except AdapterError as error:
         _say(f"Error: {error}")
@@ -86,14 +86,38 @@ def _ship(given: argparse.Namespace) -> None:
         keep_shipping(shipper, producers, told_to_stop(), _say)
 
 
+def _proxy() -> None:
+    try:
+        from serving_adapter.serving.proxy import run_proxy  # its server is an extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"the proxy needs {error.name}: pip install 'tollbook-adapter[proxy]'") from None
+    run_proxy()
+
+
 def _probe(given: argparse.Namespace) -> Tokens:
     settings = AdapterSettings.from_environment()
-    if settings.gateway_keys is None:
-        raise SettingsError("a probe signs with one of gateway_keys, and the adapter's file names none")
-    key_id, key = next(iter(read_gateway_keys(settings.gateway_keys).items()))
+    if settings.probe_key is not None:
+        key_id, key = PROBE, read_key(settings.probe_key)
+    elif settings.gateway_keys is not None:
+        key_id, key = next(iter(read_gateway_keys(settings.gateway_keys).items()))
+    else:
+        raise SettingsError(
+            "a probe signs with probe_key, or one of gateway_keys, and the adapter's file names neither"
+        )
     secret = read_key(settings.metrics_secret) if settings.metrics_secret else None
     model = given.model or next(iter(settings.rules.models))
-    return Probe(given.url.rstrip("/"), model, key_id, key, secret, cut=not given.no_cut).run()
+    gpu = bool(os.environ.get(GPU_SOCKET)) and settings.proxy is None
+    return Probe(
+        given.url.rstrip("/"),
+        model,
+        key_id,
+        key,
+        secret,
+        cut=not given.no_cut,
+        gpu=gpu,
+        within=settings.proxy is None,
+        tell=settings.ready_after_probe,
+    ).run()
 
 
 def told_to_stop() -> threading.Event:

@@ -27,6 +27,10 @@ TENANT: Final = "_platform"
 ANSWER_WITHIN_S: Final = 60.0
 SETTLED_WITHIN_S: Final = 10.0
 TRIES: Final = 3
+PASSED: Final = "/tollbook/probe-passed"
+FIGURES: Final = frozenset(
+    {"tenant_tokens_total", "tenant_requests_total", "tenant_in_flight", "tenant_gpu_compute_seconds_total"}
+)
 PROMPT: Final = "Count every token once, and no token twice. " * 3
 
 
@@ -39,10 +43,12 @@ class Tokens(NamedTuple):
 
     prompt: int = 0
     generated: int = 0
+    cached: int = 0
+    """Of the prompts."""
 
     def less(self, other: Tokens) -> Tokens:
         """What was added since another reading."""
-        return Tokens(self.prompt - other.prompt, self.generated - other.generated)
+        return Tokens(self.prompt - other.prompt, self.generated - other.generated, self.cached - other.cached)
 
 
 class Reading(NamedTuple):
@@ -53,11 +59,16 @@ class Reading(NamedTuple):
     probe_requests: int
     requests: int
     in_flight: int
+    gpu_s: float
+    """Of the probes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Which replica, which model, and how to be let in. `cut`: a stream is left in its midst, too."""
+    """Which replica, which model, and how to be let in. `cut`: a stream is left in its midst, too.
+
+    `gpu`: the engine tells its GPU time, and the probes must have some of it.
+    """
 
     url: str
     model: str
@@ -65,6 +76,11 @@ class Probe:
     key: bytes
     metrics_secret: bytes | None = None
     cut: bool = True
+    gpu: bool = False
+    within: bool = True
+    """The replica counts from within the engine: cached tokens must agree, too."""
+    tell: bool = False
+    """Tell the replica that it has passed (`ready_after_probe`)."""
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> Tokens:
         """What all three agree upon. Raises ProbeFailed."""
@@ -77,18 +93,24 @@ class Probe:
         else:
             raise ProbeFailed("other requests came at the same time: probe a replica before its traffic")
         engine, probes = after.engine.less(before.engine), after.probes.less(before.probes)
+        if not self.within:  # answers need not state what was cached
+            engine = engine._replace(cached=probes.cached)
         if engine != probes:
             raise ProbeFailed(f"the engine counted {engine}, the events say {probes}")
         if stated.prompt > probes.prompt or stated.generated > probes.generated or not probes.prompt:
             raise ProbeFailed(f"the answers state {stated}, the events say {probes}")
-        if not self.cut and stated != probes:
+        if not self.cut and stated[:2] != probes[:2]:
             raise ProbeFailed(f"the answers state {stated}, the events say {probes}")
+        if self.gpu and after.gpu_s <= before.gpu_s:
+            raise ProbeFailed("no GPU time was told of the probes: --scheduler-cls, one TOLLBOOK_GPU_SOCKET for all?")
+        if self.tell:
+            self._call("POST", PASSED, b"", self._signed(), None)
         return probes
 
     def _ask(self) -> tuple[Tokens, int]:
         """What the answers state in all, and how many requests there were."""
         body = {"model": self.model, "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
-        whole_one, streamed, cut = StatedUsage(), StatedUsage(), StatedUsage()
+        whole_one, streamed, cut = StatedUsage(time.monotonic), StatedUsage(time.monotonic), StatedUsage(time.monotonic)
         whole_one.whole(self._post(body))
         stream = EventStream(streamed, Hidden())
         stream.feed(self._post(body | {"stream": True, "stream_options": {"include_usage": True}}))
@@ -111,26 +133,35 @@ class Probe:
     def _read(self) -> Reading:
         page = self._get("/metrics").decode("utf-8", "replace")
         counted = engine_counters.read(page).models
-        engine = Tokens(sum(m.prompt_tokens for m in counted), sum(m.generation_tokens for m in counted))
-        prompt = generated = own = everybody = flying = 0
-        for sample in samples(page, {"tenant_tokens_total", "tenant_requests_total", "tenant_in_flight"}):
+        engine = Tokens(
+            sum(m.prompt_tokens for m in counted), sum(m.generation_tokens for m in counted),
+            sum(m.cached_tokens or 0 for m in counted),
+        )  # fmt: skip
+        prompt = generated = cached = own = everybody = flying = 0
+        gpu_s = 0.0
+        for sample in samples(page, FIGURES):
             mine = sample.labels.get("tenant") == TENANT
             if sample.name == "tenant_in_flight":
                 flying += whole(sample)
             elif sample.name == "tenant_requests_total":
                 everybody += whole(sample)
                 own += mine * whole(sample)
+            elif sample.name == "tenant_gpu_compute_seconds_total":
+                gpu_s += mine * float(sample.value)
             elif mine and sample.labels.get("class") == "output":
                 generated += whole(sample)
             elif mine:
                 prompt += whole(sample)
-        return Reading(engine, Tokens(prompt, generated), own, everybody, flying)
+                cached += whole(sample) if sample.labels.get("class") == "cached_input" else 0
+        return Reading(engine, Tokens(prompt, generated, cached), own, everybody, flying, gpu_s)
 
     def _post(self, body: Any, most: int | None = None) -> bytes:
-        caller = Caller(tenant_id=TENANT, purpose="probe")
-        signed = sign(caller, self.key_id, self.key, now=int(time.time()))
-        headers = {"content-type": "application/json", HEADER.decode(): signed}
+        headers = {"content-type": "application/json", **self._signed()}
         return self._call("POST", "/v1/completions", msgspec.json.encode(body), headers, most)
+
+    def _signed(self) -> dict[str, str]:
+        caller = Caller(tenant_id=TENANT, purpose="probe")
+        return {HEADER.decode(): sign(caller, self.key_id, self.key, now=int(time.time()))}
 
     def _get(self, path: str) -> bytes:
         bearer = {"authorization": f"Bearer {self.metrics_secret.decode()}"} if self.metrics_secret else {}

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -18,6 +18,8 @@ from serving_adapter.errors import DeliveryFailed, KafkaUnavailable, MessageTooL
 from serving_adapter.kafka_client import connect
 from serving_adapter.settings import KafkaSettings
 
+NEVER_TAKEN: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
+"""Errors that are about a message, or about one of the batch that it was in: sent again, it would be refused again."""
 DELIVER_WITHIN_S: Final = 120.0
 """librdkafka's own default for `delivery.timeout.ms`; the caller's file or spool is what is durable until then."""
 
@@ -34,6 +36,15 @@ def open_producer(kafka: KafkaSettings, topic: str, **more: Any) -> Producer:
     return producer
 
 
+class Refused(NamedTuple):
+    """A message that Kafka would never take, and why."""
+
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+    reason: str
+
+
 class EventProducer:
     """Sends messages to one topic and counts what the brokers acknowledged."""
 
@@ -42,6 +53,7 @@ class EventProducer:
         self.topic = topic
         self.delivered = 0
         self._failed: str | None = None
+        self._refused: list[Refused] = []
         self._lock = threading.Lock()
         self._bootstrap = kafka.bootstrap
         self._deliver_within_s = deliver_within_s
@@ -55,13 +67,20 @@ class EventProducer:
         value: bytes,
         headers: Iterable[tuple[str, bytes]] = (),
         told: Callable[[int, int], None] | None = None,
+        *,
+        may_be_refused: bool = False,
     ) -> None:
         """Queue one message; waits while the queue is full. Raises MessageTooLarge, then nothing
         was queued, and DeliveryFailed once any message has failed.
 
-        `told` hears partition and offset once it is acknowledged.
+        `told` hears partition and offset once it is acknowledged. `may_be_refused`: one that Kafka would never take is
+        no failure, but in the answer of `settle`.
         """
-        done = self._done if told is None else partial(self._done_and_tell, told)
+        done: Callable[[KafkaError | None, Message], None] = self._done
+        if told is not None:
+            done = partial(self._done_and_tell, told)
+        elif may_be_refused:
+            done = partial(self._done_or_refused, Refused(key, value, tuple(headers), ""))
         while True:
             self._raise_failed()
             try:
@@ -73,7 +92,11 @@ class EventProducer:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     raise
-                raise MessageTooLarge(f"{len(value)} bytes are more than Kafka takes in a message") from None
+                why = f"{len(value)} bytes are more than Kafka takes in a message"
+                if not may_be_refused:
+                    raise MessageTooLarge(why) from None
+                self._refused.append(Refused(key, value, tuple(headers), why))
+                return
 
     def flush(self) -> None:
         """Wait until everything queued is acknowledged. Raises DeliveryFailed, with how many were not."""
@@ -86,6 +109,25 @@ class EventProducer:
                     f"{left} messages not acknowledged by {self._bootstrap}; sending them again is safe"
                 )
         self._raise_failed()
+
+    def settle(self) -> list[Refused]:
+        """Wait until everything queued is acknowledged, but for what Kafka would never take: that, with the reasons.
+
+        A batch is refused as a whole: each of its messages is sent once more by itself. Raises DeliveryFailed.
+        """
+        self.flush()
+        once, self._refused = self._refused, []
+        for key, value, headers, _ in once:
+            self.send(key, value, headers, may_be_refused=True)
+            self.flush()
+        again, self._refused = self._refused, []
+        return again
+
+    def _done_or_refused(self, what: Refused, error: KafkaError | None, message: Message) -> None:
+        if error is not None and error.code() in NEVER_TAKEN:
+            self._refused.append(what._replace(reason=error.str()))
+        else:
+            self._done(error, message)
 
     def _done(self, error: KafkaError | None, _message: Message) -> None:
         with self._lock:

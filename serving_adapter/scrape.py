@@ -32,11 +32,15 @@ FIRST_RETRY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whose counters are read where. `boot_id`: None takes the one that the adapter puts on the page."""
+    """Whose counters are read where. `boot_id`: None takes the one that the adapter puts on the page.
+
+    `secret`: what the adapter wants to be shown before its page (`metrics_secret`).
+    """
 
     url: str
     replica_id: str
     boot_id: str | None = None
+    secret: bytes | None = None
 
     def __post_init__(self) -> None:
         """Raises SettingsError for what is not an http(s) address, or holds a password."""
@@ -51,7 +55,7 @@ class Target:
             raise SettingsError("--url: no user and password in an address")
 
 
-def fetch(url: str) -> str:
+def fetch(url: str, secret: bytes | None = None) -> str:
     """The page at an address, within ANSWER_WITHIN_S and MOST_BYTES. No redirect is followed.
 
     Raises EngineUnreachable.
@@ -66,7 +70,8 @@ def fetch(url: str) -> str:
         connection.connect()
         sock = connection.sock  # kept: the connection forgets it where the server closes after its answer
         cut_off.start()
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
+        bearer = {"authorization": f"Bearer {secret.decode()}"} if secret is not None else {}
+        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=bearer)
         answer = connection.getresponse()
         if answer.status != 200:
             raise EngineUnreachable(f"{url} answers {answer.status}, expected 200")
@@ -107,7 +112,7 @@ class Scraper:
     def scrape(self) -> EngineCounters:
         """Read once and send. Raises EngineUnreachable, BadMetrics, BootUnknown, and what `send` raises."""
         at = datetime.now(UTC)  # before the counters: they say what was counted up to this time, or more
-        page = engine_counters.read(fetch(self._target.url))
+        page = engine_counters.read(fetch(self._target.url, self._target.secret))
         boot_id = self._target.boot_id or page.boot_id
         if boot_id is None:
             raise BootUnknown(f"{self._target.url} has no {BOOT}: give --boot, or let the adapter run in the engine")

@@ -107,3 +107,7 @@ class EventsArchived(StreamsError):
 
 class CannotArchive(StreamsError):
     """The archive cannot be written to now, or not for this time."""
+
+
+class NotCompared(StreamsError):
+    """Events behind the horizon that were not compared with what is archived, or not as it is now."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -38,7 +39,9 @@ class RequestState:
     prompt_len: int
     num_cached_tokens: int = 0
     is_prefilling: bool = True
-    stats: Any = field(default_factory=lambda: SimpleNamespace(num_generation_tokens=0))
+    stats: Any = field(
+        default_factory=lambda: SimpleNamespace(num_generation_tokens=0, first_token_ts=0.0, last_token_ts=0.0)
+    )
 
 
 class OutputProcessor:
@@ -69,6 +72,8 @@ class OutputProcessor:
             self.counters["prompt"] += state.prompt_len
             self.counters["cached"] += state.num_cached_tokens
         state.stats.num_generation_tokens += 1
+        state.stats.last_token_ts = time.monotonic()
+        state.stats.first_token_ts = state.stats.first_token_ts or state.stats.last_token_ts
         self.counters["generation"] += 1
         return True
 
@@ -148,7 +153,7 @@ class EngineClient:
         """An embedding."""
         inner = f"{request_id}-{next(self._ids)}"
         request = SimpleNamespace(
-            request_id=inner, external=request_id, prompt_len=len(prompt.split()), cached=0, priority=0,
+            request_id=inner, external=request_id, prompt_len=len(prompt.split()), cached=0, priority=more["priority"],
             cache_salt=more.get("cache_salt"), lora_request=more.get("lora"),
         )  # fmt: skip
         self.seen.append(request)
@@ -222,8 +227,9 @@ def engine_app(step: float = 0.001) -> Starlette:
         body = await request.json()
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         client: EngineClient = request.app.state.engine_client
+        more = {"cache_salt": body["cache_salt"], "priority": body.get("priority", 0)}
         for i, text in enumerate(texts):
-            async for _ in client.encode(text, None, f"embd-{next(client._ids)}-{i}", cache_salt=body["cache_salt"]):
+            async for _ in client.encode(text, None, f"embd-{next(client._ids)}-{i}", **more):
                 pass
         return JSONResponse({"model": body["model"], "data": []})
 

@@ -66,11 +66,23 @@ class StripeTwin:
         return Hold(self, created["id"])
 
 
+class ActRefused(Exception):
+    """Something that nobody can do in Stripe as it stands."""
+
+
 def act(twin: StripeTwin, name: str, **given: Any) -> dict[str, Any]:
-    """Somebody other than us does something in Stripe."""
+    """Somebody other than us does something in Stripe. Raises ActRefused."""
     status, _, done = twin.call("POST", f"/_twin/acts/{name}", json.dumps({"key": twin.key, **given}))
-    assert status == 200, done
+    if status != 200:
+        raise ActRefused(done)
     return dict(done)
+
+
+def control(twin: StripeTwin, what: str, **given: Any) -> dict[str, Any]:
+    """Sets the twin itself: its faults, limits, webhooks, clock."""
+    status, _, said = twin.call("POST", f"/_twin/{what}", json.dumps(given))
+    assert status == 200, said
+    return dict(said)
 
 
 @dataclass

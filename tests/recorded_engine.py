@@ -43,6 +43,9 @@ class RecordedEngine:
     cut_after: int | None = None
     stay_after: int | None = None
     endless: bool = False
+    spaced: bool = False
+    """It writes a space before the model's name, as Python's own encoder does."""
+    connections: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     loras: list[tuple[str, str]] = field(default_factory=list)
@@ -53,42 +56,49 @@ class RecordedEngine:
     port: int = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request of one connection."""
+        """The requests of one connection."""
+        self.connections += 1
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            first, *lines = head.strip().split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-            path = first.split()[1]
-            data = await reader.readexactly(int(headers.get("content-length", "0")))
-            if path in ("/health", "/metrics"):
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 27\r\n\r\nvllm:prompt_tokens_total 1\n")
-                return
-            body = json.loads(data)
-            if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
-                self.loras.append((path, body["lora_name"]))
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nSuccess")
-                return
-            self.asked.append(body)
-            self.headers.append(headers)
-            with contextlib.suppress(ConnectionError):
-                await self._send(json.loads(RECORDED.read_text())[key_of(path, body)], reader, writer)
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                while not writer.is_closing():
+                    await self._answer(reader, writer)
         finally:
             writer.close()
 
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        path = first.split()[1]
+        data = await reader.readexactly(int(headers.get("content-length", "0")))
+        if path in ("/health", "/metrics"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 27\r\n\r\nvllm:prompt_tokens_total 1\n")
+            return
+        body = json.loads(data)
+        if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+            self.loras.append((path, body["lora_name"]))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nSuccess")
+            return
+        self.asked.append(body)
+        self.headers.append(headers)
+        await self._send(json.loads(RECORDED.read_text())[key_of(path, body)], reader, writer)
+
     async def _send(self, answer: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pieces = [piece.encode() for piece in answer["pieces"]]
+        if self.spaced:
+            pieces = [piece.replace(b'"model":', b'"model": ') for piece in pieces]
         streamed = answer["type"].startswith("text/event-stream")
         length = "transfer-encoding: chunked" if streamed else f"content-length: {sum(map(len, pieces))}"
         writer.write(f"HTTP/1.1 {answer['status']} X\r\ncontent-type: {answer['type']}\r\n{length}\r\n\r\n".encode())
-        watching = asyncio.ensure_future(reader.read())
+        watching = asyncio.ensure_future(reader.read()) if self.endless or self.stay_after is not None else None
         try:
             for number, piece in enumerate(self._pieces(pieces)):
                 if number == self.cut_after:
                     writer.transport.abort()
                     return
-                if number == self.stay_after:
+                if watching is not None and number == self.stay_after:
                     await watching
-                if watching.done():
+                if watching is not None and watching.done():
                     self.gone.set()
                     return
                 self.sent_bytes += len(piece)
@@ -98,7 +108,9 @@ class RecordedEngine:
                 writer.write(b"0\r\n\r\n")
                 await writer.drain()
         finally:
-            watching.cancel()
+            if watching is not None:
+                watching.cancel()
+                writer.close()
             if writer.transport.is_closing():
                 self.gone.set()
 

@@ -33,7 +33,8 @@ from billing.plans.price_plans import PlanVersion, Terms
 from billing.plans.subscriptions import Piece, Subscription, pieces
 from billing.rating.advance import AdvanceBill, advance_bills
 from billing.rating.lines import LineIdentity, LineKind, Naming, RatedLine
-from billing.rating.period import NOTHING_RATED, Coverable, RatedPeriod, period_line, rate_period
+from billing.rating.made_lines import period_line
+from billing.rating.period import NOTHING_RATED, Coverable, RatedPeriod, rate_period
 from billing.rating.usage import UnpricedUsage
 from billing.rating.usage_events import UsageEvent, billable, usage_by_piece
 

@@ -16,7 +16,8 @@ from billing.bills.credits import Grant
 from billing.money import ZERO, exactly
 from billing.plans.subscriptions import Piece
 from billing.rating.lines import LineKind, RatedLine
-from billing.rating.period import Coverable, period_line
+from billing.rating.made_lines import period_line
+from billing.rating.period import Coverable
 
 
 @dataclass(frozen=True, slots=True)

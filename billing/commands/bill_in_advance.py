@@ -16,7 +16,7 @@ from billing.bills.credits import reduces_price
 from billing.bills.documents import Payer
 from billing.bills.payment_credits import fees_to_cover
 from billing.database import transaction
-from billing.errors import AmountTooLarge, CreditRefused, UnknownTaxGroup
+from billing.errors import AmountTooLarge, CorrectionRefused, CreditRefused, UnknownTaxGroup
 from billing.invoicing import credit_store, invoice_parts, invoice_store, tax_store
 from billing.invoicing.advance_fees import FeesDue, Service, changed_tenants, fees_due, figures
 from billing.invoicing.invoice_rows import StoredInvoice
@@ -145,7 +145,7 @@ class _Run:
                 invoice = self._draw_up(service, revision, wanted.more)
                 invoice_store.save_draft(self._connection, invoice, self._now, self._actor)
                 self.drafts[account] = invoice
-        except (AmountTooLarge, CreditRefused, UnknownTaxGroup) as error:
+        except (AmountTooLarge, CorrectionRefused, CreditRefused, UnknownTaxGroup) as error:
             self.blocked.append((account, str(error)))
 
     def _take_back(self, service: Service, invoiced: InvoicedFees, less: TenantLines) -> None:

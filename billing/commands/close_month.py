@@ -7,7 +7,7 @@ to earlier periods is rated: credit notes are issued, the rest is carried by the
 no calendar months are billed by the month that they end in; what goes on is accrued.
 
 What prepares (`prepare_month`) and what issues (`finalize_month`) are apart: between them lie the gates and the
-approval of a close (`reconciliation/close`). `close_month` is both, with `actor` for both.
+approval of a close (`reconciliation/close`). Only a dry run (`foresee_month`) is both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from decimal import Decimal
 from sqlalchemy import Engine
 
 from billing.bills.documents import GRACE
-from billing.commands.close_other_periods import Choice, Chosen, PeriodClosed, close_other_periods, everything
+from billing.commands.close_other_periods import (
+    Choice,
+    Chosen,
+    PeriodClosed,
+    bill_other_periods,
+    everything,
+    rate_other_periods,
+)
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
 from billing.commands.expire_credits import CreditExpired, expire_credits
 from billing.commands.invoice_in_advance import NOTHING_IN_ADVANCE, AdvanceInvoiced, invoice_in_advance
@@ -126,7 +133,7 @@ class MonthClosed:
         return sorted({account for _, account in posted - late})
 
 
-def close_month(
+def foresee_month(
     engine: Engine,
     *,
     period: BillingPeriod,
@@ -135,17 +142,14 @@ def close_month(
     actor: str,
     test: bool = False,
     progress: StageProgress | None = None,
-    dry_run: bool = False,
 ) -> MonthClosed:
-    """Bill a calendar month that has ended. Running it again changes nothing that is done.
+    """What a close of a month would rate, draw up and send as it stands now; it changes nothing, and asks no gate.
 
-    `test` marks the run in the audit log. A dry run changes nothing: its drafts and what would be sent are as of what
-    is posted already, and `accounts_to_redraw` says which of them the new rated lines would change.
-
-    Raises PeriodNotEnded, and what rating, drafting and sending raise when nothing at all can go on.
+    Its drafts and what would be sent are as of what is posted already, and `accounts_to_redraw` says which of them the
+    new rated lines would change. Raises as `prepare_month`.
     """
     prepared = prepare_month(
-        engine, period=period, gateway=gateway, now=now, actor=actor, test=test, progress=progress, dry_run=dry_run
+        engine, period=period, gateway=gateway, now=now, actor=actor, test=test, progress=progress, dry_run=True
     )
     return finalize_month(engine, prepared, gateway=gateway, now=now, actor=actor, progress=progress)
 
@@ -162,11 +166,15 @@ def prepare_month(
     dry_run: bool = False,
     until: SendingStep = SendingStep.FINALIZED,
     of: Chosen = everything,
+    accounts: Callable[[], Collection[str] | None] = lambda: None,
 ) -> MonthClosed:
     """Rate and book a month that has ended, and draw its invoices up; what has been done is in what is returned.
 
-    Other billing periods that end in it are taken as far as `until`. `of` says what of each period is rated and drawn
-    up, earlier ones included. Raises as `close_month`.
+    `test` marks the run in the audit log. Other billing periods that end in it are taken as far as `until`. `of` says
+    what of each period is rated, earlier ones included; `accounts`, asked when all of it is rated, whose invoices are
+    drawn up (None: everybody's).
+
+    Raises PeriodNotEnded, and what rating, drafting and sending raise when nothing at all can go on.
     """
     if now < period.end:
         raise PeriodNotEnded(f"{period.name} ends {period.end:%Y-%m-%d %H:%M} UTC: it is closed after that")
@@ -174,21 +182,23 @@ def prepare_month(
         audit.record(raw(connection), actor, "close.run", period.name, {"now": now.isoformat(), "test": test})
     to_rate = periods_to_rate_again(engine, before=period)
     earlier = tuple(_rated_again(engine, each, of(each), terms, now, dry_run) for each, terms in to_rate.items())
-    others = close_other_periods(
-        engine, month=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run, until=until, of=of
-    )
-    # A day after its end a period is frozen: fees that begin until then are invoiced before its usage.
-    in_advance = invoice_in_advance(
-        engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
-    )
+    others = rate_other_periods(engine, month=period, now=now, dry_run=dry_run, of=of)
     chosen = of(period)
     rated = rate_period(
         engine, period=period, now=now, progress=_stage(progress, "rate"), dry_run=dry_run, tenants=chosen.tenants,
         keep=chosen.keep,
     )  # fmt: skip
+    drawn_up = accounts()
+    others = bill_other_periods(
+        engine, others, month=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run, until=until,
+        billing_accounts=drawn_up,
+    )  # fmt: skip
+    # A day after its end a period is frozen: fees that begin until then are invoiced before its usage.
+    in_advance = invoice_in_advance(
+        engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
+    )
     notes = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
-    accounts = chosen.accounts() if chosen.accounts else None
-    drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run, billing_accounts=accounts)
+    drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run, billing_accounts=drawn_up)
     return MonthClosed(period, rated, drafted, InvoicesSent(()), dry_run, (), in_advance, others, earlier, notes)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -26,12 +26,10 @@ NOTHING_SENT: Final = InvoicesSent(())
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What of a period is rated (None: all tenants), who is told of it, and whose invoices are drawn up after that
-    (None: all accounts')."""
+    """What of a period is rated (None: all tenants), and who is told of it."""
 
     tenants: Collection[str] | None = None
     keep: Keep | None = None
-    accounts: Callable[[], Collection[str]] | None = None
 
 
 Chosen = Callable[[BillingPeriod], Choice]
@@ -66,8 +64,30 @@ class PeriodClosed:
             )
 
 
-def close_other_periods(
+def rate_other_periods(
+    engine: Engine, *, month: BillingPeriod, now: datetime, dry_run: bool = False, of: Chosen = everything
+) -> tuple[PeriodClosed, ...]:
+    """Rate every billing period with time in a month, but the month itself, as far as the month goes.
+
+    In order of their ends. `of` says what of a period is rated.
+    """
+    with transaction(engine) as connection:
+        held = account_store.subscriptions_during(connection, month).values()
+    found = []
+    for period in periods_in((each for listed in held for each in listed), month):
+        if period != month:
+            chosen = of(period)
+            rated = rate_period(
+                engine, period=period, now=now, dry_run=dry_run, until=month.end, tenants=chosen.tenants,
+                keep=chosen.keep,
+            )  # fmt: skip
+            found.append(PeriodClosed(period, rated))
+    return tuple(found)
+
+
+def bill_other_periods(
     engine: Engine,
+    rated: Iterable[PeriodClosed],
     *,
     month: BillingPeriod,
     gateway: StripeGateway,
@@ -75,38 +95,26 @@ def close_other_periods(
     actor: str,
     dry_run: bool = False,
     until: SendingStep = SendingStep.FINALIZED,
-    of: Chosen = everything,
+    billing_accounts: Collection[str] | None = None,
 ) -> tuple[PeriodClosed, ...]:
-    """Take every billing period with time in a month, but the month itself, as far as the month goes.
+    """Draw up and send what has ended with a month, each after the fees in advance that begin until it is frozen.
 
-    In order of their ends, each after the fees in advance that begin until it is frozen. `until`: how far invoices go.
-    `of` says what of a period is rated and drawn up.
+    `until`: how far invoices go. Of some billing accounts, if given; fees in advance of all.
     """
-    with transaction(engine) as connection:
-        held = account_store.subscriptions_during(connection, month).values()
-    periods = [p for p in periods_in((each for listed in held for each in listed), month) if p != month]
     found = []
-    for period in periods:
-        ends = period.end <= month.end
-        in_advance = NOTHING_IN_ADVANCE
-        if ends:
-            in_advance = invoice_in_advance(
-                engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
-            )
-        chosen = of(period)
-        rated = rate_period(
-            engine, period=period, now=now, dry_run=dry_run, until=month.end, tenants=chosen.tenants, keep=chosen.keep
-        )
-        if not ends:
-            found.append(PeriodClosed(period, rated))
+    for each in rated:
+        if each.period.end > month.end:
+            found.append(each)
             continue
-        accounts = chosen.accounts() if chosen.accounts else None
+        in_advance = invoice_in_advance(
+            engine, until=each.period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
+        )
         drafted = draft_invoices(
-            engine, period=period, now=now, actor=actor, dry_run=dry_run, billing_accounts=accounts
+            engine, period=each.period, now=now, actor=actor, dry_run=dry_run, billing_accounts=billing_accounts
         )
         sent = send_invoices(
-            engine, period=period, gateway=gateway, now=now, actor=actor, dry_run=dry_run, until=until,
-            billing_accounts=accounts,
+            engine, period=each.period, gateway=gateway, now=now, actor=actor, dry_run=dry_run, until=until,
+            billing_accounts=billing_accounts,
         )  # fmt: skip
-        found.append(PeriodClosed(period, rated, drafted, sent, in_advance))
+        found.append(replace(each, drafted=drafted, sent=sent, in_advance=in_advance))
     return tuple(found)

@@ -1,13 +1,14 @@
-"""What people do to invoices after they were finalized: void, credit, give back. Decided here; Stripe is told after.
+"""What people do to invoices after they were finalized: void, credit. Decided here; Stripe is told after.
 
 Each is one transaction with its line in the audit log; `send_corrections` then tells Stripe and books the answer. What
-needs two people (write-off, paid elsewhere) is proposed: commands/decide_proposal.py.
+was paid is given back by commands/refund_invoice.py. What needs two people (write-off, paid elsewhere) is proposed:
+commands/decide_proposal.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -21,20 +22,20 @@ from billing.database import raw, transaction
 from billing.errors import CorrectionRefused
 from billing.invoicing import correction_store, credit_store, invoice_store, rated_line_store, tax_store
 from billing.invoicing.billed_documents import billed_period
-from billing.invoicing.correcting import Correction, CorrectionKind, CorrectionState, credited, parts
+from billing.invoicing.correcting import Correction, CorrectionKind, credited, parts
 from billing.invoicing.credit_store import GivenCredit
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.invoices import AccountCredits, Invoice, InvoiceKind
 from billing.invoicing.reversing import goodwill_note, note_grant_id
-from billing.money import exactly, plain, to_minor, to_stripe, total
+from billing.money import Currency, plain, total
 from billing.periods import INSTANT
 from billing.plans import account_store
 from billing.posting.cancelling import cancel, notes_against
-from billing.posting.correction_amounts import booked
 from billing.posting.note_issuing import issue_note
 from billing.posting.stripe_money import major
 from billing.stripe import returns, returns_store, standing_store
+from billing.stripe.returns import Payment
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 
@@ -51,7 +52,7 @@ def void_invoice(
     note takes it back.
     """
     with transaction(engine, dry_run=dry_run) as connection:
-        stored = _found(connection, reference, (InvoiceState.FINALIZED,))
+        stored = correctable(connection, reference, (InvoiceState.FINALIZED,))
         name, of = stored.number or reference, stored.invoice
         standing = standing_store.standings(connection, [of.invoice_id]).get(of.invoice_id)
         if returns_store.heard_of(connection, stored.stripe_invoice_id or "", SENT):
@@ -64,7 +65,7 @@ def void_invoice(
         cancel(connection, stored, reason=reason, now=now, actor=actor, tell=False)
         tried.rollback()
         made = correction_store.add(connection, of.invoice_id, CorrectionKind.VOID, reason=reason, actor=actor)
-        _audit(connection, actor, made, name)
+        audit_correction(connection, actor, made, name)
         return made
 
 
@@ -85,6 +86,7 @@ def credit_invoice(
     What was paid already is kept as unapplied cash, or goes back to the payer from `refund_from`. The same amounts for
     the same reason are one credit note. Raises CorrectionRefused.
     """
+    check_amounts(*(amounts or {}).values())
     content: dict[str, Any] = {}
     if refund_from is not None:
         content["parts"] = _planned(engine, reference, amounts, reason, now, refund_from)
@@ -105,7 +107,7 @@ def _note(
     actor: str,
     content: Mapping[str, Any],
 ) -> StoredInvoice:
-    stored = _found(connection, reference, CREDITABLE)
+    stored = correctable(connection, reference, CREDITABLE)
     if amounts is None:
         return cancel(connection, stored, reason=reason, now=now, actor=actor, tell=True, content=content)
     of = stored.invoice
@@ -160,81 +162,19 @@ def _planned(
     """From which payments a credit note's part that was paid goes back; as of what Stripe has now."""
     with transaction(engine, dry_run=True) as connection:
         note = _note(connection, reference, amounts, reason=reason, now=now, actor="plan", content={}).invoice
-        stripe_id = _found(connection, reference, CREDITABLE).stripe_invoice_id or ""
+        stripe_id = correctable(connection, reference, CREDITABLE).stripe_invoice_id or ""
     theirs, _ = gateway.invoice(stripe_id)
-    return _from_payments(gateway, stripe_id, max(0, credited(note) - theirs.amount_remaining), note)
+    beyond = max(0, credited(note) - theirs.amount_remaining)
+    return from_payments(returns.payments(gateway, stripe_id) if beyond else [], beyond, note.identity.money)
 
 
-def refund_invoice(
-    engine: Engine,
-    reference: str,
-    amount: Decimal | None,
-    *,
-    gateway: StripeGateway,
-    reason: str,
-    actor: str,
-    note: str | None = None,
-    dry_run: bool = False,
-) -> Correction:
-    """Give back what was paid of an invoice, or an amount (major units), or what a credit note (`note`) took off.
-
-    Booked once Stripe's balance moves: against 4920, or what the credit note left as unapplied cash. Raises
-    CorrectionRefused.
-    """
-    with transaction(engine) as connection:
-        stored = _found(connection, reference, (InvoiceState.FINALIZED, InvoiceState.PAID, InvoiceState.UNCOLLECTIBLE))
-        of, stripe_id = stored.invoice, stored.stripe_invoice_id or ""
-        said: dict[str, Any] = {"note": None}
-        if note is not None:
-            said, amount = _of_note(connection, stored, note, amount)
-    payments = returns.payments_left(gateway, stripe_id)
-    money = of.identity.money
-    wanted = sum(left for _, left in payments) if amount is None else to_stripe(to_minor(amount, money), money)
-    content = {**said, "parts": _from_payments(gateway, stripe_id, wanted, of)}
-    if not content["parts"]:
-        raise CorrectionRefused(f"nothing was paid of {reference} in Stripe that could be given back")
-    with transaction(engine, dry_run=dry_run) as connection:
-        others = correction_store.listed(
-            connection, state=CorrectionState.OPEN, invoice_ids=[of.invoice_id], kind=CorrectionKind.REFUND
-        )
-        if others:
-            raise CorrectionRefused(
-                f"another refund of {reference} is under way: `tollbook stripe sync` goes on with it"
-            )
-        made = correction_store.add(
-            connection, of.invoice_id, CorrectionKind.REFUND, reason=reason, actor=actor, content=content
-        )
-        _audit(connection, actor, made, stored.number or reference)
-        return made
-
-
-def _of_note(
-    connection: Connection, stored: StoredInvoice, note: str, amount: Decimal | None
-) -> tuple[dict[str, Any], Decimal]:
-    """What a credit note left as unapplied cash and was not given back yet, or the amount of it that is asked for."""
-    found = invoice_store.find(connection, note)
-    of = stored.invoice
-    told = [
-        c
-        for c in correction_store.listed(connection, invoice_ids=[of.invoice_id])
-        if c.note_id == found.invoice.invoice_id or c.content.get("note") == found.number
-    ]
-    given = sum(part for c in told if c.state is not CorrectionState.REFUSED for _, part in c.content.get("parts", []))
-    money = of.identity.money
-    with exactly():
-        open_ = total(booked(connection, c) for c in told if c.kind is CorrectionKind.CREDIT_NOTE) - major(given, money)
-    wanted = open_ if amount is None else amount
-    if not 0 < wanted <= open_:
-        raise CorrectionRefused(f"{note} has {plain(open_)} {money.code} left that was paid and not given back")
-    return {"note": found.number}, wanted
-
-
-def _from_payments(gateway: StripeGateway, stripe_id: str, amount: int, of: Invoice) -> list[tuple[str, int]]:
-    payments = returns.payments_left(gateway, stripe_id)
-    found = parts(amount, payments)
+def from_payments(payments: Sequence[Payment], amount: int, money: Currency) -> list[tuple[str, int]]:
+    """From which payments an amount (Stripe's integer) goes back. Raises CorrectionRefused where they do not do."""
+    left = [(payment.intent, payment.left) for payment in payments]
+    found = parts(amount, left)
     if found is None:
-        have = plain(major(sum(left for _, left in payments), of.identity.money))
-        raise CorrectionRefused(f"{have} {of.identity.currency} of its payments can be given back, not more")
+        have = plain(major(sum(part for _, part in left), money))
+        raise CorrectionRefused(f"{have} {money.code} of its payments can be given back, not more")
     return found
 
 
@@ -255,7 +195,18 @@ def find_invoice(engine: Engine, reference: str) -> StoredInvoice:
         return invoice_store.find(connection, reference)
 
 
-def _found(connection: Connection, reference: str, states: tuple[InvoiceState, ...]) -> StoredInvoice:
+def check_amounts(*amounts: Decimal) -> None:
+    """Raises CorrectionRefused for an amount that is nothing, or less."""
+    for amount in amounts:
+        if amount <= 0:
+            raise CorrectionRefused(f"{plain(amount)} is no amount: say more than 0")
+
+
+def correctable(connection: Connection, reference: str, states: tuple[InvoiceState, ...]) -> StoredInvoice:
+    """An invoice that Stripe has, in one of these states, and nothing is under way that ends it.
+
+    Raises CorrectionRefused, UnknownInvoice.
+    """
     stored = invoice_store.find(connection, reference)
     if stored.state not in states or stored.stripe_invoice_id is None:
         raise CorrectionRefused(f"{reference} is {stored.state}: it must be {' or '.join(states)}, and in Stripe")
@@ -264,6 +215,7 @@ def _found(connection: Connection, reference: str, states: tuple[InvoiceState, .
     return stored
 
 
-def _audit(connection: Connection, actor: str, made: Correction, name: str) -> None:
+def audit_correction(connection: Connection, actor: str, made: Correction, name: str) -> None:
+    """Tell the audit log of a correction that somebody decided on."""
     detail = {"correction": made.correction_no, "invoice": name, "reason": made.reason, **made.content}
     audit.record(raw(connection), actor, f"invoice.{made.kind}", str(made.invoice_id), detail)

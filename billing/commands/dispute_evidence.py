@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sqlalchemy import Engine
 from billing.commands.explain_invoice import export_billed_events
 from billing.commands.show_invoices import invoice_document
 from billing.database import raw, transaction
-from billing.errors import CorrectionRefused
+from billing.errors import CorrectionRefused, UnknownCurrency
 from billing.invoicing import correction_store
 from billing.invoicing.correcting import Correction, CorrectionKind, CorrectionState
 from billing.money import currency, plain
@@ -41,7 +42,10 @@ class EvidenceWritten:
 
 
 def dispute_list(engine: Engine) -> list[dict[str, Any]]:
-    """All disputes that came in, the newest first; amounts as strings in major units."""
+    """All disputes that came in, the newest first.
+
+    `amount` is a string in major units, None of a currency that we have no row for; `stripe_amount` Stripe's integer.
+    """
     with transaction(engine) as connection:
         return [_document(known) for known in standing_store.disputes(connection)]
 
@@ -120,12 +124,15 @@ def submit_evidence(
 
 def _document(known: KnownDispute) -> dict[str, Any]:
     found = known.dispute
-    amount = plain(major(found.amount, currency(found.currency, found.created_at.date())))
+    amount = None
+    with suppress(UnknownCurrency):
+        amount = plain(major(found.amount, currency(found.currency, found.created_at.date())))
     return {
         "dispute_id": found.dispute_id,
         "status": found.status,
         "reason": found.reason,
         "amount": amount,
+        "stripe_amount": found.amount,
         "currency": found.currency,
         "billing_account": known.billing_account,
         "invoice_id": known.invoice_id and str(known.invoice_id),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
 
 from billing.commands.digest_usage import cut_by_account, passed_over_in, read_billed
-from billing.commands.show_invoices import documents_of
+from billing.commands.show_invoices import shown
 from billing.database import raw, transaction
 from billing.errors import UnknownInvoice
 from billing.invoicing import invoice_store
@@ -47,14 +48,16 @@ def explain_invoice(
     reference: str,
     each: Callable[[Share], None],
     line_no: int | None = None,
+    today: date | None = None,
 ) -> InvoiceExplained:
     """An invoice's lines (or one, counted from 1) down to the hours; `each` is told every event's share as it passes.
 
-    Raises UnknownInvoice, and what reading the archive raises.
+    The document says how its collection stands `today`, if given. Raises UnknownInvoice, and what reading the archive
+    raises.
     """
     with transaction(engine) as connection:
         stored = invoice_store.find(connection, reference)
-        found = documents_of(connection, [stored])[0]
+        found = shown(connection, [stored], today)[0]
         lines = found["lines"] if line_no is None else found["lines"][line_no - 1 : line_no]
         if not lines:
             raise UnknownInvoice(f"{reference} has {len(found['lines'])} lines: there is no line {line_no}")

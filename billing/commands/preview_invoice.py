@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 
 from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
-from billing.commands.show_invoices import documents_of
+from billing.commands.show_invoices import shown
 from billing.database import transaction
 from billing.errors import InvoiceFrozen, PreviewRefused
 from billing.invoicing import invoice_store
@@ -49,7 +49,7 @@ def preview_invoice(
             raise PreviewRefused("; ".join(reason for _, reason in drafted.blocked))
         for invoice in (*drafted.changed, *drafted.unchanged):
             stored = invoice_store.load(connection, invoice.invoice_id)
-            return documents_of(connection, [stored])[0] | {"state": InvoiceState.PREVIEW.value}
+            return shown(connection, [stored], now.date())[0] | {"state": InvoiceState.PREVIEW.value}
     return None
 
 

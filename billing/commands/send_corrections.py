@@ -11,23 +11,25 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from billing.database import SENDERS_MAX, connection, raw, transaction
+from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, StripeRefused
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import Correction, CorrectionEvent, CorrectionKind, CorrectionState
-from billing.stripe.correction_sender import CorrectionSender
+from billing.stripe.correction_sender import CorrectionSender, tell_refused
 from billing.stripe.request_sender import Circumstances, Parked
 from billing.stripe.sender_lock import account_held
 from billing.stripe.stripe_gateway import StripeGateway
-from streams import audit
 
 FINAL = tuple(CorrectionKind(kind) for kind in ("void", "write_off", "paid_elsewhere", "refund", "evidence"))
 """What Stripe refuses of these is over: nothing was done, neither there nor here."""
 
+ALONE = (CorrectionKind.OVERPAYMENT, CorrectionKind.EVIDENCE)
+"""These wait for no other correction of their invoice, and no other waits for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class CorrectionSent:
-    """A correction as it is after a run. `reason`: what hinders it, or why it was refused."""
+    """A correction as it is after a run. `reason`: what hinders it, or why it, or a part of it, was refused."""
 
     correction: Correction
     reason: str | None = None
@@ -90,14 +92,18 @@ def _all_of(engine: Engine, account: str, listed: Sequence[Correction], given: C
                 with opened.begin():
                     _hindered(opened, correction, error)
             with opened.begin():
-                found.append(CorrectionSent(correction_store.one(opened, correction.correction_no), reason))
+                after = correction_store.one(opened, correction.correction_no)
+            refused_in_part = after.told_because if after.kind is CorrectionKind.REFUND else None
+            found.append(CorrectionSent(after, reason or refused_in_part))
         return found
 
 
 def _check_turn(opened: Connection, correction: Correction) -> None:
     """Those of one invoice go in order: what comes later may rest on what was before. Raises Parked."""
+    if correction.kind in ALONE:
+        return
     open_ = correction_store.listed(opened, state=CorrectionState.OPEN, invoice_ids=[correction.invoice_id])
-    first = open_[0] if open_ else correction
+    first = next((each for each in open_ if each.kind not in ALONE), correction)
     if first.correction_no < correction.correction_no:
         raise Parked(f"first this invoice's {first.kind}: {first.told_because or 'it is not told yet'}")
 
@@ -106,10 +112,7 @@ def _hindered(opened: Connection, correction: Correction, error: BillingError) -
     reason = str(error)
     if isinstance(error, StripeRefused) and correction.kind in FINAL:
         correction_store.end(opened, correction, CorrectionEvent.REFUSE, because=reason)
-        detail = {"correction": correction.correction_no, "reason": reason}
-        audit.record(
-            raw(opened), correction.made_by, f"invoice.{correction.kind}.refused", str(correction.invoice_id), detail
-        )
+        tell_refused(opened, correction, reason)
         return
     correction_store.hinder(opened, correction.correction_no, reason)
     if correction.note_id is not None and not isinstance(error, StripeBusy | StripeOutcomeUnknown):

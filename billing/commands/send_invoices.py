@@ -97,7 +97,9 @@ def send_invoices(
 
     Of some billing accounts only, if given. `actor` approves them. What needs a person is parked with a text and does
     not stop the others; what got no answer is left for a later run. A dry run only says what would be done. `until` a
-    step before the last one nothing is issued: drafts are frozen, or built in Stripe and compared.
+    step before the last one nothing is issued: drafts are frozen, or built in Stripe and compared. What a close has
+    begun with, and nobody has approved, goes no further either.
+
     Raises StripeAccessRefused when the key is not accepted: then none is sent.
     """
     with transaction(engine) as opened:
@@ -158,9 +160,11 @@ class _Run:
                 return _left(stored, "another sender is at it")
             try:
                 sender = InvoiceSender(opened, stored.invoice.invoice_id, self._given, until=self._until)
-                outcome = _seen(sender.run(), changed=True)
+                sent = sender.run()
                 self._answered(True)
-                return outcome
+                if sender.held_by is not None:
+                    return _left(sent, f"compared; the close of {sender.held_by} issues it once it is approved")
+                return _seen(sent, changed=True)
             except StripeAccessRefused:
                 raise
             except (StripeBusy, StripeOutcomeUnknown) as error:

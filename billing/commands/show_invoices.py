@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
@@ -29,10 +29,13 @@ NOT_IN_STRIPE: Final = {
 }
 
 
-def invoice_document(engine: Engine, reference: str) -> dict[str, Any]:
-    """One invoice by id, number or Stripe id, in the shape of `invoice show --json`. Raises UnknownInvoice."""
+def invoice_document(engine: Engine, reference: str, *, today: date | None = None) -> dict[str, Any]:
+    """One invoice by id, number or Stripe id, in the shape of `invoice show --json`. Raises UnknownInvoice.
+
+    How its collection stands is in it as of `today`, if given.
+    """
     with transaction(engine) as connection:
-        return documents_of(connection, [invoice_store.find(connection, reference)])[0]
+        return shown(connection, [invoice_store.find(connection, reference)], today)[0]
 
 
 def invoice_list(
@@ -43,6 +46,7 @@ def invoice_list(
     billing_account: str | None = None,
     states: Collection[InvoiceState] | None = None,
     of_month: BillingPeriod | None = None,
+    today: date | None = None,
 ) -> list[dict[str, Any]]:
     """Invoices in the same shape: of a period, of every service period within one, or those that a month bills."""
     with transaction(engine) as connection:
@@ -54,20 +58,29 @@ def invoice_list(
             states=states,
             of_month=of_month,
         )
-        return documents_of(connection, found)
+        return shown(connection, found, today)
+
+
+def shown(connection: Connection, found: Sequence[StoredInvoice], today: date | None) -> list[dict[str, Any]]:
+    """Stored invoices as documents, with how their collection stands `today`, if given."""
+    documents = documents_of(connection, found)
+    if today is None:
+        return documents
+    standings = standing_store.standings(connection, [stored.invoice.invoice_id for stored in found])
+    return [
+        document | _collection(stored, standings.get(stored.invoice.invoice_id), today)
+        for document, stored in zip(documents, found, strict=True)
+    ]
 
 
 def documents_of(connection: Connection, found: Sequence[StoredInvoice]) -> list[dict[str, Any]]:
-    """Stored invoices as documents."""
+    """Stored invoices as documents, without how their collection stands."""
     ids = [stored.invoice.invoice_id for stored in found]
     digests = usage_digest_store.of_invoices(connection, ids)
     sides = party_store.on_documents(connection, {s.invoice.invoice_id: s.invoice.identity for s in found})
     originals = invoice_store.headers(connection, [s.invoice.credits_invoice_id for s in found])
-    standings = standing_store.standings(connection, ids)
-    today = datetime.now(UTC).date()
     return [
         document_of(stored, sides[i], digests.get(i), originals.get(stored.invoice.credits_invoice_id))
-        | _collection(stored, standings.get(i), today)
         for i, stored in zip(ids, found, strict=True)
     ]
 

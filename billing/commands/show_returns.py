@@ -71,5 +71,8 @@ def returns_shown(engine: Engine, now: datetime) -> ReturnsShown:
             returns_store.read_to(connection, EVENTS),
             returns_store.read_to(connection, MONEY),
             returns_store.waiting(connection),
-            tuple(f"{p.event.object_id}: {p.outcome}" for p in returns_store.problems(connection)),
+            (
+                *(f"{unbooked} is not booked" for unbooked in returns_store.unbooked(connection)),
+                *(f"{p.event.object_id}: {p.outcome}" for p in returns_store.problems(connection)),
+            ),
         )

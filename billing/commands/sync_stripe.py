@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from billing.commands.send_corrections import send_corrections
 from billing.database import connection as connected
 from billing.database import transaction
-from billing.errors import BillingError
+from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, StripeRefused
 from billing.ledger import ledger_store
 from billing.posting.booking import booking
 from billing.posting.stripe_money import BalanceTransaction, money_moved
@@ -31,6 +31,8 @@ from billing.stripe.stripe_gateway import StripeGateway
 OVERLAP: Final = timedelta(hours=1)
 """Lists are read again from so long before where they were read to: what Stripe dates back is not missed."""
 AT_ONCE: Final = 500
+UNREACHABLE: Final = (StripeAccessRefused, StripeBusy, StripeOutcomeUnknown)
+"""What stops a run: the next one goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def sync_stripe(
         booked, unbooked = _take_money(engine, gateway, now)
         if poll:
             _take_events(engine, gateway)
-        outcomes = _handle(engine, gateway, now, actor)
+        outcomes, stuck = _handle(engine, gateway, now, actor)
         before = {each.correction.correction_no for each in told}
         told += send_corrections(engine, gateway=gateway, now=now, actor=actor, but=before)
     with transaction(engine) as connection:
@@ -76,35 +78,42 @@ def sync_stripe(
         f"{each.correction.kind} of invoice {each.correction.invoice_id}: {each.reason}" for each in told if each.reason
     )
     return StripeSynced(
-        booked, handled, paid, waiting, (*unbooked, *problems, *hindered), sum(each.done for each in told)
+        booked, handled, paid, waiting, (*unbooked, *stuck, *problems, *hindered), sum(each.done for each in told)
     )
 
 
 def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[int, list[str]]:
     """Book balance transactions that are not booked yet, the oldest first: how many, and which cannot be.
 
-    One that cannot be booked holds up no other: it is tried again by each run, as the list is read from it on.
+    One that cannot be booked holds up no other, and not the reading of the list: it is kept aside by its id, asked for
+    by it and tried again by each run.
     """
     with transaction(engine) as connection:
         read_to = returns_store.read_to(connection, MONEY)
+        aside = returns_store.unbooked(connection)
     listed = list(returns.balance_transactions(gateway, read_to and read_to - OVERLAP))[::-1]
     with transaction(engine) as connection:
         known = returns_store.booked(connection, [moved.transaction_id for moved in listed])
+    new = {m.transaction_id: m for m in listed if m.transaction_id not in known and m.transaction_id not in aside}
     count = 0
     unbooked: list[str] = []
-    for moved in listed:
-        if moved.transaction_id in known:
-            continue
-        customer = moved.stripe_customer_id or customer_who_paid(engine, gateway, moved.charge_id)
+    for transaction_id, at in (*aside.items(), *((m.transaction_id, m.created_at) for m in new.values())):
+        because = None
         try:
+            moved = new.get(transaction_id) or returns.balance_transaction(gateway, transaction_id)
+            customer = moved.stripe_customer_id or customer_who_paid(engine, gateway, moved.charge_id)
             with transaction(engine) as connection:
-                if not returns_store.booked(connection, [moved.transaction_id]):
+                if not returns_store.booked(connection, [transaction_id]):
                     _book(connection, moved, customer, now)
                     count += 1
-                if not unbooked:
-                    returns_store.set_read_to(connection, MONEY, moved.created_at)
+        except UNREACHABLE:
+            raise
         except BillingError as error:
-            unbooked.append(f"{moved.transaction_id} of {moved.created_at:%Y-%m-%d} is not booked: {error}")
+            because = str(error)
+            unbooked.append(f"{transaction_id} of {at:%Y-%m-%d} is not booked: {because}")
+        with transaction(engine) as connection:
+            returns_store.set_aside(connection, transaction_id, at, because)
+            returns_store.set_read_to(connection, MONEY, at)
     return count, unbooked
 
 
@@ -130,32 +139,46 @@ def _take_events(engine: Engine, gateway: StripeGateway) -> None:
             returns_store.set_read_to(connection, EVENTS, part[-1].created_at)
 
 
-def _handle(engine: Engine, gateway: StripeGateway, now: datetime, actor: str) -> list[tuple[str, list[StripeEvent]]]:
-    """Handle the events that wait, object by object; what became of each object's."""
+def _handle(
+    engine: Engine, gateway: StripeGateway, now: datetime, actor: str
+) -> tuple[list[tuple[str, list[StripeEvent]]], list[str]]:
+    """Handle the events that wait, object by object: what became of each object's, and what stands in the way of some.
+
+    Those wait on, and are tried again by each run.
+    """
     outcomes: list[tuple[str, list[StripeEvent]]] = []
+    stuck: list[str] = []
     after: StripeEvent | None = None
     while True:
         with transaction(engine) as connection:
             found = returns_store.unhandled(connection, AT_ONCE, after)
         if not found:
-            return outcomes
+            return outcomes, stuck
         after = found[-1]
-        outcomes += _handle_some(engine, gateway, found, now, actor)
+        by_object: dict[tuple[str, str], list[StripeEvent]] = defaultdict(list)
+        for event in found:
+            by_object[kind_of(event), event.object_id].append(event)
+        for (kind, object_id), events in by_object.items():
+            try:
+                outcome = _outcome(engine, gateway, kind, events, now, actor)
+            except UNREACHABLE:
+                raise
+            except BillingError as error:
+                stuck.append(f"{object_id}: {error}")
+                continue
+            if outcome == WAITS:
+                continue
+            with transaction(engine) as connection:
+                returns_store.handled(connection, events, outcome)
+            outcomes.append((outcome, events))
 
 
-def _handle_some(
-    engine: Engine, gateway: StripeGateway, found: Sequence[StripeEvent], now: datetime, actor: str
-) -> list[tuple[str, list[StripeEvent]]]:
-    by_object: dict[tuple[str, str], list[StripeEvent]] = defaultdict(list)
-    for event in found:
-        by_object[kind_of(event), event.object_id].append(event)
-    outcomes = []
-    for (kind, _), events in by_object.items():
-        handle = HANDLERS.get(kind)
-        outcome = "kept" if handle is None else handle(engine, gateway, events, now, actor)
-        if outcome == WAITS:
-            continue
-        with transaction(engine) as connection:
-            returns_store.handled(connection, events, outcome)
-        outcomes.append((outcome, events))
-    return outcomes
+def _outcome(
+    engine: Engine, gateway: StripeGateway, kind: str, events: Sequence[StripeEvent], now: datetime, actor: str
+) -> str:
+    """What becomes of an object's events. What Stripe refuses to show is for a person, and asked for no more."""
+    handle = HANDLERS.get(kind)
+    try:
+        return "kept" if handle is None else handle(engine, gateway, events, now, actor)
+    except StripeRefused as error:
+        return f"{PERSON}{error}"

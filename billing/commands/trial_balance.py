@@ -43,7 +43,7 @@ class TrialBalance:
 
 
 def trial_balance(
-    engine: Engine,
+    engine: Engine | Connection,
     *,
     legal_entity: str = DEFAULT_LEGAL_ENTITY,
     accounting_period: str | None = None,

@@ -26,7 +26,7 @@ class Verified:
     broken: str | None = None
 
 
-def verify_journals(engine: Engine) -> list[Verified]:
+def verify_journals(engine: Engine | Connection) -> list[Verified]:
     """Recompute every legal entity's chain from its entries, and the kept balances from the journal."""
     with transaction(engine) as connection:
         return [_verify(connection, entity) for entity in journal_chain_store.legal_entities(connection)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-import psycopg
 from sqlalchemy import UUID, Connection, case, cast, func, select, text
 
 from billing import tables
@@ -80,9 +80,19 @@ def outstanding(
     return dict(found)
 
 
-def late_lines(connection: Connection, period: BillingPeriod) -> tuple[set[tuple[str, str]], list[RatedLine]]:
-    """What was rated of a period after its invoices were frozen: the (account, tax group) it is of, and the lines that
-    no frozen invoice of the account can carry yet, because none was frozen since."""
+@dataclass(frozen=True, slots=True)
+class LateLine:
+    """A line that was rated of a period after the account's invoice of it was frozen.
+
+    `waits`: no frozen invoice of the account can carry it yet, because none was frozen since.
+    """
+
+    line: RatedLine
+    waits: bool
+
+
+def late_lines(connection: Connection, period: BillingPeriod, *, up_to_line: int | None = None) -> list[LateLine]:
+    """What was rated of a period after its invoices were frozen; `up_to_line`: as in `rated_line_store.posted`."""
     rated, invoice, line = tables.rated_lines, tables.invoices, tables.invoice_lines
     frozen = (
         select(
@@ -114,37 +124,44 @@ def late_lines(connection: Connection, period: BillingPeriod) -> tuple[set[tuple
             rated.c.recorded_at > frozen.c.own,
         )
     )
-    groups: set[tuple[str, str]] = set()
-    waiting: list[RatedLine] = []
+    if up_to_line is not None:
+        query = query.where(rated.c.rated_line_no <= up_to_line)
+    found = []
     for row in connection.execute(query):
-        of = (row.billing_account, row.tax_group)
-        groups.add(of)
-        if row.recorded_at > max(row.last, billed_at.get(of, row.last)):
-            waiting.append(
-                rated_line(
-                    row,
-                    billing_account=row.billing_account,
-                    currency=row.currency,
-                    amount=row.amount,
-                    reason=row.reason,
-                )
-            )
-    return groups, waiting
+        came = rated_line(
+            row, billing_account=row.billing_account, currency=row.currency, amount=row.amount, reason=row.reason
+        )
+        billed = max(row.last, billed_at.get((row.billing_account, row.tax_group), row.last))
+        found.append(LateLine(came, row.recorded_at > billed))
+    return found
 
 
 def rated_periods(connection: Connection, up_to: datetime) -> list[BillingPeriod]:
-    """The periods that were rated and end by a moment, in order, as far as their raw events are in the database.
+    """The periods that were rated and end by a moment, in order, as far as something late may have come to them.
 
-    What is archived takes no further event (docs/retention.md), so that nothing late can come to it.
+    What is archived takes no further event (docs/retention.md) but by a replay: then it has to be recalled.
     """
     table = tables.tenant_periods
     query = select(table.c.period_start, table.c.period_end).where(table.c.period_end <= up_to).distinct()
     found = sorted(BillingPeriod(*row) for row in connection.execute(query))
-    return [period for period in found if not _archived(raw(connection), period)]
+    return [period for period in found if not is_archived(connection, period) or _replayed(connection, period)]
 
 
-def _archived(connection: psycopg.Connection, period: BillingPeriod) -> bool:
-    return any(held.is_gone for held in archived_days(connection, period.start, period.end))
+def is_archived(connection: Connection, period: BillingPeriod) -> bool:
+    """Whether some of a period's raw events are only in the archive: it cannot be rated until they are recalled."""
+    return any(held.is_gone for held in archived_days(raw(connection), period.start, period.end))
+
+
+def _replayed(connection: Connection, period: BillingPeriod) -> bool:
+    row = (
+        raw(connection)
+        .execute(
+            "select exists (select from usage.replayed_identities where completed_at >= %s and completed_at < %s)",
+            (period.start, period.end),
+        )
+        .fetchone()
+    )
+    return bool(row and row[0])
 
 
 def save_coverables(

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from billing.errors import IllegalTransition
 from billing.invoicing.invoices import Invoice, InvoiceIdentity
-from billing.invoicing.sending import Operation, Request, key_of, request_of
+from billing.invoicing.sending import OURS, Operation, Request, key_of, request_of
 from billing.invoicing.stripe_lines import stripe_lines
 from billing.money import to_stripe
 
@@ -175,6 +175,12 @@ def evidence_request(correction: Correction, identity: InvoiceIdentity, epoch: i
 def metadata(correction: Correction) -> dict[str, str]:
     """What tells, in Stripe, which correction of ours it is."""
     return {CORRECTION: str(correction.correction_no), "invoice_id": str(correction.invoice_id)}
+
+
+def correction_of(idempotency_key: str) -> int | None:
+    """The number of the correction that a request with this key is for; None: for none."""
+    (_, _, what, number, *_) = idempotency_key.removeprefix(OURS).split(":")
+    return int(number) if what == CORRECTION else None
 
 
 def parts(amount: int, payments: Sequence[tuple[str, int]]) -> list[tuple[str, int]] | None:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import UUID, Connection, Row, any_, cast, func, select, update
+from sqlalchemy import UUID, Connection, Row, and_, any_, cast, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from billing import tables
@@ -26,7 +26,7 @@ def add(
     note_id: uuid.UUID | None = None,
     content: Mapping[str, Any] | None = None,
 ) -> Correction:
-    """Append a correction. The same overpayment or credit note again gives the one that is there.
+    """Append a correction. The same credit note, or overpayment up to the same amount, gives the one that is there.
 
     Raises CorrectionRefused where another one still ends the invoice otherwise.
     """
@@ -38,7 +38,8 @@ def add(
         insert(table).values(**values, reason=reason, made_by=actor).on_conflict_do_nothing().returning(table)
     ).first()
     if row is None:
-        same = (table.c.note_id == note_id) if note_id is not None else (table.c.invoice_id == invoice_id)
+        content_same = and_(table.c.invoice_id == invoice_id, table.c.content == values["content"])
+        same = (table.c.note_id == note_id) if note_id is not None else content_same
         row = connection.execute(select(table).where(same, table.c.kind == kind.value)).one()
     return _correction(row)
 

@@ -43,6 +43,18 @@ def issue_number(
     return written
 
 
+def miswritten(connection: Connection) -> list[tuple[str, str, str | None]]:
+    """Numbers that their documents do not bear: `entity/series/number`, as it was issued, and what is borne."""
+    issued, invoices = tables.issued_numbers, tables.invoices
+    query = (
+        select(issued.c.legal_entity, issued.c.series, issued.c.number, issued.c.written, invoices.c.number)
+        .join(invoices, invoices.c.invoice_id == issued.c.invoice_id)
+        .where(invoices.c.number.is_distinct_from(issued.c.written))
+        .order_by(issued.c.legal_entity, issued.c.series, issued.c.number)
+    )
+    return [(f"{row[0]}/{row[1]}/{row[2]}", row[3], row[4]) for row in connection.execute(query)]
+
+
 def numbers(connection: Connection) -> dict[str, tuple[int, int, int]]:
     """`entity/series` → (last number, how many were issued, the highest of these)."""
     series, issued = tables.number_series, tables.issued_numbers

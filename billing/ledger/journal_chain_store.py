@@ -163,21 +163,24 @@ def _store(
     )
 
 
-def waiting(connection: Connection, legal_entity: str) -> int:
-    """How many booked entries have no place in the chain yet."""
+def waiting(connection: Connection, legal_entity: str, *, up_to: str | None = None) -> int:
+    """How many booked entries have no place in the chain yet; `up_to`: of accounting periods up to this one."""
     last = last_seal(connection, legal_entity)
-    query = text(f"select count(*) from ledger.journal_entries e where e.legal_entity = :entity and {not_sealed(last)}")
-    return int(connection.execute(query, {"entity": legal_entity, **not_sealed_values(last)}).scalar_one())
+    query = f"select count(*) from ledger.journal_entries e where e.legal_entity = :entity and {not_sealed(last)}"
+    values: dict[str, object] = {"entity": legal_entity, **not_sealed_values(last)}
+    if up_to is not None:
+        query, values["up_to"] = f"{query} and e.accounting_period <= :up_to", up_to
+    return int(connection.execute(text(query), values).scalar_one())
 
 
 def links(connection: Connection, legal_entity: str) -> Iterator[Link]:
     """The chain from its beginning, in parts that fit in memory."""
-    rows = connection.execution_options(yield_per=READ_AT_ONCE).execute(
+    rows = connection.execute(
         text(
             f"select s.position, s.entry_id as sealed_id, s.chain_hash, {ENTRY} from ledger.sealed_entries s"
             " left join ledger.journal_entries e on e.entry_id = s.entry_id"
             " where s.legal_entity = :entity order by s.position"
-        ),
+        ).execution_options(yield_per=READ_AT_ONCE),
         {"entity": legal_entity},
     )
     for row in rows:

@@ -191,12 +191,12 @@ def effective_span(
 
 def by_effective_time(connection: Connection, legal_entity: str, *, before: datetime | None) -> Iterator[BookedEntry]:
     """All entries effective before a moment (None: all), in order of that time, in parts that fit in memory."""
-    rows = connection.execution_options(yield_per=READ_AT_ONCE).execute(
+    rows = connection.execute(
         text(
             f"select {ENTRY} from ledger.journal_entries e where e.legal_entity = :entity"
             " and (cast(:before as timestamptz) is null or e.effective_at < :before)"
             " order by e.effective_at, e.entry_id"
-        ),
+        ).execution_options(yield_per=READ_AT_ONCE),
         {"entity": legal_entity, "before": before},
     )
     return (booked_entry(row) for row in rows)

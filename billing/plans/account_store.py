@@ -16,7 +16,7 @@ from billing.money import Rounding
 from billing.periods import BillingPeriod
 from billing.plans.plan_documents import terms_document, terms_of_document
 from billing.plans.schedules import has_period
-from billing.plans.subscriptions import Subscription
+from billing.plans.subscriptions import Subscription, with_contracts
 
 DEFAULT_LEGAL_ENTITY: Final = "default"
 ACCOUNT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,126}")
@@ -140,7 +140,7 @@ def subscriptions(
             table.c.superseded_at.is_(None), table.c.billing_account == any_(cast(list(of_payers), ARRAY(String)))
         )
         query = query.where(table.c.tenant_id.in_(paid_for))
-    return [_subscription(row) for row in connection.execute(query)]
+    return with_contracts(_subscription(row) for row in connection.execute(query))
 
 
 def subscriptions_in(connection: Connection, period: BillingPeriod) -> dict[str, list[Subscription]]:

@@ -94,7 +94,8 @@ FILTER_NAMES: Final = ("model", "adapter", "region", "tier")
 class Validity:
     """When a discount holds: in billing periods that begin in [since, until), and in the first `periods` of them.
 
-    The count begins with the first period of the subscription, or with `since`.
+    The count begins with the period in which the contract began; with `since`, with its first one that begins then
+    or later.
     """
 
     since: datetime | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
@@ -27,7 +27,7 @@ class Subscription:
 
     `seats` is for fees by the seat. `begins_plan` is False where it goes on with the plan of the one before it, with
     other seats or terms: then no one-off fee is due. Nothing bills before `trial_ends_at`. `anchored_at`: where its
-    anniversaries are counted from, if that is not its start.
+    anniversaries are counted from, if that is not its start; `agreed_at` likewise where its contract began.
     """
 
     subscription_id: uuid.UUID
@@ -41,6 +41,7 @@ class Subscription:
     begins_plan: bool = True
     trial_ends_at: datetime | None = None
     anchored_at: datetime | None = None
+    agreed_at: datetime | None = field(default=None, compare=False)
 
     @property
     def anchor(self) -> datetime:
@@ -124,6 +125,22 @@ def pieces(
         bounds = sorted({start, end, *(v.valid_from for v in dated if start < v.valid_from < end)})
         for since, until in pairwise(bounds):
             found.append(Piece(subscription, number, version_at(dated, since), since, until))
+    return found
+
+
+def with_contracts(subscriptions: Iterable[Subscription]) -> list[Subscription]:
+    """The subscriptions of tenants, each with the moment in which its contract began; by tenant and start.
+
+    A contract goes on over changes of plan and seats, which leave no gap, and over pauses: what follows one does not
+    begin its plan, or goes on with the trial.
+    """
+    found: list[Subscription] = []
+    for each in sorted(subscriptions, key=lambda each: (each.tenant_id, each.starts_at)):
+        last = found[-1] if found and found[-1].tenant_id == each.tenant_id else None
+        trial_goes_on = last is not None and each.starts_at < each.bills_from == last.bills_from
+        if last is not None and (not each.begins_plan or each.starts_at == last.ends_at or trial_goes_on):
+            each = replace(each, agreed_at=last.agreed_at or last.starts_at)
+        found.append(each)
     return found
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import Connection
 
-from billing.invoicing.correcting import Correction
+from billing.invoicing import correction_store
+from billing.invoicing.correcting import Correction, CorrectionKind, CorrectionState
 from billing.invoicing.invoices import InvoiceIdentity
 from billing.ledger import ledger_store
-from billing.money import ZERO, total
+from billing.money import ZERO, exactly, total
 from billing.posting.booking import booking
 from billing.posting.correction_rules import AGAINST, corrected
 from billing.posting.stripe_money import major
@@ -25,6 +27,20 @@ def book(
     in_major = major(amount, identity.money)
     entry = corrected(correction, in_major, identity.currency, identity.billing_account, booking=where)
     return None if entry is None else ledger_store.post(connection, [entry])[key]
+
+
+def bad_debt(connection: Connection, invoice_id: uuid.UUID) -> tuple[Decimal, Decimal]:
+    """What of an invoice is written off by now, and by how much credit notes lowered that; in major units."""
+    written_off = by_notes = ZERO
+    with exactly():
+        for each in correction_store.listed(connection, state=CorrectionState.DONE, invoice_ids=[invoice_id]):
+            if each.kind is CorrectionKind.WRITE_OFF:
+                written_off += booked(connection, each)
+            elif each.kind is CorrectionKind.RECOVERY:
+                amount = booked(connection, each)
+                written_off -= amount
+                by_notes += amount if each.note_id else ZERO
+    return written_off, by_notes
 
 
 def booked(connection: Connection, correction: Correction) -> Decimal:

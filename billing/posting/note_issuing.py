@@ -10,9 +10,10 @@ from typing import Any
 from sqlalchemy import Connection
 
 from billing.database import raw
-from billing.errors import CreditRefused
+from billing.errors import CorrectionRefused, CreditRefused
 from billing.invoicing import adjustment_store, correction_store, invoice_store, number_store
 from billing.invoicing.correcting import CorrectionKind, credited
+from billing.invoicing.credit_room import credit_room
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent
 from billing.invoicing.invoices import Invoice
@@ -22,6 +23,7 @@ from billing.money import plain
 from billing.periods import BillingPeriod
 from billing.posting import credit_drawing
 from billing.posting.posting_rules import invoice_issued
+from billing.posting.stripe_money import major
 from billing.rating.period import Coverable
 from streams import audit
 
@@ -41,8 +43,17 @@ def issue_note(
 
     Where Stripe has the invoice it is against, it is to be told (`tell`), with `content`: `tollbook stripe sync` does.
 
-    Raises CreditRefused where it draws what an invoice still to be issued gives back.
+    Raises CreditRefused where it draws what an invoice still to be issued gives back, and CorrectionRefused where
+    Stripe could not be told of it: no number is used for it.
     """
+    original = invoice_store.load(connection, _original(note))
+    tell = tell and credited(note) > 0 and original.stripe_invoice_id is not None
+    if tell and credited(note) > (room := credit_room(connection, original)):
+        money, name = note.identity.money, original.number or original.invoice.invoice_id
+        raise CorrectionRefused(
+            f"{plain(major(room, money))} {money.code} of {name} can still be credited, and not"
+            f" {plain(major(credited(note), money))}: the rest of it is void, credited or given back"
+        )
     for credit in note.credits:
         if credit.left < 0:
             raise CreditRefused(
@@ -69,16 +80,14 @@ def issue_note(
     detail = {"number": number, "period": of.period.name, "total_minor": note.total_minor, "reason": reason}
     audit.record(raw(connection), actor, "credit_note.issue", of.billing_account, detail)
     issued = invoice_store.move(connection, stored, event, now, actor, **columns)
-    if tell and credited(note) > 0 and (original := _in_stripe(connection, note)) is not None:
+    if tell:
         correction_store.add(
-            connection, original, CorrectionKind.CREDIT_NOTE, reason=reason or f"credit note {number}", actor=actor,
-            note_id=note.invoice_id, content=content,
+            connection, _original(note), CorrectionKind.CREDIT_NOTE, reason=reason or f"credit note {number}",
+            actor=actor, note_id=note.invoice_id, content=content,
         )  # fmt: skip
     return issued
 
 
-def _in_stripe(connection: Connection, note: Invoice) -> uuid.UUID | None:
-    """The invoice that a credit note is against, where Stripe has it."""
+def _original(note: Invoice) -> uuid.UUID:
     assert note.credits_invoice_id is not None, "a credit note is against an invoice"
-    stored = invoice_store.load(connection, note.credits_invoice_id)
-    return None if stored.stripe_invoice_id is None else note.credits_invoice_id
+    return note.credits_invoice_id

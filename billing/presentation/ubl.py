@@ -1,6 +1,6 @@
 """An invoice as EN 16931 in UBL 2.1 (ISO/IEC 19845). Values in, text out.
 
-Which business term (BT) stands where is EN 16931-3-2; what is checked of it: presentation/ubl_rules.py.
+Which business term (BT) stands where is EN 16931-3-2; what is checked of it: tests/ubl_rules.py.
 """
 
 from __future__ import annotations

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 
 from billing.money import exactly, quantise_line, quantise_pieces, total
 from billing.periods import BillingPeriod
-from billing.plans.price_plans import DEFAULT_TAX_GROUP, Charge, DiscountBase, InvoiceDiscount, Validity
-from billing.plans.subscriptions import Piece
+from billing.plans.price_plans import DEFAULT_TAX_GROUP, Charge, DiscountBase, Validity
+from billing.plans.schedules import schedule_of
+from billing.plans.subscriptions import Piece, Subscription
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.positions import share_of
 
@@ -39,16 +41,19 @@ class ChargeLine:
 Lines = Sequence[ChargeLine]
 
 
-def holds(valid: Validity, pieces: Sequence[Piece], period: BillingPeriod) -> bool:
-    """Whether a discount holds in this period of the subscription."""
-    since = valid.since or pieces[0].subscription.starts_at
-    return valid.holds(period.start, _period_no(period, since.year * 12 + since.month))
+def holds(valid: Validity, piece: Piece, period: BillingPeriod) -> bool:
+    """Whether a discount holds in this billing period of a piece's contract."""
+    return valid.holds(period.start, _period_no(valid.since, piece.subscription, period))
 
 
-def _period_no(period: BillingPeriod, first_month: int) -> int:
-    """Which of the periods since a month this is, from 1."""
-    months = max(1, round((period.end - period.start).days / 30.44))
-    return max(0, period.start.year * 12 + period.start.month - first_month + months - 1) // months + 1
+def _period_no(since: datetime | None, subscription: Subscription, period: BillingPeriod) -> int:
+    """Which of the contract's periods this is, from 1; with `since`, of those that begin then or later."""
+    schedule = schedule_of(subscription)
+    first = schedule.period_of(subscription.agreed_at or subscription.starts_at).start
+    if since is not None and since > first:
+        begins = schedule.period_of(since)
+        first = begins.start if begins.start == since else begins.end
+    return sum(1 for _ in schedule.periods(first, period.end))
 
 
 def line_discounts(
@@ -67,7 +72,7 @@ def line_discounts(
     by_segment: dict[int, list[tuple[int, Charge, Fraction]]] = defaultdict(list)
     for number, (charge, base) in sorted(bases.items()):
         discount = charge.discount
-        if discount is None or base <= 0 or not holds(discount, pieces, period):
+        if discount is None or base <= 0 or not holds(discount, pieces[number], period):
             continue
         if discount.percent is not None:
             less = Fraction(base) * Fraction(discount.percent)
@@ -136,54 +141,44 @@ class InvoiceDiscounted:
 
 
 def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod) -> InvoiceDiscounted:
-    """The discount on the whole: each piece's lines by its version's share, or an amount once."""
+    """The discount on the whole: of each piece's lines by its version, a share or an amount.
+
+    Amounts are given once in a period, to earlier pieces first: never more than what they are taken off comes to.
+    """
     less: dict[str, Fraction] = defaultdict(Fraction)
     bases: dict[Share, Fraction] = defaultdict(Fraction)
-    amount_of: InvoiceDiscount | None = None
+    found = []
     for number, piece in enumerate(pieces):
         discount = piece.version.invoice_discount
-        if discount is None or not holds(discount, pieces, period):
-            continue
-        if discount.percent is None:
-            amount_of = discount
-            continue
-        for each in _based_on(discount.base, lines):
-            if each.piece_no == number:
-                part = Fraction(each.line.amount) * Fraction(discount.percent)
-                less[each.line.tax_group] -= part
-                bases[each.charge.key, each.line.tax_group, each.is_usage] += part
-    if amount_of is not None:
-        _share_out(amount_of, lines, less, bases)
+        if discount is not None and holds(discount, piece, period):
+            found.append((discount, [each for each in _based_on(discount.base, lines) if each.piece_no == number]))
+    left = sum((_sum(own) for discount, own in found if discount.amount is not None), NOTHING)
+    given = NOTHING
+    for discount, own in found:
+        share = Fraction(discount.percent or 0)
+        if discount.amount is not None:
+            comes_to = _sum(own)
+            part = max(NOTHING, min(comes_to, left - given, Fraction(discount.amount) - given))
+            given += part
+            share = part / comes_to if part else NOTHING
+        for each in own:
+            part = Fraction(each.line.amount) * share
+            less[each.line.tax_group] -= part
+            bases[each.charge.key, each.line.tax_group, each.is_usage] += part
     groups = sorted(less)
     amounts = quantise_pieces(less[group] for group in groups)
     by_group = {group: amount for group, amount in zip(groups, amounts, strict=True) if amount}
     return InvoiceDiscounted(by_group, {share: -base for share, base in bases.items()})
 
 
-def _based_on(base: DiscountBase, lines: Lines) -> Iterable[ChargeLine]:
+def _sum(lines: Iterable[ChargeLine]) -> Fraction:
+    return sum((Fraction(each.line.amount) for each in lines), NOTHING)
+
+
+def _based_on(base: DiscountBase, lines: Lines) -> Lines:
     if base is DiscountBase.ALL:
         return lines
     return [each for each in lines if each.is_usage is (base is DiscountBase.USAGE)]
-
-
-def _share_out(
-    discount: InvoiceDiscount,
-    lines: Lines,
-    less: dict[str, Fraction],
-    bases: dict[Share, Fraction],
-) -> None:
-    """An amount, at most what it is taken from, spread over charges and groups by what they come to."""
-    assert discount.amount is not None, "a discount is one of the two"
-    own: dict[Share, Fraction] = defaultdict(Fraction)
-    for each in _based_on(discount.base, lines):
-        own[each.charge.key, each.line.tax_group, each.is_usage] += Fraction(each.line.amount)
-    whole = sum(own.values(), NOTHING)
-    if whole <= 0:
-        return
-    share = min(Fraction(discount.amount), whole) / whole
-    for key, base in own.items():
-        less[key[1]] -= base * share
-        bases[key] += base * share
 
 
 def true_up(

@@ -14,10 +14,10 @@ from billing.periods import BillingPeriod, seconds_between
 from billing.plans.charge_models import Flat, OneOff, Prepaid, Seat, Timing
 from billing.plans.price_plans import Charge
 from billing.plans.subscriptions import Piece
-from billing.rating.adjustments import ChargeLine, line_discounts
+from billing.rating.adjustments import ChargeLine, holds, line_discounts
 from billing.rating.fees import fee_for
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
-from billing.rating.period import fee_line, line_of
+from billing.rating.made_lines import fee_line, line_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class _Running:
     charge: Charge
     line: RatedLine
     net: Decimal
+    discount: tuple[Decimal | None, Decimal | None] | None
+    """A share or an amount, where one holds in this period."""
 
     @property
     def lasts(self) -> bool:
@@ -55,7 +57,7 @@ class _Running:
     def _fee(self) -> tuple[object, ...]:
         charge, pricing = self.charge, self.charge.pricing
         assert isinstance(pricing, Flat | Seat | Prepaid | OneOff), pricing
-        return (charge.key, pricing.model, pricing.fee, charge.prorated, charge.tax_group, charge.discount)
+        return (charge.key, pricing.model, pricing.fee, charge.prorated, charge.tax_group, self.discount)
 
 
 CreditedBefore = Callable[[LineIdentity, datetime], Decimal]
@@ -68,6 +70,21 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
     Where a piece begins and every fee goes on as it was, nothing is billed; where one changes, what is unused of all is
     credited and all are billed anew, so that one document says what is paid for the rest of the period.
     """
+    return _billed(pieces, period, credited)[0]
+
+
+def given_in_advance(pieces: Sequence[Piece], period: BillingPeriod) -> Mapping[str, Fraction]:
+    """What a period's fees in advance have had of each charge's discount of an amount; the rest is for what is over."""
+    charges = (charge for piece in pieces for charge in piece.version.charges)
+    if not any(each.timing is Timing.ADVANCE and each.discount and each.discount.amount for each in charges):
+        return {}
+    return _billed(pieces, period, lambda *_: Decimal(0))[1]
+
+
+def _billed(
+    pieces: Sequence[Piece], period: BillingPeriod, credited: CreditedBefore
+) -> tuple[list[AdvanceBill], Mapping[str, Fraction]]:
+    """The bills, and what of each charge's discount was given by the period's end."""
     held = [piece for piece in pieces if piece.start < piece.end]
     running: list[_Running] = []
     bills: list[AdvanceBill] = []
@@ -93,7 +110,7 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
         _add(bills, piece.start, period, lines)
     if running and held[-1].end < period.end:
         _add(bills, held[-1].end, period, [_unused(each, held[-1].end, credited) for each in running])
-    return bills
+    return bills, _discounts_used(used, running, held[-1].end) if running else used
 
 
 def _all_go_on(running: Sequence[_Running], begun: Sequence[_Running]) -> bool:
@@ -128,7 +145,9 @@ def _begin(
     lines = [replace(fee_line(fee), service_end=period.end)]
     for _, _, amount in line_discounts([ChargeLine(number, charge, lines[0])], held, period, used):
         lines.append(replace(line_of(piece, charge, LineKind.DISCOUNT, amount), service_end=period.end))
-    return _Running(piece, charge, lines[0], total(line.amount for line in lines)), lines
+    discount = charge.discount if charge.discount and holds(charge.discount, piece, period) else None
+    less = (discount.percent, discount.amount) if discount else None
+    return _Running(piece, charge, lines[0], total(line.amount for line in lines), less), lines
 
 
 def _unused(of: _Running, at: datetime, credited: CreditedBefore) -> RatedLine | None:

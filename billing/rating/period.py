@@ -20,9 +20,11 @@ from billing.plans.price_plans import Charge, Terms
 from billing.plans.subscriptions import Piece
 from billing.rating import adjustments, metered
 from billing.rating.adjustments import ChargeLine, InvoiceDiscounted
+from billing.rating.advance import given_in_advance
 from billing.rating.allowances import free_units
-from billing.rating.fees import FeeAmount, fees_in_arrears
-from billing.rating.lines import LineIdentity, LineKind, RatedLine
+from billing.rating.fees import fees_in_arrears
+from billing.rating.lines import LineKind, RatedLine
+from billing.rating.made_lines import fee_line, line_of, period_line
 from billing.rating.positions import Counted, by_charge
 from billing.rating.usage import PieceUsage
 
@@ -80,8 +82,9 @@ def _rated(
     lines = _usage_lines(counted, terms)
     for fee in fees_in_arrears(pieces, period):
         lines[fee.charge.key].append(ChargeLine(pieces.index(fee.piece), fee.charge, fee_line(fee)))
+    given = given_in_advance(pieces, period)
     for key, charges in _charges_by_key(pieces).items():
-        _adjust(lines[key], charges, pieces, period)
+        _adjust(lines[key], charges, pieces, period, given.get(key, adjustments.NOTHING))
     found = [each for listed in lines.values() for each in listed]
     discounted = adjustments.invoice_discount(found, pieces, period)
     closing = _closing_lines(found, discounted, pieces, period)
@@ -92,68 +95,6 @@ def _rated(
             f" {plain(AMOUNT_MAX)}: look at the prices of plan {pieces[0].version.plan}"
         )
     return tuple(whole), lines, counted, discounted
-
-
-def line_of(piece: Piece, charge: Charge, kind: LineKind, amount: Decimal, *, tier_no: int = 0) -> RatedLine:
-    """A line of a charge in a piece; what it counted is added by whoever knows."""
-    where = charge.where
-    return RatedLine(
-        identity=LineIdentity(
-            tenant_id=piece.subscription.tenant_id,
-            charge_key=charge.key,
-            segment_no=piece.segment_no,
-            version=piece.version.version,
-            tier_no=tier_no,
-            kind=kind.value,
-            plan=piece.version.plan,
-            subscription_id=piece.subscription.subscription_id,
-        ),
-        metric=charge.metric,
-        where=(where.model or "", where.adapter or "", where.region or "", where.tier or ""),
-        billing_account=piece.subscription.billing_account,
-        currency=piece.version.currency,
-        service_start=piece.start,
-        service_end=piece.end,
-        unit_price=None,
-        quantity=Decimal(0),
-        amount=amount,
-        reason=kind.value,
-        tax_group=charge.tax_group,
-    )
-
-
-def period_line(pieces: Sequence[Piece], key: str, kind: LineKind, amount: Decimal, tax_group: str) -> RatedLine:
-    """A line that belongs to the whole period."""
-    last = pieces[-1]
-    return RatedLine(
-        identity=LineIdentity(
-            last.subscription.tenant_id,
-            key,
-            0,
-            last.version.version,
-            0,
-            kind.value,
-            last.version.plan,
-            last.subscription.subscription_id,
-        ),
-        metric="",
-        where=("", "", "", ""),
-        billing_account=last.subscription.billing_account,
-        currency=last.version.currency,
-        service_start=pieces[0].start,
-        service_end=last.end,
-        unit_price=None,
-        quantity=Decimal(0),
-        amount=amount,
-        reason=kind.value,
-        tax_group=tax_group,
-    )
-
-
-def fee_line(fee: FeeAmount) -> RatedLine:
-    """The line of a fee."""
-    line = line_of(fee.piece, fee.charge, fee.kind, fee.amount)
-    return line if fee.seats is None else replace(line, quantity=fee.seats, unit_price=fee.unit_price)
 
 
 def _usage_lines(counted: Mapping[str, Sequence[Counted]], terms: Terms) -> dict[str, list[ChargeLine]]:
@@ -208,10 +149,11 @@ def _charges_by_key(pieces: Sequence[Piece]) -> dict[str, dict[int, Charge]]:
 
 
 def _adjust(
-    lines: list[ChargeLine], charges: Mapping[int, Charge], pieces: Sequence[Piece], period: BillingPeriod
-) -> None:
-    """Add a charge's discounts, and what brings it to its minimum or maximum."""
-    for number, charge, amount in adjustments.line_discounts(lines, pieces, period):
+    lines: list[ChargeLine], charges: Mapping[int, Charge], pieces: Sequence[Piece], period: BillingPeriod,
+    given: Fraction,
+) -> None:  # fmt: skip
+    """Add a charge's discounts, of which `given` was had in advance, and what brings it to its minimum or maximum."""
+    for number, charge, amount in adjustments.line_discounts(lines, pieces, period, given):
         lines.append(ChargeLine(number, charge, line_of(pieces[number], charge, LineKind.DISCOUNT, amount)))
     limited = adjustments.limit(lines, charges, pieces, period)
     if limited is not None:

@@ -7,15 +7,16 @@ runs this, and nothing external happens inside a transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from billing.database import raw
 from billing.errors import StripeRefused
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import (
     CORRECTION,
+    Correction,
     CorrectionEvent,
     CorrectionKind,
     CorrectionState,
@@ -26,14 +27,19 @@ from billing.invoicing.correcting import (
     refund_request,
     simple_request,
 )
-from billing.invoicing.invoice_states import InvoiceEvent
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
 from billing.invoicing.sending import Request
+from billing.money import plain, to_minor, to_stripe
 from billing.plans import account_store
 from billing.posting.cancelling import cancel
-from billing.posting.correction_amounts import book
+from billing.posting.correction_amounts import bad_debt, book
+from billing.posting.stripe_money import major
 from billing.stripe import stripe_request_store
 from billing.stripe.request_sender import Circumstances, Parked, RequestSender
+from billing.stripe.returns import NOT_GIVEN
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
+from streams import audit
 
 Json = Mapping[str, Any]
 STATUS: Final[Mapping[CorrectionKind, str]] = {
@@ -69,9 +75,7 @@ class CorrectionSender:
             case CorrectionKind.CREDIT_NOTE:
                 self._credit()
             case CorrectionKind.REFUND:
-                refunds = self._refund()
-                with self._connection.begin():
-                    self._end(refunds[-1][0])
+                self._refund()
             case CorrectionKind.OVERPAYMENT:
                 self._unapply()
             case CorrectionKind.EVIDENCE:
@@ -124,8 +128,10 @@ class CorrectionSender:
         assert correction.note_id is not None, "a credit note is one"
         with self._connection.begin():
             note = invoice_store.load(self._connection, correction.note_id)
+        if self._stored.state is InvoiceState.UNCOLLECTIBLE:
+            return self._credit_bad_debt(note)
         number = note.number or ""
-        refunds = self._refunds_of_note(number)
+        refunds, _ = self._given_back(number)
         theirs, _ = self._gateway.invoice(self._target)
 
         def make(epoch: int) -> Request:
@@ -150,25 +156,50 @@ class CorrectionSender:
             )  # fmt: skip
             self._end(made["id"], entry_id)
 
-    def _refund(self) -> list[tuple[str, int]]:
-        """Give back the planned parts of payments, each once: the refunds with their amounts."""
-        found: list[tuple[str, int]] = []
-        for chunk, (intent, amount) in enumerate(self._correction.content["parts"]):
-            try:
-                found.append((self._give_back(intent, amount, chunk, self._correction.content["note"]), amount))
-            except StripeRefused as error:
-                if not found:
-                    raise
-                raise Parked(f"{len(found)} parts are given back, and the next one is refused: {error}") from None
-        return found
+    def _credit_bad_debt(self, note: StoredInvoice) -> None:
+        """What is written off is none any more as far as it is credited, and the rest was paid: unapplied cash.
 
-    def _refunds_of_note(self, number: str) -> list[tuple[str, int]]:
-        """The same for a credit note: what Stripe refuses to give back is unapplied cash, as all of it would be."""
-        found = []
+        Stripe takes no credit note on an uncollectible invoice, and is not told.
+        """
+        correction, identity = self._correction, self._stored.invoice.identity
+        with self._connection.begin():
+            written_off, _ = bad_debt(self._connection, correction.invoice_id)
+            amount = credited(note.invoice)
+            lowered = min(amount, to_stripe(to_minor(written_off, identity.money), identity.money))
+            if lowered:
+                made = correction_store.add(
+                    self._connection, correction.invoice_id, CorrectionKind.RECOVERY, note_id=correction.note_id,
+                    reason=correction.reason, actor=correction.made_by,
+                )  # fmt: skip
+                entry_id = book(self._connection, made, identity, lowered, self._given.now)
+                correction_store.end(self._connection, made, CorrectionEvent.ANSWER, entry_id=entry_id)
+            because = "not told: Stripe takes no credit note on an uncollectible invoice"
+            self._end(None, self._book(amount - lowered), because=because)
+
+    def _refund(self) -> None:
+        """Give back the planned parts of payments, each once. Raises StripeRefused where no part is."""
+        found, refused = self._given_back(self._correction.content["note"])
+        if not found:
+            raise StripeRefused("; ".join(refused))
+        because = "; ".join(refused) or None
+        with self._connection.begin():
+            if because:
+                tell_refused(self._connection, self._correction, because)
+            self._end(found[-1][0], because=because)
+
+    def _given_back(self, note: str | None) -> tuple[list[tuple[str, int]], list[str]]:
+        """The planned parts of payments, given back: refunds with their amounts, and what was refused of it.
+
+        What Stripe refuses to give back for a credit note is unapplied cash, as all of it would be.
+        """
+        found, refused = [], []
         for chunk, (intent, amount) in enumerate(self._correction.content.get("parts", [])):
-            with suppress(StripeRefused):
-                found.append((self._give_back(intent, amount, chunk, number), amount))
-        return found
+            try:
+                found.append((self._give_back(intent, amount, chunk, note), amount))
+            except StripeRefused as error:
+                money = self._stored.invoice.identity.money
+                refused.append(f"{plain(major(amount, money))} {money.code} of {intent} is not given back: {error}")
+        return found, refused
 
     def _give_back(self, intent: str, amount: int, chunk: int, note: str | None) -> str:
         def make(epoch: int) -> Request:
@@ -181,10 +212,10 @@ class CorrectionSender:
             return self._ours(self._gateway.pages("/v1/refunds", payment_intent=intent), part=str(chunk))
 
         key, made = self._asked(make, self._gateway.change, look)
-        if made["status"] not in ("succeeded", "pending"):
-            raise Parked(f"Stripe's refund {made['id']} is {made['status']}: {made.get('failure_reason')}")
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, made["id"])
+        if made["status"] in NOT_GIVEN:
+            raise StripeRefused(f"Stripe's refund {made['id']} is {made['status']}: {made.get('failure_reason')}")
         return str(made["id"])
 
     def _unapply(self) -> None:
@@ -242,7 +273,15 @@ class CorrectionSender:
     def _book(self, amount: int) -> int | None:
         return book(self._connection, self._correction, self._stored.invoice.identity, amount, self._given.now)
 
-    def _end(self, stripe_id: str, entry_id: int | None = None) -> None:
+    def _end(self, stripe_id: str | None, entry_id: int | None = None, because: str | None = None) -> None:
         correction_store.end(
-            self._connection, self._correction, CorrectionEvent.ANSWER, stripe_id=stripe_id, entry_id=entry_id
-        )
+            self._connection, self._correction, CorrectionEvent.ANSWER, stripe_id=stripe_id, entry_id=entry_id,
+            because=because,
+        )  # fmt: skip
+
+
+def tell_refused(connection: Connection, correction: Correction, because: str) -> None:
+    """Tell the audit log what Stripe refused of a correction that is over."""
+    detail = {"correction": correction.correction_no, "reason": because}
+    action = f"invoice.{correction.kind}.refused"
+    audit.record(raw(connection), correction.made_by, action, str(correction.invoice_id), detail)

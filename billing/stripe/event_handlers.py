@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 from billing.database import transaction
 from billing.errors import StripeRefused, UnknownInvoice
 from billing.invoicing import correction_store, invoice_store
-from billing.invoicing.correcting import CORRECTION, CorrectionEvent, CorrectionKind, CorrectionState
+from billing.invoicing.correcting import CORRECTION, CorrectionEvent, CorrectionKind
 from billing.invoicing.dunning import Standing
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
@@ -24,7 +24,7 @@ from billing.invoicing.sending import OURS
 from billing.ledger import ledger_store
 from billing.money import ZERO, exactly, to_minor, to_stripe
 from billing.posting.booking import booking
-from billing.posting.correction_amounts import book, booked
+from billing.posting.correction_amounts import bad_debt, book
 from billing.posting.stripe_money import dispute_lost, major
 from billing.stripe import returns, standing_store
 from billing.stripe.payers import customer_who_paid, payer
@@ -65,7 +65,9 @@ def _invoice(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
     try:
         theirs, _ = gateway.invoice(stripe_id)
     except StripeRefused as error:
-        return "gone" if error.code == "resource_missing" else f"{PERSON}{error}"
+        if error.code == "resource_missing":
+            return "gone"
+        raise
     failed = max((event.created_at for event in events if event.type == FAILED), default=None)
     with transaction(engine) as connection:
         try:
@@ -92,11 +94,9 @@ def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice
         return WAITS if status in ("paid", "open") else "noted"
     ours = correction_store.open_end(connection, stored.invoice.invoice_id) is not None
     if theirs.overpaid:
-        reason = f"{name} was paid twice or with too much"
-        correction_store.add(
-            connection, stored.invoice.invoice_id, CorrectionKind.OVERPAYMENT, reason=reason, actor=actor,
-            content={"amount": theirs.overpaid},
-        )  # fmt: skip
+        _unapply(
+            connection, stored.invoice.invoice_id, theirs.overpaid, f"{name} was paid twice or with too much", actor
+        )
     if stored.state is InvoiceState.UNCOLLECTIBLE:
         _recover(connection, stored, theirs, now, actor)
     if status == "paid" and stored.state in UNPAID:
@@ -111,16 +111,24 @@ def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice
     return "noted"
 
 
+def _unapply(connection: Connection, invoice_id: uuid.UUID, overpaid: int, reason: str, actor: str) -> None:
+    """What was overpaid (all of it, in Stripe's integer) beyond what is known of it becomes unapplied cash."""
+    known = correction_store.listed(connection, invoice_ids=[invoice_id], kind=CorrectionKind.OVERPAYMENT)
+    more = overpaid - sum(each.content["amount"] for each in known)
+    if more > 0:
+        correction_store.add(
+            connection, invoice_id, CorrectionKind.OVERPAYMENT, reason=reason, actor=actor,
+            content={"amount": more, "up_to": overpaid},
+        )  # fmt: skip
+
+
 def _recover(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> None:
     """What of a write-off is paid after all, also in part, is no bad debt."""
     of = stored.invoice
-    known = correction_store.listed(connection, state=CorrectionState.DONE, invoice_ids=[of.invoice_id])
-    bad_debt = ZERO
+    written_off, by_notes = bad_debt(connection, of.invoice_id)
     with exactly():
-        for each in known:
-            if each.kind in (CorrectionKind.WRITE_OFF, CorrectionKind.RECOVERY):
-                bad_debt += booked(connection, each) * (1 if each.kind is CorrectionKind.WRITE_OFF else -1)
-        back = bad_debt - major(theirs.amount_remaining, of.identity.money)
+        # Stripe takes no credit note on what is written off: there it remains to be paid as before.
+        back = written_off - max(ZERO, major(theirs.amount_remaining, of.identity.money) - by_notes)
     if back <= 0:
         return
     made = correction_store.add(
@@ -176,6 +184,7 @@ def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
     with transaction(engine) as connection:
         account, entity = payer(connection, customer)
         standing_store.keep_dispute(connection, found, account, _known_invoice(connection, theirs))
+    with transaction(engine) as connection:
         key = f"stripe:dispute:{dispute_id}:lost"
         if found.status == "lost" and ledger_store.entry(connection, key) is None:
             where = booking(connection, key, legal_entity=entity, at=now, now=now)

@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from billing.invoicing import invoice_store, number_store, rated_line_store
+from billing.invoicing.close_holds import close_that_holds
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
 from billing.invoicing.sending import (
@@ -43,7 +44,10 @@ LOOKS: Final = 3
 
 
 class InvoiceSender:
-    """Takes one invoice from wherever it stands to finalized, or to the state it keeps locally."""
+    """Takes one invoice from wherever it stands to finalized, or to the state it keeps locally.
+
+    `held_by`: the month whose close has the draft and is not approved. Then it goes no further than to be compared.
+    """
 
     def __init__(
         self,
@@ -54,13 +58,16 @@ class InvoiceSender:
         until: SendingStep = SendingStep.FINALIZED,
     ) -> None:
         self._connection = connection
-        self._until = until
         self._invoice_id = invoice_id
         self._given = given
+        self.held_by: str | None = None
         with connection.begin():
             self._stored = invoice_store.load(connection, invoice_id)
+            if until is SendingStep.FINALIZED and self._stored.state is InvoiceState.DRAFT:
+                self.held_by = close_that_holds(connection, self._stored.invoice.identity)
             account = self._stored.invoice.identity.billing_account
             self._account = account_store.accounts(connection, [account])[account]
+        self._until = SendingStep.COMPARED if self.held_by else until
         self._requests = RequestSender(connection, invoice_id, account, given)
 
     def run(self) -> StoredInvoice:

@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from billing.errors import EventRefused
-from billing.posting.stripe_money import BalanceTransaction
+from billing.posting.stripe_money import CREDIT_NOTE, BalanceTransaction
 from billing.stripe.returns_store import StripeEvent
 from billing.stripe.stripe_gateway import StripeGateway
 
 TOLERANCE_S: Final = 300
 """How old a signed webhook may be: https://docs.stripe.com/webhooks#replay-attacks."""
+NOT_GIVEN: Final = ("failed", "canceled")
+"""States of a refund that gave nothing back."""
 _SIGNED: Final = re.compile(r"(t|v1)=([0-9a-f]+)")
 
 
@@ -37,6 +39,16 @@ class Dispute:
     payment_intent: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A payment of an invoice: its intent, what is left of it, what went back by credit note ("": for none); in
+    Stripe's integers."""
+
+    intent: str
+    left: int
+    back: Mapping[str, int]
+
+
 def events(gateway: StripeGateway, since: datetime | None) -> Iterator[StripeEvent]:
     """Events from a moment on, the newest first; Stripe keeps them for 30 days."""
     return (event_of(found) for found in gateway.pages("/v1/events", **_since(since)))
@@ -44,28 +56,37 @@ def events(gateway: StripeGateway, since: datetime | None) -> Iterator[StripeEve
 
 def balance_transactions(gateway: StripeGateway, since: datetime | None) -> Iterator[BalanceTransaction]:
     """Balance transactions from a moment on, the newest first, each with what it is about."""
-    for found in gateway.pages("/v1/balance_transactions", expand=["data.source"], **_since(since)):
-        source = found["source"] if isinstance(found["source"], Mapping) else {}
-        theirs = (source.get("amount"), str(source.get("currency", "")).upper())
-        code = found["currency"].upper()
-        paid = None
-        if source.get("object") in ("charge", "dispute", "refund") and theirs[1] != code:
-            sign = -1 if found["amount"] < 0 else 1
-            paid = (sign * int(theirs[0] or 0), theirs[1])
-        yield BalanceTransaction(
-            transaction_id=found["id"],
-            category=found["reporting_category"],
-            currency=code,
-            amount=found["amount"],
-            fee=found["fee"],
-            net=found["net"],
-            created_at=_moment(found["created"]),
-            source_id=source.get("id") or found["source"],
-            stripe_customer_id=source.get("customer"),
-            charge_id=source.get("charge"),
-            paid=paid,
-            metadata=dict(source.get("metadata") or {}),
-        )
+    pages = gateway.pages("/v1/balance_transactions", expand=["data.source"], **_since(since))
+    return map(_balance_transaction, pages)
+
+
+def balance_transaction(gateway: StripeGateway, transaction_id: str) -> BalanceTransaction:
+    """One balance transaction, with what it is about."""
+    return _balance_transaction(gateway.get("/v1/balance_transactions/{}", transaction_id, expand=["source"]))
+
+
+def _balance_transaction(found: Mapping[str, Any]) -> BalanceTransaction:
+    source = found["source"] if isinstance(found["source"], Mapping) else {}
+    theirs = (source.get("amount"), str(source.get("currency", "")).upper())
+    code = found["currency"].upper()
+    paid = None
+    if source.get("object") in ("charge", "dispute", "refund") and theirs[1] != code:
+        sign = -1 if found["amount"] < 0 else 1
+        paid = (sign * int(theirs[0] or 0), theirs[1])
+    return BalanceTransaction(
+        transaction_id=found["id"],
+        category=found["reporting_category"],
+        currency=code,
+        amount=found["amount"],
+        fee=found["fee"],
+        net=found["net"],
+        created_at=_moment(found["created"]),
+        source_id=source.get("id") or found["source"],
+        stripe_customer_id=source.get("customer"),
+        charge_id=source.get("charge"),
+        paid=paid,
+        metadata=dict(source.get("metadata") or {}),
+    )
 
 
 def customer_of_charge(gateway: StripeGateway, charge_id: str) -> str | None:
@@ -93,14 +114,18 @@ def invoice_of_payment(gateway: StripeGateway, payment_intent: str) -> str | Non
     return None
 
 
-def payments_left(gateway: StripeGateway, stripe_invoice: str) -> list[tuple[str, int]]:
-    """An invoice's payments, the newest first, each with what of it was not given back: (payment intent, amount)."""
+def payments(gateway: StripeGateway, stripe_invoice: str) -> list[Payment]:
+    """An invoice's payments as they stand, the newest first; what failed to be given back was not."""
     found = []
     for paid in gateway.pages("/v1/invoice_payments", invoice=stripe_invoice, status="paid"):
         if (intent := paid["payment"]["payment_intent"]) is not None:
-            refunds = gateway.pages("/v1/refunds", payment_intent=intent)
-            back = sum(refund["amount"] for refund in refunds if refund["status"] not in ("failed", "canceled"))
-            found.append((str(intent), paid["amount_paid"] - back))
+            left, back = paid["amount_paid"], dict[str, int]()
+            for refund in gateway.pages("/v1/refunds", payment_intent=intent):
+                if refund["status"] not in NOT_GIVEN:
+                    left -= refund["amount"]
+                    note = (refund["metadata"] or {}).get(CREDIT_NOTE, "")
+                    back[note] = back.get(note, 0) + refund["amount"]
+            found.append(Payment(str(intent), left, back))
     return found
 
 

@@ -6,8 +6,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, func, literal, or_, select, true, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    Connection,
+    String,
+    and_,
+    any_,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from billing import tables
 from billing.invoicing import correction_store
@@ -51,7 +64,9 @@ def keep_event(connection: Connection, event: StripeEvent, *, received_as: str) 
     return made.first() is not None
 
 
-def unhandled(connection: Connection, limit: int, after: StripeEvent | None = None) -> Sequence[StripeEvent]:
+def unhandled(
+    connection: Connection, limit: int | None = None, after: StripeEvent | None = None
+) -> Sequence[StripeEvent]:
     """Events that wait, the oldest first; those after one."""
     table = tables.stripe_events
     place = tuple_(table.c.created_at, table.c.event_id)
@@ -92,8 +107,25 @@ def set_read_to(connection: Connection, name: str, at: datetime) -> None:
 def booked(connection: Connection, transaction_ids: Collection[str]) -> set[str]:
     """Which of these balance transactions are booked."""
     table = tables.stripe_balance_transactions
-    query = select(table.c.transaction_id).where(table.c.transaction_id.in_(transaction_ids))
-    return set(connection.execute(query).scalars())
+    # One parameter, however many there are.
+    wanted = any_(cast(list(transaction_ids), ARRAY(String)))
+    return set(connection.execute(select(table.c.transaction_id).where(table.c.transaction_id == wanted)).scalars())
+
+
+def unbooked(connection: Connection) -> dict[str, datetime]:
+    """The balance transactions that could not be booked, and when they were made; the oldest first."""
+    table = tables.stripe_unbooked
+    query = select(table.c.transaction_id, table.c.created_at).order_by(table.c.created_at, table.c.transaction_id)
+    return {row.transaction_id: row.created_at for row in connection.execute(query)}
+
+
+def set_aside(connection: Connection, transaction_id: str, created_at: datetime, because: str | None) -> None:
+    """Keep why a balance transaction cannot be booked; None where it is booked by now."""
+    table = tables.stripe_unbooked
+    connection.execute(table.delete().where(table.c.transaction_id == transaction_id))
+    if because is not None:
+        values = {"transaction_id": transaction_id, "created_at": created_at, "because": because}
+        connection.execute(table.insert().values(**values))
 
 
 def keep_transaction(

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import Connection, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import UUID, Connection, any_, cast, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from billing import tables
+from billing.invoicing import correction_store
+from billing.invoicing.correcting import CorrectionState, correction_of
 from billing.invoicing.sending import Operation, Request
 
 LONGEST_REQUEST: Final = timedelta(minutes=2)
@@ -72,6 +74,30 @@ def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest:
     ).one()
     request = Request(row.idempotency_key, Operation(row.step), row.chunk, row.epoch, row.target, row.parameters)
     return FrozenRequest(request, row.reply_id, row.settled, row.expired)
+
+
+def unanswered(connection: Connection, invoice_ids: Collection[uuid.UUID]) -> list[tuple[str, str]]:
+    """Requests for invoices of which nobody knows whether Stripe did them: key and step, in order.
+
+    Not one whose change was asked for again under the key's next epoch, nor one of a correction that is over.
+    """
+    table, later = tables.stripe_requests, tables.stripe_requests.alias()
+    of, of_later = (func.regexp_replace(each.c.idempotency_key, ":e[0-9]+$", "") for each in (table, later))
+    asked_again = select(later.c.epoch).where(
+        later.c.invoice_id == table.c.invoice_id, of_later == of, later.c.epoch > table.c.epoch
+    )
+    query = (
+        select(table.c.idempotency_key, table.c.step)
+        .where(
+            table.c.replied_at.is_(None),
+            table.c.invoice_id == any_(cast(list(invoice_ids), ARRAY(UUID))),
+            ~asked_again.exists(),
+        )
+        .order_by(table.c.idempotency_key)
+    )
+    corrections = correction_store.listed(connection, state=CorrectionState.OPEN, invoice_ids=invoice_ids)
+    open_ = {None, *(each.correction_no for each in corrections)}
+    return [(row[0], row[1]) for row in connection.execute(query) if correction_of(row[0]) in open_]
 
 
 def record_reply(connection: Connection, idempotency_key: str, reply_id: str) -> None:

@@ -1,7 +1,8 @@
 """Which billed periods a close need not rate again: their usage can change no more, and their terms have not.
 
 Usage: what completed before the identities that are forgotten is refused by whoever ingests it (docs/retention.md), and
-an attempt or correction needs the identity of what it belongs to. Terms: the subscriptions that hold in the period, as
+an attempt or correction needs the identity of what it belongs to. What a replay brings in from behind the horizon
+counts as a change of terms. Terms: the subscriptions that hold in the period, as
 far as they do, and the price versions of until its end.
 """
 
@@ -30,6 +31,9 @@ _TERMS: Final = text(
     ), '') || coalesce((
         select string_agg(plan || ' ' || version || ' ' || valid_from, ',' order by plan, valid_from, plan_version_no)
         from ledger.plan_versions where valid_from < until
+    ), '') || coalesce((
+        select ' replayed ' || count(*) from usage.replayed_identities
+        where completed_at >= since and completed_at < until having count(*) > 0
     ), ''))
     from unnest(cast(:starts as timestamptz[]), cast(:ends as timestamptz[])) as p (since, until)
     """

@@ -16,6 +16,7 @@ from serving_adapter.adapters.commands import VERBS
 from serving_adapter.replica_reports import EngineModel
 from serving_adapter.report_sender import ReportSender
 from serving_adapter.scrape import Scraper, Target, keep_scraping
+from serving_adapter.serving.adapter_settings import metrics_secret
 from serving_adapter.settings import SettingsError
 from serving_adapter.shipping.archive import Archive
 from serving_adapter.shipping.shipper import Producers, Shipper, keep_shipping
@@ -49,7 +50,7 @@ def scrape(
     if as_json and not once:
         raise typer.BadParameter("--json is for --once")
     try:
-        target = Target(url, replica, boot)
+        target = Target(url, replica, boot, metrics_secret())
     except SettingsError as error:
         raise typer.BadParameter(str(error)) from None
     scraper = Scraper(target, ReportSender(session.kafka()).send)

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
-from billing.commands.close_month import MonthClosed, close_month
-from billing.commands.send_invoices import Outcome
+from billing.commands.close_month import foresee_month
 from billing.commands.show_invoices import invoice_list
 from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
-from billing.money import plain
 from console import session
-from console.close_shown import DIFFERENCE_COLUMNS, Month, month_of, show_run, show_status
+from console.close_shown import DIFFERENCE_COLUMNS, show_dry_run, show_run, show_status
 from console.commands import close_decisions, close_evidence
-from console.commands.invoice_shown import note_told
-from console.output import AsCsv, AsJson, document, listing, out, problems
+from console.output import AsCsv, AsJson, document, end_with, listing, out
 from console.progress import bars
 from reconciliation.close.gates import TITLES, Gate
 from reconciliation.close.running import run_close
-from reconciliation.close.standing import close_status
+from reconciliation.close.status import close_status
 
 app = typer.Typer(help="Close a month like the books (docs/close.md).", no_args_is_help=True, add_completion=False)
-
-EARLIER_USUAL: Final = 3
-"""Earlier periods that a close rates again where books are closed in time: the horizon is a month and a half."""
 
 
 @app.command()
 def run(
-    month: Month,
+    month: session.Month,
     actor: session.Actor,
     test: Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")] = False,
     now: session.Now = None,
@@ -39,17 +33,17 @@ def run(
     """Take the month as far as it may go: rate, cut, draw up, compare; issue what is approved; close the book.
 
     Safe to repeat: run it again after another person's `close approve`. What came late to earlier months is rated
-    first. Exit code 1 while something is held up, but for the approval.
+    first. Exit code 1 while something is held up, but for the approval. A dry run asks no gate.
     """
-    period = month_of(month)
+    period = session.month_of(month)
     if now is not None and not test:
         raise typer.BadParameter("--now goes with --test only")
     at = session.clock(now)
     gateway = session.stripe(test=test)
     with session.engine() as engine, bars() as progress:
         if dry_run:
-            closed = close_month(
-                engine, period=period, gateway=gateway, now=at, actor=actor, test=test, progress=progress, dry_run=True
+            closed = foresee_month(
+                engine, period=period, gateway=gateway, now=at, actor=actor, test=test, progress=progress
             )
             found = closed.problems
         else:
@@ -59,23 +53,21 @@ def run(
             )  # fmt: skip
             found = done.problems
     if dry_run:
-        show(closed)
+        show_dry_run(closed)
     else:
         show_run(done)
-    problems(found)
-    if found:
-        raise typer.Exit(1)
+    end_with(found)
 
 
 @app.command()
 def status(
-    month: Month,
+    month: session.Month,
     gate: Annotated[Gate | None, typer.Option(help="What this gate found, difference by difference.")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Where the month's accounts stand, what the gates found last, and its invoices by state."""
-    period = month_of(month)
+    period = session.month_of(month)
     with session.engine() as engine:
         found = close_status(engine, period)
         invoices = invoice_list(engine, of_month=period)
@@ -107,7 +99,7 @@ def status(
 
 @app.command()
 def unbillable(
-    month: Month,
+    month: session.Month,
     actor: session.Actor,
     approve: Annotated[bool, typer.Option("--approve", help="Let all of it stay unbilled.")] = False,
     reason: Annotated[str, typer.Option(help="Why, with --approve.")] = "",
@@ -116,7 +108,7 @@ def unbillable(
     as_csv: AsCsv = False,
 ) -> None:
     """Usage of the month that came later than its contract bills (late_usage_days); a named person approves it."""
-    period = month_of(month)
+    period = session.month_of(month)
     with session.engine() as engine:
         if approve:
             count = approve_unbillable(engine, period, reason=reason, actor=actor, dry_run=dry_run)
@@ -140,51 +132,6 @@ def unbillable(
     listing(rows, shown, as_csv=as_csv, title=period.name, empty="nothing came too late to be billed")
     if approve and not as_csv:
         out.print(f"{count} events approved to stay unbilled")
-
-
-def show(closed: MonthClosed) -> None:
-    """What a run of the close did, in a few lines."""
-    rated, drafted, sent = closed.rated, closed.drafted, closed.sent
-    if closed.dry_run:
-        would = sent.having(Outcome.WOULD_BE_SENT)
-        out.print(f"{closed.period.name}: dry run, nothing is changed")
-        out.print(
-            f"{rated.lines_posted} rated lines would be posted; the drafts of {len(closed.accounts_to_redraw)} billing"
-            " accounts would follow them"
-        )
-        out.print(
-            f"of what is posted already {len(drafted.changed)} invoices would be drawn up,"
-            f" and {len(would)} of those drawn up would be sent"
-        )
-        return
-    new = [invoice for invoice in sent.having(Outcome.FINALIZED) if invoice.changed]
-    finalized, carried, zero = (
-        len(sent.having(outcome)) for outcome in (Outcome.FINALIZED, Outcome.CARRIED, Outcome.ZERO)
-    )
-    out.print(f"{closed.period.name}: {len(rated.tenants)} tenants rated, {rated.lines_posted} rated lines posted")
-    out.print(f"{len(drafted.changed)} invoices drawn up, {len(drafted.unchanged) + len(drafted.frozen)} there already")
-    out.print(
-        f"{finalized} finalized in Stripe ({len(new)} now), {carried} carried below the minimum charge, {zero} zero"
-    )
-    for other in closed.others:
-        drawn = "goes on: accrued" if other.drafted is None else f"{len(other.sent.invoices)} invoices"
-        out.print(f"{other.period.name}: {len(other.rated.tenants)} tenants rated, {drawn}")
-    if in_advance := closed.in_advance.sent.invoices:
-        out.print(f"{len(in_advance)} invoices for fees in advance")
-    runs = [each.in_advance for each in closed.others] + [closed.in_advance]
-    for note in (*(n for each in runs for n in each.billed.notes), *closed.notes.notes):
-        out.print(note_told(note))
-    for late in closed.late:
-        out.print(late)
-    if len(closed.earlier) > EARLIER_USUAL:
-        out.print(
-            f"{len(closed.earlier)} earlier periods were rated again, since late usage can still come to them: closing"
-            " their books ends that (`tollbook ledger close`, docs/late-usage.md)"
-        )
-    if closed.expired:
-        out.print(f"{len(closed.expired)} credits expired")
-    for bought in closed.topped_up:
-        out.print(f"{bought.billing_account}: {plain(bought.amount)} {bought.currency} of credit to be paid")
 
 
 app.command()(close_decisions.waive)

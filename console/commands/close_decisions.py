@@ -8,7 +8,6 @@ import typer
 
 from billing.money import parse_decimal
 from console import session
-from console.close_shown import Month, month_of
 from console.output import out
 from reconciliation.close import deciding
 from reconciliation.close.deciding import Worth
@@ -23,7 +22,7 @@ AccountName = Annotated[str, typer.Argument(metavar="ACCOUNT", help="The billing
 
 
 def waive(
-    month: Month,
+    month: session.Month,
     gate: Annotated[Gate, typer.Argument(help="R1 (gaps) or R9; R11 is explained.")],
     actor: session.Actor,
     reason: Reason,
@@ -41,7 +40,7 @@ def waive(
 
 
 def explain(
-    month: Month,
+    month: session.Month,
     actor: session.Actor,
     reason: Reason,
     keys: Keys = None,
@@ -61,7 +60,7 @@ def _waive(
     actor: str,
     done: str,
 ) -> None:
-    period = month_of(month)
+    period = session.month_of(month)
     if bool(keys) == every:
         raise typer.BadParameter("name the differences, or say --all")
     with session.engine() as engine:
@@ -71,7 +70,7 @@ def _waive(
 
 
 def approve(
-    month: Month,
+    month: session.Month,
     actor: session.Actor,
     leave: Annotated[
         list[str] | None, typer.Option(help="Park this account instead; the book closes without it.")
@@ -79,7 +78,7 @@ def approve(
     reason: Annotated[str, typer.Option(help="Why it is left.")] = "",
 ) -> None:
     """Sign what every reconciled account comes to. Never the person who ran the close (TOLLBOOK_TEAM_OF_ONE)."""
-    period = month_of(month)
+    period = session.month_of(month)
     with session.engine() as engine:
         signed = deciding.approve(engine, period, actor=actor, leave=leave or (), reason=reason)
     out.print(f"{period.name}: {len(signed)} accounts approved by {actor}" + (f", {len(leave)} left" if leave else ""))
@@ -87,17 +86,17 @@ def approve(
         out.print(f"  signed {deciding.signed(signed)}", soft_wrap=True)
 
 
-def release(month: Month, account: AccountName, actor: session.Actor, reason: Reason) -> None:
+def release(month: session.Month, account: AccountName, actor: session.Actor, reason: Reason) -> None:
     """Let a parked account go on where it was parked."""
-    period = month_of(month)
+    period = session.month_of(month)
     with session.engine() as engine:
         standing = deciding.release(engine, period, account, actor=actor, reason=reason)
     out.print(f"{period.name}: {account} is {standing.state}")
 
 
-def reopen(month: Month, account: AccountName, actor: session.Actor, reason: Reason) -> None:
+def reopen(month: session.Month, account: AccountName, actor: session.Actor, reason: Reason) -> None:
     """Propose to cut an account's month anew, before its book is closed. Another person approves it."""
-    period = month_of(month)
+    period = session.month_of(month)
     with session.engine() as engine:
         number = deciding.propose_reopening(
             engine, period, account, actor=actor, reason=reason, now=session.clock(None)

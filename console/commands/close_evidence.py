@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from console import session
-from console.close_shown import Month, month_of
 from console.output import AsCsv, AsJson, document, listing, out
 from console.output import plain as told
 from reconciliation.close.evidence import write_evidence
@@ -16,11 +15,11 @@ from reconciliation.close.verifying import verify_evidence
 
 
 def evidence(
-    month: Month,
+    month: session.Month,
     folder: Annotated[Path, typer.Argument(file_okay=False, metavar="FOLDER", help="A new folder, or a pack of it.")],
 ) -> None:
     """Write the evidence of a month's close: what was closed, and who signed it. Written again: the same bytes."""
-    period = month_of(month)
+    period = session.month_of(month)
     with session.engine() as engine:
         written = write_evidence(engine, period, folder)
     out.print(f"{period.name}: {written.files} files in {session.shown(folder)}")

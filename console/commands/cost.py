@@ -11,16 +11,15 @@ from billing.commands.allocate_costs import allocate_costs, month_margins
 from billing.commands.set_gpu_pool import gpu_pools, set_gpu_pool
 from billing.costs.pools import read_pool
 from billing.money import plain, quantise_line, total
-from billing.periods import BillingPeriod, parse_period
 from console import session
-from console.output import AsCsv, AsJson, document, listing, out, problems
+from console.output import AsCsv, AsJson, document, end_with, listing, out
 
 app = typer.Typer(help="What GPUs cost, for whom, and what is left.", no_args_is_help=True, add_completion=False)
 pools_app = typer.Typer(help="What pools of GPUs cost an hour, dated.", no_args_is_help=True, add_completion=False)
 app.add_typer(pools_app, name="pools")
 
 BY: tuple[str, ...] = ("tenant", "model", "adapter")
-Month = Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")]
+WHY_MONTHS = "costs are divided by the month"
 
 
 @pools_app.command()
@@ -56,9 +55,9 @@ def list_pools(
 
 
 @app.command()
-def allocate(month: Month, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+def allocate(month: session.Month, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """Each pool's bill of a month, divided: tenants by GPU time, idle time and overhead as lines of their own."""
-    period = _month(month)
+    period = session.month_of(month, WHY_MONTHS)
     with session.engine() as engine:
         found = allocate_costs(engine, period)
     rows: list[dict[str, Any]] = [
@@ -74,12 +73,12 @@ def allocate(month: Month, as_json: AsJson = False, as_csv: AsCsv = False) -> No
         for name in sorted({line.pool for line in found.lines}):
             mine = [line for line in found.lines if line.pool == name]
             out.print(f"{name}: {plain(total(line.amount for line in mine))} {mine[0].currency} in all")
-    _end(found.problems)
+    end_with(found.problems)
 
 
 @app.command()
 def margin(
-    month: Month,
+    month: session.Month,
     by: Annotated[str, typer.Option(help=f"Some of {', '.join(BY)}, with commas.")] = "tenant",
     currency: Annotated[str, typer.Option(help="Others are converted at the rates of the month's end.")] = "USD",
     losing: Annotated[bool, typer.Option("--losing", help="Only those that cost more than they bring.")] = False,
@@ -87,7 +86,7 @@ def margin(
     as_csv: AsCsv = False,
 ) -> None:
     """What tenants bring less what their GPU time cost, the least margin first; and why some cost more than that."""
-    period, names = _month(month), [name.strip() for name in by.split(",") if name.strip()]
+    period, names = session.month_of(month, WHY_MONTHS), [name.strip() for name in by.split(",") if name.strip()]
     if unknown := [name for name in names if name not in BY]:
         raise typer.BadParameter(f"--by {unknown[0]}: choose from {', '.join(BY)}")
     with session.engine() as engine:
@@ -106,17 +105,4 @@ def margin(
         listing(rows, columns, as_csv=as_csv, title=f"{period.name}, {found.currency}", empty="nobody")
         if not as_csv:
             out.print(f"idle time, overhead and the platform's own: {rest} {found.currency}")
-    _end(found.problems)
-
-
-def _end(found: tuple[str, ...]) -> None:
-    problems(found)
-    if found:
-        raise typer.Exit(1)
-
-
-def _month(text: str) -> BillingPeriod:
-    period = parse_period(text)
-    if period.months != 1:
-        raise typer.BadParameter(f"{text}: costs are divided by the month, e.g. 2026-10")
-    return period
+    end_with(found.problems)

@@ -10,7 +10,7 @@ import typer
 from billing.commands.dispute_evidence import dispute_document, dispute_list, submit_evidence, write_evidence
 from billing.commands.send_corrections import send_corrections
 from console import session
-from console.output import AsCsv, AsJson, document, listing, out, problems
+from console.output import AsCsv, AsJson, document, end_with, listing, out
 
 app = typer.Typer(help="Disputed payments, and evidence.", no_args_is_help=True, add_completion=False)
 COLUMNS = ("dispute_id", "status", "reason", "amount", "currency", "billing_account", "evidence_due_at", "submissions")
@@ -63,7 +63,5 @@ def evidence(
         now = session.clock(None)
         sent = send_corrections(engine, gateway=gateway, now=now, actor=actor, correction_nos=[made.correction_no])
     hindered = [f"evidence: {each.correction.state}: {each.reason}" for each in sent if each.reason]
-    problems(hindered)
-    if hindered:
-        raise typer.Exit(1)
+    end_with(hindered)
     out.print("submitted" if sent else f"was submitted before, by {made.made_by}")

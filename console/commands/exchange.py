@@ -11,9 +11,8 @@ from billing.commands.remeasure_balances import remeasure_balances
 from billing.commands.set_exchange_rate import exchange_rates, set_exchange_rate
 from billing.ledger.exchange_rates import ExchangeRate
 from billing.money import PRICE_DECIMALS, parse_decimal, plain
-from billing.periods import parse_period
 from console import session
-from console.output import AsCsv, AsJson, listing, out, problems
+from console.output import AsCsv, AsJson, end_with, listing, out
 
 app = typer.Typer(
     help="Exchange rates, dated, and what they do to the books.", no_args_is_help=True, add_completion=False
@@ -70,20 +69,16 @@ def list_rates(
 
 @app.command()
 def remeasure(
-    month: Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")],
+    month: session.Month,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     dry_run: session.DryRun = False,
 ) -> None:
     """Book what rates did in a month to what is held in other currencies. Safe to repeat; `close run` does it, too."""
-    period = parse_period(month)
-    if period.months != 1:
-        raise typer.BadParameter(f"{month}: the books are kept by the month, e.g. 2026-10")
+    period = session.month_of(month, "the books are kept by the month")
     with session.engine() as engine:
         found = remeasure_balances(engine, period, now=session.clock(None), dry_run=dry_run)
     rows = [asdict(each) | {"loss": plain(each.loss)} for each in found]
     listing(rows, ("legal_entity", "loss", "problem"), as_json=as_json, as_csv=as_csv, empty="no legal entity")
     wrong = [each.problem for each in found if each.problem is not None]
-    problems(wrong)
-    if wrong:
-        raise typer.Exit(1)
+    end_with(wrong)

@@ -14,8 +14,8 @@ from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
 from console import session
 from console.commands import invoice_correction, invoice_evidence
-from console.commands.invoice_shown import major, note_told, print_invoice, write_forms
-from console.output import AsCsv, AsJson, document, listing, out, problems
+from console.invoice_shown import major, note_told, print_invoice, write_forms
+from console.output import AsCsv, AsJson, document, end_with, listing, out, problems
 from console.progress import bars
 
 ToFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file, for people.")]
@@ -37,6 +37,7 @@ def list_invoices(
             within=parse_period(period) if period else None,
             billing_account=account,
             states=[state] if state else None,
+            today=session.clock(None).date(),
         )
     if as_json:
         document(found)
@@ -60,7 +61,7 @@ def show(
 ) -> None:
     """One invoice with its lines; as a document (--json), with its events in a file, for `invoice verify`."""
     with session.engine() as engine:
-        found = invoice_document(engine, reference)
+        found = invoice_document(engine, reference, today=session.clock(None).date())
         if events is not None:
             invoice_evidence.write_events(engine, reference, events)
     write_forms(found, html=html, pdf=pdf, ubl=ubl)
@@ -80,7 +81,10 @@ def send(
     dry_run: session.DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send drafts to Stripe: exactly one invoice each, whatever happens on the way. Run again, it goes on."""
+    """Send drafts to Stripe: exactly one invoice each, whatever happens on the way. Run again, it goes on.
+
+    What a close has begun with is built and compared; the close issues it once another person has approved.
+    """
     if now is not None and not test:
         raise typer.BadParameter("--now goes with --test only")
     with session.engine() as engine, bars() as tell:
@@ -130,9 +134,7 @@ def bill_advance(
     for outcome in Outcome:
         if count := len(found.sent.having(outcome)):
             out.print(f"{count} {outcome.value}")
-    problems(found.problems)
-    if found.problems:
-        raise typer.Exit(1)
+    end_with(found.problems)
 
 
 app.command()(invoice_evidence.preview)

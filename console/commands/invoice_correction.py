@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing.commands.correct_invoice import credit_invoice, find_invoice, refund_invoice, reissue, void_invoice
-from billing.commands.decide_proposal import propose
+from billing.commands.correct_invoice import credit_invoice, find_invoice, reissue, void_invoice
+from billing.commands.refund_invoice import refund_invoice
 from billing.commands.send_corrections import CorrectionSent, send_corrections
 from billing.money import LINE_DECIMALS, parse_decimal
 from billing.plans.price_plans import DEFAULT_TAX_GROUP
 from billing.posting.proposal_store import ProposalKind
 from console import session
 from console.commands.invoice_evidence import InvoiceName
-from console.commands.invoice_shown import note_told
-from console.output import out, problems
+from console.invoice_shown import note_told
+from console.output import end_with, out
+from console.proposing import propose
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -127,10 +128,7 @@ def pay(
 def _propose(kind: ProposalKind, reference: str, actor: str, document: str, dry_run: bool) -> None:
     with session.engine() as engine:
         subject = str(find_invoice(engine, reference).invoice.invoice_id)
-        now = session.clock(None)
-        number = propose(engine, kind, subject, {}, document=document, now=now, actor=actor, dry_run=dry_run)
-    told = f"proposal {number}: another person approves it, then `tollbook stripe sync` tells Stripe"
-    out.print("it can be proposed" if dry_run else told)
+    propose(kind, subject, {}, document, actor, dry_run, then=", then `tollbook stripe sync` tells Stripe")
 
 
 def _told(sent: list[CorrectionSent]) -> None:
@@ -138,9 +136,7 @@ def _told(sent: list[CorrectionSent]) -> None:
         if each.done:
             out.print(f"{each.correction.kind}: done in Stripe ({each.correction.stripe_id})")
     hindered = [f"{each.correction.kind}: {each.correction.state}: {each.reason}" for each in sent if each.reason]
-    problems(hindered)
-    if hindered:
-        raise typer.Exit(1)
+    end_with(hindered)
 
 
 def _again(engine: Engine, reference: str, actor: str, wanted: bool) -> None:

@@ -16,7 +16,7 @@ from billing.invoicing.invoice_file import read_invoice_file
 from billing.money import plain
 from billing.periods import parse_period
 from console import session
-from console.commands.invoice_shown import print_invoice, write_forms
+from console.invoice_shown import print_invoice, write_forms
 from console.output import AsJson, csv_rows, document, listing, out
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def explain(
             shown.append(share)
 
     with session.engine() as engine:
-        found = explain_invoice(engine, session.archive, reference, each, line)
+        found = explain_invoice(engine, session.archive, reference, each, line, session.clock(None).date())
     if as_json:
         document(
             {"invoice_id": found.document["invoice_id"], "number": found.document["number"],

@@ -24,12 +24,11 @@ from billing.ledger.journal import ACCOUNTS
 from billing.ledger.journal_chain import verified_export
 from billing.ledger.ledger_store import PAGE_MAX, Wanted
 from billing.money import plain
-from billing.periods import parse_period
 from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 from billing.posting.manual_entries import read_entry
 from billing.posting.proposal_store import ProposalKind
 from console import session
-from console.output import AsCsv, AsJson, document, err, listing, out, problems
+from console.output import AsCsv, AsJson, document, end_with, err, listing, out
 from console.proposing import propose
 
 app = typer.Typer(help="The double-entry journal.", no_args_is_help=True, add_completion=False)
@@ -256,9 +255,7 @@ def verify(
                 )
                 out.print(f"  chain hash {one.chain_hash.hex()}", soft_wrap=True)
     broken = [f"{one.legal_entity}: {one.broken}" for one in found if one.broken is not None]
-    problems(broken)
-    if broken:
-        raise typer.Exit(1)
+    end_with(broken)
 
 
 @app.command("export")
@@ -297,7 +294,7 @@ def post(
 
 @app.command()
 def close(
-    month: Annotated[str, typer.Argument(metavar="MONTH", help="e.g. 2026-10")],
+    month: session.Month,
     actor: session.Actor,
     paper: Annotated[str, typer.Option("--document", help="What the close rests on, such as a reconciliation.")],
     legal_entity: Entity = DEFAULT_LEGAL_ENTITY,
@@ -341,9 +338,7 @@ def _writing(file: Path | None) -> Iterator[TextIO]:
 
 
 def _month(period: str | None) -> str | None:
-    if period is not None and parse_period(period).months != 1:
-        raise typer.BadParameter(f"{period}: the books are kept by the month, e.g. 2026-10")
-    return period
+    return None if period is None else session.month_of(period, "the books are kept by the month").name
 
 
 def _time(given: str | None) -> datetime | None:

@@ -79,7 +79,7 @@ def apply_plan(
         out.print(f"{plan_id}: {begun.records:,} events would be applied; dry run, nothing is changed")
         return
     with session.connection() as connection, bars() as progress:
-        replayer = applying.Replayer(connection, begun, actor)
+        replayer = applying.Replayer(connection, begun, actor, session.archive)
         found = replayer.run(rate=rate or None, progress=lambda done, total: progress("replay", done, total))
         stored = plan_store.get(connection, plan_id)
     if as_json:
@@ -136,7 +136,7 @@ def list_plans(
 
 def _plan(material: Material, origin: dict[str, Any], actor: str, now: datetime, *, as_json: bool) -> None:
     with session.connection() as connection, bars() as progress:
-        planner = Planner(connection, now)
+        planner = Planner(connection, now, session.archive)
         plan_id = planner.plan(material, origin, actor, lambda read: progress("read", read, read))
     with session.engine() as engine:
         trial.complete(engine, plan_id, now)

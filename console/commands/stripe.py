@@ -10,7 +10,7 @@ import typer
 from billing.commands import sync_stripe
 from billing.commands.show_returns import returns_shown
 from console import session
-from console.output import AsJson, document, err, out, problems, table
+from console.output import AsJson, document, end_with, err, out, problems, table
 
 app = typer.Typer(help="What comes back from Stripe.", no_args_is_help=True, add_completion=False)
 
@@ -28,9 +28,7 @@ def sync(as_json: AsJson = False) -> None:
         out.print(f"{found.booked} balance transactions booked, {found.events} events handled,"
                   f" {found.paid} invoices paid, {found.corrected} corrections told,"
                   f" {found.waiting} events wait")  # fmt: skip
-    problems(found.problems)
-    if found.problems:
-        raise typer.Exit(1)
+    end_with(found.problems)
 
 
 @app.command()

@@ -62,6 +62,19 @@ def list_rules(
     listing(rows, columns, as_json=as_json, as_csv=as_csv, empty="no tax rules: invoices are without tax")
 
 
+@app.command()
+def report(
+    month: session.Month,
+    by_document: Annotated[bool, typer.Option("--documents", help="Document by document.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Net and tax of the documents that a month booked: `tollbook report tax`."""
+    from console.commands.report import tax  # pandas takes half a second to import
+
+    tax(month, by_document=by_document, as_json=as_json, as_csv=as_csv)
+
+
 def _rate(text: str) -> tuple[str, Decimal]:
     group, sign, rate = text.partition("=")
     if not (group and sign):

@@ -21,11 +21,12 @@ from devstack.stripe_twin.session import State
 def pay(call: Call) -> dict[str, Any]:
     """A customer pays ``invoice`` on its page: all that remains, or ``amount`` of it; ``fails`` is a declined card.
 
-    More than what remains only with ``overpay``: the rest becomes the customer's credit. ``settle`` (a currency) and
-    ``rate`` settle it in another currency than it was paid in.
+    More than what remains, or what is paid already, only with ``overpay``: the rest becomes the customer's credit.
+    ``settle`` (a currency) and ``rate`` settle it in another currency than it was paid in.
     """
     invoice = call.session.get("invoice", call.params["invoice"])
-    if invoice["status"] not in (InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE):
+    again = invoice["status"] == InvoiceStatus.PAID and bool(call.params.get("overpay"))
+    if invoice["status"] not in (InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE) and not again:
         raise invalid(f"Only open invoices can be paid; this one is {invoice['status']}.")
     remaining = invoice["amount_remaining"]
     amount = call.params.get("amount") or remaining
@@ -53,7 +54,7 @@ def pay(call: Call) -> dict[str, Any]:
     _take(call, invoice, amount)
     call.session.update(invoice)
     emit(call, "charge.succeeded", money_objects.public(charge))
-    paid = invoice["amount_remaining"] == 0
+    paid = invoice["amount_remaining"] == 0 and not again
     emit(call, "invoice.paid" if paid else "invoice.updated", render(call.session, invoice))
     return money_objects.public(charge)
 
@@ -114,10 +115,37 @@ def decide(call: Call) -> dict[str, Any]:
             call, "adjustment", "dispute_reversal", made["id"], back, currency, rate=rate
         )
         made["balance_transactions"].append(moved)
+        charge["_disputed_amount"] -= made["amount"]
+        call.session.update(charge)
         emit(call, "charge.dispute.funds_reinstated", money_objects.public(made))
     call.session.update(made)
     emit(call, "charge.dispute.closed", money_objects.public(made))
     return money_objects.public(made)
+
+
+def fail_refund(call: Call) -> dict[str, Any]:
+    """The payer's bank does not take ``refund``: its money comes back (docs.stripe.com/refunds#failed-refunds)."""
+    refund = call.session.get("refund", call.params["refund"])
+    if refund["status"] != "succeeded":
+        raise invalid(f"This refund is {refund['status']} already.")
+    charge = call.session.get("charge", refund["charge"])
+    back, currency, rate = money_objects.settled(charge, refund["amount"])
+    moved = money_objects.add_balance_transaction(
+        call, "refund_failure", "refund_failure", refund["id"], back, currency, rate=rate
+    )
+    refund |= {"status": "failed", "failure_reason": "unknown", "failure_balance_transaction": moved["id"]}
+    charge["amount_refunded"] -= refund["amount"]
+    charge["refunded"] = False
+    notes = call.session.all("credit_note")
+    linked = any(each["refund"] == refund["id"] for note in notes for each in note["refunds"])
+    invoice = call.session.find("invoice", charge.get("_invoice") or "")
+    if invoice is not None and not linked:
+        invoice["_refunded"] -= refund["amount"]
+        call.session.update(invoice)
+    call.session.update(refund)
+    call.session.update(charge)
+    emit(call, "refund.failed", money_objects.public(refund))
+    return money_objects.public(refund)
 
 
 def payout(call: Call) -> dict[str, Any]:
@@ -138,5 +166,6 @@ ACTS: dict[str, Callable[[Call], dict[str, Any]]] = {
     "pay": pay,
     "dispute": dispute,
     "decide": decide,
+    "fail_refund": fail_refund,
     "payout": payout,
 }

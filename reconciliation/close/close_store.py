@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +15,9 @@ from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing import tables
 from billing.database import add_rows
-from reconciliation.close.states import Event, State, after, book_after
+from billing.money import plain
+from billing.periods import rfc3339
+from reconciliation.close.states import PREPARING, Event, State, after, book_after
 from reconciliation.errors import CloseRefused
 
 BOOK: Final = ""
@@ -41,6 +44,7 @@ class Standing:
 class Transition:
     """One step of an account or a book, as it was recorded."""
 
+    legal_entity: str
     billing_account: str
     step: int
     from_state: str
@@ -54,16 +58,27 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Waiver:
-    """A named person's word that a difference may stay, and what it may be worth: [low, high], major units."""
+    """A named person's word that a difference may stay as it was seen, and its worth: [low, high], major units."""
 
     gate: str
     key: str
+    left: str | None
+    right: str | None
     actor: str
     reason: str
     low: Decimal | None
     high: Decimal | None
     currency: str | None
     at: datetime
+
+    def document(self) -> dict[str, Any]:
+        """As JSON holds it; amounts as decimal strings."""
+        return {
+            "gate": self.gate, "key": self.key, "left": self.left, "right": self.right, "actor": self.actor,
+            "reason": self.reason, "low": None if self.low is None else plain(self.low),
+            "high": None if self.high is None else plain(self.high), "currency": self.currency,
+            "at": rfc3339(self.at),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +179,14 @@ def move(
     return moved
 
 
-def history(connection: Connection, month: str, billing_account: str | None = None) -> list[Transition]:
-    """Every step of a month's close, or of one account in it, in the order in which they were made."""
+def history(connection: Connection, month: str) -> list[Transition]:
+    """Every step of a month's close, in the order in which they were made."""
     table = tables.close_transitions
     query = select(table).where(table.c.month == month).order_by(table.c.transition_no)
-    if billing_account is not None:
-        query = query.where(table.c.billing_account == billing_account)
     return [
         Transition(
-            row.billing_account, row.step, row.from_state, row.event, row.to_state, row.actor, row.reason, row.detail,
-            row.at,
+            row.legal_entity, row.billing_account, row.step, row.from_state, row.event, row.to_state, row.actor,
+            row.reason, row.detail, row.at,
         )
         for row in connection.execute(query)
     ]  # fmt: skip
@@ -184,24 +197,40 @@ def waivers(connection: Connection, month: str) -> list[Waiver]:
     table = tables.close_waivers
     query = select(table).where(table.c.month == month).order_by(table.c.waiver_no)
     return [
-        Waiver(row.gate, row.key, row.actor, row.reason, row.low, row.high, row.currency, row.at)
+        Waiver(
+            row.gate,
+            row.key,
+            row.seen_left,
+            row.seen_right,
+            row.actor,
+            row.reason,
+            row.low,
+            row.high,
+            row.currency,
+            row.at,
+        )
         for row in connection.execute(query)
     ]
 
 
+def waived(connection: Connection, month: str) -> dict[tuple[str, str, str | None, str | None], str]:
+    """Who let what stay: gate, key, and both values as they were seen → the person; a later word goes before."""
+    return {(each.gate, each.key, each.left, each.right): each.actor for each in waivers(connection, month)}
+
+
 def add_waivers(connection: Connection, month: str, given: Sequence[Mapping[str, object]]) -> None:
-    """Append waivers: gate, key, actor, reason, low, high, currency."""
+    """Append waivers: gate, key, seen_left, seen_right, actor, reason, low, high, currency."""
     for row in given:
         connection.execute(tables.close_waivers.insert().values(month=month, **row))
 
 
 def add_contents(connection: Connection, month: str, contents: Mapping[str, str], actor: str) -> None:
-    """Append what accounts' months come to, where it is not what was put before a person last."""
+    """Append what accounts' months come to, where it is not what waits for a person already."""
     known = {each.billing_account: each for each in latest_contents(connection, month, contents.keys())}
     rows = [
         {"month": month, "billing_account": name, "content": text, "hash": content_hash(text), "prepared_by": actor}
         for name, text in sorted(contents.items())
-        if name not in known or known[name].content != text
+        if name not in known or known[name].content != text or known[name].approved_by is not None
     ]
     add_rows(connection, tables.close_contents, rows)
 
@@ -224,20 +253,28 @@ def latest_contents(connection: Connection, month: str, accounts: Collection[str
     return [each for each in found if accounts is None or each.billing_account in accounts]
 
 
-def approve(connection: Connection, contents: Iterable[Content], actor: str, *, alone: bool) -> None:
+def preparers(transitions: Iterable[Transition]) -> dict[str, set[str]]:
+    """By account who has collected, frozen, drafted or reconciled it since it was reopened last."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for each in transitions:
+        if each.event == Event.REOPEN:
+            found[each.billing_account].clear()
+        elif each.event in PREPARING:
+            found[each.billing_account].add(each.actor)
+    return found
+
+
+def approve(connection: Connection, month: str, contents: Iterable[Content], actor: str, *, alone: bool) -> None:
     """Append a person's approval of each content. Raises CloseRefused where who prepared it approves, unless `alone`.
 
     The database refuses the same.
     """
-    listed = list(contents)
-    own = [each for each in listed if each.prepared_by == actor]
+    prepared = preparers(history(connection, month))
+    listed = [(each, actor in prepared[each.billing_account] | {each.prepared_by}) for each in contents]
+    own = [each.billing_account for each, by_actor in listed if by_actor]
     if own and not alone:
-        raise CloseRefused(
-            f"{actor} has prepared {own[0].billing_account} and {len(own) - 1} more: another person approves them"
-        )
-    rows = [
-        {"content_no": each.content_no, "approved_by": actor, "alone": each.prepared_by == actor} for each in listed
-    ]
+        raise CloseRefused(f"{actor} has prepared {own[0]} and {len(own) - 1} more: another person approves them")
+    rows = [{"content_no": each.content_no, "approved_by": actor, "alone": by_actor} for each, by_actor in listed]
     add_rows(connection, tables.close_approvals, rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -16,12 +16,13 @@ from billing.database import raw
 from billing.periods import BillingPeriod, rfc3339
 from billing.plans import account_store
 from reconciliation.close import close_store
+from reconciliation.close.gates import Gate, Waived, seen
 from reconciliation.comparison import Difference
 from streams.completeness import completeness_store
 from streams.completeness.complete_to import Completeness
 
-MESSAGES_MAX: Final = 10_000
-"""Messages in quarantine that are looked at one by one; with more of them a close is not what is needed."""
+MISSING: Final = (Gate.R1, Gate.R9)
+"""The gates that ask again for what an account waits for before it is frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ def participants(connection: Connection, month: BillingPeriod) -> dict[str, Acco
 
 
 def held_back(
-    connection: Connection, month: BillingPeriod, accounts: Iterable[Account], now: datetime, waived: Collection[str]
+    connection: Connection, month: BillingPeriod, accounts: Iterable[Account], now: datetime, waived: Waived
 ) -> dict[str, list[Difference]]:
-    """Why accounts cannot be frozen yet: account → what is missing, by keys that can be waived as R1 and R9 (`waived`).
+    """Why accounts cannot be frozen yet: account → what is missing, but for what is `waived` as R1 or R9.
 
     A month before that is not closed, and the grace, are waited for: nobody waives them.
     """
@@ -65,22 +66,23 @@ def held_back(
         if account.name in before:
             found[account.name].append(Difference(f"month/{before[account.name]}", "closed", "being closed"))
         missing = [d for tenant in account.tenants for d in (*waiting.get(tenant, ()), *incomplete.get(tenant, ()))]
-        found[account.name] += [each for each in missing if each.key not in waived]
+        found[account.name] += [each for each in missing if not any((gate, *seen(each)) in waived for gate in MISSING)]
     return {name: missing for name, missing in found.items() if missing}
 
 
 def quarantined(connection: psycopg.Connection, month: BillingPeriod) -> dict[str | None, list[Difference]]:
     """Messages that wait in quarantine and may be about a month, by tenant (None where nobody can tell).
 
-    What the log took in before the month began is about none of its usage.
+    What the log took in before the month began is about none of its usage. However many there are: one that is not
+    seen would be billed without.
     """
     rows = connection.execute(
         "select q.quarantine_id, q.tenant_id, q.reason, t.tenant_id is not null from usage.quarantine as q"
         " left join usage.tenants as t using (tenant_id)"
         " where q.appended_at >= %s and not exists"
         " (select from usage.quarantine_resolutions as r where r.quarantine_id = q.quarantine_id)"
-        " order by q.quarantine_id limit %s",
-        (month.start, MESSAGES_MAX),
+        " order by q.quarantine_id",
+        (month.start,),
     )
     found: dict[str | None, list[Difference]] = defaultdict(list)
     for number, tenant_id, reason, known in rows:

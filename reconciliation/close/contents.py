@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from billing.commands.show_invoices import documents_of
-from billing.invoicing import invoice_store, rated_line_store
+from billing.invoicing import adjustment_store, invoice_store, rated_line_store
 from billing.invoicing.invoices import InvoiceKind
 from billing.ledger.journal_chain import canonical
 from billing.money import plain
@@ -25,8 +26,10 @@ FORMAT: Final = "tollbook.close_content.v1"
 APPROVED: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 """What a close issues. Fees in advance, credit notes and top-ups have their own time."""
 CHANGES_LATER: Final = (
-    "state", "parked_because", "reason_not_in_stripe", "dunning", "paid", "remaining", "payment_failed_at",
-)  # fmt: skip
+    "state",
+    "parked_because",
+    "reason_not_in_stripe",
+)
 """What of an invoice goes on changing after its close, by payments."""
 NOT_YET: Final = (
     *CHANGES_LATER, "number", "issue_date", "due_date", "stripe_invoice_id", "stripe_customer_id", "hosted_invoice_url",
@@ -35,7 +38,12 @@ NOT_YET: Final = (
 
 
 def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str, Account]) -> dict[str, str]:
-    """By account what it comes to: a function of its cuts, and of its drafts, which are frozen."""
+    """By account what it comes to: a function of its cuts, and of its drafts, which are frozen.
+
+    A tenant that several accounts pay for in turn is with each of them, as a whole, since it was rated as a whole;
+    rows and lines name the account that pays. Its `late_lines` are the part of its `rated_lines` that came to a frozen
+    draft: a later invoice has them.
+    """
     found: dict[str, dict[str, Any]] = {
         name: {
             "format": FORMAT, "month": month.name, "billing_account": name, "legal_entity": account.legal_entity,
@@ -43,27 +51,34 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
         }
         for name, account in accounts.items()
     }  # fmt: skip
-    payer = {tenant: name for name, account in accounts.items() for tenant in account.tenants}
-    for cut in freezing.cuts(connection, month.name, payer.keys()):
+    payers: dict[str, list[str]] = defaultdict(list)
+    for name, account in accounts.items():
+        for tenant_id in account.tenants:
+            payers[tenant_id].append(name)
+    for cut in freezing.cuts(connection, month.name, payers.keys()):
         rows: dict[str, list[dict[str, Any]]] = {tenant_id: [] for tenant_id in cut.tenants}
         for row in freezing.frozen_rows(connection, cut):
             rows[row["tenant_id"]].append(freezing.written_row(row))
         agreements = contracts(connection, cut.period, cut.tenants)
         lines = rated_line_store.posted(connection, cut.period, up_to_line=cut.last_line)
+        late: dict[str, list[RatedLine]] = defaultdict(list)
+        for each in adjustment_store.late_lines(connection, cut.period, up_to_line=cut.last_line):
+            late[each.line.identity.tenant_id].append(each.line)
         naming = namings(connection, cut.period, cut.tenants)
         ratings = rated_line_store.tenant_periods(connection, cut.period, cut.tenants)
         for tenant_id in sorted(cut.tenants):
-            found[payer[tenant_id]]["tenants"].append(
-                {
-                    "tenant_id": tenant_id,
-                    "period": cut.period.name,
-                    "cut": cut.digest,
-                    "rating_no": ratings[tenant_id].rating_no,
-                    "contract": agreements.get(tenant_id),
-                    "usage": rows[tenant_id],
-                    "rated_lines": [_line(each, naming[tenant_id]) for each in net(lines.get(tenant_id, ())).values()],
-                }
-            )
+            rated = {
+                "tenant_id": tenant_id,
+                "period": cut.period.name,
+                "cut": cut.digest,
+                "rating_no": ratings[tenant_id].rating_no,
+                "contract": agreements.get(tenant_id),
+                "usage": rows[tenant_id],
+                "rated_lines": [_line(each, naming[tenant_id]) for each in net(lines.get(tenant_id, ())).values()],
+                "late_lines": [_line(each, naming[tenant_id]) for each in net(late[tenant_id]).values()],
+            }
+            for name in payers[tenant_id]:
+                found[name]["tenants"].append(rated)
     for document in _documents(connection, month, accounts):
         found[document["billing_account"]]["documents"].append(document)
     return {name: canonical(content).decode() for name, content in found.items()}

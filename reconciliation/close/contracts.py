@@ -5,29 +5,40 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 from sqlalchemy import ARRAY, Connection, String, any_, cast, select
 
 from billing import tables
 from billing.commands.digest_usage import cut_by_account, passed_over_in
 from billing.database import raw
-from billing.periods import BillingPeriod, rfc3339
+from billing.ledger.journal_chain import written_time
+from billing.periods import BillingPeriod
 from billing.plans import account_store
 from billing.plans.subscriptions import Piece
 from billing.usage import unbillable_store
 from billing.usage.billed_events import Attempt, Billed, billed_events
+from reconciliation.close import agreements
 from reconciliation.close.second_rating import Used
-from serving_adapter.events import decode
+from reconciliation.comparison import Difference, Value
+from serving_adapter.errors import RefusedEvent
+from serving_adapter.events import UsageEvent, decode_completed
 from streams.errors import EventsArchived
 from streams.retention.archive_files import Archive
 from streams.rules.rating_bands import parse_band, started_at
 from streams.usage.event_reader import StoredEvent, as_of, events_of
 from streams.usage.usage_store import retried_usage
 
+SAID: Final = (
+    "request_id", "attempt", "kind", "correction_no", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us",
+)  # fmt: skip
+"""What of each event its message says."""
+SAID_OF_USAGE: Final = ("model", "adapter", "region", "tier", "status", "fault", "purpose", "usage_source")
+
 
 def contracts(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, dict[str, Any]]:
-    """By tenant its subscriptions of a period, and those right before, with their plans' versions as stored."""
+    """By tenant its subscriptions of a period, since when its contract runs, and its plans' versions as stored."""
     table = tables.subscriptions
     query = (
         select(table)
@@ -35,31 +46,35 @@ def contracts(connection: Connection, period: BillingPeriod, tenants: Collection
             table.c.superseded_at.is_(None),
             table.c.tenant_id == any_(cast(list(tenants), ARRAY(String))),
             table.c.starts_at < period.end,
-            table.c.ends_at.is_(None) | (table.c.ends_at >= period.start),
         )
         .order_by(table.c.tenant_id, table.c.starts_at)
     )
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in connection.execute(query):
-        found[row.tenant_id].append(
+        rows[row.tenant_id].append(
             {
                 "plan": row.plan,
-                "starts_at": _instant(row.starts_at),
-                "bills_from": _instant(max(row.starts_at, row.trial_ends_at or row.starts_at)),
-                "ends_at": None if row.ends_at is None else _instant(row.ends_at),
+                "starts_at": written_time(row.starts_at),
+                "bills_from": written_time(max(row.starts_at, row.trial_ends_at or row.starts_at)),
+                "ends_at": None if row.ends_at is None else written_time(row.ends_at),
+                "begins_plan": row.begins_plan,
+                "anchored_at": None if row.anchored_at is None else written_time(row.anchored_at),
                 "seats": row.seats,
                 "terms": row.terms | {"bill_statuses": sorted(row.bill_statuses)},
             }
         )
-    plans = _plans(connection, {each["plan"] for listed in found.values() for each in listed})
+    start, end = f"{period.start:%Y-%m-%d}", f"{period.end:%Y-%m-%d}"
+    held = {tenant_id: agreements.held_in(listed, start, end) for tenant_id, listed in rows.items()}
+    plans = _plans(connection, {each["plan"] for listed in held.values() for each in listed})
     return {
         tenant_id: {
-            "start": f"{period.start:%Y-%m-%d}",
-            "end": f"{period.end:%Y-%m-%d}",
-            "subscriptions": listed,
-            "plans": {name: plans[name] for name in sorted({each["plan"] for each in listed})},
+            "start": start,
+            "end": end,
+            "subscriptions": held[tenant_id],
+            "agreed": agreements.agreed(listed),
+            "plans": {name: plans[name] for name in sorted({each["plan"] for each in held[tenant_id]})},
         }
-        for tenant_id, listed in found.items()
+        for tenant_id, listed in rows.items()
     }
 
 
@@ -69,17 +84,21 @@ def _plans(connection: Connection, names: Collection[str]) -> dict[str, list[dic
     query = select(table).where(table.c.plan == any_(cast(list(names), ARRAY(String))))
     known: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in connection.execute(query.order_by(table.c.plan_version_no)):
-        since = _instant(row.valid_from)
+        since = written_time(row.valid_from)
         known[row.plan][since] = {"version": row.version, "from": since, **row.content}
     return {plan: [versions[since] for since in sorted(versions)] for plan, versions in known.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class RawUsage:
-    """What a tenant used below a cut: each event for the second rating, and those that bill in their pieces."""
+    """What a tenant used below a cut: each event for the second rating, and those that bill in their pieces.
+
+    `altered`: what stored events say otherwise than the messages that they came as.
+    """
 
     used: list[Used]
     billed: list[Billed]
+    altered: list[Difference]
 
 
 class RawUsageReader:
@@ -114,7 +133,9 @@ class RawUsageReader:
         pieces = sorted(self._cuts[tenant_id], key=lambda piece: piece.start)
         passed_over: Collection[Attempt] = self._passed_over.get(tenant_id, ())
         billed = list(billed_events(events, tenant_id, pieces, passed_over))
-        return RawUsage([*_used(events, tenant_id), *self._elsewhere.get(tenant_id, ())], billed)
+        altered: list[Difference] = []
+        used = [*_used(events, tenant_id, altered), *self._elsewhere.get(tenant_id, ())]
+        return RawUsage(used, billed, altered)
 
     def _other_attempts(self) -> dict[str, list[Used]]:
         """Attempts of the period's requests that completed outside of it: which one bills is decided over all."""
@@ -125,15 +146,16 @@ class RawUsageReader:
             if not period.contains(each.completed_at) and q.requests:
                 found[q.tenant_id].append(
                     Used(
-                        f"{each.request_id}#{each.attempt}", _instant(each.completed_at), q.model, q.adapter, q.region,
-                        q.tier, q.status, q.fault, q.usage_source, q.requests, q.input_tokens, q.cache_hit_tokens,
-                        q.output_tokens, q.gpu_us, request_id=each.request_id, attempt=each.attempt,
+                        f"{each.request_id}#{each.attempt}", written_time(each.completed_at), q.model, q.adapter,
+                        q.region, q.tier, q.status, q.fault, q.usage_source, q.requests, q.input_tokens,
+                        q.cache_hit_tokens, q.output_tokens, q.gpu_us, request_id=each.request_id,
+                        attempt=each.attempt,
                     )
                 )  # fmt: skip
         return found
 
 
-def _used(events: Iterable[StoredEvent], tenant_id: str) -> Iterator[Used]:
+def _used(events: Iterable[StoredEvent], tenant_id: str, altered: list[Difference]) -> Iterator[Used]:
     if tenant_id.startswith("_"):
         return
     context: dict[Attempt, int] = {}
@@ -145,16 +167,33 @@ def _used(events: Iterable[StoredEvent], tenant_id: str) -> Iterator[Used]:
         if usage and (event.counts or attempt not in context):
             context[attempt] = event.input_tokens
         identity = f"{event.request_id}#{event.attempt}"
-        said = decode(event.raw)
+        try:
+            said, completed_at = decode_completed(event.raw)
+        except RefusedEvent as error:
+            altered.append(Difference(f"{tenant_id}/event {identity}", "a usage event", str(error)))
+            continue
+        altered += _altered(event, tenant_id, said, completed_at)
         yield Used(
-            identity if usage else f"{identity}/{event.correction_no}", _instant(event.completed_at), event.model,
+            identity if usage else f"{identity}/{event.correction_no}", written_time(event.completed_at), event.model,
             event.adapter, event.region, event.tier, event.status, event.fault, event.usage_source, int(usage),
             event.input_tokens, event.cache_hit_tokens, event.output_tokens, event.gpu_us,
             context=context.get(attempt, event.input_tokens),
-            started=_instant(started_at(said, event.completed_at)),
+            started=written_time(started_at(said, event.completed_at)),
             request_id=event.request_id, attempt=event.attempt, corrects=None if usage else identity,
             labels=said.labels or {},
         )  # fmt: skip
+
+
+def _altered(event: StoredEvent, tenant_id: str, said: UsageEvent, completed_at: datetime) -> Iterator[Difference]:
+    """What of an event is not as its message says it. Keys and time of a correction are those of what it corrects."""
+    pairs: dict[str, tuple[Value, Value]] = {name: (getattr(said, name), getattr(event, name)) for name in SAID}
+    pairs["tenant_id"] = said.tenant_id, tenant_id
+    if event.kind == "usage":
+        pairs |= {name: (getattr(said, name) or "", getattr(event, name)) for name in SAID_OF_USAGE}
+        pairs["completed_at"] = written_time(completed_at), written_time(event.completed_at)
+    for name, (left, right) in pairs.items():
+        if left != right:
+            yield Difference(f"{tenant_id}/event {event.request_id}#{event.attempt}/{name}", left, right)
 
 
 def frozen_as_used(row: Mapping[str, Any], number: int) -> Used:
@@ -165,10 +204,6 @@ def frozen_as_used(row: Mapping[str, Any], number: int) -> Used:
         row["fault"], row["usage_source"], row["requests"], row["input_tokens"], row["cache_hit_tokens"],
         row["output_tokens"], row["gpu_us"], context=band.context, started=band.price_version,
     )  # fmt: skip
-
-
-def _instant(at: Any) -> str:
-    return rfc3339(at, timespec="microseconds")
 
 
 def _not_opened() -> Archive:

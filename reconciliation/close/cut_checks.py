@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from decimal import Decimal
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from billing.invoicing import rated_line_store
-from billing.money import ZERO, exactly, plain
 from billing.periods import BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.subscriptions import pieces
 from billing.rating import is_billable
 from billing.rating.differences import net
-from billing.rating.lines import LineKind, Naming, RatedLine
+from billing.rating.lines import Naming, RatedLine
 from billing.usage.billed_events import Billed
 from reconciliation.agreement import Check, compare
 from reconciliation.close import freezing
 from reconciliation.close.contracts import RawUsageReader, contracts
 from reconciliation.close.freezing import COUNTS, Cut
-from reconciliation.close.second_rating import NO_DECIMAL, NotRerated, rated_again
+from reconciliation.close.rated_twice import RatedTwice, Told
 from reconciliation.comparison import Difference, Value
 from streams.errors import EventsArchived
 from streams.rules.windows import UsageQuantity
@@ -37,8 +35,9 @@ class CutChecks:
         self._connection = connection
         self._digests: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
         self._usage: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
-        self._rated: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
-        self._hindered: list[Difference] = []
+        self._payers: tuple[dict[str, set[str]], dict[str, set[str]]] = (defaultdict(set), defaultdict(set))
+        self._altered: list[Difference] = []
+        self._rated = RatedTwice()
 
     def add(self, cut: Cut) -> None:
         """Compare a cut, of its tenants."""
@@ -49,32 +48,37 @@ class CutChecks:
         reader = RawUsageReader(self._connection, cut.period, cut.below)
         lines = rated_line_store.posted(self._connection, cut.period, up_to_line=cut.last_line)
         naming = namings(self._connection, cut.period, cut.tenants)
-        again, rated = self._rated
         for tenant_id in sorted(cut.tenants):
             where = f"{tenant_id}/{cut.period.name}"
             try:
                 used = reader.of(tenant_id)
-                self._add_billed(tenant_id, used.billed)
-                found = rated_again(agreements[tenant_id], used.used)
-            except (NotRerated, EventsArchived) as error:
-                self._hindered.append(Difference(f"{where}/not rated again: {error}", "rated", None))
+            except EventsArchived as error:
+                self._rated.hinder(where, error)
                 continue
-            first = told(lines.get(tenant_id, ()), naming[tenant_id])
-            rated |= {f"{where}/{key}": value for key, value in first.items() if found.get(key) != NO_DECIMAL}
-            again |= {f"{where}/{key}": Decimal(value) for key, value in found.items() if value != NO_DECIMAL}
+            self._altered += used.altered
+            self._add_billed(tenant_id, used.billed)
+            told = _told(lines.get(tenant_id, ()), naming[tenant_id])
+            self._rated.add(where, agreements[tenant_id], used.used, told)
 
     @property
     def checks(self) -> list[Check]:
         """All that was compared."""
-        second = compare("rated again", "second rating", "rated lines", *self._rated)
+        frozen = compare("raw events are frozen", "raw events below the cut", "frozen usage", *self._usage)
         return [
             compare("frozen usage is as it was cut", "digests", "digests of what is there", *self._digests),
-            compare("raw events are frozen", "raw events below the cut", "frozen usage", *self._usage),
             Check(
-                second.name, second.left, second.right, second.compared + len(self._hindered),
-                (*second.differences, *self._hindered),
+                frozen.name, frozen.left, frozen.right, frozen.compared,
+                (*frozen.differences, *self._altered, *self._other_payers()),
             ),
+            self._rated.check("second rating"),
         ]  # fmt: skip
+
+    def _other_payers(self) -> Iterator[Difference]:
+        """Segments for which another account pays by the subscriptions than by the cut."""
+        pays, paid = self._payers
+        for key in sorted(pays.keys() & paid.keys()):
+            if pays[key] != paid[key]:
+                yield Difference(f"{key}/payer", ", ".join(sorted(pays[key])), ", ".join(sorted(paid[key])))
 
     def _add_digests(self, cut: Cut, rows: Iterable[Mapping[str, Any]]) -> None:
         stored, there = self._digests
@@ -82,6 +86,8 @@ class CutChecks:
         there[f"cut {cut.cut_id}"] = freezing.cut_digest(
             cut.coordinates, freezing.digests_of(self._connection, cut.cut_id)
         )
+        left_out = freezing.left_out(self._connection, cut.cut_id)
+        there |= {f"{tenant_id}/cut {cut.cut_id}/not named": "rows" for tenant_id in left_out}
         for row in rows:
             key = f"{row['tenant_id']}/cut {cut.cut_id}/row {row['row_no']}"
             stored[key], there[key] = row["digest"], freezing.row_digest(row)
@@ -94,13 +100,16 @@ class CutChecks:
             quantity = UsageQuantity(row["tenant_id"], *(row[name] for name in (*KEYS, "rating_band", *COUNTS)))
             if is_billable(quantity, tuple(bill.get(quantity.tenant_id, ()))):
                 key = "/".join(str(row[name]) for name in ("tenant_id", "segment_no", "version", *KEYS))
+                self._payers[1][f"{row['tenant_id']}/{row['segment_no']}/{row['version']}"].add(row["billing_account"])
                 _add(self._usage[1], key, {name: row[name] for name in COUNTS})
 
     def _add_billed(self, tenant_id: str, billed: Iterable[Billed]) -> None:
         for each in billed:
             event, piece = each.event, each.piece
             names = (getattr(event, name) for name in KEYS)
-            key = "/".join((tenant_id, str(piece.segment_no), piece.version.version, *names))
+            of = f"{tenant_id}/{piece.segment_no}/{piece.version.version}"
+            self._payers[0][of].add(piece.subscription.billing_account)
+            key = "/".join((of, *names))
             counts = {name: getattr(event, name) for name in COUNTS if name != "requests"}
             _add(self._usage[0], key, counts | {"requests": int(event.kind == "usage")})
 
@@ -126,14 +135,7 @@ def namings(connection: Connection, period: BillingPeriod, tenants: Collection[s
     return found
 
 
-def told(lines: Iterable[RatedLine], naming: Naming) -> dict[str, Value]:
-    """Rated lines by the keys of `rated_again`."""
-    sums: dict[str, Decimal] = defaultdict(lambda: ZERO)
-    with exactly():
-        for line in net(lines).values():
-            discount = line.identity.kind == LineKind.INVOICE_DISCOUNT
-            key = f"{'invoice_discount' if discount else naming.key(line.identity)}/{line.tax_group}"
-            sums[f"{key}/amount"] += line.amount
-            if line.unit_price is not None:
-                sums[f"{key}/quantity"] += line.quantity
-    return {key: Decimal(plain(value)) for key, value in sums.items() if value}
+def _told(lines: Iterable[RatedLine], naming: Naming) -> Iterator[Told]:
+    for line in net(lines).values():
+        quantity = None if line.unit_price is None else line.quantity
+        yield Told(line.identity.kind, naming.key(line.identity), line.tax_group, line.amount, quantity)

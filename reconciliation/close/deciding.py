@@ -13,11 +13,12 @@ from sqlalchemy import Connection, Engine
 
 from billing.commands.decide_proposal import propose
 from billing.database import raw, transaction
+from billing.money import currency
 from billing.periods import BillingPeriod, parse_period
 from billing.posting.proposal_store import Proposal, ProposalKind
 from reconciliation.close import close_store
 from reconciliation.close.close_store import Content, Standing, book_key
-from reconciliation.close.gates import Gate, Result, is_waivable
+from reconciliation.close.gates import GATE_OF, WAIVABLE, Gate, Result, seen
 from reconciliation.close.states import Event, State
 from reconciliation.errors import CloseRefused
 from streams import audit
@@ -48,28 +49,37 @@ def waive(
 ) -> list[str]:
     """Let differences of a gate stay, those with the keys given (None: all that it has now); returns their keys.
 
-    Only gaps of R1, what waits in R9, and R11, which is explained and needs no worth. Raises CloseRefused.
+    Of WAIVABLE comparisons alone; what moved is explained, and needs no worth. A waiver is for what was seen: it holds
+    for nothing that becomes of the same key later. Raises CloseRefused and UnknownCurrency.
     """
-    found = results.get(gate)
-    waivable = {e.key for e in found.open if is_waivable(gate, e.check)} if found else set()
-    if gate not in (Gate.R1, Gate.R9, Gate.R11):
-        raise CloseRefused(f"{gate} cannot be waived: only gaps of R1, what waits in R9, and R11")
-    wanted = sorted(waivable) if keys is None else list(keys)
-    if unknown := [key for key in wanted if key not in waivable]:
-        raise CloseRefused(f"{gate} has no difference {unknown[0]} that can be waived: see `tollbook close status`")
+    if gate not in {GATE_OF[check] for check in WAIVABLE}:
+        others = ", ".join(f"{GATE_OF[check]} ({check})" for check in WAIVABLE)
+        raise CloseRefused(f"{gate} cannot be waived, only {others}")
     if not reason.strip():
         raise CloseRefused("say why: the evidence shows it")
     if gate is not Gate.R11 and worth is None:
         raise CloseRefused("say what it may be worth: --low, --high and --currency")
-    low, high, currency = (worth.low, worth.high, worth.currency) if worth else (None, None, None)
+    if worth is not None:
+        currency(worth.currency, month.end.date())
+        if worth.low > worth.high:
+            raise CloseRefused(
+                f"it may be worth from --low {worth.low} to --high {worth.high}: that is nothing between"
+            )
+    found = results.get(gate)
+    waivable = dict.fromkeys(seen(each) for each in found.open if each.check in WAIVABLE) if found else {}
+    known = {key for key, _, _ in waivable}
+    wanted = sorted(known) if keys is None else list(dict.fromkeys(keys))
+    if unknown := [key for key in wanted if key not in known]:
+        raise CloseRefused(f"{gate} has no difference {unknown[0]} that can be waived: see `tollbook close status`")
     with transaction(engine) as connection:
         close_store.lock(connection, month.name)
         if any(not each.billing_account for each in close_store.standings(connection, month.name).values()):
             raise CloseRefused(f"a book of {month.name} is closed: its evidence stays as it is")
         rows = [
-            {"gate": gate.value, "key": key, "actor": actor, "reason": reason, "low": low, "high": high,
-             "currency": currency}
-            for key in wanted
+            {"gate": gate.value, "key": key, "seen_left": left, "seen_right": right, "actor": actor, "reason": reason,
+             "low": worth and worth.low, "high": worth and worth.high, "currency": worth and worth.currency}
+            for key, left, right in waivable
+            if key in wanted
         ]  # fmt: skip
         close_store.add_waivers(connection, month.name, rows)
         detail = {"gate": gate.value, "keys": wanted, "reason": reason}
@@ -99,7 +109,7 @@ def approve(
             if standing.state is State.RECONCILED and name not in leave
         }
         contents = close_store.latest_contents(connection, month.name, ready.keys())
-        close_store.approve(connection, contents, actor, alone=alone)
+        close_store.approve(connection, month.name, contents, actor, alone=alone)
         details = {each.billing_account: {"content_hash": each.hash} for each in contents}
         close_store.move(connection, ready.values(), Event.APPROVE, actor, details=details)
         hashes = {"accounts": len(contents), "signed": signed(contents), "parked": list(leave)}

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
-from billing import tables
 from billing.bills.tax import TaxMode
 from billing.commands.verify_journal import verify_journals
 from billing.database import raw, transaction
@@ -22,16 +21,17 @@ from billing.invoicing.sending import SendingStep, position
 from billing.ledger import ledger_store
 from billing.money import ZERO, exactly, plain
 from billing.periods import BillingPeriod
+from billing.plans import account_store
 from billing.posting import proposal_store
 from billing.posting.proposal_store import ProposalKind
-from billing.stripe import returns_store
+from billing.stripe import returns_store, stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.agreement import Check, compare
 from reconciliation.close import close_store, freezing
 from reconciliation.close.collecting import Account, held_back, participants, quarantined
 from reconciliation.close.contents import APPROVED
 from reconciliation.close.cut_checks import CutChecks
-from reconciliation.close.gates import Gate, Result, results
+from reconciliation.close.gates import Gate, Owners, Result, results
 from reconciliation.close.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
 from reconciliation.numbers_received import numbers_received
@@ -48,7 +48,7 @@ class Outside:
 
 
 def evaluate(
-    engine: Engine,
+    engine: Engine | Connection,
     month: BillingPeriod,
     *,
     now: datetime,
@@ -60,7 +60,7 @@ def evaluate(
     checks = list(report.checks)
     with transaction(engine) as connection:
         accounts = participants(connection, month)
-        waived = {(each.gate, each.key): each.actor for each in close_store.waivers(connection, month.name)}
+        waived = close_store.waived(connection, month.name)
         standings = close_store.standings(connection, month.name)
         invoices = invoice_store.listed(connection, of_month=month, as_stored=True)
         of_cuts = CutChecks(connection)
@@ -75,9 +75,9 @@ def evaluate(
             _complete(connection, month, accounts.values(), now),
             _moved(connection, month),
         ]
-        names = _names(accounts.values(), invoices)
+        owned = owners(connection, month, accounts, invoices)
     checks.append(_sealed(engine))
-    return results(checks, names, waived)
+    return results(checks, owned, waived)
 
 
 def evaluate_waivable(engine: Engine, month: BillingPeriod, *, now: datetime) -> dict[Gate, Result]:
@@ -91,19 +91,26 @@ def evaluate_waivable(engine: Engine, month: BillingPeriod, *, now: datetime) ->
             _waiting(connection, month, invoices),
             _moved(connection, month),
         ]
-        waived = {(each.gate, each.key): each.actor for each in close_store.waivers(connection, month.name)}
-        return results(checks, _names(accounts.values(), invoices), waived)
+        waived = close_store.waived(connection, month.name)
+        return results(checks, owners(connection, month, accounts, invoices), waived)
 
 
-def _names(accounts: Iterable[Account], invoices: Iterable[StoredInvoice]) -> dict[str, str]:
-    listed = list(accounts)
-    found = {tenant: account.name for account in listed for tenant in account.tenants}
-    found |= {account.name: account.name for account in listed}
+def owners(
+    connection: Connection, month: BillingPeriod, accounts: Collection[str], invoices: Iterable[StoredInvoice]
+) -> Owners:
+    """Whose differences are: of a tenant that nobody pays for in the month they are those who did before."""
+    payers: dict[str, set[str]] = defaultdict(set)
+    once: dict[str, set[str]] = defaultdict(set)
+    for each in account_store.subscriptions(connection):
+        if each.starts_at < month.end:
+            during = each.ends_at is None or each.ends_at > month.start
+            (payers if during else once)[each.tenant_id].add(each.billing_account)
+    documents = {}
     for s in invoices:
-        name = s.invoice.identity.billing_account
-        found |= {str(s.stored_id): name, str(s.invoice.invoice_id): name}
-        found |= {s.stripe_invoice_id: name} if s.stripe_invoice_id else {}
-    return found
+        for reference in (str(s.stored_id), str(s.invoice.invoice_id), s.stripe_invoice_id):
+            if reference:
+                documents[reference] = s.invoice.identity.billing_account
+    return Owners(once | payers, accounts, documents)
 
 
 def _rounding(connection: Connection, invoices: Iterable[StoredInvoice]) -> list[Check]:
@@ -152,18 +159,11 @@ def drafts_in_stripe(invoices: Iterable[StoredInvoice]) -> Check:
 
 def _waiting(connection: Connection, month: BillingPeriod, invoices: Iterable[StoredInvoice]) -> Check:
     """R9: requests to Stripe without an answer, its events that nobody has handled, quarantine, what is parked."""
-    requests, events = tables.stripe_requests, tables.stripe_events
     listed = list(invoices)
-    ids = {s.invoice.invoice_id for s in listed}
+    asked = stripe_request_store.unanswered(connection, {s.invoice.invoice_id for s in listed})
     waiting = [each for found in quarantined(raw(connection), month).values() for each in found]
-    open_ = connection.execute(
-        select(requests.c.idempotency_key, requests.c.invoice_id, requests.c.step).where(
-            requests.c.replied_at.is_(None)
-        )
-    )
-    waiting += [Difference(f"request/{row[0]}", None, row[2]) for row in open_ if row[1] in ids]
-    unhandled = connection.execute(select(events.c.event_id, events.c.type).where(events.c.handled_at.is_(None)))
-    waiting += [Difference(f"event/{row[0]}", None, row[1]) for row in unhandled]
+    waiting += [Difference(f"request/{key}", None, step) for key, step in asked]
+    waiting += [Difference(f"event/{e.event_id}", None, e.type) for e in returns_store.unhandled(connection)]
     waiting += [
         Difference(f"parked/{s.stored_id}", None, s.parked_because) for s in listed if s.parked_because is not None
     ]
@@ -172,7 +172,7 @@ def _waiting(connection: Connection, month: BillingPeriod, invoices: Iterable[St
 
 def _complete(connection: Connection, month: BillingPeriod, accounts: Iterable[Account], now: datetime) -> Check:
     listed = list(accounts)
-    back = held_back(connection, month, listed, max(now, month.end + timedelta(days=1)), ())
+    back = held_back(connection, month, listed, max(now, month.end + timedelta(days=1)), {})
     missing = {d.key: d for found in back.values() for d in found if d.key.startswith("complete_to/")}
     tenants = sum(len(account.tenants) for account in listed)
     return Check("tenants are complete", "the month's end", "complete to", tenants, tuple(missing.values()))
@@ -185,7 +185,7 @@ def _moved(connection: Connection, month: BillingPeriod) -> Check:
     return Check("movement is explained", "the month before", "this month", len(found), tuple(to_explain(found, then)))
 
 
-def _sealed(engine: Engine) -> Check:
+def _sealed(engine: Engine | Connection) -> Check:
     found = verify_journals(engine)
     broken = [Difference(each.legal_entity, "as sealed", each.broken) for each in found if each.broken is not None]
     return Check("the journal is as sealed", "chain", "entries", sum(each.entries for each in found), tuple(broken))

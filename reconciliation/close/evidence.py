@@ -1,6 +1,6 @@
 """The evidence of a close: `content/`, which is a function of cuts and what was stored since, and `signatures/`.
 
-Written again from the same close it has the same bytes (docs/close.md says what each file holds).
+Written again from the same close it has the same bytes. EXPLAINED says what each file holds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from reconciliation.close.contents import CHANGES_LATER
 from reconciliation.errors import CloseRefused
 
 FORMAT: Final = "tollbook.close_evidence.v1"
-CONTENT, SIGNATURES, MANIFEST, README = "content", "signatures", "manifest.json", "README.md"
+CONTENT, SIGNATURES, README = "content", "signatures", "README.md"
+MANIFEST, MANIFEST_HASH, BALANCE_FILE = "manifest.json", "manifest.sha256", "trial_balance.csv"
 RATED: Final = ("billing_account", "tenant_id", "period", "key", "model", "metric", "quantity", "unit_price", "amount",
                 "currency", "tax_group")  # fmt: skip
 USED: Final = ("billing_account", "tenant_id", "period", "model", "adapter", "region", "tier", "status", "requests",
@@ -46,9 +47,12 @@ EXPLAINED: Final = """# The close of {month}
 
     tollbook close verify FOLDER
 
-checks, without database or network: every file against `content/manifest.json`; every account's content against the
-hash that was signed; frozen usage against its cut; rated lines against a second, independent rating of the frozen
-usage; invoices against their lines; the journal's chain of hashes, its sums, and its accruals against the rated lines.
+checks, without database or network: every file against `content/manifest.json`, and that against
+`signatures/manifest.sha256`, the hash that `close evidence` printed; every account's content against the hash that was
+signed; tables against contents; frozen usage against its cut; rated lines against a second, independent rating of the
+frozen usage; invoices against what was approved, both ways, and against their lines; what gates call waived against the
+waivers; the journal's chain of hashes, that it ends where its book was closed, its sums, and its accruals against the
+rated lines.
 
 | file in content/ | holds |
 |---|---|
@@ -85,6 +89,8 @@ def write_evidence(engine: Engine, month: BillingPeriod, folder: Path) -> Writte
         for name, data in sorted(files.items())
     ]
     files[MANIFEST] = _lines([{"format": FORMAT, "month": month.name, "files": listed}])
+    manifest = hashlib.sha256(files[MANIFEST]).hexdigest()
+    signatures[MANIFEST_HASH] = f"{manifest}  {CONTENT}/{MANIFEST}\n".encode()
     for place, data in (
         *((Path(CONTENT, name), data) for name, data in files.items()),
         *((Path(SIGNATURES, name), data) for name, data in signatures.items()),
@@ -92,7 +98,7 @@ def write_evidence(engine: Engine, month: BillingPeriod, folder: Path) -> Writte
     ):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes(data)
-    return Written(len(files) + len(signatures) + 1, hashlib.sha256(files[MANIFEST]).hexdigest())
+    return Written(len(files) + len(signatures) + 1, manifest)
 
 
 def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str, bytes]]:
@@ -100,8 +106,8 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
     accounts = [json.loads(each.content) for each in contents]
     yield "accounts.jsonl", "".join(f"{each.content}\n" for each in contents).encode()
     yield "cuts.jsonl", _lines(_cuts(connection, month, accounts))
-    yield "usage.csv", _table(USED, _used(accounts))
-    yield "rated_lines.csv", _table(RATED, _rated(accounts))
+    yield "usage.csv", usage_table(accounts)
+    yield "rated_lines.csv", rated_table(accounts)
     stored = gate_store.latest(connection, month.name)
     yield (
         "gates.jsonl",
@@ -114,7 +120,7 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
             for gate, one in stored.items()
         ),
     )
-    yield "waivers.jsonl", _lines(_waivers(connection, month))
+    yield "waivers.jsonl", _lines(each.document() for each in close_store.waivers(connection, month.name))
     ids = sorted(uuid.UUID(document["invoice_id"]) for each in accounts for document in each["documents"])
     issued = [s for s in invoice_store.listed(connection, invoice_ids=ids) if s.state in ISSUED]
     documents = documents_of(connection, sorted(issued, key=lambda s: s.invoice.invoice_id))
@@ -127,7 +133,7 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
         journal = list(_journal(connection, entity, last))
         yield f"journal-{entity}.jsonl", "".join(journal).encode()
         balances += trial_balance(entity, month.name, map(json.loads, journal))
-    yield "trial_balance.csv", _table(BALANCES, balances)
+    yield BALANCE_FILE, balances_table(balances)
 
 
 def _journal(connection: Connection, entity: str, last: int | None) -> Iterator[str]:
@@ -169,23 +175,26 @@ def _cuts(
         }
 
 
-def _used(accounts: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for tenant in (tenant for account in accounts for tenant in account["tenants"]):
-        yield from (row | {"period": tenant["period"]} for row in tenant["usage"])
+def usage_table(accounts: Iterable[Mapping[str, Any]]) -> bytes:
+    """The frozen usage of accounts' contents as CSV."""
+    return _table(USED, _of_tenants(accounts, "usage"))
 
 
-def _rated(accounts: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for tenant in (tenant for account in accounts for tenant in account["tenants"]):
-        yield from (line | {"period": tenant["period"]} for line in tenant["rated_lines"])
+def rated_table(accounts: Iterable[Mapping[str, Any]]) -> bytes:
+    """The rated lines of accounts' contents as CSV."""
+    return _table(RATED, _of_tenants(accounts, "rated_lines"))
 
 
-def _waivers(connection: Connection, month: BillingPeriod) -> Iterator[dict[str, Any]]:
-    for each in close_store.waivers(connection, month.name):
-        yield {
-            "gate": each.gate, "key": each.key, "actor": each.actor, "reason": each.reason, "at": rfc3339(each.at),
-            "low": None if each.low is None else plain(each.low), "currency": each.currency,
-            "high": None if each.high is None else plain(each.high),
-        }  # fmt: skip
+def balances_table(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Rows of `trial_balance` as CSV."""
+    return _table(BALANCES, rows)
+
+
+def _of_tenants(accounts: Iterable[Mapping[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    for account in accounts:
+        for tenant in account["tenants"]:
+            own = (row for row in tenant[name] if row["billing_account"] == account["billing_account"])
+            yield from (row | {"period": tenant["period"]} for row in own)
 
 
 def _signatures(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str, bytes]]:
@@ -194,9 +203,9 @@ def _signatures(connection: Connection, month: BillingPeriod) -> Iterator[tuple[
     yield (
         "transitions.jsonl",
         _lines(
-            {"billing_account": each.billing_account, "step": each.step, "from": each.from_state, "event": each.event,
-             "to": each.to_state, "actor": each.actor, "reason": each.reason, "detail": each.detail,
-             "at": rfc3339(each.at)}
+            {"legal_entity": each.legal_entity, "billing_account": each.billing_account, "step": each.step,
+             "from": each.from_state, "event": each.event, "to": each.to_state, "actor": each.actor,
+             "reason": each.reason, "detail": each.detail, "at": rfc3339(each.at)}
             for each in close_store.history(connection, month.name)
         ),
     )  # fmt: skip

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
+from datetime import datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Column, Connection, String, any_, cast, func, select
+from sqlalchemy import ARRAY, Column, Connection, String, all_, any_, cast, func, select
 
 from billing import tables
 from billing.commands.rate_period import Keep, KeptRating
 from billing.database import add_rows, raw
 from billing.invoicing import rated_line_store
 from billing.ledger import journal_chain_store
-from billing.ledger.journal_chain import canonical
+from billing.ledger.journal_chain import canonical, written_time
 from billing.periods import BillingPeriod, rfc3339
 from billing.plans.term_digests import term_digests
 from billing.usage.period_usage import PieceSums
@@ -183,6 +184,14 @@ def frozen_rows(connection: Connection, cut: Cut) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(query.order_by(table.c.row_no)).mappings()]
 
 
+def left_out(connection: Connection, cut_id: int) -> list[str]:
+    """Tenants of which a cut has rows though it does not name them: nobody would compare these."""
+    cut, table = tables.close_cuts, tables.frozen_usage
+    query = select(table.c.tenant_id).distinct().join(cut, cut.c.cut_id == table.c.cut_id)
+    query = query.where(table.c.cut_id == cut_id, table.c.tenant_id != all_(cut.c.tenants))
+    return list(connection.execute(query.order_by(table.c.tenant_id)).scalars())
+
+
 def digests_of(connection: Connection, cut_id: int) -> list[str]:
     """The digests of all rows of a cut, in order."""
     table = tables.frozen_usage
@@ -191,4 +200,4 @@ def digests_of(connection: Connection, cut_id: int) -> list[str]:
 
 
 def _written(value: Any) -> Any:
-    return rfc3339(value, timespec="microseconds") if hasattr(value, "tzinfo") else value
+    return written_time(value) if isinstance(value, datetime) else value

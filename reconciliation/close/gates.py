@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -46,9 +46,6 @@ BEFORE_APPROVAL: Final = (Gate.R2, Gate.R3, Gate.R4, Gate.R5A, Gate.R7, Gate.R8)
 """Asked of each account before it is RECONCILED. None of them can be waived."""
 AFTER_SENDING: Final = (Gate.R5B,)
 OF_BOOK: Final = (Gate.R1, Gate.R6, Gate.R9, Gate.R10, Gate.R11)
-GAPS: Final = frozenset({"numbered events are here", "tenants are complete"})
-"""What of R1 is a gap; the rest of it cannot be waived."""
-
 GATE_OF: Final[Mapping[str, Gate]] = {
     "everything in Kafka is applied": Gate.R1,
     "every message has one outcome": Gate.R1,
@@ -57,7 +54,6 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "tenants are complete": Gate.R1,
     "events are in their minute": Gate.R2,
     "events are in their hour": Gate.R2,
-    "usage is rated": Gate.R2,
     "raw events are frozen": Gate.R2,
     "frozen usage is as it was cut": Gate.R2,
     "rated again": Gate.R3,
@@ -82,25 +78,63 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "the journal is as sealed": Gate.R10,
     "movement is explained": Gate.R11,
 }
-"""Which gate a comparison belongs to. Engine counters are witnesses of `reconcile`, and no gate."""
+"""Which gate a comparison belongs to. Two of `reconcile` are no gates: engine counters; and "usage is rated", which
+asks of all usage that is there by now, also of what came after the cut."""
+WAIVABLE: Final = ("numbered events are here", "tenants are complete", "nothing waits", "movement is explained")
+"""What a person may let stay: gaps (R1), what waits (R9), what moved, which is explained (R11). Nothing else."""
+BY_ACCOUNT: Final = frozenset({"rated lines are invoiced"})
+"""Comparisons whose keys begin with a billing account; those of ledger accounts have it behind RECEIVABLE."""
+RECEIVABLE: Final = "1100"
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Whose the parts of a difference's key are.
+
+    `payers`: by tenant the billing accounts that pay for it; `accounts`: names of billing accounts; `documents`: by the
+    id of an invoice, here or in Stripe, its billing account. A tenant and an account may have one name.
+    """
+
+    payers: Mapping[str, Collection[str]]
+    accounts: Collection[str] = ()
+    documents: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, check: str, key: str) -> tuple[str, ...]:
+        """The billing accounts that a difference belongs to, in order; none where it is nobody's."""
+        pieces = key.split("/")
+        by_account = 0 if check in BY_ACCOUNT else 1 if pieces[0] == RECEIVABLE else None
+        for position, piece in enumerate(pieces):
+            for name in (piece, piece.split(" ")[0]):
+                if name in self.documents:
+                    return (self.documents[name],)
+                if position == by_account:
+                    if name in self.accounts:
+                        return (name,)
+                elif name in self.payers:
+                    return tuple(sorted(self.payers[name]))
+        return ()
+
+
+Waived = Mapping[tuple[str, str, str | None, str | None], str]
+"""By gate and what was `seen` the person who lets it stay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A difference that a gate found: of which comparison and account, and who has waived it."""
+    """A difference that a gate found: of which comparison and accounts (none: nobody's), and who has waived it."""
 
     check: str
     key: str
     left: Value | None
     right: Value | None
-    account: str | None = None
+    accounts: tuple[str, ...] = ()
     waived_by: str | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON holds it; numbers as text."""
         return {
             "check": self.check, "key": self.key, "left": _written(self.left), "right": _written(self.right),
-            "account": self.account, "waived_by": self.waived_by,
+            "accounts": list(self.accounts), "waived_by": self.waived_by,
         }  # fmt: skip
 
 
@@ -127,18 +161,12 @@ class Result:
 
         A damaged line of one account also shows in sums over all of them: that holds up the book, not the others.
         """
-        of_others = {each.check for each in self.open if each.account is not None}
-        return [e for e in self.open if e.account == account or (e.account is None and e.check not in of_others)]
+        of_others = {each.check for each in self.open if each.accounts}
+        return [e for e in self.open if account in e.accounts or not (e.accounts or e.check in of_others)]
 
 
-def results(
-    checks: Iterable[Check], accounts: Mapping[str, str], waived: Mapping[tuple[str, str], str]
-) -> dict[Gate, Result]:
-    """The gates that comparisons make up.
-
-    `accounts`: the billing account by each name that a key may have a part of (tenant, invoice, …); `waived`: by gate
-    and key the person who has.
-    """
+def results(checks: Iterable[Check], owners: Owners, waived: Waived) -> dict[Gate, Result]:
+    """The gates that comparisons make up. `waived`: by gate, key and both values the person who has."""
     compared: dict[Gate, int] = {}
     found: dict[Gate, list[Found]] = {}
     for check in checks:
@@ -148,28 +176,23 @@ def results(
         compared[gate] = compared.get(gate, 0) + check.compared
         listed = found.setdefault(gate, [])
         for each in check.differences:
-            waivable = is_waivable(gate, check.name)
+            waivable = check.name in WAIVABLE
             listed.append(
                 Found(
-                    check.name, each.key, each.left, each.right, _account_of(each, accounts),
-                    waived.get((gate, each.key)) if waivable else None,
+                    check.name, each.key, each.left, each.right, owners.of(check.name, each.key),
+                    waived.get((gate, *seen(each))) if waivable else None,
                 )
             )  # fmt: skip
     return {gate: Result(gate, count, tuple(found[gate])) for gate, count in sorted(compared.items(), key=_order)}
 
 
-def is_waivable(gate: Gate, check: str) -> bool:
-    """Whether a person may let a difference stay: gaps of R1, what waits in R9, and R11, which is explained."""
-    return gate in (Gate.R9, Gate.R11) or (gate is Gate.R1 and check in GAPS)
+def seen(found: Difference | Found) -> tuple[str, str | None, str | None]:
+    """What a waiver is for: a difference's key with both values as text. It does not hold for others of that key."""
+    return found.key, _written(found.left), _written(found.right)
 
 
 def _order(item: tuple[Gate, int]) -> int:
     return list(Gate).index(item[0])
-
-
-def _account_of(found: Difference, accounts: Mapping[str, str]) -> str | None:
-    parts = [part for piece in found.key.split("/") for part in (piece, piece.split(" ")[0])]
-    return next((accounts[part] for part in parts if part in accounts), None)
 
 
 def _written(value: Value | None) -> str | None:
@@ -177,5 +200,11 @@ def _written(value: Value | None) -> str | None:
 
 
 def of_documents(rows: Collection[Mapping[str, Any]]) -> tuple[Found, ...]:
-    """Differences as they were stored."""
-    return tuple(Found(**row) for row in rows)
+    """Differences as they were stored: with their accounts, or, by an earlier version, with one or none."""
+    return tuple(
+        Found(
+            row["check"], row["key"], row["left"], row["right"],
+            tuple(row.get("accounts") or filter(None, [row.get("account")])), row["waived_by"],
+        )
+        for row in rows
+    )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy import Connection
 
 from billing.commands.close_month import finalize_month
+from billing.commands.remeasure_balances import remeasure_balances
 from billing.commands.seal_journal import seal_journals
 from billing.database import transaction
 from billing.errors import ProposalRefused
@@ -14,6 +15,7 @@ from billing.invoicing import invoice_store
 from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.sending import SendingStep
 from billing.ledger import journal_chain_store
+from billing.posting.fee_recognition import recognise_fees
 from billing.posting.period_closing import close_book
 from reconciliation.close import close_store
 from reconciliation.close.close_store import Standing, book_key
@@ -98,7 +100,7 @@ class Issuing:
         found = evaluate(self._run.engine, self._run.month, now=self._run.now, outside=outside, rated_again=())
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
-            green = [n for n in finalized if not self._run.why(found, AFTER_SENDING, n, hold=True)]
+            green = [n for n in finalized if not self._run.hold(found, AFTER_SENDING, n)]
             self._run.move(connection, [standings[name] for name in green], Event.CLOSE)
             self._run.keep(
                 connection, {gate: found[gate] for gate in (*AFTER_SENDING, Gate.R4, *OF_BOOK) if gate in found}
@@ -119,10 +121,13 @@ class Issuing:
         if red:
             self._run.found.book += red
             return
+        self._book_what_closes()
         for entity, parked in sorted(entities.items()):
             try:
                 with transaction(self._run.engine) as connection:
                     close_book(connection, entity, self._run.month.name, self._run.now, parked=parked)
+                    if waiting := journal_chain_store.waiting(connection, entity, up_to=self._run.month.name):
+                        raise ProposalRefused(f"{waiting} entries of it are not sealed yet: run it again")
                     book = Standing(self._run.month.name, entity, close_store.BOOK)
                     seal = journal_chain_store.last_seal(connection, entity)
                     detail = {"position": seal.last_position, "chain_hash": seal.chain_hash.hex(), "parked": parked}
@@ -133,6 +138,13 @@ class Issuing:
             except ProposalRefused as error:
                 self._run.found.book.append(f"the book of {entity}: {error}")
         self._run.checkpoint("books closed")
+
+    def _book_what_closes(self) -> None:
+        """Book and seal what closing a book would book itself, so that what is closed is sealed to its last entry."""
+        with transaction(self._run.engine) as connection:
+            recognise_fees(connection, self._run.month, now=self._run.now)
+        remeasure_balances(self._run.engine, self._run.month, now=self._run.now)  # `close_book` says what hinders
+        seal_journals(self._run.engine)
 
     def _books_that_could_close(self, standings: Mapping[str, Standing]) -> dict[str, list[str]]:
         """Legal entities that are open and all whose accounts are closed or parked, with those that are parked."""

@@ -72,10 +72,8 @@ def movements(before: Iterable[RatedLine], now: Iterable[RatedLine]) -> list[Mov
     return sorted((m for m in found if m.change), key=lambda m: (-abs(m.change), m.key))
 
 
-def to_explain(
-    found: Iterable[Movement], before: Iterable[RatedLine], *, threshold: Decimal = THRESHOLD
-) -> list[Difference]:
-    """Movements above the threshold; none of a first month, which nothing stands beside."""
+def to_explain(found: Iterable[Movement], before: Iterable[RatedLine]) -> list[Difference]:
+    """Movements above THRESHOLD; none of a first month, which nothing stands beside."""
     whole: dict[str, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
         for line in before:
@@ -83,7 +81,7 @@ def to_explain(
         return [
             Difference(each.key, _shown(each.before), each.told)
             for each in found
-            if whole.get(each.currency) and abs(each.change) > threshold * abs(whole[each.currency])
+            if whole.get(each.currency) and abs(each.change) > THRESHOLD * abs(whole[each.currency])
         ]
 
 

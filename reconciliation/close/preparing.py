@@ -18,7 +18,7 @@ from reconciliation.close import close_store
 from reconciliation.close.close_store import Standing
 from reconciliation.close.collecting import Account, held_back, participants
 from reconciliation.close.contents import contents
-from reconciliation.close.evaluating import Outside, drafts_in_stripe, evaluate
+from reconciliation.close.evaluating import Outside, drafts_in_stripe, evaluate, owners
 from reconciliation.close.freezing import keeping
 from reconciliation.close.gates import BEFORE_APPROVAL, Gate, Result, results
 from reconciliation.close.run_context import Run
@@ -50,7 +50,7 @@ class Preparing:
         """Rate what is not cut; cut whose gate is open, in the rating's transaction; draw up what is cut."""
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
-            waived = {each.key for each in close_store.waivers(connection, self._run.month.name)}
+            waived = close_store.waived(connection, self._run.month.name)
             collecting = [self._run.accounts[n] for n in self._run.of_state(standings, State.COLLECTING)]
             waiting = held_back(connection, self._run.month, collecting, self._run.now, waived)
         for name, missing in waiting.items():
@@ -60,6 +60,7 @@ class Preparing:
         run.found.prepared = prepared = prepare_month(
             run.engine, period=run.month, gateway=run.gateway, now=run.now, actor=run.actor, test=test,
             progress=run.progress, until=SendingStep.COMPARED, of=partial(self._choice, ready),
+            accounts=self._to_draft,
         )  # fmt: skip
         self._run.checkpoint("drafted")
         blocked = dict(prepared.drafted.blocked)
@@ -88,7 +89,7 @@ class Preparing:
             return Choice(tenants)
         own = {t for account in ready for t in account.tenants}
         freeze = partial(self._freeze, ready) if period == self._run.month else _nothing
-        return Choice(tenants, keeping(self._run.month, own, self._run.actor, freeze), self._to_draft)
+        return Choice(tenants, keeping(self._run.month, own, self._run.actor, freeze))
 
     def _freeze(self, ready: Collection[Account], connection: Connection) -> None:
         """In the transaction of the month's rating: accounts of which every tenant could be rated are FROZEN."""
@@ -102,9 +103,11 @@ class Preparing:
         self._run.move(connection, frozen, Event.FREEZE)
 
     def _to_draft(self) -> list[str]:
+        """What is cut and not compared: what a draft follows from (tax rules, earlier months) may change meanwhile."""
         self._run.checkpoint("frozen")
         with transaction(self._run.engine) as connection:
-            return self._run.of_state(self._run.standings(connection), State.FROZEN)
+            standings = self._run.standings(connection)
+        return [*self._run.of_state(standings, State.FROZEN), *self._run.of_state(standings, State.DRAFTED)]
 
     def reconcile(self) -> None:
         """Ask the gates about what is DRAFTED; what is green is built in Stripe, compared, and put before a person."""
@@ -115,17 +118,15 @@ class Preparing:
         outside = Outside(log=self._run.log())
         found = evaluate(self._run.engine, self._run.month, now=self._run.now, outside=outside, rated_again=drafted)
         stripe_drafts = drafts_in_stripe(()).name
-        green = [
-            name for name in drafted if not self._run.why(found, BEFORE_APPROVAL, name, but=stripe_drafts, hold=True)
-        ]
+        green = [name for name in drafted if not self._run.hold(found, BEFORE_APPROVAL, name, but=stripe_drafts)]
         self._run.send(green, SendingStep.COMPARED, "draft")
         self._run.checkpoint("built")
         with transaction(self._run.engine) as connection:
             invoices = invoice_store.listed(connection, of_month=self._run.month, as_stored=True)
-            names = {str(s.stored_id): s.invoice.identity.billing_account for s in invoices}
-            again = results([drafts_in_stripe(invoices)], names, {})
+            owned = owners(connection, self._run.month, self._run.accounts, invoices)
+            again = results([drafts_in_stripe(invoices)], owned, {})
             found[Gate.R5A] = _merged(found[Gate.R5A], again[Gate.R5A], stripe_drafts)
-            green = [name for name in green if not self._run.why(again, [Gate.R5A], name, hold=True)]
+            green = [name for name in green if not self._run.hold(again, [Gate.R5A], name)]
             close_store.lock(connection, self._run.month.name)
             texts = contents(connection, self._run.month, {name: self._run.accounts[name] for name in green})
             close_store.add_contents(connection, self._run.month.name, texts, self._run.actor)

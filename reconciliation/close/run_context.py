@@ -100,16 +100,8 @@ class Run:
                 billing_accounts=accounts, until=until,
             )  # fmt: skip
 
-    def why(
-        self,
-        found: Mapping[Gate, Result],
-        gates: Collection[Gate],
-        account: str,
-        *,
-        but: str = "",
-        hold: bool = False,
-    ) -> list[str]:
-        """What of some gates holds an account up, each in a line."""
+    def hold(self, found: Mapping[Gate, Result], gates: Collection[Gate], account: str, *, but: str = "") -> list[str]:
+        """What of some gates holds an account up, each in a line, as the run tells it; `but` one comparison."""
         why = [
             f"{gate}: {each.check}: {each.key}: {each.left} / {each.right}"
             for gate in gates
@@ -117,8 +109,7 @@ class Run:
             for each in found[gate].held(account)
             if each.check != but
         ]
-        if hold:
-            self.held[account] += why
+        self.held[account] += why
         return why
 
     def standings(self, connection: Connection) -> dict[str, Standing]:

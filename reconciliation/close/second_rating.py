@@ -30,9 +30,16 @@ _READ: Final = frozenset(
     (*_AS_IS, "key", "model", "metric", "where", "price", "per", "tiers", "base", "overage_price", "tier_continuity",
      "discount")
 )  # fmt: skip
-_TERMS: Final = ("price_at", "bill_attempts", "bill_statuses", "rounding")
-_ELSEWHERE: Final = frozenset({*_TERMS, "tier_continuity", "period", "anchor", "trial_days", "late_usage_days"})
-"""Terms that are read, or that are applied before: to what is a period, from when it bills, what is too late."""
+_TERMS: Final = {
+    "price_at": "completion", "bill_attempts": "delivered", "bill_statuses": ["aborted", "ok"],
+    "weighted_allowances": False,
+}  # fmt: skip
+"""Those that lines hang on, with what holds where nothing is said."""
+_ELSEWHERE: Final = frozenset(
+    {*_TERMS, "tier_continuity", "rounding", "period", "anchor", "trial_days", "late_usage_days"}
+)
+"""Terms that are read, or that are applied elsewhere: to what is a period, from when it bills, what is too late."""
+_DISCOUNT: Final = ("percent", "amount", "from", "until", "periods")
 
 
 class NotRerated(Exception):
@@ -78,10 +85,16 @@ class Used:
 def rated_again(contract: Plain, used: Iterable[Used]) -> dict[str, str]:
     """`line/tax group/amount` and `…/quantity` → number in decimal digits, of a tenant's period; zeros left out.
 
-    `contract`: `start` and `end` (dates), `subscriptions` and `plans` as `contracts.py` reads them. Raises NotRerated.
+    `contract`: `start` and `end` (dates), `subscriptions`, `agreed` and `plans` as `contracts.py` reads them. Raises
+    NotRerated, also for a case that the oracle refuses.
     """
-    case = read_case(case_of(contract, used))
-    lines = statement(case, case.periods[0], case.usage).lines
+    if not _changes(contract["subscriptions"]):
+        return {}  # each ended within its trial: nothing ever billed
+    try:
+        case = read_case(case_of(contract, used))
+        lines = statement(case, case.periods[0], case.usage).lines
+    except ValueError as error:
+        raise NotRerated(str(error)) from error
     sums: dict[str, Fraction] = defaultdict(Fraction)
     for line in lines:
         key = line.kind if line.kind == "invoice_discount" else line.key
@@ -99,13 +112,13 @@ def _told(number: Fraction) -> str:
 def case_of(contract: Plain, used: Iterable[Used]) -> dict[str, Any]:
     """The oracle's case of a tenant's period: no tax, no credits, no rounding. Raises NotRerated."""
     subscriptions: Sequence[Plain] = contract["subscriptions"]
-    terms = _terms(subscriptions)
+    continuity = _continuity(subscriptions)
     assignment = _Assignment(contract["plans"])
     return {
         "account": {"currency": "XXX", "minor_unit": "1"},
-        "contract": {name: terms[name] for name in _TERMS if name in terms},
+        "contract": _terms(subscriptions) | {"agreed": contract["agreed"]},
         "periods": [f"{contract['start']}..{contract['end']}"],
-        "plan": {name: [_version(name, v, terms) for v in plan] for name, plan in contract["plans"].items()},
+        "plan": {name: [_version(name, v, continuity[name]) for v in plan] for name, plan in contract["plans"].items()},
         "subscription": _changes(subscriptions),
         "usage": [_event(each, assignment) for each in used],
     }
@@ -117,14 +130,27 @@ def priced_by_event(contract: Plain) -> bool:
     return any(c["model"] == "percentage" or (c["metric"] and c["metric"] not in TOKENS) for c in charges)
 
 
-def _terms(subscriptions: Sequence[Plain]) -> Plain:
-    different = [each["terms"] for each in subscriptions if each["terms"] != subscriptions[0]["terms"]]
-    if different:
-        raise NotRerated("terms that change within what is rated")
-    terms: Plain = subscriptions[0]["terms"]
-    if unknown := sorted(terms.keys() - _ELSEWHERE):
+def _terms(subscriptions: Sequence[Plain]) -> dict[str, Any]:
+    """Terms of the contract; those of which the oracle reads one for a period must not change in it."""
+    found = {}
+    for name, default in _TERMS.items():
+        told = [each["terms"].get(name, default) for each in subscriptions]
+        if any(other != told[0] for other in told):
+            raise NotRerated(f"the term {name}, which changes within what is rated")
+        found[name] = told[0]
+    if unknown := sorted({name for each in subscriptions for name in each["terms"]} - _ELSEWHERE):
         raise NotRerated(f"the term {unknown[0]}")
-    return terms
+    return found
+
+
+def _continuity(subscriptions: Sequence[Plain]) -> dict[str, str]:
+    """By plan how its tiers go on, which its charges may say otherwise."""
+    found: dict[str, str] = {}
+    for each in subscriptions:
+        told = each["terms"].get("tier_continuity", "carry")
+        if found.setdefault(each["plan"], told) != told:
+            raise NotRerated("the term tier_continuity, which changes within what is rated")
+    return found
 
 
 def _changes(subscriptions: Sequence[Plain]) -> list[dict[str, Any]]:
@@ -135,29 +161,30 @@ def _changes(subscriptions: Sequence[Plain]) -> list[dict[str, Any]]:
             continue
         if ended is not None and ended != each["bills_from"]:
             found.append({"at": ended, "cancel": True})
-        found.append({"at": each["bills_from"], "plan": each["plan"], "seats": each["seats"] or 1})
+        change = {"at": each["bills_from"], "plan": each["plan"], "seats": each["seats"] or 1}
+        found.append(change | ({} if each["begins_plan"] else {"resume": True}))
         ended = each["ends_at"]
     return [*found, {"at": ended, "cancel": True}] if ended is not None else found
 
 
-def _version(plan: str, given: Plain, terms: Plain) -> dict[str, Any]:
+def _version(plan: str, given: Plain, continuity: str) -> dict[str, Any]:
     found: dict[str, Any] = {"version": given["version"], "from": given["from"]}
-    found["charges"] = [_charge(f"{plan}/{given['version']}", charge, terms) for charge in given["charges"]]
+    found["charges"] = [_charge(f"{plan}/{given['version']}", charge, continuity) for charge in given["charges"]]
     found["allowances"] = [
         {"pool": each["pool"], "units": each["units"], "charges": each["charges"]}
         for each in given.get("allowances", ())
     ]
     if discount := given.get("invoice_discount"):
-        _only(discount, "an invoice discount's", "percent", "base")
-        found["invoice_discount"] = {"percent": discount["percent"], "base": discount.get("base", "all")}
+        said = _said(discount, "an invoice discount's", *_DISCOUNT, "base")
+        found["invoice_discount"] = {"base": "all"} | said
     if commitment := given.get("commitment"):
-        _only(commitment, "a commitment's", "amount", "charges")
         usage = [charge["key"] for charge in given["charges"] if charge["model"] not in _FEES]
-        found["commitment"] = {"amount": commitment["amount"], "charges": commitment.get("charges") or usage}
+        said = _said(commitment, "a commitment's", "amount", "charges", "tax_group")
+        found["commitment"] = said | {"charges": commitment.get("charges") or usage}
     return found
 
 
-def _charge(where: str, given: Plain, terms: Plain) -> dict[str, Any]:
+def _charge(where: str, given: Plain, continuity: str) -> dict[str, Any]:
     if unknown := sorted(given.keys() - _READ):
         raise NotRerated(f"{unknown[0]} of charge {given['key']}")
     found = {name: given[name] for name in _AS_IS if given.get(name) is not None}
@@ -170,16 +197,17 @@ def _charge(where: str, given: Plain, terms: Plain) -> dict[str, Any]:
         found["tiers"] = [tier | {"price": str(Fraction(tier["price"]) / per)} for tier in given["tiers"]]
     if given["model"] not in _FEES:
         found["metric"] = f"{where}/{given['key']}"
-        found["tier_continuity"] = given.get("tier_continuity") or terms.get("tier_continuity", "carry")
+        found["tier_continuity"] = given.get("tier_continuity") or continuity
     if discount := given.get("discount"):
-        _only(discount, f"a discount of charge {given['key']}, its", "percent")
-        found["discount"] = discount["percent"]
+        found["discount"] = _said(discount, f"a discount of charge {given['key']}, its", *_DISCOUNT)
     return found
 
 
-def _only(given: Plain, what: str, *names: str) -> None:
+def _said(given: Plain, what: str, *names: str) -> dict[str, Any]:
+    """The fields that have a value. Raises NotRerated for any but the named."""
     if unknown := sorted(given.keys() - set(names)):
         raise NotRerated(f"{what} {unknown[0]}")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 class _Assignment:

@@ -62,6 +62,9 @@ _OF_BOOKS: Final = {(State.OPEN, Event.CLOSE): State.CLOSED}
 CUT: Final = frozenset({State.FROZEN, State.DRAFTED, State.RECONCILED, State.APPROVED, State.FINALIZED})
 """States of an account whose usage is cut and that is not closed: what comes now is late, and is rated after it."""
 
+PREPARING: Final = frozenset({Event.COLLECT, Event.FREEZE, Event.DRAFT, Event.RECONCILE})
+"""Who does one of these to an account has prepared it, and does not approve it."""
+
 
 def after(state: State, event: Event, *, parked_from: State | None = None) -> State:
     """The state of an account that an event leads to. Released, it is where it was parked. Raises CloseRefused."""
@@ -79,7 +82,3 @@ def book_after(state: State, event: Event) -> State:
         return _OF_BOOKS[state, event]
     except KeyError:
         raise CloseRefused(f"a book that is {state} cannot {event}") from None
-
-
-LEGAL: Final = frozenset((before, event, to) for (before, event), to in (*_NEXT.items(), *_OF_BOOKS.items()))
-"""What the database accepts as well, beside a release to where an account was parked."""

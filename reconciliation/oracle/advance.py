@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from reconciliation.oracle import fees
+from reconciliation.oracle import discounts, fees
 from reconciliation.oracle.calendar import Period
 from reconciliation.oracle.case import Case, Charge, PriorCredit
 from reconciliation.oracle.document import Document, Tax, credit_note, invoice, rounding, tax_on
 from reconciliation.oracle.line import Line, totals
 from reconciliation.oracle.rational import ZERO, at_twelve
-from reconciliation.oracle.segments import Stretch
-from reconciliation.oracle.statement import PeriodPlan
+from reconciliation.oracle.segments import PeriodPlan, Stretch
 
 
 @dataclass(slots=True)
@@ -21,7 +21,8 @@ class Paid:
     """A fee invoiced in advance for [start, end), net of its discount, and what of it is not credited yet.
 
     `lasts`: its time can be left unused; a one-off covers none, and what is not prorated is never given back (4).
-    `taxes` are those of the document it stands on, less the credit notes against it; all its lines share them.
+    `given` is what it had of a discount of an amount per period. `taxes` are those of the document it stands on, less
+    the credit notes against it; all its lines share them.
     """
 
     line: Line
@@ -33,6 +34,7 @@ class Paid:
     left_quanta: int
     taxes: dict[str, Tax]
     lasts: bool
+    given: Fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +50,34 @@ def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
 
     A new stretch in which every fee goes on is no change of a fee (13.10).
     """
+    return _billed(case, plan)[0]
+
+
+def given_off(case: Case, plan: PeriodPlan) -> Mapping[str, Fraction]:
+    """By charge what of a discount of an amount per period its fees in advance have had, less what came back unused."""
+    if not any(charge.in_advance for stretch in plan.stretches for charge in stretch.version.charges.values()):
+        return {}
+    return _billed(case, plan)[1]
+
+
+def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Mapping[str, Fraction]]:
     result = []
     paid: list[Paid] = []
     taxes: dict[str, Tax] = {}
+    given: dict[str, Fraction] = defaultdict(Fraction)
     for at in _changes(plan.stretches, plan.period):
         starting = next((stretch for stretch in plan.stretches if stretch.start == at), None)
         fees_due = _new_fees(plan, starting) if starting else []
         lasting = [one for one in paid if one.lasts]
-        if starting and _all_go_on(lasting, fees_due):
+        if starting and _all_go_on(plan, lasting, fees_due):
             continue
         for one in paid:
             _credits_by_hand(case, one, at)
         back = [(_unused(one, at), one) for one in lasting]
-        new = [line for fee in fees_due for line in _with_discount(plan, *fee)]
+        for one in lasting:
+            given[one.charge.key] -= one.given * Fraction(one.end - at, one.end - one.start)
+        of_fees = [_with_discount(plan, *fee, given) for fee in fees_due]
+        new = [line for lines, _ in of_fees for line in lines]
         lines = [line for line, _ in back if line.amount] + new
         service = Period(at, plan.period.end)
         document = None
@@ -73,8 +90,8 @@ def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
                 changed += [(line, ZERO, 0) for line in new]
                 document = credit_note(case.account, case.contract, service, changed, taxes)
             result.append(Issued(at, document))
-        paid = _paid(case, plan, fees_due, document, service, taxes)
-    return result
+        paid = _paid(case, fees_due, of_fees, document, service, taxes)
+    return result, given
 
 
 def _changes(stretches: Sequence[Stretch], period: Period) -> list[int]:
@@ -90,22 +107,32 @@ def _new_fees(plan: PeriodPlan, stretch: Stretch) -> list[tuple[Charge, Line]]:
     return [(charge, line) for charge, line in found if line]
 
 
-def _with_discount(plan: PeriodPlan, charge: Charge, line: Line) -> list[Line]:
-    off = at_twelve(line.amount * charge.discount)
-    if line.pair is None or not off:
-        return [line]
-    key = plan.name(charge.key, line.pair) + ".discount"
-    return [line, Line(key, "fee_discount", charge.key, line.pair, line.group, -off)]
+def _with_discount(
+    plan: PeriodPlan, charge: Charge, line: Line, given: dict[str, Fraction]
+) -> tuple[list[Line], Fraction]:
+    """The fee with its discount, and what of an amount per period that takes; `given`: what is taken of it so far."""
+    pair = line.pair
+    if pair is None:
+        raise ValueError(f"a fee of no stretch: {line.key}")
+    discount = discounts.of_charge(charge, plan, pair)
+    off = at_twelve(discounts.off(discount, line.amount, given[charge.key]))
+    if not off:
+        return [line], ZERO
+    key = plan.name(charge.key, pair) + ".discount"
+    of_amount = off if discount and discount.amount is not None else ZERO
+    given[charge.key] += of_amount
+    return [line, Line(key, "fee_discount", charge.key, pair, line.group, -off)], of_amount
 
 
-def _all_go_on(paid: Sequence[Paid], due: Sequence[tuple[Charge, Line]]) -> bool:
+def _all_go_on(plan: PeriodPlan, paid: Sequence[Paid], due: Sequence[tuple[Charge, Line]]) -> bool:
     """Whether what begins is, fee by fee, what runs already: the same price, seats, discount and tax group."""
-    running = [(_terms(one.charge), one.line.quantity) for one in paid]
-    return running == [(_terms(charge), line.quantity) for charge, line in due]
+    return [_terms(plan, one.charge, one.line) for one in paid] == [_terms(plan, *each) for each in due]
 
 
-def _terms(charge: Charge) -> tuple[object, ...]:
-    return charge.key, charge.model, charge.fee, charge.discount, charge.tax_group
+def _terms(plan: PeriodPlan, charge: Charge, line: Line) -> tuple[object, ...]:
+    discount = discounts.of_charge(charge, plan, line.pair) if line.pair else None
+    off = (discount.percent, discount.amount) if discount else None
+    return charge.key, charge.model, charge.fee, line.quantity, off, charge.tax_group
 
 
 def _credits_by_hand(case: Case, paid: Paid, at: int) -> None:
@@ -139,8 +166,8 @@ def _credit_by_hand(case: Case, paid: Paid, credit: PriorCredit) -> None:
 
 def _paid(
     case: Case,
-    plan: PeriodPlan,
     due: Sequence[tuple[Charge, Line]],
+    of_fees: Sequence[tuple[Sequence[Line], Fraction]],
     document: Document | None,
     service: Period,
     taxes: dict[str, Tax],
@@ -148,12 +175,11 @@ def _paid(
     """The new fees, as they stand on their document."""
     rounded = {line.key: quanta for line, quanta in document.lines} if document else {}
     result = []
-    for charge, line in due:
-        of_line = _with_discount(plan, charge, line)
+    for (charge, line), (of_line, given) in zip(due, of_fees, strict=True):
         amount = sum((one.amount for one in of_line), ZERO)
         quanta = sum(
             rounded.get(one.key, rounding(case.contract, one.amount / case.account.quantum)) for one in of_line
         )
         lasts = line.kind != "one_off" and charge.prorated
-        result.append(Paid(line, charge, amount, service.start, service.end, amount, quanta, taxes, lasts))
+        result.append(Paid(line, charge, amount, service.start, service.end, amount, quanta, taxes, lasts, given))
     return result

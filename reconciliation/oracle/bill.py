@@ -14,7 +14,8 @@ from reconciliation.oracle.document import Document, Tax, credit_note, gross_per
 from reconciliation.oracle.line import Draw, Line
 from reconciliation.oracle.rational import ZERO, written
 from reconciliation.oracle.reading import read_case
-from reconciliation.oracle.statement import PeriodPlan, period_plan, statement
+from reconciliation.oracle.segments import PeriodPlan, period_plan
+from reconciliation.oracle.statement import statement
 
 GRACE = DAY
 """From a period's end to FROZEN, the default (11)."""

@@ -6,6 +6,7 @@ An instant is an int: microseconds since 1970-01-01T00:00:00Z. Periods are half-
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -13,7 +14,7 @@ from functools import lru_cache
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 _EPOCH = date(1970, 1, 1).toordinal()
-_INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z)?")
+_INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:Z|\+00:00))?")
 _NAMED = re.compile(r"(\d{4})(?:-(?:(\d\d)|Q([1-4])))?")
 
 
@@ -47,7 +48,7 @@ def day_of(moment: int) -> date:
     return date.fromordinal(moment // DAY + _EPOCH)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Period:
     """[start, end), instants."""
 
@@ -82,6 +83,29 @@ def months_after(anchor: date, months: int) -> date:
 def anchored(anchor: date, offset: int, length: int = 1) -> Period:
     """The period of `length` months that begins `offset` months after the anchor."""
     return Period(start_of(months_after(anchor, offset)), start_of(months_after(anchor, offset + length)))
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Periods of so many months, one after another, of which one begins at the anchor."""
+
+    months: int = 1
+    anchor: date = date(2000, 1, 1)
+
+    def period_at(self, moment: int) -> Period:
+        """The period that an instant lies in."""
+        day = day_of(moment)
+        since = (day.year - self.anchor.year) * 12 + day.month - self.anchor.month
+        offset = since // self.months * self.months
+        period = anchored(self.anchor, offset, self.months)
+        return period if period.start <= moment else anchored(self.anchor, offset - self.months, self.months)
+
+    def periods(self, start: int, end: int) -> Iterator[Period]:
+        """Those that hold an instant of [start, end), in order."""
+        while start < end:
+            period = self.period_at(start)
+            yield period
+            start = period.end
 
 
 def named(text: str) -> Period:

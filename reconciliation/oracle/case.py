@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from reconciliation.oracle.calendar import Period
+from reconciliation.oracle.calendar import Period, Schedule
 
 TaxMode = Literal["none", "exclusive", "inclusive", "reverse_charge", "exempt"]
 Rounding = Literal["half_even", "half_up"]
@@ -33,6 +33,7 @@ class Contract:
     price_at: Literal["completion", "start"] = "completion"
     bill_attempts: Literal["delivered", "all"] = "delivered"
     bill_statuses: frozenset[str] = frozenset({"ok", "aborted"})
+    weighted_allowances: bool = False
     rounding: Rounding = "half_even"
     late_usage_days: int | None = None
 
@@ -44,6 +45,20 @@ class Tier:
     up_to: Fraction | None
     price: Fraction
     flat_fee: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Discount:
+    """A share, or an amount per period: one of the two.
+
+    It holds in billing periods that begin in [since, until), and in the first `periods` of the contract's among them.
+    """
+
+    percent: Fraction | None
+    amount: Fraction | None
+    since: int | None = None
+    until: int | None = None
+    periods: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,7 @@ class Charge:
     fee: Fraction
     in_advance: bool
     prorated: bool
-    discount: Fraction
+    discount: Discount | None
     minimum: Fraction | None
     maximum: Fraction | None
 
@@ -91,17 +106,18 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Commitment:
-    """What the named charges shall come to in a full period."""
+    """What the named charges shall come to in a full period; `tax_group` is the true-up's, where it is said."""
 
     amount: Fraction
     charges: tuple[str, ...]
+    tax_group: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class InvoiceDiscount:
-    """A share of what `base` names: usage, fees, or all."""
+    """A discount on what `base` names: usage, fees, or all."""
 
-    percent: Fraction
+    discount: Discount
     base: Literal["usage", "fees", "all"]
 
 
@@ -127,11 +143,21 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From `at` on this plan with these seats; no plan after a cancellation."""
+    """From `at` on this plan with these seats; no plan after a cancellation. `resumed`: a pause is over."""
 
     at: int
     plan: Plan | None
     seats: Fraction
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """From `since` on a tenant's contract has the periods of this schedule; `begins`: the contract itself begins."""
+
+    since: int
+    begins: bool
+    schedule: Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +243,7 @@ class Case:
     contract: Contract
     periods: tuple[Period, ...]
     changes: tuple[Change, ...]
+    agreed: tuple[Agreed, ...]
     usage: Usage
     late: tuple[Late, ...]
     grants: tuple[Grant, ...]

@@ -10,7 +10,7 @@ from typing import Any
 from reconciliation.oracle.calendar import Period
 from reconciliation.oracle.case import Account, Contract
 from reconciliation.oracle.line import Line, totals
-from reconciliation.oracle.rational import ONE, ZERO, counted, half_even, half_up, largest_remainder, written
+from reconciliation.oracle.rational import ONE, ZERO, at_twelve, counted, half_even, half_up, largest_remainder, written
 
 
 @dataclass(slots=True)
@@ -156,6 +156,7 @@ def plain(account: Account, document: Document) -> dict[str, Any]:
 
 
 def _plain_line(line: Line, minor: int) -> dict[str, Any]:
+    """A line as it is told: at most 12 decimals (13.19), but the units that a prorated tier splits (13.13)."""
     result: dict[str, Any] = {"key": line.key}
     if line.quantity is not None:
         result["quantity"] = counted(line.quantity)
@@ -166,7 +167,7 @@ def _plain_line(line: Line, minor: int) -> dict[str, Any]:
     if line.free:
         result["free"] = counted(line.free)
     if line.included is not None:
-        result["included_used"] = counted(line.included)
+        result["included_used"] = counted(at_twelve(line.included))
     result["exact"] = written(line.amount)
     result["rounded_minor"] = minor
     return result

@@ -2,66 +2,41 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from fractions import Fraction
-from typing import Any, TypeVar
 
 from reconciliation.oracle import calendar
-from reconciliation.oracle.calendar import Period, instant
+from reconciliation.oracle.calendar import Period, Schedule, instant
 from reconciliation.oracle.case import (
     Account,
-    Allowance,
+    Agreed,
     Case,
     Change,
-    Charge,
-    Commitment,
     Contract,
     Correction,
     Event,
     Grant,
-    InvoiceDiscount,
     Late,
     Plan,
     PriorCredit,
-    Tier,
     Usage,
-    Version,
 )
+from reconciliation.oracle.fields import CaseError, Plain, each, one_of, only, optional, spread, words
 from reconciliation.oracle.rational import exact
+from reconciliation.oracle.reading_plans import read_plan
 
-Plain = Mapping[str, Any]
-Read = TypeVar("Read")
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_TOP = _words(
+_TOP = words(
     "id title rule source reading together_with expect working account contract periods anchor anchor_months plan"
     " subscription usage late credits prior_credits known_at"
 )
-_VERSION = _words("version from recorded charges allowances commitment invoice_discount")
-_CHARGE = _words(
-    "key model metric tax_group tier_continuity price tiers size rate base fixed_per_event min_per_event max_per_event"
-    " included overage_price fee timing prorated discount minimum maximum allowance"
-)
-_MODELS = _words("per_unit graduated volume package percentage prepaid flat seat one_off")
-_EVENT = _words(
+_EVENT = words(
     "id completed started status fault source purpose request_id attempt metric quantity corrects counts input"
     " cached_input output gpu_second pass_through_cost"
 )
-_GRANT = _words("id kind amount currency tax_treatment priority effective expires granted_at paid_at applies_to note")
+_GRANT = words("id kind amount currency tax_treatment priority effective expires granted_at paid_at applies_to note")
 _PAID = "paid"
-
-
-class CaseError(ValueError):
-    """The case says something that no rule here reads; `where` is the path to it."""
-
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where}: {what}")
+_MONTHS = {"month": 1, "quarter": 3, "year": 12}
 
 
 def read_case(plain: Plain) -> Case:
@@ -70,11 +45,11 @@ def read_case(plain: Plain) -> Case:
     Raises:
         CaseError: for a field that is missing, unknown, or of no use.
     """
-    _only(plain, _TOP, "case")
+    only(plain, _TOP, "case")
     account = _account(plain["account"])
     periods = _periods(plain)
-    known_at = _optional(plain, "known_at", instant)
-    plans = {name: _plan(name, versions, known_at) for name, versions in plain["plan"].items()}
+    known_at = optional(plain, "known_at", instant)
+    plans = {name: read_plan(name, versions, known_at) for name, versions in plain["plan"].items()}
     changes = _changes(plain["subscription"], plans)
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
@@ -83,6 +58,7 @@ def read_case(plain: Plain) -> Case:
         contract=_contract(plain.get("contract", {})),
         periods=periods,
         changes=changes,
+        agreed=_agreed(plain, changes),
         usage=usage,
         late=_late(plain.get("late", ()), anywhere, len(usage.events)),
         grants=tuple(_grant(grant) for grant in plain.get("credits", ())),
@@ -90,29 +66,8 @@ def read_case(plain: Plain) -> Case:
     )
 
 
-def _only(plain: Plain, known: frozenset[str], where: str) -> None:
-    if not plain.keys() <= known:
-        raise CaseError(where, f"unknown field {', '.join(sorted(plain.keys() - known))}")
-
-
-def _each(plain: Sequence[Plain], known: str, where: str) -> Sequence[Plain]:
-    for one in plain:
-        _only(one, _words(known), where)
-    return plain
-
-
-def _one_of(value: Any, allowed: Iterable[str], where: str) -> Any:
-    if value not in allowed:
-        raise CaseError(where, f"{value!r} is none of {', '.join(sorted(allowed))}")
-    return value
-
-
-def _optional(plain: Plain, key: str, read: Callable[[Any], Read]) -> Read | None:
-    return read(plain[key]) if key in plain else None
-
-
 def _account(plain: Plain) -> Account:
-    _only(plain, _words("currency minor_unit quantum tax stripe_minimum"), "account")
+    only(plain, words("currency minor_unit quantum tax stripe_minimum"), "account")
     tax = plain.get("tax", {})
     tax = {"mode": "none"} if tax == "none" else tax
     minor_unit = exact(plain["minor_unit"])
@@ -120,7 +75,7 @@ def _account(plain: Plain) -> Account:
         currency=plain["currency"],
         minor_unit=minor_unit,
         quantum=exact(plain.get("quantum", minor_unit)),
-        tax_mode=_one_of(
+        tax_mode=one_of(
             tax.get("mode", "none"), ("none", "exclusive", "inclusive", "reverse_charge", "exempt"), "account.tax.mode"
         ),
         rates={group: exact(rate) for group, rate in tax.get("groups", {}).items()},
@@ -129,12 +84,17 @@ def _account(plain: Plain) -> Account:
 
 
 def _contract(plain: Plain) -> Contract:
-    _only(plain, _words("price_at bill_attempts bill_statuses rounding late_usage_days"), "contract")
+    only(
+        plain,
+        words("price_at bill_attempts bill_statuses weighted_allowances rounding late_usage_days period agreed"),
+        "contract",
+    )
     return Contract(
-        price_at=_one_of(plain.get("price_at", "completion"), ("completion", "start"), "contract.price_at"),
-        bill_attempts=_one_of(plain.get("bill_attempts", "delivered"), ("delivered", "all"), "contract.bill_attempts"),
+        price_at=one_of(plain.get("price_at", "completion"), ("completion", "start"), "contract.price_at"),
+        bill_attempts=one_of(plain.get("bill_attempts", "delivered"), ("delivered", "all"), "contract.bill_attempts"),
         bill_statuses=frozenset(plain.get("bill_statuses", ("ok", "aborted"))),
-        rounding=_one_of(plain.get("rounding", "half_even"), ("half_even", "half_up"), "contract.rounding"),
+        weighted_allowances=plain.get("weighted_allowances", False),
+        rounding=one_of(plain.get("rounding", "half_even"), ("half_even", "half_up"), "contract.rounding"),
         late_usage_days=plain.get("late_usage_days"),
     )
 
@@ -142,107 +102,51 @@ def _contract(plain: Plain) -> Contract:
 def _periods(plain: Plain) -> tuple[Period, ...]:
     if "periods" in plain:
         return tuple(calendar.named(text) for text in plain["periods"])
-    anchor = date.fromisoformat(plain["anchor"])
-    return tuple(calendar.anchored(anchor, offset) for offset in plain["anchor_months"])
+    schedule = _schedule(plain)
+    return tuple(calendar.anchored(schedule.anchor, offset, schedule.months) for offset in plain["anchor_months"])
 
 
-def _plan(name: str, plain: Sequence[Plain], known_at: int | None) -> Plan:
-    """Of the versions that begin together the one recorded last holds, of those recorded by `known_at` (1)."""
-    newest: dict[int | None, tuple[int | None, Version]] = {}
-    for one in plain:
-        recorded, version = _optional(one, "recorded", instant), _version(one, f"plan.{name}")
-        if known_at is not None and recorded is not None and recorded > known_at:
-            continue
-        if version.start not in newest:
-            newest[version.start] = recorded, version
-            continue
-        other = newest[version.start][0]
-        if recorded == other:
-            raise CaseError(f"plan.{name}.{version.name}", "begins, and was recorded, together with another version")
-        if other is None or (recorded is not None and recorded > other):
-            newest[version.start] = recorded, version
-    versions = [version for _, version in newest.values()]
-    return Plan(name, tuple(sorted(versions, key=lambda version: (version.start is not None, version.start or 0))))
+def _schedule(plain: Plain) -> Schedule:
+    """The contract's billing periods: months unless it says otherwise, by the calendar unless there is an anchor."""
+    length = one_of(plain.get("contract", {}).get("period", "month"), _MONTHS, "contract.period")
+    anchor = optional(plain, "anchor", date.fromisoformat)
+    return Schedule(_MONTHS[length], anchor) if anchor else Schedule(_MONTHS[length])
 
 
-def _version(plain: Plain, where: str) -> Version:
-    _only(plain, _VERSION, where)
-    where = f"{where}.{plain['version']}"
-    charges = [_charge(one, where) for charge in plain["charges"] for one in _spread(charge, "key")]
-    commitment, discount = plain.get("commitment"), plain.get("invoice_discount")
-    _only(commitment or {}, _words("amount charges"), f"{where}.commitment")
-    _only(discount or {}, _words("percent base"), f"{where}.invoice_discount")
-    return Version(
-        name=plain["version"],
-        start=_optional(plain, "from", instant),
-        charges={charge.key: charge for charge in charges},
-        allowances=_allowances(plain, where),
-        commitment=Commitment(exact(commitment["amount"]), tuple(commitment["charges"])) if commitment else None,
-        invoice_discount=InvoiceDiscount(
-            exact(discount["percent"]), _one_of(discount["base"], ("usage", "fees", "all"), f"{where}.discount.base")
+def _agreed(plain: Plain, changes: Sequence[Change]) -> tuple[Agreed, ...]:
+    """Since when there are contracts: as told, or by the entries that follow a cancellation, or nothing."""
+    told = plain.get("contract", {}).get("agreed")
+    if told is not None:
+        return tuple(
+            Agreed(
+                instant(one["since"]),
+                one["begins"],
+                Schedule(_MONTHS[one["period"]], *([date.fromisoformat(one["anchor"])] if "anchor" in one else [])),
+            )
+            for one in each(told, "since begins period anchor", "contract.agreed")
         )
-        if discount
-        else None,
-    )
-
-
-def _allowances(plain: Plain, where: str) -> tuple[Allowance, ...]:
-    """Pools, and what a charge has for itself alone."""
-    shared = _each(plain.get("allowances", ()), "pool units charges", f"{where}.allowances")
-    pools = [Allowance(pool["pool"], exact(pool["units"]), frozenset(pool["charges"])) for pool in shared]
-    own = [charge for charge in plain["charges"] if "allowance" in charge]
-    pools += [Allowance(f"of {one['key']}", exact(one["allowance"]), frozenset([one["key"]])) for one in own]
-    return tuple(pools)
-
-
-def _charge(plain: Plain, where: str) -> Charge:
-    where = f"{where}.{plain['key']}"
-    _only(plain, _CHARGE, where)
-    model = _one_of(plain["model"], _MODELS, f"{where}.model")
-    if isinstance(plain.get("discount"), Mapping):
-        raise CaseError(f"{where}.discount", "only a share of the charge is read here")
-    return Charge(
-        key=plain["key"],
-        model=model,
-        metric=plain.get("base", plain.get("metric", plain["key"])),
-        tax_group=plain.get("tax_group", "std"),
-        continuity=_one_of(
-            plain.get("tier_continuity", "carry"), ("carry", "reset", "prorate"), f"{where}.tier_continuity"
-        ),
-        price=exact(plain.get("price", 0)),
-        tiers=tuple(
-            Tier(_optional(tier, "up_to", exact), exact(tier["price"]), exact(tier.get("flat_fee", 0)))
-            for tier in _each(plain.get("tiers", ()), "up_to price flat_fee", f"{where}.tiers")
-        ),
-        size=exact(plain.get("size", 1)),
-        rate=exact(plain.get("rate", 0)),
-        fixed_per_event=exact(plain.get("fixed_per_event", 0)),
-        min_per_event=_optional(plain, "min_per_event", exact),
-        max_per_event=_optional(plain, "max_per_event", exact),
-        included=exact(plain.get("included", 0)),
-        overage_price=exact(plain.get("overage_price", 0)),
-        fee=exact(plain.get("fee", 0)),
-        in_advance=_one_of(plain.get("timing", "arrears"), ("arrears", "advance"), f"{where}.timing") == "advance",
-        prorated=plain.get("prorated", True),
-        discount=exact(plain.get("discount", 0)),
-        minimum=_optional(plain, "minimum", exact),
-        maximum=_optional(plain, "maximum", exact),
-    )
+    schedule = _schedule(plain)
+    before = [None, *(change.plan for change in changes)]
+    begun = [change for change, plan in zip(changes, before, strict=False) if change.plan and not plan]
+    return tuple(Agreed(change.at, not change.resumed, schedule) for change in begun)
 
 
 def _changes(plain: Sequence[Plain], plans: Mapping[str, Plan]) -> tuple[Change, ...]:
-    """In the order of their instants; a change that names no plan or no seats keeps what was."""
+    """In the order of their instants; a change that names no plan or no seats, or ends a pause, keeps what was."""
     result: list[Change] = []
-    plan: Plan | None = None
+    plan = paused = None
     seats = exact(1)
     for change in sorted(plain, key=lambda change: instant(change["at"])):
-        _only(change, _words("at plan seats cancel"), "subscription")
+        only(change, words("at plan seats cancel resume"), "subscription")
+        resumed = change.get("resume", False)
         if change.get("cancel"):
-            plan = None
+            plan, paused = None, plan
         elif "plan" in change:
             plan = plans[change["plan"]]
+        elif resumed:
+            plan = paused
         seats = exact(change.get("seats", seats))
-        result.append(Change(instant(change["at"]), plan, seats))
+        result.append(Change(instant(change["at"]), plan, seats, resumed))
     return tuple(result)
 
 
@@ -250,8 +154,8 @@ def _usage(plain: Sequence[Plain], anywhere: int, order: int) -> Usage:
     events: list[Event] = []
     corrections: list[Correction] = []
     for given in plain:
-        for one in _spread(given, "metric"):
-            _only(one, _EVENT, "usage")
+        for one in spread(given, "metric"):
+            only(one, _EVENT, "usage")
             if "corrects" in one:
                 corrections.append(_correction(one))
             else:
@@ -268,7 +172,7 @@ def _late(plain: Plain | Sequence[Plain], anywhere: int, order: int) -> tuple[La
     """One batch, or a list of them."""
     result = []
     for one in [plain] if isinstance(plain, Mapping) else plain:
-        _only(one, _words("of_period usage"), "late")
+        only(one, words("of_period usage"), "late")
         usage = _usage(one["usage"], anywhere, order)
         order += len(usage.events)
         result.append(Late(one["of_period"], usage))
@@ -317,11 +221,11 @@ def _metrics(plain: Plain, requests: int) -> Mapping[str, Fraction]:
 
 def _grant(plain: Plain) -> Grant:
     """A paid grant is usable from max(effective, paid_at), never before it is paid (13.12)."""
-    _only(plain, _GRANT, f"credits.{plain['id']}")
+    only(plain, _GRANT, f"credits.{plain['id']}")
     named = plain.get("applies_to", ())
     if {"fees", "all"} & {*([named] if isinstance(named, str) else named)}:
         raise CaseError(f"credits.{plain['id']}.applies_to", "only charges that count usage are read here")
-    kind = _one_of(plain["kind"], (_PAID, "promo", "sla", "goodwill"), f"credits.{plain['id']}.kind")
+    kind = one_of(plain["kind"], (_PAID, "promo", "sla", "goodwill"), f"credits.{plain['id']}.kind")
     effective = instant(plain["effective"])
     usable: int | None = effective
     if kind == _PAID:
@@ -331,28 +235,19 @@ def _grant(plain: Plain) -> Grant:
         kind=kind,
         amount=exact(plain["amount"]),
         currency=plain["currency"],
-        treatment=_one_of(
+        treatment=one_of(
             plain.get("tax_treatment", "payment" if kind == _PAID else "price_reduction"),
             ("price_reduction", "payment", "taxed_at_sale"),
             f"credits.{plain['id']}.tax_treatment",
         ),
         priority=plain.get("priority", 50),
         usable_from=usable,
-        expires=_optional(plain, "expires", instant),
+        expires=optional(plain, "expires", instant),
         granted_at=instant(plain["granted_at"]) if "granted_at" in plain else effective,
         applies_to=frozenset(plain["applies_to"]) if "applies_to" in plain else None,
     )
 
 
 def _prior_credit(plain: Plain) -> PriorCredit:
-    _only(plain, _words("line amount at why"), "prior_credits")
+    only(plain, words("line amount at why"), "prior_credits")
     return PriorCredit(plain["line"], exact(plain["amount"]), instant(plain["at"]))
-
-
-def _spread(plain: Plain, field: str) -> list[Plain]:
-    """One entry for each key that `"l001..l250"` stands for; any other entry alone."""
-    match = re.fullmatch(r"([a-z]*)(\d+)\.\.([a-z]*)(\d+)", str(plain.get(field, "")))
-    if not match:
-        return [plain]
-    prefix, first, _, last = match.groups()
-    return [{**plain, field: f"{prefix}{n:0{len(first)}d}"} for n in range(int(first), int(last) + 1)]

@@ -1,13 +1,14 @@
-"""Who was subscribed to what, when, and at which version (money.md 1, 2, 3, 13.2)."""
+"""Who was subscribed to what, when, at which version, and in which period of the contract (money.md 1, 2, 3, 13.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import takewhile, zip_longest
 
 from reconciliation.oracle.calendar import Period
-from reconciliation.oracle.case import Change, Plan, Version
+from reconciliation.oracle.case import Agreed, Case, Change, Charge, Plan, Version
 from reconciliation.oracle.rational import ZERO
 
 Pair = tuple[int, int]
@@ -48,7 +49,7 @@ def segments_in(period: Period, changes: Sequence[Change]) -> list[Segment]:
         ends = changes[i + 1].at if i + 1 < len(changes) else period.end
         start, end = max(change.at, period.start), min(ends, period.end)
         if change.plan and start < end:
-            begins = change.plan is not before and start == change.at
+            begins = change.plan is not before and start == change.at and not change.resumed
             result.append(Segment(len(result) + 1, change.plan, change.seats, start, end, begins))
         before = change.plan
     return result
@@ -81,6 +82,22 @@ def segment_at(segments: Sequence[Segment], moment: int) -> Segment | None:
     return next((segment for segment in segments if segment.start <= moment < segment.end), None)
 
 
+def number_in_contract(period: Period, agreed: Sequence[Agreed], moment: int, since: int | None) -> int:
+    """Which of its contract's periods a period is, from 1: of those that begin at or after `since`, where it is given.
+
+    The contract is the one of an instant in the period. It begins in its first period, and has the periods of all its
+    schedules in whose time some of them lies; a pause is part of it.
+    """
+    first = max((i for i, one in enumerate(agreed) if one.begins and one.since <= moment), default=0)
+    later = takewhile(lambda one: not one.begins, agreed[first + 1 :])
+    of_contract = [*agreed[first : first + 1], *later]
+    periods: set[Period] = set()
+    for one, following in zip_longest(of_contract, of_contract[1:]):
+        until = min(period.start, following.since) if following else period.start
+        periods.update(one.schedule.periods(one.since, until))
+    return 1 + sum(1 for one in periods if one.start < period.start and (since is None or one.start >= since))
+
+
 def share(start: int, end: int, period: Period) -> Fraction:
     """Active seconds over the period's seconds (3)."""
     return Fraction(end - start, period.end - period.start)
@@ -109,3 +126,29 @@ class Naming:
         versions = self._plans[number].versions
         key = f"{charge}.s{number}" if self._several else charge
         return f"{key}.{versions[version].name}" if len(versions) > 1 else key
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodPlan:
+    """A period cut into segments and stretches, and how lines are named there."""
+
+    period: Period
+    segments: list[Segment]
+    stretches: list[Stretch]
+    name: Naming
+    agreed: Sequence[Agreed]
+
+    def version(self, pair: Pair) -> Version:
+        return self.segments[pair[0] - 1].plan.versions[pair[1]]
+
+    def charge(self, key: str, pair: Pair) -> Charge:
+        return self.version(pair).charges[key]
+
+    def carriers(self, key: str) -> list[tuple[Stretch, Charge]]:
+        """The stretches whose version has the charge."""
+        return [(s, s.version.charges[key]) for s in self.stretches if key in s.version.charges]
+
+
+def period_plan(case: Case, period: Period) -> PeriodPlan:
+    found = segments_in(period, case.changes)
+    return PeriodPlan(period, found, stretches_in(found), Naming(found), case.agreed)

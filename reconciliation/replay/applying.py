@@ -18,12 +18,16 @@ from sqlalchemy import Engine
 from billing.database import raw, transaction
 from reconciliation.errors import ReplayRefused
 from reconciliation.replay import plan_store, trial
+from reconciliation.replay.behind import OpenArchive, compare, require_progress
 from reconciliation.replay.plan_store import StoredPlan
 from streams import audit
 from streams.completeness.completeness_check import CompletenessCheck
+from streams.errors import NotCompared
 from streams.ingest import positions
 from streams.ingest.apply import Checkpoint, ChunkApplier, no_checkpoint
+from streams.ingest.judging import Judge
 from streams.rules.chunks import Chunk
+from streams.rules.replayed import Compared
 from streams.settings import CompletenessSettings
 
 CHUNK: Final = 2000
@@ -78,20 +82,26 @@ class Replayer:
         connection: psycopg.Connection,
         plan: StoredPlan,
         actor: str,
+        open_archive: OpenArchive,
         *,
         chunk: int = CHUNK,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
+        """`open_archive` is called where something lies behind the horizon, and all of some days is only there."""
         self._connection = connection
         self._plan = plan
         self._actor = actor
         self._chunk = chunk
+        self._open_archive = open_archive
         self._applier = ChunkApplier(connection, checkpoint)
+        self._judge = Judge(connection)
+        self._compared = Compared()
 
     def run(self, *, rate: int | None, progress: Progress) -> Replayed:
         """Apply the parts that nobody else is at, and say how the plan stands then.
 
-        `rate`: events a second at most, so that live ingestion keeps its latency; None: as fast as it goes.
+        `rate`: events a second at most, so that live ingestion keeps its latency; None: as fast as it goes. Raises
+        ReplayRefused where something lies behind the horizon and the archive cannot be read.
         """
         connection, pace = self._connection, _Pace(rate)
         for part in self._plan.parts:
@@ -113,10 +123,27 @@ class Replayer:
         if at is None:
             positions.register(connection, source)
             at = 0
+        tries = 0
         while records := plan_store.records(connection, self._plan, part, at, self._chunk):
-            at = self._applier.apply(Chunk(source, records)).next_position
+            try:
+                at = self._applier.apply(Chunk(source, records), self._compared).next_position
+            except NotCompared:
+                require_progress(tries)
+                self._compared, tries = self._compare(), tries + 1
+                continue
+            tries = 0
             progress(standing(connection, self._plan).through, self._plan.records)
             pace.after(len(records))
+
+    def _compare(self) -> Compared:
+        """Compare what lies behind the horizon, of all that is left to apply: the archive is read once for it."""
+        behind = []
+        for part in self._plan.parts:
+            at = _position(self._connection, self._plan.source(part).name) or 0
+            while records := plan_store.records(self._connection, self._plan, part, at, self._chunk):
+                behind += [each.message for each in self._judge.judge(records, None).behind]
+                at = records[-1].position + 1
+        return compare(self._connection, self._open_archive, behind)
 
     def _ended(self) -> Replayed:
         connection, plan = self._connection, self._plan

@@ -62,6 +62,11 @@ class StoredPlan:
             return "begun"
         return "planned" if self.world is not None else "unfinished"
 
+    @property
+    def reaches_behind(self) -> bool:
+        """Whether some of them lie behind the horizon, and were compared with the archive."""
+        return bool(self.counts.get("behind"))
+
     def source(self, part: int) -> Source:
         """The source as which a part is applied."""
         return Source(f"replay:{self.plan_id}/{part}", CLUSTER, self.plan_id)
@@ -103,11 +108,18 @@ def left_out(connection: psycopg.Connection, plan_id: str, limit: int = 1000) ->
         ).fetchall()
 
 
+def keys(connection: psycopg.Connection, plan_id: str) -> frozenset[bytes]:
+    """The keys of the identities that a plan's records are of."""
+    rows = connection.execute("select uuid_send(key) from usage.replay_records where plan_id = %s", (plan_id,))
+    return frozenset(bytes(row[0]) for row in rows)
+
+
 def counted_already(connection: psycopg.Connection, plan_id: str) -> int:
     """How many of a plan's records have an identity that is counted."""
     row = connection.execute(
         "select count(*) from usage.replay_records as r where plan_id = %s"
-        " and exists (select from usage.event_identities as i where i.key = r.key)",
+        " and (exists (select from usage.event_identities as i where i.key = r.key)"
+        "      or exists (select from usage.replayed_identities as i where i.key = r.key))",
         (plan_id,),
     ).fetchone()
     return int(row[0]) if row else 0

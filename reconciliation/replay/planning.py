@@ -10,7 +10,7 @@ import hashlib
 import secrets
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final
@@ -19,6 +19,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from reconciliation.errors import ReplayRefused
+from reconciliation.replay import behind
 from reconciliation.replay.effects import Effects, QuotaEffect, quota_effects
 from reconciliation.replay.material import Found, NotMappable
 from serving_adapter.events import UNREADABLE, key_of
@@ -48,12 +49,15 @@ _LEFT_OUT: Final = (
     " values (%s, %s, %s, %s, %s, %s, %s, %s)"
 )
 Progress = Callable[[int], None]
+Told = tuple[Expected, str]
+"""What would become of a message, and where it was found."""
 
 
 class Planner:
     """Makes one plan over a connection."""
 
-    def __init__(self, connection: psycopg.Connection, now: datetime) -> None:
+    def __init__(self, connection: psycopg.Connection, now: datetime, open_archive: behind.OpenArchive) -> None:
+        """`open_archive` is called where something lies behind the horizon, and all of some days is only there."""
         adapt(connection)
         self.plan_id = f"rp-{secrets.token_hex(6)}"
         self._connection = connection
@@ -65,11 +69,16 @@ class Planner:
         self._effects = Effects()
         self._digest = hashlib.sha256()
         self._left_out = 0
+        self._open_archive = open_archive
+        self._behind: list[Told] = []
 
     def plan(
         self, material: Iterable[Found | NotMappable], origin: Mapping[str, Any], actor: str, progress: Progress
     ) -> str:
-        """Write the plan and return its id. Raises ReplayRefused where there is too much for one."""
+        """Write the plan and return its id.
+
+        Raises ReplayRefused where there is too much for one, or the archive is needed and cannot be read.
+        """
         with self._connection.transaction():
             self._connection.execute("set local idle_in_transaction_session_timeout = 0")  # reading may take its time
             read = 0
@@ -80,6 +89,7 @@ class Planner:
                 progress(read)
                 if sum(self._positions.values()) > MOST_RECORDS:
                     raise ReplayRefused(f"more than {MOST_RECORDS:,} events: plan them in parts, by --from and --to")
+            self._take_behind()
             counts = {"read": read} | dict(self._counts) | {"reasons": dict(self._reasons)}
             counts["parts"] = {str(part): count for part, count in sorted(self._positions.items())}
             self._connection.execute(
@@ -97,9 +107,32 @@ class Planner:
             if isinstance(each, NotMappable):
                 self._leave_out("not_mappable", "not_mappable", each.reason, None, each.origin, each.raw)
         records = [Record(at, _key(f.message), f.message, self._now) for at, f in enumerate(found)]
+        expected = self._dry_run.expect(records) if records else []
+        self._behind += self._sort([(each, found[each.record.position].origin) for each in expected])
+        if len(self._behind) >= behind.MOST_COMPARED:
+            self._take_behind()
+
+    def _take_behind(self) -> None:
+        """Compare what lies behind the horizon, and judge it beside what is held."""
+        tries = 0
+        while self._behind:
+            behind.require_progress(tries)
+            waiting, self._behind = self._behind, []
+            messages = [each.message for each, _ in waiting if each.message is not None]
+            compared = behind.compare(self._connection, self._open_archive, messages)
+            for begin in range(0, len(waiting), BATCH):
+                part = waiting[begin : begin + BATCH]
+                records = [each.record._replace(position=at) for at, (each, _) in enumerate(part)]
+                expected = self._dry_run.expect(records, compared)
+                self._behind += self._sort([(each, part[each.record.position][1]) for each in expected])
+            tries = 0 if len(self._behind) < len(waiting) else tries + 1
+
+    def _sort(self, told: Sequence[Told]) -> list[Told]:
+        """Keep or leave out messages, told with their origins, by their fates; return what is to be compared yet."""
         kept: list[Expected] = []
-        for expected in self._dry_run.expect(records) if records else ():
-            origin = found[expected.record.position].origin
+        for expected, origin in told:
+            if expected.fate is Fate.BEHIND:
+                continue
             if expected.fate.changes:
                 kept.append(expected)
             elif expected.fate is not Fate.THERE:
@@ -107,7 +140,10 @@ class Planner:
                 self._leave_out(fate, expected.reason, detail, expected.tenant_id, origin, expected.record.value)
             if expected.fate not in (Fate.CONFLICT, Fate.REFUSED):
                 self._counts[expected.fate.value] += 1
+            if expected.is_behind and expected.fate.changes:
+                self._counts["behind"] += 1
         self._keep(kept)
+        return [each for each in told if each[0].fate is Fate.BEHIND]
 
     def _keep(self, kept: list[Expected]) -> None:
         """Add what would change anything to the plan's records, and to its effects."""

@@ -7,6 +7,7 @@ hours for too long, nothing is said in money; the rated amounts are there once i
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from sqlalchemy import Connection, Engine
 
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.database import raw, transaction
-from billing.invoicing import billed_until_store
+from billing.invoicing import adjustment_store, billed_until_store
 from billing.money import ZERO, total
 from billing.periods import BillingPeriod, parse_period
 from billing.plans import account_store
@@ -29,8 +30,10 @@ from reconciliation.replay.outcome import MoneyEffect
 from reconciliation.replay.plan_store import StoredPlan
 from streams.ingest import positions
 from streams.ingest.apply import ChunkApplier
+from streams.retention import archive_store
 from streams.rules import ingest_rules
 from streams.rules.chunks import Chunk
+from streams.rules.replayed import Compared
 
 MOST_TRIED: Final = 500_000
 """Half a minute of applying, in which live events of the same hours and tenants would wait."""
@@ -62,7 +65,7 @@ def world(connection: Connection, plan: StoredPlan) -> dict[str, Any]:
         for account in sorted({s.billing_account for listed in subscribed.values() for s in listed})
     }
     months = sorted({row["month"] for row in plan.effects["usage"]})
-    return {
+    return (_behind(usage) if plan.reaches_behind else {}) | {
         "events of it that are counted": plan_store.counted_already(usage, plan.plan_id),
         "states of its tenants": dict(states.fetchall()),
         "its invoices that are frozen": frozen,
@@ -70,6 +73,16 @@ def world(connection: Connection, plan: StoredPlan) -> dict[str, Any]:
         "the time that is sealed": horizon.sealed_before.isoformat() if horizon.sealed_before else None,
         "the identities that are forgotten": horizon.forgotten_before.isoformat() if horizon.forgotten_before else None,
         "prices of its tenants": int(prices[0]) if prices else 0,
+    }
+
+
+def _behind(usage: psycopg.Connection) -> dict[str, Any]:
+    """What answers about events behind the horizon depend on, beside the horizon itself."""
+    dropped = [held for held in archive_store.archived_days(usage, *archive_store.EVER) if held.dropped_at is not None]
+    digest = hashlib.sha256(b"".join(held.manifest_sha256 for held in dropped)).hexdigest()
+    return {
+        "the days that were dropped into the archive": f"{len(dropped)} ({digest[:16]})",
+        "events that were replayed from behind the horizon": archive_store.count_replayed(usage),
     }
 
 
@@ -98,11 +111,13 @@ def _by_month(usage: Iterable[Mapping[str, Any]]) -> dict[BillingPeriod, list[st
 
 def _money(connection: Connection, plan: StoredPlan, now: datetime) -> list[MoneyEffect]:
     """Rate before and after. What was not rated yet is rated by the first, and so none of the plan's."""
-    periods = _periods(connection, plan)
+    touched = _periods(connection, plan)
+    archived = {period for period in touched if adjustment_store.is_archived(connection, period)}
+    periods = {period: tenants for period, tenants in touched.items() if period not in archived}
     before = {p: _rated(connection, p, tenants, now) for p, tenants in periods.items()}
     _apply_all(raw(connection), plan)
     states = plan_states(raw(connection))
-    effects = []
+    effects = [each for period in sorted(archived) for each in _untold(connection, period, touched[period], states)]
     for period, tenants in periods.items():
         frozen = billed_until_store.frozen_accounts(connection, period)
         books = closed_books(connection, f"{period.end - timedelta(microseconds=1):%Y-%m}")
@@ -123,6 +138,26 @@ def _money(connection: Connection, plan: StoredPlan, now: datetime) -> list[Mone
     return effects
 
 
+def _untold(
+    connection: Connection, period: BillingPeriod, tenants: Mapping[str, list[Subscription]], states: Mapping[str, str]
+) -> list[MoneyEffect]:
+    """Of a period whose raw events are archived: what it comes to is told, and billed, once they are recalled."""
+    frozen = billed_until_store.frozen_accounts(connection, period)
+    books = bool(closed_books(connection, f"{period.end - timedelta(microseconds=1):%Y-%m}"))
+    problem = (
+        f"not rated: raw events of {period.name} are only in the archive. What it comes to is told, and it is"
+        f" billed, once they are back: `tollbook events recall --period {period.name}`"
+    )
+    payers = {tenant_id: subscribed[-1].billing_account for tenant_id, subscribed in sorted(tenants.items())}
+    return [
+        MoneyEffect(
+            tenant_id, account, period.name, "", ZERO, account in frozen, books, states.get(tenant_id) == "closed",
+            problem=problem,
+        )
+        for tenant_id, account in payers.items()
+    ]  # fmt: skip
+
+
 def _currency(rated: Any) -> str:
     return next((line.currency for line in (*rated.posted, *rated.lines)), "") if rated else ""
 
@@ -139,9 +174,12 @@ def plan_states(usage: psycopg.Connection) -> dict[str, str]:
 def _apply_all(usage: psycopg.Connection, plan: StoredPlan) -> None:
     """Apply every part, in the caller's transaction: the stage is emptied here, where no commit does it."""
     applier = ChunkApplier(usage)
+    # As the plan found it: what lies behind the horizon is not there yet
+    forgotten = ingest_rules.horizon(usage).forgotten_before
+    compared = Compared(forgotten, plan_store.keys(usage, plan.plan_id)) if plan.reaches_behind else None
     for part, count in plan.parts.items():
         source = plan.source(part)
         positions.register(usage, source)
         for begin in range(0, count, BATCH):
-            applier.apply(Chunk(source, plan_store.records(usage, plan, part, begin, BATCH)))
+            applier.apply(Chunk(source, plan_store.records(usage, plan, part, begin, BATCH)), compared)
             usage.execute("truncate stage")

@@ -46,6 +46,7 @@ def add_verbs(verbs: Any) -> None:
             parser.add_argument("--base-name", action="append", help="what the adapter may call its base model")
             parser.add_argument("--max-rank", type=int, default=64)
             parser.add_argument("--max-bytes", type=int, default=2 << 30)
+            parser.add_argument("--max-versions", type=int, default=16, help="that the tenant may have, of all names")
             parser.add_argument("--share", type=int, help="percent of the name's requests; all without it")
         elif verb == "remove":
             parser.add_argument("--revision")
@@ -82,9 +83,10 @@ def register(folder: RegistryFolder, given: argparse.Namespace) -> dict[str, Any
         version = names.new_version(
             registry, given.tenant, given.name, given.base, checked.digest, checked.rank, rfc3339(now)[:10]
         )
+        grown = names.registered(registry, version, given.share, given.max_versions)
         folder.take(given.folder, version)
         made.append(version)
-        return names.registered(registry, version, given.share)
+        return grown
 
     try:
         checked = check(given.folder, bounds)

@@ -35,6 +35,9 @@ class Attempt:
     await_gpu: Callable[[str, Attempt], None] | None = None
     """Where the engine tells the GPU time of its sequences: announces one that is to come."""
     gpu_us: int = 0
+    """Of its sequences whose time is final."""
+    gpu_so_far: dict[str, int] = field(default_factory=dict)
+    """Of the others, as the engine told it last."""
     gpu_awaited: set[str] = field(default_factory=set)
     gpu_late: bool = False
     """Nobody waits for it any longer: what comes now is a correction."""
@@ -43,7 +46,6 @@ class Attempt:
     ended: list[Sequence] = field(default_factory=list)
     exchange_over: bool = False
     over: bool = False
-    ttft_ms: int | None = None
 
     def began(self, sequence_id: str, look: Look) -> None:
         """The engine has taken in a sequence."""
@@ -67,6 +69,7 @@ class Attempt:
     def took(self, sequence_id: str, gpu_us: int) -> None:
         """A sequence's GPU time is final."""
         self.gpu_us += gpu_us
+        self.gpu_so_far.pop(sequence_id, None)
         self.gpu_awaited.discard(sequence_id)
         self.end_if_over()
 
@@ -99,7 +102,12 @@ class Attempt:
     def so_far(self) -> OpenRequest:
         """For the progress record."""
         now = self.counts()
-        return OpenRequest(self.no, *now[:3], now.engine_input_tokens, now.engine_cached_tokens)
+        return OpenRequest(self.no, *now[:3], now.engine_input_tokens, now.engine_cached_tokens, self.known_gpu_us)
+
+    @property
+    def known_gpu_us(self) -> int:
+        """All that the engine has told of its GPU time."""
+        return self.gpu_us + sum(self.gpu_so_far.values())
 
 
 CURRENT: Final[ContextVar[Attempt | None]] = ContextVar("tollbook_attempt", default=None)

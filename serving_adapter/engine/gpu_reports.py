@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -35,6 +35,8 @@ class GpuReport(msgspec.Struct, frozen=True, array_like=True):
     since_us: int
     """By the machine's monotonic clock."""
     gpus: int
+    running: list[tuple[str, int]] = []
+    """Requests that go on, with their time so far: what is known of them if the process is killed."""
 
 
 class GpuSender:
@@ -53,16 +55,20 @@ class GpuSender:
         """As `TOLLBOOK_GPU_SOCKET` says."""
         return GpuSender(environ.get(VARIABLE) or None)
 
-    def send(self, ended: list[tuple[str, int]], busy_us: int, gpus: int) -> None:
-        """Say what is final, with what waits. Raises OSError: then it waits too."""
+    def send(
+        self, ended: list[tuple[str, int]], busy_us: int, gpus: int, running: Sequence[tuple[str, int]] = ()
+    ) -> None:
+        """Say what is final, with what waits. Raises OSError: then it waits too, but for what is `running`."""
         if self._path is None:
             return
         self.waiting += ended
         while True:
-            part = self.waiting[:MOST_ENDED]
-            self._socket.sendto(msgspec.json.encode(GpuReport(part, busy_us, self._since_us, gpus)), self._path)
+            part, so_far = self.waiting[:MOST_ENDED], list(running[:MOST_ENDED])
+            report = GpuReport(part, busy_us, self._since_us, gpus, so_far)
+            self._socket.sendto(msgspec.json.encode(report), self._path)
             del self.waiting[: len(part)]
-            if not self.waiting:
+            running = running[MOST_ENDED:]
+            if not self.waiting and not running:
                 return
 
 

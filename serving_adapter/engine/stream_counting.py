@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any, Final
 
 import msgspec
@@ -89,7 +90,7 @@ class _Counted:
     def __init__(self, attempt: Attempt, send: Send, hidden: Hidden) -> None:
         self._attempt = attempt
         self._send = send
-        self.usage = StatedUsage()
+        self.usage = StatedUsage(time.monotonic)
         self._hidden = hidden
         self._stream: EventStream | None = None
         self._whole: bytearray | None = bytearray()

@@ -1,26 +1,29 @@
 """An engine's server at an HTTP address, as an ASGI app: what the proxy puts in the place of vLLM's own.
 
-A connection for each request: none is sent twice because an idle connection was just being closed. What the engine
-sends is read only as fast as the tenant takes it; who is gone on one side is let go on the other.
+Connections are used again, but only while the engine's server cannot be about to close them: no request is sent twice,
+and none is lost to an idle connection that was just being closed. What the engine sends is read only as fast as the
+tenant takes it; who is gone on one side is let go on the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
+from collections import deque
 from typing import Final
 from urllib.parse import urlsplit
 
-import httptools
-
 from serving_adapter.asgi import Receive, Scope, Send
 from serving_adapter.engine.attempts import CURRENT
+from serving_adapter.engine.upstream_connection import Connection
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.settings import SettingsError
 
 CONNECT_WITHIN_S: Final = 5.0
-READ_BYTES: Final = 64 * 1024
+IDLE_AT_MOST_S: Final = 2.0
+"""Engines' servers close a connection that has been idle for 5 s (uvicorn, cpp-httplib) or more."""
+KEPT_AT_MOST: Final = 256
+"""Idle connections."""
 NOT_PASSED: Final = frozenset(
     {
         b"accept-encoding", b"connection", b"expect", b"host", b"keep-alive", b"proxy-authenticate",
@@ -41,9 +44,12 @@ class Upstream:
         self._host = parts.hostname
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
-        self._own = [(b"host", parts.netloc.rpartition("@")[2].encode()), (b"connection", b"close")]
+        own = [(b"host", parts.netloc.rpartition("@")[2].encode())]
         if key is not None:
-            self._own.append((b"authorization", b"Bearer " + key))
+            own.append((b"authorization", b"Bearer " + key))
+        self._own = b"".join(b"%s: %s\r\n" % header for header in own)
+        self._idle: deque[tuple[Connection, float]] = deque()
+        """With the loop's time since when; the longest idle first."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's."""
@@ -54,96 +60,75 @@ class Upstream:
             return
         body = (await receive()).get("body", b"")
         try:
-            connected = asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=READ_BYTES)
-            reader, writer = await asyncio.wait_for(connected, CONNECT_WITHIN_S)
+            connection = self._kept() or await self._connect()
         except (OSError, TimeoutError) as error:
             await _unreachable(send, f"The engine cannot be reached: {error or type(error).__name__}")
             return
-        writer.write(self._head(scope) + body)
-        answering = asyncio.ensure_future(_answer(reader, send))
+        is_over = False
+
+        def leave(_: object) -> None:
+            if not is_over:  # else the connection may serve another request already
+                connection.abandon()
+
         leaving = asyncio.ensure_future(_gone(receive))
+        leaving.add_done_callback(leave)
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                await answering
+            connection.ask(self._head(scope) + body)
+            await _pass_on(connection, send)
         finally:
-            for task in (answering, leaving):
-                task.cancel()
-            writer.transport.abort()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            is_over = True
+            leaving.cancel()
+            self._keep(connection)
+
+    async def _connect(self) -> Connection:
+        """A new connection. Raises OSError, TimeoutError."""
+        making = asyncio.get_running_loop().create_connection(Connection, self._host, self._port, ssl=self._tls)
+        _, connection = await asyncio.wait_for(making, CONNECT_WITHIN_S)
+        return connection
+
+    def _kept(self) -> Connection | None:
+        """The idle connection that was used last; those that are idle for too long are closed."""
+        oldest = asyncio.get_running_loop().time() - IDLE_AT_MOST_S
+        while self._idle and self._idle[0][1] < oldest:
+            self._idle.popleft()[0].close()
+        while self._idle:
+            connection, _ = self._idle.pop()
+            if connection.is_reusable:
+                return connection
+            connection.close()
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        """Keep a connection for a next request if its answer is whole; else the engine sees it broken."""
+        if connection.is_reusable and len(self._idle) < KEPT_AT_MOST:
+            self._idle.append((connection, asyncio.get_running_loop().time()))
+        else:
+            connection.close()
 
     def _head(self, scope: Scope) -> bytes:
         path: str = scope["path"]
-        named = [(name, value) for name, value in scope["headers"] if name.lower() not in NOT_PASSED]
-        lines = b"".join(b"%s: %s\r\n" % header for header in [*self._own, *named])
-        return f"{scope['method']} {path} HTTP/1.1\r\n".encode("ascii") + lines + b"\r\n"
+        lines = b"".join(b"%s: %s\r\n" % header for header in scope["headers"] if header[0].lower() not in NOT_PASSED)
+        return f"{scope['method']} {path} HTTP/1.1\r\n".encode("ascii") + self._own + lines + b"\r\n"
 
 
-class _Parsed:
-    """What has come of an answer, as httptools tells it."""
-
-    def __init__(self) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body: list[bytes] = []
-        self.begun = self.done = False
-
-    def on_message_begin(self) -> None:
-        """A head begins; one before it was interim."""
-        self.headers = []
-        self.begun = self.done = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        """The head is whole."""
-        self.begun = True
-
-    def on_body(self, data: bytes) -> None:
-        """A part of the body, without chunks."""
-        self.body.append(data)
-
-    def on_message_complete(self) -> None:
-        """The end, where the answer tells its own."""
-        self.done = True
-
-    @property
-    def ends_with_connection(self) -> bool:
-        """Nothing else tells where the body ends."""
-        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
-
-
-async def _answer(reader: asyncio.StreamReader, send: Send) -> None:
+async def _pass_on(connection: Connection, send: Send) -> None:
     """Pass an answer on. One that breaks off breaks off for the tenant too, and the attempt has failed."""
-    parsed = _Parsed()
-    parser = httptools.HttpResponseParser(parsed)
     begun = False
     while True:
-        data = b""
-        with contextlib.suppress(OSError):
-            data = await reader.read(READ_BYTES)
-        ended = not data
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            if not begun:
-                await _unreachable(send, f"The engine's answer cannot be read: {error}")
-                return
-            ended = True
-        if parsed.begun and not begun and parser.get_status_code() >= 200:
-            begun = True
-            passed = [(name, value) for name, value in parsed.headers if name not in NOT_PASSED]
-            await send({"type": "http.response.start", "status": parser.get_status_code(), "headers": passed})
-        done = begun and (parsed.done or (ended and parsed.ends_with_connection))
-        body, parsed.body = b"".join(parsed.body), []
-        if begun and (body or done):
-            await send({"type": "http.response.body", "body": body, "more_body": not done})
-        if done:
+        body = await connection.more()
+        if connection.is_abandoned:
             return
-        if ended:
+        if connection.status and not begun:
+            begun = True
+            passed = [(name, value) for name, value in connection.headers if name not in NOT_PASSED]
+            await send({"type": "http.response.start", "status": connection.status, "headers": passed})
+        if begun and (body or connection.done):
+            await send({"type": "http.response.body", "body": body, "more_body": not connection.done})
+        if connection.done:
+            return
+        if connection.ended:
             if not begun:
-                await _unreachable(send, "The engine closed the connection without an answer.")
+                await _unreachable(send, connection.problem or "The engine closed the connection without an answer.")
             _failed()
             return
 

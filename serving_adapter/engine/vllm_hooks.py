@@ -36,13 +36,17 @@ def check_version(version: str | None) -> None:
         raise EngineUnfit(f"vLLM {version} is not one of {', '.join(LOOKED_AT)}: its hook points were not looked at")
 
 
+def attached(client: Any) -> bool:
+    """Whether the hooks are in."""
+    return getattr(client, "_tollbook_hooks", None) is not None
+
+
 def attach(client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None]) -> None:
-    """Put the hooks in, once. `attempt_of_nobody` makes the attempt that work without a request belongs to.
+    """Put the hooks in. `attempt_of_nobody` makes the attempt that work without a request belongs to.
 
     Raises EngineUnfit.
     """
-    if getattr(client, "_tollbook_hooks", None) is None:
-        client._tollbook_hooks = _Hooks(client, attempt_of_nobody, shut_down)
+    client._tollbook_hooks = _Hooks(client, attempt_of_nobody, shut_down)
 
 
 class _Hooks:
@@ -149,6 +153,7 @@ def look(state: Any) -> Sequence:
     """A `RequestState` as it stands."""
     stats = state.stats
     output = stats.num_generation_tokens if stats is not None else 0
+    first_at, last_at = (stats.first_token_ts, stats.last_token_ts) if output else (0.0, 0.0)  # the engine's monotonic
     return Sequence(
         prompt=state.external_req_id,
         child=state.request_index,
@@ -156,6 +161,8 @@ def look(state: Any) -> Sequence:
         output_tokens=output,
         cached_tokens=max(state.num_cached_tokens, 0),
         counted=not state.is_prefilling,
+        first_at=first_at,
+        last_at=last_at,
     )
 
 

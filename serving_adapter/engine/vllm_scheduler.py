@@ -14,16 +14,30 @@ from typing import Any, Final
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from serving_adapter.engine.gpu_reports import GpuSender
+from serving_adapter.errors import AdapterError
 from serving_adapter.metering.gpu_shares import StepLedger, Work
 
 TOTALS_EACH_US: Final = 500_000
+
+
+NAMES: Final = ("schedule", "update_from_output", "finish_requests", "_free_request")
+"""What of vLLM's is called, overridden, or looked at; none of it is promised to stay."""
+
+
+class SchedulerUnfit(AdapterError):
+    """A scheduler that is not one whose steps can be timed: the engine does not start."""
 
 
 class MeteringScheduler(AsyncScheduler):
     """vLLM's own, whose steps are timed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Raises SchedulerUnfit."""
         super().__init__(*args, **kwargs)
+        missing = [name for name in NAMES if not callable(getattr(AsyncScheduler, name, None))]
+        missing += [name for name in ("requests", "parallel_config") if not hasattr(self, name)]
+        if missing:
+            raise SchedulerUnfit(f"vLLM's scheduler has no {', '.join(missing)}: start without --scheduler-cls")
         self._tollbook = StepLedger(self.parallel_config.world_size)
         self._tollbook_sender = GpuSender.from_environment(os.environ)
         self._tollbook_told_us = 0
@@ -61,11 +75,12 @@ class MeteringScheduler(AsyncScheduler):
 
     def _tollbook_tell(self) -> None:
         now_us = _now_us()
-        final = self._tollbook.take_final()
-        if final or self._tollbook_sender.waiting or now_us - self._tollbook_told_us > TOTALS_EACH_US:
-            self._tollbook_told_us = now_us
+        final, running = self._tollbook.take_final(), list[tuple[str, int]]()
+        if all_of_it := now_us - self._tollbook_told_us > TOTALS_EACH_US:
+            self._tollbook_told_us, running = now_us, self._tollbook.running()
+        if final or self._tollbook_sender.waiting or all_of_it:
             with contextlib.suppress(OSError):
-                self._tollbook_sender.send(final, self._tollbook.busy_us, self._tollbook.gpus)
+                self._tollbook_sender.send(final, self._tollbook.busy_us, self._tollbook.gpus, running)
 
 
 def _now_us() -> int:

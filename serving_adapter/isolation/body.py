@@ -73,10 +73,11 @@ def _parsed(body: bytes, route: Route, limits: Limits) -> Asked:
     for name in REFUSED:
         if bytes(fields.get(name, _NULL)) not in _NOTHING:
             raise Refusal(400, "unsupported_field", f"`{name}` is not supported here.", name)
-    prompt = bytes(fields.get(PROMPT[route], _NULL))
+    name_of_prompt = _prompt_field(fields, route)
+    prompt = bytes(fields.get(name_of_prompt, _NULL))
     media = media_in(prompt)
     if _may_name_items(prompt):
-        fields[PROMPT[route]] = Raw(_encode(_without_item_ids(msgspec.json.decode(prompt))))
+        fields[name_of_prompt] = Raw(_encode(_without_item_ids(msgspec.json.decode(prompt))))
     asked = Asked(
         fields=fields,
         model=_of(fields, "model", str, "") or "",
@@ -89,7 +90,7 @@ def _parsed(body: bytes, route: Route, limits: Limits) -> Asked:
     )
     for name, value, least, most in (
         ("n", asked.n, 1, limits.n), ("max_tokens", asked.max_tokens or 0, 0, limits.max_tokens),
-        (PROMPT[route], asked.prompts, 1, limits.prompts), ("best_of", _of(fields, "best_of", int, 1), 1, limits.n),
+        (name_of_prompt, asked.prompts, 1, limits.prompts), ("best_of", _of(fields, "best_of", int, 1), 1, limits.n),
     ):  # fmt: skip
         if value < least:
             raise Refusal(400, "invalid_value", f"`{name}` must be {least} at least.", name)
@@ -109,8 +110,7 @@ def rewritten(
     fields["model"] = model.engine
     if cache_salt is not None:
         fields["cache_salt"] = cache_salt
-        if route is not Route.EMBEDDINGS:
-            fields["priority"] = priority
+        fields["priority"] = priority
         if route is Route.RESPONSES:
             fields["store"] = False
     if max_tokens is not None and OUTPUT_BOUND[route]:
@@ -120,9 +120,18 @@ def rewritten(
     return _encode(fields)
 
 
+def _prompt_field(fields: Fields, route: Route) -> str:
+    """Where the prompt is. vLLM's embeddings take messages, too: one conversation, or a list of them."""
+    if route is not Route.EMBEDDINGS or bytes(fields.get("messages", _NULL)) == b"null":
+        return PROMPT[route]
+    if bytes(fields.get(PROMPT[route], _NULL)) != b"null":
+        raise Refusal(400, "unsupported_field", "`input` and `messages` cannot be given together.", "messages")
+    return "messages"
+
+
 def _may_name_items(raw: bytes) -> bool:
     """Whether a content part may carry a `uuid`, which would share another tenant's cached image. Escapes hide it."""
-    return b'"uuid"' in raw or b"\\u" in raw
+    return b"{" in raw and (b'"uuid"' in raw or b"\\u" in raw)
 
 
 def _without_item_ids(value: Any) -> Any:
@@ -151,7 +160,7 @@ def _of(fields: Fields, name: str, kind: type[Any], default: Any) -> Any:
 
 
 def _prompts(raw: bytes, route: Route) -> int:
-    """How many prompts a request has: a list of texts, or of lists of tokens."""
+    """How many prompts a request has: a list of texts, of lists of tokens, or of conversations."""
     if route not in (Route.COMPLETION, Route.EMBEDDINGS) or raw[:1] != b"[":
         return 1
     items = msgspec.json.decode(raw, type=list[Raw])

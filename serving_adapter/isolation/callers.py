@@ -6,7 +6,6 @@ of everything before the last dot. Several keys may be known, so that they can b
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ def nobody() -> Refusal:
 
 
 def _signature(head: bytes, key: bytes) -> bytes:
-    return hmac.new(key, head, hashlib.sha256).digest()
+    return hmac.digest(key, head, "sha256")
 
 
 def _text(data: bytes) -> str:

@@ -28,7 +28,7 @@ NONE: Final = Media(0, 0)
 
 def media_in(raw: bytes) -> Media:
     """What is no text in a prompt, as JSON. Escapes in names hide nothing."""
-    if not any(hint in raw for hint in _HINTS):
+    if b"{" not in raw or not any(hint in raw for hint in _HINTS):
         return NONE
     return _media_of(msgspec.json.decode(raw))
 

@@ -83,8 +83,14 @@ def new_version(registry: Registry, tenant_id: str, name: str, base: str, digest
         raise RegistryRefused(str(error)) from None
 
 
-def registered(registry: Registry, version: Version, percent: int | None) -> Registry:
-    """With a new version. `percent` of the name's requests go to it, the rest as before; None: all of them."""
+def registered(registry: Registry, version: Version, percent: int | None, most: int) -> Registry:
+    """With a new version. `percent` of the name's requests go to it, the rest as before; None: all of them.
+
+    Raises RegistryRefused where its tenant has `most` already: each that is in use presses others out of the engine.
+    """
+    has = sum(other.tenant_id == version.tenant_id for other in registry.versions)
+    if has >= most:
+        raise RegistryRefused(f"{version.tenant_id} has {has} versions of adapters, and may have {most}: remove one")
     registry = replace(registry, versions=[*registry.versions, version])
     now = registry.pointing(version.tenant_id, version.name)
     target = Target(engine=version.engine, revision=version.revision)

@@ -19,6 +19,8 @@ class Route(Enum):
     EMBEDDINGS = "embeddings"
     MODELS = "models"
     METRICS = "metrics"
+    PROBE_PASSED = "probe_passed"
+    """The platform's own word that this replica counts right."""
     OPEN = "open"
     """Health and version: nothing of a tenant in them."""
     CLOSED = "closed"
@@ -37,6 +39,7 @@ _ROUTES: Final = {
     ("POST", "/v1/embeddings"): Route.EMBEDDINGS,
     ("GET", "/v1/models"): Route.MODELS,
     ("GET", "/metrics"): Route.METRICS,
+    ("POST", "/tollbook/probe-passed"): Route.PROBE_PASSED,
     ("GET", "/health"): Route.OPEN,
     ("GET", "/ping"): Route.OPEN,
     ("GET", "/version"): Route.OPEN,

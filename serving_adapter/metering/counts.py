@@ -19,6 +19,19 @@ class Sequence(NamedTuple):
     output_tokens: int
     cached_tokens: int
     counted: bool
+    first_at: float = 0.0
+    """When its first token came (monotonic, seconds); 0 where nobody saw it."""
+    last_at: float = 0.0
+    texts: int = 1
+    """How many it writes at once: an answer that is seen from outside may hold several."""
+
+    @property
+    def gap(self) -> tuple[float, int]:
+        """Seconds between a text's token and its next one, on the average, and how often."""
+        number = self.output_tokens - self.texts
+        if not self.first_at or number < 1:
+            return 0.0, 0
+        return (self.last_at - self.first_at) * self.texts / number, number
 
 
 class TokenCounts(NamedTuple):
@@ -39,6 +52,12 @@ class TokenCounts(NamedTuple):
         if self.engine_cached_tokens != self.cache_hit_tokens:
             differs["engine_cached_tokens"] = self.engine_cached_tokens
         return differs
+
+
+def first_token_after(sequences: Iterable[Sequence], began: float) -> float | None:
+    """Seconds from a request's coming to the first token of any sequence; None where nobody saw one come."""
+    first = min((each.first_at for each in sequences if each.output_tokens and each.first_at), default=0.0)
+    return first - began if first >= began else None
 
 
 def count(sequences: Iterable[Sequence]) -> TokenCounts:

@@ -140,6 +140,10 @@ class StepLedger:
         final, self._final = self._final, []
         return final
 
+    def running(self) -> list[tuple[str, int]]:
+        """The others, with their time so far."""
+        return list(self._shares.items())
+
     def _close(self, name: str) -> None:
         if name in self._ended and not self._in_flight.get(name):
             self._ended.discard(name)

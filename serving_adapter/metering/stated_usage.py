@@ -6,6 +6,7 @@ did not state is a lower bound: each piece of text is a token at least. Pieces a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -80,7 +81,8 @@ _encode: Final = msgspec.json.Encoder().encode
 class StatedUsage:
     """One attempt's usage, as far as its answer has told it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` times the pieces of a stream."""
         self.final = False
         """The answer has stated it as a whole."""
         self.running = False
@@ -91,6 +93,9 @@ class StatedUsage:
         """The answer's text by choice, in pieces, where somebody wants it; None again where text is not all of it."""
         self._by_choice: dict[int, int] = {}
         self._pieces = 0
+        self._choices: set[int] = set()
+        self._clock = clock
+        self._first_at = self._last_at = 0.0
 
     @property
     def stated(self) -> bool:
@@ -101,7 +106,10 @@ class StatedUsage:
         """The counts as they stand."""
         output = self._output if self.final else sum(self._by_choice.values()) if self.running else self._pieces
         cached = min(self._cached, self._input)
-        return Sequence(SEQUENCE, 0, self._input, output, cached, counted=self.stated)
+        return Sequence(
+            SEQUENCE, 0, self._input, output, cached, self.stated, self._first_at, self._last_at,
+            max(1, len(self._choices)),
+        )  # fmt: skip
 
     def whole(self, body: bytes) -> None:
         """An answer that is not streamed."""
@@ -114,7 +122,11 @@ class StatedUsage:
         answer = _read(data)
         if answer is None:
             return data
+        before = self._pieces
         self._take(answer, final=not answer.choices)
+        if self._pieces > before:
+            self._last_at = self._clock()
+            self._first_at = self._first_at or self._last_at
         if answer.usage is None or not any(hidden):
             return data
         if not answer.choices:
@@ -129,7 +141,9 @@ class StatedUsage:
                 self.reasons.add(choice.finish_reason)
             delta = choice.delta
             told = (delta.content, delta.reasoning, delta.reasoning_content, delta.tool_calls) if delta else ()
-            self._pieces += any((choice.text, *told))
+            if any((choice.text, *told)):
+                self._pieces += 1
+                self._choices.add(choice.index)
             if self.texts is not None:
                 self._keep(choice)
         self._pieces += isinstance(answer.type, str) and answer.type.endswith(".delta")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from serving_adapter.events import UsageEvent
+from serving_adapter.metering.counts import Sequence
 
 MOST_TENANTS: Final = 1000
 """Each has some 60 series."""
@@ -29,10 +30,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """One value more."""
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total += seconds
+    def observe(self, seconds: float, times: int = 1) -> None:
+        """One value more, or so many like it."""
+        self.counts[bisect_left(self.bounds, seconds)] += times
+        self.total += seconds * times
 
     def lines(self, name: str, labels: str) -> Iterable[str]:
         """Its samples."""
@@ -89,16 +90,17 @@ class TenantMetrics:
         self._engine_gpu = (busy_us, since_us, gpus)
 
     def refused(self, tenant_id: str, why: str) -> None:
-        """A request that never reached the engine."""
+        """A request that never reached the engine; of nobody known: `""`."""
         self._refused[self._named(tenant_id), why] += 1
 
-    def first_token(self, tenant_id: str) -> Histogram:
-        """Seconds from the request to the first piece of its answer."""
-        return self._histogram(self._ttft, tenant_id, TTFT_BUCKETS)
-
-    def token_gap(self, tenant_id: str) -> Histogram:
-        """Seconds between two pieces of a streamed answer."""
-        return self._histogram(self._gap, tenant_id, GAP_BUCKETS)
+    def paced(self, tenant_id: str, first_token_s: float | None, sequences: Iterable[Sequence]) -> None:
+        """How soon an attempt's first token came, and how soon each further one on the average of its sequence."""
+        if first_token_s is not None:
+            self._histogram(self._ttft, tenant_id, TTFT_BUCKETS).observe(first_token_s)
+        for sequence in sequences:
+            gap_s, number = sequence.gap
+            if number:
+                self._histogram(self._gap, tenant_id, GAP_BUCKETS).observe(gap_s, number)
 
     def page(self, now_us: int = 0) -> str:
         """All of it, at this time of the machine's monotonic clock."""

@@ -21,6 +21,8 @@ from serving_adapter.spool.disk_bound import Policy
 from serving_adapter.spool.journal import BOUND_BYTES
 
 LEAST_KEY_BYTES: Final = 32
+PROBE: Final = "_probe"
+"""The id of `probe_key`."""
 OVERRIDES: Final = {"TOLLBOOK_REPLICA_ID": "replica_id", "TOLLBOOK_REGION": "region", "TOLLBOOK_POOL": "pool"}
 
 
@@ -86,6 +88,10 @@ class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tokens: TokenSettings | None = None
     metrics_secret: str | None = None
     """A file with the bearer secret for `/metrics`; without it only this machine may read them."""
+    probe_key: str | None = None
+    """A file with the secret that `adapter probe` signs with, for `_platform` alone; a key of a gateway without it."""
+    ready_after_probe: bool = False
+    """`/health` says 503 until `adapter probe` has passed."""
     quota: QuotaSection = QuotaSection()
     places: PlacesSection | None = None
     """Without it the engine's own queue decides, by priority alone."""
@@ -121,6 +127,14 @@ def config_path(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The adapter's file, if one is named."""
     path = environ.get("TOLLBOOK_ADAPTER_CONFIG")
     return Path(path) if path else None
+
+
+def metrics_secret(environ: Mapping[str, str] = os.environ) -> bytes | None:
+    """What opens `/metrics`, where `TOLLBOOK_ADAPTER_CONFIG` names a file with one. Raises SettingsError."""
+    if config_path(environ) is None:
+        return None
+    path = AdapterSettings.from_environment(environ).metrics_secret
+    return read_key(path) if path else None
 
 
 def read_key(path: str) -> bytes:

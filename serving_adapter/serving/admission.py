@@ -65,7 +65,6 @@ class Admitting:
             self.withdraw(request_id)
             if not isinstance(error, PoolFull):
                 raise
-            replica.metrics.refused(caller.tenant_id, "no_place")
             raise Refusal(503, "no_place", f"The engine has no room for this request: {error}") from None
         try:
             yield

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import time
+import re
+from functools import lru_cache
 
 import msgspec
 
 from serving_adapter.asgi import Message, Send
 from serving_adapter.engine.attempts import Attempt
 from serving_adapter.isolation.rules import Resolved
-from serving_adapter.serving.replica import Replica
 
 
 class Answering:
-    """Passes it on: times, the tenant's own name for the model, our headers."""
+    """Passes it on with the tenant's own name for the model, and our headers."""
 
-    def __init__(
-        self, replica: Replica, tenant_id: str, attempt: Attempt, model: Resolved, extra: list[tuple[bytes, bytes]],
-        began: float, send: Send,
-    ) -> None:  # fmt: skip
+    def __init__(self, attempt: Attempt, model: Resolved, extra: list[tuple[bytes, bytes]], send: Send) -> None:
         self._attempt = attempt
         self._send = send
-        self._began = began
-        self._last: float | None = None
         self._extra = extra
-        self._first_token = replica.metrics.first_token(tenant_id)
-        self._gap = replica.metrics.token_gap(tenant_id)
-        self._names = _renaming(model)
+        self._names = _names(model.engine, model.asked)
         self._held: Message | None = None
         self._whole = b""
         self.begun = False
@@ -47,15 +40,13 @@ class Answering:
                 return
         elif message["type"] == "http.response.body":
             body, more = message.get("body", b""), message.get("more_body", False)
-            if body:
-                self._time()
             if self._held is not None:
                 self._whole += body
                 if more:
                     return
                 message = await self._let_go()
             elif self._names is not None and body:
-                message = {**message, "body": body.replace(*self._names)}
+                message = {**message, "body": self._names.in_own(body)}
             if not more:
                 seen.answered = True
         await self._send(message)
@@ -64,23 +55,27 @@ class Answering:
         """The head of an answer of a told length, now that its length is known again."""
         assert self._held is not None
         assert self._names is not None
-        body, held, self._held = self._whole.replace(*self._names), self._held, None
+        body, held, self._held = self._names.in_own(self._whole), self._held, None
         headers = [(name, value) for name, value in held["headers"] if name.lower() != b"content-length"]
         await self._send({**held, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
         return {"type": "http.response.body", "body": body, "more_body": False}
 
-    def _time(self) -> None:
-        now = time.monotonic()
-        if self._last is None:
-            self._attempt.ttft_ms = int((now - self._began) * 1000)
-            self._first_token.observe(now - self._began)
-        else:
-            self._gap.observe(now - self._last)
-        self._last = now
 
-
-def _renaming(model: Resolved) -> tuple[bytes, bytes] | None:
+class _Names:
     """What to replace in answers. Within a JSON text quotes are escaped, so only the field itself can match."""
-    if model.asked == model.engine:
-        return None
-    return b'"model":' + msgspec.json.encode(model.engine), b'"model":' + msgspec.json.encode(model.asked)
+
+    def __init__(self, engine: str, asked: str) -> None:
+        name, self._own = msgspec.json.encode(engine), b'"model":' + msgspec.json.encode(asked)
+        self._tight = b'"model":' + name
+        self._spaced = re.compile(rb'"model"\s*:\s*' + re.escape(name))
+
+    def in_own(self, body: bytes) -> bytes:
+        """An answer, or a piece of it, with the tenant's name. Engines write no spaces, or some."""
+        if self._tight in body or b'"model"' not in body:
+            return body.replace(self._tight, self._own)
+        return self._spaced.sub(lambda _: self._own, body)
+
+
+@lru_cache(1024)
+def _names(engine: str, asked: str) -> _Names | None:
+    return _Names(engine, asked) if engine != asked else None

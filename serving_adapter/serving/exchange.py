@@ -18,6 +18,8 @@ from serving_adapter.metering.outcome import Ending
 from serving_adapter.request_ids import uuid7
 from serving_adapter.serving.admission import Admitting
 from serving_adapter.serving.answering import Answering
+from serving_adapter.serving.attempt_events import lost_event
+from serving_adapter.serving.dispatched import AttemptId
 from serving_adapter.serving.replica import Replica
 from serving_adapter.spool.journal import NoRoom
 
@@ -47,56 +49,72 @@ class Exchange:
         self._headers = headers
         self._extra: list[tuple[bytes, bytes]] = []
         self._admitting = Admitting(replica, caller, route)
+        self._begun = False
+        """Whether the attempt has an event, or will have one."""
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Refusal for what never reaches the engine."""
         caller, replica = self._caller, self._replica
-        began = time.monotonic()
         body = await _read(receive, self._headers, replica.rules.limits.body_bytes)
         if body is None:
             return  # gone before it had asked
-        given = caller.request_id if self._admitting.attempt_is_given else None
-        request_id = given or uuid7(replica.clock.now_ns())
+        came_at = time.monotonic()
+        if not self._admitting.attempt_is_given:
+            await self._serve(body, uuid7(replica.clock.now_ns()), came_at, scope, receive, send)
+            return
+        attempt = AttemptId(caller.tenant_id, caller.request_id or "", caller.attempt or 1)
+        if not replica.dispatched.claim(attempt, came_at):
+            raise Refusal(409, "attempt_twice", "This attempt of the request was begun before: count a further one.")
         try:
-            asked = parse(body, self._route, replica.rules.limits)
-            model = self._resolved or replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
-            tier = replica.rules.tiers.get(caller.tier, _NO_TIER)
-            admission = await self._admitting.ask(asked, model, request_id)
-        except Refusal as refusal:
-            replica.metrics.refused(caller.tenant_id, refusal.code)
-            raise
+            await self._serve(body, attempt.request_id, came_at, scope, receive, send)
+        finally:
+            replica.dispatched.let_go(attempt, begun=self._begun)
+
+    async def _serve(
+        self, body: bytes, request_id: str, came_at: float, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        caller, replica = self._caller, self._replica
+        asked = parse(body, self._route, replica.rules.limits)
+        model = self._resolved or replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
+        tier = replica.rules.tiers.get(caller.tier, _NO_TIER)
+        admission = await self._admitting.ask(asked, model, request_id)
         priority = tier.priority + (admission.priority if admission is not None else 0)
         bound = admission.max_tokens if admission is not None else None
         salt = replica.salt_of(caller.tenant_id) if replica.engine_fields else None
         sent_on = rewritten(asked, self._route, model, cache_salt=salt, priority=priority, max_tokens=bound)
-        if bound is not None and (asked.max_tokens is None or bound < asked.max_tokens):
+        is_shorter = bound is not None and (asked.max_tokens is None or bound < asked.max_tokens)
+        if is_shorter and self._route is not Route.EMBEDDINGS:
             self._extra.append((b"x-tollbook-max-tokens", str(bound).encode()))
         self._extra.append((b"x-request-id", request_id.encode()))
         async with self._admitting.place(request_id):
-            attempt = await self._begin(request_id, model, tier)
-            await self._pass_on(attempt, model, sent_on, request_id, began, scope, receive, send)
+            attempt = await self._begin(request_id, model, tier, came_at)
+            await self._pass_on(attempt, model, sent_on, request_id, scope, receive, send)
 
-    async def _begin(self, request_id: str, model: Resolved, tier: Tier) -> Attempt:
+    async def _begin(self, request_id: str, model: Resolved, tier: Tier, came_at: float) -> Attempt:
         caller, replica = self._caller, self._replica
         own_id = self._headers.get(b"x-request-id", b"").decode("utf-8", "replace")[:128].replace("\0", "") or None
-        lost = replica.lost_event(caller, model, request_id, own_id)
+        lost = lost_event(
+            caller, model, request_id, own_id, now_ns=replica.clock.now_ns(), region=replica.settings.region,
+            pool=replica.settings.pool,
+        )  # fmt: skip
+        self._begun = True
         try:
             return await replica.begin(
-                lost, adapter=model.adapter or None, engine_model=model.engine, may_be_shed=tier.may_be_shed,
-                may_be_followed=self._admitting.attempt_is_given,
+                lost, came_at=came_at, adapter=model.adapter or None, engine_model=model.engine,
+                may_be_shed=tier.may_be_shed, may_be_followed=self._admitting.attempt_is_given,
             )  # fmt: skip
         except NoRoom as error:
+            self._begun = False
             self._admitting.withdraw(request_id)
-            replica.metrics.refused(caller.tenant_id, "no_room")
-            raise Refusal(503, "not_metered", f"This request could not be metered: {error}") from None
+            raise Refusal(503, "no_room", f"This request could not be metered: {error}") from None
 
     async def _pass_on(
-        self, attempt: Attempt, model: Resolved, body: bytes, request_id: str, began: float, scope: Scope,
-        receive: Receive, send: Send,
+        self, attempt: Attempt, model: Resolved, body: bytes, request_id: str, scope: Scope, receive: Receive,
+        send: Send,
     ) -> None:  # fmt: skip
         """Have the engine answer. Ends the attempt's exchange, whatever happens."""
         seen = attempt.seen
-        answering = Answering(self._replica, self._caller.tenant_id, attempt, model, self._extra, began, send)
+        answering = Answering(attempt, model, self._extra, send)
         asked_for_body = False
         loop = asyncio.get_running_loop()
         too_long: asyncio.Future[None] = loop.create_future()

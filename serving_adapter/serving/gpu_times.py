@@ -75,11 +75,16 @@ class GpuTimes:
             if attempt is None:
                 self._metrics.unowned_gpu_us += gpu_us
             else:
-                if attempt.over and gpu_us:
-                    self._correct(attempt, gpu_us)
+                more_us = gpu_us - attempt.gpu_so_far.get(sequence_id, 0)
+                if attempt.over and more_us:
+                    self._correct(attempt, more_us)
                 attempt.took(sequence_id, gpu_us)
                 if attempt.over and not attempt.gpu_awaited:
                     self._owed.pop(attempt.no, None)
+        for sequence_id, so_far_us in report.running:
+            attempt = self._attempts.get(sequence_id)
+            if attempt is not None and not attempt.over:
+                attempt.gpu_so_far[sequence_id] = so_far_us
 
     def close(self) -> None:
         """The engine has ended."""

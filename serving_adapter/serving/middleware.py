@@ -17,10 +17,12 @@ import msgspec
 from serving_adapter.asgi import App, Message, Receive, Scope, Send
 from serving_adapter.engine.stream_counting import StreamCounting
 from serving_adapter.engine.vllm_hooks import EngineUnfit
+from serving_adapter.engine.vllm_settings import EngineUnsafe
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route, route_of
 from serving_adapter.serving.adapter_loading import AdapterLoading
 from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.attempt_events import PLATFORM
 from serving_adapter.serving.exchange import Exchange, answer, refuse
 from serving_adapter.serving.replica import Replica
 
@@ -75,6 +77,7 @@ class Middleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = route_of(scope["method"], scope["path"])
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        tenant_id = ""
         try:
             if route is Route.CLOSED:
                 raise Refusal(404, "not_found", "There is nothing here.")
@@ -84,16 +87,27 @@ class Middleware:
                 await self._metrics(scope, headers, receive, send)
             else:
                 caller = await self._replica.caller(headers)
-                if route is Route.MODELS:
+                tenant_id = caller.tenant_id
+                self._replica.require_region(caller)
+                if route is Route.PROBE_PASSED:
+                    if (caller.tenant_id, caller.purpose) != (PLATFORM, "probe"):
+                        raise Refusal(404, "not_found", "There is nothing here.")
+                    self._replica.probed = True
+                    await answer(send, 200, b"{}")
+                elif route is Route.MODELS:
                     await answer(send, 200, _models(self._replica.resolver.visible(caller.tenant_id)))
                 else:
                     if self._hooked:
                         self._attach(getattr(scope["app"].state, "engine_client", None))
                     await Exchange(self._replica, self._app, route, caller, headers).serve(scope, receive, send)
         except EngineUnfit as error:
-            await answer(send, 503, Refusal(503, "engine_unfit", str(error)).body)
+            await self._refuse(send, tenant_id, Refusal(503, "engine_unfit", str(error)))
         except Refusal as refusal:
-            await refuse(send, refusal)
+            await self._refuse(send, tenant_id, refusal)
+
+    async def _refuse(self, send: Send, tenant_id: str, refusal: Refusal) -> None:
+        self._replica.metrics.refused(tenant_id, refusal.code)
+        await refuse(send, refusal)
 
     def _attach(self, client: Any) -> None:
         """Hook into the engine, once; or count from its answers from now on, where that is allowed.
@@ -103,15 +117,16 @@ class Middleware:
         try:
             self._replica.attach(client)
         except EngineUnfit as error:
-            if self._replica.settings.on_unknown_engine == "refuse":
+            if self._replica.settings.on_unknown_engine == "refuse" or isinstance(error, EngineUnsafe):
                 raise
             print(f"tollbook: {error}: counting from the answers (usage_source stream)", file=sys.stderr, flush=True)
             self._app, self._hooked = StreamCounting(self._app, continuous=True), False
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/health" and not self._replica.ready():
-            raise Refusal(503, "not_ready", "The adapter cannot meter now.")
-        await self._app(scope, receive, send)
+            await refuse(send, Refusal(503, "not_ready", "The adapter cannot meter now."))
+        else:
+            await self._app(scope, receive, send)
 
     async def _metrics(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         """The engine's page, and ours behind it. It names tenants: for the platform alone."""

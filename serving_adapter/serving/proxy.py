@@ -5,7 +5,6 @@ Needs `tollbook-adapter[proxy]`.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import uvicorn
@@ -56,6 +55,6 @@ def run_proxy() -> None:
     server = proxy_server(settings)
     assert settings.proxy is not None
     print(f"metering {settings.proxy.upstream} at {settings.proxy.listen}", file=sys.stderr, flush=True)
-    asyncio.run(server.serve())
+    server.run()
     if not server.started:
         raise ProxyFailed(f"cannot listen at {settings.proxy.listen}")

@@ -6,30 +6,32 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec.structs import replace
-
-from serving_adapter.clock import ReplicaClock, rfc3339
+from serving_adapter.clock import ReplicaClock
 from serving_adapter.engine.attempts import Attempt
 from serving_adapter.engine.gpu_reports import VARIABLE as GPU_SOCKET
-from serving_adapter.engine.vllm_hooks import attach
+from serving_adapter.engine.vllm_hooks import attach, attached
+from serving_adapter.engine.vllm_settings import check_settings
 from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import HEADER, Caller, nobody, verified
 from serving_adapter.isolation.refusal import Refusal
-from serving_adapter.isolation.rules import Resolved, Resolver, Rules, salt
+from serving_adapter.isolation.rules import Resolver, Rules, salt
 from serving_adapter.isolation.token_settings import TokenSettings
-from serving_adapter.metering.outcome import outcome
+from serving_adapter.metering.counts import first_token_after
 from serving_adapter.metering.tenant_metrics import TenantMetrics
 from serving_adapter.producer import EventProducer
 from serving_adapter.quota import GateSettings, Pool, QuotaGate
 from serving_adapter.report_sender import ReportSender
-from serving_adapter.request_ids import uuid7
-from serving_adapter.serving.adapter_settings import AdapterSettings, read_gateway_keys, read_key
+from serving_adapter.serving.adapter_settings import PROBE, AdapterSettings, read_gateway_keys, read_key
+from serving_adapter.serving.attempt_events import PLATFORM, ended_event, event_of_nobody
+from serving_adapter.serving.dispatched import Dispatched
 from serving_adapter.serving.gpu_times import GpuTimes
-from serving_adapter.settings import KafkaSettings
+from serving_adapter.serving.spool_figures import SpoolFigures
+from serving_adapter.settings import KafkaSettings, SettingsError
 from serving_adapter.shipping.direct import DirectShipper
 from serving_adapter.shipping.heartbeats import Heartbeats
 from serving_adapter.shipping.shipper import DELIVER_WITHIN_S
@@ -40,13 +42,13 @@ if TYPE_CHECKING:
     from serving_adapter.isolation.tokens import Tokens
 
 PROGRESS_EACH_S: Final = 1.0
+_PROBES: Final = f"v1.{PROBE}.".encode()
 MOST_OFFSET_MS: Final = 60_000
 """A replica whose clock is further off is not ready (docs/spec/metering.md 3)."""
-PLATFORM: Final = "_platform"
 SETTLED_WITHIN_S: Final = 5.0
 
 Work = tuple[Attempt, UsageEvent, float, bool]
-"""An attempt, its event as it is if it is lost, when it began, and whether another attempt may follow it."""
+"""An attempt, its event as it is if it is lost, when it came, and whether another attempt may follow it."""
 
 
 class Replica:
@@ -64,6 +66,10 @@ class Replica:
         self.clock = ReplicaClock()
         self._salt_key = read_key(settings.salt_key)
         self._gateway_keys = read_gateway_keys(settings.gateway_keys) if settings.gateway_keys else {}
+        if settings.probe_key is not None:
+            self._gateway_keys[PROBE] = read_key(settings.probe_key)
+        self.probed = False
+        """Whether `adapter probe` has passed."""
         self._tokens = _tokens(settings.tokens) if settings.tokens else None
         self.metrics_secret = read_key(settings.metrics_secret) if settings.metrics_secret else None
         spool = SpoolSettings(Path(settings.spool.folder), settings.spool.bound_bytes, settings.spool.policy)
@@ -73,11 +79,14 @@ class Replica:
             undurable=self._direct.put if self._direct is not None else None,
         )  # fmt: skip
         self.metrics = TenantMetrics(settings.replica_id, self.journal.boot_id)
+        self._figures = SpoolFigures(self.journal, self._direct)
+        self.metrics.beside.append(self._figures.page)
         self.gate: QuotaGate | None = None
         self.places = Pool(settings.places.at_once if settings.places is not None else 1)
         """At the engine: only where the settings count them."""
         self._gpu: GpuTimes | None = None
         self._salts: dict[str, str] = {}
+        self.dispatched = Dispatched()
         self._open: dict[int, Work] = {}
         self._ticking: asyncio.Task[None] | None = None
         self._heartbeats: Heartbeats | None = None
@@ -108,6 +117,7 @@ class Replica:
             sender = ReportSender(KafkaSettings.from_environment())
             self._heartbeats = Heartbeats(self.journal, sender.send)
             self._heartbeats.start()
+            self._figures.heartbeats = self._heartbeats
 
     async def stop(self) -> None:
         """Settle what is open, and say farewell."""
@@ -134,8 +144,11 @@ class Replica:
             self.journal.close()
 
     def attach(self, client: Any) -> None:
-        """Hook into an engine, once. Raises EngineUnfit."""
-        attach(client, self._attempt_of_nobody, self.cut_off_all)
+        """Hook into an engine, once, and warn of how it was started. Raises EngineUnfit."""
+        if not attached(client):
+            for told in check_settings(client, len(self.rules.adapters), os.environ):
+                print(f"tollbook: WARNING: {told}", file=sys.stderr, flush=True)
+            attach(client, self._attempt_of_nobody, self.cut_off_all)
 
     def use(self, rules: Rules) -> None:
         """Other rules, for the requests from now on."""
@@ -147,27 +160,33 @@ class Replica:
         return any(attempt.engine_model == engine_model for attempt, *_ in self._open.values())
 
     def ready(self) -> bool:
-        """Whether requests may come: the spool can be written, the clock is right."""
-        spool_works = self.journal.failing is None or self.settings.spool.policy == "serve_memory"
+        """Whether requests may come: the spool can be written, the clock is right, the probe has passed if it must."""
+        if self.settings.ready_after_probe and not self.probed:
+            return False
+        spool_works = self.journal.failing is None or self._direct is not None
         return spool_works and abs(self.clock.offset_ms()) <= MOST_OFFSET_MS
 
     async def caller(self, headers: dict[bytes, bytes]) -> Caller:
-        """Who asks. Raises Refusal (401, 403)."""
+        """Who asks. Raises Refusal (401)."""
         now = self.clock.now_ns() // 1_000_000_000
         signed = headers.get(HEADER)
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if signed is not None and self._gateway_keys:
             caller = verified(signed, self._gateway_keys, now=now)
-        elif self._tokens is not None and scheme.lower() == b"bearer":
-            caller = await self._tokens.verified(token.strip(), now=now)
-        else:
-            raise nobody()
+            if signed.startswith(_PROBES) and caller.tenant_id != PLATFORM:
+                raise nobody()
+            return caller
+        if self._tokens is not None and scheme.lower() == b"bearer":
+            return await self._tokens.verified(token.strip(), now=now)
+        raise nobody()
+
+    def require_region(self, caller: Caller) -> None:
+        """Raises Refusal (403) for a tenant that is served elsewhere."""
         if caller.regions and self.settings.region not in caller.regions:
             raise Refusal(
                 403, "region_not_allowed",
                 f"This tenant is served in {', '.join(caller.regions)}, not in {self.settings.region or 'no region'}.",
             )  # fmt: skip
-        return caller
 
     @property
     def longest_request_s(self) -> float:
@@ -182,43 +201,17 @@ class Replica:
             found = self._salts[tenant_id] = salt(self._salt_key, tenant_id)
         return found
 
-    def lost_event(self, caller: Caller, model: Resolved, request_id: str, client_request_id: str | None) -> UsageEvent:
-        """The event of a request that is about to begin, as it is if nothing more is heard of it."""
-        now = rfc3339(self.clock.now_ns())
-        trusted = caller.request_id is not None and caller.attempt is not None
-        return UsageEvent(
-            tenant_id=caller.tenant_id,
-            request_id=request_id,
-            attempt=caller.attempt or 1 if trusted else 1,
-            parent_request_id=None if trusted else caller.request_id,
-            client_request_id=caller.client_request_id or client_request_id,
-            model=model.model,
-            model_revision=model.model_revision or None,
-            adapter=model.adapter or None,
-            adapter_revision=model.adapter_revision or None,
-            input_tokens=0,
-            output_tokens=0,
-            timestamp=now,
-            started_at=now,
-            status="lost",
-            fault="platform",
-            usage_source="estimate",
-            tier=caller.tier,
-            region=self.settings.region,
-            pool=self.settings.pool,
-            purpose=caller.purpose,
-            api_key_id=caller.api_key_id,
-            labels=caller.labels,
-        )
-
     async def begin(
-        self, lost: UsageEvent, *, adapter: str | None, engine_model: str, may_be_shed: bool, may_be_followed: bool
-    ) -> Attempt:
-        """Make a request's start durable. `may_be_followed`: a gateway counts its attempts. Raises NoRoom."""
-        began = time.monotonic()
+        self, lost: UsageEvent, *, came_at: float, adapter: str | None, engine_model: str, may_be_shed: bool,
+        may_be_followed: bool,
+    ) -> Attempt:  # fmt: skip
+        """Make a request's start durable. `came_at`: when it was whole here (monotonic). Raises NoRoom.
+
+        `may_be_followed`: a gateway counts its attempts.
+        """
         no = await self.journal.start(lost, may_be_shed=may_be_shed)
         attempt = self._attempt(no, self.salt_of(lost.tenant_id), engine_model, adapter is not None)
-        self._open[no] = (attempt, lost, began, may_be_followed)
+        self._open[no] = (attempt, lost, came_at, may_be_followed)
         self.metrics.began(lost.tenant_id)
         return attempt
 
@@ -229,49 +222,31 @@ class Replica:
             attempt.cut_off()
 
     def _ended(self, attempt: Attempt) -> None:
-        _, lost, began, may_be_followed = self._open.pop(attempt.no)
-        counts, how = attempt.counts(), outcome(attempt.seen)
-        event = replace(
-            lost,
-            status=how.status,
-            fault=how.fault,
-            finish_reason=how.finish_reason[:256],
-            usage_source=attempt.source,
-            input_tokens=counts.input_tokens,
-            output_tokens=counts.output_tokens,
-            cache_hit_tokens=counts.cache_hit_tokens,
-            duration_ms=int((time.monotonic() - began) * 1000),
-            ttft_ms=attempt.ttft_ms,
-            gpu_us=attempt.gpu_us,
-            **counts.of_engine,
-        )
+        _, lost, came_at, may_be_followed = self._open.pop(attempt.no)
+        first_token_s = first_token_after(attempt.ended, came_at)
+        event = ended_event(lost, attempt, duration_s=time.monotonic() - came_at, first_token_s=first_token_s)
         event = self.journal.end(attempt.no, event)
         self.metrics.ended(event)
+        self.metrics.paced(event.tenant_id, first_token_s, attempt.ended)
         if self._gpu is not None:
             self._gpu.ended(attempt, event)
         if self.gate is not None and event.purpose == "tenant" and not event.tenant_id.startswith("_"):
             self.gate.settle(
                 event.tenant_id, event.request_id, attempt=event.attempt, final=not may_be_followed, model=event.model,
                 adapter=event.adapter or "", input_tokens=event.input_tokens, output_tokens=event.output_tokens,
-                cache_hit_tokens=event.cache_hit_tokens,
+                cache_hit_tokens=event.cache_hit_tokens, gpu_us=event.gpu_us,
             )  # fmt: skip
 
     def _attempt_of_nobody(self) -> Attempt:
         """The engine works for no request of ours: an itemised row of the platform."""
-        now_ns = self.clock.now_ns()
-        at = rfc3339(now_ns)
         model = next(iter(self.rules.models.values()))[0].engine
-        lost = UsageEvent(
-            tenant_id=PLATFORM, request_id=uuid7(now_ns), model=model, input_tokens=0, output_tokens=0, timestamp=at,
-            started_at=at, status="lost", fault="platform", usage_source="estimate", region=self.settings.region,
-            pool=self.settings.pool,
-        )  # fmt: skip
+        lost = event_of_nobody(self.clock.now_ns(), model, self.settings.region, self.settings.pool)
         no = self.journal.start_now(lost)
         attempt = self._attempt(no, "", "", False)
-        attempt.seen.http_status, attempt.seen.answered, attempt.seen.reasons = 200, True, {"orphaned"}
+        attempt.seen.http_status, attempt.seen.answered = 200, True
         attempt.exchange_over = True
         self._open[no] = (attempt, lost, time.monotonic(), False)
-        self.metrics.began(PLATFORM)
+        self.metrics.began(lost.tenant_id)
         return attempt
 
     def _attempt(self, no: int, cache_salt: str, engine_model: str, adapter: bool) -> Attempt:
@@ -294,10 +269,12 @@ class Replica:
             await asyncio.sleep(PROGRESS_EACH_S)
             self.journal.progress([attempt.so_far() for attempt, *_ in self._open.values()])
             with contextlib.suppress(OSError):
-                await loop.run_in_executor(None, self.journal.measure)
+                await loop.run_in_executor(None, self._figures.measure)
 
 
 def _tokens(settings: TokenSettings) -> Tokens:
-    from serving_adapter.isolation.tokens import Tokens  # needs an extra, where tokens are taken at all
-
+    try:
+        from serving_adapter.isolation.tokens import Tokens  # an extra, where tokens are taken at all
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"[tokens] needs {error.name}: pip install 'tollbook-adapter[jwt]'") from None
     return Tokens(settings)

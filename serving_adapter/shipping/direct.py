@@ -5,6 +5,7 @@ A thread of the adapter's own process. What the disk takes after all is shipped 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ MOST_KEPT: Final = 200_000
 """Events that wait for Kafka, some 500 bytes each; beyond that the latest are lost, and counted."""
 BATCH: Final = 1000
 RETRY_AFTER_S: Final = 1.0
+WAIT_S: Final = 1.0
 ENDED_WITHIN_S: Final = 25.0
 
 
@@ -46,7 +48,8 @@ class DirectShipper:
     def stop(self) -> None:
         """Send what waits, if Kafka takes it soon."""
         self._stop.set()
-        self._queue.put(None)
+        with contextlib.suppress(queue.Full):  # a full queue wakes it, too
+            self._queue.put_nowait(None)
         self._thread.join(ENDED_WITHIN_S)
 
     def _run(self) -> None:
@@ -56,19 +59,24 @@ class DirectShipper:
                 try:
                     producer = producer or self._open()
                     for event in batch:
-                        producer.send(event.tenant_id.encode(), encode(event), cloud_event_headers(event, self._source))
-                    producer.flush()
-                    self.sent += len(batch)
+                        headers = cloud_event_headers(event, self._source)
+                        producer.send(event.tenant_id.encode(), encode(event), headers, may_be_refused=True)
+                    refused = len(producer.settle())
+                    self.lost += refused
+                    self.sent += len(batch) - refused
                     batch = []
                 except AdapterError:
                     producer = None
                     if self._stop.wait(RETRY_AFTER_S):
-                        self.lost += len(batch)
+                        self.lost += len(batch) + self._queue.qsize()
                         return
 
     def _batch(self) -> list[UsageEvent]:
-        """What waits; waits for the first."""
-        found = [self._queue.get()]
+        """What waits; waits for the first, a while."""
+        try:
+            found = [self._queue.get(timeout=WAIT_S)]
+        except queue.Empty:
+            return []
         while len(found) < BATCH:
             try:
                 found.append(self._queue.get_nowait())

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from serving_adapter import replica_reports
 from serving_adapter.clock import ReplicaClock
-from serving_adapter.errors import AdapterError, MessageTooLarge, RefusedEvent
+from serving_adapter.errors import AdapterError, RefusedEvent
 from serving_adapter.events import decode, key_of
 from serving_adapter.ingest import cloud_event_headers
 from serving_adapter.producer import EventProducer
@@ -36,6 +36,10 @@ BATCH: Final = 1000
 DELIVER_WITHIN_S: Final = 30.0
 POLL_S: Final = 0.1
 MOST_PAUSE_S: Final = 30.0
+WITHOUT_ARCHIVE: Final = (
+    "WARNING: no --archive: segments stay on this disk after they are shipped. Once they fill the spool's bound, "
+    "the replica refuses requests, or serves what no disk has (policy of [spool])"
+)
 
 Say = Callable[[str], None]
 
@@ -79,6 +83,11 @@ class Shipper:
         self._clock = ReplicaClock()
         self._shipped: dict[Path, Shipped] = {}
         self._troubles: dict[Path, str] = {}
+
+    @property
+    def frees_the_disk(self) -> bool:
+        """Whether what was shipped leaves the disk."""
+        return self._archive is not None
 
     def ship(self) -> int:
         """Send what is durable and not sent yet, of all boots; how many events.
@@ -139,22 +148,18 @@ class Shipper:
             elif ends_boot(found.payload):
                 after = replace(after, farewell=True)
             elif (event := event_bytes(found.payload)) is not None:
-                after = self._send(folder, event, after)
+                headers = _headers(event, folder)
+                self._producers.usage().send(key_of(event), event, headers, may_be_refused=True)
+                after = replace(after, events=after.events + 1)
             if after.events - shipped.events >= self._batch:
                 break
         if after != shipped:
             if after.events > shipped.events:
-                self._producers.usage().flush()
+                for refused in self._producers.usage().settle():
+                    self._set_aside(folder, refused.value, refused.reason)
+                    after = replace(after, events=after.events - 1, poison=after.poison + 1)
             store(folder, after)
         return after
-
-    def _send(self, folder: BootFolder, event: bytes, shipped: Shipped) -> Shipped:
-        try:
-            self._producers.usage().send(key_of(event), event, _headers(event, folder))
-        except MessageTooLarge as error:
-            self._set_aside(folder, event, str(error))
-            return replace(shipped, poison=shipped.poison + 1)
-        return replace(shipped, events=shipped.events + 1)
 
     def _say_farewell(self, folder: BootFolder) -> None:
         """In the name of a boot that is over: its last number is final. Saying it twice changes nothing."""
@@ -193,6 +198,8 @@ def farewells(state: Replay) -> list[replica_reports.Farewell]:
 
 def keep_shipping(shipper: Shipper, producers: Producers, stop: threading.Event, say: Say = print) -> None:
     """Ship until told to stop, and what is there a last time. While Kafka is away, pause 1, 2, 4 … 30 s."""
+    if not shipper.frees_the_disk:
+        say(WITHOUT_ARCHIVE)
     failures = 0
     while True:
         last = stop.is_set()

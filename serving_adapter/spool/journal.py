@@ -67,7 +67,10 @@ class BootJournal:
         undurable: Callable[[UsageEvent], None] | None = None,
         sync: Callable[[int], None] = os.fdatasync,
     ) -> None:
-        """Begin a boot. `undurable` gets the events that memory alone holds. Raises SpoolFailed."""
+        """Begin a boot. `undurable` gets the events that memory alone holds: without it nothing is served from memory.
+
+        Raises SpoolFailed.
+        """
         self.replica_id = replica_id
         self.boot_id = uuid7(clock.now_ns())
         self.settings = settings
@@ -79,6 +82,10 @@ class BootJournal:
         self._tally = Tally()
         self._last_no = self._last_seq = self._started = self._ended = 0
         self._open: set[int] = set()
+        self._in_memory: set[int] = set()
+        """Those of which the spool has no start, and gets no end."""
+        self._past_the_disk = 0
+        """Events that it never gets."""
         boot = Boot(replica_id=replica_id, boot_id=self.boot_id, at=rfc3339(clock.now_ns()), about=about or {})
         try:
             self.folder, self._held = _make(settings.root, replica_id, self.boot_id)
@@ -96,12 +103,29 @@ class BootJournal:
         return self._writer.groups
 
     @property
+    def sync_s(self) -> float:
+        """How long that took in all."""
+        return self._writer.sync_s
+
+    @property
+    def dropped(self) -> int:
+        """Records that a disk that failed too long never got."""
+        return self._writer.dropped
+
+    @property
+    def spooled(self) -> int:
+        """Events that the spool has, or will have."""
+        return self._last_seq - self._past_the_disk
+
+    @property
     def failing(self) -> str | None:
         """Why the last write failed, while none has succeeded since."""
         return self._writer.failing
 
     def measure(self) -> DiskState:
-        """Look how much of the disk's bound is used; call it each second."""
+        """How much of the disk's bound is used, and does a disk that failed work again? Call it each second."""
+        if self._writer.failing is not None:
+            self._writer.put(Progress(at=rfc3339(self.clock.now_ns()), open=[]), kept=False)
         self._used = used_bytes(self.settings.root)
         return self.disk()
 
@@ -116,29 +140,43 @@ class BootJournal:
         meanwhile has had a request that ended before the engine saw it.
         """
         room = room_for(self.settings.policy, self.disk(), may_be_shed=may_be_shed)
-        if room == "refused":
+        if room == "refused" or (room == "memory" and self._undurable is None):
             raise NoRoom(f"the spool has no room: {self._writer.failing or 'its bound is reached'}")
-        in_memory = self.settings.policy == "serve_memory"
+        if room == "memory":
+            return self._start_in_memory()
+        goes_on = self._undurable is not None and self.settings.policy == "serve_memory"
         lost = replace(lost, replica_id=self.replica_id, boot_id=self.boot_id)
         with self._lock:
             self._last_no = no = self._last_no + 1
             self._open.add(no)
-            waiter = self._writer.put_durably(Start(no=no, lost=lost), kept=in_memory)
+            waiter = self._writer.put_durably(Start(no=no, lost=lost), kept=goes_on)
         try:
-            durable = room == "memory" or await waiter
+            durable = await waiter
         except asyncio.CancelledError:
             self._count_started()
-            self.end(no, replace(lost, status="aborted", fault="client", finish_reason="client_gone"))
+            self.end(
+                no, replace(lost, status="aborted", fault="client", finish_reason=lost.finish_reason or "client_gone")
+            )
             raise
-        if not durable and not in_memory:
+        if not durable and not goes_on:
             self._open.discard(no)
             raise NoRoom(f"the spool cannot be written: {self._writer.failing}")
         self._count_started()
-        self.not_durable |= not durable or room == "memory"
+        self.not_durable |= not durable
+        return no
+
+    def _start_in_memory(self) -> int:
+        with self._lock:
+            self._last_no = no = self._last_no + 1
+            self._in_memory.add(no)
+            self._started += 1
+            self.not_durable = True
         return no
 
     def start_now(self, lost: UsageEvent) -> int:
         """Note work that nobody asked us about; its start rides along with the next group."""
+        if self._memory_alone():
+            return self._start_in_memory()
         with self._lock:
             self._last_no = no = self._last_no + 1
             self._open.add(no)
@@ -158,16 +196,20 @@ class BootJournal:
                 boot_id=self.boot_id,
                 seq=self._last_seq,
             )
-            self._open.discard(no)
             self._ended += 1
             self._tally.add(event)
-            self._writer.put(event)
-        if self._undurable is not None and self._writer.failing is not None:
-            self._undurable(event)
+            if in_memory := no in self._in_memory:
+                self._in_memory.discard(no)
+                self._past_the_disk += 1
+            else:
+                self._open.discard(no)
+                self._writer.put(event)
+        self._send_undurable(event, in_memory)
         return event
 
     def amend(self, correction: UsageEvent) -> None:
         """A correction of an event of this boot: numbered as the events are, and counted as no request."""
+        in_memory = self._memory_alone()
         with self._lock:
             self._last_seq += 1
             event = replace(
@@ -175,12 +217,28 @@ class BootJournal:
                 seq=self._last_seq,
             )  # fmt: skip
             self._tally.add(event)
-            self._writer.put(event)
+            if in_memory:
+                self._past_the_disk += 1
+            else:
+                self._writer.put(event)
+        self._send_undurable(event, in_memory)
+
+    def _memory_alone(self) -> bool:
+        """Whether what begins now is not for the disk."""
+        return (
+            self._undurable is not None and room_for(self.settings.policy, self.disk(), may_be_shed=False) == "memory"
+        )
+
+    def _send_undurable(self, event: UsageEvent, in_memory: bool) -> None:
+        """To Kafka directly what the disk does not get, or may never take."""
+        if self._undurable is not None and (in_memory or self._writer.failing is not None):
+            self._undurable(event)
 
     def progress(self, requests: Sequence[OpenRequest]) -> None:
         """How far the open requests are; rides along with the next group."""
-        if requests:
-            self._writer.put(Progress(at=rfc3339(self.clock.now_ns()), open=list(requests)), kept=False)
+        known = [request for request in requests if request.no not in self._in_memory]
+        if known:
+            self._writer.put(Progress(at=rfc3339(self.clock.now_ns()), open=known), kept=False)
 
     def standing(self, most_totals: int = MOST_TOTALS) -> Standing:
         """For a heartbeat."""
@@ -204,7 +262,7 @@ class BootJournal:
             farewell = Farewell(
                 at=rfc3339(self.clock.now_ns()), last_seq=self._last_seq, started=self._started, ended=self._ended
             )
-            whole = not self._open
+            whole = not self._open and not self._in_memory
             if whole:
                 self._writer.put(farewell)
         try:

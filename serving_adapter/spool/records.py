@@ -5,7 +5,7 @@ A payload is one letter and JSON:
     B  the boot: whose spool this is; first in each segment
     C  checkpoint: what earlier segments come to; the `S` of what was open follow, so that those may be archived
     S  a request has begun: its number among the boot's requests, and the event it becomes if nobody says more (`lost`)
-    P  progress, each second: input, output and cached tokens so far of the open requests, by number
+    P  progress, each second: tokens and GPU time so far of the open requests, by number
     E  a request has ended: its usage event, byte for byte as it goes to Kafka
     F  farewell: nothing follows in this boot
 """
@@ -58,6 +58,7 @@ class OpenRequest(msgspec.Struct, frozen=True, array_like=True):
     cache_hit_tokens: Whole
     engine_input_tokens: Whole
     engine_cached_tokens: Whole
+    gpu_us: Whole = 0
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,9 +184,12 @@ class Replay:
     started: int = 0
     ended: int = 0
     """Without those that recovery wrote down as lost."""
-    open: dict[Identity, Start] = field(default_factory=dict)
+    open: dict[int, Start] = field(default_factory=dict)
+    """By number: a request may be here twice, and has an event for each time."""
     progress: dict[int, tuple[str, OpenRequest]] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    _numbers: dict[Identity, list[int]] = field(default_factory=dict)
+    """Of what is open, by what its event will be called."""
     _awaited: set[int] = field(default_factory=set)
     """Requests that were open at the checkpoint this reading began with, until their starts are read."""
 
@@ -197,18 +201,16 @@ class Replay:
                 return
             self.last_seq = seq
             self.tally.add(record)
-            start = self.open.pop(identity_of(record), None)
-            if start is not None:
-                self.progress.pop(start.no, None)
+            self._close(identity_of(record))
             self.ended += record.kind == "usage" and record.status != "lost"
         elif isinstance(record, Start):
             if record.no > self.last_no:
                 self.last_no = record.no
                 self.started += 1
-                self.open[identity_of(record.lost)] = record
+                self._put(record)
             elif record.no in self._awaited:
                 self._awaited.discard(record.no)
-                self.open[identity_of(record.lost)] = record
+                self._put(record)
         elif isinstance(record, Progress):
             for entry in record.open:
                 self.progress[entry.no] = (record.at, entry)
@@ -222,6 +224,19 @@ class Replay:
                 self._awaited = set(record.open)
         else:
             self.farewell = record
+
+    def _put(self, start: Start) -> None:
+        self.open[start.no] = start
+        self._numbers.setdefault(identity_of(start.lost), []).append(start.no)
+
+    def _close(self, identity: Identity) -> None:
+        numbers = self._numbers.get(identity)
+        if numbers:
+            number = numbers.pop(0)
+            del self.open[number]
+            self.progress.pop(number, None)
+            if not numbers:
+                del self._numbers[identity]
 
     def head(self) -> list[Record]:
         """What a further segment begins with, so that it says everything without the ones before."""
@@ -250,6 +265,7 @@ class Replay:
                     cache_hit_tokens=so_far.cache_hit_tokens,
                     engine_input_tokens=so_far.engine_input_tokens,
                     engine_cached_tokens=so_far.engine_cached_tokens,
+                    gpu_us=so_far.gpu_us,
                 )
             found.append(event)
         return found

@@ -24,6 +24,8 @@ from serving_adapter.spool.records import Record, Replay, payload_of
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 GROUP_BYTES: Final = 1024 * 1024
 """At most so much in one write: a long backlog is not one long sync."""
+LINGER_S: Final = 0.005
+"""How long what nobody waits for waits for a start to be synced along with: no start waits for a sync of ends."""
 RETRY_AFTER_S: Final = 1.0
 KEPT_RECORDS: Final = 200_000
 """Records that wait for a disk that fails, at about 500 bytes each; more of them are counted as dropped."""
@@ -62,6 +64,8 @@ class SpoolWriter:
         """Why the last write failed, while none has succeeded since."""
         self.groups = 0
         """Syncs so far."""
+        self.sync_s = 0.0
+        """What they took in all."""
         self.written_bytes = 0
         self.dropped = 0
         self._segment_bytes = segment_bytes
@@ -119,9 +123,11 @@ class SpoolWriter:
                 return  # what said so may have been taken in while a disk that failed was waited for
 
     def _group(self, item: _Item | threading.Event | None) -> tuple[list[_Item], list[threading.Event], bool]:
-        """What waits by now, up to a flush, the end, or GROUP_BYTES."""
+        """What waits by now, up to a flush, the end, or GROUP_BYTES; at the latest when somebody waits for it."""
         items: list[_Item] = []
         size = 0
+        is_awaited = False
+        until = time.monotonic() + LINGER_S
         while True:
             if item is None:
                 return items, [], True
@@ -129,10 +135,12 @@ class SpoolWriter:
                 return items, [item], False
             items.append(item)
             size += len(item.frame)
+            is_awaited = is_awaited or item.waiter is not None
             if size >= GROUP_BYTES:
                 return items, [], False
+            left = 0.0 if is_awaited else max(until - time.monotonic(), 0.0)
             try:
-                item = self._queue.get_nowait()
+                item = self._queue.get(timeout=left)
             except queue.Empty:
                 return items, [], False
 
@@ -188,7 +196,9 @@ class SpoolWriter:
         while at:
             written = os.pwrite(self._fd, at, offset)
             at, offset = at[written:], offset + written
+        began = time.monotonic()
         self._sync(self._fd)
+        self.sync_s += time.monotonic() - began
         self._at = Position(self._at.segment, offset)
         self._mark.publish(self._at)
         self.groups += 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import psycopg
@@ -22,7 +23,7 @@ from psycopg.pq import Format
 from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
-from streams.ingest import corrections, engine_sums, numbers, positions, resends, supersedes
+from streams.ingest import corrections, engine_sums, numbers, old_events, positions, resends, supersedes
 from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome
 from streams.ingest.further_arrivals import Arrivals
 from streams.ingest.isolation import apply_isolating, require_near
@@ -30,6 +31,7 @@ from streams.ingest.judging import Judge
 from streams.ingest.positions import Applied
 from streams.rules.chunks import Accepted, Chunk, Refused, late_before, number_in, number_of
 from streams.rules.identity_keys import identity_key, numbered_by
+from streams.rules.replayed import Compared
 from streams.rules.windows import WINDOW_KEY, add_to_windows
 
 STAGE: Final = (
@@ -141,15 +143,17 @@ class ChunkApplier:
         adapt(connection)
         connection.execute(CREATE_STAGE)
 
-    def apply(self, chunk: Chunk) -> Applied:
+    def apply(self, chunk: Chunk, compared: Compared | None = None) -> Applied:
         """Apply what is new in `chunk`, all or nothing. The same chunk again is skipped.
 
-        Raises PositionGap or SourceChanged, before anything is written; psycopg.OperationalError when the database
-        goes away: then the outcome is unknown, and applying the chunk again is right either way.
+        `compared` lets in events from behind the horizon, of which it says what is held (`old_events.compare`).
+        Raises NotCompared where it says too little; PositionGap or SourceChanged, before anything is written;
+        psycopg.OperationalError when the database goes away: then the outcome is unknown, and applying the chunk again
+        is right either way.
         """
-        return apply_isolating(self._apply, chunk)
+        return apply_isolating(partial(self._apply, compared), chunk)
 
-    def _apply(self, chunk: Chunk, unstorable: str) -> Applied:
+    def _apply(self, compared: Compared | None, chunk: Chunk, unstorable: str) -> Applied:
         source = chunk.source.name
         with self._connection.transaction():
             self._checkpoint("begun")
@@ -158,18 +162,24 @@ class ChunkApplier:
             skipped = len(chunk.records) - len(records)
             if not records:
                 return Applied(at.next_position, skipped)
-            accepted, refused, horizon = self._judge.judge(records, chunk.judged_at)
-            require_near(accepted)
+            accepted, refused, behind, horizon = self._judge.judge(records, chunk.judged_at)
             if unstorable:
-                accepted, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
+                accepted, behind = [], []
+                refused = [Refused(record, "invalid", unstorable, None) for record in records]
+            require_near([*accepted, *(each.message for each in behind)])
+            admitted = old_events.admit(self._connection, compared, horizon, behind)
             usage = [message for message in accepted if message.event.kind == "usage"]
-            new = self._count_new(source, at, usage)
-            outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new)})
-            uncounted = [number_of(message.event) for message in accepted if message.event.kind != "usage"]
-            numbers.fill(self._connection, [*map(number_in, refused), *uncounted])
+            new = self._count_new(source, at, [*usage, *admitted.new])
+            old = old_events.keep(self._connection, at.source_no, admitted, new)
+            refused += old.refused
+            outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new), Outcome.DUPLICATE: len(old.there)})
+            uncounted = [message for message in accepted if message.event.kind != "usage"]
+            unstaged = [number_of(message.event) for message in (*uncounted, *old.there)]
+            numbers.fill(self._connection, [*map(number_in, refused), *unstaged])
             rows = EventRows(self._connection, source, at.source_no, at.ingest_no)
             arrivals = Arrivals(rows, horizon.sealed_before)
             others = [message for message in accepted if message.record.position not in new]
+            accepted += [*old.new, *old.there]
             resent = resends.find(self._connection, others)
             outcomes.update(resent.values())
             others = [message for message in others if message.record.position not in resent]

@@ -7,7 +7,6 @@ identity (`rules/duplicates`). Messages that came before in the same dry run cou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -17,11 +16,12 @@ from serving_adapter.identity import event_id_of
 from streams.completeness import number_sets, number_store
 from streams.completeness.complete_to import BootKey
 from streams.completeness.number_sets import Segments
-from streams.ingest import resends
+from streams.ingest import old_events, resends
 from streams.ingest.judging import Judge
 from streams.ingest.resends import Due
 from streams.rules.chunks import Accepted, Record, number_of
 from streams.rules.duplicates import Verdict, Version, arriving, compared_with, judge, why_conflict
+from streams.rules.replayed import Compared, Held, Standing, refused, standing
 
 
 class Fate(StrEnum):
@@ -37,6 +37,8 @@ class Fate(StrEnum):
     CONFLICT = "conflict"
     """Another telling of equal strength is counted, with other content."""
     REFUSED = "refused"
+    BEHIND = "behind"
+    """It is behind the horizon, and was not compared with what is held from then."""
 
     @property
     def changes(self) -> bool:
@@ -55,6 +57,8 @@ class Expected(NamedTuple):
     message: Accepted | None = None
     key: bytes = b""
     beside: Version | None = None
+    is_behind: bool = False
+    """Behind the horizon, and compared."""
 
 
 class DryRun:
@@ -66,15 +70,38 @@ class DryRun:
         self._planned: dict[bytes, list[Version]] = {}
         self._received: dict[BootKey, tuple[int, Segments]] = {}
 
-    def expect(self, records: Sequence[Record], judged_at: datetime | None = None) -> list[Expected]:
-        """The fate of each message, in order."""
-        accepted, refused, _ = self._judge.judge(records, judged_at)
-        due = [resends.due(message) for message in accepted]
-        stored = resends.stored_of(self._connection, due) if due else {}
-        self._look_up_numbers(accepted)
+    def expect(self, records: Sequence[Record], compared: Compared | None = None) -> list[Expected]:
+        """The fate of each message, in order.
+
+        What is behind the horizon is told by `compared`; without it, or of what it does not cover: `BEHIND`.
+        """
+        accepted, refused, behind, horizon = self._judge.judge(records, None)
+        due, old = ([resends.due(message) for message in of] for of in (accepted, [each.message for each in behind]))
+        stored = resends.stored_of(self._connection, [*due, *old]) if due or old else {}
+        self._look_up_numbers([*accepted, *(each.message for each in behind)])
         found = [self._expected(each, stored) for each in due]
         found += [Expected(r.record, Fate.REFUSED, r.reason, r.detail, r.tenant_id) for r in refused]
+        if compared is None or not compared.covers([each.key for each in old], horizon.forgotten_before):
+            found += [Expected(m.record, Fate.BEHIND, "too_old", why, m.event.tenant_id, m) for m, why in behind]
+        else:
+            for each in old:
+                known = old_events.held_by_identity(stored.get(each.key, ()))
+                found.append(self._behind(each, [*compared.held.get(each.key, ()), *known]))
         return sorted(found, key=lambda expected: expected.record.position)
+
+    def _behind(self, each: Due, held: Sequence[Held]) -> Expected:
+        """The fate of an event behind the horizon, beside what is held of it and what is planned."""
+        message, tenant_id = each.message, each.message.event.tenant_id
+        planned = [Held(version, "that is planned") for version in self._planned.get(each.key, ())]
+        what, why = standing(message, [*held, *planned])
+        if (refusal := refused(message, what, why)) is not None:
+            fate = Fate.CONFLICT if what is Standing.CONFLICT else Fate.REFUSED
+            return Expected(message.record, fate, refusal.reason, why, tenant_id, message, each.key)
+        if what is Standing.NEW:
+            self._planned.setdefault(each.key, []).append(arriving(message))
+            return Expected(message.record, Fate.ADD, "", "", tenant_id, message, each.key, is_behind=True)
+        fate = Fate.FILL if self._fills_a_number(message) else Fate.THERE
+        return Expected(message.record, fate, "", "", tenant_id, message, each.key, is_behind=True)
 
     def _expected(self, each: Due, stored: resends.Stored) -> Expected:
         message, arrived = each.message, arriving(each.message)

@@ -10,15 +10,19 @@ import psycopg
 
 from streams import tenants
 from streams.rules.chunks import Accepted, Record, Refused, read
-from streams.rules.horizon import Horizon
+from streams.rules.horizon import Horizon, TooOld
 from streams.rules.ingest_rules import IngestRules
 
 
 class Judged(NamedTuple):
-    """What may enter, with its rating band, what is refused, and the horizon that it was judged by."""
+    """What may enter, with its rating band, what is refused, and the horizon that it was judged by.
+
+    Behind the horizon are usage events, with their band as well, that only a replay may bring in.
+    """
 
     accepted: list[Accepted]
     refused: list[Refused]
+    behind: list[TooOld]
     horizon: Horizon
 
 
@@ -35,7 +39,12 @@ class Judge:
         accepted, refused = self._alone(records, judged_at)
         horizon, bands = self._rules.current()
         accepted, too_old = horizon.sift(accepted)
-        return Judged(bands.mark(accepted), [*refused, *too_old], horizon)
+        # What corrects something that may be archived does not enter: nothing there changes any more
+        refused += [each.refused for each in too_old if each.message.event.kind != "usage"]
+        behind = [each for each in too_old if each.message.event.kind == "usage"]
+        marked = bands.mark([each.message for each in behind])
+        behind = [each._replace(message=message) for each, message in zip(behind, marked, strict=True)]
+        return Judged(bands.mark(accepted), refused, behind, horizon)
 
     def _alone(
         self, records: Sequence[Record], judged_at: datetime | None

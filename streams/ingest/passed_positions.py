@@ -49,7 +49,7 @@ def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
     rows = connection.execute(
         "select source, coalesce(e.n, 0)::int8, coalesce(q.n, 0) from usage.sources"
         " left join (select source, sum(n) as n from (select source, count(*) as n from usage.events group by source"
-        "   union all select source, events from usage.archived_counts join usage.archived_days using (day)"
+        "   union all select source, events from usage.archived_counts join usage.archived_days using (day, part)"
         "   where dropped_at is not null) as each group by source) e using (source)"
         " left join (select source, count(*) as n from usage.quarantine group by source) q using (source)"
         " where feed = 'usage'"

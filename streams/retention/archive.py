@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,7 @@ from streams import audit
 from streams.errors import ArchiveDamaged, CannotArchive
 from streams.retention import archive_store, retention_store
 from streams.retention.archive_manifest import COLUMNS, Manifest, buckets_for
-from streams.retention.archive_store import ArchivedDay, midnight
+from streams.retention.archive_store import EVER, ArchivedDay, midnight
 from streams.rules import ingest_rules
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 ARCHIVE_LOCK: Final = 0x6172_6368
 """The letters "arch": one at a time writes to the archive."""
-EVER: Final = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
 
 Progress = Callable[[str], None]
 
@@ -88,31 +87,33 @@ def days_to_write(connection: psycopg.Connection, archive: Archive, start: datet
     for day in archive_store.days_with_events(connection, start, end):
         with _snapshot(connection):
             rows, digest = archive_store.digest(connection, day)
-            found.append(DayToWrite(day, rows, _there(connection, archive, day, rows, digest) is not None))
+            _, known = archive_store.part_to_write(connection, day)
+            found.append(DayToWrite(day, rows, _there(archive, known, rows, digest) is not None))
     return found
 
 
 def _archive_day(connection: psycopg.Connection, archive: Archive, day: date, actor: str) -> DayWritten:
-    """Write one day, if it is not there or not as it is now."""
+    """Write one day, if it is not there or not as it is now; what came to a dropped one, as a supplement."""
     with _snapshot(connection):
         rows, digest = archive_store.digest(connection, day)
-        there = _there(connection, archive, day, rows, digest)
+        part, known = archive_store.part_to_write(connection, day)
+        there = _there(archive, known, rows, digest)
         if there is not None:
             return _written(there, changed=False)
         buckets = buckets_for(rows)
         stored = archive_store.rows_by_bucket(connection, day, buckets)
         files = tuple(
-            archive.write(day, bucket, (row for _, row in group))
+            archive.write(day, bucket, (row for _, row in group), part)
             for bucket, group in itertools.groupby(stored, key=lambda each: each[0])
         )
         sources = archive_store.sources_of(connection, day)
-        manifest = Manifest(day, buckets, files, sources, str(digest))
+        manifest = Manifest(day, buckets, files, sources, str(digest), part)
     if manifest.rows != rows:
         raise ArchiveDamaged(f"{day}: {manifest.rows} rows were written, the database has {rows}")
     path, sha256 = archive.publish(manifest)
     with connection.transaction():
         archive_store.record(connection, manifest, path, sha256)
-        detail = {"rows": rows, "root": manifest.root, "files": len(files), "where": archive.where}
+        detail = {"part": part, "rows": rows, "root": manifest.root, "files": len(files), "where": archive.where}
         audit.record(connection, actor, "events.archive", str(day), detail)
     return _written(manifest, changed=True)
 
@@ -126,18 +127,17 @@ def _snapshot(connection: psycopg.Connection) -> Iterator[None]:
         yield
 
 
-def _there(connection: psycopg.Connection, archive: Archive, day: date, rows: int, digest: Decimal) -> Manifest | None:
-    """The day's manifest, if the archive has the day with these rows, unharmed."""
-    known = archive_store.archived_days(connection, midnight(day), midnight(day) + timedelta(days=1))
-    if known and (known[0].rows, known[0].rows_digest) == (rows, digest):
-        return _intact(archive, known[0])
+def _there(archive: Archive, known: ArchivedDay | None, rows: int, digest: Decimal) -> Manifest | None:
+    """The manifest of what is known of a day, if the archive has it with these rows, unharmed."""
+    if known is not None and (known.rows, known.rows_digest) == (rows, digest):
+        return _intact(archive, known)
     return None
 
 
 def _intact(archive: Archive, known: ArchivedDay) -> Manifest | None:
     """The day's manifest if it and its files are as they were written."""
     try:
-        manifest = archive.manifest(known.day, known.manifest_sha256)
+        manifest = archive.manifest(known.day, known.manifest_sha256, known.part)
         archive.verify(manifest)
     except ArchiveDamaged:
         return None
@@ -157,7 +157,10 @@ def droppable(connection: psycopg.Connection, now: datetime) -> Dropping:
         return Dropping(None, (), "no period is closed")
     latest = min(horizon.closed_before, behind)
     before, hindered_by = latest.replace(hour=0, minute=0, second=0, microsecond=0), None
-    archived = {held.day for held in archive_store.archived_days(connection, *EVER)}
+    held = archive_store.archived_days(connection, *EVER)
+    if any(each.recalled for each in held):
+        return Dropping(None, (), "days are recalled: `tollbook events recall --end` lets go of them first")
+    archived = {each.day for each in held}
     days = [day for day in archive_store.days_with_events(connection, EVER[0], before) if midnight(day) < before]
     missing = next((day for day in days if day not in archived), None)
     if missing is not None:
@@ -173,14 +176,18 @@ def drop(
     actor: str,
     progress: Progress = lambda _: None,
 ) -> list[date]:
-    """Drop what `droppable` names, after verifying it; returns the days. The horizon has been moved before."""
+    """Drop what `droppable` names, after verifying it; returns the days. The horizon has been moved before.
+
+    Raises CannotArchive where a replay adds to such a day meanwhile.
+    """
     found = droppable(connection, now)
     if found.before is None or not found.days:
         return []
     retention_store.move_sealed(connection, found.before)
-    # From here on nothing is added there: a late event that came after the archiving is archived now.
+    replayed = archive_store.count_replayed(connection)
+    # From here on only replays add there: a late event that came after the archiving is archived now.
     archive_days(connection, archive, EVER[0], found.before, actor=actor, progress=progress)
-    dropped = archive_store.drop_archived(connection, found.before)
+    dropped = archive_store.drop_archived(connection, found.before, replayed)
     audit.record(connection, actor, "events.drop", "events", {"before": found.before.isoformat(), "days": len(dropped)})
     return dropped
 
@@ -203,14 +210,14 @@ def recall(
     recalled = []
     with _alone(connection):
         for held in recallable(connection, start, end):
-            manifest = archive.manifest(held.day, held.manifest_sha256)
+            manifest = archive.manifest(held.day, held.manifest_sha256, held.part)
             archive.verify(manifest)
             events = (row[: COLUMNS.index("counts")] for row in archive.rows(manifest))
             with connection.transaction():
-                count = archive_store.recall(connection, held.day, events, actor=actor)
+                count = archive_store.recall(connection, held, events, actor=actor)
                 if count != held.rows:
                     raise ArchiveDamaged(f"{held.day}: {count} rows were read, {held.rows} were archived")
-                audit.record(connection, actor, "events.recall", str(held.day), {"rows": count})
+                audit.record(connection, actor, "events.recall", str(held.day), {"part": held.part, "rows": count})
             progress(f"{held.day}: {count:,} events are back")
             recalled.append(held.day)
     return recalled

@@ -2,6 +2,7 @@
 
     events/day=2026-10-31/manifest.json
     events/day=2026-10-31/bucket=003/<first digits of the rows' digest>.parquet
+    supplements/day=2026-10-31/part=001/…      the same for what was added to the day once it was dropped
 
 A file's name says what it holds, so that writing the same rows again leaves the same file; the manifest is written last
 and says which files count.
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +25,7 @@ from pyarrow import fs
 
 from serving_adapter.settings import SettingsError
 from streams.errors import ArchiveDamaged, ArchiveUnavailable
-from streams.retention.archive_manifest import COLUMNS, ArchiveFile, Manifest, manifest_of
+from streams.retention.archive_manifest import COLUMNS, ArchiveFile, Manifest, bucket_of, folder_of, manifest_of
 
 ROWS_A_GROUP: Final = 50_000
 """Rows in memory while a file is written or read: about 30 MB."""
@@ -68,9 +70,9 @@ class Archive:
         except OSError as error:
             raise ArchiveUnavailable(f"archive: {error}") from None
 
-    def write(self, day: date, bucket: int, rows: Iterable[Row]) -> ArchiveFile:
+    def write(self, day: date, bucket: int, rows: Iterable[Row], part: int = 0) -> ArchiveFile:
         """Write one file, read it back and compare. Raises ArchiveDamaged if it is not what was written."""
-        folder = f"events/day={day}/bucket={bucket:03}"
+        folder = f"{folder_of(day, part)}/bucket={bucket:03}"
         new = f"{folder}/new.parquet"
         self._files.create_dir(self._at(folder), recursive=True)
         digest, count = hashlib.sha256(), 0
@@ -96,22 +98,22 @@ class Archive:
         return written
 
     def publish(self, manifest: Manifest) -> Written:
-        """Write a day's manifest: from then on its files count. Files of an earlier manifest of the day go."""
-        path, stored = manifest_path(manifest.day), manifest.to_json()
+        """Write a manifest: from then on its files count. Files of an earlier manifest of the same part go."""
+        path, stored = manifest_path(manifest.day, manifest.part), manifest.to_json()
         with self._files.open_output_stream(self._at(path + ".new")) as stream:
             stream.write(stored)
         self._files.move(self._at(path + ".new"), self._at(path))
         self._settle(path)
         wanted = {self._at(file.path) for file in manifest.files}
-        inside = fs.FileSelector(self._at(f"events/day={manifest.day}"), recursive=True)
+        inside = fs.FileSelector(self._at(folder_of(manifest.day, manifest.part)), recursive=True)
         for found in self._files.get_file_info(inside):
             if found.type == fs.FileType.File and found.path.endswith(".parquet") and found.path not in wanted:
                 self._files.delete_file(found.path)
         return Written(path, hashlib.sha256(stored).digest())
 
-    def manifest(self, day: date, sha256: bytes) -> Manifest:
-        """A day's manifest. Raises ArchiveDamaged if it is not the one that the database knows."""
-        path = manifest_path(day)
+    def manifest(self, day: date, sha256: bytes, part: int = 0) -> Manifest:
+        """The manifest of a day's part. Raises ArchiveDamaged if it is not the one that the database knows."""
+        path = manifest_path(day, part)
         try:
             with self._files.open_input_stream(self._at(path)) as stream:
                 stored = stream.read()
@@ -138,6 +140,41 @@ class Archive:
         for file in manifest.files:
             if bucket is None or file.bucket == bucket:
                 yield from self._rows(file.path, tenant_id)
+
+    def find(self, manifest: Manifest, wanted: Mapping[str, Collection[str]]) -> Iterator[bytes]:
+        """The messages of a day's usage events with these request ids, by tenant.
+
+        Groups of rows that cannot hold one are passed over by their bounds: UUIDv7 of a day lie beside each other, so
+        that of most days only the ends of the files are read. A file of which more is read is compared with its
+        manifest before. Raises ArchiveDamaged.
+        """
+        tenants, requests = sorted(wanted), sorted({request for of in wanted.values() for request in of})
+        buckets = {bucket_of(tenant_id, manifest.buckets) for tenant_id in tenants}
+        for stored in (file for file in manifest.files if file.bucket in buckets):
+            try:
+                yield from self._find(stored, tenants, requests)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ArchiveDamaged(f"{self.where}/{stored.path} cannot be read: {error}") from None
+
+    def _find(self, stored: ArchiveFile, tenants: Sequence[str], requests: Sequence[str]) -> Iterator[bytes]:
+        asked, measured = {"tenant_id": tenants, "request_id": requests}, None
+        with pq.ParquetFile(self._files.open_input_file(self._at(stored.path))) as file:
+            for number in range(file.num_row_groups):
+                columns = file.metadata.row_group(number)
+                if not all(
+                    _may_hold(columns.column(SCHEMA.get_field_index(name)).statistics, values)
+                    for name, values in asked.items()
+                ):
+                    continue
+                measured = measured or self._measure(stored.path)
+                if measured != (stored.bytes, stored.sha256):
+                    raise ArchiveDamaged(f"{self.where}/{stored.path} is not what was written")
+                group = file.read_row_group(number, columns=[*asked, "kind", "raw"])
+                for name, values in asked.items():
+                    group = group.filter(pc.is_in(group[name], pa.array(values, pa.string())))
+                yield from group.filter(pc.equal(group["kind"], "usage"))["raw"].to_pylist()
+        if measured is None and self._files.get_file_info(self._at(stored.path)).size != stored.bytes:
+            raise ArchiveDamaged(f"{self.where}/{stored.path} is not what was written")
 
     def _rows(self, path: str, tenant_id: str | None = None) -> Iterator[Row]:
         """The rows of a file. Groups of rows without the tenant are passed over by their bounds."""
@@ -179,9 +216,17 @@ class Archive:
         return f"{self._root}/{path}"
 
 
-def manifest_path(day: date) -> str:
-    """Where a day's manifest is."""
-    return f"events/day={day}/manifest.json"
+def manifest_path(day: date, part: int = 0) -> str:
+    """Where the manifest of a day's part is."""
+    return f"{folder_of(day, part)}/manifest.json"
+
+
+def _may_hold(bounds: Any, wanted: Sequence[str]) -> bool:
+    """Whether any of some values, in order, may lie within a column's bounds; it may where these are not known."""
+    if bounds is None or not bounds.has_min_max:
+        return True
+    at = bisect_left(wanted, bounds.min)
+    return at < len(wanted) and wanted[at] <= bounds.max
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[Sequence[Row]]:

@@ -37,7 +37,10 @@ class ArchiveFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A day of raw events, [00:00, 24:00) UTC by completion, in files by bucket of tenants."""
+    """A day of raw events, [00:00, 24:00) UTC by completion, in files by bucket of tenants.
+
+    What was added to a day once it was dropped is a further part, a supplement to part 0.
+    """
 
     day: date
     buckets: int
@@ -46,6 +49,7 @@ class Manifest:
     """How many events of each source."""
     rows_digest: str
     """Sum of hashes of the rows as the database has them: equal as long as no row there has changed."""
+    part: int = 0
 
     @property
     def rows(self) -> int:
@@ -63,7 +67,7 @@ class Manifest:
             "format": FORMAT, "day": self.day.isoformat(), "buckets": self.buckets, "rows": self.rows,
             "rows_digest": self.rows_digest, "root": self.root, "sources": dict(sorted(self.sources.items())),
             "files": [asdict(file) for file in sorted(self.files, key=lambda f: f.path)],
-        }  # fmt: skip
+        } | ({"part": self.part} if self.part else {})  # fmt: skip
         return json.dumps(held, indent=1).encode() + b"\n"
 
 
@@ -73,12 +77,17 @@ def manifest_of(stored: bytes) -> Manifest:
         held = json.loads(stored)
         files = tuple(ArchiveFile(**file) for file in held["files"])
         day = date.fromisoformat(held["day"])
-        manifest = Manifest(day, held["buckets"], files, held["sources"], held["rows_digest"])
+        manifest = Manifest(day, held["buckets"], files, held["sources"], held["rows_digest"], held.get("part", 0))
         if (held["format"], held["rows"], held["root"]) != (FORMAT, manifest.rows, manifest.root):
             raise ArchiveDamaged(f"the manifest of {day} does not add up")
     except (ValueError, KeyError, TypeError) as error:
         raise ArchiveDamaged(f"a manifest that cannot be read: {error!r}") from None
     return manifest
+
+
+def folder_of(day: date, part: int) -> str:
+    """Where a part of a day is, within the archive: the day's own folder, or a supplement's beside it."""
+    return f"supplements/day={day}/part={part:03}" if part else f"events/day={day}"
 
 
 def buckets_for(rows: int) -> int:

@@ -10,10 +10,10 @@ from typing import Final
 
 import psycopg
 
-from streams.errors import EventsArchived
+from streams.errors import CannotArchive, EventsArchived
 from streams.retention.archive_manifest import COLUMNS, Manifest
 from streams.retention.retention_store import LOCKED_WITHIN
-from streams.rules.windows import WINDOW_KEY
+from streams.rules.windows import WINDOW_KEY, WINDOW_SUMS
 
 _COLUMNS: Final = ", ".join(COLUMNS[:-1])
 _COUNTS: Final = (
@@ -24,15 +24,17 @@ _ROWS: Final = f"select {_COLUMNS}, {_COUNTS} as counts from usage.events as e w
 _BUCKET: Final = "('x' || left(md5(tenant_id), 4))::bit(16)::int"
 FETCHED: Final = 10_000
 """Rows of a cursor at a time."""
+EVER: Final = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
 
 Row = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedDay:
-    """A day that is in the archive."""
+    """A day that is in the archive, or a supplement to it."""
 
     day: date
+    part: int
     rows: int
     rows_digest: Decimal
     manifest_sha256: bytes
@@ -109,45 +111,67 @@ def sources_of(connection: psycopg.Connection, day: date) -> dict[str, int]:
 
 
 def archived_days(connection: psycopg.Connection, start: datetime, end: datetime) -> list[ArchivedDay]:
-    """Days in the archive that overlap [start, end)."""
+    """Days in the archive that overlap [start, end), with their supplements."""
     rows = connection.execute(
-        "select day, rows, rows_digest, manifest_sha256, dropped_at, r.day is not null"
-        " from usage.archived_days as a left join usage.recalled_days as r using (day)"
+        "select day, part, rows, rows_digest, manifest_sha256, dropped_at, r.day is not null"
+        " from usage.archived_days as a left join usage.recalled_days as r using (day, part)"
         " where day > (%(start)s::timestamptz at time zone 'UTC')::date - 1 and day < %(end)s at time zone 'UTC'"
-        " order by day",
+        " order by day, part",
         {"start": start, "end": end},
     )
     return [
-        ArchivedDay(day, count, summed, bytes(sha256), dropped_at, recalled)
-        for day, count, summed, sha256, dropped_at, recalled in rows
+        ArchivedDay(day, part, count, summed, bytes(sha256), dropped_at, recalled)
+        for day, part, count, summed, sha256, dropped_at, recalled in rows
     ]
 
 
+def part_to_write(connection: psycopg.Connection, day: date) -> tuple[int, ArchivedDay | None]:
+    """The part of a day that the rows in the database belong to, and as what it is in the archive, if it is.
+
+    What was dropped is never written again: rows that came since are a part of their own.
+    """
+    parts = archived_days(connection, midnight(day), midnight(day) + timedelta(days=1))
+    if not parts or parts[-1].dropped_at is not None:
+        return len(parts), None
+    return parts[-1].part, parts[-1]
+
+
 def record(connection: psycopg.Connection, manifest: Manifest, path: str, sha256: bytes) -> None:
-    """Note that a day is in the archive, in place of what was noted before. Needs a transaction."""
-    connection.execute("delete from usage.archived_counts where day = %s", (manifest.day,))
+    """Note that a part of a day is in the archive, in place of what was noted before. Needs a transaction."""
+    of = (manifest.day, manifest.part)
+    connection.execute("delete from usage.archived_counts where day = %s and part = %s", of)
     connection.execute(
-        "insert into usage.archived_days (day, rows, rows_digest, manifest_path, manifest_sha256)"
-        " values (%s, %s, %s, %s, %s) on conflict (day) do update set rows = excluded.rows,"
+        "insert into usage.archived_days (day, part, rows, rows_digest, manifest_path, manifest_sha256)"
+        " values (%s, %s, %s, %s, %s, %s) on conflict (day, part) do update set rows = excluded.rows,"
         " rows_digest = excluded.rows_digest, manifest_path = excluded.manifest_path,"
         " manifest_sha256 = excluded.manifest_sha256, archived_at = now()",
-        (manifest.day, manifest.rows, Decimal(manifest.rows_digest), path, sha256),
+        (*of, manifest.rows, Decimal(manifest.rows_digest), path, sha256),
     )
     with connection.cursor() as cursor:
         cursor.executemany(
-            "insert into usage.archived_counts (day, source, events) values (%s, %s, %s)",
-            [(manifest.day, source, events) for source, events in manifest.sources.items()],
+            "insert into usage.archived_counts (day, part, source, events) values (%s, %s, %s, %s)",
+            [(*of, source, events) for source, events in manifest.sources.items()],
         )
 
 
-def drop_archived(connection: psycopg.Connection, before: datetime) -> list[date]:
+def count_replayed(connection: psycopg.Connection) -> int:
+    """How many events replays have brought in behind the horizon."""
+    row = connection.execute("select count(*) from usage.replayed_identities").fetchone()
+    assert row is not None, "an aggregate always has a row"
+    return int(row[0])
+
+
+def drop_archived(connection: psycopg.Connection, before: datetime, replayed: int) -> list[date]:
     """Drop raw events and 1-minute windows from before a midnight; all of their days are in the archive.
 
-    Raises EventsArchived, and drops nothing, if a day there is not; LockNotAvailable.
+    `replayed`: `count_replayed` of before they were archived. Raises EventsArchived, and drops nothing, if a day is
+    not there; CannotArchive if a replay has added events since; LockNotAvailable.
     """
     with connection.transaction():
         connection.execute(f"set local lock_timeout = '{LOCKED_WITHIN}'")
         connection.execute("lock table usage.archived_days in share row exclusive mode")
+        if count_replayed(connection) != replayed:
+            raise CannotArchive("a replay is adding events behind the horizon: run this again once it is through")
         there = days_with_events(connection, datetime.min.replace(tzinfo=UTC), before)
         known = {row[0] for row in connection.execute("select day from usage.archived_days where dropped_at is null")}
         if missing := [day for day in there if day not in known]:
@@ -166,9 +190,11 @@ def drop_archived(connection: psycopg.Connection, before: datetime) -> list[date
     return sorted(row[0] for row in rows)
 
 
-def recall(connection: psycopg.Connection, day: date, rows: Iterable[Row], *, actor: str) -> int:
-    """Bring a dropped day's events back beside the others, with their 1-minute windows. Needs a transaction."""
-    connection.execute("insert into usage.recalled_days (day, actor) values (%s, %s)", (day, actor))
+def recall(connection: psycopg.Connection, held: ArchivedDay, rows: Iterable[Row], *, actor: str) -> int:
+    """Bring a dropped part of a day back beside the others, with the day's 1-minute windows. Needs a transaction."""
+    connection.execute(
+        "insert into usage.recalled_days (day, part, actor) values (%s, %s, %s)", (held.day, held.part, actor)
+    )
     count = 0
     with (
         connection.cursor() as cursor,
@@ -179,14 +205,18 @@ def recall(connection: psycopg.Connection, day: date, rows: Iterable[Row], *, ac
             copy.write_row(row)
             count += 1
     key = ", ".join(WINDOW_KEY)
+    # No event is added to the day meanwhile: its windows are the sums of all that is there
+    connection.execute("lock table usage.archived_days in share row exclusive mode")
     connection.execute(
         f"insert into usage.windows_1m (bucket, {key}, events, requests, input_tokens, cache_hit_tokens,"
         " output_tokens, gpu_us)"
         f" select time_bucket('1 minute', completed_at) as bucket, {key}, count(*),"
         " count(*) filter (where kind = 'usage'), sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
         " sum(output_tokens)::int8, sum(gpu_us)::int8"
-        f" from usage.counting_events as e where {_DAY} group by bucket, {key}",
-        _bounds(day),
+        f" from usage.counting_events as e where {_DAY} group by bucket, {key}"
+        f" on conflict (tenant_id, bucket, {', '.join(WINDOW_KEY[1:])}) do update set"
+        f" {', '.join(f'{name} = excluded.{name}' for name in WINDOW_SUMS)}",
+        _bounds(held.day),
     )
     return count
 
@@ -209,7 +239,7 @@ def let_go(connection: psycopg.Connection, sealed_before: datetime) -> int:
 
 
 def hold_archive(connection: psycopg.Connection) -> None:
-    """Until the transaction ends nothing is dropped and nothing that was recalled is let go."""
+    """Until the transaction ends nothing is dropped or recalled, and nothing that was recalled is let go."""
     connection.execute("lock table usage.archived_days in share mode")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from streams.rules.chunks import Accepted, Refused
 from streams.rules.identity_keys import minted
@@ -33,6 +33,19 @@ def identified_at(request_id: str, completed_at: datetime) -> datetime:
     The database says the same in SQL: `usage.identified_at`.
     """
     return minted_at(request_id) or completed_at
+
+
+class TooOld(NamedTuple):
+    """A message from behind the horizon, and in words why it is."""
+
+    message: Accepted
+    why: str
+
+    @property
+    def refused(self) -> Refused:
+        """The message for the quarantine."""
+        event = self.message.event
+        return Refused(self.message.record, "too_old", self.why, event.tenant_id, event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +78,20 @@ class Horizon:
             return f"{completed_at.isoformat()} lies before {self.sealed_before.isoformat()}: that time is archived"
         return None
 
-    def sift(self, messages: list[Accepted]) -> tuple[list[Accepted], list[Refused]]:
+    def sift(self, messages: list[Accepted]) -> tuple[list[Accepted], list[TooOld]]:
         """Part messages into those that may enter and those that are `too_old`."""
         if self.is_open:
             return messages, []
         kept: list[Accepted] = []
-        refused: list[Refused] = []
+        too_old: list[TooOld] = []
         for message in messages:
             event = message.event
             why = self.why_too_old(event.request_id, message.completed_at, message.record.appended_at)
             if why is None:
                 kept.append(message)
             else:
-                refused.append(Refused(message.record, "too_old", why, event.tenant_id, event))
-        return kept, refused
+                too_old.append(TooOld(message, why))
+        return kept, too_old
 
     def forget_before(self, now: datetime) -> datetime | None:
         """Up to when identities may be forgotten at `now`; None while no period is closed. It never moves back."""

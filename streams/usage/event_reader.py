@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from heapq import merge
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -69,21 +71,23 @@ def events_of(
     end: datetime,
     request_id: str | None = None,
 ) -> Iterator[StoredEvent]:
-    """A tenant's events in [start, end), by completion; `open_archive` is called if a day is only there.
+    """A tenant's events in [start, end), by completion; `open_archive` is called if some of a day are only there.
 
     Raises ArchiveDamaged, ArchiveUnavailable.
     """
     at = start
-    for held in archived_days(connection, start, end):
-        if held.is_gone:
-            day = midnight(held.day)
-            after = min(end, day + timedelta(days=1))
-            yield from _in_database(connection, tenant_id, at, day, request_id)
-            archive = open_archive()
-            manifest = archive.manifest(held.day, held.manifest_sha256)
-            bucket = bucket_of(tenant_id, manifest.buckets)
-            yield from _from_archive(archive.rows(manifest, bucket, tenant_id), max(at, day), after, request_id)
-            at = after
+    gone = [held for held in archived_days(connection, start, end) if held.is_gone]
+    for of, parts in groupby(gone, key=lambda held: held.day):
+        day = midnight(of)
+        first, after = max(at, day), min(end, day + timedelta(days=1))
+        yield from _in_database(connection, tenant_id, at, day, request_id)
+        archive, found = open_archive(), [_in_database(connection, tenant_id, first, after, request_id)]
+        for held in parts:
+            manifest = archive.manifest(held.day, held.manifest_sha256, held.part)
+            rows = archive.rows(manifest, bucket_of(tenant_id, manifest.buckets), tenant_id)
+            found.append(_from_archive(rows, first, after, request_id))
+        yield from merge(*found, key=_order)
+        at = after
     yield from _in_database(connection, tenant_id, at, end, request_id)
 
 
@@ -143,6 +147,12 @@ def _from_archive(
         event = _stored(tuple(row[i] for i in at), IN_ARCHIVE)
         if start <= event.completed_at < end and request_id in (None, event.request_id):
             yield event
+
+
+def _order(event: StoredEvent) -> tuple[object, ...]:
+    """As the database and the archive's files order a tenant's events."""
+    named = (event.completed_at, event.request_id, event.attempt)
+    return (*named, event.kind != "usage", event.correction_no, event.source, event.position)
 
 
 def _stored(row: tuple[Any, ...], kept_in: str) -> StoredEvent:

@@ -20,6 +20,13 @@ _TRAFFIC: Final = """
     from usage.windows_1h where bucket >= %s and bucket < %s and purpose = 'tenant' and not starts_with(tenant_id, '_')
     group by 1, 2, 3 order by 1, 2, 3
 """
+_PLACES: Final = """
+    select tenant_id, model, adapter, region, tier, sum(requests)::int8, sum(input_tokens)::int8,
+        sum(cache_hit_tokens)::int8, sum(output_tokens)::int8, sum(gpu_us)::int8
+    from usage.windows_1h where bucket >= %s and bucket < %s and purpose = 'tenant' and not starts_with(tenant_id, '_')
+        and status in ('ok', 'aborted') and fault <> 'platform'
+    group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5
+"""
 
 
 class GpuHour(NamedTuple):
@@ -48,3 +55,12 @@ def tenants_traffic(
     with connection.cursor() as cursor:
         for row in cursor.execute(_TRAFFIC, (start, end)):
             yield row[:3], row[3:]
+
+
+def tenants_places(
+    connection: psycopg.Connection, start: datetime, end: datetime
+) -> Iterator[tuple[tuple[str, str, str, str, str], tuple[int, ...]]]:
+    """(tenant, model, adapter, region, tier) → the same sums in [start, end), of what bills by default."""
+    with connection.cursor() as cursor:
+        for row in cursor.execute(_PLACES, (start, end)):
+            yield row[:5], row[5:]

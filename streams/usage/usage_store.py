@@ -114,6 +114,8 @@ _RETRIED: Final = """
         union
         select tenant_id, request_id, 1, completed_at from first_key join usage.event_versions using (key)
         union
+        select tenant_id, request_id, 1, completed_at from first_key join usage.replayed_identities using (key)
+        union
         select r.tenant_id, r.request_id, r.attempt, r.completed_at
         from usage.recalled_events as r join retried using (tenant_id, request_id)
     ), concerned as (

@@ -32,6 +32,7 @@ from streams.quotas.definitions import quota_from
 from streams.quotas.http_protocol import Call, Connections
 from tests.benchmarks.databases import database
 from tests.benchmarks.report import REPOSITORY, Report
+from tests.benchmarks.traffic import tenant_weights
 from tests.fixtures_quota_server import start_quota_server
 
 QUICK = bool(os.environ.get("QUICK"))
@@ -43,14 +44,23 @@ CONNECTIONS = 16
 DEPTH = 64  # answers wait for a commit: fewer under way, and the disk is measured
 PACED = 10_000
 HOT_SHARE = 0.8
+IN_FLIGHT_S = 5.0
+"""How long a paced request runs before it is settled."""
 BODY = b'{"tenant_id":"%s","request_id":"%s","model":"m-1","input_tokens":100,"max_tokens":256}'
+SETTLEMENT = b'{"tenant_id":"tenant_%05d","request_id":"r-%012d","model":"m-1","input_tokens":100,"output_tokens":99}'
+SETTLED_TOGETHER = 100
+Settling = Callable[[int], list[bytes]]
 
 
 def request(secret: str, tenant: str, request_id: str) -> bytes:
     """One reservation as it goes over the wire."""
-    body = BODY % (tenant.encode(), request_id.encode())
-    head = b"POST /v1/reservations HTTP/1.1\r\nhost: quota\r\nauthorization: Bearer %s\r\ncontent-length: %d\r\n\r\n"
-    return head % (secret.encode(), len(body)) + body
+    return post(secret, b"/v1/reservations", BODY % (tenant.encode(), request_id.encode()))
+
+
+def post(secret: str, path: bytes, body: bytes) -> bytes:
+    """A call."""
+    head = b"POST %s HTTP/1.1\r\nhost: quota\r\nauthorization: Bearer %s\r\ncontent-length: %d\r\n\r\n"
+    return head % (path, secret.encode(), len(body)) + body
 
 
 class Client(asyncio.Protocol):
@@ -127,21 +137,26 @@ class Paced(asyncio.Protocol):
         self.took += [now - sent for sent in self.sent[first : first + came]]
 
 
-async def paced(port: int, requests: Callable[[int], bytes], rate: int, seconds: float) -> list[float]:
+async def paced(
+    port: int, requests: Callable[[int], bytes], settle: Settling, rate: int, seconds: float
+) -> list[float]:
     """Seconds from sending to answer, at a steady rate over kept connections; each request is sent when it is due.
 
     The requests are made before, and those that are due in one turn of the loop go over one connection together: what
-    the generator does meanwhile, the server on the other core has to wait for.
+    the generator does meanwhile, the server on the other core has to wait for. Each is settled some seconds later, with
+    others in one call, as the adapter does it.
     """
     ready = [requests(1) for _ in range(int(rate * seconds))]
+    settlements = settle(len(ready))
     gc.collect()
     gc.freeze()
     loop = asyncio.get_running_loop()
     clients = [Paced() for _ in range(CONNECTIONS)]
-    for client in clients:
+    settling = Paced()
+    for client in (*clients, settling):
         await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
-    began, sent, turn = time.perf_counter(), 0, 0
-    while sent < len(ready):
+    began, sent, turn, settled = time.perf_counter(), 0, 0, 0
+    while sent < len(ready) or settled < len(settlements):
         now = time.perf_counter()
         due = min(int((now - began) * rate), len(ready))
         if due > sent:
@@ -150,10 +165,13 @@ async def paced(port: int, requests: Callable[[int], bytes], rate: int, seconds:
             client.sent += [now] * (due - sent)
             client.transport.write(b"".join(ready[sent:due]))
             sent = due
+        if settled < min((now - began - IN_FLIGHT_S) * rate / SETTLED_TOGETHER - 1, len(settlements)):
+            settling.transport.write(settlements[settled])
+            settled += 1
         await asyncio.sleep(0.001)  # uvloop counts milliseconds: less is a loop without rest
     await asyncio.sleep(1.0)
     took = [each for client in clients for each in client.took]
-    for client in clients:
+    for client in (*clients, settling):
         client.transport.abort()
     return took
 
@@ -213,10 +231,9 @@ def prepare(connection: psycopg.Connection) -> str:
     return secret
 
 
-def stream_of(secret: str, seed: int, hot_share: float) -> Callable[[int], bytes]:
-    """Requests of random tenants, one of whom has a share of all; made before they are needed, as far as possible."""
-    rng = Random(seed)
-    numbers = [0 if rng.random() < hot_share else rng.randrange(TENANTS) for _ in range(100_000)]
+def stream_of(secret: str, seed: int, numbers: list[int]) -> tuple[Callable[[int], bytes], Settling]:
+    """Requests of tenants in this order, again and again, made before they are needed as far as possible; and the
+    calls that settle the first so many of them."""
     name = b"r-000000000000"
     texts = {n: request(secret, f"tenant_{n:05d}", name.decode()) for n in set(numbers)}
     count = 0
@@ -226,10 +243,37 @@ def stream_of(secret: str, seed: int, hot_share: float) -> Callable[[int], bytes
         made = []
         for _ in range(how_many):
             count += 1
-            made.append(texts[numbers[count % 100_000]].replace(name, b"r-%012d" % (seed * 10**9 + count)))
+            made.append(texts[numbers[count % len(numbers)]].replace(name, b"r-%012d" % (seed * 10**9 + count)))
         return b"".join(made)
 
-    return next_ones
+    def settlements(how_many: int) -> list[bytes]:
+        calls = []
+        for first in range(1, how_many + 1, SETTLED_TOGETHER):
+            told = b",".join(
+                SETTLEMENT % (numbers[no % len(numbers)], seed * 10**9 + no)
+                for no in range(first, min(first + SETTLED_TOGETHER, how_many + 1))
+            )
+            calls.append(post(secret, b"/v1/settlements", b'{"settlements":[%s]}' % told))
+        return calls
+
+    return next_ones, settlements
+
+
+def evenly(seed: int) -> list[int]:
+    """All tenants alike."""
+    rng = Random(seed)
+    return [rng.randrange(TENANTS) for _ in range(100_000)]
+
+
+def one_hot(seed: int) -> list[int]:
+    """One of them has a share of all."""
+    rng = Random(seed)
+    return [0 if rng.random() < HOT_SHARE else rng.randrange(TENANTS) for _ in range(100_000)]
+
+
+def skewed(seed: int) -> list[int]:
+    """500 tenants of which ten make 80 %."""
+    return Random(seed).choices(range(500), tenant_weights(), k=100_000)
 
 
 def disk(url: str) -> tuple[float, float]:
@@ -305,18 +349,22 @@ def main(report: Report) -> None:
 
 def remote(report: Report, port: int, pid: int, secret: str) -> None:
     """Over HTTP: the whole server beside the empty one, turn by turn."""
-    warm = stream_of(secret, 1, 0.0)
+    paced_at_10k(report, port, secret)
+    warm, _ = stream_of(secret, 1, evenly(1))
     uvloop.run(blast(port, pid, warm, 2.0 if QUICK else 8.0))  # every tenant's windows are read once
     rates, per_cpu, empty_rates, empty_cpu, hot = [], [], [], [], []
     for run in range(RUNS):
         with empty_server() as (empty_port, empty_pid):
-            wall, cpu, _ = uvloop.run(blast(empty_port, empty_pid, stream_of(secret, 10 + run, 0.0), SECONDS / 2))
+            requests, _ = stream_of(secret, 10 + run, evenly(10 + run))
+            wall, cpu, _ = uvloop.run(blast(empty_port, empty_pid, requests, SECONDS / 2))
             empty_rates.append(wall)
             empty_cpu.append(cpu)
-        wall, cpu, refused = uvloop.run(blast(port, pid, stream_of(secret, 20 + run, 0.0), SECONDS))
+        requests, _ = stream_of(secret, 20 + run, evenly(20 + run))
+        wall, cpu, refused = uvloop.run(blast(port, pid, requests, SECONDS))
         rates.append(wall)
         per_cpu.append(cpu)
-        hot.append(uvloop.run(blast(port, pid, stream_of(secret, 30 + run, HOT_SHARE), SECONDS / 2))[1])
+        requests, _ = stream_of(secret, 30 + run, one_hot(30 + run))
+        hot.append(uvloop.run(blast(port, pid, requests, SECONDS / 2))[1])
         if refused:
             print(f"  {refused} answers were no 200")
     report.add("remote_decisions_per_s", "1/s", per_cpu, goal=30_000, floor=15_000)
@@ -324,11 +372,21 @@ def remote(report: Report, port: int, pid: int, secret: str) -> None:
     report.add("hot_tenant_decisions_per_s", "1/s", hot, floor=15_000)
     report.add("empty_handler_per_s", "1/s", empty_cpu)
     report.add("ratio_to_empty_handler", "", [a / b for a, b in zip(per_cpu, empty_cpu, strict=True)])
-    took = [uvloop.run(paced(port, stream_of(secret, 40 + run, 0.0), PACED, SECONDS)) for run in range(RUNS)]
-    report.add("remote_p99_ms_at_10k", "ms", [percentile(each, 99) * 1000 for each in took], goal=1, floor=2)
-    report.add("remote_p50_ms_at_10k", "ms", [percentile(each, 50) * 1000 for each in took])
-    report.add("answered_share_at_10k", "", [len(each) / (PACED * SECONDS) for each in took])
     report.add("memory_mib", "MiB", [memory_mib(pid)])
+
+
+def paced_at_10k(report: Report, port: int, secret: str) -> None:
+    """Latencies at an even pace: the platform's traffic (500 tenants, ten make 80 %), then all tenants alike."""
+    for kind, numbers in (("", skewed), ("_evenly", evenly)):
+        requests, settle = stream_of(secret, 38 + bool(kind), numbers(38))
+        uvloop.run(paced(port, requests, settle, PACED // 5, SECONDS / 2))  # their windows are read once
+        took = []
+        for run in range(RUNS):
+            requests, settle = stream_of(secret, 40 + run + 10 * bool(kind), numbers(40 + run))
+            took.append(uvloop.run(paced(port, requests, settle, PACED, SECONDS)))
+        report.add(f"remote_p99_ms_at_10k{kind}", "ms", [percentile(each, 99) * 1000 for each in took], goal=1, floor=2)
+        report.add(f"remote_p50_ms_at_10k{kind}", "ms", [percentile(each, 50) * 1000 for each in took])
+        report.add(f"answered_share_at_10k{kind}", "", [len(each) / (PACED * SECONDS) for each in took])
 
 
 if __name__ == "__main__":

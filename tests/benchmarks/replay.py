@@ -26,6 +26,7 @@ from serving_adapter.spool.frames import framed
 from streams.database import connect
 from streams.ingest import sources
 from streams.ingest.logs import LogReader
+from streams.retention.archive_files import Archive
 from tests.benchmarks.report import QUICK, Report
 from tests.benchmarks.streams import Bench, bench, wait_for_members
 from tests.benchmarks.traffic import delays_ms, events
@@ -75,11 +76,15 @@ def planned(b: Bench, count: int, seed: int) -> tuple[str, float]:
         begun = time.monotonic()
         with connect(b.url) as connection:
             material = spool_source.spooled(folder)
-            plan_id = Planner(connection, datetime.now(UTC)).plan(material, {}, "bench", lambda _: None)
+            plan_id = Planner(connection, datetime.now(UTC), no_archive).plan(material, {}, "bench", lambda _: None)
             seconds = time.monotonic() - begun
             plan_store.complete(connection, plan_id, {}, [])
             plan_store.note_run(connection, plan_id, "begun", "bench", {})
     return plan_id, seconds
+
+
+def no_archive() -> Archive:
+    raise AssertionError("nothing is archived")
 
 
 def write_spools(folder: Path, count: int, seed: int) -> None:

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
 from devstack.progress import Progress
 from devstack.testrun import environment_for_tests, own_stack
-from tests.benchmarks.proxy import cpu_s
+from tests.benchmarks.proxy import cpu_s, running
 from tests.benchmarks.report import QUICK, REPOSITORY, Report
 from tests.lora_builders import lora
 from tests.vllm.adapter_holes import all_served, register
@@ -130,18 +127,6 @@ async def pressure(server: Server, report: Report) -> None:
         report.add(f"lora_beside_{name}_ms_p99", "ms", [quantiles(took, n=100)[98]])
 
 
-@contextlib.contextmanager
-def shipping(server: Server, environ: dict[str, str]) -> Iterator[int]:
-    """The shipper's process."""
-    command = [sys.executable, "-m", "serving_adapter.command_line", "ship", "--spool", str(server.spool), "--dev"]
-    process = subprocess.Popen(command, env=environ, cwd=REPOSITORY)
-    try:
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def main() -> None:
     """Measure, print, write."""
     report = Report("bench-vllm", 0, QUICK)
@@ -155,7 +140,8 @@ def main() -> None:
             held.callback(server.kill)
             server.start(metered=metered, TOLLBOOK_KAFKA=environ["TOLLBOOK_KAFKA"])
             servers.append(server)
-        with shipping(servers[1], environ) as shipper:
+        ship = ("serving_adapter.command_line", "ship", "--spool", str(servers[1].spool), "--dev")
+        with running(*ship, **environ) as shipper:
             asyncio.run(both_ways(*servers, shipper, report))
         servers[0].kill()
         asyncio.run(loads(servers[1], report))

@@ -25,7 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent, completed_at, decode
 from serving_adapter.kafka_client import admin_client
-from serving_adapter.producer import EventProducer, open_producer
+from serving_adapter.producer import EventProducer, Refused, open_producer
 from serving_adapter.replica_reports import Report, encode, reported_at
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.shipping.archive import Archive, Folder
@@ -77,8 +77,9 @@ class _Stamped(EventProducer):
         self._name, self._at, self._drops = topic, at, drops
 
     def send(
-        self, key: bytes | None, value: bytes, headers: Iterable[tuple[str, bytes]] = (), told: object = None
-    ) -> None:
+        self, key: bytes | None, value: bytes, headers: Iterable[tuple[str, bytes]] = (), told: object = None,
+        *, may_be_refused: bool = False,
+    ) -> None:  # fmt: skip
         if self._drops is None or not self._drops(decode(value)):
             stamp = round((self._at(value) - _EPOCH) / timedelta(milliseconds=1))
             self._sender.produce(self._name, value, key, headers=list(headers) or None, timestamp=stamp)
@@ -86,6 +87,10 @@ class _Stamped(EventProducer):
 
     def flush(self) -> None:
         assert self._sender.flush(60) == 0
+
+    def settle(self) -> list[Refused]:
+        self.flush()
+        return []
 
 
 @dataclass

@@ -24,6 +24,7 @@ from billing.plans.plan_documents import charge_of_document, construct
 from billing.plans.price_plans import (
     BILL_STATUSES,
     Allowance,
+    Anchor,
     Charge,
     Commitment,
     InvoiceDiscount,
@@ -31,7 +32,7 @@ from billing.plans.price_plans import (
     Terms,
 )
 from billing.plans.recorded_versions import RecordedVersion, known_versions
-from billing.plans.subscriptions import Subscription, subscription_id
+from billing.plans.subscriptions import Subscription, subscription_id, with_contracts
 from billing.rating.lines import LineKind, RatedLine
 from billing.rating.usage import by_metric
 from billing.rating.usage_events import UsageEvent
@@ -75,7 +76,10 @@ def history_of(case: Case) -> History:
     plans = {
         name: known_versions(_recorded(name, versions, money.code), known_at) for name, versions in case["plan"].items()
     }
-    subscriptions = _subscriptions(case["subscription"], terms, contract)
+    if "anchor" in case:
+        terms = replace(terms, anchor=Anchor.ANNIVERSARY)
+    anchored_at = moment(case["anchor"]) if "anchor" in case else None
+    subscriptions = _subscriptions(case["subscription"], terms, contract, anchored_at)
     begins = max(periods[0].start, min(s.bills_from for s in subscriptions))
     late = case.get("late") or []
     return History(
@@ -185,15 +189,15 @@ def _version(plan: str, given: Mapping[str, Any], currency: str) -> PlanVersion:
             construct(Allowance, each | {"charges": [k for key in each["charges"] for k in keys_of(key)]})
             for each in given.get("allowances") or []
         ),
-        construct(InvoiceDiscount, discount) if discount else None,
+        construct(InvoiceDiscount, _in_utc(discount)) if discount else None,
         construct(Commitment, commitment) if commitment else None,
     )
 
 
 def _charges(given: Mapping[str, Any]) -> Iterable[Charge]:
     discount = given.get("discount")
-    if discount is not None and not isinstance(discount, Mapping):
-        discount = {"percent": discount}
+    if discount is not None:
+        discount = _in_utc(discount if isinstance(discount, Mapping) else {"percent": discount})
     model = given["model"].replace("-", "_")
     known = {field.name for of in (Charge, MODELS[model]) for field in fields(of)} | {"model", "note"}
     _check_known(given, known, f"charge {given['key']}")
@@ -203,10 +207,15 @@ def _charges(given: Mapping[str, Any]) -> Iterable[Charge]:
         yield charge_of_document({**given, "key": key, "model": model, "metric": metric, "discount": discount})
 
 
+def _in_utc(discount: Mapping[str, Any]) -> dict[str, Any]:
+    """A discount whose dates are moments, as a stored plan has them."""
+    return {**discount, **{name: moment(discount[name]).isoformat() for name in ("from", "until") if name in discount}}
+
+
 def _subscriptions(
-    changes: Sequence[Mapping[str, Any]], terms: Terms, contract: Mapping[str, Any]
+    changes: Sequence[Mapping[str, Any]], terms: Terms, contract: Mapping[str, Any], anchored_at: datetime | None
 ) -> tuple[Subscription, ...]:
-    """Each change begins a subscription; one of seats alone goes on with the plan."""
+    """Each change begins a subscription; one of seats alone, and the end of a pause, goes on with the plan."""
     found: list[Subscription] = []
     for change in sorted(changes, key=lambda each: moment(each["at"])):
         at = moment(change["at"])
@@ -214,7 +223,8 @@ def _subscriptions(
             found[-1] = replace(found[-1], ends_at=at)
         if change.get("cancel"):
             continue
-        goes_on = bool(found) and found[-1].ends_at == at and change.get("plan", found[-1].plan) == found[-1].plan
+        same = bool(found) and change.get("plan", found[-1].plan) == found[-1].plan
+        goes_on = same and (found[-1].ends_at == at or change.get("resume", False))
         before = found[-1] if found else None
         seats = change.get("seats", before.seats if before else contract.get("seats", 1))
         found.append(
@@ -227,10 +237,11 @@ def _subscriptions(
                 terms=terms,
                 seats=seats,
                 begins_plan=not goes_on,
+                anchored_at=anchored_at,
                 trial_ends_at=at + timedelta(days=terms.trial_days) if terms.trial_days and not before else None,
             )
         )
-    return tuple(found)
+    return tuple(with_contracts(found))
 
 
 def _events(usage: Iterable[Mapping[str, Any]], prefix: str, begins: datetime) -> Iterable[UsageEvent]:

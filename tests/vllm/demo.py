@@ -1,7 +1,7 @@
 """`python -m tests.vllm.demo`: real requests of three tenants through a real vLLM, to their invoices; and one's trail.
 
 On the local services (`make up`), with the commands that an operator would use. This month is billed as if it had
-ended; what a second run uses of it is late, so that its invoice is another one.
+ended; a second run the same month finds it closed: `make clean` before it.
 """
 
 from __future__ import annotations

@@ -181,6 +181,9 @@ def _list_boots(killing: Killing, status: dict[str, Any]) -> None:
         state, _, damage = replay(boot)
         lost = sum(event.status == "lost" for event in events(boot))
         assert (state.started, damage) == (state.ended + lost, []), (state.started, state.ended, lost, damage)
+        failed = [event for event in events(boot) if event.finish_reason == "engine_error"]
+        assert what != "engine" or failed, "nothing was at work in the engine that was killed"
+        assert all((event.status, event.fault) == ("error", "platform") for event in failed)
         (found,) = [told for told in engines["boots"] if told["boot_id"] == boot.boot_id and told["model"] == "tiny"]
         assert found["standing"] in ("equal", "cut_off"), found
         difference = tuple(found["difference"].values())

@@ -41,6 +41,9 @@ LIMIT_S = int(os.environ.get("LIMIT_S") or 1500)
 """Of the whole run, once vLLM is installed: then it ends, and its server with it."""
 KILLS = int(os.environ.get("KILLS") or (1 if QUICK else 6))
 SEED = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
+EVERY_HOLE = (*HOLES, *ADAPTER_HOLES)
+TOO_LONG = "z " * 3000
+TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "boolean"}}}}
 LONG = "count every token once " * 12
 """60 tokens: one block of 32 can be cached."""
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
@@ -51,7 +54,7 @@ GONE = ("aborted", "client", "client_gone")
 REFUSED = ("rejected", "client", "http_400", 0, 0, None)
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
-# body, path, when the client leaves (after so many bytes; 0: once each of its sequences has tokens); then:
+# body, path, when the client leaves (after so many bytes; 0: once each of its sequences has tokens; -1: at once); then:
 # status, fault, finish_reason, input, output, engine's input (None: any)
 ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     ({"model": "tiny", "prompt": LONG, "max_tokens": 8}, "completions", None, (*OK, 60, 8, None)),
@@ -64,7 +67,15 @@ ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     ({"model": "tiny", "input": "hello there", "max_output_tokens": 6}, "responses", None, (*OK, 11, 6, None)),
     ({"model": "tiny", "prompt": "z", "max_tokens": 0, "echo": True}, "completions", None, (*OK, 1, 1, None)),
     ({"model": "tiny", "prompt": "z", "temperature": -1}, "completions", None, REFUSED),
-    ({"model": "tiny", "prompt": "z " * 3000}, "completions", None, REFUSED),
+    ({"model": "tiny", "prompt": TOO_LONG}, "completions", None, REFUSED),
+    ({"model": "tiny", "prompt": "z", "max_tokens": 1000, "ignore_eos": True, "stop": list("e tn")},
+     "completions", None, ("ok", "none", "stop", 1, None, None)),
+    ({"model": "tiny", "prompt": "z", "max_tokens": 3, "best_of": 1, "ignore_eos": True}, "completions", None,
+     (*OK, 1, 3, None)),
+    (CHAT | {"tools": [{"type": "function", "function": TOOL}], "max_tokens": 120,
+             "tool_choice": {"type": "function", "function": {"name": "look"}}},
+     "chat/completions", None, ("ok", "none", None, 7, None, None)),
+    (FOREVER, "completions", -1, ("aborted", "client", "client_gone", None, None, None)),
     (FOREVER | {"stream": True}, "completions", 3000, (*GONE, 1, None, None)),
     (FOREVER, "completions", 0, (*GONE, 1, None, None)),
     (FOREVER | {"n": 3}, "completions", 0, (*GONE, 1, None, 3)),
@@ -97,27 +108,60 @@ async def every_end(server: Server) -> None:
         if leave == 0:
             await left_at_work(server, body, body.get("n", 1))
         else:
-            await server.ask(body, f"/v1/{path}", leave_after=(leave, 60.0) if leave else None)
+            gone = None if leave is None else (0, 0.05) if leave < 0 else (leave, 60.0)
+            await server.ask(body, f"/v1/{path}", leave_after=gone)
         event = (await settled(server, number))[-1]
         found = (event.status, event.fault, event.finish_reason, event.input_tokens, event.output_tokens)
         told = (*found, event.engine_input_tokens)
         wrong = [f"{a} is not {b}" for a, b in zip(told, expected, strict=True) if b is not None and a != b]
         assert not wrong, (body, told, wrong)
         print(f"  {body.get('stream', False)!s:5} {path:17}", *told, flush=True)
+    await out_of_time(server, len(ENDS) + 1)
+
+
+async def out_of_time(server: Server, number: int) -> None:
+    """A request that takes longer than it may ends as an error of ours, counted as far as it came."""
+    with server.other_rules("rules.limits.seconds = 1"):
+        status, _ = await server.ask(FOREVER)
+    event = (await settled(server, number))[-1]
+    told = (status, event.status, event.fault, event.finish_reason)
+    assert told == (504, "error", "platform", "timeout"), told
+    assert event.output_tokens > 0
+    print("  False completions      ", *told[1:], event.input_tokens, event.output_tokens, flush=True)
 
 
 async def open_holes(server: Server) -> None:
     """Each hole of a bare vLLM, gone through."""
-    for hole in (*HOLES, *ADAPTER_HOLES):
+    for hole in EVERY_HOLE:
         told = await hole.opened(server)
         print(f"  open: {hole.what}{f' ({told})' if told else ''}", flush=True)
 
 
 async def closed_holes(server: Server) -> None:
     """The same, with the adapter."""
-    for hole in (*HOLES, *ADAPTER_HOLES):
+    for hole in EVERY_HOLE:
         told = await hole.closed(server)
         print(f"  closed: {hole.what}{f' ({told})' if told else ''}", flush=True)
+
+
+def any_request(chance: random.Random) -> tuple[dict[str, Any], str]:
+    """A body without its model, and its path: of each kind some, some that the engine refuses."""
+    words, tokens = "count tokens " * chance.randint(1, 30), chance.randint(1, 30)
+    asked: dict[str, Any] = {"max_tokens": tokens, "n": chance.choice([1, 1, 3]), "ignore_eos": True}
+    kind = chance.choices(
+        ["prompt", "prompts", "chat", "responses", "stop", "refused", "too long"], [50, 12, 15, 10, 5, 4, 4]
+    )[0]
+    if kind == "responses":
+        return {"input": words, "max_output_tokens": tokens}, "responses"
+    if kind == "chat":
+        return asked | {"messages": [{"role": "user", "content": words}]}, "chat/completions"
+    if kind == "prompts":
+        return asked | {"prompt": [words] * chance.randint(2, 4)}, "completions"
+    if kind == "stop":
+        return asked | {"prompt": words, "stop": ["e", " "]}, "completions"
+    if kind == "refused":
+        return asked | {"prompt": words, "temperature": -1}, "completions"
+    return asked | {"prompt": TOO_LONG if kind == "too long" else words}, "completions"
 
 
 async def mixed(server: Server) -> None:
@@ -127,15 +171,10 @@ async def mixed(server: Server) -> None:
     async def one() -> None:
         tenant = chance.choice(["tenant_a", "tenant_b", "tenant_c"])
         own = {"tenant_a": "fr", "tenant_b": "law"}.get(tenant, "tiny")
-        body: dict[str, Any] = {
-            "model": chance.choice(["tiny", own]), "prompt": "count tokens " * chance.randint(1, 30),
-            "max_tokens": chance.randint(1, 30), "n": chance.choice([1, 1, 3]), "ignore_eos": True,
-            "stream": chance.random() < 0.6,
-        }  # fmt: skip
-        if chance.random() < 0.05:
-            body["temperature"] = -1
+        body, path = any_request(chance)
+        body |= {"model": chance.choice(["tiny", own]), "stream": chance.random() < 0.6}
         gone = (chance.randint(200, 4000), 60.0) if body["stream"] else (0, chance.random())
-        await server.ask(body, tenant=tenant, leave_after=gone if chance.random() < 0.3 else None)
+        await server.ask(body, f"/v1/{path}", tenant=tenant, leave_after=gone if chance.random() < 0.3 else None)
 
     begun = time.monotonic()
     for first in range(0, REQUESTS, 20):
@@ -208,6 +247,9 @@ async def stopped(server: Server) -> None:
     state, _, _ = replay(server.boot)
     told = [(event.status, event.finish_reason, event.output_tokens) for event in events(server.boot)]
     assert len(told) == state.started == 4
+    assert {(event.status, event.fault, event.finish_reason) for event in events(server.boot)} == {
+        ("aborted", "platform", "shutdown")
+    }, told
     print(f"  SIGTERM: {told}; recovered afterwards: {recovered is not None}", flush=True)
 
 

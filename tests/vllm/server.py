@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from tests.vllm.environment import QUIET, REPOSITORY, folder, prepare
 KEY: Final = b"k" * 32
 SALT_KEY: Final = b"s" * 32
 READY_WITHIN_S: Final = 600.0
+TAKEN_UP_S: Final = 2.5
 CONFIG: Final = """
 replica_id = "r1"
 region = "eu"
@@ -78,6 +80,19 @@ class Server:
         """The latest boot's spool."""
         return boots(self.spool)[-1]
 
+    @contextlib.contextmanager
+    def other_rules(self, lines: str) -> Iterator[None]:
+        """Further rules while the block lasts. The replica looks at its file each second."""
+        file = self.home / "adapter.toml"
+        before = file.read_text()
+        file.write_text(before.replace("\nrules.", f"\n{lines}\nrules.", 1))
+        time.sleep(TAKEN_UP_S)
+        try:
+            yield
+        finally:
+            file.write_text(before)
+            time.sleep(TAKEN_UP_S)
+
     async def answers(self) -> None:
         """Return once it does."""
         while True:
@@ -95,6 +110,7 @@ class Server:
             "tiny", "--host", "127.0.0.1", "--port", self.port, "--dtype", "bfloat16", "--max-model-len", 2048,
             "--max-num-seqs", 16, "--enforce-eager", "--enable-prefix-caching", "--block-size", 32, "--enable-lora",
             "--max-lora-rank", 8, "--max-loras", 2, "--max-cpu-loras", 4, "--scheduling-policy", "priority",
+            "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
             "--generation-config", "vllm", "--shutdown-timeout", 5, "--enable-prompt-tokens-details", "--lora-modules",
             *(f"{name}={model}/adapters/{name}" for name in ("tenant_a--fr--1", "tenant_b--law--1")),
             *(METERED if metered else []),

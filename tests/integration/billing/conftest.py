@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from billing.commands import make_reports
 from billing.commands.apply_plan import PlanApplied, apply_plan
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
+from billing.commands.make_reports import Asked
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
 from billing.commands.start_subscription import SubscriptionStarted, start_subscription
 from billing.database import engine_for, raw, transaction
 from billing.periods import BillingPeriod
+from billing.reports.erp import OWN_CHART
+from billing.reports.report import Report
 from billing.settings import StripeSettings
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import tenants
@@ -91,6 +95,26 @@ class World:
         self.plan()
         for name in names:
             self.subscribe(name)
+
+    def reports(self, month: BillingPeriod) -> dict[str, Report]:
+        """Every report of a month, by name."""
+        asked = Asked(month)
+        found = [
+            make_reports.report_revenue(self.engine, asked, by=["tenant", "model"]),
+            *(make(self.engine, asked) for make in (
+                make_reports.report_deferred, make_reports.report_credits, make_reports.report_ageing,
+                make_reports.report_tax, make_reports.report_commitments, make_reports.report_focus,
+            )),
+            make_reports.report_erp(self.engine, asked, OWN_CHART),
+        ]  # fmt: skip
+        return {report.name: report for report in found}
+
+    def reports_tie(self, *months: BillingPeriod) -> bool:
+        """Whether the reports of some months tie to the books. They have rows."""
+        found = [report for month in months for report in self.reports(month).values()]
+        untied = [(report.name, tie) for report in found for tie in report.ties if not tie.holds]
+        assert not untied, untied
+        return any(report.rows for report in found)
 
     def rows(self, query: str, **values: object) -> list[tuple[Any, ...]]:
         """What a query finds."""

@@ -12,7 +12,7 @@ from billing.bills.billing_cycle import Bills, History, LateUsage, bill
 from billing.bills.credits import Grant
 from billing.bills.documents import Payer
 from billing.bills.tax import NO_TAX, TaxMode, TaxRules
-from billing.commands.close_month import MonthClosed, close_month
+from billing.commands.close_month import MonthClosed
 from billing.commands.show_invoices import invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.invoicing.credit_store import GivenCredit
@@ -25,6 +25,7 @@ from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
 from serving_adapter.identity import Identity, event_id_of
 from tests.billing_builders import NOVEMBER, OCTOBER, PLAN, subscription
+from tests.closing import bill_month
 from tests.integration.billing.conftest import World
 from tests.integration.billing.histories import ingest
 
@@ -96,7 +97,7 @@ class Months:
         """The same, whatever comes of it."""
         at = period.end + timedelta(days=2)
         values: dict[str, Any] = {"gateway": self.gateway, "now": at, "actor": "ada", "test": True}
-        return close_month(self.world.engine, period=period, **(values | changed))
+        return bill_month(self.world.engine, period=period, **(values | changed))
 
     def core(self, periods: Sequence[BillingPeriod]) -> Bills:
         """What the pure core bills for all that arrived."""

@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 
-from billing.commands.correct_invoice import credit_invoice, find_invoice, refund_invoice, reissue, void_invoice
+from billing.commands.correct_invoice import credit_invoice, find_invoice, reissue, void_invoice
 from billing.commands.decide_proposal import decide, propose
+from billing.commands.issue_credit_notes import issue_credit_notes
+from billing.commands.refund_invoice import refund_invoice
 from billing.commands.send_corrections import send_corrections
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.errors import CorrectionRefused
+from billing.periods import accounting_month, parse_period
 from billing.posting.proposal_store import ProposalKind
 from billing.stripe.stripe_gateway import StripeGateway
+from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.fixtures_stripe_twin import StripeTwin, act
-from tests.integration.billing.conftest import World
+from tests.integration.billing.conftest import Crash, World, crash_at
+from tests.integration.billing.late_months import Arrivals, correction, used
 from tests.integration.billing.stripe_months import books, finalized, sync
 
 NOW = datetime(2026, 12, 3, tzinfo=UTC)
@@ -38,7 +43,7 @@ def note_over(world: World, invoice: str, amount: str | None, **changed: Any) ->
 
 
 def shown(world: World, reference: str) -> dict[str, Any]:
-    return invoice_document(world.engine, reference)
+    return invoice_document(world.engine, reference, today=NOW.date())
 
 
 def audited(world: World, action: str) -> int:
@@ -95,11 +100,17 @@ def test_a_credit_note_after_payment_is_unapplied_cash_until_it_is_given_back(
         refund_invoice(
             world.engine, sent["acme"], Decimal("3.01"), gateway=gateway, reason="r", actor="ada", note=number
         )
+    with pytest.raises(CorrectionRefused, match=f"^15 USD .*not more: 3 is unapplied cash.*`--credit-note {number}`$"):
+        refund_invoice(world.engine, sent["acme"], Decimal("15.01"), gateway=gateway, reason="r", actor="ada")
+    refund_invoice(world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada")
+    agrees(world, gateway)
+    assert (books(world)[2150], books(world)[4920]) == (-3, 15), "what the note left is not given back without it"
     refund_invoice(world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada", note=number)
     agrees(world, gateway)
-    (refund,) = stripe_twin.client().v1.refunds.list().data
+    refund, _ = stripe_twin.client().v1.refunds.list().data
     assert (refund.amount, (refund.metadata or {})["credit_note"]) == (300, number)
-    assert (books(world).get(2150, 0), books(world).get(4920, 0)) == (0, 0)
+    assert (books(world).get(2150, 0), books(world)[4920]) == (0, 15)
+    assert world.reports_tie(OCTOBER, NOVEMBER, parse_period(accounting_month(NOW)))
     with pytest.raises(CorrectionRefused, match="0 USD left"):
         refund_invoice(world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada", note=number)
 
@@ -119,6 +130,40 @@ def test_a_credit_note_can_give_back_at_once_what_was_paid_of_it(
     assert (now[1100], now.get(2150, 0), now[4900]) == (20, 0, 15)
     with pytest.raises(CorrectionRefused, match="more than what is left"):
         note_over(world, sent["acme"], "5.01")
+
+
+def test_what_stripe_did_not_give_back_of_a_credit_note_can_be_given_back_later(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    charge = act(stripe_twin, "pay", invoice=sent["acme"])["id"]
+    sync(world, gateway)
+    number = note_over(world, sent["acme"], "5", refund_from=gateway)
+    dispute = act(stripe_twin, "dispute", charge=charge)["id"]
+    agrees(world, gateway)
+    assert (shown(world, number)["state"], books(world)[2150]) == ("issued", -5), "a disputed charge is not given back"
+    act(stripe_twin, "decide", dispute=dispute, won=True)
+    give: Callable[..., Any] = lambda: refund_invoice(  # noqa: E731
+        world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada", note=number
+    )
+    give()
+    agrees(world, gateway)
+    assert books(world).get(2150, 0) == 0
+    # The payer's bank does not take it; and of the next one the answer is lost, and then it fails.
+    (first,) = stripe_twin.client().v1.refunds.list().data
+    act(stripe_twin, "fail_refund", refund=first.id)
+    agrees(world, gateway)
+    assert books(world)[2150] == -5
+    made = give()
+    with pytest.raises(Crash):
+        send_corrections(world.engine, gateway=gateway, now=NOW, checkpoint=crash_at("unrecorded refund 0"))
+    act(stripe_twin, "fail_refund", refund=stripe_twin.client().v1.refunds.list().data[0].id)
+    world.age_requests(hours=24)
+    (done,) = send_corrections(world.engine, gateway=gateway, now=NOW)
+    assert (done.correction.correction_no, done.correction.state.value) == (made.correction_no, "refused")
+    assert "is failed" in str(done.reason)
+    give()
+    agrees(world, gateway)
+    assert books(world).get(2150, 0) == 0
 
 
 def test_a_payment_on_the_way_changes_how_a_credit_note_is_split(
@@ -245,11 +290,32 @@ def test_refunds_are_booked_from_stripes_balance_and_not_more_than_was_paid(
     assert books(world)[4920] == 10
     with pytest.raises(CorrectionRefused, match="10 USD of its payments"):
         give(Decimal("10.01"))
+    before = [world.count(f"ledger.{table}") for table in ("corrections", "credit_grants", "invoices")]
+    for nothing in ("0", "-5"):
+        for refused in (lambda: give(Decimal(nothing)), lambda: note_over(world, sent["acme"], nothing)):  # noqa: B023
+            with pytest.raises(CorrectionRefused, match=f"{nothing} is no amount"):
+                refused()
+    assert [world.count(f"ledger.{table}") for table in ("corrections", "credit_grants", "invoices")] == before
     give(None)
     agrees(world, gateway)
     assert books(world)[4920] == 20
     with pytest.raises(CorrectionRefused, match="nothing was paid"):
         give(None)
+    # One of two payments is given back by hand meanwhile: the rest goes back, and it is over.
+    intents = {}
+    for amount in (1200, 800):
+        intents[amount] = act(stripe_twin, "pay", invoice=sent["bolt"], amount=amount)["payment_intent"]
+    sync(world, gateway)
+    refund_invoice(world.engine, sent["bolt"], Decimal(15), gateway=gateway, reason="r", actor="ada")
+    stripe_twin.client().v1.refunds.create({"payment_intent": intents[800]})
+    number = note_over(world, sent["bolt"], "1")
+    found = sync(world, gateway)
+    assert found.corrected == 2, "what comes after it is told"
+    (problem,) = found.problems
+    assert f"8 USD of {intents[800]} is not given back: " in problem
+    assert (shown(world, number)["state"], audited(world, "invoice.refund.refused")) == ("issued", 1)
+    agrees(world, gateway)
+    assert (books(world)[4920], books(world)[2150]) == (20 + 8 + 7, -1)
 
 
 def test_what_is_paid_too_much_is_unapplied_cash_and_leaves_stripes_balance_of_the_customer(
@@ -261,6 +327,18 @@ def test_what_is_paid_too_much_is_unapplied_cash_and_leaves_stripes_balance_of_t
     agrees(world, gateway)
     assert stripe_twin.client().v1.customers.retrieve(customer).balance == 0
     assert (books(world)[1100], books(world)[2150]) == (20, -6)
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=2000, overpay=True)
+    agrees(world, gateway)
+    assert stripe_twin.client().v1.customers.retrieve(customer).balance == 0
+    assert (books(world)[1100], books(world)[2150]) == (20, -26)
+    with pytest.raises(CorrectionRefused, match=r"^20 USD .* not more: 26 is unapplied cash, which goes back by hand$"):
+        refund_invoice(world.engine, sent["acme"], Decimal(21), gateway=gateway, reason="r", actor="ada")
+    # One that Stripe refuses waits for a person, and holds up nothing else of the invoice.
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=100, overpay=True)
+    stripe_twin.client().v1.customers.delete(customer)
+    number = note_over(world, sent["acme"], "1")
+    assert [problem.partition(" ")[0] for problem in sync(world, gateway).problems] == ["overpayment"]
+    assert (shown(world, number)["state"], books(world)[2150]) == ("issued", -27)
 
 
 def test_credit_notes_that_somebody_makes_in_stripe_are_told_and_never_taken_over(
@@ -278,5 +356,65 @@ def test_how_collection_stands_is_shown(
     act(stripe_twin, "pay", invoice=sent["acme"], amount=500)
     act(stripe_twin, "pay", invoice=sent["bolt"], fails=True)
     sync(world, gateway)
-    found = {i["billing_account"]: (i["dunning"], i["paid"], i["remaining"]) for i in invoice_list(world.engine)}
+    listed = invoice_list(world.engine, today=NOW.date())
+    found = {i["billing_account"]: (i["dunning"], i["paid"], i["remaining"]) for i in listed}
     assert found == {"acme": ("due", 500, 1500), "bolt": ("retrying", 0, 2000)}, "both are due in January"
+
+
+def test_what_comes_to_less_is_credited_where_it_is_billed_and_stripe_can_take_it(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, own_database_url: str
+) -> None:
+    first = {
+        name: used(f"first-{name}", OCTOBER.start, 10_000, name)
+        for name in ("again", "given", "good", "later", "lost", "void")
+    }
+    arrive = Arrivals(own_database_url)
+    world.customers(*first)
+    arrive.apply(*first.values())
+    world.rate()
+    world.draft()
+    sent = {i.billing_account: str(i.stripe_invoice_id) for i in world.send(gateway).invoices}
+    said: dict[str, Any] = {"reason": "r", "now": NOW, "actor": "ada"}
+    # Void, or credited whole, and billed anew by an adjustment invoice.
+    void_invoice(world.engine, sent["void"], **said)
+    credit_invoice(world.engine, sent["again"], None, **said)
+    # Given back, given, written off.
+    for name in ("given", "lost"):
+        act(stripe_twin, "pay", invoice=sent[name], amount=1200)
+    sync(world, gateway)
+    refund_invoice(world.engine, sent["given"], Decimal(10), gateway=gateway, reason="r", actor="ada")
+    note_over(world, sent["good"], "15")
+    two_people(world, ProposalKind.WRITE_OFF, sent["lost"])
+    agrees(world, gateway)
+    with pytest.raises(CorrectionRefused, match=r"10 USD of INV-.* can still be credited, and not 20"):
+        credit_invoice(world.engine, sent["given"], None, **said)
+    for name in ("void", "again"):
+        reissue(world.engine, find_invoice(world.engine, sent[name]), now=NOW, actor="ada")
+    world.send(gateway, now=NOW)
+    # More comes late: it is on November's invoice.
+    arrive.apply(used("late", OCTOBER.start, 10_000, "later"))
+    world.rate()
+    world.rate(NOVEMBER, now=NOW)
+    world.draft(NOVEMBER, now=NOW)
+    world.send(gateway, NOVEMBER, now=NOW)
+    before = books(world)[1100]
+
+    less = {"again": 5, "given": 4, "good": 10, "later": 30, "lost": 10, "void": 5}
+    arrive.apply(
+        correction(used("late", OCTOBER.start, 10_000, "later"), -10_000),
+        *(correction(of, -500 * (less[name] - 20 * (name == "later"))) for name, of in first.items()),
+    )
+    world.rate()
+    found = issue_credit_notes(world.engine, up_to=OCTOBER.end, now=NOW, actor="ada")
+    assert [name for name, _ in found.blocked] == ["good"]
+    assert [(n.invoice.identity.billing_account, n.invoice.total_minor) for n in found.notes] == [
+        ("again", -500), ("given", -400), ("later", -2000), ("later", -1000), ("lost", -1000), ("void", -500),
+    ]  # fmt: skip
+    agrees(world, gateway)
+    remaining = sum(i.amount_remaining for i in gateway.invoices() if i.seen.status == "open")
+    assert (books(world)[1100], remaining) == (before - 5 - 4 - 30 - 5, int(before - 44) * 100)
+    assert (books(world).get(5200, 0), books(world)[2150]) == (0, -2), "of 20, 12 were paid and 10 are credited"
+    told = [(d["billing_account"], d["state"]) for d in invoice_list(world.engine) if d["kind"] == "credit_note"]
+    assert sorted(name for name, state in told if state != "issued") == ["lost", "void"]
+    again = issue_credit_notes(world.engine, up_to=OCTOBER.end, now=NOW, actor="ada")
+    assert (again.notes, [name for name, _ in again.blocked]) == ((), ["good"])

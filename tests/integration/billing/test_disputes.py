@@ -6,11 +6,13 @@ import csv
 import hashlib
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from billing.commands.correct_invoice import credit_invoice
 from billing.commands.dispute_evidence import (
     dispute_document,
     dispute_list,
@@ -80,6 +82,8 @@ def test_evidence_is_made_from_usage_and_submitted_once(
     with (tmp_path / "a" / "usage_by_day.csv").open() as table:
         rows = list(csv.DictReader(table))
     assert rows == [], "this month's usage has windows only"
+    less = {"std": Decimal(1)}
+    credit_invoice(world.engine, sent["acme"], less, reason="it is not told yet", now=NOW, actor="ada")
     for _ in range(2):
         made = submit_evidence(world.engine, dispute, written.texts, actor="ada")
         send_corrections(world.engine, gateway=gateway, now=NOW, correction_nos=[made.correction_no])

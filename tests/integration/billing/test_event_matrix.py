@@ -11,6 +11,7 @@ from billing.commands.show_invoices import invoice_list
 from billing.database import transaction
 from billing.stripe import returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
+from tests.billing_builders import NOVEMBER
 from tests.fixtures_stripe_twin import StripeTwin, act
 from tests.integration.billing.conftest import World
 from tests.integration.billing.stripe_months import finalized, sync
@@ -54,7 +55,7 @@ def happen(twin: StripeTwin, story: str, invoice: str) -> None:
 
 def stands(world: World, name: str) -> tuple[Any, ...]:
     """All that the events and the money of an account have left here."""
-    (invoice,) = invoice_list(world.engine, billing_account=name)
+    (invoice,) = invoice_list(world.engine, billing_account=name, today=NOVEMBER.end.date())
     rows = world.rows(
         "select a.code, sum(p.amount) from ledger.postings p join ledger.accounts a using (account_id)"
         " where a.subledger = :name group by 1 having sum(p.amount) <> 0 order by 1",

@@ -17,7 +17,7 @@ from billing.bills.documents import Document, DocumentKind, Payer
 from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.commands.bill_in_advance import bill_in_advance
 from billing.commands.change_subscription import cancel_subscription, change_subscription
-from billing.commands.close_month import MonthClosed, close_month
+from billing.commands.close_month import MonthClosed
 from billing.commands.invoice_in_advance import invoice_in_advance
 from billing.commands.send_invoices import send_invoices
 from billing.commands.set_tax import set_tax
@@ -37,6 +37,7 @@ from billing.posting.period_closing import close_book
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, subscription
+from tests.closing import bill_month
 from tests.integration.billing.conftest import Crash, World, crash_at
 from tests.integration.billing.histories import Wire, as_event, ingest, moment, written
 from tests.integration.billing.test_credits import give, grant
@@ -61,7 +62,7 @@ CHANGE = NOVEMBER.start + 9 * DAY
 def close(world: World, gateway: StripeGateway, period: BillingPeriod = OCTOBER, **changed: Any) -> MonthClosed:
     """Close a month a day and an hour after it."""
     values: dict[str, Any] = {"now": period.end + timedelta(hours=25), "actor": "ada"}
-    return close_month(world.engine, period=period, gateway=gateway, **(values | changed))
+    return bill_month(world.engine, period=period, gateway=gateway, **(values | changed))
 
 
 def in_advance(world: World, gateway: StripeGateway, at: datetime) -> list[str]:
@@ -168,6 +169,7 @@ def test_what_comes_to_less_by_a_cancellation_is_a_credit_note_against_the_invoi
     assert len(stored(world)) == 3
     assert balances(world) == {1100: "79.3", 4010: "-79.3"}
     assert_it_reconciles(world, gateway, NOVEMBER)
+    assert world.reports_tie(OCTOBER, NOVEMBER, DECEMBER)
 
 
 def test_a_smaller_fee_is_on_the_credit_note_and_a_later_end_takes_back_what_remains(

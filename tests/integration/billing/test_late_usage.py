@@ -30,13 +30,13 @@ from billing.plans.plan_file import parse_plan
 from billing.posting.period_closing import close_book
 from billing.presentation.pages import html_of
 from billing.presentation.ubl import ubl_of
-from billing.presentation.ubl_rules import broken_rules
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER, OCTOBER, PLAN, SINCE, subscription
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import Crash, World
 from tests.integration.billing.late_months import DECEMBER, Arrivals, Months, correction, said, used
 from tests.integration.billing.test_credits import assert_the_liability_is_what_is_left, give, grant, left
+from tests.ubl_rules import broken_rules
 
 DAY = timedelta(days=1)
 FIRST = used("first", OCTOBER.start + DAY, 50_000)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from billing.commands.change_subscription import cancel_subscription
-from billing.commands.close_month import close_month
 from billing.periods import BillingPeriod, parse_period
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER, OCTOBER
+from tests.closing import bill_month
 from tests.integration.billing.conftest import World
 
 DECEMBER, JANUARY = parse_period("2026-12"), parse_period("2027-01")
@@ -17,7 +17,7 @@ DAY = timedelta(days=1)
 
 def rated_again(world: World, gateway: StripeGateway, month: BillingPeriod) -> list[BillingPeriod]:
     """Close a month: which earlier ones that rated."""
-    closed = close_month(world.engine, period=month, gateway=gateway, now=month.end + DAY, actor="ada")
+    closed = bill_month(world.engine, period=month, gateway=gateway, now=month.end + DAY, actor="ada")
     assert closed.problems == []
     return [rated.period for rated in closed.earlier]
 

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,9 @@ import pytest
 import requests
 import uvicorn
 
+from billing import money
 from billing.commands import sync_stripe as sync_module
+from billing.commands.dispute_evidence import dispute_list
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
@@ -111,17 +113,52 @@ def test_what_somebody_does_by_hand_in_stripe_is_told_and_never_taken_over(
     assert books(world)[1100] == 60
 
 
-def test_money_of_nobody_we_know_waits_in_suspense(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
-) -> None:
-    client = stripe_twin.client()
+def paid_by_a_stranger(twin: StripeTwin, currency: str, **settled: str) -> str:
+    """An invoice of 9.00 that somebody made in Stripe by hand, to a customer who is none of ours; the charge."""
+    client = twin.client()
     customer = client.v1.customers.create({"name": "x"}).id
-    invoice = client.v1.invoices.create({"customer": customer, "currency": "usd"})
+    invoice = client.v1.invoices.create({"customer": customer, "currency": currency})
     client.v1.invoices.add_lines(invoice.id, {"lines": [{"amount": 900, "description": "by hand"}]})
     client.v1.invoices.finalize_invoice(invoice.id)
-    act(stripe_twin, "pay", invoice=invoice.id)
-    sync(world, gateway)
+    return str(act(twin, "pay", invoice=invoice.id, **settled)["id"])
+
+
+def test_money_of_nobody_waits_in_suspense_and_what_cannot_be_taken_in_holds_up_nothing_else(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = paid_by_a_stranger(stripe_twin, "hkd", settle="usd", rate="0.13")
+    lost = act(stripe_twin, "dispute", charge=charge)["id"]
+    act(stripe_twin, "decide", dispute=lost, won=False)
+    paid_by_a_stranger(stripe_twin, "usd")
+    for kind, gone in (("charge.dispute.created", "dp_gone"), ("credit_note.created", "cn_gone")):
+        event = {"id": f"evt_{gone}", "type": kind, "created": 1, "data": {"object": {"id": gone}}}
+        with transaction(world.engine) as connection:
+            returns_store.keep_event(connection, returns.event_of(event), received_as="webhook")
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    found = sync(world, gateway)
+    assert (found.paid, found.booked) == (1, 2)
+    told = {problem.partition(": ")[0]: problem for problem in found.problems}
+    assert {name for name in told if "_gone" in name} == {"cn_gone", "dp_gone"}
+    assert "'HKD' is no currency" in told[lost]
+    assert (found.waiting, len(told)) == (3, 5), "the dispute in HKD waits, and two movements of money"
+    assert [(d["status"], d["amount"], d["stripe_amount"]) for d in dispute_list(world.engine)] == [("lost", None, 900)]
     assert books(world)[1090] == -9
+    shown = returns_shown(world.engine, datetime.now(UTC))
+    assert [problem.partition(" ")[2] for problem in shown.problems][:2] == ["is not booked"] * 2
+    # What is listed is read on all the same: what cannot be booked is asked for by itself.
+    (newest,) = stripe_twin.client().v1.balance_transactions.list({"limit": 1}).data
+    assert shown.money_read_to == datetime.fromtimestamp(newest.created, UTC)
+    monkeypatch.setattr(sync_module, "OVERLAP", timedelta(seconds=-1))
+    again = sync(world, gateway)
+    assert gateway.limiter.calls["GET /v1/balance_transactions/:id"] == 2
+    assert (again.waiting, {lost} & {problem.partition(": ")[0] for problem in again.problems}) == (3, {lost})
+    # Once the currency has its row, all of it is taken in.
+    row = money.Currency("HKD", date(2020, 1, 1), Decimal("0.01"), Decimal("0.01"), 1, 400)
+    monkeypatch.setattr(money, "CURRENCIES", (*money.CURRENCIES, row))
+    world.as_owner("insert into ledger.currencies values ('HKD', '2020-01-01', 0.01)")
+    found = sync(world, gateway)
+    assert (found.booked, found.waiting, found.problems) == (2, 0, ())
+    assert dispute_list(world.engine)[0]["amount"] == "9"
 
 
 def signed(event: dict[str, Any], *, secret: str = SECRET, at: datetime | None = None) -> tuple[bytes, str]:
@@ -210,6 +247,8 @@ def test_a_payment_told_before_we_have_recorded_the_invoice_waits_for_it(
 
 
 def test_an_event_stays_as_it_came(world: World) -> None:
+    with transaction(world.engine) as connection:
+        assert returns_store.booked(connection, [f"txn_{n}" for n in range(70_000)]) == set()
     event = returns.event_of({"id": "evt_1", "type": "x.y", "created": 1, "data": {"object": {"id": "z"}}, "more": [1]})
     with transaction(world.engine) as connection:
         assert returns_store.keep_event(connection, event, received_as="webhook")

@@ -24,11 +24,11 @@ from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import plain
 from billing.posting.proposal_store import ProposalKind
 from billing.presentation.ubl import ubl_of
-from billing.presentation.ubl_rules import broken_rules
 from billing.presentation.view import view_of
 from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, OCTOBER, SINCE
 from tests.integration.billing.conftest import World
+from tests.ubl_rules import broken_rules
 
 LATER = datetime(2026, 10, 20, tzinfo=UTC)
 RULE = TopUpRule("acme", "USD", Decimal(20), Decimal(50), Decimal(150), SINCE, 12)
@@ -101,6 +101,7 @@ def test_a_top_up_that_is_paid_has_an_invoice_of_its_own(world: World) -> None:
     # What is paid is owed as of its payment, and nothing is receivable.
     balances = {row.code: row.debit - row.credit for row in trial_balance(world.engine).rows}
     assert balances == {1020: 580, 1100: 0, 2100: -580}
+    assert world.reports_tie(OCTOBER)
     # It freezes nothing: prices, tax and subscriptions may change as before.
     world.tenant("late")
     assert world.subscribe("late", billing_account="acme").created

@@ -159,6 +159,13 @@ def test_a_month_that_has_not_ended_is_not_closed(run: Run) -> None:
     assert "2026-11-01" in complaint(run("close", "run", "2026-10", "--test", "--now", now, **stripe))
 
 
+def test_what_a_waiver_may_be_worth_is_an_interval_of_a_currency(run: Run) -> None:
+    waive = ("close", "waive", "2026-10", "R9", "quarantine/17", "--reason", "gone", "--as", "cyd")
+    assert "--low 5 to --high 1" in complaint(run(*waive, "--low", "5", "--high", "1", "--currency", "USD"))
+    assert "'banana' is no currency" in complaint(run(*waive, "--low", "0", "--high", "1", "--currency", "banana"))
+    assert "no difference quarantine/17" in complaint(run(*waive, "--low", "0", "--high", "1", "--currency", "USD"))
+
+
 def test_a_live_key_with_a_twin_is_refused_and_never_shown(run: Run) -> None:
     stripe = {"TOLLBOOK_STRIPE_KEY": "sk_live_secret", "TOLLBOOK_STRIPE_API": f"http://{NOWHERE}"}
     done = run("close", "run", "2026-10", "--test", **stripe)

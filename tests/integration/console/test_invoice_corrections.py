@@ -53,6 +53,8 @@ def test_finance_corrects_invoices_and_answers_a_dispute(
     charge = act(stripe_twin, "pay", invoice=acme)["id"]
     assert "credit_note: done in Stripe (cn_" in said(run, *over)
     assert run(*over).returncode == 1, "the same once more is refused"
+    refused = run("invoice", "refund", acme, "--amount", "-5", *test)
+    assert (refused.returncode, refused.stderr.splitlines()) == (1, ["tollbook: -5 is no amount: say more than 0"])
     assert "from 1 payments" in said(run, "invoice", "refund", acme, "--amount", "2", *test, "--dry-run")
     assert "refund: done in Stripe (re_" in said(run, "invoice", "refund", acme, "--credit-note", "CN-000001", *test)
     assert [r.amount for r in stripe_twin.client().v1.refunds.list().data] == [500]

@@ -52,7 +52,37 @@ def booked(own_database_url: str, run: Run) -> Run:
     return run
 
 
-def test_the_books_are_shown_as_tables_json_and_csv(booked: Run) -> None:
+def assert_reports_are_shown(booked: Run, url: str, folder: Path) -> None:
+    """As a table, JSON and CSV; one that does not tie ends with 1."""
+    shown = booked("report", "revenue", "2026-10")  # entries of a test, which come from no rated line
+    assert shown.returncode == 0
+    assert "ties: revenue = what income accounts moved by: 4.5 = 4.5 USD" in shown.stdout
+    found = json.loads(booked("report", "erp", "2026-10", "--json").stdout)
+    assert [(row["account"], row["debit"], row["credit"]) for row in found["rows"]] == [
+        ("1150", "4.5", "0"), ("4000", "0", "4.5"),
+    ]  # fmt: skip
+    assert found["holds"] is True
+    file = folder / "revenue.csv"
+    assert booked("report", "revenue", "2026-10", "--by", "tenant", "--out", str(file)).returncode == 0
+    assert [row["tenant_id"] for row in csv.DictReader(file.open())] == ["'=t0", "'=t1", "'=t2"]
+    receivable = (
+        Posting(AccountCode.ACCOUNTS_RECEIVABLE, "USD", Decimal(2), "acme"),
+        Posting(AccountCode.TAX_PAYABLE, "USD", Decimal(-2)),
+    )
+    engine = engine_for(url)
+    with transaction(engine) as connection:
+        ledger_store.post(connection, [JournalEntry("tax", "test", "default", "2026-10", AT, receivable)])
+    engine.dispose()
+    red = booked("tax", "report", "2026-10", "--csv")
+    assert (red.returncode, red.stdout.splitlines()[0]) == (1, "currency,country,mode,tax_group,rate,net,tax")
+    assert "DOES NOT TIE: tax = what 2200 moved by: 0 against 2 USD" in red.stderr
+    assert booked("report", "ageing", "2026-Q4").returncode == 2
+    assert "not in 2026-10" in booked("report", "ageing", "2026-10", "--as-of", "2026-12-01T00:00:00Z").stderr
+
+
+def test_the_books_and_reports_are_shown_as_tables_json_and_csv(
+    booked: Run, own_database_url: str, tmp_path: Path
+) -> None:
     shown = json.loads(booked("ledger", "trial-balance", "--json", "--booked-as-of", "1").stdout)
     assert (shown["seal_no"], shown["totals"], shown["balanced"]) == (
         1,
@@ -80,6 +110,7 @@ def test_the_books_are_shown_as_tables_json_and_csv(booked: Run) -> None:
     ):
         assert booked("ledger", *arguments).returncode == 2, arguments
     assert booked("ledger", "accounts", "--booked-as-of", "7").returncode == 1
+    assert_reports_are_shown(booked, own_database_url, tmp_path)
 
 
 def test_the_chain_is_verified_and_its_export_without_the_database(

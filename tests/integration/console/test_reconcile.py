@@ -7,10 +7,10 @@ import io
 
 import pytest
 
-from billing.commands.close_month import close_month
 from billing.settings import StripeSettings
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOW, OCTOBER
+from tests.closing import bill_month
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World, world
 from tests.integration.console.conftest import Done, Run
@@ -28,7 +28,7 @@ def billed(world: World, run: Run, stripe_twin: StripeTwin) -> Run:
         return run(*arguments, TOLLBOOK_STRIPE_API=stripe_twin.url, TOLLBOOK_STRIPE_KEY=stripe_twin.key)
 
     gateway = StripeGateway(StripeSettings(stripe_twin.key, stripe_twin.url))
-    assert close_month(world.engine, period=OCTOBER, gateway=gateway, now=NOW, actor="ada").problems == []
+    assert bill_month(world.engine, period=OCTOBER, gateway=gateway, now=NOW, actor="ada").problems == []
     return billed
 
 

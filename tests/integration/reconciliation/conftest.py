@@ -14,7 +14,7 @@ import pytest
 import stripe
 from confluent_kafka import Producer
 
-from billing.commands.close_month import MonthClosed, close_month
+from billing.commands.close_month import MonthClosed
 from billing.database import engine_for, raw, transaction
 from billing.periods import BillingPeriod
 from billing.settings import StripeSettings
@@ -29,6 +29,7 @@ from streams.ingest.logs import Log, LogReader
 from streams.rules.chunks import Chunk
 from tests.billing_builders import NOW, OCTOBER
 from tests.builders import event_json, make_record
+from tests.closing import bill_month
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World
 
@@ -78,7 +79,7 @@ class Line(World):
 
     def close(self, period: BillingPeriod = OCTOBER) -> MonthClosed:
         """Rate, book, invoice."""
-        return close_month(self.engine, period=period, gateway=self.gateway, now=NOW, actor="ada")
+        return bill_month(self.engine, period=period, gateway=self.gateway, now=NOW, actor="ada")
 
     def reconcile(self, period: BillingPeriod = OCTOBER) -> PeriodReport:
         """Compare everything, as `reconcile run` does."""

@@ -16,11 +16,15 @@ from billing.commands.grant_credit import grant_credit
 from billing.commands.set_tax import set_tax
 from billing.invoicing.credit_store import GivenCredit
 from billing.invoicing.tax_store import DatedTaxRules
+from billing.money import total
+from billing.periods import parse_period
 from billing.posting.proposal_store import ProposalKind
-from tests.billing_builders import NOVEMBER, NOW, SINCE
+from billing.reports.report import Report
+from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE
 from tests.integration.reconciliation.conftest import Line, event, found
 
 BOOKED, EXPLAINED = "issued invoices are booked", "the books are explained"
+DECEMBER = parse_period("2026-12")
 OWED, DRAWN = "credits are owed", "credits are drawn as invoiced"
 ADD_UP, AS_DRAWN_UP, IN_STRIPE = "invoices add up", "invoices are as drawn up", "finalized invoices are in Stripe"
 PROMO = Grant("promo", GrantKind.PROMO, Decimal("0.5"), "USD", SINCE, granted_at=SINCE)
@@ -61,6 +65,34 @@ def test_a_month_with_credits_and_tax_agrees(november: Line) -> None:
     assert november.rows("select sum(amount_minor) from ledger.invoice_credits where tax_treatment = 'payment'") == [
         (Decimal(75),)
     ]
+    assert_reports_tie(november)
+
+
+def shown(report: Report, *columns: str) -> list[tuple[object, ...]]:
+    return [tuple(row[name] for name in columns) for row in report.rows]
+
+
+def assert_reports_tie(line: Line) -> None:
+    """Each report of each month ties to the books; what was changed past them is told by the one that shows it."""
+    assert line.reports_tie(OCTOBER, NOVEMBER, DECEMBER)
+    november, december = line.reports(NOVEMBER), line.reports(DECEMBER)
+    # 1000 tokens at 0.002, 6 at 0.001, 4 cached at 0.0005; a credit of 3 that nobody used
+    assert shown(november["revenue"], "model", "usage", "breakage") == [("", 0, 3), ("llama", Decimal("2.008"), 0)]
+    assert shown(november["credits"], "grant_id", "opening", "expired", "closing") == [
+        ("gone", 3, -3, 0), ("paid", Decimal("0.75"), 0, Decimal("0.75")), ("promo", Decimal("0.5"), 0, Decimal("0.5")),
+    ]  # fmt: skip
+    # both invoices are issued in December: 6.02, and 2.01 less 0.50 of which 0.75 are paid; 1 was written off
+    assert shown(december["ageing"], "billing_account", "open", "not_due") == [
+        ("acme", Decimal("5.78"), Decimal("5.78"))
+    ]
+    assert shown(december["tax"], "mode", "net", "tax") == [
+        ("inclusive", Decimal("1.27"), Decimal("0.24")), ("none", Decimal("6.02"), 0),
+    ]  # fmt: skip
+    assert total(row["BilledCost"] for row in november["focus"].rows) == Decimal("0.76")
+    line.tamper("ledger.rated_lines", "update ledger.rated_lines set amount = amount * 2")
+    line.tamper("ledger.invoice_lines", "update ledger.invoice_lines set amount_minor = amount_minor + 1")
+    red = {name for name, report in line.reports(NOVEMBER).items() if not report.holds}
+    assert red == {"revenue", "focus"}
 
 
 TAMPERED: tuple[tuple[str, str, set[str]], ...] = (

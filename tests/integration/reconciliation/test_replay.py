@@ -28,6 +28,7 @@ from streams.ingest.apply import ChunkApplier
 from streams.ingest.passed_positions import counted_outcomes, runs, stored_counts
 from streams.quotas import definition_store
 from streams.quotas.definitions import quota_from
+from streams.retention.archive_files import Archive
 from streams.rules.chunks import Record
 from tests.billing_builders import OCTOBER
 from tests.builders import RECEIVED, SOURCE, event_json, make_chunk
@@ -86,9 +87,13 @@ class Replays:
         file = self.folder / "export.jsonl"
         file.write_bytes(b"\n".join(messages) + b"\n")
         with self.connection() as opened:
-            plan_id = Planner(opened, now).plan(log_source.exported(str(file)), {"export": "x"}, "ada", lambda _: None)
+            material = log_source.exported(str(file))
+            plan_id = Planner(opened, now, self.archive).plan(material, {"export": "x"}, "ada", lambda _: None)
         trial.complete(self.engine, plan_id, now)
         return self.stored(plan_id)
+
+    def archive(self) -> Archive:
+        return Archive(str(self.folder / "archive"))
 
     def stored(self, plan_id: str) -> StoredPlan:
         with self.connection() as opened:
@@ -97,7 +102,7 @@ class Replays:
     def apply(self, plan: StoredPlan) -> Replayed:
         begun = applying.begin(self.engine, plan.plan_id, "ada")
         with self.connection() as opened:
-            return applying.Replayer(opened, begun, "ada").run(rate=None, progress=lambda *_: None)
+            return applying.Replayer(opened, begun, "ada", self.archive).run(rate=None, progress=lambda *_: None)
 
     def counted(self) -> dict[str, tuple[int, int]]:
         """(raw events, requests in hourly windows) by tenant."""
@@ -179,7 +184,7 @@ def test_a_killed_replay_goes_on_where_it_stopped(replays: Replays) -> None:
     begun = applying.begin(replays.engine, plan.plan_id, "ada")
     for step in ("staged", "counted", "advanced", "committed"):
         with replays.connection() as opened:
-            replayer = applying.Replayer(opened, begun, "ada", chunk=7, checkpoint=kill_at(step))
+            replayer = applying.Replayer(opened, begun, "ada", replays.archive, chunk=7, checkpoint=kill_at(step))
             with pytest.raises(Killed):
                 replayer.run(rate=None, progress=lambda *_: None)
     assert not replays.stored(plan.plan_id).ended_at

@@ -108,7 +108,7 @@ def test_of_a_lost_spool_the_gateways_log_is_what_is_left_and_the_truth_may_come
     with replays.connection() as opened:
         found = looked(opened)["lost_events"]
         material = log_source.logged(str(log), log_source.mapping_of(MAPPING, "m.yaml"))
-        plan_id = Planner(opened, NOW).plan(material, {"log": str(log)}, "ada", lambda _: None)
+        plan_id = Planner(opened, NOW, replays.archive).plan(material, {"log": str(log)}, "ada", lambda _: None)
     trial.complete(replays.engine, plan_id, NOW)
     plan = replays.stored(plan_id)
     assert {name: plan.counts[name] for name in ("add", "there", "not_mappable")} == {

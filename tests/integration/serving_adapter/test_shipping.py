@@ -213,9 +213,9 @@ def test_while_no_broker_answers_nothing_is_lost_and_shipping_goes_on_by_itself(
     shipping = threading.Thread(target=keep_shipping, args=(shipper, producers, stop, said.append))
     fill(journal, *(f"q{i}" for i in range(30)))
     shipping.start()
-    while not said:
+    while len(said) < 2:
         time.sleep(0.02)
-    assert "the spool keeps what is not shipped" in said[0]
+    assert "the spool keeps what is not shipped" in said[1]
     assert load(journal.folder).events == 0
     producers.kafka = kafka
     while load(journal.folder).events < 30:

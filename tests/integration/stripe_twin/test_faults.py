@@ -7,19 +7,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 import stripe
 
 from devstack.stripe_twin.faults import FaultKind
-from tests.fixtures_stripe_twin import StripeTwin, TwinProcess
-
-
-def control(twin: StripeTwin, what: str, **given: Any) -> dict[str, Any]:
-    status, _, said = twin.call("POST", f"/_twin/{what}", json.dumps(given))
-    assert status == 200, said
-    return dict(said)
+from tests.fixtures_stripe_twin import StripeTwin, TwinProcess, control
 
 
 def customers(twin: StripeTwin) -> int:

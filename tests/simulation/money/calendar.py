@@ -30,8 +30,8 @@ def _add_months(day: date, months: int) -> date:
     return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
 
 
-def periods(random: Random) -> tuple[dict[str, object], list[tuple[int, int]]]:
-    """(fields that give a case its periods, the periods): one to three months, quarters, years, or anniversaries."""
+def periods(random: Random) -> tuple[dict[str, object], str, list[tuple[int, int]]]:
+    """(fields that give a case its periods, their length, the periods): months, quarters, years, or anniversaries."""
     count = random.choice((1, 1, 2, 2, 2, 3))
     year = random.choice((2024, 2025, 2026, 2027, 2028))
     kind = random.choice(("month", "month", "month", "quarter", "year", "anniversary", "anniversary"))
@@ -47,7 +47,7 @@ def periods(random: Random) -> tuple[dict[str, object], list[tuple[int, int]]]:
         days = [_add_months(first, length * i) for i in range(count + 1)]
         fields = {"periods": [f"{start}..{end}" for start, end in pairwise(days)]}
     edges = [of(day) for day in days]
-    return fields, list(pairwise(edges))
+    return fields, "month" if kind == "anniversary" else kind, list(pairwise(edges))
 
 
 def read(text: str) -> int:

@@ -47,14 +47,14 @@ def cases(seed: int, first: int, count: int) -> Iterator[Simulated]:
 def simulated(seed: int, number: int) -> Simulated:
     """Case `number` of a seed."""
     random = Random(f"{seed}/{number}")
-    fields, spans = calendar.periods(random)
+    fields, length, spans = calendar.periods(random)
     account, groups = _account(random)
     credits = random.choices(("none", "price_reduction", "payment", "both"), (65, 17, 10, 8))[0]
-    form = plans.shape(random, groups)
+    form = plans.shape(random, groups, [start for start, _ in spans])
     starts = {name: _version_starts(random, spans) for name in ("a", "b")[: random.choice((1, 1, 2))]}
     changes = _subscription(random, spans, list(starts), starts, form)
     edges = _edges(spans, starts, changes)
-    case: Plain = {"id": f"sim-{seed}-{number}", "account": account, "contract": _contract(random), **fields}
+    case: Plain = {"id": f"sim-{seed}-{number}", "account": account, "contract": _contract(random, length), **fields}
     forms = {"a": form, "b": plans.of_another_plan(random, form)}
     case["plan"] = {
         name: plans.plan(random, forms[name], at, _left_out(random, form, name)) for name, at in starts.items()
@@ -89,8 +89,10 @@ def _account(random: Random) -> tuple[Plain, list[str]]:
     return account, groups
 
 
-def _contract(random: Random) -> Plain:
-    result: Plain = {}
+def _contract(random: Random, length: str) -> Plain:
+    result: Plain = {} if length == "month" else {"period": length}
+    if random.random() < 0.1:
+        result["weighted_allowances"] = True
     if random.random() < 0.15:
         result["price_at"] = "start"
     if random.random() < 0.15:
@@ -146,8 +148,10 @@ def _left_out(random: Random, form: Shape, name: str) -> str:
 def _subscription(
     random: Random, spans: list[tuple[int, int]], names: list[str], starts: dict[str, list[int]], form: Shape
 ) -> list[Plain]:
-    """From before, at, or after the first start; upgrades, other seats, a cancellation, now and then a return."""
-    first = random.choices((spans[0][0] - 40 * DAY, spans[0][0], _instant(random, spans)), (60, 15, 25))[0]
+    """From before, at, or after the first start; upgrades, other seats, a cancellation, now and then a return or the
+    end of a pause."""
+    before = spans[0][0] - random.choice((40, 40, 75, 400)) * DAY
+    first = random.choices((before, spans[0][0], _instant(random, spans)), (60, 15, 25))[0]
     entries: dict[int, Plain] = {first: {"plan": names[0]}}
     versions = [at for of in starts.values() for at in of]
 
@@ -169,8 +173,8 @@ def _subscription(
         if at > max(entries):
             entries[at] = {"cancel": True}
             back = later()
-            if back > at and random.random() < 0.3:
-                entries[back] = {"plan": random.choice(names)}
+            if back > at and random.random() < 0.5:
+                entries[back] = {"resume": True} if random.random() < 0.5 else {"plan": random.choice(names)}
     return [{"at": written(at), **entries[at]} for at in sorted(entries)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from tests.simulation.money.calendar import written
+from tests.simulation.money.calendar import DAY, SECOND, read, written
 
 Plain = dict[str, Any]
 COUNTED = ("per_unit", "graduated", "volume", "package", "prepaid")
@@ -26,7 +26,8 @@ class Traits:
     scale: int
     bounds: list[int]
     flat_fees: bool
-    discounted: bool
+    discounted: str
+    """`percent`, `amount`, or nothing."""
     minimum: bool
     maximum: bool
     advance: bool
@@ -42,7 +43,10 @@ class Shape:
     pool: list[str] = field(default_factory=list)
     committed: list[str] = field(default_factory=list)
     invoice_discount: str = ""
-    """What it is a share of; none without."""
+    """What it is taken off; none without."""
+    true_up_group: str = ""
+    starts: list[int] = field(default_factory=list)
+    """Of the billing periods: discounts begin and end around them."""
 
     def models(self) -> set[str]:
         return {charge.model for charge in self.charges}
@@ -55,7 +59,7 @@ def decimal(random: Random, whole: int, places: int) -> str:
     return f"{text[:-places]}.{text[-places:]}" if places else text
 
 
-def shape(random: Random, groups: list[str]) -> Shape:
+def shape(random: Random, groups: list[str], starts: list[int]) -> Shape:
     """Which charges there are, and what they have in all versions."""
     by_events = random.random() < 0.45
     charges = []
@@ -65,7 +69,7 @@ def shape(random: Random, groups: list[str]) -> Shape:
     for i in range(random.choice((0, 0, 0, 1, 1, 2))):
         model = random.choice(("flat", "flat", "seat", "one_off"))
         charges.append(_traits(random, f"f{i}", model, by_events, groups))
-    result = Shape(charges, by_events)
+    result = Shape(charges, by_events, starts=starts)
     if random.random() < 0.1:
         make_linear(result)
     pooled = [charge.key for charge in charges if charge.model in COUNTED and charge.model != "prepaid"]
@@ -74,6 +78,7 @@ def shape(random: Random, groups: list[str]) -> Shape:
     if random.random() < 0.2:
         committable = [charge.key for charge in charges if not charge.advance]
         result.committed = random.sample(committable, random.randint(1, len(committable))) if committable else []
+        result.true_up_group = random.choice(("", *groups))
     if random.random() < 0.15:
         result.invoice_discount = random.choice(("usage", "usage", "fees", "all"))
     return result
@@ -98,7 +103,7 @@ def _traits(random: Random, key: str, model: str, by_events: bool, groups: list[
         scale=scale,
         bounds=[bound * scale for bound in bounds],
         flat_fees=model in ("graduated", "volume") and random.random() < 0.4,
-        discounted=random.random() < 0.2,
+        discounted=random.choices(("", "percent", "amount"), (75, 15, 10))[0],
         minimum=limited and random.random() < 0.2,
         maximum=limited and random.random() < 0.15,
         advance=random.random() < in_advance,
@@ -138,19 +143,38 @@ def plan(random: Random, form: Shape, starts: list[int], without: str = "") -> l
         version: Plain = {"version": f"v{number}"}
         if start is not None:
             version["from"] = written(start)
-        version["charges"] = [charge(random, traits) for traits in charges]
+        version["charges"] = [charge(random, traits, form.starts) for traits in charges]
         if pool:
             version["allowances"] = [{"pool": "pool", "units": random.choice((1, 5, 20, 60, 1000)), "charges": pool}]
         if committed:
             version["commitment"] = {"amount": decimal(random, 200, 2), "charges": committed}
+            if form.true_up_group:
+                version["commitment"]["tax_group"] = form.true_up_group
         if form.invoice_discount and random.random() < 0.9:
-            percent = random.choice(("0.1", "0.05", "0.125", "0.333"))
-            version["invoice_discount"] = {"percent": percent, "base": form.invoice_discount}
+            kind = random.choice(("percent", "percent", "amount"))
+            version["invoice_discount"] = {**_discount(random, kind, form.starts), "base": form.invoice_discount}
         result.append(version)
     return result
 
 
-def charge(random: Random, traits: Traits) -> Plain:
+def _discount(random: Random, kind: str, starts: list[int]) -> Plain:
+    """A share or an amount; now and then from, until, or for some periods only."""
+    if kind == "percent":
+        result: Plain = {"percent": random.choice(("0.1", "0.05", "0.125", "0.25", "0.333", "0.0125"))}
+    else:
+        result = {"amount": random.choice((decimal(random, 20, 2), decimal(random, 200, 2), "5", "0.0000000000005"))}
+    if random.random() < 0.2:
+        result["from"] = written(random.choice(starts) + random.choice((-40 * DAY, -SECOND, 0, 0, SECOND)))
+    if random.random() < 0.2:
+        result["until"] = written(random.choice(starts) + random.choice((-SECOND, 0, SECOND, 40 * DAY)))
+        if "from" in result and read(result["until"]) <= read(result["from"]):
+            del result["until"]
+    if random.random() < 0.25:
+        result["periods"] = random.choice((1, 1, 2, 2, 3, 4))
+    return result
+
+
+def charge(random: Random, traits: Traits, starts: list[int]) -> Plain:
     """One charge with its own prices; its traits stay."""
     result: Plain = {"key": traits.key, "model": traits.model}
     if traits.tax_group != "std":
@@ -159,7 +183,8 @@ def charge(random: Random, traits: Traits) -> Plain:
     if traits.continuity != "carry":
         result["tier_continuity"] = traits.continuity
     if traits.discounted:
-        result["discount"] = random.choice(("0.1", "0.05", "0.25", "0.333", "0.0125"))
+        found = _discount(random, traits.discounted, starts)
+        result["discount"] = found["percent"] if found.keys() == {"percent"} and random.random() < 0.5 else found
     if traits.minimum:
         result["minimum"] = decimal(random, 40, 2)
     if traits.maximum:

@@ -7,18 +7,18 @@ kill; then two senders at once tell all that is open, like operators would, unti
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from billing.commands.correct_invoice import credit_invoice, refund_invoice, void_invoice
+from billing.commands.correct_invoice import credit_invoice, void_invoice
 from billing.commands.decide_proposal import decide, propose
+from billing.commands.refund_invoice import refund_invoice
 from billing.commands.send_corrections import send_corrections
 from billing.commands.sync_stripe import sync_stripe
 from billing.database import transaction
@@ -29,13 +29,12 @@ from billing.settings import StripeSettings
 from billing.stripe.stripe_gateway import StripeGateway
 from devstack.stripe_twin.faults import FaultKind
 from tests.billing_builders import NOW
-from tests.fixtures_stripe_twin import StripeTwin, act
+from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import Crash, World
+from tests.simulation.stripe.cells import SECONDS
+from tests.simulation.stripe.matrix import DAY_AND_AN_HOUR_S, PAUSE_S, Result
 
-SECONDS: Final = 0.02
-PAUSE_S: Final = 0.001
 RUNS_MAX: Final = 5
-DAY_AND_AN_HOUR_S: Final = 25 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +115,6 @@ def _taken(wanted: set[Any], one: Any) -> bool:
     return found
 
 
-@dataclass(slots=True)
-class Result:
-    """What came of a matrix: how many cells of each (story, kill) and (story, fault) ended right; what did not."""
-
-    right: Counter[tuple[str, str]] = field(default_factory=Counter)
-    killed: int = 0
-    met: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-
 def run(world: World, twin: StripeTwin, cells: Sequence[Cell], *, old: bool = False) -> Result:
     """Let every cell happen, mend, check. `old`: a day passes first, so that Stripe has forgotten every key."""
     gateway = StripeGateway(StripeSettings(twin.key, twin.url))
@@ -145,7 +134,7 @@ def run(world: World, twin: StripeTwin, cells: Sequence[Cell], *, old: bool = Fa
         _happen(world, twin, gateway, sent[name], cell, result)
     if old:
         world.age_requests(hours=24)
-        _control(twin, "clock", {"advance": DAY_AND_AN_HOUR_S})
+        control(twin, "clock", advance=DAY_AND_AN_HOUR_S)
     _mend(world, gateway)
     _check(world, twin, gateway, sent, dict(zip(names, cells, strict=True)), result)
     return result
@@ -196,7 +185,7 @@ def _happen(world: World, twin: StripeTwin, gateway: StripeGateway, invoice: str
     with transaction(world.engine) as connection:
         numbers = [c.correction_no for c in correction_store.listed(connection, invoice_ids=[invoice_id])]
     path = STORIES[cell.story].path
-    _control(twin, "faults", {"kind": cell.fault, "key": twin.key, "method": "POST", "path": path, "seconds": SECONDS})
+    control(twin, "faults", kind=cell.fault, key=twin.key, method="POST", path=path, seconds=SECONDS)
     try:
         send_corrections(
             world.engine, gateway=gateway, now=NOW, correction_nos=numbers, checkpoint=_killed_at(cell.kill),
@@ -278,8 +267,3 @@ def _by_account(world: World, code: int) -> dict[str, int]:
         code=code,
     )
     return {name: int(amount) for name, amount in rows if amount}
-
-
-def _control(twin: StripeTwin, what: str, given: object) -> None:
-    status, _, said = twin.call("POST", f"/_twin/{what}", json.dumps(given))
-    assert status == 200, said

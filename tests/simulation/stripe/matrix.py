@@ -6,7 +6,6 @@ operator would, until nothing is left to do. `old` lets a day pass first, so tha
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from billing.ledger.journal import AccountCode
 from billing.settings import StripeSettings
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 from tests.billing_builders import NOW
-from tests.fixtures_stripe_twin import StripeTwin
+from tests.fixtures_stripe_twin import StripeTwin, control
 from tests.integration.billing.conftest import Crash, World
 from tests.simulation.stripe.cells import REQUESTS, SECONDS, Cell
 
@@ -31,7 +30,7 @@ RUNS_MAX = 4
 
 @dataclass(slots=True)
 class Result:
-    """What came of a matrix: the cells by (kill, fault) that ended right, and a text for each that did not."""
+    """What came of a matrix: how many cells ended right, by two things that say which; a text for each that did not."""
 
     right: Counter[tuple[str, str]] = field(default_factory=Counter)
     killed: int = 0
@@ -54,7 +53,7 @@ def run(world: World, twin: StripeTwin, cells: Sequence[Cell], *, old: bool) -> 
         _happen(world, twin, gateway, ids[name], cell, result)
     if old:
         world.age_requests(hours=24)
-        _control(twin, "clock", {"advance": DAY_AND_AN_HOUR_S})
+        control(twin, "clock", advance=DAY_AND_AN_HOUR_S)
     for _ in range(RUNS_MAX):
         if world.send(gateway, pause_s=PAUSE_S).ok:
             break
@@ -67,8 +66,8 @@ def _happen(
     world: World, twin: StripeTwin, gateway: StripeGateway, invoice_id: uuid.UUID, cell: Cell, result: Result
 ) -> None:
     for request, kind in cell.faults:
-        fault = {"kind": kind, "key": twin.key, "method": "POST", "path": REQUESTS[request], "seconds": SECONDS}
-        _control(twin, "faults", fault)
+        path = REQUESTS[request]
+        control(twin, "faults", kind=kind, key=twin.key, method="POST", path=path, seconds=SECONDS)
     left = [cell.nth]
 
     def checkpoint(_: uuid.UUID, reached: str) -> None:
@@ -116,8 +115,3 @@ def _check(world: World, gateway: StripeGateway, names: Sequence[str], cells: Se
     books = {row.code: row.debit - row.credit for row in trial_balance(world.engine).rows}
     if books[AccountCode.ACCOUNTS_RECEIVABLE.code] * 100 != TOTAL * len(names):
         result.wrong.append(f"the ledger has {books[AccountCode.ACCOUNTS_RECEIVABLE.code]} receivable")
-
-
-def _control(twin: StripeTwin, what: str, given: object) -> None:
-    status, _, said = twin.call("POST", f"/_twin/{what}", json.dumps(given))
-    assert status == 200, said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,18 +9,24 @@ from typing import Any, Final
 
 import stripe
 
-from billing.commands.correct_invoice import credit_invoice, refund_invoice, void_invoice
+from billing.commands.correct_invoice import credit_invoice, void_invoice
 from billing.commands.decide_proposal import decide, propose
+from billing.commands.refund_invoice import refund_invoice
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.errors import CorrectionRefused, ProposalRefused, StripeError
 from billing.posting.proposal_store import ProposalKind
 from billing.stripe.stripe_gateway import StripeGateway
-from tests.fixtures_stripe_twin import StripeTwin, act
+from devstack.stripe_twin.faults import FaultKind
+from tests.fixtures_stripe_twin import ActRefused, StripeTwin, act, control
 from tests.integration.billing.conftest import World
 from tests.integration.billing.stripe_months import books, finalized, sync
+from tests.simulation.stripe.cells import SECONDS
 
 NOW: Final = datetime(2026, 12, 3, tzinfo=UTC)
-FAULTS: Final = ("lose_reply", "error_500", "error_500_stored", "rate_limit_429", "conflict_409", "timeout")
+FAULTS: Final = (
+    FaultKind.LOSE_REPLY, FaultKind.ERROR, FaultKind.ERROR_STORED, FaultKind.RATE_LIMIT, FaultKind.CONFLICT,
+    FaultKind.TIMEOUT,
+)  # fmt: skip
 
 
 class Month:
@@ -39,8 +44,8 @@ class Month:
         """Do something; what is refused did not happen."""
         did = self.chance.choice(STEPS)
         if self.chance.random() < 0.3:
-            fault = {"kind": self.chance.choice(FAULTS), "key": self.twin.key, "method": "POST", "seconds": 0.01}
-            self.twin.call("POST", "/_twin/faults", json.dumps(fault))
+            kind = self.chance.choice(FAULTS)
+            control(self.twin, "faults", kind=kind, key=self.twin.key, method="POST", seconds=SECONDS)
         try:
             getattr(self, did)(self.chance.choice(self.invoices))
             self.done[did] = self.done.get(did, 0) + 1
@@ -59,9 +64,13 @@ class Month:
         act(self.twin, "pay", invoice=invoice, fails=True)
 
     def disputed(self, _: str) -> None:
+        if not self.charges:
+            return
         self.disputes.append(act(self.twin, "dispute", charge=self.chance.choice(self.charges))["id"])
 
     def decided(self, _: str) -> None:
+        if not self.disputes:
+            return
         act(self.twin, "decide", dispute=self.disputes.pop(), won=self.chance.random() < 0.5)
 
     def paid_out(self, _: str) -> None:
@@ -105,9 +114,7 @@ STEPS: Final = (
     "pays", "pays", "pays", "fails", "disputed", "decided", "paid_out", "refunds", "refunds", "credits", "credits",
     "voids", "ends", "syncs", "syncs",
 )  # fmt: skip
-REFUSED: Final = (
-    AssertionError, IndexError, CorrectionRefused, ProposalRefused, StripeError, stripe.StripeError,
-)  # fmt: skip
+REFUSED: Final = (ActRefused, CorrectionRefused, ProposalRefused, StripeError, stripe.StripeError)
 
 
 def run(world: World, gateway: StripeGateway, twin: StripeTwin, *, seed: int, steps: int) -> list[str]:

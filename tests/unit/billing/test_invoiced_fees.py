@@ -24,9 +24,9 @@ from billing.money import currency, from_minor, total
 from billing.periods import BillingPeriod
 from billing.posting.deferrals import deferred
 from billing.presentation.ubl import ubl_of
-from billing.presentation.ubl_rules import broken_rules
 from billing.rating.lines import LineKind, RatedLine
 from tests.billing_builders import NOVEMBER, SINCE, stored
+from tests.ubl_rules import broken_rules
 from tests.unit.billing.test_deferrals import line
 from tests.unit.billing.test_presentation import BUYER, ISSUED, SELLER
 

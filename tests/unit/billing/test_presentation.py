@@ -30,10 +30,10 @@ from billing.money import currency, from_minor
 from billing.plans.price_plans import Metric
 from billing.presentation.pages import html_of, pdf_of
 from billing.presentation.ubl import CBC, ubl_of
-from billing.presentation.ubl_rules import broken_rules
 from billing.presentation.view import view_of
 from billing.usage.usage_digest_store import UsageCounted
 from tests.billing_builders import OCTOBER, bill, charge, stored, usage, version
+from tests.ubl_rules import broken_rules
 from tests.unit.billing.test_usage_digest import counted
 
 GOLDEN = Path(__file__).parent / "papers"

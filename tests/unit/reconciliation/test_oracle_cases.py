@@ -23,14 +23,8 @@ BEYOND_IT = {
     "G29",
     "G30",
     "G31",
-    "G39",
     "G60",
-    "G70",
-    "G71",
-    "G72",
-    "G76",
     "G105",
-    "G205",
     "G208",
 }
 """Cases of ours that ask for what the second rating does not have (reconciliation/oracle/README.md)."""

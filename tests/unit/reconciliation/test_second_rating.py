@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from reconciliation.close.agreements import agreed, held_in
 from reconciliation.close.second_rating import NotRerated, Used, priced_by_event, rated_again
 
 CHARGE: dict[str, Any] = {"key": "in", "model": "per_unit", "metric": "input", "where": {}, "price": "2", "per": 1000}
@@ -25,14 +26,21 @@ def contract(*charges: dict[str, Any], terms: dict[str, Any] | None = None, **ve
         "start": "2026-10-01", "end": "2026-11-01",
         "subscriptions": [
             {"plan": "p", "starts_at": "2026-01-01T00:00:00Z", "bills_from": "2026-01-01T00:00:00Z", "ends_at": None,
-             "seats": None, "terms": {"bill_statuses": ["aborted", "ok"]} | (terms or {})}
+             "begins_plan": True, "seats": None, "terms": {"bill_statuses": ["aborted", "ok"]} | (terms or {})}
         ],
+        "agreed": [{"since": "2026-01-01T00:00:00Z", "begins": True, "period": "month"}],
         "plans": {"p": [{"version": "v1", "from": "2026-01-01T00:00:00Z", "charges": list(charges), **version}]},
     }  # fmt: skip
 
 
 def test_usage_is_priced_for_so_many_units() -> None:
     assert rated_again(contract(CHARGE), [used()]) == {"in/std/amount": "0.2", "in/std/quantity": "100"}
+
+
+def test_a_subscription_that_ended_within_its_trial_costs_nothing() -> None:
+    given = contract(CHARGE)
+    given["subscriptions"][0] |= {"bills_from": "2026-10-15T00:00:00Z", "ends_at": "2026-10-08T00:00:00Z"}
+    assert rated_again(given, [used()]) == {}
 
 
 def test_the_most_specific_charge_of_a_metric_takes_it() -> None:
@@ -65,11 +73,93 @@ def test_what_is_taken_of_each_event_counts_labels_that_the_plan_declares() -> N
     ("given", "named"),
     [
         (contract(CHARGE | {"novelty": "1"}), "novelty of charge in"),
-        (contract(CHARGE, terms={"weighted_allowances": True}), "weighted_allowances"),
-        (contract(CHARGE | {"discount": {"amount": "5"}}), "amount"),
-        (contract(CHARGE, invoice_discount={"percent": "0.1", "periods": 3}), "periods"),
+        (contract(CHARGE, terms={"novelty": True}), "the term novelty"),
+        (contract(CHARGE | {"discount": {"amount": "5", "novelty": 1}}), "a discount of charge in, its novelty"),
+        (contract(CHARGE, invoice_discount={"percent": "0.1", "novelty": 3}), "an invoice discount's novelty"),
+        (contract(CHARGE, commitment={"amount": "1", "novelty": 3}), "a commitment's novelty"),
+        (contract(CHARGE | {"model": "novel"}), "novel"),
     ],
 )
 def test_what_it_has_no_reading_of_is_refused_by_name(given: dict[str, Any], named: str) -> None:
     with pytest.raises(NotRerated, match=named):
         rated_again(given, [used()])
+
+
+def subscribed(start: str, end: str | None, **changed: Any) -> dict[str, Any]:
+    """A subscription as stored, from and to a day."""
+    at, ended = f"{start}T00:00:00.000000Z", f"{end}T00:00:00.000000Z" if end else None
+    values: dict[str, Any] = {
+        "plan": "p", "starts_at": at, "bills_from": at, "ends_at": ended, "begins_plan": True, "anchored_at": None,
+        "seats": None, "terms": {"bill_statuses": ["aborted", "ok"]},
+    }  # fmt: skip
+    return values | changed
+
+
+def test_discounts_are_given_as_shares_and_amounts_dated_and_for_some_periods() -> None:
+    off = {"amount": "0.05", "from": "2026-10-01T00:00:00+00:00", "until": "2026-11-01T00:00:00+00:00", "periods": 1}
+    found = rated_again(contract(CHARGE | {"discount": off}), [used()])
+    assert found["in.discount/std/amount"] == "-0.05"
+    tenth = {"percent": "0.1", "periods": 10, "base": "usage"}  # October is the tenth since January
+    assert rated_again(contract(CHARGE, invoice_discount=tenth), [used()])["invoice_discount/std/amount"] == "-0.02"
+    over = rated_again(contract(CHARGE, invoice_discount=tenth | {"periods": 9}), [used()])
+    assert over == {"in/std/amount": "0.2", "in/std/quantity": "100"}
+
+
+def test_allowances_are_weighted_where_the_contract_says_so() -> None:
+    given = contract(CHARGE | {"allowance": "124"}, terms={"weighted_allowances": True})
+    given["subscriptions"][0] |= {"starts_at": "2026-10-01T00:00:00Z", "ends_at": "2026-10-17T12:00:00Z"}
+    assert rated_again(given, [used()])["in/std/quantity"] == "34"  # 16.5 of 31 days: 66 are free
+
+
+def test_a_true_up_is_in_the_tax_group_that_the_commitment_names() -> None:
+    found = rated_again(contract(CHARGE, commitment={"amount": "9", "charges": [], "tax_group": "low"}), [used()])
+    assert found["true_up/low/amount"] == "8.8"
+
+
+def test_only_terms_that_lines_hang_on_must_not_change_within_what_is_rated() -> None:
+    given = contract(CHARGE, terms={"rounding": "half_up", "late_usage_days": 5, "tier_continuity": "reset"})
+    first = given["subscriptions"][0] | {"ends_at": "2026-10-10T00:00:00Z"}
+    second = first | {"starts_at": first["ends_at"], "bills_from": first["ends_at"], "ends_at": None, "plan": "q"}
+    second["terms"] = {"bill_statuses": ["aborted", "ok"], "price_at": "completion"}
+    given |= {"subscriptions": [first, second], "plans": given["plans"] | {"q": given["plans"]["p"]}}
+    assert rated_again(given, [used()])["in.s1/std/quantity"] == "100"
+    second["terms"] = second["terms"] | {"bill_attempts": "all"}
+    with pytest.raises(NotRerated, match="the term bill_attempts, which changes"):
+        rated_again(given, [used()])
+
+
+def test_what_goes_on_after_a_pause_has_no_one_off_fee_again() -> None:
+    setup = {"key": "setup", "model": "one_off", "fee": "9", "metric": ""}
+    given = contract(setup)
+    given["subscriptions"] = [subscribed("2026-10-05", None)]
+    assert rated_again(given, []) == {"setup/std/amount": "9"}
+    given["subscriptions"] = [subscribed("2026-10-05", None, begins_plan=False)]
+    assert rated_again(given, []) == {}
+
+
+def test_a_period_is_of_the_subscriptions_that_it_bills_and_that_have_time_in_it() -> None:
+    quarterly = {"bill_statuses": ["ok"], "period": "quarter"}
+    ended, month = subscribed("2026-01-01", "2026-10-01"), subscribed("2026-10-01", "2026-10-15")
+    quarter = subscribed("2026-10-15", None, terms=quarterly)
+    anniversary = subscribed("2026-08-31", "2026-11-03", terms={"anchor": "anniversary"})
+    listed = [ended, month, quarter, anniversary]
+    assert held_in(listed, "2026-10-01", "2026-11-01") == [month]
+    assert held_in(listed, "2026-10-01", "2027-01-01") == [quarter]
+    assert held_in(listed, "2026-09-30", "2026-10-31") == [anniversary]
+    assert held_in(listed, "2026-12-01", "2027-01-01") == []
+
+
+def test_a_contract_goes_on_over_changes_and_pauses_and_begins_anew_after_a_cancellation() -> None:
+    trial = "2026-04-11T00:00:00.000000Z"
+    listed = [
+        subscribed("2026-01-01", "2026-02-01"),
+        subscribed("2026-02-01", "2026-03-01", plan="q"),
+        subscribed("2026-03-05", "2026-03-20", plan="q", begins_plan=False),
+        subscribed("2026-04-01", "2026-04-03", bills_from=trial),
+        subscribed("2026-04-05", None, bills_from=trial, terms={"anchor": "anniversary", "period": "year"}),
+    ]
+    found = agreed(listed)
+    assert [(each["since"][:10], each["begins"]) for each in found] == [
+        ("2026-01-01", True), ("2026-02-01", False), ("2026-03-05", False), ("2026-04-01", True), ("2026-04-05", False),
+    ]  # fmt: skip
+    assert [(each["period"], each.get("anchor")) for each in found[3:]] == [("month", None), ("year", "2026-04-05")]

@@ -82,7 +82,12 @@ def database_away(server_url: str, url: str) -> Iterator[None]:
     name = url.partition("?")[0].rsplit("/", 1)[1]
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(f'alter database "{name}" with allow_connections false')
-        admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
+        # Workers of the server itself (TimescaleDB's among them) are a superuser's, and not to be ended by its owner.
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = %s and backend_type = 'client backend'",
+            (name,),
+        )
         try:
             yield
         finally:

@@ -109,7 +109,9 @@ def test_what_is_refused_is_audited_and_changes_nothing(there: Registered) -> No
     there.register(1)
     assert "is there already" in there.register(1, code=1)
     assert "rank 8 is more than 4" in there.register(2, "--max-rank", 4, code=1)
+    assert "may have 1: remove one" in there.register(2, "--max-versions", 1, code=1)
     assert [entry["action"] for entry in there.folder.audited()] == ["register", "register refused"]
+    assert len(list((there.folder.root / "files").iterdir())) == 1
     assert len(there.run("list")["adapters"]) == 1
     first = there.run("list")["adapters"][0]["revision"]
     wanted = ("--tenant", "tenant_a", "--name", "fr")
@@ -146,7 +148,7 @@ def test_names_that_would_reach_others_cannot_be_registered(there: Registered) -
         there.run("register", folder, "--tenant", "tenant_a", "--name", name, "--base", "tiny", code=1)
     version = new_version(Registry(), "tenant_a", "chat", "tiny", "d" * 64, 8, "2026-11-22")
     with pytest.raises(ValueError, match="name of a model"):
-        merged(RULES, registered(Registry(), version, None), {version.engine: "/x"})
+        merged(RULES, registered(Registry(), version, None, 1), {version.engine: "/x"})
     foreign = Adapter(tenant_id="tenant_b", name="own", engine="one", base="tiny")
     with pytest.raises(ValueError, match="two tenants"):
         Rules(models=RULES.models, adapters=[foreign, Adapter(tenant_id="tenant_a", name="fr", engine="one", base="x")])

@@ -66,6 +66,20 @@ def test_ids_of_images_are_taken_out_however_they_are_written() -> None:
     assert found["messages"][0]["content"] == [{"type": "image_url", "image_url": {}}]
 
 
+def test_messages_of_embeddings_are_prompts_as_any_other() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:"}, "uuid": "theirs"}
+    talk = [{"role": "user", "content": [image, {"type": "text", "text": "what?"}]}]
+    for messages, prompts in ((talk, 1), ([talk, talk], 2)):
+        asked = parse(json.dumps({"messages": messages, "input": None}).encode(), Route.EMBEDDINGS, LIMITS)
+        assert (asked.prompts, asked.media_parts) == (prompts, prompts)
+        sent = rewritten(asked, Route.EMBEDDINGS, MODEL, cache_salt="s", priority=7, max_tokens=None)
+        assert b"uuid" not in sent
+        assert json.loads(sent)["priority"] == 7
+    for refused in ({"messages": [talk] * 4}, {"messages": talk, "input": "a"}):
+        with pytest.raises(Refusal):
+            parse(json.dumps(refused).encode(), Route.EMBEDDINGS, LIMITS)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -74,7 +88,7 @@ def test_ids_of_images_are_taken_out_however_they_are_written() -> None:
         b'{"max_tokens":-1}', b'{"prompt":["a","b","c","d"]}', b'{"stream":"yes"}', b'{"use_beam_search":true}',
         b'{"prompt_embeds":"AAAA"}', b'{"background":true}', b"\xff", b'{"n":-1000000,"max_tokens":100}', b'{"n":0}',
         b'{"best_of":-1}', b'{"prompt":[{"uuid":"\xff"}]}', b'{"prompt":[{"uuid":1e999}]}',
-        b'{"prompt":' + b'["\\u0061",' * 900 + b"1" + b"]" * 900 + b"}",
+        b'{"prompt":' + b'[{"\\u0061":1},' * 900 + b"1" + b"]" * 900 + b"}",
     ],
 )  # fmt: skip
 def test_what_cannot_be_metered_or_read_is_refused(body: bytes) -> None:

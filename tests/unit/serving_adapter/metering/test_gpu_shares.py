@@ -52,6 +52,7 @@ def test_a_request_is_final_only_once_its_last_step_has_come_back() -> None:
     ledger.begun(1, 0, {"a": Work(0, 1)})
     ledger.begun(2, 10, {"a": Work(0, 1)})
     ledger.done(1, 100)
+    assert ledger.running() == [("a", 100)]
     ledger.ended("a")
     assert ledger.take_final() == []
     ledger.done(2, 150)

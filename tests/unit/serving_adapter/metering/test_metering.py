@@ -45,12 +45,18 @@ def test_how_an_attempt_ended(seen: Ending, told: tuple[str, str, str]) -> None:
     assert tuple(outcome(seen)) == told
 
 
+def test_the_gap_between_tokens_is_that_of_a_text() -> None:
+    assert Sequence("p", 0, 9, 5, 0, True, 10.0, 12.0).gap == (0.5, 4)
+    assert Sequence("p", 0, 9, 10, 0, True, 10.0, 12.0, texts=2).gap == (0.5, 8)
+    assert Sequence("p", 0, 9, 1, 0, True, 10.0, 10.0).gap[1] == Sequence("p", 0, 9, 4, 0, True).gap[1] == 0
+
+
 def test_the_page_is_in_the_format_and_bounded_in_tenants() -> None:
     metrics = TenantMetrics('r"1\n', "b1", most_tenants=2)
     for tenant in ("tenant_a", "tenant_b", "tenant_c", "tenant_d"):
         metrics.began(tenant)
         metrics.ended(ended("q", tenant))
-        metrics.first_token(tenant).observe(0.03)
+        metrics.paced(tenant, 0.03, [Sequence("p", 0, 45, 4, 0, True, 1.0, 1.3)])
     names = {"tenant_requests_total", "tollbook_boot_info", "tenant_time_to_first_token_seconds_count"}
     found = list(samples(metrics.page(), frozenset(names)))
     by_tenant = {s.labels["tenant"]: s.value for s in found if s.name == "tenant_requests_total"}

@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from msgspec.structs import replace
 
 from serving_adapter.adapters.registry_folder import RegistryFolder
 from serving_adapter.command_line import main
+from serving_adapter.engine import upstream
+from serving_adapter.engine.upstream_connection import Connection
 from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import Caller, sign
 from serving_adapter.serving import adapter_loading
@@ -125,6 +128,7 @@ def test_usage_is_read_from_every_answer_and_tenants_get_what_they_asked_for(
             (event,) = await proxied.told()
             assert (event.status, event.finish_reason, event.input_tokens, event.output_tokens) == expected
             assert (event.usage_source, event.model_revision, event.seq) == ("stream", "r1", 1)
+            assert (event.ttft_ms is not None) == ("stream" in body), "nobody saw the first token of a whole answer"
             assert _without_ids(answer) == _without_ids(recorded(path, body))
 
     asyncio.run(run())
@@ -188,6 +192,20 @@ def test_a_client_that_leaves_takes_the_engines_request_with_it(adapter_settings
     asyncio.run(run(False, ("estimate", 0, 2)))
 
 
+@pytest.mark.parametrize("spaced", [False, True])
+def test_a_tenant_sees_its_own_name_for_the_model_however_the_engine_writes_it(
+    adapter_settings: AdapterSettings, spaced: bool
+) -> None:
+    async def run() -> None:
+        async with proxying(adapter_settings, {"spaced": spaced}) as proxied:
+            for more in ({}, STREAM):
+                status, answer = await proxied.ask(COMPLETION | {"model": "fast"} | more)
+                assert (status, '"tiny"' in answer) == (200, False)
+                assert '"model":"fast"' in answer
+
+    asyncio.run(run())
+
+
 def test_an_engine_that_breaks_off_breaks_off_for_the_tenant(adapter_settings: AdapterSettings) -> None:
     async def run() -> None:
         async with proxying(adapter_settings, {"cut_after": 2}, continuous_usage=True) as proxied:
@@ -199,6 +217,56 @@ def test_an_engine_that_breaks_off_breaks_off_for_the_tenant(adapter_settings: A
         async with proxying(adapter_settings, upstream="http://127.0.0.1:1") as proxied:
             status, answer = await proxied.ask(COMPLETION)
             assert (status, json.loads(answer)["error"]["code"]) == (502, "engine_unreachable")
+
+    asyncio.run(run())
+
+
+def test_a_connection_to_the_engine_is_used_again_while_it_is_fresh_and_its_answers_are_whole(
+    adapter_settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with proxying(adapter_settings) as proxied:
+            for body in (COMPLETION, COMPLETION | STREAM, COMPLETION | {"temperature": -1}, COMPLETION):
+                assert (await proxied.ask(body))[0] in (200, 400)
+            assert proxied.engine.connections == 1
+            both = await asyncio.gather(proxied.ask(COMPLETION), proxied.ask(COMPLETION | STREAM))
+            assert [status for status, _ in both] == [200, 200]
+            before = proxied.engine.connections
+            assert before <= 2
+            monkeypatch.setattr(upstream, "IDLE_AT_MOST_S", -1)
+            assert (await proxied.ask(COMPLETION))[0] == 200
+            assert proxied.engine.connections == before + 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("came", "expected"),
+    [
+        ([b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n", b"a"], (200, b"a", True, True)),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na"], (200, b"a", True, True)),
+        ([b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\naHTTP/1.1 200 OK\r\n"], (200, b"a", True, False)),
+        ([b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\na"], (200, b"a", True, False)),
+        ([b"HTTP/1.0 200 OK\r\n\r\na", None], (200, b"a", True, False)),
+        ([b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na", None], (200, b"a", False, False)),
+        ([b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na", None], (200, b"a", True, False)),
+        ([b"SSH-2.0\r\n"], (0, b"", False, False)),
+    ],
+)
+def test_an_answer_ends_where_it_says_and_its_connection_is_used_again_only_if_that_is_safe(
+    came: list[bytes | None], expected: tuple[int, bytes, bool, bool]
+) -> None:
+    async def run() -> None:
+        connection = Connection()
+        connection.connection_made(create_autospec(asyncio.Transport, instance=True))
+        connection.ask(b"")
+        for data in came:
+            if data is None:
+                connection.eof_received()
+            else:
+                connection.data_received(data)
+        assert (connection.status, await connection.more(), connection.done, connection.is_reusable) == expected
+        assert connection.done or connection.ended
 
     asyncio.run(run())
 

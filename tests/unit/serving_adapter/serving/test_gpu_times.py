@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
 from serving_adapter.engine.gpu_reports import GpuSender
 from serving_adapter.identity import event_id_text_of, identity_of
+from serving_adapter.quota import QuotaGate
 from serving_adapter.serving import gpu_times
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from tests.adapter_builders import events
@@ -84,6 +86,34 @@ def test_what_comes_late_is_a_correction_of_gpu_time_alone(
             assert {c.input_tokens + c.output_tokens for c in corrections} == {0}
             standing = served.replica.journal.standing()
             assert (standing.started, standing.ended, standing.last_seq) == (1, 1, 3)
+
+    asyncio.run(run())
+
+
+def test_what_was_told_of_running_sequences_is_in_progress_and_event_and_a_correction_is_the_rest(
+    adapter_settings: AdapterSettings, sender: GpuSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_times, "WITHIN_S", 0.02)
+
+    async def run() -> None:
+        async with serving(adapter_settings, step=0.02) as served:
+            asked = asyncio.create_task(served.ask(ASK | {"max_tokens": 5}))
+            while len(served.engine.seen) < 2:
+                await asyncio.sleep(0.002)
+            first, second = ids(served)
+            sender.send([], 50, 1, [(f"other{i}", 1) for i in range(300)] + [(first, 30), (second, 15)])
+            await asyncio.sleep(0.02)
+            ((attempt, *_),) = served.replica._open.values()
+            assert attempt.so_far().gpu_us == 45
+            served.replica.gate = gate = create_autospec(QuotaGate, instance=True)
+            await asked
+            (event,) = await served.told()
+            assert gate.settle.call_args.kwargs["gpu_us"] == 45
+            assert event.gpu_us == 45
+            sender.send([(first, 40), (second, 15)], 60, 1)
+            await seen(served, 2)
+            _, correction = events(served.replica.journal.folder)
+            assert (correction.kind, correction.gpu_us) == ("correction", 10)
 
     asyncio.run(run())
 

@@ -12,7 +12,12 @@ import msgspec
 import pytest
 
 from serving_adapter.engine.vllm_hooks import EngineUnfit, check_version
+from serving_adapter.identity import identity_of
+from serving_adapter.isolation.callers import Caller
+from serving_adapter.isolation.rules import Resolved
 from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.attempt_events import lost_event
+from serving_adapter.serving.dispatched import KEPT_S, AttemptId, Dispatched
 from serving_adapter.serving.middleware import Middleware
 from serving_adapter.serving.replica import Replica
 from serving_adapter.spool.records import Farewell, Start
@@ -74,6 +79,27 @@ def test_each_attempt_has_one_event_with_the_engines_own_counts(
     asyncio.run(run())
 
 
+def test_the_first_token_is_when_the_engine_made_it_also_in_a_whole_answer(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings, step=0.02) as served:
+            body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 6}
+            for more in ({}, {"stream": True}, {"temperature": -1}):
+                await served.ask(body | more)
+            await served.ask({"model": "tiny", "input": "a b"}, "/v1/embeddings")
+            whole, streamed, refused, embedded = await served.told(4)
+            for event in (whole, streamed):
+                assert event.ttft_ms is not None
+                assert event.duration_ms is not None
+                assert 20 <= event.ttft_ms <= event.duration_ms - 100
+            assert (refused.ttft_ms, embedded.ttft_ms) == (None, None)
+            page = served.replica.metrics.page()
+            assert 'tenant_time_to_first_token_seconds_count{tenant="tenant_a"} 2' in page
+            assert 'tenant_inter_token_latency_seconds_count{tenant="tenant_a"} 10' in page
+            assert 'tenant_inter_token_latency_seconds_bucket{tenant="tenant_a",le="0.01"} 0' in page
+
+    asyncio.run(run())
+
+
 def test_a_client_that_leaves_has_what_the_engine_did_until_then(adapter_settings: AdapterSettings) -> None:
     async def run() -> None:
         async with serving(adapter_settings, step=0.01) as served:
@@ -101,6 +127,39 @@ def test_a_client_that_leaves_has_what_the_engine_did_until_then(adapter_setting
             assert len(await served.told()) == 3, "who was gone before asking has no event"
 
     asyncio.run(run())
+
+
+def test_an_attempt_is_served_once_also_while_it_runs(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings, step=0.01) as served:
+            body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 5}
+            named: dict[str, Any] = {"request_id": "q1", "attempt": 1}
+            unknown = await served.ask(body | {"model": "nothing"}, **named)
+            together = await asyncio.gather(*(served.ask(body, **named) for _ in range(2)))
+            again = await served.ask(body, **named)
+            statuses = [unknown.status, *sorted(answer.status for answer in together), again.status]
+            assert statuses == [404, 200, 409, 409]
+            assert (await served.ask(body, request_id="q1", attempt=2)).status == 200
+            assert (await served.ask(body, **named, tenant="tenant_b")).status == 200
+            assert {(await served.ask(body, request_id="q1")).status for _ in "ab"} == {200}, "its own id, each time"
+            found = await served.told(5)
+            assert len({identity_of(event) for event in found}) == len(found) == 5
+            assert served.replica.journal.standing().started == 5
+
+    asyncio.run(run())
+
+
+def test_an_attempt_is_remembered_as_long_as_its_header_may_be_valid() -> None:
+    dispatched, attempt = Dispatched(), AttemptId("tenant_a", "q1", 1)
+    assert dispatched.claim(attempt, 1000.0)
+    dispatched.let_go(attempt, begun=False)
+    assert dispatched.claim(attempt, 1001.0)
+    assert not dispatched.claim(attempt, 1001.0 + 5 * KEPT_S), "it runs"
+    dispatched.let_go(attempt, begun=True)
+    begin = 1001.0 + 5 * KEPT_S
+    assert [dispatched.claim(attempt, begin + share * KEPT_S) for share in (0, 0.9, 1.1, 1.9, 3.2)] == [
+        False, False, False, False, True
+    ]  # fmt: skip
 
 
 def test_a_dead_engine_a_timeout_and_a_shutdown_end_what_is_open(adapter_settings: AdapterSettings) -> None:
@@ -137,13 +196,22 @@ def test_what_runs_without_a_request_is_the_platforms(adapter_settings: AdapterS
         async with serving(adapter_settings) as served:
             served.replica.attach(served.engine)
             await asyncio.get_running_loop().create_task(drained(served.engine), context=None)
-            (row,) = await served.told()
-            assert (row.tenant_id, row.finish_reason, row.input_tokens, row.output_tokens) == (
-                "_platform",
-                "orphaned",
-                2,
-                3,
-            )
+            body = {"model": "tiny", "prompt": "a b", "max_tokens": 3}
+            await served.ask(body, tenant="_platform", purpose="probe")
+            await served.ask(body | {"temperature": -1}, tenant="_platform", purpose="warmup")
+            await served.ask(body, tenant="tenant_a", purpose="shadow")
+            await served.replica.begin(
+                lost_event(
+                    Caller(tenant_id="_platform", purpose="probe"), Resolved("tiny", "tiny", "tiny", "", "", ""), "q",
+                    None, now_ns=served.replica.clock.now_ns(), region="eu", pool="",
+                ), came_at=0.0, adapter=None, engine_model="tiny", may_be_shed=False, may_be_followed=False,
+            )  # fmt: skip
+            served.replica.cut_off_all()
+            rows = await served.told(5)
+            assert [(row.tenant_id, row.finish_reason, row.input_tokens, row.output_tokens) for row in rows] == [
+                ("_platform", "orphaned", 2, 3), ("_platform", "probe", 2, 3), ("_platform", "warmup", 0, 0),
+                ("tenant_a", "length", 2, 3), ("_platform", "probe", 0, 0),
+            ]  # fmt: skip
 
     async def drained(engine: EngineClient) -> None:
         params = msgspec.defstruct(
@@ -180,6 +248,26 @@ def test_an_engine_that_cannot_be_metered_stops_the_server_before_it_begins(
     monkeypatch.undo()
     monkeypatch.delattr(OutputProcessor, "_finish_request")
     assert asyncio.run(started()) == ["lifespan.startup.failed"]
+
+
+def test_an_engine_that_was_started_unsafely_is_refused_and_one_started_badly_warned_of(
+    adapter_settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SimpleNamespace(
+        kv_events_config=SimpleNamespace(enable_kv_cache_events=True), lora_config=SimpleNamespace(max_cpu_loras=1)
+    )
+
+    async def run() -> None:
+        body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
+        for skipped, status in (("0", 200), ("True", 503)):
+            monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", skipped)
+            async with serving(msgspec.structs.replace(adapter_settings, on_unknown_engine="stream")) as served:
+                served.engine.vllm_config = config  # type: ignore[attr-defined]
+                assert [(await served.ask(body)).status for _ in "ab"] == [status, status]
+
+    asyncio.run(run())
+    told = capsys.readouterr().err
+    assert [told.count(word) for word in ("key-value events", "--max-cpu-loras 1 for 2 adapters")] == [1, 1]
 
 
 def test_other_versions_of_vllm_than_those_looked_at_are_refused() -> None:

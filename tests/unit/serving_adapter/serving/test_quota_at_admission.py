@@ -77,6 +77,8 @@ def test_what_is_allowed_is_shrunk_to_what_remains_and_settled_with_what_was_use
             assert (event.output_tokens, served.engine.seen[0].priority) == (3, -5 + 2)
             filled_in = await served.ask({"model": "tiny", "prompt": PROMPT})
             assert filled_in.headers["x-tollbook-max-tokens"] == "3"
+            embedded = await served.ask({"model": "tiny", "input": "a b"}, "/v1/embeddings")
+            assert (embedded.status, "x-tollbook-max-tokens" in embedded.headers) == (200, False)
             assert (asked["tenant_id"], asked["max_tokens"], asked["tier"]) == ("tenant_a", 5, "paid")
             assert asked["request_id"] == settled["request_id"] == event.request_id
             assert (settled["input_tokens"], settled["output_tokens"]) == (event.input_tokens, 3)

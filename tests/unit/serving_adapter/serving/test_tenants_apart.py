@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import msgspec
 import pytest
 
 from serving_adapter.clock import ReplicaClock
+from serving_adapter.isolation.callers import nobody
 from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.replica import Replica
+from serving_adapter.shipping.position import Shipped, store
 from tests.fixtures_adapter import PROMPT, serving
 
 
@@ -68,8 +72,9 @@ def test_priority_is_the_tiers_and_dangerous_fields_do_not_reach_the_engine(adap
             body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1, "priority": -999}
             headers = served.signed(tier="free") | {"x-vllm-priority": "-999", "x-request-id": "mine"}
             answer = await served.ask(body, headers=headers)
-            assert served.engine.seen[0].priority == 10
-            (event,) = await served.told()
+            await served.ask({"model": "tiny", "input": "a b", "priority": -999}, "/v1/embeddings", tier="free")
+            assert [request.priority for request in served.engine.seen] == [10, 10]
+            event, _ = await served.told(2)
             assert event.client_request_id == "mine"
             assert answer.headers["x-request-id"] == event.request_id != "mine"
             for name, value in (("use_beam_search", True), ("previous_response_id", "resp_1"), ("prompt_embeds", "AA")):
@@ -154,10 +159,38 @@ def test_regions_limits_and_a_full_spool_refuse_before_the_engine(adapter_settin
             assert (await served.ask(b"", "/health", method="GET")).status == 503
             served.replica.journal._writer.failing = None
             assert served.engine.seen == []
+            await served.ask(body | {"model": "nothing"})
+            await served.ask(body, headers={})
+            await served.ask(b"", "/metrics", method="GET")
+            await served.ask(body, "/v1/rerank")
             page = served.replica.metrics.page()
-            assert 'tenant_refused_total{tenant="tenant_a",reason="no_room"} 1' in page
+            told = re.findall(r'tenant_refused_total{tenant="(.*)",reason="(.*)"} (.*)', page)
+            assert {(tenant, why): int(count) for tenant, why, count in told} == {
+                ("tenant_a", "region_not_allowed"): 1, ("tenant_a", "too_large"): 1, ("tenant_a", "too_many"): 3,
+                ("tenant_a", "invalid_json"): 1, ("tenant_a", "no_room"): 1, ("tenant_a", "model_not_found"): 1,
+                ("", nobody().code): 1, ("", "metrics_closed"): 1, ("", "not_found"): 1,
+            }  # fmt: skip
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("kafka", "ready"), [("", False), ("nowhere:1", True)])
+def test_memory_serves_where_there_is_a_way_past_the_disk(
+    adapter_settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch, kafka: str, ready: bool
+) -> None:
+    spool = msgspec.structs.replace(adapter_settings.spool, policy="serve_memory")
+    monkeypatch.setenv("TOLLBOOK_KAFKA", kafka)
+    replica = Replica(msgspec.structs.replace(adapter_settings, spool=spool))
+    replica.journal._writer.failing = "played"
+    assert replica.ready() == ready
+    replica.journal._writer.failing = None
+    replica.stop_now()
+
+
+def figure(page: str, name: str) -> str:
+    """A sample without labels."""
+    (found,) = re.findall(rf"^tollbook_{name} (.*)$", page, re.MULTILINE)
+    return str(found)
 
 
 def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings: AdapterSettings) -> None:
@@ -179,5 +212,19 @@ def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings:
             assert 'tenant_tokens_total{tenant="tenant_a",model="tiny",class="output"} 3' in page
             assert 'tenant_time_to_first_token_seconds_count{tenant="tenant_a"} 1' in page
             assert 'tenant_in_flight{tenant="tenant_a"} 0' in page
+            assert float(figure(page, "spool_used_bytes")) > 16 * 1024 * 1024 - 1
+            assert float(figure(page, "spool_bound_bytes")) == adapter_settings.spool.bound_bytes
+            assert figure(page, "spool_failing") == figure(page, "spool_dropped_records_total") == "0.0"
+            assert float(figure(page, "spool_syncs_total")) >= 2
+            assert float(figure(page, "spool_sync_seconds_total")) > 0
+            store(served.replica.journal.folder, Shipped(events=0, poison=0))
+            served.replica._figures.measure()
+            assert figure(served.replica.metrics.page(), "spool_unshipped_events") == "1.0"
+            store(served.replica.journal.folder, Shipped(events=0, poison=1))
+            served.replica._figures.measure()
+            served.replica.journal._writer.failing = "played"
+            page = served.replica.metrics.page()
+            served.replica.journal._writer.failing = None
+            assert (figure(page, "spool_unshipped_events"), figure(page, "spool_failing")) == ("0.0", "1.0")
 
     asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -31,16 +32,17 @@ class Kafka:
             raise self.failures.pop(0)
         return self
 
-    def send(self, key: bytes, value: bytes, headers: Any) -> None:
+    def send(self, key: bytes, value: bytes, headers: Any, *, may_be_refused: bool) -> None:
         assert key == b"tenant_a"
         assert ("ce_source", b"tollbook-adapter/r1") in headers
         self._queued.append(decode(value).request_id)
 
-    def flush(self) -> None:
+    def settle(self) -> list[Any]:
         if self.failures:
             raise self.failures.pop(0)
         self.taken += self._queued
         self._queued = []
+        return []
 
 
 def test_what_memory_alone_holds_arrives_though_kafka_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +59,24 @@ def test_what_memory_alone_holds_arrives_though_kafka_was_away(monkeypatch: pyte
     assert kafka.taken == [*(f"q{number}" for number in range(50)), "last"]
     assert (shipper.sent, shipper.lost) == (51, 0)
     assert kafka.opened == 3, "a producer that lost a message is not used again"
+
+
+def test_it_ends_though_kafka_stays_away_and_memory_is_full_and_says_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct, "MOST_KEPT", 2)
+    kafka = Kafka(*[KafkaUnavailable("away")] * 100)
+    shipper = DirectShipper(kafka.open, "r1")
+    shipper.put(ended("q0"))
+    while not kafka.opened:
+        time.sleep(0.005)
+    for number in range(1, 4):
+        shipper.put(ended(f"q{number}"))
+    stopping = threading.Thread(target=shipper.stop, daemon=True)
+    stopping.start()
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert (shipper.sent, shipper.lost) == (0, 4)
 
 
 def test_a_heartbeat_says_that_a_boot_is_not_durable(tmp_path: Any) -> None:

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
-from serving_adapter.spool.folders import BEGIN, BootFolder, WriterLock, boots
+from serving_adapter.spool.disk_bound import Policy
+from serving_adapter.spool.folders import BEGIN, BootFolder, WriterLock, boots, used_bytes
 from serving_adapter.spool.frames import Frame, scan
 from serving_adapter.spool.journal import BootJournal, NoRoom, SpoolSettings
 from serving_adapter.spool.reader import read_from
@@ -197,6 +199,80 @@ def test_serve_memory_goes_on_without_the_disk_and_says_so(tmp_path: Path) -> No
     asyncio.run(run())
     journal.close()
     assert [event.seq for event in dedup(events(journal.folder))] == [1]
+
+
+def test_a_disk_that_works_again_is_found_though_nothing_runs(tmp_path: Path) -> None:
+    disk = Disk()
+    journal = BootJournal(SpoolSettings(tmp_path), "r1", ReplicaClock(), sync=disk.sync)
+    journal._writer._retry_after = 0.01
+
+    async def run() -> None:
+        disk.fails = True
+        with pytest.raises(NoRoom):
+            await journal.start(lost("q1"))
+        disk.fails = False
+        for _ in range(500):  # the replica measures each second
+            journal.measure()
+            if journal.failing is None:
+                break
+            await asyncio.sleep(0.01)
+        await serve(journal, "q2")
+
+    asyncio.run(run())
+    assert journal.close() is not None
+    assert [event.request_id for event in events(journal.folder)] == ["q2"]
+
+
+@pytest.mark.parametrize("policy", ["block", "shed_free", "serve_memory"])
+def test_a_spool_that_fills_up_stays_within_its_bound(tmp_path: Path, policy: Policy) -> None:
+    """Whoever is let in has an event; ends of what runs find room; what memory alone has is handed on."""
+    bound, shipped = 128 * 1024, list[UsageEvent]()
+    settings = SpoolSettings(tmp_path, bound, policy, segment_bytes=4096)
+    undurable = shipped.append if policy == "serve_memory" else None
+    journal = BootJournal(settings, "r1", ReplicaClock(), sync=lambda fd: None, undurable=undurable)
+    served, refused = list[str](), dict[bool, int]()
+
+    async def run() -> None:
+        begun = await journal.start(lost("long"))
+        for i in range(250):
+            may_be_shed = i % 2 == 0
+            journal.measure()
+            try:
+                number = await journal.start(lost(f"q{i}"), may_be_shed=may_be_shed)
+            except NoRoom:
+                refused.setdefault(may_be_shed, i)
+            else:
+                served.append(f"q{i}")
+                journal.end(number, ended(f"q{i}"))
+        journal.amend(replace(ended("q0"), kind="correction", correction_no=1, input_tokens=0, output_tokens=0))
+        journal.progress([OpenRequest(begun, 7, 4, 2, 7, 2)])
+        journal.end(begun, ended("long"))
+
+    asyncio.run(run())
+    assert journal.close() is not None
+    assert bound * 0.75 < used_bytes(tmp_path) < bound
+    kept = events(journal.folder)
+    told = sorted([*kept, *shipped], key=lambda event: event.seq or 0)
+    assert [event.seq for event in told] == list(range(1, len(served) + 3))
+    assert {event.request_id for event in told} == {*served, "long"}
+    assert "long" in {event.request_id for event in kept}, "its room was kept"
+    state, _, _ = replay(journal.folder)
+    assert (state.open, state.progress, state.started) == ({}, {}, state.ended)
+    if policy == "serve_memory":
+        assert (len(served), refused, journal.not_durable) == (250, {}, True)
+        assert shipped[-1].kind == "correction"
+        assert journal.spooled == len(kept)
+    else:
+        assert not shipped
+        assert not journal.not_durable
+        assert refused[False] - refused[True] >= (4 if policy == "shed_free" else -1)
+
+
+def test_without_a_way_past_the_disk_nobody_is_served_from_memory(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, policy="serve_memory", bound_bytes=1)
+    with pytest.raises(NoRoom):
+        asyncio.run(journal.start(lost("q1")))
+    assert journal.close() is not None
 
 
 def test_a_caller_that_is_gone_before_its_start_is_durable_has_an_event(tmp_path: Path) -> None:

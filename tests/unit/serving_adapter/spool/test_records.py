@@ -40,7 +40,7 @@ STORY: list[Record] = [
     Start(no=1, lost=lost("q1")),
     Start(no=2, lost=lost("q2")),
     Start(no=3, lost=lost("q3")),
-    Progress(at=LATER, open=[OpenRequest(2, 7, 4, 2, 7, 2), OpenRequest(1, 5, 1, 0, 5, 0)]),
+    Progress(at=LATER, open=[OpenRequest(2, 7, 4, 2, 7, 2, 900), OpenRequest(1, 5, 1, 0, 5, 0)]),
     numbered("q1", 1),
 ]
 
@@ -50,6 +50,7 @@ def test_what_is_open_is_lost_with_the_counts_and_the_time_of_its_last_progress(
     second, third = state.lost()
     assert (second.request_id, second.seq, second.timestamp) == ("q2", 2, LATER)
     assert (second.input_tokens, second.output_tokens, second.cache_hit_tokens) == (7, 4, 2)
+    assert (second.gpu_us, third.gpu_us) == (900, 0)
     assert (second.status, second.fault, second.usage_source) == ("lost", "platform", "estimate")
     assert (third.request_id, third.seq, third.timestamp, third.output_tokens) == ("q3", 3, BEGUN_AT, 0)
     assert (state.started, state.ended) == (3, 1)
@@ -60,6 +61,13 @@ def test_records_that_were_written_twice_count_once() -> None:
     assert [event.request_id for event in state.lost()] == ["q2", "q3"]
     assert (state.started, state.ended, state.last_seq) == (3, 1, 1)
     assert [total.events for total in state.tally.all()] == [1]
+
+
+def test_a_request_that_began_twice_is_over_when_it_has_ended_twice() -> None:
+    twice = [BOOT, Start(no=1, lost=lost("q1")), Start(no=2, lost=lost("q1")), numbered("q1", 1)]
+    assert [event.seq for event in replayed(twice).lost()] == [2]
+    state = replayed([*twice, numbered("q1", 2)])
+    assert (state.started, state.ended, state.lost()) == (2, 2, [])
 
 
 def test_a_segments_head_says_all_that_the_segments_before_it_said() -> None:

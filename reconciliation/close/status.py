@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import Engine
 
 from billing.database import transaction
-from billing.money import plain
 from billing.periods import BillingPeriod, rfc3339
 from reconciliation.close import close_store, gate_store
 from reconciliation.close.states import State
@@ -34,10 +33,5 @@ def close_status(engine: Engine, month: BillingPeriod) -> dict[str, Any]:
              "differences": [each.document() for each in stored.result.found]}
             for gate, stored in gates.items()
         ],
-        "waivers": [
-            {"gate": each.gate, "key": each.key, "actor": each.actor, "reason": each.reason,
-             "low": None if each.low is None else plain(each.low),
-             "high": None if each.high is None else plain(each.high), "currency": each.currency}
-            for each in waivers
-        ],
+        "waivers": [each.document() for each in waivers],
     }  # fmt: skip

@@ -1,0 +1,79 @@
+"""An evidence pack as it is read: its files against its manifest, and their lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from reconciliation.agreement import Check, compare
+from reconciliation.close.evidence import CONTENT, FORMAT, MANIFEST, MANIFEST_HASH, SIGNATURES
+from reconciliation.comparison import Value
+from reconciliation.errors import EvidenceBroken
+
+
+class Pack:
+    """The folder that `close evidence` wrote. Raises EvidenceBroken for another format, and for what is no JSON."""
+
+    def __init__(self, folder: Path) -> None:
+        self.content = folder / CONTENT
+        self.signatures = folder / SIGNATURES
+        manifest: dict[str, Any] = json.loads((self.content / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise EvidenceBroken(f"{self.content}: no evidence that this version can read")
+        self.month = str(manifest["month"])
+        self._said: dict[str, Value] = {each["file"]: each["sha256"] for each in manifest["files"]}
+
+    def files(self) -> Check:
+        """Every file of the content is that of the manifest, and the manifest that which was written."""
+        said = self._said | {MANIFEST: (self.signatures / MANIFEST_HASH).read_text().split(" ")[0]}
+        there: dict[str, Value] = {
+            path.relative_to(self.content).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.content.rglob("*"))
+            if path.is_file()
+        }
+        return compare("files are those of the manifest", "manifest", "files", said, there)
+
+    def of(self, name: str) -> Iterator[dict[str, Any]]:
+        """The lines of a file of the content."""
+        return _lines(self.content / name)
+
+    def signed(self, name: str) -> Iterator[dict[str, Any]]:
+        """The lines of a file of the signatures."""
+        return _lines(self.signatures / name)
+
+    def journal(self, entity: str) -> Iterator[dict[str, Any]]:
+        """The lines of a legal entity's journal."""
+        return _lines(self.journals[entity])
+
+    @cached_property
+    def accounts(self) -> list[dict[str, Any]]:
+        """What every account's month came to."""
+        return list(self.of("accounts.jsonl"))
+
+    @property
+    def tenants(self) -> list[dict[str, Any]]:
+        """The tenants' periods of all accounts."""
+        return [tenant for account in self.accounts for tenant in account["tenants"]]
+
+    @property
+    def journals(self) -> dict[str, Path]:
+        """The journal's files by legal entity."""
+        return {path.stem.removeprefix("journal-"): path for path in sorted(self.content.glob("journal-*.jsonl"))}
+
+    @cached_property
+    def transitions(self) -> list[dict[str, Any]]:
+        """Every step of accounts and books, in order."""
+        return list(self.signed("transitions.jsonl"))
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise EvidenceBroken(f"{file}:{number}: {error}") from None

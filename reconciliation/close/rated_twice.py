@@ -1,0 +1,70 @@
+"""R3: rated lines against the second rating of the same usage, tenant by tenant. Values in, values out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from billing.money import ZERO, exactly, plain
+from reconciliation.agreement import Check, compare
+from reconciliation.close.second_rating import NO_DECIMAL, NotRerated, Used, rated_again
+from reconciliation.comparison import Difference, Value
+
+DISCOUNT = "invoice_discount"
+"""All lines of this kind are one, whatever they are called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a rated line comes to: amount in major units; its quantity, where it has a price."""
+
+    kind: str
+    key: str
+    tax_group: str
+    amount: Decimal
+    quantity: Decimal | None
+
+
+class RatedTwice:
+    """Compares tenants' periods one after another; all that was compared is in `check`."""
+
+    def __init__(self) -> None:
+        self._again: dict[str, Value] = {}
+        self._rated: dict[str, Value] = {}
+        self._hindered: list[Difference] = []
+
+    def add(self, where: str, contract: Mapping[str, Any], used: Iterable[Used], lines: Iterable[Told]) -> None:
+        """Compare a tenant's period; what has no reading is a difference by name."""
+        try:
+            found = rated_again(contract, used)
+        except NotRerated as error:
+            self.hinder(where, error)
+            return
+        self._again |= {f"{where}/{key}": Decimal(value) for key, value in found.items() if value != NO_DECIMAL}
+        first = _sums(lines)
+        self._rated |= {f"{where}/{key}": value for key, value in first.items() if found.get(key) != NO_DECIMAL}
+
+    def hinder(self, where: str, why: Exception) -> None:
+        """What cannot be rated again agrees with nothing."""
+        self._hindered.append(Difference(f"{where}/not rated again: {why}", "rated", None))
+
+    def check(self, of: str) -> Check:
+        """The second rating `of` some usage against the rated lines."""
+        found = compare("rated again", of, "rated lines", self._again, self._rated)
+        compared, differences = found.compared + len(self._hindered), (*found.differences, *self._hindered)
+        return Check(found.name, found.left, found.right, compared, differences)
+
+
+def _sums(lines: Iterable[Told]) -> dict[str, Value]:
+    """By the keys of `rated_again`; zeros left out."""
+    sums: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for line in lines:
+            key = f"{DISCOUNT if line.kind == DISCOUNT else line.key}/{line.tax_group}"
+            sums[f"{key}/amount"] += line.amount
+            if line.quantity is not None:
+                sums[f"{key}/quantity"] += line.quantity
+    return {key: Decimal(plain(value)) for key, value in sums.items() if value}

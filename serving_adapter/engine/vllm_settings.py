@@ -1,0 +1,28 @@
+"""How the engine was started, as far as it opens what the adapter closes, or makes it slow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving_adapter.engine.vllm_hooks import EngineUnfit
+
+
+class EngineUnsafe(EngineUnfit):
+    """An engine that could be metered, and keeps no tenants apart."""
+
+
+def check_settings(client: Any, adapters: int, environ: Mapping[str, str]) -> list[str]:
+    """What to warn of. `adapters`: how many the rules name. Raises EngineUnsafe."""
+    if environ.get("VLLM_SKIP_MODEL_NAME_VALIDATION", "0").strip().lower() in ("1", "true"):
+        raise EngineUnsafe(
+            "VLLM_SKIP_MODEL_NAME_VALIDATION: an adapter that is not loaded would be answered without it"
+        )
+    config = getattr(client, "vllm_config", None)
+    told = []
+    if getattr(getattr(config, "kv_events_config", None), "enable_kv_cache_events", False):
+        told.append("key-value events carry tenants' salts and tokens: let nobody but the platform read them")
+    places = getattr(getattr(config, "lora_config", None), "max_cpu_loras", None)
+    if places is not None and places < adapters:
+        told.append(f"--max-cpu-loras {places} for {adapters} adapters: each that does not fit is read from disk")
+    return told

@@ -1,0 +1,92 @@
+"""The shipper over a double of librdkafka: what Kafka would never take, and what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from serving_adapter import producer
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.shipping.archive import Archive
+from serving_adapter.shipping.direct import DirectShipper
+from serving_adapter.shipping.position import load
+from serving_adapter.shipping.shipper import WITHOUT_ARCHIVE, Producers, Shipper, keep_shipping
+from tests.adapter_builders import ended, lost, open_journal
+
+
+class Client:
+    """librdkafka's producer: whole batches are taken, or refused for one of their messages."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.taken: list[bytes] = []
+        self._queued: list[tuple[bytes, Callable[..., None]]] = []
+
+    def produce(self, topic: str, value: bytes, key: bytes, *, headers: Any, on_delivery: Any) -> None:
+        self._queued.append((value, on_delivery))
+
+    def poll(self, timeout: float) -> None:
+        if not timeout:
+            return
+        batch, self._queued = self._queued, []
+        refused = any(b"poison" in value for value, _ in batch)
+        for value, told in batch:
+            if refused:
+                told(KafkaError(self.code, "refused"), None)
+            else:
+                self.taken.append(value)
+                told(None, None)
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+
+@pytest.mark.parametrize("code", [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD])
+def test_an_event_that_the_broker_refuses_is_set_aside_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    client = Client(code)
+    monkeypatch.setattr(producer, "open_producer", lambda *args, **more: client)
+    journal = open_journal(tmp_path)
+
+    async def run() -> None:
+        for name in ("q1", "poison", "q2"):
+            journal.end(await journal.start(lost(name)), ended(name))
+
+    asyncio.run(run())
+    said = list[str]()
+    shipper = Shipper(tmp_path, Producers(KafkaSettings("nowhere:1")), say=said.append)
+    assert journal._writer.flush(60), "the last end is on disk"
+    assert shipper.ship() == 2
+    journal.close()
+    assert [b"q1" in value or b"q2" in value for value in client.taken] == [True, True]
+    (aside,) = (tmp_path / "poison").iterdir()
+    assert aside.read_bytes().count(b"\n") == 1
+    assert b'"request_id":"poison"' in aside.read_bytes()
+    assert (load(journal.folder).events, load(journal.folder).poison, len(said)) == (2, 1, 1)
+    assert shipper.ship() == 0
+
+
+def test_a_shipper_that_frees_no_disk_says_so_at_once(tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    producers, said = Producers(KafkaSettings("nowhere:1")), list[str]()
+    for archive in (None, Archive.at(str(tmp_path / "archive"))):
+        keep_shipping(Shipper(tmp_path / "spool", producers, archive=archive), producers, stop, said.append)
+    assert said == [WITHOUT_ARCHIVE]
+
+
+def test_what_memory_alone_holds_goes_on_behind_a_refused_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(KafkaError.INVALID_RECORD)
+    monkeypatch.setattr(producer, "open_producer", lambda *args, **more: client)
+    shipper = DirectShipper(lambda: producer.EventProducer(KafkaSettings("nowhere:1"), "usage"), "r1")
+    for name in ("poison", "q1"):
+        shipper.put(ended(name))
+    shipper.stop()
+    assert (shipper.sent, shipper.lost, len(client.taken)) == (1, 1, 1)

@@ -3,13 +3,16 @@
 The source comes from the machine's own Debian mirror with Debian's signature checked by apt. Headers are unpacked
 beside the source instead of being installed (postgresql-server-dev-15 would bring all of clang and llvm, 0.6 GB). The
 result is a small Debian package in the cache, so that dpkg knows its files, removal is one command, and the next
-clone on this machine installs it in a second.
+clone on this machine installs it in a second. Headers are those of the server that is installed: what is built with a
+later minor version's may use functions that the server lacks, and is not loaded. Where apt no longer has them, they are
+the newest, and the package depends on that server, so that apt brings it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +25,17 @@ from devstack.locking import exclusive
 SOURCE_SUITE = "trixie"
 POSTGRES_MAJOR = 15
 BUILD_PACKAGES = ("cmake", "gcc", "libc6-dev", "make", "xz-utils")
-# Headers only: PostgreSQL's own, and what they include.
-HEADER_PACKAGES = ("postgresql-server-dev-15", "libpq-dev", "libkrb5-dev", "krb5-multidev", "libssl-dev")
+SERVER_PACKAGE = f"postgresql-{POSTGRES_MAJOR}"
+SERVER_HEADERS = f"postgresql-server-dev-{POSTGRES_MAJOR}"
+# What PostgreSQL's own headers include.
+OTHER_HEADERS = ("libpq-dev", "libkrb5-dev", "krb5-multidev", "libssl-dev")
 PACKAGE = f"tollbook-timescaledb-postgresql-{POSTGRES_MAJOR}"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def built_package(cache: Path) -> Path | None:
     """The newest package that was built on this machine's kind of processor, if any."""
-    found = sorted((cache / "timescaledb").glob(f"{PACKAGE}_*_{os.uname().machine}.deb"))
+    found = sorted((cache / "timescaledb").glob(f"{PACKAGE}_*+pg*_{os.uname().machine}.deb"))
     return found[-1] if found else None
 
 
@@ -52,7 +57,21 @@ def fetch(folder: Path, log: ToolLog) -> None:
     run(log, ["apt-get", *options, "source", "--download-only", "timescaledb"], cwd=folder)
     download = folder / "header-packages"
     download.mkdir()
-    run(log, ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *HEADER_PACKAGES], cwd=download)
+    packages = (_headers(log), *OTHER_HEADERS)
+    run(log, ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *packages], cwd=download)
+
+
+def _headers(log: ToolLog) -> str:
+    """The package of headers to ask apt for: those of the server installed, where apt has them."""
+    server = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", SERVER_PACKAGE],
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    status, _, version = server.partition(" ")
+    offered = run(log, ["apt-cache", "madison", SERVER_HEADERS])
+    if status == "installed" and any(line.split("|")[1].strip() == version for line in offered.splitlines()):
+        return f"{SERVER_HEADERS}={version}"
+    return SERVER_HEADERS
 
 
 def build_package(cache: Path, folder: Path, log: ToolLog) -> Path:
@@ -82,16 +101,20 @@ def build_package(cache: Path, folder: Path, log: ToolLog) -> Path:
     run(log, ["make", "-C", str(folder / "build"), f"-j{len(os.sched_getaffinity(0))}"])
     staged = folder / "package"
     run(log, ["make", "-C", str(folder / "build"), "install"], environ={"DESTDIR": str(staged)})
-    return _package(cache, staged, _only(folder, "timescaledb_*.dsc").name.split("_")[1].removesuffix(".dsc"), log)
+    source = _only(folder, "timescaledb_*.dsc").name.split("_")[1].removesuffix(".dsc")
+    built_with = _only(folder / "header-packages", f"{SERVER_HEADERS}_*.deb").name.split("_")[1].partition("-")[0]
+    return _package(cache, staged, source, built_with, log)
 
 
-def _package(cache: Path, staged: Path, version: str, log: ToolLog) -> Path:
+def _package(cache: Path, staged: Path, source: str, built_with: str, log: ToolLog) -> Path:
+    """The package of what is `staged`: TimescaleDB's `source` version, `built_with` that of PostgreSQL (15.18)."""
+    version = f"{source}+pg{built_with}"
     architecture = run(log, ["dpkg", "--print-architecture"]).strip()
     (staged / "DEBIAN").mkdir(mode=0o755)
     (staged / "DEBIAN/control").write_text(
         f"Package: {PACKAGE}\nVersion: {version}\nArchitecture: {architecture}\n"
-        f"Maintainer: Tollbook (built on this machine) <root@localhost>\nDepends: postgresql-{POSTGRES_MAJOR}\n"
-        f"Conflicts: postgresql-{POSTGRES_MAJOR}-timescaledb\n"
+        f"Maintainer: Tollbook (built on this machine) <root@localhost>\nDepends: {SERVER_PACKAGE} (>= {built_with})\n"
+        f"Conflicts: {SERVER_PACKAGE}-timescaledb\n"
         f"Description: TimescaleDB for PostgreSQL {POSTGRES_MAJOR} (Apache-2 edition, Debian's {SOURCE_SUITE} source)\n"
     )
     name = f"{PACKAGE}_{version}_{os.uname().machine}.deb"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 from urllib.parse import unquote
 
 import msgspec
@@ -18,6 +19,9 @@ from streams.quotas.lease_calls import LeaseCalls
 from streams.quotas.reading_calls import ReadingCalls
 from streams.quotas.service import QuotaService
 from streams.settings import DatabaseSettings
+
+SETTLED_A_TURN: Final = 16
+"""Of those that are told together, in one turn of the loop: a quarter of a millisecond."""
 
 
 class Routes:
@@ -121,7 +125,7 @@ class Routes:
         self._settle_all(call, key, [(each.tenant_id, each.request_id, each) for each in many])
 
     def _settle_all(self, call: Call, key: AccessKey, many: list[tuple[str, str, answers.Settlement]]) -> None:
-        service, shard = self._service, self._shard
+        shard = self._shard
         if self._callers.is_away(call):
             return
         for tenant_id in {tenant_id for tenant_id, _, _ in many}:
@@ -132,9 +136,17 @@ class Routes:
                 shard.to_look_up[tenant_id] = None
                 self._callers.wait(call, tenant_id, lambda: self._settle_all(call, key, many))
                 return
-        for tenant_id, request_id, told in many:
-            shard.settle(answers.settled_of(tenant_id, request_id, told, service.now()))
-        service.when_durable(call, 204)
+        self._settle_in_turns(call, many, 0)
+
+    def _settle_in_turns(self, call: Call, many: list[tuple[str, str, answers.Settlement]], first: int) -> None:
+        """Take them from the `first` on, some in each turn of the loop; answer after the last."""
+        now = self._service.now()
+        for tenant_id, request_id, told in many[first : first + SETTLED_A_TURN]:
+            self._shard.settle(answers.settled_of(tenant_id, request_id, told, now))
+        if first + SETTLED_A_TURN < len(many):
+            self._service.next_turn(lambda: self._settle_in_turns(call, many, first + SETTLED_A_TURN))
+        else:
+            self._service.when_durable(call, 204)
 
     def _take_unasked(self, call: Call) -> None:
         key = self._callers.key_of(call)

@@ -124,6 +124,10 @@ class QuotaService:
         self._wake.set()
         return True
 
+    def next_turn(self, what: Callable[[], None]) -> None:
+        """Go on after those who call meanwhile."""
+        self._loop.call_soon(what)
+
     def flush_soon(self) -> None:
         """Write at the end of this turn of the loop, or after what is being written."""
         if not self._flush_is_due:

@@ -15,8 +15,8 @@ from streams.quotas import book_state
 from streams.quotas.book import TenantBook
 from streams.quotas.held import Held
 
-SLICE: Final = 250
-"""Requests that are written down in one turn: half a millisecond."""
+SLICE: Final = 50
+"""Requests that are written down in one turn: a tenth of a millisecond."""
 
 
 class GroupState:

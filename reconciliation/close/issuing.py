@@ -43,11 +43,8 @@ class Issuing:
                 each.billing_account: each
                 for each in close_store.latest_contents(connection, self._run.month.name, approved)
             }
-            changed = [
-                name
-                for name in approved
-                if self._nothing_issued(connection, name) and signed[name].content != texts[name]
-            ]
+            issued = self._issued(connection)
+            changed = [name for name in approved if name not in issued and signed[name].content != texts[name]]
             self._run.move(
                 connection, [standings[name] for name in changed], Event.RETURN, "not what was approved any more"
             )
@@ -75,9 +72,14 @@ class Issuing:
                     self._run.held[name].append(f"parked: {parked[name]}")
         self._run.checkpoint("finalized")
 
-    def _nothing_issued(self, connection: Connection, account: str) -> bool:
-        listed = invoice_store.listed(connection, of_month=self._run.month, billing_account=account)
-        return not any(s.state in ISSUED and s.invoice.identity.kind in APPROVED for s in listed)
+    def _issued(self, connection: Connection) -> set[str]:
+        """Accounts of which something that was approved is issued already."""
+        listed = invoice_store.listed(connection, of_month=self._run.month)
+        return {
+            s.invoice.identity.billing_account
+            for s in listed
+            if s.state in ISSUED and s.invoice.identity.kind in APPROVED
+        }
 
     def _not_issued(self, connection: Connection) -> tuple[dict[str, str], set[str]]:
         listed = invoice_store.listed(connection, of_month=self._run.month) + invoice_store.open_adjustments(

@@ -27,7 +27,7 @@ class Subscription:
 
     `seats` is for fees by the seat. `begins_plan` is False where it goes on with the plan of the one before it, with
     other seats or terms: then no one-off fee is due. Nothing bills before `trial_ends_at`. `anchored_at`: where its
-    anniversaries are counted from, if that is not its start; `agreed_at` likewise where its contract began.
+    anniversaries are counted from, if that is not its start. `predecessor`: the one whose contract it goes on with.
     """
 
     subscription_id: uuid.UUID
@@ -41,12 +41,20 @@ class Subscription:
     begins_plan: bool = True
     trial_ends_at: datetime | None = None
     anchored_at: datetime | None = None
-    agreed_at: datetime | None = field(default=None, compare=False)
+    predecessor: Subscription | None = field(default=None, compare=False, repr=False)
 
     @property
     def anchor(self) -> datetime:
         """Where its anniversaries are counted from."""
         return self.anchored_at or self.starts_at
+
+    @property
+    def contract(self) -> tuple[Subscription, ...]:
+        """The subscriptions of its contract up to this one, in order of time."""
+        found = [self]
+        while (before := found[-1].predecessor) is not None:
+            found.append(before)
+        return tuple(reversed(found))
 
     @property
     def bill_statuses(self) -> tuple[str, ...]:
@@ -129,7 +137,7 @@ def pieces(
 
 
 def with_contracts(subscriptions: Iterable[Subscription]) -> list[Subscription]:
-    """The subscriptions of tenants, each with the moment in which its contract began; by tenant and start.
+    """The subscriptions of tenants, each with the one before it of its contract; by tenant and start.
 
     A contract goes on over changes of plan and seats, which leave no gap, and over pauses: what follows one does not
     begin its plan, or goes on with the trial.
@@ -139,7 +147,7 @@ def with_contracts(subscriptions: Iterable[Subscription]) -> list[Subscription]:
         last = found[-1] if found and found[-1].tenant_id == each.tenant_id else None
         trial_goes_on = last is not None and each.starts_at < each.bills_from == last.bills_from
         if last is not None and (not each.begins_plan or each.starts_at == last.ends_at or trial_goes_on):
-            each = replace(each, agreed_at=last.agreed_at or last.starts_at)
+            each = replace(each, predecessor=last)
         found.append(each)
     return found
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from itertools import zip_longest
 
 from billing.money import exactly, quantise_line, quantise_pieces, total
 from billing.periods import BillingPeriod
@@ -43,17 +44,21 @@ Lines = Sequence[ChargeLine]
 
 def holds(valid: Validity, piece: Piece, period: BillingPeriod) -> bool:
     """Whether a discount holds in this billing period of a piece's contract."""
-    return valid.holds(period.start, _period_no(valid.since, piece.subscription, period))
+    number = 1 if valid.periods is None else _period_no(valid.since, piece.subscription, period)
+    return valid.holds(period.start, number)
 
 
 def _period_no(since: datetime | None, subscription: Subscription, period: BillingPeriod) -> int:
-    """Which of the contract's periods this is, from 1; with `since`, of those that begin then or later."""
-    schedule = schedule_of(subscription)
-    first = schedule.period_of(subscription.agreed_at or subscription.starts_at).start
-    if since is not None and since > first:
-        begins = schedule.period_of(since)
-        first = begins.start if begins.start == since else begins.end
-    return sum(1 for _ in schedule.periods(first, period.end))
+    """Which of the contract's periods this is, from 1; with `since`, of those that begin then or later.
+
+    A contract has the periods of each of its schedules in that one's time; a pause is part of it.
+    """
+    contract = subscription.contract
+    before: set[BillingPeriod] = set()
+    for each, following in zip_longest(contract, contract[1:]):
+        until = min(period.start, following.starts_at) if following else period.start
+        before.update(schedule_of(each).periods(each.starts_at, until))
+    return 1 + sum(1 for each in before if each.start < period.start and (since is None or each.start >= since))
 
 
 def line_discounts(

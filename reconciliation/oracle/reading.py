@@ -102,19 +102,25 @@ def _contract(plain: Plain) -> Contract:
 def _periods(plain: Plain) -> tuple[Period, ...]:
     if "periods" in plain:
         return tuple(calendar.named(text) for text in plain["periods"])
-    schedule = _schedule(plain)
+    schedule = _schedule(plain, _contracted(plain))
     return tuple(calendar.anchored(schedule.anchor, offset, schedule.months) for offset in plain["anchor_months"])
 
 
-def _schedule(plain: Plain) -> Schedule:
-    """The contract's billing periods: months unless it says otherwise, by the calendar unless there is an anchor."""
-    length = one_of(plain.get("contract", {}).get("period", "month"), _MONTHS, "contract.period")
+def _contracted(plain: Plain) -> str:
+    """How long the contract's billing periods are: months unless it says otherwise."""
+    return str(plain.get("contract", {}).get("period", "month"))
+
+
+def _schedule(plain: Plain, length: str) -> Schedule:
+    """Billing periods of a length, by the calendar unless there is an anchor."""
+    months = _MONTHS[one_of(length, _MONTHS, "period")]
     anchor = optional(plain, "anchor", date.fromisoformat)
-    return Schedule(_MONTHS[length], anchor) if anchor else Schedule(_MONTHS[length])
+    return Schedule(months, anchor) if anchor else Schedule(months)
 
 
 def _agreed(plain: Plain, changes: Sequence[Change]) -> tuple[Agreed, ...]:
-    """Since when there are contracts: as told, or by the entries that follow a cancellation, or nothing."""
+    """Since when there are contracts: as told, or by the entries that follow a cancellation, or nothing; and since when
+    one has periods of another length."""
     told = plain.get("contract", {}).get("agreed")
     if told is not None:
         return tuple(
@@ -125,10 +131,20 @@ def _agreed(plain: Plain, changes: Sequence[Change]) -> tuple[Agreed, ...]:
             )
             for one in each(told, "since begins period anchor", "contract.agreed")
         )
-    schedule = _schedule(plain)
-    before = [None, *(change.plan for change in changes)]
-    begun = [change for change, plan in zip(changes, before, strict=False) if change.plan and not plan]
-    return tuple(Agreed(change.at, not change.resumed, schedule) for change in begun)
+    result, schedule = [], _schedule(plain, _contracted(plain))
+    before: Plan | None = None
+    for entry, change in zip(_in_time(plain["subscription"]), changes, strict=True):
+        begun = change.plan and not before
+        if "period" in entry:
+            schedule = _schedule(plain, entry["period"])
+        if begun or "period" in entry:
+            result.append(Agreed(change.at, bool(begun) and not change.resumed, schedule))
+        before = change.plan
+    return tuple(result)
+
+
+def _in_time(entries: Sequence[Plain]) -> list[Plain]:
+    return sorted(entries, key=lambda entry: instant(entry["at"]))
 
 
 def _changes(plain: Sequence[Plain], plans: Mapping[str, Plan]) -> tuple[Change, ...]:
@@ -136,8 +152,8 @@ def _changes(plain: Sequence[Plain], plans: Mapping[str, Plan]) -> tuple[Change,
     result: list[Change] = []
     plan = paused = None
     seats = exact(1)
-    for change in sorted(plain, key=lambda change: instant(change["at"])):
-        only(change, words("at plan seats cancel resume"), "subscription")
+    for change in _in_time(plain):
+        only(change, words("at plan seats cancel resume period"), "subscription")
         resumed = change.get("resume", False)
         if change.get("cancel"):
             plan, paused = None, plan

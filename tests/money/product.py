@@ -27,6 +27,7 @@ from billing.plans.price_plans import (
     Anchor,
     Charge,
     Commitment,
+    Cycle,
     InvoiceDiscount,
     PlanVersion,
     Terms,
@@ -215,14 +216,17 @@ def _in_utc(discount: Mapping[str, Any]) -> dict[str, Any]:
 def _subscriptions(
     changes: Sequence[Mapping[str, Any]], terms: Terms, contract: Mapping[str, Any], anchored_at: datetime | None
 ) -> tuple[Subscription, ...]:
-    """Each change begins a subscription; one of seats alone, and the end of a pause, goes on with the plan."""
+    """Each change begins a subscription; one of seats or of the periods' length alone, and the end of a pause, goes on
+    with the plan."""
     found: list[Subscription] = []
+    period = terms.period
     for change in sorted(changes, key=lambda each: moment(each["at"])):
         at = moment(change["at"])
         if found and found[-1].ends_at is None:
             found[-1] = replace(found[-1], ends_at=at)
         if change.get("cancel"):
             continue
+        period = Cycle(change.get("period", period))
         same = bool(found) and change.get("plan", found[-1].plan) == found[-1].plan
         goes_on = same and (found[-1].ends_at == at or change.get("resume", False))
         before = found[-1] if found else None
@@ -234,7 +238,7 @@ def _subscriptions(
                 TENANT,
                 change.get("plan") or (before.plan if before else ""),
                 at,
-                terms=terms,
+                terms=replace(terms, period=period),
                 seats=seats,
                 begins_plan=not goes_on,
                 anchored_at=anchored_at,

@@ -125,9 +125,12 @@ def _add(bills: list[AdvanceBill], at: datetime, period: BillingPeriod, lines: S
 
 
 def _discounts_used(before: Mapping[str, Fraction], running: Sequence[_Running], at: datetime) -> dict[str, Fraction]:
-    """What was given of each charge's discount, if what runs ends at a moment: what is left goes back with the fee."""
+    """What was given of each charge's discount of an amount, if what runs ends at a moment: what is left goes back with
+    the fee. A share uses up nothing of an amount that a later version gives."""
     used = defaultdict(Fraction, before)
     for each in running:
+        if each.discount is None or each.discount[1] is None:
+            continue
         with exactly():
             given = Fraction(each.line.amount - each.net)
         used[each.charge.key] += given * each.elapsed(at) if each.lasts else given

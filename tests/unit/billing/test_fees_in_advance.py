@@ -25,10 +25,16 @@ def day(number: int) -> datetime:
     return datetime(2026, 9, number, tzinfo=UTC)
 
 
-def bills(discount: Discount, *parts: Subscription, fee: str = "100") -> list[list[tuple[str, Decimal]]]:
+def bills(
+    discount: Discount, *parts: Subscription, fee: str = "100", later: Discount | None = None
+) -> list[list[tuple[str, Decimal]]]:
+    """`later`: the discount of a version that begins in the middle of the month."""
     base = Charge("base", None, Filters(), Flat(Decimal(fee)), timing=Timing.ADVANCE, discount=discount)
     seats = Charge("seats", None, Filters(), Seat(Decimal(30)), timing=Timing.ADVANCE)
-    cut = pieces(parts, {"p": [version(base, seats)]}, SEPTEMBER)
+    versions = [version(base, seats)]
+    if later is not None:
+        versions.append(version(replace(base, discount=later), seats, name="v2", valid_from=day(16)))
+    cut = pieces(parts, {"p": versions}, SEPTEMBER)
     found = advance_bills(cut, SEPTEMBER, lambda line, at: ZERO)
     return [
         [(line.identity.kind, line.amount) for line in each.lines if line.identity.charge_key == "base"]
@@ -68,3 +74,10 @@ def test_a_discount_that_was_used_is_not_given_again_to_who_comes_back() -> None
     again = bills(AMOUNT, *away, *seated((25, 1)))
     assert [kind for kind, _ in again[1]] == ["unused"]
     assert comes_to(again) == Decimal(100) * 27 / 30 - 10
+
+
+def test_a_share_takes_nothing_of_the_amount_that_a_later_version_gives() -> None:
+    changed = bills(SHARE, *seated((1, 1)), later=AMOUNT)
+    assert changed[1] == [("unused", Decimal(-45)), ("fee", Decimal(50)), ("discount", Decimal(-10))]
+    back = bills(AMOUNT, *seated((1, 1)), later=SHARE)
+    assert back[1] == [("unused", Decimal(-45)), ("fee", Decimal(50)), ("discount", Decimal(-5))]

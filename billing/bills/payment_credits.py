@@ -84,20 +84,27 @@ def fees_to_cover(lines: Sequence[RatedLine]) -> list[Coverable]:
 
 
 def more_to_cover(before: Iterable[Coverable], after: Iterable[Coverable]) -> tuple[Coverable, ...]:
-    """What late usage added to what credits can cover, at its own times of usage."""
-    changes: dict[tuple[datetime, str, str, bool], Fraction] = defaultdict(Fraction)
+    """What late usage added to what credits can cover, at its own times of usage.
+
+    What fell takes its share off all that grew: usage off usage, fees off fees, so that a grant for usage pays no more
+    than the usage came to (docs/spec/money.md 13.8).
+    """
+    changes: dict[bool, dict[tuple[datetime, str, str], Fraction]]
+    changes = {is_fee: defaultdict(Fraction) for is_fee in (False, True)}
     for sign, listed in ((-1, before), (1, after)):
         for of in listed:
-            changes[of.at, of.charge_key, of.tax_group, of.is_fee] += sign * of.amount
-    grown = sum((amount for amount in changes.values() if amount > 0), Fraction(0))
-    whole = sum(changes.values(), Fraction(0))
-    if grown <= 0 or whole <= 0:
-        return ()
-    return tuple(
-        Coverable(at, key, group, amount * whole / grown, is_fee)
-        for (at, key, group, is_fee), amount in changes.items()
-        if amount > 0
-    )
+            changes[of.is_fee][of.at, of.charge_key, of.tax_group] += sign * of.amount
+    found: list[Coverable] = []
+    for is_fee, changed in changes.items():
+        grown = sum((amount for amount in changed.values() if amount > 0), Fraction(0))
+        whole = sum(changed.values(), Fraction(0))
+        if whole > 0:
+            found += [
+                Coverable(at, key, group, amount * whole / grown, is_fee)
+                for (at, key, group), amount in changed.items()
+                if amount > 0
+            ]
+    return tuple(found)
 
 
 def given_back(paid: Sequence[PaidByCredit], amount_minor: int) -> tuple[PaidByCredit, ...]:

@@ -25,7 +25,7 @@ from billing.bills.credit_notes import (
 )
 from billing.bills.credits import Grant
 from billing.bills.documents import GRACE, Document, DocumentKind, DocumentState, PaidByCredit, Payer, draw_up, settle
-from billing.bills.late_usage import adjusted, as_billed, changed_key
+from billing.bills.late_usage import adjusted, as_billed, changed_key, dated_key
 from billing.bills.payment_credits import fees_to_cover, given_back, more_to_cover, paid_by_credits
 from billing.money import ZERO, exactly, from_minor, total
 from billing.periods import BillingPeriod
@@ -200,7 +200,7 @@ class _Cycle:
         coverable = list(rated.coverable)
         for waiting in self._carried_adjustments():
             for key, line in waiting.lines.items():
-                lines[key if key not in lines else f"{key}@{waiting.period.start:%Y-%m-%d}"] = line
+                lines[key if key not in lines else dated_key(key, waiting.period)] = line
             coverable += waiting.open
         if lines:
             document = draw_up(DocumentKind.USAGE, period, lines, self.of.payer)

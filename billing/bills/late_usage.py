@@ -121,6 +121,16 @@ def changed_key(key: str) -> str:
     return key.removeprefix(ADJUSTMENT)
 
 
+def dated_key(key: str, period: BillingPeriod) -> str:
+    """The key of a line of an earlier period where its document has another line of that key."""
+    return f"{key}@{period.start:%Y-%m-%d}"
+
+
+def of_period(key: str, period: BillingPeriod) -> str:
+    """The key of a line of a period as it is among that period's lines."""
+    return key.removesuffix(dated_key("", period))
+
+
 def as_billed(
     rated: RatedPeriod, lines: Sequence[RatedLine], open_: Iterable[Coverable], changed: Mapping[str, RatedLine]
 ) -> RatedPeriod:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from billing.bills.credit_notes import Remaining
 from billing.bills.credits import Grant, draw_order
 from billing.bills.documents import PaidByCredit
-from billing.bills.late_usage import changed_key, plain_group
+from billing.bills.late_usage import changed_key, of_period, plain_group
 from billing.invoicing.invoices import Invoice, InvoiceKind
 from billing.money import ZERO, exactly, quantise_line
 from billing.periods import BillingPeriod
@@ -102,8 +102,7 @@ def _remaining(of: Invoice, notes: Sequence[Invoice], period: BillingPeriod) -> 
             base, tax = groups[line.tax_group]
             groups[line.tax_group] = base + line.amount_minor, tax
             if (line.original_period or each.identity.period) == period:
-                # On a document of a later period the key says which one it is of, where two have it.
-                key = changed_key(line.line_key.removesuffix(f"@{period.start:%Y-%m-%d}"))
+                key = changed_key(of_period(line.line_key, period))
                 amount, minor = lines.get(key, (ZERO, 0))
                 with exactly():
                     lines[key] = amount + line.rated.amount, minor + line.amount_minor

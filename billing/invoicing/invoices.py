@@ -16,7 +16,7 @@ from billing.bills import documents
 from billing.bills.credit_application import grant_of, price_reductions
 from billing.bills.credits import Grant, GrantKind, TaxTreatment, reduces_price
 from billing.bills.documents import Document, DocumentKind, PaidByCredit, Payer
-from billing.bills.late_usage import Waiting, plain_group
+from billing.bills.late_usage import Waiting, dated_key, plain_group
 from billing.bills.payment_credits import paid_by_credits
 from billing.bills.tax import NO_TAX, TaxMode, TaxRow, TaxRules
 from billing.errors import CurrencyMismatch
@@ -243,7 +243,7 @@ def draw_up(
         tax = dated.tax
         open_ += dated.open
         for key, line in dated.lines.items():
-            key = key if key not in lines else f"{key}@{waiting.period.start:%Y-%m-%d}"
+            key = key if key not in lines else dated_key(key, waiting.period)
             lines[key], original[key] = replace(line, reason=INVOICED), waiting.period
     for line in lines.values():
         if line.currency != identity.currency:

@@ -15,7 +15,7 @@ from typing import Final
 from billing.bills import credit_notes
 from billing.bills.credits import Grant
 from billing.bills.documents import Document, DocumentKind, Payer, of_lines
-from billing.bills.late_usage import ADJUSTMENT, changed_key
+from billing.bills.late_usage import ADJUSTMENT, changed_key, dated_key, of_period
 from billing.bills.payment_credits import given_back
 from billing.bills.tax import TaxRow, TaxRules
 from billing.errors import CorrectionRefused
@@ -38,20 +38,21 @@ def cancelling_note(of: Invoice, notes: Sequence[Invoice], *, revision: int, tax
     _check_reversible(of)
     if of.carried or any(each.credits for each in (of, *notes)):
         raise CorrectionRefused("credits or a carried amount are on it: it cannot be billed anew, only credited")
-    merged: dict[str, list[InvoiceLine]] = defaultdict(list)
+    merged: dict[tuple[BillingPeriod, str], list[InvoiceLine]] = defaultdict(list)
     for each in (of, *notes):
         for line in each.lines:
-            merged[changed_key(line.line_key)].append(line)
+            period = line.original_period or of.identity.period
+            merged[period, changed_key(of_period(line.line_key, period))].append(line)
     lines: dict[str, RatedLine] = {}
     minor: dict[str, int] = {}
     original: dict[str, BillingPeriod] = {}
-    for key, listed in merged.items():
+    for (period, key), listed in sorted(merged.items(), key=lambda each: each[0]):
         taken = _negated(listed)
         amount_minor = -sum(line.amount_minor for line in listed)
         if taken.amount or taken.quantity or amount_minor:
             name = ADJUSTMENT + key
-            lines[name], minor[name] = taken, amount_minor
-            original[name] = listed[0].original_period or of.identity.period
+            name = name if name not in lines else dated_key(name, period)
+            lines[name], minor[name], original[name] = taken, amount_minor, period
     if not lines:
         raise CorrectionRefused("nothing of it is left to take back")
     payer = Payer(of.identity.money, replace(tax, mode=of.tax_mode))

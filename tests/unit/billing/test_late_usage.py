@@ -14,6 +14,7 @@ from billing.bills.payment_credits import given_back
 from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.invoicing.billed_documents import billed_period
 from billing.invoicing.invoices import CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
+from billing.invoicing.reversing import cancelling_note
 from billing.money import plain
 from billing.plans.price_plans import Metric
 from billing.rating import LineKind, RatedLine
@@ -99,6 +100,24 @@ def test_lines_of_two_periods_under_one_key_are_told_apart() -> None:
         "adj.out@2026-10-01": OCTOBER,
     }
     assert made.rated_totals == {september: 1, OCTOBER: 1}
+
+
+def test_an_invoice_is_taken_back_period_by_period_also_where_two_have_a_line_of_one_key() -> None:
+    late, note = lines(output_tokens=10)[0], lines(output_tokens=3)[0]
+    identity = InvoiceIdentity("default", "tenant_1", InvoiceKind.USAGE, NOVEMBER, "USD")
+    own = rated(PLAN, [usage(output_tokens=50)], NOVEMBER).lines
+    made = draw_up(identity, own, plan_versions={"p": 1}, late=[Waiting(OCTOBER, {"adj.out": late})])
+    less = replace(note, amount=-note.amount, quantity=-note.quantity)
+    noted = draw_up(replace(identity, kind=InvoiceKind.CREDIT_NOTE), [], plan_versions={},
+                    late=[Waiting(NOVEMBER, {"adj.out": less})])  # fmt: skip
+    back = cancelling_note(made, [noted], revision=1, tax=NO_TAX)
+    taken = [
+        (of.line_key, of.original_period, of.rated.quantity, of.rated.amount, of.amount_minor) for of in back.lines
+    ]
+    assert taken == [
+        ("adj.out", OCTOBER, -10, Decimal(-1), -100),
+        ("adj.out@2026-11-01", NOVEMBER, -47, Decimal("-4.7"), -470),
+    ]
 
 
 GRANTS = {

@@ -64,12 +64,16 @@ class TaxFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreditFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a grant gives, in minor units, negative where it gets back: it pays of the total, or is among the lines."""
+    """What a grant gives, in minor units, negative where it gets back: it pays of the total, or is among the lines.
+
+    `left` is what is left of it then, in major units; None in documents that do not say so.
+    """
 
     credit_id: str
     amount: int
     kind: str = ""
     pays: bool = True
+    left: Decimal | None = None
 
 
 class OriginalFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -151,6 +151,12 @@ def money(minor: int, of: Currency) -> str:
         return _minus(f"{from_minor(minor, of):,.{decimals_of(of.minor_unit)}f}")
 
 
+def _major(amount: Decimal, of: Currency) -> str:
+    """An exact amount with all its decimals, and at least those of the currency."""
+    with exactly():
+        return _minus(f"{amount:,.{max(decimals_of(of.minor_unit), decimals_of(amount))}f}")
+
+
 def _minus(text: str) -> str:
     return text.replace("-", "\u2212")
 
@@ -260,6 +266,10 @@ def _tax(row: TaxFile, base: str) -> str:
 
 
 def _notes(invoice: InvoiceFile) -> Iterator[str]:
+    for credit in invoice.credits:
+        if credit.left is not None:
+            what = f"{money(abs(credit.amount), invoice.money)} {'given back' if credit.amount < 0 else 'used'} here"
+            yield f"Credit {credit.credit_id}: {what}, {_major(credit.left, invoice.money)} {invoice.currency} left."
     if invoice.kind is InvoiceKind.TOP_UP:
         yield "Prepaid credit: tax is charged on the invoices that it pays."
     yield from _once(NOTES[row.mode] for row in invoice.tax if row.mode in NOTES)

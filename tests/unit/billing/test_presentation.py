@@ -202,13 +202,13 @@ def test_what_the_norm_asks_for_and_is_not_known_is_named(changed: dict[str, Any
 
 def test_the_pdf_says_what_finance_looks_for_and_is_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1793500000")
-    invoice = invoice_file(taxed() | {"credits": [{"credit_id": "g-1", "amount": 1000}]})
+    invoice = invoice_file(taxed() | {"credits": [{"credit_id": "g-1", "amount": 1000, "left": "90.0000005"}]})
     text = page_text(invoice)
     for expected in (
         "Invoice INV-000123", "2 Nov 2026", "2 Dec 2026", "30 days net", "PO-2026-17", "cost centre 4711",
         "1 Oct 2026 – 31 Oct 2026", "Tollbook Łódź GmbH & Co. KG", "DE123456789", "Acme <Inc> & Söhne", "US12-3456789",
         "123,456,789", "0.5 per 1M", "61.73", "Tax 19 % on 185.38", "35.22", "220.60", "Paid by credit g-1",
-        "\u221210.00",
+        "\u221210.00", "Credit g-1: 10.00 used here, 90.0000005 USD left.",
         "IBAN DE89370400440532013000",
     ):  # fmt: skip
         assert expected in text

@@ -7,7 +7,8 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Final, TypeVar
+from functools import wraps
+from typing import Final, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.adapt import Dumper
@@ -30,6 +31,7 @@ ROWS_MAX: Final = 2_000
 """Some megabytes of text, whatever is added."""
 
 Result = TypeVar("Result")
+Given = ParamSpec("Given")
 
 
 def engine_for(url: str) -> Engine:
@@ -78,16 +80,39 @@ def transaction(engine: Engine | Connection, *, dry_run: bool = False) -> Iterat
             raise
 
 
+def retrying(command: Callable[Given, Result]) -> Callable[Given, Result]:
+    """A command that is done again where the database asks for it, so that parallel posting is nobody's business.
+
+    It asks by a serialisation failure (40001) or a deadlock (40P01): nothing of the transaction happened then. All that
+    the command does is in its transactions, and those before the one that failed can be repeated. Given a connection it
+    is a part of another's transaction, which can only be done again as a whole. After `ATTEMPTS` the error is raised.
+    """
+
+    @wraps(command)
+    def done(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        within = any(isinstance(each, Connection) for each in (*args, *kwargs.values()))
+        return _again(lambda: command(*args, **kwargs), 1 if within else ATTEMPTS)
+
+    return done
+
+
 def retried(engine: Engine, work: Callable[[Connection], Result], *, attempts: int = ATTEMPTS) -> Result:
     """Do some work in a transaction of its own, again where the database asks for it, and return what it returns.
 
-    It asks by a serialisation failure (40001) or a deadlock (40P01): nothing of the transaction happened then. `work`
-    has no effect outside its transaction. After `attempts` the error is raised.
+    `work` has no effect outside its transaction. After `attempts` the error is raised.
     """
+
+    def once() -> Result:
+        with transaction(engine) as opened:
+            return work(opened)
+
+    return _again(once, attempts)
+
+
+def _again(work: Callable[[], Result], attempts: int) -> Result:
     for attempt in range(1, attempts + 1):
         try:
-            with transaction(engine) as opened:
-                return work(opened)
+            return work()
         except DBAPIError as error:
             if attempt == attempts or getattr(error.orig, "sqlstate", None) not in TRY_AGAIN:
                 raise
@@ -127,4 +152,4 @@ def raw(opened: Connection) -> psycopg.Connection:
     return driver
 
 
-__all__ = ["DatabaseUnavailable", "connection", "engine_for", "raw", "retried", "transaction"]
+__all__ = ["DatabaseUnavailable", "connection", "engine_for", "raw", "retried", "retrying", "transaction"]

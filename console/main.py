@@ -106,6 +106,8 @@ def run_with_messages(command: Callable[[], None]) -> None:
         lost = getattr(error, "orig", error)  # SQLAlchemy wraps the driver's error
         if not isinstance(lost, psycopg.OperationalError):
             raise
+        if isinstance(lost, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure):
+            fail("other transactions were in the way each time, and nothing of the last one was done: run it again")
         fail(str(unavailable(lost)))
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from billing.bills.credits import reduces_price
 from billing.bills.documents import Payer
 from billing.bills.payment_credits import fees_to_cover
-from billing.database import transaction
+from billing.database import retrying, transaction
 from billing.errors import AmountTooLarge, CorrectionRefused, CreditRefused, UnknownTaxGroup
 from billing.invoicing import credit_store, invoice_parts, invoice_store, tax_store
 from billing.invoicing.advance_fees import FeesDue, Service, changed_tenants, fees_due, figures
@@ -51,6 +51,7 @@ class StillDue:
     problems: list[str] = field(default_factory=list)
 
 
+@retrying
 def bill_in_advance(
     engine: Engine | Connection,
     *,

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from billing.bills.credits import Grant, GrantKind, TaxTreatment
 from billing.bills.documents import Payer
 from billing.commands.draft_invoices import draft_invoices
-from billing.database import raw, transaction
+from billing.database import raw, retrying, transaction
 from billing.errors import CorrectionRefused
 from billing.invoicing import correction_store, credit_store, invoice_store, rated_line_store, tax_store
 from billing.invoicing.billed_documents import billed_period
@@ -43,6 +43,7 @@ SENT: Final = "invoice.sent"
 CREDITABLE: Final = (InvoiceState.FINALIZED, InvoiceState.PAID)
 
 
+@retrying
 def void_invoice(
     engine: Engine, reference: str, *, reason: str, now: datetime, actor: str, dry_run: bool = False
 ) -> Correction:
@@ -69,6 +70,7 @@ def void_invoice(
         return made
 
 
+@retrying
 def credit_invoice(
     engine: Engine,
     reference: str,

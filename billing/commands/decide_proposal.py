@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from billing.bills.credits import GrantKind
 from billing.commands.grant_credit import unreserved
-from billing.database import raw, transaction
+from billing.database import raw, retrying, transaction
 from billing.errors import CreditRefused, ProposalRefused
 from billing.invoicing import correction_store, credit_store, invoice_store
 from billing.invoicing.correcting import CorrectionKind
@@ -30,6 +30,7 @@ CarryOut = Callable[[Connection, Proposal, datetime, str], int | None]
 """Does what is proposed, in the caller's transaction, for who approves it; the journal entry, if it made one."""
 
 
+@retrying
 def propose(
     engine: Engine,
     kind: ProposalKind,
@@ -56,6 +57,7 @@ def propose(
     return number
 
 
+@retrying
 def decide(
     engine: Engine,
     proposal_no: int,

@@ -16,7 +16,7 @@ from billing.bills.credits import reduces_price
 from billing.bills.documents import GRACE
 from billing.bills.tax import NO_TAX, TaxRules
 from billing.commands.digest_usage import digest_usage
-from billing.database import transaction
+from billing.database import retrying, transaction
 from billing.errors import CreditRefused, PeriodNotEnded, UnknownTaxGroup
 from billing.invoicing import adjustment_store, credit_store, invoice_parts, invoice_store, rated_line_store, tax_store
 from billing.invoicing.adjustment_store import by_group
@@ -54,6 +54,7 @@ class InvoicesDrafted:
     not_rated: tuple[str, ...]
 
 
+@retrying
 def draft_invoices(
     engine: Engine | Connection,
     *,

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from billing.bills.credits import GrantKind
 from billing.commands.grant_credit import unreserved
-from billing.database import raw, transaction
+from billing.database import raw, retrying, transaction
 from billing.errors import CreditRefused
 from billing.invoicing import credit_store
 from billing.invoicing.credit_store import CreditState, Movement, MovementKind
@@ -33,6 +33,7 @@ class CreditExpired:
     amount: Decimal
 
 
+@retrying
 def expire_credits(
     engine: Engine, *, up_to: datetime, now: datetime, actor: str, dry_run: bool = False
 ) -> list[CreditExpired]:

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 
 from billing.bills.credits import Grant, GrantKind
-from billing.database import raw, transaction
+from billing.database import raw, retrying, transaction
 from billing.errors import CreditRefused, NotAnAmount
 from billing.invoicing import credit_store
 from billing.invoicing.credit_store import CreditState, GivenCredit, Movement, MovementKind
@@ -43,6 +43,7 @@ class CreditGranted:
     created: bool
 
 
+@retrying
 def grant_credit(
     engine: Engine, given: GivenCredit, *, actor: str, recurrence: Recurrence | None = None, dry_run: bool = False
 ) -> list[CreditGranted]:
@@ -75,6 +76,7 @@ def repeated(given: GivenCredit, recurrence: Recurrence | None) -> list[GivenCre
     return found
 
 
+@retrying
 def void_credit(
     engine: Engine, grant_id: str, *, reason: str, now: datetime, actor: str, dry_run: bool = False
 ) -> Decimal:

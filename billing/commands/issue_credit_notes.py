@@ -17,7 +17,7 @@ from billing.bills.credit_notes import credit_note
 from billing.bills.documents import Payer
 from billing.bills.late_usage import changed_key
 from billing.bills.payment_credits import given_back
-from billing.database import transaction
+from billing.database import retrying, transaction
 from billing.errors import CorrectionRefused, CreditRefused, UnknownTaxGroup
 from billing.invoicing import adjustment_store, invoice_store, invoices, rated_line_store
 from billing.invoicing.adjustment_store import by_group
@@ -46,6 +46,7 @@ class CreditNotesIssued:
     blocked: tuple[tuple[str, str], ...]
 
 
+@retrying
 def issue_credit_notes(
     engine: Engine | Connection,
     *,

@@ -18,7 +18,7 @@ from functools import partial
 from sqlalchemy import Connection, Engine
 
 from billing.commands.judge_late_usage import check_nothing_disappeared, frozen_usage, register_unbillable
-from billing.database import raw, transaction
+from billing.database import raw, retrying, transaction
 from billing.errors import Unratable
 from billing.invoicing import billed_until_store, rated_line_store
 from billing.invoicing.rated_line_store import TenantPeriod
@@ -110,6 +110,7 @@ class PeriodRated:
         return sum(len(tenant.posted) for tenant in self.tenants)
 
 
+@retrying
 def rate_period(
     engine: Engine | Connection,
     *,

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from sqlalchemy import Engine
 
-from billing.database import transaction
+from billing.database import retrying, transaction
 from billing.errors import PeriodNotEnded, RateMissing
 from billing.money import ZERO
 from billing.periods import BillingPeriod
@@ -25,6 +25,7 @@ class Remeasured:
     problem: str | None = None
 
 
+@retrying
 def remeasure_balances(
     engine: Engine, month: BillingPeriod, *, now: datetime, dry_run: bool = False
 ) -> list[Remeasured]:

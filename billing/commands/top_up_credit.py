@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 from billing.bills.credits import Grant, GrantKind
 from billing.bills.top_ups import TopUpRule, top_ups_due
 from billing.commands.grant_credit import check, give, payer
-from billing.database import raw, transaction
+from billing.database import raw, retrying, transaction
 from billing.errors import CreditRefused, NotAnAmount
 from billing.invoicing.credit_store import GivenCredit
 from billing.money import currency, plain, to_minor, total
@@ -37,6 +37,7 @@ class ToppedUp:
     left: Decimal
 
 
+@retrying
 def set_top_up(engine: Engine, rule: TopUpRule, *, actor: str, ends: bool = False, dry_run: bool = False) -> bool:
     """Let a rule hold from its `valid_from` on, or (`ends`) none; False if that is so already. Raises CreditRefused."""
     with transaction(engine, dry_run=dry_run) as connection:
@@ -71,6 +72,7 @@ def top_up_rules(engine: Engine, *, at: datetime) -> list[TopUpRule]:
         return top_up_store.rules_at(connection, at)
 
 
+@retrying
 def top_up_credits(engine: Engine, *, now: datetime, actor: str, dry_run: bool = False) -> list[ToppedUp]:
     """Buy for each account what its rule asks for now; those that got something. Again it buys nothing more."""
     with transaction(engine) as connection:
@@ -84,6 +86,7 @@ def top_up_credits(engine: Engine, *, now: datetime, actor: str, dry_run: bool =
     return found
 
 
+@retrying
 def top_up_by_hand(
     engine: Engine, billing_account: str, amount: Decimal, *, reason: str, now: datetime, actor: str,
     dry_run: bool = False,

@@ -15,11 +15,13 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from billing.commands.rate_period import rate_period
 from billing.commands.trial_balance import account_balances, trial_balance
 from billing.database import engine_for, retried, transaction
 from billing.errors import AccountingPeriodClosed, IdempotencyConflict
 from billing.ledger import ledger_store
 from billing.ledger.journal import AccountCode, JournalEntry, Posting, reversal
+from tests.billing_builders import NOW, OCTOBER
 from tests.integration.billing.conftest import World
 
 AT = datetime(2026, 10, 31, tzinfo=UTC)
@@ -196,6 +198,29 @@ def test_trying_again_has_a_bound_and_nothing_of_what_failed_stays(world: World,
         retried(world.engine, work, attempts=3)
     assert len(tries) == 3
     assert world.count("ledger.journal_entries") == 0
+
+
+ASKS_ONCE = (
+    "create sequence ledger.asked",
+    """create function ledger.ask() returns trigger language plpgsql security definer as $$ begin
+        if nextval('ledger.asked') = 1 then raise exception 'again' using errcode = '40P01'; end if;
+        return new;
+    end $$""",
+    "create trigger ask before insert on ledger.journal_entries for each row execute function ledger.ask()",
+)
+
+
+def test_a_command_that_posts_is_done_again_where_the_database_asks_and_books_once(world: World) -> None:
+    world.customers("acme")
+    world.use("acme", output_tokens=1)
+    world.as_owner(*ASKS_ONCE)
+    assert world.rate().lines_posted == 1
+    assert world.count("ledger.journal_entries") == 1
+    world.use("acme", output_tokens=1)
+    world.as_owner("alter sequence ledger.asked restart")
+    with pytest.raises(DBAPIError, match="again"), transaction(world.engine) as connection:
+        rate_period(connection, period=OCTOBER, now=NOW)
+    assert world.count("ledger.journal_entries") == 1
 
 
 def test_another_error_is_not_tried_again(world: World) -> None:

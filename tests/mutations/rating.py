@@ -7,6 +7,8 @@ from typing import Final
 from tests.mutations.mutation import Mutation
 
 GOLDEN: Final = "tests/money/test_golden.py"
+IN_ADVANCE: Final = "tests/unit/billing/test_fees_in_advance.py"
+LATE: Final = "tests/unit/billing/test_late_usage.py"
 PIECES: Final = "tests/property/test_spread.py"
 
 MUTATIONS: Final = (
@@ -261,6 +263,48 @@ MUTATIONS: Final = (
         "max(NOTHING, Fraction(discount.amount) - used)",
         "Fraction(discount.amount)",
         GOLDEN,
+    ),
+    Mutation(
+        "a discount holds for one period more than it is limited to",
+        "billing/plans/price_plans.py",
+        "period_no <= self.periods",
+        "period_no <= self.periods + 1",
+        GOLDEN,
+    ),
+    Mutation(
+        "a discount still holds in the period that begins when it ends",
+        "billing/plans/price_plans.py",
+        "period_start >= self.until",
+        "period_start > self.until",
+        GOLDEN,
+    ),
+    Mutation(
+        "a limited discount counts anew with every subscription",
+        "billing/rating/adjustments.py",
+        "contract = subscription.contract",
+        "contract = (subscription,)",
+        GOLDEN,
+    ),
+    Mutation(
+        "a limited discount counts by the last schedule alone",
+        "billing/rating/adjustments.py",
+        "schedule_of(each).periods(",
+        "schedule_of(subscription).periods(",
+        GOLDEN,
+    ),
+    Mutation(
+        "a share uses up the amount that a later version gives",
+        "billing/rating/advance.py",
+        "if each.discount is None or each.discount[1] is None:",
+        "if False:",
+        IN_ADVANCE,
+    ),
+    Mutation(
+        "an invoice is taken back as if all of it were of one period",
+        "billing/invoicing/reversing.py",
+        "period = line.original_period or of.identity.period",
+        "period = of.identity.period",
+        LATE,
     ),
     Mutation(
         "a maximum holds although one version has none",

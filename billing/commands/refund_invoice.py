@@ -77,6 +77,7 @@ def refund_invoice(
     with transaction(engine) as connection:
         stored = correctable(connection, reference, REFUNDABLE)
         number = None if note is None else invoice_store.find(connection, note).number or note
+        _check_notes_told(connection, reference, stored, number)
         unapplied = _unapplied(connection, stored)
     of, stripe_id = stored.invoice, stored.stripe_invoice_id or ""
     payments, money = returns.payments(gateway, stripe_id), of.identity.money
@@ -94,11 +95,25 @@ def refund_invoice(
             raise CorrectionRefused(
                 f"another refund of {reference} is under way: `tollbook stripe sync` goes on with it"
             )
+        _check_notes_told(connection, reference, stored, number)
         made = correction_store.add(
             connection, of.invoice_id, CorrectionKind.REFUND, reason=reason, actor=actor, content=content
         )
         audit_correction(connection, actor, made, stored.number or reference)
         return made
+
+
+def _check_notes_told(connection: Connection, reference: str, stored: StoredInvoice, number: str | None) -> None:
+    """What an open credit note leaves of the payments is not known yet. Raises CorrectionRefused without a note."""
+    open_ = correction_store.listed(
+        connection, state=CorrectionState.OPEN, invoice_ids=[stored.invoice.invoice_id], kind=CorrectionKind.CREDIT_NOTE
+    )
+    if number is None and open_:
+        (first, *_) = [invoice_store.load(connection, each.note_id).number for each in open_ if each.note_id]
+        raise CorrectionRefused(
+            f"credit note {first} of {reference} is not told to Stripe yet: `tollbook stripe sync` first, then what it"
+            f" leaves of the payments goes back with `--credit-note {first}`"
+        )
 
 
 def _of_note(
@@ -137,7 +152,8 @@ def _unapplied(connection: Connection, stored: StoredInvoice) -> Unapplied:
     overpaid = coming = ZERO
     with exactly():
         for each in correction_store.listed(connection, invoice_ids=[stored.invoice.invoice_id]):
-            if each.kind is CorrectionKind.CREDIT_NOTE and each.note_id is not None:
+            of_note = each.kind in (CorrectionKind.CREDIT_NOTE, CorrectionKind.OVERPAYMENT)
+            if of_note and each.note_id is not None:
                 number = invoice_store.load(connection, each.note_id).number or ""
                 notes[number] += booked(connection, each)
             elif each.kind is CorrectionKind.OVERPAYMENT:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
@@ -29,9 +32,27 @@ def book(
     return None if entry is None else ledger_store.post(connection, [entry])[key]
 
 
-def bad_debt(connection: Connection, invoice_id: uuid.UUID) -> tuple[Decimal, Decimal]:
-    """What of an invoice is written off by now, and by how much credit notes lowered that; in major units."""
-    written_off = by_notes = ZERO
+@dataclass(frozen=True, slots=True)
+class BadDebt:
+    """What of an invoice is written off by now; by how much each credit note `lowered` that, and what of it was paid
+    after all and is `unapplied` cash. In major units, by the credit note's invoice id.
+    """
+
+    written_off: Decimal
+    lowered: Mapping[uuid.UUID, Decimal]
+    unapplied: Mapping[uuid.UUID, Decimal]
+
+    @property
+    def by_notes(self) -> Decimal:
+        """By how much credit notes lowered it."""
+        return total(self.lowered.values())
+
+
+def bad_debt(connection: Connection, invoice_id: uuid.UUID) -> BadDebt:
+    """What of an invoice is bad debt, by the corrections that are done."""
+    written_off = ZERO
+    lowered: dict[uuid.UUID, Decimal] = defaultdict(lambda: ZERO)
+    unapplied: dict[uuid.UUID, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
         for each in correction_store.listed(connection, state=CorrectionState.DONE, invoice_ids=[invoice_id]):
             if each.kind is CorrectionKind.WRITE_OFF:
@@ -39,8 +60,11 @@ def bad_debt(connection: Connection, invoice_id: uuid.UUID) -> tuple[Decimal, De
             elif each.kind is CorrectionKind.RECOVERY:
                 amount = booked(connection, each)
                 written_off -= amount
-                by_notes += amount if each.note_id else ZERO
-    return written_off, by_notes
+                if each.note_id is not None:
+                    lowered[each.note_id] += amount
+            elif each.kind is CorrectionKind.OVERPAYMENT and each.note_id is not None:
+                unapplied[each.note_id] += booked(connection, each)
+    return BadDebt(written_off, dict(lowered), dict(unapplied))
 
 
 def booked(connection: Connection, correction: Correction) -> Decimal:

@@ -163,7 +163,7 @@ class CorrectionSender:
         """
         correction, identity = self._correction, self._stored.invoice.identity
         with self._connection.begin():
-            written_off, _ = bad_debt(self._connection, correction.invoice_id)
+            written_off = bad_debt(self._connection, correction.invoice_id).written_off
             amount = credited(note.invoice)
             lowered = min(amount, to_stripe(to_minor(written_off, identity.money), identity.money))
             if lowered:

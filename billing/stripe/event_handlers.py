@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Final
 
 from sqlalchemy import Connection, Engine
@@ -22,7 +23,7 @@ from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
 from billing.invoicing.sending import OURS
 from billing.ledger import ledger_store
-from billing.money import ZERO, exactly, to_minor, to_stripe
+from billing.money import ZERO, exactly, to_minor, to_stripe, total
 from billing.posting.booking import booking
 from billing.posting.correction_amounts import bad_debt, book
 from billing.posting.stripe_money import dispute_lost, major
@@ -114,7 +115,7 @@ def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice
 def _unapply(connection: Connection, invoice_id: uuid.UUID, overpaid: int, reason: str, actor: str) -> None:
     """What was overpaid (all of it, in Stripe's integer) beyond what is known of it becomes unapplied cash."""
     known = correction_store.listed(connection, invoice_ids=[invoice_id], kind=CorrectionKind.OVERPAYMENT)
-    more = overpaid - sum(each.content["amount"] for each in known)
+    more = overpaid - sum(each.content["amount"] for each in known if each.note_id is None)
     if more > 0:
         correction_store.add(
             connection, invoice_id, CorrectionKind.OVERPAYMENT, reason=reason, actor=actor,
@@ -123,19 +124,36 @@ def _unapply(connection: Connection, invoice_id: uuid.UUID, overpaid: int, reaso
 
 
 def _recover(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> None:
-    """What of a write-off is paid after all, also in part, is no bad debt."""
-    of = stored.invoice
-    written_off, by_notes = bad_debt(connection, of.invoice_id)
+    """What of a write-off is paid after all, also in part, is no bad debt; what credit notes had lowered of it by then
+    is unapplied cash of theirs."""
+    money = stored.invoice.identity.money
+    debt = bad_debt(connection, stored.invoice.invoice_id)
+    # Stripe takes no credit note on what is written off: there it remains to be paid as before.
+    remaining = major(theirs.amount_remaining, money)
     with exactly():
-        # Stripe takes no credit note on what is written off: there it remains to be paid as before.
-        back = written_off - max(ZERO, major(theirs.amount_remaining, of.identity.money) - by_notes)
-    if back <= 0:
-        return
+        back = debt.written_off - max(ZERO, remaining - debt.by_notes)
+        beyond = debt.by_notes - remaining - total(debt.unapplied.values())
+    if back > 0:
+        _book_at_once(connection, stored, CorrectionKind.RECOVERY, None, back, now, actor)
+    for note_id, lowered in debt.lowered.items():
+        with exactly():
+            part = min(beyond, lowered - debt.unapplied.get(note_id, ZERO))
+            beyond -= max(ZERO, part)
+        if part > 0:
+            _book_at_once(connection, stored, CorrectionKind.OVERPAYMENT, note_id, part, now, actor)
+
+
+def _book_at_once(
+    connection: Connection, stored: StoredInvoice, kind: CorrectionKind, note_id: uuid.UUID | None, amount: Decimal,
+    now: datetime, actor: str,
+) -> None:  # fmt: skip
+    """A correction that Stripe need not be told of, over an amount in major units."""
+    identity = stored.invoice.identity
     made = correction_store.add(
-        connection, of.invoice_id, CorrectionKind.RECOVERY, reason="paid after it was written off", actor=actor
-    )
-    amount = to_stripe(to_minor(back, of.identity.money), of.identity.money)
-    entry_id = book(connection, made, of.identity, amount, now)
+        connection, stored.invoice.invoice_id, kind, note_id=note_id, reason="paid after it was written off",
+        actor=actor,
+    )  # fmt: skip
+    entry_id = book(connection, made, identity, to_stripe(to_minor(amount, identity.money), identity.money), now)
     correction_store.end(connection, made, CorrectionEvent.ANSWER, entry_id=entry_id)
 
 

@@ -18,6 +18,7 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.errors import CorrectionRefused
 from billing.periods import accounting_month, parse_period
 from billing.posting.proposal_store import ProposalKind
+from billing.stripe import returns
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.fixtures_stripe_twin import StripeTwin, act
@@ -84,11 +85,23 @@ def test_a_credit_note_before_payment_lowers_what_is_due_in_stripe_and_here(
 
 
 def test_a_credit_note_after_payment_is_unapplied_cash_until_it_is_given_back(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act(stripe_twin, "pay", invoice=sent["acme"], amount=1800)
     sync(world, gateway)
-    number = note_over(world, sent["acme"], "5")
+    numbers: list[str] = []
+    with monkeypatch.context() as patch:
+        # While a refund of all that was paid looks at the payments, somebody else issues a credit note.
+        asked = returns.payments
+        patch.setattr(
+            returns, "payments", lambda *of: (numbers.append(note_over(world, sent["acme"], "5")), asked(*of))[1]
+        )
+        refused = r"credit note CN-.* is not told to Stripe yet: `tollbook stripe sync` first"
+        with pytest.raises(CorrectionRefused, match=refused):
+            refund_invoice(world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada")
+    with pytest.raises(CorrectionRefused, match=refused):
+        refund_invoice(world.engine, sent["acme"], None, gateway=gateway, reason="r", actor="ada")
+    (number,) = numbers
     sync(world, gateway)
     (theirs,) = stripe_twin.client().v1.credit_notes.list({"invoice": sent["acme"]}).data
     assert (theirs.pre_payment_amount, theirs.out_of_band_amount) == (200, 300)
@@ -416,5 +429,14 @@ def test_what_comes_to_less_is_credited_where_it_is_billed_and_stripe_can_take_i
     assert (books(world).get(5200, 0), books(world)[2150]) == (0, -2), "of 20, 12 were paid and 10 are credited"
     told = [(d["billing_account"], d["state"]) for d in invoice_list(world.engine) if d["kind"] == "credit_note"]
     assert sorted(name for name, state in told if state != "issued") == ["lost", "void"]
+    # The rest of what was written off is paid after all: as far as it was credited, it is that note's unapplied cash.
+    for amount, held in ((300, -5), (500, -10)):
+        act(stripe_twin, "pay", invoice=sent["lost"], amount=amount)
+        agrees(world, gateway)
+        assert (books(world).get(5200, 0), books(world)[2150], books(world)[1100]) == (0, held, before - 44)
+    (number,) = (n.number for n in found.notes if n.invoice.identity.billing_account == "lost")
+    refund_invoice(world.engine, sent["lost"], None, gateway=gateway, reason="r", actor="ada", note=number)
+    agrees(world, gateway)
+    assert books(world).get(2150, 0) == 0
     again = issue_credit_notes(world.engine, up_to=OCTOBER.end, now=NOW, actor="ada")
     assert (again.notes, [name for name, _ in again.blocked]) == ((), ["good"])

@@ -11,11 +11,9 @@ from typing import Any
 
 from devstack.stripe_twin.errors import invalid
 from devstack.stripe_twin.events import emit
-from devstack.stripe_twin.resources import customer_object, invoice_object, money_objects
-from devstack.stripe_twin.resources.rendering import render
+from devstack.stripe_twin.resources import cash_balance, money_objects, payments
 from devstack.stripe_twin.routing import Call
 from devstack.stripe_twin.rules.invoice_status import InvoiceStatus
-from devstack.stripe_twin.session import State
 
 
 def pay(call: Call) -> dict[str, Any]:
@@ -32,47 +30,9 @@ def pay(call: Call) -> dict[str, Any]:
     amount = call.params.get("amount") or remaining
     if amount < 1 or (amount > remaining and not call.params.get("overpay")):
         raise invalid("The amount is more than what remains to be paid.", "amount")
-    charge = money_objects.new_charge(call, amount, invoice["currency"], invoice["customer"], invoice["id"])
-    invoice["attempted"], invoice["attempt_count"] = True, invoice["attempt_count"] + 1
-    if call.params.get("fails"):
-        charge |= {"paid": False, "captured": False, "amount_captured": 0, "status": "failed"}
-        charge |= {"failure_code": "card_declined", "failure_message": "Your card was declined."}
-        call.session.insert(charge, call.now)
-        call.session.insert(money_objects.new_invoice_payment(call, invoice, charge, amount), call.now)
-        call.session.update(invoice)
-        emit(call, "charge.failed", money_objects.public(charge))
-        emit(call, "invoice.payment_failed", render(call.session, invoice))
-        return money_objects.public(charge)
-    if "settle" in call.params:
-        charge |= {"_settled_in": call.params["settle"], "_rate": call.params["rate"]}
-    came, currency, rate = money_objects.settled(charge, amount)
-    fee = money_objects.charge_fee(came)
-    moved = money_objects.add_balance_transaction(call, "charge", "charge", charge["id"], came, currency, fee, rate)
-    charge["balance_transaction"] = moved["id"]
-    call.session.insert(charge, call.now)
-    call.session.insert(money_objects.new_invoice_payment(call, invoice, charge, amount), call.now)
-    _take(call, invoice, amount)
-    call.session.update(invoice)
-    emit(call, "charge.succeeded", money_objects.public(charge))
-    paid = invoice["amount_remaining"] == 0 and not again
-    emit(call, "invoice.paid" if paid else "invoice.updated", render(call.session, invoice))
-    return money_objects.public(charge)
-
-
-def _take(call: Call, invoice: State, amount: int) -> None:
-    over = max(0, amount - invoice["amount_remaining"])
-    invoice["amount_paid"] += amount - over
-    invoice["amount_remaining"] -= amount - over
-    if invoice["amount_remaining"] == 0:
-        invoice["status"] = InvoiceStatus.PAID.value
-        invoice["status_transitions"]["paid_at"] = call.now
-    if over:
-        invoice["amount_overpaid"] += over
-        customer = invoice_object.customer_of(call.session, invoice)
-        customer_object.move_balance(
-            call.session, call.ids, call.now, customer, invoice["currency"], -over, "invoice_overpaid",
-            invoice=invoice["id"],
-        )  # fmt: skip
+    settled_in = (call.params["settle"], call.params["rate"]) if "settle" in call.params else None
+    declined = bool(call.params.get("fails"))
+    return money_objects.public(payments.attempt(call, invoice, amount, declined=declined, settled_in=settled_in))
 
 
 def dispute(call: Call) -> dict[str, Any]:
@@ -148,6 +108,30 @@ def fail_refund(call: Call) -> dict[str, Any]:
     return money_objects.public(refund)
 
 
+def apply_cash(call: Call) -> dict[str, Any]:
+    """Somebody pays ``invoice`` (``amount`` of it) with its customer's cash balance, in Stripe by hand."""
+    invoice = call.session.get("invoice", call.params["invoice"])
+    customer = call.session.get("customer", invoice["customer"])
+    held = cash_balance.available(customer, invoice["currency"])
+    cash_balance.apply(call, customer, invoice, call.params.get("amount") or min(held, invoice["amount_remaining"]))
+    return money_objects.public(invoice)
+
+
+def transfer_cash(call: Call) -> dict[str, Any]:
+    """Stripe moves what ``customer`` has as cash in ``currency``, and nobody applied, to the account's balance."""
+    customer = call.session.get("customer", call.params["customer"])
+    return money_objects.public(cash_balance.transfer(call, customer, call.params.get("currency", "usd")))
+
+
+def return_cash(call: Call) -> dict[str, Any]:
+    """Somebody sends ``amount`` of the cash of ``customer`` back to its bank, in Stripe by hand."""
+    customer, currency = call.session.get("customer", call.params["customer"]), call.params.get("currency", "usd")
+    if not 0 < call.params["amount"] <= cash_balance.available(customer, currency):
+        raise invalid("There is not so much in the cash balance.", "amount")
+    moved = cash_balance.move(call, customer, currency, -call.params["amount"], "return_initiated")
+    return money_objects.public(moved)
+
+
 def payout(call: Call) -> dict[str, Any]:
     """Stripe pays the whole balance of ``currency`` out to the bank."""
     currency = call.params.get("currency", "usd")
@@ -167,5 +151,8 @@ ACTS: dict[str, Callable[[Call], dict[str, Any]]] = {
     "dispute": dispute,
     "decide": decide,
     "fail_refund": fail_refund,
+    "apply_cash": apply_cash,
+    "transfer_cash": transfer_cash,
+    "return_cash": return_cash,
     "payout": payout,
 }

@@ -27,7 +27,7 @@ from devstack.stripe_twin.events import emit
 from devstack.stripe_twin.faults import BEFORE, Dropped, Fault, FaultKind, Faults, RateLimits, error_of
 from devstack.stripe_twin.ids import Ids
 from devstack.stripe_twin.request_log import LogEntry
-from devstack.stripe_twin.resources import ROUTES
+from devstack.stripe_twin.resources import ROUTES, test_clocks
 from devstack.stripe_twin.resources.expansion import expand
 from devstack.stripe_twin.routing import Call, Route, Router
 from devstack.stripe_twin.rules import idempotency
@@ -185,41 +185,60 @@ class Api:
     def _execute(self, request: _Request, route: Route, target: dict[str, str], params: dict[str, Any]) -> HttpReply:
         """Run the handler and record its outcome, in one transaction."""
         assert request.account is not None, "authenticated above"
-        should_retry = None
-        kind = None if request.fault is None else request.fault.kind
         with self._store.transaction() as connection:
             session = Session(connection, request.account)
-            now, key = self._clock.now(), request.key
-            call = Call(session, self._ids, now, self._base_url, target, params, request.id, key)
-            try:
-                with session.savepoint():
+            call = self._call(session, target, params, request.id, request.key)
+            status, body, should_retry = self._outcome(request, route, call)
+            self._remember(connection, request, status, body)
+            request_log.append(connection, request.log_entry(status))
+        self._webhooks.tell(request.account, session.events)
+        return self._reply(request, status, body, should_retry)
+
+    def _call(
+        self, session: Session, target: dict[str, str], params: dict[str, Any], request_id: str | None = None,
+        key: str | None = None,
+    ) -> Call:  # fmt: skip
+        told_at = self._clock.now()
+        frozen = test_clocks.time_of(session, {**params, **target})
+        now = told_at if frozen is None else frozen
+        return Call(session, self._ids, now, self._base_url, target, params, request_id, key, told_at)
+
+    def _outcome(self, request: _Request, route: Route, call: Call) -> tuple[int, bytes, bool | None]:
+        """Run the handler: status, body and whether to retry. What is refused leaves nothing, or all (``keeps``)."""
+        kind = None if request.fault is None else request.fault.kind
+        refused: StripeError | None = None
+        result: dict[str, Any] = {}
+        try:
+            with call.session.savepoint():
+                try:
                     result = route.handler(call)
                     if route.event is not None:
                         emit(call, route.event, result)
-                    result = expand(session, result, params.get("expand") or [])
-                    if kind is FaultKind.ERROR_STORED:
-                        raise error_of(kind)
-                status, body = 200, _encode(result)
-                if kind is FaultKind.ERROR_COMMITTED:
-                    error = error_of(kind)
-                    status, body, should_retry = error.status, self._error_body(request, error), False
-            except StripeError as error:
-                status, body, should_retry = error.status, self._error_body(request, error), False
-            except Exception:
-                traceback.print_exc(file=sys.stderr)
-                status, body, should_retry = 500, self._error_body(request, internal_error()), False
-            self._remember(connection, request, status, body)
-            request_log.append(connection, request.log_entry(status))
-        if status == 200 or kind is FaultKind.ERROR_COMMITTED:
-            self._webhooks.tell(request.account, session.events)
-        return self._reply(request, status, body, should_retry)
+                    result = expand(call.session, result, call.params.get("expand") or [])
+                except StripeError as error:
+                    if not error.keeps:
+                        raise
+                    refused = error
+                if kind is FaultKind.ERROR_STORED:
+                    raise error_of(kind)
+        except StripeError as error:
+            refused = error
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            refused = internal_error()
+        else:
+            if kind is FaultKind.ERROR_COMMITTED:
+                refused = error_of(kind)
+        if refused is None:
+            return 200, _encode(result), None
+        return refused.status, self._error_body(request, refused), False
 
     def act(self, name: str, key: str, params: dict[str, Any]) -> dict[str, Any]:
         """Let a customer, a bank or Stripe itself do something. Raises StripeError, KeyError."""
         act = ACTS[name]
         with self._store.transaction() as connection:
             session = Session(connection, account_of_key(key))
-            done = act(Call(session, self._ids, self._clock.now(), self._base_url, {}, params))
+            done = act(self._call(session, {}, params))
         self._webhooks.tell(session.account, session.events)
         return done
 

@@ -22,7 +22,8 @@ UNSUPPORTED = "twin_unsupported"
 class StripeError(Exception):
     """A request that Stripe answers with an error.
 
-    ``should_retry`` becomes the ``Stripe-Should-Retry`` header; None leaves the header out.
+    ``should_retry`` becomes the ``Stripe-Should-Retry`` header; None leaves the header out. ``keeps``: what was done
+    stays all the same (a charge that was declined is there, and told of).
     """
 
     status: int
@@ -31,6 +32,7 @@ class StripeError(Exception):
     param: str | None = None
     type: str = INVALID_REQUEST
     should_retry: bool | None = None
+    keeps: bool = False
 
     def body(self, request_log_url: str) -> dict[str, Any]:
         error: dict[str, Any] = {}

@@ -19,12 +19,12 @@ def emit(call: Call, kind: str, shown: dict[str, Any]) -> None:
         "id": call.ids.new("evt"),
         "object": "event",
         "api_version": API_VERSION,
-        "created": call.now,
+        "created": call.told_at,
         "data": {"object": shown},
         "livemode": False,
         "pending_webhooks": 0,
         "request": {"id": call.request_id, "idempotency_key": call.idempotency_key},
         "type": kind,
     }
-    call.session.insert(event, call.now)
+    call.session.insert(event, call.told_at)
     call.session.events.append(event)

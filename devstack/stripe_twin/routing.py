@@ -15,7 +15,11 @@ from devstack.stripe_twin.session import Session
 
 @dataclass(frozen=True)
 class Call:
-    """All that a handler may use. ``params`` are typed; "" in them means unset. ``now`` in Unix seconds."""
+    """All that a handler may use. ``params`` are typed; "" in them means unset.
+
+    In Unix seconds: ``now`` is the time of what the request is about, ``told_at`` the twin's. They differ under a test
+    clock.
+    """
 
     session: Session
     ids: Ids
@@ -25,6 +29,7 @@ class Call:
     params: dict[str, Any]
     request_id: str | None = None
     idempotency_key: str | None = None
+    told_at: int = 0
 
 
 Handler = Callable[[Call], dict[str, Any]]

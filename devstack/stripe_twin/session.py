@@ -27,6 +27,7 @@ _FILTERS = frozenset({"customer", "invoice", "status", "number", "email", "creat
 _UNINDEXED = {
     "charge": "$.charge", "currency": "$.currency", "source": "$.source", "type": "$.type",
     "payment_intent": "$.payment_intent", "payment": "$.payment.payment_intent",
+    "test_clock": "$.test_clock",
 }  # fmt: skip
 """Filters on lists that stay short: read from the objects themselves."""
 
@@ -42,10 +43,12 @@ class Session:
     def savepoint(self) -> Iterator[None]:
         """Undo the changes inside if they end in an exception; the transaction goes on."""
         self._connection.execute("SAVEPOINT handler")
+        told = len(self.events)
         try:
             yield
         except BaseException:
             self._connection.execute("ROLLBACK TO handler")
+            del self.events[told:]
             raise
         finally:
             self._connection.execute("RELEASE handler")
@@ -114,6 +117,22 @@ class Session:
         )
         return [json.loads(row["body"]) for row in rows]
 
+    def has(self, kind: str) -> bool:
+        """Whether there is any object of a type."""
+        found = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM objects WHERE account = ? AND type = ? AND deleted = 0)", (self.account, kind)
+        )
+        return bool(found.fetchone()[0])
+
+    def of_customer(self, kind: str, customer_id: str, status: str) -> list[State]:
+        """A customer's objects of a type in a status, the oldest first."""
+        rows = self._connection.execute(
+            "SELECT body FROM objects WHERE account = ? AND type = ? AND deleted = 0 AND customer = ? AND status = ?"
+            " ORDER BY created, seq",
+            (self.account, kind, customer_id, status),
+        )
+        return [json.loads(row["body"]) for row in rows]
+
     def items_of_invoice(self, invoice_id: str, limit: int = -1) -> list[State]:
         """The invoice's items in the order of its lines."""
         rows = self._connection.execute(
@@ -131,6 +150,19 @@ class Session:
             (self.account, customer_id),
         )
         return [json.loads(row["body"]) for row in rows]
+
+    def told_of(self, kind: str, before: int) -> list[dict[str, Any]]:
+        """The objects of a type as events up to a moment showed them last; without those that were deleted by then."""
+        rows = self._connection.execute(
+            "SELECT body FROM objects WHERE account = ? AND type = 'event' AND created <= ? ORDER BY created, seq",
+            (self.account, before),
+        )
+        shown: dict[str, dict[str, Any]] = {}
+        for event in (json.loads(row["body"]) for row in rows):
+            about = event["data"]["object"]
+            if about["object"] == kind:
+                shown[about["id"]] = about
+        return [about for about in shown.values() if not about.get("deleted")]
 
     def sum_of(self, kind: str, summed: str, name: str, value: str) -> int:
         """The sum of one number over the objects of a type that have a value."""

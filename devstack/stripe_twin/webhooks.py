@@ -64,7 +64,7 @@ class Webhooks:
             endpoints = Session(connection, account).all("webhook_endpoint")
         for endpoint in endpoints:
             for event in events:
-                if {ALL, event["type"]} & set(endpoint["enabled_events"]):
+                if endpoint["status"] == "enabled" and {ALL, event["type"]} & set(endpoint["enabled_events"]):
                     for pause_s in self.mishaps.pauses():
                         self._begin(self._deliver(endpoint, event, pause_s))
 

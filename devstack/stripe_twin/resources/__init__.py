@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devstack.stripe_twin.resources import (
+    cash_balance,
     credit_notes,
     customer_balance,
     customers,
@@ -11,17 +12,24 @@ from devstack.stripe_twin.resources import (
     invoice_transitions,
     invoices,
     money,
+    payment_methods,
+    search,
+    test_clocks,
     webhook_endpoints,
 )
 
 ROUTES = (
     *customers.ROUTES,
     *customer_balance.ROUTES,
+    *cash_balance.ROUTES,
     *invoices.ROUTES,
     *invoice_lines.ROUTES,
     *invoice_transitions.ROUTES,
     *invoice_items.ROUTES,
     *credit_notes.ROUTES,
     *money.ROUTES,
+    *payment_methods.ROUTES,
+    *test_clocks.ROUTES,
+    *search.ROUTES,
     *webhook_endpoints.ROUTES,
 )

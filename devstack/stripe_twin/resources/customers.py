@@ -12,7 +12,7 @@ from stripe.params._customer_retrieve_params import CustomerRetrieveParams
 from stripe.params._customer_update_params import CustomerUpdateParams
 
 from devstack.stripe_twin.errors import invalid
-from devstack.stripe_twin.resources import customer_object
+from devstack.stripe_twin.resources import customer_object, test_clocks
 from devstack.stripe_twin.resources.attributes import PAGE_PARAMS, address, chosen, filters, unset_to_none
 from devstack.stripe_twin.resources.rendering import render, rendered_page
 from devstack.stripe_twin.routing import Call, Route
@@ -30,7 +30,7 @@ _WRITABLE = _PLAIN | {
     "shipping",
     "tax_exempt",
 }
-_FILTERS = frozenset({"email", "created"})
+_FILTERS = frozenset({"email", "created", "test_clock"})
 
 _PREFIX = re.compile(r"[A-Z0-9]{3,12}\Z")
 _MAX_NAME = 256
@@ -40,6 +40,8 @@ _MAX_EMAIL = 512
 def create(call: Call) -> dict[str, Any]:
     customer = customer_object.new_customer(call.ids.new("cus"), call.now, call.ids.invoice_prefix())
     _apply(customer, call.params)
+    if "test_clock" in call.params:
+        test_clocks.join(call.session, call.params["test_clock"], customer)
     call.session.insert(customer, call.now)
     _set_balance(call, customer, "initial")
     return render(call.session, customer)
@@ -62,15 +64,19 @@ def update(call: Call) -> dict[str, Any]:
 
 
 def delete(call: Call) -> dict[str, Any]:
-    """The customer goes, with its pending items; its invoices stay."""
+    """The customer goes, with its pending items; its invoices stay. One with a cash balance cannot go, even of 0."""
     customer = call.session.get("customer", call.target["customer"])
+    if customer.get("_cash"):
+        raise invalid("You cannot delete a customer with a cash balance.")
     for item in call.session.pending_items(customer["id"]):
         call.session.delete(item)
     return call.session.delete(customer)
 
 
 def list_customers(call: Call) -> dict[str, Any]:
-    return rendered_page(call, "customer", filters(call.params, _FILTERS), "/v1/customers")
+    """Those under a test clock only where it is named."""
+    chosen = {"test_clock": None, **filters(call.params, _FILTERS)}
+    return rendered_page(call, "customer", chosen, "/v1/customers")
 
 
 def _apply(customer: State, params: dict[str, Any]) -> None:
@@ -120,7 +126,7 @@ def _set_balance(call: Call, customer: State, kind: str) -> None:
 
 
 ROUTES = (
-    Route("POST", "/v1/customers", create, CustomerCreateParams, _WRITABLE, event="customer.created"),
+    Route("POST", "/v1/customers", create, CustomerCreateParams, _WRITABLE | {"test_clock"}, event="customer.created"),
     Route("GET", "/v1/customers", list_customers, CustomerListParams, _FILTERS | PAGE_PARAMS),
     Route("GET", "/v1/customers/{customer}", retrieve, CustomerRetrieveParams),
     Route("POST", "/v1/customers/{customer}", update, CustomerUpdateParams, _WRITABLE, event="customer.updated"),

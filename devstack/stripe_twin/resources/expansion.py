@@ -25,13 +25,19 @@ _REFERENCES = {
     ("credit_note", "invoice"): "invoice",
     ("charge", "balance_transaction"): "balance_transaction",
     ("charge", "customer"): "customer",
+    ("charge", "payment_intent"): "payment_intent",
+    ("payment_intent", "customer"): "customer",
+    ("payment_intent", "latest_charge"): "charge",
+    ("customer_cash_balance_transaction", "customer"): "customer",
     ("dispute", "charge"): "charge",
     ("refund", "balance_transaction"): "balance_transaction",
     ("refund", "charge"): "charge",
     ("payout", "balance_transaction"): "balance_transaction",
 }
 """What an id refers to; "" where its prefix tells."""
-_PREFIXES = {"ch": "charge", "re": "refund", "du": "dispute", "po": "payout"}
+_PREFIXES = {
+    "ch": "charge", "re": "refund", "du": "dispute", "po": "payout", "ccsbtxn": "customer_cash_balance_transaction",
+}  # fmt: skip
 _ALWAYS_THERE = frozenset(
     {("credit_note", "lines"), ("invoice", "lines"), ("invoice", "discounts"), ("line_item", "discounts")}
 )

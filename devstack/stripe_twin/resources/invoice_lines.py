@@ -149,9 +149,9 @@ def _saved(call: Call, invoice: State) -> dict[str, Any]:
 _INVOICE = "/v1/invoices/{invoice}"
 
 ROUTES = (
-    Route("POST", f"{_INVOICE}/add_lines", add_lines, InvoiceAddLinesParams, _BULK),
-    Route("POST", f"{_INVOICE}/update_lines", update_lines, InvoiceUpdateLinesParams, _BULK),
-    Route("POST", f"{_INVOICE}/remove_lines", remove_lines, InvoiceRemoveLinesParams, _BULK),
+    Route("POST", f"{_INVOICE}/add_lines", add_lines, InvoiceAddLinesParams, _BULK, event="invoice.updated"),
+    Route("POST", f"{_INVOICE}/update_lines", update_lines, InvoiceUpdateLinesParams, _BULK, event="invoice.updated"),
+    Route("POST", f"{_INVOICE}/remove_lines", remove_lines, InvoiceRemoveLinesParams, _BULK, event="invoice.updated"),
     Route("GET", f"{_INVOICE}/lines", list_lines, InvoiceLineItemListParams, PAGE_PARAMS),
     Route("POST", f"{_INVOICE}/lines/{{line}}", update_line, InvoiceLineItemUpdateParams, _LINE),
 )

@@ -16,7 +16,8 @@ from stripe.params._invoice_send_invoice_params import InvoiceSendInvoiceParams
 from stripe.params._invoice_void_invoice_params import InvoiceVoidInvoiceParams
 
 from devstack.stripe_twin.errors import invalid
-from devstack.stripe_twin.resources import customer_object, invoice_object
+from devstack.stripe_twin.events import emit
+from devstack.stripe_twin.resources import customer_object, invoice_object, payment_methods, payments
 from devstack.stripe_twin.resources.rendering import render
 from devstack.stripe_twin.routing import Call, Route
 from devstack.stripe_twin.rules.invoice_arithmetic import BalanceMove
@@ -33,18 +34,15 @@ def finalize(call: Call) -> dict[str, Any]:
 
 
 def pay(call: Call) -> dict[str, Any]:
-    """Out of band only, since the twin has no payment methods yet; a draft is finalized first."""
+    """Out of band, or with a payment method: the one named, or the default one. A draft is finalized first."""
     invoice = _invoice(call)
     if invoice_object.status(invoice) is InvoiceStatus.DRAFT:
         _finalize(call, invoice)
         if invoice_object.status(invoice) is InvoiceStatus.PAID:
-            return _saved(call, invoice)
+            return _paid(call, invoice)
     paid = transition(invoice_object.status(invoice), InvoiceAction.PAY)
     if not call.params.get("paid_out_of_band"):
-        raise invalid(
-            "There is no `default_payment_method` set on this Customer or Invoice. Please set a "
-            "`default_payment_method`."
-        )
+        return _charge(call, invoice)
     invoice["status"] = paid.value
     invoice["status_transitions"]["paid_at"] = call.now
     invoice["amount_paid_off_stripe"] = invoice["amount_remaining"]
@@ -52,7 +50,28 @@ def pay(call: Call) -> dict[str, Any]:
     invoice["amount_remaining"] = 0
     invoice["attempted"] = True
     invoice["auto_advance"] = False
-    return _saved(call, invoice)
+    return _paid(call, invoice)
+
+
+def _paid(call: Call, invoice: State) -> dict[str, Any]:
+    shown = _saved(call, invoice)
+    emit(call, "invoice.paid", shown)
+    return shown
+
+
+def _charge(call: Call, invoice: State) -> dict[str, Any]:
+    """Charge what remains. A declined charge stays, with its events, though the request is refused (402)."""
+    method = payment_methods.method_for(call.session, invoice, call.params.get("payment_method"))
+    if method is None:
+        raise invalid(
+            "There is no `default_payment_method` set on this Customer or Invoice. Please set a "
+            "`default_payment_method`."
+        )
+    failed = payment_methods.is_declined(method)
+    payments.attempt(call, invoice, invoice["amount_remaining"], method=method, declined=failed)
+    if failed:
+        raise payment_methods.declined()
+    return render(call.session, invoice)
 
 
 def void(call: Call) -> dict[str, Any]:
@@ -93,6 +112,16 @@ def send(call: Call) -> dict[str, Any]:
     return _saved(call, invoice)
 
 
+def advance_draft(call: Call, invoice: State) -> None:
+    """What Stripe does with a draft that advances by itself: finalize it, and charge what it can be paid with."""
+    _finalize(call, invoice)
+    emit(call, "invoice.finalized", _saved(call, invoice))
+    method = payment_methods.method_for(call.session, invoice, None)
+    if invoice["status"] == InvoiceStatus.OPEN and invoice["collection_method"] == "charge_automatically" and method:
+        failed = payment_methods.is_declined(method)
+        payments.attempt(call, invoice, invoice["amount_remaining"], method=method, declined=failed)
+
+
 def _finalize(call: Call, invoice: State) -> None:
     """Freeze the invoice, number it, apply the balance; paid at once if nothing is left to pay."""
     invoice["status"] = transition(invoice_object.status(invoice), InvoiceAction.FINALIZE).value
@@ -110,6 +139,7 @@ def _finalize(call: Call, invoice: State) -> None:
     invoice["amount_due"] = invoice["amount_remaining"] = settlement.amount_due
     invoice["status_transitions"]["finalized_at"] = call.now
     invoice["effective_at"] = invoice["effective_at"] or call.now
+    invoice["automatically_finalizes_at"] = None
     # Addresses to look at: the twin serves the invoice as JSON, and no PDF.
     page = f"{call.base_url}/_twin/objects/invoice/{invoice['id']}"
     invoice["hosted_invoice_url"], invoice["invoice_pdf"] = page, f"{page}/pdf"
@@ -163,7 +193,7 @@ ROUTES = (
         frozenset({"auto_advance"}),
         event="invoice.finalized",
     ),
-    Route("POST", f"{_INVOICE}/pay", pay, InvoicePayParams, frozenset({"paid_out_of_band"}), event="invoice.paid"),
+    Route("POST", f"{_INVOICE}/pay", pay, InvoicePayParams, frozenset({"paid_out_of_band", "payment_method"})),
     Route("POST", f"{_INVOICE}/void", void, InvoiceVoidInvoiceParams, event="invoice.voided"),
     Route(
         "POST",

@@ -16,11 +16,14 @@ from devstack.stripe_twin.resources.attributes import PAGE_PARAMS, chosen, filte
 from devstack.stripe_twin.resources.rendering import render, rendered_page
 from devstack.stripe_twin.routing import Call, Route
 from devstack.stripe_twin.rules.currencies import check_currency
-from devstack.stripe_twin.rules.invoice_status import InvoiceAction, check_editable, transition
+from devstack.stripe_twin.rules.invoice_status import InvoiceAction, InvoiceStatus, check_editable, transition
 from devstack.stripe_twin.rules.metadata import merge
 from devstack.stripe_twin.session import State
 
-_PLAIN = frozenset({"auto_advance", "collection_method", "custom_fields", "description", "effective_at", "footer"})
+_PLAIN = frozenset({
+    "auto_advance", "collection_method", "custom_fields", "default_payment_method", "description", "effective_at",
+    "footer",
+})  # fmt: skip
 _WRITABLE = _PLAIN | {
     "automatic_tax",
     "days_until_due",
@@ -33,6 +36,8 @@ _WRITABLE = _PLAIN | {
 _ONLY_AT_CREATION = frozenset({"currency", "customer", "pending_invoice_items_behavior"})
 _FILTERS = frozenset({"collection_method", "created", "customer", "due_date", "status"})
 _DAY = 24 * 60 * 60
+_HOUR = 60 * 60
+"""So long after it is made a draft with ``auto_advance`` is finalized; the twin does it under test clocks alone."""
 
 
 def create(call: Call) -> dict[str, Any]:
@@ -41,6 +46,7 @@ def create(call: Call) -> dict[str, Any]:
     given = params.get("currency")
     currency = check_currency(given) if given else customer["currency"] or customer_object.DEFAULT_CURRENCY
     invoice = invoice_object.new_invoice(call.ids.new("in"), call.now, customer["id"], currency)
+    invoice["test_clock"] = customer["test_clock"]
     _apply(call, invoice)
     customer_object.adopt_currency(call.session, customer, currency)
     if params.get("pending_invoice_items_behavior") == "include":
@@ -102,6 +108,9 @@ def _apply(call: Call, invoice: State) -> None:
     invoice.update(chosen(params, _PLAIN))
     invoice["metadata"] = merge(invoice["metadata"], params.get("metadata"))
     _apply_due_date(params, invoice)
+    if invoice["status"] == InvoiceStatus.DRAFT:
+        alone = invoice["auto_advance"] and invoice["test_clock"]
+        invoice["automatically_finalizes_at"] = invoice["created"] + _HOUR if alone else None
     if "number" in params:
         _check_number_is_free(call, invoice, params["number"])
         invoice["number"] = params["number"] or None

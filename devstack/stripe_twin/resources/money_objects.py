@@ -44,9 +44,9 @@ def add_balance_transaction(
         "id": call.ids.new("txn"),
         "object": "balance_transaction",
         "amount": amount,
-        "available_on": call.now,
+        "available_on": call.told_at,
         "balance_type": "payments",
-        "created": call.now,
+        "created": call.told_at,
         "currency": currency,
         "description": None,
         "exchange_rate": None if rate is None else float(rate),
@@ -58,11 +58,12 @@ def add_balance_transaction(
         "status": "available",
         "type": kind,
     }
-    call.session.insert(transaction, call.now)
+    call.session.insert(transaction, call.told_at)
     return transaction
 
 
-def new_charge(call: Call, amount: int, currency: str, customer: str, invoice: str) -> State:
+def new_charge(call: Call, amount: int, invoice: State, intent: str, method: str | None) -> State:
+    """What a payment intent of an invoice has charged."""
     return {
         "id": call.ids.new("ch"),
         "object": "charge",
@@ -72,8 +73,8 @@ def new_charge(call: Call, amount: int, currency: str, customer: str, invoice: s
         "balance_transaction": None,
         "captured": True,
         "created": call.now,
-        "currency": currency,
-        "customer": customer,
+        "currency": invoice["currency"],
+        "customer": invoice["customer"],
         "description": None,
         "disputed": False,
         "failure_code": None,
@@ -81,11 +82,12 @@ def new_charge(call: Call, amount: int, currency: str, customer: str, invoice: s
         "livemode": False,
         "metadata": {},
         "paid": True,
-        "payment_intent": call.ids.new("pi"),
+        "payment_intent": intent,
+        "payment_method": method,
         "refunded": False,
         "status": "succeeded",
         "_disputed_amount": 0,
-        "_invoice": invoice,
+        "_invoice": invoice["id"],
     }
 
 

@@ -79,6 +79,21 @@ def test_the_clock_goes_forward_also_over_a_restart_and_keys_grow_old_by_it(
     again = twin.client().v1.customers.create({"name": "x"}, {"idempotency_key": "k"})
     assert (again.id != first.id, again.created >= now) == (True, True)
     assert twin.call("POST", "/_twin/clock", json.dumps({"advance": -1}))[0] == 400
+    # Search shows what was a minute ago.
+    customers = twin.client().v1.customers
+    customers.update(first.id, {"metadata": {"tenant": "acme"}})
+    customers.update(again.id, {"name": "y", "metadata": {"tenant": "acme"}})
+
+    def found(query: str) -> list[str]:
+        return [each.id for each in customers.search({"query": query, "limit": 1}).auto_paging_iter()]
+
+    assert found("name:'x'") == [first.id], "the other one was made just now"
+    assert found("-name:'x' OR metadata['tenant']:'acme'") == []
+    control(twin, "clock", advance=61)
+    assert (found("name:'x'"), found("name:'y'"), found("metadata['tenant']:'acme' AND name~'x'")) == (
+        [first.id], [again.id], [first.id],
+    )  # fmt: skip
+    assert found(f"created>={now} metadata['tenant']:'acme'") == [again.id]
 
 
 @pytest.fixture

@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 import stripe
 
-from devstack.stripe_twin.resources import credit_note_object, customer_object, invoice_item_object, invoice_object
+from devstack.stripe_twin.resources import (
+    cash_balance,
+    credit_note_object,
+    customer_object,
+    invoice_item_object,
+    invoice_object,
+)
 
 INCLUDED_ON_EXPAND: dict[str, set[str]] = {
+    "cash_balance": set(),
     "credit_note": set(),
     "credit_note_line_item": set(),
     "customer": {"cash_balance", "invoice_credit_balance", "sources", "subscriptions", "tax", "tax_ids"},
@@ -37,6 +44,7 @@ def note() -> dict[str, Any]:
     ("resource", "shape"),
     [
         (stripe.Customer, customer_object.new_customer("cus_1", 1, "ABC")),
+        (stripe.CashBalance, cash_balance.show({"id": "cus_1"})),
         (stripe.Invoice, {**invoice_object.new_invoice("in_1", 1, "cus_1", "usd"), "lines": {}}),
         (stripe.CreditNote, {**note(), "lines": {}}),
         (stripe.CreditNoteLineItem, credit_note_object.new_line("cnli_1", 1, "x", 1, None, {})),

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from serving_adapter import engine_counters
 from serving_adapter.isolation.rules import salt
+from serving_adapter.prometheus_text import samples
 from tests.vllm.environment import folder
 from tests.vllm.server import SALT_KEY, Server
 
@@ -183,13 +184,29 @@ async def _overtakes(server: Server, headers: dict[str, str] | None = None, **mo
         await asked(server, ASKED | {"max_tokens": tokens, "ignore_eos": True, **more}, headers=headers)
         order.append(name)
 
-    tasks = [asyncio.create_task(one("running", 150)) for _ in range(SLOTS)]
-    await asyncio.sleep(0.3)
-    tasks += [asyncio.create_task(one("waiting", 30)) for _ in range(WAITING)]
-    await asyncio.sleep(0.1)
+    running = [asyncio.create_task(one("running", 1900)) for _ in range(SLOTS)]
+    await _queued(server, SLOTS, 0)
+    tasks = [asyncio.create_task(one("waiting", 30)) for _ in range(WAITING)]
+    await _queued(server, SLOTS, WAITING)
     tasks.append(asyncio.create_task(one("urgent", 30, headers, **more)))
+    await _queued(server, SLOTS, WAITING + 1)
+    for task in running:  # their clients leave
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
     await asyncio.gather(*tasks)
     return len(order) - 1 - order.index("urgent") > WAITING - SLOTS
+
+
+async def _queued(server: Server, running: int, waiting: int) -> None:
+    """Return once so many requests run in the engine, and so many wait."""
+    names = {"vllm:num_requests_running": running, "vllm:num_requests_waiting": waiting}
+    for _ in range(600):
+        page = (await asked(server, None, "/metrics")).decode()
+        found = {sample.name: float(sample.value) for sample in samples(page, set(names))}
+        if found == names:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{found} is not {names}")
 
 
 async def _caller_opened(server: Server) -> None:

@@ -23,7 +23,10 @@ from typing import Any, Final
 
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
+from serving_adapter.report_sender import ReportSender
 from serving_adapter.request_ids import uuid7
+from serving_adapter.scrape import Scraper, Target
+from serving_adapter.settings import KafkaSettings
 from serving_adapter.spool.folders import boots
 from serving_adapter.spool.recovery import recover, replay
 from streams.database import connect
@@ -48,6 +51,7 @@ class Killing:
         """For each boot."""
         self.shippers_killed = 0
         self._environ = dict(environ)
+        self._reports = ReportSender(KafkaSettings.from_environment(environ))
         self._chance = random.Random(seed)
         self._shipper: subprocess.Popen[bytes] | None = None
 
@@ -56,6 +60,7 @@ class Killing:
         self.server.start(TOLLBOOK_KAFKA=self._environ["TOLLBOOK_KAFKA"])
         self._ship()
         url = f"http://127.0.0.1:{self.server.port}/metrics"
+        Scraper(Target(url, "r1"), self._reports.send).scrape()  # one at least, however soon the kill comes
         scraper = self._adapter("scrape", "--url", url, "--replica", "r1", "--interval", "1")
         try:
             asyncio.run(self._traffic(what))
@@ -157,18 +162,21 @@ def random_kills(home: Path, environ: Mapping[str, str], seed: int, number: int)
     assert stored == spooled, ((stored - spooled), (spooled - stored))
     _check_requests(killing, stored)
     _list_boots(killing, json.loads(_tollbook(environ, "streams", "status", "--json")))
-    whole = sum(killing.answered.values())
-    print(f"  {len(killing.answered)} requests sent, {whole} answered whole; {len(stored)} events stored, none twice;"
-          f" {killing.shippers_killed} shippers killed", flush=True)  # fmt: skip
+    print(f"  {len(stored)} events stored, none twice; {killing.shippers_killed} shippers killed", flush=True)
 
 
 def _check_requests(killing: Killing, stored: Counter[tuple[Any, ...]]) -> None:
-    """Nothing that was not sent is there, and all that was answered is there as answered."""
+    """Nothing that was not sent is there, and all that was answered is: ok, or lost where its end was not on disk yet.
+
+    An answer does not wait for its end's sync: what a kill between the two leaves is known by its start and progress.
+    """
     statuses = {request: status for tenant, request, kind, status, *_ in stored if kind == "usage" and tenant[0] != "_"}
     assert len(statuses) == sum(1 for tenant, _, kind, *_ in stored if kind == "usage" and tenant[0] != "_")
     assert set(statuses) <= set(killing.answered), "an event of a request that nobody sent"
-    not_ok = [request for request, whole in killing.answered.items() if whole and statuses.get(request) != "ok"]
-    assert not not_ok, [(request, statuses.get(request)) for request in not_ok]
+    told = Counter(statuses.get(request) for request, whole in killing.answered.items() if whole)
+    assert set(told) <= {"ok", "lost"}, told
+    print(f"  {len(killing.answered)} requests sent, {told['ok'] + told['lost']} answered whole, {told['lost']} of them"
+          " lost before their ends were on disk", flush=True)  # fmt: skip
 
 
 def _list_boots(killing: Killing, status: dict[str, Any]) -> None:

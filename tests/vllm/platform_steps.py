@@ -93,7 +93,8 @@ async def proxied(server: Server) -> None:
         assert (cut.status, cut.finish_reason) == ("aborted", "client_gone")
         assert sum(event.input_tokens for event in found) == grown[0]
         missed = grown[1] - sum(event.output_tokens for event in found)
-        assert 0 <= missed < grown[1] // 2
+        assert missed >= 0
+        assert cut.output_tokens > 0
         await asyncio.to_thread(_took, server, proxy)
         probe = [*command_line, "probe", "--url", f"http://127.0.0.1:{port}", "--model", "tiny", "--no-cut"]
         assert await asyncio.to_thread(subprocess.call, probe, env=environ, cwd=REPOSITORY) == 0

@@ -7,6 +7,7 @@ to see what is open and to meter it through the proxy; with the adapter, until `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,8 +55,8 @@ GONE = ("aborted", "client", "client_gone")
 REFUSED = ("rejected", "client", "http_400", 0, 0, None)
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
-# body, path, when the client leaves (after so many bytes; 0: once each of its sequences has tokens; -1: at once); then:
-# status, fault, finish_reason, input, output, engine's input (None: any)
+# body, path, when the client leaves (after so many bytes; 0: once each of its sequences has tokens; -1: once it was
+# read); then: status, fault, finish_reason, input, output, engine's input (None: any)
 ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     ({"model": "tiny", "prompt": LONG, "max_tokens": 8}, "completions", None, (*OK, 60, 8, None)),
     ({"model": "fr", "prompt": LONG, "max_tokens": 4}, "completions", None, (*OK, 60, 4, None)),
@@ -108,7 +109,7 @@ async def every_end(server: Server) -> None:
         if leave == 0:
             await left_at_work(server, body, body.get("n", 1))
         else:
-            gone = None if leave is None else (0, 0.05) if leave < 0 else (leave, 60.0)
+            gone = None if leave is None else (max(leave, 0), 0.0 if leave < 0 else 60.0)
             await server.ask(body, f"/v1/{path}", leave_after=gone)
         event = (await settled(server, number))[-1]
         found = (event.status, event.fault, event.finish_reason, event.input_tokens, event.output_tokens)
@@ -260,9 +261,9 @@ def main() -> None:
         signal.signal(number, _ended_from_outside)
     signal.alarm(LIMIT_S)
     print(f"seed {SEED}")
-    (REPOSITORY / "build").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as name:
-        server = Server(Path(name))
+    began = time.monotonic()
+    with _home() as home:
+        server = Server(home)
         try:
             for metered, steps in STEPS:
                 server.start(metered=metered)
@@ -270,16 +271,26 @@ def main() -> None:
                     print(step.__name__, flush=True)
                     asyncio.run(step(server))
                 server.kill()
-        except BaseException:
-            shutil.copy(server.log, REPOSITORY / "build" / "vllm-server.log")
-            raise
         finally:
             server.kill()
-    with own_stack(Progress()) as stack:
+    with own_stack(Progress()) as stack, _home() as home:
         print("random_kills", flush=True)
-        with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as name:
-            random_kills(Path(name), {**environment_for_tests(), **stack.environment()}, SEED, KILLS)
-    print("real vLLM: everything held")
+        random_kills(home, {**environment_for_tests(), **stack.environment()}, SEED, KILLS)
+    print(f"real vLLM: everything held ({time.monotonic() - began:.0f} s once it was installed)")
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[Path]:
+    """A folder for a server. Where something fails, the logs in it are kept: build/vllm-server.log."""
+    build = REPOSITORY / "build"
+    build.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=build) as name:
+        try:
+            yield Path(name)
+        except BaseException:
+            for log in Path(name).glob("*.log"):
+                shutil.copy(log, build / f"vllm-{log.name}")
+            raise
 
 
 def _ended_from_outside(number: int, _: object) -> None:

@@ -22,6 +22,8 @@ KEY: Final = b"k" * 32
 SALT_KEY: Final = b"s" * 32
 READY_WITHIN_S: Final = 600.0
 TAKEN_UP_S: Final = 2.5
+DRAIN_S: Final = 1
+"""What SIGTERM leaves to requests in flight: less than the tests' long ones take, however fast the machine."""
 CONFIG: Final = """
 replica_id = "r1"
 region = "eu"
@@ -111,7 +113,8 @@ class Server:
             "--max-num-seqs", 16, "--enforce-eager", "--enable-prefix-caching", "--block-size", 32, "--enable-lora",
             "--max-lora-rank", 8, "--max-loras", 2, "--max-cpu-loras", 4, "--scheduling-policy", "priority",
             "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
-            "--generation-config", "vllm", "--shutdown-timeout", 5, "--enable-prompt-tokens-details", "--lora-modules",
+            "--generation-config", "vllm", "--shutdown-timeout", DRAIN_S, "--enable-prompt-tokens-details",
+            "--lora-modules",
             *(f"{name}={model}/adapters/{name}" for name in ("tenant_a--fr--1", "tenant_b--law--1")),
             *(METERED if metered else []),
         ]  # fmt: skip
@@ -188,18 +191,22 @@ class Server:
         headers: dict[str, str] | None = None,
         request_id: str | None = None,
     ) -> tuple[int, bytes]:
-        """Status and body. `leave_after`: the client is gone after so many bytes, or so many seconds."""
+        """Status and body. `leave_after`: the client is gone after so many bytes, or seconds once it was read."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         data = json.dumps(body).encode() if body is not None else b""
         caller = Caller(tenant_id=tenant, tier="paid", request_id=request_id, attempt=1 if request_id else None)
         signed = sign(caller, "k1", KEY, now=int(time.time()))
         sent = {"x-tollbook-caller": signed, "content-type": "application/json"} | (headers or {})
+        if leave_after is not None and not leave_after[0]:
+            sent["expect"] = "100-continue"  # said once the request is read: who leaves before that has asked nothing
         lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         head = f"{method} {path} HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n{lines}"
         writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         try:
             if leave_after is not None:
                 size, seconds = leave_after
+                if not size:
+                    await reader.readuntil(b"\r\n\r\n")
                 with contextlib.suppress(asyncio.IncompleteReadError, TimeoutError):
                     await asyncio.wait_for(reader.readexactly(size or 1 << 30), seconds)
                 return 0, b""

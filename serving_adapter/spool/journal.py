@@ -24,7 +24,7 @@ from serving_adapter.request_ids import uuid7
 from serving_adapter.spool.disk_bound import DiskState, Policy, room_for
 from serving_adapter.spool.folders import BootFolder, WriterLock, boot_folder, sync_folder, used_bytes
 from serving_adapter.spool.records import Boot, Farewell, OpenRequest, Progress, Start, Tally
-from serving_adapter.spool.writer import SEGMENT_BYTES, SpoolFailed, SpoolWriter
+from serving_adapter.spool.writer import SEGMENT_BYTES, Pwrite, SpoolFailed, SpoolWriter
 
 BOUND_BYTES: Final = 4 * 1024**3
 
@@ -65,7 +65,7 @@ class BootJournal:
         *,
         about: dict[str, str] | None = None,
         undurable: Callable[[UsageEvent], None] | None = None,
-        sync: Callable[[int], None] = os.fdatasync,
+        pwrite: Pwrite = os.pwrite,
     ) -> None:
         """Begin a boot. `undurable` gets the events that memory alone holds: without it nothing is served from memory.
 
@@ -89,7 +89,7 @@ class BootJournal:
         boot = Boot(replica_id=replica_id, boot_id=self.boot_id, at=rfc3339(clock.now_ns()), about=about or {})
         try:
             self.folder, self._held = _make(settings.root, replica_id, self.boot_id)
-            self._writer = SpoolWriter(self.folder, segment_bytes=settings.segment_bytes, sync=sync)
+            self._writer = SpoolWriter(self.folder, segment_bytes=settings.segment_bytes, pwrite=pwrite)
             self._writer.put(boot)
             self._used = used_bytes(settings.root)
         except OSError as error:

@@ -1,6 +1,7 @@
 """One thread writes and syncs what all requests put in: group commit. The event loop never waits for a disk.
 
-What comes in while a sync goes on is the next group: one write, one fdatasync, one wake-up of the loop for all of it.
+What comes in while a sync goes on is the next group: one synchronous write (O_DSYNC: data as after fdatasync), one
+wake-up of the loop for all of it. One call, because after each call the thread waits for the interpreter again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ KEPT_RECORDS: Final = 200_000
 """Records that wait for a disk that fails, at about 500 bytes each; more of them are counted as dropped."""
 
 Waiter = asyncio.Future[bool]
+Pwrite = Callable[[int, memoryview, int], int]
 
 
 class SpoolFailed(AdapterError):
@@ -56,7 +58,7 @@ class SpoolWriter:
         *,
         segment_bytes: int = SEGMENT_BYTES,
         retry_after: float = RETRY_AFTER_S,
-        sync: Callable[[int], None] = os.fdatasync,
+        pwrite: Pwrite = os.pwrite,
     ) -> None:
         """Begin a boot's first segment. Raises OSError where that cannot be done."""
         self.folder = folder
@@ -70,7 +72,7 @@ class SpoolWriter:
         self.dropped = 0
         self._segment_bytes = segment_bytes
         self._retry_after = retry_after
-        self._sync = sync
+        self._pwrite = pwrite
         self._queue: queue.SimpleQueue[_Item | threading.Event | None] = queue.SimpleQueue()
         self._mark = DurableMark(folder, writing=True)
         self._state = Replay()
@@ -127,7 +129,7 @@ class SpoolWriter:
         items: list[_Item] = []
         size = 0
         is_awaited = False
-        until = time.monotonic() + LINGER_S
+        until = 0.0
         while True:
             if item is None:
                 return items, [], True
@@ -138,9 +140,12 @@ class SpoolWriter:
             is_awaited = is_awaited or item.waiter is not None
             if size >= GROUP_BYTES:
                 return items, [], False
-            left = 0.0 if is_awaited else max(until - time.monotonic(), 0.0)
             try:
-                item = self._queue.get(timeout=left)
+                if is_awaited:
+                    item = self._queue.get_nowait()
+                else:
+                    until = until or time.monotonic() + LINGER_S
+                    item = self._queue.get(timeout=max(until - time.monotonic(), 0.0))
             except queue.Empty:
                 return items, [], False
 
@@ -162,6 +167,7 @@ class SpoolWriter:
             else:
                 self.failing = None
                 _tell(items, durable=True)
+                self._mark.publish(self._at)
                 for item in items:
                     self._state.feed(item.record)
                 return
@@ -193,19 +199,17 @@ class SpoolWriter:
         if not self._at.offset:
             data = b"".join(framed(payload_of(record)) for record in self._state.head()) + data
         at, offset = memoryview(data), self._at.offset
-        while at:
-            written = os.pwrite(self._fd, at, offset)
-            at, offset = at[written:], offset + written
         began = time.monotonic()
-        self._sync(self._fd)
+        while at:
+            written = self._pwrite(self._fd, at, offset)
+            at, offset = at[written:], offset + written
         self.sync_s += time.monotonic() - began
         self._at = Position(self._at.segment, offset)
-        self._mark.publish(self._at)
         self.groups += 1
         self.written_bytes += len(data)
 
     def _open_segment(self) -> int:
-        fd = os.open(self.folder.segment(self._at.segment), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.folder.segment(self._at.segment), os.O_WRONLY | os.O_DSYNC | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             with contextlib.suppress(OSError):  # a file system without it only syncs a little slower
                 os.posix_fallocate(fd, 0, self._segment_bytes)

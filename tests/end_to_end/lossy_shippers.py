@@ -127,9 +127,7 @@ class Fleet:
         """Two days of traffic, with heartbeats straight to Kafka; then farewells, and the shipper does what it does."""
         clock = ReplicaClock(self._ns, self._ns)
         settings = SpoolSettings(self.spool, segment_bytes=65_536)
-        journals = [
-            BootJournal(settings, name, clock, sync=lambda _: None) for name in REPLICAS_OF_IT
-        ]  # fmt: skip
+        journals = [BootJournal(settings, name, clock) for name in REPLICAS_OF_IT]
         topic = REPLICAS.name(self._kafka.topic_prefix)
         reports = open_producer(self._kafka, topic)
 

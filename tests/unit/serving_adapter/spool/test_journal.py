@@ -146,15 +146,15 @@ class Disk:
     def __init__(self) -> None:
         self.fails = False
 
-    def sync(self, fd: int) -> None:
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
         if self.fails:
             raise OSError(28, "No space left on device")
-        os.fdatasync(fd)
+        return os.pwrite(fd, data, offset)
 
 
 def test_on_a_failing_disk_nobody_begins_and_no_end_is_lost(tmp_path: Path) -> None:
     disk = Disk()
-    journal = BootJournal(SpoolSettings(tmp_path), "r1", ReplicaClock(), sync=disk.sync)
+    journal = BootJournal(SpoolSettings(tmp_path), "r1", ReplicaClock(), pwrite=disk.pwrite)
     journal._writer._retry_after = 0.05
 
     async def run() -> None:
@@ -184,7 +184,7 @@ def dedup(found: list[UsageEvent]) -> list[UsageEvent]:
 def test_serve_memory_goes_on_without_the_disk_and_says_so(tmp_path: Path) -> None:
     disk, shipped = Disk(), list[UsageEvent]()
     settings = SpoolSettings(tmp_path, policy="serve_memory")
-    journal = BootJournal(settings, "r1", ReplicaClock(), sync=disk.sync, undurable=shipped.append)
+    journal = BootJournal(settings, "r1", ReplicaClock(), pwrite=disk.pwrite, undurable=shipped.append)
     journal._writer._retry_after = 0.05
 
     async def run() -> None:
@@ -203,7 +203,7 @@ def test_serve_memory_goes_on_without_the_disk_and_says_so(tmp_path: Path) -> No
 
 def test_a_disk_that_works_again_is_found_though_nothing_runs(tmp_path: Path) -> None:
     disk = Disk()
-    journal = BootJournal(SpoolSettings(tmp_path), "r1", ReplicaClock(), sync=disk.sync)
+    journal = BootJournal(SpoolSettings(tmp_path), "r1", ReplicaClock(), pwrite=disk.pwrite)
     journal._writer._retry_after = 0.01
 
     async def run() -> None:
@@ -229,7 +229,7 @@ def test_a_spool_that_fills_up_stays_within_its_bound(tmp_path: Path, policy: Po
     bound, shipped = 128 * 1024, list[UsageEvent]()
     settings = SpoolSettings(tmp_path, bound, policy, segment_bytes=4096)
     undurable = shipped.append if policy == "serve_memory" else None
-    journal = BootJournal(settings, "r1", ReplicaClock(), sync=lambda fd: None, undurable=undurable)
+    journal = BootJournal(settings, "r1", ReplicaClock(), undurable=undurable)
     served, refused = list[str](), dict[bool, int]()
 
     async def run() -> None:

@@ -71,7 +71,7 @@ def parse(body: bytes, route: Route, limits: Limits) -> Asked:
 def _parsed(body: bytes, route: Route, limits: Limits) -> Asked:
     fields = _decode(body)
     for name in REFUSED:
-        if bytes(fields.get(name, _NULL)) not in _NOTHING:
+        if name in fields and bytes(fields[name]) not in _NOTHING:
             raise Refusal(400, "unsupported_field", f"`{name}` is not supported here.", name)
     name_of_prompt = _prompt_field(fields, route)
     prompt = bytes(fields.get(name_of_prompt, _NULL))
@@ -151,7 +151,7 @@ def _bound(fields: Fields, route: Route) -> int | None:
 
 def _of(fields: Fields, name: str, kind: type[Any], default: Any) -> Any:
     raw = fields.get(name)
-    if raw is None or bytes(raw) == b"null":
+    if raw is None or raw == _NULL:
         return default
     try:
         return msgspec.json.decode(raw, type=kind)

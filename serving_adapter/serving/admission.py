@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 from serving_adapter.isolation.body import Asked
 from serving_adapter.isolation.callers import Caller
@@ -11,7 +13,10 @@ from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Resolved
 from serving_adapter.quota import Admission, PoolFull
+from serving_adapter.serving.adapter_settings import PlacesSection
 from serving_adapter.serving.replica import Replica
+
+_UNCOUNTED: Final = contextlib.nullcontext()
 
 
 class Admitting:
@@ -51,13 +56,14 @@ class Admitting:
                 output_tokens=0, dispatched=False,
             )  # fmt: skip
 
-    @contextlib.asynccontextmanager
-    async def place(self, request_id: str) -> AsyncIterator[None]:
+    def place(self, request_id: str) -> AbstractAsyncContextManager[None]:
         """A place at the engine, where they are counted. Raises Refusal (503) if none is free in time."""
-        replica, caller, places = self._replica, self._caller, self._replica.settings.places
-        if places is None:
-            yield
-            return
+        places = self._replica.settings.places
+        return _UNCOUNTED if places is None else self._place(request_id, places)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, request_id: str, places: PlacesSection) -> AsyncIterator[None]:
+        replica, caller = self._replica, self._caller
         place = replica.places.place(caller.tenant_id, caller.tier, places.wait_s)
         try:
             await place.__aenter__()

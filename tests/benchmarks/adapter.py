@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from statistics import median, quantiles
@@ -41,6 +42,8 @@ IN_FLIGHT = 32
 TAKES_S = 0.02
 KEY = b"k" * 32
 GOAL_MS = 0.3
+PARTS = ("cpu_us_checks", "cpu_us_start", "cpu_us_engine_and_answer", "cpu_us_end")
+"""Of the loop's thread: until the start is handed over; until the engine sees it; the answer; what follows it."""
 PROMPT = "count every token once " * 100
 
 Message = MutableMapping[str, Any]
@@ -165,6 +168,34 @@ async def token_rate(app: App, bench: Bench) -> tuple[float, float]:
     return tokens / (time.perf_counter() - begun), (time.process_time() - cpu) / tokens * 1e6
 
 
+async def by_part(bench: Bench) -> dict[str, float]:
+    """Microseconds of CPU of a request, one after another: of the loop's thread by part, and of the writer's."""
+    writer, marks, parts = bench.replica.journal._writer, list[int](), defaultdict[str, list[int]](list)
+    put, clock = writer.put_durably, time.pthread_getcpuclockid(writer._thread.ident or 0)
+
+    def marked(record: Any, *, kept: bool) -> Any:
+        marks.append(time.thread_time_ns())
+        return put(record, kept=kept)
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        marks.append(time.thread_time_ns())
+        await at_once(scope, receive, send)
+        marks.append(time.thread_time_ns())
+
+    metered = Middleware(engine, bench.replica)
+    writer.put_durably = marked  # type: ignore[method-assign]
+    written = time.clock_gettime_ns(clock)
+    for _ in range(REQUESTS // 2):
+        marks[:] = [time.thread_time_ns()]
+        await call(metered, bench.scope())
+        marks.append(time.thread_time_ns())
+        for name, begun, ended in zip(PARTS, marks, marks[1:], strict=True):
+            parts[name].append(ended - begun)
+    del writer.put_durably
+    found = {name: median(took) / 1000 for name, took in parts.items()}
+    return found | {"cpu_us_writer": (time.clock_gettime_ns(clock) - written) / 1000 / (REQUESTS // 2)}
+
+
 async def measure(bench: Bench, folder: Path, report: Report) -> None:
     """All figures."""
     figures: dict[str, list[float]] = {}
@@ -181,6 +212,7 @@ async def measure(bench: Bench, folder: Path, report: Report) -> None:
         plain, plain_cpu = await token_rate(streamed, bench)
         watched, watched_cpu = await token_rate(bench.streaming, bench)
         for key, value in (
+            *(await by_part(bench)).items(),
             ("added_ms_p50", (median(metered) - median(bare)) * 1000),
             ("added_ms_p99", (quantiles(metered, n=100)[98] - quantiles(bare, n=100)[98]) * 1000),
             ("fdatasync_ms_p50", median(syncs) * 1000),

@@ -24,13 +24,16 @@ IDLE_AT_MOST_S: Final = 2.0
 """Engines' servers close a connection that has been idle for 5 s (uvicorn, cpp-httplib) or more."""
 KEPT_AT_MOST: Final = 256
 """Idle connections."""
-NOT_PASSED: Final = frozenset(
+LET_GO_WITHIN_S: Final = 1.0
+"""What has come is passed on, but not for longer to somebody who takes nothing of it."""
+OF_ONE_CONNECTION: Final = frozenset(
     {
-        b"accept-encoding", b"connection", b"expect", b"host", b"keep-alive", b"proxy-authenticate",
-        b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+        b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
-"""What is of one connection alone; and encodings, in which no usage could be read."""
+NOT_ASKED: Final = OF_ONE_CONNECTION | {b"accept-encoding", b"authorization", b"content-length", b"expect", b"host"}
+"""Of a request: encodings, in which no usage could be read, and what is ours to say."""
 
 
 class Upstream:
@@ -39,12 +42,14 @@ class Upstream:
     def __init__(self, url: str, key: bytes | None = None) -> None:
         """`key`: the bearer that the engine's server wants. Raises SettingsError."""
         parts = urlsplit(url)
+        if parts.username is not None:
+            raise SettingsError("proxy.upstream: no name or password belongs there: upstream_key names a file")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
             raise SettingsError(f"proxy.upstream: {url!r} is not http://HOST:PORT")
         self._host = parts.hostname
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
-        own = [(b"host", parts.netloc.rpartition("@")[2].encode())]
+        own = [(b"host", parts.netloc.encode())]
         if key is not None:
             own.append((b"authorization", b"Bearer " + key))
         self._own = b"".join(b"%s: %s\r\n" % header for header in own)
@@ -58,23 +63,30 @@ class Upstream:
                 await receive()
                 await send({"type": f"lifespan.{phase}.complete"})
             return
-        body = (await receive()).get("body", b"")
+        body: bytes = (await receive())["body"] if scope["method"] == "POST" else b""
         try:
             connection = self._kept() or await self._connect()
         except (OSError, TimeoutError) as error:
             await _unreachable(send, f"The engine cannot be reached: {error or type(error).__name__}")
             return
+        loop = asyncio.get_running_loop()
         is_over = False
+        passing = asyncio.timeout(None)
 
         def leave(_: object) -> None:
             if not is_over:  # else the connection may serve another request already
                 connection.abandon()
+                passing.reschedule(loop.time() + LET_GO_WITHIN_S)
 
         leaving = asyncio.ensure_future(_gone(receive))
-        leaving.add_done_callback(leave)
         try:
-            connection.ask(self._head(scope) + body)
-            await _pass_on(connection, send)
+            async with passing:
+                leaving.add_done_callback(leave)
+                connection.ask(self._head(scope, body) + body)
+                await _pass_on(connection, send)
+        except TimeoutError:
+            if not passing.expired():
+                raise
         finally:
             is_over = True
             leaving.cancel()
@@ -82,8 +94,9 @@ class Upstream:
 
     async def _connect(self) -> Connection:
         """A new connection. Raises OSError, TimeoutError."""
-        making = asyncio.get_running_loop().create_connection(Connection, self._host, self._port, ssl=self._tls)
-        _, connection = await asyncio.wait_for(making, CONNECT_WITHIN_S)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_WITHIN_S):
+            _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
         return connection
 
     def _kept(self) -> Connection | None:
@@ -93,7 +106,7 @@ class Upstream:
             self._idle.popleft()[0].close()
         while self._idle:
             connection, _ = self._idle.pop()
-            if connection.is_reusable:
+            if connection.is_reusable and connection.is_quiet:
                 return connection
             connection.close()
         return None
@@ -105,9 +118,12 @@ class Upstream:
         else:
             connection.close()
 
-    def _head(self, scope: Scope) -> bytes:
+    def _head(self, scope: Scope, body: bytes) -> bytes:
+        """A request's head. The body's length is the one of what is sent: what is beyond would be a next request."""
         path: str = scope["path"]
-        lines = b"".join(b"%s: %s\r\n" % header for header in scope["headers"] if header[0].lower() not in NOT_PASSED)
+        lines = b"".join(b"%s: %s\r\n" % header for header in scope["headers"] if header[0].lower() not in NOT_ASKED)
+        if scope["method"] == "POST":
+            lines += b"content-length: %d\r\n" % len(body)
         return f"{scope['method']} {path} HTTP/1.1\r\n".encode("ascii") + self._own + lines + b"\r\n"
 
 
@@ -115,18 +131,16 @@ async def _pass_on(connection: Connection, send: Send) -> None:
     """Pass an answer on. One that breaks off breaks off for the tenant too, and the attempt has failed."""
     begun = False
     while True:
-        body = await connection.more()
-        if connection.is_abandoned:
-            return
+        came = await connection.more()  # while it is sent on, more may come, and the end
         if connection.status and not begun:
             begun = True
-            passed = [(name, value) for name, value in connection.headers if name not in NOT_PASSED]
+            passed = [(name, value) for name, value in connection.headers if name not in OF_ONE_CONNECTION]
             await send({"type": "http.response.start", "status": connection.status, "headers": passed})
-        if begun and (body or connection.done):
-            await send({"type": "http.response.body", "body": body, "more_body": not connection.done})
-        if connection.done:
+        if begun and (came.body or came.is_whole):
+            await send({"type": "http.response.body", "body": came.body, "more_body": not came.is_whole})
+        if came.is_whole or connection.is_abandoned:
             return
-        if connection.ended:
+        if came.is_end:
             if not begun:
                 await _unreachable(send, connection.problem or "The engine closed the connection without an answer.")
             _failed()

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, cast
+import select
+from typing import Final, NamedTuple, cast
 
 import httptools
 
 HELD_BYTES: Final = 64 * 1024
-"""Of an answer that the tenant has not taken: the engine is not read from meanwhile."""
+"""Of an answer that the tenant has not taken: the engine is not read from meanwhile. No head is longer."""
+
+
+class Came(NamedTuple):
+    """What came of an answer's body since the last time."""
+
+    body: bytes
+    is_whole: bool
+    """With it the answer is whole."""
+    is_end: bool
+    """Nothing follows it."""
 
 
 class Connection(asyncio.Protocol):
@@ -39,24 +50,35 @@ class Connection(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """Whether it may be asked again."""
-        return self.done and self._keeps_alive and not self.ended
+        if self._transport is None or self._transport.get_write_buffer_size():
+            return False  # answered before it was asked to the end
+        return self.done and self._keeps_alive and not self.ended and not self._body
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing came that the loop has not read yet: its end, or what was not asked for."""
+        assert self._transport is not None, "it was connected"
+        looking = select.poll()
+        looking.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not looking.poll(0)
 
     def ask(self, request: bytes) -> None:
         """Send a request; its answer follows."""
         assert self._transport is not None, "it was connected"
         self._parser = httptools.HttpResponseParser(self)
-        self.status, self.done, self._keeps_alive = 0, False, False
+        self.status, self.headers, self.done, self._keeps_alive = 0, [], False, False
         self._transport.write(request)
 
-    async def more(self) -> bytes:
-        """What came of the body since; waits until there is something, or the end (`done`, `ended`)."""
-        self._resume()
+    async def more(self) -> Came:
+        """What came since; waits until there is something: the head (`status`), some of the body, or the end."""
         if not (self._body or self.done or self.ended):
+            self._read_on()
             self._coming = asyncio.get_running_loop().create_future()
             await self._coming
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body, self._held = [], 0
-        return body
+        self._body = []
+        self._read_on()
+        return Came(body, self.done, self.ended)
 
     def abandon(self) -> None:
         """Nobody waits for the answer any more."""
@@ -90,11 +112,13 @@ class Connection(asyncio.Protocol):
         """A piece of the answer."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as problem:
-            self.problem = f"The engine's answer cannot be read: {problem}"
-            self._end()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
+            self._refuse(str(problem))
             return
         self._held += len(data)
+        if self._held > HELD_BYTES and not (self.status or self.done):
+            self._refuse(f"its head is longer than {HELD_BYTES} bytes")
+            return
         if self._held > HELD_BYTES and not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()
@@ -110,8 +134,9 @@ class Connection(asyncio.Protocol):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
-        self.headers.append((name.lower(), value))
+        """A header. Those that follow a body are nobody's."""
+        if not self.status:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
@@ -130,6 +155,10 @@ class Connection(asyncio.Protocol):
 
     # Ours
 
+    def _refuse(self, why: str) -> None:
+        self.problem = f"The engine's answer cannot be read: {why}"
+        self._end()
+
     def _end(self) -> None:
         self.ended = True
         self._tell()
@@ -138,7 +167,9 @@ class Connection(asyncio.Protocol):
         if self._coming is not None and not self._coming.done():
             self._coming.set_result(None)
 
-    def _resume(self) -> None:
+    def _read_on(self) -> None:
+        """What was held is taken."""
+        self._held = 0
         if self._is_paused and self._transport is not None and not self._transport.is_closing():
             self._is_paused = False
             self._transport.resume_reading()

@@ -23,7 +23,7 @@ from serving_adapter.isolation.routes import Route, route_of
 from serving_adapter.serving.adapter_loading import AdapterLoading
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from serving_adapter.serving.attempt_events import PLATFORM
-from serving_adapter.serving.exchange import Exchange, answer, refuse
+from serving_adapter.serving.exchange import STRIPPED, Exchange, answer, refuse
 from serving_adapter.serving.replica import Replica
 
 LOOPBACK = frozenset({"127.0.0.1", "::1"})
@@ -126,7 +126,7 @@ class Middleware:
         if scope["path"] == "/health" and not self._replica.ready():
             await refuse(send, Refusal(503, "not_ready", "The adapter cannot meter now."))
         else:
-            await self._app(scope, receive, send)
+            await self._app(_bare(scope), receive, send)
 
     async def _metrics(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         """The engine's page, and ours behind it. It names tenants: for the platform alone."""
@@ -138,7 +138,6 @@ class Middleware:
         if not allowed:
             raise Refusal(403, "metrics_closed", "The metrics are for the platform.")
         own = self._replica.metrics.page(time.monotonic_ns() // 1000).encode()
-        plain = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
 
         async def send_both(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -155,7 +154,13 @@ class Middleware:
             else:
                 await send({**message, "body": message.get("body", b"") + own})
 
-        await self._app({**scope, "headers": plain}, receive, send_both)
+        await self._app(_bare(scope), receive, send_both)
+
+
+def _bare(scope: Scope) -> Scope:
+    """A request that is nobody's: who asks, and with which word, is not for the engine."""
+    names = STRIPPED | {b"accept-encoding"}
+    return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name.lower() not in names]}
 
 
 def _models(names: list[str]) -> bytes:

@@ -203,7 +203,16 @@ def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings:
         async with serving(adapter_settings) as served:
             await served.ask({"model": "tiny", "prompt": PROMPT, "max_tokens": 3, "stream": True})
             await served.told()
-            answer = await served.ask(b"", "/metrics", method="GET", headers={"authorization": "Bearer " + "m" * 32})
+            seen, own = [], served.middleware._app
+
+            async def engine(scope: Any, *ways: Any) -> None:
+                seen.extend(scope["headers"])
+                await own(scope, *ways)
+
+            served.middleware._app = engine
+            bearer = {"authorization": "Bearer " + "m" * 32}
+            answer = await served.ask(b"", "/metrics", method="GET", headers=bearer | {"accept": "text/plain"})
+            assert seen == [(b"accept", b"text/plain")], "the metrics' secret is not for the engine"
             page = answer.body.decode()
             assert int(answer.headers["content-length"]) == len(answer.body)
             assert page.startswith("vllm:prompt_tokens_total 1\n")

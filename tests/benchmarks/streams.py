@@ -12,8 +12,10 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,11 +38,14 @@ from streams.database import connect
 from streams.ingest import positions, sources
 from streams.ingest.apply import CREATE_STAGE, STAGE, ChunkApplier
 from streams.ingest.logs import Log, LogReader
+from streams.quotas import definition_store
+from streams.quotas.definitions import quota_from
 from streams.rules.chunks import Chunk, Record, Source, read
 from streams.schema import upgrade
 from streams.settings import CHUNK_MESSAGES
 from tests.benchmarks.report import QUICK, Report
-from tests.benchmarks.traffic import delays_ms
+from tests.benchmarks.traffic import delays_ms, delays_of_first_ms, tenant_weights
+from tests.fixtures_quota_server import QuotaServerProcess, add_key, start_quota_server
 
 WORKERS = int(os.environ.get("WORKERS", "2"))
 SEED = 20261121
@@ -148,7 +153,9 @@ def main() -> None:
         sustained(b, report)
         latency(b.beside(), report)
         report.add(
-            "one_tenant_events_per_s", "1/s", [drained(b.beside(), ONE_TENANT_EVENTS, tenants=1) for _ in range(3)]
+            "one_tenant_events_per_s",
+            "1/s",
+            [drained(b.beside(), ONE_TENANT_EVENTS, tenants=1).per_s for _ in range(3)],
         )
         stages(b, report)
         further_arrivals(b, report)
@@ -168,7 +175,7 @@ def sustained(b: Bench, report: Report) -> None:
         wait_for_progress(connection, log, total)
         producer = b.produce(ARRIVING_RATE * SUSTAINED_S, ARRIVING_RATE, subprocess.DEVNULL)
         rates, memory = [], [resident_mib(workers)]
-        cpu_before, at_before, begun = cpu_by_part(workers), lag(connection, log), time.monotonic()
+        cpu_before, at_before, begun = cpu_by_part(workers, connection), lag(connection, log), time.monotonic()
         wal_before = wal_bytes(connection)
         at, then = at_before, begun
         while at > -ARRIVING_RATE * (time.monotonic() - begun) and time.monotonic() - begun < SUSTAINED_S:
@@ -178,7 +185,7 @@ def sustained(b: Bench, report: Report) -> None:
             at, then = now_at, now
             memory.append(resident_mib(workers))
         applied, wal = at_before - at, wal_bytes(connection) - wal_before
-        cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(workers).items()}
+        cpu = {part: after - cpu_before[part] for part, after in cpu_by_part(workers, connection).items()}
         assert producer.poll() in (None, 0), "the producer failed"
         producer.kill()
         producer.wait()
@@ -200,14 +207,71 @@ def latency(b: Bench, report: Report) -> None:
     An event is in its window and in the quota feed when its position is passed, since all three move in one
     transaction. That is measured too: now and then all are read in one snapshot, and must have moved alike.
     """
-    with connect(b.url) as connection, b.workers():
+    with connect(b.url) as connection, quota_watch(b, connection) as in_quota, b.workers():
         wait_for_members(b, connection)
         producer = b.produce(LATENCY_RATE * LATENCY_S, LATENCY_RATE)
         visible = watch(connection, b, producer)
+        in_quota.wait_for(LATENCY_RATE * LATENCY_S)
     assert producer.stdout is not None
-    cuts = quantiles(delays_ms(producer.stdout, visible), n=100)
-    report.add("visible_p50_ms_at_10k", "ms", [cuts[49]])
-    report.add("visible_p99_ms_at_10k", "ms", [cuts[98]], goal=1000)
+    stamped = list(producer.stdout)
+    for place, delays in (
+        ("visible", delays_ms(stamped, visible)), ("in_quota", delays_of_first_ms(stamped, in_quota.seen))
+    ):  # fmt: skip
+        cuts = quantiles(delays, n=100)
+        report.add(f"{place}_p50_ms_at_10k", "ms", [cuts[49]])
+        report.add(f"{place}_p99_ms_at_10k", "ms", [cuts[98]], goal=1000)
+
+
+class QuotaWatch:
+    """Asks the quota service all the time how much of the first tenant's usage is confirmed."""
+
+    def __init__(self, server: QuotaServerProcess) -> None:
+        self._server = server
+        self._began_with = self._confirmed()
+        self.seen: list[tuple[float, int]] = []
+        """How many events since, over time."""
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._ask_again_and_again)
+        self._thread.start()
+
+    def wait_for(self, produced: int) -> None:
+        """Until its share of what was produced has come, or long enough."""
+        until = time.monotonic() + 30
+        while self.seen[-1][1] < produced * tenant_weights()[0] * 0.9 and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(3.0)
+
+    def stop(self) -> None:
+        """End."""
+        self._ends.set()
+        self._thread.join()
+
+    def _ask_again_and_again(self) -> None:
+        while not self._ends.wait(0.01):
+            count = self._confirmed() - self._began_with
+            self.seen.append((time.time(), count))
+
+    def _confirmed(self) -> int:
+        return int(self._server.quota("month-requests", TENANTS[0])["confirmed"])
+
+
+@contextlib.contextmanager
+def quota_watch(b: Bench, connection: psycopg.Connection) -> Iterator[QuotaWatch]:
+    """The quota service beside the workers, with a budget of requests for the first tenant, watched."""
+    document = {"tenant_id": TENANTS[0], "period": "month", "metric": "requests", "limit": 10**14}
+    definition_store.define(connection, quota_from(document, now=datetime.now(UTC)), actor="bench")
+    server = start_quota_server(b.url, add_key(connection))
+    try:
+        while server.request("GET", f"/v1/tenants/{TENANTS[0]}/quota").status != 200:
+            time.sleep(0.2)
+        watched = QuotaWatch(server)
+        try:
+            yield watched
+        finally:
+            watched.stop()
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)
 
 
 def watch(
@@ -403,23 +467,35 @@ def full_table(report: Report, preloaded: int) -> None:
     with bench() as empty, bench() as full:
         print(f"preloading {preloaded:,} identities", flush=True)
         preload(full.url, preloaded)
-        slower = []
+        slower, cost = [], []
         for _ in range(FULL_TABLE_RUNS):
             before, after = drained(empty, FULL_TABLE_EVENTS), drained(full, FULL_TABLE_EVENTS)
-            slower.append(before / after)
-    report.add(f"slowdown_{preloaded // 1_000_000}m_ids", "ratio", slower, goal=1.2)
+            slower.append(before.per_s / after.per_s)
+            cost.append((before.cpu_us, after.cpu_us))
+    label = f"{preloaded // 1_000_000}m_ids"
+    report.add(f"slowdown_{label}", "ratio", slower, goal=1.2)
+    report.add(f"cpu_us_per_event_{label}", "us", [after for _, after in cost])
+    report.add(f"cpu_us_per_event_beside_{label}_empty", "us", [before for before, _ in cost])
 
 
-def drained(b: Bench, count: int, tenants: int = len(TENANTS)) -> float:
-    """Events a second while workers drain so many, of so many tenants; one tenant's are one partition's."""
+class Drained(NamedTuple):
+    """Events a second, and CPU an event of workers, PostgreSQL and Kafka."""
+
+    per_s: float
+    cpu_us: float
+
+
+def drained(b: Bench, count: int, tenants: int = len(TENANTS)) -> Drained:
+    """Workers drain so many events of so many tenants; one tenant's are one partition's."""
     assert b.produce(count, tenants=tenants).wait() == 0, "the producer failed"
     log = LogReader(b.kafka, b.topic).read()
-    with b.workers(), connect(b.url) as connection:
+    with b.workers() as workers, connect(b.url) as connection:
         wait_for_progress(connection, log, count)
-        begun, at = time.monotonic(), lag(connection, log)
+        begun, at, cpu = time.monotonic(), lag(connection, log), sum(cpu_by_part(workers, connection).values())
         while lag(connection, log):
             time.sleep(0.05)
-        return at / (time.monotonic() - begun)
+        cpu = sum(cpu_by_part(workers, connection).values()) - cpu
+        return Drained(at / (time.monotonic() - begun), cpu / at * 1e6)
 
 
 def preload(url: str, count: int) -> None:
@@ -493,22 +569,34 @@ def wal_bytes(connection: psycopg.Connection) -> int:
     return int(row[0])
 
 
-def cpu_by_part(workers: list[int]) -> dict[str, float]:
-    """CPU seconds so far of the workers, PostgreSQL and Kafka."""
-    found = {"workers": sum(map(cpu_seconds, workers)), "postgres": 0.0, "kafka": 0.0}
+def cpu_by_part(workers: list[int], connection: psycopg.Connection) -> dict[str, float]:
+    """CPU seconds so far of the workers, of the connection's PostgreSQL with all its processes, and of Kafka."""
+    server = parent(connection.info.backend_pid)
+    found = {"workers": sum(map(cpu_seconds, workers)), "postgres": cpu_seconds(server, ended=True), "kafka": 0.0}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            command = path.read_bytes().replace(b"\0", b" ")
-            part = "postgres" if b"postgres" in command[:60] else "kafka" if b"kafka.Kafka" in command else None
-            if part:
-                found[part] += cpu_seconds(int(path.parent.name))
+            pid = int(path.parent.name)
+            if parent(pid) == server:
+                found["postgres"] += cpu_seconds(pid)
+            elif b"kafka.Kafka" in path.read_bytes():
+                found["kafka"] += cpu_seconds(pid)
     return found
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK_HZ
+def parent(pid: int) -> int:
+    """The process that started it."""
+    return int(stat(pid)[1])
+
+
+def cpu_seconds(pid: int, *, ended: bool = False) -> float:
+    """User and system time of a process; with that of those it started that have `ended`."""
+    fields = stat(pid)
+    return sum(map(int, fields[11 : 15 if ended else 13])) / TICK_HZ
+
+
+def stat(pid: int) -> list[str]:
+    """What the kernel tells of a process, from its state on (proc(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 def resident_mib(pids: list[int]) -> float:

@@ -1,6 +1,7 @@
 """Usage events of a platform with 500 skewed tenants and 20 models, as fast as Kafka takes them.
 
-python -m tests.benchmarks.traffic TOPIC COUNT RATE TENANTS    with a rate: prints when every 1,000th was produced
+python -m tests.benchmarks.traffic TOPIC COUNT RATE TENANTS    with a rate: prints when every 1,000th was produced,
+and every 100th of the first tenant
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ TENANTS = tuple(f"tenant_{number:03d}" for number in range(500))
 MODELS = tuple(f"model-{number:02d}" for number in range(20))
 REPLICAS = 40  # two for each model: an engine serves one
 STAMPED_EVERY = 1000
+OF_ONE_STAMPED_EVERY = 100
 BURST_S = 0.05
 TEMPLATE = (
     '{{"tenant_id":"{tenant}","request_id":"{request}","model":"{model}","input_tokens":{input},"output_tokens":{output},'
@@ -61,20 +63,38 @@ def delays_ms(stamped: Iterable[str], visible: Iterable[tuple[float, Mapping[int
     seen, delays = list(visible), []
     for line in stamped:
         partition, offset, produced_at = line.split()
+        if partition == "first":
+            continue
         at = next(at for at, positions in seen if positions.get(int(partition), 0) > int(offset))
         delays.append((at - float(produced_at)) * 1000)
     return delays
 
 
+def delays_of_first_ms(stamped: Iterable[str], counted: Iterable[tuple[float, int]]) -> list[float]:
+    """From produced to counted, of the first tenant's: `counted` says over time how many of them are."""
+    seen, delays = list(counted), []
+    for line in stamped:
+        kind, how_many, produced_at = line.split()
+        if kind == "first":
+            at = next(at for at, count in seen if count >= int(how_many))
+            delays.append((at - float(produced_at)) * 1000)
+    return delays
+
+
 def main() -> None:
-    """Produce; with a rate that is not 0, evenly, printing `partition offset seconds` of stamped messages."""
+    """Produce; with a rate that is not 0, evenly, printing `partition offset seconds` of stamped messages, and `first
+    how-many-th seconds` of the first tenant's.
+    """
     topic, count, rate, tenants = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     producer = EventProducer(KafkaSettings.from_environment(), topic)
-    begun = time.monotonic()
+    begun, of_first, first = time.monotonic(), 0, TENANTS[0].encode()
     for number, (key, message) in enumerate(events(count, time.time_ns(), tenants)):  # a boot of its own
         if rate and (ahead := number / rate - (time.monotonic() - begun)) > BURST_S:
             time.sleep(ahead)
-        if rate and number % STAMPED_EVERY == 0:
+        of_first += key == first
+        if rate and key == first and of_first % OF_ONE_STAMPED_EVERY == 0:
+            producer.send(key, message, told=_stamp_first(of_first, time.time()))
+        elif rate and number % STAMPED_EVERY == 0:
             producer.send(key, message, told=_stamp(time.time()))
         else:
             producer.send(key, message)
@@ -83,6 +103,10 @@ def main() -> None:
 
 def _stamp(produced_at: float) -> Callable[[int, int], None]:
     return lambda partition, offset: print(partition, offset, produced_at, flush=True)
+
+
+def _stamp_first(how_many: int, produced_at: float) -> Callable[[int, int], None]:
+    return lambda partition, offset: print("first", how_many, produced_at, flush=True)
 
 
 if __name__ == "__main__":

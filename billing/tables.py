@@ -322,6 +322,7 @@ credit_grants = _table(
     *_text("recorded_by"),
     *_amounts("amount"),
     Column("charges", ARRAY(String)),
+    Column("models", ARRAY(String)),
     Column("fees", Boolean),
     Column("priority", Integer),
     *_times("effective_at", "expires_at", "granted_at", "recorded_at"),

@@ -212,7 +212,7 @@ class _Cycle:
         of, period = self.of, self.of.periods[number]
         used, unpriced = usage_by_piece(billable(self.known, of.terms), of.subscriptions, of.versions, period, of.terms)
         self.unpriced.update(dict.fromkeys(unpriced))
-        rated = rate_period(period, used, of.terms)
+        rated = rate_period(period, used, of.terms, by_model=credits.by_model(of.grants))
         if not rated.lines:
             return NOTHING_RATED, {}
         grants = [grant for grant in self._grants() if credits.reduces_price(grant)]

@@ -33,13 +33,17 @@ class TaxTreatment(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Applicability:
-    """What a grant covers: without anything named all usage charges; charges by key; `fees` those too."""
+    """What a grant covers: without anything named all usage charges; charges by key; `fees` those too; of `models`, if
+    any is named, their usage alone."""
 
     charges: frozenset[str] = frozenset()
     fees: bool = False
+    models: frozenset[str] = frozenset()
 
     def covers(self, of: Coverable) -> bool:
         """Whether the amount is covered."""
+        if self.models and of.model not in self.models:
+            return False
         if self.charges:
             return of.charge_key in self.charges
         return self.fees or not of.is_fee
@@ -107,6 +111,11 @@ def reduces_price(grant: Grant) -> bool:
     return grant.treatment is not TaxTreatment.PAYMENT
 
 
+def by_model(grants: Iterable[Grant]) -> bool:
+    """Whether some grant covers certain models alone, so that usage is told apart by model."""
+    return any(grant.applies_to.models for grant in grants)
+
+
 def draw(coverable: Iterable[Coverable], grants: Iterable[Grant], left: Mapping[str, Fraction]) -> list[Draw]:
     """Draw on grants, in their order, for each amount in the order of usage time.
 
@@ -115,7 +124,7 @@ def draw(coverable: Iterable[Coverable], grants: Iterable[Grant], left: Mapping[
     ordered = sorted(grants, key=draw_order)
     remaining = dict(left)
     found: list[Draw] = []
-    for of in sorted(coverable):
+    for of in sorted(coverable, key=_by_time):
         open_amount = of.amount
         for grant in ordered:
             available = remaining.get(grant.grant_id, Fraction(0))
@@ -128,6 +137,10 @@ def draw(coverable: Iterable[Coverable], grants: Iterable[Grant], left: Mapping[
             if not open_amount:
                 break
     return found
+
+
+def _by_time(of: Coverable) -> tuple[object, ...]:
+    return of.at, of.charge_key, of.model or "", of.tax_group, of.amount, of.is_fee
 
 
 def by_grant_and_group(draws: Iterable[Draw]) -> dict[tuple[str, str], Decimal]:

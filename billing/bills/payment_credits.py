@@ -87,21 +87,22 @@ def more_to_cover(before: Iterable[Coverable], after: Iterable[Coverable]) -> tu
     """What late usage added to what credits can cover, at its own times of usage.
 
     What fell takes its share off all that grew: usage off usage, fees off fees, so that a grant for usage pays no more
-    than the usage came to (docs/spec/money.md 13.8).
+    than the usage came to (docs/spec/money.md 13.8). Models are told apart where they are on both sides.
     """
-    changes: dict[bool, dict[tuple[datetime, str, str], Fraction]]
+    signed = [(sign, of) for sign, listed in ((-1, before), (1, after)) for of in listed]
+    told_apart = all(of.model is not None for _, of in signed)
+    changes: dict[bool, dict[tuple[datetime, str, str, str | None], Fraction]]
     changes = {is_fee: defaultdict(Fraction) for is_fee in (False, True)}
-    for sign, listed in ((-1, before), (1, after)):
-        for of in listed:
-            changes[of.is_fee][of.at, of.charge_key, of.tax_group] += sign * of.amount
+    for sign, of in signed:
+        changes[of.is_fee][of.at, of.charge_key, of.tax_group, of.model if told_apart else None] += sign * of.amount
     found: list[Coverable] = []
     for is_fee, changed in changes.items():
         grown = sum((amount for amount in changed.values() if amount > 0), Fraction(0))
         whole = sum(changed.values(), Fraction(0))
         if whole > 0:
             found += [
-                Coverable(at, key, group, amount * whole / grown, is_fee)
-                for (at, key, group), amount in changed.items()
+                Coverable(at, key, group, amount * whole / grown, is_fee, model)
+                for (at, key, group, model), amount in changed.items()
                 if amount > 0
             ]
     return tuple(found)

@@ -176,7 +176,7 @@ def save_coverables(
             "period_start": period.start,
             "period_end": period.end,
             "tax_group": group,
-            "content": [[c.at.isoformat(), c.charge_key, str(c.amount), c.is_fee] for c in listed],
+            "content": [[c.at.isoformat(), c.charge_key, str(c.amount), c.is_fee, c.model] for c in listed],
         }
         for period, groups in of.items()
         for group, listed in groups.items()
@@ -203,9 +203,9 @@ def coverables(
     if not latest:
         return None
     return [
-        Coverable(datetime.fromisoformat(at), key, group, Fraction(amount), is_fee)
+        Coverable(datetime.fromisoformat(at), key, group, Fraction(amount), is_fee, *model)
         for group, content in latest.items()
-        for at, key, amount, is_fee in content
+        for at, key, amount, is_fee, *model in content  # models were not kept at first
     ]
 
 

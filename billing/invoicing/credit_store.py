@@ -102,6 +102,7 @@ def add(connection: Connection, given: GivenCredit, actor: str) -> None:
             amount=grant.amount,
             charges=sorted(grant.applies_to.charges),
             fees=grant.applies_to.fees,
+            models=sorted(grant.applies_to.models),
             priority=grant.priority,
             effective_at=grant.effective,
             expires_at=grant.expires,
@@ -248,7 +249,7 @@ def _state(row: Row[Any], moved: dict[str, _Moved]) -> CreditState:
         paid_at=None if settled is None else settled.first_at,
         priority=row.priority,
         tax_treatment=TaxTreatment(row.tax_treatment),
-        applies_to=Applicability(frozenset(row.charges), row.fees),
+        applies_to=Applicability(frozenset(row.charges), row.fees, frozenset(row.models)),
     )
     lapsed = total(moved[kind].amount for kind in (MovementKind.EXPIRED, MovementKind.REINSTATED) if kind in moved)
     remaining = total([row.amount, *(each.amount for each in moved.values())])

@@ -111,7 +111,7 @@ def explain(plan: PricePlan, usage: Usage) -> list[str]:
         used.append(priced)
         if here:
             told.append(f"version {piece.version.version}, in force from {piece.version.valid_from:%Y-%m-%d %H:%M} UTC")
-            told += [f"{plain(sum((q for _, q in parts), Decimal(0)))} counted by charge {key}"
+            told += [f"{plain(sum((q for _, q, _ in parts), Decimal(0)))} counted by charge {key}"
                      for key, parts in priced.parts.items()]  # fmt: skip
             told += [str(each) for each in missing]
     rated = rate_period(period, used, plan.terms)

@@ -98,7 +98,7 @@ def _percentage(of: Counted, model: Percentage) -> Amount:
     rate, fixed = Fraction(model.rate), Fraction(model.fixed_per_event)
     least, most = model.min_per_event, model.max_per_event
     total = Fraction(0)
-    for _, base in of.parts:
+    for _, base, _ in of.parts:
         amount = Fraction(base) * rate + fixed
         if least is not None:
             amount = max(Fraction(least), amount)
@@ -125,4 +125,4 @@ def event_amounts(of: Counted) -> list[Fraction]:
     if isinstance(of.charge.pricing, Percentage):
         one = [Counted(of.piece_no, of.piece, of.charge, (part,), of.share, Fraction(1)) for part in of.parts]
         return [_percentage(each, of.charge.pricing).amount for each in one]
-    return [Fraction(units) for _, units in of.parts]
+    return [Fraction(units) for _, units, _ in of.parts]

@@ -35,13 +35,17 @@ the minor units of an invoice (a bigint) and the 18 digits of a posting."""
 
 @dataclass(frozen=True, slots=True, order=True)
 class Coverable:
-    """What of a charge came to be at a time of usage, after all discounts: what a credit may be drawn for."""
+    """What of a charge came to be at a time of usage, after all discounts: what a credit may be drawn for.
+
+    `model`: of which model, '' for what is of none; None where models are not told apart.
+    """
 
     at: datetime
     charge_key: str
     tax_group: str
     amount: Fraction
     is_fee: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +59,20 @@ class RatedPeriod:
 NOTHING_RATED = RatedPeriod((), ())
 
 
-def rate_period(period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms) -> RatedPeriod:
+def rate_period(
+    period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms, *, by_model: bool = False
+) -> RatedPeriod:
     """The lines of a tenant's period, in order of their identity, and what credits can cover of them.
 
     `used` has every piece of the period in order, also those without usage. Neither the order of the usage in a piece
-    nor how it is split into parts changes a line. Raises AmountTooLarge.
+    nor how it is split into parts changes a line. `by_model`: what credits can cover is told apart by model. Raises
+    AmountTooLarge.
     """
     if not used:
         return NOTHING_RATED
     pieces = [each.piece for each in used]
     whole, by_key, counted, discounted = _rated(period, used, terms)
-    return RatedPeriod(whole, tuple(sorted(_coverable(by_key, counted, discounted, pieces))))
+    return RatedPeriod(whole, tuple(sorted(_coverable(by_key, counted, discounted, pieces, by_model))))
 
 
 def rate_lines(period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms) -> tuple[RatedLine, ...]:
@@ -184,6 +191,7 @@ def _coverable(
     counted: Mapping[str, Sequence[Counted]],
     discounted: InvoiceDiscounted,
     pieces: Sequence[Piece],
+    by_model: bool,
 ) -> list[Coverable]:
     """Each charge's amount by time of usage: a piece's lines over its parts by quantity, then all by one factor.
 
@@ -196,12 +204,13 @@ def _coverable(
             own = [each for each in listed if each.is_usage is is_usage]
             comes_to = Fraction(total(each.line.amount for each in own)) + discounted.on(key, usage=is_usage)
             if comes_to > 0:
-                found += _by_time(own, comes_to, counted.get(key, ()) if is_usage else (), pieces)
-    return [each for each in found if each.amount > 0]
+                found += _by_time(own, comes_to, counted.get(key, ()) if is_usage else (), pieces, by_model)
+    found = [each for each in found if each.amount > 0]
+    return [replace(each, model=each.model or "") for each in found] if by_model else found
 
 
 def _by_time(
-    lines: Sequence[ChargeLine], comes_to: Fraction, counted: Sequence[Counted], pieces: Sequence[Piece]
+    lines: Sequence[ChargeLine], comes_to: Fraction, counted: Sequence[Counted], pieces: Sequence[Piece], by_model: bool
 ) -> list[Coverable]:
     charge, is_fee = lines[0].charge, not lines[0].is_usage
     key = f"{charge.key}.fee" if is_fee and not charge.is_fee else charge.key
@@ -217,18 +226,23 @@ def _by_time(
     return [
         part
         for number, amount in by_piece.items()
-        for part in _timed(charge, key, amount * comes_to / whole, of_piece.get(number), pieces[number], is_fee)
+        for part in _timed(
+            charge, key, amount * comes_to / whole, of_piece.get(number), pieces[number], is_fee, by_model
+        )
     ]
 
 
 def _timed(
-    charge: Charge, key: str, amount: Fraction, of: Counted | None, piece: Piece, is_fee: bool
+    charge: Charge, key: str, amount: Fraction, of: Counted | None, piece: Piece, is_fee: bool, by_model: bool
 ) -> list[Coverable]:
     weights = metered.event_amounts(of) if of is not None else []
     whole = sum(weights, Fraction(0))
     if of is None or not whole:
         return [Coverable(piece.start, key, charge.tax_group, amount, is_fee)]
-    by_time: dict[datetime, Fraction] = defaultdict(Fraction)
-    for (at, _), weight in zip(of.parts, weights, strict=True):
-        by_time[at] += weight
-    return [Coverable(at, key, of.charge.tax_group, amount * weight / whole) for at, weight in by_time.items()]
+    by_time: dict[tuple[datetime, str | None], Fraction] = defaultdict(Fraction)
+    for (at, _, model), weight in zip(of.parts, weights, strict=True):
+        by_time[at, model if by_model else None] += weight
+    return [
+        Coverable(at, key, of.charge.tax_group, amount * weight / whole, model=model)
+        for (at, model), weight in by_time.items()
+    ]

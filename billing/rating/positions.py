@@ -72,7 +72,7 @@ def by_charge(used: Sequence[PieceUsage], period: BillingPeriod, terms: Terms) -
 def _quantity(charge: Charge, parts: Sequence[Part]) -> Fraction:
     if isinstance(charge.pricing, Percentage):
         return Fraction(len(parts))
-    return sum((Fraction(units) for _, units in parts), Fraction(0))
+    return sum((Fraction(units) for _, units, _ in parts), Fraction(0))
 
 
 def _placed(listed: Sequence[Counted], terms: Terms) -> list[Counted]:

@@ -21,8 +21,8 @@ FREE_FAULT: Final = "platform"
 NEVER_BILLED_SOURCE: Final = "estimate"
 NEVER_BILLED_STATUS: Final = "lost"
 
-Part = tuple[datetime, Decimal]
-"""What was counted at a time of usage: units of a metric, or the base of one event for a percentage."""
+Part = tuple[datetime, Decimal, str]
+"""What was counted at a time of usage, of a model: units of a metric, or the base of one event for a percentage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def distribute(piece: Piece, used: Iterable[Usage]) -> tuple[PieceUsage, list[Un
             for charge in known[key]:
                 taken = True
                 if quantity or isinstance(charge.pricing, Percentage):
-                    parts[charge.key].append((usage.at, quantity))
+                    parts[charge.key].append((usage.at, quantity, usage.model))
             if not known[key] and quantity and metric in priced:
                 with exactly():
                     missing[usage.model, metric] += quantity

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from billing.bills.credits import Grant
+from billing.bills.credits import Grant, by_model
 from billing.database import raw
 from billing.errors import CreditRefused
 from billing.periods import BillingPeriod
@@ -67,7 +67,8 @@ class CoverableUsage:
                     " periods, start the new payer with a period"
                 )
             used = self._used(cut, exact=needs_each_time(grants, cut, self._period))
-            rated = rate_period(self._period, used, cut[-1].subscription.terms)
+            terms = cut[-1].subscription.terms
+            rated = rate_period(self._period, used, terms, by_model=by_model(grants))
             if difference(rated.lines, lines):
                 raise CreditRefused(f"the usage of tenant {tenant_id} is not what was rated: rate it again")
             found += rated.coverable

@@ -29,7 +29,7 @@ app.add_typer(top_up.app, name="top-up")
 
 COLUMNS: Final = (
     "credit_id", "billing_account", "kind", "state", "currency", "amount", "remaining", "from", "expires", "paid_at",
-    "priority", "tax_treatment", "charges", "fees", "funding_invoice", "reason",
+    "priority", "tax_treatment", "charges", "fees", "models", "funding_invoice", "reason",
 )  # fmt: skip
 SHOWN: Final = ("credit_id", "billing_account", "kind", "state", "currency", "amount", "remaining", "from", "expires")
 
@@ -61,6 +61,7 @@ def grant(
     credit_id: Annotated[str | None, typer.Option("--id", help="Its id; default: made from what is said here.")] = None,
     charge: Annotated[list[str] | None, typer.Option(help="Only these charges, by key; default: all usage.")] = None,
     fees: Annotated[bool, typer.Option("--fees", help="Fees, too.")] = False,
+    model: Annotated[list[str] | None, typer.Option(help="Only usage of these models; default: of all.")] = None,
     priority: Annotated[int, typer.Option(help="Lower is drawn first.")] = 50,
     tax_treatment: Annotated[TaxTreatment | None, typer.Option(help="Default: by kind.")] = None,
     funding_invoice: Annotated[str | None, typer.Option(help="The invoice by which it is paid.")] = None,
@@ -79,7 +80,7 @@ def grant(
         granted_at=session.clock(None),
         priority=priority,
         tax_treatment=tax_treatment,
-        applies_to=Applicability(frozenset(charge or ()), fees),
+        applies_to=Applicability(frozenset(charge or ()), fees, frozenset(model or ())),
     )
     named = credit_id or _made_id(account, wanted, reason)
     given = GivenCredit(replace(wanted, grant_id=named), account, reason, funding_invoice)
@@ -178,6 +179,7 @@ def _row(state: CreditState, at: datetime) -> dict[str, Any]:
         "tax_treatment": grant.treatment.value,
         "charges": sorted(grant.applies_to.charges),
         "fees": grant.applies_to.fees,
+        "models": sorted(grant.applies_to.models),
         "funding_invoice": state.given.funding_invoice,
         "reason": state.given.reason,
     }

@@ -256,13 +256,17 @@ def _with_groups(
 
 def _added(before: Sequence[Draw], after: Sequence[Draw]) -> list[Draw]:
     """What came to be draws that were not, at their own times; what fell takes its share off all of it (6, 7)."""
-    change: dict[tuple[int, str, str], Fraction] = {}
+    change: dict[tuple[int, str, str, str], Fraction] = {}
     for sign, draws in ((-1, before), (1, after)):
         for draw in draws:
-            at = (draw.completed, draw.charge, draw.group)
+            at = (draw.completed, draw.charge, draw.group, draw.model)
             change[at] = change.get(at, ZERO) + sign * draw.value
     grown = sum((value for value in change.values() if value > 0), ZERO)
     whole = sum(change.values(), ZERO)
     if whole <= 0:
         return []
-    return [Draw(*at, 0, value * whole / grown) for at, value in change.items() if value > 0]
+    return [
+        Draw(completed, charge, group, 0, value * whole / grown, model)
+        for (completed, charge, group, model), value in change.items()
+        if value > 0
+    ]

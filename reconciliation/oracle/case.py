@@ -62,12 +62,42 @@ class Discount:
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """Which events a charge is for: those with these names, and with more input than `over`, at most `up_to`."""
+
+    names: Mapping[str, str]
+    over: Fraction | None
+    up_to: Fraction | None
+
+    def takes(self, event: Event) -> bool:
+        """Whether an event is meant. One whose context is not known fits no step."""
+        if any(event.names.get(name, "") != wanted for name, wanted in self.names.items()):
+            return False
+        if self.over is None and self.up_to is None:
+            return True
+        context = event.context
+        return (
+            context is not None
+            and (self.over is None or context > self.over)
+            and (self.up_to is None or context <= self.up_to)
+        )
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """How specific: by how many names and steps; of as many, adapter before model, region, tier, and context."""
+        has = [name in self.names for name in ("adapter", "model", "region", "tier")]
+        has.append(self.over is not None or self.up_to is not None)
+        return (sum(has), *has)
+
+
+@dataclass(frozen=True, slots=True)
 class Charge:
     """One charge of a plan version; what a model does not use is zero or None."""
 
     key: str
     model: str
     metric: str
+    where: Where
     tax_group: str
     continuity: Continuity
     price: Fraction
@@ -165,6 +195,7 @@ class Event:
     """One usage event, or a quantity of one metric (`counted` is then None).
 
     `counted` holds the event's own metrics; `request_id`, where given, says which request it was an attempt of.
+    `names`: its model, adapter, region and tier; `context`: its whole input, where it says so.
     """
 
     order: int
@@ -179,6 +210,8 @@ class Event:
     attempt: int
     is_request: bool
     metrics: Mapping[str, Fraction]
+    names: Mapping[str, str]
+    context: Fraction | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +257,7 @@ class Grant:
     expires: int | None
     granted_at: int
     applies_to: frozenset[str] | None
+    models: frozenset[str] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from reconciliation.oracle.case import Case, Grant
@@ -69,7 +69,7 @@ def payments(
     grants = in_draw_order(case, "payment")
     quantum = case.account.quantum
     whole_left = {grant.id: Fraction(left[grant.id] // quantum) for grant in grants}
-    payable = [Draw(d.completed, d.charge, d.group, d.order, d.value * gross_of.get(d.group, ZERO)) for d in draws]
+    payable = [replace(draw, value=draw.value * gross_of.get(draw.group, ZERO)) for draw in draws]
     taken, _ = _drawn(grants, payable, whole_left)
     result = []
     total, before = ZERO, 0
@@ -93,7 +93,7 @@ def _drawn(
     if not grants:
         return taken, list(draws)
     rest = []
-    for draw in sorted(draws, key=lambda draw: (draw.completed, draw.charge.encode(), draw.order)):
+    for draw in sorted(draws, key=lambda draw: (draw.completed, draw.charge.encode(), draw.model, draw.order)):
         open_value = draw.value
         for grant in grants:
             if open_value > 0 and left[grant.id] > 0 and _covers(grant, draw):
@@ -101,7 +101,7 @@ def _drawn(
                 taken[grant.id, draw.group] += amount
                 left[grant.id] -= amount
                 open_value -= amount
-        rest.append(Draw(draw.completed, draw.charge, draw.group, draw.order, open_value))
+        rest.append(replace(draw, value=open_value))
     return taken, rest
 
 
@@ -112,4 +112,5 @@ def _covers(grant: Grant, draw: Draw) -> bool:
         and grant.usable_from <= draw.completed
         and (grant.expires is None or draw.completed < grant.expires)
         and (grant.applies_to is None or draw.charge in grant.applies_to)
+        and (grant.models is None or draw.model in grant.models)
     )

@@ -40,13 +40,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one event's usage of one charge costs after discounts and maximum: what credits may cover (6, 13.8)."""
+    """What one event's usage of one charge costs after discounts and maximum: what credits may cover (6, 13.8).
+
+    `model`: the event's, where some grant asks for it.
+    """
 
     completed: int
     charge: str
     group: str
     order: int
     value: Fraction
+    model: str = ""
 
 
 def totals(lines: Iterable[Line], by: Callable[[Line], By]) -> dict[By, Fraction]:

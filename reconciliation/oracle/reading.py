@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from fractions import Fraction
 
 from reconciliation.oracle import calendar
-from reconciliation.oracle.calendar import Period, Schedule, instant
+from reconciliation.oracle.calendar import DAY, Period, Schedule, instant
 from reconciliation.oracle.case import (
     Account,
     Agreed,
@@ -32,9 +33,12 @@ _TOP = words(
 )
 _EVENT = words(
     "id completed started status fault source purpose request_id attempt metric quantity corrects counts input"
-    " cached_input output gpu_second pass_through_cost"
+    " cached_input output gpu_second pass_through_cost model adapter region tier"
 )
-_GRANT = words("id kind amount currency tax_treatment priority effective expires granted_at paid_at applies_to note")
+_NAMES = ("model", "adapter", "region", "tier")
+_GRANT = words(
+    "id kind amount currency tax_treatment priority effective expires granted_at paid_at applies_to models note"
+)
 _PAID = "paid"
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 
@@ -50,7 +54,7 @@ def read_case(plain: Plain) -> Case:
     periods = _periods(plain)
     known_at = optional(plain, "known_at", instant)
     plans = {name: read_plan(name, versions, known_at) for name, versions in plain["plan"].items()}
-    changes = _changes(plain["subscription"], plans)
+    changes = _after_trial(_changes(plain["subscription"], plans), plain.get("contract", {}).get("trial_days", 0))
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
     return Case(
@@ -86,7 +90,9 @@ def _account(plain: Plain) -> Account:
 def _contract(plain: Plain) -> Contract:
     only(
         plain,
-        words("price_at bill_attempts bill_statuses weighted_allowances rounding late_usage_days period agreed"),
+        words(
+            "price_at bill_attempts bill_statuses weighted_allowances rounding late_usage_days period trial_days agreed"
+        ),
         "contract",
     )
     return Contract(
@@ -138,9 +144,16 @@ def _agreed(plain: Plain, changes: Sequence[Change]) -> tuple[Agreed, ...]:
         if "period" in entry:
             schedule = _schedule(plain, entry["period"])
         if begun or "period" in entry:
-            result.append(Agreed(change.at, bool(begun) and not change.resumed, schedule))
+            result.append(Agreed(instant(entry["at"]), bool(begun) and not change.resumed, schedule))
         before = change.plan
     return tuple(result)
+
+
+def _after_trial(changes: Sequence[Change], days: int) -> tuple[Change, ...]:
+    """What begins first bills only when its trial is over, or what follows it begins."""
+    first, *others = changes
+    ends = min([first.at + days * DAY, *(change.at for change in others[:1])])
+    return (replace(first, at=max(first.at, ends)), *others)
 
 
 def _in_time(entries: Sequence[Plain]) -> list[Plain]:
@@ -211,6 +224,8 @@ def _event(plain: Plain, anywhere: int, order: int) -> Event:
         attempt=attempt,
         is_request="metric" not in plain,
         metrics=_metrics(plain, requests=1),
+        names={name: plain[name] for name in _NAMES if name in plain},
+        context=optional(plain, "input", exact),
     )
 
 
@@ -261,6 +276,7 @@ def _grant(plain: Plain) -> Grant:
         expires=optional(plain, "expires", instant),
         granted_at=instant(plain["granted_at"]) if "granted_at" in plain else effective,
         applies_to=frozenset(plain["applies_to"]) if "applies_to" in plain else None,
+        models=frozenset(plain["models"]) if "models" in plain else None,
     )
 
 

@@ -14,6 +14,7 @@ from reconciliation.oracle.case import (
     Plan,
     Tier,
     Version,
+    Where,
 )
 from reconciliation.oracle.fields import CaseError, Plain, each, one_of, only, optional, spread, words
 from reconciliation.oracle.rational import exact
@@ -21,9 +22,10 @@ from reconciliation.oracle.rational import exact
 _VERSION = words("version from recorded charges allowances commitment invoice_discount")
 _CHARGE = words(
     "key model metric tax_group tier_continuity price tiers size rate base fixed_per_event min_per_event max_per_event"
-    " included overage_price fee timing prorated discount minimum maximum allowance"
+    " included overage_price fee timing prorated discount minimum maximum allowance where"
 )
 _MODELS = words("per_unit graduated volume package percentage prepaid flat seat one_off")
+_NAMES = words("model adapter region tier")
 _DISCOUNT = "percent amount from until periods"
 
 
@@ -93,6 +95,12 @@ def _allowances(plain: Plain, where: str) -> tuple[Allowance, ...]:
     return tuple(pools)
 
 
+def _where(plain: Plain, where: str) -> Where:
+    only(plain, _NAMES | words("context_over context_up_to"), where)
+    names = {name: plain[name] for name in plain if name in _NAMES}
+    return Where(names, optional(plain, "context_over", exact), optional(plain, "context_up_to", exact))
+
+
 def _charge(plain: Plain, where: str) -> Charge:
     where = f"{where}.{plain['key']}"
     only(plain, _CHARGE, where)
@@ -101,6 +109,7 @@ def _charge(plain: Plain, where: str) -> Charge:
         key=plain["key"],
         model=model,
         metric=plain.get("base", plain.get("metric", plain["key"])),
+        where=_where(plain.get("where", {}), f"{where}.where"),
         tax_group=plain.get("tax_group", "std"),
         continuity=one_of(
             plain.get("tier_continuity", "carry"), ("carry", "reset", "prorate"), f"{where}.tier_continuity"

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from reconciliation.oracle import advance, discounts, fees, models, segments
 from reconciliation.oracle.calendar import Period
-from reconciliation.oracle.case import Allowance, Case, Charge, Usage
+from reconciliation.oracle.case import Allowance, Case, Charge, Event, Usage, Version
 from reconciliation.oracle.discounts import InvoiceDiscounts, in_pairs
 from reconciliation.oracle.line import Draw, Line, totals, totals_of
 from reconciliation.oracle.models import Used
@@ -40,7 +40,8 @@ def statement(case: Case, period: Period, usage: Usage) -> Statement:
     lines += discounts.of_charges(plan, lines, advance.given_off(case, plan))
     lines += _limits(plan, lines)
     off = InvoiceDiscounts(plan, lines)
-    draws = _draws(plan, measured, lines, off) if case.grants else []
+    by_model = any(grant.models for grant in case.grants)
+    draws = _draws(plan, measured, lines, off, by_model) if case.grants else []
     return Statement(lines + off.lines + _true_up(plan, lines, off), draws)
 
 
@@ -54,13 +55,23 @@ def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
             continue
         priced_at = event.started if case.contract.price_at == "start" else event.completed
         index = segments.version_at(segment.plan, priced_at)
-        for key, charge in segment.plan.versions[index].charges.items():
+        for key, charge in _taking(segment.plan.versions[index], event):
             if charge.model == "percentage":
                 if event.is_request and charge.metric in bill.metrics:
                     result[key, (segment.number, index)].append((bill, bill.metrics[charge.metric]))
             elif charge.counts_usage and bill.metrics.get(charge.metric):
                 result[key, (segment.number, index)].append((bill, bill.metrics[charge.metric]))
     return result
+
+
+def _taking(version: Version, event: Event) -> list[tuple[str, Charge]]:
+    """The charges that an event is for: of each metric the most specific ones (docs/pricing.md)."""
+    fitting: dict[str, list[tuple[str, Charge]]] = defaultdict(list)
+    for key, charge in version.charges.items():
+        if charge.counts_usage and charge.where.takes(event):
+            fitting[charge.metric].append((key, charge))
+    highest = {metric: max(charge.where.rank for _, charge in listed) for metric, listed in fitting.items()}
+    return [each for metric, listed in fitting.items() for each in listed if each[1].where.rank == highest[metric]]
 
 
 def _usage_lines(case: Case, plan: PeriodPlan, measured: Measured) -> list[Line]:
@@ -177,7 +188,9 @@ def _true_up(plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts) -> 
     return [Line("true_up", "true_up", "", None, group, amount)]
 
 
-def _draws(plan: PeriodPlan, measured: Measured, lines: Sequence[Line], off: InvoiceDiscounts) -> list[Draw]:
+def _draws(
+    plan: PeriodPlan, measured: Measured, lines: Sequence[Line], off: InvoiceDiscounts, by_model: bool
+) -> list[Draw]:
     """What each charge's usage comes to, over its pairs by their lines, over their events by units (by amount for
     percentage): limits and invoice discounts change all alike. What has no usage counts at the end (6, 13.8)."""
     usage = [line for line in lines if not line.is_fee]
@@ -193,17 +206,26 @@ def _draws(plan: PeriodPlan, measured: Measured, lines: Sequence[Line], off: Inv
             continue
         for (of, pair), amount in costs.items():
             if of == key:
-                result += _in_time(plan.charge(key, pair), measured[key, pair], amount * whole / in_charge)
+                result += _in_time(plan.charge(key, pair), measured[key, pair], amount * whole / in_charge, by_model)
     return [draw for draw in result if draw.value > 0]
 
 
-def _in_time(charge: Charge, events: Sequence[tuple[Billable, Fraction]], amount: Fraction) -> list[Draw]:
+def _in_time(
+    charge: Charge, events: Sequence[tuple[Billable, Fraction]], amount: Fraction, by_model: bool
+) -> list[Draw]:
     by_event = charge.model == "percentage"
     parts = [models.of_event(charge, units) if by_event else units for _, units in events]
     whole = sum(parts, ZERO)
     if not whole:
         return []
     return [
-        Draw(bill.event.completed, charge.key, charge.tax_group, bill.event.order, amount * part / whole)
+        Draw(
+            bill.event.completed,
+            charge.key,
+            charge.tax_group,
+            bill.event.order,
+            amount * part / whole,
+            bill.event.names.get("model", "") if by_model else "",
+        )
         for (bill, _), part in zip(events, parts, strict=True)
     ]

@@ -310,7 +310,7 @@ def _grant(given: Mapping[str, Any]) -> Grant:
         paid_at=time("paid_at"),
         priority=given.get("priority", 50),
         tax_treatment=TaxTreatment(treatment) if treatment else None,
-        applies_to=_applicability(given.get("applies_to")),
+        applies_to=replace(_applicability(given.get("applies_to")), models=frozenset(given.get("models", ()))),
     )
 
 

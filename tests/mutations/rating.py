@@ -155,8 +155,8 @@ MUTATIONS: Final = (
     Mutation(
         "percentage: the fixed fee comes on top of the maximum",
         "billing/rating/metered.py",
-        ("    for _, base in of.parts:\n        amount = Fraction(base) * rate + fixed\n"),
-        ("    for _, base in of.parts:\n        total += fixed\n        amount = Fraction(base) * rate\n"),
+        ("    for _, base, _ in of.parts:\n        amount = Fraction(base) * rate + fixed\n"),
+        ("    for _, base, _ in of.parts:\n        total += fixed\n        amount = Fraction(base) * rate\n"),
         GOLDEN,
     ),
     Mutation(

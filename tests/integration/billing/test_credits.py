@@ -218,10 +218,11 @@ def test_grants_that_cover_different_charges_are_drawn_event_by_event(
     world.plan(plan)
     world.subscribe("acme")
     counted = [{"input_tokens": 600 * n, "output_tokens": 1000 * (6 - n)} for n in range(5)]
+    models = ["llama", "mini", "llama", "mini", "llama"]
     apply(
         own_database_url,
         *({"tenant_id": "acme", "request_id": f"r{n}", "timestamp": at.isoformat(), "cache_hit_tokens": 0} | tokens
-          for n, (at, tokens) in enumerate(zip(times, counted, strict=True))),
+          | {"model": models[n]} for n, (at, tokens) in enumerate(zip(times, counted, strict=True))),
         # The first of two attempts is not billed.
         event(1, "aborted", times[1].isoformat(), 500, "twice"), event(2, "ok", times[2].isoformat(), 700, "twice"),
     )  # fmt: skip
@@ -233,11 +234,17 @@ def test_grants_that_cover_different_charges_are_drawn_event_by_event(
         grant("only-in", "0.9", applies_to=Applicability(frozenset({"in"}))),
         grant("paid", "7", kind=GrantKind.PAID, paid_at=times[2], applies_to=Applicability(frozenset({"out"}))),
         grant("first", "0.5", priority=1, kind=GrantKind.GOODWILL, effective=times[3]),
+        grant("mini", "6.1", priority=1, applies_to=Applicability(models=frozenset({"mini"}))),
     ]
     give(world, *grants)
     close(world, gateway)
     used = [
-        UsageEvent(f"e{n}", at, {"input": Decimal(tokens["input_tokens"]), "output": Decimal(tokens["output_tokens"])})
+        UsageEvent(
+            f"e{n}",
+            at,
+            {"input": Decimal(tokens["input_tokens"]), "output": Decimal(tokens["output_tokens"])},
+            model=models[n],
+        )
         for n, (at, tokens) in enumerate(zip(times, counted, strict=True))
     ]
     bills = core((), grants, tax=tax, plan=plan, events=(*used, UsageEvent("t", times[2], {"output": Decimal(700)})))

@@ -31,14 +31,14 @@ def rows(run: Run, *arguments: str) -> list[dict[str, Any]]:
 
 def test_a_credit_is_granted_settled_by_two_listed_and_in_the_audit_log(finance: Run) -> None:
     grant = ("credit", "grant", "acme", "100.00", "usd", "--from", "2026-10-01", "--expires", "2030-01-01",
-             "--kind", "paid", "--reason", "top-up", "--id", "topup", "--as", "ada")  # fmt: skip
+             "--kind", "paid", "--reason", "top-up", "--id", "topup", "--model", "mini", "--as", "ada")  # fmt: skip
     assert "would be granted" in finance(*grant, "--dry-run").stdout
     assert rows(finance, "credit", "list") == []
     assert finance(*grant).returncode == finance(*grant).returncode == 0
     other = finance(*("200.00" if text == "100.00" else text for text in grant))
     assert (other.returncode, "another --id" in other.stderr) == (1, True)
     (before,) = rows(finance, "credit", "list", "--account", "acme")
-    assert (before["state"], before["remaining"]) == ("unpaid", "100.00")
+    assert (before["state"], before["remaining"], before["models"]) == ("unpaid", "100.00", ["mini"])
     settle = ("credit", "settle", "topup", "--paid-at", "2026-10-02T00:00:00Z", "--document", "bank 7", "--as", "ada")
     assert "proposal 1: another person approves it" in finance(*settle).stdout
     assert finance("approval", "approve", "1", "--as", "ada").returncode == 1

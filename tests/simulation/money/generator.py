@@ -55,6 +55,8 @@ def simulated(seed: int, number: int) -> Simulated:
     changes = _subscription(random, spans, list(starts), starts, form)
     edges = _edges(spans, starts, changes)
     case: Plain = {"id": f"sim-{seed}-{number}", "account": account, "contract": _contract(random, length), **fields}
+    _trial(random, case["contract"], changes, edges)
+    _other_periods(random, changes, length, spans[0][0])
     forms = {"a": form, "b": plans.of_another_plan(random, form)}
     case["plan"] = {
         name: plans.plan(random, forms[name], at, _left_out(random, form, name)) for name, at in starts.items()
@@ -104,6 +106,24 @@ def _contract(random: Random, length: str) -> Plain:
     if random.random() < 0.1:
         result["late_usage_days"] = random.choice((5, 31, 90))
     return result
+
+
+def _trial(random: Random, contract: Plain, changes: list[Plain], edges: list[tuple[str, int]]) -> None:
+    """Now and then nothing bills at first; nothing changes before it does."""
+    days = random.choice((1, 7, 14, 30))
+    ends = calendar.read(changes[0]["at"]) + days * DAY
+    if random.random() < 0.12 and all(calendar.read(change["at"]) >= ends for change in changes[1:]):
+        contract["trial_days"] = days
+        edges.append(("trial", ends))
+
+
+def _other_periods(random: Random, changes: list[Plain], length: str, start: int) -> None:
+    """Now and then the contract had periods of another length before those that are billed here."""
+    others = [other for other in ("month", "quarter", "year") if other != length]
+    before = calendar.read(changes[0]["at"]) < start
+    if random.random() < 0.15 and before and all(calendar.read(change["at"]) > start for change in changes[1:]):
+        changes[0]["period"] = random.choice(others)
+        changes.insert(1, {"at": written(start), "period": length})
 
 
 def _version_starts(random: Random, spans: list[tuple[int, int]]) -> list[int]:
@@ -228,6 +248,8 @@ def _grants(
         result.append(grant)
     if usage and random.random() < 0.2:
         random.choice(result)["applies_to"] = random.sample(usage, random.randint(1, len(usage)))
+    if form.by_events and random.random() < 0.25:
+        random.choice(result)["models"] = random.sample(("m1", "m2", "m3"), random.randint(1, 2))
     return result
 
 
@@ -255,7 +277,8 @@ def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[in
     if not (plain and fees):
         return
     credited = random.choice(fees)
-    cancelled, begun = calendar.read(changes[1]["at"]), calendar.read(changes[0]["at"])
+    cancelled = calendar.read(changes[1]["at"])
+    begun = calendar.read(changes[0]["at"]) + case["contract"].get("trial_days", 0) * DAY
     for start, end in spans:
         since = max(start, begun)
         if since < cancelled < end:

@@ -11,6 +11,17 @@ from tests.simulation.money.calendar import DAY, SECOND, read, written
 Plain = dict[str, Any]
 COUNTED = ("per_unit", "graduated", "volume", "package", "prepaid")
 """Models that count units of a metric; `percentage` looks at events, fees at time."""
+FILTERS: tuple[Plain, ...] = (
+    {"model": "m1"},
+    {"model": "m2", "region": "eu"},
+    {"adapter": "a1"},
+    {"tier": "batch"},
+    {"region": "eu"},
+    {"context_up_to": 40},
+    {"context_over": 40},
+    {"context_over": 20, "context_up_to": 60},
+    {"model": "m1", "context_over": 40},
+)
 TOKEN_METRICS = ("input", "cached_input", "output", "total_tokens", "request", "gpu_second")
 
 
@@ -32,6 +43,8 @@ class Traits:
     maximum: bool
     advance: bool
     prorated: bool = True
+    where: Plain = field(default_factory=dict)
+    """Which events it is for; of a metric's charges the most specific one takes an event."""
 
 
 @dataclass(slots=True)
@@ -47,6 +60,10 @@ class Shape:
     true_up_group: str = ""
     starts: list[int] = field(default_factory=list)
     """Of the billing periods: discounts begin and end around them."""
+
+    def names(self) -> set[str]:
+        """What of an event's names some charge asks for; the model always, since grants may."""
+        return {"model", *(name for charge in self.charges for name in charge.where)}
 
     def models(self) -> set[str]:
         return {charge.model for charge in self.charges}
@@ -66,6 +83,8 @@ def shape(random: Random, groups: list[str], starts: list[int]) -> Shape:
     for i in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
         model = random.choice((*COUNTED, "percentage", "percentage")) if by_events else random.choice(COUNTED)
         charges.append(_traits(random, f"u{i}", model, by_events, groups))
+    if by_events:
+        _narrow(random, charges)
     for i in range(random.choice((0, 0, 0, 1, 1, 2))):
         model = random.choice(("flat", "flat", "seat", "one_off"))
         charges.append(_traits(random, f"f{i}", model, by_events, groups))
@@ -109,6 +128,16 @@ def _traits(random: Random, key: str, model: str, by_events: bool, groups: list[
         advance=random.random() < in_advance,
         prorated=random.random() < 0.85,
     )
+
+
+def _narrow(random: Random, charges: list[Traits]) -> None:
+    """Now and then charges for some events only, often of a metric that another charge counts, too."""
+    for traits in charges:
+        if random.random() < 0.4:
+            traits.where = random.choice(FILTERS)
+            other = random.choice(charges)
+            if "percentage" not in (traits.model, other.model) and random.random() < 0.6:
+                traits.metric = other.metric
 
 
 def of_another_plan(random: Random, form: Shape) -> Shape:
@@ -179,6 +208,8 @@ def charge(random: Random, traits: Traits, starts: list[int]) -> Plain:
     result: Plain = {"key": traits.key, "model": traits.model}
     if traits.tax_group != "std":
         result["tax_group"] = traits.tax_group
+    if traits.where:
+        result["where"] = traits.where
     result |= _PARAMETERS[traits.model](random, traits)
     if traits.continuity != "carry":
         result["tier_continuity"] = traits.continuity

@@ -166,6 +166,7 @@ def _event(setting: Setting, start: int, end: int, kind: str) -> Plain:
         result[name] = value
         kind = f"{kind}, {value}" if name != "fault" else f"{kind}, fault {value}"
     setting.meet(_event_models(setting), kind, boundary)
+    setting.meet({charge.model for charge in setting.form.charges if charge.where}, kind, "filter")
     return result
 
 
@@ -178,11 +179,24 @@ def _counts(setting: Setting) -> Plain:
     uncached, _ = _units(setting, "input")
     cached = random.choice((0, random.randint(0, 40)))
     result: Plain = {"input": uncached + cached, "cached_input": cached, "output": _units(setting, "output")[0]}
+    if random.random() < 0.05:
+        result["input"] = uncached = random.choice((20, 21, 40, 41, 60)) + cached  # at a step of context length
+    result |= _names(setting)
     if any(charge.metric == "gpu_second" for charge in setting.form.charges):
         result["gpu_second"] = decimal(random, 20, 6)
     if "percentage" in setting.form.models():
         result["pass_through_cost"] = random.choice(("0", decimal(random, 50, 2), decimal(random, 4, 6)))
     return result
+
+
+def _names(setting: Setting) -> Plain:
+    """Of which model, adapter, region and tier, where a charge or a grant asks for it."""
+    random, found = setting.random, {}
+    for name, values in (("model", ("m1", "m2", "m3")), ("adapter", ("", "a1")), ("region", ("eu", "us")),
+                         ("tier", ("", "batch"))):  # fmt: skip
+        if name in setting.form.names():
+            found[name] = random.choice(values)
+    return found
 
 
 def _attempts(setting: Setting, start: int, end: int, kind: str) -> list[Plain]:

@@ -74,7 +74,7 @@ STATE: Final[Mapping[str, str]] = {
 }
 """Tables whose rows have a state. One that is added with a state gets a line here."""
 
-READ_ONLY: Final = ("ledger.chart_of_accounts", "ledger.currencies", "ledger.legal_entities")
+READ_ONLY: Final = ("ledger.chart_of_accounts", "ledger.currencies")
 """What the books are made of: migrations and the owner add to it."""
 BY_FUNCTION: Final = ("ledger.postings",)
 """Tables to which a function of the owner's adds rows, and the application only by calling it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,15 +68,36 @@ def add_account(
         return AccountShown(name, known, _record(connection, (None, name), known.name, values, actor))
 
 
-def describe_entity(
-    engine: Engine, *, name: str, actor: str, values: Mapping[str, str], dry_run: bool = False
-) -> AccountShown:
-    """Say how a legal entity that is there stands on documents from now on. Safe to repeat. Raises PartyRefused."""
+def add_entity(
+    engine: Engine, *, name: str, actor: str, currency: str | None = None, values: Mapping[str, str],
+    dry_run: bool = False,
+) -> AccountShown:  # fmt: skip
+    """Make a legal entity, or say of one that is there how it stands on documents from now on. Safe to repeat.
+
+    A new one has its books in `currency`, and numbers of its own, which begin with its name in capitals. Raises
+    PartyRefused, UnknownCurrency.
+    """
     with transaction(engine, dry_run=dry_run) as connection:
         known = account_store.legal_entities(connection)
         if name not in known:
-            raise PartyRefused(f"there is no legal entity {name}: {', '.join(sorted(known))}")
-        return AccountShown(name, None, _record(connection, (name, None), known[name], values, actor))
+            _check_entity(name, currency, known)
+            account_store.add_legal_entity(connection, name, values.get("name") or name, currency or "")
+            audit.record(raw(connection), actor, "account.add_entity", name, {"currency": currency})
+        elif currency not in (None, account_store.functional_currency(connection, name)):
+            raise PartyRefused(f"the books of {name} are kept in another currency than {currency}, and stay so")
+        named = known.get(name) or values.get("name") or name
+        return AccountShown(name, None, _record(connection, (name, None), named, values, actor))
+
+
+def _check_entity(name: str, currency: str | None, known: Collection[str]) -> None:
+    if not account_store.ENTITY_NAME.fullmatch(name):
+        raise PartyRefused(f"{name!r} is no name of a legal entity: letters, digits, . _ - (not first), up to 40")
+    if name.upper() in {other.upper() for other in known}:
+        raise PartyRefused(f"{name} would have the numbers of a legal entity of this name in other letters")
+    if currency is None:
+        raise PartyRefused(f"there is no legal entity {name}: say --currency, in which its books are, to make it")
+    if currency not in {row.code for row in CURRENCIES}:
+        raise UnknownCurrency(f"{currency!r} is no currency that is known")
 
 
 def shown(engine: Engine, name: str | None = None) -> list[AccountShown]:

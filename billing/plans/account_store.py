@@ -21,6 +21,7 @@ from billing.plans.subscriptions import Subscription, with_contracts
 DEFAULT_LEGAL_ENTITY: Final = "default"
 ACCOUNT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,126}")
 """As the database checks it, and as a tenant is named."""
+ENTITY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,20 @@ def legal_entities(connection: Connection) -> dict[str, str]:
     table = tables.legal_entities
     rows = connection.execute(select(table.c.legal_entity, table.c.name).order_by(table.c.legal_entity))
     return {row.legal_entity: row.name for row in rows}
+
+
+def functional_currency(connection: Connection, legal_entity: str) -> str:
+    """In which currency a legal entity's books are kept."""
+    table = tables.legal_entities
+    query = select(table.c.functional_currency).where(table.c.legal_entity == legal_entity)
+    return str(connection.execute(query).scalar_one())
+
+
+def add_legal_entity(connection: Connection, legal_entity: str, name: str, currency: str) -> None:
+    """Add a legal entity: it stays, with its currency."""
+    connection.execute(
+        tables.legal_entities.insert().values(legal_entity=legal_entity, name=name, functional_currency=currency)
+    )
 
 
 def add_subscription(connection: Connection, subscription: Subscription, actor: str) -> None:

@@ -8,7 +8,6 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select, text
 
-from billing import tables
 from billing.ledger import balance_store, ledger_store, remeasuring
 from billing.ledger.balance_store import AsOf
 from billing.ledger.exchange_rates import ExchangeRates
@@ -16,6 +15,7 @@ from billing.ledger.journal import AccountCode, JournalEntry, Posting
 from billing.ledger.remeasuring import MONETARY, Moved
 from billing.money import ZERO, exactly, total
 from billing.periods import INSTANT, BillingPeriod
+from billing.plans import account_store
 from billing.posting import exchange_rate_store
 from billing.posting.booking import booking
 
@@ -48,7 +48,7 @@ def remeasure(connection: Connection, legal_entity: str, month: BillingPeriod, n
     Doing it again books nothing. A book of one currency needs no rate. Raises RateMissing.
     """
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{REMEASUREMENT}/{legal_entity}", 0))))
-    functional = _functional(connection, legal_entity)
+    functional = account_store.functional_currency(connection, legal_entity)
     rates = ExchangeRates(exchange_rate_store.recorded(connection))
     moved = _moved(connection, legal_entity, month, functional, rates)
     opening = _opening(connection, legal_entity, month, functional)
@@ -88,12 +88,6 @@ def remeasure(connection: Connection, legal_entity: str, month: BillingPeriod, n
             ],
         )
     return missing
-
-
-def _functional(connection: Connection, legal_entity: str) -> str:
-    table = tables.legal_entities
-    query = select(table.c.functional_currency).where(table.c.legal_entity == legal_entity)
-    return str(connection.execute(query).scalar_one())
 
 
 def _moved(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from billing.commands.keep_accounts import AccountShown, add_account, describe_entity, shown
+from billing.commands.keep_accounts import AccountShown, add_account, add_entity, shown
 from billing.invoicing.parties import FIELDS, party_document
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out
@@ -18,8 +18,10 @@ app = typer.Typer(help="Billing accounts and legal entities.", no_args_is_help=T
 def add(
     account: Annotated[str, typer.Argument(metavar="NAME")],
     actor: session.Actor,
-    entity: Annotated[bool, typer.Option("--entity", help="NAME is a legal entity, which is there.")] = False,
-    currency: Annotated[str | None, typer.Option(help="What a new billing account pays in.")] = None,
+    entity: Annotated[bool, typer.Option("--entity", help="NAME is a legal entity.")] = False,
+    currency: Annotated[
+        str | None, typer.Option(help="What a new account pays in, a new entity's books are in.")
+    ] = None,
     legal_entity: Annotated[str, typer.Option(help="Who invoices a new billing account.")] = "default",
     payment_terms: Annotated[int | None, typer.Option(help="Days until an invoice is due; default 30.")] = None,
     name: Annotated[str | None, typer.Option(help="As it stands on documents.")] = None,
@@ -38,7 +40,7 @@ def add(
     reference: Annotated[str | None, typer.Option(help="The buyer's reference: cost centre, routing id.")] = None,
     dry_run: session.DryRun = False,
 ) -> None:
-    """Make a billing account, or change how one (or a legal entity) stands on documents from now on.
+    """Make a billing account or a legal entity, or change how one stands on documents from now on.
 
     '' empties a field. Documents that are issued already stay as they are.
     """
@@ -50,7 +52,7 @@ def add(
     values = {field: value for field, value in given.items() if value is not None}
     with session.engine() as engine:
         if entity:
-            done = describe_entity(engine, name=account, actor=actor, values=values, dry_run=dry_run)
+            done = add_entity(engine, name=account, actor=actor, currency=currency, values=values, dry_run=dry_run)
         else:
             done = add_account(
                 engine, name=account, actor=actor, currency=currency, legal_entity=legal_entity,

@@ -17,7 +17,7 @@ from billing.bills.tax import TaxMode, TaxRules
 from billing.commands import close_month
 from billing.commands.change_subscription import cancel_subscription
 from billing.commands.explain_invoice import explain_invoice
-from billing.commands.keep_accounts import add_account, describe_entity
+from billing.commands.keep_accounts import add_account, add_entity
 from billing.commands.set_tax import set_tax
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
@@ -360,7 +360,7 @@ def test_a_credit_note_is_a_document_that_adds_up_in_every_form(months: Months) 
     for name, entity in (("default", True), ("acme", False)):
         values = {"name": f"{name} Ltd", "country": "DE", "tax_id": "DE123456789"}
         if entity:
-            describe_entity(months.world.engine, name=name, actor="ada", values=values)
+            add_entity(months.world.engine, name=name, actor="ada", values=values)
         else:
             add_account(months.world.engine, name=name, actor="ada", values=values)
     months.close(OCTOBER)

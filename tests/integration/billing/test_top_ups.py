@@ -12,7 +12,7 @@ from billing.bills.tax import TaxMode, TaxRules
 from billing.bills.top_ups import TopUpRule
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.grant_credit import void_credit
-from billing.commands.keep_accounts import add_account, describe_entity
+from billing.commands.keep_accounts import add_account, add_entity
 from billing.commands.set_tax import set_tax
 from billing.commands.show_invoices import invoice_list
 from billing.commands.top_up_credit import set_top_up, top_up_by_hand, top_up_credits, top_up_rules
@@ -72,7 +72,7 @@ def test_credit_is_bought_once_where_it_runs_low_and_never_beyond_the_months_lim
 
 def test_a_top_up_that_is_paid_has_an_invoice_of_its_own(world: World) -> None:
     world.customers("acme")
-    describe_entity(world.engine, name="default", actor="ada", values={"country": "DE", "registration": "HRB 1"})
+    add_entity(world.engine, name="default", actor="ada", values={"country": "DE", "registration": "HRB 1"})
     add_account(world.engine, name="acme", actor="ada", values={"country": "FR"})
     done = [
         top_up_by_hand(world.engine, "acme", Decimal(amount), reason="wants it", now=at, actor="ada").grant_ids[0]

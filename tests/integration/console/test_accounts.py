@@ -21,11 +21,17 @@ def test_accounts_are_made_described_and_shown(run: Run) -> None:
     assert run("account", "add", "acme", "--city", "Nowhere", "--dry-run", "--as", "ada").returncode == 0
     assert run("account", "add", "acme", "--currency", "USD", "--as", "ada").returncode == 1
     assert run("account", "add", "default", "--entity", "--name", "Tollbook GmbH", "--as", "ada").returncode == 0
-    assert run("account", "add", "other", "--entity", "--as", "ada").returncode == 1
+    assert "--currency" in run("account", "add", "eu", "--entity", "--as", "ada").stderr
+    assert run("account", "add", "eu", "--entity", "--currency", "EUR", "--as", "ada").returncode == 0
+    assert "other letters" in run("account", "add", "EU", "--entity", "--currency", "EUR", "--as", "ada").stderr
+    assert run("account", "add", "eu", "--entity", "--currency", "USD", "--as", "ada").returncode == 1
+    theirs = ("account", "add", "beta", "--currency", "EUR", "--legal-entity", "eu", "--as", "ada")
+    assert run(*theirs).returncode == run(*theirs).returncode == 0
     (shown,) = json.loads(run("account", "show", "acme", "--json").stdout)
     expected = {"name": "Acme Inc", "currency": "EUR", "payment_terms_days": 14, "country": "US", "city": ""}
     assert shown == shown | expected | {"purchase_order": "PO-1"}
-    assert [row["name"] for row in json.loads(run("account", "list", "--json").stdout)] == ["Tollbook GmbH", "Acme Inc"]
+    listed = json.loads(run("account", "list", "--json").stdout)
+    assert [row["name"] for row in listed] == ["Tollbook GmbH", "eu", "Acme Inc", "beta"]
     assert run("account", "show", "nobody").returncode == 1
     assert "account.describe" in {act["action"] for act in json.loads(run("audit", "list", "--json").stdout)}
 

@@ -49,7 +49,7 @@ def revenue(
     as_csv: AsCsv = False,
 ) -> None:
     """Revenue by tenant, model and region. Ties to what income accounts moved by."""
-    names = [name.strip() for name in by.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in by.split(",") if name.strip()))
     if not names or set(names) - set(BY):
         raise typer.BadParameter(f"--by {by}: choose from {', '.join(BY)}")
     make = partial(make_reports.report_revenue, by=names)

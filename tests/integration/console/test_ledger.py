@@ -63,7 +63,7 @@ def assert_reports_are_shown(booked: Run, url: str, folder: Path) -> None:
     ]  # fmt: skip
     assert found["holds"] is True
     file = folder / "revenue.csv"
-    assert booked("report", "revenue", "2026-10", "--by", "tenant", "--out", str(file)).returncode == 0
+    assert booked("report", "revenue", "2026-10", "--by", "tenant,tenant", "--out", str(file)).returncode == 0
     assert [row["tenant_id"] for row in csv.DictReader(file.open())] == ["'=t0", "'=t1", "'=t2"]
     receivable = (
         Posting(AccountCode.ACCOUNTS_RECEIVABLE, "USD", Decimal(2), "acme"),

@@ -8,6 +8,7 @@ from billing.commands import decide_proposal
 from billing.posting.proposal_store import ProposalKind
 from console import session
 from console.output import out
+from reconciliation.close.deciding import CARRIED_OUT
 
 
 def propose(
@@ -25,6 +26,7 @@ def propose(
     """
     with session.engine() as engine:
         number = decide_proposal.propose(
-            engine, kind, subject, content, document=document, now=session.clock(None), actor=actor, dry_run=dry_run
-        )
+            engine, kind, subject, content, document=document, now=session.clock(None), actor=actor, dry_run=dry_run,
+            others=CARRIED_OUT,
+        )  # fmt: skip
     out.print("it can be proposed" if dry_run else f"proposal {number}: another person approves it{then}")

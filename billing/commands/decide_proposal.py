@@ -20,7 +20,7 @@ from billing.invoicing.invoice_states import InvoiceState
 from billing.ledger import ledger_store
 from billing.money import ZERO, currency, plain, whole_quanta
 from billing.plans import account_store
-from billing.posting import manual_entries, period_closing, proposal_store, top_up_invoicing, top_up_store
+from billing.posting import manual_entries, proposal_store, top_up_invoicing, top_up_store
 from billing.posting.booking import booking
 from billing.posting.posting_rules import Booking, credit_refunded, credit_settled, top_up_paid
 from billing.posting.proposal_store import Proposal, ProposalKind
@@ -141,10 +141,6 @@ def _post(connection: Connection, proposal: Proposal, now: datetime, actor: str)
     return ledger_store.post(connection, [manual_entries.entry_of(content, where, document=proposal.document)])[key]
 
 
-def _close(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:
-    period_closing.close_book(connection, proposal.subject, proposal.content["month"], now)
-
-
 def _correct(kind: CorrectionKind) -> CarryOut:
     """Stripe is told of it by `tollbook stripe sync`, and the books follow its answer."""
 
@@ -164,7 +160,6 @@ _CARRY_OUT: Final[Mapping[ProposalKind, CarryOut]] = {
     ProposalKind.SETTLE_CREDIT: _settle,
     ProposalKind.REFUND_CREDIT: _refund,
     ProposalKind.POST_ENTRY: _post,
-    ProposalKind.CLOSE_BOOK: _close,
     ProposalKind.WRITE_OFF: _correct(CorrectionKind.WRITE_OFF),
     ProposalKind.PAID_ELSEWHERE: _correct(CorrectionKind.PAID_ELSEWHERE),
 }

@@ -300,7 +300,10 @@ def close(
     legal_entity: Entity = DEFAULT_LEGAL_ENTITY,
     dry_run: session.DryRun = False,
 ) -> None:
-    """Propose to close the book of a month, for good. Another person approves it."""
+    """Propose to close the book of a month in which nobody is billed, for good. Another person approves it.
+
+    Where billing accounts take part, `close run` closes the book once its gates are green.
+    """
     propose(ProposalKind.CLOSE_BOOK, legal_entity, {"month": _month(month)}, paper, actor, dry_run)
 
 

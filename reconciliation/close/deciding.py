@@ -15,9 +15,11 @@ from billing.commands.decide_proposal import propose
 from billing.database import raw, transaction
 from billing.money import currency
 from billing.periods import BillingPeriod, parse_period
+from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import Proposal, ProposalKind
 from reconciliation.close import close_store
 from reconciliation.close.close_store import Content, Standing, book_key
+from reconciliation.close.collecting import participants
 from reconciliation.close.gates import GATE_OF, WAIVABLE, Gate, Result, seen
 from reconciliation.close.states import Event, State
 from reconciliation.errors import CloseRefused
@@ -157,7 +159,18 @@ def _reopen(connection: Connection, proposal: Proposal, now: datetime, actor: st
     close_store.move(connection, [standing], Event.REOPEN, actor, reason=proposal.document, details=people)
 
 
-CARRIED_OUT: Final = {ProposalKind.REOPEN_CLOSE: _reopen}
+def _close_book(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:
+    """By itself only a book is closed that no close is about: all others wait for their accounts and gates."""
+    entity, month = proposal.subject, parse_period(proposal.content["month"])
+    if count := sum(account.legal_entity == entity for account in participants(connection, month).values()):
+        raise CloseRefused(
+            f"{count} billing accounts take part in {month.name}: `tollbook close run {month.name}` closes its book"
+            " once they are closed and its gates are green"
+        )
+    close_book(connection, entity, month.name, now)
+
+
+CARRIED_OUT: Final = {ProposalKind.REOPEN_CLOSE: _reopen, ProposalKind.CLOSE_BOOK: _close_book}
 """How the close's proposals are carried out."""
 
 

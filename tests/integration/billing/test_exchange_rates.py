@@ -44,10 +44,8 @@ def book(world: World, day: str, *legs: tuple[int, str, str, str]) -> None:
 
 
 def close(world: World, month: str) -> None:
-    number = propose(
-        world.engine, ProposalKind.CLOSE_BOOK, "default", {"month": month}, document="d", now=NOW, actor="ada"
-    )
-    decide(world.engine, number, approved=True, now=NOW, actor="bob")
+    with transaction(world.engine) as connection:
+        close_book(connection, "default", month, NOW)
 
 
 def clearing(world: World) -> list[tuple[str, str, Decimal]]:

@@ -1,14 +1,18 @@
-"""What needs two people: manual journals and closing a book. The database holds it, too."""
+"""What needs two people, manual journals above all; and what closing a book asks. The database holds it, too."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from billing.commands.decide_proposal import decide, proposals, propose
+from billing.database import transaction
 from billing.errors import EntryInvalid, PeriodNotEnded, ProposalRefused
+from billing.periods import BillingPeriod
+from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import ProposalKind
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER
 from tests.integration.billing.conftest import World
@@ -23,9 +27,16 @@ WRITE_OFF: dict[str, Any] = {
 }
 
 
-def proposed(world: World, what: ProposalKind = ProposalKind.POST_ENTRY, **content: Any) -> int:
-    wanted = (WRITE_OFF if what is ProposalKind.POST_ENTRY else {}) | content
-    return propose(world.engine, what, "default", wanted, document="court 7", now=NOW, actor="ada")
+def proposed(world: World, **content: Any) -> int:
+    wanted = WRITE_OFF | content
+    return propose(
+        world.engine, ProposalKind.POST_ENTRY, "default", wanted, document="court 7", now=NOW, actor="ada"
+    )  # fmt: skip
+
+
+def close(world: World, month: BillingPeriod, now: datetime = NOW) -> None:
+    with transaction(world.engine) as connection:
+        close_book(connection, "default", month.name, now)
 
 
 def approve(world: World, number: int) -> None:
@@ -94,17 +105,14 @@ def test_a_book_is_closed_in_order_when_nothing_of_it_is_open_and_takes_nothing_
     world.rate()
     world.draft()
     with pytest.raises(ProposalRefused, match="1 invoices of 2026-10 are not issued"):
-        proposed(world, ProposalKind.CLOSE_BOOK, month="2026-10")
+        close(world, OCTOBER)
     world.execute("update ledger.invoices set state = 'zero', frozen_at = now()")
     with pytest.raises(PeriodNotEnded):
-        propose(
-            world.engine, ProposalKind.CLOSE_BOOK, "default", {"month": "2026-10"}, document="r", now=OCTOBER.start,
-            actor="ada",
-        )  # fmt: skip
+        close(world, OCTOBER, now=OCTOBER.start)
     world.rate(NOVEMBER)
     with pytest.raises(ProposalRefused, match="2026-10 is open"):
-        proposed(world, ProposalKind.CLOSE_BOOK, month="2026-11")
-    approve(world, proposed(world, ProposalKind.CLOSE_BOOK, month="2026-10"))
+        close(world, NOVEMBER)
+    close(world, OCTOBER)
     assert world.rows("select month, state from ledger.accounting_periods order by 1") == [
         ("2026-10", "closed"), ("2026-11", "open"),
     ]  # fmt: skip

@@ -472,6 +472,10 @@ close_gate_results = _table(
     *_times("at"),
 )
 
+close_stripe_objects = _table(
+    "close_stripe_objects", *_bigints("object_no"), *_text("month", "kind", "stripe_id", "body"), *_times("at")
+)
+
 close_waivers = _table(
     "close_waivers",
     *_bigints("waiver_no"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ARRAY, UUID, Connection, and_, any_, cast, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
@@ -41,6 +42,34 @@ def issue_number(
         )
     )
     return written
+
+
+def issued_around(connection: Connection, legal_entity: str, invoice_ids: Iterable[uuid.UUID]) -> list[dict[str, Any]]:
+    """Every number of each series of a legal entity from the first to the last that some documents bear.
+
+    With its document: `legal_entity, series, number, written, invoice_id, kind, billing_account, currency`.
+    """
+    issued, invoices = tables.issued_numbers, tables.invoices
+    bounds = (
+        select(issued.c.series, func.min(issued.c.number).label("first"), func.max(issued.c.number).label("last"))
+        .where(
+            issued.c.legal_entity == legal_entity,
+            issued.c.invoice_id == any_(cast(list(invoice_ids), ARRAY(UUID))),
+        )
+        .group_by(issued.c.series)
+        .subquery()
+    )
+    query = (
+        select(
+            issued.c.legal_entity, issued.c.series, issued.c.number, issued.c.written, issued.c.invoice_id,
+            invoices.c.kind, invoices.c.billing_account, invoices.c.currency,
+        )
+        .join(bounds, and_(bounds.c.series == issued.c.series, issued.c.number.between(bounds.c.first, bounds.c.last)))
+        .join(invoices, invoices.c.invoice_id == issued.c.invoice_id, isouter=True)
+        .where(issued.c.legal_entity == legal_entity)
+        .order_by(issued.c.series, issued.c.number)
+    )  # fmt: skip
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def miswritten(connection: Connection) -> list[tuple[str, str, str | None]]:

@@ -26,9 +26,14 @@ def html_of(invoice: InvoiceFile) -> str:
 
 
 def pdf_of(invoice: InvoiceFile) -> bytes:
-    """The page as PDF; its date is the issue date.
+    """The page as PDF; its date is the issue date. As `printed`."""
+    return printed(html_of(invoice))
 
-    With SOURCE_DATE_EPOCH set, which the fonts within are dated by, the same document and fonts give the same bytes.
+
+def printed(page: str) -> bytes:
+    """A page as PDF, whose id says of which: `identifier`.
+
+    With SOURCE_DATE_EPOCH set, which the fonts within are dated by, the same page and fonts give the same bytes.
     Raises DocumentRefused where the system has no Pango.
     """
     try:
@@ -38,7 +43,11 @@ def pdf_of(invoice: InvoiceFile) -> bytes:
             "PDF needs Pango, which this system lacks (Debian: apt-get install libpango-1.0-0 libpangoft2-1.0-0"
             f" libharfbuzz-subset0 fonts-dejavu-core; HTML works without): {error}"
         ) from None
-    page = html_of(invoice)
-    made = HTML(string=page).write_pdf(pdf_identifier=hashlib.sha256(page.encode()).digest()[:16])
+    made = HTML(string=page).write_pdf(pdf_identifier=identifier(page))
     assert isinstance(made, bytes), "without a target the bytes are returned"
     return made
+
+
+def identifier(page: str) -> bytes:
+    """What a PDF says which page it was made of: the first half of its SHA-256, in hex."""
+    return hashlib.sha256(page.encode()).hexdigest()[:32].encode()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
@@ -95,6 +95,12 @@ def of_period(
     for row in connection.execute(query):
         found[row.tenant_id].append(_event(row))
     return dict(found)
+
+
+def last(connection: Connection) -> int:
+    """The last number of the register; 0 while it is empty."""
+    column = tables.unbillable_usage.c.unbillable_no
+    return int(connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one())
 
 
 def approve(connection: Connection, numbers: Collection[int], reason: str, actor: str) -> int:

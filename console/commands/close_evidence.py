@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from console import session
-from console.output import AsCsv, AsJson, document, listing, out
+from console.output import AsCsv, AsJson, document, err, listing, out
 from console.output import plain as told
 from reconciliation.close.evidence import write_evidence
 from reconciliation.close.verifying import verify_evidence
@@ -17,17 +17,20 @@ from reconciliation.close.verifying import verify_evidence
 def evidence(
     month: session.Month,
     folder: Annotated[Path, typer.Argument(file_okay=False, metavar="FOLDER", help="A new folder, or a pack of it.")],
+    tar: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the pack as one file, too.")] = None,
 ) -> None:
     """Write the evidence of a month's close: what was closed, and who signed it. Written again: the same bytes."""
     period = session.month_of(month)
     with session.engine() as engine:
-        written = write_evidence(engine, period, folder)
+        written = write_evidence(engine, period, folder, tar=tar)
     out.print(f"{period.name}: {written.files} files in {session.shown(folder)}")
+    if written.without_pdf:
+        err.print(f"tollbook: the summary is there as HTML alone: {written.without_pdf}", soft_wrap=True)
     out.print(f"  manifest {written.manifest}", soft_wrap=True)
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(exists=True, metavar="FOLDER|TAR")],
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:

@@ -22,7 +22,7 @@ from reconciliation.close.collecting import Account
 from reconciliation.close.contracts import contracts
 from reconciliation.close.cut_checks import namings
 
-FORMAT: Final = "tollbook.close_content.v1"
+FORMAT: Final = "tollbook.close_content.v2"
 APPROVED: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 """What a close issues. Fees in advance, credit notes and top-ups have their own time."""
 CHANGES_LATER: Final = (

@@ -5,13 +5,11 @@ Written again from the same close it has the same bytes. EXPLAINED says what eac
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import takewhile
@@ -25,17 +23,29 @@ from billing.database import transaction
 from billing.invoicing import invoice_store
 from billing.invoicing.invoice_states import ISSUED
 from billing.ledger import journal_chain_store
-from billing.ledger.journal_chain import canonical, exported
+from billing.ledger.journal_chain import exported
 from billing.money import ZERO, exactly, plain
 from billing.periods import BillingPeriod, rfc3339
-from reconciliation.close import close_store, freezing, gate_store
+from reconciliation.close import (
+    close_store,
+    freezing,
+    gate_store,
+    register_store,
+    registers,
+    renderings,
+    stripe_read,
+)
 from reconciliation.close.close_store import Content, book_key
 from reconciliation.close.contents import CHANGES_LATER
+from reconciliation.close.freezing import Cut
+from reconciliation.close.pack_files import lines, table
 from reconciliation.errors import CloseRefused
 
-FORMAT: Final = "tollbook.close_evidence.v1"
+FORMAT: Final = "tollbook.close_evidence.v2"
 CONTENT, SIGNATURES, README = "content", "signatures", "README.md"
-MANIFEST, MANIFEST_HASH, BALANCE_FILE = "manifest.json", "manifest.sha256", "trial_balance.csv"
+MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
+ACCOUNTS_FILE, GATES_FILE, INVOICES_FILE = "accounts.jsonl", "gates.jsonl", "invoices.jsonl"
+DOCUMENTS_FILE, BALANCE_FILE = "documents.jsonl", "trial_balance.csv"
 RATED: Final = ("billing_account", "tenant_id", "period", "key", "model", "metric", "quantity", "unit_price", "amount",
                 "currency", "tax_group")  # fmt: skip
 USED: Final = ("billing_account", "tenant_id", "period", "model", "adapter", "region", "tier", "status", "requests",
@@ -44,6 +54,7 @@ BALANCES: Final = ("legal_entity", "code", "currency", "debit", "credit", "balan
 EXPLAINED: Final = """# The close of {month}
 
 `content/` is what was closed: its figures follow from the cuts alone. `signatures/` is who did what, when and why.
+`renderings/` is a page to read, made of the content, as HTML and PDF.
 
     tollbook close verify FOLDER
 
@@ -52,7 +63,8 @@ checks, without database or network: every file against `content/manifest.json`,
 signed; tables against contents; frozen usage against its cut; rated lines against a second, independent rating of the
 frozen usage; invoices against what was approved, both ways, and against their lines; what gates call waived against the
 waivers; the journal's chain of hashes, that it ends where its book was closed, its sums, and its accruals against the
-rated lines.
+rated lines; Stripe's objects against invoices and journal, both ways; the registers against journal and documents; the
+page against the content.
 
 | file in content/ | holds |
 |---|---|
@@ -61,57 +73,75 @@ rated lines.
 | usage.csv, rated_lines.csv | the same as tables |
 | gates.jsonl, waivers.jsonl | what each gate compared and found; what a person let stay, why, what it may be worth |
 | invoices.jsonl | what was approved as it was issued, with numbers and Stripe's ids |
+| stripe.jsonl | those invoices, and the month's balance transactions, as Stripe had them when they were compared last |
+| documents.jsonl | other documents that are booked since the month began: fees in advance, top-ups, credit notes |
 | journal-ENTITY.jsonl | the sealed journal up to the close of its book |
 | trial_balance.csv | the month's debits and credits by account, and the balance after it |
+| registers/late_usage.csv | what is billed of earlier periods; what came when the draft was built already |
+| registers/unbillable_usage.csv | what came later than its contract bills, and who approved that |
+| registers/credit_notes.csv | credit notes booked since the month began, in minor units |
+| registers/disputes.csv | what disputes withdrew, gave back, cost, and lost for good in the month |
+| registers/manual_journals.csv | entries by hand in the month, leg by leg, and who proposed and approved them |
+| registers/number_series.csv | every number of each series from the first to the last that such a document bears |
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A pack that was written: how many files, and the hash of its manifest."""
+    """A pack that was written: how many files, its manifest's hash, and why there is no PDF ('' where there is)."""
 
     files: int
     manifest: str
+    without_pdf: str = ""
 
 
-def write_evidence(engine: Engine, month: BillingPeriod, folder: Path) -> Written:
+def write_evidence(engine: Engine, month: BillingPeriod, folder: Path, *, tar: Path | None = None) -> Written:
     """Write the evidence of a month's close into a folder that is empty or holds an earlier pack of it.
 
-    Raises CloseRefused where the close has not begun.
+    And as a tar if asked, whose order, owners and times are the same each time. Raises CloseRefused where the close has
+    not begun.
     """
     with transaction(engine) as connection:
         files = dict(_content(connection, month))
         signatures = dict(_signatures(connection, month))
-    if not files["accounts.jsonl"]:
+        cut_at = max((cut.taken_at for cut in _taken(connection, month, _accounts(files))), default=month.end)
+    if not files[ACCOUNTS_FILE]:
         raise CloseRefused(f"nothing of {month.name} is reconciled yet: there is no evidence of it")
     listed = [
         {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for name, data in sorted(files.items())
     ]
-    files[MANIFEST] = _lines([{"format": FORMAT, "month": month.name, "files": listed}])
+    files[MANIFEST] = lines([{"format": FORMAT, "month": month.name, "files": listed}])
     manifest = hashlib.sha256(files[MANIFEST]).hexdigest()
     signatures[MANIFEST_HASH] = f"{manifest}  {CONTENT}/{MANIFEST}\n".encode()
-    for place, data in (
-        *((Path(CONTENT, name), data) for name, data in files.items()),
-        *((Path(SIGNATURES, name), data) for name, data in signatures.items()),
-        (Path(README), EXPLAINED.format(month=month.name).encode()),
-    ):
+    pack = {f"{CONTENT}/{name}": data for name, data in files.items()}
+    pack |= {f"{SIGNATURES}/{name}": data for name, data in signatures.items()}
+    pack[README] = EXPLAINED.format(month=month.name).encode()
+    rendered, without_pdf = renderings.rendered(month.name, files, cut_at)
+    pack |= rendered
+    for place, data in pack.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes(data)
-    return Written(len(files) + len(signatures) + 1, manifest)
+    if tar is not None:
+        renderings.write_tar(tar, f"close-{month.name}", pack, cut_at)
+    return Written(len(pack), manifest, without_pdf)
+
+
+def _accounts(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in files[ACCOUNTS_FILE].splitlines()]
 
 
 def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str, bytes]]:
     contents = close_store.latest_contents(connection, month.name)
     accounts = [json.loads(each.content) for each in contents]
-    yield "accounts.jsonl", "".join(f"{each.content}\n" for each in contents).encode()
-    yield "cuts.jsonl", _lines(_cuts(connection, month, accounts))
+    yield ACCOUNTS_FILE, "".join(f"{each.content}\n" for each in contents).encode()
+    yield "cuts.jsonl", lines(_cuts(connection, month, accounts))
     yield "usage.csv", usage_table(accounts)
     yield "rated_lines.csv", rated_table(accounts)
     stored = gate_store.latest(connection, month.name)
     yield (
-        "gates.jsonl",
-        _lines(
+        GATES_FILE,
+        lines(
             {
                 "gate": gate.value,
                 "compared": one.result.compared,
@@ -120,20 +150,38 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
             for gate, one in stored.items()
         ),
     )
-    yield "waivers.jsonl", _lines(each.document() for each in close_store.waivers(connection, month.name))
+    yield "waivers.jsonl", lines(each.document() for each in close_store.waivers(connection, month.name))
     ids = sorted(uuid.UUID(document["invoice_id"]) for each in accounts for document in each["documents"])
     issued = [s for s in invoice_store.listed(connection, invoice_ids=ids) if s.state in ISSUED]
     documents = documents_of(connection, sorted(issued, key=lambda s: s.invoice.invoice_id))
-    yield "invoices.jsonl", _lines({k: v for k, v in each.items() if k not in CHANGES_LATER} for each in documents)
-    balances = []
+    yield INVOICES_FILE, lines({k: v for k, v in each.items() if k not in CHANGES_LATER} for each in documents)
+    yield stripe_read.FILE, stripe_read.written(stripe_read.latest(connection, month.name))
+    yield from _books(connection, month, accounts)
+
+
+def _books(
+    connection: Connection, month: BillingPeriod, accounts: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, bytes]]:
+    """Each legal entity's journal as far as its book's close, and what follows from it: balances, registers."""
+    balances: list[dict[str, Any]] = []
+    journals: dict[str, list[dict[str, Any]]] = {}
     standings = close_store.standings(connection, month.name)
+    unbillable: list[int] = []
     for entity in sorted({each["legal_entity"] for each in accounts}):
         book = standings.get(book_key(entity))
         last = int(book.detail["position"]) if book is not None else None
+        unbillable += [int(book.detail.get("unbillable_no", 0))] if book is not None else []
         journal = list(_journal(connection, entity, last))
         yield f"journal-{entity}.jsonl", "".join(journal).encode()
-        balances += trial_balance(entity, month.name, map(json.loads, journal))
+        journals[entity] = [json.loads(line) for line in journal]
+        balances += trial_balance(entity, month.name, journals[entity])
     yield BALANCE_FILE, balances_table(balances)
+    booked = {name for journal in journals.values() for name in registers.booked_documents(journal, month.name)}
+    others = register_store.other_documents(connection, booked)
+    yield DOCUMENTS_FILE, lines(others)
+    yield from register_store.register_files(
+        connection, month, accounts, journals, others, last_unbillable=max(unbillable, default=None)
+    )
 
 
 def _journal(connection: Connection, entity: str, last: int | None) -> Iterator[str]:
@@ -142,11 +190,11 @@ def _journal(connection: Connection, entity: str, last: int | None) -> Iterator[
     yield from exported(entity, links if last is None else takewhile(lambda link: link.position <= last, links))
 
 
-def trial_balance(entity: str, month: str, lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def trial_balance(entity: str, month: str, journal: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A month's debits and credits by account code and currency, and the balance after it, from an exported journal."""
     moved: dict[tuple[int, str], list[Decimal]] = defaultdict(lambda: [ZERO, ZERO, ZERO])
     with exactly():
-        for line in lines:
+        for line in journal:
             entry = line.get("entry")
             if entry is None or entry["accounting_period"] > month:
                 continue
@@ -165,29 +213,33 @@ def trial_balance(entity: str, month: str, lines: Iterable[Mapping[str, Any]]) -
 def _cuts(
     connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    tenants = {tenant["tenant_id"] for account in accounts for tenant in account["tenants"]}
-    for cut in freezing.cuts(connection, month.name, tenants):
+    for cut in _taken(connection, month, accounts):
         yield {
             "period": cut.period.name,
+            "taken_at": rfc3339(cut.taken_at),
             "digest": cut.digest,
             "coordinates": cut.coordinates,
             "rows": freezing.digests_of(connection, cut.cut_id),
         }
 
 
+def _taken(connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]) -> list[Cut]:
+    return freezing.cuts(connection, month.name, {t["tenant_id"] for account in accounts for t in account["tenants"]})
+
+
 def usage_table(accounts: Iterable[Mapping[str, Any]]) -> bytes:
     """The frozen usage of accounts' contents as CSV."""
-    return _table(USED, _of_tenants(accounts, "usage"))
+    return table(USED, _of_tenants(accounts, "usage"))
 
 
 def rated_table(accounts: Iterable[Mapping[str, Any]]) -> bytes:
     """The rated lines of accounts' contents as CSV."""
-    return _table(RATED, _of_tenants(accounts, "rated_lines"))
+    return table(RATED, _of_tenants(accounts, "rated_lines"))
 
 
 def balances_table(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows of `trial_balance` as CSV."""
-    return _table(BALANCES, rows)
+    return table(BALANCES, rows)
 
 
 def _of_tenants(accounts: Iterable[Mapping[str, Any]], name: str) -> Iterator[dict[str, Any]]:
@@ -199,10 +251,10 @@ def _of_tenants(accounts: Iterable[Mapping[str, Any]], name: str) -> Iterator[di
 
 def _signatures(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str, bytes]]:
     approved = [_approval(each) for each in close_store.latest_contents(connection, month.name) if each.approved_by]
-    yield "approvals.jsonl", _lines(approved)
+    yield "approvals.jsonl", lines(approved)
     yield (
         "transitions.jsonl",
-        _lines(
+        lines(
             {"legal_entity": each.legal_entity, "billing_account": each.billing_account, "step": each.step,
              "from": each.from_state, "event": each.event, "to": each.to_state, "actor": each.actor,
              "reason": each.reason, "detail": each.detail, "at": rfc3339(each.at)}
@@ -212,7 +264,7 @@ def _signatures(connection: Connection, month: BillingPeriod) -> Iterator[tuple[
     times = [
         {"gate": gate.value, "at": rfc3339(one.at)} for gate, one in gate_store.latest(connection, month.name).items()
     ]
-    yield "gate_times.jsonl", _lines(times)
+    yield "gate_times.jsonl", lines(times)
 
 
 def _approval(content: Content) -> dict[str, Any]:
@@ -222,15 +274,3 @@ def _approval(content: Content) -> dict[str, Any]:
         "billing_account": content.billing_account, "content_hash": content.hash, "prepared_by": content.prepared_by,
         "approved_by": content.approved_by, "alone": content.alone, "at": rfc3339(content.approved_at),
     }  # fmt: skip
-
-
-def _lines(values: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(canonical(dict(value)) + b"\n" for value in values)
-
-
-def _table(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    made = io.StringIO(newline="")
-    writer = csv.DictWriter(made, list(columns), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return made.getvalue().encode()

@@ -33,7 +33,7 @@ ROW: Final = (
 """The columns of a row of frozen usage that its digest is over, in this order."""
 COUNTS: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
 _QUANTITY: Final = tuple(each.name for each in fields(UsageQuantity))
-LOCK_FILE: Final = Path(__file__).resolve().parents[2] / "uv.lock"
+LOCK_FILE: Final = Path(__file__).resolve().parents[2] / "requirements.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Cut:
     tenants: frozenset[str]
     coordinates: Mapping[str, Any]
     digest: str
+    taken_at: datetime
 
     @property
     def below(self) -> dict[str, int]:
@@ -171,7 +172,7 @@ def cuts(connection: Connection, month: str, tenants: Collection[str]) -> list[C
         own = frozenset(t for t in row.tenants if t in tenants and (period, t) not in taken)
         taken |= {(period, tenant_id) for tenant_id in own}
         if own:
-            found.append(Cut(row.cut_id, period, own, row.coordinates, row.digest))
+            found.append(Cut(row.cut_id, period, own, row.coordinates, row.digest, row.taken_at))
     return sorted(found, key=lambda cut: (cut.period, cut.cut_id))
 
 

@@ -15,9 +15,11 @@ from billing.invoicing import invoice_store
 from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.sending import SendingStep
 from billing.ledger import journal_chain_store
+from billing.periods import BillingPeriod
 from billing.posting.fee_recognition import recognise_fees
 from billing.posting.period_closing import close_book
-from reconciliation.close import close_store
+from billing.usage import unbillable_store
+from reconciliation.close import close_store, stripe_read
 from reconciliation.close.close_store import Standing, book_key
 from reconciliation.close.contents import APPROVED, contents
 from reconciliation.close.evaluating import Outside, evaluate
@@ -98,7 +100,10 @@ class Issuing:
         if not finalized and not waits_for_books:
             return
         seal_journals(self._run.engine)
-        outside = Outside(self._run.gateway, self._run.log())
+        with transaction(self._run.engine) as connection:
+            ids = _in_stripe(connection, self._run.month)
+        read = stripe_read.ReadingGateway(self._run.gateway, self._run.month, ids)
+        outside = Outside(read, self._run.log())
         found = evaluate(self._run.engine, self._run.month, now=self._run.now, outside=outside, rated_again=())
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
@@ -107,6 +112,7 @@ class Issuing:
             self._run.keep(
                 connection, {gate: found[gate] for gate in (*AFTER_SENDING, Gate.R4, *OF_BOOK) if gate in found}
             )
+            stripe_read.keep(connection, self._run.month.name, read.read)
         self._run.checkpoint("accounts closed")
 
     def close_books(self) -> None:
@@ -132,7 +138,10 @@ class Issuing:
                         raise ProposalRefused(f"{waiting} entries of it are not sealed yet: run it again")
                     book = Standing(self._run.month.name, entity, close_store.BOOK)
                     seal = journal_chain_store.last_seal(connection, entity)
-                    detail = {"position": seal.last_position, "chain_hash": seal.chain_hash.hex(), "parked": parked}
+                    detail = {
+                        "position": seal.last_position, "chain_hash": seal.chain_hash.hex(), "parked": parked,
+                        "unbillable_no": unbillable_store.last(connection),
+                    }  # fmt: skip
                     close_store.move(
                         connection, [book], Event.CLOSE, self._run.actor, details={close_store.BOOK: detail}
                     )
@@ -159,3 +168,9 @@ class Issuing:
             ):
                 found[entity] = [name for name in own if states[name] is State.PARKED]
         return found
+
+
+def _in_stripe(connection: Connection, month: BillingPeriod) -> set[str]:
+    """Stripe's ids of the invoices that a month's close issues."""
+    listed = invoice_store.listed(connection, of_month=month, as_stored=True)
+    return {s.stripe_invoice_id for s in listed if s.stripe_invoice_id and s.invoice.identity.kind in APPROVED}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciliation.agreement import Check, compare
+from reconciliation.close import contents
 from reconciliation.close.evidence import CONTENT, FORMAT, MANIFEST, MANIFEST_HASH, SIGNATURES
 from reconciliation.comparison import Value
 from reconciliation.errors import EvidenceBroken
@@ -19,11 +20,11 @@ class Pack:
     """The folder that `close evidence` wrote. Raises EvidenceBroken for another format, and for what is no JSON."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.content = folder / CONTENT
         self.signatures = folder / SIGNATURES
         manifest: dict[str, Any] = json.loads((self.content / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise EvidenceBroken(f"{self.content}: no evidence that this version can read")
+        _expect(FORMAT, manifest["format"], str(self.content / MANIFEST))
         self.month = str(manifest["month"])
         self._said: dict[str, Value] = {each["file"]: each["sha256"] for each in manifest["files"]}
 
@@ -36,6 +37,11 @@ class Pack:
             if path.is_file()
         }
         return compare("files are those of the manifest", "manifest", "files", said, there)
+
+    def expect_readable_contents(self) -> None:
+        """Raises EvidenceBroken where what was signed of an account is of another format."""
+        for each in self.accounts:
+            _expect(contents.FORMAT, each["format"], f"{self.content / 'accounts.jsonl'}: {each['billing_account']}")
 
     def of(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of a file of the content."""
@@ -68,6 +74,15 @@ class Pack:
     def transitions(self) -> list[dict[str, Any]]:
         """Every step of accounts and books, in order."""
         return list(self.signed("transitions.jsonl"))
+
+
+def _expect(known: str, there: object, where: str) -> None:
+    """Only the format that this version writes is read: another one has other fields."""
+    if there != known:
+        raise EvidenceBroken(
+            f"{where}: written by an older or newer version of Tollbook, as {there}; this one reads {known}: verify it"
+            " with the version that wrote it"
+        )
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -129,6 +129,11 @@ def _steps(pack: Pack) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
+def states(pack: Pack) -> dict[str, State]:
+    """Where each account stands; one that is parked, where it was parked."""
+    return {name: _state(steps) for name, steps in _steps(pack).items()}
+
+
 def _state(steps: Collection[Mapping[str, Any]]) -> State:
     """Where an account stands; parked, where it was parked."""
     if not steps:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from billing.errors import JournalBroken
@@ -18,6 +20,7 @@ from reconciliation.close.evidence import BALANCE_FILE, balances_table, trial_ba
 from reconciliation.close.freezing import cut_digest, row_digest
 from reconciliation.close.pack import Pack
 from reconciliation.close.rated_twice import RatedTwice, Told
+from reconciliation.close.register_checks import register_checks
 from reconciliation.close.second_rating import priced_by_event
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import EvidenceBroken
@@ -26,7 +29,18 @@ ACCRUED = 1150
 
 
 def verify_evidence(folder: Path) -> list[Check]:
-    """Everything that can be compared in a pack. Raises EvidenceBroken for a folder that is none."""
+    """Everything that can be compared in a pack, a folder or the tar of one. Raises EvidenceBroken for what is none."""
+    if folder.is_file():
+        with TemporaryDirectory() as unpacked:
+            try:
+                with tarfile.open(folder) as tar:
+                    tar.extractall(unpacked, filter="data")
+            except (OSError, tarfile.TarError) as error:
+                raise EvidenceBroken(f"{folder} is no tar of an evidence pack: {error}") from None
+            roots = list(Path(unpacked).iterdir())
+            if len(roots) != 1:
+                raise EvidenceBroken(f"{folder} has {len(roots)} folders and files at its top: a pack's tar has one")
+            return verify_evidence(roots[0])
     try:
         return _checks(Pack(folder))
     except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
@@ -37,6 +51,7 @@ def _checks(pack: Pack) -> list[Check]:
     files = pack.files()
     if files.differences:
         return [files]  # the rest would be about other files than were written
+    pack.expect_readable_contents()
     chains, ends = _chains(pack.journals)
     return [
         files,
@@ -49,7 +64,7 @@ def _checks(pack: Pack) -> list[Check]:
         signed.waivers(pack),
         chains,
         signed.books(pack, ends),
-        *([_balanced(pack), _accrued(pack)] if not chains.differences else []),
+        *([_balanced(pack), _accrued(pack), *register_checks(pack)] if not chains.differences else []),
     ]
 
 

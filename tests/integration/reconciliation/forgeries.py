@@ -61,6 +61,15 @@ def waived_by_bob(result: Any) -> None:
         each["waived_by"] = "bob"
 
 
+def a_note_nobody_booked(text: str) -> str:
+    note = {"invoice_id": "f" * 8, "kind": "credit_note", "legal_entity": "default", "number": None, "credits": [],
+            "total": -1, "net": -1, "tax": [], "currency": "USD", "service_end": "2026-11-01T00:00:00Z",
+            "period": "2026-10", "credits_invoice": None}  # fmt: skip
+    return text + json.dumps(note) + "\n"
+
+
+NUMBERED = "numbers are those of the documents"
+IN_STRIPE, BESIDE = "Stripe's invoices are the documents", "registers are what the rest says"
 AS_APPROVED = "invoices are what was approved"
 FORGERIES: Final[tuple[tuple[str, Change, str], ...]] = (
     # a file of the content, what is done to it, a comparison that finds it though the manifest was forged as well
@@ -89,6 +98,22 @@ FORGERIES: Final[tuple[tuple[str, Change, str], ...]] = (
     ("invoices.jsonl", another_invoice, AS_APPROVED),
     ("gates.jsonl", edited(waived_by_bob), "what is waived has its waiver"),
     ("waivers.jsonl", lambda text: "", "what is waived has its waiver"),
+    ("stripe.jsonl", edited(lambda found: found.update(total=1)), IN_STRIPE),
+    ("stripe.jsonl", edited(lambda found: found["lines"]["data"].pop()), IN_STRIPE),
+    ("stripe.jsonl", edited(lambda found: found.update(metadata={})), IN_STRIPE),
+    ("stripe.jsonl", lambda text: "", IN_STRIPE),
+    ("documents.jsonl", a_note_nobody_booked, "documents are booked"),
+    ("invoices.jsonl", lambda text: "", "documents are booked"),
+    ("registers/late_usage.csv", lambda text: text + "acme\n", BESIDE),
+    ("registers/credit_notes.csv", lambda text: text + "default\n", BESIDE),
+    ("registers/disputes.csv", lambda text: text + "default\n", BESIDE),
+    ("registers/manual_journals.csv", lambda text: text.replace(",100,", ",101,"), BESIDE),
+    ("registers/manual_journals.csv", lambda text: text.replace(",bob", ","), BESIDE),
+    ("registers/unbillable_usage.csv", lambda text: text + "acme\n", BESIDE),
+    ("registers/number_series.csv", lambda text: text.splitlines(keepends=True)[0], NUMBERED),
+    ("registers/number_series.csv", lambda text: text + text.splitlines(keepends=True)[1], NUMBERED),
+    ("../renderings/summary.html", lambda text: text.replace("1 billing account", "2 billing account"),
+     "the page says what the content says"),
     ("../signatures/approvals.jsonl", lambda text: "", "contents are what was signed"),
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.bills.tax import TaxMode, TaxRules
 from billing.commands.change_subscription import cancel_subscription
-from billing.commands.decide_proposal import decide
+from billing.commands.decide_proposal import decide, propose
 from billing.commands.send_invoices import Outcome
 from billing.commands.set_tax import set_tax
 from billing.commands.trial_balance import trial_balance
@@ -25,6 +25,7 @@ from billing.errors import ProposalRefused
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.ledger.journal import AccountCode
 from billing.periods import BillingPeriod
+from billing.posting.proposal_store import ProposalKind
 from reconciliation.close import close_store
 from reconciliation.close.collecting import quarantined
 from reconciliation.close.deciding import CARRIED_OUT, Worth, approve, propose_reopening, release, waive
@@ -67,6 +68,7 @@ def waive_all(line: Line, gate: Gate, but: str = "") -> list[str]:
 
 def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Line, tmp_path: Path) -> None:
     line = open_line
+    assert_no_book_closes_beside_its_close(line)
     # Nothing was ever said by r1's boot but its event: that no more is missing somebody has to say
     assert run(line).problems == ["acme: not frozen: complete_to/acme: None"]
     assert waive_all(line, Gate.R1) == ["complete_to/acme"]
@@ -92,6 +94,8 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
     assert [text.split(":")[0] for text in run(line).problems] == ["R9"]
     assert_only_what_has_no_answer_yet_waits(line)
     assert states(line) == {"acme": "closed"}
+    with pytest.raises(DBAPIError, match="the close of 2026-10 has begun: it closes the book of default itself"):
+        line.execute("update ledger.accounting_periods set state = 'closed' where month = '2026-10'")
     with pytest.raises(CloseRefused, match="cannot be waived"):
         waive_all(line, Gate.R3)
     assert_explained_as_it_was_seen(line)
@@ -107,17 +111,36 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
     counts = {t: line.count(f"ledger.{t}") for t in ("close_transitions", "close_gate_results", "journal_entries")}
     assert run(line).moved == {}
     assert {table: line.count(f"ledger.{table}") for table in counts} == counts
-    write_evidence(line.engine, OCTOBER, tmp_path / "a")
+    written = write_evidence(line.engine, OCTOBER, tmp_path / "a", tar=tmp_path / "a.tar")
     line.send_events(event(4))  # late usage is the next month's
     assert run(line).problems == []
-    write_evidence(line.engine, OCTOBER, tmp_path / "b")
+    assert write_evidence(line.engine, OCTOBER, tmp_path / "b", tar=tmp_path / "b.tar") == written
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert broken(tmp_path / "a") == set()
-    assert all(check.compared for check in verify_evidence(tmp_path / "a"))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert broken(tmp_path / "a.tar") == broken(tmp_path / "a") == set()
+    # No money moved in October in the twin, whose clock is the machine's
+    nothing = {check.name for check in verify_evidence(tmp_path / "a") if not check.compared}
+    assert nothing == {"Stripe's money is the journal's"}
+    assert_what_nobody_signs_is_there(tmp_path / "a")
     assert_all_that_was_booked_is_there(line, tmp_path / "a")
     (approval,) = [json.loads(text) for text in (tmp_path / "a/signatures/approvals.jsonl").read_text().splitlines()]
     assert (approval["prepared_by"], approval["approved_by"], approval["alone"]) == ("dan", "bob", False)
     assert_forgery_is_found(tmp_path / "a")
+
+
+def assert_no_book_closes_beside_its_close(line: Line) -> None:
+    """Two people close by themselves the book of a month in which nobody is billed, and no other."""
+
+    def proposed(month: str) -> int:
+        return propose(
+            line.engine, ProposalKind.CLOSE_BOOK, "default", {"month": month}, document="paper", now=NOW, actor="ada",
+            others=CARRIED_OUT,
+        )  # fmt: skip
+
+    with pytest.raises(CloseRefused, match="1 billing accounts take part in 2026-10: `tollbook close run 2026-10`"):
+        proposed("2026-10")
+    decide(line.engine, proposed("2025-12"), approved=True, now=NOW, actor="bob", others=CARRIED_OUT)
+    assert line.rows("select month, state from ledger.accounting_periods") == [("2025-12", "closed")]
 
 
 def assert_explained_as_it_was_seen(line: Line) -> None:
@@ -130,6 +153,21 @@ def assert_explained_as_it_was_seen(line: Line) -> None:
         assert done == [moved.key]
     found = "select seen_left, seen_right from ledger.close_waivers where gate = 'R11' order by waiver_no"
     assert line.rows(found) == [("100", "106"), ("100", "400")]
+
+
+def assert_what_nobody_signs_is_there(folder: Path) -> None:
+    """Stripe's invoice with all its fields, registers, a page to read and to print."""
+    (there,) = [json.loads(text) for text in (folder / "content/stripe.jsonl").read_text().splitlines()]
+    (issued,) = [json.loads(text) for text in (folder / "content/invoices.jsonl").read_text().splitlines()]
+    assert (there["object"], there["id"], there["status"]) == ("invoice", issued["stripe_invoice_id"], "open")
+    with (folder / "content/registers/manual_journals.csv").open(newline="") as rows:
+        by_hand = [(row["code"], row["debit"], row["credit"], row["approved_by"]) for row in csv.DictReader(rows)]
+    assert by_hand == [("1100", "100", "", "bob"), ("4000", "", "100", "bob")]
+    with (folder / "content/registers/number_series.csv").open(newline="") as rows:
+        assert [row["written"] for row in csv.DictReader(rows)] == [issued["number"]]
+    page = (folder / "renderings/summary.html").read_text()
+    assert page.count("<svg") == 2
+    assert (folder / "renderings/summary.pdf").read_bytes().startswith(b"%PDF")
 
 
 def assert_all_that_was_booked_is_there(line: Line, folder: Path) -> None:
@@ -254,6 +292,8 @@ def test_a_kill_after_any_step_resumes_to_the_same_content_and_reopening_needs_t
     assert broken(tmp_path) == set()
     (content,) = [json.loads(text) for text in (tmp_path / "content/accounts.jsonl").read_text().splitlines()]
     assert content["tenants"][0]["late_lines"][-1]["metric"] == "output"
+    with (tmp_path / "content/registers/late_usage.csv").open(newline="") as rows:
+        assert [(row["metric"], row["billed_with"]) for row in csv.DictReader(rows)][-1] == ("output", "next invoice")
     with pytest.raises(CloseRefused, match="book of 2026-10 is closed"):
         propose_reopening(line.engine, OCTOBER, "acme", actor="ada", reason="late", now=NOW)
     assert_the_database_takes_what_the_states_allow(line)

@@ -1,0 +1,43 @@
+"""An evidence pack by itself: what this version reads, and how it says what it does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciliation.close import contents, evidence
+from reconciliation.close.verifying import verify_evidence
+from reconciliation.errors import EvidenceBroken
+
+
+def pack(folder: Path, of_pack: str, of_content: str) -> Path:
+    """As little of a pack as tells of which format it is."""
+    account: dict[str, Any] = {"format": of_content, "billing_account": "acme", "tenants": [], "documents": []}
+    listed = json.dumps(account) + "\n"
+    said = {"file": "accounts.jsonl", "sha256": hashlib.sha256(listed.encode()).hexdigest()}
+    manifest = json.dumps({"format": of_pack, "month": "2026-10", "files": [said]})
+    (folder / evidence.CONTENT).mkdir()
+    (folder / evidence.SIGNATURES).mkdir()
+    (folder / evidence.CONTENT / "accounts.jsonl").write_text(listed)
+    (folder / evidence.CONTENT / evidence.MANIFEST).write_text(manifest)
+    digest = hashlib.sha256(manifest.encode()).hexdigest()
+    (folder / evidence.SIGNATURES / evidence.MANIFEST_HASH).write_text(f"{digest}  content/manifest.json\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("of_pack", "of_content", "told"),
+    [
+        ("tollbook.close_evidence.v1", contents.FORMAT, "manifest.json: written by an older or newer version"),
+        (evidence.FORMAT, "tollbook.close_content.v1", "accounts.jsonl: acme: written by an older or newer version"),
+    ],
+)
+def test_evidence_of_another_format_is_refused_by_its_name(
+    tmp_path: Path, of_pack: str, of_content: str, told: str
+) -> None:
+    with pytest.raises(EvidenceBroken, match=told):
+        verify_evidence(pack(tmp_path, of_pack, of_content))

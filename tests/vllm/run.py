@@ -30,6 +30,7 @@ from serving_adapter.prometheus_text import samples
 from serving_adapter.spool.recovery import recover, replay
 from tests.adapter_builders import events
 from tests.vllm.adapter_holes import ADAPTER_HOLES
+from tests.vllm.embeddings import SERVED_SO, embeddings
 from tests.vllm.environment import REPOSITORY, prepare
 from tests.vllm.holes import HOLES
 from tests.vllm.kills import random_kills
@@ -44,7 +45,14 @@ KILLS = int(os.environ.get("KILLS") or (1 if QUICK else 6))
 SEED = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
 EVERY_HOLE = (*HOLES, *ADAPTER_HOLES)
 TOO_LONG = "z " * 3000
+END_ID = 1
+"""The tests' model ends a text by itself with this token alone."""
+RESPONSE = {"model": "tiny", "input": "hello there"}
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "boolean"}}}}
+CALL: dict[str, Any] = {
+    "tools": [{"type": "function", "function": TOOL}], "max_tokens": 120,
+    "tool_choice": {"type": "function", "function": {"name": "look"}},
+}  # fmt: skip
 LONG = "count every token once " * 12
 """60 tokens: one block of 32 can be cached."""
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
@@ -65,7 +73,6 @@ ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     (CHAT, "chat/completions", None, (*OK, 7, 6, None)),
     (CHAT | {"stream": True}, "chat/completions", None, (*OK, 7, 6, None)),
     (CHAT | USAGE, "chat/completions", None, (*OK, 7, 6, None)),
-    ({"model": "tiny", "input": "hello there", "max_output_tokens": 6}, "responses", None, (*OK, 11, 6, None)),
     ({"model": "tiny", "prompt": "z", "max_tokens": 0, "echo": True}, "completions", None, (*OK, 1, 1, None)),
     ({"model": "tiny", "prompt": "z", "temperature": -1}, "completions", None, REFUSED),
     ({"model": "tiny", "prompt": TOO_LONG}, "completions", None, REFUSED),
@@ -73,9 +80,15 @@ ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
      "completions", None, ("ok", "none", "stop", 1, None, None)),
     ({"model": "tiny", "prompt": "z", "max_tokens": 3, "best_of": 1, "ignore_eos": True}, "completions", None,
      (*OK, 1, 3, None)),
-    (CHAT | {"tools": [{"type": "function", "function": TOOL}], "max_tokens": 120,
-             "tool_choice": {"type": "function", "function": {"name": "look"}}},
-     "chat/completions", None, ("ok", "none", None, 7, None, None)),
+    ({"model": "tiny", "prompt": "z", "max_tokens": 9, "allowed_token_ids": [END_ID]}, "completions", None,
+     ("ok", "none", "stop", 1, 1, None)),
+    (CHAT | USAGE | {"n": 2}, "chat/completions", None, (*OK, 7, 12, 14)),
+    (CHAT | CALL, "chat/completions", None, ("ok", "none", None, 7, None, None)),
+    (CHAT | CALL | {"stream": True}, "chat/completions", None, ("ok", "none", None, 7, None, None)),
+    (RESPONSE | {"max_output_tokens": 6}, "responses", None, (*OK, 11, 6, None)),
+    (RESPONSE | {"max_output_tokens": 6, "stream": True}, "responses", None, (*OK, 11, 6, None)),
+    (RESPONSE | {"max_output_tokens": 1900, "ignore_eos": True, "stream": True}, "responses", 9000,
+     (*GONE, 11, None, None)),
     (FOREVER, "completions", -1, ("aborted", "client", "client_gone", None, None, None)),
     (FOREVER | {"stream": True}, "completions", 3000, (*GONE, 1, None, None)),
     (FOREVER, "completions", 0, (*GONE, 1, None, None)),
@@ -216,6 +229,12 @@ async def gpu_time(server: Server) -> None:
     print(f"  GPU time: shares = busy = {busy} µs, {late} corrections; idle {idle} µs", flush=True)
 
 
+async def embedded(server: Server) -> None:
+    """The route that generates nothing."""
+    await embeddings(server, settled)
+    await gpu_time(server)
+
+
 async def in_flight(server: Server, number: int) -> list[asyncio.Task[tuple[int, bytes]]]:
     """Requests that go on for a while, each with tokens in a progress record."""
     asked = [asyncio.create_task(server.ask(FOREVER | {"stream": True})) for _ in range(number)]
@@ -265,8 +284,8 @@ def main() -> None:
     with _home() as home:
         server = Server(home)
         try:
-            for metered, steps in STEPS:
-                server.start(metered=metered)
+            for metered, flags, steps in STEPS:
+                server.start(*flags, metered=metered)
                 for step in steps:
                     print(step.__name__, flush=True)
                     asyncio.run(step(server))
@@ -298,12 +317,14 @@ def _ended_from_outside(number: int, _: object) -> None:
     raise SystemExit(f"{why}; the server's log: build/vllm-server.log")
 
 
-STEPS: Final[list[tuple[bool, list[Callable[[Server], Coroutine[Any, Any, None]]]]]] = [
-    (False, [proxied, open_holes]),
-    (True, [every_end, closed_holes, probed, adapters_at_run_time, mixed, killed]),
-    (True, [stopped]),
+Step = Callable[[Server], Coroutine[Any, Any, None]]
+STEPS: Final[list[tuple[bool, Sequence[str], list[Step]]]] = [
+    (False, (), [proxied, open_holes]),
+    (True, (), [every_end, closed_holes, probed, adapters_at_run_time, mixed, killed]),
+    (True, SERVED_SO, [embedded]),
+    (True, (), [stopped]),
 ]
-"""Each start of the server, whether with the adapter, and what is done with it."""
+"""Each start of the server: whether with the adapter, with which further flags, and what is done with it."""
 
 
 if __name__ == "__main__":

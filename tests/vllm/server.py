@@ -104,8 +104,8 @@ class Server:
             except OSError:
                 await asyncio.sleep(0.1)
 
-    def start(self, *, metered: bool = True, **more: str) -> None:
-        """Return once it answers. `metered` False: a bare vLLM. `more`: further variables."""
+    def start(self, *flags: str, metered: bool = True, **more: str) -> None:
+        """Return once it answers. `metered` False: a bare vLLM. `flags`, `more`: further flags and variables."""
         python, model = prepare(), folder() / "model"
         command = [
             python, "-m", "vllm.entrypoints.openai.api_server", "--model", model / "model", "--served-model-name",
@@ -116,7 +116,7 @@ class Server:
             "--generation-config", "vllm", "--shutdown-timeout", DRAIN_S, "--enable-prompt-tokens-details",
             "--lora-modules",
             *(f"{name}={model}/adapters/{name}" for name in ("tenant_a--fr--1", "tenant_b--law--1")),
-            *(METERED if metered else []),
+            *(METERED if metered else []), *flags,
         ]  # fmt: skip
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TOLLBOOK_")}, **QUIET,

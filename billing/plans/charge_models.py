@@ -7,7 +7,7 @@ currency, with up to 18 decimals; quantities are units of the metric.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal, localcontext
 from enum import StrEnum
 from typing import ClassVar, Final
 
@@ -197,14 +197,16 @@ def for_one(price: Decimal, per: int) -> Decimal:
 
 
 def highest_unit_price(pricing: Pricing) -> Decimal:
-    """The most that one unit can cost (without minimums); 0 for what is not priced by the unit."""
+    """The most that one unit can cost (without minimums, and of packages that are used up); 0 for what is not priced by
+    the unit."""
     match pricing:
         case PerUnit() | Prepaid():
             return pricing.unit_price
         case Graduated() | Volume():
             return max(for_one(tier.price, pricing.per) for tier in pricing.tiers)
         case Package():
-            return pricing.price
+            with localcontext(prec=80):
+                return (pricing.price / pricing.size).quantize(Decimal(1).scaleb(-PRICE_DECIMALS), ROUND_CEILING)
         case _:
             return ZERO
 

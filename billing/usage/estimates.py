@@ -15,23 +15,40 @@ from sqlalchemy import Connection
 from billing.database import raw
 from billing.plans import account_store, plan_store
 from billing.plans.charge_models import highest_unit_price
-from billing.plans.price_plans import TOKEN_CLASSES, Metric, PlanVersion
+from billing.plans.price_plans import TOKEN_CLASSES, Charge, Filters, Metric, PlanVersion
 from billing.plans.subscriptions import Subscription
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
 
 
 def highest_prices(version: PlanVersion) -> dict[tuple[str, str], Decimal]:
-    """For each model ('' for any) and metric the highest unit price. A total counts for each token class.
+    """For each model ('' for any) and metric the highest unit price. A total counts for each token class, beside what
+    the class costs itself.
 
     A metric that the plan declares has none: what a refused message says of it is not read.
     """
     highest: dict[tuple[str, str], Decimal] = {}
-    for charge in version.charges:
-        for metric in _counted(charge.metric):
-            key = (charge.where.model or "", metric)
-            highest[key] = max(highest_unit_price(charge.pricing), highest.get(key, Decimal(0)))
+    for model in {charge.where.model or "" for charge in version.charges}:
+        found: dict[str, Decimal] = {}
+        named: set[str] = set()
+        for charge in version.charges:
+            if _may_price(charge, model, version.charges):
+                found[charge.metric] = max(highest_unit_price(charge.pricing), found.get(charge.metric, Decimal(0)))
+                named.update(_counted(charge.metric) if (charge.where.model or "") == model else ())
+        for metric in named:
+            of_total = found.get(Metric.TOTAL_TOKENS, Decimal(0)) if metric in TOKEN_CLASSES else Decimal(0)
+            highest[model, metric] = found.get(metric, Decimal(0)) + of_total
     return highest
+
+
+def _may_price(charge: Charge, model: str, charges: Iterable[Charge]) -> bool:
+    """Whether some usage of a model can be priced by a charge: none whose model alone tells of a better one does."""
+    if charge.where.model is not None:
+        return charge.where.model == model
+    return not any(
+        other.metric == charge.metric and other.where == Filters(model=model) and other.where.rank > charge.where.rank
+        for other in charges
+    )
 
 
 def prices_over_time(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from serving_adapter.errors import AdapterError
+
+SOON: Final = (("retry-after", "1"),)
 
 
 class Refusal(AdapterError):
@@ -19,8 +23,8 @@ class Refusal(AdapterError):
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """What the answer bears beside its type and length."""
-        return ()
+        """What the answer bears beside its type and length: whoever finds the replica unable may try again soon."""
+        return SOON if self.status == 503 else ()
 
     @property
     def body(self) -> bytes:

@@ -89,7 +89,7 @@ class QuotaRefusal(Refusal):
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
         """When to come again, and what is left."""
-        return tuple(header for header in self._headers if header[0] != "content-type")
+        return tuple(header for header in self._headers if header[0] != "content-type") or super().headers
 
     @property
     def body(self) -> bytes:

@@ -74,6 +74,7 @@ class PriceList:
     def __init__(self, prices: Iterable[DatedPrice] = ()) -> None:
         self._prices = sorted(prices, key=lambda price: (price.valid_from_us, price.model))
         self._found: dict[tuple[str, int], Price] = {}
+        self._highest: dict[tuple[str, int, int], Price] = {}
         self.changes_us: Sequence[int] = sorted({price.valid_from_us for price in self._prices})
         """When prices change."""
         self._named = {price.model for price in self._prices} | {""}
@@ -100,6 +101,19 @@ class PriceList:
             found = self._found[model, number] = Price(*map(max, zip(self._of("", at_us), *each, strict=True)))
         elif found is None:
             found = self._found[model, number] = self._of(model, at_us)
+        return found
+
+    def highest(self, model: str, from_us: int, until_us: int) -> Price:
+        """The highest prices of a model in a time: what is admitted at its beginning may complete at its end."""
+        first, last = bisect_right(self.changes_us, from_us), bisect_right(self.changes_us, until_us)
+        if first == last:
+            return self.at(model, from_us)
+        if model not in self._named:
+            model = _OTHER
+        found = self._highest.get((model, first, last))
+        if found is None:
+            each = [self.at(model, from_us), *(self.at(model, at_us) for at_us in self.changes_us[first:last])]
+            found = self._highest[model, first, last] = Price(*map(max, zip(*each, strict=True)))
         return found
 
     def _of(self, model: str, at_us: int) -> Price:

@@ -20,6 +20,8 @@ from streams.quotas.standings import StandingView, second_text, standing_view
 
 JITTER: Final = 0.2
 """Refused requests come back spread over so much more than they have to wait."""
+LATE_US: Final = 60_000_000
+"""But no later than this after it."""
 NO_MORE: Final = ("spent", "never")
 """Refusals after which nobody should try again by itself."""
 _QUOTED_UNITS: Final = {"requests": "requests", "concurrency": "concurrent-requests", "gpu_seconds": "gpu-seconds"}
@@ -181,7 +183,7 @@ def refusal(refused: Refused, jitter: float, on_unavailable: str) -> tuple[list[
     headers = [*rate_limit_fields(refused.standings, refused.at), *openai_fields(refused.standings, refused.at)]
     headers.append(("x-should-retry", "false" if hopeless else "true"))
     if wait_us is not None:
-        spread = wait_us * (1 + JITTER * jitter)
+        spread = wait_us + min(wait_us * JITTER, LATE_US) * jitter
         headers.append(("retry-after", str(max(-int(-spread // 1_000_000), 1))))
         if not hopeless:
             headers.append(("retry-after-ms", str(int(spread // 1000) + 1)))

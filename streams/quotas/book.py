@@ -36,7 +36,7 @@ class TenantBook:
         self.limits = limits
         self.tier = ""
         self.priority = 0
-        self.meters = MeterSet(lead or Lead())
+        self.meters = MeterSet(lead or Lead(), limits.held_us)
         self.requests: dict[str, Request] = {}
         self.leases = LeaseBook()
         self.outputs = RecentOutputs()

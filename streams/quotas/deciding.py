@@ -31,7 +31,7 @@ def judge(
     limited_by: list[str] = []
     walls: list[Wall] = []
     covering = meters.covering(ask.model, ask.adapter)
-    budgets, rates = covering.bounds(meters.price(ask.model, now))
+    budgets, rates = covering.bounds(meters.highest_price(ask.model, now))
     tight: list[tuple[Meter, int, int, int]] = []  # meters in which it does not fit as it is; room and bound
     for meter, each, per_input, per_output in budgets:
         by_input = each + per_input * ask.input_tokens
@@ -44,8 +44,9 @@ def judge(
             passed = sum(each <= percent for each in quota.thresholds)
             if passed:
                 priority += SOFT_STEP * passed
-                usual = outputs.median(wanted) if percent >= 100 else outputs.expected(wanted)
-                granted = min(granted, max(usual, quota.min_tokens))
+                if quota.on_shrink == "allow":
+                    usual = outputs.median(wanted) if percent >= 100 else outputs.expected(wanted)
+                    granted = min(granted, max(usual, quota.min_tokens))
                 limited_by.append(quota.quota_id)
     for rate, each, per_input, per_output in rates:
         by_input = each + per_input * ask.input_tokens

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from streams.quotas.amounts import Counts, amount
 from streams.quotas.book import TenantBook
+from streams.quotas.lease_book import HELD_TIMES
 from streams.quotas.meters import BudgetMeter, Meter, RateMeter
 
 PARTS: Final = 2
@@ -29,7 +30,7 @@ def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, hol
     """
     book.roll(now)
     requests, input_tokens, output_tokens, slots = want
-    price = book.meters.prices.at(model, now)
+    price = book.meters.highest_price(model, now, HELD_TIMES)
     dearest = price._replace(input=max(price.input, price.cached_input))
     for meter in book.meters.of(model, adapter):
         quota = meter.quota

@@ -17,6 +17,8 @@ from streams.quotas.entries import Leased, Returned
 from streams.quotas.meter_set import MeterSet
 from streams.quotas.meters import Meter, RateMeter, SlotMeter
 
+HELD_TIMES: Final = 2
+"""As so many requests, one after the other, a slice is held at most: its prices are the highest of that time."""
 GRANTS_KEPT: Final = 64
 """Of a slice: rates are not corrected for what was granted before them."""
 
@@ -142,7 +144,7 @@ class LeaseBook:
 
     @staticmethod
     def _units(lease: Lease, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
-        price = meters.prices.at(lease.model, lease.at)
+        price = meters.highest_price(lease.model, lease.at, HELD_TIMES)
         for meter in meters.of(lease.model, lease.adapter):
             metric = meter.quota.metric
             if isinstance(meter, RateMeter):

@@ -55,8 +55,10 @@ class Covering:
 class MeterSet:
     """A tenant's meters, with the prices and billing periods that they go by."""
 
-    def __init__(self, lead: Lead) -> None:
+    def __init__(self, lead: Lead, held_us: int) -> None:
+        """`held_us`: how long what is admitted may go on."""
         self._lead = lead
+        self._held_us = held_us
         self.all: list[Meter] = []
         self.budgets: list[BudgetMeter] = []
         """Those whose truth is the windows."""
@@ -131,9 +133,16 @@ class MeterSet:
         """The highest prices of a model at a time, where anything is counted in money."""
         return self.prices.at(model, at) if self._is_priced else FREE
 
+    def highest_price(self, model: str, at: int, times: int = 1) -> Price:
+        """The highest prices that may apply to what is admitted at a time, however long it goes on.
+
+        `times`: a slice is held for so many times as long as a request.
+        """
+        return self.prices.highest(model, at, at + times * self._held_us) if self._is_priced else FREE
+
     def bounds(self, model: str, adapter: str, at: int) -> Bounds:
         """The budgets and rates that cover a model, and what a request of that time may come to in each."""
-        return self.covering(model, adapter).bounds(self.price(model, at))
+        return self.covering(model, adapter).bounds(self.highest_price(model, at))
 
     def named(self, quota_id: str) -> Meter:
         """The meter of a quota. Raises KeyError."""

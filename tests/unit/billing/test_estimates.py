@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 
+from billing.plans.charge_models import Package
 from billing.plans.price_plans import Metric
-from billing.usage.estimates import prices_over_time
+from billing.usage.estimates import highest_prices, prices_over_time
 from tests.billing_builders import charge, subscription, version
 
 
@@ -45,3 +48,30 @@ def test_another_plan_counts_from_the_change_although_its_version_is_older() -> 
 def test_a_later_version_that_prices_less_ends_what_it_does_not_name() -> None:
     found = shown(subscription(starts_at=on(4)))
     assert {each for each in found if each[0] == 9} == {(9, "", "output", "9"), (9, "", "request", "0")}
+
+
+def test_a_models_own_price_is_not_the_highest_where_a_narrower_one_takes_its_usage() -> None:
+    made = version(
+        charge("any", Metric.OUTPUT, "9"),
+        charge("m", Metric.OUTPUT, "1", model="m"),
+        charge("a", Metric.OUTPUT, "5", adapter="a"),
+        charge("r", Metric.OUTPUT, "7", region="eu"),
+        charge("n", Metric.OUTPUT, "2", model="n", tier="paid"),
+    )
+    assert highest_prices(made) == {
+        ("", "output"): Decimal(9),
+        ("m", "output"): Decimal(5),  # the adapter's ranks before the model's, the region's and anybody's do not
+        ("n", "output"): Decimal(9),  # what is not of the tier
+    }
+
+
+def test_a_total_is_paid_beside_the_class() -> None:
+    made = version(charge("all", Metric.TOTAL_TOKENS, "1"), charge("out", Metric.OUTPUT, "4"))
+    assert highest_prices(made) == {
+        ("", "input"): Decimal(1), ("", "cached_input"): Decimal(1), ("", "output"): Decimal(5)
+    }  # fmt: skip
+
+
+def test_a_packages_price_is_for_all_that_is_in_it() -> None:
+    made = version(replace(charge("out", Metric.OUTPUT, "1"), pricing=Package(Decimal(3_000_000), Decimal(10))))
+    assert highest_prices(made) == {("", "output"): Decimal("0.000003333333333334")}

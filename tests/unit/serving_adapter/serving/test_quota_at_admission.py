@@ -94,6 +94,7 @@ def test_without_the_service_the_tiers_fail_mode_holds(adapter_settings: Adapter
             assert (await served.ask(BODY, tier="enterprise")).status == 200
             refused = await served.ask(BODY, tier="free")
             assert (refused.status, b'"code":"quota"' in refused.body) == (503, True)
+            assert refused.headers["retry-after"] == "1"
             assert gate.counts["not_served_503"] == 2
             assert len(served.engine.seen) == 1
             served.replica.gate = None

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from streams.quotas import book_state
+from streams.quotas import answers, book_state
 from streams.quotas.amounts import DatedPrice, PriceList
 from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.entries import Leased, Reserved, Returned
@@ -97,6 +97,16 @@ def test_spend_is_reserved_at_the_highest_price() -> None:
     assert Decimal(spent) / 10**18 == Decimal("0.5064")
     assert admit(made, ask("b", 0, 1000)).max_tokens == 50
     assert refused(made, ask("c", 0, 1000, model="m-2")).walls[0].because == "never"  # 16 tokens of it cost 1.6
+
+
+def test_a_price_that_rises_while_a_request_may_run_is_reserved_at() -> None:
+    rises = NOW + Limits().held_us
+    for at, granted in ((rises, 100), (rises + 1, 1000)):
+        prices = PriceList(
+            [DatedPrice("", "output", Decimal("0.001"), 0), DatedPrice("", "output", Decimal("0.01"), at)]
+        )
+        made = book(quota(metric="spend", limit="1"), prices=prices)
+        assert admit(made, ask("a", 0, 1000)).max_tokens == granted
 
 
 def test_the_same_again_is_answered_the_same_and_other_content_refused() -> None:
@@ -218,6 +228,23 @@ def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
     load(made, 120)
     late = admit(made, ask("c", max_tokens=400))
     assert (late.priority, late.max_tokens, late.limited_by) == (20, 28, ("day-output_tokens",))
+
+
+def test_a_soft_budget_that_does_not_shrink_only_puts_back() -> None:
+    made = book(quota(limit=100, hard=False, thresholds=[50], on_shrink="deny"))
+    for number in range(16):
+        made.outputs.add(number + 20)
+    load(made, 60)
+    entry = admit(made, ask("a", max_tokens=400))
+    assert (entry.priority, entry.max_tokens, entry.limited_by) == (10, 400, ("day-output_tokens",))
+
+
+def test_who_waits_for_a_new_period_comes_back_within_a_minute_of_it() -> None:
+    made = book(quota(limit=100))
+    load(made, 100)
+    for jitter in (0.0, 1.0):
+        headers, _ = answers.refusal(refused(made, ask("a")), jitter, "deny")
+        assert int(dict(headers)["retry-after"]) == DAY // 2 // SECOND + 60 * jitter
 
 
 def test_thresholds_are_told_once_a_period_also_late_in_it() -> None:

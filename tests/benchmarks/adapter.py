@@ -205,9 +205,9 @@ async def measure(bench: Bench, folder: Path, report: Report) -> None:
             bare.append(await call(at_once, bench.scope()))
             metered.append(await call(bench.metered, bench.scope()))
         syncs = bare_sync(folder, REQUESTS // 2)
-        cpu = time.process_time()
+        cpu, groups = time.process_time(), bench.replica.journal.syncs
         metered_rate = await rate(bench.working, bench)
-        cpu = (time.process_time() - cpu) / REQUESTS
+        cpu, groups = (time.process_time() - cpu) / REQUESTS, bench.replica.journal.syncs - groups
         bare_rate = await rate(in_a_while, bench)
         plain, plain_cpu = await token_rate(streamed, bench)
         watched, watched_cpu = await token_rate(bench.streaming, bench)
@@ -221,6 +221,7 @@ async def measure(bench: Bench, folder: Path, report: Report) -> None:
             ("requests_per_s", metered_rate),
             ("requests_per_s_without", bare_rate),
             ("throughput_ratio", metered_rate / bare_rate),
+            ("syncs_per_request", groups / REQUESTS),
             ("cpu_us_per_request", cpu * 1e6),
             ("cpu_us_added_per_token", watched_cpu - plain_cpu),
             ("tokens_per_s", watched),

@@ -90,8 +90,9 @@ class EventProducer:
             except BufferError:
                 self._producer.poll(0.1)
             except KafkaException as error:
-                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:  # as after an error that is fatal to this one
+                    self._fail(error.args[0])
+                    continue
                 why = f"{len(value)} bytes are more than Kafka takes in a message"
                 if not may_be_refused:
                     raise MessageTooLarge(why) from None
@@ -130,11 +131,15 @@ class EventProducer:
             self._done(error, message)
 
     def _done(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._fail(error)
+            return
         with self._lock:
-            if error is None:
-                self.delivered += 1
-            elif self._failed is None:
-                self._failed = error.str()
+            self.delivered += 1
+
+    def _fail(self, error: KafkaError) -> None:
+        with self._lock:
+            self._failed = self._failed or error.str()
 
     def _done_and_tell(self, told: Callable[[int, int], None], error: KafkaError | None, message: Message) -> None:
         self._done(error, message)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from serving_adapter import producer
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.shipping import direct
 from serving_adapter.shipping.archive import Archive
 from serving_adapter.shipping.direct import DirectShipper
 from serving_adapter.shipping.position import load
@@ -90,3 +92,22 @@ def test_what_memory_alone_holds_goes_on_behind_a_refused_event(monkeypatch: pyt
         shipper.put(ended(name))
     shipper.stop()
     assert (shipper.sent, shipper.lost, len(client.taken)) == (1, 1, 1)
+
+
+def test_what_memory_alone_holds_goes_on_with_another_producer_after_an_error_that_is_fatal_to_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Fenced(Client):
+        def produce(self, *_: Any, **__: Any) -> None:
+            raise KafkaException(KafkaError(KafkaError._FATAL, "fenced"))
+
+    clients = [Fenced(0), Client(0)]
+    taking = clients[-1]
+    monkeypatch.setattr(producer, "open_producer", lambda *args, **more: clients.pop(0))
+    monkeypatch.setattr(direct, "RETRY_AFTER_S", 0.0)
+    shipper = DirectShipper(lambda: producer.EventProducer(KafkaSettings("nowhere:1"), "usage"), "r1")
+    shipper.put(ended("q1"))
+    while shipper._thread.is_alive() and not taking.taken:
+        time.sleep(0.002)
+    shipper.stop()
+    assert (shipper.sent, shipper.lost) == (1, 0)

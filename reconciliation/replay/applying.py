@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from billing.database import raw, transaction
 from reconciliation.errors import ReplayRefused
 from reconciliation.replay import plan_store, trial
-from reconciliation.replay.behind import OpenArchive, compare, require_progress
+from reconciliation.replay.behind import MOST_COMPARED, OpenArchive, compare, require_progress
 from reconciliation.replay.plan_store import StoredPlan
 from streams import audit
 from streams.completeness.completeness_check import CompletenessCheck
@@ -26,7 +26,7 @@ from streams.errors import NotCompared
 from streams.ingest import positions
 from streams.ingest.apply import Checkpoint, ChunkApplier, no_checkpoint
 from streams.ingest.judging import Judge
-from streams.rules.chunks import Chunk
+from streams.rules.chunks import Accepted, Chunk
 from streams.rules.replayed import Compared
 from streams.settings import CompletenessSettings
 
@@ -129,18 +129,20 @@ class Replayer:
                 at = self._applier.apply(Chunk(source, records), self._compared).next_position
             except NotCompared:
                 require_progress(tries)
-                self._compared, tries = self._compare(), tries + 1
+                self._compared, tries = self._compare(part), tries + 1
                 continue
             tries = 0
             progress(standing(connection, self._plan).through, self._plan.records)
             pace.after(len(records))
 
-    def _compare(self) -> Compared:
-        """Compare what lies behind the horizon, of all that is left to apply: the archive is read once for it."""
-        behind = []
-        for part in self._plan.parts:
+    def _compare(self, first: int) -> Compared:
+        """Compare what lies behind the horizon, of what is left to apply, from this part's on: much of it at once."""
+        behind: list[Accepted] = []
+        for part in sorted(self._plan.parts, key=lambda part: part != first):
             at = _position(self._connection, self._plan.source(part).name) or 0
-            while records := plan_store.records(self._connection, self._plan, part, at, self._chunk):
+            while len(behind) < MOST_COMPARED and (
+                records := plan_store.records(self._connection, self._plan, part, at, self._chunk)
+            ):
                 behind += [each.message for each in self._judge.judge(records, None).behind]
                 at = records[-1].position + 1
         return compare(self._connection, self._open_archive, behind)

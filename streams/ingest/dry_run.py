@@ -78,7 +78,7 @@ class DryRun:
         accepted, refused, behind, horizon = self._judge.judge(records, None)
         due, old = ([resends.due(message) for message in of] for of in (accepted, [each.message for each in behind]))
         stored = resends.stored_of(self._connection, [*due, *old]) if due or old else {}
-        self._look_up_numbers([*accepted, *(each.message for each in behind)])
+        self._look_up_numbers(accepted)
         found = [self._expected(each, stored) for each in due]
         found += [Expected(r.record, Fate.REFUSED, r.reason, r.detail, r.tenant_id) for r in refused]
         if compared is None or not compared.covers([each.key for each in old], horizon.forgotten_before):
@@ -100,8 +100,8 @@ class DryRun:
         if what is Standing.NEW:
             self._planned.setdefault(each.key, []).append(arriving(message))
             return Expected(message.record, Fate.ADD, "", "", tenant_id, message, each.key, is_behind=True)
-        fate = Fate.FILL if self._fills_a_number(message) else Fate.THERE
-        return Expected(message.record, fate, "", "", tenant_id, message, each.key, is_behind=True)
+        # It fills no number: those of boots that ended are let go of
+        return Expected(message.record, Fate.THERE, "", "", tenant_id, message, each.key, is_behind=True)
 
     def _expected(self, each: Due, stored: resends.Stored) -> Expected:
         message, arrived = each.message, arriving(each.message)

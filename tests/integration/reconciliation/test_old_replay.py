@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -16,7 +16,8 @@ from billing.commands.rate_period import rate_period
 from billing.invoicing import adjustment_store
 from billing.usage import settled_periods
 from reconciliation.errors import ReplayRefused
-from reconciliation.replay import applying, plan_store
+from reconciliation.replay import applying, behind, plan_store
+from reconciliation.replay.behind import OpenArchive
 from reconciliation.replay.plan_store import StoredPlan
 from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
@@ -24,6 +25,8 @@ from streams.errors import CannotArchive, EventsArchived
 from streams.ingest import passed_positions
 from streams.retention import archive, archive_store, retention_store
 from streams.retention.expiry import Retention
+from streams.rules.chunks import Accepted
+from streams.rules.replayed import Compared
 from streams.settings import RetentionSettings
 from streams.usage import usage_store
 from streams.usage.event_reader import events_of
@@ -134,7 +137,17 @@ def test_without_the_archive_or_with_a_damaged_one_nothing_behind_the_horizon_is
     assert plan(dropped, event(7)).records == 1
 
 
-def test_it_is_added_once_whoever_adds_it_however_often_and_whatever_is_forgotten_between(dropped: Replays) -> None:
+def test_it_is_added_once_whoever_adds_it_however_often_and_whatever_is_forgotten_between(
+    dropped: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+
+    def compare(connection: psycopg.Connection, open_archive: OpenArchive, messages: Sequence[Accepted]) -> Compared:
+        compared.append(len(messages))
+        return behind.compare(connection, open_archive, messages)
+
+    monkeypatch.setattr(applying, "compare", compare)
+    monkeypatch.setattr(applying, "MOST_COMPARED", 4)
     messages = [event(number, tenant_id=t) for t in ("acme", "beta") for number in range(10, 20)]
     first, second, third = (plan(dropped, *messages) for _ in range(3))
     assert first.records == first.counts["behind"] == 20
@@ -163,6 +176,7 @@ def test_it_is_added_once_whoever_adds_it_however_often_and_whatever_is_forgotte
     assert [each.done for each in done] == [True, True]
     assert sum(each.applied for each in done) == 20
     assert [each.applied + each.duplicates for each in done] == [20, 20]
+    assert 4 <= max(compared) <= 4 + 7, "a chunk more at most"
     assert requests(dropped) == 25
     with dropped.connection() as opened:
         assert opened.execute("select count(*) from usage.events").fetchone() == (20,)
@@ -241,8 +255,12 @@ def test_what_was_added_is_archived_beside_its_day_before_it_is_dropped_and_ever
 
 
 def test_a_closed_and_archived_month_bills_it_with_the_next(replays: Replays, world: World) -> None:
+    numbered = event(7, replica_id="r1", boot_id="b1", seq=1)
+    replays.live(numbered)
     freeze(world)
     retain(replays, OCTOBER.end + 2 * DAY)
+    with owner(replays) as opened:  # the numbers of a boot that ended are let go of
+        opened.execute("delete from usage.number_fills")
 
     def rated_again() -> list[str]:
         with world.engine.begin() as opened:
@@ -264,7 +282,8 @@ def test_a_closed_and_archived_month_bills_it_with_the_next(replays: Replays, wo
         with pytest.raises(EventsArchived, match="events recall"):
             rate_period(world.engine, period=OCTOBER, now=LATER)
         archive.recall(opened, replays.archive(), OCTOBER.start, OCTOBER.end, actor="ada")
-    made = plan(replays, event(4))
+    made = plan(replays, event(4), numbered)
+    assert (made.records, made.counts["there"]) == (1, 1)
     assert made.money is not None
     (told,) = made.money
     assert (told["period"], told["frozen"], Decimal(told["amount"])) == ("2026-10", True, Decimal("0.018"))

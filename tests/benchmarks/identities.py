@@ -132,7 +132,10 @@ def grow(connection: psycopg.Connection, design: Design, ids: str, report: Repor
         report.add(f"{label}_per_s", "1/s", large)
         slower = [before / after for before, after in zip(small, large, strict=True)]
         report.add(f"{label}_slowdown", "ratio", slower, goal=1.2)
-    row = connection.execute("select sum(pg_total_relation_size(relid)) from pg_partition_tree('large')").fetchone()
+    row = connection.execute(
+        "select coalesce(sum(pg_total_relation_size(relid)), pg_total_relation_size('large'))"
+        " from pg_partition_tree('large')"
+    ).fetchone()
     report.add(f"{design.name}_{ids}_bytes_per_id", "B", [float(row[0] if row else 0) / there])
 
 

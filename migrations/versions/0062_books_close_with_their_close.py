@@ -1,14 +1,14 @@
 """The book of a month whose close has begun is closed by that close alone.
 
-Revision ID: 0065
+Revision ID: 0062
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0065"
-down_revision = "0059"
+revision = "0062"
+down_revision = "0061"
 branch_labels = None
 depends_on = None
 

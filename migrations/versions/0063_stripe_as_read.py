@@ -1,14 +1,14 @@
 """Stripe's objects as a gate of a close has read them.
 
-Revision ID: 0066
+Revision ID: 0063
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0066"
-down_revision = "0065"
+revision = "0063"
+down_revision = "0062"
 branch_labels = None
 depends_on = None
 

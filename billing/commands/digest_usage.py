@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import tee
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
@@ -14,7 +15,7 @@ from billing.plans import account_store, plan_store
 from billing.plans.subscriptions import Piece, Subscription, pieces
 from billing.usage import usage_digest_store
 from billing.usage.attempts import left_out
-from billing.usage.billed_events import Attempt, Billed, billed_events
+from billing.usage.billed_events import Attempt, Billed, billed_events, changed
 from billing.usage.usage_digest import TenantCount
 from billing.usage.usage_digest_store import UsageCounted
 from streams.errors import EventsArchived
@@ -58,6 +59,30 @@ def read_billed(
     for tenant_id in sorted(cut, key=str.encode):
         events = as_of(opened, events_of(opened, open_archive, tenant_id, period.start, period.end), below)
         yield from billed_events(events, tenant_id, cut[tenant_id], passed_over.get(tenant_id, ()))
+
+
+def read_changed(
+    connection: Connection,
+    open_archive: Callable[[], Archive],
+    period: BillingPeriod,
+    cut: Mapping[str, Sequence[Piece]],
+    since: UsageCounted,
+    passed_over: Mapping[str, Collection[Attempt]],
+) -> Iterator[tuple[Billed, int]]:
+    """What came to bill (1) of an account's events of a period since its invoice was drawn up, or bills no more (−1).
+
+    By tenant. `since`: what that counted; `passed_over` as it is now.
+    """
+    opened = raw(connection)
+    now = positions(opened)
+    for tenant_id in sorted(cut, key=str.encode):
+        events, again = tee(events_of(opened, open_archive, tenant_id, period.start, period.end))
+        yield from changed(
+            billed_events(as_of(opened, events, now), tenant_id, cut[tenant_id], passed_over.get(tenant_id, ())),
+            billed_events(
+                as_of(opened, again, since.below), tenant_id, cut[tenant_id], since.passed_over.get(tenant_id, ())
+            ),
+        )
 
 
 def cut_by_account(

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
 
-from billing.commands.digest_usage import cut_by_account, passed_over_in, read_billed
+from billing.commands.digest_usage import cut_by_account, passed_over_in, read_billed, read_changed
 from billing.commands.show_invoices import shown
 from billing.database import raw, transaction
 from billing.errors import UnknownInvoice
-from billing.invoicing import invoice_store
+from billing.invoicing import credit_store, invoice_store, rated_line_store
+from billing.invoicing.billed_documents import billed_period
 from billing.invoicing.explained import Explained, Explanation, Share
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoices import InvoiceKind
+from billing.periods import BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.price_plans import PriceAt
 from billing.plans.subscriptions import Piece, priced_at_start
-from billing.usage import usage_digest_store
+from billing.usage import unbillable_store, usage_digest_store
 from billing.usage.billed_events import Billed
 from streams.usage.event_reader import positions
 
@@ -52,6 +54,9 @@ def explain_invoice(
 ) -> InvoiceExplained:
     """An invoice's lines (or one, counted from 1) down to the hours; `each` is told every event's share as it passes.
 
+    Lines of an earlier period, also of a credit note, are explained by the events that came to bill since that period's
+    own invoice, or no longer do: together with the other documents that change it, and with what waits for one.
+
     The document says how its collection stands `today`, if given. Raises UnknownInvoice, and what reading the archive
     raises.
     """
@@ -71,13 +76,57 @@ def explain_invoice(
             return priced_at_start(held, billed.started_at, plans[held.subscription.plan].versions, period)
 
         metrics = {name: plan.declared_metrics for name, plan in plans.items()}
-        explanation = Explanation(stored.invoice.lines, priced_by, metrics)
+        own = [line for line in stored.invoice.lines if line.original_period is None]
+        explanation = Explanation(period, own, priced_by, metrics)
         for billed in _billed(connection, open_archive, stored):
             for share in explanation.add(billed):
                 if line_no is None or keys & set(explanation.counters[share.counter].lines):
                     each(share)
-    counters = [e for e in explanation.counters.values() if line_no is None or keys & set(e.lines)]
+        counters = [e for e in explanation.counters.values() if line_no is None or keys & set(e.lines)]
+        for period in sorted({line.original_period for line in stored.invoice.lines if line.original_period}):
+            late = [line for line in stored.invoice.lines if line.original_period == period]
+            explanation = Explanation(period, late, priced_by, metrics)
+            for billed, sign in _changed(connection, open_archive, stored, period, explanation):
+                for share in explanation.add(billed, sign):
+                    if keys & set(explanation.counters[share.counter].lines):
+                        each(share)
+            counters += [e for e in explanation.counters.values() if keys & set(e.lines)]
     return InvoiceExplained(found, lines, counters)
+
+
+def _changed(
+    connection: Connection,
+    open_archive: Callable[[], Archive],
+    stored: StoredInvoice,
+    period: BillingPeriod,
+    explanation: Explanation,
+) -> Iterator[tuple[Billed, int]]:
+    """What came to bill of a period since its own invoice, or does no longer; `explanation` is told what else changes
+    the period. Nothing where it is not kept what that invoice counted."""
+    account = stored.invoice.identity.billing_account
+    listed = invoice_store.listed(connection, billing_account=account)
+    this = stored.invoice.invoice_id
+    documents = [s.invoice for s in listed if s.frozen_at is not None or s.invoice.invoice_id == this]
+    grants = {s.grant.grant_id: s.grant for s in credit_store.states(connection, accounts=[account])}
+    billed = billed_period(documents, period, grants)
+    counted = {} if billed is None else usage_digest_store.of_invoices(connection, [billed.invoice.invoice_id])
+    if billed is None or not counted:
+        return
+    own = [line.rated for line in billed.invoice.lines if line.original_period is None]
+    posted = rated_line_store.posted(connection, period, billing_account=account)
+    explanation.of_earlier(own, billed.lines, [line for lines in posted.values() for line in lines])
+    payers = account_store.subscriptions_in(connection, period)
+    cut = cut_by_account(connection, period, payers).get(account, {})
+    too_old = {
+        (tenant_id, *each.key)
+        for tenant_id, listed in unbillable_store.of_period(connection, period).items()
+        for each in listed
+    }
+    since, passed_over = counted[billed.invoice.invoice_id], passed_over_in(connection, period, payers)
+    for found, sign in read_changed(connection, open_archive, period, cut, since, passed_over):
+        of = found.event
+        if (of.tenant_id, of.request_id, of.attempt, of.kind, of.correction_no) not in too_old:
+            yield found, sign
 
 
 def export_billed_events(

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 
 from billing.invoicing.invoices import InvoiceLine
 from billing.money import ZERO, exactly, total
+from billing.periods import BillingPeriod
 from billing.plans.subscriptions import Piece
-from billing.rating import LineKind
+from billing.rating import LineKind, RatedLine
 from billing.usage.billed_events import Billed, charges_of
 from billing.usage.usage_digest import BilledEvent
 
@@ -24,12 +25,13 @@ COUNTED_KINDS: Final = (LineKind.USAGE, LineKind.OVERAGE)
 
 
 class Counter(NamedTuple):
-    """What counts together: a charge of a tenant's plan in one segment and price version."""
+    """What counts together: a charge of a tenant's plan in one segment and price version of a period."""
 
     tenant_id: str
     charge: str
     segment: int
     version: str
+    period: str
 
 
 @dataclass(slots=True)
@@ -43,12 +45,16 @@ class CountedHour:
 
 @dataclass(slots=True)
 class Explained:
-    """A counter: the lines that it fills, the units they stand for, and what the events come to by hour."""
+    """A counter: the lines that it fills, the units they stand for, and what the events come to by hour.
+
+    Of a period that was billed before: what all documents that change it stand for, and what `waits` for one.
+    """
 
     counter: Counter
     metric: str
     lines: tuple[str, ...]
     counted: Decimal
+    waits: Decimal = ZERO
     hours: dict[datetime, CountedHour] = field(default_factory=dict)
 
     @property
@@ -59,7 +65,8 @@ class Explained:
     @property
     def agrees(self) -> bool:
         """Whether the events make what the lines stand for."""
-        return self.found == self.counted
+        with exactly():
+            return self.found == self.counted + self.waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,41 +80,60 @@ class Share:
 
 
 class Explanation:
-    """An invoice's own lines, filled up with the events that it bills as they pass. Keeps hours, no events.
+    """A document's lines of a period, filled up with the events that they bill as they pass. Keeps hours, no events.
 
     `priced_by` says which piece prices an event, `metrics` what each plan declares.
     """
 
     def __init__(
         self,
+        period: BillingPeriod,
         lines: Iterable[InvoiceLine],
         priced_by: Callable[[Billed], Piece] = lambda billed: billed.piece,
         metrics: Mapping[str, Collection[str]] = NO_METRICS,
     ) -> None:
+        self._period = period.name
         self._priced_by = priced_by
         self._metrics = metrics
         self.counters: dict[Counter, Explained] = {}
         for line in lines:
-            of = line.rated.identity
-            if of.kind in COUNTED_KINDS and of.segment_no and line.original_period is None:
-                counter = Counter(of.tenant_id, of.charge_key, of.segment_no, of.version)
-                held = self._held(counter, str(line.rated.metric))
+            if (held := self._of(line.rated)) is not None:
                 held.lines = (*held.lines, line.line_key)
                 with exactly():
                     held.counted += line.rated.counted
 
-    def add(self, billed: Billed) -> Iterator[Share]:
-        """Count an event; its share in each counter. Raises NotAnAmount."""
+    def of_earlier(self, own: Iterable[RatedLine], billed: Iterable[RatedLine], rated: Iterable[RatedLine]) -> None:
+        """The period was billed before: its lines are on its own invoice, on all its documents, and as it is rated."""
+        for held in self.counters.values():
+            held.counted = ZERO
+        for counts, waits, listed in ((-1, 0, own), (1, -1, billed), (0, 1, rated)):
+            for line in listed:
+                if (held_by := self._of(line)) is not None:
+                    with exactly():
+                        held_by.counted += counts * line.counted
+                        held_by.waits += waits * line.counted
+
+    def add(self, billed: Billed, sign: int = 1) -> Iterator[Share]:
+        """Count an event (−1: one that does not bill any more); its share in each counter. Raises NotAnAmount."""
         event, piece = billed.event, self._priced_by(billed)
         for charge, quantity in charges_of(billed, piece, self._metrics.get(piece.version.plan, ())):
-            counter = Counter(event.tenant_id, charge.key, piece.segment_no, piece.version.version)
+            counter = Counter(event.tenant_id, charge.key, piece.segment_no, piece.version.version, self._period)
             at = event.completed_at.replace(minute=0, second=0, microsecond=0)
             hours = self._held(counter, str(charge.metric)).hours
             hour = hours.setdefault(at, CountedHour(at))
             hour.events += 1
             with exactly():
-                hour.quantity += quantity
-            yield Share(counter, str(charge.metric), event, quantity)
+                signed = sign * quantity
+                hour.quantity += signed
+            yield Share(counter, str(charge.metric), event, signed)
+
+    def _of(self, line: RatedLine) -> Explained | None:
+        """The counter of a line, None for one that counts no events."""
+        of = line.identity
+        if of.kind not in COUNTED_KINDS or not of.segment_no:
+            return None
+        counter = Counter(of.tenant_id, of.charge_key, of.segment_no, of.version, self._period)
+        return self._held(counter, str(line.metric))
 
     def _held(self, counter: Counter, metric: str) -> Explained:
         if counter not in self.counters:

@@ -75,6 +75,29 @@ def billed_events(
         yield Billed(_billed(event, tenant_id), piece, context, event.raw, request_raw)
 
 
+def changed(now: Iterator[Billed], before: Iterator[Billed]) -> Iterator[tuple[Billed, int]]:
+    """Of a tenant's events that bill now those that did not before (1), and those that did and do not now (−1).
+
+    Both in the order of `events_of`.
+    """
+    new, old = next(now, None), next(before, None)
+    while new is not None or old is not None:
+        if new is not None and old is not None and new.event == old.event:
+            new, old = next(now, None), next(before, None)
+        elif old is None or (new is not None and _order(new) < _order(old)):
+            assert new is not None, "one of the two is left"
+            yield new, 1
+            new = next(now, None)
+        else:
+            yield old, -1
+            old = next(before, None)
+
+
+def _order(of: Billed) -> tuple[object, ...]:
+    event = of.event
+    return event.completed_at, event.request_id, event.attempt, event.kind != "usage", event.correction_no
+
+
 def charges_of(billed: Billed, piece: Piece, metrics: Collection[str] = ()) -> Iterator[tuple[Charge, Decimal]]:
     """The charges of the piece that prices an event which take it, each with what it counts there, in units.
 

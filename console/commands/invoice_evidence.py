@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 SHARE_COLUMNS: Final = (
-    "tenant_id", "charge", "segment", "version", "metric", "hour", "completed_at", "request_id", "attempt", "kind",
-    "model", "status", "quantity",
+    "tenant_id", "charge", "segment", "version", "period", "metric", "hour", "completed_at", "request_id", "attempt",
+    "kind", "model", "status", "quantity",
 )  # fmt: skip
 DOCUMENT_BYTES: Final = 64_000_000
 """More than an invoice of a hundred thousand lines has."""
@@ -125,7 +125,8 @@ def _tell(differences: list[Difference], name: str, with_events: bool, as_json: 
 
 def _counter(of: Explained) -> dict[str, Any]:
     return of.counter._asdict() | {
-        "metric": of.metric, "lines": list(of.lines), "counted": plain(of.counted), "found": plain(of.found),
+        "metric": of.metric, "lines": list(of.lines), "counted": plain(of.counted), "waits": plain(of.waits),
+        "found": plain(of.found),
         "agrees": of.agrees,
         "hours": [asdict(hour) for hour in of.hours.values()],
     }  # fmt: skip
@@ -142,10 +143,14 @@ def _row(share: Share) -> dict[str, Any]:
 def _print(found: InvoiceExplained, shown: list[Share]) -> None:
     print_invoice(found.document | {"lines": found.lines})
     for each in found.counters:
-        title = f"{each.counter.charge} of {each.counter.tenant_id}: {each.metric} by hour"
+        of, late = each.counter, each.counter.period != found.document["period"]
+        title = f"{of.charge} of {of.tenant_id}{f', {of.period}' if late else ''}: {each.metric} by hour"
         hours = [asdict(hour) for hour in each.hours.values()]
         listing(hours, ("hour", "events", "quantity"), title=title, empty=f"{title}: no events")
-        said = "as on its lines" if each.agrees else f"but its lines stand for {plain(each.counted)}"
+        lines = "the lines that change it" if late else "its lines"
+        waits = f", and {plain(each.waits)} for what is on no document yet" if each.waits else ""
+        stand = f"{'and' if each.agrees else 'but'} {lines} stand for {plain(each.counted)}{waits}"
+        said = f"as on {lines}" if each.agrees and not waits else stand
         out.print(f"together {plain(each.found)}, {said}")
     if shown:
         columns = ("completed_at", "request_id", "attempt", "kind", "model", "charge", "metric", "quantity")

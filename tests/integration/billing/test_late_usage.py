@@ -23,6 +23,7 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.unbillable_usage import approve_unbillable, unbillable_usage
 from billing.database import transaction
 from billing.invoicing import invoice_store, number_store
+from billing.invoicing.explained import Share
 from billing.invoicing.invoice_check import check_document
 from billing.invoicing.invoice_file import invoice_file
 from billing.invoicing.tax_store import DatedTaxRules
@@ -380,8 +381,21 @@ def test_a_credit_note_is_a_document_that_adds_up_in_every_form(months: Months) 
     page = html_of(note)
     for expected in ("Credit note CN-000001", "INV-000001 of 3 Nov 2026", "Amount in your favour", "USD 29.38"):
         assert expected in page
-    explained = explain_invoice(months.world.engine, _no_archive, "CN-000001", print)
-    assert (explained.agrees, explained.counters, len(explained.lines)) == (True, [], 1)
+    shares: list[Share] = []
+    explained = explain_invoice(months.world.engine, _no_archive, "CN-000001", shares.append)
+    assert [(share.event.request_id, share.event.kind, share.quantity) for share in shares] == [
+        ("first", "correction", -12_345)
+    ]
+    assert [(of.counter.period, of.lines, of.counted, of.waits) for of in explained.counters] == [
+        ("2026-10", ("adj.out",), -12_345, 0)
+    ]
+    assert explained.agrees
+    months.comes(LATE)
+    unrated = explain_invoice(months.world.engine, _no_archive, "CN-000001", shares.append)
+    assert (unrated.agrees, [of.found for of in unrated.counters]) == (False, [17_655])
+    months.world.rate(OCTOBER)
+    waiting = explain_invoice(months.world.engine, _no_archive, "CN-000001", shares.append)
+    assert (waiting.agrees, [of.waits for of in waiting.counters]) == (True, [30_000])
 
 
 def _no_archive() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -29,6 +30,18 @@ def test_a_bill_worked_by_hand_comes_out_to_the_last_digit(case: dict[str, Any])
     assert written_out(found["documents"]) == written_out(expected["documents"])
     if "credits_after" in expected:
         assert found["credits_after"] == expected["credits_after"]
+
+
+def test_no_bill_depends_on_the_zone_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    calendar = next(path for path in golden.OURS if path.stem == "calendar")
+    for zone in ("Europe/Berlin", "America/New_York", "Pacific/Apia"):
+        with monkeypatch.context() as given:
+            given.setenv("TZ", zone)
+            time.tzset()
+            for case in golden.cases(calendar):
+                found = written_out(result_of(case)["documents"])
+                assert found == written_out(case["expect"]["documents"]), (zone, case["id"])
+    time.tzset()
 
 
 def test_case_ids_are_unique() -> None:

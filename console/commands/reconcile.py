@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -23,6 +23,8 @@ from reconciliation.replay import log_source
 app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_completion=False)
 LOOKED_BACK: Final = 8
 """Days: a week and what may still be under way of the day before."""
+LOOKED_BACK_DAILY: Final = 46
+"""Days: a month and a half, as long as late usage may still come to a month (docs/late-usage.md)."""
 
 
 @app.callback()
@@ -45,7 +47,9 @@ def run(
         typer.Option(help="A gateway's log as a witness: a folder, a file, or s3://bucket/prefix; with --mapping."),
     ] = None,
     mapping: Annotated[Path | None, typer.Option(help="How the log's lines become events (docs/replay.md).")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look each hour, until stopped.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look each hour, and once a day further back, until stopped.")
+    ] = False,
     every: Annotated[float, typer.Option(min=1, help="Seconds between two looks of --watch.")] = 3600,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -61,8 +65,12 @@ def run(
     if bool(admission_log) != bool(mapping):
         raise typer.BadParameter("--admission-log and --mapping go together")
     ended = threading.Event()
+    looked_on: date | None = None
     while True:
-        found = _look(days, begin, end, admission_log, mapping, as_json=as_json, as_csv=as_csv)
+        today = session.clock(None).date()
+        back = days_back(days, today, looked_on) if watch else days
+        found = _look(back, begin, end, admission_log, mapping, as_json=as_json, as_csv=as_csv)
+        looked_on = today
         if not watch:
             if found:
                 raise typer.Exit(1)
@@ -71,6 +79,11 @@ def run(
             ended.wait(every)
         except KeyboardInterrupt:
             return
+
+
+def days_back(days: int, today: date, looked_on: date | None) -> int:
+    """How far back a look of a watch goes, in days: the first one of each UTC day goes further."""
+    return days if looked_on == today else max(days, LOOKED_BACK_DAILY)
 
 
 @app.command("list")

@@ -24,6 +24,7 @@ from reconciliation.findings.numbers import MissingNumbers
 from reconciliation.replay.material import Material
 from streams.completeness import completeness_store, engine_store
 from streams.completeness.engine_witness import named_witnesses
+from streams.ingest.apply import Checkpoint, no_checkpoint
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
 
@@ -55,19 +56,23 @@ def look(
     now: datetime,
     *,
     admitted: AdmissionLog | None = None,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> Look:
     """Look at everything; at raw events that completed in [begin, end). One transaction; one look at a time.
 
-    `admitted` is the log of a witness that is not in the database: what was found by it is judged by it alone.
+    A look that is killed has changed nothing. `checkpoint` is told "looked" and "written". `admitted` is the log of a
+    witness that is not in the database: what was found by it is judged by it alone.
     """
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", (finding_store.LOCK,))
         found, witnesses, partly = _find(connection, begin, end, admitted)
+        checkpoint("looked")
         prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
         priced = [replace(finding, money=worth(finding, prices, now)) for finding in _once(found)]
         open_ = finding_store.listed(connection, limit=1_000_000)
         covered = [stored for stored in open_ if _covers(stored, begin, end, admitted, partly)]
         written = finding_store.write(connection, priced, covered, now)
+        checkpoint("written")
     return Look(tuple(priced), written, witnesses)
 
 

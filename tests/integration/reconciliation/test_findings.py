@@ -65,6 +65,7 @@ def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come
     )
     applier.apply(make_chunk(numbered(0, 1), numbered(1, 2), numbered(2, 5)))
     check(connection)
+    assert_a_killed_look_changes_nothing_and_the_next_writes_the_same(connection)
     (found,) = looked(connection).found
     assert (found.kind, found.events, found.tokens) == ("lost_events", (2, 2), (30, 30))
     assert found.begins == RECEIVED - timedelta(hours=2)
@@ -85,6 +86,36 @@ def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come
     assert [state for _, state, _ in finding_store.history(connection, stored.finding_id)] == ["open", "healed"]
     (gate,) = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
     assert gate.agrees
+
+
+class Killed(Exception):
+    """What a kill does, as far as one process can do it to itself."""
+
+
+def assert_a_killed_look_changes_nothing_and_the_next_writes_the_same(connection: psycopg.Connection) -> None:
+    def written() -> list[object]:
+        rows = connection.execute(
+            "select to_jsonb(f) - 'finding_no', to_jsonb(s) from usage.findings as f join usage.finding_states as s"
+            " using (finding_id) order by finding_id, state_no"
+        ).fetchall()
+        told = connection.execute("select to_jsonb(a) - 'alert_id' from usage.alerts as a order by detail").fetchall()
+        return [*rows, *told]
+
+    before = written()
+    reached: dict[str, list[object]] = {}
+    for step in ("looked", "written"):
+
+        def kill(name: str, wanted: str = step) -> None:
+            reached[name] = written()
+            if name == wanted:
+                raise Killed
+
+        with pytest.raises(Killed):
+            look(connection, RECEIVED - timedelta(days=2), RECEIVED + timedelta(days=1), NOW, checkpoint=kill)
+        assert written() == before
+    assert len(reached["written"]) > len(before)
+    looked(connection)
+    assert written() == reached["written"]
 
 
 def test_numbers_that_were_left_out_are_told_from_lost_events(

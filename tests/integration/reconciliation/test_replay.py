@@ -113,6 +113,16 @@ class Replays:
             )
             return {tenant: (events, requests) for tenant, events, requests in rows}
 
+    def rows(self, tenant: str) -> list[str]:
+        """A tenant's events and windows as text, but for whose they are and how they came."""
+        apart = "array['tenant_id', 'source', 'position', 'ingested_at', 'raw']"
+        tables = ("usage.counting_events", "usage.windows_1m", "usage.windows_1h")
+        query = " union all ".join(
+            f"select (to_jsonb(t) - {apart})::text from {table} as t where tenant_id = %(tenant)s" for table in tables
+        )
+        with self.connection() as opened:
+            return sorted(row[0] for row in opened.execute(query, {"tenant": tenant}))
+
     def proven(self) -> bool:
         """Whether each source's positions are contiguous, and what they counted is stored."""
         with self.connection() as opened:
@@ -179,18 +189,21 @@ def test_a_plan_is_applied_once_whoever_applies_it_and_however_often(replays: Re
     assert replays.stored(plan.plan_id).state == "applied"
 
 
-def test_a_killed_replay_goes_on_where_it_stopped(replays: Replays) -> None:
-    plan = replays.plan(*(event(number) for number in range(10, 40)))
-    begun = applying.begin(replays.engine, plan.plan_id, "ada")
+def test_a_killed_replay_goes_on_where_it_stopped_and_leaves_what_another_does(replays: Replays) -> None:
+    killed, whole = (replays.plan(*(event(n, tenant_id=name) for n in range(10, 40))) for name in ("beta", "gamma"))
+    begun = applying.begin(replays.engine, killed.plan_id, "ada")
     for step in ("staged", "counted", "advanced", "committed"):
         with replays.connection() as opened:
             replayer = applying.Replayer(opened, begun, "ada", replays.archive, chunk=7, checkpoint=kill_at(step))
             with pytest.raises(Killed):
                 replayer.run(rate=None, progress=lambda *_: None)
-    assert not replays.stored(plan.plan_id).ended_at
-    done = replays.apply(plan)
+    assert not replays.stored(killed.plan_id).ended_at
+    done = replays.apply(killed)
     assert (done.done, done.applied, done.duplicates) == (True, 30, 0)
-    assert replays.counted() == {"acme": (33, 33)}
+    assert replays.counted() == {"acme": (3, 3), "beta": (30, 30)}
+    replays.apply(whole)
+    assert replays.rows("beta") == replays.rows("gamma")
+    assert len(replays.rows("beta")) > 60, "events and windows of both sizes"
     assert replays.proven()
 
 

@@ -1,7 +1,8 @@
-"""Journal entries, page by page."""
+"""Journal entries, page by page or all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -21,3 +22,10 @@ def journal_entries(
     with transaction(engine) as connection:
         moment = moment_in_both_times(connection, wanted.legal_entity, as_of, booked_as_of)
         return ledger_store.page(connection, replace(wanted, as_of=moment))
+
+
+def whole_journal(engine: Engine, *, legal_entity: str, as_of: datetime | None = None) -> Iterator[BookedEntry]:
+    """All entries effective before `as_of` (None: all), in order of that time, as they stood at one moment."""
+    with transaction(engine) as connection:
+        ledger_store.as_one_moment(connection)
+        yield from ledger_store.by_effective_time(connection, legal_entity, before=as_of)

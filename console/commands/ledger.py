@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -16,19 +17,19 @@ import typer
 
 from billing.commands.export_beancount import export_beancount
 from billing.commands.seal_journal import seal_journals
-from billing.commands.show_journal import journal_entries
+from billing.commands.show_journal import journal_entries, whole_journal
 from billing.commands.trial_balance import account_balances, trial_balance
 from billing.commands.verify_journal import export_chain, verify_journals
 from billing.errors import JournalBroken
 from billing.ledger.journal import ACCOUNTS
-from billing.ledger.journal_chain import verified_export
+from billing.ledger.journal_chain import BookedEntry, verified_export
 from billing.ledger.ledger_store import PAGE_MAX, Wanted
 from billing.money import plain
 from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 from billing.posting.manual_entries import read_entry
 from billing.posting.proposal_store import ProposalKind
 from console import session
-from console.output import AsCsv, AsJson, document, end_with, err, listing, out
+from console.output import AsCsv, AsJson, cell, document, end_with, err, listing, out
 from console.proposing import propose
 
 app = typer.Typer(help="The double-entry journal.", no_args_is_help=True, add_completion=False)
@@ -59,6 +60,7 @@ class Format(StrEnum):
 
     JSONL = "jsonl"
     BEANCOUNT = "beancount"
+    CSV = "csv"
 
 
 @app.callback()
@@ -194,18 +196,7 @@ def entries(
     if as_json:
         document([one.content() for one in found])
     else:
-        rows = [
-            {
-                "entry_id": str(one.entry_id), "effective_at": one.effective_at, "kind": one.kind,
-                "accounting_period": one.accounting_period, "code": str(leg.code),
-                "name": ACCOUNTS[leg.code].name.lower(), "subledger": leg.subledger, "currency": leg.currency,
-                "debit": amount(max(leg.amount, Decimal(0))), "credit": amount(max(-leg.amount, Decimal(0))),
-                "idempotency_key": one.idempotency_key,
-            }
-            for one in found
-            for leg in one.legs
-        ]  # fmt: skip
-        listing(rows, LEG_COLUMNS, as_csv=as_csv, empty="no such entry")
+        listing(list(_legs(found)), LEG_COLUMNS, as_csv=as_csv, empty="no such entry")
     if len(found) == limit:
         err.print(f"tollbook: there may be more: --after {found[-1].entry_id}")
 
@@ -265,12 +256,17 @@ def export_journal(
     as_of: Effective = None,
     legal_entity: Entity = DEFAULT_LEGAL_ENTITY,
 ) -> None:
-    """Write the journal for others: canonical JSON lines that `verify --export` follows, or a Beancount ledger."""
+    """Write the journal for others: canonical JSON lines that `verify --export` follows, a Beancount ledger, or CSV."""
     if format_ is Format.JSONL and as_of is not None:
-        raise typer.BadParameter("--as-of goes with --format beancount: a chain is exported from its beginning")
+        raise typer.BadParameter("--as-of goes with --format beancount or csv: a chain is exported from its beginning")
     with session.engine() as engine, _writing(output) as file:
         if format_ is Format.JSONL:
             file.writelines(export_chain(engine, legal_entity=legal_entity))
+        elif format_ is Format.CSV:
+            table = csv.DictWriter(file, LEG_COLUMNS, lineterminator="\n")
+            table.writeheader()
+            for row in _legs(whole_journal(engine, legal_entity=legal_entity, as_of=_time(as_of))):
+                table.writerow({name: cell(value) for name, value in row.items()})
         else:
             file.writelines(export_beancount(engine, legal_entity=legal_entity, as_of=_time(as_of)))
 
@@ -305,6 +301,19 @@ def close(
     Where billing accounts take part, `close run` closes the book once its gates are green.
     """
     propose(ProposalKind.CLOSE_BOOK, legal_entity, {"month": _month(month)}, paper, actor, dry_run)
+
+
+def _legs(entries: Iterable[BookedEntry]) -> Iterator[dict[str, Any]]:
+    """Entries as rows, leg by leg."""
+    for one in entries:
+        for leg in one.legs:
+            yield {
+                "entry_id": str(one.entry_id), "effective_at": one.effective_at, "kind": one.kind,
+                "accounting_period": one.accounting_period, "code": str(leg.code),
+                "name": ACCOUNTS[leg.code].name.lower(), "subledger": leg.subledger, "currency": leg.currency,
+                "debit": amount(max(leg.amount, Decimal(0))), "credit": amount(max(-leg.amount, Decimal(0))),
+                "idempotency_key": one.idempotency_key,
+            }  # fmt: skip
 
 
 def amount(value: Decimal) -> Decimal | None:

@@ -57,6 +57,9 @@ def assert_reports_are_shown(booked: Run, url: str, folder: Path) -> None:
     shown = booked("report", "revenue", "2026-10")  # entries of a test, which come from no rated line
     assert shown.returncode == 0
     assert "ties: revenue = what income accounts moved by: 4.5 = 4.5 USD" in shown.stdout
+    exported = booked("ledger", "export", "--format", "csv").stdout
+    assert exported == booked("ledger", "entries", "--csv").stdout
+    assert len(exported.splitlines()) == 1 + 2 * 3
     found = json.loads(booked("report", "erp", "2026-10", "--json").stdout)
     assert [(row["account"], row["debit"], row["credit"]) for row in found["rows"]] == [
         ("1150", "4.5", "0"), ("4000", "0", "4.5"),

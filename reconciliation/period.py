@@ -10,8 +10,9 @@ from decimal import Decimal
 from typing import Final
 
 import psycopg
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
+from billing import tables
 from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoicing import (
@@ -54,6 +55,7 @@ from streams.usage import usage_store
 
 BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 """Accounts to which accruals, invoices and money in Stripe are booked, and else only what two people approved."""
+_KEPT: Final = tables.stripe_balance_transactions.c
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
 
@@ -117,10 +119,18 @@ def reconcile_period(
 
 
 def _money(engine: Engine | Connection, gateway: StripeGateway) -> Check:
-    """Each balance transaction is booked once. Listed first: what comes meanwhile may be booked and not listed."""
-    listed = {moved.transaction_id: moved.net for moved in returns.balance_transactions(gateway, None)}
+    """Each balance transaction is booked once, and kept as it is. Listed first: what comes meanwhile may be booked and
+    not listed."""
+    there = {moved.transaction_id: moved for moved in returns.balance_transactions(gateway, None)}
     with transaction(engine) as connection:
-        booked = returns_store.booked_nets(connection)
+        booked: dict[str, Value] = dict(returns_store.booked_nets(connection))
+        kept = connection.execute(select(_KEPT.transaction_id, _KEPT.amount, _KEPT.fee, _KEPT.net)).all()
+    listed: dict[str, Value] = {name: moved.net for name, moved in there.items()}
+    for name, *amounts in kept:
+        if name in there:
+            moved = there[name]
+            listed[f"{name}/kept"] = f"{moved.amount} - {moved.fee} = {moved.net}"
+            booked[f"{name}/kept"] = "{} - {} = {}".format(*amounts)
     return stripe_agreement.money_in_stripe(listed, booked)
 
 

@@ -15,7 +15,7 @@ from billing.invoicing.stripe_lines import LineSeen, told, wanted_lines
 from billing.periods import BillingPeriod
 from billing.stripe.stripe_gateway import StripeInvoice
 from reconciliation.agreement import Check
-from reconciliation.comparison import Difference, differences, multiset_differences
+from reconciliation.comparison import Difference, Value, differences, multiset_differences
 
 DAY_S: Final = 86_400
 STATUS: Final[Mapping[InvoiceState, str]] = {
@@ -65,10 +65,10 @@ def in_stripe(ours: Ours, found: Iterable[StripeInvoice], lines: Lines) -> Check
     return Check("finalized invoices are in Stripe", "invoices", "Stripe", len(due.keys() | there), tuple(different))
 
 
-def money_in_stripe(listed: Mapping[str, int], booked: Mapping[str, int]) -> Check:
+def money_in_stripe(listed: Mapping[str, Value], booked: Mapping[str, Value]) -> Check:
     """By balance transaction what Stripe's balance changed by, in Stripe, and as our journal has it in 1010.
 
-    One that is in Stripe and not booked waits for `tollbook stripe sync`.
+    One that is in Stripe and not booked waits for `tollbook stripe sync`. `…/kept`: what is kept of it beside.
     """
     different = differences(listed, booked)
     return Check("money in Stripe is booked once", "balance transactions", "ledger 1010", len(listed), tuple(different))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from billing.invoicing import rated_line_store
+from billing.ledger.journal_chain import written_time
 from billing.periods import BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.subscriptions import pieces
@@ -86,6 +88,9 @@ class CutChecks:
         there[f"cut {cut.cut_id}"] = freezing.cut_digest(
             cut.coordinates, freezing.digests_of(self._connection, cut.cut_id)
         )
+        for key, digest, now in freezing.tax_rules_then_and_now(self._connection, cut):
+            stored[key] = digest
+            there |= {} if now is None else {key: now}
         left_out = freezing.left_out(self._connection, cut.cut_id)
         there |= {f"{tenant_id}/cut {cut.cut_id}/not named": "rows" for tenant_id in left_out}
         for row in rows:
@@ -93,12 +98,9 @@ class CutChecks:
             stored[key], there[key] = row["digest"], freezing.row_digest(row)
 
     def _add_frozen(self, rows: Iterable[Mapping[str, Any]], agreements: Mapping[str, Mapping[str, Any]]) -> None:
-        bill = {
-            t: {s for sub in c["subscriptions"] for s in sub["terms"]["bill_statuses"]} for t, c in agreements.items()
-        }
         for row in rows:
             quantity = UsageQuantity(row["tenant_id"], *(row[name] for name in (*KEYS, "rating_band", *COUNTS)))
-            if is_billable(quantity, tuple(bill.get(quantity.tenant_id, ()))):
+            if is_billable(quantity, _statuses(agreements.get(quantity.tenant_id), row["service_start"])):
                 key = "/".join(str(row[name]) for name in ("tenant_id", "segment_no", "version", *KEYS))
                 self._payers[1][f"{row['tenant_id']}/{row['segment_no']}/{row['version']}"].add(row["billing_account"])
                 _add(self._usage[1], key, {name: row[name] for name in COUNTS})
@@ -112,6 +114,12 @@ class CutChecks:
             key = "/".join((of, *names))
             counts = {name: getattr(event, name) for name in COUNTS if name != "requests"}
             _add(self._usage[0], key, counts | {"requests": int(event.kind == "usage")})
+
+
+def _statuses(contract: Mapping[str, Any] | None, at: datetime) -> tuple[str, ...]:
+    """What bills of a segment that begins at a moment: the terms of the subscription that holds then."""
+    held = [] if contract is None else [s for s in contract["subscriptions"] if s["starts_at"] <= written_time(at)]
+    return tuple(max(held, key=lambda each: str(each["starts_at"]))["terms"]["bill_statuses"]) if held else ()
 
 
 def _add(into: dict[str, Value], key: str, counts: Mapping[str, int]) -> None:
@@ -138,4 +146,6 @@ def namings(connection: Connection, period: BillingPeriod, tenants: Collection[s
 def _told(lines: Iterable[RatedLine], naming: Naming) -> Iterator[Told]:
     for line in net(lines).values():
         quantity = None if line.unit_price is None else line.quantity
-        yield Told(line.identity.kind, naming.key(line.identity), line.tax_group, line.amount, quantity)
+        of = line.identity
+        charge = of.plan, of.version, of.charge_key
+        yield Told(of.kind, naming.key(of), line.tax_group, line.amount, quantity, charge, str(line.metric))

@@ -32,6 +32,7 @@ from reconciliation.close.collecting import Account, held_back, participants, qu
 from reconciliation.close.contents import APPROVED
 from reconciliation.close.cut_checks import CutChecks
 from reconciliation.close.gates import Gate, Owners, Result, results
+from reconciliation.close.kept_checks import kept_checks
 from reconciliation.close.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
 from reconciliation.numbers_received import numbers_received
@@ -71,6 +72,7 @@ def evaluate(
         checks += _rounding(connection, invoices)
         checks += [
             drafts_in_stripe(invoices),
+            *kept_checks(connection, invoices),
             _waiting(connection, month, invoices),
             _complete(connection, month, accounts.values(), now),
             _moved(connection, month),

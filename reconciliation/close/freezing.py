@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
@@ -94,7 +95,7 @@ def _add(
     rows = [
         row | {"digest": row_digest(row)} for tenant_id in sorted(sums) for row in _rows(tenant_id, sums[tenant_id])
     ]
-    coordinates = _coordinates(connection, period, sums.keys())
+    coordinates = _coordinates(connection, period, sums)
     cut_id = connection.execute(
         tables.close_cuts.insert()
         .values(
@@ -118,7 +119,7 @@ def _rows(tenant_id: str, sums: PieceSums) -> Iterator[dict[str, Any]]:
             yield of | dict(zip(_QUANTITY, astuple(quantity), strict=True))
 
 
-def _coordinates(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, Any]:
+def _coordinates(connection: Connection, period: BillingPeriod, sums: Mapping[str, PieceSums]) -> dict[str, Any]:
     """Where everything stood that the period's figures follow from (docs/spec/money.md 11.2)."""
     seals = {
         entity: {"seal_no": seal.seal_no, "position": seal.last_position, "chain_hash": seal.chain_hash.hex()}
@@ -133,13 +134,48 @@ def _coordinates(connection: Connection, period: BillingPeriod, tenants: Collect
         "rated_line_no": rated_line_store.last_line(connection),
         "ledger_seals": seals,
         "stripe_cursors": {name: rfc3339(read_to) for name, read_to in cursors},
-        "terms": dict(sorted(term_digests(connection, period, tenants).items())),
+        "terms": dict(sorted(term_digests(connection, period, sums.keys()).items())),
+        "tax_rules": _tax_rules(connection, sums),
         "tax_rule_no": _highest(connection, tables.tax_rules.c.tax_rule_no),
         "exchange_rate_no": _highest(connection, tables.exchange_rates.c.exchange_rate_no),
         "credit_movement_no": _highest(connection, tables.credit_movements.c.movement_no),
         "lock_file": lock_file_hash(),
         "code": code_version(),
     }
+
+
+def _tax_rules(connection: Connection, sums: Mapping[str, PieceSums]) -> dict[str, dict[str, str]]:
+    """By tenant the digests of its payers' tax rules, by their numbers: what was recorded by then stays there."""
+    payers = {t: {piece.subscription.billing_account for piece, _ in pieces} for t, pieces in sums.items()}
+    rules: dict[str, dict[str, str]] = defaultdict(dict)
+    for number, account, digest in _digested_rules(connection, set().union(*payers.values())):
+        rules[account][str(number)] = digest
+    found = {t: {no: d for name in sorted(own) for no, d in rules[name].items()} for t, own in sorted(payers.items())}
+    return {tenant_id: known for tenant_id, known in found.items() if known}
+
+
+def _digested_rules(connection: Connection, accounts: Collection[str]) -> Iterator[tuple[int, str, str]]:
+    table = tables.tax_rules
+    query = select(table).where(table.c.billing_account == any_(cast(sorted(accounts), ARRAY(String))))
+    for row in connection.execute(query.order_by(table.c.tax_rule_no)):
+        said = [row.billing_account, row.mode, row.rates, row.rounding, row.evidence, written_time(row.valid_from)]
+        yield row.tax_rule_no, row.billing_account, hashlib.sha256(canonical(said)).hexdigest()
+
+
+def tax_rules_then_and_now(connection: Connection, cut: Cut) -> Iterator[tuple[str, str, str | None]]:
+    """`tenant/cut 1/tax rule 7`, its digest when the cut was taken, and as it is now: None where it is gone.
+
+    Rules that were recorded since are none of it. A cut of an earlier version has none.
+    """
+    then: Mapping[str, Mapping[str, str]] = cut.coordinates.get("tax_rules", {})
+    numbers = {int(no) for rules in then.values() for no in rules}
+    table = tables.tax_rules
+    query = select(table.c.billing_account).distinct().where(table.c.tax_rule_no.in_(numbers))
+    accounts = connection.execute(query).scalars().all()
+    now = {str(no): digest for no, _, digest in _digested_rules(connection, accounts)}
+    for tenant_id in sorted(cut.tenants & then.keys()):
+        for no, digest in then[tenant_id].items():
+            yield f"{tenant_id}/cut {cut.cut_id}/tax rule {no}", digest, now.get(no)
 
 
 def _highest(connection: Connection, number: Column[Any]) -> int:

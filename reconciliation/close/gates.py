@@ -66,8 +66,10 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "invoices are as drawn up": Gate.R5A,
     "invoices add up": Gate.R5A,
     "drafts are in Stripe": Gate.R5A,
+    "usage digests are those of the counts": Gate.R5A,
     "invoices are issued": Gate.R5B,
     "finalized invoices are in Stripe": Gate.R5B,
+    "customers are kept": Gate.R5B,
     "money in Stripe is booked once": Gate.R6,
     "credits are owed": Gate.R7,
     "credits are drawn as invoiced": Gate.R7,
@@ -75,6 +77,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "rounding is small": Gate.R8,
     "nothing waits": Gate.R9,
     "numbers have no gaps": Gate.R9,
+    "requests to Stripe are kept": Gate.R9,
     "the journal is as sealed": Gate.R10,
     "movement is explained": Gate.R11,
 }
@@ -82,7 +85,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
 asks of all usage that is there by now, also of what came after the cut."""
 WAIVABLE: Final = ("numbered events are here", "tenants are complete", "nothing waits", "movement is explained")
 """What a person may let stay: gaps (R1), what waits (R9), what moved, which is explained (R11). Nothing else."""
-BY_ACCOUNT: Final = frozenset({"rated lines are invoiced"})
+BY_ACCOUNT: Final = frozenset({"rated lines are invoiced", "customers are kept"})
 """Comparisons whose keys begin with a billing account; those of ledger accounts have it behind RECEIVABLE."""
 RECEIVABLE: Final = "1100"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -13,19 +13,25 @@ from reconciliation.agreement import Check, compare
 from reconciliation.close.second_rating import NO_DECIMAL, NotRerated, Used, rated_again
 from reconciliation.comparison import Difference, Value
 
+USAGE = "usage"
 DISCOUNT = "invoice_discount"
 """All lines of this kind are one, whatever they are called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a rated line comes to: amount in major units; its quantity, where it has a price."""
+    """What a rated line comes to: amount in major units; its quantity, where it has a price.
+
+    `charge`: plan, version and charge that it is of, which say its `metric`.
+    """
 
     kind: str
     key: str
     tax_group: str
     amount: Decimal
     quantity: Decimal | None
+    charge: tuple[str, str, str] = ("", "", "")
+    metric: str = ""
 
 
 class RatedTwice:
@@ -44,7 +50,11 @@ class RatedTwice:
             self.hinder(where, error)
             return
         self._again |= {f"{where}/{key}": Decimal(value) for key, value in found.items() if value != NO_DECIMAL}
-        first = _sums(lines)
+        told = list(lines)
+        for line, metric in _misnamed(contract, told):
+            key = f"{where}/{line.key}/{line.tax_group}/metric"
+            self._again[key], self._rated[key] = metric, line.metric
+        first = _sums(told)
         self._rated |= {f"{where}/{key}": value for key, value in first.items() if found.get(key) != NO_DECIMAL}
 
     def hinder(self, where: str, why: Exception) -> None:
@@ -56,6 +66,20 @@ class RatedTwice:
         found = compare("rated again", of, "rated lines", self._again, self._rated)
         compared, differences = found.compared + len(self._hindered), (*found.differences, *self._hindered)
         return Check(found.name, found.left, found.right, compared, differences)
+
+
+def _misnamed(contract: Mapping[str, Any], lines: Iterable[Told]) -> Iterator[tuple[Told, str]]:
+    """Lines of usage that name another metric than their charge counts, with that one."""
+    counts = {
+        (plan, version["version"], charge["key"]): charge.get("metric")
+        for plan, versions in contract["plans"].items()
+        for version in versions
+        for charge in version["charges"]
+    }
+    for line in lines:
+        metric = counts.get(line.charge)
+        if line.kind == USAGE and metric and metric != line.metric:
+            yield line, metric
 
 
 def _sums(lines: Iterable[Told]) -> dict[str, Value]:

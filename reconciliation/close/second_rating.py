@@ -30,13 +30,11 @@ _READ: Final = frozenset(
     (*_AS_IS, "key", "model", "metric", "where", "price", "per", "tiers", "base", "overage_price", "tier_continuity",
      "discount")
 )  # fmt: skip
-_TERMS: Final = {
-    "price_at": "completion", "bill_attempts": "delivered", "bill_statuses": ["aborted", "ok"],
-    "weighted_allowances": False,
-}  # fmt: skip
-"""Those that lines hang on, with what holds where nothing is said."""
+_OF_SEGMENT: Final = {"price_at": "completion", "bill_attempts": "delivered", "bill_statuses": ["aborted", "ok"]}
+"""Those that lines hang on, with what holds where nothing is said; a subscription's own, from its beginning on."""
+_WEIGHTED: Final = "weighted_allowances"
 _ELSEWHERE: Final = frozenset(
-    {*_TERMS, "tier_continuity", "rounding", "period", "anchor", "trial_days", "late_usage_days"}
+    {*_OF_SEGMENT, _WEIGHTED, "tier_continuity", "rounding", "period", "anchor", "trial_days", "late_usage_days"}
 )
 """Terms that are read, or that are applied elsewhere: to what is a period, from when it bills, what is too late."""
 _DISCOUNT: Final = ("percent", "amount", "from", "until", "periods")
@@ -131,16 +129,19 @@ def priced_by_event(contract: Plain) -> bool:
 
 
 def _terms(subscriptions: Sequence[Plain]) -> dict[str, Any]:
-    """Terms of the contract; those of which the oracle reads one for a period must not change in it."""
-    found = {}
-    for name, default in _TERMS.items():
-        told = [each["terms"].get(name, default) for each in subscriptions]
-        if any(other != told[0] for other in told):
-            raise NotRerated(f"the term {name}, which changes within what is rated")
-        found[name] = told[0]
+    """Terms of the contract, and what they change to; the oracle reads one weighting for a period."""
     if unknown := sorted({name for each in subscriptions for name in each["terms"]} - _ELSEWHERE):
         raise NotRerated(f"the term {unknown[0]}")
-    return found
+    weighted = {bool(each["terms"].get(_WEIGHTED, False)) for each in subscriptions}
+    if len(weighted) > 1:
+        raise NotRerated(f"the term {_WEIGHTED}, which changes within what is rated")
+    dated: list[dict[str, Any]] = []
+    for each in sorted(filter(_bills, subscriptions), key=lambda each: str(each["bills_from"])):
+        terms = {name: each["terms"].get(name, default) for name, default in _OF_SEGMENT.items()}
+        if not dated or any(dated[-1][name] != value for name, value in terms.items()):
+            dated.append({"from": each["bills_from"], **terms})
+    (first, *changes) = dated
+    return {name: first[name] for name in _OF_SEGMENT} | {_WEIGHTED: True in weighted, "changes": changes}
 
 
 def _continuity(subscriptions: Sequence[Plain]) -> dict[str, str]:
@@ -157,7 +158,7 @@ def _changes(subscriptions: Sequence[Plain]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     ended: str | None = None
     for each in sorted(subscriptions, key=lambda each: str(each["bills_from"])):
-        if each["ends_at"] is not None and each["ends_at"] <= each["bills_from"]:
+        if not _bills(each):
             continue
         if ended is not None and ended != each["bills_from"]:
             found.append({"at": ended, "cancel": True})
@@ -165,6 +166,11 @@ def _changes(subscriptions: Sequence[Plain]) -> list[dict[str, Any]]:
         found.append(change | ({} if each["begins_plan"] else {"resume": True}))
         ended = each["ends_at"]
     return [*found, {"at": ended, "cancel": True}] if ended is not None else found
+
+
+def _bills(subscription: Plain) -> bool:
+    """Not one that ended within its trial."""
+    return subscription["ends_at"] is None or bool(subscription["ends_at"] > subscription["bills_from"])
 
 
 def _version(plan: str, given: Plain, continuity: str) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def _rated(tenants: Iterable[Mapping[str, Any]]) -> Check:
 
 def _told(line: Mapping[str, Any]) -> Told:
     quantity = None if line["unit_price"] is None else Decimal(line["quantity"])
-    return Told(line["kind"], line["key"], line["tax_group"], Decimal(line["amount"]), quantity)
+    charge = line["plan"], line["version"], line["charge_key"]
+    return Told(line["kind"], line["key"], line["tax_group"], Decimal(line["amount"]), quantity, charge, line["metric"])
 
 
 def _drafted(accounts: Iterable[Mapping[str, Any]]) -> Check:

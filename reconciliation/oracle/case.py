@@ -27,15 +27,26 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
-    """What was agreed; the defaults are those of section 2 and 5."""
+class Terms:
+    """Which requests bill, and by which version (2); the defaults are those of section 2."""
 
     price_at: Literal["completion", "start"] = "completion"
     bill_attempts: Literal["delivered", "all"] = "delivered"
     bill_statuses: frozenset[str] = frozenset({"ok", "aborted"})
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What was agreed; the defaults are those of section 5. `terms` are dated, the first since ever."""
+
+    terms: tuple[tuple[int | None, Terms], ...] = ((None, Terms()),)
     weighted_allowances: bool = False
     rounding: Rounding = "half_even"
     late_usage_days: int | None = None
+
+    def terms_at(self, completed: int) -> Terms:
+        """Those of the segment that contains a completion (2): an event belongs to it whole."""
+        return [terms for since, terms in self.terms if since is None or since <= completed][-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from reconciliation.oracle.case import (
     Late,
     Plan,
     PriorCredit,
+    Terms,
     Usage,
 )
 from reconciliation.oracle.fields import CaseError, Plain, each, one_of, only, optional, spread, words
@@ -91,17 +92,28 @@ def _contract(plain: Plain) -> Contract:
     only(
         plain,
         words(
-            "price_at bill_attempts bill_statuses weighted_allowances rounding late_usage_days period trial_days agreed"
+            "price_at bill_attempts bill_statuses changes weighted_allowances rounding late_usage_days period"
+            " trial_days agreed"
         ),
         "contract",
     )
+    terms: list[tuple[int | None, Terms]] = [(None, _terms(plain, "contract"))]
+    for number, change in enumerate(plain.get("changes", ())):
+        only(change, words("from price_at bill_attempts bill_statuses"), f"contract.changes[{number}]")
+        terms.append((instant(change["from"]), _terms(change, f"contract.changes[{number}]")))
     return Contract(
-        price_at=one_of(plain.get("price_at", "completion"), ("completion", "start"), "contract.price_at"),
-        bill_attempts=one_of(plain.get("bill_attempts", "delivered"), ("delivered", "all"), "contract.bill_attempts"),
-        bill_statuses=frozenset(plain.get("bill_statuses", ("ok", "aborted"))),
+        terms=tuple(terms),
         weighted_allowances=plain.get("weighted_allowances", False),
         rounding=one_of(plain.get("rounding", "half_even"), ("half_even", "half_up"), "contract.rounding"),
         late_usage_days=plain.get("late_usage_days"),
+    )
+
+
+def _terms(plain: Plain, where: str) -> Terms:
+    return Terms(
+        price_at=one_of(plain.get("price_at", "completion"), ("completion", "start"), f"{where}.price_at"),
+        bill_attempts=one_of(plain.get("bill_attempts", "delivered"), ("delivered", "all"), f"{where}.bill_attempts"),
+        bill_statuses=frozenset(plain.get("bill_statuses", ("ok", "aborted"))),
     )
 
 

@@ -53,7 +53,7 @@ def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
         segment = segments.segment_at(plan.segments, event.completed)
         if segment is None:
             continue
-        priced_at = event.started if case.contract.price_at == "start" else event.completed
+        priced_at = event.started if case.contract.terms_at(event.completed).price_at == "start" else event.completed
         index = segments.version_at(segment.plan, priced_at)
         for key, charge in _taking(segment.plan.versions[index], event):
             if charge.model == "percentage":

@@ -26,8 +26,10 @@ class Billable:
 def billable(usage: Usage, contract: Contract) -> list[Billable]:
     """The events that bill, by completion; repeated ones once."""
     events = [event for event in _once(usage.events) if event.purpose == "tenant"]
-    if contract.bill_attempts == "delivered":
-        events = _delivered(events, contract)
+    chosen: dict[str, list[Event]] = {"all": [], "delivered": []}
+    for event in events:
+        chosen[contract.terms_at(event.completed).bill_attempts].append(event)
+    events = chosen["all"] + _delivered(chosen["delivered"], contract)
     corrections = _corrections(usage)
     bills = [event for event in events if _bills(event, contract)]
     bills.sort(key=lambda event: (event.completed, event.order))
@@ -56,7 +58,7 @@ def _delivered(events: Sequence[Event], contract: Contract) -> list[Event]:
     for event in events:
         if not event.request_id:
             alone.append(event)
-        elif event.status in contract.bill_statuses:
+        elif event.status in contract.terms_at(event.completed).bill_statuses:
             held = chosen.get(event.request_id)
             if held is None or _preference(event) > _preference(held):
                 chosen[event.request_id] = event
@@ -70,7 +72,7 @@ def _preference(event: Event) -> tuple[int, int]:
 def _bills(event: Event, contract: Contract) -> bool:
     """Billable status, no platform fault, neither estimate nor lost (2); asked after the attempt is chosen (13.11)."""
     return (
-        event.status in contract.bill_statuses
+        event.status in contract.terms_at(event.completed).bill_statuses
         and event.status != _NEVER_BILLED_STATUS
         and event.source != "estimate"
         and event.fault != "platform"

@@ -68,6 +68,8 @@ def in_twin(operation: str, kind: str, changed: dict[str, Any], costs: str, gate
     return Damage(TWIN, operation, f"{kind} {', '.join(changed)}".strip(), statement, costs, gate, names)
 
 
+TOLD: Final = r"(\d+) faults injected, (\d+) caught by a gate that names the row"
+"""The last line that the test prints, for `make simulate`."""
 TWIN: Final = "Stripe"
 ACME_INVOICE: Final = str(InvoiceIdentity("default", "acme", InvoiceKind.USAGE, OCTOBER, "USD").invoice_id)
 EVENTS, CHUNKS = "usage.events", "usage.applied_chunks"
@@ -192,14 +194,17 @@ DAMAGES: Final = (
     in_twin("double", "invoice", {"id": "in_again", "number": "AGAIN"}, "it is collected twice", Gate.R5B, "in_again"),
     in_twin("delete", "balance_transaction", {}, "a payment that never was", Gate.R6, "txn_"),
     in_twin("double", "balance_transaction", {"id": "txn_again"}, "a payment that is not booked", Gate.R6, "txn_again"),
+    # What is kept beside the books
+    alter(RATED, OUT, "metric", "'input'", "revenue by metric tells another", Gate.R3, "acme/2026-10/out"),
+    delete("ledger.tax_rules", "true", "the next invoice is without tax", Gate.R2, "acme/cut 1/tax rule"),
+    delete("ledger.stripe_requests", f"invoice_id in (select invoice_id from {INVOICES} where {OF_ACME})",
+           "what was sent cannot be shown", Gate.R9, f"{ACME_INVOICE}/"),
+    alter(MOVED, "true", "(amount, net)", "(amount + 1, net + 1)", "`stripe status` tells another balance", Gate.R6,
+          "/kept"),
+    alter("ledger.usage_counts", ACME, "output_tokens", "output_tokens + 1", "the digest is not of the usage", Gate.R5A,
+          f"{ACME_INVOICE}/usage digest"),
+    delete("ledger.stripe_customers", OF_ACME, "the next invoice goes to another customer", Gate.R5B, "acme/customer"),
     # What no gate of the month sees (docs/close.md, "Gates")
     delete(IDENTITIES, "true", "sent again, it counts again", None),
     alter(CHUNKS, "true", "content_digest", "'\\x00'", "the proof is of other messages", None),
-    alter(RATED, OUT, "metric", "'input'", "revenue by metric tells another", None),
-    delete("ledger.tax_rules", "true", "the next invoice is without tax", None),
-    delete("ledger.stripe_requests", f"invoice_id in (select invoice_id from {INVOICES} where {OF_ACME})",
-           "what was sent cannot be shown", None),
-    alter(MOVED, "true", "(amount, net)", "(amount + 1, net + 1)", "`stripe status` tells another balance", None),
-    alter("ledger.usage_counts", ACME, "output_tokens", "output_tokens + 1", "the digest is not of the usage", None),
-    delete("ledger.stripe_customers", OF_ACME, "the next invoice goes to another customer", None),
 )  # fmt: skip

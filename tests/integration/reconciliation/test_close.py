@@ -187,7 +187,7 @@ def assert_all_that_was_booked_is_there(line: Line, folder: Path) -> None:
 
 def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: Path) -> None:
     line = open_line
-    line.tenant("beta", "delta", "gamma", "shared", "trial")
+    line.tenant("beta", "changed", "delta", "gamma", "shared", "trial")
     line.plan(PLAN.replace("plan: p", "plan: by-anniversary\nterms: {anchor: anniversary}"))
     line.subscribe("beta", plan="by-anniversary", starts_at=datetime(2026, 8, 17, tzinfo=UTC))
     line.subscribe("delta")
@@ -195,6 +195,10 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     line.subscribe("shared", billing_account="acme")
     cancel_subscription(line.engine, tenant_id="shared", at=MIDDLE, actor="ada")
     line.subscribe("shared", billing_account="gamma", starts_at=MIDDLE)
+    line.plan(PLAN.replace("plan: p", "plan: strict\nterms: {bill_statuses: [ok]}"))
+    line.subscribe("changed")
+    cancel_subscription(line.engine, tenant_id="changed", at=MIDDLE, actor="ada")
+    line.subscribe("changed", plan="strict", starts_at=MIDDLE)
     line.plan(PLAN.replace("plan: p", "plan: on-trial\nterms: {trial_days: 14}"))
     line.subscribe("trial", plan="on-trial", starts_at=OCTOBER.start)
     cancel_subscription(line.engine, tenant_id="trial", at=OCTOBER.start + timedelta(days=7), actor="ada")
@@ -204,17 +208,21 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
         event(7, tenant_id="gamma"), event(7, tenant_id="gamma", output_tokens=7),
         event(8, tenant_id="delta"), event(8, tenant_id="delta", output_tokens=7),
         event(9, tenant_id="shared", timestamp="2026-10-10T10:00:00Z"), event(10, tenant_id="shared"),
+        event(11, tenant_id="changed", timestamp="2026-10-10T10:00:00Z", status="aborted"),
+        event(12, tenant_id="changed", status="aborted"), event(13, tenant_id="changed"),
     )  # fmt: skip
     waive_all(line, Gate.R1)
     held = run(line)
-    green = dict.fromkeys(("acme", "beta", "trial"), "reconciled")
+    green = dict.fromkeys(("acme", "beta", "changed", "trial"), "reconciled")
     assert states(line) == green | {"delta": "collecting", "gamma": "collecting"}
     assert [text.split("/")[0] for text in held.problems] == [
         "delta: not frozen: quarantine", "gamma: not frozen: quarantine",
     ]  # fmt: skip
     assert_no_message_is_overlooked(line)
     periods = "select billing_account, service_start::date::text from ledger.invoices order by 1"
-    assert line.rows(periods) == [("acme", "2026-10-01"), ("beta", "2026-09-17")]
+    assert line.rows(periods) == [
+        ("acme", "2026-10-01"), ("beta", "2026-09-17"), ("changed", "2026-10-01"),
+    ]  # fmt: skip
     ((deltas,),) = line.rows("select 'quarantine/' || quarantine_id from usage.quarantine where tenant_id = 'delta'")
     waive_all(line, Gate.R9, but=deltas)
     run(line)
@@ -223,7 +231,7 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     approve(line.engine, OCTOBER, actor="bob", leave=["delta"], reason="the sender is asked")
     waive_all(line, Gate.R9)
     assert run(line).problems == []
-    closed = dict.fromkeys(("acme", "beta", "gamma", "trial", "book default"), "closed")
+    closed = dict.fromkeys(("acme", "beta", "changed", "gamma", "trial", "book default"), "closed")
     assert states(line) == closed | {"delta": "parked"}
     write_evidence(line.engine, OCTOBER, tmp_path)
     assert broken(tmp_path) == set()

@@ -120,6 +120,7 @@ def test_damage_between_any_two_stages_turns_a_gate_red_that_names_it(closed_lin
         assert undamaged == {Gate.R9: {"quarantine/1"}}
         opened.rollback()
         wrong = []
+        caught = 0
         for number, damage in enumerate(DAMAGES, 1):
             asked = damage.gate is None or damage.gate in OUTSIDE
             in_twin = damage.table == TWIN
@@ -128,10 +129,12 @@ def test_damage_between_any_two_stages_turns_a_gate_red_that_names_it(closed_lin
             opened.rollback()
             named = sorted(key for key in found.get(damage.gate, ()) if damage.names in key) if damage.gate else []
             row = (number, damage.table, damage.operation, damage.column, damage.costs)
+            caught += bool(named)
             print(*row, damage.gate or "no gate", named[0] if named else "", sep=" | ")
             if count != 1 or bool(named) is (damage.gate is None) or (damage.gate is None and any(found.values())):
                 wrong.append((*row, count, found))
         assert red(opened, True) == undamaged
     owner.dispose()
+    print(f"{len(DAMAGES)} faults injected, {caught} caught by a gate that names the row")
     assert wrong == []
     assert sum(damage.gate is not None for damage in DAMAGES) >= 50

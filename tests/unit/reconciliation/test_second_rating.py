@@ -116,15 +116,22 @@ def test_a_true_up_is_in_the_tax_group_that_the_commitment_names() -> None:
     assert found["true_up/low/amount"] == "8.8"
 
 
-def test_only_terms_that_lines_hang_on_must_not_change_within_what_is_rated() -> None:
+def test_terms_that_change_within_a_period_are_those_of_the_segment_in_which_a_request_completed() -> None:
     given = contract(CHARGE, terms={"rounding": "half_up", "late_usage_days": 5, "tier_continuity": "reset"})
     first = given["subscriptions"][0] | {"ends_at": "2026-10-10T00:00:00Z"}
     second = first | {"starts_at": first["ends_at"], "bills_from": first["ends_at"], "ends_at": None, "plan": "q"}
-    second["terms"] = {"bill_statuses": ["aborted", "ok"], "price_at": "completion"}
-    given |= {"subscriptions": [first, second], "plans": given["plans"] | {"q": given["plans"]["p"]}}
-    assert rated_again(given, [used()])["in.s1/std/quantity"] == "100"
-    second["terms"] = second["terms"] | {"bill_attempts": "all"}
-    with pytest.raises(NotRerated, match="the term bill_attempts, which changes"):
+    trial = first | {"ends_at": "2026-10-12T00:00:00Z", "bills_from": "2026-10-20T00:00:00Z"}
+    second["terms"] = {"bill_statuses": ["ok"], "bill_attempts": "all"}
+    given |= {"subscriptions": [first, second, trial], "plans": given["plans"] | {"q": given["plans"]["p"]}}
+    later = [
+        used(id=f"s#{attempt}", request_id="s", attempt=attempt, status=status, completed=f"2026-10-{day}T00:00:00Z")
+        for attempt, status, day in ((1, "aborted", 12), (2, "ok", 12), (3, "ok", 25))
+    ]
+    before = [used(id=f"r#{n}", request_id="r", attempt=n, status="aborted", input_tokens=n) for n in (1, 2)]
+    found = rated_again(given, [*before, *later])
+    assert (found["in.s1/std/quantity"], found["in.s2/std/quantity"]) == ("2", "200")
+    second["terms"] = second["terms"] | {"weighted_allowances": True}
+    with pytest.raises(NotRerated, match="the term weighted_allowances, which changes"):
         rated_again(given, [used()])
 
 

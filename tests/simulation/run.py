@@ -3,8 +3,9 @@
     KILLS=200         kills in all; one in four is of a whole worker (0: none)
     QUOTAS=60000      requests against quotas, in virtual time (0: none)
     SENDINGS=all      cells of the crash matrix of sending to Stripe, each twice (0: none)
+    FAULTS=all        damage one row between any two stages of a closed month, and ask the gates (0: none)
     INVOICES=300000   invoices to rate by the product and by the second rating (0: none)
-    QUICK=1           60 kills, 6,000 requests and 2,000 invoices, for a first look
+    QUICK=1           60 kills, 6,000 requests, no faults and 2,000 invoices, for a first look
     TOLLBOOK_SEED     repeats a run
 
 Prints for people, writes `build/simulate.json` for machines. Exit code 1 if anything was lost, doubled or differs.
@@ -14,12 +15,15 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
 import sys
 import time
 from typing import Final
 
 from devstack.stack import environment
 from tests.benchmarks.report import QUICK, Report
+from tests.integration.reconciliation.damages import TOLD
 from tests.simulation import kills, quotas
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
@@ -35,6 +39,7 @@ INVOICES_QUICK: Final = 2_000
 QUOTAS: Final = 60_000
 QUOTAS_QUICK: Final = 6_000
 SENDINGS_QUICK: Final = "90"
+DAMAGES: Final = "tests/integration/reconciliation/test_damages.py"
 
 
 def main() -> int:
@@ -55,6 +60,8 @@ def main() -> int:
         wrong += _limit_requests(seed, requests, report)
     if sendings != "0":
         wrong += _kill_senders(seed, 0 if sendings == "all" else int(sendings), report)
+    if (os.environ.get("FAULTS") or ("0" if QUICK else "all")) != "0":
+        wrong += _damage_months(report)
     if invoices:
         wrong += _rate_bills(seed, invoices, report)
     report.write()
@@ -67,6 +74,21 @@ def _kill_senders(seed: int, cells: int, report: Report) -> int:
     report.add("sendings_killed", "senders", [result.killed])
     report.add("sendings_wrong", "invoices", [len(result.wrong)], goal=0)
     return len(result.wrong)
+
+
+def _damage_months(report: Report) -> int:
+    """The damages of the close's test, each of which a gate must name; prints what each does, and which gate."""
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", DAMAGES]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(told.stdout, flush=True)
+    counts = re.search(TOLD, told.stdout)
+    if counts is None:
+        print("the damages could not be tried", flush=True)
+        return 1
+    injected, caught = map(int, counts.groups())
+    report.add("faults_injected", "rows", [injected])
+    report.add("faults_caught", "rows", [caught])
+    return int(told.returncode != 0)
 
 
 def _limit_requests(seed: int, requests: int, report: Report) -> int:

@@ -102,6 +102,8 @@ class _Counted:
             types = [value for name, value in message["headers"] if name.lower() == b"content-type"]
             if types and types[0].startswith(b"text/event-stream"):
                 self._stream = EventStream(self.usage, self._hidden)
+                told = [header for header in message["headers"] if header[0].lower() != b"content-length"]
+                message = {**message, "headers": told}  # what is kept from the tenant makes it shorter
         elif message["type"] == "http.response.body":
             body, last = message.get("body", b""), not message.get("more_body", False)
             if self._stream is not None:

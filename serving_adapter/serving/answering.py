@@ -21,7 +21,7 @@ class Answering:
         self._extra = extra
         self._names = _names(model.engine, model.asked)
         self._held: Message | None = None
-        self._whole = b""
+        self._whole = bytearray()
         self.begun = False
         """Whether the tenant has seen, or will see, the beginning of an answer."""
 
@@ -55,7 +55,7 @@ class Answering:
         """The head of an answer of a told length, now that its length is known again."""
         assert self._held is not None
         assert self._names is not None
-        body, held, self._held = self._names.in_own(self._whole), self._held, None
+        body, held, self._held = self._names.in_own(bytes(self._whole)), self._held, None
         headers = [(name, value) for name, value in held["headers"] if name.lower() != b"content-length"]
         await self._send({**held, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
         return {"type": "http.response.body", "body": body, "more_body": False}

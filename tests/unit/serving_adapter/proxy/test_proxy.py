@@ -161,11 +161,19 @@ def test_tenants_stay_apart_before_an_engine_that_knows_nothing_of_them(adapter_
                 (COMPLETION, "/tokenize"),
             ):
                 assert (await proxied.ask(body, path))[0] == 404
+            load = b'{"lora_name":"evil","lora_path":"/"}'
+            hidden = b"POST /v1/load_lora_adapter HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(load), load)
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxied.port)
+            head = b"GET /health HTTP/1.1\r\nhost: replica\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+            writer.write(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(hidden), hidden))
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
             assert proxied.engine.asked == []
             await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99, "kv_transfer_params": {}})
             (asked,), (headers,) = proxied.engine.asked, proxied.engine.headers
             assert len(asked["cache_salt"]) == 43
             assert (asked["priority"], "kv_transfer_params" in asked) == (-5, False)
+            assert proxied.engine.loras == [], "no body of whom nobody vouches for was a request"
             assert "x-tollbook-caller" not in headers
         async with proxying(adapter_settings, engine_fields=False) as proxied:
             await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99})

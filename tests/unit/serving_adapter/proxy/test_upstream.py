@@ -19,7 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving_adapter.asgi import App
 from serving_adapter.engine import upstream, upstream_connection
+from serving_adapter.engine.attempts import CURRENT, Attempt
+from serving_adapter.engine.stream_counting import StreamCounting
 from serving_adapter.engine.upstream import Upstream
 from serving_adapter.engine.upstream_connection import Connection
 from serving_adapter.settings import SettingsError
@@ -116,7 +119,7 @@ async def nothing() -> None:
 
 
 async def ask(
-    to: Upstream, body: bytes, *, reads: Callable[[], Awaitable[None]] = nothing, gone: asyncio.Event | None = None,
+    to: App, body: bytes, *, reads: Callable[[], Awaitable[None]] = nothing, gone: asyncio.Event | None = None,
     scope: dict[str, Any] | None = None,
 ) -> Answered:  # fmt: skip
     """A tenant's request. It takes a piece once `reads` is over, and leaves once it is `gone`."""
@@ -350,3 +353,24 @@ def test_a_password_in_the_engines_address_is_refused_and_not_told() -> None:
     with pytest.raises(SettingsError, match="upstream_key") as refused:
         Upstream("http://me:secret@127.0.0.1:8000")
     assert "secret" not in str(refused.value)
+
+
+def test_a_stream_of_a_told_length_is_shorter_for_who_did_not_ask_for_usage() -> None:
+    pieces = b'data: {"choices":[{"index":0,"text":"a"}]}\n\n'
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+
+    async def told(_: Any, __: Any, send: Any) -> None:
+        length = str(len(pieces + usage)).encode()
+        headers = [(b"content-type", b"text/event-stream"), (b"Content-Length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": pieces + usage, "more_body": False})
+
+    async def run() -> Answered:
+        token = CURRENT.set(Attempt(1, "", "tiny", False, lambda _: None))
+        try:
+            return await ask(StreamCounting(told, continuous=False), b'{"stream":true}')
+        finally:
+            CURRENT.reset(token)
+
+    got = asyncio.run(run())
+    assert (got.body, got.whole, [name for name, _ in got.headers]) == (pieces, True, [b"content-type"])

@@ -50,9 +50,10 @@ class Connection(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """Whether it may be asked again."""
-        if self._transport is None or self._transport.get_write_buffer_size():
-            return False  # answered before it was asked to the end
-        return self.done and self._keeps_alive and not self.ended and not self._body
+        if self._transport is None or self._transport.is_closing() or self.ended or self._body:
+            return False
+        is_asked = not self._transport.get_write_buffer_size()  # else it was answered before
+        return self.done and self._keeps_alive and is_asked
 
     @property
     def is_quiet(self) -> bool:

@@ -266,7 +266,7 @@ def test_an_answer_ends_where_it_says_and_its_connection_is_used_again_only_if_t
 ) -> None:
     async def run() -> None:
         connection, transport = Connection(), create_autospec(asyncio.Transport, instance=True)
-        transport.get_write_buffer_size.return_value = 0
+        transport.get_write_buffer_size.return_value, transport.is_closing.return_value = 0, False
         connection.connection_made(transport)
         connection.ask(b"")
         for data in came:

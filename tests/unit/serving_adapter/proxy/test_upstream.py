@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,7 +196,7 @@ def test_nobody_gets_anything_of_another_answer_and_nothing_is_asked_twice(
             assert double.malformed == []
             assert len(double.asked) == len(set(double.asked))
 
-    asyncio.run(run())
+    uvloop.run(run())  # as the proxy does
 
 
 def test_the_end_that_comes_while_a_tenant_is_waited_for_is_not_lost() -> None:
@@ -319,13 +320,14 @@ def test_what_the_engine_said_unasked_or_its_going_is_noticed_before_a_connectio
             (writer,) = double.writers
             raw = writer.get_extra_info("socket")
             if stray is None:
-                raw.shutdown(socket.SHUT_WR)
+                with socket.socket(fileno=os.dup(raw.fileno())) as same:
+                    same.shutdown(socket.SHUT_WR)
             else:
                 os.write(raw.fileno(), stray)
             assert (await ask(to, b"two")).body == b"two|" * 10
             assert (double.asked, len(double.writers)) == ([b"one", b"two"], 2)
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 @pytest.mark.parametrize(

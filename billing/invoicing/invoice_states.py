@@ -69,11 +69,10 @@ def after(state: InvoiceState, event: InvoiceEvent) -> InvoiceState:
 def settled_locally(invoice: Invoice) -> InvoiceEvent | None:
     """Why an invoice is never sent (docs/spec/money.md 10): zero, or below what Stripe charges. None if it is sent.
 
-    An amount equal to the minimum is not below it (13.16).
+    An amount equal to the minimum is not below it (13.16). A negative one is below any.
     """
     if invoice.amount_due_minor == 0:
         return InvoiceEvent.SETTLE_AS_ZERO
-    minimum = invoice.identity.money.stripe_minimum
-    if minimum is not None and invoice.amount_due_minor < minimum:
+    if invoice.amount_due_minor < (invoice.identity.money.stripe_minimum or 0):
         return InvoiceEvent.CARRY
     return None

@@ -115,3 +115,12 @@ def test_every_move_is_either_legal_or_an_error_that_names_it(state: InvoiceStat
 def test_a_currency_without_a_published_minimum_is_sent_down_to_its_smallest_amount() -> None:
     won = version(charge("out", OUTPUT, "1"), currency="KRW")
     assert settled_locally(bill(won, [usage(output_tokens=1)], currency="KRW")) is None
+
+
+@pytest.mark.parametrize("currency", ["USD", "KRW"])
+def test_a_negative_amount_is_carried_and_never_sent(currency: str) -> None:
+    """At Stripe it would become a balance of the customer's, which no invoice of ours knows of."""
+    plan = version(charge("out", OUTPUT, "1"), currency=currency)
+    owed = bill(plan, [usage(output_tokens=700)], currency=currency)
+    assert settled_locally(owed) is None
+    assert settled_locally(replace(owed, amount_due_minor=-700)) is InvoiceEvent.CARRY

@@ -215,6 +215,10 @@ class EventRefused(BillingError):
     """A webhook that is not Stripe's: its signature, its age or its content."""
 
 
+class CashDiffers(BillingError):
+    """A customer's cash balance in Stripe is not what the books have of it."""
+
+
 class ReportRefused(BillingError):
     """A report that cannot be made as asked."""
 

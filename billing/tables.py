@@ -314,7 +314,18 @@ stripe_disputes = _table(
 
 stripe_unbooked = _table("stripe_unbooked", *_text("transaction_id", "because"), *_times("created_at"))
 
+stripe_by_hand = _table(
+    "stripe_by_hand",
+    *_text("object_id", "kind"),
+    Column("invoice_id", _Uuid),
+    *_bigints("amount"),
+    Column("over", Boolean),
+    *_times("seen_at"),
+)
+
 stripe_cursors = _table("stripe_cursors", *_text("name"), *_times("read_to"))
+
+stripe_passes = _table("stripe_passes", *_text("name", "page_after"), *_times("newest"))
 
 credit_grants = _table(
     "credit_grants",

@@ -66,7 +66,7 @@ def pay_and_tell_twice(engine: Engine, month: str) -> Delivered | None:
         with _served(app, listener):
             ask("POST", "acts/pay", {"key": key, "invoice": largest["stripe_invoice_id"]})
             _wait(engine, app, 2 * len(EVENTS))
-        moved = [each.transaction_id for each in returns.balance_transactions(session.stripe(), None)]
+        moved = [each.transaction_id for page in returns.balance_transactions(session.stripe(), None) for each in page]
         with transaction(engine) as connection:
             events, booked = returns_store.kept(connection) - before, returns_store.booked(connection, moved)
         return Delivered(largest["number"], app.answered, events, len(moved), len(booked))

@@ -121,7 +121,8 @@ def reconcile_period(
 def _money(engine: Engine | Connection, gateway: StripeGateway) -> Check:
     """Each balance transaction is booked once, and kept as it is. Listed first: what comes meanwhile may be booked and
     not listed."""
-    there = {moved.transaction_id: moved for moved in returns.balance_transactions(gateway, None)}
+    pages = returns.balance_transactions(gateway, None)
+    there = {moved.transaction_id: moved for page in pages for moved in page}
     with transaction(engine) as connection:
         booked: dict[str, Value] = dict(returns_store.booked_nets(connection))
         kept = connection.execute(select(_KEPT.transaction_id, _KEPT.amount, _KEPT.fee, _KEPT.net)).all()

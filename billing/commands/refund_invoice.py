@@ -160,9 +160,11 @@ def _unapplied(connection: Connection, stored: StoredInvoice) -> Unapplied:
                 overpaid += booked(connection, each)
                 if each.state is CorrectionState.OPEN:
                     coming += major(each.content["amount"], identity.money)
-        balances = balance_store.account_balances(
-            connection, legal_entity=identity.legal_entity, code=AccountCode.CUSTOMER_CREDIT_BALANCE.code,
-            subledger=identity.billing_account,
-        )  # fmt: skip
-        held = -total(balance.amount for balance in balances if balance.currency == identity.currency)
+        held = ZERO
+        # What is a cash balance in Stripe is unapplied cash as well, and of no invoice.
+        for code in (AccountCode.CUSTOMER_CREDIT_BALANCE.code, AccountCode.STRIPE_CUSTOMER_CASH.code):
+            balances = balance_store.account_balances(
+                connection, legal_entity=identity.legal_entity, code=code, subledger=identity.billing_account
+            )
+            held -= total(balance.amount for balance in balances if balance.currency == identity.currency)
     return Unapplied(dict(notes), overpaid, held, coming)

@@ -20,13 +20,16 @@ from billing.stripe import returns_store
 from billing.stripe.returns_store import EVENTS, MONEY
 
 CLEARING: Final = AccountCode.STRIPE_BALANCE_CLEARING.code
+CASH: Final = AccountCode.STRIPE_CUSTOMER_CASH.code
 
 
 @dataclass(frozen=True, slots=True)
 class ReturnsShown:
-    """What the balance transactions taken in come to, beside 1010; what waits and what needs a person."""
+    """What the balance transactions taken in come to, beside 1010; what customers have in Stripe as `cash` (1012); what
+    waits and what needs a person."""
 
     balances: tuple[dict[str, Any], ...]
+    cash: tuple[dict[str, Any], ...]
     events_read_to: datetime | None
     money_read_to: datetime | None
     waiting: int
@@ -42,6 +45,7 @@ class ReturnsShown:
         """All of it, for machines."""
         return {
             "balances": list(self.balances),
+            "cash": list(self.cash),
             "events_read_to": self.events_read_to and self.events_read_to.isoformat(),
             "money_read_to": self.money_read_to and self.money_read_to.isoformat(),
             "waiting": self.waiting,
@@ -54,10 +58,16 @@ def returns_shown(engine: Engine, now: datetime) -> ReturnsShown:
     """How Stripe stands in our books. The balance that Stripe itself says is compared when it is reconciled."""
     with transaction(engine) as connection:
         books: dict[str, Decimal] = defaultdict(lambda: ZERO)
+        cash: list[dict[str, Any]] = []
         with exactly():
             for entity in account_store.legal_entities(connection):
                 for row in balance_store.account_balances(connection, legal_entity=entity, code=CLEARING):
                     books[row.currency] += row.amount
+                cash += [
+                    {"billing_account": row.subledger, "currency": row.currency, "amount": plain(row.amount)}
+                    for row in balance_store.account_balances(connection, legal_entity=entity, code=CASH)
+                    if row.amount
+                ]
         nets = returns_store.nets(connection)
         rows = []
         for code in sorted(books.keys() | nets.keys()):
@@ -68,6 +78,7 @@ def returns_shown(engine: Engine, now: datetime) -> ReturnsShown:
                          "difference": plain(difference)})  # fmt: skip
         return ReturnsShown(
             tuple(rows),
+            tuple(cash),
             returns_store.read_to(connection, EVENTS),
             returns_store.read_to(connection, MONEY),
             returns_store.waiting(connection),

@@ -7,10 +7,11 @@ it is now, so that their order and repeats do not matter. Nothing external happe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -24,13 +25,14 @@ from billing.posting.stripe_money import BalanceTransaction, money_moved
 from billing.stripe import returns, returns_store
 from billing.stripe.event_handlers import HANDLERS, PAID, PERSON, WAITS, kind_of
 from billing.stripe.payers import customer_who_paid, payer
-from billing.stripe.returns_store import EVENTS, MONEY, StripeEvent
+from billing.stripe.returns_store import EVENTS, MONEY, Pass, StripeEvent
 from billing.stripe.sender_lock import sync_held
 from billing.stripe.stripe_gateway import StripeGateway
 
 OVERLAP: Final = timedelta(hours=1)
 """Lists are read again from so long before where they were read to: what Stripe dates back is not missed."""
 AT_ONCE: Final = 500
+T = TypeVar("T", BalanceTransaction, StripeEvent)
 UNREACHABLE: Final = (StripeAccessRefused, StripeBusy, StripeOutcomeUnknown)
 """What stops a run: the next one goes on."""
 
@@ -83,24 +85,21 @@ def sync_stripe(
 
 
 def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[int, list[str]]:
-    """Book balance transactions that are not booked yet, the oldest first: how many, and which cannot be.
+    """Book balance transactions that are not booked yet, page by page: how many, and which cannot be.
 
     One that cannot be booked holds up no other, and not the reading of the list: it is kept aside by its id, asked for
     by it and tried again by each run.
     """
     with transaction(engine) as connection:
-        read_to = returns_store.read_to(connection, MONEY)
         aside = returns_store.unbooked(connection)
-    listed = list(returns.balance_transactions(gateway, read_to and read_to - OVERLAP))[::-1]
-    with transaction(engine) as connection:
-        known = returns_store.booked(connection, [moved.transaction_id for moved in listed])
-    new = {m.transaction_id: m for m in listed if m.transaction_id not in known and m.transaction_id not in aside}
     count = 0
     unbooked: list[str] = []
-    for transaction_id, at in (*aside.items(), *((m.transaction_id, m.created_at) for m in new.values())):
+
+    def take(transaction_id: str, at: datetime, moved: BalanceTransaction | None) -> None:
+        nonlocal count
         because = None
         try:
-            moved = new.get(transaction_id) or returns.balance_transaction(gateway, transaction_id)
+            moved = moved or returns.balance_transaction(gateway, transaction_id)
             customer = moved.stripe_customer_id or customer_who_paid(engine, gateway, moved.charge_id)
             with transaction(engine) as connection:
                 if not returns_store.booked(connection, [transaction_id]):
@@ -113,8 +112,48 @@ def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[
             unbooked.append(f"{transaction_id} of {at:%Y-%m-%d} is not booked: {because}")
         with transaction(engine) as connection:
             returns_store.set_aside(connection, transaction_id, at, because)
-            returns_store.set_read_to(connection, MONEY, at)
+
+    for transaction_id, at in aside.items():
+        take(transaction_id, at, None)
+    listed = partial(returns.balance_transactions, gateway)
+    for page in _new_pages(engine, MONEY, listed, lambda moved: moved.transaction_id):
+        with transaction(engine) as connection:
+            known = returns_store.booked(connection, [moved.transaction_id for moved in page])
+        for moved in page:
+            if moved.transaction_id not in known and moved.transaction_id not in aside:
+                take(moved.transaction_id, moved.created_at, moved)
     return count, unbooked
+
+
+def _new_pages(
+    engine: Engine, name: str, listed: Callable[[datetime | None, str | None], Iterable[list[T]]],
+    id_of: Callable[[T], str],
+) -> Iterator[list[T]]:  # fmt: skip
+    """What a list has had since it was read to its end last, page by page, each the oldest first.
+
+    Where that is broken off, the next run goes on with the page after the last one that was taken in, and then reads
+    what is new since.
+    """
+    while True:
+        with transaction(engine) as connection:
+            read_to, begun = returns_store.read_to(connection, name), returns_store.broken_off(connection, name)
+        newest = begun.newest if begun else None
+        try:
+            for page in listed(read_to and read_to - OVERLAP, begun.page_after if begun else None):
+                newest = newest or page[0].created_at
+                yield page[::-1]
+                with transaction(engine) as connection:
+                    returns_store.keep_page(connection, name, Pass(id_of(page[-1]), newest))
+        except StripeRefused as error:
+            if begun is None or error.code != "resource_missing":
+                raise
+            newest = None  # where it was broken off is not there any more: from the beginning again
+        with transaction(engine) as connection:
+            returns_store.end_pass(connection, name)
+            if newest is not None:
+                returns_store.set_read_to(connection, name, newest)
+        if begun is None:
+            return
 
 
 def _book(connection: Connection, moved: BalanceTransaction, customer: str | None, now: datetime) -> None:
@@ -128,15 +167,10 @@ def _book(connection: Connection, moved: BalanceTransaction, customer: str | Non
 
 def _take_events(engine: Engine, gateway: StripeGateway) -> None:
     """Keep what the list of events has since it was read last: what webhooks did not bring."""
-    with transaction(engine) as connection:
-        read_to = returns_store.read_to(connection, EVENTS)
-    listed = list(returns.events(gateway, read_to and read_to - OVERLAP))[::-1]
-    for first in range(0, len(listed), AT_ONCE):
-        part = listed[first : first + AT_ONCE]
+    for page in _new_pages(engine, EVENTS, partial(returns.events, gateway), lambda event: event.event_id):
         with transaction(engine) as connection:
-            for event in part:
+            for event in page:
                 returns_store.keep_event(connection, event, received_as="poll")
-            returns_store.set_read_to(connection, EVENTS, part[-1].created_at)
 
 
 def _handle(

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections import defaultdict
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import Connection, exists, func, select
 
 from billing import tables
 from billing.invoicing import correction_store, invoice_store
@@ -21,7 +21,8 @@ def credit_room(connection: Connection, stored: StoredInvoice) -> int:
     """What credit notes can still take off what is owed for an invoice, in Stripe's integer.
 
     Its amount, less its credit notes, less what went back to the payer without one
-    (https://docs.stripe.com/api/credit_notes/create). Nothing of one that is void, or about to be.
+    (https://docs.stripe.com/api/credit_notes/create), also in Stripe by hand as far as events have told of it. Nothing
+    of one that is void, or about to be.
     """
     of = stored.invoice
     ends = correction_store.open_end(connection, of.invoice_id)
@@ -30,7 +31,8 @@ def credit_room(connection: Connection, stored: StoredInvoice) -> int:
     listed = invoice_store.listed(connection, billing_account=of.identity.billing_account)
     notes = [each.invoice for each in listed if each.invoice.credits_invoice_id == of.invoice_id]
     left = of.receivable_minor + sum(note.receivable_minor for note in notes)
-    return max(0, to_stripe(left, of.identity.money) - _refunded(connection, of.invoice_id))
+    gone = _refunded(connection, of.invoice_id) + _by_hand(connection, of.invoice_id)
+    return max(0, to_stripe(left, of.identity.money) - gone)
 
 
 def _refunded(connection: Connection, invoice_id: uuid.UUID) -> int:
@@ -54,3 +56,9 @@ def _refunded(connection: Connection, invoice_id: uuid.UUID) -> int:
             planned = sum(part for _, part in each.content["parts"])
             total += planned if each.state is CorrectionState.OPEN else made[str(each.correction_no)]
     return total
+
+
+def _by_hand(connection: Connection, invoice_id: uuid.UUID) -> int:
+    table = tables.stripe_by_hand
+    query = select(func.coalesce(func.sum(table.c.amount), 0)).where(table.c.invoice_id == invoice_id, ~table.c.over)
+    return int(connection.execute(query).scalar_one())

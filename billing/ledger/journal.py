@@ -52,6 +52,7 @@ class AccountCode(Enum):
     """The chart of accounts. Nothing else can be posted to. `in_quanta`: takes only whole quanta of its currency."""
 
     STRIPE_BALANCE_CLEARING = (1010, AccountType.ASSET, Subledger.NONE, True)
+    STRIPE_CUSTOMER_CASH = (1012, AccountType.ASSET, Subledger.BILLING_ACCOUNT, True)
     BANK = (1020, AccountType.ASSET, Subledger.NONE, True)
     SUSPENSE = (1090, AccountType.ASSET, Subledger.NONE, False)
     ACCOUNTS_RECEIVABLE = (1100, AccountType.ASSET, Subledger.BILLING_ACCOUNT, True)

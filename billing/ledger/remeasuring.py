@@ -18,6 +18,7 @@ from billing.money import ZERO, exactly, quantise_line
 MONETARY: Final = frozenset(
     {
         AccountCode.STRIPE_BALANCE_CLEARING,
+        AccountCode.STRIPE_CUSTOMER_CASH,
         AccountCode.BANK,
         AccountCode.SUSPENSE,
         AccountCode.ACCOUNTS_RECEIVABLE,

@@ -30,6 +30,7 @@ OTHER_SIDE: Final[Mapping[str, AccountCode]] = {
     "topup_reversal": AccountCode.BANK,
     "fee": AccountCode.STRIPE_FEES,
     "tax": AccountCode.STRIPE_FEES,
+    "unreconciled_customer_funds": AccountCode.CUSTOMER_CREDIT_BALANCE,
 }
 """By reporting category; what is not here is unknown and goes to 1090, for a person to look at."""
 DISPUTES: Final = ("dispute", "dispute_reversal")
@@ -56,6 +57,38 @@ class BalanceTransaction:
     charge_id: str | None = None
     paid: tuple[int, str] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CashMove:
+    """What a customer's cash balance changed by, and came to, in Stripe's integers of `currency`."""
+
+    move_id: str
+    kind: str
+    currency: str
+    amount: int
+    ending: int
+    created_at: datetime
+
+
+def cash_moved(moved: CashMove, billing_account: str, *, booking: Booking) -> JournalEntry | None:
+    """Dr 1012 / Cr 2150 by what came in; the other way round by what went (docs/decisions/0029-cash-balances.md)."""
+    amount = major(moved.amount, currency(moved.currency, booking.effective_at.date()))
+    if not amount:
+        return None
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind="stripe_cash_balance",
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=(
+            Posting(AccountCode.STRIPE_CUSTOMER_CASH, moved.currency, amount, billing_account),
+            Posting(AccountCode.CUSTOMER_CREDIT_BALANCE, moved.currency, -amount, billing_account),
+        ),
+        original_period=booking.original_period,
+        source={"cash_balance_transaction": moved.move_id, "type": moved.kind},
+    )
 
 
 def money_moved(moved: BalanceTransaction, billing_account: str | None, *, booking: Booking) -> JournalEntry | None:

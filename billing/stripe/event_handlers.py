@@ -15,18 +15,19 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 
 from billing.database import transaction
-from billing.errors import StripeRefused, UnknownInvoice
+from billing.errors import CashDiffers, StripeRefused, UnknownInvoice
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import CORRECTION, CorrectionEvent, CorrectionKind
 from billing.invoicing.dunning import Standing
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
 from billing.invoicing.sending import OURS
-from billing.ledger import ledger_store
-from billing.money import ZERO, exactly, to_minor, to_stripe, total
+from billing.ledger import balance_store, ledger_store
+from billing.ledger.journal import AccountCode
+from billing.money import ZERO, currency, exactly, plain, to_minor, to_stripe, total
 from billing.posting.booking import booking
 from billing.posting.correction_amounts import bad_debt, book
-from billing.posting.stripe_money import dispute_lost, major
+from billing.posting.stripe_money import CashMove, cash_moved, dispute_lost, major
 from billing.stripe import returns, standing_store
 from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns_store import StripeEvent
@@ -35,7 +36,10 @@ from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 PERSON: Final = "needs a person: "
 WAITS: Final = "waits"
 PAID: Final = "paid"
-ECHOES: Final = ("invoice.created", "invoice.updated", "invoice.finalized", "customer.created", "credit_note.created")
+ECHOES: Final = (
+    "invoice.created", "invoice.updated", "invoice.finalized", "customer.created", "credit_note.created",
+    "refund.created",
+)  # fmt: skip
 FAILED: Final = "invoice.payment_failed"
 UNPAID: Final = (InvoiceState.FINALIZED, InvoiceState.UNCOLLECTIBLE)
 NOT_ISSUED: Final = (InvoiceState.DRAFT, InvoiceState.APPROVED)
@@ -181,7 +185,16 @@ def _credit_note(
         known = correction_store.listed(
             connection, invoice_ids=[stored.invoice.invoice_id], kind=CorrectionKind.CREDIT_NOTE
         )
-    ours = [each for each in known if str(each.correction_no) == claimed]
+        ours = [each for each in known if str(each.correction_no) == claimed]
+        if not ours:
+            # What it is linked to of refunds counts as theirs.
+            linked = sum(each.get("amount_refunded") or 0 for each in found["refunds"] or [])
+            standing_store.keep_by_hand(
+                connection, found["id"], "credit_note", stored.invoice.invoice_id, max(0, found["total"] - linked),
+                over=found["status"] == "void",
+            )  # fmt: skip
+    if not ours and found["status"] == "void":
+        return "noted"
     if not ours:
         return (
             f"{PERSON}credit note {found['number']} on {stored.number} was made in Stripe by hand; our books have none"
@@ -191,6 +204,20 @@ def _credit_note(
             f"{PERSON}credit note {found['number']} on {stored.number} was voided in Stripe by hand; our books have it"
         )
     return "noted"
+
+
+def _refund(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
+    """A refund that nobody asked for here: its money is booked as any, and credit notes have so much less room."""
+    found = returns.refund(gateway, events[-1].object_id)
+    if found.ours:
+        return "noted"
+    theirs = None if found.payment_intent is None else returns.invoice_of_payment(gateway, found.payment_intent)
+    with transaction(engine) as connection:
+        invoice_id = _known_invoice(connection, theirs)
+        if invoice_id is None:
+            return "not ours"
+        standing_store.keep_by_hand(connection, found.refund_id, "refund", invoice_id, found.amount, over=found.failed)
+    return "refund that was made in Stripe by hand"
 
 
 def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
@@ -211,6 +238,46 @@ def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
     return f"dispute {found.status}"
 
 
+def _cash(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
+    """All that is new of a customer's cash balance is booked; then 1012 is what Stripe says is there.
+
+    Raises CashDiffers where it is not: the event waits, and is tried again.
+    """
+    customer = str(json.loads(events[-1].body)["data"]["object"]["customer"])
+    with transaction(engine) as connection:
+        account, entity = payer(connection, customer)
+    if account is None:
+        return "not ours"
+    new: list[CashMove] = []
+    there: dict[str, int] = {}
+    for page in returns.cash_moves(gateway, customer):
+        for moved in page:
+            there.setdefault(moved.currency, moved.ending)
+        with transaction(engine) as connection:
+            known = ledger_store.booked(connection, [_cash_key(moved) for moved in page])
+        new += [moved for moved in page if _cash_key(moved) not in known]
+        if known:
+            break
+    with transaction(engine) as connection:
+        for moved in reversed(new):
+            where = booking(connection, _cash_key(moved), legal_entity=entity, at=moved.created_at, now=now)
+            entry = cash_moved(moved, account, booking=where)
+            ledger_store.post(connection, [entry] if entry else [])
+        booked = balance_store.account_balances(
+            connection, legal_entity=entity, code=AccountCode.STRIPE_CUSTOMER_CASH.code, subledger=account
+        )
+    held = {each.currency: each.amount for each in booked}
+    for code, ending in there.items():
+        if held.get(code, ZERO) != (says := major(ending, currency(code, now.date()))):
+            ours = plain(held.get(code, ZERO))
+            raise CashDiffers(f"{account} has {plain(says)} {code} of cash in Stripe, and {ours} in 1012")
+    return "cash balance"
+
+
+def _cash_key(moved: CashMove) -> str:
+    return f"stripe:{moved.move_id}"
+
+
 def _known_invoice(connection: Connection, stripe_id: str | None) -> uuid.UUID | None:
     try:
         return None if stripe_id is None else invoice_store.find(connection, stripe_id).invoice.invoice_id
@@ -218,5 +285,8 @@ def _known_invoice(connection: Connection, stripe_id: str | None) -> uuid.UUID |
         return None
 
 
-HANDLERS: Final[Mapping[str, Handler]] = {"invoice": _invoice, "credit_note": _credit_note, "dispute": _dispute}
+HANDLERS: Final[Mapping[str, Handler]] = {
+    "invoice": _invoice, "credit_note": _credit_note, "refund": _refund, "dispute": _dispute,
+    "customer_cash_balance_transaction": _cash,
+}  # fmt: skip
 """By the kind of object; events of all others are kept and nothing more."""

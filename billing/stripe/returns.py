@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from billing.errors import EventRefused
-from billing.posting.stripe_money import CREDIT_NOTE, BalanceTransaction
+from billing.invoicing.correcting import CORRECTION
+from billing.posting.stripe_money import CREDIT_NOTE, BalanceTransaction, CashMove
 from billing.stripe.returns_store import StripeEvent
 from billing.stripe.stripe_gateway import StripeGateway
 
@@ -49,15 +50,29 @@ class Payment:
     back: Mapping[str, int]
 
 
-def events(gateway: StripeGateway, since: datetime | None) -> Iterator[StripeEvent]:
-    """Events from a moment on, the newest first; Stripe keeps them for 30 days."""
-    return (event_of(found) for found in gateway.pages("/v1/events", **_since(since)))
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """A refund as it stands; `amount` in Stripe's integer. `ours`: a correction of ours made it."""
+
+    refund_id: str
+    payment_intent: str | None
+    amount: int
+    failed: bool
+    ours: bool
 
 
-def balance_transactions(gateway: StripeGateway, since: datetime | None) -> Iterator[BalanceTransaction]:
-    """Balance transactions from a moment on, the newest first, each with what it is about."""
-    pages = gateway.pages("/v1/balance_transactions", expand=["data.source"], **_since(since))
-    return map(_balance_transaction, pages)
+def events(gateway: StripeGateway, since: datetime | None, after: str | None = None) -> Iterator[list[StripeEvent]]:
+    """Pages of events from a moment on, the newest first, those after one; Stripe keeps them for 30 days."""
+    pages = gateway.each_page("/v1/events", after=after, **_since(since))
+    return ([event_of(found) for found in page] for page in pages)
+
+
+def balance_transactions(
+    gateway: StripeGateway, since: datetime | None, after: str | None = None
+) -> Iterator[list[BalanceTransaction]]:
+    """Pages of balance transactions from a moment on, the newest first, those after one; each with what it is about."""
+    pages = gateway.each_page("/v1/balance_transactions", after=after, expand=["data.source"], **_since(since))
+    return ([_balance_transaction(found) for found in page] for page in pages)
 
 
 def balance_transaction(gateway: StripeGateway, transaction_id: str) -> BalanceTransaction:
@@ -89,6 +104,19 @@ def _balance_transaction(found: Mapping[str, Any]) -> BalanceTransaction:
     )
 
 
+def cash_moves(gateway: StripeGateway, customer: str) -> Iterator[list[CashMove]]:
+    """Pages of what moved a customer's cash balance, the newest first."""
+    pages = gateway.each_page("/v1/customers/{}/cash_balance_transactions", customer)
+    return ([_cash_move(found) for found in page] for page in pages)
+
+
+def _cash_move(found: Mapping[str, Any]) -> CashMove:
+    return CashMove(
+        found["id"], found["type"], found["currency"].upper(), found["net_amount"], found["ending_balance"],
+        _moment(found["created"]),
+    )  # fmt: skip
+
+
 def customer_of_charge(gateway: StripeGateway, charge_id: str) -> str | None:
     """The customer who paid a charge."""
     customer: str | None = gateway.get("/v1/charges/{}", charge_id)["customer"]
@@ -103,6 +131,15 @@ def dispute(gateway: StripeGateway, dispute_id: str) -> Dispute:
     return Dispute(
         found["id"], found["status"], found["amount"], found["currency"].upper(), found["charge"], found["reason"],
         _moment(found["created"]), due_by and _moment(due_by), details["submission_count"], found["payment_intent"],
+    )  # fmt: skip
+
+
+def refund(gateway: StripeGateway, refund_id: str) -> Refund:
+    """A refund as it stands now."""
+    found = gateway.get("/v1/refunds/{}", refund_id)
+    return Refund(
+        found["id"], found["payment_intent"], found["amount"], found["status"] in NOT_GIVEN,
+        CORRECTION in (found["metadata"] or {}),
     )  # fmt: skip
 
 

@@ -44,6 +44,14 @@ class StripeEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """How far a list is read, from the newest on: the id that was read last, and when the newest was made."""
+
+    page_after: str
+    newest: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """An event with what became of it."""
 
@@ -102,6 +110,26 @@ def set_read_to(connection: Connection, name: str, at: datetime) -> None:
     made = insert(table).values(name=name, read_to=at)
     further = {"read_to": func.greatest(table.c.read_to, made.excluded.read_to)}
     connection.execute(made.on_conflict_do_update(index_elements=[table.c.name], set_=further))
+
+
+def broken_off(connection: Connection, name: str) -> Pass | None:
+    """Where reading a list was broken off."""
+    table = tables.stripe_passes
+    row = connection.execute(select(table).where(table.c.name == name)).first()
+    return None if row is None else Pass(row.page_after, row.newest)
+
+
+def keep_page(connection: Connection, name: str, reached: Pass) -> None:
+    """A list is read to the end of a page."""
+    table = tables.stripe_passes
+    made = insert(table).values(name=name, page_after=reached.page_after, newest=reached.newest)
+    changed = {"page_after": made.excluded.page_after, "newest": made.excluded.newest}
+    connection.execute(made.on_conflict_do_update(index_elements=[table.c.name], set_=changed))
+
+
+def end_pass(connection: Connection, name: str) -> None:
+    """A list is read to its end, or from its beginning again."""
+    connection.execute(tables.stripe_passes.delete().where(tables.stripe_passes.c.name == name))
 
 
 def booked(connection: Connection, transaction_ids: Collection[str]) -> set[str]:
@@ -206,7 +234,8 @@ def waiting(connection: Connection) -> int:
 
 
 def problems(connection: Connection) -> list[Outcome]:
-    """Events that need a person, the newest first. An invoice that is over here needs nobody any more."""
+    """Events that need a person, the newest first. An invoice that is over here needs nobody any more, nor does
+    what was made in Stripe by hand and is void by now."""
     table, invoices = tables.stripe_events, tables.invoices
     over = select(invoices.c.invoice_id).where(
         invoices.c.stripe_invoice_id == table.c.object_id,
@@ -215,7 +244,9 @@ def problems(connection: Connection) -> list[Outcome]:
             and_(invoices.c.state == InvoiceState.UNCOLLECTIBLE, table.c.outcome.contains("made uncollectible")),
         ),
     )
-    query = select(table).where(table.c.outcome.like("needs a person:%"), ~over.exists())
+    hand = tables.stripe_by_hand
+    undone = select(hand.c.object_id).where(hand.c.object_id == table.c.object_id, hand.c.over)
+    query = select(table).where(table.c.outcome.like("needs a person:%"), ~over.exists(), ~undone.exists())
     query = query.order_by(table.c.handled_at.desc()).limit(100)
     return [
         Outcome(StripeEvent(r.event_id, r.type, r.object_id, r.created_at, r.body), r.outcome)

@@ -1,4 +1,4 @@
-"""How invoices and disputes stood in Stripe when they were looked at last, in the database."""
+"""How invoices and disputes stood in Stripe when they were looked at last, and what was taken back there by hand."""
 
 from __future__ import annotations
 
@@ -47,6 +47,17 @@ def standings(connection: Connection, invoice_ids: Collection[uuid.UUID]) -> dic
         )
         for row in connection.execute(query)
     }
+
+
+def keep_by_hand(
+    connection: Connection, object_id: str, kind: str, invoice_id: uuid.UUID, amount: int, *, over: bool
+) -> None:
+    """Keep how much of an invoice (Stripe's integer) a refund or a credit note takes back that somebody made in Stripe
+    by hand; one that has failed or is void is `over`."""
+    table = tables.stripe_by_hand
+    made = insert(table).values(object_id=object_id, kind=kind, invoice_id=invoice_id, amount=amount, over=over)
+    changed = {"amount": made.excluded.amount, "over": made.excluded.over, "seen_at": func.clock_timestamp()}
+    connection.execute(made.on_conflict_do_update(index_elements=[table.c.object_id], set_=changed))
 
 
 def keep_dispute(

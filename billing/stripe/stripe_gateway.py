@@ -6,7 +6,7 @@ costs more time than the request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -135,14 +135,22 @@ class StripeGateway:
         )  # fmt: skip
 
     def pages(self, path: str, target: str = "", **parameters: Any) -> Iterator[Json]:
-        """What a list has, page by page, to its end, as Stripe's JSON."""
+        """What a list has, to its end, as Stripe's JSON."""
+        for page in self.each_page(path, target, **parameters):
+            yield from page
+
+    def each_page(
+        self, path: str, target: str = "", *, after: str | None = None, **parameters: Any
+    ) -> Iterator[Sequence[Json]]:
+        """A list page by page, those after an object's id, as Stripe's JSON."""
         parameters["limit"] = PAGE
         while True:
-            page = self.get(path, target, **parameters)
-            yield from page["data"]
+            page = self.get(path, target, **parameters, **({"starting_after": after} if after else {}))
+            if page["data"]:
+                yield page["data"]
             if not page["has_more"]:
                 return
-            parameters["starting_after"] = page["data"][-1]["id"]
+            after = page["data"][-1]["id"]
 
     def get(self, path: str, target: str = "", **parameters: Any) -> Json:
         """An object or a page, as Stripe's JSON; `target` takes the place of the path's braces."""

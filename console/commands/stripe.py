@@ -40,6 +40,9 @@ def status(as_json: AsJson = False) -> None:
         document(found.document)
     else:
         out.print(table(found.balances, ("currency", "taken_in", "books", "difference"), "Booked from Stripe"))
+        if found.cash:
+            columns = ("billing_account", "currency", "amount")
+            out.print(table(found.cash, columns, "Customers' cash in Stripe, applied to no payment yet"))
         out.print(f"events read to {found.events_read_to or 'never'}, money to {found.money_read_to or 'never'},"
                   f" {found.waiting} events wait")  # fmt: skip
     problems(found.problems)

@@ -15,6 +15,7 @@ from billing.commands.issue_credit_notes import issue_credit_notes
 from billing.commands.refund_invoice import refund_invoice
 from billing.commands.send_corrections import send_corrections
 from billing.commands.show_invoices import invoice_document, invoice_list
+from billing.commands.show_returns import returns_shown
 from billing.errors import CorrectionRefused
 from billing.periods import accounting_month, parse_period
 from billing.posting.proposal_store import ProposalKind
@@ -354,13 +355,29 @@ def test_what_is_paid_too_much_is_unapplied_cash_and_leaves_stripes_balance_of_t
     assert (shown(world, number)["state"], books(world)[2150]) == ("issued", -27)
 
 
-def test_credit_notes_that_somebody_makes_in_stripe_are_told_and_never_taken_over(
+def test_what_somebody_credits_or_gives_back_in_stripe_is_told_never_taken_over_and_cannot_be_credited_again(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
 ) -> None:
-    stripe_twin.client().v1.credit_notes.create({"invoice": sent["acme"], "amount": 100})
+    client = stripe_twin.client()
+    by_hand = client.v1.credit_notes.create({"invoice": sent["acme"], "amount": 100})
     (problem,) = sync(world, gateway).problems
     assert "was made in Stripe by hand; our books have none" in problem
     assert books(world)[1100] == 40
+    with pytest.raises(CorrectionRefused, match=r"^19 USD of INV-.* can still be credited, and not 20"):
+        note_over(world, sent["acme"], "20")
+    client.v1.credit_notes.void_credit_note(by_hand.id)
+    agrees(world, gateway)
+    assert returns_shown(world.engine, NOW).problems == (), "once it is void, it needs nobody"
+    note_over(world, sent["acme"], "20")
+    act(stripe_twin, "pay", invoice=sent["bolt"])
+    back = client.v1.refunds.create({"charge": client.v1.charges.list().data[0].id, "amount": 500})
+    agrees(world, gateway)
+    with pytest.raises(CorrectionRefused, match=r"^15 USD of INV-.* can still be credited, and not 16"):
+        note_over(world, sent["bolt"], "16")
+    act(stripe_twin, "fail_refund", refund=back.id)
+    agrees(world, gateway)
+    note_over(world, sent["bolt"], "16")
+    agrees(world, gateway)
 
 
 def test_how_collection_stands_is_shown(

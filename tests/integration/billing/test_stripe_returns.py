@@ -25,10 +25,11 @@ from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
 from billing.database import transaction
-from billing.stripe import returns, returns_store
+from billing.errors import StripeBusy
+from billing.stripe import returns, returns_store, stripe_gateway
 from billing.stripe.stripe_gateway import StripeGateway
 from console.stripe_receiver import PATH, build_app
-from tests.fixtures_stripe_twin import StripeTwin, act
+from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import Crash, World, crash_at
 from tests.integration.billing.stripe_months import books, finalized, sync
 
@@ -76,12 +77,39 @@ def test_what_our_own_requests_caused_is_not_asked_for_again_and_all_that_waits_
     monkeypatch.setattr(sync_module, "AT_ONCE", 2)
     before = gateway.limiter.calls["GET /v1/invoices/:id"]
     found = sync(world, gateway)
-    assert (found.events, found.waiting) == (12, 0)  # of each account: customer made, invoice made, numbered, finalized
+    # Of each account: customer made, invoice made, filled, numbered, finalized.
+    assert (found.events, found.waiting) == (15, 0)
     assert gateway.limiter.calls["GET /v1/invoices/:id"] == before
     for invoice in sent.values():
         act(stripe_twin, "pay", invoice=invoice)
     assert sync(world, gateway).paid == 3
     assert gateway.limiter.calls["GET /v1/invoices/:id"] == before + 3
+
+
+def test_lists_are_read_page_by_page_and_on_from_where_that_was_broken_off(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stripe_gateway, "PAGE", 2)
+    listing = "/v1/balance_transactions"
+    for invoice in sent.values():
+        act(stripe_twin, "pay", invoice=invoice)
+    control(stripe_twin, "faults", kind="rate_limit_429", key=stripe_twin.key, method="GET", path=listing, skip=1)
+    with pytest.raises(StripeBusy):
+        sync(world, gateway)
+    assert (world.count("ledger.stripe_balance_transactions"), books(world)[1100]) == (2, 20)
+    assert returns_shown(world.engine, datetime.now(UTC)).money_read_to is None, "it is not read to its end"
+    # It goes on with the second page, and then with what is new since.
+    charge = stripe_twin.client().v1.charges.list().data[0].id
+    stripe_twin.client().v1.refunds.create({"charge": charge, "amount": 500})
+    asked = gateway.limiter.calls[f"GET {listing}"]
+    assert (sync(world, gateway).booked, gateway.limiter.calls[f"GET {listing}"] - asked) == (2, 1 + 2)
+    (newest,) = stripe_twin.client().v1.balance_transactions.list({"limit": 1}).data
+    shown = returns_shown(world.engine, datetime.now(UTC))
+    assert (shown.money_read_to, shown.agrees) == (datetime.fromtimestamp(newest.created, UTC), True)
+    # Where it was broken off is not there any more: all of it is read again.
+    world.execute("insert into ledger.stripe_passes values ('events', 'evt_gone', now())")
+    assert sync(world, gateway).waiting == 0
+    assert world.count("ledger.stripe_passes") == 0
 
 
 def test_a_partial_payment_lowers_what_is_owed_and_the_rest_makes_it_paid(
@@ -159,6 +187,51 @@ def test_money_of_nobody_waits_in_suspense_and_what_cannot_be_taken_in_holds_up_
     found = sync(world, gateway)
     assert (found.booked, found.waiting, found.problems) == (2, 0, ())
     assert dispute_list(world.engine)[0]["amount"] == "9"
+
+
+def test_a_cash_balance_is_unapplied_cash_beside_stripes_balance_until_it_is_applied(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    client = stripe_twin.client()
+    customer = str(client.v1.invoices.retrieve(sent["acme"]).customer)
+    stranger = client.v1.customers.create({"name": "x"}).id
+    client.v1.customers.cash_balance.update(customer, {"settings": {"reconciliation_mode": "manual"}})
+
+    def fund(of: str, amount: int) -> None:
+        client.v1.test_helpers.customers.fund_cash_balance(of, {"amount": amount, "currency": "usd"})
+
+    def cash() -> tuple[Decimal, ...]:
+        assert sync(world, gateway).problems == ()
+        assert returns_shown(world.engine, datetime.now(UTC)).agrees
+        return tuple(books(world).get(code, Decimal(0)) for code in (1012, 2150, 1100))
+
+    fund(customer, 1500)
+    fund(customer, 1000)
+    fund(stranger, 400)
+    assert cash() == (25, -25, 60)
+    shown = returns_shown(world.engine, datetime.now(UTC)).cash
+    assert shown == ({"billing_account": "acme", "currency": "USD", "amount": "25"},)
+    act(stripe_twin, "apply_cash", invoice=sent["acme"])
+    assert cash() == (5, -5, 40)
+    states = {i["billing_account"]: i["state"] for i in invoice_list(world.engine)}
+    assert states == {"acme": "paid", "bolt": "finalized", "cord": "finalized"}
+    act(stripe_twin, "return_cash", customer=customer, amount=100)
+    assert cash() == (4, -4, 40)
+    for of in (customer, stranger):
+        act(stripe_twin, "transfer_cash", customer=of)
+    assert cash() == (0, -4, 40)
+    assert books(world)[1090] == -4, "of a customer whom we do not know"
+    # What is not as Stripe says waits, is told, and is tried again.
+    fund(customer, 300)
+    fund(customer, 500)
+    with pytest.MonkeyPatch.context() as patch:
+        pages = returns.cash_moves
+        patch.setattr(returns, "cash_moves", lambda *of: (page[:1] for page in pages(*of)))
+        told = sync(world, gateway)
+        assert (told.waiting, {problem.partition(": ")[2] for problem in told.problems}) == (
+            2, {"acme has 8 USD of cash in Stripe, and 5 in 1012"},
+        )  # fmt: skip
+    assert cash() == (8, -12, 40)
 
 
 def signed(event: dict[str, Any], *, secret: str = SECRET, at: datetime | None = None) -> tuple[bytes, str]:

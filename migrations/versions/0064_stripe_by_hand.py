@@ -1,14 +1,14 @@
 """What people take back of invoices in Stripe by hand; lists of Stripe are read page by page.
 
-Revision ID: 0063
+Revision ID: 0064
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0063"
-down_revision = "0059"
+revision = "0064"
+down_revision = "0063"
 branch_labels = None
 depends_on = None
 

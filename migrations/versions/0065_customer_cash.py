@@ -1,14 +1,14 @@
 """An account for what customers sent to Stripe and no payment has taken yet (docs/decisions/0029-cash-balances.md).
 
-Revision ID: 0064
+Revision ID: 0065
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0064"
-down_revision = "0063"
+revision = "0065"
+down_revision = "0064"
 branch_labels = None
 depends_on = None
 

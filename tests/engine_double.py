@@ -161,7 +161,7 @@ class EngineClient:
         await asyncio.sleep(self.step)
         self.output_processor.encoded(inner)
         self.output_processor._finish_request(self.output_processor.request_states[inner])
-        yield SimpleNamespace(finished=True)
+        yield SimpleNamespace(finished=True, outputs=SimpleNamespace(data=[0.5]))  # not a list, as a generation's are
 
     async def abort(self, request_id: str | list[str], internal: bool = False) -> None:
         """By the outer id."""

@@ -176,7 +176,8 @@ def _check(request: Any, attempt: Attempt) -> None:
 
 
 def _reasons(output: Any) -> Iterable[str]:
-    for part in getattr(output, "outputs", None) or ():
+    outputs = getattr(output, "outputs", None)
+    for part in outputs if isinstance(outputs, list) else ():  # an embedding is one thing, and ends for no reason
         reason = getattr(part, "finish_reason", None)
         if reason is not None:
             yield str(reason)

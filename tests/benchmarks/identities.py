@@ -152,7 +152,7 @@ def database() -> Iterator[psycopg.Connection]:
             with connect(url, as_login=True) as connection:
                 yield connection
         finally:
-            admin.execute(f'drop database if exists "{name}" with (force)')
+            admin.execute(f'drop database if exists "{name}"')
 
 
 def fill(connection: psycopg.Connection, design: Design, ids: str, there: int, size: int) -> None:

@@ -15,12 +15,13 @@ BillingError
 ├── IllegalTransition, UnknownInvoice, InvoiceFrozen, InvoiceAltered, CorrectionRefused, UnknownDispute
 ├── PartyRefused                                        (who is on a document)
 ├── PreviewRefused, EventsRefused, DocumentRefused      (invoices as files)
-├── EventRefused                                        (a webhook)
+├── EventRefused, CashDiffers                           (a webhook; a cash balance)
 ├── ReportRefused                                       (what finance takes out)
 └── StripeError                                        (see billing/stripe/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
     ├── StripeBusy             not done, try again: 429, or a request with this key is under way
+    │   └── StripeLater        not asked: its key grows too old, and it is not looked up yet
     └── StripeOutcomeUnknown   it may have been done: send the same key and parameters again
         └── StripeServerError  5xx, which it may repeat for this key
 """
@@ -242,6 +243,10 @@ class StripeRefused(StripeError):
 
 class StripeBusy(StripeError):
     """Not done: too many requests, or one with the same key is under way."""
+
+
+class StripeLater(StripeBusy):
+    """Stripe is not asked for now: what a request has done must be over before it is looked up."""
 
 
 class StripeOutcomeUnknown(StripeError):

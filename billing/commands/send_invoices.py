@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import Engine
 
 from billing.database import SENDERS_MAX, connection, transaction
-from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown
+from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeLater, StripeOutcomeUnknown
 from billing.invoicing import invoice_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
@@ -168,7 +168,7 @@ class _Run:
             except StripeAccessRefused:
                 raise
             except (StripeBusy, StripeOutcomeUnknown) as error:
-                self._answered(False)
+                self._answered(isinstance(error, StripeLater))
                 return _left(stored, str(error))
             except BillingError as error:
                 with opened.begin():

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from billing.errors import BillingError, StripeBusy, StripeOutcomeUnknown, StripeRefused, StripeServerError
+from billing.errors import BillingError, StripeBusy, StripeLater, StripeOutcomeUnknown, StripeRefused, StripeServerError
 from billing.invoicing.sending import Operation, Request
 from billing.stripe import stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
@@ -72,11 +72,14 @@ class RequestSender:
         `make` builds the request of an epoch of its key. The same key and parameters are sent again until there is
         an answer. A key that Stripe may have forgotten, or that by now only repeats a stored refusal or 5xx, is not:
         then `look` finds what is there, which is adopted, and only if there is nothing the key's next epoch is used.
-        So it is when parameters are refused that would be others by now.
+        So it is when parameters are refused that would be others by now. Ahead of the look nothing is sent for so long
+        that nothing can be under way: raises StripeLater.
         """
         frozen = self._newest(make)
         while True:
             if not frozen.expired:
+                if frozen.fading:
+                    raise StripeLater("its reply is missing for almost 23 h: in ten minutes it is looked up")
                 try:
                     return frozen.request.idempotency_key, self._try(frozen.request, send)
                 except (StripeServerError, StripeRefused) as error:

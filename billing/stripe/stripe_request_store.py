@@ -20,6 +20,9 @@ LONGEST_REQUEST: Final = timedelta(minutes=2)
 """Four times the gateway's timeout: after it, no request that was sent can still be under way."""
 KEY_LIVES: Final = timedelta(hours=23)
 """Stripe may forget a key after 24 h and do it again: an older one is never resent (docs/spec/money.md 10)."""
+LAST_SENT: Final = timedelta(minutes=10)
+"""So long before that it is sent for the last time: what is looked up then must not be under way (all tries of one run
+take about three minutes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,15 @@ class FrozenRequest:
     """A request as it is sent, however often.
 
     `reply_id` is what Stripe made or changed, once that is known. `settled`: it was frozen so long ago that it
-    cannot be under way any more; `expired`: so long ago that it must never be resent.
+    cannot be under way any more; `fading`: so long ago that it is not sent again; `expired`: so long ago that what
+    became of it can be looked up.
     """
 
     request: Request
     reply_id: str | None
     settled: bool
     expired: bool
+    fading: bool = False
 
 
 def freeze(
@@ -67,13 +72,18 @@ def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest:
     table = tables.stripe_requests
     age = func.clock_timestamp() - table.c.frozen_at
     row = connection.execute(
-        select(table, (age > LONGEST_REQUEST).label("settled"), (age > KEY_LIVES).label("expired"))
+        select(
+            table,
+            (age > LONGEST_REQUEST).label("settled"),
+            (age > KEY_LIVES).label("expired"),
+            (age > KEY_LIVES - LAST_SENT).label("fading"),
+        )
         .where(table.c.idempotency_key.in_(keys))
         .order_by(table.c.epoch.desc())
         .limit(1)
     ).one()
     request = Request(row.idempotency_key, Operation(row.step), row.chunk, row.epoch, row.target, row.parameters)
-    return FrozenRequest(request, row.reply_id, row.settled, row.expired)
+    return FrozenRequest(request, row.reply_id, row.settled, row.expired, row.fading)
 
 
 def unanswered(connection: Connection, invoice_ids: Collection[uuid.UUID]) -> list[tuple[str, str]]:

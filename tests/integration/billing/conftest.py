@@ -133,7 +133,7 @@ class World:
             for statement in statements:
                 owner.execute(statement)  # type: ignore[call-overload]
 
-    def age_requests(self, *, hours: int) -> None:
+    def age_requests(self, *, hours: float) -> None:
         """Let every request to Stripe have been frozen so long ago."""
         self.as_owner(
             "alter table ledger.stripe_requests disable trigger guard_stripe_request",

@@ -21,7 +21,7 @@ from billing.invoicing.stripe_lines import LINES_MAX
 from billing.settings import StripeSettings
 from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_gateway import StripeGateway
-from tests.billing_builders import NOVEMBER
+from tests.billing_builders import NOVEMBER, PLAN
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World, all_done
 
@@ -326,6 +326,25 @@ def test_an_amount_that_stripe_does_not_take_is_parked_before_anything_is_sent(
     assert outcomes(sent) == {"most": Outcome.FINALIZED, "over": Outcome.PARKED}
     assert "1000000 USD is more than Stripe takes" in str(sent.having(Outcome.PARKED)[0].reason)
     assert [invoice.total for invoice in in_stripe(stripe_twin)] == [99_999_999]
+
+
+def test_currencies_of_no_and_of_three_decimals_arrive_as_stripe_counts_them(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    for code in ("ISK", "JPY", "KWD"):
+        name = code.lower()
+        world.tenant(name)
+        world.plan(PLAN.replace("plan: p", f"plan: {name}").replace("USD", code))
+        world.subscribe(name, plan=name)
+        world.use(name, output_tokens=100_006)  # 200.012
+    world.rate()
+    world.draft()
+    assert set(outcomes(world.send(gateway)).values()) == {Outcome.FINALIZED}
+    arrived = {(invoice.currency, invoice.total) for invoice in in_stripe(stripe_twin)}
+    assert arrived == {("isk", 20_000), ("jpy", 200), ("kwd", 200_010)}, (
+        "hundredths, whole yen, thousandths that end in 0"
+    )
+    assert trial_balance(world.engine).balanced
 
 
 def test_a_customer_with_a_balance_or_pending_items_of_its_own_is_billed_ours_alone_or_parked(

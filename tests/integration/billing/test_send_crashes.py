@@ -108,7 +108,13 @@ def test_a_key_older_than_23_hours_is_never_resent_but_looked_up(
     names = drafted(world, len(SENDING))
     for name, point in zip(names, SENDING, strict=True):
         crash(world, gateway, name, point)
-    world.age_requests(hours=24)
+    # In the last ten minutes before that it is not resent either: what is looked up must not be under way.
+    world.age_requests(hours=22.9)
+    resent = watch_keys(gateway)
+    left = world.send(gateway)
+    assert ({i.outcome for i in left.invoices}, resent) == ({Outcome.LATER}, [])
+    assert all("in ten minutes it is looked up" in str(i.reason) for i in left.invoices)
+    world.age_requests(hours=0.2)
     old = {row[0] for row in world.rows("select idempotency_key from ledger.stripe_requests where reply_id is null")}
     assert len(old) == len(SENDING)
     seen = watch_keys(gateway)

@@ -135,7 +135,7 @@ async def every_end(server: Server) -> None:
 
 async def out_of_time(server: Server, number: int) -> None:
     """A request that takes longer than it may ends as an error of ours, counted as far as it came."""
-    with server.other_rules("rules.limits.seconds = 1"):
+    with server.other_rules("rules.limits.seconds = 2"):
         status, _ = await server.ask(FOREVER)
     event = (await settled(server, number))[-1]
     told = (status, event.status, event.fault, event.finish_reason)

@@ -23,6 +23,7 @@ def test_each_invoice_is_finalized_exactly_once_wherever_it_was_killed_and_whate
     if not old:
         assert {cell.kill for cell in cells} == set(KILLS)
         assert {fault for cell in cells for fault in cell.faults} >= {(r, k) for r in REQUESTS for k in FaultKind}
+        assert any(len(cell.faults) == 2 for cell in cells)
     result = matrix.run(world, make_stripe_twin().start(), cells, old=old)
     assert result.wrong == []
     assert result.right.total() == count

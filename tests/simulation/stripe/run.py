@@ -1,10 +1,10 @@
 """The whole crash matrix of sending invoices, printed with its counts.
 
     .venv/bin/python -m tests.simulation.stripe.run --cells 0 --seed 7     # 0: every kill with every fault
-    .venv/bin/python -m tests.simulation.stripe.run --corrections --months 5
+    .venv/bin/python -m tests.simulation.stripe.run --corrections --webhooks --months 5
 
 Every kill × every fault at every request, once while Stripe knows its keys and once a day later; and cells with two
-faults at once. Exit code 1 if an account has not exactly one right invoice.
+faults at once; two senders race to mend what is left. Exit code 1 if an account has not exactly one right invoice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from devstack.stripe_twin.faults import FaultKind
 from tests.benchmarks.databases import database
 from tests.fixtures_stripe_twin import StripeTwin, TwinProcess
 from tests.integration.billing.conftest import World
-from tests.simulation.stripe import corrections, matrix, months
+from tests.simulation.stripe import corrections, matrix, months, webhooks
 from tests.simulation.stripe.cells import KILLS, Cell, every_cell, some_cells, two_faults
 from tests.simulation.stripe.matrix import Result
 
@@ -97,6 +97,18 @@ def corrections_matrix(seed: int, cells: int) -> list[str]:
     return wrong
 
 
+def webhook_matrix() -> list[str]:
+    """The matrix of webhooks. Prints it; what is wrong."""
+    with _world() as (world, twin):
+        found = webhooks.run(world, StripeGateway(StripeSettings(twin.key, twin.url)), twin)
+    print("\nAccounts that stand the same, by what happened (rows) and what became of its webhooks (columns):")
+    print(f"{'':<12}" + "".join(f"{name:>20}" for name in webhooks.MISHAPS))
+    for story in webhooks.STORIES:
+        print(f"{story:<12}" + "".join(f"{found.right[name, story]:>20}" for name in webhooks.MISHAPS))
+    print(f"{found.right.total()} cells right; {len(found.kinds)} types of events came")
+    return found.wrong
+
+
 def random_months(seed: int, count: int) -> list[str]:
     """So many random months with faults; what does not agree."""
     wrong: list[str] = []
@@ -115,9 +127,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--corrections", action="store_true", help="the matrix of corrections instead")
     parser.add_argument("--months", type=int, default=0, help="so many random months instead")
+    parser.add_argument("--webhooks", action="store_true", help="the matrix of webhooks instead")
     options = parser.parse_args()
-    if options.corrections or options.months:
+    if options.corrections or options.months or options.webhooks:
         wrong = corrections_matrix(options.seed, options.cells) if options.corrections else []
+        wrong += webhook_matrix() if options.webhooks else []
         wrong += random_months(options.seed, options.months)
         for text in wrong[:20]:
             print(f"WRONG {text}")

@@ -47,7 +47,8 @@ def _customers(connection: Connection, sent: Iterable[StoredInvoice]) -> Check:
         f"{s.invoice.identity.billing_account}/customer": s.stripe_customer_id or "" for s in sent
     }
     table = tables.stripe_customers
-    known = dict(iter(connection.execute(select(table.c.billing_account, table.c.stripe_customer_id)).tuples()))
+    found = connection.execute(select(table.c.billing_account, table.c.stripe_customer_id))
+    known: dict[str, str] = {row[0]: row[1] for row in found}
     there: dict[str, Value] = {
         key: known[account] for key in told if (account := key.removesuffix("/customer")) in known
     }

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Final, LiteralString
 
@@ -29,7 +30,7 @@ from streams.ingest.logs import Log, LogReader
 from streams.usage import quarantine
 from tests.simulation import invariants
 from tests.simulation.faults import Fault
-from tests.simulation.traffic import Message, Traffic
+from tests.simulation.traffic import Message, Row, Traffic
 
 PATIENCE_S: Final = 60
 """After so long without what is waited for, something hangs. No test measures time by it."""
@@ -53,6 +54,8 @@ class Line:
         self._producer = EventProducer(kafka, self.topic)
         self._admin = AdminClient(kafka.client())
         self._workers: list[Worker] = []
+        self._sent: dict[tuple[int, int], Message] = {}
+        """By partition and offset, as Kafka acknowledged it."""
 
     def __enter__(self) -> Line:
         return self
@@ -106,8 +109,30 @@ class Line:
 
     def _send(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            self._producer.send(message.tenant_id.encode(), message.value)
+            self._producer.send(message.tenant_id.encode(), message.value, told=partial(self._note, message))
         self._producer.flush()
+
+    def _note(self, message: Message, partition: int, offset: int) -> None:
+        self._sent[partition, offset] = message
+
+    def due(self) -> set[Row]:
+        """The usage that messages which are passed must have left."""
+        positions = self.next_positions()
+        return {
+            message.row
+            for (partition, offset), message in self._sent.items()
+            if offset < positions.get(partition, 0) and message.row is not None and message.row[0].kind == "usage"
+        }
+
+    def consistent(self) -> None:
+        """What holds after any kill: events are the distinct ones sent, up to the positions; invariants.consistent."""
+        before = self.due()
+        stored = invariants.stored_rows(self.connection)
+        after = self.due()  # what was committed as its worker died may be seen in between
+        assert before <= stored.keys(), "events are lost"
+        assert {row for row in stored if row[0].kind == "usage"} <= after, "events that were not sent, or not passed"
+        assert set(stored.values()) <= {1}, "events are doubled"
+        invariants.consistent(self.connection)
 
     def worker(self, fault: Fault | None = None, *options: str, name: str | None = "one") -> Worker:
         """Start a worker, of small chunks: many moments to be struck at.
@@ -136,7 +161,7 @@ class Line:
         """Start a worker and wait until its fault has stopped it (SIGSTOP)."""
         assert fault.how == "stop"
         worker = self.worker(fault, *options, name=name)
-        wait_for(lambda: _is_stopped(worker), f"the worker reaches {fault.step}", worker)
+        wait_until_stopped(worker)
         return worker
 
     def drain(self) -> None:
@@ -235,6 +260,11 @@ def wait_for(happened: Callable[[], bool], what: str, worker: Worker | None = No
             said = _end(worker) if worker is not None else ""
             raise AssertionError(f"waited in vain: {what}\n{said}")
         time.sleep(0.05)
+
+
+def wait_until_stopped(worker: Worker) -> None:
+    """Wait until a worker's fault has stopped it (SIGSTOP)."""
+    wait_for(lambda: _is_stopped(worker), "the worker reaches the step at which it is stopped", worker)
 
 
 def ended(worker: Worker, code: int) -> str:

@@ -11,6 +11,7 @@ import json
 import random
 import signal
 import time
+from collections.abc import Sequence
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -25,9 +26,8 @@ from streams.ingest.apply import STEPS
 from streams.ingest.replica_apply import REPORT_STEPS
 from tests.builders import report_json
 from tests.integration.streams.conftest import BOTH_READERS
-from tests.simulation import invariants
 from tests.simulation.faults import Fault
-from tests.simulation.line import Line, ended, killed, memory_of, wait_for
+from tests.simulation.line import Line, Worker, ended, killed, memory_of, wait_for, wait_until_stopped
 from tests.simulation.slow_link import SlowLink
 from tests.simulation.traffic import BEGIN
 
@@ -52,7 +52,7 @@ def test_a_worker_killed_between_any_two_steps_leaves_all_of_a_chunk_or_nothing(
     for step in STEPS:
         # Not the first chunk: what was applied before is there to be damaged
         killed(line.worker(Fault(step, nth=2)))
-        invariants.consistent(line.connection)
+        line.consistent()
     line.finish()
 
 
@@ -67,7 +67,7 @@ def test_a_worker_killed_inside_any_step_leaves_nothing_of_the_chunk(line: Line)
             worker.kill()
             killed(worker)
             assert line.next_positions() == positions
-        invariants.consistent(line.connection)
+        line.consistent()
     line.finish()
 
 
@@ -105,13 +105,60 @@ def test_a_worker_killed_at_any_step_of_the_replicas_reports(line: Line) -> None
     assert state() == (last_seq, last_seq, last_seq, 10 * last_seq, reports)
 
 
+Shares = dict[str | None, set[tuple[str, int]]]
+NO_COORDINATOR = (
+    KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS
+)  # fmt: skip
+
+
+def members(line: Line) -> Shares:
+    """The group's members by their own names (None: it has none), and what each has been given; none while it moves."""
+    group = f"{line.kafka.topic_prefix}.streams"
+    admin = AdminClient(line.kafka.client())  # held: its answers end with it
+    (answer,) = admin.describe_consumer_groups([group]).values()
+    try:
+        found = answer.result()
+    except KafkaException as error:
+        if error.args[0].code() not in NO_COORDINATOR:
+            raise
+        return {}
+    if found.state is not ConsumerGroupState.STABLE:
+        return {}
+    return {
+        member.group_instance_id: {(at.topic, at.partition) for at in member.assignment.topic_partitions}
+        for member in found.members
+    }
+
+
+def wait_for_shares(line: Line, names: Sequence[str], worker: Worker) -> Shares:
+    """Wait until each has partitions, the same for two seconds: a group that has just begun may be divided anew."""
+    known: list[Shares] = []
+
+    def all_have_theirs() -> bool:
+        known.append(members(line))
+        last = known[-20:]
+        return len(last) == 20 and all(each == last[0] for each in last) and all(map(last[0].get, names))
+
+    wait_for(all_have_theirs, "all have theirs", worker)
+    return known[-1]
+
+
 @BOTH_READERS
 def test_two_workers_killed_at_once(line: Line) -> None:
+    """Each holds partitions of its own, and is in mid-transaction."""
+    faults = [Fault("counted", nth=3, how="stop"), Fault("advanced", nth=2, how="stop")]
+    workers = [line.worker(fault, "--chunk", "20", name=fault.step) for fault in faults]
+    wait_for_shares(line, [fault.step for fault in faults], workers[0])
     line.send(900)
-    faults = [Fault("counted", nth=3), Fault("advanced", nth=2)]
-    for worker in [line.worker(fault, name=fault.step) for fault in faults]:
+    for worker in workers:
+        wait_until_stopped(worker)
+    positions = line.next_positions()
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
         killed(worker)
-    invariants.consistent(line.connection)
+    line.consistent()
+    assert line.next_positions() == positions
     line.finish()
 
 
@@ -147,30 +194,6 @@ def test_a_rebalance_storm(line: Line) -> None:
         ended(worker, 0)
 
 
-NO_COORDINATOR = (
-    KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS
-)  # fmt: skip
-
-
-def members(line: Line) -> dict[str | None, set[tuple[str, int]]]:
-    """The group's members by their own names (None: it has none), and what each has been given; none while it moves."""
-    group = f"{line.kafka.topic_prefix}.streams"
-    admin = AdminClient(line.kafka.client())  # held: its answers end with it
-    (answer,) = admin.describe_consumer_groups([group]).values()
-    try:
-        found = answer.result()
-    except KafkaException as error:
-        if error.args[0].code() not in NO_COORDINATOR:
-            raise
-        return {}
-    if found.state is not ConsumerGroupState.STABLE:
-        return {}
-    return {
-        member.group_instance_id: {(at.topic, at.partition) for at in member.assignment.topic_partitions}
-        for member in found.members
-    }
-
-
 @BOTH_READERS
 def test_a_worker_takes_its_place_again_under_its_own_name(line: Line) -> None:
     """Static membership: its partitions wait for it, nobody else's are moved; and two of one name do no harm."""
@@ -178,16 +201,7 @@ def test_a_worker_takes_its_place_again_under_its_own_name(line: Line) -> None:
     line.send(300)
     other = line.worker(None, *patient, name="two")
     first = line.worker(None, *patient)
-    known: list[dict[str | None, set[tuple[str, int]]]] = []
-
-    def both_have_theirs() -> bool:
-        """The same for two seconds: a group that has just begun may be divided anew."""
-        known.append(members(line))
-        last = known[-20:]
-        return len(last) == 20 and all(each == last[0] for each in last) and all(map(last[0].get, ("one", "two")))
-
-    wait_for(both_have_theirs, "both have theirs", other)
-    before = known[-1]
+    before = wait_for_shares(line, ["one", "two"], other)
     first.kill()
     again = line.worker(None, *patient)
     line.send(300)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 
@@ -27,11 +27,11 @@ from tests.fixtures_services import Databases, delete_topics
 from tests.simulation import applying, invariants
 from tests.simulation.faults import Fault
 from tests.simulation.line import Line, Worker, wait_for
-from tests.simulation.traffic import Message, Traffic, by_partition
+from tests.simulation.traffic import Message, Row, Traffic, by_partition
 
 REQUESTS_A_ROUND: Final = 400
 CHECK_EVERY: Final = 10
-"""Kills between two looks at the database."""
+"""Kills of appliers between two looks at all that must hold; what is lost or doubled is counted after each."""
 
 
 @dataclass(slots=True)
@@ -90,13 +90,13 @@ def _kill_appliers(url: str, seed: int, kills: int) -> Figures:
                 sent += messages
                 log.append(by_partition(messages))
             _strike(url, log, dice, figures)
+            _count_losses(connection, _applied_of(connection, sent), figures)
             if figures.kills // CHECK_EVERY > figures.checks:
-                _look(connection, _applied_of(connection, sent), figures)
+                _look(connection, figures)
         _finish(url, log)
         invariants.consistent(connection)
         figures.sent, figures.rows = traffic.expected.messages, len(traffic.expected.rows)
-        found = invariants.loss(connection, traffic.expected.rows)
-        figures.lost, figures.doubled = figures.lost + found.lost, figures.doubled + found.doubled
+        _count_losses(connection, traffic.expected.rows, figures)
         invariants.complete(connection, traffic.expected)
     return figures
 
@@ -133,7 +133,7 @@ def _left(connection: psycopg.Connection, log: applying.SimulatedLog) -> int:
     return sum(map(len, log.partitions.values())) - int(row[0])
 
 
-def _applied_of(connection: psycopg.Connection, sent: list[Message]) -> set[Any]:
+def _applied_of(connection: psycopg.Connection, sent: list[Message]) -> set[Row]:
     """The rows that messages which are passed must have left."""
     positions = {p: state.next_position for p, state in sources.states(connection, applying.TOPIC).items()}
     return {
@@ -144,12 +144,15 @@ def _applied_of(connection: psycopg.Connection, sent: list[Message]) -> set[Any]
     }
 
 
-def _look(connection: psycopg.Connection, due: set[Any], figures: Figures) -> None:
-    """What must hold at any moment; losses are counted, anything else ends the run."""
-    figures.checks += 1
-    invariants.consistent(connection)
+def _count_losses(connection: psycopg.Connection, due: set[Row], figures: Figures) -> None:
     found = invariants.loss(connection, due)
     figures.lost, figures.doubled = figures.lost + found.lost, figures.doubled + found.doubled
+
+
+def _look(connection: psycopg.Connection, figures: Figures) -> None:
+    """What must hold at any moment; anything else ends the run."""
+    figures.checks += 1
+    invariants.consistent(connection)
 
 
 def _finish(url: str, log: applying.SimulatedLog) -> None:
@@ -172,36 +175,38 @@ def _kill_workers(kafka: KafkaSettings, url: str, seed: int, kills: int) -> Figu
                 fault = Fault(step, dice.randint(1, 4)) if step else None
                 workers.append((line.worker(fault, "--chunk", "40", name=name), step))
             line.send(REQUESTS_A_ROUND // 4)
+            struck = _kill_at_once(line, workers, dice)
             for worker, step in workers:
-                struck = _kill_worker(line, worker, step, dice)
                 assert worker.returncode == -9, f"a worker ended by itself: {worker.communicate()[0]}"
-                figures.killed(step if step and struck else "at a random moment")
-            invariants.consistent(line.connection)
-            figures.checks += 1
+                figures.killed(step if step and worker in struck else "at a random moment")
+            _count_losses(line.connection, line.due(), figures)
+            _look(line.connection, figures)
         line.drain()
         figures.sent, figures.rows = line.traffic.expected.messages, len(line.traffic.expected.rows)
-        found = invariants.loss(line.connection, line.traffic.expected.rows)
-        figures.lost, figures.doubled = found.lost, found.doubled
+        _count_losses(line.connection, line.traffic.expected.rows, figures)
         line.settled()
     return figures
 
 
-def _kill_worker(line: Line, worker: Worker, step: str | None, dice: random.Random) -> bool:
-    """Wait until a worker's fault has struck or it has nothing left to do; without a fault, until it has done some.
+def _kill_at_once(line: Line, workers: Sequence[tuple[Worker, str | None]], dice: random.Random) -> list[Worker]:
+    """Wait until a worker's fault has struck or nothing is left to do; without a fault, until some of it is done.
 
-    Then kill it; returns whether its fault was faster.
+    Then kill all of them, and only then wait; returns those whose fault was faster.
     """
     goal = sum(line.next_positions().values()) + dice.randrange(200)
     due = line.traffic.expected.messages
 
     def far_enough() -> bool:
         at = sum(line.next_positions().values())
-        return worker.poll() is not None or at >= due or (step is None and at >= goal)
+        by_themselves = all(step is None for _, step in workers)
+        return any(worker.poll() is not None for worker, _ in workers) or at >= (goal if by_themselves else due)
 
     wait_for(far_enough, "a worker applies something")
-    struck = worker.poll() is not None
-    worker.kill()
-    worker.wait()
+    struck = [worker for worker, _ in workers if worker.poll() is not None]
+    for worker, _ in workers:
+        worker.kill()
+    for worker, _ in workers:
+        worker.wait()
     return struck
 
 

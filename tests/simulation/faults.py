@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Final, Literal
 
 import psycopg
@@ -49,6 +51,8 @@ class Injector:
         self._seen = 0
         self.connection: psycopg.Connection | None = None
         """Needed for `commit unseen`."""
+        self.hold: Callable[[], object] = partial(time.sleep, HOLD_S)
+        """Returns once a chunk was held for long enough."""
 
     def __call__(self, step: str) -> None:
         """Called at each step."""
@@ -74,4 +78,4 @@ class Injector:
         else:
             if how == "terminate":
                 os.kill(me, signal.SIGTERM)
-            time.sleep(HOLD_S)
+            self.hold()

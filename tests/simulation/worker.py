@@ -7,7 +7,10 @@ in which Faust's own acknowledgement loses messages.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
+import threading
+from functools import partial
 from typing import Any
 
 import mode
@@ -17,21 +20,33 @@ from streams.ingest.ingestion import Ingestion
 from streams.ingest.sources import Partition
 from streams.settings import DatabaseSettings
 from streams.workers import consumer, worker
+from streams.workers.coalescing import Fetched
 from tests.simulation.faults import Fault, Injector
+
+CUT_OFF = "Faust cut a batch off"
 
 
 class FaultyWorker(worker.StreamsWorker):
-    """The worker, with some of Faust's settings replaced."""
+    """The worker, with some of Faust's settings replaced; it tells when a batch in hand is cut off."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.faust_settings: dict[str, Any] = {}
+        self.cut_off = threading.Event()
 
     def _app(self) -> Any:
         app = super()._app()
         for name, value in self.faust_settings.items():
             setattr(app.conf, name, value)
         return app
+
+    async def _take(self, app: Any, partition: Partition, fetched: Fetched) -> None:
+        try:
+            await super()._take(app, partition, fetched)
+        except asyncio.CancelledError:
+            print(CUT_OFF, file=sys.stderr, flush=True)
+            self.cut_off.set()
+            raise
 
 
 def ask_in_vain(ingestion: Ingestion) -> None:
@@ -70,6 +85,7 @@ def main() -> int:
         consumer.SESSION_TIMEOUT_S = worker.SESSION_TIMEOUT_S = given.session_timeout_s  # type: ignore[misc]
     if given.metadata_age_ms:
         consumer.METADATA_AGE_MS = worker.METADATA_AGE_MS = given.metadata_age_ms  # type: ignore[misc]
+    injector = Injector(given.fault)
     make = FaultyWorker if given.reader == "faust" else consumer.BareConsumer
     made = make(
         KafkaSettings.from_environment(),
@@ -78,7 +94,7 @@ def main() -> int:
         chunk_messages=given.chunk,
         instance=given.instance,
         say=lambda text: print(text, file=sys.stderr, flush=True),
-        checkpoint=Injector(given.fault),
+        checkpoint=injector,
     )
     if given.ask_in_vain:
         ask_in_vain(made.ingestion)
@@ -89,6 +105,7 @@ def main() -> int:
             made.faust_settings["broker_max_poll_interval"] = given.max_poll_s
         if given.do_not_wait:
             made.faust_settings["stream_wait_empty"] = False
+            injector.hold = partial(made.cut_off.wait, 30)  # longer than a shutdown takes to come to it
         if given.restart_agent:
             made.faust_settings["agent_supervisor"] = mode.OneForOneSupervisor
     made.run()

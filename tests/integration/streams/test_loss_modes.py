@@ -14,6 +14,7 @@ import pytest
 from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation.faults import Fault
 from tests.simulation.line import Line, Worker, ended, killed, wait_for
+from tests.simulation.worker import CUT_OFF
 
 FAULTY_AGENT = [
     pytest.param("faust", (), id="the worker crashes"),
@@ -54,7 +55,7 @@ def test_a_shutdown_that_does_not_wait_for_the_batch(line: Line, step: str) -> N
     fault = Fault(step, 5, "terminate")
     worker = line.worker(fault, "--chunk", "20", "--eager", "--do-not-wait")
     watch_hints(line, worker)
-    ended(worker, 0)
+    assert CUT_OFF in ended(worker, 0), "the situation was not reached"
     no_hint_is_ahead(line)
     line.finish()
 

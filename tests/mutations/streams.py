@@ -11,6 +11,7 @@ APPLY: Final = f"{STREAMS}/test_apply.py"
 ARRIVALS: Final = f"{STREAMS}/test_further_arrivals.py"
 LOGS: Final = f"{STREAMS}/test_logs.py"
 FAULTS: Final = f"{STREAMS}/test_faults.py"
+LOSS_MODES: Final = f"{STREAMS}/test_loss_modes.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -126,5 +127,19 @@ MUTATIONS: Final = (
         "            cast(_PromptThread, self._thread).waits()\n",
         "",
         f"{FAULTS}::test_a_database_that_is_slow_and_then_stands_still",
+    ),
+    Mutation(
+        "Faust acknowledges by itself",
+        "streams/workers/worker.py",
+        "schema=ChunkSchema(), acks=False)",
+        "schema=ChunkSchema(), acks=True)",
+        f"{LOSS_MODES}::test_an_exception_in_the_body_of_a_batch",
+    ),
+    Mutation(
+        "what Kafka was told is taken for the position",
+        "streams/ingest/ingestion.py",
+        "            empty = self._empty(partition, holes(gap.expected, records))\n",
+        "            empty = holes(gap.expected, records)\n",
+        f"{LOSS_MODES}::test_a_hint_beyond_everything_is_not_believed[faust]",
     ),
 )

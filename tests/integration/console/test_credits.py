@@ -117,5 +117,8 @@ def test_a_journal_entry_by_hand_is_proposed_from_a_file(finance: Run, tmp_path:
     assert finance("ledger", "post", str(file), "--document", "court 7", "--as", "ada").returncode == 0
     assert finance("approval", "approve", "2", "--as", "bob").returncode == 0
     assert {entry["kind"] for entry in rows(finance, "ledger", "entries")} == {"manual"}
-    assert finance("ledger", "close", "2026-10", "--document", "r", "--as", "ada").returncode == 0
-    assert "proposal 3: approved" in finance("approval", "approve", "3", "--as", "bob").stdout
+    refused = finance("ledger", "close", "2026-10", "--document", "r", "--as", "ada")
+    assert (refused.returncode, "`tollbook close run 2026-10`" in refused.stderr) == (1, True)
+    assert finance("ledger", "close", "2025-12", "--document", "r", "--as", "ada").returncode == 0
+    number = str(max(each["proposal"] for each in rows(finance, "approval", "list")))
+    assert f"proposal {number}: approved" in finance("approval", "approve", number, "--as", "bob").stdout

@@ -7,7 +7,7 @@ import hmac
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -177,7 +177,7 @@ def event_of(found: Mapping[str, Any]) -> StripeEvent:
 
 
 def signed_event(payload: bytes, header: str, secret: str, now: datetime) -> StripeEvent:
-    """The event of a webhook, as it was signed for us (https://docs.stripe.com/webhooks#verify-manually).
+    """The event of a webhook, its body as it was signed for us (https://docs.stripe.com/webhooks#verify-manually).
 
     Raises EventRefused if the signature is not right, or more than five minutes old.
     """
@@ -191,7 +191,7 @@ def signed_event(payload: bytes, header: str, secret: str, now: datetime) -> Str
     if abs(now.timestamp() - int(times[0])) > TOLERANCE_S:
         raise EventRefused(f"the signature is more than {TOLERANCE_S} s old")
     try:
-        return event_of(json.loads(payload))
+        return replace(event_of(json.loads(payload)), body=payload.decode())
     except ValueError:
         raise EventRefused("this is no JSON") from None
 

@@ -32,7 +32,7 @@ from tests.simulation import invariants
 from tests.simulation.faults import Fault
 from tests.simulation.traffic import Message, Row, Traffic
 
-PATIENCE_S: Final = 60
+PATIENCE_S: Final = 120
 """After so long without what is waited for, something hangs. No test measures time by it."""
 
 Worker = subprocess.Popen[str]

@@ -322,7 +322,10 @@ def test_a_payment_told_before_we_have_recorded_the_invoice_waits_for_it(
 def test_an_event_stays_as_it_came(world: World) -> None:
     with transaction(world.engine) as connection:
         assert returns_store.booked(connection, [f"txn_{n}" for n in range(70_000)]) == set()
-    event = returns.event_of({"id": "evt_1", "type": "x.y", "created": 1, "data": {"object": {"id": "z"}}, "more": [1]})
+    about = {"id": "evt_1", "type": "x.y", "created": 1, "data": {"object": {"id": "z"}}, "more": ["\u00e9", 1.50]}
+    payload, header = signed(about)
+    event = returns.signed_event(payload, header, SECRET, datetime.now(UTC))
+    assert event.body.encode() == payload, "blanks, escapes and all"
     with transaction(world.engine) as connection:
         assert returns_store.keep_event(connection, event, received_as="webhook")
         assert not returns_store.keep_event(connection, event, received_as="poll")

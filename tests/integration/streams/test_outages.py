@@ -24,7 +24,9 @@ from devstack.progress import Progress
 from devstack.stack import Stack
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
+from streams.ingest import sources
 from streams.ingest.sources import source_name
+from streams.usage import quarantine
 from tests.fixtures_services import Databases
 from tests.simulation import full_disk, invariants
 from tests.simulation.line import Line, Worker, cpu_s_of, ended, memory_of, wait_for
@@ -214,6 +216,40 @@ def test_a_broker_that_was_wiped_while_the_database_was_kept(stack: Stack, lines
         line.settled()
 
 
+def test_a_log_that_lost_its_end_with_the_power(stack: Stack, lines: list[Line]) -> None:
+    """Kafka syncs nothing: what no disk had is gone, though it was applied, and the log grows past the position."""
+    workers = [line.worker(None) for line in lines]
+    for _ in range(2):
+        for line in lines:
+            line.send(100)
+        applied(lines, workers)
+    positions = [line.next_positions() for line in lines]
+    busiest = [max(each, key=lambda partition, each=each: each[partition]) for each in positions]
+    kill(stack.kafka)
+    for line, partition in zip(lines, busiest, strict=True):
+        (segment,) = stack.places.home.glob(f"kafka/**/{line.topic}-{partition}/*.log")
+        os.truncate(segment, segment.stat().st_size - 1)  # the broker lets go of the whole last batch
+    start(stack.kafka)
+    for line, worker, partition, before in zip(lines, workers, busiest, positions, strict=True):
+        cut_at = line.log().ends[partition]
+        assert 0 < cut_at < before[partition]
+        line.reconnect()
+        line.send(300)
+        worker = supervised(line, worker, lambda line=line: bool(line.stopped()), "it stands still")
+        assert list(line.stopped()) == [partition]
+        assert sources.TRUNCATED in line.stopped()[partition]
+        assert line.alerted() == {source_name(line.topic, partition)}
+        assert line.log().ends[partition] > before[partition]
+        line.resolve({partition: cut_at})
+        worker = supervised(line, worker, lambda line=line: line.lag() == 0, "all that the log has now is applied")
+        wait_for(lambda line=line: "orphan" not in quarantine.counts(line.connection), "orphans are released")
+        # What came beyond the position before the worker knew is first: of two copies the later one may have counted
+        invariants.consistent(line.connection)
+        assert invariants.loss(line.connection, line.traffic.expected.rows) == invariants.Loss(lost=0, doubled=0)
+        worker.kill()
+        worker.wait()
+
+
 def supervised(line: Line, worker: Worker, happened: Callable[[], bool], what: str) -> Worker:
     """Wait for something; a worker whose topics were gone may have ended, and is started again, as supervisors do."""
     workers = [worker]
@@ -224,7 +260,11 @@ def supervised(line: Line, worker: Worker, happened: Callable[[], bool], what: s
             workers.append(line.worker(None))
         return happened()
 
-    wait_for(has_happened, what)
+    try:
+        wait_for(has_happened, what)
+    except AssertionError as error:
+        workers[-1].kill()
+        raise AssertionError(f"{error}; the worker: {workers[-1].communicate()[0]}") from None
     return workers[-1]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,22 @@ def test_evidence_of_another_format_is_refused_by_its_name(
 ) -> None:
     with pytest.raises(EvidenceBroken, match=told):
         verify_evidence(pack(tmp_path, of_pack, of_content))
+
+
+@pytest.mark.parametrize("names", [["../out"], ["/tmp/out"], ["pack/a", "pack/a"]])
+def test_a_tar_writes_nothing_beside_its_folder_and_no_file_twice(tmp_path: Path, names: list[str]) -> None:
+    file = tmp_path / "pack.tar"
+    with tarfile.open(file, "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(EvidenceBroken, match="is no tar of an evidence pack"):
+        verify_evidence(file)
+
+
+def test_a_tar_has_no_links(tmp_path: Path) -> None:
+    file, link = tmp_path / "pack.tar", tarfile.TarInfo("pack/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(file, "w") as tar:
+        tar.addfile(link)
+    with pytest.raises(EvidenceBroken, match="pack/link is no file of a pack"):
+        verify_evidence(file)

@@ -88,7 +88,7 @@ def test_messages_of_embeddings_are_prompts_as_any_other() -> None:
         b'{"max_tokens":-1}', b'{"prompt":["a","b","c","d"]}', b'{"stream":"yes"}', b'{"use_beam_search":true}',
         b'{"prompt_embeds":"AAAA"}', b'{"background":true}', b"\xff", b'{"n":-1000000,"max_tokens":100}', b'{"n":0}',
         b'{"best_of":-1}', b'{"prompt":[{"uuid":"\xff"}]}', b'{"prompt":[{"uuid":1e999}]}',
-        b'{"prompt":' + b'[{"\\u0061":1},' * 900 + b"1" + b"]" * 900 + b"}",
+        b'{"prompt":' + b'[{"\\u0061":1},' * 50_000 + b"1" + b"]" * 50_000 + b"}",
     ],
 )  # fmt: skip
 def test_what_cannot_be_metered_or_read_is_refused(body: bytes) -> None:

@@ -36,7 +36,8 @@ def verify_evidence(folder: Path) -> list[Check]:
             try:
                 _unpack(folder, Path(unpacked).resolve())
             except (OSError, tarfile.TarError) as error:
-                raise EvidenceBroken(f"{folder} is no tar of an evidence pack: {error}") from None
+                because = str(error).partition("\n")[0].rstrip(":")
+                raise EvidenceBroken(f"{folder} is no tar of an evidence pack: {because}") from None
             roots = list(Path(unpacked).iterdir())
             if len(roots) != 1:
                 raise EvidenceBroken(f"{folder} has {len(roots)} folders and files at its top: a pack's tar has one")

@@ -55,6 +55,13 @@ def test_a_tar_writes_nothing_beside_its_folder_and_no_file_twice(tmp_path: Path
         verify_evidence(file)
 
 
+def test_a_file_that_is_no_tar_is_told_in_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "pack.tar"
+    file.write_text("not a tar\n")
+    with pytest.raises(EvidenceBroken, match=r"pack.tar is no tar [^:\n]+: file could not be opened successfully\Z"):
+        verify_evidence(file)
+
+
 def test_a_tar_has_no_links(tmp_path: Path) -> None:
     file, link = tmp_path / "pack.tar", tarfile.TarInfo("pack/link")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -189,7 +190,7 @@ async def by_part(bench: Bench) -> dict[str, float]:
         marks[:] = [time.thread_time_ns()]
         await call(metered, bench.scope())
         marks.append(time.thread_time_ns())
-        for name, begun, ended in zip(PARTS, marks, marks[1:], strict=True):
+        for name, (begun, ended) in zip(PARTS, pairwise(marks), strict=True):
             parts[name].append(ended - begun)
     del writer.put_durably
     found = {name: median(took) / 1000 for name, took in parts.items()}

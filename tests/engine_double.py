@@ -71,11 +71,15 @@ class OutputProcessor:
             state.is_prefilling = False
             self.counters["prompt"] += state.prompt_len
             self.counters["cached"] += state.num_cached_tokens
-        state.stats.num_generation_tokens += 1
-        state.stats.last_token_ts = time.monotonic()
-        state.stats.first_token_ts = state.stats.first_token_ts or state.stats.last_token_ts
+        self._update_stats_from_output(state, 1)
         self.counters["generation"] += 1
         return True
+
+    def _update_stats_from_output(self, state: RequestState, new_tokens: int) -> None:
+        """As vLLM calls it at each step of each sequence; only its first parameter is the adapter's business."""
+        state.stats.num_generation_tokens += new_tokens
+        state.stats.last_token_ts = time.monotonic()
+        state.stats.first_token_ts = state.stats.first_token_ts or state.stats.last_token_ts
 
     def encoded(self, request_id: str) -> None:
         """A prompt was read, and nothing is generated."""

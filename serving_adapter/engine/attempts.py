@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from serving_adapter.events import UsageSource
-from serving_adapter.metering.counts import Sequence, TokenCounts, count
+from serving_adapter.metering.counts import OnGap, Sequence, TokenCounts, count, no_gap
 from serving_adapter.metering.outcome import Ending
 from serving_adapter.spool.records import OpenRequest
 
@@ -30,6 +30,8 @@ class Attempt:
     adapter: bool
     on_end: Callable[[Attempt], None]
     on_wait: Callable[[Attempt], None] = lambda _: None
+    on_gap: OnGap = no_gap
+    """Hears how long each further token took."""
     source: UsageSource = "engine"
     """Who counted."""
     await_gpu: Callable[[str, Attempt], None] | None = None

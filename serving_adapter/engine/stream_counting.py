@@ -90,7 +90,7 @@ class _Counted:
     def __init__(self, attempt: Attempt, send: Send, hidden: Hidden) -> None:
         self._attempt = attempt
         self._send = send
-        self.usage = StatedUsage(time.monotonic)
+        self.usage = StatedUsage(time.monotonic, attempt.on_gap)
         self._hidden = hidden
         self._stream: EventStream | None = None
         self._whole: bytearray | None = bytearray()

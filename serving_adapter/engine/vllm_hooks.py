@@ -56,7 +56,8 @@ class _Hooks:
         check_version(getattr(sys.modules.get("vllm"), "__version__", None))
         for owner, names in (
             (client, ("generate", "encode", "abort", "shutdown")),
-            (processor, ("add_request", "_finish_request", "request_states", "parent_requests", "external_req_ids")),
+            (processor, ("add_request", "_finish_request", "_update_stats_from_output")),
+            (processor, ("request_states", "parent_requests", "external_req_ids")),
         ):
             for name in names:
                 if not hasattr(owner, name):
@@ -69,9 +70,11 @@ class _Hooks:
         self._shut_down = shut_down
         self._owners: dict[str, Attempt] = {}
         self._add, self._finish = processor.add_request, processor._finish_request
+        self._update = processor._update_stats_from_output
         self._abort, self._stop = client.abort, client.shutdown
         processor.add_request = self.add_request
         processor._finish_request = self.finish_request
+        processor._update_stats_from_output = self.update_stats
         client.abort = self.abort
         client.shutdown = self.shutdown
         client.generate = self._watched(client.generate)
@@ -89,6 +92,17 @@ class _Hooks:
         if state is not None:
             self._owners[request.request_id] = attempt
             attempt.began(request.request_id, lambda: look(state))
+        return result
+
+    def update_stats(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """A step has made tokens of a sequence: how long after the ones before."""
+        stats = state.stats
+        tokens, at = stats.num_generation_tokens, stats.last_token_ts
+        result = self._update(state, *args, **kwargs)
+        number = stats.num_generation_tokens - tokens
+        attempt = self._owners.get(state.request_id) if tokens and number else None
+        if attempt is not None:
+            attempt.on_gap((stats.last_token_ts - at) / number, number)
         return result
 
     def finish_request(self, state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +167,6 @@ def look(state: Any) -> Sequence:
     """A `RequestState` as it stands."""
     stats = state.stats
     output = stats.num_generation_tokens if stats is not None else 0
-    first_at, last_at = (stats.first_token_ts, stats.last_token_ts) if output else (0.0, 0.0)  # the engine's monotonic
     return Sequence(
         prompt=state.external_req_id,
         child=state.request_index,
@@ -161,8 +174,7 @@ def look(state: Any) -> Sequence:
         output_tokens=output,
         cached_tokens=max(state.num_cached_tokens, 0),
         counted=not state.is_prefilling,
-        first_at=first_at,
-        last_at=last_at,
+        first_at=stats.first_token_ts if output else 0.0,  # the engine's monotonic
     )
 
 

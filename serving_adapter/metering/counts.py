@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+OnGap = Callable[[float, int], None]
+"""Hears seconds between a token and the next one of its sequence, and of how many tokens that is true."""
+
+
+def no_gap(seconds: float, tokens: int) -> None:
+    """Nobody wants to know."""
 
 
 class Sequence(NamedTuple):
@@ -21,17 +28,6 @@ class Sequence(NamedTuple):
     counted: bool
     first_at: float = 0.0
     """When its first token came (monotonic, seconds); 0 where nobody saw it."""
-    last_at: float = 0.0
-    texts: int = 1
-    """How many it writes at once: an answer that is seen from outside may hold several."""
-
-    @property
-    def gap(self) -> tuple[float, int]:
-        """Seconds between a text's token and its next one, on the average, and how often."""
-        number = self.output_tokens - self.texts
-        if not self.first_at or number < 1:
-            return 0.0, 0
-        return (self.last_at - self.first_at) * self.texts / number, number
 
 
 class TokenCounts(NamedTuple):

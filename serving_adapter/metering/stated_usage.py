@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from serving_adapter.metering.counts import Sequence
+from serving_adapter.metering.counts import OnGap, Sequence, no_gap
 
 MOST_HELD_BYTES: Final = 64 * 1024 * 1024
 """A line or an answer that is longer is passed on, and not read."""
@@ -81,8 +81,8 @@ _encode: Final = msgspec.json.Encoder().encode
 class StatedUsage:
     """One attempt's usage, as far as its answer has told it."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` times the pieces of a stream."""
+    def __init__(self, clock: Callable[[], float], on_gap: OnGap = no_gap) -> None:
+        """`clock` times the pieces of a stream; `on_gap` hears how far apart those of a choice came."""
         self.final = False
         """The answer has stated it as a whole."""
         self.running = False
@@ -93,9 +93,11 @@ class StatedUsage:
         """The answer's text by choice, in pieces, where somebody wants it; None again where text is not all of it."""
         self._by_choice: dict[int, int] = {}
         self._pieces = 0
-        self._choices: set[int] = set()
+        self._last: dict[int, tuple[float, int]] = {}
+        """When each choice's last piece came, and how many tokens it had then, if that is stated."""
         self._clock = clock
-        self._first_at = self._last_at = 0.0
+        self._on_gap = on_gap
+        self._first_at = 0.0
 
     @property
     def stated(self) -> bool:
@@ -106,10 +108,7 @@ class StatedUsage:
         """The counts as they stand."""
         output = self._output if self.final else sum(self._by_choice.values()) if self.running else self._pieces
         cached = min(self._cached, self._input)
-        return Sequence(
-            SEQUENCE, 0, self._input, output, cached, self.stated, self._first_at, self._last_at,
-            max(1, len(self._choices)),
-        )  # fmt: skip
+        return Sequence(SEQUENCE, 0, self._input, output, cached, self.stated, self._first_at)
 
     def whole(self, body: bytes) -> None:
         """An answer that is not streamed."""
@@ -122,11 +121,8 @@ class StatedUsage:
         answer = _read(data)
         if answer is None:
             return data
-        before = self._pieces
-        self._take(answer, final=not answer.choices)
-        if self._pieces > before:
-            self._last_at = self._clock()
-            self._first_at = self._first_at or self._last_at
+        for choice in self._take(answer, final=not answer.choices):
+            self._time(choice)
         if answer.usage is None or not any(hidden):
             return data
         if not answer.choices:
@@ -135,18 +131,21 @@ class StatedUsage:
             return data
         return _encode({name: value for name, value in _fields(data).items() if name != "usage"})
 
-    def _take(self, answer: _Answer, *, final: bool) -> None:
+    def _take(self, answer: _Answer, *, final: bool) -> list[int]:
+        """Count it; the choices that it goes on with."""
+        written = []
         for choice in answer.choices:
             if choice.finish_reason is not None:
                 self.reasons.add(choice.finish_reason)
             delta = choice.delta
             told = (delta.content, delta.reasoning, delta.reasoning_content, delta.tool_calls) if delta else ()
             if any((choice.text, *told)):
-                self._pieces += 1
-                self._choices.add(choice.index)
+                written.append(choice.index)
             if self.texts is not None:
                 self._keep(choice)
-        self._pieces += isinstance(answer.type, str) and answer.type.endswith(".delta")
+        if isinstance(answer.type, str) and answer.type.endswith(".delta"):
+            written.append(0)
+        self._pieces += len(written)
         if answer.error:
             self.reasons.add("error")
         usage = answer.usage
@@ -157,6 +156,17 @@ class StatedUsage:
             self._ended(answer.status)
         if usage is not None:
             self._count(answer, usage, final=final)
+        return written
+
+    def _time(self, choice: int) -> None:
+        """A piece of this choice has come."""
+        now, tokens = self._clock(), self._by_choice.get(choice, 0)
+        self._first_at = self._first_at or now
+        before = self._last.get(choice)
+        self._last[choice] = (now, tokens)
+        if before is not None:
+            number = max(tokens - before[1], 1)
+            self._on_gap((now - before[0]) / number, number)
 
     def _keep(self, choice: _Choice) -> None:
         """The text of a piece, or of a whole answer."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from serving_adapter.events import UsageEvent
-from serving_adapter.metering.counts import Sequence
+from serving_adapter.metering.counts import OnGap
 
 MOST_TENANTS: Final = 1000
 """Each has some 60 series."""
@@ -93,14 +93,13 @@ class TenantMetrics:
         """A request that never reached the engine; of nobody known: `""`."""
         self._refused[self._named(tenant_id), why] += 1
 
-    def paced(self, tenant_id: str, first_token_s: float | None, sequences: Iterable[Sequence]) -> None:
-        """How soon an attempt's first token came, and how soon each further one on the average of its sequence."""
-        if first_token_s is not None:
-            self._histogram(self._ttft, tenant_id, TTFT_BUCKETS).observe(first_token_s)
-        for sequence in sequences:
-            gap_s, number = sequence.gap
-            if number:
-                self._histogram(self._gap, tenant_id, GAP_BUCKETS).observe(gap_s, number)
+    def first_token(self, tenant_id: str, seconds: float) -> None:
+        """How soon an attempt's first token came."""
+        self._histogram(self._ttft, tenant_id, TTFT_BUCKETS).observe(seconds)
+
+    def on_gap(self, tenant_id: str) -> OnGap:
+        """Hears how long each further token of a tenant's sequences took."""
+        return self._histogram(self._gap, tenant_id, GAP_BUCKETS).observe
 
     def page(self, now_us: int = 0) -> str:
         """All of it, at this time of the machine's monotonic clock."""

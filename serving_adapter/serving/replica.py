@@ -211,6 +211,7 @@ class Replica:
         """
         no = await self.journal.start(lost, may_be_shed=may_be_shed)
         attempt = self._attempt(no, self.salt_of(lost.tenant_id), engine_model, adapter is not None)
+        attempt.on_gap = self.metrics.on_gap(lost.tenant_id)
         self._open[no] = (attempt, lost, came_at, may_be_followed)
         self.metrics.began(lost.tenant_id)
         return attempt
@@ -227,7 +228,8 @@ class Replica:
         event = ended_event(lost, attempt, duration_s=time.monotonic() - came_at, first_token_s=first_token_s)
         event = self.journal.end(attempt.no, event)
         self.metrics.ended(event)
-        self.metrics.paced(event.tenant_id, first_token_s, attempt.ended)
+        if first_token_s is not None:
+            self.metrics.first_token(event.tenant_id, first_token_s)
         if self._gpu is not None:
             self._gpu.ended(attempt, event)
         if self.gate is not None and event.purpose == "tenant" and not event.tenant_id.startswith("_"):

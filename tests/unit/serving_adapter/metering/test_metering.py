@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from serving_adapter.metering.counts import Sequence, TokenCounts, count
 from serving_adapter.metering.outcome import Ending, outcome
+from serving_adapter.metering.stated_usage import Hidden, StatedUsage
 from serving_adapter.metering.tenant_metrics import TTFT_BUCKETS, Histogram, TenantMetrics
 from serving_adapter.prometheus_text import samples
 from tests.adapter_builders import ended
@@ -45,10 +48,23 @@ def test_how_an_attempt_ended(seen: Ending, told: tuple[str, str, str]) -> None:
     assert tuple(outcome(seen)) == told
 
 
-def test_the_gap_between_tokens_is_that_of_a_text() -> None:
-    assert Sequence("p", 0, 9, 5, 0, True, 10.0, 12.0).gap == (0.5, 4)
-    assert Sequence("p", 0, 9, 10, 0, True, 10.0, 12.0, texts=2).gap == (0.5, 8)
-    assert Sequence("p", 0, 9, 1, 0, True, 10.0, 10.0).gap[1] == Sequence("p", 0, 9, 4, 0, True).gap[1] == 0
+def test_pieces_of_a_stream_are_timed_choice_by_choice_and_by_their_tokens() -> None:
+    times = iter([1.0, 1.5, 2.0, 4.0, 4.5])
+    gaps = list[tuple[float, int]]()
+    usage = StatedUsage(lambda: next(times), lambda *gap: gaps.append(gap))
+
+    def piece(choice: int, tokens: int, text: str = "x") -> None:
+        said = {"prompt_tokens": 3, "completion_tokens": tokens}
+        usage.piece(json.dumps({"choices": [{"index": choice, "text": text}], "usage": said}).encode(), Hidden())
+
+    piece(0, 1)
+    piece(1, 1)
+    piece(0, 3)
+    piece(0, 3, text="")  # only says that it ends
+    piece(1, 2)
+    usage.piece(b'{"type": "response.output_text.delta", "delta": "y"}', Hidden())
+    assert gaps == [(0.5, 2), (2.5, 1), (2.5, 1)]
+    assert usage.look().first_at == 1.0
 
 
 def test_the_page_is_in_the_format_and_bounded_in_tenants() -> None:
@@ -56,7 +72,8 @@ def test_the_page_is_in_the_format_and_bounded_in_tenants() -> None:
     for tenant in ("tenant_a", "tenant_b", "tenant_c", "tenant_d"):
         metrics.began(tenant)
         metrics.ended(ended("q", tenant))
-        metrics.paced(tenant, 0.03, [Sequence("p", 0, 45, 4, 0, True, 1.0, 1.3)])
+        metrics.first_token(tenant, 0.03)
+        metrics.on_gap(tenant)(0.1, 3)
     names = {"tenant_requests_total", "tollbook_boot_info", "tenant_time_to_first_token_seconds_count"}
     found = list(samples(metrics.page(), frozenset(names)))
     by_tenant = {s.labels["tenant"]: s.value for s in found if s.name == "tenant_requests_total"}

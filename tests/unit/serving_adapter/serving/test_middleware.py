@@ -20,7 +20,8 @@ from serving_adapter.serving.attempt_events import lost_event
 from serving_adapter.serving.dispatched import KEPT_S, AttemptId, Dispatched
 from serving_adapter.serving.middleware import Middleware
 from serving_adapter.serving.replica import Replica
-from serving_adapter.spool.records import Farewell, Start
+from serving_adapter.spool.records import Farewell
+from serving_adapter.spool.recovery import replay
 from tests.adapter_builders import records
 from tests.engine_double import EngineClient, OutputProcessor, engine_app
 from tests.fixtures_adapter import PROMPT, check_conservation, serving
@@ -29,16 +30,16 @@ from tests.fixtures_adapter import PROMPT, check_conservation, serving
 def test_the_start_is_on_disk_before_the_engine_sees_the_request(adapter_settings: AdapterSettings) -> None:
     async def run() -> None:
         async with serving(adapter_settings) as served:
-            started: list[bool] = []
+            started: list[int] = []
             add = served.engine.output_processor.add_request
 
             def looking(request: Any, *args: Any) -> None:
-                started.append(any(isinstance(record, Start) for record in records(served.replica.journal.folder)))
+                started.append(len(replay(served.replica.journal.folder)[0].open))
                 add(request, *args)
 
             served.engine.output_processor.add_request = looking  # type: ignore[method-assign]
             await served.ask({"model": "tiny", "prompt": PROMPT})
-            assert started == [True]
+            assert started == [1]
 
     asyncio.run(run())
 
@@ -96,6 +97,27 @@ def test_the_first_token_is_when_the_engine_made_it_also_in_a_whole_answer(adapt
             assert 'tenant_time_to_first_token_seconds_count{tenant="tenant_a"} 2' in page
             assert 'tenant_inter_token_latency_seconds_count{tenant="tenant_a"} 10' in page
             assert 'tenant_inter_token_latency_seconds_bucket{tenant="tenant_a",le="0.01"} 0' in page
+
+    asyncio.run(run())
+
+
+def test_a_token_that_took_long_is_seen_among_those_that_did_not(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            await served.ask({"model": "tiny", "input": "a b"}, "/v1/embeddings")  # the hooks are in now
+            update = served.engine.output_processor._update_stats_from_output
+
+            def late(state: Any, new_tokens: int) -> None:
+                if state.stats.num_generation_tokens == 4:
+                    state.stats.last_token_ts -= 9.0  # the fifth token comes nine seconds after the fourth
+                update(state, new_tokens)
+
+            served.engine.output_processor._update_stats_from_output = late  # type: ignore[method-assign]
+            await served.ask({"model": "tiny", "prompt": PROMPT, "max_tokens": 6})
+            await served.told(2)
+            page = served.replica.metrics.page()
+            assert 'tenant_inter_token_latency_seconds_bucket{tenant="tenant_a",le="2.5"} 4' in page
+            assert 'tenant_inter_token_latency_seconds_count{tenant="tenant_a"} 5' in page
 
     asyncio.run(run())
 

@@ -97,6 +97,8 @@ class _Hooks:
     def update_stats(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """A step has made tokens of a sequence: how long after the ones before."""
         stats = state.stats
+        if stats is None:
+            return self._update(state, *args, **kwargs)
         tokens, at = stats.num_generation_tokens, stats.last_token_ts
         result = self._update(state, *args, **kwargs)
         number = stats.num_generation_tokens - tokens

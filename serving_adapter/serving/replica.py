@@ -245,6 +245,7 @@ class Replica:
         lost = event_of_nobody(self.clock.now_ns(), model, self.settings.region, self.settings.pool)
         no = self.journal.start_now(lost)
         attempt = self._attempt(no, "", "", False)
+        attempt.on_gap = self.metrics.on_gap(lost.tenant_id)
         attempt.seen.http_status, attempt.seen.answered = 200, True
         attempt.exchange_over = True
         self._open[no] = (attempt, lost, time.monotonic(), False)

@@ -210,7 +210,19 @@ async def mixed(server: Server) -> None:
     took = time.monotonic() - begun
     print(f"  {REQUESTS} requests in {took:.0f} s, {dict(Counter(e.status for e in found))}", flush=True)
     print(f"  events = engine: {sums[0]} prompt, {sums[1]} generated, {sums[2]} cached tokens", flush=True)
+    print(f"  between tokens: {between_tokens(page)} s, as the engine's", flush=True)
     await gpu_time(server)
+
+
+def between_tokens(page: str) -> tuple[int, float]:
+    """How often a token followed another, and how long they took in all: of all tenants as of the engine."""
+    ours, engine = "tenant_inter_token_latency_seconds", "vllm:inter_token_latency_seconds"
+    sums = Counter[str]()
+    for sample in samples(page, {f"{name}_{part}" for name in (ours, engine) for part in ("sum", "count")}):
+        sums[sample.name] += float(sample.value)  # type: ignore[assignment]
+    assert sums[f"{ours}_count"] == sums[f"{engine}_count"] > 0, sums
+    assert abs(sums[f"{ours}_sum"] - sums[f"{engine}_sum"]) < 0.001, sums
+    return int(sums[f"{ours}_count"]), round(sums[f"{ours}_sum"], 3)
 
 
 async def gpu_time(server: Server) -> None:

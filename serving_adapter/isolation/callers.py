@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from serving_adapter.events import KeyName, Label, Positive, Purpose, RequestId, TenantId
+from serving_adapter.events import KeyName, Label, LabelKey, Positive, Purpose, RequestId, TenantId
 from serving_adapter.isolation.refusal import Refusal
 
 HEADER: Final = b"x-tollbook-caller"
@@ -36,7 +36,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where this tenant's requests may be served; none means anywhere."""
     api_key_id: Label | None = None
     client_request_id: Label | None = None
-    labels: dict[Annotated[str, msgspec.Meta(max_length=64)], Label] | None = None
+    labels: Annotated[dict[LabelKey, Label], msgspec.Meta(max_length=16)] | None = None
 
 
 class _Signed(Caller, frozen=True, kw_only=True):

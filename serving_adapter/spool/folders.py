@@ -133,10 +133,11 @@ class DurableMark:
 
     def __init__(self, folder: BootFolder, *, writing: bool = False) -> None:
         """Raises FileNotFoundError where there is none to read."""
+        self._writing = writing
         fd = os.open(folder.path / "durable", (os.O_RDWR | os.O_CREAT) if writing else os.O_RDONLY, 0o600)
         try:
             if writing and os.fstat(fd).st_size < _MARK.size:
-                os.ftruncate(fd, _MARK.size)
+                os.pwrite(fd, bytes(_MARK.size), 0)  # not a hole: a full disk would end the process at the first mark
             access = mmap.ACCESS_WRITE if writing else mmap.ACCESS_READ
             self._map = mmap.mmap(fd, _MARK.size, access=access)
         finally:
@@ -157,7 +158,9 @@ class DurableMark:
                 return None
 
     def close(self) -> None:
-        """Unmap."""
+        """What was published is durable, too; unmap."""
+        if self._writing:
+            self._map.flush()
         self._map.close()
 
 

@@ -23,7 +23,7 @@ from serving_adapter.replica_reports import MOST_TOTALS, Total
 from serving_adapter.request_ids import uuid7
 from serving_adapter.spool.disk_bound import DiskState, Policy, room_for
 from serving_adapter.spool.folders import BootFolder, WriterLock, boot_folder, sync_folder, used_bytes
-from serving_adapter.spool.records import Boot, Farewell, OpenRequest, Progress, Start, Tally
+from serving_adapter.spool.records import MOST_PROGRESS, Boot, Farewell, OpenRequest, Progress, Start, Tally
 from serving_adapter.spool.writer import SEGMENT_BYTES, Pwrite, SpoolFailed, SpoolWriter
 
 BOUND_BYTES: Final = 4 * 1024**3
@@ -237,8 +237,9 @@ class BootJournal:
     def progress(self, requests: Sequence[OpenRequest]) -> None:
         """How far the open requests are; rides along with the next group."""
         known = [request for request in requests if request.no not in self._in_memory]
-        if known:
-            self._writer.put(Progress(at=rfc3339(self.clock.now_ns()), open=known), kept=False)
+        at = rfc3339(self.clock.now_ns())
+        for first in range(0, len(known), MOST_PROGRESS):
+            self._writer.put(Progress(at=at, open=known[first : first + MOST_PROGRESS]), kept=False)
 
     def standing(self, most_totals: int = MOST_TOTALS) -> Standing:
         """For a heartbeat."""

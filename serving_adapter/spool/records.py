@@ -3,7 +3,8 @@
 A payload is one letter and JSON:
 
     B  the boot: whose spool this is; first in each segment
-    C  checkpoint: what earlier segments come to; the `S` of what was open follow, so that those may be archived
+    C  checkpoint: what earlier segments come to, over as many of them as it takes; the `S` of what was open follow, so
+       that those may be archived
     S  a request has begun: its number among the boot's requests, and the event it becomes if nobody says more (`lost`)
     P  progress, each second: tokens and GPU time so far of the open requests, by number
     E  a request has ended: its usage event, byte for byte as it goes to Kafka
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -25,10 +26,18 @@ from serving_adapter.replica_reports import Total, Whole
 
 FORMAT: Final = 1
 """Version of this format; a later one is not read."""
+MOST_PROGRESS: Final = 5000
+MOST_TOTALS: Final = 500
+MOST_OPEN: Final = 5000
+"""In one record each, so that no frame is ever too long: 150 bytes for each request, two kilobytes for each total."""
 
 
 class SpoolUnreadable(AdapterError):
     """A frame that is whole, and says what this version does not understand."""
+
+
+class BadRecord(SpoolUnreadable):
+    """A record of this version that says what it may not."""
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +74,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far the open requests are."""
 
     at: str
-    open: Annotated[list[OpenRequest], msgspec.Meta(max_length=20_000)]
+    open: list[OpenRequest]
 
 
 class Farewell(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +88,7 @@ class Farewell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What all earlier segments come to. The starts of the requests in `open` follow it."""
+    """What all earlier segments come to, or a part of it. The starts of the requests in `open` follow it."""
 
     last_seq: Whole
     last_no: Whole
@@ -116,14 +125,14 @@ def ends_boot(payload: bytes) -> bool:
 
 
 def read(payload: bytes) -> Record:
-    """Raises SpoolUnreadable."""
+    """Raises BadRecord; SpoolUnreadable where a later version wrote it."""
     decoder = _DECODERS.get(payload[:1])
     if decoder is None:
         raise SpoolUnreadable(f"a record of kind {payload[:1]!r}: written by a later version?")
     try:
         record: Record = decoder.decode(payload[1:])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SpoolUnreadable(f"a record {payload[:1]!r}: {error}") from None
+        raise BadRecord(f"a record {payload[:1]!r}: {error}") from None
     if isinstance(record, Boot) and record.format > FORMAT:
         raise SpoolUnreadable(f"format {record.format}, this version reads {FORMAT}")
     return record
@@ -192,6 +201,8 @@ class Replay:
     """Of what is open, by what its event will be called."""
     _awaited: set[int] = field(default_factory=set)
     """Requests that were open at the checkpoint this reading began with, until their starts are read."""
+    _began_at: tuple[int, int] = (0, 0)
+    """Last event and last request of that checkpoint: its further parts say the same."""
 
     def feed(self, record: Record) -> None:
         """The next record."""
@@ -217,11 +228,12 @@ class Replay:
         elif isinstance(record, Boot):
             self.boot = record
         elif isinstance(record, Checkpoint):
-            if not self.last_no and not self.last_seq:  # else all of it was read
-                self.last_seq, self.last_no = record.last_seq, record.last_no
+            if (self.last_seq, self.last_no) == (0, 0):
+                self.last_seq, self.last_no = self._began_at = record.last_seq, record.last_no
                 self.started, self.ended = record.started, record.ended
+            if (self.last_seq, self.last_no) == self._began_at == (record.last_seq, record.last_no):
                 self.tally.put(record.totals)
-                self._awaited = set(record.open)
+                self._awaited |= set(record.open) - self.open.keys()  # else all of it was read
         else:
             self.farewell = record
 
@@ -244,12 +256,17 @@ class Replay:
             return []
         if not self.last_no:
             return [self.boot]
-        starts = list(self.open.values())
-        checkpoint = Checkpoint(
-            last_seq=self.last_seq, last_no=self.last_no, started=self.started, ended=self.ended,
-            totals=self.tally.all(), open=[start.no for start in starts],
-        )  # fmt: skip
-        return [self.boot, checkpoint, *starts]
+        totals, numbers = self.tally.all(), list(self.open)
+        parts = max(1, -(-len(totals) // MOST_TOTALS), -(-len(numbers) // MOST_OPEN))
+        checkpoints = [
+            Checkpoint(
+                last_seq=self.last_seq, last_no=self.last_no, started=self.started, ended=self.ended,
+                totals=totals[part * MOST_TOTALS : (part + 1) * MOST_TOTALS],
+                open=numbers[part * MOST_OPEN : (part + 1) * MOST_OPEN],
+            )
+            for part in range(parts)
+        ]  # fmt: skip
+        return [self.boot, *checkpoints, *self.open.values()]
 
     def lost(self) -> list[UsageEvent]:
         """The events of what is still open: counts and time of the last progress, or nothing since the start."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from serving_adapter.clock import rfc3339
 from serving_adapter.spool.folders import BootFolder, DurableMark, Position, WriterLock, durable_mark, sync_folder
 from serving_adapter.spool.frames import Damage, Frame, Tail, framed, scan
-from serving_adapter.spool.records import Farewell, Record, Replay, payload_of, read
+from serving_adapter.spool.records import BadRecord, Farewell, Record, Replay, payload_of, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,10 @@ def replay(folder: BootFolder, repair: bool = False) -> tuple[Replay, int, list[
         data = path.read_bytes()
         for found in scan(data):
             if isinstance(found, Frame):
-                state.feed(read(found.payload))
+                try:
+                    state.feed(read(found.payload))
+                except BadRecord:
+                    damage.append((number, found.begin, found.end))
             elif isinstance(found, Damage):
                 damage.append((number, found.begin, found.end))
             else:
@@ -57,6 +60,7 @@ def recover(folder: BootFolder, now_ns: Callable[[], int]) -> Recovered | None:
     try:
         state, torn_bytes, damage = replay(folder, repair=True)
         if state.farewell is not None:
+            _publish_all(folder)
             return None
         lost = state.lost()
         records: list[Record] = [*lost]
@@ -70,6 +74,23 @@ def recover(folder: BootFolder, now_ns: Callable[[], int]) -> Recovered | None:
         return Recovered(len(lost), torn_bytes, damage)
     finally:
         held.release()
+
+
+def _publish_all(folder: BootFolder) -> None:
+    """All of a boot that has ended is durable: a power cut may have left its mark behind."""
+    number = max(folder.segments())
+    data = folder.segment(number).read_bytes()
+    end = Position(number, [found for found in scan(data) if isinstance(found, Tail)][-1].begin)
+    mark = DurableMark(folder, writing=True)
+    published = mark.read()
+    if published is None or published < end:
+        fd = os.open(folder.segment(number), os.O_RDWR)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        mark.publish(end)
+    mark.close()
 
 
 def _append_segment(folder: BootFolder, records: list[Record]) -> None:

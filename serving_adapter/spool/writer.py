@@ -78,6 +78,7 @@ class SpoolWriter:
         self._state = Replay()
         """What is on disk comes to: the writing thread's alone."""
         self._at = BEGIN
+        self._head_bytes = 0
         self._fd: int | None = self._open_segment()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tollbook-spool", daemon=True)
@@ -153,8 +154,8 @@ class SpoolWriter:
         while items:
             try:
                 self._write(b"".join(item.frame for item in items))
-            except OSError as error:
-                self.failing = str(error)
+            except Exception as error:  # the disk's, as a rule; whatever it is, nobody waits for ever, and it is said
+                self.failing = str(error) or type(error).__name__
                 _tell(items, durable=False)
                 items = [item for item in items if item.kept]
                 for item in items:
@@ -191,13 +192,15 @@ class SpoolWriter:
                 item.set()
 
     def _write(self, data: bytes) -> None:
-        if self._at.offset and self._at.offset + len(data) > self._segment_bytes:
+        most = max(self._segment_bytes, 2 * self._head_bytes)  # however much all segments begin with
+        if self._at.offset and self._at.offset + len(data) > most:
             self._close_segment()
         if self._fd is None:
             self._at = Position(self._at.segment + 1, 0)
             self._fd = self._open_segment()
         if not self._at.offset:
-            data = b"".join(framed(payload_of(record)) for record in self._state.head()) + data
+            head = b"".join(framed(payload_of(record)) for record in self._state.head())
+            data, self._head_bytes = head + data, len(head)
         at, offset = memoryview(data), self._at.offset
         began = time.monotonic()
         while at:

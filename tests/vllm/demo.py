@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,6 @@ import msgspec
 
 from devstack.errors import DevstackError
 from serving_adapter.events import UsageEvent
-from serving_adapter.request_ids import uuid7
 from streams.database import connect
 from tests.adapter_builders import events
 from tests.vllm.environment import REPOSITORY, prepare
@@ -64,9 +62,10 @@ async def ask_all(server: Server) -> str:
             "max_tokens": 20 + number, "ignore_eos": True, "stream": number % 2 == 1,
         }  # fmt: skip
         await server.ask(body, tenant=TENANTS[number % 3], leave_after=(2500, 60.0) if number % 10 == 7 else None)
-    traced = uuid7(time.time_ns())
+    told: dict[str, str] = {}
     body = {"model": "tiny", "prompt": "the one we follow", "max_tokens": 12, "ignore_eos": True}
-    status, answer = await server.ask(body, tenant="tenant_b", request_id=traced)
+    status, answer = await server.ask(body, tenant="tenant_b", told=told)
+    traced = told["x-request-id"]
     print(f"\ntenant_b asked {body['prompt']!r}: {status}, x-request-id {traced}\n{answer.decode()}", flush=True)
     return traced
 

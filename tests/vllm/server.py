@@ -190,8 +190,12 @@ class Server:
         leave_after: tuple[int, float] | None = None,
         headers: dict[str, str] | None = None,
         request_id: str | None = None,
+        told: dict[str, str] | None = None,
     ) -> tuple[int, bytes]:
-        """Status and body. `leave_after`: the client is gone after so many bytes, or seconds once it was read."""
+        """Status and body. `leave_after`: the client is gone after so many bytes, or seconds once it was read.
+
+        `told` gets the answer's headers.
+        """
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         data = json.dumps(body).encode() if body is not None else b""
         caller = Caller(tenant_id=tenant, tier="paid", request_id=request_id, attempt=1 if request_id else None)
@@ -199,9 +203,9 @@ class Server:
         sent = {"x-tollbook-caller": signed, "content-type": "application/json"} | (headers or {})
         if leave_after is not None and not leave_after[0]:
             sent["expect"] = "100-continue"  # said once the request is read: who leaves before that has asked nothing
-        lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
-        head = f"{method} {path} HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n{lines}"
-        writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        asked = f"{method} {path} HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n"
+        asked += "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+        writer.write(f"{asked}content-length: {len(data)}\r\n\r\n".encode() + data)
         try:
             if leave_after is not None:
                 size, seconds = leave_after
@@ -211,6 +215,10 @@ class Server:
                     await asyncio.wait_for(reader.readexactly(size or 1 << 30), seconds)
                 return 0, b""
             got = await reader.read()
-            return (int(got.split()[1]) if got else 0), got.partition(b"\r\n\r\n")[2]
+            head, _, answer = got.partition(b"\r\n\r\n")
+            if told is not None:
+                lines = (line.partition(":") for line in head.decode().split("\r\n")[1:])
+                told.update({name.lower(): value.strip() for name, _, value in lines})
+            return (int(got.split()[1]) if got else 0), answer
         finally:
             writer.close()

@@ -15,6 +15,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec.structs import replace
 
 from serving_adapter.isolation.callers import Caller, sign, verified
 from serving_adapter.isolation.refusal import Refusal
@@ -33,6 +34,13 @@ def test_a_signed_caller_is_read_back_under_any_known_key() -> None:
         found = verified(sign(CALLER, key_id, key, now=NOW).encode(), KEYS, now=NOW)
         assert (found.tenant_id, found.request_id, found.attempt) == ("tenant_a", "q1", 2)
         assert (found.tier, found.regions, found.labels) == ("paid", ["eu"], {"team": "x"})
+
+
+def test_labels_that_no_event_may_have_are_refused() -> None:
+    caller = replace(CALLER, labels={str(number): "" for number in range(17)})
+    with pytest.raises(Refusal) as refused:
+        verified(sign(caller, "k1", KEY, now=NOW).encode(), KEYS, now=NOW)
+    assert refused.value.status == 401
 
 
 def test_every_byte_of_the_header_matters() -> None:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
 from serving_adapter.spool.disk_bound import Policy
-from serving_adapter.spool.folders import BEGIN, BootFolder, WriterLock, boots, used_bytes
+from serving_adapter.spool.folders import BEGIN, BootFolder, DurableMark, Position, WriterLock, boots, used_bytes
 from serving_adapter.spool.frames import Frame, scan
 from serving_adapter.spool.journal import BootJournal, NoRoom, SpoolSettings
 from serving_adapter.spool.reader import read_from
@@ -116,6 +116,45 @@ def check_recovered(folder: BootFolder, started: int) -> None:
         assert state.farewell is not None
         assert state.farewell.last_seq == started
         assert state.started == state.ended + sum(event.status == "lost" for event in found.values())
+
+
+def test_a_boot_that_said_farewell_is_read_to_its_end_though_its_mark_lies_behind(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    asyncio.run(serve(journal, "q1", "q2"))
+    assert journal.close() is not None
+    mark = DurableMark(journal.folder, writing=True)
+    mark.publish(Position(1, 9))  # the power went before the system had written the mark back
+    mark.close()
+    assert not events(journal.folder)
+    assert recover(journal.folder, NOW) is None
+    assert [event.request_id for event in events(journal.folder)] == ["q1", "q2"]
+    assert isinstance(records(journal.folder)[-1], Farewell)
+
+
+def test_a_record_that_says_what_it_may_not_is_damage_and_the_others_are_recovered(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+
+    async def run() -> None:
+        await journal.start(lost("q1"))
+        await journal.start(replace(lost("q2"), labels={str(i): "" for i in range(17)}))
+
+    asyncio.run(run())
+    journal.close()
+    found = recover(journal.folder, NOW)
+    assert found is not None
+    assert (found.lost, len(found.damage)) == (1, 1)
+    state, _, _ = replay(journal.folder)
+    assert state.farewell is not None
+    assert (state.open, state.last_seq) == ({}, 1)
+
+
+def test_progress_of_however_many_requests_can_be_read(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    huge = 2**53 - 1
+    journal.progress([OpenRequest(number, huge, huge, huge, huge, huge, huge) for number in range(1, 25_001)])
+    journal.close()
+    state, _, damage = replay(journal.folder)
+    assert (len(state.progress), damage) == (25_000, [])
 
 
 def test_segments_follow_one_another_and_the_last_one_alone_is_enough(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from serving_adapter.spool.disk_bound import PER_OPEN_REQUEST_BYTES, DiskState, Policy, Room, room_for
+from serving_adapter.spool.frames import framed
 from serving_adapter.spool.records import (
     Boot,
     Farewell,
@@ -54,6 +56,22 @@ def test_what_is_open_is_lost_with_the_counts_and_the_time_of_its_last_progress(
     assert (second.status, second.fault, second.usage_source) == ("lost", "platform", "estimate")
     assert (third.request_id, third.seq, third.timestamp, third.output_tokens) == ("q3", 3, BEGUN_AT, 0)
     assert (state.started, state.ended) == (3, 1)
+
+
+def test_a_segment_begins_with_all_totals_and_all_that_is_open_however_many_there_are() -> None:
+    state = replayed([BOOT])
+    for number in range(1, 12_001):
+        state.feed(Start(no=number, lost=lost(f"q{number}", f"tenant_{number:0100d}")))
+        if number <= 6000:
+            event = ended(f"q{number}", f"tenant_{number:0100d}")
+            state.feed(replace(event, seq=number))
+    head = state.head()
+    assert len(b"".join(framed(payload_of(record)) for record in head)) > 1_000_000
+    again = replayed([*head, *head[1:]])
+    assert again.tally.all() == state.tally.all()
+    assert list(again.open) == list(range(6001, 12_001))
+    assert len(again.lost()) == 6000
+    assert (again.started, again.ended, again.last_seq, again.last_no) == (12_000, 6000, 6000, 12_000)
 
 
 def test_records_that_were_written_twice_count_once() -> None:

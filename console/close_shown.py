@@ -10,7 +10,7 @@ from billing.commands.send_invoices import Outcome
 from billing.money import plain
 from console.invoice_shown import note_told
 from console.output import listing, out
-from reconciliation.close.gates import TITLES, Gate
+from reconciliation.close.gates.gate import TITLES, Gate
 from reconciliation.close.running import CloseRun
 from reconciliation.close.states import State
 

@@ -40,8 +40,8 @@ from devstack.traffic import azure_hour
 from devstack.twin_control import ask
 from reconciliation.close import close_store, deciding
 from reconciliation.close.deciding import Worth
-from reconciliation.close.evaluating import evaluate_waivable
-from reconciliation.close.gates import Gate
+from reconciliation.close.gates.evaluating import evaluate_waivable
+from reconciliation.close.gates.gate import Gate
 from reconciliation.close.running import CloseRun, run_close
 from reconciliation.close.status import close_status
 from serving_adapter import ingest

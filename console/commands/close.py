@@ -15,7 +15,7 @@ from console.close_shown import DIFFERENCE_COLUMNS, show_dry_run, show_run, show
 from console.commands import close_decisions, close_evidence
 from console.output import AsCsv, AsJson, document, end_with, listing, out
 from console.progress import bars
-from reconciliation.close.gates import TITLES, Gate
+from reconciliation.close.gates.gate import TITLES, Gate
 from reconciliation.close.running import run_close
 from reconciliation.close.status import close_status
 

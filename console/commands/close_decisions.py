@@ -11,8 +11,8 @@ from console import session
 from console.output import out
 from reconciliation.close import deciding
 from reconciliation.close.deciding import Worth
-from reconciliation.close.evaluating import evaluate_waivable
-from reconciliation.close.gates import Gate
+from reconciliation.close.gates.evaluating import evaluate_waivable
+from reconciliation.close.gates.gate import Gate
 
 Reason = Annotated[str, typer.Option(help="Why. The evidence shows it.")]
 Keys = Annotated[

@@ -10,8 +10,8 @@ import typer
 from console import session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from console.output import plain as told
-from reconciliation.close.evidence import write_evidence
-from reconciliation.close.verifying import verify_evidence
+from reconciliation.close.evidence.verifying import verify_evidence
+from reconciliation.close.evidence.writing import write_evidence
 
 
 def evidence(

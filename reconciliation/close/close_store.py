@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing import tables
 from billing.database import add_rows
+from billing.invoicing.invoices import InvoiceKind
 from billing.money import plain
 from billing.periods import rfc3339
 from reconciliation.close.states import PREPARING, Event, State, after, book_after
@@ -22,6 +23,8 @@ from reconciliation.errors import CloseRefused
 
 BOOK: Final = ""
 """In place of a billing account: the book of the legal entity."""
+APPROVED: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
+"""What a close issues. Fees in advance, credit notes and top-ups have their own time."""
 
 
 @dataclass(frozen=True, slots=True)

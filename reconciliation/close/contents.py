@@ -11,20 +11,18 @@ from sqlalchemy import Connection
 
 from billing.commands.show_invoices import documents_of
 from billing.invoicing import adjustment_store, invoice_store, rated_line_store
-from billing.invoicing.invoices import InvoiceKind
 from billing.ledger.journal_chain import canonical
 from billing.money import plain
 from billing.periods import BillingPeriod, rfc3339
 from billing.rating.differences import net
 from billing.rating.lines import Naming, RatedLine
 from reconciliation.close import freezing
-from reconciliation.close.collecting import Account
-from reconciliation.close.contracts import contracts
-from reconciliation.close.cut_checks import namings
+from reconciliation.close.close_store import APPROVED
+from reconciliation.close.gates.collecting import Account
+from reconciliation.close.gates.contracts import contracts
+from reconciliation.close.gates.cut_checks import namings
 
 FORMAT: Final = "tollbook.close_content.v2"
-APPROVED: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
-"""What a close issues. Fees in advance, credit notes and top-ups have their own time."""
 CHANGES_LATER: Final = (
     "state",
     "parked_because",

@@ -19,8 +19,8 @@ from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import Proposal, ProposalKind
 from reconciliation.close import close_store
 from reconciliation.close.close_store import Content, Standing, book_key
-from reconciliation.close.collecting import participants
-from reconciliation.close.gates import GATE_OF, WAIVABLE, Gate, Result, seen
+from reconciliation.close.gates.collecting import participants
+from reconciliation.close.gates.gate import GATE_OF, WAIVABLE, Gate, Result, seen
 from reconciliation.close.states import Event, State
 from reconciliation.errors import CloseRefused
 from streams import audit

@@ -19,11 +19,12 @@ from billing.periods import BillingPeriod
 from billing.posting.fee_recognition import recognise_fees
 from billing.posting.period_closing import close_book
 from billing.usage import unbillable_store
-from reconciliation.close import close_store, stripe_read
-from reconciliation.close.close_store import Standing, book_key
-from reconciliation.close.contents import APPROVED, contents
-from reconciliation.close.evaluating import Outside, evaluate
-from reconciliation.close.gates import AFTER_SENDING, OF_BOOK, Gate
+from reconciliation.close import close_store
+from reconciliation.close.close_store import APPROVED, Standing, book_key
+from reconciliation.close.contents import contents
+from reconciliation.close.evidence import stripe_read
+from reconciliation.close.gates.evaluating import Outside, evaluate
+from reconciliation.close.gates.gate import AFTER_SENDING, OF_BOOK, Gate
 from reconciliation.close.run_context import Run
 from reconciliation.close.states import Event, State
 

@@ -16,11 +16,11 @@ from billing.periods import BillingPeriod
 from billing.posting.fee_recognition import recognise_fees
 from reconciliation.close import close_store
 from reconciliation.close.close_store import Standing
-from reconciliation.close.collecting import Account, held_back, participants
 from reconciliation.close.contents import contents
-from reconciliation.close.evaluating import Outside, drafts_in_stripe, evaluate, owners
 from reconciliation.close.freezing import keeping
-from reconciliation.close.gates import BEFORE_APPROVAL, Gate, Result, results
+from reconciliation.close.gates.collecting import Account, held_back, participants
+from reconciliation.close.gates.evaluating import Outside, drafts_in_stripe, evaluate, owners
+from reconciliation.close.gates.gate import BEFORE_APPROVAL, Gate, Result, results
 from reconciliation.close.run_context import Run
 from reconciliation.close.states import CUT, Event, State
 

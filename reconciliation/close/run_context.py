@@ -15,10 +15,11 @@ from billing.database import transaction
 from billing.invoicing.sending import SendingStep
 from billing.periods import BillingPeriod
 from billing.stripe.stripe_gateway import StripeGateway
-from reconciliation.close import close_store, gate_store
+from reconciliation.close import close_store
 from reconciliation.close.close_store import Standing
-from reconciliation.close.collecting import participants
-from reconciliation.close.gates import Gate, Result
+from reconciliation.close.gates import gate_store
+from reconciliation.close.gates.collecting import participants
+from reconciliation.close.gates.gate import Gate, Result
 from reconciliation.close.states import Event, State
 from streams.ingest.logs import Log
 

@@ -9,7 +9,8 @@ from sqlalchemy import Engine
 
 from billing.database import transaction
 from billing.periods import BillingPeriod, rfc3339
-from reconciliation.close import close_store, gate_store
+from reconciliation.close import close_store
+from reconciliation.close.gates import gate_store
 from reconciliation.close.states import State
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from billing.invoicing.invoices import InvoiceIdentity, InvoiceKind
-from reconciliation.close.gates import Gate
+from reconciliation.close.gates.gate import Gate
 from tests.billing_builders import OCTOBER
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from reconciliation.close.verifying import verify_evidence
+from reconciliation.close.evidence.verifying import verify_evidence
 from reconciliation.errors import EvidenceBroken
 
 Change = Callable[[str], str]

@@ -27,14 +27,14 @@ from billing.ledger.journal import AccountCode
 from billing.periods import BillingPeriod
 from billing.posting.proposal_store import ProposalKind
 from reconciliation.close import close_store
-from reconciliation.close.collecting import quarantined
 from reconciliation.close.deciding import CARRIED_OUT, Worth, approve, propose_reopening, release, waive
-from reconciliation.close.evaluating import Outside, evaluate, evaluate_waivable
-from reconciliation.close.evidence import write_evidence
-from reconciliation.close.gates import Found, Gate, Result
+from reconciliation.close.evidence.verifying import verify_evidence
+from reconciliation.close.evidence.writing import write_evidence
+from reconciliation.close.gates.collecting import quarantined
+from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_waivable
+from reconciliation.close.gates.gate import Found, Gate, Result
 from reconciliation.close.running import CloseRun, run_close
 from reconciliation.close.states import CUT, Event, State, after, book_after
-from reconciliation.close.verifying import verify_evidence
 from reconciliation.errors import CloseRefused
 from tests.billing_builders import NOW, OCTOBER, PLAN, SINCE
 from tests.integration.billing.conftest import Crash

@@ -23,8 +23,8 @@ from billing.invoicing.credit_store import GivenCredit
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.posting.proposal_store import ProposalKind
 from reconciliation.close.deciding import Worth, approve, waive
-from reconciliation.close.evaluating import Outside, evaluate, evaluate_waivable
-from reconciliation.close.gates import Gate
+from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_waivable
+from reconciliation.close.gates.gate import Gate
 from reconciliation.close.running import run_close
 from streams.completeness import number_store
 from tests.billing_builders import NOW, OCTOBER, SINCE

@@ -8,7 +8,7 @@ import pytest
 
 from reconciliation.agreement import Check
 from reconciliation.close.close_store import Transition, preparers
-from reconciliation.close.gates import Gate, Owners, results
+from reconciliation.close.gates.gate import Gate, Owners, results
 from reconciliation.close.states import CUT, Event, State, after, book_after
 from reconciliation.comparison import Difference
 from reconciliation.errors import CloseRefused

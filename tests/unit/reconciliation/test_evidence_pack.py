@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from reconciliation.close import contents, evidence
-from reconciliation.close.verifying import verify_evidence
+from reconciliation.close import contents
+from reconciliation.close.evidence import writing
+from reconciliation.close.evidence.verifying import verify_evidence
 from reconciliation.errors import EvidenceBroken
 
 
@@ -22,12 +23,12 @@ def pack(folder: Path, of_pack: str, of_content: str) -> Path:
     listed = json.dumps(account) + "\n"
     said = {"file": "accounts.jsonl", "sha256": hashlib.sha256(listed.encode()).hexdigest()}
     manifest = json.dumps({"format": of_pack, "month": "2026-10", "files": [said]})
-    (folder / evidence.CONTENT).mkdir()
-    (folder / evidence.SIGNATURES).mkdir()
-    (folder / evidence.CONTENT / "accounts.jsonl").write_text(listed)
-    (folder / evidence.CONTENT / evidence.MANIFEST).write_text(manifest)
+    (folder / writing.CONTENT).mkdir()
+    (folder / writing.SIGNATURES).mkdir()
+    (folder / writing.CONTENT / "accounts.jsonl").write_text(listed)
+    (folder / writing.CONTENT / writing.MANIFEST).write_text(manifest)
     digest = hashlib.sha256(manifest.encode()).hexdigest()
-    (folder / evidence.SIGNATURES / evidence.MANIFEST_HASH).write_text(f"{digest}  content/manifest.json\n")
+    (folder / writing.SIGNATURES / writing.MANIFEST_HASH).write_text(f"{digest}  content/manifest.json\n")
     return folder
 
 
@@ -35,7 +36,7 @@ def pack(folder: Path, of_pack: str, of_content: str) -> Path:
     ("of_pack", "of_content", "told"),
     [
         ("tollbook.close_evidence.v1", contents.FORMAT, "manifest.json: written by an older or newer version"),
-        (evidence.FORMAT, "tollbook.close_content.v1", "accounts.jsonl: acme: written by an older or newer version"),
+        (writing.FORMAT, "tollbook.close_content.v1", "accounts.jsonl: acme: written by an older or newer version"),
     ],
 )
 def test_evidence_of_another_format_is_refused_by_its_name(

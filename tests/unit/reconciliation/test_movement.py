@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from billing.money import exactly
 from billing.plans.price_plans import Metric
 from billing.rating import RatedLine
-from reconciliation.close.movement import movements, to_explain
+from reconciliation.close.gates.movement import movements, to_explain
 from tests.billing_builders import charge, rated, usage, version
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from reconciliation.close import registers
-from reconciliation.close.stripe_read import documents_check, money_check
+from reconciliation.close.evidence import registers
+from reconciliation.close.evidence.stripe_read import documents_check, money_check
 
 
 def entry(position: int, kind: str, *legs: tuple[int, str, str], **source: str) -> dict[str, Any]:

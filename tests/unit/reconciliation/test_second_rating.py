@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from reconciliation.close.agreements import agreed, held_in
-from reconciliation.close.second_rating import NotRerated, Used, priced_by_event, rated_again
+from reconciliation.close.gates.agreements import agreed, held_in
+from reconciliation.close.gates.second_rating import NotRerated, Used, priced_by_event, rated_again
 
 CHARGE: dict[str, Any] = {"key": "in", "model": "per_unit", "metric": "input", "where": {}, "price": "2", "per": 1000}
 

@@ -19,7 +19,7 @@ from billing.periods import BillingPeriod
 from billing.posting.stripe_money import major
 from billing.stripe.stripe_gateway import Json, StripeGateway
 from reconciliation.agreement import Check, compare
-from reconciliation.close.registers import Row, entries
+from reconciliation.close.evidence.registers import Row, entries
 from reconciliation.comparison import Value
 
 FILE: Final = "stripe.jsonl"

@@ -19,8 +19,8 @@ from billing.plans import account_store
 from billing.plans.subscriptions import Piece
 from billing.usage import unbillable_store
 from billing.usage.billed_events import Attempt, Billed, billed_events
-from reconciliation.close import agreements
-from reconciliation.close.second_rating import Used
+from reconciliation.close.gates import agreements
+from reconciliation.close.gates.second_rating import Used
 from reconciliation.comparison import Difference, Value
 from serving_adapter.errors import RefusedEvent
 from serving_adapter.events import UsageEvent, decode_completed

@@ -16,7 +16,7 @@ from billing.database import raw
 from billing.periods import BillingPeriod, rfc3339
 from billing.plans import account_store
 from reconciliation.close import close_store
-from reconciliation.close.gates import Gate, Waived, seen
+from reconciliation.close.gates.gate import Gate, Waived, seen
 from reconciliation.comparison import Difference
 from streams.completeness import completeness_store
 from streams.completeness.complete_to import Completeness

@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from billing.ledger.journal import ACCOUNTS
 from billing.money import ZERO, exactly, plain
-from reconciliation.close import registers
-from reconciliation.close.gates import TITLES, Gate
-from reconciliation.close.registers import Row
+from reconciliation.close.evidence import registers
+from reconciliation.close.evidence.registers import Row
+from reconciliation.close.gates.gate import TITLES, Gate
 
 FOLDER: Final = "renderings"
 PAGE, PRINTED = f"{FOLDER}/summary.html", f"{FOLDER}/summary.pdf"

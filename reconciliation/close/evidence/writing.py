@@ -26,19 +26,13 @@ from billing.ledger import journal_chain_store
 from billing.ledger.journal_chain import exported
 from billing.money import ZERO, exactly, plain
 from billing.periods import BillingPeriod, rfc3339
-from reconciliation.close import (
-    close_store,
-    freezing,
-    gate_store,
-    register_store,
-    registers,
-    renderings,
-    stripe_read,
-)
+from reconciliation.close import close_store, freezing
 from reconciliation.close.close_store import Content, book_key
 from reconciliation.close.contents import CHANGES_LATER
+from reconciliation.close.evidence import register_store, registers, renderings, stripe_read
+from reconciliation.close.evidence.pack_files import lines, table
 from reconciliation.close.freezing import Cut
-from reconciliation.close.pack_files import lines, table
+from reconciliation.close.gates import gate_store
 from reconciliation.errors import CloseRefused
 
 FORMAT: Final = "tollbook.close_evidence.v2"

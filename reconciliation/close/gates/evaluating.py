@@ -28,12 +28,12 @@ from billing.stripe import returns_store, stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.agreement import Check, compare
 from reconciliation.close import close_store, freezing
-from reconciliation.close.collecting import Account, held_back, participants, quarantined
-from reconciliation.close.contents import APPROVED
-from reconciliation.close.cut_checks import CutChecks
-from reconciliation.close.gates import Gate, Owners, Result, results
-from reconciliation.close.kept_checks import kept_checks
-from reconciliation.close.movement import movements, to_explain
+from reconciliation.close.close_store import APPROVED
+from reconciliation.close.gates.collecting import Account, held_back, participants, quarantined
+from reconciliation.close.gates.cut_checks import CutChecks
+from reconciliation.close.gates.gate import Gate, Owners, Result, results
+from reconciliation.close.gates.kept_checks import kept_checks
+from reconciliation.close.gates.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
 from reconciliation.numbers_received import numbers_received
 from reconciliation.period import reconcile_period

@@ -11,7 +11,7 @@ from typing import Any
 
 from reconciliation.agreement import Check, compare
 from reconciliation.close import contents
-from reconciliation.close.evidence import CONTENT, FORMAT, MANIFEST, MANIFEST_HASH, SIGNATURES
+from reconciliation.close.evidence.writing import CONTENT, FORMAT, MANIFEST, MANIFEST_HASH, SIGNATURES
 from reconciliation.comparison import Value
 from reconciliation.errors import EvidenceBroken
 

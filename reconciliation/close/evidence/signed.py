@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from reconciliation.agreement import Check, compare
 from reconciliation.close.close_store import BOOK, content_hash
-from reconciliation.close.evidence import rated_table, usage_table
-from reconciliation.close.pack import Pack
+from reconciliation.close.evidence.pack import Pack
+from reconciliation.close.evidence.writing import rated_table, usage_table
 from reconciliation.close.states import Event, State
 from reconciliation.comparison import Value
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing import tables
-from reconciliation.close.gates import Gate, Result, of_documents
+from reconciliation.close.gates.gate import Gate, Result, of_documents
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Final
 
 from billing.errors import DocumentRefused
 from billing.presentation.pages import printed
-from reconciliation.close import summary
+from reconciliation.close.evidence import summary
 
 EPOCH: Final = "SOURCE_DATE_EPOCH"
 """What PDF libraries date by (https://reproducible-builds.org/specs/source-date-epoch/)."""

@@ -12,14 +12,14 @@ from typing import Any, Final
 from billing.money import ZERO, currency, exactly, from_minor, plain
 from billing.presentation.pages import identifier
 from reconciliation.agreement import Check, compare
-from reconciliation.close import registers, renderings, stripe_read, summary
 from reconciliation.close.close_store import BOOK
-from reconciliation.close.evidence import DOCUMENTS_FILE, GATES_FILE, INVOICES_FILE
-from reconciliation.close.gates import Gate
-from reconciliation.close.pack import Pack
-from reconciliation.close.pack_files import table
-from reconciliation.close.registers import Row
-from reconciliation.close.signed import same_lines, states
+from reconciliation.close.evidence import registers, renderings, stripe_read, summary
+from reconciliation.close.evidence.pack import Pack
+from reconciliation.close.evidence.pack_files import table
+from reconciliation.close.evidence.registers import Row
+from reconciliation.close.evidence.signed import same_lines, states
+from reconciliation.close.evidence.writing import DOCUMENTS_FILE, GATES_FILE, INVOICES_FILE
+from reconciliation.close.gates.gate import Gate
 from reconciliation.close.states import State
 from reconciliation.comparison import Value
 

@@ -14,10 +14,11 @@ from billing.invoicing.invoices import InvoiceKind
 from billing.periods import BillingPeriod, rfc3339
 from billing.posting import proposal_store
 from billing.usage import unbillable_store
-from reconciliation.close import registers
-from reconciliation.close.contents import APPROVED, NOT_YET
-from reconciliation.close.pack_files import table
-from reconciliation.close.registers import Row
+from reconciliation.close.close_store import APPROVED
+from reconciliation.close.contents import NOT_YET
+from reconciliation.close.evidence import registers
+from reconciliation.close.evidence.pack_files import table
+from reconciliation.close.evidence.registers import Row
 
 TOLD_LATER: Final = frozenset(NOT_YET) - {"number", "issue_date", "due_date"}
 """What of a document that no approval was for may still change: Stripe is told of it in its own time."""

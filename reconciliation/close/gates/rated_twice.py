@@ -10,7 +10,7 @@ from typing import Any
 
 from billing.money import ZERO, exactly, plain
 from reconciliation.agreement import Check, compare
-from reconciliation.close.second_rating import NO_DECIMAL, NotRerated, Used, rated_again
+from reconciliation.close.gates.second_rating import NO_DECIMAL, NotRerated, Used, rated_again
 from reconciliation.comparison import Difference, Value
 
 USAGE = "usage"

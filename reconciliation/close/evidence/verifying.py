@@ -15,14 +15,14 @@ from billing.errors import JournalBroken
 from billing.ledger.journal_chain import verified_export
 from billing.money import ZERO, exactly, plain
 from reconciliation.agreement import Check, compare
-from reconciliation.close import signed
-from reconciliation.close.contracts import frozen_as_used
-from reconciliation.close.evidence import BALANCE_FILE, balances_table, trial_balance
+from reconciliation.close.evidence import signed
+from reconciliation.close.evidence.pack import Pack
+from reconciliation.close.evidence.register_checks import register_checks
+from reconciliation.close.evidence.writing import BALANCE_FILE, balances_table, trial_balance
 from reconciliation.close.freezing import cut_digest, row_digest
-from reconciliation.close.pack import Pack
-from reconciliation.close.rated_twice import RatedTwice, Told
-from reconciliation.close.register_checks import register_checks
-from reconciliation.close.second_rating import priced_by_event
+from reconciliation.close.gates.contracts import frozen_as_used
+from reconciliation.close.gates.rated_twice import RatedTwice, Told
+from reconciliation.close.gates.second_rating import priced_by_event
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import EvidenceBroken
 

@@ -20,9 +20,9 @@ from billing.rating.lines import Naming, RatedLine
 from billing.usage.billed_events import Billed
 from reconciliation.agreement import Check, compare
 from reconciliation.close import freezing
-from reconciliation.close.contracts import RawUsageReader, contracts
 from reconciliation.close.freezing import COUNTS, Cut
-from reconciliation.close.rated_twice import RatedTwice, Told
+from reconciliation.close.gates.contracts import RawUsageReader, contracts
+from reconciliation.close.gates.rated_twice import RatedTwice, Told
 from reconciliation.comparison import Difference, Value
 from streams.errors import EventsArchived
 from streams.rules.windows import UsageQuantity

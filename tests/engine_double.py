@@ -198,14 +198,19 @@ def engine_app(step: float = 0.001) -> Starlette:
         if not isinstance(body.get("model"), str):
             return JSONResponse({"error": {"message": "no model"}}, 400)
         client: EngineClient = request.app.state.engine_client
-        prompts = body.get("prompt") or [" ".join(str(part["content"]) for part in body.get("messages", []))]
+        prompts = (
+            body.get("prompt")
+            or body.get("input")
+            or [" ".join(str(part["content"]) for part in body.get("messages", []))]
+        )
         prompts = [prompts] if isinstance(prompts, str) else prompts
         read = sum(len(prompt.split()) for prompt in prompts)
         bound = body.get("max_tokens") or body.get("max_completion_tokens") or body.get("max_output_tokens") or 8
         if body.get("temperature", 1) < 0:
             return JSONResponse({"error": {"message": "temperature"}}, 400)
+        told = body.get("metadata") or {}
         params = SimpleNamespace(
-            n=body.get("n", 1), max_tokens=bound, fail_at=body.get("fail_at"), stop_at=body.get("stop_at")
+            n=body.get("n", 1), max_tokens=bound, fail_at=told.get("fail_at"), stop_at=told.get("stop_at")
         )
         more = {"cache_salt": body.get("cache_salt"), "priority": body.get("priority", 0)}
         if body["model"] in client.loras:

@@ -10,21 +10,12 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from serving_adapter.isolation.media import media_in
+from serving_adapter.isolation.fields import REFUSED, TAKEN_OUT, VLLM, KnownFields
+from serving_adapter.isolation.media import MediaRule, media_in
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Limits, Resolved
 
-TAKEN_OUT: Final = (
-    "cache_salt", "priority", "request_id", "kv_transfer_params", "ec_transfer_params", "session_id", "vllm_xargs",
-    "data_parallel_rank", "store", "return_token_ids", "add_special_tokens_by_request",
-)  # fmt: skip
-"""What crosses tenants, changes the bill, or names a request: the platform's to say, or nobody's."""
-REFUSED: Final = (
-    "use_beam_search", "background", "previous_response_id", "previous_input_messages", "prompt_embeds",
-    "mm_processor_kwargs", "structured_outputs_backend",
-)  # fmt: skip
-"""What cannot be metered or kept apart: refused where it asks for something."""
 OUTPUT_BOUND: Final = {
     Route.CHAT: ("max_completion_tokens", "max_tokens"),
     Route.COMPLETION: ("max_tokens",),
@@ -60,23 +51,26 @@ class Asked(msgspec.Struct, frozen=True):
     stream: bool
 
 
-def parse(body: bytes, route: Route, limits: Limits) -> Asked:
+def parse(
+    body: bytes, route: Route, limits: Limits, media_rule: MediaRule = "data", known: KnownFields = VLLM
+) -> Asked:
     """A body that may be asked here. Raises Refusal (400)."""
     try:
-        return _parsed(body, route, limits)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _parsed(body, route, limits, media_rule, known)
+    except (msgspec.MsgspecError, UnicodeError, OverflowError, RecursionError):
         raise Refusal(400, "invalid_json", "The body is not a JSON object that can be read.") from None
 
 
-def _parsed(body: bytes, route: Route, limits: Limits) -> Asked:
+def _parsed(body: bytes, route: Route, limits: Limits, media_rule: MediaRule, known: KnownFields) -> Asked:
     fields = _decode(body)
     for name in REFUSED:
         if name in fields and bytes(fields[name]) not in _NOTHING:
             raise Refusal(400, "unsupported_field", f"`{name}` is not supported here.", name)
     name_of_prompt = _prompt_field(fields, route)
+    fields = _known(fields, name_of_prompt, known)
     prompt = bytes(fields.get(name_of_prompt, _NULL))
-    media = media_in(prompt)
-    if _may_name_items(prompt):
+    media = media_in(prompt, media_rule)
+    if media.parts or _may_name_items(prompt):  # written anew: the engine reads what was read here
         fields[name_of_prompt] = Raw(_encode(_without_item_ids(msgspec.json.decode(prompt))))
     asked = Asked(
         fields=fields,
@@ -106,7 +100,7 @@ def rewritten(
 
     `cache_salt` None: an engine that knows neither salts nor priorities, nor stored answers.
     """
-    fields: dict[str, Any] = {name: value for name, value in asked.fields.items() if name not in TAKEN_OUT}
+    fields: dict[str, Any] = dict(asked.fields)
     fields["model"] = model.engine
     if cache_salt is not None:
         fields["cache_salt"] = cache_salt
@@ -118,6 +112,17 @@ def rewritten(
             fields.pop(name, None)
         fields[OUTPUT_BOUND[route][0]] = max_tokens
     return _encode(fields)
+
+
+def _known(fields: Fields, name_of_prompt: str, known: KnownFields) -> Fields:
+    """Those that pass. Raises Refusal for a further one that asks for something, where such are refused."""
+    passed = {}
+    for name, value in fields.items():
+        if name in known.names or name == name_of_prompt:
+            passed[name] = value
+        elif known.refuse_others and value != _NULL and name not in TAKEN_OUT and name not in REFUSED:
+            raise Refusal(400, "unknown_parameter", f"Unrecognized request argument: `{name[:256]}`.", name[:256])
+    return passed
 
 
 def _prompt_field(fields: Fields, route: Route) -> str:

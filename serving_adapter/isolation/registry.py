@@ -165,7 +165,7 @@ def merged(rules: Rules, registry: Registry, path_of: dict[str, str]) -> Rules:
     for adapter in adapters:
         if adapter.path is not None and adapter.base not in served:
             raise ValueError(f"{adapter.engine}: this replica does not serve its base {adapter.base!r}")
-    return Rules(models=models, adapters=adapters, tiers=rules.tiers, limits=rules.limits)
+    return replace(rules, models=models, adapters=adapters)
 
 
 def _with(registry: Registry, pointing: Pointing) -> Registry:

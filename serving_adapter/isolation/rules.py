@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from serving_adapter.events import KeyName, Label, Name, TenantId
+from serving_adapter.isolation.media import MediaRule
 from serving_adapter.isolation.refusal import Refusal
 
 ADAPTER_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)"
@@ -70,6 +71,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     adapters: list[Adapter] = []
     tiers: dict[KeyName, Tier] = {}
     limits: Limits = Limits()
+    media: MediaRule = "data"
+    """Images, sounds, films and files: `none`, in the request itself, or also from the hosts that are listed."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what contradicts itself, or would let one tenant's name reach another's."""

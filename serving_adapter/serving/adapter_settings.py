@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from serving_adapter.events import KeyName, Name
+from serving_adapter.isolation.fields import KnownFields, of_engine_behind
 from serving_adapter.isolation.rules import Rules
 from serving_adapter.isolation.token_settings import TokenSettings
 from serving_adapter.settings import SettingsError
@@ -63,8 +64,19 @@ class ProxySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A file with the bearer secret that the engine's server wants."""
     tokenizer: str | None = None
     """The model's `tokenizer.json`: what answers state is compared with a count of our own."""
+    fields: list[str] = []
+    """What tenants may ask of it beside OpenAI's fields and the usual ones (`isolation/fields.py`)."""
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     """After SIGTERM requests in flight have so long."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a field that may not pass."""
+        assert self.known_fields
+
+    @property
+    def known_fields(self) -> KnownFields:
+        """All that tenants may ask of it."""
+        return of_engine_behind(self.fields)
 
 
 class PlacesSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

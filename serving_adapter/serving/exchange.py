@@ -74,7 +74,7 @@ class Exchange:
         self, body: bytes, request_id: str, came_at: float, scope: Scope, receive: Receive, send: Send
     ) -> None:
         caller, replica = self._caller, self._replica
-        asked = parse(body, self._route, replica.rules.limits)
+        asked = parse(body, self._route, replica.rules.limits, replica.rules.media, replica.known_fields)
         model = self._resolved or replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
         tier = replica.rules.tiers.get(caller.tier, _NO_TIER)
         admission = await self._admitting.ask(asked, model, request_id)

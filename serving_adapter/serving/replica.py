@@ -18,6 +18,7 @@ from serving_adapter.engine.vllm_hooks import attach, attached
 from serving_adapter.engine.vllm_settings import check_settings
 from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import HEADER, Caller, nobody, verified
+from serving_adapter.isolation.fields import VLLM
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.rules import Resolver, Rules, salt
 from serving_adapter.isolation.token_settings import TokenSettings
@@ -59,6 +60,7 @@ class Replica:
         self.settings = settings
         self.engine_fields = engine_fields
         """Whether the engine takes salts and priorities."""
+        self.known_fields = settings.proxy.known_fields if settings.proxy is not None else VLLM
         self.rules = settings.rules
         self.unready: dict[str, str] = {}
         """The engine's names of adapters that cannot be served yet, with the reason."""
@@ -146,7 +148,7 @@ class Replica:
     def attach(self, client: Any) -> None:
         """Hook into an engine, once, and warn of how it was started. Raises EngineUnfit."""
         if not attached(client):
-            for told in check_settings(client, len(self.rules.adapters), os.environ):
+            for told in check_settings(client, self.rules, os.environ):
                 print(f"tollbook: WARNING: {told}", file=sys.stderr, flush=True)
             attach(client, self._attempt_of_nobody, self.cut_off_all)
 

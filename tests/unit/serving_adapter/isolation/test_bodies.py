@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from serving_adapter.isolation.body import TAKEN_OUT, parse, rewritten
+from serving_adapter.isolation.body import parse, rewritten
+from serving_adapter.isolation.fields import TAKEN_OUT, of_engine_behind
+from serving_adapter.isolation.media import MediaRule
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Limits, Resolved, Resolver, Rules, salt
@@ -31,6 +33,96 @@ def test_what_the_platform_says_replaces_what_a_tenant_says() -> None:
     assert through(sent) == {
         "model": "tiny", "prompt": "a", "temperature": 0.5, "cache_salt": "salt", "priority": 7
     }  # fmt: skip
+
+
+OTHERS_STATE: dict[str, Any] = {
+    "lora_path": "tenant_b", "session_params": {"id": "b"}, "rid": "b", "extra_key": "b", "adapter_id": "b",
+    "custom_logit_processor": "code", "lora": [{"id": 0, "scale": 1}], "id_slot": 0, "cache_prompt": False,
+}  # fmt: skip
+"""SGLang's, llama.cpp's, TGI's."""
+
+
+def test_a_field_that_nobody_here_knows_is_taken_out_before_vllm_and_refused_before_another_engine() -> None:
+    body = {"model": "fast", "prompt": "a"}
+    assert through(body | OTHERS_STATE) == {"model": "tiny", "prompt": "a", "cache_salt": "salt", "priority": 7}
+    known = of_engine_behind(["grammar"])
+    for name, value in OTHERS_STATE.items():
+        with pytest.raises(Refusal) as refused:
+            parse(json.dumps(body | {name: value}).encode(), Route.COMPLETION, LIMITS, known=known)
+        assert (refused.value.status, refused.value.code, refused.value.param) == (400, "unknown_parameter", name)
+    taken = body | {"grammar": "g", "top_k": 3, "seed": 1, "store": True, "background": False, "rid": None}
+    asked = parse(json.dumps(taken).encode(), Route.COMPLETION, LIMITS, known=known)
+    assert set(asked.fields) == {"model", "prompt", "grammar", "top_k", "seed"}
+    with pytest.raises(Refusal, match="messages"):
+        parse(json.dumps(body | {"messages": []}).encode(), Route.COMPLETION, LIMITS, known=known)
+    for never in ("cache_salt", "prompt_embeds"):
+        with pytest.raises(ValueError, match=never):
+            of_engine_behind([never])
+
+
+def content(part: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": [part]}]}).encode()
+
+
+URL = "https://images.example/a.png?x=1"
+NOT_DATA: list[Any] = [
+    {"type": "image_url", "image_url": {"url": URL}}, {"type": "image_url", "image_url": URL}, {"image_url": URL},
+    {"type": "video_url", "video_url": {"url": "http://169.254.169.254/latest"}},
+    {"type": "audio_url", "audio_url": {"url": "file:///etc/passwd"}},
+    {"type": "input_image", "image_url": "/etc/passwd"}, {"type": "input_file", "file_url": URL},
+    {"type": "file", "file": {"file_id": "file-1"}}, {"type": "file", "file": {"file_data": URL}},
+    {"type": "text", "text": "x", "image_url": {"url": URL}}, {"type": "image_url", "url": URL},
+    {"file": {}, "more": [{"type": "image_url", "image_url": {"url": URL}}]}, {"type": ["image"], "image_url": URL},
+    {"type": "image_embeds", "image_embeds": "AAAA"}, {"type": "video_embeds", "video_embeds": {"x": "data:"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", NOT_DATA)
+def test_an_engine_is_sent_to_no_address(part: Any) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse(content(part), Route.CHAT, LIMITS)
+    assert (refused.value.status, refused.value.code) == (400, "media_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("rule", "url", "allowed"),
+    [
+        ("data", "data:image/png;base64,AAAA", True),
+        ("none", "data:image/png;base64,AAAA", False),
+        (["images.example"], "DATA:image/png;base64,AAAA", True),
+        (["images.example"], URL, True),
+        (["images.example"], "https://Images.Example:8443/a", True),
+        (["images.example"], "https://images.example.evil/a", False),
+        (["images.example"], "https://evil\\@images.example/a", False),
+        (["images.example"], "https://images.example\\.evil/a", False),
+        (["images.example"], "https://images.example@evil/a", False),
+        (["images.example"], "https://evil#@images.example/", False),
+        (["images.example"], " https://images.example/a", False),
+        (["images.example"], "ftp://images.example/a", False),
+        ([], URL, False),
+    ],
+)
+def test_media_come_from_where_the_rules_say(rule: MediaRule, url: str, allowed: bool) -> None:
+    body = content({"type": "image_url", "image_url": {"url": url, "detail": "low"}})
+    if allowed:
+        assert parse(body, Route.CHAT, LIMITS, rule).media_parts == 1
+    else:
+        with pytest.raises(Refusal, match="here"):
+            parse(body, Route.CHAT, LIMITS, rule)
+
+
+def test_content_within_a_request_passes_and_text_that_names_an_address_is_text() -> None:
+    for part, parts in (
+        ({"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}, 1),
+        ({"type": "file", "file": {"file_data": "data:application/pdf;base64,AA", "filename": "a: b.pdf"}}, 1),
+        ({"type": "text", "text": f"what does the image at {URL} show? file_id"}, 0),
+    ):
+        assert parse(content(part), Route.CHAT, LIMITS, "data").media_parts == parts
+
+
+def test_of_a_name_that_is_there_twice_the_engine_gets_what_was_looked_at() -> None:
+    twice = b'{"messages":[{"content":[{"image_url":{"url":"http://evil"},"image_url":{"url":"data:,"}}]}]}'
+    assert b"evil" not in bytes(parse(twice, Route.CHAT, LIMITS).fields["messages"])
 
 
 def test_a_name_written_with_escapes_or_twice_is_still_that_name() -> None:

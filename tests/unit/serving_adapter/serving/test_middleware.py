@@ -49,16 +49,16 @@ def test_the_start_is_on_disk_before_the_engine_sees_the_request(adapter_setting
     [
         ("/v1/completions", {"prompt": PROMPT, "max_tokens": 6}, ("ok", "none", "length", 9, 6, None)),
         ("/v1/completions", {"prompt": PROMPT, "max_tokens": 6, "stream": True}, ("ok", "none", "length", 9, 6, None)),
-        ("/v1/completions", {"prompt": PROMPT, "max_tokens": 6, "stop_at": 2}, ("ok", "none", "stop", 9, 2, None)),
+        ("/v1/completions", {"prompt": PROMPT, "metadata": {"stop_at": 2}}, ("ok", "none", "stop", 9, 2, None)),
         ("/v1/completions", {"prompt": PROMPT, "max_tokens": 4, "n": 3}, ("ok", "none", "length", 9, 12, 27)),
         ("/v1/completions", {"prompt": ["a b", "c d e"], "max_tokens": 2, "n": 2}, ("ok", "none", "length", 5, 8, 10)),
         ("/v1/chat/completions", {"messages": [{"content": PROMPT}]}, ("ok", "none", "length", 9, 8, None)),
-        ("/v1/responses", {"prompt": PROMPT, "max_output_tokens": 3}, ("ok", "none", "length", 9, 3, None)),
+        ("/v1/responses", {"input": PROMPT, "max_output_tokens": 3}, ("ok", "none", "length", 9, 3, None)),
         ("/v1/embeddings", {"input": ["a b", "c d e"]}, ("ok", "none", "", 5, 0, None)),
         ("/v1/completions", {"prompt": PROMPT, "temperature": -1}, ("rejected", "client", "http_400", 0, 0, None)),
         (
             "/v1/completions",
-            {"prompt": PROMPT, "max_tokens": 9, "fail_at": 4, "stream": True},
+            {"prompt": PROMPT, "max_tokens": 9, "metadata": {"fail_at": 4}, "stream": True},
             ("error", "platform", "engine_error", 9, 3, None),
         ),
     ],
@@ -283,13 +283,16 @@ def test_an_engine_that_was_started_unsafely_is_refused_and_one_started_badly_wa
         body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
         for skipped, status in (("0", 200), ("True", 503)):
             monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", skipped)
-            async with serving(msgspec.structs.replace(adapter_settings, on_unknown_engine="stream")) as served:
+            rules = msgspec.structs.replace(adapter_settings.rules, media=["images.example"])
+            changed = msgspec.structs.replace(adapter_settings, on_unknown_engine="stream", rules=rules)
+            async with serving(changed) as served:
                 served.engine.vllm_config = config  # type: ignore[attr-defined]
                 assert [(await served.ask(body)).status for _ in "ab"] == [status, status]
 
     asyncio.run(run())
     told = capsys.readouterr().err
-    assert [told.count(word) for word in ("key-value events", "--max-cpu-loras 1 for 2 adapters")] == [1, 1]
+    for word in ("key-value events", "--max-cpu-loras 1 for 2 adapters", "--allowed-media-domains", "ALLOW_REDIRECTS"):
+        assert told.count(word) == 1
 
 
 def test_other_versions_of_vllm_than_those_looked_at_are_refused() -> None:
@@ -319,7 +322,7 @@ def test_many_mixed_requests_are_conserved_and_each_has_one_event(adapter_settin
                     "n": chance.choice([1, 1, 1, 3]), "stream": chance.random() < 0.6,
                 }  # fmt: skip
                 if chance.random() < 0.1:
-                    body["fail_at"] = 2
+                    body["metadata"] = {"fail_at": 2}
                 if chance.random() < 0.1:
                     body["temperature"] = -1
                 leave = chance.randint(1, 4) if body["stream"] and chance.random() < 0.3 else None

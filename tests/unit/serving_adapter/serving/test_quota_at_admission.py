@@ -135,7 +135,7 @@ def test_input_is_reserved_for_all_that_may_become_tokens(adapter_settings: Adap
         async with serving(adapter_settings) as served:
             behind(served, service)
             image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
-            hidden = {"x": 1, "\u0069mage_url": {"url": "http://h/i.png"}}
+            hidden = {"x": 1, "\u0069mage_url": {"url": "data:,x"}}
             text = {"type": "text", "text": "a file of an image"}
             chat = {"model": "tiny", "messages": [{"role": "user", "content": [text, image, hidden]}]}
             for body, path in (

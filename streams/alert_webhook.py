@@ -1,4 +1,5 @@
-"""Alerts to a webhook, signed: each until it is taken, under the id that it has everywhere.
+"""Alerts to a webhook, signed: each until it is taken, under the id that it has everywhere. One that the receiver
+refuses keeps no other waiting.
 
 Signed as Standard Webhooks (standardwebhooks.com, version 1.0.0) says: `webhook-id`, `webhook-timestamp`, and
 `webhook-signature: v1,` + base64 of the HMAC-SHA256 of `id.timestamp.body`. The body is the message of
@@ -16,7 +17,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import psycopg
@@ -31,12 +32,32 @@ WITHIN_S: Final = 5.0
 AT_A_TIME: Final = 50
 """In one round, so that what else the upkeep does is not put off."""
 DELIVERY_LOCK: Final = 0x746F6C6C77656268
+ABOUT_ITSELF: Final = (408, 425, 429)
+"""4xx answers that say nothing about an alert: it comes too early, or there are too many."""
 NOT_OLDER_THAN_DAYS: Final = 7
 """A webhook that is new, or was away for long, is not told everything from the beginning."""
 
 
 class WebhookNotTaken(StreamsError):
-    """The receiver did not answer with 2xx in time; tried again in the next round."""
+    """The receiver takes nothing now: no answer in time, or one about itself; tried again in the next round."""
+
+
+class _AlertRefused(StreamsError):
+    """The receiver has refused this alert (4xx), whatever it says of others."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the alerts' webhook answers {status}")
+        self.status = status
+
+
+class Delivered(NamedTuple):
+    """What became of a round."""
+
+    taken: int
+    refused: int
+    """Alerts that the receiver has refused; each is told again later, and keeps no other waiting."""
+    status: int = 0
+    """With which it refused the last one."""
 
 
 class WebhookMisconfigured(StreamsError):
@@ -80,35 +101,54 @@ class Webhook:
         return "v1," + base64.b64encode(hmac.digest(self.secret, signed, hashlib.sha256)).decode()
 
 
-def deliver(connection: psycopg.Connection, webhook: Webhook) -> int:
-    """Tell the webhook what it has not taken yet, oldest first; returns how many. Raises WebhookNotTaken.
+_WAITING: Final = """
+    select a.kind, a.key, a.subject, a.detail, a.raised_at
+    from usage.alerts as a
+    left join lateral (
+        select count(*) as times, max(refused_at) as last_at
+        from usage.alert_webhook_refusals as r where r.alert_id = a.alert_id
+    ) as refused on true
+    where a.raised_at > now() - make_interval(days => %s)
+        and not exists (select from usage.alert_webhooks as w where w.alert_id = a.alert_id)
+        and (refused.last_at is null
+            or now() > refused.last_at
+                + least(interval '1 minute' * 2 ^ least(refused.times - 1, 10), interval '1 hour'))
+    order by refused.times, a.raised_at limit %s
+"""
+"""Those that were refused come last: after a minute, then after twice as long each time, an hour at most."""
+
+
+def deliver(connection: psycopg.Connection, webhook: Webhook) -> Delivered:
+    """Tell the webhook what it has not taken yet, oldest first. Raises WebhookNotTaken.
 
     One worker at a time; a kill between two steps tells the last one again.
     """
     (free,) = connection.execute("select pg_try_advisory_lock(%s)", (DELIVERY_LOCK,)).fetchone() or (False,)
     if not free:
-        return 0
+        return Delivered(0, 0)
     try:
         return _deliver(connection, webhook)
     finally:
         connection.execute("select pg_advisory_unlock(%s)", (DELIVERY_LOCK,))
 
 
-def _deliver(connection: psycopg.Connection, webhook: Webhook) -> int:
-    rows = connection.execute(
-        "select a.kind, a.key, a.subject, a.detail, a.raised_at from usage.alerts as a"
-        " where a.raised_at > now() - make_interval(days => %s)"
-        " and not exists (select from usage.alert_webhooks as w where w.alert_id = a.alert_id)"
-        " order by a.raised_at limit %s",
-        (NOT_OLDER_THAN_DAYS, AT_A_TIME),
-    ).fetchall()
-    for row in rows:
+def _deliver(connection: psycopg.Connection, webhook: Webhook) -> Delivered:
+    taken = refused = status = 0
+    for row in connection.execute(_WAITING, (NOT_OLDER_THAN_DAYS, AT_A_TIME)).fetchall():
         alert = Alert(*row)
-        _post(webhook, alert)
+        try:
+            _post(webhook, alert)
+        except _AlertRefused as error:
+            refused, status = refused + 1, error.status
+            connection.execute(
+                "insert into usage.alert_webhook_refusals (alert_id, status) values (%s, %s)", (alert.alert_id, status)
+            )
+            continue
+        taken += 1
         connection.execute(
             "insert into usage.alert_webhooks (alert_id) values (%s) on conflict do nothing", (alert.alert_id,)
         )
-    return len(rows)
+    return Delivered(taken, refused, status)
 
 
 def _post(webhook: Webhook, alert: Alert) -> None:
@@ -126,5 +166,7 @@ def _post(webhook: Webhook, alert: Alert) -> None:
         raise WebhookNotTaken(f"the alerts' webhook does not answer: {error}") from None
     finally:
         connection.close()
+    if 400 <= status < 500 and status not in ABOUT_ITSELF:
+        raise _AlertRefused(status)
     if not 200 <= status < 300:
         raise WebhookNotTaken(f"the alerts' webhook answers {status}")

@@ -154,7 +154,11 @@ class Upkeep:
         if self._webhook is None or time.monotonic() < self._tell_at:
             return
         try:
-            alert_webhook.deliver(session.connection, self._webhook)
+            told = alert_webhook.deliver(session.connection, self._webhook)
+            if told.refused:
+                self._say(
+                    f"upkeep: the alerts' webhook refused {told.refused} ({told.status}); they are told again later"
+                )
             self._webhook_says = ""
         except WebhookNotTaken as error:  # somebody else's server: no failure of ours
             self._tell_at = time.monotonic() + WEBHOOK_RESTS_S

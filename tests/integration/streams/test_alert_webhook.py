@@ -28,6 +28,8 @@ class Receiver(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.status = 200
+        self.refuses = b"\0"
+        """What it will not have in a body: 422."""
         self.received: list[tuple[dict[str, str], bytes]] = []
 
 
@@ -37,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
-        self.send_response(self.server.status)
+        self.send_response(422 if self.server.refuses in body else self.server.status)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -55,24 +57,42 @@ def receiver() -> Iterator[Receiver]:
     server.server_close()
 
 
+def used(percent: int) -> Alert:
+    return Alert("quota_threshold", "t1", {"percent": percent}, "used", datetime.now(UTC))
+
+
 def test_each_alert_is_told_signed_until_it_is_taken(connection: psycopg.Connection, receiver: Receiver) -> None:
     address = f"http://127.0.0.1:{receiver.server_port}/hook?x=1"
     webhook = Webhook.from_environment({"TOLLBOOK_ALERT_WEBHOOK": address, "TOLLBOOK_ALERT_WEBHOOK_SECRET": SECRET})
     assert webhook is not None
-    raised = [Alert("quota_threshold", "t1", {"percent": each}, "used", datetime.now(UTC)) for each in (80, 90)]
+    raised = [used(percent) for percent in (80, 90)]
     alerts.raise_all(connection, raised)
     receiver.status = 500
     with pytest.raises(WebhookNotTaken):
         deliver(connection, webhook)
     receiver.status = 204
-    assert deliver(connection, webhook) == 2
-    assert deliver(connection, webhook) == 0
+    assert deliver(connection, webhook) == (2, 0, 0)
+    assert deliver(connection, webhook) == (0, 0, 0)
     assert [headers["webhook-id"] for headers, _ in receiver.received[1:]] == [str(each.alert_id) for each in raised]
     for headers, body in receiver.received:
         signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
         expected = base64.b64encode(hmac.digest(KEY, signed, hashlib.sha256)).decode()
         assert headers["webhook-signature"] == f"v1,{expected}"
         assert json.loads(body)["kind"] == "quota_threshold"
+
+
+def test_an_alert_that_is_refused_keeps_no_other_waiting(
+    connection: psycopg.Connection, owner: psycopg.Connection, receiver: Receiver
+) -> None:
+    webhook = Webhook("http", "127.0.0.1", receiver.server_port, "/", KEY)
+    receiver.refuses = b'"percent":80'
+    alerts.raise_all(connection, [used(percent) for percent in (80, 90, 100)])
+    assert deliver(connection, webhook) == (2, 1, 422)
+    assert deliver(connection, webhook) == (0, 0, 0)  # it rests
+    owner.execute("alter table usage.alert_webhook_refusals disable trigger append_only")
+    owner.execute("update usage.alert_webhook_refusals set refused_at = now() - interval '2 minutes'")
+    receiver.refuses = b"\0"
+    assert deliver(connection, webhook) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(

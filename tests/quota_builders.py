@@ -13,7 +13,7 @@ from streams.quotas.book import TenantBook
 from streams.quotas.calendar import microseconds
 from streams.quotas.decisions import Ask, Limits, Row
 from streams.quotas.definitions import Quota, quota_from
-from streams.quotas.entries import Entry, Reserved, Settled
+from streams.quotas.entries import Entry, Reserved, Settled, Unreserved
 from streams.quotas.meters import BudgetMeter
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -67,6 +67,12 @@ def row(request_id: str = "r1", output: int = 50, at: int = NOW, **more: Any) ->
         "t1", request_id, more.pop("attempt", 1), at, more.pop("model", "m-1"), more.pop("adapter", ""),
         more.pop("bills", True), more.pop("first", True), counts,
     )  # fmt: skip
+
+
+def confirm(made: TenantBook, usage: Row) -> None:
+    """Take confirmed usage, and note what of it nobody had reserved, as a shard does."""
+    for quota_id, start, units in made.confirm(usage).unreserved:
+        made.apply(Unreserved("t1", usage.completed_at, quota_id, start, units))
 
 
 def admit(made: TenantBook, asked: Ask, now: int = NOW) -> Reserved:

@@ -155,6 +155,8 @@ def why(tenant: str, request_id: str, as_json: AsJson = False) -> None:
         out.print(f"nothing is known of {request_id}: never asked for, or admitted and over")
     for each in [] if as_json else found:
         out.print(f"{each['at']} attempt {each['attempt']}: {each['decision']}", highlight=False)
+        if each["decision"] == "unasked" and "mode" in each:
+            out.print(said_without_the_service(each), highlight=False)
         for wall in each.get("walls", ()):
             out.print(
                 f"  {wall['quota_id']} (version {wall['version']}): {wall['because']}; {wall['needed']} needed,"
@@ -171,6 +173,26 @@ def why(tenant: str, request_id: str, as_json: AsJson = False) -> None:
             out.print(f"  {each['state']}: max_tokens {each.get('max_tokens')}, {each.get('used') or 'not settled'}")
     if not found:
         raise typer.Exit(1)
+
+
+def said_without_the_service(decision: dict[str, Any]) -> str:
+    """A decision without the service, and the numbers it was based on, in a line."""
+    basis = decision.get("basis", {})
+    text = f"  {'admitted' if decision['admitted'] else 'refused'} without the service, by {decision['mode']}"
+    why = {
+        "no_answer": f"no answer within {basis.get('deadline_ms')} ms",
+        "breaker_open": "not asked: it had not answered lately",
+        "not_served": f"it answered {basis.get('status')}",
+    }.get(basis.get("cause", ""))
+    text += f" ({why})" if why else ""
+    text += f" at {basis['decided_at']}" if "decided_at" in basis else ""
+    if "safe_requests" in basis:
+        text += f"; {basis['in_flight']} of {basis['safe_requests']} requests at once in use"
+    if "granted" in basis:
+        asked = basis.get("max_tokens", "no")
+        text += f"; {asked} max_tokens asked, {basis['granted']} granted"
+        text += f" of {basis['safe_tokens']} at most" if "safe_tokens" in basis else ""
+    return text
 
 
 @app.command("serve")

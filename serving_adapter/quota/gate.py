@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -160,14 +161,15 @@ class QuotaGate:
                  "max_tokens": max_tokens, "attempt": attempt, "adapter": adapter, "n": n, "prompts": prompts,
                  "tier": tier}  # fmt: skip
         try:
-            answer, may_be_reserved = await self._ask(tenant_id, _encode(asked))
+            answer, may_be_reserved, why = await self._ask(tenant_id, _encode(asked))
         except BaseException:
             self._withdraw(tenant_id, request_id, attempt)
             raise
         if answer is not None:
             self._keeper.busy[tenant_id, model, adapter] += 1
             return self._told(tenant_id, answer)
-        admission = self._by_fail_mode(tenant_id, request_id, attempt, max_tokens, tier)
+        about = {"model": model, "adapter": adapter, "tier": tier, "input_tokens": input_tokens}
+        admission = self._by_fail_mode(tenant_id, request_id, attempt, max_tokens, tier, why | about)
         if may_be_reserved and not admission.allowed:
             self._withdraw(tenant_id, request_id, attempt)
         return admission
@@ -192,23 +194,24 @@ class QuotaGate:
              "lease_no": lease_no}
         )  # fmt: skip
 
-    async def _ask(self, tenant_id: str, body: bytes) -> tuple[Answer | None, bool]:
-        """The service's answer about a request, if it has one in time; and else whether it may have admitted it."""
+    async def _ask(self, tenant_id: str, body: bytes) -> tuple[Answer | None, bool, dict[str, Any]]:
+        """The service's answer about a request, if it has one in time; and else whether it may have admitted it, and
+        why there is none."""
         end = self._clock() + self.settings.deadline
         for _ in range(2):  # once more where the tenant is of another shard
             now = self._clock()
             line = self._lines.of(tenant_id)
             if not line.breaker.may_call(now):
-                return None, False
+                return None, False, {"cause": "breaker_open"}
             answer = await line.ask("/v1/reservations", body, max(end - now, 0.001))
             if answer is None:
-                return None, True
+                return None, True, {"cause": "no_answer"}
             if answer.status in OF_THE_TENANT:
-                return answer, True
+                return answer, True, {}
             self.counts[f"not_served_{answer.status}"] += 1
             if answer.status != OTHER_SHARD or not self._lines.learn(answer):
-                return None, answer.status >= 500
-        return None, False
+                return None, answer.status >= 500, {"cause": "not_served", "status": answer.status}
+        return None, False, {"cause": "not_served", "status": OTHER_SHARD}
 
     def _withdraw(self, tenant_id: str, request_id: str, attempt: int) -> None:
         """The service may have admitted what will not run: it is told, so that nothing stays reserved for it."""
@@ -240,15 +243,18 @@ class QuotaGate:
             self._modes[tenant_id] = told.on_unavailable
 
     def _by_fail_mode(
-        self, tenant_id: str, request_id: str, attempt: int, max_tokens: int | None, tier: str
+        self, tenant_id: str, request_id: str, attempt: int, max_tokens: int | None, tier: str, basis: dict[str, Any]
     ) -> Admission:
-        """Decide without the service. The service tells what its tier and its quotas say about a tenant; of
-        tenants that it never told about, the mode of the tier that is given holds."""
+        """Decide without the service. The service tells what its tier and its quotas say about a tenant; of tenants
+        that it never told about, the mode of the tier that is given holds. `basis`: what `quota why` is to show."""
         settings, key = self.settings, (tenant_id, request_id, attempt)
         mode = self._modes.get(tenant_id) or settings.tier_modes.get(tier, OTHER_TIERS)
         tokens = settings.safe_tokens if max_tokens is None else max_tokens
         allowed = mode == "allow"
+        basis |= {"deadline_ms": settings.deadline * 1000, "decided_at": datetime.now(UTC), "max_tokens": max_tokens}
         if mode == "safe_capacity":
+            basis |= {"safe_requests": settings.safe_requests, "in_flight": self._safe[tenant_id],
+                      "safe_tokens": settings.safe_tokens}  # fmt: skip
             tokens = min(tokens, settings.safe_tokens)
             allowed = key in self._without_service or self._safe[tenant_id] < settings.safe_requests
         self.counts[f"fail_mode_{mode}_{'admitted' if allowed else 'refused'}"] += 1
@@ -259,7 +265,8 @@ class QuotaGate:
             self._without_service[key] = None
             self._safe[tenant_id] += 1
         decided = {
-            "tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "mode": mode, "admitted": allowed
+            "tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "mode": mode, "admitted": allowed,
+            "basis": basis | ({"granted": tokens} if allowed else {}),
         }  # fmt: skip
         self._decisions.add(decided)
         if self._kept is not None and not self._kept.add(decided):

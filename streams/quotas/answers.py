@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -94,6 +94,31 @@ class Named(msgspec.Struct, frozen=True):
     request_id: RequestId
 
 
+class Basis(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a decision without the service was based on, as its caller tells."""
+
+    cause: Literal["no_answer", "breaker_open", "not_served", ""] = ""
+    """No answer within the deadline; not asked, as there were none lately; or an answer that decides nothing."""
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
+    """Of such an answer."""
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    decided_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    """By the caller's clock: the service may be told long after."""
+    model: Scope = ""
+    adapter: Scope = ""
+    tier: Scope = ""
+    input_tokens: Count | None = None
+    max_tokens: Count | None = None
+    granted: Count | None = None
+    """`max_tokens` as admitted."""
+    safe_requests: Amount | None = None
+    """Of `safe_capacity`: how many requests of a tenant there may be at once without the service,"""
+    in_flight: Amount | None = None
+    """how many there were,"""
+    safe_tokens: Amount | None = None
+    """and how many output tokens each may have."""
+
+
 class UnaskedDecision(msgspec.Struct, frozen=True):
     """A decision that a caller made without the service."""
 
@@ -102,6 +127,7 @@ class UnaskedDecision(msgspec.Struct, frozen=True):
     mode: Scope
     admitted: bool
     attempt: Attempt = 1
+    basis: Basis | None = None
 
 
 class UnaskedDecisions(msgspec.Struct, frozen=True):
@@ -144,6 +170,11 @@ def settled_of(tenant_id: str, request_id: str, told: Settlement, at: int) -> Se
         told.input_tokens, min(told.cache_hit_tokens, told.input_tokens), told.output_tokens, told.gpu_us,
         told.lease_id, told.lease_no,
     )  # fmt: skip
+
+
+def unasked_detail(told: UnaskedDecision) -> bytes:
+    """What is stored of a decision without the service."""
+    return _encode({"mode": told.mode, "admitted": told.admitted} | ({"basis": told.basis} if told.basis else {}))
 
 
 _ALLOWED: Final = (

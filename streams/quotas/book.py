@@ -15,7 +15,7 @@ from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
 from streams.quotas.deciding import judge
 from streams.quotas.decisions import Ask, Limits, Progress, Refused, Row, Tended
 from streams.quotas.definitions import Quota
-from streams.quotas.entries import Leased, Reserved, Returned, Settled
+from streams.quotas.entries import Leased, Reserved, Returned, Settled, Unreserved
 from streams.quotas.errors import OtherContent
 from streams.quotas.lead import Lead
 from streams.quotas.lease_book import LeaseBook
@@ -99,7 +99,7 @@ class TenantBook:
             raise OtherContent(f"{ask.request_id}, attempt {ask.attempt}, was asked for with other content")
         return None if part.state is State.RELEASED else was
 
-    def apply(self, entry: Reserved | Settled | Leased | Returned) -> Progress:
+    def apply(self, entry: Reserved | Settled | Leased | Returned | Unreserved) -> Progress:
         """Take an entry of the journal. Twice, or in another order, it leaves the same."""
         if entry.at >= self.meters.next_roll:
             self.roll(entry.at)
@@ -107,6 +107,9 @@ class TenantBook:
             return self._reserve(entry)
         if isinstance(entry, Settled):
             return self._settle(entry)
+        if isinstance(entry, Unreserved):
+            self.meters.note_unreserved(entry.quota_id, entry.start, entry.units)
+            return _KNOWN
         for change in self.leases.apply(entry, self.meters):
             meter_set.lease(*change)
         return _KNOWN
@@ -115,9 +118,10 @@ class TenantBook:
         """Take a row of confirmed usage: it counts in its period, and whatever was promised for it ends."""
         part = self._part(row.request_id, row.attempt)
         known = part is not None and (part.reserved is not None or bool(part.lease_id))
-        self.meters.confirm(row, reserved=known)
+        # A correction belongs to what it corrects, which may be forgotten
+        unreserved = self.meters.confirm(row, reserved=known or not row.counts.requests)
         if not row.first:
-            return Progress(known)
+            return Progress(known, unreserved=unreserved)
         if part is None and self.leases.any_open:
             part = self._new_part(row.request_id, row.attempt, row.model, row.adapter, row.completed_at)
         over = 0
@@ -128,7 +132,7 @@ class TenantBook:
             self._move(part, Step.CONFIRM)
             part.settled, part.settled_at = row.counts, row.completed_at
             self._end_if_done(row.request_id, row.completed_at)
-        return Progress(known, over)
+        return Progress(known, over, unreserved)
 
     def resolve(self, request_id: str, attempt: int) -> None:
         """An attempt's usage is among what was loaded: what was promised for it ends, and nothing is counted."""
@@ -141,7 +145,7 @@ class TenantBook:
         """End a request whose deadline has passed, forget one that ended a while ago and is confirmed."""
         request = self.requests.get(request_id)
         if request is None:
-            return Tended(None, 0)
+            return Tended(None)
         expired = 0
         if request.ended_at is None and request.deadline <= now:
             self.roll(now)
@@ -152,10 +156,13 @@ class TenantBook:
             self._end(request, now)
         if request.ended_at is None:
             return Tended(min(now + self.limits.keep_ended_us, request.deadline), expired)
-        if request.settling or now < request.ended_at + self.limits.keep_ended_us:
+        if now < request.ended_at + self.limits.keep_ended_us or self._may_be_confirmed(request, now):
             return Tended(now + self.limits.keep_ended_us, expired)
         del self.requests[request_id]
-        return Tended(None, expired)
+        never = [part for part in request.parts.values() if part.state is State.SETTLED]
+        for part in never:
+            del self._settled[id(part)]
+        return Tended(None, expired, len(never))
 
     def expire_leases(self, now: int) -> None:
         """Take back slices that nobody gave back in time."""
@@ -178,8 +185,13 @@ class TenantBook:
         """Attempts of a request that were settled longer ago than metering may lag, and are not confirmed."""
         request = self.requests.get(request_id)
         parts = request.parts if request else {}
-        late = now - self.limits.lag_us
-        return [number for number, part in parts.items() if part.state is State.SETTLED and part.settled_at < late]
+        return [number for number, part in parts.items() if self._is_overdue(part, now)]
+
+    def finds(self, request_id: str, attempt: int) -> bool:
+        """Note that an attempt is overdue; False if that was noted before."""
+        part = self.requests[request_id].parts[attempt]
+        is_new, part.is_finding = not part.is_finding, True
+        return is_new
 
     def live(self) -> Iterator[tuple[str, int]]:
         """Every attempt whose usage is not confirmed, and may yet be."""
@@ -187,6 +199,18 @@ class TenantBook:
             for attempt, part in request.parts.items():
                 if part.state is not State.CONFIRMED:
                     yield request_id, attempt
+
+    def _is_overdue(self, part: Part, now: int) -> bool:
+        return part.state is State.SETTLED and part.settled_at < now - self.limits.lag_us
+
+    def _may_be_confirmed(self, request: Request, now: int) -> bool:
+        """Whether usage of it that is settled and not confirmed still counts, or its event is not late yet."""
+        self.roll(now)
+        return any(
+            not self._is_overdue(part, now) or any(m.counts_settled(part.settled_at) for m in self.meters.budgets)
+            for part in request.parts.values()
+            if part.state is State.SETTLED
+        )
 
     def _reserve(self, entry: Reserved) -> Progress:
         part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)

@@ -21,4 +21,6 @@ class Counters:
     """Tokens used beyond what was reserved."""
     unasked: int = 0
     findings: int = 0
-    """Attempts that were settled and not confirmed within the bound, when looked into."""
+    """Attempts that were settled and not confirmed within the bound."""
+    never_confirmed: int = 0
+    """Of these, those whose usage event had not come when the periods that they counted in were over."""

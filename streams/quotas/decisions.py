@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -104,8 +105,10 @@ class Tended(NamedTuple):
 
     again_at: int | None
     """When to look again; None if there is nothing left of it."""
-    expired: int
+    expired: int = 0
     """Attempts of which nobody ever told what they used."""
+    never_confirmed: int = 0
+    """Attempts that are forgotten without their usage event, as the periods that they counted in are over."""
 
 
 class Progress(NamedTuple):
@@ -115,6 +118,8 @@ class Progress(NamedTuple):
     """Whether there was a reservation for it."""
     over: int = 0
     """Output and input tokens beyond what was reserved."""
+    unreserved: Sequence[tuple[str, int, int]] = ()
+    """Confirmed, and reserved by nobody: quota, its period's start, units."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,8 @@ def quota_from(document: Mapping[str, Any], *, now: datetime) -> Quota:
     metric = cast(Metric, _choice(document, "metric", get_args(Metric)))
     _judge_kind(period, metric)
     hard = _flag(document, "hard")
+    if not hard and (period in RATE_US or metric == "concurrency"):
+        raise InvalidQuota("hard", "a soft one acts at its thresholds, and only budgets (day and longer) have some")
     thresholds = _thresholds(document, hard, is_budget=period not in RATE_US and metric != "concurrency")
     limit = _amount(document, "limit", metric)
     return Quota(

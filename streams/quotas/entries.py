@@ -104,7 +104,26 @@ class Unasked(msgspec.Struct, frozen=True, gc=False, tag="u", array_like=True):
     admitted: bool
 
 
-Entry = Reserved | Settled | Leased | Returned | Unasked
+class Unreserved(msgspec.Struct, frozen=True, gc=False, tag="n", array_like=True):
+    """Usage was confirmed that nobody had reserved: so many units of each of these quotas in their period."""
+
+    tenant_id: str
+    at: int
+    quota_id: str
+    start: int
+    """Of the period."""
+    units: int
+
+
+class Read(msgspec.Struct, frozen=True, tag="p", array_like=True):
+    """The feed was read up to here (`ingest_no` by source): what was unreserved in it is in this batch, or before."""
+
+    shard: int
+    at: int
+    positions: dict[str, int]
+
+
+Entry = Reserved | Settled | Leased | Returned | Unasked | Unreserved | Read
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(list[Entry])

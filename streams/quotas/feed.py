@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -49,13 +50,13 @@ _ROWS: Final = f"""
     order by f.source, f.ingest_no
 """
 _WINDOWS: Final = f"""
-    select w.model, w.adapter, {BILLS} as bills, w.bucket >= %(end)s as ahead,
+    select w.tenant_id, w.model, w.adapter, {BILLS} as bills, w.bucket >= %(end)s as ahead,
         (select max(c) from unnest(%(changes)s::timestamptz[]) as c where c <= w.bucket) as priced_from,
         sum(w.requests)::int8, sum(w.input_tokens)::int8, sum(w.cache_hit_tokens)::int8, sum(w.output_tokens)::int8,
         sum(w.gpu_us)::int8
     from usage.{{table}} as w
-    where w.tenant_id = %(tenant)s and w.bucket >= %(start)s and w.purpose = 'tenant'
-    group by 1, 2, 3, 4, 5
+    where w.tenant_id = any(%(tenants)s) and w.bucket >= %(start)s and w.purpose = 'tenant'
+    group by 1, 2, 3, 4, 5, 6
 """
 
 
@@ -171,6 +172,22 @@ def _read_rows(connection: psycopg.Connection, found: Look, *, begin_here: bool,
     found.positions |= {source: number for source, _, number in due}
 
 
+def rows_between(
+    connection: psycopg.Connection, after: Mapping[str, int], through: Mapping[str, int], shard: int, of: int
+) -> Iterator[list[Row]]:  # fmt: skip
+    """What a shard's tenants used between two positions of the feed, as far as it is kept; some at a time."""
+    due = [(source, after.get(source, 0), number) for source, number in through.items()]
+    given = {
+        "sources": [source for source, _, _ in due], "from": [at for _, at, _ in due],
+        "to": [number for _, _, number in due], "of": of, "shard": shard,
+    }  # fmt: skip
+    with connection.cursor(name="quota_feed") as cursor:
+        cursor.itersize = ROWS_AT_MOST
+        cursor.execute(_ROWS, given)
+        while rows := cursor.fetchmany(ROWS_AT_MOST):
+            yield [_row(*each) for each in rows]
+
+
 def _row(
     tenant_id: str, request_id: str, attempt: int, completed_at: datetime, model: str, adapter: str, bills: bool,
     kind: str, *counts: int,
@@ -185,12 +202,20 @@ def _load(connection: psycopg.Connection, found: Look, wanted: Wanted) -> None:
     if not wanted.spans:
         return
     found.prices |= definition_store.price_lists(connection, wanted.spans)
+    together: dict[tuple[Span, tuple[int, ...]], list[str]] = defaultdict(list)
     for tenant_id, spans in wanted.spans.items():
-        changes = [moment(at) for at in found.prices.get(tenant_id, PriceList()).changes_us]
-        found.loaded[tenant_id] = {span: _used(connection, tenant_id, span, changes) for span in spans}
+        found.loaded[tenant_id] = {span: [] for span in spans}
+        changes = tuple(found.prices.get(tenant_id, PriceList()).changes_us)
+        for span in spans:
+            together[span, changes].append(tenant_id)
+    for (span, changes), tenant_ids in together.items():
+        for tenant_id, used in _used(connection, tenant_ids, span, changes):
+            found.loaded[tenant_id][span].append(used)
 
 
-def _used(connection: psycopg.Connection, tenant_id: str, span: Span, changes: Sequence[datetime]) -> list[Used]:
+def _used(
+    connection: psycopg.Connection, tenant_ids: Sequence[str], span: Span, changes: Sequence[int]
+) -> Iterator[tuple[str, Used]]:  # fmt: skip
     """Usage since a period's start. Whole hours from the hourly windows, else from those of minutes.
 
     Periods that begin within a minute begin with it here: what a budget counts too much then is part of a minute.
@@ -198,11 +223,11 @@ def _used(connection: psycopg.Connection, tenant_id: str, span: Span, changes: S
     hourly = span.start % 3_600_000_000 == 0 and span.end % 3_600_000_000 == 0
     query = _WINDOWS.format(table="windows_1h" if hourly else "windows_1m")
     minute = span.start - span.start % 60_000_000
-    given = {"tenant": tenant_id, "start": moment(minute), "end": moment(span.end), "changes": list(changes)}
-    return [
-        Used(model, adapter, bills, ahead, microseconds(priced) if priced else span.start, Counts(*counts))
-        for model, adapter, bills, ahead, priced, *counts in connection.execute(query, given)
-    ]
+    given = {"tenants": list(tenant_ids), "start": moment(minute), "end": moment(span.end),
+             "changes": list(map(moment, changes))}  # fmt: skip
+    for tenant_id, model, adapter, bills, ahead, priced, *counts in connection.execute(query, given):
+        priced_at = microseconds(priced) if priced else span.start
+        yield tenant_id, Used(model, adapter, bills, ahead, priced_at, Counts(*counts))
 
 
 def counted_among(

@@ -8,13 +8,14 @@ the new owner reads the journal after it has raised the epoch.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
 import msgspec
 import psycopg
+from psycopg.types.json import Jsonb
 
 from streams import alerts
 from streams.alerts import Alert
@@ -37,6 +38,8 @@ class Ownership:
     """Nobody ever had it."""
     learning_until: int = 0
     """Until when it is not known what was promised, as an owner before has found; microseconds since 1970, or 0."""
+    feed_read: Mapping[str, int] | None = None
+    """Up to where the owner before had read the feed at least; None if nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,14 @@ def take(connection: psycopg.Connection, shard: int, of: int, *, owner: str, add
             "insert into usage.quota_shards as s (shard, of, epoch, next_seq, owner, address, divided_after)"
             " values (%s, %s, 1, 0, %s, %s, coalesce((select max(divided_after) from usage.quota_shards), 0))"
             " on conflict (shard) do update set epoch = s.epoch + 1,"
-            " owner = excluded.owner, address = excluded.address, taken_at = now() returning epoch, next_seq",
+            " owner = excluded.owner, address = excluded.address, taken_at = now()"
+            " returning epoch, next_seq, feed_read",
             (shard, of, owner, address),
         ).fetchone()
         assert row is not None, "an upsert returns its row"
         lost = bool(row[1]) and not _is_whole(connection, shard, row[1])
     learning_until = max((microseconds(row[2]) for row in rows if row[2] is not None), default=0)
-    return Ownership(shard, of, row[0], lost, row[0] == 1, learning_until)
+    return Ownership(shard, of, row[0], lost, row[0] == 1, learning_until, row[2])
 
 
 def divide(connection: psycopg.Connection, of: int) -> bool:
@@ -137,7 +141,7 @@ def divide(connection: psycopg.Connection, of: int) -> bool:
     with connection.transaction():
         connection.execute("select from usage.quota_shards order by shard for update")
         changed = connection.execute(
-            "update usage.quota_shards set epoch = epoch + 1, of = %s, stored_through = 0,"
+            "update usage.quota_shards set epoch = epoch + 1, of = %s, stored_through = 0, feed_read = null,"
             " divided_after = coalesce((select max(no) from usage.quota_journal), 0) where of <> %s",
             (of, of),
         )
@@ -214,6 +218,14 @@ def keep_learning(connection: psycopg.Connection, mine: Ownership, until: int) -
     connection.execute(
         "update usage.quota_shards set learning_until = %s where shard = %s and epoch = %s",
         (moment(until), mine.shard, mine.epoch),
+    )
+
+
+def keep_read(connection: psycopg.Connection, mine: Ownership, positions: Mapping[str, int]) -> None:
+    """Have owners to come know up to where the feed was read: what was unreserved up to there is in the journal."""
+    connection.execute(
+        "update usage.quota_shards set feed_read = %s where shard = %s and epoch = %s",
+        (Jsonb(dict(positions)), mine.shard, mine.epoch),
     )
 
 

@@ -8,8 +8,10 @@ from streams.alerts import Alert
 from streams.quotas.amounts import amount
 from streams.quotas.book import TenantBook
 from streams.quotas.calendar import moment
+from streams.quotas.decisions import Refused
 from streams.quotas.definitions import shown
 from streams.quotas.feed import Span, Used
+from streams.quotas.meters import BudgetMeter
 
 
 def fill(book: TenantBook, found: Mapping[Span, Sequence[Used]]) -> None:
@@ -26,6 +28,16 @@ def fill(book: TenantBook, found: Mapping[Span, Sequence[Used]]) -> None:
         meter.load(sums[0], {meter.end: sums[1]})
 
 
+def spent_alerts(book: TenantBook, refused: Refused) -> list[Alert]:
+    """Alerts of budgets that are refused as spent, though confirmed usage stays below their limits."""
+    spent = [wall for wall in refused.walls if wall.because == "spent" and wall.quota.thresholds]
+    for wall in spent:
+        meter = book.meters.named(wall.quota.quota_id)
+        assert isinstance(meter, BudgetMeter), "only budgets are spent"
+        meter.refused_as_spent(wall.needed)
+    return threshold_alerts(book, refused.at) if spent else []
+
+
 def threshold_alerts(book: TenantBook, now: int) -> list[Alert]:
     """Alerts of thresholds that confirmed usage has reached, and that were not told yet as far as is known here."""
     found = []
@@ -38,5 +50,7 @@ def threshold_alerts(book: TenantBook, now: int) -> list[Alert]:
             subject = {"quota_id": quota.quota_id, "version": quota.version, "period": start, "percent": threshold}
             limit, used = shown(quota.limit, quota.metric), shown(confirmed, quota.metric)
             text = f"{threshold} % of {quota.quota_id} is used: {used} of {limit} in the period from {start}"
+            if confirmed * 100 < threshold * quota.limit:
+                text += "; what is left is too little, and requests are refused"
             found.append(Alert("quota_threshold", book.tenant_id, subject, text, moment(now)))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -13,6 +14,7 @@ from streams.quotas.loading import fill, threshold_alerts
 from streams.quotas.shard import Shard, Unready
 
 ROWS_A_SLICE: Final = 250
+BOOKS_A_SLICE: Final = 50
 SPANS_A_LOOK: Final = 200
 """Tenants whose windows are read in one look."""
 _UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
@@ -34,12 +36,18 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
         shard.definitions = look.definitions
         for number, held in enumerate(list(shard.books.values())):
             shard.define(held, look.at, held.told_tier)
-            if number % 50 == 49:
+            if number % BOOKS_A_SLICE == BOOKS_A_SLICE - 1:
                 yield
-    register(shard, look.states, wanted.tenants)
+        known = list(shard.registered)
+        for start in range(0, len(known), BOOKS_A_SLICE):
+            shard.expect(known[start : start + BOOKS_A_SLICE], look.at)
+            yield
+    shard.expect(register(shard, look.states, wanted.tenants), look.at)
+    unreserved: Counter[tuple[str, str, int]] = Counter()
     for start in range(0, len(look.rows), ROWS_A_SLICE):
-        _confirm(shard, look.rows[start : start + ROWS_A_SLICE], look.at)
+        confirm(shard, look.rows[start : start + ROWS_A_SLICE], look.at, unreserved)
         yield
+    shard.note_unreserved(unreserved, look.at, look.positions)
     for tenant_id, prices in look.prices.items():
         priced = shard.books.get(tenant_id)
         if priced is not None and prices != priced.book.meters.prices:
@@ -62,17 +70,20 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
             shard.books[tenant_id].book.resolve(request_id, attempt)
 
 
-def register(shard: Shard, states: Mapping[str, str], asked: Sequence[str] = ()) -> None:
-    """Take which tenants there are, and which of those asked for there are not."""
+def register(shard: Shard, states: Mapping[str, str], asked: Sequence[str] = ()) -> list[str]:
+    """Take which tenants there are, and which of those asked for there are not. Returns those that are new."""
+    new = [tenant_id for tenant_id in states if tenant_id not in shard.registered]
     shard.barred = {tenant_id: _UNREADY[state] for tenant_id, state in states.items() if state != "active"}
     shard.registered.update(states)
     for tenant_id in asked:
         shard.to_look_up.pop(tenant_id, None)
         if tenant_id not in states:
             shard.barred[tenant_id] = "unknown"
+    return new
 
 
-def _confirm(shard: Shard, rows: Sequence[Row], now: int) -> None:
+def confirm(shard: Shard, rows: Sequence[Row], now: int, unreserved: Counter[tuple[str, str, int]]) -> None:
+    """Take confirmed usage. What of it nobody had reserved is added to `unreserved`, by tenant, quota and period."""
     touched: dict[str, Held] = {}
     for row in rows:
         held = shard.books.get(row.tenant_id)
@@ -86,6 +97,8 @@ def _confirm(shard: Shard, rows: Sequence[Row], now: int) -> None:
         shard.counters.confirmed += row.first
         shard.counters.unreserved += row.first and not progress.known
         shard.counters.over += progress.over
+        for quota_id, start, units in progress.unreserved:
+            unreserved[row.tenant_id, quota_id, start] += units
         touched[row.tenant_id] = held
     for held in touched.values():
         shard.deadlines.watch(held)

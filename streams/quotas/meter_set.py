@@ -176,8 +176,9 @@ class MeterSet:
         at, tokens, cap = entry.at, entry.input_tokens, entry.output_cap
         for meter, each, per_input, per_output in budgets:
             by_input = each + per_input * tokens
-            meter.reserved += by_input + per_output * cap
-            meter.expected += by_input + per_output * entry.expected_output
+            usual = by_input + per_output * entry.expected_output
+            meter.reserved += usual if meter.reserves_the_usual else by_input + per_output * cap
+            meter.expected += usual
         for rate, each, per_input, per_output in rates:
             rate.rate.charge(at, each + per_input * tokens + per_output * cap)
 
@@ -199,8 +200,9 @@ class MeterSet:
             was = part.reserved
             for meter, each, per_input, per_output in self.bounds(was.model, was.adapter, was.at).budgets:
                 by_input = each + per_input * was.input_tokens
-                meter.reserved += sign * (by_input + per_output * was.output_cap)
-                meter.expected += sign * (by_input + per_output * was.expected_output)
+                usual = by_input + per_output * was.expected_output
+                meter.reserved += sign * (usual if meter.reserves_the_usual else by_input + per_output * was.output_cap)
+                meter.expected += sign * usual
         elif part.state is State.SETTLED:
             for meter in self.covering(part.model, part.adapter).budgets:
                 meter.unconfirmed += sign * self.settled(meter, part)
@@ -212,14 +214,22 @@ class MeterSet:
             return 0
         return amount(meter.quota.metric, part.settled, self.price(part.model, part.settled_at))
 
-    def confirm(self, row: Row, *, reserved: bool) -> None:
-        """Count confirmed usage in its periods."""
+    def confirm(self, row: Row, *, reserved: bool) -> list[tuple[str, int, int]]:
+        """Count confirmed usage in its periods; what of it nobody had reserved: quota, its period's start, units."""
         price = self.price(row.model, row.completed_at)
+        unreserved = []
         for meter in self.covering(row.model, row.adapter).budgets:
             if row.bills or meter.quota.metric != "spend":
                 units = amount(meter.quota.metric, row.counts, price)
                 if meter.confirm(row.completed_at, units) and not reserved:
-                    meter.unreserved += units
+                    unreserved.append((meter.quota.quota_id, meter.start, units))
+        return unreserved
+
+    def note_unreserved(self, quota_id: str, start: int, units: int) -> None:
+        """Count confirmed usage of a period as reserved by nobody."""
+        for meter in self.budgets:
+            if meter.quota.quota_id == quota_id and meter.start == start:
+                meter.unreserved += units
 
     def was_reserved(self, part: Part) -> None:
         """Usage that was confirmed as nobody's turns out to be of a slice."""

@@ -14,6 +14,8 @@ ENDLESS: Final = 2**62
 SKEW_US: Final = 2_000_000
 """How far a replica's clock may be from the database's (docs/spec/metering.md 3): what was settled so shortly before a
 period's end may have completed in the next."""
+SMALL_PARTS: Final = 10
+"""A request is small where so many of it fit under a limit."""
 
 
 @dataclass(slots=True)
@@ -45,10 +47,12 @@ class BudgetMeter:
         "confirmed",
         "end",
         "expected",
+        "is_spent",
         "leased",
         "loaded",
         "quota",
         "reserved",
+        "reserves_the_usual",
         "start",
         "unconfirmed",
         "unreserved",
@@ -63,8 +67,10 @@ class BudgetMeter:
         self.confirmed = 0
         self.unconfirmed = 0
         """Settled, its usage event not here yet."""
+        self.reserves_the_usual = not quota.hard
+        """Whether what a request will probably use is reserved; else the most that may come of it."""
         self.reserved = 0
-        """The most that may come of what is in flight."""
+        """Of what is in flight."""
         self.expected = 0
         """What probably will."""
         self.leased = 0
@@ -72,6 +78,8 @@ class BudgetMeter:
         """Of the confirmed, what nobody had reserved."""
         self.alerted = 0
         """The highest threshold that was told in this period, in percent."""
+        self.is_spent = False
+        """Whether a request was refused because what is left of the period is as good as nothing."""
         self.before: UsedIn | None = None
         """The period before, whose last events come after its end."""
         self._ahead: dict[int, int] = {}
@@ -105,6 +113,7 @@ class BudgetMeter:
         self.confirmed = self._ahead.pop(self.start, 0)
         self._ahead.clear()
         self.unconfirmed = self.unreserved = self.alerted = 0
+        self.is_spent = False
         return True
 
     def counts_settled(self, settled_at: int) -> bool:
@@ -157,20 +166,25 @@ class BudgetMeter:
                 room = min(room, probable)
         return room
 
+    def refused_as_spent(self, needed: int) -> None:
+        """A request of so many units at least did not fit under what is left. Where it is a small one, a tenth of the
+        limit or the shortest answer, the budget is as good as used: a hard one is seldom used to the last unit."""
+        self.is_spent |= needed * SMALL_PARTS <= self.quota.limit or needed <= self.quota.min_tokens
+
     def crossed(self) -> list[Crossed]:
         """The thresholds that confirmed usage has reached, in this period or late in the one before, and that were not
-        told; now they are."""
+        told; now they are. A budget that is spent has reached 100."""
         found = []
         if self.before is not None:
-            found += self._crossed(self.before)
+            found += self._crossed(self.before, 0)
         now = UsedIn(self.start, self.end, self.confirmed, self.alerted)
-        found += self._crossed(now)
+        found += self._crossed(now, 100 * self.is_spent)
         self.alerted = now.alerted
         return found
 
-    def _crossed(self, period: UsedIn) -> list[Crossed]:
+    def _crossed(self, period: UsedIn, least: int) -> list[Crossed]:
         limit = self.quota.limit
-        percent = period.confirmed * 100 // limit if limit else 100 * (period.confirmed > 0)
+        percent = max(period.confirmed * 100 // limit if limit else 100 * (period.confirmed > 0), least)
         found = [each for each in self.quota.thresholds if period.alerted < each <= percent]
         if found:
             period.alerted = found[-1]

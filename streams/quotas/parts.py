@@ -75,6 +75,8 @@ class Part(msgspec.Struct, gc=False):
     settled_at: int = 0
     lease_id: str = ""
     """The slice out of which it was admitted elsewhere."""
+    is_finding: bool = False
+    """Whether it was noted that its usage event is overdue."""
 
 
 class Request(msgspec.Struct, gc=False):
@@ -92,11 +94,6 @@ class Request(msgspec.Struct, gc=False):
     def is_running(self) -> bool:
         """Whether an attempt of it may be at work."""
         return any(part.state is State.RESERVED for part in self.parts.values())
-
-    @property
-    def settling(self) -> bool:
-        """Whether usage of it is known that is not confirmed."""
-        return any(part.state is State.SETTLED for part in self.parts.values())
 
     @property
     def is_over(self) -> bool:

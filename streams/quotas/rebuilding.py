@@ -2,25 +2,26 @@
 
 The shard is taken first, which ends its old owner's writes. Then everything is read in one snapshot: the journal says
 what was promised, the identities of events say which of it is among what was counted, and the feed is followed from the
-positions of that very snapshot on. Budgets' windows are read when a tenant is first asked about.
+positions of that very snapshot on. Then the windows of all tenants with quotas are read (`load_all`), so that nobody's
+first request waits for them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import psycopg
 
 from serving_adapter.quota.groups import group_of
-from streams.quotas import book_state, entries, feed, journal
+from streams.quotas import book_state, definition_store, entries, feed, journal, looking
 from streams.quotas.decisions import Limits
 from streams.quotas.definition_store import NOTHING, Definitions
-from streams.quotas.entries import Unasked
+from streams.quotas.entries import Read, Reserved, Unasked, Unreserved
 from streams.quotas.feed import Look, Wanted
 from streams.quotas.journal import Ownership
-from streams.quotas.looking import register
 from streams.quotas.shard import Shard
 
 KEYS_A_QUERY: Final = 5000
@@ -46,7 +47,7 @@ def rebuild(connection: psycopg.Connection, mine: Ownership, limits: Limits, *, 
         look = feed.look_within(connection, {}, NOTHING, Wanted(), mine.shard, mine.of)
         shard = Shard(mine.shard, mine.of, limits, look.definitions or Definitions())
         shard.learning_until = look.at + limits.held_us if learn or mine.lost else mine.learning_until
-        register(shard, feed.registered(connection, mine.shard, mine.of))
+        looking.register(shard, feed.registered(connection, mine.shard, mine.of))
         taken, newest = restore(shard, journal.states(connection, mine), journal.batches(connection), look.at)
         live = shard.live()
         resolved = 0
@@ -54,7 +55,39 @@ def rebuild(connection: psycopg.Connection, mine: Ownership, limits: Limits, *, 
             for tenant_id, request_id, attempt in feed.counted_among(connection, live[start : start + KEYS_A_QUERY]):
                 shard.books[tenant_id].book.resolve(request_id, attempt)
                 resolved += 1
+        _read_on(connection, shard, mine, look)
     return Rebuilt(shard, look, taken, resolved, newest)
+
+
+def _read_on(connection: psycopg.Connection, shard: Shard, mine: Ownership, look: Look) -> None:
+    """Find what was used without a reservation while nobody read the feed: windows do not tell it from the rest."""
+    if mine.feed_read is None:
+        return
+    known, read = mine.feed_read, shard.read
+    after = {source: max(known.get(source, 0), read.get(source, 0)) for source in known.keys() | read.keys()}
+    unreserved: Counter[tuple[str, str, int]] = Counter()
+    priced: set[str] = set()
+    for rows in feed.rows_between(connection, after, look.positions, mine.shard, mine.of):
+        tenants = {row.tenant_id for row in rows} - priced
+        shard.expect(sorted(tenants), look.at)
+        for tenant_id, prices in definition_store.price_lists(connection, tenants & shard.books.keys()).items():
+            held = shard.books[tenant_id]
+            shard.define(held, look.at, held.told_tier, prices)
+        priced |= tenants
+        looking.confirm(shard, rows, look.at, unreserved)
+    shard.note_unreserved(unreserved, look.at, look.positions)
+
+
+def load_all(connection: psycopg.Connection, rebuilt: Rebuilt) -> Rebuilt:
+    """The same with the windows of every tenant that has quotas, and what the feed has brought meanwhile."""
+    shard, look = rebuilt.shard, rebuilt.look
+    shard.expect(sorted(shard.registered), look.at)
+    while shard.to_load or not look.caught_up:
+        wanted = looking.wanted(shard)
+        look = feed.look(connection, look.positions, shard.definitions.marks, wanted, shard.shard, shard.of)
+        for _ in looking.take_look(shard, look, wanted):
+            pass
+    return replace(rebuilt, look=look)
 
 
 def restore(
@@ -63,6 +96,7 @@ def restore(
     """Take stored states and the entries after them. Returns how many entries, and the time of the newest."""
     as_of: dict[int, int] = {}
     newest = taken = 0
+    unreserved: set[Unreserved] = set()
     for group, no, stored in states:
         as_of[group] = no
         for state in book_state.decode(stored):
@@ -74,11 +108,22 @@ def restore(
     for no, batch in batches:
         shard.states.read(no)
         for entry in entries.decode(batch):
+            if isinstance(entry, Read):
+                if entry.shard == shard.shard:
+                    shard.read |= entry.positions
+                continue
             group = group_of(entry.tenant_id)
             if group % shard.of != shard.shard or no <= as_of.get(group, 0) or isinstance(entry, Unasked):
                 continue
-            held = shard.books.get(entry.tenant_id) or shard.open(entry.tenant_id, now)
-            held.book.apply(entry)
+            if isinstance(entry, Unreserved):  # a batch may have been written twice
+                if entry in unreserved:
+                    continue
+                unreserved.add(entry)
+            told = entry.tier if isinstance(entry, Reserved) else ""
+            known = shard.books.get(entry.tenant_id)
+            if known is None or (told and told != known.told_tier):
+                known = shard.open(entry.tenant_id, now, told)
+            known.book.apply(entry)
             shard.states.note(group, no)
             newest = max(newest, entry.at)
             taken += 1

@@ -157,7 +157,8 @@ class Routes:
             self._callers.own(key, each.tenant_id)
         for each in many:
             at = self._service.now()
-            self._shard.unasked(Unasked(each.tenant_id, each.request_id, each.attempt, at, each.mode, each.admitted))
+            entry = Unasked(each.tenant_id, each.request_id, each.attempt, at, each.mode, each.admitted)
+            self._shard.unasked(entry, answers.unasked_detail(each))
         self._service.when_durable(call, 204)
 
 

@@ -21,7 +21,7 @@ from streams.http.listening import listen, url_of
 from streams.quotas import journal
 from streams.quotas.decisions import Limits
 from streams.quotas.http_protocol import Connections
-from streams.quotas.rebuilding import Rebuilt, rebuild
+from streams.quotas.rebuilding import Rebuilt, load_all, rebuild
 from streams.quotas.routes import Routes
 from streams.quotas.service import QuotaService
 from streams.settings import DatabaseSettings
@@ -50,6 +50,7 @@ def serve(
         rebuilt = rebuild(connection, mine, limits, learn=learn)
         if rebuilt.shard.learning_until > mine.learning_until:
             journal.keep_learning(connection, mine, rebuilt.shard.learning_until)
+        rebuilt = load_all(connection, rebuilt)
     say(
         f"shard {shard} of {of}, epoch {mine.epoch}: {len(rebuilt.shard.books)} tenants from {rebuilt.entries} entries,"
         f" {rebuilt.resolved} of them counted meanwhile" + (", learning" if rebuilt.shard.learning_until else "")

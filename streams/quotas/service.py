@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Final
 
@@ -73,6 +73,10 @@ class QuotaService:
         self._prepared: list[Prepared] = []
         self._in_hand: tuple[set[int], list[Prepared]] = (set(), [])
         """Of the batch that is being written: its groups, and who waits for it."""
+        self._noted_in_hand = self._noted_durable = 0
+        """Of the shard's count of looks that found unreserved usage: what is written, or being written."""
+        self._is_taking = False
+        """Whether a look is being taken: `_positions` are behind it."""
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._flush_is_due = False
@@ -81,7 +85,7 @@ class QuotaService:
         self._dropped_at = time.monotonic()
         self._reading: psycopg.Connection | None = None
         self._writer = JournalWriter(database, mine, self._written, self.fenced.set)
-        self._states = StateKeeper(database, mine, self.shard.states, self._begin_state)
+        self._states = StateKeeper(database, mine, self.shard.states, self._begin_state, self._read_through)
         self.tasks: list[asyncio.Task[None]] = []
         """What goes on beside requests: none of them ends by itself."""
 
@@ -148,6 +152,7 @@ class QuotaService:
         batch, changed = due
         prepared, self._prepared = self._prepared, []
         self._in_hand = (changed, prepared)
+        self._noted_in_hand = self.shard.noted
         self._writing_since = time.monotonic()
         self._writer.write(batch)
 
@@ -159,6 +164,7 @@ class QuotaService:
         changed, prepared = self._in_hand
         self.batches += 1
         self.shard.states.written(no, changed)
+        self._noted_durable = self._noted_in_hand
         self._writing_since, self.away = None, False
         _answer(prepared)
         if self._prepared or self.shard.pending:
@@ -191,18 +197,25 @@ class QuotaService:
                 self._try_parked(give_up=True)
                 continue
             failing = False
+            self._is_taking = True
             for _ in looking.take_look(self.shard, look, wanted):
                 await asyncio.sleep(0)
-            self._positions = look.positions
+            self._positions, self._is_taking = look.positions, False
             self.looked_at = time.monotonic()
             self._set_clock(look)
             if keys is not None:
                 self._take_keys(keys)
             self._try_parked()
             self.flush_soon()
-            if self.parked or not look.caught_up:
+            if self.parked or self.shard.to_load or not look.caught_up:
                 self._wake.set()
                 await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _read_through(self) -> Mapping[str, int]:
+        """Up to where the feed was read, once what was found in it so far is durable."""
+        while self._is_taking or self._noted_durable < self.shard.noted:
+            await asyncio.sleep(TICK_S)
+        return self._positions
 
     def _look(self, wanted: Wanted) -> tuple[Look, dict[bytes, AccessKey] | None]:
         try:

@@ -6,10 +6,9 @@ answers. Times are microseconds since 1970, by the database's clock.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
-
-import msgspec
 
 from serving_adapter.quota.groups import shard_of
 from serving_adapter.quota.tiers import policy_of
@@ -23,10 +22,11 @@ from streams.quotas.deadlines import Deadlines
 from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import strictest
-from streams.quotas.entries import Entry, Leased, Reserved, Returned, Settled, Unasked
+from streams.quotas.entries import Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
 from streams.quotas.held import Held
 from streams.quotas.journal import Batch, Decision
 from streams.quotas.lead import Lead
+from streams.quotas.loading import spent_alerts
 from streams.quotas.meter_set import NEVER
 from streams.quotas.refusals import refusal_detail
 from streams.quotas.shedding import count, shed
@@ -65,6 +65,10 @@ class Shard:
     to_look_up: dict[str, None] = field(default_factory=dict)
     doubtful: dict[tuple[str, str, int], None] = field(default_factory=dict)
     """Attempts of which it is not known whether their usage was counted long ago."""
+    read: dict[str, int] = field(default_factory=dict)
+    """Of the feed, as the journal has it: what was unreserved up to there is in it."""
+    noted: int = 0
+    """How often unreserved usage was found."""
     shed: set[Held] = field(default_factory=set)
     """Tenants that flood."""
     states: StoredStates = field(default_factory=StoredStates)
@@ -97,6 +101,7 @@ class Shard:
             return before
         if isinstance(answer, Refused):
             self.counters.refused += 1
+            self.alerts += spent_alerts(held.book, answer)
             self.decisions.append(
                 Decision(moment(now), ask.tenant_id, ask.request_id, ask.attempt, "refused", refusal_detail(answer))
             )
@@ -131,11 +136,22 @@ class Shard:
         held.book.apply(entry)
         self.pending.append(entry)
 
-    def unasked(self, entry: Unasked) -> None:
-        """Note a decision that a caller made without us."""
+    def note_unreserved(self, found: Mapping[tuple[str, str, int], int], at: int, positions: Mapping[str, int]) -> None:
+        """Keep what was confirmed and reserved by nobody, by tenant, quota and period, up to these positions of the
+        feed: windows do not tell it from the rest."""
+        for (tenant_id, quota_id, start), units in found.items():
+            held, entry = self.books[tenant_id], Unreserved(tenant_id, at, quota_id, start, units)
+            self.states.before_change(held, "")
+            held.book.apply(entry)
+            self.pending.append(entry)
+        if found:
+            self.pending.append(Read(self.shard, at, dict(positions)))
+            self.noted += 1
+
+    def unasked(self, entry: Unasked, detail: bytes) -> None:
+        """Note a decision that a caller made without us, with the numbers that it was based on."""
         self.pending.append(entry)
         self.counters.unasked += 1
-        detail = msgspec.json.encode({"mode": entry.mode, "admitted": entry.admitted})
         self.decisions.append(
             Decision(moment(entry.at), entry.tenant_id, entry.request_id, entry.attempt, "unasked", detail)
         )
@@ -165,6 +181,15 @@ class Shard:
         else:
             self.define(held, now, told_tier or held.told_tier or held.book.tier)
         return held
+
+    def expect(self, tenant_ids: Iterable[str], now: int) -> None:
+        """Open the books of those tenants who have quotas, so that their budgets are loaded before they ask."""
+        at, definitions = moment(now), self.definitions
+        for tenant_id in tenant_ids:
+            if tenant_id in self.books or tenant_id in self.barred or not self.owns(tenant_id):
+                continue
+            if definitions.versions_of(tenant_id, definitions.tier_of(tenant_id, at)):
+                self.open(tenant_id, now)
 
     def hold(self, tenant_id: str) -> Held:
         """A tenant's book, which knows nothing yet."""
@@ -219,10 +244,11 @@ class Shard:
         for held, request_id in self.deadlines.due(now):
             tended = held.book.tend(request_id, now)
             self.counters.expired += tended.expired
+            self.counters.never_confirmed += tended.never_confirmed
             if tended.again_at is not None:
                 self.deadlines.again(held, request_id, tended.again_at)
                 for attempt in held.book.overdue(request_id, now):
-                    self.counters.findings += 1
+                    self.counters.findings += held.book.finds(request_id, attempt)
                     self.doubtful[held.book.tenant_id, request_id, attempt] = None
 
     def each_second(self, now: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import psycopg
@@ -24,17 +24,21 @@ FORGET_EVERY_S: Final = 5.0
 
 
 class StateKeeper:
-    """Stores states, and lets batches go that no rebuild needs. `begin`: a state begins with the next batch."""
+    """Stores states, and lets batches go that no rebuild needs. `begin`: a state begins with the next batch. `read`:
+    up to where the feed was read, once all that is known of it by now is durable."""
 
     def __init__(
-        self, database: DatabaseSettings, mine: Ownership, states: StoredStates, begin: Callable[[], None]
-    ) -> None:
+        self, database: DatabaseSettings, mine: Ownership, states: StoredStates, begin: Callable[[], None],
+        read: Callable[[], Awaitable[Mapping[str, int]]],
+    ) -> None:  # fmt: skip
         self._database = database
         self._mine = mine
         self._states = states
         self._begin = begin
+        self._read = read
         self._connection: psycopg.Connection | None = None
-        self._forgot_at = time.monotonic()
+        self._tell_at = 0.0
+        """When to store up to where the feed was read, and to let batches go, at the latest."""
 
     async def keep_again_and_again(self) -> None:
         """Until it is cancelled."""
@@ -43,30 +47,41 @@ class StateKeeper:
         while True:
             await asyncio.sleep(max(STATE_SLICE_EVERY_S, took / MAKING_SHARE))
             began = time.monotonic()
+            made = None
             if states.is_idle:
                 self._begin()
-                continue
-            made = states.make()
-            took = time.monotonic() - began
-            if made is not None:
-                forget = 0
-                if time.monotonic() - self._forgot_at >= FORGET_EVERY_S:
-                    self._forgot_at, forget = time.monotonic(), states.needed_from() - 1
-                try:
-                    await asyncio.to_thread(self._keep, *made, forget)
-                except (psycopg.Error, DatabaseUnavailable) as error:
-                    if not is_passing(error):
-                        raise
-                    states.not_kept(made[0])
-                    await asyncio.sleep(RETRY_S)
-                else:
-                    states.kept(made[0])
+            else:
+                made = states.make()
+                took = time.monotonic() - began
+            if made is not None or time.monotonic() >= self._tell_at:
+                await self._keep(made)
 
-    def _keep(self, group: int, no: int, state: bytes, forget: int) -> None:
+    async def _keep(self, made: tuple[int, int, bytes] | None) -> None:
+        # What is confirmed by now is not in the state: who reads the feed again must not take it for unreserved
+        positions = await self._read()
+        forget = 0
+        if time.monotonic() >= self._tell_at:
+            self._tell_at, forget = time.monotonic() + FORGET_EVERY_S, self._states.needed_from() - 1
+        try:
+            await asyncio.to_thread(self._store, made, forget, positions)
+        except (psycopg.Error, DatabaseUnavailable) as error:
+            if not is_passing(error):
+                raise
+            if made is not None:
+                self._states.not_kept(made[0])
+            await asyncio.sleep(RETRY_S)
+        else:
+            if made is not None:
+                self._states.kept(made[0])
+
+    def _store(self, made: tuple[int, int, bytes] | None, forget: int, positions: Mapping[str, int]) -> None:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._database.url, application="tollbook quota states")
-            journal.keep_state(self._connection, self._mine, group, no, state)
+            with self._connection.transaction():
+                journal.keep_read(self._connection, self._mine, positions)
+                if made is not None:
+                    journal.keep_state(self._connection, self._mine, *made)
             if forget:
                 journal.forget(self._connection, self._mine, forget)
         except psycopg.Error:

@@ -18,7 +18,7 @@ from streams.quotas.definitions import quota_from
 from streams.quotas.entries import Settled
 from streams.quotas.journal import Ownership
 from streams.quotas.meters import BudgetMeter
-from streams.quotas.rebuilding import Rebuilt, rebuild
+from streams.quotas.rebuilding import Rebuilt, load_all, rebuild
 from streams.quotas.shard import Shard
 from streams.rules.chunks import Chunk, Record, Source
 
@@ -66,12 +66,14 @@ class Driver:
         self.writing = connect(url)
         self.reading = connect(url)
         self.mine: Ownership = journal.take(self.writing, shard, of, owner="test", address="")
-        self.rebuilt: Rebuilt = rebuild(self.reading, self.mine, limits, learn=learn)
+        self.rebuilt: Rebuilt = load_all(self.reading, rebuild(self.reading, self.mine, limits, learn=learn))
         self.shard: Shard = self.rebuilt.shard
         if self.shard.learning_until > self.mine.learning_until:
             journal.keep_learning(self.writing, self.mine, self.shard.learning_until)
         self.positions = self.rebuilt.look.positions
         self._last = 0
+        self.write()
+        self.keep_read()
 
     @property
     def now(self) -> int:
@@ -93,9 +95,14 @@ class Driver:
             batch, changed = due
             self.shard.states.written(journal.append(self.writing, self.mine, batch), changed)
 
+    def keep_read(self) -> None:
+        """How far the feed was read; all that was found in it is written."""
+        journal.keep_read(self.writing, self.mine, self.positions)
+
     def store_states(self) -> None:
         """Until every group's is stored."""
         states = self.shard.states
+        self.keep_read()
         while True:
             self.write(store_a_state=True)
             if states.is_idle:
@@ -128,6 +135,11 @@ class Driver:
         meter = self.shard.books[tenant].book.meters.named(quota_id)
         assert isinstance(meter, BudgetMeter)
         return meter.confirmed, meter.unconfirmed, meter.reserved
+
+    def unreserved(self, quota_id: str = "month-output_tokens") -> int:
+        meter = self.shard.books["t1"].book.meters.named(quota_id)
+        assert isinstance(meter, BudgetMeter)
+        return meter.unreserved
 
     def crash(self) -> None:
         self.writing.close()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import psycopg
 import pytest
 
+from console.commands.quota import said_without_the_service
 from serving_adapter.quota import GateSettings, QuotaGate
 from tests.fixtures_quota_server import QuotaServerProcess
 from tests.integration.streams.quotas.driver import Usage, add_tenants, define
@@ -133,6 +134,13 @@ def test_an_outage_costs_milliseconds_and_is_told_afterwards(
         await until(lambda: not gate.waiting)
         found = again.request("GET", "/v1/decisions/t1/down-0").body["decisions"]
         assert found[0]["mode"] == "safe_capacity"
+        basis = found[0]["basis"]
+        assert basis["cause"] in ("no_answer", "breaker_open")
+        told = ("in_flight", "safe_requests", "safe_tokens", "max_tokens", "granted", "input_tokens", "model")
+        assert [basis[name] for name in told] == [0, 4, 512, 2000, 512, 10, "m-1"]
+        (refused,) = again.request("GET", "/v1/decisions/t1/down-9").body["decisions"]
+        assert (refused["admitted"], refused["basis"]["in_flight"]) == (False, 4)
+        assert "; 4 of 4 requests at once in use" in said_without_the_service(refused)
         assert again.quota()["unconfirmed"] == 200
         gate.settle("t1", "first", input_tokens=10, output_tokens=5)
         await gate.stop()

@@ -248,19 +248,60 @@ def test_a_rebuild_that_takes_long_is_not_ended_by_the_server(
     assert shown == ("100ms",)
 
 
-def test_a_tenants_first_request_waits_for_one_look_alone(
+def test_no_first_request_waits_for_a_tenants_usage_to_be_read(
     connection: psycopg.Connection, own_database_url: str, usage: Usage
 ) -> None:
+    """Neither of a tenant that has quotas now, nor after a restart: callers would go by their fail mode meanwhile."""
     driver = Driver(own_database_url)
     add_tenants(connection, "new")
     define(connection, tenant="t1")
     define(connection, tenant="new")
+    define(connection, tier="paid")
+    usage.happens("before", output=70)
     driver.look()
-    for tenant in ("t1", "new"):
-        assert driver.shard.ask(Ask(tenant, "r1", "m-1", 10), driver.now) == "loading"
     driver.look()
+
+    def ask(driver: Driver, tenant: str, **more: str) -> None:
+        answer = driver.shard.ask(Ask(tenant, f"r{driver.mine.epoch}", "m-1", 10, max_tokens=100, **more), driver.now)
+        assert isinstance(answer, Reserved), answer
+
     for tenant in ("t1", "new"):
-        assert isinstance(driver.shard.ask(Ask(tenant, "r1", "m-1", 10), driver.now), Reserved)
+        ask(driver, tenant)
+    driver.ask("told", tenant="t2", tier="paid")  # in a tier that only its callers know
+    driver.crash()
+    again = Driver(own_database_url)
+    for tenant in ("t1", "new"):
+        ask(again, tenant)
+    ask(again, "t2", tier="paid")
+    assert again.budget() == (70, 0, 200)
+
+
+def test_usage_that_nobody_had_reserved_is_told_apart_also_over_crashes(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    price = EstimatePrice("", "output", Decimal("0.01"), "USD", datetime.now(UTC) - timedelta(days=60))
+    estimates.set_prices(connection, "t1", [price])
+    define(connection)
+    define(connection, metric="spend", limit="100")
+    driver = Driver(own_database_url)
+    driver.ask("r1")
+    usage.happens("foreign", output=30)
+    driver.look()
+    batch, changed = driver.shard.next_batch() or pytest.fail("it is to be written")
+    for _ in range(2):  # as when nobody knows whether it is
+        driver.shard.states.written(journal.append(driver.writing, driver.mine, batch), changed)
+    assert driver.unreserved() == 30
+    driver.crash()
+    usage.happens("r1", output=50)
+    usage.happens("while-nobody-looked", output=7)
+    usage.happens("probe", output=500, purpose="probe")
+    for kept in (False, True, True):
+        again = Driver(own_database_url)
+        assert (again.budget()[0], again.unreserved(), again.unreserved("month-spend")) == (87, 37, 37 * 10**16)
+        if kept:
+            again.store_states()
+            journal.forget(connection, again.mine, again.shard.states.needed_from() - 1)
+        again.crash()
 
 
 def test_usage_of_other_purposes_and_platform_tenants_is_left_out(

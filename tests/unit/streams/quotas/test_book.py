@@ -12,8 +12,9 @@ from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.entries import Leased, Reserved, Returned
 from streams.quotas.errors import OtherContent
 from streams.quotas.granting import Slice, grant
+from streams.quotas.loading import spent_alerts
 from streams.quotas.meters import RateMeter, SlotMeter
-from tests.quota_builders import DAY, NOW, SECOND, admit, ask, book, budget, load, quota, row, settled
+from tests.quota_builders import DAY, NOW, SECOND, admit, ask, book, budget, confirm, load, quota, row, settled
 
 
 def refused(made: object, asked: Ask, now: int = NOW) -> Refused:
@@ -171,9 +172,29 @@ def test_an_expired_reservation_is_corrected_by_its_late_event() -> None:
     assert (budget(made).used, budget(made).unreserved) == (70, 0)
 
 
+def test_what_is_never_confirmed_ends_with_the_period_that_it_counts_in() -> None:
+    made = book(quota(limit=100), quota("month", limit=1000))
+    made.apply(settled("lost", 40))
+    made.apply(settled("met", 40))
+    made.confirm(row("met", output=40))
+    assert made.tend("met", NOW + 31 * SECOND) == (None, 0, 0)
+    late = NOW + 61 * SECOND
+    assert made.overdue("lost", late) == [1]
+    assert [made.finds("lost", 1), made.finds("lost", 1)] == [True, False]
+    assert made.tend("lost", late).again_at is not None
+    assert made.tend("lost", NOW + DAY).again_at is not None, "the month goes on"
+    assert (budget(made, "month-output_tokens").used, budget(made).used) == (80, 0)
+    assert made.tend("lost", NOW + 30 * DAY) == (None, 0, 1)
+    assert not made.requests
+    assert [meter.used for meter in made.meters.budgets] == [0, 0]
+    made.roll(NOW + 31 * DAY)
+
+
 def test_usage_that_nobody_reserved_counts_and_is_told() -> None:
     made = book(quota(limit=100))
-    made.confirm(row("foreign", output=170))
+    confirm(made, row("foreign", output=170))
+    confirm(made, row("foreign", output=-20, requests=0, first=False))  # a correction belongs to what it corrects
+    confirm(made, row("foreign", output=20, requests=0, first=False))
     assert (budget(made).used, budget(made).unreserved, budget(made).remaining) == (170, 170, 0)
     assert refused(made, ask()).walls[0].because == "spent"
 
@@ -228,6 +249,7 @@ def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
     load(made, 120)
     late = admit(made, ask("c", max_tokens=400))
     assert (late.priority, late.max_tokens, late.limited_by) == (20, 28, ("day-output_tokens",))
+    assert budget(made).reserved == 35 + 35 + 28, "what they will probably use, not the 100 that the first may"
 
 
 def test_a_soft_budget_that_does_not_shrink_only_puts_back() -> None:
@@ -264,6 +286,21 @@ def test_thresholds_are_told_once_a_period_also_late_in_it() -> None:
     made.confirm(row("c", output=85, at=midnight))
     assert (told(), told()) == ([(90, midnight - DAY), (80, midnight)], [])
     assert (meter.confirmed, made.decide(ask("d"), midnight + 1) is not None) == (85, True)
+
+
+@pytest.mark.parametrize(
+    ("used", "needs", "told"), [(950, 60, [80, 90, 100]), (985, 16, [80, 90, 100]), (500, 600, []), (850, 200, [80])]
+)
+def test_a_budget_that_refuses_small_requests_is_told_as_used_up(used: int, needs: int, told: list[int]) -> None:
+    """A hard one is seldom used to its last unit; a request that is large says nothing about others."""
+    made = book(quota(limit=1000, thresholds=[80, 90, 100], on_shrink="deny"))
+    load(made, used)
+    answer = refused(made, ask(max_tokens=needs))
+    assert answer.walls[0].because == "spent"
+    alerts = spent_alerts(made, answer)
+    assert [alert.subject["percent"] for alert in alerts] == told
+    assert spent_alerts(made, answer) == []
+    assert all(f"{used} of 1000" in alert.detail for alert in alerts)
 
 
 def test_quotas_of_an_adapter_hold_for_that_adapter_alone() -> None:
@@ -353,7 +390,7 @@ def test_what_is_used_out_of_a_slice_leaves_it_and_is_not_unreserved() -> None:
 def test_an_event_may_be_faster_than_the_settle_of_a_slice() -> None:
     made = book(quota(limit=1000))
     made.apply(lease())
-    made.confirm(row("x", output=120))
+    confirm(made, row("x", output=120))
     assert budget(made).unreserved == 120
     made.apply(settled("x", 120, lease_id="l1", input=0))
     meter = budget(made)

@@ -44,6 +44,8 @@ GOOD: dict[str, Any] = {"tenant_id": "t1", "period": "month", "metric": "output_
         ({"overshoot_allowance": 5, "hard": False}, "overshoot_allowance"),
         ({"overshoot_allowance": -5}, "overshoot_allowance"),
         ({"hard": "yes"}, "hard"),
+        ({"hard": False, "period": "minute", "metric": "requests"}, "hard"),
+        ({"hard": False, "period": "none", "metric": "concurrency"}, "hard"),
         ({"min_tokens": 0}, "min_tokens"),
         ({"on_shrink": "maybe"}, "on_shrink"),
         ({"on_unavailable": "maybe"}, "on_unavailable"),

@@ -45,6 +45,13 @@ class SourceChanged(StreamsError):
         self.source = source
 
 
+class LeaderChanged(StreamsError):
+    """The partition has had another leader since: what was fetched before may not be in its log any more."""
+
+    def __init__(self, source: str, known: int, found: int) -> None:
+        super().__init__(f"{source}: fetched by leader epoch {known}, compared by {found}: it is to be fetched again")
+
+
 class SourceStopped(StreamsError):
     """The source was left standing until a person has looked at it, or another took its place."""
 

@@ -17,7 +17,7 @@ from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import REPLICAS, USAGE
 from streams.database import connect, done_later, is_passing
-from streams.errors import PositionGap, SourceChanged, SourceStopped
+from streams.errors import LeaderChanged, PositionGap, SourceChanged, SourceStopped
 from streams.ingest import sources
 from streams.ingest.apply import Checkpoint, ChunkApplier, no_checkpoint
 from streams.ingest.feed_topics import Applier, FeedTopic, Message, record_of
@@ -101,16 +101,21 @@ class Ingestion:
         """When the transaction in hand began (monotonic seconds); None between two."""
         return self._patience.trying_since
 
-    def take(self, partition: Partition, messages: Sequence[Message], fetched_at: float) -> int | None:
+    def take(
+        self, partition: Partition, messages: Sequence[Message], fetched_at: float, leader_epoch: int = -1
+    ) -> int | None:
         """Apply messages of a partition; returns the position to read again from, where one is missing.
 
         Waits for the database, whatever it takes. A partition that must not go on is left standing. `fetched_at` =
-        monotonic seconds, after the fetch.
+        monotonic seconds, after the fetch; `leader_epoch` = of the leader that appended the newest of them (-1: not
+        told).
         """
         with self._at_work.counted():
-            return self._take(partition, messages, fetched_at)
+            return self._take(partition, messages, fetched_at, leader_epoch)
 
-    def _take(self, partition: Partition, messages: Sequence[Message], fetched_at: float) -> int | None:
+    def _take(
+        self, partition: Partition, messages: Sequence[Message], fetched_at: float, leader_epoch: int
+    ) -> int | None:
         if partition in self.tally.stopped or fetched_at < self._sent_back_at.get(partition, 0.0):
             return None  # fetched before we went back: it comes again
         self._read_logs_when_due()
@@ -122,13 +127,20 @@ class Ingestion:
                 return None
         if not self.is_same_log(partition, fetched_at) or partition in self.tally.stopped:
             return None
+        if not self._log_watch.knows(partition, leader_epoch):
+            # A leader that lacks the end of what was applied may have put other messages there, and these behind them
+            with done_later(), contextlib.suppress(KafkaUnavailable):
+                self.read_logs()
+            return None if partition in self.tally.stopped else self._look_again(partition)
+        if self._log_watch.knew_after(partition, fetched_at):
+            return self._look_again(partition)
         try:
             self._apply_over_holes(partition, [record_of(message) for message in messages])
         except PositionGap as gap:
             return self._go_back(partition, gap)
         except SourceChanged as changed:
             self.stand_still(partition, str(changed))
-        except SourceStopped:
+        except (SourceStopped, LeaderChanged):
             return self._look_again(partition)
         return None
 
@@ -153,7 +165,8 @@ class Ingestion:
         return False
 
     def _look_again(self, partition: Partition) -> int | None:
-        """Somebody stopped the source that we go by: stand still as well, or go on where it was resolved."""
+        """Somebody stopped the source that we go by, or its log had another leader: stand still as well, or read again
+        from where it stands now."""
 
         def read() -> SourceState:
             with connect(self._database.url) as connection:
@@ -166,7 +179,9 @@ class Ingestion:
             self._log_watch.note_stopped(partition, state)
             return None
         self.feeds[partition.topic].states[partition.number] = state
-        self._sent_back_at[partition] = time.monotonic()
+        self._sent_back_at[partition] = now = time.monotonic()
+        if not self._log_watch.knows(partition, state.leader_epoch):
+            self._log_watch.note_known(partition, state.leader_epoch, now)
         return state.next_position
 
     def stand_still(self, partition: Partition, why: str) -> None:
@@ -272,7 +287,8 @@ class Ingestion:
     def _apply(self, partition: Partition, records: Sequence[Record], empty: Ranges = ()) -> bool:
         """Apply one chunk, waiting for the database; False if told to end meanwhile."""
         feed = self.feeds[partition.topic]
-        chunk = Chunk(feed.states[partition.number].as_source, records, empty=empty)
+        source = feed.states[partition.number].as_source(self._log_watch.epoch_of(partition))
+        chunk = Chunk(source, records, empty=empty)
         began = 0.0
 
         def apply() -> Applied:

@@ -79,7 +79,7 @@ class LogGaps:
 
         def write() -> bool:
             with connect(self._database.url) as connection:
-                return positions.pass_over_nothing(connection, state.as_source, first, after)
+                return positions.pass_over_nothing(connection, state.as_source(), first, after)
 
         return bool(self._patience.wait(write))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import psycopg
 
@@ -17,6 +19,13 @@ from streams.ingest.sources import Partition, SourceState
 from streams.ingest.tally import Tally
 
 
+class Known(NamedTuple):
+    """By which leader epoch a log is known to hold what was applied of it, since when (monotonic seconds)."""
+
+    epoch: int
+    since: float
+
+
 class LogWatch:
     """One reader's: what it finds is in `tally.stopped`."""
 
@@ -25,6 +34,7 @@ class LogWatch:
         self._say = say
         self._agreed: dict[Partition, int] = {}
         """How far each was applied when its epoch was last the stored one: what came since may lie behind a cut."""
+        self._known: dict[Partition, Known] = {}
 
     def compare(self, connection: psycopg.Connection, feed: FeedTopic) -> None:
         """Read positions, then the log: whatever other workers apply in between, its end is not before a position.
@@ -33,12 +43,13 @@ class LogWatch:
         """
         for _ in range(2):
             stored = sources.states(connection, feed.topic)
-            log = feed.read_log()
+            log, read_at = feed.read_log(), time.monotonic()
             going = {n: state for n, state in stored.items() if state.stopped_because is None}
             found = {n: why for n, state in going.items() if (why := sources.disagreement(state, log, n))}
             if not found:
                 break
-        found |= self._not_what_was_applied(connection, feed, log, {n: s for n, s in going.items() if n not in found})
+        agreeing = {n: s for n, s in going.items() if n not in found}
+        found |= self._not_what_was_applied(connection, feed, log, read_at, agreeing)
         for number, why in found.items():
             self.stop(connection, Partition(feed.topic, number), stored[number].source, why)
         for number, state in stored.items():
@@ -46,7 +57,12 @@ class LogWatch:
                 self.note_stopped(Partition(feed.topic, number), state)
 
     def _not_what_was_applied(
-        self, connection: psycopg.Connection, feed: FeedTopic, log: Log, going: Mapping[int, SourceState]
+        self,
+        connection: psycopg.Connection,
+        feed: FeedTopic,
+        log: Log,
+        read_at: float,
+        going: Mapping[int, SourceState],
     ) -> dict[int, str]:
         """Where the leader epoch is another one, and the log does not hold what was applied, and why."""
         found = {}
@@ -66,9 +82,33 @@ class LogWatch:
                     if at is not None:
                         found[number] = f"from position {at} on the log has other messages: {sources.TRUNCATED}"
                         continue
-                    sources.note_epoch(connection, state.source, epoch)
+                    if not sources.note_epoch(connection, state, epoch):
+                        continue  # what was applied meanwhile is compared the next time
                 self._agreed[partition] = state.next_position
+                self.note_known(partition, epoch, read_at)
         return found
+
+    def note_known(self, partition: Partition, epoch: int, since: float) -> None:
+        """By this epoch, whoever compared it, the log holds what was applied of it. What was fetched before may be of
+        another log."""
+        known = self._known.get(partition)
+        if known is None or known.epoch != epoch:
+            self._known[partition] = Known(epoch, since)
+
+    def knows(self, partition: Partition, leader_epoch: int) -> bool:
+        """Whether the log was compared under the leader that appended a message, or a later one (-1: not told)."""
+        known = self._known.get(partition)
+        return leader_epoch < 0 or (known is not None and (known.epoch < 0 or known.epoch >= leader_epoch))
+
+    def epoch_of(self, partition: Partition) -> int | None:
+        """The epoch by which the log is known; None where no broker tells any."""
+        known = self._known.get(partition)
+        return known.epoch if known is not None and known.epoch >= 0 else None
+
+    def knew_after(self, partition: Partition, fetched_at: float) -> bool:
+        """Whether another leader was found only after a fetch (monotonic seconds): then it is made again."""
+        known = self._known.get(partition)
+        return known is not None and fetched_at < known.since
 
     def note_stopped(self, partition: Partition, state: SourceState) -> None:
         """A partition was stopped before we came, or by another worker: it stands still for all."""

@@ -16,7 +16,7 @@ import psycopg
 
 from streams import alerts
 from streams.alerts import Alert
-from streams.errors import SourceChanged, SourceStopped
+from streams.errors import LeaderChanged, SourceChanged, SourceStopped
 from streams.ingest import quarantine_alerts, refused_values
 from streams.ingest.sources import Feed
 from streams.rules.chunks import Chunk, Record, Refused, Source, digest, not_yet_applied
@@ -87,8 +87,8 @@ def register(connection: psycopg.Connection, source: Source, feed: Feed = "usage
 def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Record]]:
     """Lock the source's row until the transaction ends; return where it stands and what is not applied yet.
 
-    Raises SourceChanged; SourceStopped where a person has to look first, whoever noticed; or PositionGap when a message
-    would be skipped.
+    Raises SourceChanged; LeaderChanged where the log was compared anew by somebody since it was fetched; SourceStopped
+    where a person has to look first, whoever noticed; or PositionGap when a message would be skipped.
     """
     at = _lock(connection, chunk.source)
     return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records, chunk.empty)
@@ -169,19 +169,21 @@ def alert_transactions(connection: psycopg.Connection, source: str, next_positio
 def _lock(connection: psycopg.Connection, source: Source) -> At:
     name = source.name
     row = connection.execute(
-        "select next_position, ingest_no, source_no, cluster_id, topic_id, stopped_because from usage.sources"
-        " where source = %s for no key update",  # rows that refer to it may be written meanwhile
+        "select next_position, ingest_no, source_no, cluster_id, topic_id, leader_epoch, stopped_because"
+        " from usage.sources where source = %s for no key update",  # rows that refer to it may be written meanwhile
         (name,),
     ).fetchone()
     if row is None:
         raise SourceChanged(name, "the source", "registered", "unknown")
-    next_position, ingest_no, source_no, cluster_id, topic_id, stopped_because = row
+    next_position, ingest_no, source_no, cluster_id, topic_id, leader_epoch, stopped_because = row
     if cluster_id != source.cluster_id:
         raise SourceChanged(name, "the cluster", cluster_id, source.cluster_id)
     if topic_id != source.topic_id:
         raise SourceChanged(name, "the topic", topic_id, source.topic_id)
     if stopped_because is not None:
         raise SourceStopped(name, stopped_because)
+    if source.leader_epoch is not None and source.leader_epoch < leader_epoch:
+        raise LeaderChanged(name, source.leader_epoch, leader_epoch)
     return At(int(next_position), int(ingest_no) + 1, int(source_no))
 
 

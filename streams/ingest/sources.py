@@ -37,10 +37,9 @@ class SourceState:
     leader_epoch: int = -1
     """By which the log was last known to hold what was applied of it; -1: never compared."""
 
-    @property
-    def as_source(self) -> Source:
-        """The source of the partition's chunks."""
-        return Source(self.source, self.cluster_id, self.topic_id)
+    def as_source(self, leader_epoch: int | None = None) -> Source:
+        """The source of the partition's chunks, for a reader that knows its log by this epoch."""
+        return Source(self.source, self.cluster_id, self.topic_id, leader_epoch)
 
 
 TRUNCATED: Final = "it was truncated"
@@ -115,12 +114,13 @@ def states(connection: psycopg.Connection, topic: str) -> dict[int, SourceState]
     return {partition: state for partition, (_, state) in newest.items()}
 
 
-def note_epoch(connection: psycopg.Connection, source: str, leader_epoch: int) -> None:
-    """By this epoch the log holds what was applied of it."""
-    connection.execute(
-        "update usage.sources set leader_epoch = %(epoch)s where source = %(source)s and leader_epoch < %(epoch)s",
-        {"source": source, "epoch": leader_epoch},
+def note_epoch(connection: psycopg.Connection, state: SourceState, leader_epoch: int) -> bool:
+    """By this epoch the log holds what was applied of it; False if it was applied further since `state` was read."""
+    noted = connection.execute(
+        "update usage.sources set leader_epoch = greatest(leader_epoch, %s) where source = %s and next_position = %s",
+        (leader_epoch, state.source, state.next_position),
     )
+    return noted.rowcount == 1
 
 
 def lag(connection: psycopg.Connection, log: Log) -> int:

@@ -49,6 +49,8 @@ class Source:
     name: str
     cluster_id: str
     topic_id: str
+    leader_epoch: int | None = None
+    """By which whoever reads it knows that the log holds what was applied; None: it is no log."""
 
 
 Ranges = Sequence[tuple[int, int]]

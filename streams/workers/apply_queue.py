@@ -37,6 +37,8 @@ class Fetched:
     value: bytes | None
     timestamp: int
     headers: Sequence[tuple[str, bytes | None]] | None = ()
+    leader_epoch: int = -1
+    """Of the leader that appended it; -1: not told."""
 
 
 class ApplyQueue:
@@ -104,7 +106,7 @@ class ApplyQueue:
     def _take(self, partition: Partition, chunk: Sequence[Fetched], fetched_at: float, era: int) -> None:
         if era != self._eras.get(partition, 0):
             return
-        back_to = self._ingestion.take(partition, chunk, fetched_at)
+        back_to = self._ingestion.take(partition, chunk, fetched_at, chunk[-1].leader_epoch)
         if back_to is not None:
             self.ask_to_seek({partition: back_to})
 
@@ -118,8 +120,10 @@ def chunks_of(messages: Iterable[Message], most: int) -> Iterable[tuple[Partitio
         assert topic is not None, "a message without an error has its place"
         assert number is not None, "a message without an error has its place"
         partition = Partition(topic, number)
-        key, at = _bytes(message.key()), message.timestamp()[1]
-        fetched = Fetched(message.offset() or 0, key, _bytes(value), at, _headers(message))
+        key, at, epoch = _bytes(message.key()), message.timestamp()[1], message.leader_epoch()
+        fetched = Fetched(
+            message.offset() or 0, key, _bytes(value), at, _headers(message), -1 if epoch is None else epoch
+        )
         size = _size(fetched)
         chunk = open_chunks.setdefault(partition, [])
         if chunk and (len(chunk) >= most or sizes[partition] + size > CHUNK_BYTES):

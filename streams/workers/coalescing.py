@@ -14,6 +14,7 @@ from faust.types.transports import SchedulingStrategyT
 from faust.types.tuples import TP
 
 from streams.settings import CHUNK_MESSAGES
+from streams.workers.lenient_batches import leader_epochs
 
 
 class Fetched(NamedTuple):
@@ -21,6 +22,8 @@ class Fetched(NamedTuple):
 
     records: list[Any]
     at: float
+    leader_epoch: int
+    """Of the leader that appended the newest, or a later one; -1: not told."""
 
 
 class CoalescedRecord(NamedTuple):
@@ -58,6 +61,7 @@ class ChunkScheduler(SchedulingStrategyT):
         """One pseudo-record per chunk."""
         fetched_at = time.monotonic()
         for partition, messages in records.items():
+            epoch = leader_epochs.get(partition, -1)
             for start in range(0, len(messages), self.chunk_messages):
                 chunk = messages[start : start + self.chunk_messages]
                 last = chunk[-1]
@@ -65,7 +69,7 @@ class ChunkScheduler(SchedulingStrategyT):
                     partition,
                     CoalescedRecord(
                         last.topic, last.partition, last.offset, last.timestamp, last.timestamp_type,
-                        (), None, Fetched(chunk, fetched_at), None, 0, 0,
+                        (), None, Fetched(chunk, fetched_at, epoch), None, 0, 0,
                     ),
                 )  # fmt: skip
 

@@ -46,19 +46,25 @@ POLL_AT_LEAST_EVERY_MS: Final = 60_000
 ENDED: Final = (KafkaError._FATAL, KafkaError.INCONSISTENT_GROUP_PROTOCOL, KafkaError.TOPIC_AUTHORIZATION_FAILED,
                 KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.FENCED_INSTANCE_ID)  # fmt: skip
 """Errors that do not pass; librdkafka tries on after any other."""
+FENCED: Final = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
+"""What stands in the error that ends a client for that."""
+FENCED_TIMES: Final = 3
+FENCED_WITHIN_S: Final = 60.0
+"""A broker that is killed again and again does not bring it about so often; another worker of the name does at once."""
 
 
 class BareConsumer(Reader):
     """The reader that works by librdkafka alone."""
 
     def _set_up(self) -> None:
-        self._consumer = Consumer(self._configuration(self._kafka, self._instance), logger=quiet_log)
+        self._consumer = self._open()
         self._queue = ApplyQueue(self.ingestion)
         self._paused = False
         self._fetched: dict[Partition, int | None] = {}
         """Kept here: librdkafka's own `position` waits for seconds beside a thread that polls."""
         self._ending = threading.Event()
         self._asks_anew = threading.Event()
+        self._fenced_at: list[float] = []
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="beside")
 
     def run(self) -> Tally:
@@ -115,10 +121,33 @@ class BareConsumer(Reader):
         messages = self._consumer.consume(POLL_MESSAGES, POLL_S)
         for message in messages:
             if (error := message.error()) is not None and error.code() in ENDED:
+                if self._instance and FENCED in error.str():
+                    self._take_place_again()
+                    return []
                 mixed = error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL
                 hint = ": Faust workers are in the group, stop them first" if mixed else ""
                 raise WorkerCrashed(f"Kafka: {error.str()}{hint}")
         return messages
+
+    def _take_place_again(self) -> None:
+        """Join anew: librdkafka gives up a client whose place in the group was given away, if only to the same client.
+
+        It asks for its place anew where it heard of no broker for a session's time, and what it had under way is then
+        refused. Of two workers of one name each takes it from the other, and the one that came first ends first.
+        """
+        now = time.monotonic()
+        self._fenced_at = [at for at in self._fenced_at if at > now - FENCED_WITHIN_S] + [now]
+        if len(self._fenced_at) >= FENCED_TIMES:
+            raise WorkerCrashed(
+                f"Kafka gave the place {self._instance!r} in the group to another {FENCED_TIMES} times within"
+                f" {FENCED_WITHIN_S:.0f} s: another worker runs under this name; give each an --instance of its own"
+            )
+        self._say(f"Kafka: {FENCED}; it is taken again, nothing is lost")
+        self._on_revoke(self._consumer, [])
+        with contextlib.suppress(KafkaException):
+            self._consumer.close()
+        self._consumer = self._open()
+        self._subscribe()
 
     def _hold_back(self) -> None:
         """Fetch no more while enough waits."""
@@ -190,6 +219,9 @@ class BareConsumer(Reader):
         self.ingestion.close()
         self._upkeep.round(at_once=True)  # so that what this worker applied is folded when it has ended
         self._upkeep.close()
+
+    def _open(self) -> Consumer:
+        return Consumer(self._configuration(self._kafka, self._instance), logger=quiet_log)
 
     @staticmethod
     def _configuration(kafka: KafkaSettings, instance: str | None) -> dict[str, Any]:

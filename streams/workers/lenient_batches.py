@@ -1,8 +1,10 @@
-"""Batches for aiokafka in which one unreadable record does not hide the others.
+"""What aiokafka does not tell of batches: whose they are, and what stands beside an unreadable record.
 
 A header's name that is not UTF-8 ends aiokafka's reading of a batch, and with it of the partition, for good. Such a
 batch is read once more here, by aiokafka's own slower reader, which is given names whose bytes stand for themselves
 (PEP 383's surrogates). Who applies the message sees them, and refuses it alone.
+
+Each batch says by which epoch's leader it was appended; aiokafka does not hand that on. It is kept here by partition.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
 _HEAD: Final = 12
-"""A batch begins with its offset (8 bytes) and the length of what follows these twelve."""
+"""A batch begins with its offset (8 bytes) and the length of what follows these twelve: the epoch (4), the format."""
+_FORMAT: Final = _HEAD + 4
+_WITH_EPOCH: Final = 2
+"""The first format that has it."""
+
+leader_epochs: Final[dict[tuple[str, int], int]] = {}
+"""By topic and partition: of the leader that appended what was read last."""
 
 
 class _Text(bytearray):
@@ -74,6 +82,8 @@ class LenientRecords:
     def __init__(self, fetched: bytes) -> None:
         self._fetched = fetched
         self._records = MemoryRecords(fetched)
+        self._at = 0
+        self.partition: tuple[str, int] | None = None
 
     def has_next(self) -> bool:
         """Whether there is another batch."""
@@ -86,9 +96,23 @@ class LenientRecords:
     def next_batch(self) -> LenientBatch | None:
         """The next one."""
         batch = self._records.next_batch()
-        return None if batch is None else LenientBatch(batch, self._fetched)
+        if batch is None:
+            return None
+        head, self._at = self._at, self._at + _HEAD + int.from_bytes(self._fetched[self._at + 8 : self._at + _HEAD])
+        if self.partition is not None and self._fetched[head + _FORMAT] >= _WITH_EPOCH:
+            leader_epochs[self.partition] = int.from_bytes(self._fetched[head + _HEAD : head + _FORMAT], signed=True)
+        return LenientBatch(batch, self._fetched)
+
+
+class _KnownRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """Tells its records whose they are."""
+
+    def __init__(self, partition: Any, records: LenientRecords, *more: Any) -> None:
+        super().__init__(partition, records, *more)
+        records.partition = partition
 
 
 def install() -> None:
     """Have this process's consumers read so. No setting of aiokafka's reaches there; its version is pinned."""
     fetcher.MemoryRecords = LenientRecords
+    fetcher.PartitionRecords = _KnownRecords

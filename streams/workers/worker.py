@@ -166,7 +166,9 @@ class StreamsWorker(Reader):
 
     async def _take(self, app: Any, partition: Partition, fetched: Fetched) -> None:
         """Apply what was fetched of a partition, and go back where a message is missing."""
-        back_to = await self._in_ingestion(self.ingestion.take, partition, fetched.records, fetched.at)
+        back_to = await self._in_ingestion(
+            self.ingestion.take, partition, fetched.records, fetched.at, fetched.leader_epoch
+        )
         if back_to is not None:
             await self._seek(app, partition, back_to)
 

@@ -74,7 +74,7 @@ class Line(World):
         with closing(self.engine.raw_connection()) as borrowed:
             driver: Any = borrowed.driver_connection
             driver.autocommit = True
-            ChunkApplier(driver).apply(Chunk(state.as_source, records))
+            ChunkApplier(driver).apply(Chunk(state.as_source(), records))
             driver.autocommit = False
 
     def close(self, period: BillingPeriod = OCTOBER) -> MonthClosed:

@@ -70,7 +70,7 @@ def topic(world: World, replays: Replays) -> Log:
     log = Log("t", "cluster-1", "topic-9", dict.fromkeys(range(8), 0), ends, dict.fromkeys(range(8), 0))
     with replays.connection() as opened:
         sources.register(opened, log)
-        source = sources.states(opened, "t")[partition].as_source
+        source = sources.states(opened, "t")[partition].as_source()
         records = [Record(at, b"acme", numbered(at + 1), NOW) for at in range(3)]
         ChunkApplier(opened).apply(Chunk(source, records))
         heartbeat(opened, 9)

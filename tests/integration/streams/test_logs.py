@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -412,6 +413,38 @@ def test_after_another_leader_the_log_must_hold_what_was_applied(
         one.read_logs()
         assert partition not in one.tally.stopped
     one.close()
+
+
+def test_nothing_of_a_new_leader_is_applied_before_its_log_was_compared_and_nothing_that_was_fetched_before(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the position it has other messages only if it has them below, too. Played: the leader is the first one."""
+    topic.send(0, 6)
+    monkeypatch.setattr("streams.ingest.ingestion.READ_LOGS_EVERY_S", math.inf)
+    database, partition = DatabaseSettings(own_database_url), Partition(topic.name, PARTITION)
+    one, other = (Ingestion(topic.kafka, database, say=lambda _: None) for _ in range(2))
+    messages = [Fetched(n, b"tenant_1", event_json(request_id=f"req-{n}"), 1_793_534_400_000) for n in range(6)]
+    assert one.take(partition, messages[:3], time.monotonic(), 0) is None
+    before = time.monotonic()
+    assert one.take(partition, messages[3:], before, 1) == 3, "it holds what was applied; by which leader it will tell"
+
+    # What somebody fetched before another compared the log is fetched again, once
+    connection.execute("update usage.sources set leader_epoch = 1 where source = %s", (topic.source,))
+    assert other.take(partition, messages[3:], time.monotonic(), 0) == 3
+    assert other.take(partition, messages[3:], before, 0) is None
+    assert applied(connection) == 3
+    assert other.take(partition, messages[3:4], time.monotonic(), 1) is None
+    assert applied(connection) == 4
+
+    # The log is another one than was read of it
+    lost = [Fetched(4, b"tenant_1", event_json(request_id="lost"), 1_793_534_400_000)]
+    assert other.take(partition, lost, time.monotonic(), 1) is None
+    connection.execute("update usage.sources set leader_epoch = -1 where source = %s", (topic.source,))
+    assert one.take(partition, messages[5:], time.monotonic(), 1) is None
+    assert sources.TRUNCATED in one.tally.stopped[partition]
+    assert applied(connection) == 5
+    one.close()
+    other.close()
 
 
 def test_a_partition_that_stops_twice_at_one_place_is_alerted_and_resolved_twice(

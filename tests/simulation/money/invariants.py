@@ -103,12 +103,18 @@ def _models(case: Plain) -> set[str]:
     }
 
 
+def _by_context(case: Plain) -> bool:
+    charges = (charge for versions in case["plan"].values() for one in versions for charge in one["charges"])
+    return any(name.startswith("context_") for charge in charges for name in charge.get("where", {}))
+
+
 def exact_sum(documents: Sequence[Mapping[str, Any]]) -> Fraction:
     return sum((Fraction(line["exact"]) for document in documents for line in document["lines"]), Fraction(0))
 
 
 def _more_never_costs_less(case: Plain, documents: Sequence[Plain], rating: Rating, random: Random) -> Iterator[str]:
-    """For models whose price of a unit does not hang on what follows: no volume; tiers and packages of one version.
+    """For models whose price of a unit does not hang on what follows: no volume; tiers and packages of one version; no
+    longer input where that chooses the charge.
 
     Not with credits: more usage draws more of them, and lowers a minimum and a true-up, which they do not cover (13.8).
     """
@@ -122,6 +128,8 @@ def _more_never_costs_less(case: Plain, documents: Sequence[Plain], rating: Rati
     more = copy.deepcopy(case)
     chosen = random.randrange(len(usage))
     field = "quantity" if "metric" in usage[chosen] else "input"
+    if field == "input" and _by_context(case):
+        field = "output"
     target = next(one for one in more["usage"] if one.get("id") == usage[chosen]["id"])
     target[field] += random.choice((1, 10, 1000))
     if exact_sum(rating(more)) < exact_sum(documents):

@@ -14,7 +14,8 @@ versions:
         where: {model: llama-3.3-70b-instruct}   # optional; the most specific charge of a metric wins
         price: "0.59"
         per: 1000                    # optional power of ten: the price is for so many units
-        allowance: 1000000           # optional, as all of: discount, minimum, maximum, tax_group, tier_continuity
+        allowance: 1000000           # optional, as all of: discount, minimum, maximum, tax_group, tier_continuity,
+                                     #   tier_period (month, quarter or year, no longer than the billing period)
       - {key: base, model: flat, fee: "20", timing: advance}
     allowances: [{pool: tokens, units: 1000000, charges: [llama-input]}]     # optional, as the next two
     invoice_discount: {percent: "0.10", base: usage}
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final, get_type_hints
 
@@ -32,12 +34,13 @@ import yaml
 
 from billing.errors import PlanInvalid, PlanProblem, UnknownCurrency
 from billing.money import currency
-from billing.plans.charge_models import FEES, MODELS, Percentage
+from billing.plans.charge_models import FEES, MODELS, Percentage, PerUnit
 from billing.plans.plan_reader import Reader, compose, field_names
 from billing.plans.price_plans import (
     Allowance,
     Charge,
     Commitment,
+    Cycle,
     Discount,
     Filters,
     InvoiceDiscount,
@@ -78,15 +81,24 @@ def _plan(reader: Reader) -> PricePlan | None:
     code = reader.field(readers, "currency", _currency)
     terms = readers["terms"].record(Terms) if "terms" in readers else Terms()
     metrics = _new_metrics(readers["metrics"]) if "metrics" in readers else ()
-    versions = reader.field(readers, "versions", lambda r: _versions(r, name or "?", code or "?", metrics))
+    context = _Context(metrics, (terms or Terms()).period)
+    versions = reader.field(readers, "versions", lambda r: _versions(r, name or "?", code or "?", context))
     return PricePlan(name, code, versions, terms) if name and code and versions and terms else None
 
 
-def _versions(reader: Reader, plan: str, code: str, metrics: tuple[str, ...]) -> tuple[PlanVersion, ...] | None:
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What a charge is read by: the metrics that the plan declares, and how long its billing periods are."""
+
+    metrics: tuple[str, ...]
+    period: Cycle
+
+
+def _versions(reader: Reader, plan: str, code: str, context: _Context) -> tuple[PlanVersion, ...] | None:
     found: list[PlanVersion] = []
     complete = True
     for item in reader.items():
-        version = _version(item, plan, code, metrics)
+        version = _version(item, plan, code, context)
         if version is None:
             complete = False
             continue
@@ -100,13 +112,13 @@ def _versions(reader: Reader, plan: str, code: str, metrics: tuple[str, ...]) ->
     return tuple(found) if complete and found else None
 
 
-def _version(reader: Reader, plan: str, code: str, metrics: tuple[str, ...]) -> PlanVersion | None:
+def _version(reader: Reader, plan: str, code: str, context: _Context) -> PlanVersion | None:
     readers = reader.fields(("version", "from", "charges", "allowances", "invoice_discount", "commitment"))
     if readers is None:
         return None
     name = reader.field(readers, "version", _name)
     valid_from = reader.field(readers, "from", Reader.moment)
-    charges = reader.field(readers, "charges", lambda r: _charges(r, metrics))
+    charges = reader.field(readers, "charges", lambda r: _charges(r, context))
     allowances = readers["allowances"].value(tuple[Allowance, ...]) if "allowances" in readers else ()
     discount = readers["invoice_discount"].record(InvoiceDiscount) if "invoice_discount" in readers else None
     commitment = readers["commitment"].record(Commitment) if "commitment" in readers else None
@@ -118,25 +130,34 @@ def _version(reader: Reader, plan: str, code: str, metrics: tuple[str, ...]) -> 
 
 
 def _check_references(readers: dict[str, Reader], version: PlanVersion) -> None:
-    """Allowances and commitments name charges that there are; a charge is in one pool."""
+    """Allowances and commitments name charges that there are; a charge is in one pool, a pool counts over one time."""
     metered = {charge.key for charge in version.charges if not charge.is_fee}
     pooled = [(pool.pool, key) for pool in version.pools for key in pool.charges]
-    for pool, key in pooled:
+    for name, key in pooled:
         if key not in metered:
-            readers["allowances"].problem(f"pool {pool}: there is no charge {key} that counts usage")
+            readers["allowances"].problem(f"pool {name}: there is no charge {key} that counts usage")
     for key in sorted({key for _, key in pooled}):
         pools = [pool for pool, other in pooled if other == key]
         if len(pools) > 1:
             readers["allowances"].problem(f"charge {key} is in more than one pool: {', '.join(pools)}")
+    over = {charge.key: charge.tier_period for charge in version.charges}
+    for pool in version.allowances:
+        if len({over[key] for key in pool.charges if key in over}) > 1:
+            readers["allowances"].problem(f"pool {pool.pool}: its charges have different tier_periods")
+    used = {key for pool in version.pools for key in pool.charges}
+    items = list(readers["charges"].items())
+    for item, charge in zip(items, version.charges, strict=True) if len(items) == len(version.charges) else ():
+        if charge.tier_period is not None and isinstance(charge.pricing, PerUnit) and charge.key not in used:
+            item.within("tier_period").problem("has no meaning for per_unit without an allowance")
     for key in version.commitment.charges if version.commitment else ():
         if key not in {charge.key for charge in version.charges}:
             readers["commitment"].problem(f"there is no charge {key}")
 
 
-def _charges(reader: Reader, metrics: tuple[str, ...]) -> tuple[Charge, ...] | None:
+def _charges(reader: Reader, context: _Context) -> tuple[Charge, ...] | None:
     found: list[Charge] = []
     for item in reader.items():
-        charge = _charge(item, metrics)
+        charge = _charge(item, context)
         if charge is None:
             continue
         for other in found:
@@ -162,7 +183,7 @@ def _same_usage(one: Charge, other: Charge) -> bool:
     return max(a.context_over or -1, b.context_over or -1) < min(ends)
 
 
-def _charge(reader: Reader, metrics: tuple[str, ...]) -> Charge | None:
+def _charge(reader: Reader, context: _Context) -> Charge | None:
     """A charge: its own fields, and beside them those of its model."""
     model = _model_named(reader)
     of_model = field_names(MODELS[model]) if model in MODELS else _OF_MODELS
@@ -172,7 +193,7 @@ def _charge(reader: Reader, metrics: tuple[str, ...]) -> Charge | None:
     before = len(reader.problems)
     key = reader.field(readers, "key", _charge_key)
     reader.field(readers, "model", _charge_model)
-    metric = _metric_of(reader, readers, model, metrics)
+    metric = _metric_of(reader, readers, model, context.metrics)
     where = readers["where"].record(Filters) if "where" in readers else Filters()
     if "per" in readers:
         _check_per(readers["per"])
@@ -187,6 +208,11 @@ def _charge(reader: Reader, metrics: tuple[str, ...]) -> Charge | None:
     if len(reader.problems) > before or pricing is None:
         return None
     made: Charge | None = reader.checked(Charge(key, metric, where, pricing, **own), readers)
+    if made is not None and (over := made.tier_period) is not None and over.months > context.period.months:
+        readers["tier_period"].problem(
+            f"a {over} is longer than the billing period, a {context.period}: what is invoiced would be priced anew"
+            f" by later usage; bill by the {over} (terms: period), or count by the {context.period}"
+        )
     return made
 
 

@@ -91,6 +91,12 @@ class Reader:
                 found[name] = reader
         return found
 
+    def within(self, name: str) -> Reader:
+        """The value of a field of this mapping; the mapping itself where it does not have it."""
+        pairs = self.node.value if isinstance(self.node, yaml.MappingNode) else ()
+        found = (Reader(value, f"{self.path}.{name}", self.problems) for key, value in pairs if key.value == name)
+        return next(found, self)
+
     def items(self) -> Iterator[Reader]:
         """The elements of a list that must not be empty."""
         if not isinstance(self.node, yaml.SequenceNode) or not self.node.value:

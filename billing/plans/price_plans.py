@@ -35,6 +35,19 @@ class Metric(StrEnum):
     GPU_SECOND = "gpu_second"
 
 
+class Cycle(StrEnum):
+    """How long a billing period is, or a part of one over which a charge counts."""
+
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+
+    @property
+    def months(self) -> int:
+        """In months."""
+        return {Cycle.MONTH: 1, Cycle.QUARTER: 3, Cycle.YEAR: 12}[self]
+
+
 TOKEN_CLASSES: Final = (Metric.INPUT, Metric.CACHED_INPUT, Metric.OUTPUT)
 
 
@@ -186,7 +199,8 @@ class Commitment:
 class Charge:
     """One price of a version: what it counts, of which usage, how it prices it, and what is done with the amount.
 
-    `minimum` and `maximum` are for a whole period. `timing` and `prorated` are for fees.
+    `minimum` and `maximum` are for a whole period. `timing` and `prorated` are for fees. `tier_period`: over what its
+    tiers, packages, free and included units are counted, None: over the billing period.
     """
 
     key: str
@@ -194,6 +208,7 @@ class Charge:
     where: Filters
     pricing: Pricing
     tier_continuity: TierContinuity | None = None
+    tier_period: Cycle | None = None
     allowance: Decimal | None = None
     discount: Discount | None = None
     minimum: Decimal | None = None
@@ -216,6 +231,8 @@ class Charge:
             found.append(("timing", "only fees are billed in advance: usage is known afterwards"))
         if self.allowance is not None and self.pricing.model not in _WITH_ALLOWANCE:
             found.append(("allowance", f"has no meaning for {self.pricing.model}: it counts no units that are priced"))
+        if self.tier_period is not None and self.pricing.model not in _COUNTS_OVER_TIME:
+            found.append(("tier_period", f"has no meaning for {self.pricing.model}: it counts nothing over a time"))
         if self.is_fee:
             if self.where != Filters():
                 found.append(("where", "a fee counts no usage that could be told apart"))
@@ -227,6 +244,7 @@ class Charge:
 
 
 _WITH_ALLOWANCE: Final = ("per_unit", "graduated", "volume", "package")
+_COUNTS_OVER_TIME: Final = (*_WITH_ALLOWANCE, "prepaid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,19 +304,6 @@ class BillAttempts(StrEnum):
     ALL = "all"
 
 
-class Cycle(StrEnum):
-    """How long a billing period is."""
-
-    MONTH = "month"
-    QUARTER = "quarter"
-    YEAR = "year"
-
-    @property
-    def months(self) -> int:
-        """In months."""
-        return {Cycle.MONTH: 1, Cycle.QUARTER: 3, Cycle.YEAR: 12}[self]
-
-
 class Anchor(StrEnum):
     """Where billing periods begin: with the calendar, or with the subscription."""
 
@@ -341,6 +346,11 @@ class Terms:
 
 
 DEFAULT_TERMS: Final = Terms()
+
+
+def counts_by_part(charge: Charge, terms: Terms) -> bool:
+    """Whether a charge counts over a part of the billing period, so that it matters when in it something was used."""
+    return charge.tier_period is not None and charge.tier_period.months < terms.period.months
 
 
 @dataclass(frozen=True, slots=True)

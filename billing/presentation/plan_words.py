@@ -24,8 +24,8 @@ from billing.plans.charge_models import (
     Timing,
     Volume,
 )
-from billing.plans.price_plans import Charge, Discount, InvoiceDiscount, PlanVersion, PricePlan
-from billing.plans.subscriptions import Subscription, pieces, subscription_id
+from billing.plans.price_plans import Charge, Discount, InvoiceDiscount, PlanVersion, PricePlan, counts_by_part
+from billing.plans.subscriptions import Piece, Subscription, pieces, subscription_id
 from billing.rating import LineKind, Naming, RatedLine, Usage, distribute, rate_period
 
 
@@ -74,6 +74,8 @@ def terms_in_words(charge: Charge) -> Iterator[str]:
         yield f"at most {plain(charge.maximum)}"
     if charge.tier_continuity is not None:
         yield f"tiers {charge.tier_continuity}"
+    if charge.tier_period is not None:
+        yield f"counted by the {charge.tier_period}"
     if charge.timing is Timing.ADVANCE:
         yield "in advance"
     if not charge.prorated:
@@ -111,11 +113,16 @@ def explain(plan: PricePlan, usage: Usage) -> list[str]:
         used.append(priced)
         if here:
             told.append(f"version {piece.version.version}, in force from {piece.version.valid_from:%Y-%m-%d %H:%M} UTC")
-            told += [f"{plain(sum((q for _, q, _ in parts), Decimal(0)))} counted by charge {key}"
+            told += [f"{plain(sum((q for _, q, _ in parts), Decimal(0)))} counted by charge {key}{_over(piece, key)}"
                      for key, parts in priced.parts.items()]  # fmt: skip
             told += [str(each) for each in missing]
     rated = rate_period(period, used, plan.terms)
     return told + _steps(rated.lines, plan, period)
+
+
+def _over(piece: Piece, key: str) -> str:
+    charge = next(charge for charge in piece.version.charges if charge.key == key)
+    return f" over the {charge.tier_period}" if counts_by_part(charge, piece.subscription.terms) else ""
 
 
 def _steps(lines: Sequence[RatedLine], plan: PricePlan, period: BillingPeriod) -> list[str]:

@@ -11,32 +11,41 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from billing.periods import BillingPeriod
 from billing.plans.price_plans import Allowance
 from billing.rating.positions import Counted, steps
 
 
-def free_units(counted: Mapping[str, Sequence[Counted]], *, weighted: bool) -> dict[tuple[str, int], Fraction]:
-    """Free units by charge and number of the piece. `weighted`: allowances count by the seconds they were held."""
-    by_piece: dict[int, dict[str, Counted]] = defaultdict(dict)
+def free_units(
+    counted: Mapping[str, Sequence[Counted]], *, weighted: bool
+) -> dict[tuple[str, int, BillingPeriod], Fraction]:
+    """Free units by charge, number of the piece, and the time that is counted over: each time has its own.
+
+    `weighted`: allowances count by the seconds they were held.
+    """
+    by_time: dict[BillingPeriod, dict[int, dict[str, Counted]]] = defaultdict(lambda: defaultdict(dict))
     for key, listed in counted.items():
         for each in listed:
-            by_piece[each.piece_no][key] = each
-    limits = _limits(by_piece, weighted=weighted)
-    used: dict[str, Fraction] = defaultdict(Fraction)
-    found: dict[tuple[str, int], Fraction] = {}
-    for number in sorted(by_piece):
-        here = by_piece[number]
-        for pool in _pools(here):
-            left = limits[pool.pool, number] - used[pool.pool]
-            charges = [here[key] for key in pool.charges if key in here and here[key].quantity > 0]
-            for key, units in _drawn(charges, left).items():
-                found[key, number] = units
-            used[pool.pool] += sum((each.quantity for each in charges), Fraction(0))
+            by_time[each.over][each.piece_no][key] = each
+    found: dict[tuple[str, int, BillingPeriod], Fraction] = {}
+    for over, by_piece in by_time.items():
+        limits = _limits(by_piece, weighted=weighted)
+        used: dict[str, Fraction] = defaultdict(Fraction)
+        for number in sorted(by_piece):
+            here = by_piece[number]
+            for pool in _pools(here):
+                left = limits[pool.pool, number] - used[pool.pool]
+                charges = [here[key] for key in pool.charges if key in here and here[key].quantity > 0]
+                for key, units in _drawn(charges, left).items():
+                    found[key, number, over] = units
+                used[pool.pool] += sum((each.quantity for each in charges), Fraction(0))
     return found
 
 
-def _pools(here: Mapping[str, Counted]) -> tuple[Allowance, ...]:
-    return next(iter(here.values())).piece.version.pools
+def _pools(here: Mapping[str, Counted]) -> list[Allowance]:
+    """The pools of a piece's version that some of these charges are in."""
+    pools = next(iter(here.values())).piece.version.pools
+    return [pool for pool in pools if any(key in here for key in pool.charges)]
 
 
 def _limits(by_piece: Mapping[int, Mapping[str, Counted]], *, weighted: bool) -> dict[tuple[str, int], Fraction]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 
+from billing.periods import BillingPeriod
 from billing.plans.charge_models import Graduated, Package, Percentage, PerUnit, Prepaid, Volume, for_one
 from billing.rating.lines import LineKind
 from billing.rating.positions import Counted, steps
 
-Free = Mapping[tuple[str, int], Fraction]
+Free = Mapping[tuple[str, int, BillingPeriod], Fraction]
+"""Free units by charge, number of the piece, and the time that the charge counts over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def amounts(listed: Sequence[Counted], free: Free, *, weighted: bool) -> list[Am
     for each in listed:
         if not each.quantity:
             continue
-        given = free.get((each.charge.key, each.piece_no), Fraction(0))
+        given = free.get((each.charge.key, each.piece_no, each.over), Fraction(0))
         match each.charge.pricing:
             case PerUnit() | Graduated() | Volume():
                 found += _by_tier(each, given, entered[each.run])
@@ -59,7 +61,28 @@ def amounts(listed: Sequence[Counted], free: Free, *, weighted: bool) -> list[Am
                 used = min(each.quantity, max(Fraction(0), limit - included[each.run]))
                 included[each.run] += each.quantity
                 found.append(_overage(each, prepaid, used))
-    return found
+    return _added_up(found) if len({each.over for each in listed}) > 1 else found
+
+
+def _added_up(found: Sequence[Amount]) -> list[Amount]:
+    """One amount by piece, tier and kind, whatever times it was counted over: they have one price."""
+    sums: dict[tuple[int, int, bool], Amount] = {}
+    for each in found:
+        key = (each.of.piece_no, each.tier_no, each.kind is LineKind.TIER_FEE)
+        before = sums.get(key)
+        sums[key] = (
+            each
+            if before is None
+            else replace(
+                before,
+                quantity=before.quantity + each.quantity,
+                amount=before.amount + each.amount,
+                units=None if before.units is None or each.units is None else before.units + each.units,
+                free=before.free + each.free,
+                included=None if before.included is None or each.included is None else before.included + each.included,
+            )
+        )
+    return [sums[key] for key in sorted(sums)]
 
 
 def _by_tier(of: Counted, free: Fraction, entered: set[int]) -> list[Amount]:
@@ -123,6 +146,6 @@ def _overage(of: Counted, prepaid: Prepaid, used: Fraction) -> Amount:
 def event_amounts(of: Counted) -> list[Fraction]:
     """What each part weighs in its piece's amount: its quantity; for a percentage, what the event itself costs."""
     if isinstance(of.charge.pricing, Percentage):
-        one = [Counted(of.piece_no, of.piece, of.charge, (part,), of.share, Fraction(1)) for part in of.parts]
+        one = [replace(of, parts=(part,), quantity=Fraction(1)) for part in of.parts]
         return [_percentage(each, of.charge.pricing).amount for each in one]
     return [Fraction(units) for _, units, _ in of.parts]

@@ -222,7 +222,11 @@ def _by_time(
     if whole <= 0:
         at = pieces[-1].end - timedelta(microseconds=1)
         return [Coverable(at, key, charge.tax_group, comes_to, is_fee)]
-    of_piece = {each.piece_no: each for each in counted}
+    of_piece: dict[int, Counted] = {}
+    for each_time in counted:
+        before = of_piece.get(each_time.piece_no)
+        parts = (*(before.parts if before else ()), *each_time.parts)
+        of_piece[each_time.piece_no] = replace(each_time, parts=parts)
     return [
         part
         for number, amount in by_piece.items()

@@ -6,11 +6,11 @@ A piece is one (subscription segment, price version) pair; positions follow piec
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, seconds_between
 from billing.plans.charge_models import (
     Graduated,
     Package,
@@ -23,6 +23,7 @@ from billing.plans.charge_models import (
     for_one,
 )
 from billing.plans.price_plans import Charge, Terms
+from billing.plans.schedules import schedule_of
 from billing.plans.subscriptions import Piece
 from billing.rating.usage import Part, PieceUsage
 
@@ -34,15 +35,17 @@ Step = tuple[int, Fraction, Fraction]
 class Counted:
     """What a charge counted in a piece, and where its units stand.
 
-    `share` is the piece's part of the period's seconds. `start` is the position before its first unit, `scale` what
-    tier bounds are multiplied by, `total` what the counter reaches over all pieces that it runs through; `run` numbers
-    the counters: a piece with another number begins a new one.
+    `over` is the time that the charge counts over, the period or a part of it (`tier_period`); `share` the piece's part
+    of its seconds. `start` is the position before its first unit, `scale` what tier bounds are multiplied by, `total`
+    what the counter reaches over all pieces that it runs through; `run` numbers the counters: a piece with another
+    number begins a new one.
     """
 
     piece_no: int
     piece: Piece
     charge: Charge
     parts: tuple[Part, ...]
+    over: BillingPeriod
     share: Fraction
     quantity: Fraction
     run: int = 0
@@ -57,16 +60,54 @@ def share_of(piece: Piece, period: BillingPeriod) -> Fraction:
 
 
 def by_charge(used: Sequence[PieceUsage], period: BillingPeriod, terms: Terms) -> dict[str, list[Counted]]:
-    """Every charge that counts usage, with its pieces in order, also those in which it counted nothing."""
-    found: dict[str, list[Counted]] = {}
+    """Every charge that counts usage, with its pieces in order, also those in which it counted nothing.
+
+    Where it counts over parts of the period the pieces of one part stand after those of the part before.
+    """
+    found: dict[str, dict[BillingPeriod, list[Counted]]] = {}
     for number, each in enumerate(used):
         share = share_of(each.piece, period)
         for charge in each.piece.version.charges:
-            if not charge.is_fee:
-                parts = each.parts.get(charge.key, ())
-                quantity = _quantity(charge, parts)
-                found.setdefault(charge.key, []).append(Counted(number, each.piece, charge, parts, share, quantity))
-    return {key: _placed(listed, terms) for key, listed in found.items()}
+            if charge.is_fee:
+                continue
+            parts = each.parts.get(charge.key, ())
+            by_time = found.setdefault(charge.key, {})
+            if charge.tier_period is None:
+                whole = Counted(number, each.piece, charge, parts, period, share, _quantity(charge, parts))
+                by_time.setdefault(period, []).append(whole)
+            else:
+                for one in _by_part(number, each.piece, charge, parts, period):
+                    by_time.setdefault(one.over, []).append(one)
+    return {key: _in_all_times(by_time, terms) for key, by_time in found.items()}
+
+
+def _by_part(
+    number: int, piece: Piece, charge: Charge, parts: Sequence[Part], period: BillingPeriod
+) -> Iterator[Counted]:
+    """What a charge counted in a piece, by the parts of the period that it counts over."""
+    for over in parts_of(period, piece, charge):
+        start, end = max(piece.start, over.start), min(piece.end, over.end)
+        within = tuple(part for part in parts if over.contains(part[0]))
+        if start < end or within:
+            share = seconds_between(start, max(start, end)) / over.seconds
+            yield Counted(number, piece, charge, within, over, share, _quantity(charge, within))
+
+
+def parts_of(period: BillingPeriod, piece: Piece, charge: Charge) -> list[BillingPeriod]:
+    """The times within a billing period over which a charge counts, from the contract's own anchor on."""
+    schedule = schedule_of(piece.subscription)
+    if charge.tier_period is None or charge.tier_period.months >= schedule.months:
+        return [period]
+    return list(replace(schedule, months=charge.tier_period.months).periods(period.start, period.end))
+
+
+def _in_all_times(by_time: Mapping[BillingPeriod, Sequence[Counted]], terms: Terms) -> list[Counted]:
+    """Each time's pieces with their positions: every counter begins anew with it."""
+    found: list[Counted] = []
+    for over in sorted(by_time, key=lambda over: (over.start, over.end)):
+        before = found[-1].run + 1 if found else 0
+        found += [replace(each, run=before + each.run) for each in _placed(by_time[over], terms)]
+    return found
 
 
 def _quantity(charge: Charge, parts: Sequence[Part]) -> Fraction:

@@ -1,4 +1,5 @@
-"""Usage of plans that price each event by itself: percentages, and metrics that the events themselves carry.
+"""Usage of plans that price each event by itself: percentages, metrics that the events themselves carry, and charges
+that count over a part of the billing period, in which each event has its place.
 
 A metric that a plan declares is what the events' label of its name says, a decimal number; an event without the label
 is none of that metric's, also for what is due per event. A correction's label is what it adds.
@@ -13,7 +14,7 @@ from billing.errors import NegativeUsage, NotAnAmount, UsageUnavailable
 from billing.money import LINE_DECIMALS, parse_decimal, plain
 from billing.periods import BillingPeriod
 from billing.plans.charge_models import Percentage
-from billing.plans.price_plans import BillAttempts, PlanVersion, PriceAt, PricePlan
+from billing.plans.price_plans import BillAttempts, PlanVersion, PriceAt, PricePlan, counts_by_part
 from billing.plans.subscriptions import Piece, priced_at_start
 from billing.rating.usage import GPU_MICROSECOND, Usage, bills, by_metric
 from billing.rating.usage_events import UsageEvent, corrected
@@ -24,7 +25,9 @@ from streams.usage.request_events import RequestEvent
 def needs_events(plan: PricePlan) -> bool:
     """Whether a plan cannot be rated from sums."""
     charges = (charge for version in plan.versions for charge in version.charges)
-    return bool(plan.declared_metrics) or any(isinstance(charge.pricing, Percentage) for charge in charges)
+    return bool(plan.declared_metrics) or any(
+        isinstance(charge.pricing, Percentage) or counts_by_part(charge, plan.terms) for charge in charges
+    )
 
 
 def as_usage_events(stored: Iterable[RequestEvent], metrics: Collection[str]) -> Iterator[UsageEvent]:

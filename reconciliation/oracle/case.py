@@ -103,7 +103,10 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One charge of a plan version; what a model does not use is zero or None."""
+    """One charge of a plan version; what a model does not use is zero or None.
+
+    `counted_months`: the length of its tier period, None for the billing period (4).
+    """
 
     key: str
     model: str
@@ -111,6 +114,7 @@ class Charge:
     where: Where
     tax_group: str
     continuity: Continuity
+    counted_months: int | None
     price: Fraction
     tiers: tuple[Tier, ...]
     size: Fraction

@@ -6,7 +6,7 @@ Amounts here are exact rationals; `statement.py` cuts them at 10⁻¹².
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from reconciliation.oracle.case import Allowance, Charge, Tier
@@ -19,7 +19,7 @@ class Used:
     """Units of one charge in one pair. `free` of them, the first ones, fall under an allowance (13.3).
 
     `events` holds the billable events' bases, for `percentage` alone; `portion` is the subscription segment's share of
-    the period, for prorated tiers.
+    what is counted over (the billing period, or a tier period), for prorated tiers.
     """
 
     pair: Pair
@@ -39,6 +39,7 @@ class Piece:
     amount: Fraction
     quantity: Fraction
     unit_price: Fraction | None
+    tier: int = 0
     free: Fraction = ZERO
     units: Fraction | None = None
     included: Fraction | None = None
@@ -54,6 +55,27 @@ def pieces(uses: Sequence[Used]) -> list[Piece]:
             result += _MODELS[use.charge.model](use, counter, uses)
         counter.position += use.units
     return result
+
+
+def over_all_times(pieces_of_times: Sequence[Sequence[Piece]]) -> list[Piece]:
+    """One piece per line (13.1) of what was counted in several tier periods, which have one price; pair, tier, fee."""
+    sums: dict[tuple[Pair, int, str], Piece] = {}
+    for one in (piece for listed in pieces_of_times for piece in listed):
+        at = (one.pair, one.tier, one.suffix)
+        sums[at] = _and(sums[at], one) if at in sums else one
+    return [sums[at] for at in sorted(sums)]
+
+
+def _and(one: Piece, other: Piece) -> Piece:
+    assert one.unit_price == other.unit_price
+    return replace(
+        one,
+        amount=one.amount + other.amount,
+        quantity=one.quantity + other.quantity,
+        free=one.free + other.free,
+        units=one.units + other.units if one.units is not None and other.units is not None else None,
+        included=one.included + other.included if one.included is not None and other.included is not None else None,
+    )
 
 
 class Counter:
@@ -89,7 +111,7 @@ def _graduated(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]
     for number, tier, units, lower, upper in _in_tiers(use, first):
         free = _overlap(first, first + use.free, lower, upper)
         billed = units - free
-        result.append(Piece(use.pair, f".t{number}", billed * tier.price, billed, tier.price, free=free))
+        result.append(Piece(use.pair, f".t{number}", billed * tier.price, billed, tier.price, number, free))
         result += _entered(use, counter, number, tier)
     return result
 
@@ -107,7 +129,7 @@ def _entered(use: Used, counter: Counter, number: int, tier: Tier) -> list[Piece
     if number in counter.entered:
         return []
     counter.entered.add(number)
-    return [Piece(use.pair, f".t{number}.fee", tier.flat_fee, ONE, tier.flat_fee)] if tier.flat_fee else []
+    return [Piece(use.pair, f".t{number}.fee", tier.flat_fee, ONE, tier.flat_fee, number)] if tier.flat_fee else []
 
 
 def _bounds(use: Used) -> Iterable[tuple[Fraction, Fraction | None, Tier]]:
@@ -129,7 +151,7 @@ def _volume(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
     """All units at the price, in this pair's version, of the tier that the total reaches; it alone is entered (4)."""
     number, tier = _reached(use, uses)
     billed = use.units - use.free
-    whole = Piece(use.pair, f".t{number}", billed * tier.price, billed, tier.price, free=use.free)
+    whole = Piece(use.pair, f".t{number}", billed * tier.price, billed, tier.price, number, use.free)
     return [whole, *_entered(use, counter, number, tier)]
 
 

@@ -8,7 +8,7 @@ from datetime import date
 from fractions import Fraction
 
 from reconciliation.oracle import calendar
-from reconciliation.oracle.calendar import DAY, Period, Schedule, instant
+from reconciliation.oracle.calendar import DAY, MONTHS, Period, Schedule, instant
 from reconciliation.oracle.case import (
     Account,
     Agreed,
@@ -38,10 +38,10 @@ _EVENT = words(
 )
 _NAMES = ("model", "adapter", "region", "tier")
 _GRANT = words(
-    "id kind amount currency tax_treatment priority effective expires granted_at paid_at applies_to models note"
+    "id kind amount currency tax_treatment priority effective expires granted_at paid_at invoiced_at applies_to models"
+    " note"
 )
 _PAID = "paid"
-_MONTHS = {"month": 1, "quarter": 3, "year": 12}
 
 
 def read_case(plain: Plain) -> Case:
@@ -66,7 +66,7 @@ def read_case(plain: Plain) -> Case:
         agreed=_agreed(plain, changes),
         usage=usage,
         late=_late(plain.get("late", ()), anywhere, len(usage.events)),
-        grants=tuple(_grant(grant) for grant in plain.get("credits", ())),
+        grants=tuple(_grant(grant, _when_owed(plain)) for grant in plain.get("credits", ())),
         prior_credits=tuple(_prior_credit(credit) for credit in plain.get("prior_credits", ())),
     )
 
@@ -93,7 +93,7 @@ def _contract(plain: Plain) -> Contract:
         plain,
         words(
             "price_at bill_attempts bill_statuses changes weighted_allowances rounding late_usage_days period"
-            " trial_days agreed"
+            " trial_days agreed paid_credit_from"
         ),
         "contract",
     )
@@ -131,7 +131,7 @@ def _contracted(plain: Plain) -> str:
 
 def _schedule(plain: Plain, length: str) -> Schedule:
     """Billing periods of a length, by the calendar unless there is an anchor."""
-    months = _MONTHS[one_of(length, _MONTHS, "period")]
+    months = MONTHS[one_of(length, MONTHS, "period")]
     anchor = optional(plain, "anchor", date.fromisoformat)
     return Schedule(months, anchor) if anchor else Schedule(months)
 
@@ -145,7 +145,7 @@ def _agreed(plain: Plain, changes: Sequence[Change]) -> tuple[Agreed, ...]:
             Agreed(
                 instant(one["since"]),
                 one["begins"],
-                Schedule(_MONTHS[one["period"]], *([date.fromisoformat(one["anchor"])] if "anchor" in one else [])),
+                Schedule(MONTHS[one["period"]], *([date.fromisoformat(one["anchor"])] if "anchor" in one else [])),
             )
             for one in each(told, "since begins period anchor", "contract.agreed")
         )
@@ -262,8 +262,15 @@ def _metrics(plain: Plain, requests: int) -> Mapping[str, Fraction]:
     }
 
 
-def _grant(plain: Plain) -> Grant:
-    """A paid grant is usable from max(effective, paid_at), never before it is paid (13.12)."""
+def _when_owed(plain: Plain) -> tuple[str, ...]:
+    """What makes a paid grant usable: its payment; its invoice too, where the contract says so (6)."""
+    told = plain.get("contract", {}).get("paid_credit_from", "payment")
+    by_invoice = one_of(told, ("payment", "invoice"), "contract.paid_credit_from") == "invoice"
+    return ("paid_at", "invoiced_at") if by_invoice else ("paid_at",)
+
+
+def _grant(plain: Plain, when_owed: Sequence[str]) -> Grant:
+    """A paid grant is usable from max(effective, paid_at), never before it is paid, or invoiced (6, 13.12)."""
     only(plain, _GRANT, f"credits.{plain['id']}")
     named = plain.get("applies_to", ())
     if {"fees", "all"} & {*([named] if isinstance(named, str) else named)}:
@@ -272,7 +279,8 @@ def _grant(plain: Plain) -> Grant:
     effective = instant(plain["effective"])
     usable: int | None = effective
     if kind == _PAID:
-        usable = max(effective, instant(plain["paid_at"])) if "paid_at" in plain else None
+        told = [instant(plain[name]) for name in when_owed if name in plain]
+        usable = max(effective, min(told)) if told else None
     return Grant(
         id=plain["id"],
         kind=kind,

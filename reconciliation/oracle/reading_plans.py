@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reconciliation.oracle.calendar import instant
+from reconciliation.oracle.calendar import MONTHS, instant
 from reconciliation.oracle.case import (
     Allowance,
     Charge,
@@ -21,8 +21,8 @@ from reconciliation.oracle.rational import exact
 
 _VERSION = words("version from recorded charges allowances commitment invoice_discount")
 _CHARGE = words(
-    "key model metric tax_group tier_continuity price tiers size rate base fixed_per_event min_per_event max_per_event"
-    " included overage_price fee timing prorated discount minimum maximum allowance where"
+    "key model metric tax_group tier_continuity tier_period price tiers size rate base fixed_per_event min_per_event"
+    " max_per_event included overage_price fee timing prorated discount minimum maximum allowance where"
 )
 _MODELS = words("per_unit graduated volume package percentage prepaid flat seat one_off")
 _NAMES = words("model adapter region tier")
@@ -114,6 +114,9 @@ def _charge(plain: Plain, where: str) -> Charge:
         continuity=one_of(
             plain.get("tier_continuity", "carry"), ("carry", "reset", "prorate"), f"{where}.tier_continuity"
         ),
+        counted_months=MONTHS[one_of(plain["tier_period"], MONTHS, f"{where}.tier_period")]
+        if plain.get("tier_period")
+        else None,
         price=exact(plain.get("price", 0)),
         tiers=tuple(
             Tier(optional(tier, "up_to", exact), exact(tier["price"]), exact(tier.get("flat_fee", 0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import takewhile, zip_longest
 
@@ -103,15 +103,15 @@ def share(start: int, end: int, period: Period) -> Fraction:
     return Fraction(end - start, period.end - period.start)
 
 
-def share_of(segment: Segment, period: Period) -> Fraction:
-    return share(segment.start, segment.end, period)
-
-
 def weighted(amounts: Sequence[tuple[Stretch, Fraction | None]], period: Period) -> Fraction:
-    """Σ amount × active share (3); None weighs nothing."""
-    return sum(
-        (amount * share(stretch.start, stretch.end, period) for stretch, amount in amounts if amount is not None), ZERO
-    )
+    """Σ amount × active share (3) of a billing or tier period; None weighs nothing."""
+    return sum((amount * share_within(one, period) for one, amount in amounts if amount is not None), ZERO)
+
+
+def share_within(held: Segment | Stretch, period: Period) -> Fraction:
+    """The share of a period's seconds in which something held; what lies outside is none of it."""
+    start, end = max(held.start, period.start), min(held.end, period.end)
+    return share(start, end, period) if start < end else ZERO
 
 
 class Naming:
@@ -143,6 +143,14 @@ class PeriodPlan:
 
     def charge(self, key: str, pair: Pair) -> Charge:
         return self.version(pair).charges[key]
+
+    def times(self, charge: Charge, pair: Pair) -> list[Period]:
+        """What a charge counts over: the billing period, or shorter tier periods from the contract's anchor on (4)."""
+        begun = [one for one in self.agreed if one.since <= self.segments[pair[0] - 1].start] or self.agreed[:1]
+        if charge.counted_months is None or not begun or charge.counted_months >= begun[-1].schedule.months:
+            return [self.period]
+        schedule = replace(begun[-1].schedule, months=charge.counted_months)
+        return list(schedule.periods(self.period.start, self.period.end))
 
     def carriers(self, key: str) -> list[tuple[Stretch, Charge]]:
         """The stretches whose version has the charge."""

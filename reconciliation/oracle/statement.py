@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
@@ -75,49 +75,65 @@ def _taking(version: Version, event: Event) -> list[tuple[str, Charge]]:
 
 
 def _usage_lines(case: Case, plan: PeriodPlan, measured: Measured) -> list[Line]:
-    uses: dict[str, list[Used]] = {}
+    """Everything that is counted begins anew with each tier period; the lines are those of the billing period (4)."""
+    times: dict[Period, dict[str, list[Used]]] = {}
     for key, pair in sorted(measured, key=lambda at: (at[0].encode(), at[1])):
-        uses.setdefault(key, []).append(_used(case, plan, measured, key, pair))
-    pools = {use.pair: _pools(case, plan, use.pair) for listed in uses.values() for use in listed}
-    free = models.free_units(uses, pools)
-    result = []
-    for key, listed in uses.items():
-        with_free = [replace(use, free=free.get((key, use.pair), ZERO)) for use in listed]
-        result += _cut(plan, key, models.pieces(with_free))
-    return result
+        for over in plan.times(plan.charge(key, pair), pair):
+            within = [(bill, units) for bill, units in measured[key, pair] if bill.event.completed in over]
+            if within:
+                times.setdefault(over, {}).setdefault(key, []).append(_used(case, plan, within, key, pair, over))
+    costs: dict[str, list[list[models.Piece]]] = {}
+    for over in sorted(times):
+        uses = times[over]
+        pools = {use.pair: _pools(case, plan, use.pair, over) for listed in uses.values() for use in listed}
+        free = models.free_units(uses, pools)
+        for key, listed in uses.items():
+            with_free = [replace(use, free=free.get((key, use.pair), ZERO)) for use in listed]
+            costs.setdefault(key, []).append(models.pieces(with_free))
+    return [line for key, listed in costs.items() for line in _cut(plan, key, models.over_all_times(listed))]
 
 
-def _used(case: Case, plan: PeriodPlan, measured: Measured, key: str, pair: Pair) -> Used:
-    charge, portion = plan.charge(key, pair), segments.share_of(plan.segments[pair[0] - 1], plan.period)
-    counted = [units for _, units in measured[key, pair]]
+def _used(
+    case: Case, plan: PeriodPlan, within: Sequence[tuple[Billable, Fraction]], key: str, pair: Pair, over: Period
+) -> Used:
+    charge, portion = plan.charge(key, pair), segments.share_within(plan.segments[pair[0] - 1], over)
+    counted = [units for _, units in within]
     if charge.model == "percentage":
         return Used(pair, charge, ZERO, ZERO, portion, tuple(counted))
     if charge.model == "prepaid" and case.contract.weighted_allowances:
-        charge = replace(charge, included=_weighted_included(plan, key, pair))
+        charge = replace(charge, included=_weighted_included(plan, key, pair, over))
     return Used(pair, charge, sum(counted, ZERO), ZERO, portion)
 
 
-def _pools(case: Case, plan: PeriodPlan, pair: Pair) -> Sequence[Allowance]:
+def _pools(case: Case, plan: PeriodPlan, pair: Pair, over: Period) -> Sequence[Allowance]:
     """What a pair's version gives free; weighted, where the contract says so: then all stretches' parts are added, as
     minimums are (13.3, 13.7), so that a change that changes nothing leaves it as it is."""
     pools = plan.version(pair).allowances
     if not case.contract.weighted_allowances:
         return pools
-    units = [(s, {one.pool: one.units for one in s.version.allowances}) for s in plan.stretches]
-    return [
-        replace(one, units=segments.weighted([(s, of.get(one.pool)) for s, of in units], plan.period)) for one in pools
+    units = [
+        (s, {one.pool: one.units for one in s.version.allowances if _counts_over(plan, s, one.charges, over)})
+        for s in plan.stretches
     ]
+    return [replace(one, units=segments.weighted([(s, of.get(one.pool)) for s, of in units], over)) for one in pools]
 
 
-def _weighted_included(plan: PeriodPlan, key: str, pair: Pair) -> Fraction:
+def _counts_over(plan: PeriodPlan, stretch: Stretch, keys: Iterable[str], over: Period) -> bool:
+    charges = (stretch.version.charges[key] for key in keys if key in stretch.version.charges)
+    return any(over in plan.times(charge, stretch.pair) for charge in charges)
+
+
+def _weighted_included(plan: PeriodPlan, key: str, pair: Pair, over: Period) -> Fraction:
     """The parts of all stretches that are counted together: a counter may begin anew with a segment (4, 13.3)."""
     counters: list[list[tuple[Stretch, Charge]]] = []
     for stretch, charge in plan.carriers(key):
+        if not _counts_over(plan, stretch, [key], over):
+            continue
         begins = not counters or (charge.continuity != "carry" and counters[-1][-1][0].pair[0] != stretch.pair[0])
         counters += [[]] if begins else []
         counters[-1].append((stretch, charge))
     of_pair = next((one for one in counters if any(stretch.pair[0] == pair[0] for stretch, _ in one)), [])
-    return segments.weighted([(stretch, charge.included) for stretch, charge in of_pair], plan.period)
+    return segments.weighted([(stretch, charge.included) for stretch, charge in of_pair], over)
 
 
 def _cut(plan: PeriodPlan, key: str, pieces: Sequence[models.Piece]) -> list[Line]:

@@ -328,6 +328,13 @@ MUTATIONS: Final = (
         GOLDEN,
     ),
     Mutation(
+        "what is counted by the month goes on into the next month",
+        "billing/rating/positions.py",
+        "before = found[-1].run + 1 if found else 0",
+        "before = 0",
+        GOLDEN,
+    ),
+    Mutation(
         "credits pay more than the total",
         "billing/bills/payment_credits.py",
         "min(round(drawn / step) * step, document.total_minor)",

@@ -28,14 +28,15 @@ _AS_IS: Final = (
 )  # fmt: skip
 _READ: Final = frozenset(
     (*_AS_IS, "key", "model", "metric", "where", "price", "per", "tiers", "base", "overage_price", "tier_continuity",
-     "discount")
+     "tier_period", "discount")
 )  # fmt: skip
 _OF_SEGMENT: Final = {"price_at": "completion", "bill_attempts": "delivered", "bill_statuses": ["aborted", "ok"]}
 """Those that lines hang on, with what holds where nothing is said; a subscription's own, from its beginning on."""
 _WEIGHTED: Final = "weighted_allowances"
 _ELSEWHERE: Final = frozenset(
-    {*_OF_SEGMENT, _WEIGHTED, "tier_continuity", "rounding", "period", "anchor", "trial_days", "late_usage_days"}
-)
+    {*_OF_SEGMENT, _WEIGHTED, "tier_continuity", "rounding", "period", "anchor", "trial_days", "late_usage_days",
+     "paid_credit_from"}
+)  # fmt: skip
 """Terms that are read, or that are applied elsewhere: to what is a period, from when it bills, what is too late."""
 _DISCOUNT: Final = ("percent", "amount", "from", "until", "periods")
 
@@ -123,9 +124,12 @@ def case_of(contract: Plain, used: Iterable[Used]) -> dict[str, Any]:
 
 
 def priced_by_event(contract: Plain) -> bool:
-    """Whether something is taken of each event by itself, so that sums of usage do not say what it costs."""
+    """Whether each event counts by itself or at its own time, so that sums of usage do not say what it costs."""
     charges = [c for plan in contract["plans"].values() for version in plan for c in version["charges"]]
-    return any(c["model"] == "percentage" or (c["metric"] and c["metric"] not in TOKENS) for c in charges)
+    return any(
+        c["model"] == "percentage" or c.get("tier_period") or (c["metric"] and c["metric"] not in TOKENS)
+        for c in charges
+    )
 
 
 def _terms(subscriptions: Sequence[Plain]) -> dict[str, Any]:
@@ -204,6 +208,8 @@ def _charge(where: str, given: Plain, continuity: str) -> dict[str, Any]:
     if given["model"] not in _FEES:
         found["metric"] = f"{where}/{given['key']}"
         found["tier_continuity"] = given.get("tier_continuity") or continuity
+        if given.get("tier_period"):
+            found["tier_period"] = given["tier_period"]
     if discount := given.get("discount"):
         found["discount"] = _said(discount, f"a discount of charge {given['key']}, its", *_DISCOUNT)
     return found

@@ -194,7 +194,7 @@ def moment(random: Random) -> datetime:
     return OCTOBER.start + timedelta(seconds=random.randrange(92 * 86400))
 
 
-def version(random: Random, plan: str, name: str, since: datetime) -> PlanVersion:
+def version(random: Random, plan: str, name: str, since: datetime, over: Cycle | None) -> PlanVersion:
     money = Decimal(random.randrange(10**6)).scaleb(-4)
     charges = [
         Charge(
@@ -203,6 +203,7 @@ def version(random: Random, plan: str, name: str, since: datetime) -> PlanVersio
             Filters(),
             pricing(random),
             discount=random.choice([None, Discount(percent=Decimal("0.1"))]),
+            tier_period=over,
         ),
         Charge("base", "", Filters(), Flat(money), prorated=random.random() < 0.8),
     ]
@@ -220,10 +221,11 @@ def random_tenant(world: World, seed: int) -> tuple[History, list[Wire]]:
         period=random.choice([Cycle.QUARTER, Cycle.MONTH, Cycle.YEAR]),
         anchor=random.choice([Anchor.ANNIVERSARY, Anchor.CALENDAR]),
     )
+    over = random.choice([None, Cycle.MONTH]) if terms.period is not Cycle.MONTH else None
     start = datetime(2026, random.randint(1, 9), random.choice([1, 15, 28, 30]), random.randrange(24), tzinfo=UTC)
     plans = [
-        PricePlan(f"{name}.{p}", "USD", (version(random, f"{name}.{p}", "v1", SINCE),
-                  version(random, f"{name}.{p}", "v2", moment(random))), terms)
+        PricePlan(f"{name}.{p}", "USD", (version(random, f"{name}.{p}", "v1", SINCE, over),
+                  version(random, f"{name}.{p}", "v2", moment(random), over)), terms)
         for p in "pq"
     ]  # fmt: skip
     change = random.choice([None, moment(random)])

@@ -50,6 +50,13 @@ def periods(random: Random) -> tuple[dict[str, object], str, list[tuple[int, int
     return fields, "month" if kind == "anniversary" else kind, list(pairwise(edges))
 
 
+def months(start: int, end: int) -> list[int]:
+    """The instants at which months begin within [start, end), from a start that is the first day of one."""
+    first = (_EPOCH + timedelta(microseconds=start)).date()
+    found = (of(_add_months(first, count)) for count in range(1, 13))
+    return [at for at in found if at < end]
+
+
 def read(text: str) -> int:
     """The instant that `written` wrote."""
     at = datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -62,6 +62,7 @@ def simulated(seed: int, number: int) -> Simulated:
         name: plans.plan(random, forms[name], at, _left_out(random, form, name)) for name, at in starts.items()
     }
     _corrections(Random(f"{seed}/{number}/corrections"), case, forms)
+    _tier_periods(Random(f"{seed}/{number}/tiers"), case, length, spans, edges)
     case["subscription"] = changes
     if credits != "none":
         case["credits"] = _grants(random, form, spans, credits, account["currency"], edges)
@@ -155,6 +156,25 @@ def _corrections(random: Random, case: Plain, forms: dict[str, Shape]) -> None:
                     wrong["recorded"] = "2020-01-01"
                 version["recorded"] = "2020-01-02"
                 versions.insert(random.randrange(len(versions) + 1), wrong)
+
+
+def _tier_periods(
+    random: Random, case: Plain, length: str, spans: list[tuple[int, int]], edges: list[tuple[str, int]]
+) -> None:
+    """Of quarters and years often some charges count by the month or quarter; those of a pool alike."""
+    if length == "month" or random.random() < 0.4:
+        return
+    versions = [version for versions in case["plan"].values() for version in versions]
+    charges = [charge for version in versions for charge in version["charges"]]
+    pooled = {key for version in versions for pool in version.get("allowances", ()) for key in pool["charges"]}
+    of_pool = random.choice(("month", "month", "quarter", ""))
+    chosen: dict[str, str] = {}
+    for charge in charges:
+        if charge["model"] in plans.COUNTED:
+            own = random.choice(("month", "month", "quarter", ""))
+            over = of_pool if charge["key"] in pooled else chosen.setdefault(charge["key"], own)
+            charge |= {"tier_period": over} if over else {}
+    edges += [("tier period", at) for start, end in spans for at in calendar.months(start, end)]
 
 
 def _left_out(random: Random, form: Shape, name: str) -> str:

@@ -46,7 +46,7 @@ def smaller(case: Plain) -> Iterator[Plain]:
         yield _without_charge(case, key)
     for field in ("allowances", "commitment", "invoice_discount", "recorded"):
         yield from _without_field(case, field, _versions)
-    for field in ("discount", "minimum", "maximum", "tier_continuity", "tax_group", "where"):
+    for field in ("discount", "minimum", "maximum", "tier_continuity", "tier_period", "tax_group", "where"):
         yield from _without_field(case, field, _charges)
     for field in ("tax", "stripe_minimum", "quantum"):
         if field in case["account"]:

@@ -33,7 +33,7 @@ versions:
         per: 1000
         discount: {percent: "0.1", from: 2026-02-01, periods: 3}
       - {key: vol, model: volume, metric: output, tiers: [{up_to: 10, price: 2}, {price: 1}], discount: "0.2"}
-      - {key: pack, model: package, metric: pages, size: 100, price: 2, minimum: 1, maximum: 9}
+      - {key: pack, model: package, metric: pages, size: 100, price: 2, minimum: 1, maximum: 9, tier_period: quarter}
       - {key: pct, model: percentage, base: gpu_second, rate: "0.02", min_per_event: "0.1", max_per_event: 1}
       - {key: pre, model: prepaid, metric: cached_input, included: 10, fee: 5, overage_price: 1, timing: advance}
       - {key: base, model: flat, fee: 10, tax_group: low, prorated: false}
@@ -58,6 +58,7 @@ def test_every_model_and_term_is_read() -> None:
     assert (graduated.where.context_over, graduated.pricing.tiers[0].flat_fee) == (8000, 3)
     assert version.charges[3].metric == Metric.GPU_SECOND
     assert (plan.terms.period, plan.terms.tier_continuity) == (Cycle.YEAR, TierContinuity.PRORATE)
+    assert version.charges[2].tier_period is Cycle.QUARTER
     assert plan.declared_metrics == {"pages"}
 
 
@@ -132,6 +133,18 @@ def test_what_stands_beside_the_charges_is_compared_too() -> None:
             "twice",
         ),
         ("charges: [in], tax", "charges: [in, in], tax", 26, "versions[0].commitment.charges", "twice"),
+        ("period: quarter", "period: week", 17, C + "[2].tier_period", "none of month, quarter, year"),
+        ("period: year", "period: month", 17, C + "[2].tier_period", "longer than the billing period, a month"),
+        ("rate:", "tier_period: month, rate:", 18, C + "[3].tier_period", "counts nothing over a time"),
+        ("fee: 10, tax_group", "fee: 10, tier_period: month, tax_group", 20, C + "[5].tier_period", "no meaning for"),
+        ("price: 1, tier", "price: 1, tier_period: month, tier", 23, C + "[8].tier_period", "without an allowance"),
+        (
+            "volume, metric",
+            "volume, tier_period: month, metric",
+            24,
+            "versions[0].allowances",
+            "different tier_periods",
+        ),
     ],
 )
 def test_each_mistake_is_named_by_line_and_field(before: str, after: str, line: int, field: str, reason: str) -> None:

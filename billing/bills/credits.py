@@ -51,7 +51,10 @@ class Applicability:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A credit. `amount` in major units of `currency`; usable for usage in [usable_from, expires)."""
+    """A credit. `amount` in major units of `currency`; usable for usage in [usable_from, expires).
+
+    `invoiced_at`: when it was invoiced by a contract that lets a paid one count from then.
+    """
 
     grant_id: str
     kind: GrantKind
@@ -61,6 +64,7 @@ class Grant:
     expires: datetime | None = None
     granted_at: datetime | None = None
     paid_at: datetime | None = None
+    invoiced_at: datetime | None = None
     priority: int = 50
     tax_treatment: TaxTreatment | None = None
     applies_to: Applicability = Applicability()
@@ -72,11 +76,16 @@ class Grant:
         return self.tax_treatment or default
 
     @property
+    def owed_from(self) -> datetime | None:
+        """From when a paid grant is a liability: its payment, or the invoice if that comes first; None: not yet."""
+        return min((at for at in (self.paid_at, self.invoiced_at) if at is not None), default=None)
+
+    @property
     def usable_from(self) -> datetime | None:
-        """A paid grant is usable when it is paid, whatever its tax treatment; None: not yet."""
+        """A paid grant is usable when it is owed, whatever its tax treatment; None: not yet."""
         if self.kind is not GrantKind.PAID:
             return self.effective
-        return None if self.paid_at is None else max(self.effective, self.paid_at)
+        return None if self.owed_from is None else max(self.effective, self.owed_from)
 
     def valid_at(self, at: datetime) -> bool:
         """Whether usage of a time can draw on it."""

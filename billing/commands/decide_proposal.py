@@ -18,11 +18,11 @@ from billing.invoicing.correcting import CorrectionKind
 from billing.invoicing.credit_store import CreditState, Movement, MovementKind
 from billing.invoicing.invoice_states import InvoiceState
 from billing.ledger import ledger_store
-from billing.money import ZERO, currency, plain, whole_quanta
+from billing.money import ZERO, currency, exactly, plain, whole_quanta
 from billing.plans import account_store
 from billing.posting import manual_entries, proposal_store, top_up_invoicing, top_up_store
 from billing.posting.booking import booking
-from billing.posting.posting_rules import Booking, credit_refunded, credit_settled, top_up_paid
+from billing.posting.posting_rules import Booking, credit_refunded, credit_settled, prepaid_invoice_paid
 from billing.posting.proposal_store import Proposal, ProposalKind
 from streams import audit
 
@@ -98,21 +98,26 @@ def proposals(engine: Engine, *, undecided: bool = False) -> list[Proposal]:
 
 def _settle(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> int:
     state = credit_store.one(connection, proposal.subject)
-    grant_id, paid_at = state.grant.grant_id, datetime.fromisoformat(proposal.content["paid_at"])
-    if state.grant.kind is not GrantKind.PAID or state.grant.paid_at is not None or state.voided:
-        raise CreditRefused(f"credit {grant_id} is {_told(state)}: there is nothing to settle")
+    grant, paid_at = state.grant, datetime.fromisoformat(proposal.content["paid_at"])
+    with exactly():
+        amount = grant.amount - state.voided
+    if grant.kind is not GrantKind.PAID or grant.paid_at is not None or amount <= 0:
+        raise CreditRefused(f"credit {grant.grant_id} is {_told(state)}: there is nothing to settle")
     if paid_at > now:
         raise CreditRefused(f"paid at {paid_at:%Y-%m-%d %H:%M}, which is yet to come")
-    key = f"credit:{grant_id}:settled"
+    key = f"credit:{grant.grant_id}:settled"
     where = _booking(connection, state, key, paid_at, now)
-    entry = credit_settled(state.grant, proposal.document, booking=where)
-    if top_up_store.is_top_up(connection, grant_id):
-        top_up_store.lock(connection, state.given.billing_account)
+    entry = credit_settled(grant, proposal.document, booking=where)
+    if grant.invoiced_at is not None or top_up_store.is_top_up(connection, grant.grant_id):
         account = account_store.accounts(connection, [state.given.billing_account])[state.given.billing_account]
-        top_up_invoicing.issue(connection, account, state.grant, paid_at, where=where, now=now, actor=actor)
-        entry = top_up_paid(state.grant, account.billing_account, proposal.document, booking=where)
+        if grant.invoiced_at is None:
+            top_up_invoicing.issue(
+                connection, account, grant, paid_at, where=where, now=now, actor=actor, is_paid=True
+            )  # fmt: skip
+        entry = prepaid_invoice_paid(grant, amount, account.billing_account, proposal.document, booking=where)
     entry_id = ledger_store.post(connection, [entry])[key]
-    movement = Movement(key, grant_id, MovementKind.SETTLED, ZERO, paid_at, entry_id=entry_id)
+    at = max(paid_at, grant.invoiced_at or paid_at)
+    movement = Movement(key, grant.grant_id, MovementKind.SETTLED, ZERO, at, entry_id=entry_id)
     credit_store.move(connection, [replace(movement, reason=proposal.document)], actor)
     return entry_id
 
@@ -121,7 +126,7 @@ def _refund(connection: Connection, proposal: Proposal, now: datetime, actor: st
     state = credit_store.one(connection, proposal.subject)
     grant = state.grant
     amount = whole_quanta(unreserved(connection, state), currency(grant.currency, now.date()).quantum)
-    if not state.is_liability or amount <= 0:
+    if grant.kind is not GrantKind.PAID or grant.paid_at is None or amount <= 0:
         raise CreditRefused(f"credit {grant.grant_id} is {_told(state)}: there is nothing to refund")
     key = f"credit:{grant.grant_id}:refunded:{proposal.proposal_no}"
     where = _booking(connection, state, key, now, now)
@@ -177,4 +182,5 @@ def _booking(connection: Connection, state: CreditState, key: str, at: datetime,
 
 def _told(state: CreditState) -> str:
     paid = "" if state.grant.kind is not GrantKind.PAID else ", settled" if state.grant.paid_at else ", not settled"
-    return f"{state.grant.kind}{paid}{', voided' if state.voided else ''}, {plain(state.remaining)} left"
+    invoiced = ", invoiced" if state.grant.invoiced_at else ""
+    return f"{state.grant.kind}{invoiced}{paid}{', voided' if state.voided else ''}, {plain(state.remaining)} left"

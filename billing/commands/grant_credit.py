@@ -16,10 +16,13 @@ from billing.database import raw, retrying, transaction
 from billing.errors import CreditRefused, NotAnAmount
 from billing.invoicing import credit_store
 from billing.invoicing.credit_store import CreditState, GivenCredit, Movement, MovementKind
-from billing.money import ZERO, currency, exactly, plain, to_minor
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.money import ZERO, currency, exactly, plain, to_minor, whole_quanta
 from billing.periods import add_months
 from billing.plans import account_store, plan_store
 from billing.plans.account_store import BillingAccount
+from billing.plans.price_plans import PaidCreditFrom
+from billing.posting import top_up_invoicing
 from streams import audit
 
 GRANT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -49,7 +52,8 @@ def grant_credit(
 ) -> list[CreditGranted]:
     """Give a credit to a billing account, or one for each time that it recurs. Doing it again changes nothing.
 
-    A paid one can be used, and is owed, once it is settled. Raises CreditRefused.
+    A paid one can be used, and is owed, once it is settled; or invoiced, where the contract says so. Raises
+    CreditRefused.
     """
     with transaction(engine, dry_run=dry_run) as connection:
         account = payer(connection, given.billing_account)
@@ -77,22 +81,63 @@ def repeated(given: GivenCredit, recurrence: Recurrence | None) -> list[GivenCre
 
 
 @retrying
+def invoice_credit(engine: Engine, grant_id: str, *, now: datetime, actor: str, dry_run: bool = False) -> StoredInvoice:
+    """Invoice a paid credit before it is paid, where the account's contracts let it count from then. Again it is the
+    same invoice. Raises UnknownCredit, CreditRefused."""
+    with transaction(engine, dry_run=dry_run) as connection:
+        state = credit_store.one(connection, grant_id)
+        grant, account = state.grant, payer(connection, state.given.billing_account)
+        if grant.invoiced_at is not None:
+            return top_up_invoicing.invoice_of(connection, grant_id)
+        if grant.kind is not GrantKind.PAID or grant.paid_at is not None or state.voided:
+            raise CreditRefused(f"credit {grant_id} is {grant.kind}, paid, or voided: there is nothing to invoice")
+        if paid_credit_from(connection, account.billing_account, now) is not PaidCreditFrom.INVOICE:
+            raise CreditRefused(
+                f"by the contracts of billing account {account.billing_account} a paid credit counts from its payment:"
+                " `tollbook credit settle` it; a plan whose terms say `paid_credit_from: invoice` lets it count before"
+            )
+        return top_up_invoicing.invoice_before_payment(connection, account, grant, now=now, actor=actor)
+
+
+def paid_credit_from(connection: Connection, billing_account: str, at: datetime) -> PaidCreditFrom:
+    """From when paid credits of an account count: from the invoice where all its contracts at a moment say so."""
+    told = {
+        each.terms.paid_credit_from
+        for each in account_store.subscriptions(connection, of_payers=[billing_account])
+        if each.billing_account == billing_account
+        and each.starts_at <= at
+        and (each.ends_at is None or at < each.ends_at)
+    }
+    return PaidCreditFrom.INVOICE if told == {PaidCreditFrom.INVOICE} else PaidCreditFrom.PAYMENT
+
+
+@retrying
 def void_credit(
     engine: Engine, grant_id: str, *, reason: str, now: datetime, actor: str, dry_run: bool = False
 ) -> Decimal:
     """Take back what is left of a credit and not reserved by an invoice that is frozen; returns that, in major units.
 
-    Again it is nothing. Raises UnknownCredit, and CreditRefused for a settled paid one: that is refunded.
+    Of one that was invoiced and is not paid by a credit note against its invoice. Again it is nothing. Raises
+    UnknownCredit, and CreditRefused for a paid one: that is refunded.
     """
     with transaction(engine, dry_run=dry_run) as connection:
         state = credit_store.one(connection, grant_id)
-        if state.is_liability:
+        grant = state.grant
+        if grant.paid_at is not None:
             raise CreditRefused(f"credit {grant_id} is paid: what is left is refunded (`tollbook credit refund`)")
         left = unreserved(connection, state)
-        if state.voided or not left:
+        if state.is_liability:
+            left = whole_quanta(left, currency(grant.currency, now.date()).quantum)
+        if state.voided or left <= 0:
             return ZERO
-        key = f"credit:{grant_id}:voided"
-        credit_store.move(connection, [Movement(key, grant_id, MovementKind.VOIDED, -left, now, reason=reason)], actor)
+        movement = Movement(f"credit:{grant_id}:voided", grant_id, MovementKind.VOIDED, -left, now, reason=reason)
+        if state.is_liability:
+            account = payer(connection, state.given.billing_account)
+            entry_id = top_up_invoicing.take_back(
+                connection, account, grant, left, reason=reason, now=now, actor=actor
+            )  # fmt: skip
+            movement = movement.booked_as(entry_id)
+        credit_store.move(connection, [movement], actor)
         audit.record(raw(connection), actor, "credit.void", grant_id, {"amount": plain(left), "reason": reason})
         return left
 
@@ -157,7 +202,7 @@ def give(connection: Connection, given: GivenCredit, actor: str) -> CreditGrante
         as_known = replace(
             given, recorded_by=known.recorded_by,
             grant=replace(grant, granted_at=known.grant.granted_at, paid_at=known.grant.paid_at,
-                          tax_treatment=grant.treatment),
+                          invoiced_at=known.grant.invoiced_at, tax_treatment=grant.treatment),
         )  # fmt: skip
         if as_known != known:
             raise CreditRefused(f"there is another credit {grant.grant_id}: give this one another --id")

@@ -1,4 +1,5 @@
-"""Buy credit where it runs low: rules by billing account, and by hand. It is usable, and owed, once it is settled."""
+"""Buy credit where it runs low: rules by billing account, and by hand. It is usable, and owed, once it is settled; or
+at once, with its invoice, where the contract lets it count from then."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from sqlalchemy import Connection, Engine
 
 from billing.bills.credits import Grant, GrantKind
 from billing.bills.top_ups import TopUpRule, top_ups_due
-from billing.commands.grant_credit import check, give, payer
+from billing.commands.grant_credit import check, give, paid_credit_from, payer
 from billing.database import raw, retrying, transaction
 from billing.errors import CreditRefused, NotAnAmount
 from billing.invoicing.credit_store import GivenCredit
 from billing.money import currency, plain, to_minor, total
 from billing.periods import accounting_month, add_months, parse_period, rfc3339
-from billing.posting import top_up_store
+from billing.plans.account_store import BillingAccount
+from billing.plans.price_plans import PaidCreditFrom
+from billing.posting import top_up_invoicing, top_up_store
 from streams import audit
 
 MOST_IN_A_MONTH: Final = 1_000
@@ -101,6 +104,7 @@ def top_up_by_hand(
         check(grant, account)
         give(connection, GivenCredit(grant, billing_account, reason), actor)
         top_up_store.add(connection, [grant.grant_id], None)
+        _invoice(connection, account, [grant], now, actor)
         return ToppedUp(billing_account, (grant.grant_id,), amount, account.currency, left)
 
 
@@ -119,7 +123,17 @@ def _top_up(connection: Connection, account: str, now: datetime, actor: str) -> 
     for grant in grants:
         give(connection, GivenCredit(grant, account, f"top-up: {plain(left)} were left"), actor)
     top_up_store.add(connection, [grant.grant_id for grant in grants], rule.rule_no)
+    _invoice(connection, payer(connection, account), grants, now, actor)
     return ToppedUp(account, tuple(g.grant_id for g in grants), total(g.amount for g in grants), rule.currency, left)
+
+
+def _invoice(
+    connection: Connection, account: BillingAccount, grants: Sequence[Grant], now: datetime, actor: str
+) -> None:
+    """What is bought is invoiced at once where it counts from its invoice; else when it is paid."""
+    if paid_credit_from(connection, account.billing_account, now) is PaidCreditFrom.INVOICE:
+        for grant in grants:
+            top_up_invoicing.invoice_before_payment(connection, account, grant, now=now, actor=actor)
 
 
 def _grants(rule: TopUpRule, month: str, before: int, count: int, now: datetime) -> Sequence[Grant]:

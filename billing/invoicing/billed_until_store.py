@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import ARRAY, Connection, String, any_, case, cast, func, not_, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, String, any_, case, cast, func, not_, or_, select
 
 from billing import tables
 from billing.invoicing.invoice_store import in_advance
@@ -53,7 +53,7 @@ def frozen_until(connection: Connection, accounts: Collection[str]) -> datetime 
     return connection.execute(
         select(func.max(until)).where(
             table.c.billing_account == any_(cast(list(accounts), ARRAY(String))),
-            table.c.kind != InvoiceKind.TOP_UP.value,
+            not_(for_prepaid_credit()),
             table.c.frozen_at.is_not(None),
         )
     ).scalar()
@@ -86,10 +86,17 @@ def usage_billed_until(connection: Connection, account: str) -> datetime | None:
     query = select(func.max(table.c.service_end)).where(
         table.c.billing_account == account,
         not_(in_advance()),
-        table.c.kind != InvoiceKind.TOP_UP.value,
+        not_(for_prepaid_credit()),
         table.c.frozen_at.is_not(None),
     )
     return connection.execute(query).scalar()
+
+
+def for_prepaid_credit() -> ColumnElement[bool]:
+    """Invoices for prepaid credit, and credit notes against such: they say nothing of usage and its prices."""
+    table = tables.invoices
+    sold = select(table.c.invoice_id).where(table.c.kind == InvoiceKind.TOP_UP.value)
+    return or_(table.c.kind == InvoiceKind.TOP_UP.value, func.coalesce(table.c.credits_invoice_id.in_(sold), False))
 
 
 def billed_in_advance(connection: Connection, tenants: Collection[str], at: datetime) -> bool:

@@ -18,13 +18,15 @@ from billing.bills.documents import GRACE
 from billing.errors import UnknownCredit
 from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.invoices import InvoiceKind
-from billing.money import exactly, total
+from billing.money import ZERO, exactly, total
 
 
 class MovementKind(StrEnum):
-    """What happened to a grant. `settled`: a paid one was paid; `reinstated`: drawn on after it had expired."""
+    """What happened to a grant. `settled`: a paid one was paid; `invoiced`: one that counts from its invoice was
+    invoiced; `reinstated`: drawn on after it had expired."""
 
     SETTLED = "settled"
+    INVOICED = "invoiced"
     DRAWN = "drawn"
     RESTORED = "restored"
     EXPIRED = "expired"
@@ -51,24 +53,25 @@ class GivenCredit:
 class CreditState:
     """A grant and what became of it, in major units.
 
-    `remaining` is what is left of it; `drawable` what usage of its time can still draw, also when it has expired.
+    `remaining` is what is left of it; `drawable` what usage of its time can still draw, also when it has expired;
+    `voided` what was taken back of it.
     """
 
     given: GivenCredit
     remaining: Decimal
     drawable: Decimal
-    voided: bool = False
+    voided: Decimal = ZERO
     expiries: int = 0
 
     @property
     def grant(self) -> Grant:
-        """The grant; `paid_at` as it was settled."""
+        """The grant; `paid_at` as it was settled, `invoiced_at` as it was invoiced."""
         return self.given.grant
 
     @property
     def is_liability(self) -> bool:
-        """Whether what remains is owed to the payer: paid and settled (docs/spec/money.md 6)."""
-        return self.grant.kind is GrantKind.PAID and self.grant.paid_at is not None
+        """Whether what remains is owed to the payer: paid, and settled or invoiced (docs/spec/money.md 6)."""
+        return self.grant.kind is GrantKind.PAID and self.grant.owed_from is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +241,7 @@ class _Moved:
 
 def _state(row: Row[Any], moved: dict[str, _Moved]) -> CreditState:
     settled, expired = moved.get(MovementKind.SETTLED), moved.get(MovementKind.EXPIRED)
+    invoiced, voided = moved.get(MovementKind.INVOICED), moved.get(MovementKind.VOIDED)
     grant = Grant(
         grant_id=row.grant_id,
         kind=GrantKind(row.kind),
@@ -247,6 +251,7 @@ def _state(row: Row[Any], moved: dict[str, _Moved]) -> CreditState:
         expires=row.expires_at,
         granted_at=row.granted_at,
         paid_at=None if settled is None else settled.first_at,
+        invoiced_at=None if invoiced is None else invoiced.first_at,
         priority=row.priority,
         tax_treatment=TaxTreatment(row.tax_treatment),
         applies_to=Applicability(frozenset(row.charges), row.fees, frozenset(row.models)),
@@ -256,5 +261,5 @@ def _state(row: Row[Any], moved: dict[str, _Moved]) -> CreditState:
     with exactly():
         drawable = remaining - lapsed
     given = GivenCredit(grant, row.billing_account, row.reason, row.funding_invoice, row.recorded_by)
-    voided = MovementKind.VOIDED in moved
-    return CreditState(given, remaining, drawable, voided, 0 if expired is None else expired.count)
+    taken_back = ZERO if voided is None else -voided.amount
+    return CreditState(given, remaining, drawable, taken_back, 0 if expired is None else expired.count)

@@ -85,7 +85,7 @@ def _sums(of: InvoiceFile) -> Iterator[Difference]:
         yield from _different("total, by lines", str(of.total), str(lines))
     else:
         yield from _different("net, by lines", str(of.net), str(lines))
-    received = of.total if of.kind is InvoiceKind.TOP_UP else 0
+    received = of.total if of.kind is InvoiceKind.TOP_UP and of.received else 0  # all of it, or it is still due
     yield from _different("received, by its kind", str(of.received), str(received))
     due = of.total - sum(credit.amount for credit in of.payments) - of.received + of.carried_in
     yield from _different("amount_due, by total and payments", str(of.amount_due), str(due))

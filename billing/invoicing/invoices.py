@@ -196,8 +196,8 @@ class Invoice:
 
     @property
     def received_minor(self) -> int:
-        """What was paid before it was issued: all of an invoice for a top-up."""
-        return self.total_minor if self.identity.kind is InvoiceKind.TOP_UP else 0
+        """What was paid before it was issued: of an invoice for prepaid credit what is not due."""
+        return self.total_minor - self.amount_due_minor if self.identity.kind is InvoiceKind.TOP_UP else 0
 
     @property
     def lines_hash(self) -> str:

@@ -35,6 +35,13 @@ class Metric(StrEnum):
     GPU_SECOND = "gpu_second"
 
 
+class PaidCreditFrom(StrEnum):
+    """From when a paid credit can be used and is owed: its payment, or its invoice (docs/spec/money.md 6)."""
+
+    PAYMENT = "payment"
+    INVOICE = "invoice"
+
+
 class Cycle(StrEnum):
     """How long a billing period is, or a part of one over which a charge counts."""
 
@@ -333,6 +340,7 @@ class Terms:
     anchor: Anchor = Anchor.CALENDAR
     trial_days: int = 0
     late_usage_days: int | None = None
+    paid_credit_from: PaidCreditFrom = PaidCreditFrom.PAYMENT
 
     def problems(self) -> list[Problem]:
         """What is wrong with these values."""

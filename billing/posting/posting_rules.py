@@ -90,7 +90,7 @@ def accrual(
 def invoice_issued(invoice: Invoice, *, now: datetime) -> JournalEntry | None:
     """An invoice becomes due, or a credit note takes back what was due, in the month of `now`.
 
-    For a top-up Dr 1100 / Cr 2100: it is issued when it is paid, and owed from then on. Else
+    For prepaid credit Dr 1100 / Cr 2100: it is owed from then on, and is paid then or later. Else
     Dr 1100 rounded, less what credits pay · Dr 2100, 4900 or 4910 what grants give · ± 5900 the residue · Cr 1150 exact
     per tenant · Cr 2200 tax, which comes out of revenue where prices contain it (13.14). Fees in advance: Cr 2110
     instead of 1150, less the tax that they contain.
@@ -168,11 +168,10 @@ def granted_account(credit: CreditUsed) -> tuple[AccountCode, str]:
 
 def _cleared(invoice: Invoice) -> list[tuple[AccountCode, str, Decimal]]:
     """What an invoice takes from what was accrued, or defers, by tenant; what it owes by credit."""
-    if invoice.identity.kind is InvoiceKind.TOP_UP:
-        return [
-            (AccountCode.DEFERRED_REVENUE_PREPAID, line.rated.identity.charge_key, -line.rated.amount)
-            for line in invoice.lines
-        ]
+    prepaid = [line.rated for line in invoice.lines if line.rated.identity.kind == LineKind.TOP_UP]
+    if prepaid:
+        with exactly():
+            return [(AccountCode.DEFERRED_REVENUE_PREPAID, of.identity.charge_key, -of.amount) for of in prepaid]
     if invoice.in_advance:
         with exactly():
             return [(AccountCode.DEFERRED_FEES, tenant, -a) for tenant, a in deferred_by_tenant(invoice).items()]
@@ -223,8 +222,10 @@ def credit_settled(grant: Grant, document: str, *, booking: Booking) -> JournalE
     return _of_grant(grant, "settled", AccountCode.BANK, grant.amount, booking, {"document": document})
 
 
-def top_up_paid(grant: Grant, billing_account: str, document: str, *, booking: Booking) -> JournalEntry:
-    """A top-up was paid outside Stripe: Dr 1020 / Cr 1100, what its invoice booked there."""
+def prepaid_invoice_paid(
+    grant: Grant, amount: Decimal, billing_account: str, document: str, *, booking: Booking
+) -> JournalEntry:
+    """The invoice of a credit was paid outside Stripe: Dr 1020 / Cr 1100, what it and its credit note left there."""
     return JournalEntry(
         idempotency_key=booking.key,
         kind="credit_settled",
@@ -232,8 +233,8 @@ def top_up_paid(grant: Grant, billing_account: str, document: str, *, booking: B
         accounting_period=booking.accounting_period,
         effective_at=booking.effective_at,
         postings=(
-            Posting(AccountCode.BANK, grant.currency, grant.amount),
-            Posting(AccountCode.ACCOUNTS_RECEIVABLE, grant.currency, -grant.amount, billing_account),
+            Posting(AccountCode.BANK, grant.currency, amount),
+            Posting(AccountCode.ACCOUNTS_RECEIVABLE, grant.currency, -amount, billing_account),
         ),
         original_period=booking.original_period,
         source={"grant_id": grant.grant_id, "document": document},

@@ -126,4 +126,4 @@ def _counts(state: CreditState, at: datetime, top_ups: set[str]) -> bool:
     grant = state.grant
     if state.voided or (grant.expires is not None and grant.expires <= at) or grant.effective > at:
         return False
-    return grant.paid_at is not None or grant.grant_id in top_ups
+    return grant.owed_from is not None or grant.grant_id in top_ups

@@ -66,6 +66,7 @@ NOTES: Final = {
     TaxMode.EXEMPT: "Exempt from tax.",
     TaxMode.INCLUSIVE: "Line amounts contain the tax.",
 }
+TO_BE_PAID: Final = (InvoiceState.FINALIZED, InvoiceState.ISSUED_LOCALLY)
 PER_MILLION_BELOW: Final = Decimal("0.001")
 """Prices smaller than this are written for a million units."""
 
@@ -273,7 +274,7 @@ def _notes(invoice: InvoiceFile) -> Iterator[str]:
     if invoice.kind is InvoiceKind.TOP_UP:
         yield "Prepaid credit: tax is charged on the invoices that it pays."
     yield from _once(NOTES[row.mode] for row in invoice.tax if row.mode in NOTES)
-    if invoice.seller.iban and invoice.amount_due > 0 and invoice.state == InvoiceState.FINALIZED:
+    if invoice.seller.iban and invoice.amount_due > 0 and invoice.state in TO_BE_PAID:
         bank = f"IBAN {invoice.seller.iban}" + (f", BIC {invoice.seller.bic}" if invoice.seller.bic else "")
         yield f"Please pay to {bank}, and name {invoice.number}."
     rounding = plain(invoice.rounding)

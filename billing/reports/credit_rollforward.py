@@ -1,6 +1,7 @@
 """Credits over a month: what was owed before, bought, drawn, expired, paid back, and is owed after. Pure.
 
-Only a paid credit that was settled is owed (2100); one that was given is a memo, and reduces income when it is drawn.
+Only a paid credit that was settled or invoiced is owed (2100); one that was given is a memo, and reduces income when it
+is drawn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ COLUMN_OF: Final[Mapping[MovementKind, str]] = {
     MovementKind.DRAWN: "drawn", MovementKind.RESTORED: "drawn", MovementKind.EXPIRED: "expired",
     MovementKind.REINSTATED: "expired", MovementKind.REFUNDED: "refunded", MovementKind.VOIDED: "voided",
 }  # fmt: skip
+COUNTS_FROM: Final = (MovementKind.SETTLED, MovementKind.INVOICED)
 CHANGES: Final = ("granted", *dict.fromkeys(COLUMN_OF.values()))
 COLUMNS: Final = (
     "billing_account", "grant_id", "kind", "owed", "currency", "opening", *CHANGES, "closing", "expires_at",
@@ -47,10 +49,10 @@ class GrantHistory:
 
     @property
     def since(self) -> datetime | None:
-        """From when it is there: a paid one when its payment was booked; None: not yet."""
+        """From when it is there: a paid one when its payment or its invoice was booked; None: not yet."""
         if self.grant.kind is not GrantKind.PAID:
             return self.grant.granted_at or self.grant.effective
-        return min((each.booked_at for each in self.moved if each.kind is MovementKind.SETTLED), default=None)
+        return min((each.booked_at for each in self.moved if each.kind in COUNTS_FROM), default=None)
 
 
 def credit_report(histories: Iterable[GrantHistory], span: BillingPeriod, opening: Amounts, closing: Amounts) -> Report:
@@ -81,7 +83,7 @@ def _row(history: GrantHistory, span: BillingPeriod) -> dict[str, Any] | None:
     if since >= span.start:
         changes["granted"].append(grant.amount)
     for each in history.moved:
-        if each.kind is MovementKind.SETTLED or each.booked_at >= span.end:
+        if each.kind in COUNTS_FROM or each.booked_at >= span.end:
             continue
         (before if each.booked_at < span.start else changes[COLUMN_OF[each.kind]]).append(each.amount)
     opening = total(before)

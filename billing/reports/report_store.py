@@ -160,8 +160,8 @@ _RECEIVABLES = text(
 _SETTLED = text(
     """
     select a.subledger, a.currency, sum(p.amount), coalesce(e.source ->> 'invoice_id', (
-        select l.invoice_id::text from ledger.invoice_lines l
-        where l.kind = 'top_up' and l.charge_key = e.source ->> 'grant_id'))
+        select i.invoice_id::text from ledger.invoice_lines l join ledger.invoices i using (invoice_id)
+        where i.kind = 'top_up' and l.kind = 'top_up' and l.charge_key = e.source ->> 'grant_id'))
     from ledger.journal_entries e join ledger.postings p using (entry_id) join ledger.accounts a using (account_id)
     where e.legal_entity = :entity and a.code = 1100 and e.effective_at < :until
         and e.kind not in ('invoice', 'credit_note')

@@ -12,7 +12,7 @@ import typer
 
 from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
 from billing.commands.expire_credits import expire_credits
-from billing.commands.grant_credit import Recurrence, credits_of, grant_credit, void_credit
+from billing.commands.grant_credit import Recurrence, credits_of, grant_credit, invoice_credit, void_credit
 from billing.invoicing.credit_store import CreditState, GivenCredit
 from billing.money import LINE_DECIMALS, parse_decimal, plain
 from billing.posting.proposal_store import ProposalKind
@@ -29,7 +29,7 @@ app.add_typer(top_up.app, name="top-up")
 
 COLUMNS: Final = (
     "credit_id", "billing_account", "kind", "state", "currency", "amount", "remaining", "from", "expires", "paid_at",
-    "priority", "tax_treatment", "charges", "fees", "models", "funding_invoice", "reason",
+    "invoiced_at", "priority", "tax_treatment", "charges", "fees", "models", "funding_invoice", "reason",
 )  # fmt: skip
 SHOWN: Final = ("credit_id", "billing_account", "kind", "state", "currency", "amount", "remaining", "from", "expires")
 
@@ -137,10 +137,18 @@ def void(
     reason: Annotated[str, typer.Option(help="Why.")],
     dry_run: session.DryRun = False,
 ) -> None:
-    """Take back what is left of a credit that nobody paid for."""
+    """Take back what is left of a credit that nobody paid for; by a credit note where it was invoiced."""
     with session.engine() as engine:
         amount = void_credit(engine, credit, reason=reason, now=session.clock(None), actor=actor, dry_run=dry_run)
     out.print(f"{credit}: {plain(amount)} {'would be' if dry_run else ''} taken back".replace("  ", " "))
+
+
+@app.command("invoice")
+def invoice(credit: Credit, actor: session.Actor, dry_run: session.DryRun = False) -> None:
+    """Invoice a paid credit before its payment: usable from then, by a contract with `paid_credit_from: invoice`."""
+    with session.engine() as engine:
+        stored = invoice_credit(engine, credit, now=session.clock(None), actor=actor, dry_run=dry_run)
+    out.print(f"{credit}: {'would be invoiced' if dry_run else f'invoice {stored.number}'}, due {stored.due_date}")
 
 
 @app.command("settle")
@@ -175,6 +183,7 @@ def _row(state: CreditState, at: datetime) -> dict[str, Any]:
         "from": grant.effective,
         "expires": grant.expires,
         "paid_at": grant.paid_at,
+        "invoiced_at": grant.invoiced_at,
         "priority": grant.priority,
         "tax_treatment": grant.treatment.value,
         "charges": sorted(grant.applies_to.charges),

@@ -29,6 +29,7 @@ from billing.plans.price_plans import (
     Commitment,
     Cycle,
     InvoiceDiscount,
+    PaidCreditFrom,
     PlanVersion,
     Terms,
 )
@@ -94,7 +95,7 @@ def history_of(case: Case) -> History:
             LateUsage(each["of_period"], tuple(_events(each["usage"], f"late{number}-", begins)))
             for number, each in enumerate([late] if isinstance(late, Mapping) else late)
         ),
-        grants=tuple(_grant(each) for each in case.get("credits") or []),
+        grants=tuple(_grant(each, terms.paid_credit_from) for each in case.get("credits") or []),
         prior_credits=tuple(
             PriorCredit(each["line"], _number(each["amount"]), moment(each["at"]))
             for each in case.get("prior_credits") or []
@@ -294,7 +295,7 @@ def _quantities(given: Mapping[str, Any], metric: str) -> dict[str, Decimal]:
     return found | {str(name): quantity for name, quantity in counted.items()}
 
 
-def _grant(given: Mapping[str, Any]) -> Grant:
+def _grant(given: Mapping[str, Any], counts_from: PaidCreditFrom) -> Grant:
     def time(name: str) -> datetime | None:
         return moment(given[name]) if given.get(name) is not None else None
 
@@ -308,6 +309,7 @@ def _grant(given: Mapping[str, Any]) -> Grant:
         expires=time("expires"),
         granted_at=time("granted_at"),
         paid_at=time("paid_at"),
+        invoiced_at=time("invoiced_at") if counts_from is PaidCreditFrom.INVOICE else None,
         priority=given.get("priority", 50),
         tax_treatment=TaxTreatment(treatment) if treatment else None,
         applies_to=replace(_applicability(given.get("applies_to")), models=frozenset(given.get("models", ()))),

@@ -218,7 +218,7 @@ MUTATIONS: Final = (
     Mutation(
         "a paid grant is usable before it is paid",
         "billing/bills/credits.py",
-        "return None if self.paid_at is None else max(self.effective, self.paid_at)",
+        "return None if self.owed_from is None else max(self.effective, self.owed_from)",
         "return self.effective",
         GOLDEN,
     ),
@@ -332,6 +332,13 @@ MUTATIONS: Final = (
         "billing/rating/positions.py",
         "before = found[-1].run + 1 if found else 0",
         "before = 0",
+        GOLDEN,
+    ),
+    Mutation(
+        "a credit that counts from its invoice counts from its payment",
+        "billing/bills/credits.py",
+        "for at in (self.paid_at, self.invoiced_at) if at",
+        "for at in (self.paid_at,) if at",
         GOLDEN,
     ),
     Mutation(

@@ -66,6 +66,7 @@ def simulated(seed: int, number: int) -> Simulated:
     case["subscription"] = changes
     if credits != "none":
         case["credits"] = _grants(random, form, spans, credits, account["currency"], edges)
+        _invoiced(Random(f"{seed}/{number}/invoiced"), case, spans, edges)
     setting = Setting(random, form, spans[0][0], spans[-1][1], edges, case["contract"].get("price_at") == "start")
     setting.meet_fees()
     case["usage"] = usages.usage(setting, spans)
@@ -271,6 +272,19 @@ def _grants(
     if form.by_events and random.random() < 0.25:
         random.choice(result)["models"] = random.sample(("m1", "m2", "m3"), random.randint(1, 2))
     return result
+
+
+def _invoiced(random: Random, case: Plain, spans: list[tuple[int, int]], edges: list[tuple[str, int]]) -> None:
+    """Now and then paid grants are invoiced, by a contract that lets them count from then, or by one that does not."""
+    if random.random() < 0.6:
+        return
+    if random.random() < 0.8:
+        case["contract"]["paid_credit_from"] = "invoice"
+    for grant in case["credits"]:
+        if grant["kind"] == "paid" and random.random() < 0.8:
+            invoiced = _instant(random, spans)
+            grant["invoiced_at"] = written(invoiced)
+            edges.append(("invoiced", invoiced))
 
 
 def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]]) -> None:

@@ -76,7 +76,8 @@ def test_tax_that_prices_contain_is_a_row_of_its_own() -> None:
 def test_usage_that_prepaid_credit_pays_for_is_billed_at_0_and_buying_it_costs_nothing() -> None:
     covered = focus(made(used(1000, 300), ADDED, [PAID]))
     assert costs(covered) == [("Usage", 0, 10), ("Usage", 0, 6), ("Tax", 0, Decimal("3.2"))]
-    bought = focus(top_up_invoice(BillingAccount("acme", "default", "Acme", "USD"), PAID, OCTOBER.start, 0))
+    account = BillingAccount("acme", "default", "Acme", "USD")
+    bought = focus(top_up_invoice(account, PAID, OCTOBER.start, 0, is_paid=True))
     assert costs(bought) == [("Purchase", 1000, 0)]
     assert covered.holds
     assert bought.holds

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -28,8 +29,10 @@ from streams.ingest import sources
 from streams.ingest.sources import source_name
 from tests.fixtures_services import Databases
 from tests.simulation import full_disk, invariants
+from tests.simulation.faults import Fault
 from tests.simulation.line import Line, Worker, cpu_s_of, ended, memory_of, wait_for
 from tests.simulation.services import kill, start
+from tests.simulation.slow_link import SlowLink
 
 pytestmark = pytest.mark.xdist_group("outages")  # one set of services for all of them
 AWAY_S = 6
@@ -38,6 +41,7 @@ GROWS_AT_MOST_MIB = 50
 BUSY_AT_MOST = 0.3
 """Of the time that a service is away, the processor's; a worker that spins takes all that it gets."""
 COUNTED = "select sum(requests)::int8, sum(output_tokens)::int8 from usage.windows_1h"
+COMMIT_OF_A_CHUNK = (b"insert into usage.applied_chunks", b"COMMIT")
 MakeLine = Callable[..., Line]
 
 
@@ -123,14 +127,33 @@ def end_in_order(lines: Sequence[Line], workers: Sequence[Worker]) -> list[str]:
     return [ended(worker, 0) for worker in workers]
 
 
-def test_postgres_killed_under_load(stack: Stack, line: Line) -> None:
-    worker = line.worker(None, "--chunk", "20")
-    for _ in range(2):
+def test_postgres_killed_before_a_commit_and_before_its_answer(stack: Stack, lines: list[Line]) -> None:
+    """First nothing of the chunk is there, then all of it, and the worker cannot know: it tries again either way."""
+    fault = Fault("advanced", nth=2, how="stop")
+    for line in lines:
         line.send(300)
-        applied([line], [worker], but=300)
+    workers = [line.struck(fault, "--chunk", "20") for line in lines]
+    positions = [line.next_positions() for line in lines]
+    kill(stack.postgres)
+    start(stack.postgres)
+    assert [line.next_positions() for line in lines] == positions
+    for worker in workers:
+        worker.send_signal(signal.SIGCONT)
+    assert all("nothing is lost" in said for said in end_in_order(lines, workers))
+
+    positions = [line.next_positions() for line in lines]
+    with contextlib.ExitStack() as opened:
+        links = [opened.enter_context(SlowLink(line.database_url, unheard=COMMIT_OF_A_CHUNK)) for line in lines]
+        for line, link in zip(lines, links, strict=True):
+            line.send(300)
+            line.database_url = link.url
+        workers = [line.worker(None, "--chunk", "20") for line in lines]
+        for line, link, worker, before in zip(lines, links, workers, positions, strict=True):
+            wait_for(link.answered.is_set, "the chunk is committed", worker)
+            assert line.next_positions() != before
         kill(stack.postgres)
         start(stack.postgres)
-    assert "nothing is lost" in end_in_order([line], [worker])[0]
+        assert all("nothing is lost" in said for said in end_in_order(lines, workers))
 
 
 def test_a_worker_that_is_started_before_the_services(stack: Stack, line: Line) -> None:

@@ -168,7 +168,7 @@ def list_quarantine(
         found = quarantines.listing(connection, reason=reason, tenant_id=tenant, resolved=all_, limit=limit)
     rows = [asdict(row) for row in found]
     columns: tuple[str, ...] = ("quarantine_id", "reason", "tenant_id", "estimated_value", "currency", "detail")
-    columns += ("source", "position", "quarantined_at", *(("outcome", "resolved_by") if all_ else ()))
+    columns += ("not_estimable", "source", "position", "quarantined_at", *(("outcome", "resolved_by") if all_ else ()))
     listing(rows, columns, as_json=as_json, as_csv=as_csv, empty="the quarantine is empty")
 
 

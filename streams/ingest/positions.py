@@ -94,16 +94,16 @@ def due(connection: psycopg.Connection, chunk: Chunk) -> tuple[At, Sequence[Reco
     return at, not_yet_applied(chunk.source.name, at.next_position, chunk.records, chunk.empty)
 
 
-def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[Refused]) -> None:
+def keep_refused(connection: psycopg.Connection, source: str, refused: Sequence[Refused], feed: Feed = "usage") -> None:
     """Put refused messages into quarantine, whole, and raise the alerts about it."""
     if not refused:
         return
-    values = refused_values.values_of(connection, source, refused)
+    values = refused_values.values_of(connection, source, feed, refused)
     with connection.cursor() as cursor:
         cursor.executemany(
             "insert into usage.quarantine (source, position, reason, detail, tenant_id, message_key, message,"
-            " appended_at, request_id, attempt, estimated_value, currency, header_names, header_values, is_null)"
-            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            " appended_at, request_id, attempt, estimated_value, currency, not_estimable, header_names, header_values,"
+            " is_null) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [_quarantine_row(source, *each) for each in zip(refused, values, strict=True)],
         )
     orphans = [r.record.position for r in refused if r.reason == "orphan"]

@@ -89,7 +89,7 @@ class ReplicaChunkApplier:
                 said, refused = [], [Refused(record, "invalid", unstorable, None) for record in records]
             self._store(news(said))
             self._checkpoint("reports stored")
-            positions.keep_refused(self._connection, chunk.source.name, refused)
+            positions.keep_refused(self._connection, chunk.source.name, refused, "replicas")
             reasons = Counter(message.reason for message in refused)
             behind = records[-1].position + 1
             empty = behind - at.next_position - len(records)

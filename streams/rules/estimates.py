@@ -10,11 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 import psycopg
 
-from serving_adapter.events import UsageEvent, completed_at
+from serving_adapter.errors import RefusedEvent
+from serving_adapter.events import (
+    EARLIEST,
+    UNREADABLE,
+    Count,
+    GpuMicroseconds,
+    Name,
+    TenantId,
+    UsageEvent,
+    completed_at,
+    field_at_fault,
+    instant,
+)  # fmt: skip
 from streams.rules.numbered_changes import write_in_order
 
 ANY_MODEL: Final = ""
@@ -30,6 +43,53 @@ class EstimatePrice:
     unit_price: Decimal
     currency: str
     valid_from: datetime
+
+
+class Priceable(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What of a message its price hangs on; all else may be anything. Units as the event's."""
+
+    tenant_id: TenantId
+    model: Name
+    input_tokens: Count
+    output_tokens: Count
+    cache_hit_tokens: Count = 0
+    gpu_us: GpuMicroseconds = 0
+    kind: str = "usage"
+    purpose: str = "tenant"
+    timestamp: Any = None
+
+
+_decode: Final = msgspec.json.Decoder(Priceable).decode
+
+
+class NotEstimable(Exception):
+    """What a message may be worth cannot be known; the text says why."""
+
+
+def priceable(message: bytes) -> Priceable:
+    """What can be priced of a message that was refused for whatever reason. Raises NotEstimable."""
+    try:
+        found = _decode(message)
+    except msgspec.ValidationError as error:
+        field, why = field_at_fault(str(error))
+        raise NotEstimable(f"{field}: {why}" if field else why) from None
+    except UNREADABLE:
+        raise NotEstimable("not JSON") from None
+    if found.purpose != "tenant" or found.tenant_id.startswith("_"):
+        raise NotEstimable("it is never billed")
+    uncached = found.input_tokens - found.cache_hit_tokens
+    if found.kind == "usage" and min(uncached, found.cache_hit_tokens, found.output_tokens, found.gpu_us) < 0:
+        raise NotEstimable("its counts are below zero, or more of its input was cached than there is")
+    return found
+
+
+def time_of(found: Priceable, received_at: datetime) -> datetime:
+    """When it was completed, as far as it says so; else when it was received."""
+    try:
+        stated = instant(found.timestamp, "timestamp") if isinstance(found.timestamp, int | str) else received_at
+    except (RefusedEvent, ValueError, OverflowError, OSError):
+        return received_at
+    return stated if stated >= EARLIEST else received_at
 
 
 def set_prices(connection: psycopg.Connection, tenant_id: str, prices: Iterable[EstimatePrice]) -> None:
@@ -66,16 +126,52 @@ def prices_of(connection: psycopg.Connection, tenant_ids: Iterable[str]) -> dict
     return dict(found)
 
 
+def highest_of_all(connection: psycopg.Connection, models: Iterable[str], at: datetime) -> list[EstimatePrice]:
+    """What usage of these models costs at most, whoever's it is: by model, metric and currency, of the prices in force.
+
+    For a tenant that is not registered yet, of whom no contract is known.
+    """
+    rows = connection.execute(
+        "select model, metric, max(unit_price), currency, max(valid_from) from ("
+        " select distinct on (tenant_id, model, metric) * from usage.estimate_prices"
+        " where model = any(%s) and valid_from <= %s order by tenant_id, model, metric, valid_from desc"
+        ") as current group by model, metric, currency",
+        ([*sorted(set(models)), ANY_MODEL], at),
+    )
+    return [EstimatePrice(*row) for row in rows]
+
+
+def worth_at_most(prices: Sequence[EstimatePrice], model: str, units: Mapping[str, Decimal]) -> tuple[Decimal, str]:
+    """(amount in major units, currency) of units at the highest of `prices`. Raises NotEstimable."""
+    due = [price for price in prices if price.model in (model, ANY_MODEL)]
+    currencies = sorted({price.currency for price in due})
+    if len(currencies) != 1:
+        raise NotEstimable(
+            f"its tenant is not registered, and others pay in {', '.join(currencies)}"
+            if currencies
+            else "its tenant is not registered, and nobody has a price for its model"
+        )
+    highest: dict[str, Decimal] = {}
+    for price in due:
+        highest[price.metric] = max(price.unit_price, highest.get(price.metric, price.unit_price))
+    amount = sum((units[metric] * price for metric, price in highest.items() if metric in units), Decimal(0))
+    return amount, currencies[0]
+
+
 def value_of(prices: Sequence[EstimatePrice], event: UsageEvent) -> tuple[Decimal | None, str | None]:
     """(amount in major units, currency) of an event at its tenant's `prices`, or (None, None) where none applies."""
-    units = {
+    return worth(prices, event.model, completed_at(event), units_of(event))
+
+
+def units_of(event: UsageEvent | Priceable) -> dict[str, Decimal]:
+    """By metric."""
+    return {
         "input": Decimal(event.input_tokens - event.cache_hit_tokens),
         "cached_input": Decimal(event.cache_hit_tokens),
         "output": Decimal(event.output_tokens),
         "request": Decimal(event.kind == "usage"),
         "gpu_second": event.gpu_us / _MICROSECONDS,
     }
-    return worth(prices, event.model, completed_at(event), units)
 
 
 def worth(

@@ -37,6 +37,8 @@ class Quarantined:
     message_bytes: int
     estimated_value: Decimal | None
     currency: str | None
+    not_estimable: str | None
+    """Why there is no estimate; None beside one, and for messages from before revision 0066."""
     outcome: str | None
     """None while it waits, `released` or `discarded`."""
     resolved_by: str | None
@@ -45,7 +47,7 @@ class Quarantined:
 IDS_A_TIME: Final = 1000
 _QUERY: Final = (
     "select q.quarantine_id, q.source, q.position, q.reason, q.detail, q.tenant_id, q.appended_at, q.quarantined_at,"
-    " octet_length(q.message), q.estimated_value, q.currency, r.outcome, r.actor"
+    " octet_length(q.message), q.estimated_value, q.currency, q.not_estimable, r.outcome, r.actor"
     " from usage.quarantine as q left join usage.quarantine_resolutions as r using (quarantine_id)"
 )
 

@@ -96,6 +96,47 @@ def test_a_conflict_is_worth_what_it_would_change_and_a_later_version_what_is_kn
     ]
 
 
+def test_every_message_is_worth_what_can_be_known_of_it_or_says_why_not(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    tenants.register(connection, [("tenant_2", "Two"), ("tenant_3", "Three")], actor="test")
+    early, late = (datetime(2026, month, 1, tzinfo=UTC) for month in (1, 6))
+
+    def price(unit: str, since: datetime = early, currency: str = "USD") -> EstimatePrice:
+        return EstimatePrice(ANY_MODEL, "output", Decimal(unit), currency, since)
+
+    set_prices(connection, "tenant_1", [price("0.5")])
+    set_prices(connection, "tenant_2", [price("9"), price("2", late)])
+    ten = {"request_id": "ten", "output_tokens": 10}
+    worth: list[tuple[dict[str, object], object]] = [
+        ({"tenant_id": "stranger"}, 20),  # at the dearest that anybody pays now
+        ({"tenant_id": "tenant_3", "region": 7}, "tenant_3 has no price for llama at 2026-11-01"),
+        ({"region": 7}, 5),
+        ({"tenant_id": "stranger", "attempt": 0}, 20),
+        ({"timestamp": "1999-01-01T00:00:00Z"}, 5),  # at the price of when it came
+        ({"timestamp": "yesterday"}, 5),
+        ({"unknown_field": "x" * 1_000_000}, 5),
+        ({"output_tokens": "many"}, "output_tokens: Expected `int`, got `str`"),
+        ({"cache_hit_tokens": 999}, "its counts are below zero, or more of its input was cached than there is"),
+        ({"purpose": "probe", "region": 7}, "it is never billed"),
+    ]
+    messages = [json.dumps(EVENT | ten | {"request_id": f"r-{n}"} | each) for n, (each, _) in enumerate(worth)]
+    messages += ["{torn", "[]"]
+    applier.apply(make_chunk(*(make_record(n, message.encode()) for n, message in enumerate(messages))))
+    replica_applier.apply(make_chunk(make_record(0, b"{torn"), source=REPLICA_SOURCE))
+    set_prices(connection, "tenant_2", [price("2", currency="EUR")])
+    applier.apply(make_chunk(make_record(len(messages), json.dumps(EVENT | {"tenant_id": "stranger"}).encode())))
+    held = sorted(quarantine.listing(connection), key=lambda row: (row.source != SOURCE.name, row.position))
+    found = [row.estimated_value if row.not_estimable is None else row.not_estimable for row in held]
+    assert found == [
+        *(said for _, said in worth),
+        "not JSON",
+        "Expected `object`, got `array`",
+        "its tenant is not registered, and others pay in EUR, USD",
+        "a replica's report has no price",
+    ]
+
+
 def test_a_listing_holds_no_messages(connection: psycopg.Connection, applier: ChunkApplier) -> None:
     size = 900_000
     applier.apply(make_chunk(*(make_record(position, b"x" * size) for position in range(3))))

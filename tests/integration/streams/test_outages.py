@@ -27,7 +27,10 @@ from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
 from streams.ingest import sources
 from streams.ingest.sources import source_name
+from tests.fixtures_quota_server import add_key, start_quota_server
 from tests.fixtures_services import Databases
+from tests.integration.streams.quotas.driver import add_tenants, define
+from tests.integration.streams.quotas.load import Load
 from tests.simulation import full_disk, invariants
 from tests.simulation.faults import Fault
 from tests.simulation.line import Line, Worker, cpu_s_of, ended, memory_of, wait_for
@@ -193,6 +196,33 @@ def test_postgres_away_for_long(stack: Stack, lines: list[Line]) -> None:
     ended(told_to_end, 0)
     start(stack.postgres)
     end_in_order(lines, workers)
+
+
+def test_postgres_killed_and_restarted_under_the_quota_service(stack: Stack, line: Line) -> None:
+    """Callers are told within a second to go by their fail mode; nothing that was promised is forgotten."""
+    limit = 10**6
+    add_tenants(line.connection, "t1")
+    define(line.connection, limit=limit)
+    server = start_quota_server(line.database_url, add_key(line.connection))
+    load = Load(server)
+    try:
+        with load.running():
+            for stop in (kill, lambda postgres: postgres.down(Progress(StringIO()))):
+                before = len(load.admitted)
+                load.until(lambda before=before: len(load.admitted) > before + 20)
+                load.statuses.clear()
+                stop(stack.postgres)
+                load.until(lambda: 503 in load.statuses)
+                start(stack.postgres)
+            before = len(load.admitted)
+            load.until(lambda: len(load.admitted) > before + 20)
+        assert load.statuses <= {200, 503}
+        assert sum(load.admitted.values()) <= server.quota()["reserved"] <= limit
+        server.kill()
+        server = start_quota_server(line.database_url, server.secret)
+        assert sum(load.admitted.values()) <= server.quota()["reserved"] <= limit
+    finally:
+        server.kill()
 
 
 def test_kafka_killed_under_load_and_away_for_long(stack: Stack, lines: list[Line]) -> None:

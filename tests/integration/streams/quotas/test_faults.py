@@ -1,26 +1,35 @@
-"""Faults on the real parts while requests come: the database away and back, a period's end, usage that comes late."""
+"""Faults on the real parts while requests come: workers that stand still, clocks that step, a period's end, late usage.
+
+PostgreSQL killed and restarted: ../test_outages.py; kill -9 of the service: test_server.py.
+"""
 
 from __future__ import annotations
 
-import http.client
-import threading
+import itertools
+import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
+from psycopg import sql
 
+from serving_adapter.producer import EventProducer
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE
 from streams.database import connect
 from streams.quotas import definition_store
 from streams.quotas.calendar import Anchor
 from streams.quotas.definition_store import DatedAnchor
-from tests.fixtures_quota_server import QuotaServerProcess
+from tests.fixtures_quota_server import QuotaReply, QuotaServerProcess
 from tests.integration.streams.quotas.driver import Driver, Usage, add_tenants, define
+from tests.integration.streams.quotas.load import Load
+from tests.simulation.line import Line, wait_for
 
 Start = Callable[..., QuotaServerProcess]
 LIMIT = 100_000
+NUMBERS = ("confirmed", "unconfirmed", "reserved", "unreserved")
 
 
 @pytest.fixture
@@ -29,89 +38,107 @@ def usage(connection: psycopg.Connection) -> Usage:
     return Usage(connection)
 
 
-class Load:
-    """Threads that ask, one request after another, and what they were answered."""
-
-    def __init__(self, server: QuotaServerProcess, threads: int = 3) -> None:
-        self.admitted: dict[str, int] = {}
-        self.resets: dict[str, datetime] = {}
-        self.statuses: set[int] = set()
-        self.longest = 0.0
-        self._server = server
-        self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
-
-    def _ask(self, thread: int) -> None:
-        number = 0
-        while not self._ends.is_set():
-            name = f"load-{thread}-{number}"
-            number += 1
-            began = time.monotonic()
-            try:
-                reply = self._server.ask(name, max_tokens=16)
-            except (OSError, http.client.HTTPException):
-                self.statuses.add(0)
-                continue
-            self.longest = max(self.longest, time.monotonic() - began)
-            self.statuses.add(reply.status)
-            if reply.status == 200:
-                self.admitted[name] = reply.body["max_tokens"]
-                self.resets[name] = datetime.fromisoformat(reply.body["quotas"][0]["resets_at"])
-
-    @contextmanager
-    def running(self) -> Iterator[Load]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield self
-        finally:
-            self._ends.set()
-            for thread in self._threads:
-                thread.join()
-
-    def until(self, what: Callable[[], bool], seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
-        while not what():
-            assert time.monotonic() < end, f"it did not happen: {self.statuses}"
-            time.sleep(0.02)
-
-
-@contextmanager
-def database_away(server_url: str, url: str) -> Iterator[None]:
-    """As while its server restarts: every connection is cut, none can be made."""
-    name = url.partition("?")[0].rsplit("/", 1)[1]
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(f'alter database "{name}" with allow_connections false')
-        # Workers of the server itself (TimescaleDB's among them) are a superuser's, and not to be ended by its owner.
-        admin.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where datname = %s and backend_type = 'client backend'",
-            (name,),
-        )
-        try:
-            yield
-        finally:
-            admin.execute(f'alter database "{name}" with allow_connections true')
-
-
-def test_a_restart_of_the_database_under_load_costs_answers_but_forgets_none(
-    quota_server: Start, usage: Usage, connection: psycopg.Connection, server_url: str, own_database_url: str
+def test_workers_that_stand_still_neither_open_a_hard_budget_nor_close_it(
+    quota_server: Start, connection: psycopg.Connection, own_database_url: str, kafka: KafkaSettings
 ) -> None:
+    """Kafka's lag, longer than metering may lag: that is a second here, so that the test is short. The worker is killed
+    and started again only later, events wait; the service is killed meanwhile, and knows of each by its journal."""
+    add_tenants(connection, "t1")
+    define(connection, limit=2000)
+    producer = EventProducer(kafka, USAGE.name(kafka.topic_prefix))
+
+    def happens(request_id: str, output: int) -> None:
+        event = {"tenant_id": "t1", "request_id": request_id, "model": "m-1", "input_tokens": 10,
+                 "output_tokens": output, "timestamp": datetime.now(UTC).isoformat()}  # fmt: skip
+        producer.send(b"t1", json.dumps(event).encode())
+
+    def use_all(server: QuotaServerProcess, first: int) -> int:
+        """Requests of 40 tokens until one is refused; how many."""
+        for number in itertools.count(first):
+            reply = server.ask(f"r{number}")
+            if reply.status != 200:
+                assert (reply.status, reply.body["because"]) == (429, "in_flight")
+                return number
+            output = min(40, reply.body["max_tokens"])
+            assert server.settle(f"r{number}", output).status == 204
+            happens(f"r{number}", output)
+        raise AssertionError("counted to the end")
+
+    with Line(kafka, own_database_url, 20261122) as line:
+        line.reader = "bare"
+        worker = line.worker(None)
+        server = quota_server("--metering-lag", "1")
+        happens("before", 20)
+        producer.flush()
+        wait_for(lambda: server.quota()["confirmed"] == 20, "usage is counted", worker)
+        worker.kill()
+        worker.wait()
+        assert server.ask("vanishes").body["max_tokens"] == 100  # of which 40 are used, and nobody settles it
+        happens("vanishes", 40)
+        asked = use_all(server, 0)
+        assert asked == (2000 - 20 - 100) // 40
+        producer.flush()
+        time.sleep(2.5)
+        server.kill()
+        server = quota_server("--metering-lag", "1")
+        assert use_all(server, asked) == asked, "what is left may still be used by the one that vanished"
+        standing = server.quota()
+        assert [standing[name] for name in NUMBERS] == [20, 40 * asked, 100, 20]
+        worker = line.worker(None)
+        wait_for(lambda: server.quota()["confirmed"] == 60 + 40 * asked, "all of it is counted", worker)
+        standing = server.quota()
+        assert [standing[name] for name in NUMBERS[1:]] == [0, 0, 20]
+        last = server.ask("last")
+        assert (last.status, last.body["max_tokens"]) == (200, 2000 - 60 - 40 * asked)
+
+
+def test_a_clock_that_steps_ends_nothing_early_and_holds_nobody_up(
+    quota_server: Start, usage: Usage, connection: psycopg.Connection, owner: psycopg.Connection
+) -> None:
+    """The clock that counts is the database's: in this one `clock_timestamp()` is shifted, by half an hour forwards,
+    which is twice as long as a request may run, then by as much backwards."""
     define(connection, limit=LIMIT)
+    define(connection, period="second", metric="requests", limit=20)
+    shift_clock(owner, timedelta(0))
     server = quota_server()
-    load = Load(server)
-    with load.running():
-        load.until(lambda: len(load.admitted) > 20)
-        with database_away(server_url, own_database_url):
-            load.until(lambda: 503 in load.statuses)
-            time.sleep(1.0)
+    load = Load(server, threads=2)
+
+    def at(reply: QuotaReply) -> datetime:
+        return datetime.fromisoformat(reply.body["expires_at"])
+
+    def stepped(by: timedelta, at_least: datetime) -> None:
+        """Requests go on, with the new time."""
+        shift_clock(owner, by)
+        load.until(lambda: (reply := server.ask(f"at-{time.monotonic_ns()}")).status == 200 and at(reply) > at_least)
         before = len(load.admitted)
-        load.until(lambda: len(load.admitted) > before + 20)
-    assert load.statuses <= {200, 503}
-    assert server.process.poll() is None
-    assert sum(load.admitted.values()) <= server.quota()["reserved"] <= LIMIT
+        load.until(lambda: len(load.admitted) > before + 10)
+
+    with load.running():
+        load.until(lambda: len(load.admitted) > 5)
+        load.until(lambda: server.ask("first", max_tokens=500).status == 200)
+        first = datetime.now(UTC) + timedelta(seconds=960)
+        stepped(timedelta(minutes=30), first + timedelta(minutes=29))
+        stepped(timedelta(0), first + timedelta(minutes=29))
+    assert load.statuses <= {200, 429, 503}
+    assert sum(load.admitted.values()) + 500 <= server.quota()["reserved"] <= LIMIT
+    assert "tollbook_quota_expired_total 0" in server.request("GET", "/metrics").body
     server.kill()
-    assert sum(load.admitted.values()) <= quota_server().quota()["reserved"] <= LIMIT
+    assert sum(load.admitted.values()) + 500 <= quota_server().quota()["reserved"] <= LIMIT
+
+
+def shift_clock(owner: psycopg.Connection, by: timedelta) -> None:
+    """From now on `clock_timestamp()` is shifted, also in sessions that are open; those that begin look here first."""
+    owner.execute("create schema if not exists shifted")
+    owner.execute(
+        "create or replace function shifted.clock_timestamp() returns timestamptz language sql volatile as"
+        f" $$ select pg_catalog.clock_timestamp() + interval '{by.total_seconds()} s' $$"
+    )
+    owner.execute("grant usage on schema shifted to public")
+    owner.execute(
+        sql.SQL("alter database {} set search_path = shifted, pg_catalog, public").format(
+            sql.Identifier(owner.info.dbname)
+        )
+    )
 
 
 def test_a_period_ends_under_load_at_its_instant_with_all_that_is_in_flight(

@@ -17,8 +17,8 @@ but other requests may still use it; `spent`: the period's budget is used; `neve
 request; `learning`: what was promised before is not known yet; `flood`: many times as many as usual."""
 
 
-TenantId = Annotated[str, msgspec.Meta(pattern=r"\A_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}\Z")]
-RequestId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")]
+TenantId = Annotated[str, msgspec.Meta(pattern=r"\A_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}\Z", examples=["tenant_123"])]
+RequestId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z", examples=["req-1"])]
 Model = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"\A[ -~]*\Z")]
 Scope = Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[ -~]*\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]

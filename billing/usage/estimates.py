@@ -78,6 +78,12 @@ def prices_over_time(
     return list(found.values())
 
 
+def statuses_that_bill(subscriptions: Collection[Subscription]) -> set[str]:
+    """Of usage that bills in any of the subscriptions that go on, or, where none does, in any that there was."""
+    going_on = [each for each in subscriptions if each.ends_at is None] or subscriptions
+    return {status for each in going_on for status in each.bill_statuses} or set(estimates.BILL_STATUSES)
+
+
 def write_prices(connection: Connection, tenant_ids: Collection[str]) -> None:
     """Write the prices of each of these tenants' subscriptions, in the caller's transaction."""
     if not tenant_ids:
@@ -88,7 +94,7 @@ def write_prices(connection: Connection, tenant_ids: Collection[str]) -> None:
         if each.tenant_id in by_tenant:
             by_tenant[each.tenant_id].append(each)
     for tenant_id, held in by_tenant.items():
-        estimates.set_prices(raw(connection), tenant_id, prices_over_time(held, plans))
+        estimates.set_prices(raw(connection), tenant_id, prices_over_time(held, plans), statuses_that_bill(held))
 
 
 def _counted(metric: str) -> tuple[str, ...]:

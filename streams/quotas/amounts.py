@@ -69,9 +69,11 @@ class DatedPrice:
 
 
 class PriceList:
-    """A tenant's highest prices, dated (`usage.estimate_prices`, which billing writes)."""
+    """A tenant's highest prices, dated (`usage.estimate_prices`, which billing writes). `statuses`: of usage that
+    bills, where that is not as by default; what was counted by others is to be loaded anew."""
 
-    def __init__(self, prices: Iterable[DatedPrice] = ()) -> None:
+    def __init__(self, prices: Iterable[DatedPrice] = (), statuses: Sequence[str] = ()) -> None:
+        self._statuses = tuple(statuses)
         self._prices = sorted(prices, key=lambda price: (price.valid_from_us, price.model))
         self._found: dict[tuple[str, int], Price] = {}
         self._highest: dict[tuple[str, int, int], Price] = {}
@@ -80,7 +82,7 @@ class PriceList:
         self._named = {price.model for price in self._prices} | {""}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PriceList) and self._prices == other._prices
+        return isinstance(other, PriceList) and (self._prices, self._statuses) == (other._prices, other._statuses)
 
     def __hash__(self) -> int:
         return hash(tuple(self._prices))

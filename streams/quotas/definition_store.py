@@ -189,13 +189,15 @@ def set_anchors(connection: psycopg.Connection, anchors: Iterable[tuple[str, Dat
 
 
 def price_lists(connection: psycopg.Connection, tenant_ids: Iterable[str]) -> dict[str, PriceList]:
-    """The highest prices that may apply to each of these tenants' usage."""
-
+    """The highest prices that may apply to each of these tenants' usage, and what of it bills."""
+    prices = estimates.prices_of(connection, tenant_ids)
+    statuses = estimates.bill_statuses_of(connection, prices)
     return {
         tenant_id: PriceList(
-            DatedPrice(price.model, price.metric, price.unit_price, microseconds(price.valid_from)) for price in prices
+            (DatedPrice(each.model, each.metric, each.unit_price, microseconds(each.valid_from)) for each in found),
+            statuses.get(tenant_id, ()),
         )
-        for tenant_id, prices in estimates.prices_of(connection, tenant_ids).items()
+        for tenant_id, found in prices.items()
     }
 
 

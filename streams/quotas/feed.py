@@ -34,27 +34,34 @@ ROWS_AT_MOST: Final = 20_000
 NOT_BILLED_SOURCES: Final = "('estimate')"
 NEWLY_REGISTERED: Final = "60 s"
 """So long new tenants are told in every look, so that they are known when their first request comes."""
-BILLS: Final = f"(status in ('ok', 'aborted') and fault <> 'platform' and usage_source not in {NOT_BILLED_SOURCES})"
-"""What counts as spend: what bills unless a contract says otherwise (docs/spec/money.md 2)."""
+BILLS: Final = (
+    f"(status = any(coalesce(billed.statuses, array{list(estimates.BILL_STATUSES)})) and status <> 'lost'"
+    f" and fault <> 'platform' and usage_source not in {NOT_BILLED_SOURCES})"
+)
+"""What counts as spend: what bills (docs/spec/money.md 2)."""
 
 _NEW_CHUNKS: Final = """
     select source, ingest_no from usage.sources
     where ingest_no > coalesce((%(at)s ->> source)::bigint, 0) and feed = 'usage'
 """
 _ROWS: Final = f"""
+    with {estimates.BILL_STATUSES_BY_TENANT}
     select f.tenant_id, f.request_id, f.attempt, f.completed_at, f.model, f.adapter, {BILLS} as bills, f.kind,
         f.requests, f.input_tokens, f.cache_hit_tokens, f.output_tokens, f.gpu_us
     from unnest(%(sources)s::text[], %(from)s::bigint[], %(to)s::bigint[]) as due (source, after, through)
     join usage.quota_feed as f on f.source = due.source and f.ingest_no > due.after and f.ingest_no <= due.through
+    left join billed on billed.tenant_id = f.tenant_id
     where usage.quota_group(f.tenant_id) %% %(of)s = %(shard)s
     order by f.source, f.ingest_no
 """
 _WINDOWS: Final = f"""
+    with {estimates.BILL_STATUSES_BY_TENANT}
     select w.tenant_id, w.model, w.adapter, {BILLS} as bills, w.bucket >= %(end)s as ahead,
         (select max(c) from unnest(%(changes)s::timestamptz[]) as c where c <= w.bucket) as priced_from,
         sum(w.requests)::int8, sum(w.input_tokens)::int8, sum(w.cache_hit_tokens)::int8, sum(w.output_tokens)::int8,
         sum(w.gpu_us)::int8
     from usage.{{table}} as w
+    left join billed on billed.tenant_id = w.tenant_id
     where w.tenant_id = any(%(tenants)s) and w.bucket >= %(start)s and w.purpose = 'tenant'
     group by 1, 2, 3, 4, 5, 6
 """

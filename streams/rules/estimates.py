@@ -6,7 +6,7 @@ An estimate is for people who decide what to look at first; nothing is ever bill
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -31,6 +31,16 @@ from serving_adapter.events import (
 from streams.rules.numbered_changes import write_in_order
 
 ANY_MODEL: Final = ""
+BILL_STATUSES: Final = ("ok", "aborted")
+"""Of usage that bills unless a contract says otherwise (docs/spec/money.md 2)."""
+BILL_STATUSES_BY_TENANT: Final = """billed as materialized (
+        select tenant_id, statuses from (select distinct tenant_id from usage.estimate_price_changes
+            where bill_statuses is not null) as told
+        cross join lateral (select bill_statuses as statuses from usage.estimate_price_changes as newest
+            where newest.tenant_id = told.tenant_id order by change_no desc limit 1) as newest
+        where statuses is not null
+    )"""
+"""A common table: (tenant_id, statuses) of those whose contract says otherwise."""
 _MICROSECONDS: Final = Decimal(1_000_000)
 
 
@@ -92,8 +102,11 @@ def time_of(found: Priceable, received_at: datetime) -> datetime:
     return stated if stated >= EARLIEST else received_at
 
 
-def set_prices(connection: psycopg.Connection, tenant_id: str, prices: Iterable[EstimatePrice]) -> None:
-    """Replace a tenant's prices."""
+def set_prices(
+    connection: psycopg.Connection, tenant_id: str, prices: Iterable[EstimatePrice],
+    bill_statuses: Collection[str] = BILL_STATUSES,
+) -> None:  # fmt: skip
+    """Replace a tenant's prices, and which statuses of its usage bill."""
     write_in_order(connection)
     connection.execute("delete from usage.estimate_prices where tenant_id = %s", (tenant_id,))
     with connection.cursor() as cursor:
@@ -102,7 +115,19 @@ def set_prices(connection: psycopg.Connection, tenant_id: str, prices: Iterable[
             " values (%s, %s, %s, %s, %s, %s)",
             [(tenant_id, p.model, p.metric, p.unit_price, p.currency, p.valid_from) for p in prices],
         )
-    connection.execute("insert into usage.estimate_price_changes (tenant_id) values (%s)", (tenant_id,))
+    statuses = None if set(bill_statuses) == set(BILL_STATUSES) else sorted(bill_statuses)
+    connection.execute(
+        "insert into usage.estimate_price_changes (tenant_id, bill_statuses) values (%s, %s)", (tenant_id, statuses)
+    )
+
+
+def bill_statuses_of(connection: psycopg.Connection, tenant_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Which statuses of these tenants' usage bill, where that is not as by default."""
+    rows = connection.execute(
+        f"with {BILL_STATUSES_BY_TENANT} select tenant_id, statuses from billed where tenant_id = any(%s)",
+        (sorted(set(tenant_ids)),),
+    )
+    return {tenant_id: tuple(statuses) for tenant_id, statuses in rows}
 
 
 def repriced_since(connection: psycopg.Connection, change_no: int) -> list[str]:

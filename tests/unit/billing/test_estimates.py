@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from billing.plans.charge_models import Package
 from billing.plans.price_plans import Metric
-from billing.usage.estimates import highest_prices, prices_over_time
+from billing.usage.estimates import highest_prices, prices_over_time, statuses_that_bill
 from tests.billing_builders import charge, subscription, version
 
 
@@ -48,6 +48,13 @@ def test_another_plan_counts_from_the_change_although_its_version_is_older() -> 
 def test_a_later_version_that_prices_less_ends_what_it_does_not_name() -> None:
     found = shown(subscription(starts_at=on(4)))
     assert {each for each in found if each[0] == 9} == {(9, "", "output", "9"), (9, "", "request", "0")}
+
+
+def test_what_bills_is_what_the_subscriptions_that_go_on_say() -> None:
+    ended = subscription(starts_at=on(1), ends_at=on(4), bill_statuses=("ok", "error"))
+    assert statuses_that_bill([ended]) == {"ok", "error"}
+    assert statuses_that_bill([ended, subscription(starts_at=on(4), bill_statuses=("ok",))]) == {"ok"}
+    assert statuses_that_bill([]) == {"ok", "aborted"}
 
 
 def test_a_models_own_price_is_not_the_highest_where_a_narrower_one_takes_its_usage() -> None:

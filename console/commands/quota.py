@@ -206,6 +206,12 @@ def serve(
     envoy_port: Annotated[
         int | None, typer.Option(min=0, max=65000, help="Also answer Envoy (gRPC) here; the next for the next shard.")
     ] = None,
+    envoy_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=FIELD", help="What an entry of Envoy's stands for: rule-*-match-0=tenant_id. Repeat."
+        ),
+    ] = None,
     learn: Annotated[bool, typer.Option("--learn", help="The database was restored: promise a share only.")] = False,
     default_max_tokens: Annotated[int, typer.Option(min=1, help="Where a request gives no max_tokens.")] = 1024,
     longest_request: Annotated[int, typer.Option(min=1, help="No request runs longer, seconds.")] = 900,
@@ -214,8 +220,13 @@ def serve(
     """Answer admission's questions (POST /v1/reservations). Stop with Ctrl-C."""
     from streams.quotas import journal
     from streams.quotas.decisions import Limits
+    from streams.quotas.envoy_calls import Names, NotUnderstood
     from streams.quotas.server import serve as serve_shard
 
+    try:
+        names = Names.read(envoy_name or [])
+    except NotUnderstood as error:
+        raise typer.BadParameter(str(error), param_hint="--envoy-name") from None
     database = session.database()
     check(database.url)
     if shard is None:
@@ -229,6 +240,7 @@ def serve(
         database, host=host, port=port + number if port else 0, shard=number, of=shards,
         limits=Limits(default_max_tokens, longest_request * 1_000_000, metering_lag * 1_000_000), learn=learn,
         say=lambda text: err.print(text, soft_wrap=True), envoy_port=envoy_port + number if envoy_port else envoy_port,
+        envoy_names=names,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import msgspec
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 
-from streams.quotas.envoy_calls import Descriptor, NotUnderstood, http_call
+from streams.quotas.envoy_calls import Descriptor, Names, NotUnderstood, http_call
 
 ANSWERED_WITHIN_S: Final = 5.0
 MAX_MESSAGE_BYTES: Final = 64 * 1024
@@ -58,8 +58,9 @@ class EnvoyCall:
 class RateLimits(rls_pb2_grpc.RateLimitServiceServicer):  # type: ignore[misc]
     """Answers Envoy."""
 
-    def __init__(self, routes: Callable[[Any], None]) -> None:
+    def __init__(self, routes: Callable[[Any], None], names: Names) -> None:
         self._routes = routes
+        self._names = names
 
     async def ShouldRateLimit(self, request: Any, context: Any) -> Any:
         """Whether a request may go on; or the note of what it has used."""
@@ -68,7 +69,7 @@ class RateLimits(rls_pb2_grpc.RateLimitServiceServicer):  # type: ignore[misc]
             for each in request.descriptors
         ]
         try:
-            asked = http_call(found)
+            asked = http_call(found, self._names)
         except NotUnderstood as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         metadata = dict(context.invocation_metadata())
@@ -83,10 +84,10 @@ class RateLimits(rls_pb2_grpc.RateLimitServiceServicer):  # type: ignore[misc]
         return _response(status, body, headers, len(found))
 
 
-async def serve_envoy(routes: Callable[[Any], None], host: str, port: int) -> tuple[Any, int]:
+async def serve_envoy(routes: Callable[[Any], None], host: str, port: int, names: Names) -> tuple[Any, int]:
     """A running server and its port. Raises RuntimeError if it cannot listen."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
-    rls_pb2_grpc.add_RateLimitServiceServicer_to_server(RateLimits(routes), server)
+    rls_pb2_grpc.add_RateLimitServiceServicer_to_server(RateLimits(routes, names), server)
     bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     await server.start()
     return server, bound

@@ -20,6 +20,7 @@ from streams.errors import CannotServe
 from streams.http.listening import listen, url_of
 from streams.quotas import journal
 from streams.quotas.decisions import Limits
+from streams.quotas.envoy_calls import Names
 from streams.quotas.http_protocol import Connections
 from streams.quotas.rebuilding import Rebuilt, load_all, rebuild
 from streams.quotas.routes import Routes
@@ -37,7 +38,7 @@ THREADS_SWITCH_S: Final = 0.0002
 
 def serve(
     database: DatabaseSettings, *, host: str, port: int, shard: int, of: int, limits: Limits, learn: bool,
-    say: Callable[[str], None], envoy_port: int | None = None,
+    say: Callable[[str], None], envoy_port: int | None = None, envoy_names: Names = Names(),  # noqa: B008
 ) -> None:  # fmt: skip
     """Own a shard and answer for it until SIGTERM or SIGINT; calls that are here are answered first.
 
@@ -59,12 +60,12 @@ def serve(
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     sys.setswitchinterval(THREADS_SWITCH_S)
-    uvloop.run(_serve(database, mine, rebuilt, listener, say, envoy_port))
+    uvloop.run(_serve(database, mine, rebuilt, listener, say, envoy_port, envoy_names))
 
 
 async def _serve(
     database: DatabaseSettings, mine: journal.Ownership, rebuilt: Rebuilt, listener: socket.socket,
-    say: Callable[[str], None], envoy_port: int | None,
+    say: Callable[[str], None], envoy_port: int | None, envoy_names: Names,
 ) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
@@ -80,7 +81,7 @@ async def _serve(
         from streams.quotas.envoy_server import serve_envoy  # loads gRPC, 40 MiB, only where it is asked for
 
         host = listener.getsockname()[0]
-        envoy, bound = await serve_envoy(routes, host, envoy_port)
+        envoy, bound = await serve_envoy(routes, host, envoy_port, envoy_names)
         say(f"gRPC envoy.service.ratelimit.v3 on {host}:{bound}")
     say(f"POST {url_of(listener)}/v1/reservations")
     waiting = [loop.create_task(each.wait()) for each in (ending, service.fenced)]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import psycopg
 import pytest
+import yaml
 from envoy.extensions.common.ratelimit.v3 import ratelimit_pb2
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 
 from tests.fixtures_quota_server import QuotaServerProcess
 from tests.integration.streams.quotas.driver import add_tenants, define
 
+POLICY = Path(__file__).resolve().parents[4] / "docs" / "examples" / "envoy-ai-gateway.yaml"
+ENVOY_GATEWAYS = ("rule-*-match-0=tenant_id", "rule-*-match-1=request_id", "rule-*-match-2=model",
+                  "rule-0-*=used:output_tokens", "rule-1-*=used:input_tokens")  # fmt: skip
+"""As docs/envoy-ai-gateway.md has them."""
 OK, OVER_LIMIT = rls_pb2.RateLimitResponse.OK, rls_pb2.RateLimitResponse.OVER_LIMIT
 
 
@@ -25,12 +31,29 @@ def descriptor(hits: int | None = None, **entries: str) -> Any:
     return made
 
 
+def envoy_gateway(headers: dict[str, str], costs: dict[str, int] | None = None) -> list[Any]:
+    """The descriptors that Envoy Gateway's translation of docs/examples/envoy-ai-gateway.yaml makes of a request's
+    headers; with `costs` those of a stream that is done."""
+    policy = next(each for each in yaml.safe_load_all(POLICY.read_text()) if each["kind"] == "BackendTrafficPolicy")
+    made = []
+    for number, rule in enumerate(policy["spec"]["rateLimit"]["global"]["rules"]):
+        entries = {"default/ROUTE/rule/0": "default/ROUTE/rule/0"}
+        for match, header in enumerate(rule["clientSelectors"][0]["headers"]):
+            assert header["type"] == "Distinct"
+            entries[f"rule-{number}-match-{match}"] = headers[header["name"]]
+        cost = rule["cost"]
+        hits = cost["request"]["number"] if costs is None else costs[cost["response"]["metadata"]["key"]]
+        made.append(descriptor(hits, **entries))
+    return made
+
+
 def test_envoy_asks_is_refused_and_tells_what_was_used(
     quota_server: Callable[..., QuotaServerProcess], connection: psycopg.Connection
 ) -> None:
     add_tenants(connection, "t1")
     define(connection)
-    server = quota_server("--envoy-port", "0")
+    names = (each for name in ENVOY_GATEWAYS for each in ("--envoy-name", name))
+    server = quota_server("--envoy-port", "0", *names)
     channel = grpc.insecure_channel(f"127.0.0.1:{server.envoy_port}")
     stub = rls_pb2_grpc.RateLimitServiceStub(channel)
     metadata = [("authorization", f"Bearer {server.secret}")]
@@ -51,6 +74,13 @@ def test_envoy_asks_is_refused_and_tells_what_was_used(
     done = {"tenant_id": "t1", "request_id": "r1"}
     assert ask(descriptor(40, **done, used="output_tokens"), descriptor(9, used="input_tokens")).overall_code == OK
     assert (server.quota()["unconfirmed"], server.quota()["reserved"]) == (40, 0)
+    headers = {"x-tenant-id": "t1", "x-request-id": "3f1c", "x-ai-eg-model": "m-1"}
+    assert ask(*envoy_gateway(headers)).overall_code == OK
+    assert ask(*envoy_gateway(headers)).overall_code == OK, "asked again, the same"
+    assert server.quota()["reserved"] == 960
+    costs = {"llm_output_token": 70, "llm_input_token": 10}
+    assert ask(*envoy_gateway(headers, costs)).overall_code == OK
+    assert (server.quota()["unconfirmed"], server.quota()["reserved"]) == (110, 0)
     with pytest.raises(grpc.RpcError) as told:
         ask(descriptor(tenant_id="t1"))
     assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from streams.quotas.envoy_calls import Descriptor, NotUnderstood, http_call
+from streams.quotas.envoy_calls import Descriptor, Names, NotUnderstood, http_call
 
 NAMED = {"tenant_id": "t:1", "request_id": "r1"}
 
@@ -25,6 +25,12 @@ def test_what_was_used_settles() -> None:
     assert call.target == "/v1/reservations/t%3A1/r1/settle"
     told = {"attempt": 2, "model": "", "output_tokens": 40, "input_tokens": 7}
     assert msgspec.json.decode(call.body) == told
+
+
+@pytest.mark.parametrize("wrong", ["rule-0", "=tenant_id", "rule-0=user", "rule-0=used:gpu", "rule-0=of:input_tokens"])
+def test_a_name_that_stands_for_nothing_is_refused(wrong: str) -> None:
+    with pytest.raises(NotUnderstood, match="KEY=FIELD"):
+        Names.read([wrong])
 
 
 @pytest.mark.parametrize(

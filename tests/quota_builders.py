@@ -11,7 +11,7 @@ from streams.quotas import book_state, entries
 from streams.quotas.amounts import Counts, PriceList
 from streams.quotas.book import TenantBook
 from streams.quotas.calendar import microseconds
-from streams.quotas.decisions import Ask, Limits, Row
+from streams.quotas.decisions import Ask, Limits, Progress, Row
 from streams.quotas.definitions import Quota, quota_from
 from streams.quotas.entries import Entry, Reserved, Settled, Unreserved
 from streams.quotas.meters import BudgetMeter
@@ -71,8 +71,13 @@ def row(request_id: str = "r1", output: int = 50, at: int = NOW, **more: Any) ->
 
 def confirm(made: TenantBook, usage: Row) -> None:
     """Take confirmed usage, and note what of it nobody had reserved, as a shard does."""
-    for quota_id, start, units in made.confirm(usage).unreserved:
-        made.apply(Unreserved("t1", usage.completed_at, quota_id, start, units))
+    note(made, made.confirm(usage), usage.completed_at)
+
+
+def note(made: TenantBook, progress: Progress, at: int = NOW) -> None:
+    """Note what was unreserved, or is it no more."""
+    for quota_id, start, units in progress.unreserved:
+        made.apply(Unreserved("t1", at, quota_id, start, units))
 
 
 def admit(made: TenantBook, asked: Ask, now: int = NOW) -> Reserved:

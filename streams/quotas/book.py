@@ -235,10 +235,11 @@ class TenantBook:
         part = self._new_part(entry.request_id, entry.attempt, about.model, about.adapter, entry.at)
         request = self.requests[entry.request_id]
         known, over = part.reserved is not None or bool(entry.lease_id), 0
+        unreserved: list[tuple[str, int, int]] = []
         used = Counts(1, entry.input_tokens, entry.cached_tokens, entry.output_tokens, entry.gpu_us)
         if entry.lease_id and not part.lease_id:
             if part.state is State.CONFIRMED and part.reserved is None:
-                self.meters.was_reserved(part)
+                unreserved = self.meters.was_reserved(part)
             part.lease_id = entry.lease_id
             for change in self.leases.use(entry.lease_id, entry.lease_no, used, self.meters):
                 meter_set.lease(*change)
@@ -259,7 +260,7 @@ class TenantBook:
             self._end(request, entry.at)
         elif not request.is_running:
             self._leave_slot(request)
-        return Progress(known, over)
+        return Progress(known, over, unreserved)
 
     def _release(self, part: Part) -> None:
         """An attempt that is reserved will use nothing."""

@@ -231,12 +231,14 @@ class MeterSet:
             if meter.quota.quota_id == quota_id and meter.start == start:
                 meter.unreserved += units
 
-    def was_reserved(self, part: Part) -> None:
-        """Usage that was confirmed as nobody's turns out to be of a slice."""
+    def was_reserved(self, part: Part) -> list[tuple[str, int, int]]:
+        """Usage that was confirmed as nobody's turns out to be of a slice: what is unreserved no more, below 0."""
         price = self.price(part.model, part.settled_at)
-        for meter in self.covering(part.model, part.adapter).budgets:
-            if meter.start <= part.settled_at < meter.end:
-                meter.unreserved -= amount(meter.quota.metric, part.settled, price)
+        return [
+            (meter.quota.quota_id, meter.start, -amount(meter.quota.metric, part.settled, price))
+            for meter in self.covering(part.model, part.adapter).budgets
+            if meter.start <= part.settled_at < meter.end
+        ]
 
     def fill_rates(self, percent: int, since_us: int, now: int) -> None:
         """As if so much of every rate had been charged so long ago."""

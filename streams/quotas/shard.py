@@ -19,7 +19,7 @@ from streams.quotas.book import TenantBook
 from streams.quotas.calendar import microseconds, moment
 from streams.quotas.counters import Counters
 from streams.quotas.deadlines import Deadlines
-from streams.quotas.decisions import Ask, Limits, Refused
+from streams.quotas.decisions import Ask, Limits, Progress, Refused
 from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import strictest
 from streams.quotas.entries import Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
@@ -127,7 +127,10 @@ class Shard:
         part = held.book.requests.get(settled.request_id)
         if part is None and settled.dispatched:
             self.doubtful[settled.tenant_id, settled.request_id, settled.attempt] = None
-        self.counters.over += self._take(held, settled)
+        progress = self._take(held, settled)
+        self.counters.over += progress.over
+        for quota_id, start, units in progress.unreserved:
+            self._note_unreserved(Unreserved(settled.tenant_id, settled.at, quota_id, start, units))
 
     def lease(self, entry: Leased | Returned) -> None:
         """Take a slice that was granted, or one that comes back."""
@@ -140,13 +143,16 @@ class Shard:
         """Keep what was confirmed and reserved by nobody, by tenant, quota and period, up to these positions of the
         feed: windows do not tell it from the rest."""
         for (tenant_id, quota_id, start), units in found.items():
-            held, entry = self.books[tenant_id], Unreserved(tenant_id, at, quota_id, start, units)
-            self.states.before_change(held, "")
-            held.book.apply(entry)
-            self.pending.append(entry)
+            self._note_unreserved(Unreserved(tenant_id, at, quota_id, start, units))
         if found:
             self.pending.append(Read(self.shard, at, dict(positions)))
             self.noted += 1
+
+    def _note_unreserved(self, entry: Unreserved) -> None:
+        held = self.books[entry.tenant_id]
+        self.states.before_change(held, "")
+        held.book.apply(entry)
+        self.pending.append(entry)
 
     def unasked(self, entry: Unasked, detail: bytes) -> None:
         """Note a decision that a caller made without us, with the numbers that it was based on."""
@@ -230,12 +236,12 @@ class Shard:
         if held.is_loading:
             self.to_load[tenant_id] = None
 
-    def _take(self, held: Held, entry: Reserved | Settled) -> int:
+    def _take(self, held: Held, entry: Reserved | Settled) -> Progress:
         self.states.before_change(held, entry.request_id)
-        over = held.book.apply(entry).over
+        progress = held.book.apply(entry)
         self.pending.append(entry)
         self.deadlines.watch(held)
-        return over
+        return progress
 
     # Time
 

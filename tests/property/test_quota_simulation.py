@@ -13,5 +13,6 @@ def test_hard_budgets_hold_and_the_end_is_what_was_used(seed: int) -> None:
     assert {key: figures[key] for key in quotas.ZERO} == dict.fromkeys(quotas.ZERO, 0)
     assert figures["quota_crashes"] > 0
     assert figures["quota_unreserved"] > 0
+    assert figures["quota_out_of_slices"] > 10
     assert figures["check_then_charge_overshoot"] > 0  # else nothing came near a limit
     assert figures["quota_utilisation"] > figures["reserve_all_utilisation"]

@@ -2,27 +2,32 @@
 
 Requests of thousands of tenants overlap; streams are cut short, settles get lost or come twice, events come late or in
 a rush after the workers stood still, some usage was never asked for, and the service crashes and is rebuilt from its
-journal. What really happened is known to the simulation alone; every limiter sees only what it would be told.
+journal. A third of the tenants is admitted out of slices, whose holders go on while the service is away, renew and give
+back, and crash too. All of it happens over a midnight. What really happened is known to the simulation alone; every
+limiter sees only what it would be told.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final, Protocol
 
+from serving_adapter.quota import slices
 from streams.quotas import looking
 from streams.quotas.amounts import Counts
 from streams.quotas.calendar import bounds, microseconds
 from streams.quotas.decisions import Ask, Limits, Refused, Row
 from streams.quotas.definition_store import NOTHING, Definitions, Tier
 from streams.quotas.definitions import quota_from
-from streams.quotas.entries import Reserved, Settled
+from streams.quotas.entries import Leased, Reserved, Returned, Settled
 from streams.quotas.feed import Look, Span, Used, Wanted
+from streams.quotas.granting import Slice, grant
+from streams.quotas.held import Held
 from streams.quotas.rebuilding import restore
 from streams.quotas.shard import Shard
 
@@ -34,6 +39,9 @@ LIMIT: Final = 8_000
 LIMITS: Final = Limits(longest_request_us=60 * SECOND, lag_us=70 * SECOND)
 LATEST_US: Final = 60 * SECOND
 LOOK_US: Final = 200_000
+SLICE_US: Final = 2 * SECOND
+"""How long a slice is granted for."""
+SLICE: Final = Slice(5, 2000, 2000, 5)
 ASSUMED_OUTPUT: Final = 4096
 """What the second naive limiter reserves where a request does not say."""
 
@@ -297,11 +305,32 @@ class Product:
         self._bounds: dict[str, dict[str, int]] = defaultdict(dict)
         self._told: dict[str, dict[str, int]] = defaultdict(dict)
         self._seen: dict[tuple[str, int], int] = defaultdict(int)
+        self._slices: dict[str, slices.Slice] = {}
+        """Of one holder for each tenant, in a process of its own."""
+        self._out_of: dict[str, slices.Slice] = {}
+        """By request: the slice that it was admitted out of."""
+        self._to_settle: list[tuple[Arrival, int]] = []
+        """Requests of slices that ended while the service was away: their holders tell it later."""
+        self._busy: set[str] = set()
+        """Who asked the service since the last look."""
+        self._never_told: Counter[str] = Counter()
+        """Tokens at most of requests out of slices whose holders never told of them: they look unreserved."""
+        self._lease_no = 0
+        self.out_of_slices = 0
         self._crash_at = MIDNIGHT - BEFORE_S * SECOND + int(self._rng.expovariate(1 / crash_every_s) * SECOND)
         self.shard = self._rebuilt(MIDNIGHT - BEFORE_S * SECOND)
 
     def admit(self, arrival: Arrival, now: int) -> int | None:
-        """Ask; without the service half of the callers allow, half deny."""
+        """Out of a slice, or ask; without the service half of the callers allow, half deny."""
+        held = self._slices.get(arrival.tenant)
+        asked = arrival.max_tokens
+        fits = held is not None and asked is not None
+        if fits and held.admit(arrival.name, 1, arrival.input_tokens, asked, now / SECOND):
+            self._out_of[arrival.name] = held
+            self.out_of_slices += 1
+            self._never_told[arrival.tenant] += asked if arrival.settle_after is None else 0
+            return asked
+        self._busy.add(arrival.tenant)
         if self.is_down(now):
             return -1 if ord(arrival.tenant[-1]) % 2 else None
         ask = Ask(arrival.tenant, arrival.name, "m", arrival.input_tokens, max_tokens=arrival.max_tokens)
@@ -320,11 +349,18 @@ class Product:
         return answer.max_tokens
 
     def settle(self, arrival: Arrival, output: int, now: int) -> None:
-        """Tell it; while it is down nobody listens."""
+        """Tell it; while it is down nobody listens, but holders of slices tell it later."""
+        held, lease_no = self._out_of.get(arrival.name), 0
+        if held is not None and self.is_down(now):
+            self._to_settle.append((arrival, output))
         if not self.is_down(now):
+            if held is not None and held.settle(arrival.name, 1, arrival.input_tokens, output):
+                held.settled_no += 1
+                lease_no = held.settled_no
             entry = Settled(
-                arrival.tenant, arrival.name, 1, now, True, True, "m", "", arrival.input_tokens, 0, output, 0
-            )
+                arrival.tenant, arrival.name, 1, now, True, True, "m", "", arrival.input_tokens, 0, output, 0,
+                held.lease_id if held is not None and lease_no else "", lease_no,
+            )  # fmt: skip
             self.shard.settle(entry)
             self._write()
             self._bounds[arrival.tenant].pop(arrival.name, None)
@@ -351,6 +387,8 @@ class Product:
                 self.shard = self._rebuilt(now)
             self._look(now)
             self.shard.tend(now)
+            self.shard.each_second(now)
+            self._holders(now)
             self._keep_a_state()
             self._write(begin_a_state=True)
 
@@ -363,10 +401,50 @@ class Product:
         wrong = []
         for name, held in self.shard.books.items():
             for meter in held.book.meters.budgets:
-                true = outcome.used[name, meter.start]
-                if meter.loaded and (meter.confirmed, meter.unconfirmed, meter.reserved) != (true, 0, 0):
-                    wrong.append(f"{name}: {meter.confirmed}, {meter.unconfirmed}, {meter.reserved}; used {true}")
+                true, unasked = outcome.used[name, meter.start], outcome.unasked[name, meter.start]
+                is_now = (meter.confirmed, meter.unconfirmed, meter.reserved, meter.leased, meter.unreserved)
+                told = unasked <= meter.unreserved <= unasked + self._never_told[name]
+                if meter.loaded and (is_now[:4] != (true, 0, 0, 0) or not told):
+                    wrong.append(f"{name}: {is_now}; used {true}, of it {unasked} without asking")
         return wrong
+
+    def _holders(self, now: int) -> None:
+        """They tell what waits, renew slices that are used, give back those that are over; some crash."""
+        waiting, self._to_settle = self._to_settle, []
+        for arrival, output in waiting:
+            self.settle(arrival, output, now)
+        for tenant, held in list(self._slices.items()):
+            if self._rng.random() < 0.0005 or now / SECOND > held.until + 60:
+                del self._slices[tenant]  # nobody gives back what is left of it
+            elif held.used_requests:
+                held.used_requests = 0
+                self._lease(tenant, held, now)
+            elif now / SECOND >= held.until and not held.in_flight:
+                del self._slices[tenant]
+                unused = (held.requests, held.input_tokens, held.output_tokens, held.slots)
+                self.shard.lease(Returned(tenant, held.lease_id, now, *(max(n, 0) for n in unused), closed=True))
+                self._write()
+        for tenant in sorted(self._busy - self._slices.keys()):
+            if ord(tenant[-1]) % 3 == 0:
+                self._lease(tenant, None, now)
+        self._busy.clear()
+
+    def _lease(self, tenant: str, held: slices.Slice | None, now: int) -> None:
+        """As the service grants a slice, or adds to one."""
+        ready = self.shard.ready(tenant, now)
+        if not isinstance(ready, Held) or (held is not None and ready.book.leases.get(held.lease_id) is None):
+            return
+        want = SLICE if held is None else Slice(*(max(a - b, 0) for a, b in zip(SLICE, _left(held), strict=True)))
+        got = grant(ready.book, "m", "", want, now, holders=1)
+        if not any(got):
+            return
+        if held is None:
+            self._lease_no += 1
+            held = self._slices[tenant] = slices.Slice(f"{tenant}~{self._lease_no}", 0)
+        until = now + SLICE_US
+        self.shard.lease(Leased(tenant, held.lease_id, tenant, now, "m", "", *got, held_until=until + LIMITS.held_us))
+        self._write()
+        held.add(*got, until / SECOND)
 
     def _look(self, now: int) -> None:
         wanted: Wanted = looking.wanted(self.shard)
@@ -387,7 +465,8 @@ class Product:
     def _taken(self, tenant: str, now: int) -> int:
         """The same as the book has it, added up from what the shard was told."""
         known = self._seen[tenant, bounds("day", now)[0]] + sum(self._told[tenant].values())
-        return known + sum(self._bounds[tenant].values())
+        leased = sum(meter.leased for meter in self.shard.books[tenant].book.meters.budgets)
+        return known + sum(self._bounds[tenant].values()) + leased
 
     def _used(self, name: str, span: Span) -> list[Used]:
         found = []
@@ -416,13 +495,20 @@ class Product:
     def _rebuilt(self, now: int) -> Shard:
         shard = Shard(0, 1, LIMITS, self._definitions)
         shard.registered = set(self._names)
-        self._note(self._new)
         restore(shard, [(g, no, state) for g, (no, state) in self._states.items()], self._journal, now)
-        self._new = []
         for tenant_id, request_id, attempt in shard.live():
             if (tenant_id, request_id, attempt) in self._identities:
                 shard.books[tenant_id].book.resolve(request_id, attempt)
+        rows, self._new = self._new, []  # what the feed has brought since it was read last
+        self._note(rows)
+        unreserved: Counter[tuple[str, str, int]] = Counter()
+        looking.confirm(shard, rows, now, unreserved)
+        shard.note_unreserved(unreserved, now, {})
         return shard
+
+
+def _left(held: slices.Slice) -> Slice:
+    return Slice(held.requests, held.input_tokens, held.output_tokens, held.slots)
 
 
 def simulate(seed: int, *, tenants: int, requests: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -449,7 +535,7 @@ def simulate(seed: int, *, tenants: int, requests: int, say: Callable[[str], Non
                 "overshoot_beyond_bound": outcome.beyond_bound, "wrongly_refused_share": wrong,
                 "quota_crashes": product.crashes, "refused_below_bound": product.refused_below_bound,
                 "quota_unreserved": sum(outcome.unasked.values()), "quota_utilisation": outcome.utilisation,
-                "quota_wrong_in_the_end": len(left),
+                "quota_wrong_in_the_end": len(left), "quota_out_of_slices": product.out_of_slices,
             }  # fmt: skip
             for line in left[:5]:
                 say(f"    WRONG {line}")

@@ -436,6 +436,18 @@ def test_a_change_of_prices_reaches_a_service_that_runs(
     driver.look()
     driver.ask("r2")
     assert driver.budget("month-spend") == (3 * 10**18, 0, 6 * 10**18)
+    price = EstimatePrice("", "output", Decimal("0.03"), "USD", since)
+    usage.happens("failed", output=100, status="error")
+    for statuses, billed in ((("ok", "error"), 6), (("error",), 3), (("ok", "aborted"), 3)):  # as contracts may say
+        estimates.set_prices(connection, "t1", [price], statuses)
+        driver.look()
+        driver.look()
+        assert driver.budget("month-spend")[0] == billed * 10**18
+    estimates.set_prices(connection, "t1", [price], ("ok", "error", "lost"))
+    driver.look()
+    usage.happens("another", output=100, status="error")
+    driver.look()
+    assert driver.budget("month-spend")[0] == 9 * 10**18
 
 
 def test_thresholds_are_recorded_once_whoever_finds_them(

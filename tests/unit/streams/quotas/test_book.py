@@ -14,7 +14,7 @@ from streams.quotas.errors import OtherContent
 from streams.quotas.granting import Slice, grant
 from streams.quotas.loading import spent_alerts
 from streams.quotas.meters import RateMeter, SlotMeter
-from tests.quota_builders import DAY, NOW, SECOND, admit, ask, book, budget, confirm, load, quota, row, settled
+from tests.quota_builders import DAY, NOW, SECOND, admit, ask, book, budget, confirm, load, note, quota, row, settled
 
 
 def refused(made: object, asked: Ask, now: int = NOW) -> Refused:
@@ -392,9 +392,32 @@ def test_an_event_may_be_faster_than_the_settle_of_a_slice() -> None:
     made.apply(lease())
     confirm(made, row("x", output=120))
     assert budget(made).unreserved == 120
-    made.apply(settled("x", 120, lease_id="l1", input=0))
+    note(made, made.apply(settled("x", 120, lease_id="l1", input=0)))
     meter = budget(made)
     assert (meter.leased, meter.unconfirmed, meter.confirmed, meter.unreserved) == (180, 0, 120, 0)
+
+
+def test_a_slice_moves_whole_into_the_next_period_and_each_step_may_be_told_twice() -> None:
+    made = book(quota(limit=1000))
+    midnight = NOW + DAY // 2
+    granted = lease(at=midnight - SECOND, until=midnight + 60 * SECOND)
+    used = settled("x", 120, at=midnight - 10 * SECOND, lease_id="l1", lease_no=1, input=0)
+    for entry in (granted, granted, used, used):
+        made.apply(entry)
+    assert (budget(made).leased, budget(made).used) == (180, 120)
+    made.roll(midnight)
+    assert (budget(made).leased, budget(made).used) == (180, 0), "before the first decision of the new period"
+    assert admit(made, ask("a", max_tokens=2000), midnight).max_tokens == 820
+    later = settled("y", 80, at=midnight + SECOND, lease_id="l1", lease_no=2, input=0)
+    for entry in (later, used, granted, later):
+        made.apply(entry)
+    assert (budget(made).leased, budget(made).used) == (100, 80)
+    back = Returned("t1", "l1", midnight + 2 * SECOND, 0, 0, 0, 0, closed=True)
+    for entry in (back, back, later):
+        made.apply(entry)
+    assert (budget(made).leased, budget(made).used) == (0, 80)
+    made.expire_leases(midnight + DAY)
+    assert budget(made).leased == 0
 
 
 def test_a_slice_whose_holder_crashed_is_free_when_nothing_of_it_can_run() -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from billing.database import raw, transaction
 from billing.errors import PartyRefused, UnknownCurrency
-from billing.invoicing import party_store
+from billing.invoicing import number_store, party_store
 from billing.invoicing.parties import Party, changed, party_document
 from billing.invoicing.party_store import PartyKey
 from billing.money import CURRENCIES
@@ -94,6 +94,11 @@ def _check_entity(name: str, currency: str | None, known: Collection[str]) -> No
         raise PartyRefused(f"{name!r} is no name of a legal entity: letters, digits, . _ - (not first), up to 40")
     if name.upper() in {other.upper() for other in known}:
         raise PartyRefused(f"{name} would have the numbers of a legal entity of this name in other letters")
+    for other in known:
+        if same := number_store.prefixes(name) & number_store.prefixes(other):
+            raise PartyRefused(
+                f"numbers of {name} would begin with {min(same)}, as those of {other}: name it otherwise"
+            )
     if currency is None:
         raise PartyRefused(f"there is no legal entity {name}: say --currency, in which its books are, to make it")
     if currency not in {row.code for row in CURRENCIES}:

@@ -10,10 +10,24 @@ from sqlalchemy import ARRAY, UUID, Connection, and_, any_, cast, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 
 INVOICE_SERIES: Final = "invoice"
 CREDIT_NOTE_SERIES: Final = "credit_note"
 _PREFIX: Final = {INVOICE_SERIES: "", CREDIT_NOTE_SERIES: "CN-"}
+_DEFAULT: Final = frozenset({"INV-", "CN-"})
+"""How numbers of the first legal entity begin: its series are there from the beginning."""
+
+
+def prefixes(legal_entity: str) -> frozenset[str]:
+    """How the numbers of a legal entity's series begin."""
+    if legal_entity == DEFAULT_LEGAL_ENTITY:
+        return _DEFAULT
+    return frozenset(_prefix(legal_entity, series) for series in _PREFIX)
+
+
+def _prefix(legal_entity: str, series_name: str) -> str:
+    return f"{legal_entity.upper()}-{_PREFIX[series_name]}"
 
 
 def issue_number(
@@ -22,10 +36,9 @@ def issue_number(
     """The next number of the legal entity's invoices, or of another series. The counter stays locked until the
     transaction ends: no gaps."""
     series = tables.number_series
-    prefix = f"{legal_entity.upper()}-{_PREFIX[series_name]}"
     row = connection.execute(
         insert(series)
-        .values(legal_entity=legal_entity, series=series_name, prefix=prefix, last_number=1)
+        .values(legal_entity=legal_entity, series=series_name, prefix=_prefix(legal_entity, series_name), last_number=1)
         .on_conflict_do_update(
             index_elements=[series.c.legal_entity, series.c.series], set_={"last_number": series.c.last_number + 1}
         )

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 import stripe
 
+from billing.commands.correct_invoice import credit_invoice
+from billing.commands.keep_accounts import add_entity
 from billing.commands.send_invoices import InvoicesSent, Outcome
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.database import connection
-from billing.errors import StripeAccessRefused
+from billing.errors import PartyRefused, StripeAccessRefused
 from billing.invoicing.stripe_lines import LINES_MAX
 from billing.settings import StripeSettings
 from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_gateway import StripeGateway
-from tests.billing_builders import NOVEMBER, PLAN
+from tests.billing_builders import NOVEMBER, NOW, PLAN
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World, all_done
 
@@ -137,12 +139,43 @@ def test_a_customer_is_made_once_for_all_invoices_of_an_account(
     assert sorted(str(invoice.number) for invoice in in_stripe(stripe_twin)) == ["INV-000001", "INV-000002"]
 
 
-def test_numbers_have_no_gaps_however_many_are_sent_at_once(world: World, gateway: StripeGateway) -> None:
-    drafted(world, **{f"t{n:02d}": 1000 + n for n in range(20)})
-    world.send(gateway)
-    assert world.rows("select number, written from ledger.issued_numbers order by number") == [
-        (n, f"INV-{n:06d}") for n in range(1, 21)
+def test_numbers_have_no_gaps_per_legal_entity_however_many_are_released_at_once(
+    world: World, gateway: StripeGateway
+) -> None:
+    add_entity(world.engine, name="eu", actor="ada", currency="USD", values={})
+    for name, taken in (("INV", "INV-"), ("cn", "CN-"), ("eu-cn", "EU-CN-")):
+        with pytest.raises(PartyRefused, match=f"would begin with {taken}"):
+            add_entity(world.engine, name=name, actor="ada", currency="USD", values={})
+    names = [f"t{n:02d}" for n in range(20)]
+    world.tenant(*names)
+    world.plan()
+    for number, name in enumerate(names):
+        world.subscribe(name, legal_entity="eu" if number % 2 else "default")
+        world.use(name, output_tokens=1000 + number)
+    world.rate()
+    world.draft()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda half: world.send(gateway, billing_accounts=half), (names[:10], names[10:])))
+    written = "select legal_entity, series, number, written from ledger.issued_numbers order by 1, 2 desc, 3"
+    invoices = [
+        (entity, "invoice", n, f"{prefix}-{n:06d}")
+        for entity, prefix in (("default", "INV"), ("eu", "EU"))
+        for n in range(1, 11)
     ]
+    assert world.rows(written) == invoices
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda of: credited(world, of), ("INV-000001", "EU-000001", "INV-000002", "EU-000002")))
+    assert [row[3] for row in world.rows(written) if row[1] == "credit_note"] == [
+        "CN-000001", "CN-000002", "EU-CN-000001", "EU-CN-000002",
+    ]  # fmt: skip
+    # Each entity's books hold its own documents alone.
+    for entity, expected in (("default", 2 * sum(range(1000, 1020, 2))), ("eu", 2 * sum(range(1001, 1020, 2)))):
+        balances = {row.code: row.debit - row.credit for row in trial_balance(world.engine, legal_entity=entity).rows}
+        assert balances[4000] == -Decimal(expected) / 1000
+
+
+def credited(world: World, reference: str) -> None:
+    credit_invoice(world.engine, reference, {"std": Decimal(1)}, reason="late", now=NOW, actor="ada")
 
 
 def test_two_senders_at_once_send_each_invoice_once(

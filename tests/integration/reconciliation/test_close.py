@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from billing.bills.tax import TaxMode, TaxRules
 from billing.commands.change_subscription import cancel_subscription
 from billing.commands.decide_proposal import decide, propose
+from billing.commands.keep_accounts import add_entity
 from billing.commands.send_invoices import Outcome
 from billing.commands.set_tax import set_tax
 from billing.commands.trial_balance import trial_balance
@@ -189,9 +190,10 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     line = open_line
     line.tenant("beta", "changed", "delta", "gamma", "shared", "trial")
     line.plan(PLAN.replace("plan: p", "plan: by-anniversary\nterms: {anchor: anniversary}"))
-    line.subscribe("beta", plan="by-anniversary", starts_at=datetime(2026, 8, 17, tzinfo=UTC))
+    add_entity(line.engine, name="eu", actor="ada", currency="USD", values={})
+    line.subscribe("beta", plan="by-anniversary", starts_at=datetime(2026, 8, 17, tzinfo=UTC), legal_entity="eu")
     line.subscribe("delta")
-    line.subscribe("gamma")
+    line.subscribe("gamma", legal_entity="eu")
     line.subscribe("shared", billing_account="acme")
     cancel_subscription(line.engine, tenant_id="shared", at=MIDDLE, actor="ada")
     line.subscribe("shared", billing_account="gamma", starts_at=MIDDLE)
@@ -231,10 +233,15 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     approve(line.engine, OCTOBER, actor="bob", leave=["delta"], reason="the sender is asked")
     waive_all(line, Gate.R9)
     assert run(line).problems == []
-    closed = dict.fromkeys(("acme", "beta", "changed", "gamma", "trial", "book default"), "closed")
+    closed = dict.fromkeys(("acme", "beta", "changed", "gamma", "trial", "book default", "book eu"), "closed")
     assert states(line) == closed | {"delta": "parked"}
+    # Two legal entities in one close: numbers, a book and a journal of each.
+    assert line.rows("select written from ledger.issued_numbers order by 1") == [
+        ("EU-000001",), ("EU-000002",), ("INV-000001",), ("INV-000002",),
+    ]  # fmt: skip
     write_evidence(line.engine, OCTOBER, tmp_path)
     assert broken(tmp_path) == set()
+    assert {path.name for path in tmp_path.rglob("journal-*")} == {"journal-default.jsonl", "journal-eu.jsonl"}
     # A conflict keeps what came first: its usage is accrued though nobody is billed
     assert line.rows("select count(*) from ledger.rated_lines where tenant_id = 'delta'") != [(0,)]
     with pytest.raises(CloseRefused, match="say why"):

@@ -151,6 +151,24 @@ def dispute_lost(
     )
 
 
+def dispute_regained(lost: JournalEntry, lost_id: int, *, booking: Booking) -> JournalEntry:
+    """A dispute that was lost is won after all: what it had taken back to 1180 comes from there once it is reinstated.
+
+    `lost_id`: the id of the entry that booked the loss.
+    """
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind="dispute_regained",
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=tuple(Posting(p.account, p.currency, -p.amount, p.subledger) for p in lost.postings),
+        original_period=booking.original_period,
+        reverses=lost_id,
+        source=lost.source,
+    )
+
+
 def major(amount: int, money: Currency) -> Decimal:
     """Stripe's integer as an amount in major units, exactly."""
     with exactly():

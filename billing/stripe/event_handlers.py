@@ -5,6 +5,7 @@ So any order and any repeat come to the same. Each handler says in words what be
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +24,11 @@ from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
 from billing.invoicing.sending import OURS
 from billing.ledger import balance_store, ledger_store
-from billing.ledger.journal import AccountCode
+from billing.ledger.journal import AccountCode, JournalEntry
 from billing.money import ZERO, currency, exactly, plain, to_minor, to_stripe, total
 from billing.posting.booking import booking
 from billing.posting.correction_amounts import bad_debt, book
-from billing.posting.stripe_money import CashMove, cash_moved, dispute_lost, major
+from billing.posting.stripe_money import CashMove, cash_moved, dispute_lost, dispute_regained, major
 from billing.stripe import returns, standing_store
 from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns_store import StripeEvent
@@ -221,7 +222,8 @@ def _refund(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent
 
 
 def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
-    """A dispute that is lost is an expense from then on; what moves because of it comes as balance transactions."""
+    """A dispute that is lost is an expense from then on, unless it is won after all; what moves because of it comes as
+    balance transactions."""
     dispute_id = events[-1].object_id
     found = returns.dispute(gateway, dispute_id)
     customer = customer_who_paid(engine, gateway, found.charge_id)
@@ -230,11 +232,19 @@ def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
         account, entity = payer(connection, customer)
         standing_store.keep_dispute(connection, found, account, _known_invoice(connection, theirs))
     with transaction(engine) as connection:
-        key = f"stripe:dispute:{dispute_id}:lost"
-        if found.status == "lost" and ledger_store.entry(connection, key) is None:
-            where = booking(connection, key, legal_entity=entity, at=now, now=now)
-            lost = dispute_lost(dispute_id, found.amount, found.currency, account, booking=where)
-            ledger_store.post(connection, [lost])
+        lost: tuple[int, JournalEntry] | None = None
+        for turn in itertools.count():
+            key = f"stripe:dispute:{dispute_id}:{'regained' if lost else 'lost'}" + (f":{turn}" if turn > 1 else "")
+            booked = ledger_store.entry(connection, key)
+            if booked is None:
+                break
+            lost = None if lost else booked
+        where = booking(connection, key, legal_entity=entity, at=now, now=now)
+        if lost is None and found.status == "lost":
+            entry = dispute_lost(dispute_id, found.amount, found.currency, account, booking=where)
+            ledger_store.post(connection, [entry])
+        elif lost is not None and found.status == "won":
+            ledger_store.post(connection, [dispute_regained(lost[1], lost[0], booking=where)])
     return f"dispute {found.status}"
 
 

@@ -14,6 +14,7 @@ from devstack.stripe_twin.events import emit
 from devstack.stripe_twin.resources import cash_balance, money_objects, payments
 from devstack.stripe_twin.routing import Call
 from devstack.stripe_twin.rules.invoice_status import InvoiceStatus
+from devstack.stripe_twin.session import State
 
 
 def pay(call: Call) -> dict[str, Any]:
@@ -69,18 +70,34 @@ def decide(call: Call) -> dict[str, Any]:
         raise invalid(f"This dispute is {made['status']} already.")
     made["status"] = "warning_closed" if inquiry else "won" if call.params["won"] else "lost"
     if made["status"] == "won":
-        charge = call.session.get("charge", made["charge"])
-        back, currency, rate = money_objects.settled(charge, made["amount"])
-        moved = money_objects.add_balance_transaction(
-            call, "adjustment", "dispute_reversal", made["id"], back, currency, rate=rate
-        )
-        made["balance_transactions"].append(moved)
-        charge["_disputed_amount"] -= made["amount"]
-        call.session.update(charge)
-        emit(call, "charge.dispute.funds_reinstated", money_objects.public(made))
+        _give_back(call, made)
     call.session.update(made)
     emit(call, "charge.dispute.closed", money_objects.public(made))
     return money_objects.public(made)
+
+
+def reinstate(call: Call) -> dict[str, Any]:
+    """The bank gives back a ``dispute`` that was lost (docs.stripe.com/api/events/types, funds_reinstated)."""
+    made = call.session.get("dispute", call.params["dispute"])
+    if made["status"] != "lost":
+        raise invalid(f"This dispute is {made['status']}.")
+    made["status"] = "won"
+    _give_back(call, made)
+    emit(call, "charge.dispute.updated", money_objects.public(made))
+    return money_objects.public(made)
+
+
+def _give_back(call: Call, made: State) -> None:
+    charge = call.session.get("charge", made["charge"])
+    back, currency, rate = money_objects.settled(charge, made["amount"])
+    moved = money_objects.add_balance_transaction(
+        call, "adjustment", "dispute_reversal", made["id"], back, currency, rate=rate
+    )
+    made["balance_transactions"].append(moved)
+    charge["_disputed_amount"] -= made["amount"]
+    call.session.update(charge)
+    call.session.update(made)
+    emit(call, "charge.dispute.funds_reinstated", money_objects.public(made))
 
 
 def fail_refund(call: Call) -> dict[str, Any]:
@@ -150,6 +167,7 @@ ACTS: dict[str, Callable[[Call], dict[str, Any]]] = {
     "pay": pay,
     "dispute": dispute,
     "decide": decide,
+    "reinstate": reinstate,
     "fail_refund": fail_refund,
     "apply_cash": apply_cash,
     "transfer_cash": transfer_cash,

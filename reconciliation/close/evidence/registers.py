@@ -33,7 +33,7 @@ OF_JOURNAL: Final = MANUAL[: MANUAL.index("proposal_no")]
 """Of the entries by hand what the journal itself says; who approved them is beside it."""
 NUMBERS: Final = ("legal_entity", "series", "number", "written", "kind", "billing_account", "currency",
                   "accounting_period", "invoice_id")  # fmt: skip
-DISPUTE_KINDS: Final = ("stripe_dispute", "stripe_dispute_reversal", "dispute_lost")
+DISPUTE_KINDS: Final = ("stripe_dispute", "stripe_dispute_reversal", "dispute_lost", "dispute_regained")
 _DISPUTED, _FEE, _LOST = 1180, 5110, 4930
 DOCUMENT_KINDS: Final = ("invoice", "credit_note")
 """Kinds of journal entries that book a document."""

@@ -58,6 +58,13 @@ def test_a_dispute_is_known_with_its_invoice_and_its_money_comes_and_goes(
     now = books(world)
     assert (now.get(1180, 0), now[4930], now[5110]) == (0, 15, 30)
     assert {row["status"] for row in dispute_list(world.engine)} == {"warning_closed", "won", "lost"}
+    # The bank gives a lost one back after all, and it stands as one that was won.
+    act(stripe_twin, "reinstate", dispute=lost)
+    for _ in range(2):
+        sync(world, gateway)
+    now = books(world)
+    assert (now.get(1180, 0), now[4930], now[5110]) == (0, 0, 30)
+    assert {row["status"] for row in dispute_list(world.engine)} == {"warning_closed", "won"}
     with pytest.raises(CorrectionRefused, match="evidence is not taken any more"):
         submit_evidence(world.engine, lost, {}, actor="ada")
     with pytest.raises(UnknownDispute):

@@ -261,14 +261,27 @@ issued_numbers = _table(
     *_times("issued_at"),
 )
 
-stripe_customers = _table("stripe_customers", *_text("billing_account", "stripe_customer_id"), *_times("recorded_at"))
+stripe_customers = _table(
+    "stripe_customers",
+    *_text("billing_account", "stripe_customer_id"),
+    *_smallints("customer_no"),
+    *_times("recorded_at"),
+)
+
+sending_restarts = _table(
+    "sending_restarts",
+    *_bigints("restart_no"),
+    Column("invoice_id", _Uuid),
+    *_text("stripe_invoice_id", "customer_gone", "reason", "actor"),
+    *_times("recorded_at"),
+)
 
 stripe_requests = _table(
     "stripe_requests",
-    *_text("idempotency_key", "billing_account", "step", "target", "parameters", "reply_id"),
+    *_text("idempotency_key", "billing_account", "step", "target", "parameters", "reply_id", "answer"),
     Column("invoice_id", _Uuid),
     *_smallints("chunk", "epoch"),
-    *_times("frozen_at", "replied_at"),
+    *_times("frozen_at", "sent_at", "replied_at"),
 )
 
 stripe_events = _table(

@@ -26,9 +26,10 @@ def fault(
     seconds: Annotated[float, typer.Option(min=0, help="Wait so long first.")] = 0.0,
     probability: Annotated[float, typer.Option(help="Only this share of them, at random by --seed.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Where the chance begins.")] = 0,
+    code: Annotated[str | None, typer.Option(help="The error code of a refused_400, e.g. account_closed.")] = None,
 ) -> None:
     """Let requests to the twin go wrong."""
-    given = {"kind": kind.value, "path": path, "method": method, "times": times, "skip": skip}
+    given = {"kind": kind.value, "path": path, "method": method, "times": times, "skip": skip, "code": code}
     _print(ask("POST", "faults", given | {"seconds": seconds, "probability": probability, "seed": seed}))
 
 

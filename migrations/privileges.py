@@ -66,7 +66,7 @@ STATE: Final[Mapping[str, str]] = {
     "ledger.stripe_disputes": "update",
     "ledger.stripe_events": "update (handled_at, outcome)",
     "ledger.stripe_passes": "update, delete",
-    "ledger.stripe_requests": "update (reply_id, replied_at)",
+    "ledger.stripe_requests": "update (reply_id, replied_at, sent_at, answer)",
     "ledger.stripe_standings": "update",
     "ledger.stripe_unbooked": "delete",
     "ledger.subscriptions": "update (superseded_at)",

@@ -17,6 +17,7 @@ from billing.commands.trial_balance import trial_balance
 from billing.database import raw, transaction
 from billing.invoicing import (
     adjustment_store,
+    correction_store,
     credit_store,
     invoice_parts,
     invoice_store,
@@ -24,6 +25,7 @@ from billing.invoicing import (
     number_store,
     rated_line_store,
 )
+from billing.invoicing.correcting import CorrectionKind, CorrectionState
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED
 from billing.ledger import ledger_store
@@ -36,7 +38,7 @@ from billing.plans.subscriptions import Piece, pieces
 from billing.posting import proposal_store
 from billing.posting.proposal_store import ProposalKind
 from billing.rating import RatedLine
-from billing.stripe import returns, returns_store, stripe_request_store
+from billing.stripe import customer_store, returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
 from billing.usage import unbillable_store
 from billing.usage.attempts import less
@@ -109,12 +111,13 @@ def reconcile_period(
             period,
             invoices,
             invoice_sums.stripe_invoice_ids(connection),
-            stripe_request_store.customers(connection),
+            customer_store.customers(connection),
         )
     checks += [*engine_checks(engines), _trial_balance(engine)]
     if gateway is not None:
         checks.append(stripe_agreement.in_stripe(ours, gateway.invoices(), lambda at: gateway.invoice(at)[1]))
         checks.append(_money(engine, gateway))
+        checks.append(_customers(engine, gateway))
     return PeriodReport(period, tuple(checks), engines)
 
 
@@ -133,6 +136,23 @@ def _money(engine: Engine | Connection, gateway: StripeGateway) -> Check:
             listed[f"{name}/kept"] = f"{moved.amount} - {moved.fee} = {moved.net}"
             booked[f"{name}/kept"] = "{} - {} = {}".format(*amounts)
     return stripe_agreement.money_in_stripe(listed, booked)
+
+
+def _customers(engine: Engine | Connection, gateway: StripeGateway) -> Check:
+    """Our customers stand in Stripe as we can explain: what was overpaid, and does not leave their balance yet."""
+    found = list(gateway.customers(None))
+    pending = list(gateway.pages("/v1/invoiceitems", pending=True))
+    with transaction(engine) as connection:
+        ours, billed = customer_store.current(connection), customer_store.being_billed(connection)
+        open_ = correction_store.listed(connection, state=CorrectionState.OPEN, kind=CorrectionKind.OVERPAYMENT)
+        of = {
+            s.invoice.invoice_id: s for s in invoice_store.listed(connection, invoice_ids={c.invoice_id for c in open_})
+        }
+    explained: dict[str, int] = defaultdict(int)
+    for each in open_:
+        if each.note_id is None:
+            explained[of[each.invoice_id].stripe_customer_id or ""] -= each.content["amount"]
+    return stripe_agreement.customers_in_stripe(ours, explained, billed, found, pending)
 
 
 def _log_end(usage: psycopg.Connection, log: Log) -> Check:

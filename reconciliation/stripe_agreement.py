@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
 from billing.invoicing.sending import seen_header, wanted_header
 from billing.invoicing.stripe_lines import LineSeen, told, wanted_lines
 from billing.periods import BillingPeriod
-from billing.stripe.stripe_gateway import StripeInvoice
+from billing.stripe.stripe_gateway import Json, StripeInvoice
 from reconciliation.agreement import Check
 from reconciliation.comparison import Difference, Value, differences, multiset_differences
 
@@ -72,6 +72,28 @@ def money_in_stripe(listed: Mapping[str, Value], booked: Mapping[str, Value]) ->
     """
     different = differences(listed, booked)
     return Check("money in Stripe is booked once", "balance transactions", "ledger 1010", len(listed), tuple(different))
+
+
+def customers_in_stripe(
+    ours: Mapping[str, str], explained: Mapping[str, int], billed: Collection[str], found: Iterable[Json],
+    pending: Iterable[Json],
+) -> Check:  # fmt: skip
+    """Our customers (with whose they are) have the balances that we can explain (Stripe's integers; else 0), and no
+    items that somebody left to be billed (docs/spec/money.md 10); those that are being `billed` are there."""
+    there = {each["id"]: each["balance"] for each in found if each["id"] in ours}
+    asked = {name: account for name, account in ours.items() if name in there or name in billed}
+    wanted: dict[str, Value] = {f"{account}/{name}/balance": explained.get(name, 0) for name, account in asked.items()}
+    seen: dict[str, Value] = {f"{ours[name]}/{name}/balance": balance for name, balance in there.items()}
+    different = differences(wanted, seen)
+    for item in pending:
+        if (name := _name(item["customer"])) in ours:
+            told_ = f"{item['amount']} {item['currency']} pending"
+            different.append(Difference(f"{ours[name]}/{name}/{item['id']}", None, told_))
+    return Check("customers in Stripe are explained", "accounts", "customers", len(ours), tuple(different))
+
+
+def _name(found: Any) -> str:
+    return found if isinstance(found, str) else str(found["id"])
 
 
 def _concerns(ours: Ours, theirs: StripeInvoice) -> bool:

@@ -53,21 +53,24 @@ def void_invoice(
     note takes it back.
     """
     with transaction(engine, dry_run=dry_run) as connection:
-        stored = correctable(connection, reference, (InvoiceState.FINALIZED,))
-        name, of = stored.number or reference, stored.invoice
-        standing = standing_store.standings(connection, [of.invoice_id]).get(of.invoice_id)
-        if returns_store.heard_of(connection, stored.stripe_invoice_id or "", SENT):
-            raise CorrectionRefused(f"{name} was delivered: `tollbook invoice credit-note {name} --reissue` instead")
-        if (standing is not None and standing.amount_paid) or notes_against(connection, of):
-            raise CorrectionRefused(
-                f"{name} is paid or credited in part: `tollbook invoice credit-note {name}` instead"
-            )
-        tried = connection.begin_nested()
-        cancel(connection, stored, reason=reason, now=now, actor=actor, tell=False)
-        tried.rollback()
-        made = correction_store.add(connection, of.invoice_id, CorrectionKind.VOID, reason=reason, actor=actor)
-        audit_correction(connection, actor, made, name)
-        return made
+        return begin_void(connection, reference, reason=reason, now=now, actor=actor)
+
+
+def begin_void(connection: Connection, reference: str, *, reason: str, now: datetime, actor: str) -> Correction:
+    """As `void_invoice`, in the caller's transaction."""
+    stored = correctable(connection, reference, (InvoiceState.FINALIZED,))
+    name, of = stored.number or reference, stored.invoice
+    standing = standing_store.standings(connection, [of.invoice_id]).get(of.invoice_id)
+    if returns_store.heard_of(connection, stored.stripe_invoice_id or "", SENT):
+        raise CorrectionRefused(f"{name} was delivered: `tollbook invoice credit-note {name} --reissue` instead")
+    if (standing is not None and standing.amount_paid) or notes_against(connection, of):
+        raise CorrectionRefused(f"{name} is paid or credited in part: `tollbook invoice credit-note {name}` instead")
+    tried = connection.begin_nested()
+    cancel(connection, stored, reason=reason, now=now, actor=actor, tell=False)
+    tried.rollback()
+    made = correction_store.add(connection, of.invoice_id, CorrectionKind.VOID, reason=reason, actor=actor)
+    audit_correction(connection, actor, made, name)
+    return made
 
 
 @retrying

@@ -88,9 +88,8 @@ def _all_of(engine: Engine, account: str, listed: Sequence[Correction], given: C
             except StripeAccessRefused:
                 raise
             except BillingError as error:
-                reason = str(error)
                 with opened.begin():
-                    _hindered(opened, correction, error)
+                    reason = _hindered(opened, correction, error)
             with opened.begin():
                 after = correction_store.one(opened, correction.correction_no)
             refused_in_part = after.told_because if after.kind is CorrectionKind.REFUND else None
@@ -108,12 +107,20 @@ def _check_turn(opened: Connection, correction: Correction) -> None:
         raise Parked(f"first this invoice's {first.kind}: {first.told_because or 'it is not told yet'}")
 
 
-def _hindered(opened: Connection, correction: Correction, error: BillingError) -> None:
+def _hindered(opened: Connection, correction: Correction, error: BillingError) -> str:
+    """Keep what hinders a correction, or that it is over; that, in words."""
     reason = str(error)
     if isinstance(error, StripeRefused) and correction.kind in FINAL:
         correction_store.end(opened, correction, CorrectionEvent.REFUSE, because=reason)
         tell_refused(opened, correction, reason)
-        return
-    correction_store.hinder(opened, correction.correction_no, reason)
+        return reason
     if correction.note_id is not None and not isinstance(error, StripeBusy | StripeOutcomeUnknown):
+        if isinstance(error, StripeRefused):
+            ((number, _),) = invoice_store.headers(opened, [correction.note_id]).values()
+            reason += (
+                f": mend it in Stripe, and `tollbook stripe sync` tells it again; or `tollbook invoice note-untold"
+                f" {number}` where all of its invoice is paid there"
+            )
         invoice_store.park(opened, correction.note_id, reason)
+    correction_store.hinder(opened, correction.correction_no, reason)
+    return reason

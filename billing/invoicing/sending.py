@@ -120,8 +120,13 @@ class DraftSeen:
 def customer_request(legal_entity: str, billing_account: str, name: str, epoch: int = 0) -> Request:
     """Create the customer of a billing account."""
     key = key_of(legal_entity, billing_account, "customer", epoch=epoch)
-    metadata = {"legal_entity": legal_entity, "billing_account": billing_account}
-    return request_of(key, Operation.CREATE_CUSTOMER, "", {"name": name, "metadata": metadata}, epoch=epoch)
+    parameters = {"name": name, "metadata": customer_metadata(legal_entity, billing_account)}
+    return request_of(key, Operation.CREATE_CUSTOMER, "", parameters, epoch=epoch)
+
+
+def customer_metadata(legal_entity: str, billing_account: str) -> dict[str, str]:
+    """What tells, in Stripe, whose customer it is."""
+    return {"legal_entity": legal_entity, "billing_account": billing_account}
 
 
 def draft_request(invoice: Invoice, *, customer: str, payment_terms_days: int, epoch: int = 0) -> Request:

@@ -6,7 +6,7 @@ runs this, and nothing external happens inside a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -102,7 +102,7 @@ class CorrectionSender:
             paid_by_card = correction.kind is CorrectionKind.PAID_ELSEWHERE and not found.paid_off_stripe
             return found if found.seen.status == STATUS[correction.kind] and not paid_by_card else None
 
-        key, theirs = self._asked(
+        key, theirs = self._requests.ask(
             lambda epoch: simple_request(correction, identity, stripe_invoice=self._target, epoch=epoch),
             self._gateway.change_invoice,
             look,
@@ -143,7 +143,7 @@ class CorrectionSender:
         def look() -> Json | None:
             return self._ours(self._gateway.pages("/v1/credit_notes", invoice=self._target))
 
-        key, made = self._asked(make, self._gateway.change, look)
+        key, made = self._requests.ask(make, self._gateway.change, look)
         wanted = (credited(note.invoice), self._target, "issued")
         if (made["total"], made["invoice"], made["status"]) != wanted:
             raise Parked(f"Stripe's credit note {made['id']} over {made['total']} is not {number} over {wanted[0]}")
@@ -211,7 +211,7 @@ class CorrectionSender:
         def look() -> Json | None:
             return self._ours(self._gateway.pages("/v1/refunds", payment_intent=intent), part=str(chunk))
 
-        key, made = self._asked(make, self._gateway.change, look)
+        key, made = self._requests.ask(make, self._gateway.change, look)
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, made["id"])
         if made["status"] in NOT_GIVEN:
@@ -231,7 +231,7 @@ class CorrectionSender:
         def look() -> Json | None:
             return self._ours(self._gateway.pages("/v1/customers/{}/balance_transactions", customer))
 
-        key, moved = self._asked(make, self._gateway.change, look)
+        key, moved = self._requests.ask(make, self._gateway.change, look)
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, moved["id"])
             self._end(moved["id"], self._book(amount))
@@ -242,24 +242,12 @@ class CorrectionSender:
         def look() -> Json | None:
             return self._ours([self._gateway.get("/v1/disputes/{}", dispute)])
 
-        key, made = self._asked(
+        key, made = self._requests.ask(
             lambda epoch: evidence_request(self._correction, identity, epoch), self._gateway.change, look
         )
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, made["id"])
             self._end(made["id"])
-
-    def _asked(
-        self, make: Callable[[int], Request], send: Callable[[Request], Any], look: Callable[[], Any]
-    ) -> tuple[str, Any]:
-        """As the requests ask; a refusal is none where what was asked for is there already."""
-        try:
-            return self._requests.ask(make, send, look)
-        except StripeRefused:
-            found = look()
-            if found is None:
-                raise
-            return make(0).idempotency_key, found
 
     def _ours(self, listed: Any, **also: str) -> Json | None:
         """What in a list says that it is this correction."""

@@ -29,7 +29,8 @@ from billing.money import ZERO, currency, exactly, plain, to_minor, to_stripe, t
 from billing.posting.booking import booking
 from billing.posting.correction_amounts import bad_debt, book
 from billing.posting.stripe_money import CashMove, cash_moved, dispute_lost, dispute_regained, major
-from billing.stripe import returns, standing_store
+from billing.stripe import customer_store, returns, returns_store, standing_store
+from billing.stripe.hindrances import GONE, customer_deleted
 from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns_store import StripeEvent
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
@@ -71,9 +72,10 @@ def _invoice(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
     try:
         theirs, _ = gateway.invoice(stripe_id)
     except StripeRefused as error:
-        if error.code == "resource_missing":
-            return "gone"
-        raise
+        if error.code != GONE:
+            raise
+        with transaction(engine) as connection:
+            return _draft_gone(connection, stripe_id)
     failed = max((event.created_at for event in events if event.type == FAILED), default=None)
     with transaction(engine) as connection:
         try:
@@ -82,6 +84,16 @@ def _invoice(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
             return WAITS if _will_be_ours(connection, events[-1]) else "not ours"
         standing_store.keep_standing(connection, stored.invoice.invoice_id, standing_of(theirs, failed))
         return _settle(connection, stored, theirs, now, actor)
+
+
+def _draft_gone(connection: Connection, stripe_id: str) -> str:
+    """Somebody deleted a draft there: one of ours is missing."""
+    try:
+        stored = invoice_store.find(connection, stripe_id)
+    except UnknownInvoice:
+        return "gone"
+    name = stored.number or stored.invoice.invoice_id
+    return f"{PERSON}the draft of {name} was deleted in Stripe by hand: `tollbook invoice restart {name}`"
 
 
 def standing_of(theirs: StripeInvoice, failed: datetime | None) -> Standing:
@@ -170,6 +182,31 @@ def _will_be_ours(connection: Connection, event: StripeEvent) -> bool:
         return invoice_store.load(connection, claimed).stripe_invoice_id is None
     except (ValueError, UnknownInvoice):
         return False
+
+
+def _customer(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
+    """A customer that is deleted needs a person where something is being billed to it. All else of it is its owner's; a
+    balance that we cannot explain is found by whatever is billed next, and by `reconcile run`."""
+    customer = events[-1].object_id
+    if all(event.type != "customer.deleted" for event in events):
+        return "noted"
+    with transaction(engine) as connection:
+        account = returns_store.account_of_customer(connection, customer)
+        billed = customer in customer_store.being_billed(connection)
+    if account is None:
+        return "not ours"
+    if not billed or not customer_deleted(gateway, customer):
+        return "noted"
+    return (
+        f"{PERSON}customer {customer} of {account} was deleted in Stripe: what is billed to it waits for"
+        " `tollbook invoice restart`"
+    )
+
+
+def _item(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
+    """Items that somebody adds: those on a draft of ours differ when it is compared, the others are swept into none of
+    ours, and `reconcile run` lists them."""
+    return "left alone"
 
 
 def _credit_note(
@@ -297,6 +334,6 @@ def _known_invoice(connection: Connection, stripe_id: str | None) -> uuid.UUID |
 
 HANDLERS: Final[Mapping[str, Handler]] = {
     "invoice": _invoice, "credit_note": _credit_note, "refund": _refund, "dispute": _dispute,
-    "customer_cash_balance_transaction": _cash,
+    "customer_cash_balance_transaction": _cash, "customer": _customer, "invoiceitem": _item,
 }  # fmt: skip
 """By the kind of object; events of all others are kept and nothing more."""

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from datetime import date, datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection
 
+from billing.errors import StripeRefused
 from billing.invoicing import invoice_store, number_store, rated_line_store
 from billing.invoicing.close_holds import close_that_holds
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
 from billing.invoicing.sending import (
+    Operation,
     Request,
     SendingStep,
+    customer_metadata,
     customer_request,
     draft_differences,
     draft_request,
@@ -34,11 +38,14 @@ from billing.ledger import ledger_store
 from billing.plans import account_store
 from billing.posting import credit_drawing
 from billing.posting.posting_rules import invoice_issued
-from billing.stripe import stripe_request_store
+from billing.stripe import customer_store, restart_store, stripe_request_store
 from billing.stripe.draft_checks import check_current
-from billing.stripe.request_sender import Circumstances, Parked, RequestSender
+from billing.stripe.hindrances import hindrance
+from billing.stripe.request_sender import EPOCH_LIMIT, Circumstances, Differs, Parked, RequestSender
 from billing.stripe.stripe_gateway import StripeInvoice
 
+CLOCKS_DIFFER: Final = timedelta(hours=1)
+"""Stripe's clock and the database's are no further apart."""
 LOOKS: Final = 3
 """A draft that differs is read so often before it is believed: Stripe's lists of lines may lag a moment."""
 
@@ -67,6 +74,9 @@ class InvoiceSender:
                 self.held_by = close_that_holds(connection, self._stored.invoice.identity)
             account = self._stored.invoice.identity.billing_account
             self._account = account_store.accounts(connection, [account])[account]
+            self._former = restart_store.former_drafts(connection, invoice_id)
+        # Each time it begins anew it uses keys of its own.
+        self._first = len(self._former) * EPOCH_LIMIT
         self._until = SendingStep.COMPARED if self.held_by else until
         self._requests = RequestSender(connection, invoice_id, account, given)
 
@@ -94,7 +104,10 @@ class InvoiceSender:
                     self._stored = self._issue_locally(self._stored, locally, {})
                 break
             step = following(self._stored.sending_step)
-            self._stored = steps[step](self._stored)
+            try:
+                self._stored = steps[step](self._stored)
+            except (StripeRefused, Differs) as why:
+                raise Parked(hindrance(self._given.gateway, self._stored, why)) from why
             self._given.checkpoint(self._invoice_id, f"stored {max(step, self._stored.sending_step, key=position)}")
         return self._stored
 
@@ -121,7 +134,7 @@ class InvoiceSender:
             if locally is None:
                 if (reason := unsendable(stored.invoice)) is not None:
                     raise Parked(reason)
-                customer = stripe_request_store.customer_of(self._connection, self._account.billing_account)
+                customer = customer_store.customer_of(self._connection, self._account.billing_account)
                 if customer is not None:
                     return self._with_customer(stored, customer, frozen_at=self._given.now)
                 return self._set(stored, SendingStep.FROZEN, frozen_at=self._given.now)
@@ -138,35 +151,41 @@ class InvoiceSender:
         return self._issue(stored, event, columns)
 
     def _issue(self, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object]) -> StoredInvoice:
-        """The invoice becomes due: its journal entry and its new state, in the caller's transaction."""
-        given = self._given
-        entry = invoice_issued(stored.invoice, now=given.now)
-        entry_id = None
-        if entry is not None:
-            entry_id = ledger_store.post(self._connection, [entry])[entry.idempotency_key]
-            columns["entry_id"] = entry_id
-        credit_drawing.draw(self._connection, stored.invoice, entry_id, given.now, given.actor)
-        return invoice_store.move(self._connection, stored, event, given.now, given.actor, **columns)
+        return issue(self._connection, stored, event, columns, now=self._given.now, actor=self._given.actor)
 
     def _find_customer(self, stored: StoredInvoice) -> StoredInvoice:
         account = self._account
         with self._connection.begin():
-            known = stripe_request_store.customer_of(self._connection, account.billing_account)
+            known = customer_store.customer_of(self._connection, account.billing_account)
+            before = customer_store.count(self._connection, account.billing_account)
             if known is not None:
                 return self._with_customer(stored, known)
-        # Nothing to look for: a customer that was made and not recorded has no invoices, and does no harm.
+            since = stripe_request_store.first_frozen(
+                self._connection, account.billing_account, Operation.CREATE_CUSTOMER
+            )
+
+        def look() -> str | None:
+            # Not by Stripe's search, which lags behind: a customer that it does not show yet would be made twice.
+            wanted = customer_metadata(account.legal_entity, account.billing_account)
+            listed = self._given.gateway.customers(since and since - CLOCKS_DIFFER)
+            found = [each["id"] for each in listed if wanted.items() <= (each["metadata"] or {}).items()]
+            if len(found) > 1:
+                raise Parked(f"Stripe has customers that all say they are this account: {', '.join(found)}")
+            return str(found[0]) if found else None
+
         key, customer = self._requests.ask(
             lambda epoch: customer_request(account.legal_entity, account.billing_account, account.name, epoch),
             self._given.gateway.create_customer,
-            lambda: None,
+            look,
+            before * EPOCH_LIMIT,
         )
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, customer)
-            stripe_request_store.set_customer(self._connection, account.billing_account, customer)
+            customer_store.add(self._connection, account.billing_account, customer)
             return self._with_customer(stored, customer)
 
     def _with_customer(self, stored: StoredInvoice, customer: str, **columns: object) -> StoredInvoice:
-        self._requests.freeze_ahead([self._draft_request(stored, customer, 0)])
+        self._requests.freeze_ahead([self._draft_request(stored, customer, self._first)])
         return self._set(stored, SendingStep.CUSTOMER_KNOWN, stripe_customer_id=customer, **columns)
 
     def _draft_request(self, stored: StoredInvoice, customer: str, epoch: int) -> Request:
@@ -179,7 +198,11 @@ class InvoiceSender:
         def look() -> StripeInvoice | None:
             wanted = invoice_metadata(stored.invoice)
             listed = self._given.gateway.invoices(customer=customer)
-            found = [i for i in listed if i.seen.metadata.get("invoice_id") == wanted["invoice_id"]]
+            found = [
+                i
+                for i in listed
+                if i.seen.metadata.get("invoice_id") == wanted["invoice_id"] and i.invoice_id not in self._former
+            ]
             if len(found) > 1 or any(i.seen.metadata != wanted for i in found):
                 names = ", ".join(i.invoice_id for i in found)
                 raise Parked(f"Stripe has invoices that say they are this one and are not: {names}")
@@ -189,10 +212,11 @@ class InvoiceSender:
             lambda epoch: self._draft_request(stored, customer, epoch),
             self._given.gateway.change_invoice,
             look,
+            self._first,
         )
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, draft.invoice_id)
-            self._requests.freeze_ahead(lines_requests(stored.invoice, stripe_invoice=draft.invoice_id)[:1])
+            self._requests.freeze_ahead(self._lines_requests(stored, draft.invoice_id, self._first)[:1])
             return self._set(stored, SendingStep.DRAFT_CREATED, stripe_invoice_id=draft.invoice_id)
 
     def _add_lines(self, stored: StoredInvoice) -> StoredInvoice:
@@ -203,7 +227,7 @@ class InvoiceSender:
         target = _known(stored.stripe_invoice_id)
         answered: str | None = None
         reply: StripeInvoice | None = None
-        for chunk, request in enumerate(lines_requests(stored.invoice, stripe_invoice=target)):
+        for chunk, request in enumerate(self._lines_requests(stored, target, self._first)):
             if answered is not None:
                 with self._connection.begin():
                     stripe_request_store.record_reply(self._connection, answered, target)
@@ -221,7 +245,7 @@ class InvoiceSender:
         """The key of the request that added some lines, with its reply; nothing where that was known."""
 
         def make(epoch: int) -> Request:
-            return lines_requests(stored.invoice, stripe_invoice=target, epoch=epoch)[chunk]
+            return self._lines_requests(stored, target, epoch)[chunk]
 
         def look() -> StripeInvoice | None:
             wanted = {line["metadata"]["line_key"] for line in make(0).decoded["lines"]}
@@ -231,9 +255,13 @@ class InvoiceSender:
                 raise Parked(f"Stripe has {len(there)} of the {len(wanted)} lines of one request")
             return found if there else None
 
-        if self._requests.answered(make):
+        if self._requests.answered(make, self._first):
             return None, None
-        return self._requests.ask(make, self._given.gateway.change_invoice, look)
+        return self._requests.ask(make, self._given.gateway.change_invoice, look, self._first)
+
+    @staticmethod
+    def _lines_requests(stored: StoredInvoice, target: str, epoch: int) -> list[Request]:
+        return lines_requests(stored.invoice, stripe_invoice=target, epoch=epoch)
 
     def _compare(self, stored: StoredInvoice) -> StoredInvoice:
         """Read the draft back and compare it to the cent and the line (docs/spec/money.md 10)."""
@@ -246,7 +274,7 @@ class InvoiceSender:
             if not different:
                 with self._connection.begin():
                     return self._set(stored, SendingStep.COMPARED)
-        raise Parked(f"Stripe's draft {stored.stripe_invoice_id} differs: {'; '.join(different)}")
+        raise Differs(f"Stripe's draft {stored.stripe_invoice_id} differs: {'; '.join(different)}")
 
     def _differences(
         self, stored: StoredInvoice, found: StripeInvoice, status: str, number: str | None = None
@@ -262,10 +290,17 @@ class InvoiceSender:
         )
 
     def _release(self, stored: StoredInvoice) -> StoredInvoice:
-        """Number and approval in one transaction: from here on the document exists (docs/spec/money.md 8)."""
+        """Number and approval in one transaction: from here on the document exists (docs/spec/money.md 8).
+
+        Begun anew after that, it keeps both.
+        """
         with self._connection.begin():
-            target, number = _known(stored.stripe_invoice_id), self._number(stored)
-            self._requests.freeze_ahead([number_request(stored.invoice, stripe_invoice=target, number=number)])
+            target, number = _known(stored.stripe_invoice_id), stored.number or self._number(stored)
+            self._requests.freeze_ahead(
+                [number_request(stored.invoice, stripe_invoice=target, number=number, epoch=self._first)]
+            )
+            if stored.state is InvoiceState.APPROVED:
+                return self._set(stored, SendingStep.RELEASED)
             return invoice_store.move(
                 self._connection,
                 stored,
@@ -288,16 +323,17 @@ class InvoiceSender:
             lambda epoch: number_request(stored.invoice, stripe_invoice=target, number=number, epoch=epoch),
             self._given.gateway.change_invoice,
             look,
+            self._first,
         )
         if numbered.replayed:
             found, lines = self._given.gateway.invoice(target)
             numbered = replace(found, lines=tuple(lines))
         # It was equal before it was approved; somebody may have edited it since. After finalizing it is too late.
         if different := self._differences(stored, numbered, "draft", number):
-            raise Parked(f"Stripe's draft {target} was changed after it was approved: {'; '.join(different)}")
+            raise Differs(f"Stripe's draft {target} was changed after it was approved: {'; '.join(different)}")
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, numbered.invoice_id)
-            self._requests.freeze_ahead([finalize_request(stored.invoice, stripe_invoice=target)])
+            self._requests.freeze_ahead([finalize_request(stored.invoice, stripe_invoice=target, epoch=self._first)])
             return self._set(stored, SendingStep.NUMBERED)
 
     def _finalize(self, stored: StoredInvoice) -> StoredInvoice:
@@ -311,6 +347,7 @@ class InvoiceSender:
             lambda epoch: finalize_request(stored.invoice, stripe_invoice=target, epoch=epoch),
             self._given.gateway.change_invoice,
             look,
+            self._first,
         )
         if final.lines is None:
             final = replace(final, lines=tuple(self._given.gateway.invoice(target)[1]))
@@ -318,24 +355,43 @@ class InvoiceSender:
         status = final.seen.status if final.seen.status == "paid" else "open"
         different = self._differences(stored, final, status, stored.number)
         if different:
-            raise Parked(f"Stripe finalized {target}, and it differs: {'; '.join(different)}")
-        issued = self._given.now.date()
+            anew = f"void it there, then `tollbook invoice restart {stored.number}`"
+            raise Parked(f"Stripe finalized {target}, and it differs: {'; '.join(different)}: {anew}")
+        columns = final_columns(final, self._given.now.date(), self._account.payment_terms_days)
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, final.invoice_id)
-            columns: dict[str, object] = {
-                "sending_step": SendingStep.FINALIZED.value,
-                "parked_because": None,
-                "issue_date": issued,
-                "due_date": due_date(issued, self._account.payment_terms_days),
-                "hosted_invoice_url": final.hosted_invoice_url,
-                "invoice_pdf_url": final.invoice_pdf_url,
-            }
             return self._issue(stored, InvoiceEvent.FINALIZE, columns)
 
     def _number(self, stored: StoredInvoice) -> str:
         return number_store.issue_number(
             self._connection, stored.invoice.identity.legal_entity, stored.invoice.invoice_id
         )
+
+
+def issue(
+    connection: Connection, stored: StoredInvoice, event: InvoiceEvent, columns: dict[str, object], *, now: datetime,
+    actor: str,
+) -> StoredInvoice:  # fmt: skip
+    """The invoice becomes due: its journal entry and its new state, in the caller's transaction."""
+    entry = invoice_issued(stored.invoice, now=now)
+    entry_id = None
+    if entry is not None:
+        entry_id = ledger_store.post(connection, [entry])[entry.idempotency_key]
+        columns["entry_id"] = entry_id
+    credit_drawing.draw(connection, stored.invoice, entry_id, now, actor)
+    return invoice_store.move(connection, stored, event, now, actor, **columns)
+
+
+def final_columns(final: StripeInvoice, issued: date, payment_terms_days: int) -> dict[str, object]:
+    """What is kept of an invoice that Stripe has finalized."""
+    return {
+        "sending_step": SendingStep.FINALIZED.value,
+        "parked_because": None,
+        "issue_date": issued,
+        "due_date": due_date(issued, payment_terms_days),
+        "hosted_invoice_url": final.hosted_invoice_url,
+        "invoice_pdf_url": final.invoice_pdf_url,
+    }
 
 
 def _whole(reply: StripeInvoice) -> bool:

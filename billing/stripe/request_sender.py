@@ -15,18 +15,23 @@ from billing.errors import BillingError, StripeBusy, StripeLater, StripeOutcomeU
 from billing.invoicing.sending import Operation, Request
 from billing.stripe import stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
-from billing.stripe.stripe_request_store import FrozenRequest
+from billing.stripe.stripe_request_store import Answer, FrozenRequest
 
 TRIES: Final = 5
 """A request is tried so often in a row, then left to a later run."""
-EPOCH_LIMIT: Final = 10
-"""So many keys for one change: a forgotten key or a stored refusal needs a second one, more is not our doing."""
+EPOCH_LIMIT: Final = 100
+"""So many keys for one change: a forgotten key or a stored refusal needs another one, and whoever mends what Stripe
+refuses has some days for it."""
 
 T = TypeVar("T")
 
 
 class Parked(BillingError):
     """This invoice needs a person. The others go on."""
+
+
+class Differs(Parked):
+    """What Stripe has is not what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,58 +60,63 @@ class RequestSender:
         self._ahead: dict[str, FrozenRequest] = {}
 
     def freeze_ahead(self, requests: Iterable[Request]) -> None:
-        """Freeze the first epoch of what is asked for next, in the caller's transaction: it needs none of its own."""
+        """Freeze what is asked for next, under its first key, in the caller's transaction: it needs none of its own."""
         for request in requests:
             if (frozen := self._freeze(request)) is not None:
                 self._ahead[request.idempotency_key] = frozen
 
-    def answered(self, make: Callable[[int], Request]) -> bool:
+    def answered(self, make: Callable[[int], Request], first: int = 0) -> bool:
         """Whether Stripe's answer to a change is stored already."""
-        return self._newest(make).reply_id is not None
+        return self._newest(make, first).reply_id is not None
 
     def ask(
-        self, make: Callable[[int], Request], send: Callable[[Request], T], look: Callable[[], T | None]
-    ) -> tuple[str, T]:
+        self, make: Callable[[int], Request], send: Callable[[Request], T], look: Callable[[], T | None],
+        first: int = 0,
+    ) -> tuple[str, T]:  # fmt: skip
         """Have a change done once: its key and the reply (docs/spec/money.md 10).
 
         `make` builds the request of an epoch of its key. The same key and parameters are sent again until there is
-        an answer. A key that Stripe may have forgotten, or that by now only repeats a stored refusal or 5xx, is not:
-        then `look` finds what is there, which is adopted, and only if there is nothing the key's next epoch is used.
-        So it is when parameters are refused that would be others by now. Ahead of the look nothing is sent for so long
-        that nothing can be under way: raises StripeLater.
+        an answer. A key that Stripe may have forgotten, or that it answered with a refusal or a 5xx, which it may
+        repeat, is not: then `look` finds what is there, which is adopted, and only if there is nothing the key's next
+        epoch is used (the `first` is not 0 where it began anew). So it is when parameters are refused that would be
+        others by now. A refusal is none where what was asked for is there. Unless Stripe has refused it, nothing is
+        looked up before it went out so long ago, the last time, that it cannot be under way: raises StripeLater.
         """
-        frozen = self._newest(make)
+        frozen = self._newest(make, first)
         while True:
-            if not frozen.expired:
+            refused: StripeRefused | None = None
+            if frozen.answer is None and not frozen.expired:
                 if frozen.fading:
                     raise StripeLater("its reply is missing for almost 23 h: in ten minutes it is looked up")
                 try:
-                    return frozen.request.idempotency_key, self._try(frozen.request, send)
-                except (StripeServerError, StripeRefused) as error:
-                    refused = isinstance(error, StripeRefused)
-                    if not (frozen.settled or (refused and self._outdated(make, frozen.request))):
-                        raise
+                    return frozen.request.idempotency_key, self._try(frozen, send)
+                except StripeRefused as error:
+                    refused = error
+            elif frozen.answer is not Answer.REFUSED and not frozen.quiet:
+                raise StripeLater("Stripe failed at it a moment ago: in two minutes what it has done is looked up")
             found = look()
             if found is not None:
                 return frozen.request.idempotency_key, found
-            frozen = self._next(make, frozen.request.epoch + 1)
+            if refused is not None and not self._outdated(make, frozen.request):
+                raise refused
+            frozen = self._next(make, frozen.request.epoch + 1, first)
 
     def pause(self, attempt: int) -> None:
         """Wait before the next attempt."""
         time.sleep(self._given.pause_s * 2 ** (attempt - 1))
 
-    def _newest(self, make: Callable[[int], Request]) -> FrozenRequest:
+    def _newest(self, make: Callable[[int], Request], first: int) -> FrozenRequest:
         """The request that was frozen last, or a first one, frozen now."""
-        first = make(0)
-        if (ahead := self._ahead.get(first.idempotency_key)) is not None:
+        request = make(first)
+        if (ahead := self._ahead.get(request.idempotency_key)) is not None:
             return ahead
         with self._connection.begin():
-            keys = [first.key_at(epoch) for epoch in range(EPOCH_LIMIT)]
-            return self._freeze(first) or stripe_request_store.newest(self._connection, keys)
+            keys = [request.key_at(epoch) for epoch in range(first, first + EPOCH_LIMIT)]
+            return self._freeze(request) or stripe_request_store.newest(self._connection, keys)
 
-    def _next(self, make: Callable[[int], Request], epoch: int) -> FrozenRequest:
-        if epoch >= EPOCH_LIMIT:
-            raise Parked(f"Stripe gave no usable answer under {epoch} keys: ask Stripe what hinders it")
+    def _next(self, make: Callable[[int], Request], epoch: int, first: int) -> FrozenRequest:
+        if epoch >= first + EPOCH_LIMIT:
+            raise Parked(f"Stripe gave no usable answer under {EPOCH_LIMIT} keys: ask Stripe what hinders it")
         with self._connection.begin():
             request = make(epoch)
             return self._freeze(request) or stripe_request_store.newest(self._connection, [request.idempotency_key])
@@ -122,17 +132,33 @@ class RequestSender:
             self._connection, request, billing_account=self._account, invoice_id=invoice_id
         )
 
-    def _try(self, request: Request, send: Callable[[Request], T]) -> T:
-        name = f"{request.operation} {request.chunk}"
+    def _try(self, frozen: FrozenRequest, send: Callable[[Request], T]) -> T:
+        """Send it until there is an answer, a few times. What it was frozen for counts as the first time: that spares
+        telling the database."""
+        request, unknown = frozen.request, not (frozen.fresh or frozen.quiet)
+        name, key = f"{request.operation} {request.chunk}", request.idempotency_key
         for attempt in range(1, TRIES + 1):
+            if attempt > 1 or not frozen.fresh:
+                with self._connection.begin():
+                    stripe_request_store.sent_again(self._connection, key)
             self._given.checkpoint(self._invoice_id, f"sending {name}")
             try:
                 reply = send(request)
-            except (StripeBusy, StripeOutcomeUnknown):
+            except StripeRefused:
+                self._keep(key, Answer.FAILED if unknown else Answer.REFUSED)
+                raise
+            except (StripeBusy, StripeOutcomeUnknown) as error:
+                unknown = unknown or isinstance(error, StripeOutcomeUnknown)
                 if attempt == TRIES:
+                    if isinstance(error, StripeServerError):
+                        self._keep(key, Answer.FAILED)
                     raise
                 self.pause(attempt)
             else:
                 self._given.checkpoint(self._invoice_id, f"unrecorded {name}")
                 return reply
         raise AssertionError("the last try returns or raises")
+
+    def _keep(self, key: str, answer: Answer) -> None:
+        with self._connection.begin():
+            stripe_request_store.keep_answer(self._connection, key, answer)

@@ -235,7 +235,7 @@ def waiting(connection: Connection) -> int:
 
 def problems(connection: Connection) -> list[Outcome]:
     """Events that need a person, the newest first. An invoice that is over here needs nobody any more, nor does
-    what was made in Stripe by hand and is void by now."""
+    what was made in Stripe by hand and is void by now, nor what was begun anew since."""
     table, invoices = tables.stripe_events, tables.invoices
     over = select(invoices.c.invoice_id).where(
         invoices.c.stripe_invoice_id == table.c.object_id,
@@ -244,9 +244,14 @@ def problems(connection: Connection) -> list[Outcome]:
             and_(invoices.c.state == InvoiceState.UNCOLLECTIBLE, table.c.outcome.contains("made uncollectible")),
         ),
     )
-    hand = tables.stripe_by_hand
+    hand, anew = tables.stripe_by_hand, tables.sending_restarts
     undone = select(hand.c.object_id).where(hand.c.object_id == table.c.object_id, hand.c.over)
-    query = select(table).where(table.c.outcome.like("needs a person:%"), ~over.exists(), ~undone.exists())
+    restarted = select(anew.c.restart_no).where(
+        or_(anew.c.stripe_invoice_id == table.c.object_id, anew.c.customer_gone == table.c.object_id)
+    )
+    query = select(table).where(
+        table.c.outcome.like("needs a person:%"), ~over.exists(), ~undone.exists(), ~restarted.exists()
+    )
     query = query.order_by(table.c.handled_at.desc()).limit(100)
     return [
         Outcome(StripeEvent(r.event_id, r.type, r.object_id, r.created_at, r.body), r.outcome)

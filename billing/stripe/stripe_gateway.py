@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NoReturn
 
 import stripe
@@ -126,6 +127,11 @@ class StripeGateway:
         """Every invoice in Stripe, or of one customer; the newest first."""
         chosen = {"customer": customer} if customer else {}
         return (_invoice(found) for found in self.pages("/v1/invoices", **chosen))
+
+    def customers(self, since: datetime | None) -> Iterator[Json]:
+        """The customers that were made since a moment and are not deleted, as Stripe's JSON; the newest first."""
+        chosen: dict[str, Any] = {} if since is None else {"created": {"gte": int(since.timestamp())}}
+        return self.pages("/v1/customers", **chosen)
 
     def _change(self, request: Request) -> Any:
         # The parameters are the frozen ones, as they are.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import UUID, Connection, any_, cast, func, select, update
+from sqlalchemy import UUID, Connection, String, any_, cast, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from billing import tables
@@ -25,20 +26,29 @@ LAST_SENT: Final = timedelta(minutes=10)
 take about three minutes)."""
 
 
+class Answer(StrEnum):
+    """What Stripe answered last, and may repeat as long as it knows the key: a no, or that it failed."""
+
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class FrozenRequest:
     """A request as it is sent, however often.
 
-    `reply_id` is what Stripe made or changed, once that is known. `settled`: it was frozen so long ago that it
-    cannot be under way any more; `fading`: so long ago that it is not sent again; `expired`: so long ago that what
-    became of it can be looked up.
+    `reply_id` is what Stripe made or changed, once that is known; `answer` what it said instead. `quiet`: it went out
+    so long ago, the last time, that it cannot be under way any more. `fading`: it was frozen so long ago that it is not
+    sent again; `expired`: so long ago that Stripe may have forgotten its key. `fresh`: nobody has sent it yet.
     """
 
     request: Request
-    reply_id: str | None
-    settled: bool
-    expired: bool
+    reply_id: str | None = None
+    answer: Answer | None = None
+    quiet: bool = False
+    expired: bool = False
     fading: bool = False
+    fresh: bool = False
 
 
 def freeze(
@@ -64,26 +74,68 @@ def freeze(
         .on_conflict_do_nothing()
         .returning(table.c.idempotency_key)
     ).first()
-    return None if made is None else FrozenRequest(request, reply_id=None, settled=False, expired=False)
+    return None if made is None else FrozenRequest(request, fresh=True)
 
 
 def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest:
     """Of requests with these keys, one of which is frozen, the one of the highest epoch."""
     table = tables.stripe_requests
     age = func.clock_timestamp() - table.c.frozen_at
+    silent = func.clock_timestamp() - func.coalesce(table.c.sent_at, table.c.frozen_at)
     row = connection.execute(
         select(
             table,
-            (age > LONGEST_REQUEST).label("settled"),
+            (silent > LONGEST_REQUEST).label("quiet"),
             (age > KEY_LIVES).label("expired"),
             (age > KEY_LIVES - LAST_SENT).label("fading"),
         )
-        .where(table.c.idempotency_key.in_(keys))
+        .where(table.c.idempotency_key == any_(cast(list(keys), ARRAY(String))))
         .order_by(table.c.epoch.desc())
         .limit(1)
     ).one()
     request = Request(row.idempotency_key, Operation(row.step), row.chunk, row.epoch, row.target, row.parameters)
-    return FrozenRequest(request, row.reply_id, row.settled, row.expired, row.fading)
+    answer = None if row.answer is None else Answer(row.answer)
+    return FrozenRequest(request, row.reply_id, answer, row.quiet, row.expired, row.fading)
+
+
+def sent_again(connection: Connection, idempotency_key: str) -> None:
+    """A request goes out that may have gone out before: from now on it may be under way, and nothing is known of it."""
+    table = tables.stripe_requests
+    connection.execute(
+        update(table)
+        .where(table.c.idempotency_key == idempotency_key, table.c.reply_id.is_(None))
+        .values(sent_at=func.clock_timestamp(), answer=None)
+    )
+
+
+def keep_answer(connection: Connection, idempotency_key: str, answer: Answer) -> None:
+    """Keep that Stripe did not do what was asked. It was sent until now, as far as is known."""
+    table = tables.stripe_requests
+    connection.execute(
+        update(table)
+        .where(table.c.idempotency_key == idempotency_key, table.c.reply_id.is_(None))
+        .values(sent_at=func.clock_timestamp(), answer=answer.value)
+    )
+
+
+def first_frozen(connection: Connection, billing_account: str, operation: Operation) -> datetime | None:
+    """When a change was asked for first for a billing account."""
+    table = tables.stripe_requests
+    query = select(func.min(table.c.frozen_at)).where(
+        table.c.billing_account == billing_account, table.c.step == operation.value
+    )
+    return connection.execute(query).scalar()
+
+
+def under_way(connection: Connection, invoice_id: uuid.UUID) -> bool:
+    """Whether a request for an invoice may still be under way: it went out a moment ago, and has no answer."""
+    table = tables.stripe_requests
+    silent = func.clock_timestamp() - func.coalesce(table.c.sent_at, table.c.frozen_at)
+    query = select(func.count()).where(
+        table.c.invoice_id == invoice_id, table.c.replied_at.is_(None), silent <= LONGEST_REQUEST,
+        table.c.answer.is_distinct_from(Answer.REFUSED.value),
+    )  # fmt: skip
+    return connection.execute(query).scalar_one() > 0
 
 
 def unanswered(connection: Connection, invoice_ids: Collection[uuid.UUID]) -> list[tuple[str, str]]:
@@ -117,26 +169,4 @@ def record_reply(connection: Connection, idempotency_key: str, reply_id: str) ->
         update(table)
         .where(table.c.idempotency_key == idempotency_key, table.c.reply_id.is_(None))
         .values(reply_id=reply_id, replied_at=func.clock_timestamp())
-    )
-
-
-def customer_of(connection: Connection, billing_account: str) -> str | None:
-    """The Stripe customer of a billing account, if it has one."""
-    table = tables.stripe_customers
-    return connection.execute(
-        select(table.c.stripe_customer_id).where(table.c.billing_account == billing_account)
-    ).scalar()
-
-
-def customers(connection: Connection) -> set[str]:
-    """The Stripe customers of all billing accounts."""
-    return set(connection.execute(select(tables.stripe_customers.c.stripe_customer_id)).scalars())
-
-
-def set_customer(connection: Connection, billing_account: str, stripe_customer_id: str) -> None:
-    """Keep the Stripe customer of a billing account, once."""
-    connection.execute(
-        insert(tables.stripe_customers)
-        .values(billing_account=billing_account, stripe_customer_id=stripe_customer_id)
-        .on_conflict_do_nothing()
     )

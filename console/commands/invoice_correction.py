@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from billing.commands.correct_invoice import credit_invoice, find_invoice, reissue, void_invoice
+from billing.commands.keep_note_untold import keep_note_untold
 from billing.commands.refund_invoice import refund_invoice
+from billing.commands.restart_sending import restart_sending
 from billing.commands.send_corrections import CorrectionSent, send_corrections
 from billing.money import LINE_DECIMALS, parse_decimal
 from billing.plans.price_plans import DEFAULT_TAX_GROUP
@@ -48,6 +50,28 @@ def void(
         _again(engine, reference, actor, again)
 
 
+def restart(
+    reference: InvoiceName,
+    actor: session.Actor,
+    reason: Reason,
+    customer: Annotated[
+        str | None, typer.Option(help="A customer in Stripe (cus_…) in place of one that is deleted there.")
+    ] = None,
+    test: Test = False,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Begin anew with an invoice that is not finalized, where what it had in Stripe is gone: its draft, its customer.
+
+    What is still there must be deleted or voided there first; nothing of it is overwritten.
+    """
+    with session.engine() as engine:
+        done = restart_sending(
+            engine, reference, gateway=session.stripe(test=test), reason=reason, now=session.clock(None), actor=actor,
+            customer=customer, dry_run=dry_run,
+        )  # fmt: skip
+    out.print(f"{'would be done: ' if dry_run else ''}{done}")
+
+
 def credit_note(
     reference: InvoiceName,
     actor: session.Actor,
@@ -77,6 +101,23 @@ def credit_note(
             sent = send_corrections(engine, gateway=gateway, now=now, actor=actor)
             _told([each for each in sent if each.correction.note_id == note.invoice.invoice_id])
             _again(engine, reference, actor, again)
+
+
+def note_untold(
+    reference: InvoiceName,
+    actor: session.Actor,
+    reason: Reason,
+    test: Test = False,
+    dry_run: session.DryRun = False,
+) -> None:
+    """Leave a credit note that Stripe refuses in our books alone; its invoice must be paid there. What it takes off is
+    unapplied cash."""
+    with session.engine() as engine:
+        note = keep_note_untold(
+            engine, reference, gateway=session.stripe(test=test), reason=reason, now=session.clock(None), actor=actor,
+            dry_run=dry_run,
+        )  # fmt: skip
+    out.print(f"{'would be kept' if dry_run else 'kept'} in our books alone: {note.number}")
 
 
 def refund(

@@ -24,11 +24,21 @@ from devstack.stripe_twin.checkpoints import Checkpoint, Checkpoints
 from devstack.stripe_twin.clock import Clock
 from devstack.stripe_twin.errors import StripeError, internal_error, invalid
 from devstack.stripe_twin.events import emit
-from devstack.stripe_twin.faults import BEFORE, Dropped, Fault, FaultKind, Faults, RateLimits, error_of
+from devstack.stripe_twin.faults import (
+    BEFORE,
+    Dropped,
+    Fault,
+    FaultKind,
+    Faults,
+    RateLimits,
+    error_of,
+    refusal,
+)
 from devstack.stripe_twin.ids import Ids
 from devstack.stripe_twin.request_log import LogEntry
 from devstack.stripe_twin.resources import ROUTES, test_clocks
 from devstack.stripe_twin.resources.expansion import expand
+from devstack.stripe_twin.resources.invoice_transitions import finalization_refused, finalize
 from devstack.stripe_twin.routing import Call, Route, Router
 from devstack.stripe_twin.rules import idempotency
 from devstack.stripe_twin.rules.forms import Form, decode
@@ -211,6 +221,11 @@ class Api:
         try:
             with call.session.savepoint():
                 try:
+                    if request.fault is not None and kind is FaultKind.REFUSED:
+                        refused = refusal(request.fault.code)
+                        if route.handler is finalize:
+                            finalization_refused(call, refused)
+                        raise refused
                     result = route.handler(call)
                     if route.event is not None:
                         emit(call, route.event, result)

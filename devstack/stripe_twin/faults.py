@@ -37,6 +37,9 @@ class FaultKind(StrEnum):
     CONFLICT = "conflict_409"
     RATE_LIMIT = "rate_limit_429"
     LOCK_TIMEOUT = "lock_timeout_429"
+    REFUSED = "refused_400"
+    """Execution says no with the error code `code`: nothing is done, and the key repeats the 400. A finalizing leaves
+    the refusal on its invoice (`last_finalization_error`), and tells of it."""
     SLOW = "slow"
     """All is done, and the reply comes after `seconds`: a webhook may come before it."""
 
@@ -65,6 +68,7 @@ class Fault:
     probability: float = 1.0
     seconds: float = 0.0
     seed: int = 0
+    code: str | None = None
     account: str | None = None
     id: int = 0
     met: int = 0
@@ -135,6 +139,11 @@ def error_of(kind: FaultKind, key: str | None = None) -> StripeError:
             return StripeError(429, f"{message} currently accessing it.", "lock_timeout", should_retry=True)
         case _:
             return StripeError(500, "An unknown error occurred", None, None, API)
+
+
+def refusal(code: str | None) -> StripeError:
+    """What a refused request is answered; a finalizing that was refused is told of all the same."""
+    return StripeError(400, f"Stripe cannot do this ({code or 'no code'}).", code, keeps=True)
 
 
 def too_many() -> StripeError:

@@ -114,9 +114,10 @@ ROUTES = (
         create,
         InvoiceItemCreateParams,
         ITEM_PARAMS | {"currency", "customer", "invoice"},
+        event="invoiceitem.created",
     ),
     Route("GET", "/v1/invoiceitems", list_items, InvoiceItemListParams, _FILTERS | PAGE_PARAMS | {"pending"}),
     Route("GET", _ITEM, retrieve, InvoiceItemRetrieveParams),
     Route("POST", _ITEM, update, InvoiceItemUpdateParams, ITEM_PARAMS),
-    Route("DELETE", _ITEM, delete, InvoiceItemDeleteParams),
+    Route("DELETE", _ITEM, delete, InvoiceItemDeleteParams, event="invoiceitem.deleted"),
 )

@@ -15,7 +15,7 @@ from stripe.params._invoice_pay_params import InvoicePayParams
 from stripe.params._invoice_send_invoice_params import InvoiceSendInvoiceParams
 from stripe.params._invoice_void_invoice_params import InvoiceVoidInvoiceParams
 
-from devstack.stripe_twin.errors import invalid
+from devstack.stripe_twin.errors import StripeError, invalid
 from devstack.stripe_twin.events import emit
 from devstack.stripe_twin.resources import customer_object, invoice_object, payment_methods, payments
 from devstack.stripe_twin.resources.rendering import render
@@ -31,6 +31,13 @@ def finalize(call: Call) -> dict[str, Any]:
         invoice["auto_advance"] = call.params["auto_advance"]
     _finalize(call, invoice)
     return _saved(call, invoice)
+
+
+def finalization_refused(call: Call, error: StripeError) -> None:
+    """A draft stays one, with the reason (docs.stripe.com/api/events/types#event_types-invoice.finalization_failed)."""
+    invoice = _invoice(call)
+    invoice["last_finalization_error"] = {"code": error.code, "message": error.message, "type": error.type}
+    emit(call, "invoice.finalization_failed", _saved(call, invoice))
 
 
 def pay(call: Call) -> dict[str, Any]:

@@ -48,9 +48,12 @@ def _customers(connection: Connection, sent: Iterable[StoredInvoice]) -> Check:
     }
     table = tables.stripe_customers
     found = connection.execute(select(table.c.billing_account, table.c.stripe_customer_id))
-    known: dict[str, str] = {row[0]: row[1] for row in found}
+    known = {(row[0], row[1]) for row in found}
+    last = dict(sorted(known))
     there: dict[str, Value] = {
-        key: known[account] for key in told if (account := key.removesuffix("/customer")) in known
+        key: customer if (account, customer) in known else last[account]
+        for key, customer in told.items()
+        if (account := key.removesuffix("/customer")) in last
     }
     return compare("customers are kept", "invoices in Stripe", "customers", told, there)
 

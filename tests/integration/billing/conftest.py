@@ -134,10 +134,11 @@ class World:
                 owner.execute(statement)  # type: ignore[call-overload]
 
     def age_requests(self, *, hours: float) -> None:
-        """Let every request to Stripe have been frozen so long ago."""
+        """Let every request to Stripe have been frozen, and sent last, so long ago."""
         self.as_owner(
             "alter table ledger.stripe_requests disable trigger guard_stripe_request",
-            f"update ledger.stripe_requests set frozen_at = frozen_at - interval '{hours} hours'",
+            f"update ledger.stripe_requests set frozen_at = frozen_at - interval '{hours} hours',"
+            f" sent_at = sent_at - interval '{hours} hours'",
             "alter table ledger.stripe_requests enable trigger guard_stripe_request",
         )
 

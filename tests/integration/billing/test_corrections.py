@@ -12,6 +12,7 @@ import pytest
 from billing.commands.correct_invoice import credit_invoice, find_invoice, reissue, void_invoice
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.issue_credit_notes import issue_credit_notes
+from billing.commands.keep_note_untold import keep_note_untold
 from billing.commands.refund_invoice import refund_invoice
 from billing.commands.send_corrections import send_corrections
 from billing.commands.show_invoices import invoice_document, invoice_list
@@ -200,6 +201,29 @@ def test_a_payment_on_the_way_changes_how_a_credit_note_is_split(
     assert (theirs.pre_payment_amount, theirs.out_of_band_amount) == (100, 400)
     assert (shown(world, number)["state"], shown(world, number)["parked_because"]) == ("issued", None)
     agrees(world, gateway)
+
+
+def test_a_credit_note_that_stripe_never_takes_is_parked_and_a_person_can_keep_it_here_alone(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    given: dict[str, Any] = {"gateway": gateway, "now": NOW, "actor": "ada", "reason": "refunded by hand"}
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=1900)
+    number = note_over(world, sent["acme"], "5")
+    charge = act(stripe_twin, "pay", invoice=sent["acme"])["id"]
+    for part in (charge, stripe_twin.client().v1.charges.list().data[1].id):
+        stripe_twin.client().v1.refunds.create({"charge": part})
+    with pytest.raises(CorrectionRefused, match="no credit note that Stripe has refused"):
+        keep_note_untold(world.engine, number, **given)
+    for _ in range(2):
+        (told,) = sync(world, gateway).problems
+    assert f"or `tollbook invoice note-untold {number}` where all of its invoice is paid there" in told
+    assert shown(world, number)["parked_because"] in told
+    keep_note_untold(world.engine, number, **given, dry_run=True)
+    assert keep_note_untold(world.engine, number, **given).parked_because is None
+    assert sync(world, gateway).problems == ()
+    now = books(world)
+    assert (now[1100], now[2150], now[4920]) == (20, -5, 20), "bolt's, unapplied cash, what was refunded by hand"
+    assert (audited(world, "invoice.note_untold"), shown(world, number)["state"]) == (1, "issued_locally")
 
 
 def test_a_void_invoice_is_void_in_stripe_and_what_it_billed_is_billed_anew(

@@ -17,15 +17,20 @@ from billing.commands.keep_accounts import add_entity
 from billing.commands.send_invoices import InvoicesSent, Outcome
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
-from billing.database import connection
+from billing.database import connection, transaction
 from billing.errors import PartyRefused, StripeAccessRefused
 from billing.invoicing.stripe_lines import LINES_MAX
 from billing.settings import StripeSettings
+from billing.stripe import stripe_request_store
+from billing.stripe.rate_limits import Limits
 from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_gateway import StripeGateway
-from tests.billing_builders import NOVEMBER, NOW, PLAN
-from tests.fixtures_stripe_twin import StripeTwin
+from reconciliation.agreement import Check
+from reconciliation.period import reconcile_period
+from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN
+from tests.fixtures_stripe_twin import StripeTwin, control
 from tests.integration.billing.conftest import World, all_done
+from tests.integration.billing.stripe_months import sync
 
 NOWHERE = StripeGateway(StripeSettings("sk_test_1", "http://127.0.0.1:9"))
 
@@ -45,6 +50,10 @@ def in_stripe(twin: StripeTwin) -> list[stripe.Invoice]:
 
 def outcomes(sent: InvoicesSent) -> dict[str, Outcome]:
     return {invoice.billing_account: invoice.outcome for invoice in sent.invoices}
+
+
+def reconcile(world: World, gateway: StripeGateway) -> tuple[Check, ...]:
+    return reconcile_period(world.engine, period=OCTOBER, now=NOW, gateway=gateway, log=None).checks
 
 
 def balance(world: World) -> dict[int, Decimal]:
@@ -383,7 +392,7 @@ def test_currencies_of_no_and_of_three_decimals_arrive_as_stripe_counts_them(
 def test_a_customer_with_a_balance_or_pending_items_of_its_own_is_billed_ours_alone_or_parked(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin
 ) -> None:
-    """A pending item is left where it is; a balance would change what is due, so a person decides."""
+    """A pending item is left where it is; a balance would change what is due, so a person takes it away first."""
     drafted(world, item=1000, owes=1000)
     client = stripe_twin.client()
 
@@ -399,40 +408,50 @@ def test_a_customer_with_a_balance_or_pending_items_of_its_own_is_billed_ours_al
     assert [each.outcome for each in sent] == [Outcome.FINALIZED, Outcome.PARKED]
     assert "starting_balance is 300, not 0" in str(sent[1].reason)
     assert sorted((i.status, i.total) for i in in_stripe(stripe_twin)) == [("draft", 200), ("open", 200)]
+    sync(world, gateway)
+    heard = world.rows("select distinct outcome from ledger.stripe_events where type like 'invoiceitem.%'")
+    assert heard == [("left alone",)]
+    (check,) = [each for each in reconcile(world, gateway) if each.name == "customers in Stripe are explained"]
+    told = {(d.key.split("/")[0], d.left, d.right) for d in check.differences}
+    assert told == {("item", None, "700 usd pending"), ("owes", 0, 300)}
+    owing = next(c for c in client.v1.customers.list().data if c.name == "owes")
+    client.v1.customers.update(owing.id, {"balance": 0})
+    assert world.send(gateway, billing_accounts=["owes"]).invoices[0].outcome is Outcome.FINALIZED
 
 
-def test_a_customer_deleted_in_stripe_is_parked_by_name(
+def test_what_somebody_finalized_by_hand_and_is_ours_to_the_cent_is_adopted(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin
 ) -> None:
     drafted(world, acme=1000)
 
     def checkpoint(_: object, name: str) -> None:
-        if name == "stored customer_known":
-            client = stripe_twin.client()
-            client.v1.customers.delete(client.v1.customers.list().data[0].id)
+        if name == "stored numbered":
+            stripe_twin.client().v1.invoices.finalize_invoice(in_stripe(stripe_twin)[0].id)
 
     (sent,) = world.send(gateway, checkpoint=checkpoint).invoices
-    assert sent.outcome is Outcome.PARKED
-    assert re.search(r"No such customer: 'cus_\w+'", str(sent.reason))
+    assert (sent.outcome, balance(world)[1100]) == (Outcome.FINALIZED, 2)
+    with transaction(world.engine) as opened:
+        assert stripe_request_store.unanswered(opened, [sent.invoice_id]) == []
 
 
-def test_a_finalization_that_stripe_refuses_is_parked_with_its_reason_and_goes_on_once_it_is_mended(
+def test_a_finalization_that_stripe_refuses_is_parked_with_its_code_and_goes_on_once_it_is_mended(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin
 ) -> None:
     drafted(world, acme=1000, bolt=1000)
-
-    def checkpoint(invoice_id: object, name: str) -> None:
-        if name == "stored numbered" and not edited:
-            edited.append(invoice_id)
-            (draft,) = [i for i in in_stripe(stripe_twin) if i.metadata and i.metadata["invoice_id"] == str(invoice_id)]
-            stripe_twin.client().v1.invoices.finalize_invoice(draft.id)
-
-    edited: list[object] = []
-    sent = world.send(gateway, checkpoint=checkpoint)
-    assert sorted(i.outcome for i in sent.invoices) == [Outcome.FINALIZED, Outcome.PARKED]
-    assert "already finalized" in str(sent.having(Outcome.PARKED)[0].reason)
-    world.age_requests(hours=1)
-    assert set(outcomes(world.send(gateway)).values()) == {Outcome.FINALIZED}
+    path = "/v1/invoices/*/finalize"
+    for code in ("account_country_invalid_address", "customer_tax_location_invalid"):
+        control(stripe_twin, "faults", kind="refused_400", key=stripe_twin.key, path=path, code=code)
+        (sent,) = world.send(gateway, billing_accounts=["acme"]).invoices
+        assert sent.outcome is Outcome.PARKED
+        assert f"({code}): mend it there, then send it again" in str(sent.reason)
+        (draft,) = in_stripe(stripe_twin)
+        assert draft.last_finalization_error is not None
+        assert (draft.status, draft.last_finalization_error.code) == ("draft", code)
+    assert sync(world, gateway).problems == ()
+    # What is mended goes on under another key, whatever was refused before; it stops nobody else.
+    assert outcomes(world.send(gateway)) == {"acme": Outcome.FINALIZED, "bolt": Outcome.FINALIZED}
+    refused = "select epoch, answer from ledger.stripe_requests where step = 'finalize' and billing_account = 'acme'"
+    assert world.rows(f"{refused} order by 1") == [(0, "refused"), (1, "refused"), (2, None)]
 
 
 def test_a_dry_run_tells_and_sends_nothing(world: World, stripe_twin: StripeTwin) -> None:
@@ -452,6 +471,24 @@ def test_progress_counts_the_invoices_and_only_the_named_accounts_are_sent(
     sent = world.send(gateway, billing_accounts=["a", "c"], progress=lambda done, total: seen.append((done, total)))
     assert outcomes(sent) == {"a": Outcome.FINALIZED, "c": Outcome.FINALIZED}
     assert seen == [(1, 2), (2, 2)]
+
+
+def test_whoever_knows_the_limits_that_a_twin_keeps_gets_there_and_so_does_who_finds_them_out(
+    world: World, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, **{f"t{n}": 1000 for n in range(6)})
+    settings = StripeSettings(stripe_twin.key, stripe_twin.url)
+    keeps, hurries = (StripeGateway(settings, Limits(each, each)) for each in (20, 10_000))
+    control(stripe_twin, "limits", all_per_s=20, endpoint_per_s=20)
+    try:
+        for gateway, accounts in ((keeps, ["t0", "t1", "t2"]), (hurries, ["t3", "t4", "t5"])):
+            for _ in range(20):
+                if all_done(world.send(gateway, billing_accounts=accounts, pause_s=0.2)):
+                    break
+    finally:
+        control(stripe_twin, "limits", all_per_s=None, endpoint_per_s=None)
+    assert [invoice.status for invoice in in_stripe(stripe_twin)] == ["open"] * 6
+    assert {invoice["state"] for invoice in invoice_list(world.engine)} == {"finalized"}
 
 
 def test_a_slow_reply_does_not_hold_up_the_others(

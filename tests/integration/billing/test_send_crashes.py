@@ -120,6 +120,8 @@ def test_a_key_older_than_23_hours_is_never_resent_but_looked_up(
     seen = watch_keys(gateway)
     check(world, gateway, stripe_twin, names)
     assert not old & set(seen), "an old key went out again"
+    made = [customer.name for customer in stripe_twin.client().v1.customers.list({"limit": 100}).data]
+    assert Counter(made) == Counter(names), "a customer that was made and not recorded is found again"
 
 
 def watch_keys(gateway: StripeGateway) -> list[str]:

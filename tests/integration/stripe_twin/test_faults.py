@@ -28,6 +28,7 @@ def customers(twin: StripeTwin) -> int:
         (FaultKind.ERROR, 500, 0, 200),
         (FaultKind.ERROR_STORED, 500, 0, 500),
         (FaultKind.ERROR_COMMITTED, 500, 1, 500),
+        (FaultKind.REFUSED, 400, 0, 400),
         (FaultKind.CONFLICT, 409, 0, 200),
         (FaultKind.RATE_LIMIT, 429, 0, 200),
         (FaultKind.LOCK_TIMEOUT, 429, 0, 200),

@@ -1,0 +1,147 @@
+"""Let the sending of an invoice begin anew where what it had in Stripe is gone: a person's decision, in the audit log.
+
+What is there in Stripe stays as it is: whoever wants another draft, or another customer, deletes or voids there first.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine
+
+from billing.commands.correct_invoice import begin_void
+from billing.database import connection as connected
+from billing.database import raw
+from billing.errors import CorrectionRefused
+from billing.invoicing import invoice_store
+from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
+from billing.invoicing.sending import SendingStep
+from billing.plans import account_store
+from billing.stripe import customer_store, restart_store, stripe_request_store
+from billing.stripe.hindrances import customer_deleted, draft_of
+from billing.stripe.invoice_sender import final_columns, issue
+from billing.stripe.sender_lock import account_held
+from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
+from streams import audit
+
+
+def restart_sending(
+    engine: Engine, reference: str, *, gateway: StripeGateway, reason: str, now: datetime, actor: str,
+    customer: str | None = None, dry_run: bool = False,
+) -> str:  # fmt: skip
+    """Begin anew with an invoice that is not finalized: what was done, in words. `invoice send` goes on from there.
+
+    Its number, if it has one, stays. Where its customer is deleted it goes to another one: `customer`, which somebody
+    made in Stripe, or one that is made with the next sending. A number that is on a void invoice in Stripe is used up:
+    then ours becomes what that one is, and what it bills is billed anew.
+
+    Raises CorrectionRefused where nothing is gone, or what is there must go first, and UnknownInvoice.
+    """
+    with connected(engine) as opened:
+        with opened.begin():
+            stored = invoice_store.find(opened, reference)
+        account = stored.invoice.identity.billing_account
+        with account_held(opened, account) as held:
+            if not held:
+                raise CorrectionRefused(f"another sender is at an invoice of {account}: try again when it is done")
+            with opened.begin():
+                stored = invoice_store.find(opened, reference)
+                former = restart_store.former_drafts(opened, stored.invoice.invoice_id)
+                _check(opened, reference, stored)
+            gone = _customer_gone(gateway, stored)
+            used_up = _used_up(gateway, stored, former, gone)
+            if used_up is not None:
+                with opened.begin() as transaction:
+                    _take_over(opened, stored, used_up, reason, now, actor)
+                    if dry_run:
+                        transaction.rollback()
+                return f"{stored.number} is void, as in Stripe, with the next `tollbook stripe sync`: draw it up anew"
+            if customer is not None:
+                _check_customer(opened, gateway, account, customer, gone)
+            with opened.begin() as transaction:
+                _restart(opened, stored, gone, customer, reason, actor)
+                if dry_run:
+                    transaction.rollback()
+    to = f", billed to customer {customer or 'that is made then'} in place of {gone}" if gone else ""
+    return f"{reference} begins anew with the next `tollbook invoice send`{to}"
+
+
+def _check(connection: Connection, reference: str, stored: StoredInvoice) -> None:
+    if stored.state not in (InvoiceState.DRAFT, InvoiceState.APPROVED):
+        raise CorrectionRefused(f"{reference} is {stored.state}: only what is not finalized yet begins anew")
+    if stored.stripe_customer_id is None:
+        raise CorrectionRefused(f"nothing of {reference} is in Stripe yet: `tollbook invoice send` goes on with it")
+    if stripe_request_store.under_way(connection, stored.invoice.invoice_id):
+        raise CorrectionRefused(f"a request for {reference} may be under way: try again in two minutes")
+
+
+def _customer_gone(gateway: StripeGateway, stored: StoredInvoice) -> str | None:
+    customer = stored.stripe_customer_id or ""
+    return customer if customer_deleted(gateway, customer) else None
+
+
+def _used_up(
+    gateway: StripeGateway, stored: StoredInvoice, former: list[str | None], gone: str | None
+) -> StripeInvoice | None:
+    """Nothing of the invoice may be in Stripe any more but what is void there: that, where it has used our number up.
+
+    Raises CorrectionRefused.
+    """
+    draft = stored.stripe_invoice_id
+    there = [] if draft is None else [found for found in [draft_of(gateway, draft)] if found is not None]
+    if draft is None and gone is None:
+        mine = str(stored.invoice.invoice_id)
+        listed = gateway.invoices(customer=stored.stripe_customer_id)
+        there = [i for i in listed if i.seen.metadata.get("invoice_id") == mine and i.invoice_id not in former]
+    for found in there:
+        if found.seen.status == "draft":
+            then = "" if gone else " (or mend it there, and `tollbook invoice send` goes on with it)"
+            raise CorrectionRefused(f"its draft {found.invoice_id} is in Stripe: delete it there first{then}")
+        if found.seen.status != "void":
+            raise CorrectionRefused(f"{found.invoice_id} is {found.seen.status} in Stripe: void it there first")
+        if stored.number is not None and found.seen.number == stored.number:
+            return found
+    if gone is None and draft is None and stored.parked_because is None:
+        raise CorrectionRefused("nothing stands in its way: `tollbook invoice send` goes on with it")
+    return None
+
+
+def _take_over(
+    connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, reason: str, now: datetime, actor: str
+) -> None:
+    account = stored.invoice.identity.billing_account
+    terms = account_store.accounts(connection, [account])[account].payment_terms_days
+    columns = final_columns(theirs, now.date(), terms)
+    issue(connection, stored, InvoiceEvent.FINALIZE, columns, now=now, actor=actor)
+    begin_void(connection, str(stored.invoice.invoice_id), reason=reason, now=now, actor=actor)
+
+
+def _check_customer(
+    connection: Connection, gateway: StripeGateway, account: str, customer: str, gone: str | None
+) -> None:
+    if gone is None:
+        raise CorrectionRefused(f"the customer of {account} is there in Stripe: it stays the one that is billed")
+    with connection.begin():
+        of = customer_store.customers(connection).get(customer)
+    if of is not None:
+        raise CorrectionRefused(f"{customer} is or was the customer of {of}: name one that is nobody's")
+    if customer_deleted(gateway, customer):
+        raise CorrectionRefused(f"{customer} is not in Stripe, or deleted there")
+
+
+def _restart(
+    connection: Connection, stored: StoredInvoice, gone: str | None, customer: str | None, reason: str, actor: str
+) -> None:
+    account, invoice_id = stored.invoice.identity.billing_account, stored.invoice.invoice_id
+    restart_store.add(
+        connection, invoice_id, stripe_invoice=stored.stripe_invoice_id, customer_gone=gone, reason=reason, actor=actor
+    )
+    if customer is not None:
+        customer_store.add(connection, account, customer)
+    invoice_store.set_columns(
+        connection, stored, sending_step=SendingStep.FROZEN.value, stripe_customer_id=None, stripe_invoice_id=None,
+        parked_because=None,
+    )  # fmt: skip
+    detail = {"reason": reason, "draft": stored.stripe_invoice_id, "customer_gone": gone, "customer": customer}
+    audit.record(raw(connection), actor, "invoice.restart", str(invoice_id), detail)

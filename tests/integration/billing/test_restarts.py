@@ -1,0 +1,148 @@
+"""Where sending cannot go on by itself a person lets it begin anew; what somebody made in Stripe stays as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from billing.commands.correct_invoice import find_invoice, reissue
+from billing.commands.restart_sending import restart_sending
+from billing.commands.send_invoices import InvoiceSent, Outcome
+from billing.commands.show_returns import returns_shown
+from billing.database import raw, transaction
+from billing.errors import CorrectionRefused
+from billing.stripe.stripe_gateway import StripeGateway
+from streams import audit
+from tests.billing_builders import NOW
+from tests.fixtures_stripe_twin import StripeTwin, control
+from tests.integration.billing.conftest import World
+from tests.integration.billing.stripe_months import books, sync
+from tests.integration.billing.test_send import drafted, in_stripe
+from tests.integration.billing.test_send_crashes import crash
+
+
+def one(world: World, gateway: StripeGateway, account: str) -> InvoiceSent:
+    """Send an account's invoice; its outcome. A refusal of before is asked again under another key."""
+    (sent,) = world.send(gateway, billing_accounts=[account]).invoices
+    return sent
+
+
+def parked(sent: InvoiceSent) -> str:
+    assert sent.outcome is Outcome.PARKED, sent
+    return str(sent.reason)
+
+
+def test_what_was_deleted_or_finalized_in_stripe_by_hand_is_parked_and_begins_anew_once_a_person_says_so(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, customer=1000, other=1000, draft=1000, final=1000)
+    client = stripe_twin.client()
+    ids = {}
+    for account in ("customer", "other", "draft", "final"):
+        crash(world, gateway, account, "stored customer_known" if account == "customer" else "stored compared")
+        ids[account] = str(one_invoice(world, account)[0])
+    theirs = {str(i.metadata["billing_account"]): i for i in in_stripe(stripe_twin) if i.metadata}
+    customers = {str(c.name): c.id for c in client.v1.customers.list({"limit": 100}).data}
+
+    def restart(account: str, **changed: str) -> str:
+        world.age_requests(hours=1)
+        return restart_sending(world.engine, ids[account], gateway=gateway, reason="r", now=NOW, actor="ada", **changed)
+
+    with pytest.raises(CorrectionRefused, match="delete it there first"):
+        restart("draft")
+    # What a person does in Stripe's dashboard.
+    client.v1.customers.delete(customers["customer"])
+    client.v1.customers.delete(customers["other"])
+    client.v1.invoices.delete(theirs["draft"].id)
+    client.v1.invoices.finalize_invoice(theirs["final"].id)
+    told = {account: parked(one(world, gateway, account)) for account in ids}
+    assert told == {
+        "customer": f"customer {customers['customer']} was deleted in Stripe: `tollbook invoice restart"
+        f" {ids['customer']}` bills another customer",
+        "other": f"customer {customers['other']} was deleted in Stripe: delete its draft {theirs['other'].id} there,"
+        " too, then `tollbook invoice restart INV-000001` bills another customer",
+        "draft": f"its draft {theirs['draft'].id} was deleted in Stripe by hand: `tollbook invoice restart INV-000002`"
+        " builds it again",
+        "final": f"its draft {theirs['final'].id} was finalized in Stripe by hand (open, number"
+        f" {client.v1.invoices.retrieve(theirs['final'].id).number}): void it there, then"
+        " `tollbook invoice restart INV-000003`",
+    }
+    sync(world, gateway)
+    problems = returns_shown(world.engine, NOW).problems
+    assert {p.split(":")[0].split()[0] for p in problems} >= {customers["customer"], theirs["draft"].id}, problems
+    # Nothing that is there is overwritten: it goes first.
+    for account, why in (("other", "delete it there first"), ("final", "is open in Stripe: void it there first")):
+        with pytest.raises(CorrectionRefused, match=why):
+            restart(account)
+    client.v1.invoices.delete(theirs["other"].id)
+    client.v1.invoices.void_invoice(theirs["final"].id)
+    mine = client.v1.customers.create({"name": "made by hand"}).id
+    with pytest.raises(CorrectionRefused, match="is or was the customer of draft"):
+        restart("other", customer=customers["draft"])
+    for account in ids:
+        restart(account, **({"customer": mine} if account == "other" else {}))
+    assert {one(world, gateway, account).outcome for account in ids} == {Outcome.FINALIZED}
+    final = {str(i.metadata["billing_account"]): i for i in in_stripe(stripe_twin) if i.metadata and i.status == "open"}
+    assert {(i.total, len(i.lines.data)) for i in final.values()} == {(200, 1)}
+    assert sorted(str(i.number) for i in final.values()) == [f"INV-00000{n}" for n in range(1, 5)]
+    assert final["other"].customer == mine
+    assert final["draft"].customer == customers["draft"]
+    assert (final["customer"].customer in customers.values(), len(in_stripe(stripe_twin))) == (False, 5)
+    with transaction(world.engine) as connection:
+        acts = [entry.subject for entry in audit.entries(raw(connection)) if entry.action == "invoice.restart"]
+    assert sorted(acts) == sorted(ids.values())
+    sync(world, gateway)
+    assert returns_shown(world.engine, NOW).problems == ()
+    assert (sync(world, gateway).waiting, books(world)[1100]) == (0, 8)
+    with pytest.raises(CorrectionRefused, match="only what is not finalized yet"):
+        restart("final")
+
+
+def one_invoice(world: World, account: str) -> tuple[object, ...]:
+    (row,) = world.rows("select invoice_id from ledger.invoices where billing_account = :a", a=account)
+    return row
+
+
+def test_a_number_that_is_used_up_in_stripe_by_another_document_is_void_here_too_and_its_usage_billed_anew(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000)
+    client = stripe_twin.client()
+    crash(world, gateway, "acme", "stored numbered")
+    (draft,) = in_stripe(stripe_twin)
+    client.v1.invoices.add_lines(draft.id, {"lines": [{"amount": 5, "description": "by hand"}]})
+    client.v1.invoices.finalize_invoice(draft.id)
+    assert "and it differs" in parked(one(world, gateway, "acme"))
+    client.v1.invoices.void_invoice(draft.id)
+    world.age_requests(hours=1)
+    done = restart_sending(world.engine, "INV-000001", gateway=gateway, reason="r", now=NOW, actor="ada")
+    assert done.startswith("INV-000001 is void, as in Stripe")
+    assert sync(world, gateway).problems == ()
+    assert (find_invoice(world.engine, "INV-000001").state, books(world).get(1100, 0)) == ("void", 0)
+    (again,) = reissue(world.engine, find_invoice(world.engine, "INV-000001"), now=NOW, actor="ada")
+    assert (again.identity.kind, again.amount_due_minor) == ("adjustment", 200)
+    assert one_of(world.send(gateway).invoices, "INV-000002").outcome is Outcome.FINALIZED
+    assert {(i.number, i.status) for i in in_stripe(stripe_twin)} == {("INV-000001", "void"), ("INV-000002", "open")}
+    assert books(world)[1100] == 2
+
+
+def one_of(sent: tuple[InvoiceSent, ...], number: str) -> InvoiceSent:
+    return next(each for each in sent if each.number == number)
+
+
+def test_a_new_key_waits_for_the_last_time_the_old_one_went_out_and_not_for_the_first(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    """An hour after it was frozen a request is sent again: it may still be under way when it is answered."""
+    drafted(world, acme=1000)
+    crash(world, gateway, "acme", "sending draft 0")
+    world.age_requests(hours=1)
+    control(stripe_twin, "faults", kind="error_500_stored", key=stripe_twin.key, method="POST", path="/v1/invoices")
+    asked = gateway.limiter.calls["GET /v1/invoices"]
+    for _ in range(2):
+        left = one(world, gateway, "acme")
+        assert (left.outcome, gateway.limiter.calls["GET /v1/invoices"]) == (Outcome.LATER, asked)
+    assert "in two minutes what it has done is looked up" in str(left.reason)
+    world.age_requests(hours=0.1)
+    assert one(world, gateway, "acme").outcome is Outcome.FINALIZED
+    assert gateway.limiter.calls["GET /v1/invoices"] == asked + 1
+    assert [invoice.status for invoice in in_stripe(stripe_twin)] == ["open"]

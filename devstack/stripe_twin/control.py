@@ -128,12 +128,13 @@ def routes(inside: Inside) -> list[Route]:
         return JSONResponse({"now": inside.clock.now(), "ahead": inside.clock.ahead})
 
     async def mishaps(request: Request) -> Response:
-        """POST what goes wrong with webhooks from now on (see ``webhooks.Mishaps``)."""
-        try:
-            inside.webhooks.mishaps = Mishaps(**_object(await request.body()))
-        except (ValueError, TypeError) as error:
-            return _problem(400, str(error))
-        return JSONResponse({})
+        """POST what goes wrong with webhooks from now on (see ``webhooks.Mishaps``). How many are on their way."""
+        if request.method == "POST":
+            try:
+                inside.webhooks.mishaps = Mishaps(**_object(await request.body()))
+            except (ValueError, TypeError) as error:
+                return _problem(400, str(error))
+        return JSONResponse({"under_way": inside.webhooks.under_way})
 
     async def act(request: Request) -> Response:
         """POST ``{"key": "sk_test_…", …}``; see ``acts.py``."""
@@ -146,7 +147,7 @@ def routes(inside: Inside) -> list[Route]:
             return _problem(400, f"no such act, or something is missing: {error}")
 
     return [
-        Route("/_twin/webhooks", mishaps, methods=["POST"]),
+        Route("/_twin/webhooks", mishaps, methods=["GET", "POST"]),
         Route("/_twin/acts/{name}", act, methods=["POST"]),
         Route("/_twin/health", health),
         Route("/_twin/faults", faults, methods=["GET", "POST", "DELETE"]),

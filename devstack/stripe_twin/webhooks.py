@@ -68,6 +68,11 @@ class Webhooks:
                     for pause_s in self.mishaps.pauses():
                         self._begin(self._deliver(endpoint, event, pause_s))
 
+    @property
+    def under_way(self) -> int:
+        """How many deliveries are on their way, or will be tried again."""
+        return len(self._tasks)
+
     def _begin(self, delivery: Any) -> None:
         task = asyncio.get_running_loop().create_task(delivery)
         self._tasks.add(task)

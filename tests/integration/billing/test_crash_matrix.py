@@ -10,11 +10,11 @@ from devstack.stripe_twin.faults import FaultKind
 from tests.fixtures_stripe_twin import TwinProcess
 from tests.integration.billing.conftest import World
 from tests.simulation.stripe import matrix
-from tests.simulation.stripe.cells import KILLS, REQUESTS, some_cells
+from tests.simulation.stripe.cells import KILLS, READS, REQUESTS, some_cells
 
 
 @pytest.mark.parametrize(
-    ("old", "count"), [(False, 64), (True, 24)], ids=["while keys live", "when Stripe has forgotten them"]
+    ("old", "count"), [(False, 72), (True, 24)], ids=["while keys live", "when Stripe has forgotten them"]
 )
 def test_each_invoice_is_finalized_exactly_once_wherever_it_was_killed_and_whatever_failed(
     world: World, make_stripe_twin: Callable[[], TwinProcess], old: bool, count: int
@@ -23,7 +23,9 @@ def test_each_invoice_is_finalized_exactly_once_wherever_it_was_killed_and_whate
     if not old:
         assert {cell.kill for cell in cells} == set(KILLS)
         assert {fault for cell in cells for fault in cell.faults} >= {(r, k) for r in REQUESTS for k in FaultKind}
-        assert any(len(cell.faults) == 2 for cell in cells)
+        assert {fault for cell in cells for fault in cell.faults} >= {(r, k) for r in READS for k in FaultKind}
+        assert {cell.times for cell in cells} == {1, 3, 7}
+        assert any(cell.raced for cell in cells)
     result = matrix.run(world, make_stripe_twin().start(), cells, old=old)
     assert result.wrong == []
     assert result.right.total() == count

@@ -14,7 +14,8 @@ def test_whatever_becomes_of_webhooks_each_account_stands_the_same_in_the_end(
 ) -> None:
     found = webhooks.run(world, gateway, stripe_twin)
     assert found.wrong == []
-    assert found.right.total() == len(MISHAPS) * len(STORIES)
+    assert found.right.total() == (len(MISHAPS) + 1) * len(STORIES)
+    assert found.received > len(STORIES), "some are lost, some come twice, most come"
     assert found.kinds >= HANDLED, HANDLED - found.kinds
 
 

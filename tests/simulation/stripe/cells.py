@@ -18,7 +18,14 @@ REQUESTS: Final = {
     "finalize": "/v1/invoices/*/finalize",
 }
 """Every request that changes something, as the path of its address at the twin."""
-STORED: Final = ("frozen", "customer_known", "draft_created", "compared", "released", "numbered", "finalized")
+READS: Final = {"read": "/v1/invoices/in_" + "?" * 24}
+"""What is read where a reply of before is repeated: the draft, to compare it."""
+BURSTS: Final = (
+    FaultKind.RATE_LIMIT, FaultKind.LOCK_TIMEOUT, FaultKind.CONFLICT, FaultKind.ERROR, FaultKind.LOSE_REPLY,
+)  # fmt: skip
+STORED: Final = (
+    "frozen", "customer_known", "draft_created", "lines_added", "compared", "released", "numbered", "finalized",
+)  # fmt: skip
 KILLS: Final = (
     "never",
     *(f"stored {step}" for step in STORED),
@@ -30,19 +37,29 @@ SECONDS: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One invoice's fate: `faults` are (request, kind); it is killed the `nth` time that `kill` is passed."""
+    """One invoice's fate: `faults` are (request, kind), each met so many `times`; it is killed the `nth` time that
+    `kill` is passed. `raced`: two senders begin with it at once."""
 
     kill: str
     nth: int
     faults: tuple[tuple[str, FaultKind], ...]
+    times: int = 1
+    raced: bool = False
 
 
 def every_cell() -> Iterator[Cell]:
-    """Each kill with each fault at each request; killed between the repeats of that request, too."""
+    """Each kill with each fault at each request; killed between the repeats of that request, too. What is read back
+    after a lost reply fails; bursts of a fault, fewer and more than one run bears; two senders at once."""
     for kill, request, kind in itertools.product(KILLS, REQUESTS, FaultKind):
         yield Cell(kill, 1, ((request, kind),))
         if kill == f"sending {request} 0":
             yield Cell(kill, 2, ((request, kind),))
+    for kill, kind in itertools.product(("never", "stored lines_added", "stored compared"), FaultKind):
+        yield Cell(kill, 1, (("lines", FaultKind.LOSE_REPLY), ("read", kind)))
+    for request, kind, times in itertools.product(REQUESTS, BURSTS, (3, 7)):
+        yield Cell("never", 1, ((request, kind),), times)
+    for request, kind in itertools.product(REQUESTS, FaultKind):
+        yield Cell("never", 1, ((request, kind),), raced=True)
 
 
 def some_cells(seed: int, count: int) -> list[Cell]:
@@ -50,12 +67,13 @@ def some_cells(seed: int, count: int) -> list[Cell]:
     chance = random.Random(seed)
     cells = list(every_cell())
     chance.shuffle(cells)
-    kills, faults = set(KILLS), set(itertools.product(REQUESTS, FaultKind))
+    wanted: set[object] = {*KILLS, *itertools.product(REQUESTS, FaultKind), *itertools.product(READS, FaultKind)}
+    wanted |= {3, 7, "raced"}
     found = []
     for cell in cells:
-        if cell.kill in kills or cell.faults[0] in faults:
-            kills.discard(cell.kill)
-            faults.discard(cell.faults[0])
+        shows = {cell.kill, *cell.faults, cell.times, "raced" if cell.raced else cell.kill}
+        if shows & wanted:
+            wanted -= shows
             found.append(cell)
     found = found[:count]
     return found + list(itertools.islice(two_faults(chance), max(0, count - len(found))))

@@ -38,6 +38,7 @@ class Month:
         self.invoices = list(finalized(world, gateway, "acme", "bolt", "cord", "dent").values())
         self.charges: list[str] = []
         self.disputes: list[str] = []
+        self.lost: list[str] = []
         self.done: dict[str, int] = {}
 
     def step(self) -> None:
@@ -71,7 +72,13 @@ class Month:
     def decided(self, _: str) -> None:
         if not self.disputes:
             return
-        act(self.twin, "decide", dispute=self.disputes.pop(), won=self.chance.random() < 0.5)
+        dispute = self.disputes.pop()
+        if act(self.twin, "decide", dispute=dispute, won=self.chance.random() < 0.5)["status"] == "lost":
+            self.lost.append(dispute)
+
+    def regained(self, _: str) -> None:
+        if self.lost:
+            act(self.twin, "reinstate", dispute=self.lost.pop())
 
     def paid_out(self, _: str) -> None:
         act(self.twin, "payout")
@@ -79,6 +86,35 @@ class Month:
     def refunds(self, invoice: str) -> None:
         amount = Decimal(self.chance.randint(1, 200)) / 100
         refund_invoice(self.world.engine, invoice, amount, gateway=self.gateway, reason="r", actor="ada")
+
+    def refunds_by_hand(self, _: str) -> None:
+        """Somebody gives a payment back in Stripe's dashboard, or a part of it."""
+        if self.charges:
+            charge, amount = self.chance.choice(self.charges), self.chance.randint(1, 300)
+            self.twin.client().v1.refunds.create({"charge": charge, "amount": amount})
+
+    def sends_cash(self, invoice: str) -> None:
+        amount = self.chance.randint(50, 1500)
+        cash = self.twin.client().v1.test_helpers.customers
+        cash.fund_cash_balance(self.customer_of(invoice), {"amount": amount, "currency": "usd"})
+
+    def applies_cash(self, invoice: str) -> None:
+        act(self.twin, "apply_cash", invoice=invoice)
+
+    def returns_cash(self, invoice: str) -> None:
+        act(self.twin, "return_cash", customer=self.customer_of(invoice), amount=self.chance.randint(1, 100))
+
+    def transfers_cash(self, invoice: str) -> None:
+        act(self.twin, "transfer_cash", customer=self.customer_of(invoice))
+
+    def applies_cash_by_itself(self, invoice: str) -> None:
+        """Somebody says whether Stripe applies a customer's cash by itself."""
+        mode = self.chance.choice(("automatic", "manual"))
+        balance = self.twin.client().v1.customers.cash_balance
+        balance.update(self.customer_of(invoice), {"settings": {"reconciliation_mode": mode}})
+
+    def customer_of(self, invoice: str) -> str:
+        return str(self.twin.client().v1.invoices.retrieve(invoice).customer)
 
     def credits(self, invoice: str) -> None:
         back = self.gateway if self.chance.random() < 0.4 else None
@@ -105,14 +141,21 @@ class Month:
             self.world.age_requests(hours=1)
 
     def agrees(self) -> None:
-        """Whenever all is taken in, 1010 is what Stripe's balance transactions come to."""
+        """Whenever all is taken in, 1010 is what Stripe's balance transactions come to, and 1012 customers' cash."""
         moved = sum(each["net"] for each in self.gateway.pages("/v1/balance_transactions"))
-        assert books(self.world).get(1010, Decimal(0)) == Decimal(moved) / 100
+        now = books(self.world)
+        assert now.get(1010, Decimal(0)) == Decimal(moved) / 100
+        pages = "/v1/customers/{}/cash_balance_transactions"
+        cash = sum(
+            each["net_amount"] for c in self.gateway.customers(None) for each in self.gateway.pages(pages, c["id"])
+        )
+        assert now.get(1012, Decimal(0)) == Decimal(cash) / 100
 
 
 STEPS: Final = (
-    "pays", "pays", "pays", "fails", "disputed", "decided", "paid_out", "refunds", "refunds", "credits", "credits",
-    "voids", "ends", "syncs", "syncs",
+    "pays", "pays", "pays", "fails", "disputed", "decided", "regained", "paid_out", "refunds", "refunds",
+    "refunds_by_hand", "credits", "credits", "voids", "ends", "sends_cash", "applies_cash", "returns_cash",
+    "transfers_cash", "applies_cash_by_itself", "syncs", "syncs",
 )  # fmt: skip
 REFUSED: Final = (ActRefused, CorrectionRefused, ProposalRefused, StripeError, stripe.StripeError)
 

@@ -1,24 +1,32 @@
 """Each handler of events × what can go wrong with webhooks: twice, in any order, lost, late. All come to the same.
 
-Each cell is an account to which something happens at Stripe, and whose events arrive in one of these ways. At the end
-all events are asked for; then the account must stand as it does where they arrive as they are told.
+Each cell is an account to which something happens at Stripe, and whose events arrive in one of these ways; in the last
+one the twin delivers them to a receiver, over HTTP. At the end all events are asked for; then the account must stand
+as it does where they arrive as they are told.
 """
 
 from __future__ import annotations
 
 import itertools
+import socket
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import uvicorn
 
 from billing.commands.dispute_evidence import dispute_list
 from billing.commands.show_invoices import invoice_list
 from billing.database import transaction
 from billing.stripe import returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
+from console.stripe_receiver import PATH, build_app
 from tests.billing_builders import NOVEMBER
-from tests.fixtures_stripe_twin import StripeTwin, act
+from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import World
 from tests.integration.billing.stripe_months import finalized, sync
 
@@ -31,7 +39,12 @@ MISHAPS: Final[dict[str, Callable[[Events], Iterable[Events]]]] = {
     "late, one by one": lambda events: [[], *([event] for event in events)],
 }
 """How an account's events arrive: batches, after each of which they are handled. At the end all are asked for."""
-STORIES: Final = ("part", "refunded", "won", "lost", "inquiry", "overpaid", "credited", "by hand", "cash")
+OVER_HTTP: Final = "over HTTP"
+"""From the twin to a receiver: some lost, some twice, none in order."""
+WITHIN_S: Final = 60.0
+STORIES: Final = (
+    "part", "refunded", "won", "lost", "regained", "inquiry", "overpaid", "credited", "by hand", "cash",
+)  # fmt: skip
 HANDLED: Final = {
     "invoice.paid", "invoice.payment_failed", "invoice.updated", "invoice.voided", "credit_note.created",
     "charge.dispute.created", "charge.dispute.funds_withdrawn", "charge.dispute.funds_reinstated",
@@ -58,9 +71,12 @@ def happen(twin: StripeTwin, story: str, invoice: str) -> None:
     charge = act(twin, "pay", invoice=invoice, **({"amount": amount, "overpay": True} if amount else {}))["id"]
     if story == "refunded":
         client.v1.refunds.create({"charge": charge, "amount": 500})
-    if story in ("won", "lost", "inquiry"):
-        dispute = act(twin, "dispute", charge=charge, inquiry=story == "inquiry")["id"]
-        act(twin, "decide", dispute=dispute, won=story != "lost")
+    if story in ("won", "lost", "regained", "inquiry"):
+        amount = 900 if story == "regained" else None
+        dispute = act(twin, "dispute", charge=charge, inquiry=story == "inquiry", amount=amount)["id"]
+        act(twin, "decide", dispute=dispute, won=story not in ("lost", "regained"))
+        if story == "regained":
+            act(twin, "reinstate", dispute=dispute)
 
 
 def stands(world: World, name: str) -> tuple[Any, ...]:
@@ -86,21 +102,23 @@ def stands(world: World, name: str) -> tuple[Any, ...]:
 
 @dataclass
 class Result:
-    """How many cells ended right, by mishap and story; what did not, in words; the types of the events that came."""
+    """How many cells ended right, by mishap and story; what did not, in words; the types of the events that came, and
+    how many of them a receiver took over HTTP."""
 
     right: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
+    received: int = 0
 
 
-def run(world: World, gateway: StripeGateway, twin: StripeTwin) -> Result:
+def run(world: World, gateway: StripeGateway, twin: StripeTwin, seed: int = 7) -> Result:
     """Let every cell happen, and check it."""
-    cells = list(itertools.product(MISHAPS, STORIES))
+    cells = list(itertools.product((*MISHAPS, OVER_HTTP), STORIES))
     names = {cell: f"m{number:03d}" for number, cell in enumerate(cells)}
     sent = finalized(world, gateway, *names.values())
     sync(world, gateway)
     arriving: dict[str, list[Events]] = {}
-    for mishap, story in cells:
+    for mishap, story in itertools.product(MISHAPS, STORIES):
         known = {event["id"] for event in _events(gateway)}
         happen(twin, story, sent[names[mishap, story]])
         new = [event for event in _events(gateway)[:20] if event["id"] not in known]
@@ -110,8 +128,14 @@ def run(world: World, gateway: StripeGateway, twin: StripeTwin) -> Result:
             for event in itertools.chain.from_iterable(batch):
                 returns_store.keep_event(connection, returns.event_of(event), received_as="webhook")
         sync(world, gateway, poll=False)
+    before = world.count("ledger.stripe_events")
+    with _received(world, gateway, twin, seed):
+        for story in STORIES:
+            happen(twin, story, sent[names[OVER_HTTP, story]])
+    received = world.count("ledger.stripe_events") - before
     sync(world, gateway)
-    result = Result(kinds={row[0] for row in world.rows("select distinct type from ledger.stripe_events")})
+    kinds = {row[0] for row in world.rows("select distinct type from ledger.stripe_events")}
+    result = Result(kinds=kinds, received=received)
     if waiting := sync(world, gateway).waiting:
         result.wrong.append(f"{waiting} events wait")
     found = {cell: stands(world, name) for cell, name in names.items()}
@@ -123,6 +147,31 @@ def run(world: World, gateway: StripeGateway, twin: StripeTwin) -> Result:
     if len({repr(found["as told", story]) for story in STORIES}) != len(STORIES):
         result.wrong.append("two stories end the same")
     return result
+
+
+@contextmanager
+def _received(world: World, gateway: StripeGateway, twin: StripeTwin, seed: int) -> Iterator[None]:
+    """A receiver to which the twin delivers badly all that happens within; at the end nothing is on its way."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
+    webhooks = twin.client().v1.webhook_endpoints
+    endpoint = webhooks.create({"url": url, "enabled_events": ["*"]})
+    app = build_app(world.engine, gateway, str(endpoint.secret), every_s=3600, poll_first=False)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    control(twin, "webhooks", lose=0.3, repeat=0.5, delay_s=0.3, seed=seed)
+    try:
+        yield
+        until = time.monotonic() + WITHIN_S
+        while twin.call("GET", "/_twin/webhooks")[2]["under_way"] and time.monotonic() < until:
+            time.sleep(0.1)
+    finally:
+        control(twin, "webhooks")
+        webhooks.delete(endpoint.id)
+        server.should_exit = True
+        thread.join()
+        listener.close()
 
 
 def _events(gateway: StripeGateway) -> Events:

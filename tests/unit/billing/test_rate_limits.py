@@ -9,6 +9,8 @@ import pytest
 from billing.settings import StripeSettings
 from billing.stripe.rate_limits import BURST_S, Limits, RateLimiter
 from billing.stripe.stripe_gateway import limits_of
+from devstack.stripe_twin.errors import StripeError
+from devstack.stripe_twin.faults import RateLimits
 from tests.benchmarks.sending import floor_s
 
 
@@ -62,6 +64,31 @@ def test_a_429_halves_the_rate_and_answers_bring_it_back() -> None:
         limited.answered("a", refused=False)
     assert rate() == pytest.approx(100, rel=0.05)
     assert limited.refusals == 21
+
+
+@pytest.mark.parametrize(
+    ("let_through", "refused_at_most", "of_the_limit"), [(25.0, 0.0, 0.95), (12.5, 0.1, 0.7), (2.0, 0.3, 0.6)]
+)
+def test_a_twin_that_lets_less_through_is_adapted_to_and_one_that_keeps_its_word_refuses_nothing(
+    let_through: float, refused_at_most: float, of_the_limit: float
+) -> None:
+    """Less: other programs use up the rest of the account's limit."""
+    time = Time()
+    limited, theirs = limiter(time, 25, 25), RateLimits(lambda: time.now)
+    theirs.set(let_through, let_through)
+    done = 0
+    while done < 1000:
+        limited.wait("POST /v1/invoices")
+        try:
+            theirs.check("acct", "POST /v1/invoices")
+            refused = False
+        except StripeError as error:
+            refused = error.status == 429
+        limited.answered("POST /v1/invoices", refused=refused)
+        done += not refused
+    assert limited.refusals <= refused_at_most * limited.calls.total()
+    assert (limited.refusals > 0) == (let_through < 25)
+    assert done / time.now >= of_the_limit * let_through
 
 
 def test_another_endpoint_is_not_held_up_by_a_busy_one() -> None:

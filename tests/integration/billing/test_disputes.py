@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ from billing.commands.dispute_evidence import (
 from billing.commands.send_corrections import send_corrections
 from billing.commands.show_invoices import invoice_document
 from billing.errors import CorrectionRefused, UnknownDispute
+from billing.invoicing.invoice_check import check_events
+from billing.invoicing.invoice_file import read_invoice_file
 from billing.stripe.stripe_gateway import StripeGateway
 from streams.retention.archive_files import Archive
+from tests.billing_builders import OCTOBER
 from tests.fixtures_stripe_twin import StripeTwin, act
 from tests.integration.billing.conftest import World
+from tests.integration.billing.late_months import Arrivals, used
 from tests.integration.billing.stripe_months import books, finalized, sync
 
 NOW = datetime(2026, 12, 3, tzinfo=UTC)
@@ -72,9 +76,16 @@ def test_a_dispute_is_known_with_its_invoice_and_its_money_comes_and_goes(
 
 
 def test_evidence_is_made_from_usage_and_submitted_once(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, tmp_path: Path
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, own_database_url: str, tmp_path: Path
 ) -> None:
-    sent = finalized(world, gateway, "acme")
+    world.customers("acme")
+    begins = OCTOBER.start
+    Arrivals(own_database_url).apply(
+        *(used(f"r{n}", begins + timedelta(days=n % 2, hours=n), 2000, model="llama") for n in range(5))
+    )
+    world.rate()
+    world.draft()
+    sent = {i.billing_account: str(i.stripe_invoice_id) for i in world.send(gateway).invoices}
     charge = act(stripe_twin, "pay", invoice=sent["acme"])["id"]
     dispute = act(stripe_twin, "dispute", charge=charge)["id"]
     sync(world, gateway)
@@ -88,7 +99,15 @@ def test_evidence_is_made_from_usage_and_submitted_once(
     assert str(document["usage_digest"]) in written.texts["uncategorized_text"]
     with (tmp_path / "a" / "usage_by_day.csv").open() as table:
         rows = list(csv.DictReader(table))
-    assert rows == [], "this month's usage has windows only"
+    assert [(row["day"], row["model"], row["requests"], row["output_tokens"]) for row in rows] == [
+        ("2026-10-01", "llama", "3", "6000"), ("2026-10-02", "llama", "2", "4000"),
+    ]  # fmt: skip
+    events = [json.loads(line) for line in (tmp_path / "a" / "requests.jsonl").read_text().splitlines()]
+    assert [event["request_id"] for event in events] == ["r0", "r2", "r4", "r1", "r3"]
+    of = read_invoice_file((tmp_path / "a" / "invoice.json").read_bytes())
+    assert check_events(of, (tmp_path / "a" / "requests.jsonl").read_bytes().splitlines(keepends=True)) == []
+    assert "5 requests" in written.texts["product_description"]
+    assert "2026-10-02" in written.texts["access_activity_log"]
     less = {"std": Decimal(1)}
     credit_invoice(world.engine, sent["acme"], less, reason="it is not told yet", now=NOW, actor="ada")
     for _ in range(2):

@@ -18,7 +18,7 @@ trial balance = 0                                     per currency
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -53,6 +53,17 @@ class Check:
     def agrees(self) -> bool:
         """Whether there is no difference."""
         return not self.differences
+
+
+Made = Callable[[str], None]
+"""Told the name of a comparison when it, or a further part of it, is made."""
+
+
+def told(checks: Iterable[Check], made: Made) -> Iterator[Check]:
+    """The same checks, each told of when it is made."""
+    for check in checks:
+        made(check.name)
+        yield check
 
 
 def compare(name: str, left: str, right: str, ours: Mapping[str, Value], theirs: Mapping[str, Value]) -> Check:

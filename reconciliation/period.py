@@ -43,7 +43,7 @@ from billing.stripe.stripe_gateway import StripeGateway
 from billing.usage import unbillable_store
 from billing.usage.attempts import less
 from reconciliation import agreement, stripe_agreement
-from reconciliation.agreement import Check, Terms, compare
+from reconciliation.agreement import Check, Made, Terms, compare, told
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import PeriodNotReconcilable
 from reconciliation.numbers_received import numbers_received
@@ -78,7 +78,13 @@ class PeriodReport:
 
 
 def reconcile_period(
-    engine: Engine | Connection, *, period: BillingPeriod, now: datetime, gateway: StripeGateway | None, log: Log | None
+    engine: Engine | Connection,
+    *,
+    period: BillingPeriod,
+    now: datetime,
+    gateway: StripeGateway | None,
+    log: Log | None,
+    made: Made = lambda name: None,
 ) -> PeriodReport:
     """Compare every record of a calendar month: its usage, what was accrued for it, the periods that it bills.
 
@@ -88,24 +94,8 @@ def reconcile_period(
         raise PeriodNotReconcilable(f"{period.name}: one month is reconciled at a time, e.g. 2026-10")
     with transaction(engine) as connection:
         usage = raw(connection)
-        lines = rated_line_store.accrued_in(connection, period)
         invoices = invoice_store.listed(connection, of_month=period, as_stored=True)
-        checks = [
-            *([_log_end(usage, log)] if log else []),
-            agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage)),
-            _stored(usage),
-            *numbers_received(usage, period.start, period.end),
-            *_windows(usage, period),
-            _rated(connection, period, lines),
-            *_ledger(connection, period, lines, invoices),
-            _explained(connection),
-            *_credits(connection, len(invoices)),
-            _invoiced(connection, period, invoices),
-            *_invoices(invoices),
-            _numbers(connection),
-            _issued(invoices, ended=now >= period.end),
-            _earned(connection, period, len(invoices), ended=now >= period.end),
-        ]
+        checks = list(told(_checks(connection, period, invoices, log, ended=now >= period.end), made))
         engines = engine_store.report(usage, period.start, period.end)
         ours = stripe_agreement.Ours(
             period,
@@ -113,12 +103,42 @@ def reconcile_period(
             invoice_sums.stripe_invoice_ids(connection),
             customer_store.customers(connection),
         )
-    checks += [*engine_checks(engines), _trial_balance(engine)]
-    if gateway is not None:
-        checks.append(stripe_agreement.in_stripe(ours, gateway.invoices(), lambda at: gateway.invoice(at)[1]))
-        checks.append(_money(engine, gateway))
-        checks.append(_customers(engine, gateway))
+    checks += told(_afterwards(engine, engines, ours, gateway), made)
     return PeriodReport(period, tuple(checks), engines)
+
+
+def _checks(
+    connection: Connection, period: BillingPeriod, invoices: list[StoredInvoice], log: Log | None, *, ended: bool
+) -> Iterator[Check]:
+    """What is compared of the database's records, in one transaction, and of Kafka's end."""
+    usage = raw(connection)
+    if log is not None:
+        yield _log_end(usage, log)
+    yield agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage))
+    yield _stored(usage)
+    yield from numbers_received(usage, period.start, period.end)
+    yield from _windows(usage, period)
+    lines = rated_line_store.accrued_in(connection, period)
+    yield _rated(connection, period, lines)
+    yield from _ledger(connection, period, lines, invoices)
+    yield _explained(connection)
+    yield from _credits(connection, len(invoices))
+    yield _invoiced(connection, period, invoices)
+    yield from _invoices(invoices)
+    yield _numbers(connection)
+    yield _issued(invoices, ended=ended)
+    yield _earned(connection, period, len(invoices), ended=ended)
+
+
+def _afterwards(
+    engine: Engine | Connection, engines: EngineReport, ours: stripe_agreement.Ours, gateway: StripeGateway | None
+) -> Iterator[Check]:
+    yield from engine_checks(engines)
+    yield _trial_balance(engine)
+    if gateway is not None:
+        yield stripe_agreement.in_stripe(ours, gateway.invoices(), lambda at: gateway.invoice(at)[1])
+        yield _money(engine, gateway)
+        yield _customers(engine, gateway)
 
 
 def _money(engine: Engine | Connection, gateway: StripeGateway) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import ledger, rating, sending
+from tests.benchmarks import gates, ledger, rating, sending
 from tests.benchmarks.databases import database
 from tests.benchmarks.report import Report
 
@@ -11,6 +11,9 @@ if __name__ == "__main__":
     ledger.main(made)
     with database() as url:
         rating.main(made, url)
+    for size in gates.SIZES:
+        with database() as url:
+            gates.main(made, url, size)
     with database() as url:
         sending.main(made, url)
     made.write()

@@ -18,23 +18,25 @@ from billing.rating import is_billable
 from billing.rating.differences import net
 from billing.rating.lines import Naming, RatedLine
 from billing.usage.billed_events import Billed
-from reconciliation.agreement import Check, compare
+from reconciliation.agreement import Check, Made, compare
 from reconciliation.close import freezing
 from reconciliation.close.freezing import COUNTS, Cut
 from reconciliation.close.gates.contracts import RawUsageReader, contracts
-from reconciliation.close.gates.rated_twice import RatedTwice, Told
+from reconciliation.close.gates.rated_twice import RATED_TWICE, RatedTwice, Told
 from reconciliation.comparison import Difference, Value
 from streams.errors import EventsArchived
 from streams.rules.windows import UsageQuantity
 
+FROZEN: Final = "raw events are frozen"
 KEYS: Final = ("model", "adapter", "region", "tier", "status", "fault", "usage_source")
 
 
 class CutChecks:
-    """Compares cuts one after another; what it found is in `checks`."""
+    """Compares cuts one after another; what it found is in `checks`. `made` is told after each part of a tenant."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, made: Made) -> None:
         self._connection = connection
+        self._made = made
         self._digests: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
         self._usage: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
         self._payers: tuple[dict[str, set[str]], dict[str, set[str]]] = (defaultdict(set), defaultdict(set))
@@ -59,13 +61,15 @@ class CutChecks:
                 continue
             self._altered += used.altered
             self._add_billed(tenant_id, used.billed)
+            self._made(FROZEN)
             told = _told(lines.get(tenant_id, ()), naming[tenant_id])
             self._rated.add(where, agreements[tenant_id], used.used, told)
+            self._made(RATED_TWICE)
 
     @property
     def checks(self) -> list[Check]:
         """All that was compared."""
-        frozen = compare("raw events are frozen", "raw events below the cut", "frozen usage", *self._usage)
+        frozen = compare(FROZEN, "raw events below the cut", "frozen usage", *self._usage)
         return [
             compare("frozen usage is as it was cut", "digests", "digests of what is there", *self._digests),
             Check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -26,7 +26,7 @@ from billing.posting import proposal_store
 from billing.posting.proposal_store import ProposalKind
 from billing.stripe import returns_store, stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
-from reconciliation.agreement import Check, compare
+from reconciliation.agreement import Check, Made, compare, told
 from reconciliation.close import close_store, freezing
 from reconciliation.close.close_store import APPROVED
 from reconciliation.close.gates.collecting import Account, held_back, participants, quarantined
@@ -55,31 +55,40 @@ def evaluate(
     now: datetime,
     outside: Outside,
     rated_again: Collection[str] | None = None,
+    made: Made = lambda name: None,
 ) -> dict[Gate, Result]:
     """Every gate of a month, as it stands now; R2 and R3 of some accounts only (None: of all that are cut)."""
-    report = reconcile_period(engine, period=month, now=now, gateway=outside.gateway, log=outside.log)
+    report = reconcile_period(engine, period=month, now=now, gateway=outside.gateway, log=outside.log, made=made)
     checks = list(report.checks)
     with transaction(engine) as connection:
         accounts = participants(connection, month)
         waived = close_store.waived(connection, month.name)
         standings = close_store.standings(connection, month.name)
         invoices = invoice_store.listed(connection, of_month=month, as_stored=True)
-        of_cuts = CutChecks(connection)
+        of_cuts = CutChecks(connection, made)
         cut = [name for name in (standings if rated_again is None else rated_again) if name in accounts]
         for each in freezing.cuts(connection, month.name, {t for name in cut for t in accounts[name].tenants}):
             of_cuts.add(each)
         checks += of_cuts.checks if cut else []
-        checks += _rounding(connection, invoices)
-        checks += [
-            drafts_in_stripe(invoices),
-            *kept_checks(connection, invoices),
-            _waiting(connection, month, invoices),
-            _complete(connection, month, accounts.values(), now),
-            _moved(connection, month),
-        ]
+        checks += told(_checks(connection, month, accounts.values(), invoices, now), made)
         owned = owners(connection, month, accounts, invoices)
-    checks.append(_sealed(engine))
+    checks += told(_sealed(engine), made)
     return results(checks, owned, waived)
+
+
+def _checks(
+    connection: Connection,
+    month: BillingPeriod,
+    accounts: Iterable[Account],
+    invoices: Collection[StoredInvoice],
+    now: datetime,
+) -> Iterator[Check]:
+    yield from _rounding(connection, invoices)
+    yield drafts_in_stripe(invoices)
+    yield from kept_checks(connection, invoices)
+    yield _waiting(connection, month, invoices)
+    yield _complete(connection, month, accounts, now)
+    yield _moved(connection, month)
 
 
 def evaluate_waivable(engine: Engine, month: BillingPeriod, *, now: datetime) -> dict[Gate, Result]:
@@ -187,7 +196,7 @@ def _moved(connection: Connection, month: BillingPeriod) -> Check:
     return Check("movement is explained", "the month before", "this month", len(found), tuple(to_explain(found, then)))
 
 
-def _sealed(engine: Engine | Connection) -> Check:
+def _sealed(engine: Engine | Connection) -> Iterator[Check]:
     found = verify_journals(engine)
     broken = [Difference(each.legal_entity, "as sealed", each.broken) for each in found if each.broken is not None]
-    return Check("the journal is as sealed", "chain", "entries", sum(each.entries for each in found), tuple(broken))
+    yield Check("the journal is as sealed", "chain", "entries", sum(each.entries for each in found), tuple(broken))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from sqlalchemy import ARRAY, Connection, any_, cast, select
@@ -17,11 +17,13 @@ from reconciliation.comparison import Value
 from reconciliation.stripe_agreement import STATUS
 
 
-def kept_checks(connection: Connection, invoices: Iterable[StoredInvoice]) -> list[Check]:
+def kept_checks(connection: Connection, invoices: Iterable[StoredInvoice]) -> Iterator[Check]:
     """Of some invoices: the requests by which Stripe has them, their payers' customers, the digests of their usage."""
     listed = list(invoices)
     sent = [s for s in listed if s.state in STATUS and s.stripe_invoice_id]
-    return [_requests(connection, sent), _customers(connection, sent), _digests(connection, listed)]
+    yield _requests(connection, sent)
+    yield _customers(connection, sent)
+    yield _digests(connection, listed)
 
 
 def _requests(connection: Connection, sent: Iterable[StoredInvoice]) -> Check:

@@ -13,6 +13,7 @@ from reconciliation.agreement import Check, compare
 from reconciliation.close.gates.second_rating import NO_DECIMAL, NotRerated, Used, rated_again
 from reconciliation.comparison import Difference, Value
 
+RATED_TWICE = "rated again"
 USAGE = "usage"
 DISCOUNT = "invoice_discount"
 """All lines of this kind are one, whatever they are called."""
@@ -63,7 +64,7 @@ class RatedTwice:
 
     def check(self, of: str) -> Check:
         """The second rating `of` some usage against the rated lines."""
-        found = compare("rated again", of, "rated lines", self._again, self._rated)
+        found = compare(RATED_TWICE, of, "rated lines", self._again, self._rated)
         compared, differences = found.compared + len(self._hindered), (*found.differences, *self._hindered)
         return Check(found.name, found.left, found.right, compared, differences)
 

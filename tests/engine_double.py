@@ -113,6 +113,8 @@ class EngineClient:
         """Adapters by name, with their paths."""
         self.broken: set[str] = set()
         """Adapters with which every request fails."""
+        self.deadly: set[str] = set()
+        """Adapters that the engine does not survive."""
         self.seen: list[Any] = []
         """What reached the engine."""
         self._blocks: set[tuple[Any, ...]] = set()
@@ -152,6 +154,11 @@ class EngineClient:
         except (asyncio.CancelledError, GeneratorExit):
             await self.abort(request_id)
             raise
+
+    @property
+    def errored(self) -> bool:
+        """As vLLM's client says it."""
+        return self.dead
 
     async def encode(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
         """An embedding."""
@@ -246,6 +253,7 @@ def engine_app(step: float = 0.001) -> Starlette:
         body, client = await request.json(), request.app.state.engine_client
         if body["lora_name"] in client.loras:
             return JSONResponse({"error": {"message": "The lora adapter has already been loaded."}}, 400)
+        client.dead = client.dead or body["lora_name"] in client.deadly
         client.loras[body["lora_name"]] = body["lora_path"]
         return PlainTextResponse("Success")
 
@@ -254,6 +262,8 @@ def engine_app(step: float = 0.001) -> Starlette:
         return JSONResponse({}, 200 if client.loras.pop(body["lora_name"], None) is not None else 404)
 
     async def plain(request: Request) -> Response:
+        if request.url.path == "/health" and request.app.state.engine_client.dead:
+            return PlainTextResponse("", 503)
         return PlainTextResponse("vllm:prompt_tokens_total 1\n" if request.url.path == "/metrics" else "")
 
     paths = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/rerank"]

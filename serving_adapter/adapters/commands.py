@@ -62,8 +62,13 @@ def run(given: argparse.Namespace) -> None:
     elif given.verb == "register":
         print(json.dumps(register(folder, given)))
     elif given.verb == "remove":
+        before = folder.read()
         _change(folder, given, lambda now: names.removed(now, given.tenant, given.name, given.revision),
                 revision=given.revision or "all")  # fmt: skip
+        left = {version.engine for version in folder.read().versions}
+        for version in before.versions:
+            if version.engine not in left:
+                folder.end_trial(version.engine, None)
     elif given.verb == "share":
         _change(
             folder, given, lambda now: names.pointed(now, given.tenant, given.name, targets_of(now, given)),

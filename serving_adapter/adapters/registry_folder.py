@@ -1,7 +1,8 @@
 """The registry's folder, which replicas read and the platform's commands write.
 
 `registry.json` is replaced whole; `audit.jsonl` only grows, each line holding the digest of the one before it;
-`files/<engine's name>/` are read-only copies; `status/<replica>.json` is what each replica says of itself.
+`files/<engine's name>/` are read-only copies; `status/<replica>.json` is what each replica says of itself;
+`trials/<engine's name>.json` is who loaded it first, and how that went.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +26,7 @@ from serving_adapter.spool.folders import sync_folder
 
 EMPTY: Final = Registry()
 _FIRST: Final = "0" * 64
+Kind = TypeVar("Kind")
 
 
 class RegistryBroken(AdapterError):
@@ -32,11 +34,17 @@ class RegistryBroken(AdapterError):
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter on one replica. `state`: `serving`, `failed`; `load_ms`: what loading it took."""
+    """An adapter on one replica. `load_ms`: what loading it took.
+
+    `state`: `waiting` (another replica tries it first), `trying`, `serving`, `failed` (tried again each minute), `died`
+    (the engine ended of it: not tried again by itself).
+    """
 
     state: str
     why: str = ""
     load_ms: int = 0
+    trial: str = ""
+    """Of what `died`: which trial that was; after another one, of what was registered anew, it is forgotten."""
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +54,17 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str
     at: str
     adapters: dict[str, Served]
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """The first replica to load an adapter. `state`: `trying`, `serving`, `died`; `number`: how many tried."""
+
+    id: str
+    replica_id: str
+    boot_id: str
+    at: str
+    state: str
+    number: int = 1
 
 
 class RegistryFolder:
@@ -109,6 +128,41 @@ class RegistryFolder:
         folder = self.root / "status"
         folder.mkdir(exist_ok=True)
         _replace(folder / f"{quote(status.replica_id, safe='')}.json", msgspec.json.encode(status))
+
+    def status_of(self, replica_id: str) -> ReplicaStatus | None:
+        """What a replica has said last, if that can be read."""
+        return _read(self.root / "status" / f"{quote(replica_id, safe='')}.json", ReplicaStatus)
+
+    def trial(self, engine: str) -> Trial | None:
+        """Who loaded an adapter first."""
+        return _read(self._trial(engine), Trial)
+
+    def begin_trial(self, engine: str, trial: Trial) -> bool:
+        """Whether this one is the first: of several at once, one is."""
+        path = self._trial(engine)
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_name(f".{path.name}.{quote(trial.replica_id, safe='')}")
+        beside.write_bytes(msgspec.json.encode(trial))
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        finally:
+            beside.unlink()
+        sync_folder(path.parent)
+        return True
+
+    def end_trial(self, engine: str, trial: Trial | None) -> None:
+        """How it went. None: as if nobody had tried."""
+        path = self._trial(engine)
+        if trial is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            _replace(path, msgspec.json.encode(trial))
+
+    def _trial(self, engine: str) -> Path:
+        return self.root / "trials" / f"{quote(engine, safe='')}.json"
 
     def statuses(self) -> list[ReplicaStatus]:
         """What replicas have said last."""
@@ -175,6 +229,13 @@ class RegistryFolder:
             data = self.audit.read_bytes()
             if data and not data.endswith(b"\n"):
                 os.truncate(self.audit, data.rfind(b"\n") + 1)
+
+
+def _read(path: Path, kind: type[Kind]) -> Kind | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _replace(path: Path, data: bytes) -> None:

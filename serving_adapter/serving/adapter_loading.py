@@ -1,8 +1,9 @@
 """What a running replica takes up without a restart: rules of its file, names and adapters of the registry.
 
 Once a second it looks whether a file changed. An adapter is loaded through the engine's own route, which nobody else
-reaches; its tenant gets it after one request with it was answered here. What is no longer named is unloaded once
-nothing of it runs. A file that cannot be read, or contradicts itself, changes nothing, and is said.
+reaches, on one replica first (`adapter_trials.py`); its tenant gets it after one request with it was answered here.
+What is no longer named is unloaded once nothing of it runs. A file that cannot be read, or contradicts itself, changes
+nothing, and is said.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ from serving_adapter.isolation.registry import merged
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Adapter, Rules
 from serving_adapter.serving.adapter_settings import AdapterSettings, config_path
+from serving_adapter.serving.adapter_trials import AdapterTrials
 from serving_adapter.serving.exchange import Exchange
 from serving_adapter.serving.replica import Replica
 
 LOAD, UNLOAD, SMOKE = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
 EACH_S: Final = 1.0
 TRIED_AGAIN_AFTER_S: Final = 60.0
+ANSWERED_WITHIN_S: Final = 120.0
+"""Loading an adapter, or its first request; a large one from a slow disk takes some seconds."""
+DIES_WITHIN_S: Final = 2.0
+"""After an adapter failed: an engine that ends of it is seen to have ended by then."""
 
 
 class NotLoaded(AdapterError):
@@ -49,6 +55,13 @@ class AdapterLoading:
         self._base = replica.rules
         folder = replica.settings.registry
         self._registry = RegistryFolder(Path(folder)) if folder else None
+        journal = replica.journal
+        self._trials: AdapterTrials | None = None
+        if self._registry is not None:
+            self._trials = AdapterTrials(
+                self._registry, journal.replica_id, journal.boot_id, lambda: rfc3339(replica.clock.now_ns())
+            )
+        self._recalled = False
         self._seen: tuple[object, ...] = (self._mark(config_path()),)
         self._served: dict[str, Served] = {}
         self._failed_at: dict[str, float] = {}
@@ -65,11 +78,18 @@ class AdapterLoading:
 
     async def look(self) -> None:
         """Take up what changed, load and unload. Raises SettingsError, RegistryBroken; then all stays as it is."""
-        seen = (self._mark(config_path()), self._mark(self._registry.file if self._registry else None))
+        if self._trials is not None and not self._recalled:
+            self._served = await asyncio.to_thread(self._trials.recall)
+            self._recalled = True
+            for engine, served in self._served.items():
+                self._not_served(engine, served)
+            if self._served:
+                await asyncio.to_thread(self._tell)
+        seen = await asyncio.to_thread(self._marks)
         if seen != self._seen:
             if seen[:1] != self._seen[:1]:
-                self._base = AdapterSettings.from_environment().rules
-            rules = self._rules()
+                self._base = (await asyncio.to_thread(AdapterSettings.from_environment)).rules
+            rules = await asyncio.to_thread(self._rules)
             for adapter in rules.adapters:
                 if adapter.path is not None and adapter.engine not in self._served:
                     self._replica.unready[adapter.engine] = "it is being loaded"
@@ -91,40 +111,89 @@ class AdapterLoading:
             raise RegistryBroken(str(error)) from None
 
     async def _load_missing(self) -> None:
-        now = time.monotonic()
         for adapter in self._replica.rules.adapters:
             served = self._served.get(adapter.engine)
             tried = self._failed_at.get(adapter.engine, -TRIED_AGAIN_AFTER_S)
-            if adapter.path is None or (served and served.state == "serving") or now - tried < TRIED_AGAIN_AFTER_S:
+            is_served = served is not None and served.state == "serving"
+            if adapter.path is None or is_served or time.monotonic() - tried < TRIED_AGAIN_AFTER_S:
                 continue
-            began = time.monotonic()
-            try:
-                await self._load(adapter)
-                await self._smoke(adapter)
-            except NotLoaded as error:
-                self._failed_at[adapter.engine] = now
-                self._replica.unready[adapter.engine] = str(error)
-                self._replica.metrics.adapter_failures += 1
-                self._put(adapter, Served(state="failed", why=str(error)))
-                self._say(f"ALERT: adapter {adapter.engine} of {adapter.tenant_id} is not served: {error}")
-            else:
-                self._replica.unready.pop(adapter.engine, None)
-                self._put(adapter, Served(state="serving", load_ms=int((time.monotonic() - began) * 1000)))
+            if self._trials is not None:
+                standing = await asyncio.to_thread(self._trials.may_try, adapter.engine, served)
+                if standing is not None:
+                    if standing != served:
+                        self._not_served(adapter.engine, standing, adapter.tenant_id)
+                        await self._put(adapter, standing)
+                    continue
+            await self._put(adapter, Served(state="trying"))
+            await self._try(adapter)
+
+    async def _try(self, adapter: Adapter) -> None:
+        """Load it, and ask it once. Says how it went."""
+        began = time.monotonic()
+        try:
+            await self._load(adapter)
+            await self._smoke(adapter)
+        except NotLoaded as error:
+            self._failed_at[adapter.engine] = time.monotonic()
+            standing = Served(state="failed", why=str(error))
+            if self._trials is not None:
+                if await self._engine_lives():
+                    await asyncio.to_thread(self._trials.failed, adapter.engine)
+                else:
+                    standing = await asyncio.to_thread(self._trials.died, adapter.engine, str(error))
+            self._not_served(adapter.engine, standing, adapter.tenant_id)
+            await self._put(adapter, standing)
+        except asyncio.CancelledError:
+            if self._trials is not None and not self._is_dead():  # the server stops, and not because of this
+                self._trials.failed(adapter.engine)
+                del self._served[adapter.engine]
+                self._tell()
+            raise
+        else:
+            self._replica.unready.pop(adapter.engine, None)
+            if self._trials is not None:
+                await asyncio.to_thread(self._trials.served, adapter.engine)
+            await self._put(adapter, Served(state="serving", load_ms=int((time.monotonic() - began) * 1000)))
+
+    def _not_served(self, engine: str, standing: Served, tenant_id: str = "its tenant") -> None:
+        """Its tenant is told why; for the platform it is an alert, except where it only waits."""
+        self._replica.unready[engine] = standing.why
+        if standing.state != "waiting":
+            self._replica.metrics.adapter_failures += 1
+            self._say(f"ALERT: adapter {engine} of {tenant_id} is not served: {standing.why}")
+
+    async def _engine_lives(self) -> bool:
+        """Whether the engine's server says so, some time after something went wrong."""
+        await asyncio.sleep(DIES_WITHIN_S)
+        try:
+            status, _ = await self._ask("/health", None, method="GET")
+        except NotLoaded:
+            return False
+        return status == 200 and not self._is_dead()
+
+    def _is_dead(self) -> bool:
+        """What vLLM's client knows of its engine; a proxy knows nothing."""
+        client = getattr(getattr(self._outer, "state", None), "engine_client", None)
+        return bool(getattr(client, "errored", False))
 
     async def _unload_rest(self) -> None:
         named = {adapter.engine for adapter in self._replica.rules.adapters}
         for engine in [engine for engine in self._served if engine not in named]:
             if not self._replica.runs(engine):
-                status, answer = await self._ask(UNLOAD, {"lora_name": engine})
-                if status not in (200, 404):
-                    self._say(f"adapter {engine} was not unloaded: {_told(status, answer)}")
+                try:
+                    status, answer = await self._ask(UNLOAD, {"lora_name": engine})
+                    if status not in (200, 404):
+                        self._say(f"adapter {engine} was not unloaded: {_told(status, answer)}")
+                except NotLoaded as error:
+                    self._say(f"adapter {engine} was not unloaded: {error}")
                 self._replica.unready.pop(engine, None)
+                self._failed_at.pop(engine, None)
                 del self._served[engine]
-                self._tell()
+                await asyncio.to_thread(self._tell)
 
     async def _load(self, adapter: Adapter) -> None:
         assert adapter.path is not None
-        if not Path(adapter.path).is_dir():
+        if not await asyncio.to_thread(Path(adapter.path).is_dir):
             raise NotLoaded("its files are not there")
         status, answer = await self._ask(LOAD, {"lora_name": adapter.engine, "lora_path": adapter.path})
         if status != 200 and b"already been loaded" not in answer:
@@ -139,31 +208,41 @@ class AdapterLoading:
         answer = _Asked(request)
         exchange = Exchange(replica, self._app(), Route.COMPLETION, caller, {}, resolved)
         try:
-            await exchange.serve(self._scope(SMOKE, answer), answer.receive, answer.send)
+            async with asyncio.timeout(ANSWERED_WITHIN_S):
+                await exchange.serve(self._scope(SMOKE, answer), answer.receive, answer.send)
         except Refusal as refusal:
             raise NotLoaded(f"its first request was refused: {refusal}") from None
+        except TimeoutError:
+            raise NotLoaded(f"its first request had no answer in {ANSWERED_WITHIN_S:.0f} s") from None
         except Exception as error:  # whatever an engine may raise: the replica goes on without this adapter
             raise NotLoaded(f"its first request failed: {error}") from None
         if answer.status != 200:
             raise NotLoaded(f"its first request failed: {_told(answer.status, answer.body)}")
 
-    async def _ask(self, path: str, body: Any) -> tuple[int, bytes]:
+    async def _ask(self, path: str, body: Any, method: str = "POST") -> tuple[int, bytes]:
+        """The engine's own answer. Raises NotLoaded where there is none."""
         answer = _Asked(body)
-        await self._app()(self._scope(path, answer), answer.receive, answer.send)
+        try:
+            async with asyncio.timeout(ANSWERED_WITHIN_S):
+                await self._app()(self._scope(path, answer, method), answer.receive, answer.send)
+        except TimeoutError:
+            raise NotLoaded(f"the engine did not answer {path} in {ANSWERED_WITHIN_S:.0f} s") from None
+        except Exception as error:  # whatever an engine's server may raise
+            raise NotLoaded(f"the engine failed at {path}: {error}") from None
         return answer.status, answer.body
 
-    def _scope(self, path: str, asked: _Asked) -> dict[str, Any]:
+    def _scope(self, path: str, asked: _Asked, method: str = "POST") -> dict[str, Any]:
         length = str(len(asked.sent)).encode()
         return {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
             "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "state": {},
             "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
             "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "app": self._outer,
         }  # fmt: skip
 
-    def _put(self, adapter: Adapter, served: Served) -> None:
+    async def _put(self, adapter: Adapter, served: Served) -> None:
         self._served[adapter.engine] = served
-        self._tell()
+        await asyncio.to_thread(self._tell)
 
     def _tell(self) -> None:
         if self._registry is not None:
@@ -171,7 +250,7 @@ class AdapterLoading:
             self._registry.say(
                 ReplicaStatus(
                     replica_id=journal.replica_id, boot_id=journal.boot_id, at=rfc3339(self._replica.clock.now_ns()),
-                    adapters=self._served,
+                    adapters=dict(self._served),
                 )
             )  # fmt: skip
 
@@ -179,6 +258,10 @@ class AdapterLoading:
         if text != self._said:
             print(f"tollbook: {text}", file=sys.stderr, flush=True)
         self._said = text
+
+    def _marks(self) -> tuple[object, object]:
+        """Of the file, and of the registry."""
+        return self._mark(config_path()), self._mark(self._registry.file if self._registry else None)
 
     @staticmethod
     def _mark(path: Path | None) -> object:

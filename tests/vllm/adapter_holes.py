@@ -32,7 +32,7 @@ async def all_served(server: Server, number: int) -> dict[str, Any]:
     registry = RegistryFolder(server.home / "registry")
     for _ in range(900):
         found = {engine: served for status in registry.statuses() for engine, served in status.adapters.items()}
-        if len(found) == number:
+        if len(found) == number and not {"waiting", "trying"} & {served.state for served in found.values()}:
             return found
         await asyncio.sleep(0.1)
     raise SystemExit(f"of {number} adapters the replica has {found}")
@@ -43,7 +43,8 @@ async def newest_served(server: Server) -> None:
     registry = RegistryFolder(server.home / "registry")
     newest = registry.read().versions[-1].engine
     for _ in range(900):
-        if any(newest in status.adapters for status in registry.statuses()):
+        standing = [status.adapters[newest].state for status in registry.statuses() if newest in status.adapters]
+        if "serving" in standing:
             return
         await asyncio.sleep(0.1)
     raise SystemExit(f"{newest} is not served")

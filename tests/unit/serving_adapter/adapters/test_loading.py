@@ -13,17 +13,26 @@ import pytest
 
 from serving_adapter.adapters.registry_folder import RegistryFolder
 from serving_adapter.command_line import main
+from serving_adapter.serving import adapter_loading, adapter_trials
 from serving_adapter.serving.adapter_loading import AdapterLoading
 from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.adapter_trials import AdapterTrials
 from tests.fixtures_adapter import Served, serving
 from tests.lora_builders import lora
 
 FR = ("--tenant", "tenant_a", "--name", "it", "--as", "ana")
 
 
+@pytest.fixture(autouse=True)
+def ends_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_loading, "DIES_WITHIN_S", 0.0)
+
+
 @asynccontextmanager
-async def loading(settings: AdapterSettings, root: Path) -> AsyncIterator[tuple[Served, AdapterLoading]]:
-    settings = msgspec.structs.replace(settings, registry=str(root))
+async def loading(
+    settings: AdapterSettings, root: Path, replica_id: str = "r1"
+) -> AsyncIterator[tuple[Served, AdapterLoading]]:
+    settings = msgspec.structs.replace(settings, registry=str(root), replica_id=replica_id)
     async with serving(settings) as served:
         served.replica.attach(served.engine)
         yield served, AdapterLoading(served.replica, lambda: served.app, served.app)
@@ -100,6 +109,113 @@ def test_a_version_that_fails_is_told_to_its_tenant_and_the_others_go_on(
             assert (await served.ask({"model": "fr", "prompt": "a", "max_tokens": 1})).status == 200
 
     asyncio.run(run())
+
+
+def states(root: Path, engine: str) -> dict[str, str]:
+    """By replica."""
+    return {each.replica_id: each.adapters[engine].state for each in RegistryFolder(root).statuses()}
+
+
+def test_an_adapter_that_ends_its_engine_is_tried_by_one_replica_once(
+    adapter_settings: AdapterSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "registry"
+    register(root, 1)
+    (deadly,) = RegistryFolder(root).read().versions
+
+    async def run() -> None:
+        async with (
+            loading(adapter_settings, root) as (first, loader),
+            loading(adapter_settings, root, "r2") as (
+                second,
+                waiting,
+            ),
+        ):
+            at_load = asyncio.Event()
+            app = first.app
+
+            async def hangs(scope: Any, receive: Any, send: Any) -> None:
+                at_load.set()
+                await asyncio.Event().wait()
+
+            first.app = hangs  # type: ignore[assignment]
+            trying = asyncio.create_task(loader.look())
+            await at_load.wait()
+            await waiting.look()
+            assert states(root, deadly.engine) == {"r1": "trying", "r2": "waiting"}
+            answer = await second.ask({"model": "it", "prompt": "a"})
+            assert (answer.status, b"r1 tries it first" in answer.body) == (503, True)
+            app.state.engine_client.dead = True
+            trying.cancel()  # as a server does whose engine has ended
+            await asyncio.gather(trying, return_exceptions=True)
+        async with (
+            loading(adapter_settings, root) as (again, loader),
+            loading(adapter_settings, root, "r2") as (
+                second,
+                waiting,
+            ),
+        ):
+            for look in (loader, waiting, loader, waiting):
+                await look.look()
+            assert states(root, deadly.engine) == {"r1": "died", "r2": "died"}
+            assert deadly.engine not in {**again.engine.loras, **second.engine.loras}
+            assert (await again.ask({"model": "it", "prompt": "a"})).status == 503
+            assert (await again.ask({"model": "fr", "prompt": "a", "max_tokens": 1})).status == 200
+            assert capsys.readouterr().err.count("ALERT") == 2
+            change(root, "remove")
+            register(root, 1)
+            for look in (loader, waiting):
+                await look.look()
+            assert states(root, deadly.engine) == {"r1": "serving", "r2": "serving"}, "a person had it tried again"
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_says_that_it_died_of_an_adapter_is_believed(
+    adapter_settings: AdapterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "registry"
+    register(root, 1)
+    (deadly,) = RegistryFolder(root).read().versions
+
+    async def run() -> None:
+        async with loading(adapter_settings, root) as (served, loader):
+            served.engine.deadly.add(deadly.engine)
+            await loader.look()
+            assert states(root, deadly.engine) == {"r1": "died"}
+        monkeypatch.setattr(adapter_loading, "ANSWERED_WITHIN_S", 0.01)
+        async with loading(adapter_settings, root, "r2") as (served, loader):
+
+            async def hangs(scope: Any, receive: Any, send: Any) -> None:
+                await asyncio.Event().wait()
+
+            app, served.app = served.app, hangs  # type: ignore[assignment]
+            change(root, "remove")
+            register(root, 1)
+            await loader.look()
+            assert states(root, deadly.engine)["r2"] == "died"
+            served.app = app
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_a_replica_that_is_gone_tries_in_the_end_and_a_third_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "registry"
+    root.mkdir()
+    first, second, third = (AdapterTrials(RegistryFolder(root), f"r{n}", "b", lambda: "now") for n in (1, 2, 3))
+    assert first.may_try("x", None) is None
+    waits = second.may_try("x", None)
+    assert waits is not None
+    assert (waits.state, waits.why) == ("waiting", "r1 tries it first")
+    monkeypatch.setattr(adapter_trials, "FIRST_WITHIN_S", 0.0)
+    assert second.may_try("x", waits) is None
+    refused = third.may_try("x", None)
+    assert refused is not None
+    assert (refused.state, "2 replicas tried it" in refused.why) == ("died", True)
+    second.served("x")
+    assert third.may_try("x", None) is None
 
 
 def test_the_file_is_read_again_and_one_that_cannot_be_used_changes_nothing(

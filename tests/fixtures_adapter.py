@@ -72,6 +72,7 @@ class Served:
         headers: dict[str, str] | None = None,
         leave_after: int | None = None,
         leave_when: Callable[[], Awaitable[Any]] | None = None,
+        client: str = "10.0.0.9",
         **caller: Any,
     ) -> Answer:
         """`leave_after`: the client is gone after so many pieces; 0 with the request still being sent."""
@@ -103,7 +104,7 @@ class Served:
 
         scope = {
             "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
-            "headers": [(k.encode(), v.encode()) for k, v in sent.items()], "client": ("10.0.0.9", 1),
+            "headers": [(k.encode(), v.encode()) for k, v in sent.items()], "client": (client, 1),
             "app": self.app, "http_version": "1.1", "scheme": "http", "root_path": "", "server": ("replica", 80),
         }  # fmt: skip
         await self.middleware(scope, receive, send)

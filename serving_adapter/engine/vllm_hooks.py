@@ -20,6 +20,8 @@ LOOKED_AT: Final = ("0.29", "0.32", "0.33")
 """Versions whose sources have these names; 0.32 is what the tests run."""
 
 AttemptOfNobody = Callable[[], Attempt]
+Alarm = Callable[[Attempt, str], None]
+"""Hears of a sequence that was stopped, and why."""
 
 
 class EngineUnfit(AdapterError):
@@ -41,16 +43,18 @@ def attached(client: Any) -> bool:
     return getattr(client, "_tollbook_hooks", None) is not None
 
 
-def attach(client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None]) -> None:
+def attach(client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None], on_broken: Alarm) -> None:
     """Put the hooks in. `attempt_of_nobody` makes the attempt that work without a request belongs to.
 
     Raises EngineUnfit.
     """
-    client._tollbook_hooks = _Hooks(client, attempt_of_nobody, shut_down)
+    client._tollbook_hooks = _Hooks(client, attempt_of_nobody, shut_down, on_broken)
 
 
 class _Hooks:
-    def __init__(self, client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None], on_broken: Alarm
+    ) -> None:
         processor: Any = getattr(client, "output_processor", None)
         self._processor = processor
         check_version(getattr(sys.modules.get("vllm"), "__version__", None))
@@ -68,6 +72,7 @@ class _Hooks:
             raise EngineUnfit("--disable-log-stats: without statistics the engine counts no tokens")
         self._attempt_of_nobody = attempt_of_nobody
         self._shut_down = shut_down
+        self._on_broken = on_broken
         self._owners: dict[str, Attempt] = {}
         self._add, self._finish = processor.add_request, processor._finish_request
         self._update = processor._update_stats_from_output
@@ -86,7 +91,11 @@ class _Hooks:
         if attempt is None or attempt.over:
             attempt = self._attempt_of_nobody()
         else:
-            _check(request, attempt)
+            try:
+                _check(request, attempt)
+            except IsolationBroken as broken:
+                self._on_broken(attempt, str(broken))
+                raise
         result = self._add(request, *args, **kwargs)
         state = self._processor.request_states.get(request.request_id)
         if state is not None:

@@ -13,8 +13,13 @@ class EngineUnsafe(EngineUnfit):
     """An engine that could be metered, and keeps no tenants apart."""
 
 
-def check_settings(client: Any, rules: Rules, environ: Mapping[str, str]) -> list[str]:
-    """What to warn of. Raises EngineUnsafe."""
+def check_settings(client: Any, args: Any, rules: Rules, environ: Mapping[str, str]) -> list[str]:
+    """What to warn of. `args`: the command line's, as vLLM read it. Raises EngineUnsafe, EngineUnfit."""
+    if getattr(args, "api_key", None) or environ.get("VLLM_API_KEY"):
+        raise EngineUnfit(
+            "--api-key (VLLM_API_KEY): who asks is the adapter's to know, and no request would have this key: every one"
+            " would be 401. Start vLLM without it"
+        )
     if environ.get("VLLM_SKIP_MODEL_NAME_VALIDATION", "0").strip().lower() in ("1", "true"):
         raise EngineUnsafe(
             "VLLM_SKIP_MODEL_NAME_VALIDATION: an adapter that is not loaded would be answered without it"

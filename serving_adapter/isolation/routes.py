@@ -18,6 +18,7 @@ class Route(Enum):
     RESPONSES = "responses"
     EMBEDDINGS = "embeddings"
     MODELS = "models"
+    MODEL = "model"
     METRICS = "metrics"
     PROBE_PASSED = "probe_passed"
     """The platform's own word that this replica counts right."""
@@ -32,6 +33,7 @@ class Route(Enum):
 
 
 _METERED: Final = frozenset({Route.CHAT, Route.COMPLETION, Route.RESPONSES, Route.EMBEDDINGS})
+ONE_MODEL: Final = "/v1/models/"
 _ROUTES: Final = {
     ("POST", "/v1/chat/completions"): Route.CHAT,
     ("POST", "/v1/completions"): Route.COMPLETION,
@@ -47,5 +49,7 @@ _ROUTES: Final = {
 
 
 def route_of(method: str, path: str) -> Route:
-    """By exact path: no trailing slash, no encoded one."""
+    """By exact path: no trailing slash, no encoded one. What follows `/v1/models/` is a name, and never passed on."""
+    if method == "GET" and path.startswith(ONE_MODEL):
+        return Route.MODEL
     return _ROUTES.get((method, path), Route.CLOSED)

@@ -131,7 +131,7 @@ class Resolver:
             return self.of(adapter)
         targets = self._rules.models.get(asked)
         if targets is None:
-            raise Refusal(404, "model_not_found", f"The model `{asked[:256]}` does not exist.", "model")
+            raise unknown_model(asked)
         target = _share(targets, request_id)
         assert target is not None  # no name without a target is read
         return Resolved(asked, target.engine, target.engine, target.revision, "", "")
@@ -145,6 +145,11 @@ class Resolver:
         """The names that a tenant may ask for."""
         own = [name for tenant, name in self._adapters if tenant == tenant_id]  # one that is not ready has its reason
         return [*self._rules.models, *own]
+
+
+def unknown_model(asked: str) -> Refusal:
+    """The same for what is another tenant's."""
+    return Refusal(404, "model_not_found", f"The model `{asked[:256]}` does not exist.", "model")
 
 
 def salt(key: bytes, tenant_id: str) -> str:

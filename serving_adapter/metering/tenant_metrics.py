@@ -16,6 +16,8 @@ from serving_adapter.metering.counts import OnGap
 MOST_TENANTS: Final = 1000
 """Each has some 60 series."""
 OTHERS: Final = "_other"
+MOST_OTHERS: Final = 100_000
+"""Counted no further: some MB."""
 TTFT_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 GAP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -52,6 +54,7 @@ class TenantMetrics:
         self._about = f'boot_id="{_escaped(boot_id)}",replica_id="{_escaped(replica_id)}"'
         self._most = most_tenants
         self._tenants: set[str] = set()
+        self._others: set[str] = set()
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._tokens: Counter[tuple[str, str, str]] = Counter()
         self._gpu_us: Counter[tuple[str, str]] = Counter()
@@ -59,6 +62,8 @@ class TenantMetrics:
         self._in_flight: Counter[str] = Counter()
         self.adapter_failures = 0
         """Adapters that could not be loaded or answered no first request."""
+        self.isolation_stopped = 0
+        """Sequences that would have crossed tenants."""
         self.unowned_gpu_us = 0
         """GPU time of sequences that nobody here knows."""
         self.beside: list[Callable[[], str]] = []
@@ -106,6 +111,9 @@ class TenantMetrics:
         lines = ["# TYPE tollbook_boot_info gauge", f"tollbook_boot_info{{{self._about}}} 1"]
         lines += ["# TYPE tollbook_adapter_load_failures_total counter"]
         lines += [f"tollbook_adapter_load_failures_total {self.adapter_failures}"]
+        lines += ["# TYPE tollbook_isolation_stopped_total counter"]
+        lines += [f"tollbook_isolation_stopped_total {self.isolation_stopped}"]
+        lines += ["# TYPE tollbook_other_tenants gauge", f"tollbook_other_tenants {len(self._others)}"]
         lines += _samples("tenant_requests_total", "counter", ("tenant", "model", "status"), self._requests)
         lines += _samples("tenant_tokens_total", "counter", ("tenant", "model", "class"), self._tokens)
         gpu = {key: us / 1e6 for key, us in self._gpu_us.items()}
@@ -132,6 +140,8 @@ class TenantMetrics:
         if tenant_id in self._tenants:
             return tenant_id
         if len(self._tenants) >= self._most:
+            if len(self._others) < MOST_OTHERS:
+                self._others.add(tenant_id)
             return OTHERS
         self._tenants.add(tenant_id)
         return tenant_id

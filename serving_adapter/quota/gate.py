@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from serving_adapter.quota.breaker import Breaker
 from serving_adapter.quota.connection import Answer, NoAnswer, QuotaConnection
 from serving_adapter.quota.kept_decisions import KeptDecisions
 from serving_adapter.quota.lines import OTHER_SHARD, Connect, Lines
@@ -110,6 +111,11 @@ class QuotaGate:
         self._lines.close()
         if self._kept is not None:
             self._kept.close()
+
+    @property
+    def breakers(self) -> list[Breaker]:
+        """Of each shard that was asked."""
+        return self._lines.breakers
 
     @property
     def waiting(self) -> int:

@@ -78,6 +78,11 @@ class Lines:
             line = self._lines[shard] = Line(self._settings, shard, self._connect, self._clock)
         return line
 
+    @property
+    def breakers(self) -> list[Breaker]:
+        """Of the lines that were needed."""
+        return [line.breaker for line in self._lines.values()]
+
     def learn(self, answer: Answer) -> bool:
         """Take from an answer how many shards there are; whether they are more or fewer than was known."""
         told = dict(answer.headers).get(SHARDS_HEADER, "")

@@ -30,6 +30,7 @@ STRIPPED: Final = frozenset(
     }
 )  # fmt: skip
 """Headers that vLLM obeys, or that are for us alone."""
+JSON: Final = b"application/json"
 _NO_TIER: Final = Tier()
 
 
@@ -152,9 +153,15 @@ class Exchange:
             attempt.close()
 
 
-async def answer(send: Send, status: int, body: bytes, more: Iterable[tuple[str, str]] = ()) -> None:
-    """A whole answer in JSON."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    more: Iterable[tuple[str, str]] = (),
+    content_type: bytes = JSON,
+) -> None:
+    """A whole answer."""
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     headers += [(name.encode(), value.encode("latin-1")) for name, value in more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

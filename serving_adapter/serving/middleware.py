@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -19,14 +19,19 @@ from serving_adapter.engine.stream_counting import StreamCounting
 from serving_adapter.engine.vllm_hooks import EngineUnfit
 from serving_adapter.engine.vllm_settings import EngineUnsafe
 from serving_adapter.isolation.refusal import Refusal
-from serving_adapter.isolation.routes import Route, route_of
+from serving_adapter.isolation.routes import ONE_MODEL, Route, route_of
+from serving_adapter.isolation.rules import unknown_model
 from serving_adapter.serving.adapter_loading import AdapterLoading
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from serving_adapter.serving.attempt_events import PLATFORM
 from serving_adapter.serving.exchange import STRIPPED, Exchange, answer, refuse
 from serving_adapter.serving.replica import Replica
 
-LOOPBACK = frozenset({"127.0.0.1", "::1"})
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
+FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
+"""Headers of a request that came through somebody on this machine."""
+TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
+ENGINES_PAGE_WITHIN_S: Final = 5.0
 
 
 class Middleware:
@@ -60,12 +65,13 @@ class Middleware:
                 await self._replica.stop()
             await send(message)
 
-        client = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+        state = getattr(scope.get("app"), "state", None)
+        client = getattr(state, "engine_client", None)
         loading = AdapterLoading(self._replica, lambda: self._app, scope.get("app"))
         keeping = asyncio.get_running_loop().create_task(loading.keep())
         try:
             if client is not None and self._hooked:
-                self._attach(client)
+                self._attach(client, getattr(state, "args", None))
             await self._app(scope, receive, stop_and_send)
         except EngineUnfit as error:
             await receive()
@@ -96,9 +102,15 @@ class Middleware:
                     await answer(send, 200, b"{}")
                 elif route is Route.MODELS:
                     await answer(send, 200, _models(self._replica.resolver.visible(caller.tenant_id)))
+                elif route is Route.MODEL:
+                    asked = scope["path"].removeprefix(ONE_MODEL)
+                    if asked not in self._replica.resolver.visible(caller.tenant_id):
+                        raise unknown_model(asked)
+                    await answer(send, 200, msgspec.json.encode(_model(asked)))
                 else:
                     if self._hooked:
-                        self._attach(getattr(scope["app"].state, "engine_client", None))
+                        state = scope["app"].state
+                        self._attach(getattr(state, "engine_client", None), getattr(state, "args", None))
                     await Exchange(self._replica, self._app, route, caller, headers).serve(scope, receive, send)
         except EngineUnfit as error:
             await self._refuse(send, tenant_id, Refusal(503, "engine_unfit", str(error)))
@@ -109,13 +121,13 @@ class Middleware:
         self._replica.metrics.refused(tenant_id, refusal.code)
         await refuse(send, refusal)
 
-    def _attach(self, client: Any) -> None:
+    def _attach(self, client: Any, args: Any = None) -> None:
         """Hook into the engine, once; or count from its answers from now on, where that is allowed.
 
         Raises EngineUnfit.
         """
         try:
-            self._replica.attach(client)
+            self._replica.attach(client, args)
         except EngineUnfit as error:
             if self._replica.settings.on_unknown_engine == "refuse" or isinstance(error, EngineUnsafe):
                 raise
@@ -129,41 +141,54 @@ class Middleware:
             await self._app(_bare(scope), receive, send)
 
     async def _metrics(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        """The engine's page, and ours behind it. It names tenants: for the platform alone."""
+        """The engine's page and ours behind it; ours alone where it has none. It names tenants: for the platform."""
         secret = self._replica.metrics_secret
-        if secret is None:
-            allowed = (scope.get("client") or ("",))[0] in LOOPBACK
+        if secret is None:  # what was passed on came from elsewhere
+            allowed = (scope.get("client") or ("",))[0] in LOOPBACK and not FORWARDED & headers.keys()
         else:
             allowed = hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + secret)
         if not allowed:
             raise Refusal(403, "metrics_closed", "The metrics are for the platform.")
-        own = self._replica.metrics.page(time.monotonic_ns() // 1000).encode()
+        engines = await self._engines_page(_bare(scope), receive)
+        up = f"# TYPE tollbook_engine_page_up gauge\ntollbook_engine_page_up {int(engines is not None)}\n"
+        own = up + self._replica.metrics.page(time.monotonic_ns() // 1000)
+        await answer(send, 200, (engines or b"") + own.encode(), content_type=TEXT)
 
-        async def send_both(message: Message) -> None:
+    async def _engines_page(self, scope: Scope, receive: Receive) -> bytes | None:
+        """In the text format, whole; None where there is none to be had."""
+        status, told, parts = 0, b"", list[bytes]()
+
+        async def keep(message: Message) -> None:
+            nonlocal status, told
             if message["type"] == "http.response.start":
-                if message["status"] != 200:
-                    await send(message)
-                    return
-                grown = [
-                    (name, str(int(value) + len(own)).encode() if name.lower() == b"content-length" else value)
-                    for name, value in message["headers"]
-                ]
-                await send({**message, "headers": grown})
-            elif message.get("more_body", False):
-                await send(message)
+                status = message["status"]
+                told = {name.lower(): value for name, value in message["headers"]}.get(b"content-type", TEXT)
             else:
-                await send({**message, "body": message.get("body", b"") + own})
+                parts.append(message.get("body", b""))
 
-        await self._app(_bare(scope), receive, send_both)
+        scope = {**scope, "headers": [*scope["headers"], (b"accept", TEXT)]}
+        try:
+            async with asyncio.timeout(ENGINES_PAGE_WITHIN_S):
+                await self._app(scope, receive, keep)
+        except Exception as error:  # whatever a dead engine's server may raise: the tenants' figures are known
+            print(f"tollbook: the engine's /metrics: {error!r}", file=sys.stderr, flush=True)
+            return None
+        page = b"".join(parts)
+        if status != 200 or not told.startswith(b"text/plain") or (page and not page.endswith(b"\n")):
+            return None
+        return page
 
 
 def _bare(scope: Scope) -> Scope:
     """A request that is nobody's: who asks, and with which word, is not for the engine."""
-    names = STRIPPED | {b"accept-encoding"}
+    names = STRIPPED | {b"accept", b"accept-encoding"}
     return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name.lower() not in names]}
 
 
 def _models(names: list[str]) -> bytes:
     """As OpenAI lists models; the engine's own list would show every tenant's adapters, with their paths."""
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "tollbook"} for name in names]
-    return msgspec.json.encode({"object": "list", "data": data})
+    return msgspec.json.encode({"object": "list", "data": [_model(name) for name in names]})
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tollbook"}

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.engine.attempts import Attempt
 from serving_adapter.engine.gpu_reports import VARIABLE as GPU_SOCKET
@@ -31,6 +33,7 @@ from serving_adapter.serving.adapter_settings import PROBE, AdapterSettings, rea
 from serving_adapter.serving.attempt_events import PLATFORM, ended_event, event_of_nobody
 from serving_adapter.serving.dispatched import Dispatched
 from serving_adapter.serving.gpu_times import GpuTimes
+from serving_adapter.serving.quota_figures import quota_page
 from serving_adapter.serving.spool_figures import SpoolFigures
 from serving_adapter.settings import KafkaSettings, SettingsError
 from serving_adapter.shipping.direct import DirectShipper
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from serving_adapter.isolation.tokens import Tokens
 
 PROGRESS_EACH_S: Final = 1.0
+TURNS_WITHIN_S: Final = 5.0
+"""A replica that has written no progress for so long is not ready: a kill would lose more than a second's."""
 _PROBES: Final = f"v1.{PROBE}.".encode()
 MOST_OFFSET_MS: Final = 60_000
 """A replica whose clock is further off is not ready (docs/spec/metering.md 3)."""
@@ -83,6 +88,7 @@ class Replica:
         self.metrics = TenantMetrics(settings.replica_id, self.journal.boot_id)
         self._figures = SpoolFigures(self.journal, self._direct)
         self.metrics.beside.append(self._figures.page)
+        self.metrics.beside.append(lambda: quota_page(self.gate, self.places))
         self.gate: QuotaGate | None = None
         self.places = Pool(settings.places.at_once if settings.places is not None else 1)
         """At the engine: only where the settings count them."""
@@ -91,6 +97,9 @@ class Replica:
         self.dispatched = Dispatched()
         self._open: dict[int, Work] = {}
         self._ticking: asyncio.Task[None] | None = None
+        self._turned_at = 0.0
+        """When what is done each second was done last (monotonic)."""
+        self._said = ""
         self._heartbeats: Heartbeats | None = None
         self._stopped = False
 
@@ -98,6 +107,7 @@ class Replica:
         """Begin what goes on beside requests; a second call does nothing."""
         if self._ticking is not None:
             return
+        self._turned_at = time.monotonic()
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
         try:
             await self._start()
@@ -145,12 +155,12 @@ class Replica:
                 self._direct.stop()
             self.journal.close()
 
-    def attach(self, client: Any) -> None:
-        """Hook into an engine, once, and warn of how it was started. Raises EngineUnfit."""
+    def attach(self, client: Any, args: Any = None) -> None:
+        """Hook into an engine, once, and warn of how it was started (`args`: vLLM's). Raises EngineUnfit."""
         if not attached(client):
-            for told in check_settings(client, self.rules, os.environ):
+            for told in check_settings(client, args, self.rules, os.environ):
                 print(f"tollbook: WARNING: {told}", file=sys.stderr, flush=True)
-            attach(client, self._attempt_of_nobody, self.cut_off_all)
+            attach(client, self._attempt_of_nobody, self.cut_off_all, self._isolation_broken)
 
     def use(self, rules: Rules) -> None:
         """Other rules, for the requests from now on."""
@@ -162,8 +172,11 @@ class Replica:
         return any(attempt.engine_model == engine_model for attempt, *_ in self._open.values())
 
     def ready(self) -> bool:
-        """Whether requests may come: the spool can be written, the clock is right, the probe has passed if it must."""
+        """Whether requests may come: the spool can be written, progress is, the clock is right, the probe has passed
+        if it must."""
         if self.settings.ready_after_probe and not self.probed:
+            return False
+        if self._ticking is not None and time.monotonic() - self._turned_at > TURNS_WITHIN_S:
             return False
         spool_works = self.journal.failing is None or self._direct is not None
         return spool_works and abs(self.clock.offset_ms()) <= MOST_OFFSET_MS
@@ -211,7 +224,13 @@ class Replica:
 
         `may_be_followed`: a gateway counts its attempts.
         """
-        no = await self.journal.start(lost, may_be_shed=may_be_shed)
+        try:
+            no = await self.journal.start(lost, may_be_shed=may_be_shed)
+        except asyncio.CancelledError:  # the journal has its end: the engine never saw it
+            self.metrics.began(lost.tenant_id)
+            event = replace(lost, status="aborted", fault="platform", finish_reason=lost.finish_reason or "shutdown")
+            self._told_of(event, may_be_followed)
+            raise
         attempt = self._attempt(no, self.salt_of(lost.tenant_id), engine_model, adapter is not None)
         attempt.on_gap = self.metrics.on_gap(lost.tenant_id)
         self._open[no] = (attempt, lost, came_at, may_be_followed)
@@ -229,17 +248,29 @@ class Replica:
         first_token_s = first_token_after(attempt.ended, came_at)
         event = ended_event(lost, attempt, duration_s=time.monotonic() - came_at, first_token_s=first_token_s)
         event = self.journal.end(attempt.no, event)
-        self.metrics.ended(event)
         if first_token_s is not None:
             self.metrics.first_token(event.tenant_id, first_token_s)
         if self._gpu is not None:
             self._gpu.ended(attempt, event)
+        self._told_of(event, may_be_followed)
+
+    def _told_of(self, event: UsageEvent, may_be_followed: bool) -> None:
+        """An attempt is over: metrics and quota hear of it."""
+        self.metrics.ended(event)
         if self.gate is not None and event.purpose == "tenant" and not event.tenant_id.startswith("_"):
             self.gate.settle(
                 event.tenant_id, event.request_id, attempt=event.attempt, final=not may_be_followed, model=event.model,
                 adapter=event.adapter or "", input_tokens=event.input_tokens, output_tokens=event.output_tokens,
                 cache_hit_tokens=event.cache_hit_tokens, gpu_us=event.gpu_us,
             )  # fmt: skip
+
+    def _isolation_broken(self, attempt: Attempt, what: str) -> None:
+        """A sequence was stopped that would have crossed tenants: somebody has to look at once."""
+        self.metrics.isolation_stopped += 1
+        _, lost, *_ = self._open[attempt.no]
+        self._say(
+            f"ALERT: isolation: {what}: request {lost.request_id} of {lost.tenant_id}; find out which route lost it"
+        )
 
     def _attempt_of_nobody(self) -> Attempt:
         """The engine works for no request of ours: an itemised row of the platform."""
@@ -269,12 +300,22 @@ class Replica:
         return DirectShipper(lambda: EventProducer(kafka, topic, DELIVER_WITHIN_S), self.settings.replica_id)
 
     async def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PROGRESS_EACH_S)
-            self.journal.progress([attempt.so_far() for attempt, *_ in self._open.values()])
-            with contextlib.suppress(OSError):
-                await loop.run_in_executor(None, self._figures.measure)
+            try:
+                self.journal.progress([attempt.so_far() for attempt, *_ in self._open.values()])
+                with contextlib.suppress(OSError):  # a disk that fails is told where it is written
+                    await asyncio.to_thread(self._figures.measure)
+            except Exception as error:  # whatever it is: without progress a kill would lose more than a second's
+                self._say(f"ALERT: what is done each second failed: {error!r}")
+            else:
+                self._turned_at = time.monotonic()
+
+    def _say(self, text: str) -> None:
+        """Once, however often it comes again."""
+        if text != self._said:
+            print(f"tollbook: {text}", file=sys.stderr, flush=True)
+        self._said = text
 
 
 def _tokens(settings: TokenSettings) -> Tokens:

@@ -137,7 +137,7 @@ class BootJournal:
         """Put a request's start on disk; its number. Return before, and the engine must not see it.
 
         `lost` is the event that it becomes if nothing more is heard. Raises NoRoom. A caller that is cancelled
-        meanwhile has had a request that ended before the engine saw it.
+        meanwhile, as servers do it when they go down, has had a request that ended before the engine saw it.
         """
         room = room_for(self.settings.policy, self.disk(), may_be_shed=may_be_shed)
         if room == "refused" or (room == "memory" and self._undurable is None):
@@ -155,7 +155,7 @@ class BootJournal:
         except asyncio.CancelledError:
             self._count_started()
             self.end(
-                no, replace(lost, status="aborted", fault="client", finish_reason=lost.finish_reason or "client_gone")
+                no, replace(lost, status="aborted", fault="platform", finish_reason=lost.finish_reason or "shutdown")
             )
             raise
         if not durable and not goes_on:

@@ -44,7 +44,8 @@ def test_the_file_is_one_and_its_paths_are_mounted(monkeypatch: pytest.MonkeyPat
     assert settings.registry is not None
     for name in ("compose.yaml", "kubernetes.yaml"):
         for container in containers(name).values():
-            for path in (settings.spool.folder, settings.registry, settings.salt_key, str(settings.gateway_keys)):
+            secrets = (settings.salt_key, str(settings.gateway_keys), str(settings.metrics_secret))
+            for path in (settings.spool.folder, settings.registry, *secrets):
                 assert any(path.startswith(mount) for mount in container["mounts"]), (name, path)
 
 

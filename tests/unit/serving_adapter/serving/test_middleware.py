@@ -288,6 +288,11 @@ def test_an_engine_that_was_started_unsafely_is_refused_and_one_started_badly_wa
             async with serving(changed) as served:
                 served.engine.vllm_config = config  # type: ignore[attr-defined]
                 assert [(await served.ask(body)).status for _ in "ab"] == [status, status]
+        monkeypatch.delenv("VLLM_SKIP_MODEL_NAME_VALIDATION")
+        async with serving(adapter_settings) as served:
+            served.app.state.args = SimpleNamespace(api_key=["secret"])
+            refused = await served.ask(body)
+            assert (refused.status, b"--api-key" in refused.body) == (503, True)
 
     asyncio.run(run())
     told = capsys.readouterr().err

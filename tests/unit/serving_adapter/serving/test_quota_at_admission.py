@@ -153,6 +153,31 @@ def test_input_is_reserved_for_all_that_may_become_tokens(adapter_settings: Adap
     asyncio.run(run())
 
 
+def test_a_server_that_goes_down_while_a_start_is_written_settles_it(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        service = Service(allowed(3))
+        async with serving(adapter_settings) as served:
+            gate, journal = behind(served, service), served.replica.journal
+            asking = asyncio.create_task(served.ask(BODY))
+            while not journal._open:
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            (event,) = await served.told()
+            assert (event.status, event.fault, event.finish_reason) == ("aborted", "platform", "shutdown")
+            await gate._send_waiting()
+            assert [(each["request_id"], each["final"]) for each in service.settled] == [(event.request_id, True)]
+            page = served.replica.metrics.page()
+            assert 'tenant_in_flight{tenant="tenant_a"} 0' in page
+            assert 'tenant_requests_total{tenant="tenant_a",model="tiny",status="aborted"} 1' in page
+            assert 'tollbook_quota_total{what="service"} 1' in page
+            assert "tollbook_quota_breaker_open 0" in page
+            assert served.engine.seen == []
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
 def test_a_request_without_a_place_at_the_engine_waits_or_is_withdrawn(adapter_settings: AdapterSettings) -> None:
     one = msgspec.structs.replace(adapter_settings, places=PlacesSection(at_once=1, wait_s=0.05))
 

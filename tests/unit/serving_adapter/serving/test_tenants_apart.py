@@ -13,10 +13,15 @@ import pytest
 
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.isolation.callers import nobody
+from serving_adapter.metering.tenant_metrics import TenantMetrics
+from serving_adapter.serving import replica as replica_module
 from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.middleware import TEXT
 from serving_adapter.serving.replica import Replica
 from serving_adapter.shipping.position import Shipped, store
 from tests.fixtures_adapter import PROMPT, serving
+
+OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,10 @@ def test_a_tenant_reaches_its_own_adapters_and_foreign_ones_do_not_exist(
             assert len(texts) == 1
             listed = await served.ask(b"", "/v1/models", method="GET", tenant="tenant_b")
             assert [model["id"] for model in json.loads(listed.body)["data"]] == ["tiny", "fast", "law"]
+            for name, tenant, status in (("law", "tenant_b", 200), ("law", "tenant_a", 404), ("tiny", "tenant_a", 200)):
+                found = await served.ask(b"", f"/v1/models/{name}", method="GET", tenant=tenant)
+                assert (found.status, b"/v1" in found.body) == (status, False)
+                assert json.loads(found.body).get("id", name) == name
             (event,) = await served.told()
             assert (event.model, event.adapter, event.adapter_revision) == ("tiny", "fr", "1")
             streamed = await served.ask({"model": "fast", "prompt": "a b", "max_tokens": 2, "stream": True})
@@ -111,7 +120,9 @@ def test_a_tenant_reaches_its_own_adapters_and_foreign_ones_do_not_exist(
     asyncio.run(run())
 
 
-def test_a_route_that_lost_the_salt_is_stopped_before_the_engine(adapter_settings: AdapterSettings) -> None:
+def test_a_route_that_lost_the_salt_is_stopped_before_the_engine(
+    adapter_settings: AdapterSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def run() -> None:
         async with serving(adapter_settings) as served:
             run_one = served.engine.generate
@@ -123,6 +134,12 @@ def test_a_route_that_lost_the_salt_is_stopped_before_the_engine(adapter_setting
             with pytest.raises(Exception, match="without its tenant's cache salt"):
                 await served.ask({"model": "tiny", "prompt": PROMPT})
             (event,) = await served.told()
+            said = capsys.readouterr().err
+            assert (
+                f"ALERT: isolation: a sequence without its tenant's cache salt was stopped: request {event.request_id}"
+                in said
+            )
+            assert figure(served.replica.metrics.page(), "isolation_stopped_total") == "1"
             assert (event.status, event.fault, event.output_tokens) == ("error", "platform", 0)
             assert served.engine.output_processor.counters["generation"] == 0
 
@@ -211,8 +228,10 @@ def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings:
 
             served.middleware._app = engine
             bearer = {"authorization": "Bearer " + "m" * 32}
-            answer = await served.ask(b"", "/metrics", method="GET", headers=bearer | {"accept": "text/plain"})
-            assert seen == [(b"accept", b"text/plain")], "the metrics' secret is not for the engine"
+            answer = await served.ask(
+                b"", "/metrics", method="GET", headers=bearer | {"accept": "application/openmetrics-text"}
+            )
+            assert seen == [(b"accept", TEXT)], "the metrics' secret is not for the engine"
             page = answer.body.decode()
             assert int(answer.headers["content-length"]) == len(answer.body)
             assert page.startswith("vllm:prompt_tokens_total 1\n")
@@ -223,6 +242,7 @@ def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings:
             assert 'tenant_in_flight{tenant="tenant_a"} 0' in page
             assert float(figure(page, "spool_used_bytes")) > 16 * 1024 * 1024 - 1
             assert float(figure(page, "spool_bound_bytes")) == adapter_settings.spool.bound_bytes
+            assert figure(page, "engine_page_up") == "1"
             assert figure(page, "spool_failing") == figure(page, "spool_dropped_records_total") == "0.0"
             assert float(figure(page, "spool_syncs_total")) >= 2
             assert float(figure(page, "spool_sync_seconds_total")) > 0
@@ -235,5 +255,78 @@ def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings:
             page = served.replica.metrics.page()
             served.replica.journal._writer.failing = None
             assert (figure(page, "spool_unshipped_events"), figure(page, "spool_failing")) == ("0.0", "1.0")
+            for status, kind, text in (
+                (404, b"text/plain", b"no\n"),
+                (200, OPENMETRICS, b"a 1\n# EOF\n"),
+                (0, b"", b""),
+            ):
+                served.middleware._app = answering(status, kind, text)
+                answer = await served.ask(b"", "/metrics", method="GET", headers=bearer)
+                page = answer.body.decode()
+                assert (answer.status, answer.headers["content-type"], figure(page, "engine_page_up")) == (
+                    200, TEXT.decode(), "0"
+                )  # fmt: skip
+                assert int(answer.headers["content-length"]) == len(answer.body)
+                assert "tenant_requests_total{" in page
+                assert text.decode() not in page or not text
+            served.middleware._app = own
+
+    asyncio.run(run())
+
+
+def answering(status: int, kind: bytes, text: bytes) -> Any:
+    """An engine's server with such a page; without a status it fails."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if not status:
+            raise RuntimeError("dead")
+        await send({"type": "http.response.start", "status": status, "headers": [(b"Content-Type", kind)]})
+        await send({"type": "http.response.body", "body": text})
+
+    return app
+
+
+def test_the_metrics_are_for_this_machine_and_not_for_whom_it_forwards(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            for more, status in (({}, 200), ({"x-forwarded-for": "127.0.0.1"}, 403), ({"forwarded": "for=x"}, 403)):
+                found = await served.ask(b"", "/metrics", method="GET", headers=more, client="127.0.0.1")
+                assert found.status == status
+
+    asyncio.run(run())
+
+
+def test_tenants_without_series_of_their_own_are_counted() -> None:
+    metrics = TenantMetrics("r1", "b", most_tenants=2)
+    for tenant in "abcdcd":
+        metrics.refused(tenant, "x")
+    page = metrics.page()
+    assert (figure(page, "other_tenants"), 'tenant_refused_total{tenant="_other",reason="x"} 4' in page) == ("2", True)
+
+
+def test_what_is_done_each_second_goes_on_after_a_failure_and_a_replica_without_it_is_not_ready(
+    adapter_settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(replica_module, "PROGRESS_EACH_S", 0.001)
+
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            done = asyncio.Semaphore(0)
+            works = served.replica.journal.progress
+
+            def fails(requests: Any) -> None:
+                done.release()
+                raise ValueError("no such thing")
+
+            monkeypatch.setattr(served.replica.journal, "progress", fails)
+            await served.replica.start()
+            for _ in range(3):
+                await done.acquire()
+            served.replica._turned_at -= replica_module.TURNS_WITHIN_S + 1
+            assert not served.replica.ready()
+            monkeypatch.setattr(served.replica.journal, "progress", works)
+            while not served.replica.ready():
+                await asyncio.sleep(0.001)
+            assert capsys.readouterr().err.count("ALERT: what is done each second failed") == 1
 
     asyncio.run(run())

@@ -327,7 +327,7 @@ def test_a_caller_that_is_gone_before_its_start_is_durable_has_an_event(tmp_path
     asyncio.run(run())
     assert journal.close() is not None
     (event,) = events(journal.folder)
-    assert (event.status, event.fault, event.output_tokens) == ("aborted", "client", 0)
+    assert (event.status, event.fault, event.output_tokens) == ("aborted", "platform", 0)
 
 
 def test_a_live_boot_is_not_recovered(tmp_path: Path) -> None:

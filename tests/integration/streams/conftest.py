@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
 
 from serving_adapter.settings import KafkaSettings
 from streams import tenants
@@ -70,3 +72,18 @@ def line(kafka: KafkaSettings, own_database_url: str, reader: str) -> Iterator[L
     with Line(kafka, own_database_url, seed) as made:
         made.reader = reader
         yield made
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket's address, on a server that speaks S3."""
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    options = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    files, _ = fs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
+    files.create_dir("bucket")
+    yield f"s3://bucket/usage?{options}"
+    server.stop()

@@ -41,8 +41,12 @@ def connection(own_database_url: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Archive:
-    return Archive(str(tmp_path / "archive"))
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
+    """A folder; with IN_A_STORE an object store."""
+    return Archive(request.getfixturevalue("store") if hasattr(request, "param") else str(tmp_path / "archive"))
+
+
+IN_A_STORE = pytest.mark.parametrize("files", ["store"], indirect=True)
 
 
 @pytest.fixture
@@ -100,6 +104,7 @@ def test_what_is_dropped_can_still_be_explained_and_adds_up_to_the_hours(
     assert passed_positions.stored_counts(connection) == passed_positions.counted_outcomes(connection)
 
 
+@IN_A_STORE
 def test_a_sum_of_raw_events_that_are_only_in_the_archive_is_refused_until_they_are_recalled(
     connection: psycopg.Connection, october: ChunkApplier, files: Archive
 ) -> None:
@@ -124,6 +129,8 @@ def test_a_sum_of_raw_events_that_are_only_in_the_archive_is_refused_until_they_
             list(reading(connection, *MONTH))
     with pytest.raises(EventsArchived):
         rebuild(connection, *MONTH, actor="ada", apply=True)
+    explained = [event.kept_in for event in events_of(connection, lambda: files, "tenant_1", *MONTH)]
+    assert explained == ["archive"] * 124
     assert len(archive.recall(connection, files, *MONTH, actor="ada")) == 3
     assert archive.recall(connection, files, *MONTH, actor="ada") == []
     assert read() == before

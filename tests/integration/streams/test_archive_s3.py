@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from streams.errors import ArchiveDamaged
@@ -17,21 +15,6 @@ DAY = date(2026, 10, 1)
 AT = datetime(2026, 10, 1, 12, tzinfo=UTC)
 VALUES = {"completed_at": AT, "ingested_at": AT, "raw": b"{}", "attempt": 1, "correction_no": 0, "counts": True}
 NUMBERS = ("input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket's address."""
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    options = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    files, _ = fs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
-    files.create_dir("bucket")
-    yield f"s3://bucket/usage?{options}"
-    server.stop()
 
 
 def row(position: int, tenant_id: str = "tenant_1") -> tuple[object, ...]:

@@ -18,6 +18,9 @@ ANSWER_WITHIN_S: Final = 10.0
 REFUSED_FOR_S: Final = 2.0
 """A broker that refuses connections for so long is not just starting."""
 
+NOT_ALLOWED: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED,
+                      KafkaError.CLUSTER_AUTHORIZATION_FAILED)  # fmt: skip
+
 # librdkafka prints every connection attempt to standard error; what matters reaches the caller as an error.
 quiet_log = logging.getLogger("tollbook.kafka")
 quiet_log.addHandler(logging.NullHandler())
@@ -25,6 +28,13 @@ quiet_log.propagate = False
 
 
 AnyClient = TypeVar("AnyClient", Producer, AdminClient)
+
+
+def why(error: KafkaError) -> str:
+    """What a broker said, for a person; of what it does not allow, where stands what each login needs."""
+    if error.code() in NOT_ALLOWED:
+        return f"{error.str().rstrip('.')}: this login may not do that (docs/kafka.md: who may do what)"
+    return error.str()
 
 
 def admin_client(kafka: KafkaSettings) -> AdminClient:

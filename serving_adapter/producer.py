@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from serving_adapter.errors import DeliveryFailed, KafkaUnavailable, MessageTooLarge
-from serving_adapter.kafka_client import connect
+from serving_adapter.kafka_client import NOT_ALLOWED, connect, why
 from serving_adapter.settings import KafkaSettings
 
 NEVER_TAKEN: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
@@ -27,11 +27,14 @@ DELIVER_WITHIN_S: Final = 120.0
 def open_producer(kafka: KafkaSettings, topic: str, **more: Any) -> Producer:
     """A connected producer with the guarantees of rule 5, whatever else `more` says.
 
-    Raises KafkaUnavailable if no broker answers or the topic does not exist.
+    Raises KafkaUnavailable if no broker answers, the topic does not exist, or this login may not see it.
     """
     guarantees = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
     producer, metadata = connect(Producer, kafka, topic, **{"compression.type": "lz4", **more, **guarantees})
-    if metadata.topics[topic].error is not None:
+    error = metadata.topics[topic].error
+    if error is not None and error.code() in NOT_ALLOWED:
+        raise KafkaUnavailable(f"Kafka at {kafka.bootstrap}, topic {topic}: {why(error)}")
+    if error is not None:
         raise KafkaUnavailable(f"topic {topic} does not exist at {kafka.bootstrap}: `make up` creates it")
     return producer
 
@@ -139,7 +142,7 @@ class EventProducer:
 
     def _fail(self, error: KafkaError) -> None:
         with self._lock:
-            self._failed = self._failed or error.str()
+            self._failed = self._failed or why(error)
 
     def _done_and_tell(self, told: Callable[[int, int], None], error: KafkaError | None, message: Message) -> None:
         self._done(error, message)

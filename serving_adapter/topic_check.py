@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable, TopicUnfit
-from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
+from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client, why
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import DAY_MS, Topic
 
@@ -108,5 +108,5 @@ def _read(kafka: KafkaSettings, name: str) -> TopicSettings:
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise TopicUnfit(f"topic {name} does not exist at {kafka.bootstrap}: docs/kafka.md creates it") from None
-        raise KafkaUnavailable(f"Kafka at {kafka.bootstrap}, topic {name}: {error.args[0].str()}") from None
+        raise KafkaUnavailable(f"Kafka at {kafka.bootstrap}, topic {name}: {why(error.args[0])}") from None
     return TopicSettings(replication, {entry: str(setting.value) for entry, setting in config.items()})

@@ -17,7 +17,12 @@ from typing import ClassVar
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
+    ResourcePatternType,
+    ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
     UserScramCredentialUpsertion,
@@ -29,9 +34,11 @@ from devstack.locations import Locations, locations, prepare_home
 from devstack.progress import Progress
 from devstack.settings import Settings
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import ensure_topics
+from serving_adapter.topics import REPLICAS, USAGE, ensure_topics
 
 USER = "tollbook"
+SENDER = "sender"
+"""May do with the usage topic what docs/kafka.md says that a sender needs, and see the replicas' topic."""
 PREFIX = "own"
 
 
@@ -119,7 +126,7 @@ class Certificates:
 
 
 class SecureKafkaBroker(KafkaBroker):
-    """SASL_SSL for clients, with PLAIN and SCRAM-SHA-256; the broker itself has a listener of its own."""
+    """SASL_SSL for clients, with PLAIN and SCRAM; the broker itself has a listener of its own. USER may do anything."""
 
     brief = True
     port_names: ClassVar[tuple[str, ...]] = ("kafka", "kafka_controller", "kafka_internal")
@@ -139,10 +146,14 @@ class SecureKafkaBroker(KafkaBroker):
                 f"advertised.listeners=SASL_SSL://127.0.0.1:{port},INTERNAL://127.0.0.1:{internal}",
                 "inter.broker.listener.name=INTERNAL",
                 "listener.security.protocol.map=SASL_SSL:SASL_SSL,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
-                "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256",
+                "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
                 "listener.name.sasl_ssl.plain.sasl.jaas.config="
-                f'{modules}.plain.PlainLoginModule required user_{USER}="{self.password}";',
+                f"{modules}.plain.PlainLoginModule required"
+                f' user_{USER}="{self.password}" user_{SENDER}="{self.password}";',
                 f"listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={modules}.scram.ScramLoginModule required;",
+                f"listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;",
+                "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                f"super.users=User:{USER};User:ANONYMOUS",
                 "ssl.keystore.type=PKCS12",
                 f"ssl.keystore.location={self.certificates.key_store}",
                 f"ssl.keystore.password={self.certificates.password}",
@@ -166,13 +177,25 @@ class SecureKafkaBroker(KafkaBroker):
         return properties | {name.replace("_", "."): value for name, value in changed.items()}
 
     def complete(self) -> None:
-        """The SCRAM login, and the topics."""
+        """The SCRAM logins, the topics, and what the sender may do."""
         admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.settings.ports['kafka_internal']}"})
-        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
-        user = UserScramCredentialUpsertion(USER, info, self.password.encode())
-        for done in admin.alter_user_scram_credentials([user]).values():
-            done.result(timeout=30)
+        for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
+            info = ScramCredentialInfo(mechanism, 4096)
+            user = UserScramCredentialUpsertion(USER, info, self.password.encode())
+            for done in admin.alter_user_scram_credentials([user]).values():
+                done.result(timeout=30)
         ensure_topics(KafkaSettings(self.address(), self.login(), PREFIX))
+        needs = (AclOperation.WRITE, AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS)
+        allowed = [
+            AclBinding(
+                ResourceType.TOPIC, topic.name(PREFIX), ResourcePatternType.LITERAL, f"User:{SENDER}", "*", operation,
+                AclPermissionType.ALLOW,
+            )
+            for topic, operations in ((USAGE, needs), (REPLICAS, (AclOperation.DESCRIBE,)))
+            for operation in operations
+        ]  # fmt: skip
+        for done in admin.create_acls(allowed).values():
+            done.result(timeout=30)
 
 
 def make_certificates(folder: Path) -> Certificates:

@@ -10,7 +10,7 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCol
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from serving_adapter.errors import KafkaUnavailable
-from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client
+from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client, why
 from serving_adapter.settings import KafkaSettings
 
 
@@ -90,7 +90,7 @@ class LogReader:
 
     def _unavailable(self, error: KafkaException) -> KafkaUnavailable:
         self._admin = None  # librdkafka asks the controller that it knows, for minutes after it is gone
-        return KafkaUnavailable(f"Kafka at {self._kafka.bootstrap}, topic {self.topic}: {error.args[0].str()}")
+        return KafkaUnavailable(f"Kafka at {self._kafka.bootstrap}, topic {self.topic}: {why(error.args[0])}")
 
     def _offsets(self, admin: AdminClient, partitions: list[int], which: OffsetSpec) -> dict[int, Any]:
         asked = {TopicPartition(self.topic, number): which for number in partitions}

@@ -19,7 +19,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from serving_adapter.errors import KafkaUnavailable
-from serving_adapter.kafka_client import quiet_log
+from serving_adapter.kafka_client import quiet_log, why
 from serving_adapter.settings import KafkaSettings
 from streams.database import done_later
 from streams.errors import WorkerCrashed
@@ -126,7 +126,7 @@ class BareConsumer(Reader):
                     return []
                 mixed = error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL
                 hint = ": Faust workers are in the group, stop them first" if mixed else ""
-                raise WorkerCrashed(f"Kafka: {error.str()}{hint}")
+                raise WorkerCrashed(f"Kafka: {why(error)}{hint}")
         return messages
 
     def _take_place_again(self) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from serving_adapter.errors import DeliveryFailed
+from serving_adapter.producer import EventProducer
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import REPLICAS
 from tests.builders import EVENT
 from tests.fixtures_event_server import StartServer, usage_event
-from tests.fixtures_kafka import PREFIX, SecureKafkaBroker, write_properties
+from tests.fixtures_kafka import PREFIX, SENDER, SecureKafkaBroker, write_properties
 from tests.integration.console.conftest import Run
 
 VERBS = (("events", "ingest", "FILE"), ("streams", "run", "--drain", "--dev"), ("events", "serve", "--port", "0"))
@@ -34,7 +38,7 @@ def environment(broker: SecureKafkaBroker, folder: Path, properties: dict[str, s
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "reader"), [("PLAIN", "faust"), ("SCRAM-SHA-256", "faust"), ("SCRAM-SHA-256", "bare")]
+    ("mechanism", "reader"), [("PLAIN", "faust"), ("SCRAM-SHA-512", "faust"), ("SCRAM-SHA-256", "bare")]
 )
 def test_events_go_in_and_are_read_with_tls_and_a_login(
     run: Run, secure_broker: SecureKafkaBroker, tmp_path: Path, events: Path, mechanism: str, reader: str
@@ -87,6 +91,27 @@ def test_a_broker_that_refuses_or_is_not_trusted_is_told_in_a_line_without_the_p
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert properties["sasl.password"] not in done.stdout + done.stderr
+
+
+def test_a_sender_that_may_only_write_sends_and_is_told_what_it_may_not(
+    run: Run, secure_broker: SecureKafkaBroker, tmp_path: Path, events: Path
+) -> None:
+    login = secure_broker.login(sasl_username=SENDER)
+    kafka = environment(secure_broker, tmp_path, login)
+    sent = run("events", "ingest", str(events), **kafka)
+    assert sent.returncode == 0, sent.stderr
+    refused = [
+        run("streams", "run", "--drain", "--dev", **kafka),
+        run("events", "ingest", str(events), **kafka | {"TOLLBOOK_TOPIC_PREFIX": "other"}),
+    ]
+    for done in refused:
+        assert done.returncode == 1
+        assert "opic authorization failed: this login may not do that (docs/kafka.md: " in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    producer = EventProducer(KafkaSettings(secure_broker.address(), login), REPLICAS.name(PREFIX))
+    producer.send(b"r1", b"{}")
+    with pytest.raises(DeliveryFailed, match="this login may not do that"):
+        producer.flush()
 
 
 def test_a_property_that_the_consumer_cannot_heed_is_refused_before_anything_is_read(

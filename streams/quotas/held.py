@@ -24,6 +24,9 @@ class Held:
     is_loading: bool = True
     """Whether a budget does not know yet what is confirmed."""
 
+    found_in: int = -1
+    """The hour, since 1970, in which it was last told that usage of it is overdue."""
+
     is_shed: bool = False
     """Whether it is limited where it floods: as its tier says."""
 

@@ -23,6 +23,7 @@ from streams.quotas.decisions import Ask, Limits, Progress, Refused
 from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import strictest
 from streams.quotas.entries import Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
+from streams.quotas.findings import unconfirmed_alert
 from streams.quotas.held import Held
 from streams.quotas.journal import Batch, Decision
 from streams.quotas.lead import Lead
@@ -254,8 +255,10 @@ class Shard:
             if tended.again_at is not None:
                 self.deadlines.again(held, request_id, tended.again_at)
                 for attempt in held.book.overdue(request_id, now):
-                    self.counters.findings += held.book.finds(request_id, attempt)
                     self.doubtful[held.book.tenant_id, request_id, attempt] = None
+                    if held.book.finds(request_id, attempt):
+                        self.counters.findings += 1
+                        self.alerts += unconfirmed_alert(held, request_id, now)
 
     def each_second(self, now: int) -> None:
         """Take back slices that nobody gave back in time; end floods that are over."""

@@ -23,6 +23,7 @@ from random import Random
 import psycopg
 import uvloop
 
+from serving_adapter.quota import GateSettings, QuotaGate
 from serving_adapter.quota.slices import Slice
 from streams import tenants
 from streams.database import connect
@@ -33,7 +34,7 @@ from streams.quotas.http_protocol import Call, Connections
 from tests.benchmarks.databases import database
 from tests.benchmarks.report import REPOSITORY, Report
 from tests.benchmarks.traffic import tenant_weights
-from tests.fixtures_quota_server import start_quota_server
+from tests.fixtures_quota_server import QuotaServerProcess, start_quota_server
 
 QUICK = bool(os.environ.get("QUICK"))
 SEED = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
@@ -327,6 +328,56 @@ def leased() -> tuple[list[float], float, float]:
     return rates, percentile(single, 50) / 1000, percentile(single, 99) / 1000
 
 
+async def gated(port: int, secret: str) -> tuple[list[float], float, float]:
+    """The same through the public gate, out of slices that the real service granted: decisions a second of CPU time,
+    `try_slice`; one `await admit(…)` in µs: median and p99."""
+    settings = GateSettings(port=port, secret=secret, slice_requests=10**6, slice_tokens=10**9, slice_ttl=60.0,
+                            deadline=5.0)  # fmt: skip
+    gate = QuotaGate(settings)
+    await gate.start()
+    number = 0
+    while gate.try_slice("tenant_00000", f"g-{number}", "m-1", 100, 256) is None:
+        number += 1
+        await gate.admit("tenant_00000", f"g-{number}", "m-1", 100, 256)
+    rates: list[float] = []
+    single: list[float] = []
+    for run in range(20):
+        names = [f"g-{run}-{each}" for each in range(1000)]
+        if run < 10:
+            began = time.process_time()
+            for name in names:
+                gate.try_slice("tenant_00000", name, "m-1", 100, 256)
+            rates.append(len(names) / (time.process_time() - began))
+        else:
+            for name in names:
+                began_ns = time.perf_counter_ns()
+                await gate.admit("tenant_00000", name, "m-1", 100, 256)
+                single.append(time.perf_counter_ns() - began_ns)
+        for name in names:
+            gate.settle("tenant_00000", name, input_tokens=100, output_tokens=50)
+        while gate.waiting:
+            await asyncio.sleep(0.05)
+    assert gate.counts["slice"] == 10_000, "all of them out of a slice"
+    await gate.stop()
+    return rates, percentile(single, 50) / 1000, percentile(single, 99) / 1000
+
+
+def rebuilt(report: Report, url: str, secret: str) -> QuotaServerProcess:
+    """All tenants at rest; then one request of each in flight, kill -9, and the time until the next process answers."""
+    server = start_quota_server(url, secret)
+    report.add("memory_at_rest_mib", "MiB", [memory_mib(server.process.pid)])
+    requests, _ = stream_of(secret, 90, list(range(TENANTS)))
+    uvloop.run(paced(server.port, requests, lambda _: [], TENANTS // 5, 5.0))
+    took = []
+    for _ in range(RUNS):
+        server.kill()
+        began = time.perf_counter()
+        server = start_quota_server(url, secret)
+        took.append(time.perf_counter() - began)
+    report.add("rebuild_after_kill_s", "s", took)
+    return server
+
+
 def main(report: Report) -> None:
     """All parts."""
     rates, p50, p99 = leased()
@@ -339,8 +390,12 @@ def main(report: Report) -> None:
         fsync_ms, commit_ms = disk(url)
         report.add("bare_fdatasync_p99_ms", "ms", [fsync_ms])
         report.add("bare_commit_p99_ms", "ms", [commit_ms])
-        server = start_quota_server(url, secret)
+        server = rebuilt(report, url, secret)
         try:
+            rates, p50, p99 = uvloop.run(gated(server.port, secret))
+            report.add("gate_leased_decisions_per_s", "1/s", rates, goal=1_000_000, floor=500_000)
+            report.add("gate_leased_p50_us", "µs", [p50], goal=1, floor=2)
+            report.add("gate_leased_p99_us", "µs", [p99])
             remote(report, server.port, server.process.pid, secret)
         finally:
             server.process.send_signal(signal.SIGTERM)

@@ -177,7 +177,10 @@ def test_usage_that_is_metered_a_minute_late_counts_once_all_along(
         driver.shard.tend(driver.now + second * 1_000_000)
         driver.look()
         assert driver.budget() == (0, 800, 0)
-    assert driver.shard.counters.findings >= len(names)
+    assert driver.shard.counters.findings == len(names)
+    driver.write()
+    told = connection.execute("select key from usage.alerts where kind = 'quota_unconfirmed'").fetchall()
+    assert 1 <= len(told) <= 2, "of the tenant, in an hour"
     driver.crash()
     again = Driver(own_database_url)
     again.ask("another", 16)

@@ -20,10 +20,10 @@ SPANS_A_LOOK: Final = 200
 _UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
 
 
-def wanted(shard: Shard) -> Wanted:
-    """What the next look should find out."""
+def wanted(shard: Shard, at_most: int = SPANS_A_LOOK) -> Wanted:
+    """What the next look should find out; of tenants' windows so many at most."""
     spans = {}
-    for tenant_id in list(shard.waited_for | shard.to_load)[:SPANS_A_LOOK]:
+    for tenant_id in list(shard.waited_for | shard.to_load)[:at_most]:
         held = shard.books.get(tenant_id)
         if held is not None:
             spans[tenant_id] = sorted({Span(m.start, m.end) for m in held.book.meters.budgets}, key=lambda s: s.start)

@@ -25,6 +25,8 @@ from streams.quotas.journal import Ownership
 from streams.quotas.shard import Shard
 
 KEYS_A_QUERY: Final = 5000
+TENANTS_A_LOOK: Final = 2000
+"""Whose windows are read together while nobody waits for anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def load_all(connection: psycopg.Connection, rebuilt: Rebuilt) -> Rebuilt:
     shard, look = rebuilt.shard, rebuilt.look
     shard.expect(sorted(shard.registered), look.at)
     while shard.to_load or not look.caught_up:
-        wanted = looking.wanted(shard)
+        wanted = looking.wanted(shard, TENANTS_A_LOOK)
         look = feed.look(connection, look.positions, shard.definitions.marks, wanted, shard.shard, shard.of)
         for _ in looking.take_look(shard, look, wanted):
             pass

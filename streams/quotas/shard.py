@@ -193,7 +193,7 @@ class Shard:
         """Open the books of those tenants who have quotas, so that their budgets are loaded before they ask."""
         at, definitions = moment(now), self.definitions
         for tenant_id in tenant_ids:
-            if tenant_id in self.books or tenant_id in self.barred or not self.owns(tenant_id):
+            if tenant_id in self.books or self.barred.get(tenant_id) == "closed" or not self.owns(tenant_id):
                 continue
             if definitions.versions_of(tenant_id, definitions.tier_of(tenant_id, at)):
                 self.open(tenant_id, now)

@@ -453,7 +453,7 @@ def test_a_change_of_prices_reaches_a_service_that_runs(
 def test_thresholds_are_recorded_once_whoever_finds_them(
     connection: psycopg.Connection, own_database_url: str, usage: Usage
 ) -> None:
-    define(connection, limit=100, thresholds=[50, 80])
+    define(connection, limit=100, thresholds=[50, 80, 100])
     for _ in range(2):
         driver = Driver(own_database_url)
         driver.ask("r1", 16)
@@ -461,8 +461,14 @@ def test_thresholds_are_recorded_once_whoever_finds_them(
         driver.look()
         driver.write()
         driver.crash()
-    rows = connection.execute("select key, subject ->> 'percent' from usage.alerts where kind = 'quota_threshold'")
-    assert rows.fetchall() == [("t1", "50")]
+    query = "select subject ->> 'percent' from usage.alerts where kind = 'quota_threshold' and key = 't1' order by 1"
+    assert connection.execute(query).fetchall() == [("50",)]
+    usage.happens("more", output=30)
+    for name in ("r2", "r3"):  # what is left is too little for the shortest answer
+        driver = Driver(own_database_url)
+        assert isinstance(driver.ask(name, 16), Refused)
+        driver.crash()
+    assert connection.execute(query).fetchall() == [("100",), ("50",), ("80",)]
 
 
 def test_unknown_and_suspended_tenants_are_told(

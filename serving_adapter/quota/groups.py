@@ -6,6 +6,8 @@ import hashlib
 from functools import lru_cache
 from typing import Final
 
+LEASE_MARK: Final = "~"
+"""In a slice's id between tenant and name: no tenant's id has it."""
 GROUPS: Final = 512
 """Tenants are stored in so many groups; a shard has whole groups."""
 SHARDS_AT_MOST: Final = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import msgspec
 
 from serving_adapter.quota.connection import NoAnswer
+from serving_adapter.quota.groups import LEASE_MARK
 from serving_adapter.quota.lines import OTHER_SHARD, Lines
 from serving_adapter.quota.outbox import BACKGROUND_S
 from serving_adapter.quota.settings import GateSettings
@@ -60,6 +62,8 @@ class SliceKeeper:
         self.slices: dict[Key, Slice] = {}
         self.busy: Counter[Key] = Counter()
         """Requests that the service was asked about, since the last turn."""
+        self._names: dict[Key, str] = {}
+        """Of slices that were asked for without an answer: asked for again, they are the same."""
         self._settings = settings
         self._lines = lines
         self._clock = clock
@@ -76,6 +80,8 @@ class SliceKeeper:
                 await self._give_back(key[0], held)
             elif now > held.until - self._settings.slice_ttl / 2:
                 await self._ask(key, held)
+        for key in [key for key in self._names if busy[key] < BUSY_FROM]:
+            await self._forget(key)
         for key, asked in busy.items():
             if asked >= BUSY_FROM and key not in self.slices:
                 await self._ask(key, None)
@@ -86,6 +92,9 @@ class SliceKeeper:
             (tenant_id, _, _), held = self.slices.popitem()
             with contextlib.suppress(NoAnswer):
                 await self._give_back(tenant_id, held)
+        for key in list(self._names):
+            with contextlib.suppress(NoAnswer):
+                await self._forget(key)
 
     async def _ask(self, key: Key, held: Slice | None) -> None:
         tenant_id, model, adapter = key
@@ -107,8 +116,12 @@ class SliceKeeper:
                 "ttl_ms": int(settings.slice_ttl * 1000),
                 "want": {"requests": want[0], "input_tokens": want[1], "output_tokens": want[2],
                          "concurrency": want[3]}}  # fmt: skip
+        if held is None:
+            body["name"] = self._names.setdefault(key, secrets.token_hex(8))
         path = "/v1/leases" if held is None else f"/v1/leases/{quote(held.lease_id, safe='')}/renew"
         answer = await self._call(tenant_id, "POST", path, body)
+        if held is None:
+            del self._names[key]
         if answer is None:
             return
         told = _read(answer)
@@ -127,6 +140,12 @@ class SliceKeeper:
                   "output_tokens": max(held.output_tokens, 0), "concurrency": held.slots}  # fmt: skip
         path = f"/v1/leases/{quote(held.lease_id, safe='')}"
         await self._call(tenant_id, "DELETE", path, {"unused": unused, "in_flight": len(held.in_flight)})
+
+    async def _forget(self, key: Key) -> None:
+        """A slice whose answer was lost is needed no more: nothing runs out of it."""
+        path = f"/v1/leases/{quote(f'{key[0]}{LEASE_MARK}{self._names[key]}', safe='')}"
+        await self._call(key[0], "DELETE", path, {"in_flight": 0})
+        del self._names[key]
 
     async def _call(self, tenant_id: str, method: str, path: str, body: dict[str, Any]) -> bytes | None:
         """The answer's body; None where the service refuses. Raises NoAnswer."""

@@ -70,7 +70,8 @@ class Want(msgspec.Struct, frozen=True):
 
 
 class LeaseAsk(msgspec.Struct, frozen=True):
-    """A slice of a tenant's quotas, for a model."""
+    """A slice of a tenant's quotas, for a model. `name`, the holder's own: asked for again with it, as after an answer
+    that was lost, it is the same slice, and no more."""
 
     tenant_id: TenantId
     want: Want
@@ -78,6 +79,7 @@ class LeaseAsk(msgspec.Struct, frozen=True):
     model: Scope = ""
     adapter: Scope = ""
     holder: Scope = ""
+    name: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9-]{0,64}\Z")] = ""
 
 
 class ReturnedLease(msgspec.Struct, frozen=True):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
+from serving_adapter.quota.groups import LEASE_MARK
 from streams.http.access_keys import AccessKey
 from streams.quotas import answers
 from streams.quotas.callers import Callers, Rejected
@@ -13,9 +12,6 @@ from streams.quotas.entries import Leased, Returned
 from streams.quotas.granting import Slice, grant
 from streams.quotas.http_protocol import Call
 from streams.quotas.service import QuotaService
-
-LEASE_MARK: Final = "~"
-"""In a lease's id between tenant and number: no tenant's id has it."""
 
 
 class LeaseCalls:
@@ -28,7 +24,7 @@ class LeaseCalls:
         self._lease_no = 0
 
     def lease(self, call: Call) -> None:
-        """A new slice."""
+        """A new slice; one that was asked for by the same name before is told again."""
         key = self._callers.key_of(call)
         self._grant(call, key, answers.read_lease(call.body), None)
 
@@ -54,12 +50,18 @@ class LeaseCalls:
             if ask.model and (ask.model, ask.adapter) != (known.model, known.adapter):
                 raise Rejected(409, "conflict", f"{lease_id} is a slice for {known.model or 'any model'}")
             holder, ask = known.holder, msgspec.structs.replace(ask, model=known.model, adapter=known.adapter)
+        repeated = None
+        if lease_id is None and ask.name:
+            lease_id = f"{ask.tenant_id}{LEASE_MARK}{ask.name}"
+            repeated = leases.get(lease_id)
+            if repeated is not None and (ask.model, ask.adapter) != (repeated.model, repeated.adapter):
+                raise Rejected(409, "conflict", f"{lease_id} is a slice for {repeated.model or 'any model'}")
         holders = leases.holders() + (not any(lease.holder == holder for lease in leases.all().values()))
         want = Slice(ask.want.requests, ask.want.input_tokens, ask.want.output_tokens, ask.want.concurrency)
         learning = now < self._shard.learning_until
         if held.is_shed:
             self._shard.count(held, 0, now)
-        alone = learning or (held.is_shed and held.book.volume.is_shed)
+        alone = learning or repeated is not None or (held.is_shed and held.book.volume.is_shed)
         got = Slice() if alone else grant(held.book, ask.model, ask.adapter, want, now, holders)
         if held.is_shed and got.requests:
             self._shard.count(held, got.requests, now)
@@ -69,6 +71,8 @@ class LeaseCalls:
         held_until = now + ask.ttl_ms * 1000 + limits.held_us
         if any(got) or leases.get(lease_id) is not None:
             self._shard.lease(Leased(ask.tenant_id, lease_id, holder, now, ask.model, ask.adapter, *got, held_until))
+        if repeated is not None:
+            got = Slice(repeated.requests, repeated.input_tokens, repeated.output_tokens, repeated.slots)
         granted = {"requests": got.requests, "input_tokens": got.input_tokens, "output_tokens": got.output_tokens,
                    "concurrency": got.slots}  # fmt: skip
         body = {"lease_id": lease_id, "granted": granted, "ttl_ms": ask.ttl_ms, "epoch": self._service.mine.epoch,

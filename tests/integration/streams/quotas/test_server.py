@@ -225,6 +225,12 @@ def test_a_slice_of_a_quota_is_granted_shrinks_and_comes_back(quota_server: Star
     assert server.request("DELETE", f"/v1/leases/{second['lease_id']}", {"in_flight": 0}).status == 204
     assert server.quota()["leased"] == 370
     assert server.request("POST", "/v1/leases/t1~9.9/renew", ask).status == 404
+    named = ask | {"holder": "c", "name": "0a1b", "want": {"output_tokens": 50}}
+    told = [server.request("POST", "/v1/leases", named).body for _ in range(2)]  # as when an answer was lost
+    assert (told[0], told[0]["granted"]["output_tokens"], server.quota()["leased"]) == (told[1], 50, 420)
+    assert server.request("POST", "/v1/leases", named | {"model": "m-2"}).status == 409
+    assert server.request("DELETE", "/v1/leases/t1~0a1b", {"in_flight": 0}).status == 204
+    assert server.quota()["leased"] == 370
 
 
 def test_decisions_without_the_service_are_kept(quota_server: Start, usage: Usage) -> None:

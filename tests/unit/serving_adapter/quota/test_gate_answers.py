@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -177,6 +178,27 @@ def test_a_refusal_tells_what_its_quotas_want_in_an_outage_and_a_refused_lease_c
     asyncio.run(gate._keeper._ask(("t1", "m", ""), None))
     played.say = says(503)
     assert not admitted(gate, "r2", "enterprise").allowed
+
+
+def test_a_slice_whose_answer_was_lost_is_the_same_when_it_is_asked_for_again_or_is_given_back() -> None:
+    def lost(path: str, body: Any) -> Answer:
+        raise NoAnswer(path)
+
+    def renewed(gate: QuotaGate, asked: int) -> None:
+        gate._keeper.busy["t1", "m", ""] = asked
+        with contextlib.suppress(NoAnswer):
+            asyncio.run(gate._keeper.renew())
+
+    for again in (True, False):
+        gate, played = made(lost)
+        renewed(gate, 8)
+        played.say = lambda path, body: Answer(200, (), b'{"lease_id":"x","granted":{"requests":5},"ttl_ms":9000}')
+        renewed(gate, 8 if again else 0)
+        (_, first), (path, second) = played.asked
+        assert path == ("/v1/leases" if again else f"/v1/leases/t1~{first['name']}")
+        assert not again or second["name"] == first["name"]
+        assert not gate._keeper._names
+        assert bool(gate._slices) == again
 
 
 def test_decisions_outlive_the_process_that_made_them(tmp_path: Path) -> None:

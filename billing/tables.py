@@ -388,6 +388,14 @@ exchange_rates = _table(
     *_times("valid_from", "recorded_at"),
 )
 
+breakage_estimates = _table(
+    "breakage_estimates",
+    *_bigints("breakage_estimate_no"),
+    *_text("legal_entity", "document", "recorded_by"),
+    *_amounts("share"),
+    *_times("valid_from", "recorded_at"),
+)
+
 gpu_pool_versions = _table(
     "gpu_pool_versions",
     *_bigints("gpu_pool_version_no", "gpus"),

@@ -44,6 +44,7 @@ from billing.invoicing import adjustment_store
 from billing.invoicing.sending import SendingStep
 from billing.money import plain, total
 from billing.periods import BillingPeriod
+from billing.posting.breakage_recognition import recognise_breakage
 from billing.posting.fee_recognition import recognise_fees
 from billing.stripe.stripe_gateway import StripeGateway
 from billing.usage import settled_periods
@@ -225,6 +226,7 @@ def finalize_month(
     expired = expire_credits(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
     with transaction(engine, dry_run=dry_run) as connection:
         recognise_fees(connection, period, now=now)
+        recognise_breakage(connection, period, now=now)
     topped_up = top_up_credits(engine, now=now, actor=actor, dry_run=dry_run)
     remeasured = remeasure_balances(engine, period, now=now, dry_run=dry_run)
     if not dry_run:

@@ -54,7 +54,7 @@ class CreditState:
     """A grant and what became of it, in major units.
 
     `remaining` is what is left of it; `drawable` what usage of its time can still draw, also when it has expired;
-    `voided` what was taken back of it.
+    `voided` what was taken back of it, `drawn` what invoices took of it.
     """
 
     given: GivenCredit
@@ -62,6 +62,7 @@ class CreditState:
     drawable: Decimal
     voided: Decimal = ZERO
     expiries: int = 0
+    drawn: Decimal = ZERO
 
     @property
     def grant(self) -> Grant:
@@ -262,4 +263,6 @@ def _state(row: Row[Any], moved: dict[str, _Moved]) -> CreditState:
         drawable = remaining - lapsed
     given = GivenCredit(grant, row.billing_account, row.reason, row.funding_invoice, row.recorded_by)
     taken_back = ZERO if voided is None else -voided.amount
-    return CreditState(given, remaining, drawable, taken_back, 0 if expired is None else expired.count)
+    with exactly():
+        drawn_of_it = -total(moved[kind].amount for kind in _DRAWN if kind in moved)
+    return CreditState(given, remaining, drawable, taken_back, 0 if expired is None else expired.count, drawn_of_it)

@@ -19,6 +19,7 @@ from billing.errors import EntryInvalid
 from billing.money import LINE_DECIMALS, ZERO, currency, exactly, parse_decimal, plain, to_minor
 
 FEES_EARNED: Final = "fees_earned"
+BREAKAGE_EXPECTED: Final = "breakage_expected"
 """The kind of the entries that recognise fees in advance."""
 
 
@@ -60,6 +61,7 @@ class AccountCode(Enum):
     DISPUTE_RECEIVABLE = (1180, AccountType.ASSET, Subledger.BILLING_ACCOUNT, True)
     FX_CLEARING = (1190, AccountType.ASSET, Subledger.NONE, False)
     DEFERRED_REVENUE_PREPAID = (2100, AccountType.LIABILITY, Subledger.GRANT, False)
+    EXPECTED_BREAKAGE = (2105, AccountType.LIABILITY, Subledger.GRANT, False)
     DEFERRED_FEES = (2110, AccountType.LIABILITY, Subledger.TENANT, False)
     CUSTOMER_CREDIT_BALANCE = (2150, AccountType.LIABILITY, Subledger.BILLING_ACCOUNT, True)
     TAX_PAYABLE = (2200, AccountType.LIABILITY, Subledger.NONE, True)

@@ -18,6 +18,7 @@ KINDS: Final = (MANUAL, PRIOR_PERIOD)
 NOT_BY_HAND: Final = (
     AccountCode.UNBILLED_RECEIVABLE,
     AccountCode.DEFERRED_REVENUE_PREPAID,
+    AccountCode.EXPECTED_BREAKAGE,
     AccountCode.DEFERRED_FEES,
 )
 """What is unbilled, prepaid and deferred follows from rated lines and credits, and from nothing else."""

@@ -13,6 +13,7 @@ from billing.errors import PeriodNotEnded, ProposalRefused, RateMissing
 from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
 from billing.posting import exchange_rate_store
+from billing.posting.breakage_recognition import recognise_breakage
 from billing.posting.fee_recognition import recognise_fees
 from billing.posting.remeasurement import remeasure
 from billing.usage import unbillable_store
@@ -60,6 +61,7 @@ def close_book(
             f"usage of {month} is too old to bill and nobody approved it: `tollbook close unbillable {month}`"
         )
     recognise_fees(connection, period, now=now, legal_entity=legal_entity)
+    recognise_breakage(connection, period, now=now, legal_entity=legal_entity)
     try:
         remeasure(connection, legal_entity, period, now)
     except RateMissing as error:

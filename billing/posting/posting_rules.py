@@ -14,7 +14,7 @@ from billing.bills.credit_application import grant_of
 from billing.bills.credits import Grant, GrantKind
 from billing.bills.tax import TaxMode
 from billing.invoicing.invoices import CreditUsed, Invoice, InvoiceKind
-from billing.ledger.journal import FEES_EARNED, AccountCode, JournalEntry, Posting
+from billing.ledger.journal import BREAKAGE_EXPECTED, FEES_EARNED, AccountCode, JournalEntry, Posting
 from billing.money import ZERO, currency, exactly, from_minor, plain, quantise_pieces, total
 from billing.periods import BillingPeriod, accounting_month
 from billing.posting.deferrals import deferred_by_tenant, earned_by_tenant
@@ -249,6 +249,26 @@ def credit_refunded(grant: Grant, amount: Decimal, document: str, *, booking: Bo
 def credit_expired(grant: Grant, amount: Decimal, *, booking: Booking) -> JournalEntry:
     """What was left of a paid grant at its expiry is breakage: Dr 2100 / Cr 4100 (money 6)."""
     return _of_grant(grant, "expired", AccountCode.BREAKAGE_REVENUE, -amount, booking, {})
+
+
+def breakage_expected(grant: Grant, amount: Decimal, month: str, *, booking: Booking) -> JournalEntry:
+    """What of a paid grant is expected never to be used: Dr 2105 / Cr 4100; a negative amount takes it back.
+
+    2105 stands against 2100, which stays what is left of the grant.
+    """
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind=BREAKAGE_EXPECTED,
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=(
+            Posting(AccountCode.EXPECTED_BREAKAGE, grant.currency, amount, grant.grant_id),
+            Posting(AccountCode.BREAKAGE_REVENUE, grant.currency, -amount),
+        ),
+        original_period=booking.original_period,
+        source={"grant_id": grant.grant_id, "period": month},
+    )
 
 
 def credit_reinstated(grant: Grant, amount: Decimal, *, booking: Booking) -> JournalEntry:

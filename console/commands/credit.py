@@ -17,7 +17,7 @@ from billing.invoicing.credit_store import CreditState, GivenCredit
 from billing.money import LINE_DECIMALS, parse_decimal, plain
 from billing.posting.proposal_store import ProposalKind
 from console import session
-from console.commands import top_up
+from console.commands import breakage, top_up
 from console.output import AsCsv, AsJson, listing, out
 from console.proposing import propose
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(top_up.app, name="top-up")
+app.add_typer(breakage.app, name="breakage")
 
 COLUMNS: Final = (
     "credit_id", "billing_account", "kind", "state", "currency", "amount", "remaining", "from", "expires", "paid_at",

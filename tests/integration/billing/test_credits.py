@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from billing.bills.billing_cycle import Bills, History, bill
+from billing.bills.breakage import BreakageEstimate
 from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
 from billing.bills.documents import Payer
 from billing.bills.tax import NO_TAX, TaxMode, TaxRules
@@ -19,19 +20,24 @@ from billing.commands.decide_proposal import decide, propose
 from billing.commands.expire_credits import expire_credits
 from billing.commands.grant_credit import Recurrence, credits_of, grant_credit, void_credit
 from billing.commands.send_invoices import Outcome
+from billing.commands.set_breakage import set_breakage
 from billing.commands.set_tax import set_tax
 from billing.commands.show_invoices import invoice_list
 from billing.commands.trial_balance import account_balances, trial_balance
+from billing.database import transaction
 from billing.errors import CreditRefused, TaxRuleRefused
 from billing.invoicing.credit_store import CreditState, GivenCredit
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import currency, plain
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, parse_period
 from billing.plans.plan_file import parse_plan
+from billing.posting.breakage_recognition import recognise_breakage
+from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import ProposalKind
 from billing.rating.usage_events import UsageEvent
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN, SINCE, subscription
+from tests.closing import bill_month
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import Crash, World, all_done, crash_at
 from tests.integration.billing.test_retries import apply, event
@@ -327,6 +333,49 @@ def test_two_months_drafted_at_once_do_not_draw_the_same_credit_twice(world: Wor
     for period in (OCTOBER, NOVEMBER):
         assert all_done(world.send(gateway, period))
     assert stored(world) == said(core(usage, [promo], periods=(OCTOBER, NOVEMBER)))
+
+
+def test_breakage_goes_with_use_where_an_entity_estimates_it_and_is_what_was_left_in_the_end(
+    world: World, gateway: StripeGateway
+) -> None:
+    december, january = parse_period("2026-12"), parse_period("2027-01")
+    customer(world, [(OCTOBER.start + 5 * DAY, 4500)])  # 9.00
+    paid = grant("prepaid", "100", kind=GrantKind.PAID, expires=january.start + 14 * DAY)
+    give(world, replace(paid, paid_at=OCTOBER.start))
+    close(world, gateway)  # on 2 December
+
+    def estimated(share: str | None, since: datetime = OCTOBER.start, entity: str = "default") -> bool:
+        given = BreakageEstimate(entity, None if share is None else Decimal(share), since, "study of 2026")
+        return set_breakage(world.engine, given, actor="ada")
+
+    def closed(month: BillingPeriod) -> dict[int, Decimal]:
+        bill_month(world.engine, period=month, gateway=gateway, now=month.end + DAY, actor="ada")
+        assert_the_liability_is_what_is_left(world)
+        return {code: amount for code, amount in balance(world).items() if code in (2100, 2105, 4100)}
+
+    assert [estimated("0.1"), estimated("0.1")] == [True, False]
+    for share, entity, told in (("1", "default", "no share"), ("0.1", "mars", "no legal entity")):
+        with pytest.raises(CreditRefused, match=told):
+            estimated(share, entity=entity)
+    with transaction(world.engine) as connection:
+        assert recognise_breakage(connection, NOVEMBER, now=NOW) == 0  # nothing was drawn by its end
+    # 9 of the 90 that will be used bring a tenth of the 10 that will not.
+    assert closed(december) == {2100: -91, 2105: 1, 4100: -1}
+    assert estimated("0.2", december.start)
+    with transaction(world.engine) as connection:
+        booked = [recognise_breakage(connection, of, now=NOW) for of in (december, december, NOVEMBER)]
+    assert booked == [1, 0, 0]
+    assert {code: balance(world)[code] for code in (2100, 2105, 4100)} == {
+        2100: -91, 2105: Decimal("2.25"), 4100: Decimal("-2.25"),
+    }  # fmt: skip
+    assert closed(january) == {4100: -91}
+    assert world.reports_tie(december, january)
+    with transaction(world.engine) as connection:
+        close_book(connection, "default", OCTOBER.name, NOW)
+    with pytest.raises(CreditRefused, match="from 2026-11-01 on"):
+        estimated(None)
+    with pytest.raises(DBAPIError, match=r"append-only|permission denied"):
+        world.execute("update ledger.breakage_estimates set share = 0.5")
 
 
 def test_expiry_is_breakage_and_a_late_draw_takes_it_back(world: World, gateway: StripeGateway) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Final
 
 from billing.bills.documents import DocumentKind, Payer, draw_up
 from billing.errors import NoPriceVersion
-from billing.money import currency, from_minor, plain, total
+from billing.money import currency, exactly, from_minor, plain, total
 from billing.periods import BillingPeriod, period_of
 from billing.plans.charge_models import (
     Flat,
@@ -27,6 +28,13 @@ from billing.plans.charge_models import (
 from billing.plans.price_plans import Charge, Discount, InvoiceDiscount, PlanVersion, PricePlan, counts_by_part
 from billing.plans.subscriptions import Piece, Subscription, pieces, subscription_id
 from billing.rating import LineKind, Naming, RatedLine, Usage, distribute, rate_period
+from billing.rating.usage import Part
+
+ORDER: Final = (
+    LineKind.USAGE, LineKind.OVERAGE, LineKind.TIER_FEE, LineKind.DISCOUNT, LineKind.MINIMUM, LineKind.MAXIMUM,
+    LineKind.FEE, LineKind.PREPAID_FEE, LineKind.INVOICE_DISCOUNT, LineKind.TRUE_UP,
+)  # fmt: skip
+"""The order in which a period is computed (docs/spec/money.md 3)."""
 
 
 def price_in_words(pricing: Pricing) -> str:
@@ -115,19 +123,43 @@ def explain(plan: PricePlan, usage: Usage) -> list[str]:
             told.append(f"version {piece.version.version}, in force from {piece.version.valid_from:%Y-%m-%d %H:%M} UTC")
             told += [f"{plain(sum((q for _, q, _ in parts), Decimal(0)))} counted by charge {key}{_over(piece, key)}"
                      for key, parts in priced.parts.items()]  # fmt: skip
+            told += [step for key, parts in priced.parts.items() for step in _by_event(piece, key, parts)]
             told += [str(each) for each in missing]
     rated = rate_period(period, used, plan.terms)
     return told + _steps(rated.lines, plan, period)
 
 
+def _charge(piece: Piece, key: str) -> Charge:
+    return next(charge for charge in piece.version.charges if charge.key == key)
+
+
+def _by_event(piece: Piece, key: str, parts: Iterable[Part]) -> Iterator[str]:
+    """What a percentage takes of each event: base × rate + fixed, then its least and most (13.6)."""
+    pricing = _charge(piece, key).pricing
+    if not isinstance(pricing, Percentage):
+        return
+    for _, base, _ in parts:
+        with exactly():
+            amount = base * pricing.rate + pricing.fixed_per_event
+        fixed = f" + {plain(pricing.fixed_per_event)}" if pricing.fixed_per_event else ""
+        told = f"{key}: {plain(base)} × {plain(pricing.rate)}{fixed} = {plain(amount)} for the event"
+        if pricing.min_per_event is not None:
+            told += f", at least {plain(pricing.min_per_event)}"
+        if pricing.max_per_event is not None:
+            told += f", at most {plain(pricing.max_per_event)}"
+        yield told
+
+
 def _over(piece: Piece, key: str) -> str:
-    charge = next(charge for charge in piece.version.charges if charge.key == key)
+    charge = _charge(piece, key)
     return f" over the {charge.tier_period}" if counts_by_part(charge, piece.subscription.terms) else ""
 
 
 def _steps(lines: Sequence[RatedLine], plan: PricePlan, period: BillingPeriod) -> list[str]:
     naming = Naming({}, {plan.name: len(plan.versions)})
-    keyed = {naming.key(line.identity): line for line in lines}
+    keyed = {
+        naming.key(line.identity): line for line in sorted(lines, key=lambda line: ORDER.index(line.identity.kind))
+    }
     told = [f"{key}: {_line(line)}" for key, line in keyed.items()]
     money = currency(plan.currency, period.end.date())
     payer = Payer(money, rounding=plan.terms.rounding)

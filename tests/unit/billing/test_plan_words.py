@@ -79,6 +79,38 @@ def test_a_usage_is_priced_step_by_step() -> None:
     assert steps[-1] == "exact 31 USD, rounded 31 (net)"
 
 
+def test_a_percentage_and_a_tier_period_are_told_step_by_step_in_the_order_of_computation() -> None:
+    text = """\
+plan: p
+currency: USD
+terms: {period: quarter}
+versions:
+  - version: v1
+    from: 2026-01-01
+    charges:
+      - {key: base, model: flat, fee: "31"}
+      - key: share
+        model: percentage
+        base: output
+        rate: "0.02"
+        fixed_per_event: "0.5"
+        max_per_event: "3"
+        discount: "0.5"
+      - {key: tiers, model: graduated, metric: request, tier_period: month, tiers: [{price: "1"}]}
+"""
+    plan = parse_plan(text, file="p.yaml")
+    assert explain(plan, Usage(OCTOBER, {"output": Decimal(500), "request": Decimal(1)}))[2:] == [
+        "500 counted by charge share",
+        "1 counted by charge tiers over the month",
+        "share: 500 × 0.02 + 0.5 = 10.5 for the event, at most 3",
+        "share: usage = 3",
+        "tiers.t1: 1 × 1 = 1",
+        "share.discount: discount = -1.5",
+        "base: fee = 31",
+        "exact 33.5 USD, rounded 33.5 (net)",
+    ]
+
+
 def test_usage_before_the_first_version_has_no_price() -> None:
     with pytest.raises(NoPriceVersion):
         explain(PLAN, Usage(OCTOBER.replace(year=2025), {"output": Decimal(1)}))

@@ -94,8 +94,9 @@ def reconcile_period(
         raise PeriodNotReconcilable(f"{period.name}: one month is reconciled at a time, e.g. 2026-10")
     with transaction(engine) as connection:
         usage = raw(connection)
-        invoices = invoice_store.listed(connection, of_month=period, as_stored=True)
-        checks = list(told(_checks(connection, period, invoices, log, ended=now >= period.end), made))
+        own = invoice_store.listed(connection, of_month=period, as_stored=True)
+        invoices = own + invoice_store.came_after(connection, period)
+        checks = list(told(_checks(connection, period, own, invoices, log, ended=now >= period.end), made))
         engines = engine_store.report(usage, period.start, period.end)
         ours = stripe_agreement.Ours(
             period,
@@ -107,10 +108,25 @@ def reconcile_period(
     return PeriodReport(period, tuple(checks), engines)
 
 
+def documents_of_month(connection: Connection, month: BillingPeriod) -> list[StoredInvoice]:
+    """What a month bills, and what was billed since it began of earlier ones, altered or not."""
+    own = invoice_store.listed(connection, of_month=month, as_stored=True)
+    return own + invoice_store.came_after(connection, month)
+
+
 def _checks(
-    connection: Connection, period: BillingPeriod, invoices: list[StoredInvoice], log: Log | None, *, ended: bool
+    connection: Connection,
+    period: BillingPeriod,
+    own: list[StoredInvoice],
+    invoices: list[StoredInvoice],
+    log: Log | None,
+    *,
+    ended: bool,
 ) -> Iterator[Check]:
-    """What is compared of the database's records, in one transaction, and of Kafka's end."""
+    """What is compared of the database's records, in one transaction, and of Kafka's end.
+
+    `own`: what the month bills; `invoices`: also what was billed since it began of earlier ones.
+    """
     usage = raw(connection)
     if log is not None:
         yield _log_end(usage, log)
@@ -123,7 +139,7 @@ def _checks(
     yield from _ledger(connection, period, lines, invoices)
     yield _explained(connection)
     yield from _credits(connection, len(invoices))
-    yield _invoiced(connection, period, invoices)
+    yield _invoiced(connection, period, own)
     yield from _invoices(invoices)
     yield _numbers(connection)
     yield _issued(invoices, ended=ended)

@@ -212,6 +212,21 @@ def open_adjustments(connection: Connection, *, before: BillingPeriod) -> list[S
     return unaltered(found)
 
 
+def came_after(connection: Connection, month: BillingPeriod) -> list[StoredInvoice]:
+    """Documents of what earlier months bill, frozen since a month began or not frozen yet: adjustment invoices, credit
+    notes, fees that were asked for late. Altered or not.
+
+    Invoices for usage are left out: each is issued by the close of its own month.
+    """
+    table = tables.invoices
+    return selected(
+        connection,
+        table.c.kind != InvoiceKind.USAGE.value,
+        case((in_advance(), table.c.service_start < month.start), else_=table.c.service_end <= month.start),
+        or_(table.c.frozen_at.is_(None), table.c.frozen_at >= month.start),
+    )
+
+
 def earning_fees(connection: Connection, month: BillingPeriod, legal_entity: str | None = None) -> list[Invoice]:
     """Issued invoices for fees in advance, and credit notes against such, of which something is earned in a month, or
     that came in it or after it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Mapping
 
 from sqlalchemy import Connection
@@ -172,6 +174,8 @@ class Issuing:
 
 
 def _in_stripe(connection: Connection, month: BillingPeriod) -> set[str]:
-    """Stripe's ids of the invoices that a month's close issues."""
-    listed = invoice_store.listed(connection, of_month=month, as_stored=True)
-    return {s.stripe_invoice_id for s in listed if s.stripe_invoice_id and s.invoice.identity.kind in APPROVED}
+    """Stripe's ids of the invoices that a month's close issues: what it has put before a person."""
+    put = [json.loads(each.content)["documents"] for each in close_store.latest_contents(connection, month.name)]
+    ids = [uuid.UUID(document["invoice_id"]) for documents in put for document in documents]
+    listed = invoice_store.listed(connection, invoice_ids=ids, as_stored=True)
+    return {s.stripe_invoice_id for s in listed if s.stripe_invoice_id}

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from billing.commands.close_month import prepare_month
 from billing.commands.close_other_periods import Choice
 from billing.database import transaction
-from billing.invoicing import invoice_store, rated_line_store
+from billing.invoicing import rated_line_store
 from billing.invoicing.sending import SendingStep
 from billing.periods import BillingPeriod
 from billing.posting.fee_recognition import recognise_fees
@@ -23,6 +23,7 @@ from reconciliation.close.gates.evaluating import Outside, drafts_in_stripe, eva
 from reconciliation.close.gates.gate import BEFORE_APPROVAL, Gate, Result, results
 from reconciliation.close.run_context import Run
 from reconciliation.close.states import CUT, Event, State
+from reconciliation.period import documents_of_month
 
 
 class Preparing:
@@ -122,7 +123,7 @@ class Preparing:
         self._run.send(green, SendingStep.COMPARED, "draft")
         self._run.checkpoint("built")
         with transaction(self._run.engine) as connection:
-            invoices = invoice_store.listed(connection, of_month=self._run.month, as_stored=True)
+            invoices = documents_of_month(connection, self._run.month)
             owned = owners(connection, self._run.month, self._run.accounts, invoices)
             again = results([drafts_in_stripe(invoices)], owned, {})
             found[Gate.R5A] = _merged(found[Gate.R5A], again[Gate.R5A], stripe_drafts)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 from billing.bills.tax import TaxMode
 from billing.commands.verify_journal import verify_journals
 from billing.database import raw, transaction
-from billing.invoicing import invoice_store, invoice_sums, rated_line_store
+from billing.invoicing import invoice_sums, rated_line_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED, InvoiceState, settled_locally
 from billing.invoicing.invoices import InvoiceKind
@@ -36,7 +36,7 @@ from reconciliation.close.gates.kept_checks import kept_checks
 from reconciliation.close.gates.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
 from reconciliation.numbers_received import numbers_received
-from reconciliation.period import reconcile_period
+from reconciliation.period import documents_of_month, reconcile_period
 from streams.ingest.logs import Log
 
 
@@ -64,7 +64,7 @@ def evaluate(
         accounts = participants(connection, month)
         waived = close_store.waived(connection, month.name)
         standings = close_store.standings(connection, month.name)
-        invoices = invoice_store.listed(connection, of_month=month, as_stored=True)
+        invoices = documents_of_month(connection, month)
         of_cuts = CutChecks(connection, made)
         cut = [name for name in (standings if rated_again is None else rated_again) if name in accounts]
         for each in freezing.cuts(connection, month.name, {t for name in cut for t in accounts[name].tenants}):
@@ -95,7 +95,7 @@ def evaluate_waivable(engine: Engine, month: BillingPeriod, *, now: datetime) ->
     """The part of R1, R9 and R11 that a person may waive or explain, as it stands now."""
     with transaction(engine) as connection:
         accounts = participants(connection, month)
-        invoices = invoice_store.listed(connection, of_month=month, as_stored=True)
+        invoices = documents_of_month(connection, month)
         checks = [
             *numbers_received(raw(connection), month.start, month.end),
             _complete(connection, month, accounts.values(), now),

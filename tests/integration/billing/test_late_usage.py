@@ -121,6 +121,25 @@ def test_what_is_owed_less_is_a_credit_note_in_a_series_of_its_own(months: Month
         "issued here: Stripe is not told of it yet, or has no invoice that it could lower"
     )
     assert len(stripe_twin.client().v1.invoices.list().data) == 1
+    assert_what_was_billed_since_is_compared(months, "credit_note", booked="1150/acme/USD")
+
+
+def assert_what_was_billed_since_is_compared(months: Months, kind: str, *, booked: str) -> None:
+    """With the next month: of its own month nobody asks any more."""
+    of = f"where invoice_id in (select invoice_id from ledger.invoices where kind = '{kind}')"
+    for table, change, check in (
+        ("ledger.invoice_lines", "amount_minor = amount_minor + {0}", "invoices add up"),
+        ("ledger.invoices", "(tax_minor, total_minor) = (tax_minor + {0}, total_minor + {0})", "invoices add up"),
+        ("ledger.invoice_lines", "amount_exact = amount_exact + {0}", "issued invoices are booked"),
+    ):
+        guards = [f"alter table {table} {each} trigger user" for each in ("disable", "enable")]
+        damage, mended = (f"update {table} set {change.format(by)} {of}" for by in (7, -7))
+        months.world.as_owner(guards[0], damage)
+        keys = months.differences(NOVEMBER)[f"2026-11 {check}"]
+        months.world.as_owner(mended, guards[1])
+        ids = [str(row[0]) for row in months.world.rows(f"select invoice_id from ledger.invoices {of}")]
+        assert booked in keys or any(key.startswith(tuple(ids)) for key in keys)
+    assert months.differences(NOVEMBER) == {}
 
 
 def test_closing_again_changes_nothing(months: Months) -> None:
@@ -153,6 +172,13 @@ def test_an_account_without_a_next_invoice_gets_one_of_its_own(months: Months) -
     assert kinds == [("adjustment", 0, 6000), ("adjustment", 1, 1400), ("usage", 0, 10_000)]
     assert months.balance() == {1100: 174, 4000: -174}
     assert months.differences(OCTOBER, NOVEMBER) == {}
+    assert_what_was_billed_since_is_compared(months, "adjustment", booked="1150/acme/USD")
+    months.world.as_owner(
+        "alter table ledger.invoices disable trigger user",
+        "update ledger.invoices set state = 'void' where kind = 'adjustment'",
+    )
+    in_stripe = months.differences(NOVEMBER)["2026-11 finalized invoices are in Stripe"]
+    assert [key.partition("/")[2] for key in in_stripe] == ["status", "status"]
 
 
 STEPS = ("issue_credit_notes", "draft_invoices", "send_invoices", "expire_credits", "seal_journals")

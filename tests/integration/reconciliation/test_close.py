@@ -25,7 +25,8 @@ from billing.database import raw, transaction
 from billing.errors import ProposalRefused
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.ledger.journal import AccountCode
-from billing.periods import BillingPeriod
+from billing.periods import BillingPeriod, parse_period
+from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import ProposalKind
 from reconciliation.close import close_store
 from reconciliation.close.deciding import CARRIED_OUT, Worth, approve, propose_reopening, release, waive
@@ -43,6 +44,7 @@ from tests.integration.billing.test_exchange_rates import book, set_rate
 from tests.integration.reconciliation.conftest import Line, event
 from tests.integration.reconciliation.forgeries import assert_forgery_is_found, broken, files
 
+SEPTEMBER: Final = parse_period("2026-09")
 MIDDLE: Final = OCTOBER.start + timedelta(days=14)
 STEPS: Final = (
     "collected", "frozen", "drafted", "fees recognised", "built", "reconciled", "sent", "finalized", "accounts closed",
@@ -188,7 +190,8 @@ def assert_all_that_was_booked_is_there(line: Line, folder: Path) -> None:
 
 def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: Path) -> None:
     line = open_line
-    line.tenant("beta", "changed", "delta", "gamma", "shared", "trial")
+    line.tenant("beta", "changed", "delta", "gamma", "gone", "shared", "trial")
+    bill_september_of_who_then_left(line, "gone")
     line.plan(PLAN.replace("plan: p", "plan: by-anniversary\nterms: {anchor: anniversary}"))
     add_entity(line.engine, name="eu", actor="ada", currency="USD", values={})
     line.subscribe("beta", plan="by-anniversary", starts_at=datetime(2026, 8, 17, tzinfo=UTC), legal_entity="eu")
@@ -205,6 +208,7 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     line.subscribe("trial", plan="on-trial", starts_at=OCTOBER.start)
     cancel_subscription(line.engine, tenant_id="trial", at=OCTOBER.start + timedelta(days=7), actor="ada")
     line.send_events(
+        event(15, tenant_id="gone", timestamp="2026-09-11T10:00:00Z"),
         event(4, tenant_id="trial", timestamp="2026-10-03T10:00:00Z"),
         event(5, tenant_id="beta", timestamp="2026-10-10T10:00:00Z"), event(6, tenant_id="beta"),
         event(7, tenant_id="gamma"), event(7, tenant_id="gamma", output_tokens=7),
@@ -215,7 +219,7 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     )  # fmt: skip
     waive_all(line, Gate.R1)
     held = run(line)
-    green = dict.fromkeys(("acme", "beta", "changed", "trial"), "reconciled")
+    green = dict.fromkeys(("acme", "beta", "changed", "gone", "trial"), "reconciled")
     assert states(line) == green | {"delta": "collecting", "gamma": "collecting"}
     assert [text.split("/")[0] for text in held.problems] == [
         "delta: not frozen: quarantine", "gamma: not frozen: quarantine",
@@ -223,7 +227,8 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     assert_no_message_is_overlooked(line)
     periods = "select billing_account, service_start::date::text from ledger.invoices order by 1"
     assert line.rows(periods) == [
-        ("acme", "2026-10-01"), ("beta", "2026-09-17"), ("changed", "2026-10-01"),
+        ("acme", "2026-10-01"), ("beta", "2026-09-17"), ("changed", "2026-10-01"), ("gone", "2026-09-01"),
+        ("gone", "2026-09-01"),
     ]  # fmt: skip
     ((deltas,),) = line.rows("select 'quarantine/' || quarantine_id from usage.quarantine where tenant_id = 'delta'")
     waive_all(line, Gate.R9, but=deltas)
@@ -232,21 +237,48 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     assert_damage_holds_all_that_pay(line, "shared", {"acme", "gamma"})
     approve(line.engine, OCTOBER, actor="bob", leave=["delta"], reason="the sender is asked")
     waive_all(line, Gate.R9)
+    waive_all(line, Gate.R11)
     assert run(line).problems == []
-    closed = dict.fromkeys(("acme", "beta", "changed", "gamma", "trial", "book default", "book eu"), "closed")
+    accounts = ("acme", "beta", "changed", "gamma", "gone", "trial")
+    closed = dict.fromkeys((*accounts, "book default", "book eu"), "closed")
     assert states(line) == closed | {"delta": "parked"}
     # Two legal entities in one close: numbers, a book and a journal of each.
     assert line.rows("select written from ledger.issued_numbers order by 1") == [
-        ("EU-000001",), ("EU-000002",), ("INV-000001",), ("INV-000002",),
+        ("EU-000001",), ("EU-000002",), *((f"INV-00000{number}",) for number in range(1, 5)),
     ]  # fmt: skip
     write_evidence(line.engine, OCTOBER, tmp_path)
     assert broken(tmp_path) == set()
     assert {path.name for path in tmp_path.rglob("journal-*")} == {"journal-default.jsonl", "journal-eu.jsonl"}
+    assert_an_adjustment_in_stripe_is_there(tmp_path)
     # A conflict keeps what came first: its usage is accrued though nobody is billed
     assert line.rows("select count(*) from ledger.rated_lines where tenant_id = 'delta'") != [(0,)]
     with pytest.raises(CloseRefused, match="say why"):
         release(line.engine, OCTOBER, "delta", actor="bob", reason="")
     assert release(line.engine, OCTOBER, "delta", actor="bob", reason="answered").state is State.COLLECTING
+
+
+def bill_september_of_who_then_left(line: Line, tenant: str) -> None:
+    """What comes late of it is an invoice of its own, which October's close issues."""
+    line.plan()
+    line.subscribe(tenant)
+    cancel_subscription(line.engine, tenant_id=tenant, at=SEPTEMBER.end, actor="ada")
+    line.send_events(event(14, tenant_id=tenant, timestamp="2026-09-10T10:00:00Z"))
+    assert line.close(SEPTEMBER).problems == []
+    with transaction(line.engine) as connection:
+        close_book(connection, "default", SEPTEMBER.name, NOW)
+
+
+def assert_an_adjustment_in_stripe_is_there(folder: Path) -> None:
+    """As Stripe had it; a pack without is refused."""
+    (issued,) = [
+        each
+        for text in (folder / "content/invoices.jsonl").read_text().splitlines()
+        if (each := json.loads(text))["kind"] == "adjustment"
+    ]
+    objects = [json.loads(text) for text in (folder / "content/stripe.jsonl").read_text().splitlines()]
+    assert (issued["period"], issued["stripe_invoice_id"]) == ("2026-09", *(
+        each["id"] for each in objects if each["object"] == "invoice" and each["number"] == issued["number"]
+    ))  # fmt: skip
 
 
 def assert_damage_holds_all_that_pay(line: Line, tenant: str, accounts: set[str]) -> None:

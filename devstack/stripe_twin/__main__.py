@@ -21,6 +21,8 @@ from devstack.stripe_twin.store import Store, StoreError
 
 _BACKLOG = 2048
 _SECONDS_FOR_OPEN_REQUESTS = 3
+_SECONDS_FOR_IDLE_CONNECTIONS = 600
+"""Longer than callers pause: a busy machine would close a connection in the moment in which it is used again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         access_log=False,
         log_level="warning",
         lifespan="off",
+        timeout_keep_alive=_SECONDS_FOR_IDLE_CONNECTIONS,
         timeout_graceful_shutdown=_SECONDS_FOR_OPEN_REQUESTS,
     )
     print(f"stripe twin listening on {base_url}", flush=True)

@@ -31,24 +31,38 @@ def _one(table: str, where: str) -> str:
     return f"(tableoid, ctid) = (select tableoid, ctid from {table} where {where} order by tableoid, ctid limit 1)"
 
 
-def delete(table: str, where: str, costs: str, gate: Gate | None, names: str = "") -> Damage:
+def delete_row(table: str, row: str, costs: str, gate: Gate | None, names: str = "") -> Damage:
     """A row is gone."""
-    return Damage(table, "delete", "", f"delete from {table} where {_one(table, where)}", costs, gate, names)
+    return Damage(table, "delete", "", f"delete from {table} where {row}", costs, gate, names)
 
 
-def double(table: str, where: str, changed: dict[str, Any], costs: str, gate: Gate | None, names: str = "") -> Damage:
+def double_row(table: str, row: str, changed: dict[str, Any], costs: str, gate: Gate | None, names: str = "") -> Damage:
     """A row is there twice, but for its key."""
     statement = (
         f"insert into {table} overriding system value select made.* from (select * from {table} where"
-        f" {_one(table, where)}) as found, jsonb_populate_record(found::{table}, '{json.dumps(changed)}') as made"
+        f" {row}) as found, jsonb_populate_record(found::{table}, '{json.dumps(changed)}') as made"
     )
     return Damage(table, "double", ", ".join(changed), statement, costs, gate, names)
 
 
-def alter(table: str, where: str, column: str, value: str, costs: str, gate: Gate | None, names: str = "") -> Damage:
+def alter_row(table: str, row: str, column: str, value: str, costs: str, gate: Gate | None, names: str = "") -> Damage:
     """A column of a row has another value."""
-    statement = f"update {table} set {column} = {value} where {_one(table, where)}"
-    return Damage(table, "alter", column, statement, costs, gate, names)
+    return Damage(table, "alter", column, f"update {table} set {column} = {value} where {row}", costs, gate, names)
+
+
+def delete(table: str, where: str, costs: str, gate: Gate | None, names: str = "") -> Damage:
+    """The first of some rows is gone."""
+    return delete_row(table, _one(table, where), costs, gate, names)
+
+
+def double(table: str, where: str, changed: dict[str, Any], costs: str, gate: Gate | None, names: str = "") -> Damage:
+    """The first of some rows is there twice."""
+    return double_row(table, _one(table, where), changed, costs, gate, names)
+
+
+def alter(table: str, where: str, column: str, value: str, costs: str, gate: Gate | None, names: str = "") -> Damage:
+    """A column of the first of some rows has another value."""
+    return alter_row(table, _one(table, where), column, value, costs, gate, names)
 
 
 def in_twin(operation: str, kind: str, changed: dict[str, Any], costs: str, gate: Gate, names: str) -> Damage:

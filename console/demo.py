@@ -31,7 +31,7 @@ from billing.database import transaction
 from billing.invoicing.invoice_states import InvoiceState
 from billing.money import currency, from_minor
 from billing.periods import parse_period
-from console import demo_quotas, demo_webhooks, session
+from console import demo_lost_hours, demo_quotas, demo_webhooks, session
 from console.close_shown import gate_rows
 from console.demo_webhooks import Delivered
 from console.main import run_with_messages
@@ -95,15 +95,24 @@ def main() -> None:
             "Register 500 tenants, a price plan, subscriptions",
             "tollbook tenant import · plan apply · subscription start",
         ):
-            _register(engine, connection)
+            plan = _register(engine, connection)
         before = status.outcomes(connection)
         with steps.step(
             "Send a real hour of traffic, with duplicates, late and bad messages", "tollbook dev traffic --dirty --send"
         ):
             sent = _send(progress)
+        with steps.step(
+            "Two days of three replicas, of which two shippers drop six hours of three tenants, and nobody tells",
+            "tollbook-adapter ship --archive …",
+        ):
+            served = demo_lost_hours.serve(engine, connection, plan, ACTOR)
         with steps.step("Apply it exactly once: Kafka → Faust → TimescaleDB", "tollbook streams run --drain"):
             _apply(connection, progress)
         after = status.outcomes(connection)
+        with steps.step("Look for what does not agree, as is done each hour", "tollbook reconcile run"):
+            lost_hours = demo_lost_hours.find(connection)
+        with steps.step("Get back what was lost, once", "tollbook replay plan --spool ARCHIVE · replay apply PLAN"):
+            back = demo_lost_hours.get_back(engine, connection, ACTOR) if lost_hours.findings else None
         with steps.step(
             "Let Stripe lose a reply: it finalizes an invoice, and the answer never arrives",
             f"tollbook dev twin fault {FaultKind.LOSE_REPLY} --path '{LOST['path']}' --skip {LOST['skip']}",
@@ -128,10 +137,10 @@ def main() -> None:
             "tollbook quota set · quota serve · quota why",
         ):
             asked = demo_quotas.ask_before_requests(connection, ACTOR)
-        _show_messages(sent, before, after)
+        _show_messages(sent + served, before, after)
         _show_tenants(engine, connection)
         _show_invoices(engine)
-        not_shown = [*_show_lost(lost, issued), *_show_told(told)]
+        not_shown = [*_show_lost(lost, issued), *_show_told(told), *demo_lost_hours.show(served, lost_hours, back)]
         agree = _show_gates(engine)
     demo_quotas.show(asked)
     out.print(table(steps.done, ("step", "seconds"), "Time of each step"))
@@ -142,12 +151,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def _register(engine: Engine, connection: psycopg.Connection) -> None:
+def _register(engine: Engine, connection: psycopg.Connection) -> str:
+    """Tenants, their plan and subscriptions; the plan's name."""
     tenants.register(connection, [(tenant, tenant) for tenant in azure_hour.TENANTS], actor=ACTOR)
     text = azure_hour.plan_text()
     plan = apply_plan(engine, text, file=azure_hour.PLAN, actor=ACTOR, now=session.clock(None)).plan
     starts_at = parse_period(MONTHS[0]).start
     start_subscriptions(engine, tenant_ids=azure_hour.TENANTS, plan=plan.name, starts_at=starts_at, actor=ACTOR)
+    return plan.name
 
 
 def _send(progress: StageProgress) -> int:
@@ -311,6 +322,7 @@ def _show_next() -> None:
         ("tollbook events quarantine list", "the 40 bad messages with their reasons; show ID has the whole"),
         (f"tollbook quota show {demo_quotas.HARD}", "where its quota stands"),
         ("tollbook streams status", "lag and counts of each partition"),
+        ("tollbook reconcile list --all", "what was lost and is healed; then: tollbook replay list"),
         ("tollbook close status 2026-10", "where the close stands; --gate R9: what was waived, by whom"),
         ("tollbook close evidence 2026-10 evidence", "for auditors; then: tollbook close verify evidence"),
         ("tollbook ledger trial-balance", "the books"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from devstack.traffic.lossy_fleet import LOSERS, STEP, Fleet, summed, times_of_producers
 from serving_adapter.events import UsageEvent
 from serving_adapter.settings import KafkaSettings
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.settings import CompletenessSettings
 from tests.closing import close_by_two
-from tests.end_to_end.lossy_shippers import LOSERS, LOST_FROM, LOST_TO, STEP, Fleet, summed, times_of_producers
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World, world
 from tests.integration.console.conftest import Done, Run, run
@@ -31,6 +31,7 @@ from tests.integration.console.conftest import Done, Run, run
 __all__ = ["run", "world"]
 IN, CACHED, OUT = Decimal("0.001"), Decimal("0.0005"), Decimal("0.002")
 """What tests.billing_builders.PLAN says."""
+BEGIN = datetime(2026, 10, 14, tzinfo=UTC)
 LOOK = ("reconcile", "run", "--from", "2026-10-13", "--to", "2026-10-17")
 
 
@@ -72,7 +73,7 @@ def case(
     connection: psycopg.Connection,
 ) -> Case:
     world.customers("acme", "beta", "gamma", "delta")
-    made = Case(run, stripe_twin, Fleet(kafka, tmp_path))
+    made = Case(run, stripe_twin, Fleet(kafka, tmp_path, BEGIN, model="llama"))
     with times_of_producers(kafka):
         made.fleet.serve()
     made("streams", "run", "--drain", "--dev", "--reader", "bare")
@@ -154,8 +155,8 @@ def assert_found_and_sized(case: Case, lost: list[UsageEvent]) -> None:
             wanted = {"events": requests, "input_tokens": given, "cache_hit_tokens": cached, "output_tokens": out}
             assert {name: shares[tenant][name] for name in wanted} == {n: [v, v] for n, v in wanted.items()}
         begins, ends = each["begins"], each["ends"]
-        assert told(LOST_FROM - STEP) <= begins <= told(LOST_FROM)
-        assert told(LOST_TO - STEP) <= ends <= told(LOST_TO)
+        assert told(case.fleet.lost_from - STEP) <= begins <= told(case.fleet.lost_from)
+        assert told(case.fleet.lost_to - STEP) <= ends <= told(case.fleet.lost_to)
         assert "its shipper did not deliver" in each["cause"]
     worth = sum(Decimal(each["size"]["money"][0]["high"]) for each in found)
     assert worth == sum(price(lost).values())

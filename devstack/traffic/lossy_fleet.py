@@ -1,4 +1,4 @@
-"""Two days of three replicas in October, whose spools are real and whose shippers may drop what they should send.
+"""Two days of three replicas, whose spools are real, and of which two shippers drop six hours of three tenants.
 
 Everything is the adapter's own: journals, heartbeats, the shipper, its archive. Time is made: the journals' clock is
 moved by hand, and Kafka is told the times at which it would have had the messages (a topic that takes them).
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -34,21 +35,15 @@ from serving_adapter.shipping.shipper import Producers, Shipper
 from serving_adapter.spool.journal import BootJournal, SpoolSettings
 from serving_adapter.topics import REPLICAS, USAGE
 
-BEGIN = datetime(2026, 10, 14, tzinfo=UTC)
-END = datetime(2026, 10, 16, tzinfo=UTC)
-LOST_FROM, LOST_TO = BEGIN.replace(hour=8), BEGIN.replace(hour=14)
-STEP = timedelta(minutes=20)
-TENANTS = ("acme", "beta", "gamma", "delta")
-LOSERS = ("acme", "beta", "gamma")
-REPLICAS_OF_IT = ("replica-1", "replica-2", "replica-3")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAYS: Final = timedelta(days=2)
+LOST: Final = timedelta(hours=8), timedelta(hours=14)
+"""From when to when after the beginning the shippers drop."""
+STEP: Final = timedelta(minutes=20)
+TENANTS: Final = ("acme", "beta", "gamma", "delta")
+LOSERS: Final = ("acme", "beta", "gamma")
+REPLICAS_OF_IT: Final = ("replica-1", "replica-2", "replica-3")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 Drops = Callable[[UsageEvent], bool]
-
-
-def six_hours_of_three_tenants(event: UsageEvent) -> bool:
-    """What the shippers of two replicas drop."""
-    is_then = LOST_FROM <= completed_at(event) < LOST_TO
-    return is_then and event.tenant_id in LOSERS and event.replica_id in REPLICAS_OF_IT[:2]
 
 
 @contextmanager
@@ -95,9 +90,10 @@ class _Stamped(EventProducer):
 
 @dataclass
 class _StampedProducers(Producers):
-    """What the shipper sends with."""
+    """What the shipper sends with, and when its reports come."""
 
-    drops: Drops = six_hours_of_three_tenants
+    drops: Drops = lambda event: False
+    reported: datetime = _EPOCH
     _made: dict[str, _Stamped] = field(default_factory=dict)
 
     def usage(self) -> EventProducer:
@@ -109,19 +105,22 @@ class _StampedProducers(Producers):
     def replicas(self) -> EventProducer:
         topic = REPLICAS.name(self.kafka.topic_prefix)
         if topic not in self._made:
-            self._made[topic] = _Stamped(self.kafka, topic, lambda _: END, None)
+            self._made[topic] = _Stamped(self.kafka, topic, lambda _: self.reported, None)
         return self._made[topic]
 
 
 class Fleet:
-    """The replicas, what they made, and their archive."""
+    """The replicas, what they made of two days from `begin` on, and their archive."""
 
-    def __init__(self, kafka: KafkaSettings, folder: Path, seed: int = 8) -> None:
+    def __init__(self, kafka: KafkaSettings, folder: Path, begin: datetime, *, model: str, seed: int = 8) -> None:
         self.spool, self.archive = folder / "spool", folder / "archive"
+        self.begin, self.end = begin, begin + DAYS
+        self.lost_from, self.lost_to = (begin + each for each in LOST)
         self.made: list[UsageEvent] = []
         self._kafka = kafka
+        self._model = model
         self._dice = random.Random(seed)
-        self._now = BEGIN
+        self._now = begin
 
     def serve(self) -> None:
         """Two days of traffic, with heartbeats straight to Kafka; then farewells, and the shipper does what it does."""
@@ -138,31 +137,34 @@ class Fleet:
         beats = [Heartbeats(journal, send) for journal in journals]
         for beat in beats:
             beat.beat()
-        while self._now < END:
+        while self._now < self.end:
             for number, journal in enumerate(journals):
                 for tenant in TENANTS:
                     self._now += timedelta(seconds=1, microseconds=self._dice.randrange(1, 999))
                     self._one(journal, tenant, number)
             for beat in beats:
                 beat.beat()
-            self._now = BEGIN + ((self._now - BEGIN) // STEP + 1) * STEP
+            self._now = self.begin + ((self._now - self.begin) // STEP + 1) * STEP
         for journal in journals:
             journal.close()
         assert reports.flush(60) == 0
-        shipper = Shipper(
-            self.spool, _StampedProducers(self._kafka), archive=Archive(Folder(self.archive)), say=lambda _: None
-        )  # fmt: skip
-        shipper.ship()
+        producers = _StampedProducers(self._kafka, drops=self.is_lost, reported=self.end)
+        Shipper(self.spool, producers, archive=Archive(Folder(self.archive)), say=lambda _: None).ship()
 
     def lost(self) -> list[UsageEvent]:
         """What never came."""
-        return [event for event in self.made if six_hours_of_three_tenants(event)]
+        return [event for event in self.made if self.is_lost(event)]
+
+    def is_lost(self, event: UsageEvent) -> bool:
+        """What the shippers of two replicas drop."""
+        is_then = self.lost_from <= completed_at(event) < self.lost_to
+        return is_then and event.tenant_id in LOSERS and event.replica_id in REPLICAS_OF_IT[:2]
 
     def _one(self, journal: BootJournal, tenant: str, number: int) -> None:
         request_id = f"{tenant}-{number}-{len(self.made)}"
         given = self._dice.randrange(100, 2000)
         event = UsageEvent(
-            tenant_id=tenant, request_id=request_id, model="llama", input_tokens=given,
+            tenant_id=tenant, request_id=request_id, model=self._model, input_tokens=given,
             output_tokens=self._dice.randrange(10, 500), cache_hit_tokens=given // 4, timestamp=0,
         )  # fmt: skip
         no = journal.start_now(event)

@@ -189,22 +189,59 @@ def test_a_plan_is_applied_once_whoever_applies_it_and_however_often(replays: Re
     assert replays.stored(plan.plan_id).state == "applied"
 
 
-def test_a_killed_replay_goes_on_where_it_stopped_and_leaves_what_another_does(replays: Replays) -> None:
+def test_a_killed_replay_goes_on_where_it_stopped_and_leaves_what_another_does(
+    replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_a_plan_that_was_killed_is_none(replays, monkeypatch)
     killed, whole = (replays.plan(*(event(n, tenant_id=name) for n in range(10, 40))) for name in ("beta", "gamma"))
+    with monkeypatch.context() as patched:
+        patched.setattr(applying.audit, "record", die)
+        with pytest.raises(Killed):
+            applying.begin(replays.engine, killed.plan_id, "ada")
+    assert replays.stored(killed.plan_id).state == "planned"
     begun = applying.begin(replays.engine, killed.plan_id, "ada")
     for step in ("staged", "counted", "advanced", "committed"):
         with replays.connection() as opened:
             replayer = applying.Replayer(opened, begun, "ada", replays.archive, chunk=7, checkpoint=kill_at(step))
             with pytest.raises(Killed):
                 replayer.run(rate=None, progress=lambda *_: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(applying.audit, "record", die)  # all of it is counted; that it has ended is not written yet
+        with pytest.raises(Killed):
+            replays.apply(killed)
     assert not replays.stored(killed.plan_id).ended_at
+    assert replays.counted()["beta"] == (30, 30)
     done = replays.apply(killed)
+    assert replays.stored(killed.plan_id).report == done.as_report()
     assert (done.done, done.applied, done.duplicates) == (True, 30, 0)
     assert replays.counted() == {"acme": (3, 3), "beta": (30, 30)}
     replays.apply(whole)
     assert replays.rows("beta") == replays.rows("gamma")
     assert len(replays.rows("beta")) > 60, "events and windows of both sizes"
     assert replays.proven()
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def assert_a_plan_that_was_killed_is_none(replays: Replays, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it was read: nothing is there. Before what it changes in money was told: it is not applied."""
+    with monkeypatch.context() as patched:
+        patched.setattr("reconciliation.replay.planning.audit.record", die)
+        with pytest.raises(Killed):
+            replays.plan(event(4))
+    with replays.connection() as opened:
+        assert plan_store.listed(opened, 10) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(plan_store, "complete", die)
+        with pytest.raises(Killed):
+            replays.plan(event(4))
+    with replays.connection() as opened:
+        (unfinished,) = plan_store.listed(opened, 10)
+    with pytest.raises(ReplayRefused, match="was not finished: make another"):
+        applying.begin(replays.engine, unfinished.plan_id, "ada")
+    assert replays.counted() == {"acme": (3, 3)}
 
 
 @pytest.mark.parametrize("what", ["an event has come", "a tenant is suspended", "the period was frozen"])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from serving_adapter.adapters.lora_files import AdapterRefused, Bounds, check
+from serving_adapter.adapters.lora_files import AdapterRefused, Bounds, base_shapes, check
 from serving_adapter.adapters.registry_folder import RegistryFolder
 from serving_adapter.clock import rfc3339
 from serving_adapter.isolation import registry as names
@@ -44,6 +44,11 @@ def add_verbs(verbs: Any) -> None:
             parser.add_argument("folder", type=Path)
             parser.add_argument("--base", required=True, help="the engine's name of the base model")
             parser.add_argument("--base-name", action="append", help="what the adapter may call its base model")
+            parser.add_argument(
+                "--base-shapes",
+                type=Path,
+                help="the base's safetensors file, or a folder of them: layers must fit",
+            )
             parser.add_argument("--max-rank", type=int, default=64)
             parser.add_argument("--max-bytes", type=int, default=2 << 30)
             parser.add_argument("--max-versions", type=int, default=16, help="that the tenant may have, of all names")
@@ -79,27 +84,34 @@ def run(given: argparse.Namespace) -> None:
 
 
 def register(folder: RegistryFolder, given: argparse.Namespace) -> dict[str, Any]:
-    """Check, copy, and point to it. A refusal is audited too: somebody tried."""
+    """Copy, check the copy, and point to it. A refusal is audited too, whatever its reason: somebody tried."""
     bounds = Bounds(given.base_name or [given.base], given.max_rank, given.max_bytes)
     now = time.time_ns()
     made: list[names.Version] = []
-
-    def add(registry: Registry) -> Registry:
-        version = names.new_version(
-            registry, given.tenant, given.name, given.base, checked.digest, checked.rank, rfc3339(now)[:10]
-        )
-        grown = names.registered(registry, version, given.share, given.max_versions)
-        folder.take(given.folder, version)
-        made.append(version)
-        return grown
-
     try:
-        checked = check(given.folder, bounds)
-    except AdapterRefused as error:
+        base = base_shapes(given.base_shapes) if given.base_shapes else None
+        with folder.copy_of(given.folder, bounds) as copy:
+            checked = check(copy, bounds, base)
+
+            def add(registry: Registry) -> Registry:
+                version = names.new_version(
+                    registry, given.tenant, given.name, given.base, checked.digest, checked.rank, rfc3339(now)[:10]
+                )
+                grown = names.registered(registry, version, given.share, given.max_versions)
+                folder.take(copy, version)
+                made.append(version)
+                return grown
+
+            _change(folder, given, add, digest=checked.digest, share=given.share or 100)
+    except (AdapterRefused, RegistryRefused) as error:
         _change(folder, given, lambda registry: registry, action="register refused", why=str(error))
         raise
-    _change(folder, given, add, digest=checked.digest, share=given.share or 100)
-    return {"engine": made[0].engine, "revision": made[0].revision, "rank": made[0].rank, "digest": made[0].digest}
+    (version,) = made
+    shapes = "as the base's" if base is not None else "not compared with the base's: give --base-shapes"
+    return {
+        "engine": version.engine, "revision": version.revision, "rank": version.rank, "digest": version.digest,
+        "shapes": shapes,
+    }  # fmt: skip
 
 
 def listed(folder: RegistryFolder) -> dict[str, Any]:

@@ -28,6 +28,10 @@ ELEMENT_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 TENSOR: Final = re.compile(r"^base_model\.model\.(?P<at>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
+Shapes = Mapping[str, list[int]]
+"""Of tensors by their names, as PyTorch has them: a layer's weight is outputs by inputs."""
+
+
 class AdapterRefused(AdapterError):
     """An adapter that is not taken; the text is for the tenant."""
 
@@ -68,8 +72,22 @@ class _Tensor(msgspec.Struct, frozen=True):
     data_offsets: tuple[int, int]
 
 
-def check(folder: Path, bounds: Bounds) -> Checked:
-    """Raises AdapterRefused, which says what is wrong and where."""
+def check(folder: Path, bounds: Bounds, base: Shapes | None = None) -> Checked:
+    """`base`: the shapes of its base model's tensors. Raises AdapterRefused, which says what is wrong and where.
+
+    Of a folder that somebody may still write to it says nothing that lasts: check a copy.
+    """
+    size = check_listing(folder, bounds)
+    config = _config(folder / CONFIG, bounds)
+    tensors = _tensors(folder / WEIGHTS)
+    _check_pairs(tensors, config.r)
+    if base is not None:
+        _check_shapes(tensors, base)
+    return Checked(config.r, digest_of(folder), size)
+
+
+def check_listing(folder: Path, bounds: Bounds) -> int:
+    """Which files there are, and how many bytes the two that are taken have. Raises AdapterRefused."""
     found = {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
     for name, path in found.items():
         if path.suffix.lower() in RUNS_CODE:
@@ -82,9 +100,25 @@ def check(folder: Path, bounds: Bounds) -> Checked:
     size = sum(found[name].stat().st_size for name in TAKEN)
     if size > bounds.size_bytes:
         raise AdapterRefused(f"{size} bytes are more than the {bounds.size_bytes} that are allowed")
-    config = _config(found[CONFIG], bounds)
-    _check_weights(found[WEIGHTS], config.r)
-    return Checked(config.r, digest_of(folder), size)
+    return size
+
+
+def base_shapes(path: Path) -> Shapes:
+    """Of a base model's safetensors file (its header is enough), or of all such files in a folder.
+
+    Raises AdapterRefused.
+    """
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    found: dict[str, list[int]] = {}
+    for file in files:
+        try:
+            header, _ = _header(file)
+        except OSError as error:
+            raise AdapterRefused(f"--base-shapes: {error}") from None
+        found |= {name: tensor.shape for name, tensor in header.items()}
+    if not found:
+        raise AdapterRefused(f"--base-shapes: no tensors in {path}")
+    return found
 
 
 def digest_of(folder: Path) -> str:
@@ -120,21 +154,26 @@ def _config(path: Path, bounds: Bounds) -> _Config:
     return config
 
 
-def _check_weights(path: Path, rank: int) -> None:
+def _tensors(path: Path) -> dict[str, _Tensor]:
+    tensors, length = _header(path)
+    _check_layout(tensors, path.stat().st_size - 8 - length)
+    return tensors
+
+
+def _header(path: Path) -> tuple[dict[str, _Tensor], int]:
+    """The tensors that a safetensors file tells of, and how long its header is. Raises AdapterRefused."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
-            raise AdapterRefused(f"{WEIGHTS}: not a safetensors file")
+            raise AdapterRefused(f"{path.name}: not a safetensors file")
         header = file.read(length)
     try:
         read = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         read.pop("__metadata__", None)
-        tensors = {name: msgspec.json.decode(raw, type=_Tensor) for name, raw in read.items()}
+        return {name: msgspec.json.decode(raw, type=_Tensor) for name, raw in read.items()}, length
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise AdapterRefused(f"{WEIGHTS}: its header: {error}") from None
-    _check_layout(tensors, size - 8 - length)
-    _check_pairs(tensors, rank)
+        raise AdapterRefused(f"{path.name}: its header: {error}") from None
 
 
 def _check_layout(tensors: Mapping[str, _Tensor], data_bytes: int) -> None:
@@ -166,3 +205,16 @@ def _check_pairs(tensors: Mapping[str, _Tensor], rank: int) -> None:
     alone = [at for at, found in sides.items() if found != {"A", "B"}]
     if alone or not sides:
         raise AdapterRefused(f"{WEIGHTS}: {alone[0]} has only one half" if alone else f"{WEIGHTS}: no tensors")
+
+
+def _check_shapes(tensors: Mapping[str, _Tensor], base: Shapes) -> None:
+    """Each A takes what its base layer takes, each B gives what that gives: an engine would find out at its cost."""
+    for name, tensor in tensors.items():
+        match = TENSOR.match(name)
+        assert match is not None  # pairs were checked
+        layer = base.get(f"{match['at']}.weight")
+        if layer is None:
+            raise AdapterRefused(f"{WEIGHTS}: the base has no {match['at']}.weight, which {name} is for")
+        at_layer, of_layer = (1, "takes") if match["side"] == "A" else (0, "gives")
+        if len(layer) != 2 or tensor.shape[at_layer] != layer[at_layer]:
+            raise AdapterRefused(f"{WEIGHTS}: {name} is {tensor.shape}, and its base layer {of_layer} {layer}")

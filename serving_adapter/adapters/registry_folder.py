@@ -12,6 +12,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,7 +21,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from serving_adapter.adapters.lora_files import TAKEN, AdapterRefused, digest_of
+from serving_adapter.adapters.lora_files import TAKEN, AdapterRefused, Bounds, check_listing
 from serving_adapter.errors import AdapterError
 from serving_adapter.isolation.registry import FORMAT, Registry, Version
 from serving_adapter.spool.folders import sync_folder
@@ -104,23 +106,31 @@ class RegistryFolder:
             _replace(self.file, data)
         return registry
 
-    def take(self, source: Path, version: Version) -> None:
-        """Copy an adapter's two files, once. Raises AdapterRefused if they changed since they were checked."""
+    @contextlib.contextmanager
+    def copy_of(self, source: Path, bounds: Bounds) -> Iterator[Path]:
+        """A copy of an adapter's two files that nobody else writes to, to be checked, and taken or forgotten.
+
+        Raises AdapterRefused.
+        """
+        check_listing(source, bounds)
+        (self.root / "files").mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".", dir=self.root / "files"))
+        beside.chmod(0o755)  # replicas are other users
+        try:
+            left = bounds.size_bytes
+            for name in TAKEN:
+                left -= _copy(source / name, beside / name, left)
+            yield beside
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def take(self, copy: Path, version: Version) -> None:
+        """Keep a copy that was checked as a version's files; once."""
         target = self.files_of(version.engine)
         if target.exists():
             return
-        beside = target.with_name(f".{target.name}")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        for name in TAKEN:
-            shutil.copyfile(source / name, beside / name)
-            with (beside / name).open("rb") as file:
-                os.fsync(file.fileno())
-            (beside / name).chmod(0o444)
-        if digest_of(beside) != version.digest:
-            raise AdapterRefused(f"{source} changed while it was taken")
-        sync_folder(beside)
-        beside.rename(target)
+        sync_folder(copy)
+        copy.rename(target)
         sync_folder(target.parent)
 
     def say(self, status: ReplicaStatus) -> None:
@@ -229,6 +239,27 @@ class RegistryFolder:
             data = self.audit.read_bytes()
             if data and not data.endswith(b"\n"):
                 os.truncate(self.audit, data.rfind(b"\n") + 1)
+
+
+def _copy(source: Path, target: Path, most: int) -> int:
+    """Copy a plain file of `most` bytes at most, read-only and on disk; how many it had. Raises AdapterRefused."""
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise AdapterRefused(f"{source.name} cannot be read: {error.strerror}") from None
+    with open(fd, "rb") as read, target.open("xb") as written:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise AdapterRefused(f"{source.name} is not a plain file")
+        while part := read.read(1 << 20):
+            most -= len(part)
+            if most < 0:
+                raise AdapterRefused(f"{source.name} grew while it was taken")
+            written.write(part)
+        written.flush()
+        os.fsync(written.fileno())
+        size = written.tell()
+    target.chmod(0o444)
+    return size
 
 
 def _read(path: Path, kind: type[Kind]) -> Kind | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from serving_adapter.adapters.lora_files import AdapterRefused, Bounds, check
+from serving_adapter.adapters.lora_files import AdapterRefused, Bounds, base_shapes, check
 from tests.lora_builders import AT, SHAPES, lora, safetensors
 
+LAYER = "model.layers.0.self_attn.q_proj.weight"
 BOUNDS = Bounds(["tiny"], rank=16, size_bytes=10_000)
 
 
@@ -45,6 +46,30 @@ def test_pefts_layout_is_taken_and_its_digest_is_its_contents(tmp_path: Path) ->
 def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path: Path, about: dict[str, Any], told: str) -> None:
     with pytest.raises(AdapterRefused, match=told):
         check(lora(tmp_path / "a", **about), BOUNDS)
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ({LAYER: [64, 64]}, None),
+        ({LAYER: [64, 128]}, "lora_A.* takes"),
+        ({LAYER: [128, 64]}, "lora_B.* gives"),
+        ({"model.layers.1.self_attn.q_proj.weight": [64, 64]}, "has no model.layers.0"),
+    ],
+)
+def test_its_layers_fit_those_of_the_base(tmp_path: Path, base: dict[str, list[int]], told: str | None) -> None:
+    whole = safetensors(base)
+    head = whole[: 8 + int.from_bytes(whole[:8], "little")]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model-00001-of-00001.safetensors").write_bytes(head)
+    shapes = base_shapes(tmp_path / "base")
+    if told is None:
+        assert check(lora(tmp_path / "a"), BOUNDS, shapes).rank == 8
+    else:
+        with pytest.raises(AdapterRefused, match=told):
+            check(lora(tmp_path / "a"), BOUNDS, shapes)
+    with pytest.raises(AdapterRefused, match="no tensors"):
+        base_shapes(lora(tmp_path / "empty", weights=safetensors({})) / "adapter_model.safetensors")
 
 
 def test_what_may_hold_code_is_refused_even_beside_whole_weights(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serving_adapter.adapters import lora_files
 from serving_adapter.adapters.registry_folder import RegistryBroken, RegistryFolder
 from serving_adapter.command_line import main
 from serving_adapter.isolation.refusal import Refusal
@@ -105,12 +106,34 @@ def test_only_its_tenant_reaches_an_adapter_and_files_are_read_only_copies(there
     assert other["engine"] != made["engine"], "the same content of another tenant is another adapter"
 
 
+def test_what_is_served_is_what_was_checked_whoever_writes_to_the_upload_meanwhile(
+    there: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = lora(there.root / "upload-1", fill=1)
+
+    digest_of = lora_files.digest_of
+
+    def once_it_was_looked_at(folder: Path) -> str:
+        (upload / "adapter_model.safetensors").write_bytes(b"PK a pickle")
+        return digest_of(folder)
+
+    monkeypatch.setattr(lora_files, "digest_of", once_it_was_looked_at)
+    made = there.register(1)
+    kept = there.folder.files_of(made["engine"])
+    assert lora_files.check(kept, lora_files.Bounds(["tiny"])).digest == made["digest"]
+    assert "not compared" in made["shapes"]
+
+
 def test_what_is_refused_is_audited_and_changes_nothing(there: Registered) -> None:
     there.register(1)
     assert "is there already" in there.register(1, code=1)
     assert "rank 8 is more than 4" in there.register(2, "--max-rank", 4, code=1)
     assert "may have 1: remove one" in there.register(2, "--max-versions", 1, code=1)
-    assert [entry["action"] for entry in there.folder.audited()] == ["register", "register refused"]
+    assert "1 to 99 percent" in there.register(2, "--share", 100, code=1)
+    assert "No such file" in there.register(2, "--base-shapes", there.root / "nowhere", code=1)
+    audited = there.folder.audited()
+    assert [entry["action"] for entry in audited] == ["register", *["register refused"] * 5]
+    assert ["is there already" in audited[1]["why"], "may have 1" in audited[3]["why"]] == [True, True]
     assert len(list((there.folder.root / "files").iterdir())) == 1
     assert len(there.run("list")["adapters"]) == 1
     first = there.run("list")["adapters"][0]["revision"]

@@ -24,7 +24,9 @@ from serving_adapter.scrape import Scraper, Target, keep_scraping
 from serving_adapter.serving.adapter_settings import PROBE, AdapterSettings, metrics_secret, read_gateway_keys, read_key
 from serving_adapter.settings import KafkaSettings, SettingsError
 from serving_adapter.shipping.archive import Archive
+from serving_adapter.shipping.poison import listed, resend
 from serving_adapter.shipping.shipper import Producers, Shipper, keep_shipping
+from serving_adapter.shipping.shipping_figures import serve
 from serving_adapter.shipping.spool_status import spool_status
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import USAGE
@@ -38,9 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ship.add_argument("--spool", type=Path, required=True)
     ship.add_argument("--archive", help="a folder, or s3://BUCKET/PREFIX")
     ship.add_argument("--once", action="store_true")
+    ship.add_argument("--metrics", type=int, metavar="PORT", help="figures at /metrics, and /health, at this port")
     ship.add_argument("--dev", action="store_true", help="accept a topic with a single copy")
     spool = verbs.add_parser("spool", help="what lies in a spool, as JSON")
     spool.add_argument("--spool", type=Path, required=True)
+    aside = verbs.add_parser("poison", help="events that Kafka would never take: list them as JSON, or send them again")
+    aside.add_argument("what", choices=("list", "resend"))
+    aside.add_argument("--spool", type=Path, required=not os.environ.get("TOLLBOOK_SPOOL"),
+                       default=os.environ.get("TOLLBOOK_SPOOL"))  # fmt: skip
     scrape = verbs.add_parser("scrape", help="send an engine's own counters to Kafka")
     scrape.add_argument("--url", required=True)
     scrape.add_argument("--replica", required=True)
@@ -58,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _ship(given)
         elif given.verb == "spool":
             print(json.dumps([dataclasses.asdict(found) for found in spool_status(given.spool)]))
+        elif given.verb == "poison":
+            return _poison(given)
         elif given.verb in commands.VERBS:
             commands.run(given)
         elif given.verb == "probe":
@@ -83,7 +92,22 @@ def _ship(given: argparse.Namespace) -> None:
     if given.once:
         print(f"{shipper.ship()} events shipped")
     else:
+        if given.metrics is not None:
+            serve(shipper.figures, given.metrics)
         keep_shipping(shipper, producers, told_to_stop(), _say)
+
+
+def _poison(given: argparse.Namespace) -> int:
+    """1 where Kafka still does not take something."""
+    if given.what == "list":
+        found = [each._asdict() | {"event": each.event.decode("utf-8", "replace")} for each in listed(given.spool)]
+        print(json.dumps(found, indent=1))
+        return 0
+    sent, reasons = resend(given.spool, Producers(KafkaSettings.from_environment()).usage())
+    print(f"{sent} events sent")
+    for reason in sorted(set(reasons)):
+        _say(f"{reasons.count(reason)} events stay: {reason}")
+    return 1 if reasons else 0
 
 
 def _proxy() -> None:

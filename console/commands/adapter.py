@@ -20,6 +20,7 @@ from serving_adapter.serving.adapter_settings import metrics_secret
 from serving_adapter.settings import SettingsError
 from serving_adapter.shipping.archive import Archive
 from serving_adapter.shipping.shipper import Producers, Shipper, keep_shipping
+from serving_adapter.shipping.shipping_figures import serve
 from serving_adapter.shipping.spool_status import BootStatus, spool_status
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import USAGE
@@ -82,6 +83,9 @@ def ship(
         typer.Option(help="Where segments go that are shipped: a folder, or s3://BUCKET/PREFIX; else they stay."),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Ship what is there, and end.")] = False,
+    metrics: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Figures at /metrics, and /health, at this port.")
+    ] = None,
     dev: Dev = False,
 ) -> None:
     """Send a spool's events to Kafka, until SIGTERM or Ctrl-C; recover what killed replicas left open.
@@ -99,6 +103,8 @@ def ship(
     if once:
         out.print(f"{shipper.ship()} events shipped")
     else:
+        if metrics is not None:
+            serve(shipper.figures, metrics)
         keep_shipping(shipper, producers, command_line.told_to_stop(), say)
 
 
@@ -124,6 +130,7 @@ def _same_as_adapters_own(verb: str, told: str) -> None:
 
 
 _same_as_adapters_own("proxy", "Meter an engine that may not be touched; TOLLBOOK_ADAPTER_CONFIG names the file.")
+_same_as_adapters_own("poison", "Events that Kafka would never take: list them, or send them again (resend).")
 _same_as_adapters_own("probe", "Known requests: do answers, events and the engine's own counters agree?")
 for _verb, _told in VERBS.items():
     _same_as_adapters_own(_verb, f"{_told[:1].upper()}{_told[1:]}.")

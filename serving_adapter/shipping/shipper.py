@@ -6,7 +6,6 @@ they have identities. A boot whose process is gone is recovered here, and its fa
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ from serving_adapter.ingest import cloud_event_headers
 from serving_adapter.producer import EventProducer
 from serving_adapter.replica_reports import MOST_TOTALS
 from serving_adapter.settings import KafkaSettings
+from serving_adapter.shipping import poison
 from serving_adapter.shipping.archive import Archive, ArchiveFailed
 from serving_adapter.shipping.position import Shipped, load, store
+from serving_adapter.shipping.shipping_figures import ShippingFigures
 from serving_adapter.spool.folders import BootFolder, boots
 from serving_adapter.spool.reader import Unreadable, durable_position, read_from
 from serving_adapter.spool.records import Replay, SpoolUnreadable, ends_boot, event_bytes
@@ -83,6 +84,9 @@ class Shipper:
         self._clock = ReplicaClock()
         self._shipped: dict[Path, Shipped] = {}
         self._troubles: dict[Path, str] = {}
+        self._finished: set[Path] = set()
+        """Boots of which nothing more will come, and nothing is left to archive: looked at no more."""
+        self.figures = ShippingFigures()
 
     @property
     def frees_the_disk(self) -> bool:
@@ -95,12 +99,19 @@ class Shipper:
         Raises KafkaUnavailable, DeliveryFailed: then call it again.
         """
         sent = 0
-        for folder in boots(self._root):
+        for folder in self._unfinished():
             try:
                 sent += self._ship_boot(folder)
             except (SpoolUnreadable, ArchiveFailed, OSError) as error:  # this boot's own trouble: the others go on
                 self._complain(folder, error)
+                self.figures.seen(folder.path, level=False, over=False)
         return sent
+
+    def _unfinished(self) -> list[BootFolder]:
+        if not self._finished:
+            return boots(self._root)
+        found = sorted(path for path in self._root.glob("*/*") if path not in self._finished)
+        return [BootFolder(path) for path in found if not path.name.startswith(".") and (path / "lock").exists()]
 
     def _complain(self, folder: BootFolder, error: Exception) -> None:
         """Once for each trouble."""
@@ -120,8 +131,14 @@ class Shipper:
                 shipped = replace(shipped, done=True)
                 store(folder, shipped)
         self._shipped[folder.path] = shipped
+        level = shipped.done or shipped.position == durable_position(folder)
+        self.figures.seen(folder.path, level=level, over=shipped.done)
         if self._archive is not None:
             self._archive.take(folder, shipped)
+        if shipped.done:
+            self._finished.add(folder.path)
+            self._troubles.pop(folder.path, None)
+            del self._shipped[folder.path]
         return shipped.events - before
 
     def _recover(self, folder: BootFolder) -> None:
@@ -159,6 +176,9 @@ class Shipper:
                     self._set_aside(folder, refused.value, refused.reason)
                     after = replace(after, events=after.events - 1, poison=after.poison + 1)
             store(folder, after)
+            self.figures.events += after.events - shipped.events
+            self.figures.poison += after.poison - shipped.poison
+            self.figures.unreadable += after.unreadable - shipped.unreadable
         return after
 
     def _say_farewell(self, folder: BootFolder) -> None:
@@ -171,12 +191,7 @@ class Shipper:
 
     def _set_aside(self, folder: BootFolder, event: bytes, reason: str) -> None:
         """An event that Kafka will never take: whole into a file, so that the others go on."""
-        aside = self._root / "poison"
-        aside.mkdir(mode=0o700, exist_ok=True)
-        with (aside / f"{folder.path.name}.jsonl").open("ab") as file:
-            file.write(event + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        aside = poison.set_aside(self._root, folder.path.name, event)
         self._say(f"{folder.path}: an event was set aside in {aside}: {reason}")
 
 
@@ -205,11 +220,13 @@ def keep_shipping(shipper: Shipper, producers: Producers, stop: threading.Event,
         last = stop.is_set()
         try:
             sent = shipper.ship()
+            shipper.figures.turned(failed=False)
             if failures:
                 say(f"shipping again after {failures} failures")
             failures = 0
         except AdapterError as error:
             producers.forget()
+            shipper.figures.turned(failed=True)
             if not failures:
                 say(f"{error}; the spool keeps what is not shipped")
             failures += 1

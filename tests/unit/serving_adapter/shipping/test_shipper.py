@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from serving_adapter import producer
+from serving_adapter.command_line import main
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.shipping import direct
+from serving_adapter.shipping import direct, poison
 from serving_adapter.shipping.archive import Archive
 from serving_adapter.shipping.direct import DirectShipper
 from serving_adapter.shipping.position import load
 from serving_adapter.shipping.shipper import WITHOUT_ARCHIVE, Producers, Shipper, keep_shipping
+from serving_adapter.shipping.shipping_figures import TURNS_WITHIN_S, ShippingFigures, serve
 from tests.adapter_builders import ended, lost, open_journal
 
 
@@ -39,7 +42,7 @@ class Client:
         batch, self._queued = self._queued, []
         refused = any(b"poison" in value for value, _ in batch)
         for value, told in batch:
-            if refused:
+            if refused and self.code:
                 told(KafkaError(self.code, "refused"), None)
             else:
                 self.taken.append(value)
@@ -73,6 +76,55 @@ def test_an_event_that_the_broker_refuses_is_set_aside_alone(
     assert b'"request_id":"poison"' in aside.read_bytes()
     assert (load(journal.folder).events, load(journal.folder).poison, len(said)) == (2, 1, 1)
     assert shipper.ship() == 0
+    assert [(each.boot_id, each.request_id) for each in poison.listed(tmp_path)] == [(journal.boot_id, "poison")]
+    monkeypatch.setenv("TOLLBOOK_KAFKA", "nowhere:1")
+    assert main(["poison", "resend", "--spool", str(tmp_path)]) == 1, "it is still refused"
+    assert len(poison.listed(tmp_path)) == 1
+    client.code = 0
+    assert main(["poison", "resend", "--spool", str(tmp_path)]) == 0
+    assert (b'"request_id":"poison"' in client.taken[-1], poison.listed(tmp_path)) == (True, [])
+    (kept,) = (tmp_path / "poison").iterdir()
+    assert (kept.suffix, kept.read_bytes().count(b"\n")) == (".sent", 1)
+
+
+def test_a_boot_that_is_over_is_not_looked_at_again_and_the_figures_say_how_far_shipping_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer, "open_producer", lambda *args, **more: Client(0))
+    root, archive = tmp_path / "spool", tmp_path / "archive"
+    over, open_one = open_journal(root), open_journal(root)
+    for journal in (over, open_one):
+        journal.end(asyncio.run(journal.start(lost("q1"))), ended("q1"))
+    over.close()
+    assert open_one._writer.flush(60)
+    shipper = Shipper(root, Producers(KafkaSettings("nowhere:1")), archive=Archive.at(str(archive)))
+    now = 100.0
+    shipper.figures = ShippingFigures(clock=lambda: now)
+    assert shipper.ship() == 2
+    shipper.figures.turned(failed=False)
+    (over.folder.path / "00000009.seg").write_bytes(b"nobody looks here")
+    now = 107.0
+    assert shipper.ship() == 0
+    assert (over.folder.path / "00000009.seg").exists()
+    shipper.figures.turned(failed=True)
+    now = 110.0
+    page = shipper.figures.page()
+    for line in ("events_total 2", "boots 1", "lag_seconds 3.0", "failing 1", "failures_total 1", "poison_total 0"):
+        assert f"\ntollbook_shipper_{line}\n" in page
+    server = serve(shipper.figures, 0)
+    try:
+        for path, status in (("/metrics", 200), ("/health", 200), ("/x", 404)):
+            asking = HTTPConnection("127.0.0.1", server.server_port)
+            asking.request("GET", path)
+            answer = asking.getresponse()
+            assert (answer.status, answer.read().decode() == page) == (status, path == "/metrics")
+            asking.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+    now += TURNS_WITHIN_S
+    assert not shipper.figures.is_alive
+    open_one.close()
 
 
 def test_a_shipper_that_frees_no_disk_says_so_at_once(tmp_path: Path) -> None:

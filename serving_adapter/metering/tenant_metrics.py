@@ -59,6 +59,7 @@ class TenantMetrics:
         self._tokens: Counter[tuple[str, str, str]] = Counter()
         self._gpu_us: Counter[tuple[str, str]] = Counter()
         self._refused: Counter[tuple[str, str]] = Counter()
+        self._uncounted: Counter[tuple[str]] = Counter()
         self._in_flight: Counter[str] = Counter()
         self.adapter_failures = 0
         """Adapters that could not be loaded or answered no first request."""
@@ -81,6 +82,7 @@ class TenantMetrics:
         tenant = self._named(event.tenant_id)
         self._in_flight[tenant] -= 1
         self._requests[tenant, event.model, event.status] += 1
+        self._uncounted[(tenant,)] += event.usage_source == "estimate"
         self._tokens[tenant, event.model, "input"] += event.input_tokens - event.cache_hit_tokens
         self._tokens[tenant, event.model, "cached_input"] += event.cache_hit_tokens
         self._tokens[tenant, event.model, "output"] += event.output_tokens
@@ -125,6 +127,8 @@ class TenantMetrics:
                 lines += [f"# TYPE engine_gpu_{name}_seconds_total counter"]
                 lines += [f"engine_gpu_{name}_seconds_total {us / 1e6:.6f}"]
         lines += _samples("tenant_refused_total", "counter", ("tenant", "reason"), self._refused)
+        uncounted = {tenant: number for tenant, number in self._uncounted.items() if number}
+        lines += _samples("tenant_uncounted_total", "counter", ("tenant",), uncounted)
         in_flight = {(tenant,): number for tenant, number in self._in_flight.items()}
         lines += _samples("tenant_in_flight", "gauge", ("tenant",), in_flight)
         for name, found in (

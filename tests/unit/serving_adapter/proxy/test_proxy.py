@@ -193,6 +193,7 @@ def test_a_client_that_leaves_takes_the_engines_request_with_it(adapter_settings
             (event,) = await proxied.told()
             told = (event.status, event.fault, event.finish_reason, event.usage_source)
             assert (*told, event.input_tokens, event.output_tokens) == ("aborted", "client", "client_gone", *expected)
+            assert ('tenant_uncounted_total{tenant="tenant_a"} 1' in await proxied.page()) == (not continuous)
 
     asyncio.run(run(True, ("stream", 4, 2)))
     for boot in boots(Path(adapter_settings.spool.folder)):

@@ -151,14 +151,14 @@ class RegistryFolder:
         """Whether this one is the first: of several at once, one is."""
         path = self._trial(engine)
         path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(f".{path.name}.{quote(trial.replica_id, safe='')}")
-        beside.write_bytes(msgspec.json.encode(trial))
         try:
-            os.link(beside, path)
+            file = path.open("xb")  # what every shared file system can do, and links are not
         except FileExistsError:
             return False
-        finally:
-            beside.unlink()
+        with file:
+            file.write(msgspec.json.encode(trial))
+            file.flush()
+            os.fsync(file.fileno())
         sync_folder(path.parent)
         return True
 

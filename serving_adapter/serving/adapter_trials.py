@@ -50,7 +50,11 @@ class AdapterTrials:
         """None: now. Else how it stands: `waiting`, or `died`."""
         trial = self._registry.trial(engine)
         if trial is None:  # nobody has tried it, or somebody has registered it anew
-            return None if self._registry.begin_trial(engine, self._mine()) else self._wait(engine, "another replica")
+            if self._registry.begin_trial(engine, self._mine()):
+                return None
+            if self._has_waited(engine):  # its writer ended before it had written a word
+                self._registry.end_trial(engine, None)
+            return self._wait(engine, "another replica")
         if served is not None and served.state == "died" and served.trial == trial.id:
             return served
         if trial.state == "died":
@@ -60,12 +64,11 @@ class AdapterTrials:
         if trial.replica_id == self._replica_id:  # an earlier start ended between two lines of its own
             self._registry.end_trial(engine, replace(self._mine(), id=trial.id, number=trial.number))
             return None
-        since = self._waiting_since.setdefault(engine, time.monotonic())
-        if time.monotonic() - since < FIRST_WITHIN_S:
+        if not self._has_waited(engine):
             return self._wait(engine, trial.replica_id)
         if trial.number >= MOST_FIRST:
             return _died(f"{trial.number} replicas tried it, and none has said how it went", trial)
-        del self._waiting_since[engine]
+        self._waiting_since.pop(engine, None)
         self._registry.end_trial(engine, replace(self._mine(), id=trial.id, number=trial.number + 1))
         return None
 
@@ -97,8 +100,11 @@ class AdapterTrials:
     def _is_mine(self, trial: Trial) -> bool:
         return (trial.replica_id, trial.boot_id) == (self._replica_id, self._boot_id)
 
+    def _has_waited(self, engine: str) -> bool:
+        now = time.monotonic()
+        return now - self._waiting_since.setdefault(engine, now) >= FIRST_WITHIN_S
+
     def _wait(self, engine: str, whom: str) -> Served:
-        self._waiting_since.setdefault(engine, time.monotonic())
         return Served(state="waiting", why=f"{whom} tries it first")
 
 

@@ -216,6 +216,9 @@ def test_who_waits_for_a_replica_that_is_gone_tries_in_the_end_and_a_third_does_
     assert (refused.state, "2 replicas tried it" in refused.why) == ("died", True)
     second.served("x")
     assert third.may_try("x", None) is None
+    (root / "trials" / "y.json").touch()  # whoever made it ended before it wrote
+    assert first.may_try("y", None) is not None
+    assert first.may_try("y", None) is None
 
 
 def test_the_file_is_read_again_and_one_that_cannot_be_used_changes_nothing(

@@ -37,6 +37,8 @@ class RequestState:
     external_req_id: str
     request_index: int
     prompt_len: int
+    cached: int = 0
+    """What its first step finds."""
     num_cached_tokens: int = 0
     is_prefilling: bool = True
     stats: Any = field(
@@ -67,26 +69,28 @@ class OutputProcessor:
         state = self.request_states.get(request_id)
         if state is None:
             return False
-        if state.is_prefilling:
-            state.is_prefilling = False
-            self.counters["prompt"] += state.prompt_len
-            self.counters["cached"] += state.num_cached_tokens
-        self._update_stats_from_output(state, 1)
-        self.counters["generation"] += 1
+        self._stepped(state, 1)
         return True
+
+    def _stepped(self, state: RequestState, new_tokens: int) -> None:
+        """The statistics come first, and only then what its first step tells of the prompt."""
+        self._update_stats_from_output(state, new_tokens)
+        self.counters["generation"] += new_tokens
+        if state.is_prefilling:
+            state.is_prefilling, state.num_cached_tokens = False, state.cached
+            self.counters["prompt"] += state.prompt_len
+            self.counters["cached"] += state.cached
 
     def _update_stats_from_output(self, state: RequestState, new_tokens: int) -> None:
         """As vLLM calls it at each step of each sequence; only its first parameter is the adapter's business."""
         state.stats.num_generation_tokens += new_tokens
-        state.stats.last_token_ts = time.monotonic()
-        state.stats.first_token_ts = state.stats.first_token_ts or state.stats.last_token_ts
+        if new_tokens:
+            state.stats.last_token_ts = time.monotonic()
+            state.stats.first_token_ts = state.stats.first_token_ts or state.stats.last_token_ts
 
     def encoded(self, request_id: str) -> None:
         """A prompt was read, and nothing is generated."""
-        state = self.request_states[request_id]
-        state.is_prefilling = False
-        self.counters["prompt"] += state.prompt_len
-        self.counters["cached"] += state.num_cached_tokens
+        self._stepped(self.request_states[request_id], 0)
 
     def _finish_request(self, state: RequestState) -> None:
         self._pop(state.request_id)
@@ -164,7 +168,8 @@ class EngineClient:
         """An embedding."""
         inner = f"{request_id}-{next(self._ids)}"
         request = SimpleNamespace(
-            request_id=inner, external=request_id, prompt_len=len(prompt.split()), cached=0, priority=more["priority"],
+            request_id=inner, external=request_id, prompt_len=len(prompt.split()), priority=more["priority"],
+            cached=self._cached(prompt.split(), more),
             cache_salt=more.get("cache_salt"), lora_request=more.get("lora"),
         )  # fmt: skip
         self.seen.append(request)
@@ -243,7 +248,7 @@ def engine_app(step: float = 0.001) -> Starlette:
         body = await request.json()
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         client: EngineClient = request.app.state.engine_client
-        more = {"cache_salt": body["cache_salt"], "priority": body.get("priority", 0)}
+        more = {"cache_salt": body.get("cache_salt"), "priority": body.get("priority", 0)}
         for i, text in enumerate(texts):
             async for _ in client.encode(text, None, f"embd-{next(client._ids)}-{i}", **more):
                 pass

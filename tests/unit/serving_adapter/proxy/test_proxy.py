@@ -175,8 +175,11 @@ def test_tenants_stay_apart_before_an_engine_that_knows_nothing_of_them(adapter_
             assert (asked["priority"], "kv_transfer_params" in asked) == (-5, False)
             assert proxied.engine.loras == [], "no body of whom nobody vouches for was a request"
             assert "x-tollbook-caller" not in headers
-        async with proxying(adapter_settings, engine_fields=False) as proxied:
-            await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99})
+        async with proxying(adapter_settings, engine_fields=False, fields=["grammar"]) as proxied:
+            status, refused = await proxied.ask(COMPLETION | {"lora_path": "tenant_b"})
+            assert (status, json.loads(refused)["error"]["param"], proxied.engine.asked) == (400, "lora_path", [])
+            await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99, "grammar": "g"})
+            assert proxied.engine.asked[0]["grammar"] == "g"
             assert {"cache_salt", "priority"} & set(proxied.engine.asked[0]) == set()
 
     asyncio.run(run())

@@ -171,6 +171,9 @@ def test_regions_limits_and_a_full_spool_refuse_before_the_engine(adapter_settin
             assert (await served.ask(body | {"prompt": ["a"] * 5})).status == 400
             assert (await served.ask(body | {"max_tokens": 501})).status == 400
             assert (await served.ask(b"[1]")).status == 400
+            image = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
+            chat = {"model": "tiny", "messages": [{"role": "user", "content": [image]}]}
+            assert (await served.ask(chat, "/v1/chat/completions")).status == 400
             served.replica.journal._writer.failing = "played"
             assert (await served.ask(body)).status == 503
             assert (await served.ask(b"", "/health", method="GET")).status == 503
@@ -185,7 +188,8 @@ def test_regions_limits_and_a_full_spool_refuse_before_the_engine(adapter_settin
             assert {(tenant, why): int(count) for tenant, why, count in told} == {
                 ("tenant_a", "region_not_allowed"): 1, ("tenant_a", "too_large"): 1, ("tenant_a", "too_many"): 3,
                 ("tenant_a", "invalid_json"): 1, ("tenant_a", "no_room"): 1, ("tenant_a", "model_not_found"): 1,
-                ("", nobody().code): 1, ("", "metrics_closed"): 1, ("", "not_found"): 1,
+                ("tenant_a", "media_not_allowed"): 1, ("", nobody().code): 1, ("", "metrics_closed"): 1,
+                ("", "not_found"): 1,
             }  # fmt: skip
 
     asyncio.run(run())

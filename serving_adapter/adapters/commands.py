@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from serving_adapter.adapters.lora_files import AdapterRefused, Bounds, base_shapes, check
-from serving_adapter.adapters.registry_folder import RegistryFolder
+from serving_adapter.adapters.registry_folder import RegistryBroken, RegistryFolder
 from serving_adapter.clock import rfc3339
 from serving_adapter.isolation import registry as names
 from serving_adapter.isolation.registry import Registry, RegistryRefused
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> None:
         left = {version.engine for version in folder.read().versions}
         for version in before.versions:
             if version.engine not in left:
-                folder.end_trial(version.engine, None)
+                _forget_trial(folder, version.engine)
     elif given.verb == "share":
         _change(
             folder, given, lambda now: names.pointed(now, given.tenant, given.name, targets_of(now, given)),
@@ -81,6 +81,16 @@ def run(given: argparse.Namespace) -> None:
         )  # fmt: skip
     else:
         _change(folder, given, lambda now: names.rolled_back(now, given.tenant, given.name))
+
+
+def _forget_trial(folder: RegistryFolder, engine: str) -> None:
+    """What is registered anew may be loaded anew. Raises RegistryBroken."""
+    try:
+        folder.end_trial(engine, None)
+    except OSError as error:  # written by replicas, perhaps as another user
+        raise RegistryBroken(
+            f"it is removed, but {error}: delete that file, or replicas will not load the same content again"
+        ) from None
 
 
 def register(folder: RegistryFolder, given: argparse.Namespace) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class AdapterLoading:
             status, _ = await self._ask("/health", None, method="GET")
         except NotLoaded:
             return False
-        return status == 200 and not self._is_dead()
+        return status < 500 and not self._is_dead()  # some have no such page
 
     def _is_dead(self) -> bool:
         """What vLLM's client knows of its engine; a proxy knows nothing."""

@@ -6,6 +6,7 @@ Two roles: the owner of the tables, who migrates, and the application's role, as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -81,6 +82,7 @@ READ_ONLY: Final = ("ledger.chart_of_accounts", "ledger.currencies")
 BY_FUNCTION: Final = ("ledger.postings",)
 """Tables to which a function of the owner's adds rows, and the application only by calling it."""
 
+_COLUMNS: Final = re.compile(r"\(([^)]*)\)")
 _ROLE: Final = """
 do $$ begin
     if not exists (select from pg_roles where rolname = '{role}') then
@@ -138,5 +140,23 @@ def grant(connection: Connection, role: str) -> None:
         if connection.exec_driver_sql(f"select to_regclass('{table}')").scalar_one() is not None:
             connection.exec_driver_sql(f"revoke insert on {table} from {role}")
     for table, rights in STATE.items():
-        if connection.exec_driver_sql(f"select to_regclass('{table}')").scalar_one() is not None:
-            connection.exec_driver_sql(f"grant {rights} on {table} to {role}")
+        columns = _columns(connection, table)
+        there = _of_columns_there(rights, columns)
+        if columns and "()" not in there:
+            connection.exec_driver_sql(f"grant {there} on {table} to {role}")
+
+
+def _columns(connection: Connection, table: str) -> frozenset[str]:
+    """A table's columns at this step of the schema; none where there is no such table."""
+    schema, name = table.split(".")
+    rows = connection.exec_driver_sql(
+        "select column_name from information_schema.columns where table_schema = %s and table_name = %s", (schema, name)
+    )
+    return frozenset(rows.scalars())
+
+
+def _of_columns_there(rights: str, columns: frozenset[str]) -> str:
+    def there(named: re.Match[str]) -> str:
+        return "(" + ", ".join(name for name in named[1].split(", ") if name in columns) + ")"
+
+    return _COLUMNS.sub(there, rights)

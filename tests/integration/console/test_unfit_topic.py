@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AlterConfigOpType,
@@ -25,12 +27,20 @@ NOT_OURS = {"TOLLBOOK_DEV_KAFKA": "elsewhere:9092"}
 
 
 def set_config(kafka: KafkaSettings, name: str, value: str) -> None:
-    """Change a setting of the usage topic."""
+    """Change a setting of the usage topic, and see the broker say so: it hears of it a moment later."""
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, USAGE.name(kafka.topic_prefix), incremental_configs=[entry])
     admin = admin_client(kafka)  # whose end would be that of its requests
     for done in admin.incremental_alter_configs([resource]).values():
         done.result(timeout=30)
+    asked = ConfigResource(ResourceType.TOPIC, USAGE.name(kafka.topic_prefix))
+
+    def told() -> str:
+        (config,) = admin.describe_configs([asked]).values()
+        return str(config.result(timeout=30)[name].value)
+
+    while told() != value:  # bounded by the test's own time
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -89,9 +89,11 @@ APPEND_PREPARED: Final = (_APPEND % _NUMBERED).encode()
 APPEND_AND_TELL_PREPARED: Final = (_APPEND_AND_TELL % _NUMBERED).encode()
 """As the server prepares them: shard, epoch, entries; with decisions (`decisions_text`)."""
 _KEEP_STATE: Final = """
+    with mine as (
+        update usage.quota_shards set feed_read = %(read)s where shard = %(shard)s and epoch = %(epoch)s returning shard
+    )
     insert into usage.quota_states as s (tenant_group, no, state)
-    select %(group)s, %(no)s, %(state)s
-    from usage.quota_shards where shard = %(shard)s and epoch = %(epoch)s for share
+    select %(group)s, %(no)s, %(state)s from mine
     on conflict (tenant_group) do update set no = excluded.no, state = excluded.state where s.no <= excluded.no
 """
 _FORGET: Final = """
@@ -187,13 +189,17 @@ def _appended(connection: psycopg.Connection, mine: Ownership, given: dict[str, 
     return int(row[0])
 
 
-def keep_state(connection: psycopg.Connection, mine: Ownership, group: int, no: int, state: bytes) -> None:
-    """Store a group's books as of a batch; nothing, if the shard has another owner by now, or a newer state.
+def keep_state(
+    connection: psycopg.Connection, mine: Ownership, group: int, no: int, state: bytes, read: Mapping[str, int]
+) -> None:  # fmt: skip
+    """Store a group's books as of a batch; nothing, if the shard has another owner by now, or a newer state. `read`: up
+    to where the feed was read when it was made (`keep_read`).
 
     Compressed: a batch that is written meanwhile waits for the disk until this is on it.
     """
     packed = zlib.compress(state, PACKING)
-    given = {"group": group, "no": no, "state": packed, "shard": mine.shard, "epoch": mine.epoch}
+    given = {"group": group, "no": no, "state": packed, "shard": mine.shard, "epoch": mine.epoch,
+             "read": Jsonb(dict(read))}  # fmt: skip
     connection.execute(_KEEP_STATE, given)
 
 

@@ -78,10 +78,10 @@ class StateKeeper:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._database.url, application="tollbook quota states")
-            with self._connection.transaction():
+            if made is not None:
+                journal.keep_state(self._connection, self._mine, *made, positions)
+            else:
                 journal.keep_read(self._connection, self._mine, positions)
-                if made is not None:
-                    journal.keep_state(self._connection, self._mine, *made)
             if forget:
                 journal.forget(self._connection, self._mine, forget)
         except psycopg.Error:

@@ -102,14 +102,13 @@ class Driver:
     def store_states(self) -> None:
         """Until every group's is stored."""
         states = self.shard.states
-        self.keep_read()
         while True:
             self.write(store_a_state=True)
             if states.is_idle:
                 return
             while (made := states.make()) is None:
                 pass
-            journal.keep_state(self.writing, self.mine, *made)
+            journal.keep_state(self.writing, self.mine, *made, self.positions)
             states.kept(made[0])
 
     def ask(self, request_id: str = "r1", max_tokens: int | None = 100, tenant: str = "t1", **more: Any) -> Any:

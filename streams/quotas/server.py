@@ -56,6 +56,8 @@ def serve(
         f"shard {shard} of {of}, epoch {mine.epoch}: {len(rebuilt.shard.books)} tenants from {rebuilt.entries} entries,"
         f" {rebuilt.resolved} of them counted meanwhile" + (", learning" if rebuilt.shard.learning_until else "")
     )
+    if rebuilt.left_out:
+        say(f"{rebuilt.left_out} chunks of usage came while no service ran: what of it nobody had reserved is not told")
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)

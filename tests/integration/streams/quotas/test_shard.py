@@ -12,7 +12,7 @@ import pytest
 
 from serving_adapter.quota.groups import GROUPS, group_of
 from streams.database import connect
-from streams.quotas import definition_store, entries, feed, journal
+from streams.quotas import definition_store, entries, feed, journal, rebuilding
 from streams.quotas.calendar import Anchor, microseconds
 from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definition_store import DatedAnchor
@@ -277,7 +277,7 @@ def test_no_first_request_waits_for_a_tenants_usage_to_be_read(
 
 
 def test_usage_that_nobody_had_reserved_is_told_apart_also_over_crashes(
-    connection: psycopg.Connection, own_database_url: str, usage: Usage
+    connection: psycopg.Connection, own_database_url: str, usage: Usage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     price = EstimatePrice("", "output", Decimal("0.01"), "USD", datetime.now(UTC) - timedelta(days=60))
     estimates.set_prices(connection, "t1", [price])
@@ -302,6 +302,11 @@ def test_usage_that_nobody_had_reserved_is_told_apart_also_over_crashes(
             again.store_states()
             journal.forget(connection, again.mine, again.shard.states.needed_from() - 1)
         again.crash()
+    monkeypatch.setattr(rebuilding, "CHUNKS_AT_MOST", 1)
+    usage.happens("long-ago", output=9)
+    usage.happens("lately", output=4)
+    last = Driver(own_database_url)
+    assert (last.budget()[0], last.unreserved(), last.rebuilt.left_out) == (100, 41, 1)
 
 
 def test_usage_of_other_purposes_and_platform_tenants_is_left_out(

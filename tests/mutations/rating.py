@@ -342,6 +342,13 @@ MUTATIONS: Final = (
         GOLDEN,
     ),
     Mutation(
+        "more breakage is expected of a credit than is left",
+        "billing/bills/breakage.py",
+        "return min(left, quantise_line(",
+        "return max(ZERO, quantise_line(",
+        "tests/unit/billing/test_breakage.py",
+    ),
+    Mutation(
         "credits pay more than the total",
         "billing/bills/payment_credits.py",
         "min(round(drawn / step) * step, document.total_minor)",

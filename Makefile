@@ -60,7 +60,7 @@ bench-close: install ## How fast a month is rated, booked and sent to Stripe, be
 bench-replay: install ## How fast lost events come back from spools, and what live ingestion sees of it (QUICK=1; needs `make up`)
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.replay
 
-simulate: up ## Kill workers in dirty traffic, spend quotas, damage closed months, rate random bills twice (KILLS=, QUOTAS=, SENDINGS=, FAULTS=, INVOICES=, QUICK=1, TOLLBOOK_SEED=)
+simulate: up ## Kill workers in dirty traffic, spend quotas, damage closed months, rate random bills twice (KILLS=, QUOTAS=, SENDINGS=, MONTHS=, FAULTS=, INVOICES=, QUICK=1, TOLLBOOK_SEED=)
 	.venv/bin/python -m tests.simulation.run
 
 up: install ## Install what is missing and start Kafka, TimescaleDB and the Stripe twin (TOLLBOOK_HOME, default .tollbook)

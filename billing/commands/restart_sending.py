@@ -111,6 +111,8 @@ def _take_over(
     connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, reason: str, now: datetime, actor: str
 ) -> None:
     account = stored.invoice.identity.billing_account
+    for key, _ in stripe_request_store.unanswered(connection, [stored.invoice.invoice_id]):
+        stripe_request_store.record_reply(connection, key, theirs.invoice_id)
     terms = account_store.accounts(connection, [account])[account].payment_terms_days
     columns = final_columns(theirs, now.date(), terms)
     issue(connection, stored, InvoiceEvent.FINALIZE, columns, now=now, actor=actor)

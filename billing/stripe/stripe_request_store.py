@@ -141,7 +141,8 @@ def under_way(connection: Connection, invoice_id: uuid.UUID) -> bool:
 def unanswered(connection: Connection, invoice_ids: Collection[uuid.UUID]) -> list[tuple[str, str]]:
     """Requests for invoices of which nobody knows whether Stripe did them: key and step, in order.
 
-    Not one whose change was asked for again under the key's next epoch, nor one of a correction that is over.
+    Not one that it refused, nor one whose change was asked for again under the key's next epoch, nor one of a
+    correction that is over.
     """
     table, later = tables.stripe_requests, tables.stripe_requests.alias()
     of, of_later = (func.regexp_replace(each.c.idempotency_key, ":e[0-9]+$", "") for each in (table, later))
@@ -152,6 +153,7 @@ def unanswered(connection: Connection, invoice_ids: Collection[uuid.UUID]) -> li
         select(table.c.idempotency_key, table.c.step)
         .where(
             table.c.replied_at.is_(None),
+            table.c.answer.is_distinct_from(Answer.REFUSED.value),
             table.c.invoice_id == any_(cast(list(invoice_ids), ARRAY(UUID))),
             ~asked_again.exists(),
         )

@@ -28,7 +28,7 @@ from tests.integration.reconciliation.damages import TOLD
 from tests.simulation import kills, quotas
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
-from tests.simulation.stripe.run import crash_matrix
+from tests.simulation.stripe.run import corrections_matrix, crash_matrix, random_months, webhook_matrix
 
 KILLS: Final = 200
 KILLS_QUICK: Final = 60
@@ -41,6 +41,8 @@ INVOICES_QUICK: Final = 2_000
 QUOTAS: Final = 60_000
 QUOTAS_QUICK: Final = 6_000
 SENDINGS_QUICK: Final = "90"
+MONTHS: Final = 10
+MONTHS_QUICK: Final = 2
 DAMAGES: Final = "tests/integration/reconciliation/test_damages.py"
 
 
@@ -63,6 +65,8 @@ def main() -> int:
         wrong += _limit_requests(seed, requests, report)
     if sendings != "0":
         wrong += _kill_senders(seed, 0 if sendings == "all" else int(sendings), report)
+    if months := int(os.environ.get("MONTHS") or (MONTHS_QUICK if QUICK else MONTHS)):
+        wrong += _live_months(seed, months, 60 if QUICK else 0, report)
     if faults:
         wrong += _damage_months(seed, faults, report)
     if invoices:
@@ -77,6 +81,16 @@ def _kill_senders(seed: int, cells: int, report: Report) -> int:
     report.add("sendings_killed", "senders", [result.killed])
     report.add("sendings_wrong", "invoices", [len(result.wrong)], goal=0)
     return len(result.wrong)
+
+
+def _live_months(seed: int, months: int, cells: int, report: Report) -> int:
+    """What comes back from Stripe: corrections killed at each step, webhooks gone wrong, random months with faults."""
+    wrong = [*corrections_matrix(seed, cells), *webhook_matrix(seed), *random_months(seed, months)]
+    for text in wrong[:20]:
+        print(f"WRONG {text}", flush=True)
+    report.add("stripe_months", "months", [months])
+    report.add("stripe_months_wrong", "differences", [len(wrong)], goal=0)
+    return len(wrong)
 
 
 def _damage_months(seed: int, count: int, report: Report) -> int:

@@ -58,7 +58,9 @@ def evaluate(
     made: Made = lambda name: None,
 ) -> dict[Gate, Result]:
     """Every gate of a month, as it stands now; R2 and R3 of some accounts only (None: of all that are cut)."""
-    report = reconcile_period(engine, period=month, now=now, gateway=outside.gateway, log=outside.log, made=made)
+    report = reconcile_period(
+        engine, period=month, now=now, gateway=outside.gateway, log=outside.log, customers=False, made=made
+    )
     checks = list(report.checks)
     with transaction(engine) as connection:
         accounts = participants(connection, month)

@@ -10,6 +10,7 @@ from billing.commands.send_invoices import InvoiceSent, Outcome
 from billing.commands.show_returns import returns_shown
 from billing.database import raw, transaction
 from billing.errors import CorrectionRefused
+from billing.stripe import stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 from tests.billing_builders import NOW
@@ -117,8 +118,11 @@ def test_a_number_that_is_used_up_in_stripe_by_another_document_is_void_here_too
     done = restart_sending(world.engine, "INV-000001", gateway=gateway, reason="r", now=NOW, actor="ada")
     assert done.startswith("INV-000001 is void, as in Stripe")
     assert sync(world, gateway).problems == ()
-    assert (find_invoice(world.engine, "INV-000001").state, books(world).get(1100, 0)) == ("void", 0)
-    (again,) = reissue(world.engine, find_invoice(world.engine, "INV-000001"), now=NOW, actor="ada")
+    void = find_invoice(world.engine, "INV-000001")
+    assert (void.state, books(world).get(1100, 0)) == ("void", 0)
+    with transaction(world.engine) as connection:
+        assert stripe_request_store.unanswered(connection, [void.invoice.invoice_id]) == []
+    (again,) = reissue(world.engine, void, now=NOW, actor="ada")
     assert (again.identity.kind, again.amount_due_minor) == ("adjustment", 200)
     assert one_of(world.send(gateway).invoices, "INV-000002").outcome is Outcome.FINALIZED
     assert {(i.number, i.status) for i in in_stripe(stripe_twin)} == {("INV-000001", "void"), ("INV-000002", "open")}

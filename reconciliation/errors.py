@@ -23,6 +23,10 @@ class ReplayRefused(ReconciliationError):
     """A plan that cannot be made or applied."""
 
 
+class FindingRefused(ReconciliationError):
+    """A finding that cannot be settled."""
+
+
 class CloseRefused(ReconciliationError):
     """Something that the close of a month does not allow, or not now."""
 

@@ -14,6 +14,7 @@ import typer
 from billing.periods import parse_period
 from console import findings_shown, session, witnesses
 from console.output import AsCsv, AsJson, document, err, listing, out, problems
+from reconciliation.errors import FindingRefused
 from reconciliation.findings import finding_store
 from reconciliation.findings.finding import Kind
 from reconciliation.findings.look import AdmissionLog, look
@@ -88,7 +89,7 @@ def days_back(days: int, today: date, looked_on: date | None) -> int:
 
 @app.command("list")
 def list_findings(
-    all_: Annotated[bool, typer.Option("--all", help="Healed ones as well.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Healed and settled ones as well.")] = False,
     kind: Annotated[Kind | None, typer.Option(help="Only this kind.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
     as_json: AsJson = False,
@@ -110,6 +111,22 @@ def show_finding(number: Annotated[int, typer.Argument(metavar="NO")], as_json: 
             raise typer.Exit(1)
         history = finding_store.history(connection, found.finding_id)
     findings_shown.whole(found, history, as_json=as_json)
+
+
+@app.command()
+def settle(
+    number: Annotated[int, typer.Argument(metavar="NO")],
+    actor: session.Actor,
+    reason: Annotated[str, typer.Option(help="Why it may stay; goes to the audit log.")],
+    dry_run: session.DryRun = False,
+) -> None:
+    """Let a finding stay that no look will find gone: what was counted at wrong times, what was mended by hand."""
+    with session.connection() as connection, session.change(connection, dry_run):
+        found = finding_store.get(connection, number)
+        if found is None:
+            raise FindingRefused(f"there is no finding {number}: `tollbook reconcile list --all` lists them")
+        finding_store.settle(connection, found, session.clock(None), reason=reason, actor=actor)
+    out.print(f"finding {number} {'would be' if dry_run else 'is'} settled")
 
 
 def _look(

@@ -45,7 +45,12 @@ _SAMPLES: Final = """
 """
 # To the microsecond: many emitters stamp milliseconds, and chance then makes twins of equal requests
 _TWINS: Final = """
-    with twice as (
+    with taken_back as (
+        select tenant_id, request_id, attempt, sum(input_tokens) as input_tokens, sum(output_tokens) as output_tokens
+        from usage.counting_events
+        where completed_at >= %(begin)s and completed_at < %(end)s and kind = 'correction'
+        group by 1, 2, 3
+    ), twice as (
         select tenant_id, model, completed_at, input_tokens, output_tokens, cache_hit_tokens
         from usage.counting_events
         where completed_at >= %(begin)s and completed_at < %(end)s and kind = 'usage' and purpose = 'tenant'
@@ -55,7 +60,10 @@ _TWINS: Final = """
     select e.tenant_id, e.model, e.completed_at, e.input_tokens, e.output_tokens, e.cache_hit_tokens, e.raw
     from twice join usage.counting_events as e
         using (tenant_id, model, completed_at, input_tokens, output_tokens, cache_hit_tokens)
-    where e.completed_at >= %(begin)s and e.completed_at < %(end)s and e.kind = 'usage'
+    where e.completed_at >= %(begin)s and e.completed_at < %(end)s and e.kind = 'usage' and not exists (
+        select from taken_back as t
+        where (t.tenant_id, t.request_id, t.attempt) = (e.tenant_id, e.request_id, e.attempt)
+            and (t.input_tokens, t.output_tokens) = (-e.input_tokens, -e.output_tokens))
     order by 1, 2, 3, 4, 5, 6, ingested_at, source, position
     limit %(most)s
 """
@@ -184,7 +192,10 @@ def _came_in_time(connection: psycopg.Connection, boot_id: str, first: datetime,
 
 
 def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[Twins], bool]:
-    """Events that came again under other ids, by who sent them first and who again; and whether these are all."""
+    """Events that came again under other ids, by who sent them first and who again; and whether these are all.
+
+    One whose tokens corrections have taken back is none.
+    """
     rows = connection.execute(_TWINS, {"begin": begin, "end": end, "most": MOST_ROWS}, binary=True).fetchall()
     again: dict[tuple[str, str], list[UsageEvent]] = defaultdict(list)
     first: tuple[object, str] | None = None

@@ -1,4 +1,4 @@
-"""Findings in the database: written once, a further state where something of them changes, healed once."""
+"""Findings in the database: written once, a further state where something of them changes, healed or settled once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from reconciliation.errors import FindingRefused
 from reconciliation.findings.finding import Finding, Kind
-from streams import alerts
+from streams import alerts, audit
 from streams.alerts import Alert
 
 LOCK: Final = 0x6669_6E64
@@ -53,7 +54,7 @@ class StoredFinding:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is not healed."""
+        """Whether it is neither healed nor settled."""
         return self.state == "open"
 
 
@@ -69,7 +70,7 @@ class Written:
 def listed(
     connection: psycopg.Connection, *, healed: bool = False, kind: str | None = None, limit: int = 1000
 ) -> list[StoredFinding]:  # fmt: skip
-    """The open findings, and if asked those that are healed; the newest first."""
+    """The open findings, and if asked those that are healed or settled; the newest first."""
     with connection.cursor(row_factory=class_row(StoredFinding)) as cursor:
         return cursor.execute(
             _STORED + " where (%(healed)s or s.state = 'open') and (%(kind)s::text is null or kind = %(kind)s)"
@@ -100,18 +101,21 @@ def write(
 ) -> Written:
     """Write down what a look has found, in the caller's transaction, and raise an alert for each thing that is new.
 
-    `looked_at` are the open findings that the look would have found again: those that it did not are healed.
+    `looked_at` are the open findings that the look would have found again: those that it did not are healed. What a
+    person has settled is open again, with an alert, where it is not what was settled any more.
     """
-    open_ = {stored.key: stored for stored in listed(connection, limit=1_000_000)}
+    known = {stored.key: stored for stored in _not_healed(connection)}
     new, changed = [], []
     for finding in found:
-        stored = open_.get(finding.key)
+        stored = known.get(finding.key)
         if stored is None:
             _add(connection, finding, now)
             new.append(finding)
         elif _differs(stored, finding):
             _state(connection, stored.finding_id, stored.state_no + 1, "open", finding, now)
             changed.append(finding)
+            if not stored.is_open:
+                _alert(connection, finding, {"occurrence": stored.occurrence, "state": stored.state_no + 1}, now)
     keys = {finding.key for finding in found}
     healed = [stored for stored in looked_at if stored.key not in keys]
     for stored in healed:
@@ -122,6 +126,30 @@ def write(
              f"no longer there; it was: {stored.cause}", Jsonb(dict(stored.size))),
         )  # fmt: skip
     return Written(tuple(new), tuple(changed), tuple(healed))
+
+
+def settle(connection: psycopg.Connection, stored: StoredFinding, now: datetime, *, reason: str, actor: str) -> None:
+    """Let an open finding stay as it is: what it is about cannot be undone, or was mended where no look sees it.
+
+    Looks are silent about it as long as its time, size and cause are what they were. Raises FindingRefused.
+    """
+    if not stored.is_open:
+        raise FindingRefused(f"finding {stored.finding_no} is {stored.state}: nothing is left to settle")
+    if not reason.strip():
+        raise FindingRefused("say why it may stay: --reason")
+    connection.execute(
+        "insert into usage.finding_states (finding_id, state_no, state, at, begins, ends, cause, size, actor)"
+        " values (%s, %s, 'settled', %s, %s, %s, %s, %s, %s)",
+        (stored.finding_id, stored.state_no + 1, now, stored.begins, stored.ends, stored.cause,
+         Jsonb(dict(stored.size)), actor),
+    )  # fmt: skip
+    detail = {"kind": stored.kind, "subject": dict(stored.subject), "reason": reason}
+    audit.record(connection, actor, "finding.settle", str(stored.finding_no), detail)
+
+
+def _not_healed(connection: psycopg.Connection) -> list[StoredFinding]:
+    with connection.cursor(row_factory=class_row(StoredFinding)) as cursor:
+        return cursor.execute(_STORED + " where s.state <> 'healed'").fetchall()
 
 
 def _add(connection: psycopg.Connection, finding: Finding, now: datetime) -> None:
@@ -137,9 +165,13 @@ def _add(connection: psycopg.Connection, finding: Finding, now: datetime) -> Non
         (finding_id, finding.kind.value, subject, occurrence, now),
     )
     _state(connection, finding_id, 1, "open", finding, now)
+    _alert(connection, finding, {"occurrence": occurrence}, now)
+
+
+def _alert(connection: psycopg.Connection, finding: Finding, which: Mapping[str, int], now: datetime) -> None:
     key = finding.tenants[0] if len(finding.tenants) == 1 and finding.tenants[0] else finding.kind.value
-    subject_told = dict(finding.subject) | {"occurrence": occurrence}
-    alerts.raise_all(connection, [Alert(f"finding.{finding.kind.value}", key, subject_told, finding.told(), now)])
+    subject = {**finding.subject, **which}
+    alerts.raise_all(connection, [Alert(f"finding.{finding.kind.value}", key, subject, finding.told(), now)])
 
 
 def _state(

@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
+from reconciliation.errors import FindingRefused
 from reconciliation.findings import evidence, finding_store
-from reconciliation.findings.finding_store import Written
+from reconciliation.findings.finding_store import StoredFinding, Written
 from reconciliation.findings.look import AdmissionLog, Look, look
 from reconciliation.numbers_received import numbers_received
 from reconciliation.replay.material import Found
-from streams import alerts, tenants
+from serving_adapter.identity import Identity, event_id_of
+from streams import alerts, audit, tenants
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.replica_apply import ReplicaChunkApplier
@@ -138,7 +140,25 @@ def test_a_second_shipper_with_ids_of_its_own_is_found(connection: psycopg.Conne
     found = {each.kind: each for each in looked(connection).found}
     assert found["duplicate_emitter"].events == (6, 6)
     assert found["duplicate_emitter"].subject == {"emitter": "unnumbered events", "of": "r1/b1"}
+    assert "take back what it was counted for by corrections" in found["duplicate_emitter"].cause
     assert look(connection, NOW, NOW + timedelta(days=1), NOW).written.healed == (), "another time says nothing of it"
+    corrections = [correction(12 + i, f"again-{i}", at[i]) for i in range(6)]
+    applier.apply(make_chunk(*corrections[:3]))
+    assert "duplicate_emitter" in kinds(connection)
+    applier.apply(make_chunk(*corrections[3:]))
+    assert [each.kind for each in looked(connection).written.healed] == ["duplicate_emitter"]
+    (tokens,) = connection.execute("select sum(output_tokens)::int8 from usage.windows_1h").fetchall()
+    assert tokens == (6 * 5,), "each request's tokens are counted once"
+
+
+def correction(position: int, request_id: str, timestamp: str) -> Record:
+    """Takes back what a request was counted for."""
+    of = str(event_id_of(Identity("tenant_1", request_id, 1, "usage", 0)))
+    message = event_json(
+        request_id=request_id, timestamp=timestamp, kind="correction", correction_no=1, corrects=of,
+        input_tokens=-10, output_tokens=-5, cache_hit_tokens=-4,
+    )  # fmt: skip
+    return Record(position, b"tenant_1", message, RECEIVED)
 
 
 def test_a_clock_two_hours_behind_is_found_and_a_backlog_is_not(
@@ -150,6 +170,32 @@ def test_a_clock_two_hours_behind_is_found_and_a_backlog_is_not(
     applier.apply(make_chunk(*skewed, *backlog, *in_time))
     found = [each for each in looked(connection).found if each.kind == "clock_skew"]
     assert [(each.subject["boot_id"], each.events) for each in found] == [("skewed", (6, 6))]
+    assert_what_is_settled_is_told_again_only_where_it_is_more(connection, applier)
+
+
+def assert_what_is_settled_is_told_again_only_where_it_is_more(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    def skew() -> StoredFinding:
+        (stored,) = finding_store.listed(connection, healed=True, kind="clock_skew")
+        return stored
+
+    with pytest.raises(FindingRefused, match="say why"):
+        finding_store.settle(connection, skew(), NOW, reason=" ", actor="ada")
+    finding_store.settle(connection, skew(), NOW, reason="billed in their hours as they are", actor="ada")
+    with pytest.raises(FindingRefused, match="nothing is left to settle"):
+        finding_store.settle(connection, skew(), NOW, reason="again", actor="ada")
+    assert looked(connection).written == Written((), (), ())
+    assert (skew().state, skew().occurrence, finding_store.listed(connection, kind="clock_skew")) == ("settled", 1, [])
+    (told,) = audit.entries(connection, subject=str(skew().finding_no))
+    assert (told.actor, told.action, told.detail["reason"]) == (
+        "ada", "finding.settle", "billed in their hours as they are",
+    )  # fmt: skip
+    applier.apply(make_chunk(numbered(13, 7, timestamp="2026-11-01T09:59:50Z", boot="skewed")))
+    assert [each.kind for each in looked(connection).written.changed] == ["clock_skew"]
+    assert (skew().state, skew().size["events"]) == ("open", [7, 7])
+    alerts_of_it = [each for each in alerts.undelivered(connection) if each.kind == "finding.clock_skew"]
+    assert len(alerts_of_it) == 2
 
 
 def test_a_look_that_cannot_take_in_all_heals_nothing_of_that_kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,15 +15,18 @@ from typing import Any
 
 import psycopg
 import pytest
+from pyarrow import fs
 from sqlalchemy import Engine
 
 from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
-from reconciliation.errors import ReplayRefused
-from reconciliation.replay import applying, log_source, plan_store, trial
+from reconciliation.errors import MaterialUnreadable, ReplayRefused
+from reconciliation.replay import applying, log_source, plan_store, spool_source, trial
 from reconciliation.replay.applying import Replayed
+from reconciliation.replay.material import Found, NotMappable
 from reconciliation.replay.plan_store import StoredPlan
 from reconciliation.replay.planning import Planner
+from serving_adapter.spool.frames import framed
 from streams.database import connect
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.passed_positions import counted_outcomes, runs, stored_counts
@@ -33,9 +37,9 @@ from streams.rules.chunks import Record
 from tests.billing_builders import OCTOBER
 from tests.builders import RECEIVED, SOURCE, event_json, make_chunk
 from tests.integration.billing.conftest import World, world
-from tests.integration.streams.conftest import register_source
+from tests.integration.streams.conftest import register_source, store
 
-__all__ = ["world"]
+__all__ = ["store", "world"]
 NOW = datetime(2026, 10, 20, tzinfo=UTC)
 AT = datetime(2026, 10, 14, 8, tzinfo=UTC)
 Changed = dict[str, Any]
@@ -303,6 +307,33 @@ def test_numbers_of_what_is_there_already_are_filled(replays: Replays) -> None:
     with replays.connection() as opened:
         assert opened.execute("select received_through from usage.boot_numbers").fetchone() == (1,)
     assert json.loads(json.dumps(replays.stored(plan.plan_id).report)) == done.as_report()
+
+
+def test_spools_and_logs_are_read_from_an_object_store_as_from_a_folder(store: str, tmp_path: Path) -> None:
+    messages = [event(number, tenant_id="a/b") for number in range(5)]
+    segment = b"".join(framed(b"E" + message) for message in messages)
+    files, root = fs.FileSystem.from_uri(store)
+    for place, data in (
+        ("spools/r%2F1/b1/00000001.seg", segment), ("spools/r%2F1/b1/00000002.seg", segment[:-3]),
+        ("logs/access.jsonl.gz", gzip.compress(b"\n".join(messages))),
+    ):  # fmt: skip
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(data)
+        with files.open_output_stream(f"{root}/{place}", compression=None) as stream:
+            stream.write(data)
+
+    def read(where: str) -> list[Found | NotMappable]:
+        head, _, options = where.partition("?")
+        given = [f"{head}/{folder}" + (f"?{options}" if options else "") for folder in ("spools", "logs")]
+        return [*spool_source.spooled(given[0]), *log_source.exported(given[1])]
+
+    found = read(store)
+    assert found == read(str(tmp_path))
+    assert [each.message for each in found if isinstance(each, Found)] == [*messages, *messages[:4], *messages]
+    assert [each.origin for each in found if isinstance(each, NotMappable)] == [found[9].origin]
+    assert found[0].origin == "r/1/b1/00000001.seg:0"
+    with pytest.raises(MaterialUnreadable, match="is not there"):
+        read(store.replace("/usage?", "/nothing?"))
 
 
 def test_an_unknown_plan_is_told(replays: Replays) -> None:

@@ -106,7 +106,10 @@ def test_of_a_lost_spool_the_gateways_log_is_what_is_left_and_the_truth_may_come
     log = replays.folder / "access.log"
     log.write_text("\n".join(map(json.dumps, [*lines, lines[5] | {"id": "-"}])))
     with replays.connection() as opened:
+        begun_anew = make_report(2, "boot", boot_id="b2", at=AT + timedelta(minutes=20))
+        ReplicaChunkApplier(opened).apply(make_chunk(begun_anew, source=REPLICA_SOURCE))
         found = looked(opened)["lost_events"]
+        assert found.cause.startswith("boot b1 of replica r1 broke off, and its spool was not shipped to the end")
         material = log_source.logged(str(log), log_source.mapping_of(MAPPING, "m.yaml"))
         plan_id = Planner(opened, NOW, replays.archive).plan(material, {"log": str(log)}, "ada", lambda _: None)
     trial.complete(replays.engine, plan_id, NOW)

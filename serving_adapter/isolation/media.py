@@ -62,16 +62,15 @@ def _parts(value: Any) -> Iterator[Held]:
         for item in value:
             yield from _parts(item)
     elif isinstance(value, dict):
-        held = [(name, item) for name, item in value.items() if _is_media(name)]
+        held = {name: item for name, item in value.items() if _is_media(name)}
+        is_part = bool(held)
         if not held and _is_media(value.get("type")):
-            held = [(name, item) for name, item in value.items() if name not in _ABOUT]
-            yield held
-        else:
-            if held:
-                yield held
-            for name, item in value.items():
-                if not _is_media(name):
-                    yield from _parts(item)
+            held, is_part = {name: item for name, item in value.items() if name not in _ABOUT}, True
+        if is_part:
+            yield list(held.items())
+        for name, item in value.items():
+            if name not in held:
+                yield from _parts(item)
 
 
 def _is_media(name: Any) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving_adapter.isolation.body import parse, rewritten
 from serving_adapter.isolation.fields import TAKEN_OUT, of_engine_behind
-from serving_adapter.isolation.media import MediaRule
+from serving_adapter.isolation.media import KEYS, MediaRule
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Limits, Resolved, Resolver, Rules, salt
@@ -82,6 +84,22 @@ def test_an_engine_is_sent_to_no_address(part: Any) -> None:
     with pytest.raises(Refusal) as refused:
         parse(content(part), Route.CHAT, LIMITS)
     assert (refused.value.status, refused.value.code) == (400, "media_not_allowed")
+
+
+@settings(max_examples=50)
+@given(
+    st.recursive(
+        st.just(NOT_DATA[0]),
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1, max_size=2),
+            st.dictionaries(st.sampled_from([*sorted(KEYS), "type", "text", "detail", "data", "x"]), inner, min_size=1),
+            st.fixed_dictionaries({"type": st.sampled_from(["image_url", "text"]), "text": inner}),
+        ),
+    )
+)
+def test_an_address_is_found_however_deep_it_lies(part: Any) -> None:
+    with pytest.raises(Refusal, match="data: URLs"):
+        parse(content(part), Route.CHAT, LIMITS)
 
 
 @pytest.mark.parametrize(

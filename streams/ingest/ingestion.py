@@ -129,8 +129,13 @@ class Ingestion:
             return None
         if not self._log_watch.knows(partition, leader_epoch):
             # A leader that lacks the end of what was applied may have put other messages there, and these behind them
-            with done_later(), contextlib.suppress(KafkaUnavailable):
-                self.read_logs()
+            try:
+                with done_later():
+                    self.read_logs()
+            except KafkaUnavailable as error:
+                self._say(f"Kafka: {error}; what was fetched is read again")
+                self.asked_in_vain.add(partition)
+                return None  # a later chunk, or the sweep, finds the gap
             return None if partition in self.tally.stopped else self._look_again(partition)
         if self._log_watch.knew_after(partition, fetched_at):
             return self._look_again(partition)

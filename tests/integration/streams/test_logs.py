@@ -18,6 +18,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Produc
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from reconciliation import agreement
+from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE, ensure_topics
 from streams import tenants
@@ -415,6 +416,10 @@ def test_after_another_leader_the_log_must_hold_what_was_applied(
     one.close()
 
 
+def unanswered() -> None:
+    raise KafkaUnavailable("nobody answers")
+
+
 def test_nothing_of_a_new_leader_is_applied_before_its_log_was_compared_and_nothing_that_was_fetched_before(
     topic: Topic, connection: psycopg.Connection, own_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,6 +431,10 @@ def test_nothing_of_a_new_leader_is_applied_before_its_log_was_compared_and_noth
     messages = [Fetched(n, b"tenant_1", event_json(request_id=f"req-{n}"), 1_793_534_400_000) for n in range(6)]
     assert one.take(partition, messages[:3], time.monotonic(), 0) is None
     before = time.monotonic()
+    with monkeypatch.context() as away:
+        away.setattr(one, "read_logs", unanswered)
+        assert one.take(partition, messages[3:], before, 1) is None
+        assert one.asked_in_vain == {partition}, "the sweep goes back"
     assert one.take(partition, messages[3:], before, 1) == 3, "it holds what was applied; by which leader it will tell"
 
     # What somebody fetched before another compared the log is fetched again, once

@@ -22,6 +22,8 @@ from devstack.traffic.lossy_fleet import LOSERS, STEP, Fleet, summed, times_of_p
 from serving_adapter.events import UsageEvent
 from serving_adapter.settings import KafkaSettings
 from streams.completeness.completeness_check import CompletenessCheck
+from streams.quotas import definition_store
+from streams.quotas.definitions import quota_from
 from streams.settings import CompletenessSettings
 from tests.closing import close_by_two
 from tests.fixtures_stripe_twin import StripeTwin
@@ -32,6 +34,7 @@ __all__ = ["run", "world"]
 IN, CACHED, OUT = Decimal("0.001"), Decimal("0.0005"), Decimal("0.002")
 """What tests.billing_builders.PLAN says."""
 BEGIN = datetime(2026, 10, 14, tzinfo=UTC)
+BUDGET = {"tenant_id": "acme", "period": "month", "metric": "output_tokens", "limit": 200_000}
 LOOK = ("reconcile", "run", "--from", "2026-10-13", "--to", "2026-10-17")
 
 
@@ -107,11 +110,15 @@ def test_lost_hours_are_found_replayed_once_and_billed(
     assert_found_and_sized(case, lost)
     assert {each["key"].split("/")[0] for each in case.gate(1)["differences"]} == {"replica-1", "replica-2"}
 
+    definition_store.define(connection, quota_from(BUDGET, now=BEGIN), actor="ada")
     case("replay", "plan", "--spool", str(case.fleet.archive))
     (listed,) = case.json("replay", "list")
     plan = case.json("replay", "show", listed["plan_id"])
     assert plan["counts"]["add"] == len(lost)
     assert plan["counts"]["there"] == len(made) - len(lost)
+    (budget,) = plan["effects"]["quotas"]
+    outputs = [summed(events)["acme"][3] for events in (made, lost)]
+    assert [int(budget[name]) for name in ("used", "after")] == [outputs[0] - outputs[1], outputs[0]]
     assert {row["tenant_id"]: Decimal(row["amount"]) for row in plan["money"]} == price(lost)
     follows = {row["follows"].partition(":")[0] for row in plan["money"]}
     assert follows == ({"counted"} if month == "open" else {"2026-10 is invoiced"})

@@ -124,8 +124,8 @@ ROWS: Final = (
         "tax_group": ("'x{n}'", _INVOICE), "quantity": ("quantity + {n}", _INVOICE),
     }, gone=_INVOICE, twice=_LINE, again={"line_key": "again"}),
     Rows(TAXES, "tax_minor <> 0", {"tax_minor": ("tax_minor + {n}", _INVOICE)}, gone=_INVOICE),
-    Rows(CHUNKS, "applied > 0", {}, gone=(Gate.R1, "source"), twice=(Gate.R1, "source"),
-         again={"first_position": 1000, "next_position": 1004}),
+    Rows(CHUNKS, "applied > 0 and next_position = first_position + 4", {}, gone=(Gate.R1, "source"),
+         twice=(Gate.R1, "source"), again={"first_position": 1000, "next_position": 1004}),
 )  # fmt: skip
 
 

@@ -107,6 +107,11 @@ class Attempt:
         return OpenRequest(self.no, *now[:3], now.engine_input_tokens, now.engine_cached_tokens, self.known_gpu_us)
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether anything of it goes on but the wait for its GPU time."""
+        return bool(self.running) or not self.exchange_over
+
+    @property
     def known_gpu_us(self) -> int:
         """All that the engine has told of its GPU time."""
         return self.gpu_us + sum(self.gpu_so_far.values())

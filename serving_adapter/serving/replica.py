@@ -240,7 +240,7 @@ class Replica:
     def cut_off_all(self) -> None:
         """The engine goes down: end what is open with the counts as they stand."""
         for attempt, *_ in list(self._open.values()):
-            attempt.seen.shut_down = True
+            attempt.seen.shut_down |= attempt.is_at_work  # what has ended before has ended as it did
             attempt.cut_off()
 
     def _ended(self, attempt: Attempt) -> None:

@@ -136,3 +136,17 @@ def test_an_engine_that_tells_nothing_is_waited_for_once(
             assert len(events(served.replica.journal.folder)) == 2
 
     asyncio.run(run())
+
+
+def test_what_only_waits_for_its_gpu_time_when_the_server_goes_down_has_ended_as_it_did(
+    adapter_settings: AdapterSettings, sender: GpuSender
+) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            fails = {"n": 1, "max_tokens": 5, "stream": True, "metadata": {"fail_at": 3}}
+            await served.ask(ASK | fails)
+            served.replica.cut_off_all()
+            (event,) = await served.told()
+            assert (event.status, event.finish_reason, event.output_tokens) == ("error", "engine_error", 2)
+
+    asyncio.run(run())

@@ -112,7 +112,9 @@ def _rated(tenants: Iterable[Mapping[str, Any]]) -> Check:
 def _told(line: Mapping[str, Any]) -> Told:
     quantity = None if line["unit_price"] is None else Decimal(line["quantity"])
     charge = line["plan"], line["version"], line["charge_key"]
-    return Told(line["kind"], line["key"], line["tax_group"], Decimal(line["amount"]), quantity, charge, line["metric"])
+    names = line["model"], line["adapter"], line["region"], line["tier"]
+    amount = Decimal(line["amount"])
+    return Told(line["kind"], line["key"], line["tax_group"], amount, quantity, charge, line["metric"], names)
 
 
 def _drafted(accounts: Iterable[Mapping[str, Any]]) -> Check:

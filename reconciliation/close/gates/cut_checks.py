@@ -152,4 +152,5 @@ def _told(lines: Iterable[RatedLine], naming: Naming) -> Iterator[Told]:
         quantity = None if line.unit_price is None else line.quantity
         of = line.identity
         charge = of.plan, of.version, of.charge_key
-        yield Told(of.kind, naming.key(of), line.tax_group, line.amount, quantity, charge, str(line.metric))
+        key, metric = naming.key(of), str(line.metric)
+        yield Told(of.kind, key, line.tax_group, line.amount, quantity, charge, metric, line.where)

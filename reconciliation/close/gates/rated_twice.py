@@ -15,6 +15,7 @@ from reconciliation.comparison import Difference, Value
 
 RATED_TWICE = "rated again"
 USAGE = "usage"
+NAMES = ("model", "adapter", "region", "tier")
 DISCOUNT = "invoice_discount"
 """All lines of this kind are one, whatever they are called."""
 
@@ -23,7 +24,8 @@ DISCOUNT = "invoice_discount"
 class Told:
     """What a rated line comes to: amount in major units; its quantity, where it has a price.
 
-    `charge`: plan, version and charge that it is of, which say its `metric`.
+    `charge`: plan, version and charge that it is of, which say its `metric`, and of which `names` (model, adapter,
+    region, tier; '' for any) it counts.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Told:
     quantity: Decimal | None
     charge: tuple[str, str, str] = ("", "", "")
     metric: str = ""
+    names: tuple[str, str, str, str] = ("", "", "", "")
 
 
 class RatedTwice:
@@ -52,9 +55,9 @@ class RatedTwice:
             return
         self._again |= {f"{where}/{key}": Decimal(value) for key, value in found.items() if value != NO_DECIMAL}
         told = list(lines)
-        for line, metric in _misnamed(contract, told):
-            key = f"{where}/{line.key}/{line.tax_group}/metric"
-            self._again[key], self._rated[key] = metric, line.metric
+        for line, name, said, counted in _misnamed(contract, told):
+            key = f"{where}/{line.key}/{line.tax_group}/{name}"
+            self._again[key], self._rated[key] = counted, said
         first = _sums(told)
         self._rated |= {f"{where}/{key}": value for key, value in first.items() if found.get(key) != NO_DECIMAL}
 
@@ -69,18 +72,23 @@ class RatedTwice:
         return Check(found.name, found.left, found.right, compared, differences)
 
 
-def _misnamed(contract: Mapping[str, Any], lines: Iterable[Told]) -> Iterator[tuple[Told, str]]:
-    """Lines of usage that name another metric than their charge counts, with that one."""
-    counts = {
-        (plan, version["version"], charge["key"]): charge.get("metric")
+def _misnamed(contract: Mapping[str, Any], lines: Iterable[Told]) -> Iterator[tuple[Told, str, str, str]]:
+    """Lines of usage that say to count what their charge does not: which name, what they say, what it is."""
+    charges = {
+        (plan, version["version"], charge["key"]): charge
         for plan, versions in contract["plans"].items()
         for version in versions
         for charge in version["charges"]
     }
     for line in lines:
-        metric = counts.get(line.charge)
-        if line.kind == USAGE and metric and metric != line.metric:
-            yield line, metric
+        charge = charges.get(line.charge)
+        if line.kind != USAGE or charge is None:
+            continue
+        where = charge.get("where") or {}
+        counted = {"metric": charge.get("metric") or line.metric} | {name: where.get(name) or "" for name in NAMES}
+        for (name, value), said in zip(counted.items(), (line.metric, *line.names), strict=True):
+            if said != value:
+                yield line, name, said, value
 
 
 def _sums(lines: Iterable[Told]) -> dict[str, Value]:

@@ -210,6 +210,7 @@ DAMAGES: Final = (
     in_twin("double", "balance_transaction", {"id": "txn_again"}, "a payment that is not booked", Gate.R6, "txn_again"),
     # What is kept beside the books
     alter(RATED, OUT, "metric", "'input'", "revenue by metric tells another", Gate.R3, "acme/2026-10/out"),
+    alter(RATED, OUT, "model", "'other'", "revenue by model tells another", Gate.R3, "acme/2026-10/out"),
     delete("ledger.tax_rules", "true", "the next invoice is without tax", Gate.R2, "acme/cut 1/tax rule"),
     delete("ledger.stripe_requests", f"invoice_id in (select invoice_id from {INVOICES} where {OF_ACME})",
            "what was sent cannot be shown", Gate.R9, f"{ACME_INVOICE}/"),

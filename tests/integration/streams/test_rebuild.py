@@ -78,7 +78,7 @@ def test_windows_are_put_right_beside_a_chunk_in_flight_which_waits_for_nobody(
 def test_a_deadlock_with_a_chunk_that_counts_in_several_statements_is_gone_about_again(
     connection: psycopg.Connection, applier: ChunkApplier, own_database_url: str
 ) -> None:
-    """The chunk has the later of two rows and wants the earlier; the rebuild, which waits first, is given up."""
+    """The chunk has the later of two rows and wants the earlier; the rebuild, which looks first, is given up."""
     models = ("a", "b")
     applier.apply(make_chunk(*(make_record(n, model=model) for n, model in enumerate(models))))
     connection.execute("update usage.windows_1h set requests = 9")
@@ -91,6 +91,7 @@ def test_a_deadlock_with_a_chunk_that_counts_in_several_statements_is_gone_about
             deadline = time.monotonic() + 30
             while looking.execute(waiting, (connection.info.backend_pid,)).fetchone() == (False,):
                 assert time.monotonic() < deadline, "the rebuild does not come to the row"
+            time.sleep(0.5)  # each looks for a deadlock once, a second after it began to wait
             chunk.execute(count, (models[0],))
         assert begun.result(30).replaced == 2
     assert rebuild(connection, *YEAR, actor="ada").differences == ()

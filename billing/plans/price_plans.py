@@ -240,12 +240,16 @@ class Charge:
             found.append(("allowance", f"has no meaning for {self.pricing.model}: it counts no units that are priced"))
         if self.tier_period is not None and self.pricing.model not in _COUNTS_OVER_TIME:
             found.append(("tier_period", f"has no meaning for {self.pricing.model}: it counts nothing over a time"))
+        limits = [name for name in ("minimum", "maximum") if getattr(self, name) is not None]
         if self.is_fee:
+            found += [(name, "a fee is what it is: limits are for charges that count usage") for name in limits]
             if self.where != Filters():
                 found.append(("where", "a fee counts no usage that could be told apart"))
             if self.tier_continuity is not None:
                 found.append(("tier_continuity", "a fee has no tiers"))
-        elif not self.prorated and not isinstance(self.pricing, Prepaid):
+        elif self.timing is Timing.ADVANCE:
+            found += [(name, "a fee in advance is on an earlier invoice and cannot be limited") for name in limits]
+        if not self.is_fee and not self.prorated and not isinstance(self.pricing, Prepaid):
             found.append(("prorated", "only fees are prorated"))
         return found
 

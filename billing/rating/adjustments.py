@@ -198,7 +198,7 @@ def true_up(
     tax_group: str | None = None
     for piece in pieces:
         commitment = piece.version.commitment
-        if commitment is not None:
+        if commitment is not None and piece.start < piece.end:
             committed += Fraction(commitment.amount) * share_of(piece, period)
             named += commitment.charges
             all_usage = all_usage or not commitment.charges

@@ -90,8 +90,9 @@ def _rated(
     for fee in fees_in_arrears(pieces, period):
         lines[fee.charge.key].append(ChargeLine(pieces.index(fee.piece), fee.charge, fee_line(fee)))
     given = given_in_advance(pieces, period)
-    for key, charges in _charges_by_key(pieces).items():
-        _adjust(lines[key], charges, pieces, period, given.get(key, adjustments.NOTHING))
+    charges = _charges_by_key(pieces)
+    for key in sorted({*lines, *charges}):  # a piece without length has lines where usage is priced at its start
+        _adjust(lines[key], charges[key], pieces, period, given.get(key, adjustments.NOTHING))
     found = [each for listed in lines.values() for each in listed]
     discounted = adjustments.invoice_discount(found, pieces, period)
     closing = _closing_lines(found, discounted, pieces, period)
@@ -162,7 +163,7 @@ def _adjust(
     """Add a charge's discounts, of which `given` was had in advance, and what brings it to its minimum or maximum."""
     for number, charge, amount in adjustments.line_discounts(lines, pieces, period, given):
         lines.append(ChargeLine(number, charge, line_of(pieces[number], charge, LineKind.DISCOUNT, amount)))
-    limited = adjustments.limit(lines, charges, pieces, period)
+    limited = adjustments.limit(lines, charges, pieces, period) if charges else None
     if limited is not None:
         kind, amount = limited
         number, charge = max(charges.items())

@@ -78,7 +78,8 @@ def by_charge(used: Sequence[PieceUsage], period: BillingPeriod, terms: Terms) -
             else:
                 for one in _by_part(number, each.piece, charge, parts, period):
                     by_time.setdefault(one.over, []).append(one)
-    return {key: _in_all_times(by_time, terms) for key, by_time in found.items()}
+    pieces = [each.piece for each in used]
+    return {key: _in_all_times(by_time, pieces, terms) for key, by_time in found.items()}
 
 
 def _by_part(
@@ -101,12 +102,15 @@ def parts_of(period: BillingPeriod, piece: Piece, charge: Charge) -> list[Billin
     return list(replace(schedule, months=charge.tier_period.months).periods(period.start, period.end))
 
 
-def _in_all_times(by_time: Mapping[BillingPeriod, Sequence[Counted]], terms: Terms) -> list[Counted]:
+def _in_all_times(
+    by_time: Mapping[BillingPeriod, Sequence[Counted]], pieces: Sequence[Piece], terms: Terms
+) -> list[Counted]:
     """Each time's pieces with their positions: every counter begins anew with it."""
     found: list[Counted] = []
     for over in sorted(by_time, key=lambda over: (over.start, over.end)):
         before = found[-1].run + 1 if found else 0
-        found += [replace(each, run=before + each.run) for each in _placed(by_time[over], terms)]
+        placed = _placed(by_time[over], _held(over, pieces), terms)
+        found += [replace(each, run=before + each.run) for each in placed]
     return found
 
 
@@ -116,16 +120,24 @@ def _quantity(charge: Charge, parts: Sequence[Part]) -> Fraction:
     return sum((Fraction(units) for _, units, _ in parts), Fraction(0))
 
 
-def _placed(listed: Sequence[Counted], terms: Terms) -> list[Counted]:
+def _held(over: BillingPeriod, pieces: Sequence[Piece]) -> dict[int, Fraction]:
+    """By subscription segment its part of a time's seconds, whichever of its versions have a charge."""
+    held: dict[int, Fraction] = defaultdict(Fraction)
+    for piece in pieces:
+        start, end = max(piece.start, over.start), min(piece.end, over.end)
+        if start < end:
+            held[piece.segment_no] += over.elapsed(end) - over.elapsed(start)
+    return held
+
+
+def _placed(listed: Sequence[Counted], held: Mapping[int, Fraction], terms: Terms) -> list[Counted]:
     """The pieces of a charge with their positions: a counter goes on over price versions, and over a change of plan
     if the contract carries it."""
     if len(listed) == 1:
         (only,) = listed
         prorated = (only.charge.tier_continuity or terms.tier_continuity) is TierContinuity.PRORATE
-        return [replace(only, total=only.quantity, scale=only.share if prorated else Fraction(1))]
-    held: dict[int, Fraction] = defaultdict(Fraction)
-    for each in listed:
-        held[each.piece.segment_no] += each.share
+        scale = held.get(only.piece.segment_no, Fraction(0)) if prorated else Fraction(1)
+        return [replace(only, total=only.quantity, scale=scale)]
     runs: list[list[tuple[Counted, Fraction, Fraction]]] = []
     for each in listed:
         continuity = each.charge.tier_continuity or terms.tier_continuity
@@ -135,7 +147,7 @@ def _placed(listed: Sequence[Counted], terms: Terms) -> list[Counted]:
             runs.append([])
             before = None
         start = before[1] + before[0].quantity if before else Fraction(0)
-        scale = held[each.piece.segment_no] if continuity is TierContinuity.PRORATE else Fraction(1)
+        scale = held.get(each.piece.segment_no, Fraction(0)) if continuity is TierContinuity.PRORATE else Fraction(1)
         runs[-1].append((each, start, scale))
     return [
         replace(

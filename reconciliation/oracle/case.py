@@ -151,7 +151,8 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Commitment:
-    """What the named charges shall come to in a full period; `tax_group` is the true-up's, where it is said."""
+    """What the named charges shall come to in a full period; without names all usage, and no fee. `tax_group` is the
+    true-up's, where it is said."""
 
     amount: Fraction
     charges: tuple[str, ...]

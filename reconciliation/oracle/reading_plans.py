@@ -59,11 +59,13 @@ def _version(plain: Plain, where: str) -> Version:
         start=optional(plain, "from", instant),
         charges={charge.key: charge for charge in charges},
         allowances=_allowances(plain, where),
-        commitment=Commitment(exact(commitment["amount"]), tuple(commitment["charges"]), commitment.get("tax_group"))
-        if commitment
-        else None,
+        commitment=_commitment(commitment) if commitment else None,
         invoice_discount=_invoice_discount(discount, f"{where}.invoice_discount") if discount else None,
     )
+
+
+def _commitment(plain: Plain) -> Commitment:
+    return Commitment(exact(plain["amount"]), tuple(plain.get("charges") or ()), plain.get("tax_group"))
 
 
 def _invoice_discount(plain: Plain, where: str) -> InvoiceDiscount:

@@ -195,11 +195,14 @@ def _true_up(plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts) -> 
     keys = [key for one in held for key in one.charges]
     if not held:
         return []
-    committed = sum((line.amount - off.of(line) for line in lines if line.charge in keys), ZERO)
+    every = any(not one.charges for one in held)
+    counting = [line for line in lines if line.charge in keys or (every and not line.is_fee)]
+    committed = sum((line.amount - off.of(line) for line in counting), ZERO)
     amount = at_twelve(max(ZERO, due - committed))
     if not amount:
         return []
-    groups = [plan.carriers(key)[-1][1].tax_group for key in keys if plan.carriers(key)]
+    usage = [key for stretch in plan.stretches for key, one in stretch.version.charges.items() if one.counts_usage]
+    groups = [plan.carriers(key)[-1][1].tax_group for key in [*keys, *usage] if plan.carriers(key)]
     group = held[0].tax_group or (groups[0] if groups else "std")
     return [Line("true_up", "true_up", "", None, group, amount)]
 

@@ -188,9 +188,7 @@ def _version(plan: str, given: Plain, continuity: str) -> dict[str, Any]:
         said = _said(discount, "an invoice discount's", *_DISCOUNT, "base")
         found["invoice_discount"] = {"base": "all"} | said
     if commitment := given.get("commitment"):
-        usage = [charge["key"] for charge in given["charges"] if charge["model"] not in _FEES]
-        said = _said(commitment, "a commitment's", "amount", "charges", "tax_group")
-        found["commitment"] = said | {"charges": commitment.get("charges") or usage}
+        found["commitment"] = _said(commitment, "a commitment's", "amount", "charges", "tax_group")
     return found
 
 

@@ -24,11 +24,9 @@ class Difference:
 
 
 def difference(case: Plain, left: Rating, right: Rating) -> Difference | None:
-    """The first difference between what two ratings make of a case. An error that both raise is none."""
+    """The first difference between what two ratings make of a case; an error is one, whoever raises it."""
     one, other = _outcome(case, left), _outcome(case, right)
     if isinstance(one, str) or isinstance(other, str):
-        if isinstance(one, str) and isinstance(other, str):
-            return None
         return Difference(f"error: {one if isinstance(one, str) else other}"[:120], "case", _short(one), _short(other))
     return _in_documents(one, other)
 

@@ -176,7 +176,9 @@ def plan(random: Random, form: Shape, starts: list[int], without: str = "") -> l
         if pool:
             version["allowances"] = [{"pool": "pool", "units": random.choice((1, 5, 20, 60, 1000)), "charges": pool}]
         if committed:
-            version["commitment"] = {"amount": decimal(random, 200, 2), "charges": committed}
+            version["commitment"] = {"amount": decimal(random, 200, 2)}
+            if random.random() < 0.75:  # without names all usage counts, and no fee
+                version["commitment"]["charges"] = committed
             if form.true_up_group:
                 version["commitment"]["tax_group"] = form.true_up_group
         if form.invoice_discount and random.random() < 0.9:

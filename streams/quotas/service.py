@@ -166,9 +166,9 @@ class QuotaService:
         self.shard.states.written(no, changed)
         self._noted_durable = self._noted_in_hand
         self._writing_since, self.away = None, False
-        _answer(prepared)
         if self._prepared or self.shard.pending:
-            self.flush()
+            self.flush()  # first, so that the database is at work while answers are
+        _answer(prepared)
 
     def _journal_is_away(self) -> None:
         """Nobody waits any longer: those who do are told, those who come are told at once."""

@@ -3,8 +3,8 @@
 A payload is one letter and JSON:
 
     B  the boot: whose spool this is; first in each segment
-    C  checkpoint: what earlier segments come to, over as many of them as it takes; the `S` of what was open follow, so
-       that those may be archived
+    C  checkpoint: what earlier segments come to, over as many of them as it takes; the `S` of what was open follow, and
+       the last `P` of each, so that those may be archived
     S  a request has begun: its number among the boot's requests, and the event it becomes if nobody says more (`lost`)
     P  progress, each second: tokens and GPU time so far of the open requests, by number
     E  a request has ended: its usage event, byte for byte as it goes to Kafka
@@ -88,7 +88,7 @@ class Farewell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What all earlier segments come to, or a part of it. The starts of the requests in `open` follow it."""
+    """What all earlier segments come to, or a part of it. Starts and progress of the requests in `open` follow it."""
 
     last_seq: Whole
     last_no: Whole
@@ -266,7 +266,20 @@ class Replay:
             )
             for part in range(parts)
         ]  # fmt: skip
-        return [self.boot, *checkpoints, *self.open.values()]
+        return [self.boot, *checkpoints, *self.open.values(), *self._progress_of_open()]
+
+    def _progress_of_open(self) -> list[Progress]:
+        """The last word of each, under the time at which it was said."""
+        by_time: dict[str, list[OpenRequest]] = {}
+        for number in self.open:
+            if number in self.progress:
+                at, so_far = self.progress[number]
+                by_time.setdefault(at, []).append(so_far)
+        return [
+            Progress(at=at, open=said[first : first + MOST_PROGRESS])
+            for at, said in by_time.items()
+            for first in range(0, len(said), MOST_PROGRESS)
+        ]
 
     def lost(self) -> list[UsageEvent]:
         """The events of what is still open: counts and time of the last progress, or nothing since the start."""

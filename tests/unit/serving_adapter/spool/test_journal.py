@@ -161,7 +161,8 @@ def test_segments_follow_one_another_and_the_last_one_alone_is_enough(tmp_path: 
     journal = open_journal(tmp_path, segment_bytes=4096)
 
     async def run() -> None:
-        await journal.start(lost("open"))
+        number = await journal.start(lost("open"))
+        journal.progress([OpenRequest(number, 7, 4, 2, 7, 2, 900)])
         await serve(journal, *(f"q{i}" for i in range(40)))
 
     asyncio.run(run())
@@ -177,6 +178,9 @@ def test_segments_follow_one_another_and_the_last_one_alone_is_enough(tmp_path: 
     found = recover(journal.folder, NOW)
     assert found is not None
     assert found.lost == 1
+    (gone,) = (event for event in events(journal.folder) if event.status == "lost")
+    assert (gone.input_tokens, gone.output_tokens, gone.cache_hit_tokens, gone.gpu_us) == (7, 4, 2, 900)
+    assert gone.timestamp == whole.progress[1][0]
 
 
 class Disk:

@@ -94,11 +94,19 @@ def _parsed(body: bytes, route: Route, limits: Limits, media_rule: MediaRule, kn
 
 
 def rewritten(
-    asked: Asked, route: Route, model: Resolved, *, cache_salt: str | None, priority: int, max_tokens: int | None
+    asked: Asked,
+    route: Route,
+    model: Resolved,
+    *,
+    cache_salt: str | None,
+    priority: int,
+    max_tokens: int | None,
+    under_all_names: bool = False,
 ) -> bytes:
-    """The body as the engine gets it. `max_tokens` None leaves the tenant's own bound.
+    """The body as the engine gets it. `max_tokens` None leaves the tenant's own bound, and none is above that.
 
-    `cache_salt` None: an engine that knows neither salts nor priorities, nor stored answers.
+    `cache_salt` None: an engine that knows neither salts nor priorities, nor stored answers. `under_all_names`: which
+    of the route's names for the output bound the engine reads is not known (TGI 3.0 reads chat's `max_tokens` alone).
     """
     fields: dict[str, Any] = dict(asked.fields)
     fields["model"] = model.engine
@@ -107,10 +115,12 @@ def rewritten(
         fields["priority"] = priority
         if route is Route.RESPONSES:
             fields["store"] = False
-    if max_tokens is not None and OUTPUT_BOUND[route]:
-        for name in OUTPUT_BOUND[route]:
+    bound = asked.max_tokens if max_tokens is None else _lower(max_tokens, asked.max_tokens)
+    if bound is not None and (under_all_names or max_tokens is not None):
+        names = OUTPUT_BOUND[route]
+        for name in names:
             fields.pop(name, None)
-        fields[OUTPUT_BOUND[route][0]] = max_tokens
+        fields |= dict.fromkeys(names if under_all_names else names[:1], bound)
     return _encode(fields)
 
 
@@ -152,6 +162,11 @@ def _bound(fields: Fields, route: Route) -> int | None:
         if found is not None:
             return found
     return None
+
+
+def _lower(bound: int, own: int | None) -> int:
+    """What admission gave is at least one, and a tenant may ask for none (`echo`)."""
+    return bound if own is None else min(bound, own)
 
 
 def _of(fields: Fields, name: str, kind: type[Any], default: Any) -> Any:

@@ -82,7 +82,10 @@ class Exchange:
         priority = tier.priority + (admission.priority if admission is not None else 0)
         bound = admission.max_tokens if admission is not None else None
         salt = replica.salt_of(caller.tenant_id) if replica.engine_fields else None
-        sent_on = rewritten(asked, self._route, model, cache_salt=salt, priority=priority, max_tokens=bound)
+        sent_on = rewritten(
+            asked, self._route, model, cache_salt=salt, priority=priority, max_tokens=bound,
+            under_all_names=replica.settings.proxy is not None,
+        )  # fmt: skip
         is_shorter = bound is not None and (asked.max_tokens is None or bound < asked.max_tokens)
         if is_shorter and self._route is not Route.EMBEDDINGS:
             self._extra.append((b"x-tollbook-max-tokens", str(bound).encode()))

@@ -22,11 +22,18 @@ MODEL = Resolved("fast", "tiny", "tiny", "r1", "", "")
 LIMITS = Limits(prompts=3, n=4, max_tokens=100)
 
 
-def through(body: dict[str, Any], route: Route = Route.COMPLETION, max_tokens: int | None = None) -> dict[str, Any]:
+def through(
+    body: dict[str, Any],
+    route: Route = Route.COMPLETION,
+    max_tokens: int | None = None,
+    *,
+    under_all_names: bool = False,
+) -> dict[str, Any]:
     asked = parse(json.dumps(body).encode(), route, LIMITS)
-    found: dict[str, Any] = json.loads(
-        rewritten(asked, route, MODEL, cache_salt="salt", priority=7, max_tokens=max_tokens)
+    sent_on = rewritten(
+        asked, route, MODEL, cache_salt="salt", priority=7, max_tokens=max_tokens, under_all_names=under_all_names
     )
+    found: dict[str, Any] = json.loads(sent_on)
     return found
 
 
@@ -153,17 +160,33 @@ def test_a_name_written_with_escapes_or_twice_is_still_that_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "sent", "kept"),
+    ("route", "sent", "names"),
     [
-        (Route.CHAT, {"max_tokens": 50, "max_completion_tokens": 60}, "max_completion_tokens"),
-        (Route.COMPLETION, {"max_tokens": 50}, "max_tokens"),
-        (Route.COMPLETION, {}, "max_tokens"),
-        (Route.RESPONSES, {"max_output_tokens": 50}, "max_output_tokens"),
+        (Route.CHAT, {"max_tokens": 50, "max_completion_tokens": 60}, ["max_completion_tokens", "max_tokens"]),
+        (Route.COMPLETION, {"max_tokens": 50}, ["max_tokens"]),
+        (Route.COMPLETION, {}, ["max_tokens"]),
+        (Route.RESPONSES, {"max_output_tokens": 50}, ["max_output_tokens"]),
     ],
 )
-def test_a_bound_that_admission_gave_is_the_only_one(route: Route, sent: dict[str, Any], kept: str) -> None:
+def test_a_bound_that_admission_gave_is_the_only_one_under_each_name_an_engine_may_read(
+    route: Route, sent: dict[str, Any], names: list[str]
+) -> None:
     found = through({"model": "fast", **sent}, route, max_tokens=20)
-    assert {name: value for name, value in found.items() if "tokens" in name} == {kept: 20}
+    assert {name: value for name, value in found.items() if "tokens" in name} == {names[0]: 20}
+    found = through({"model": "fast", **sent}, route, max_tokens=20, under_all_names=True)
+    assert {name: value for name, value in found.items() if "tokens" in name} == dict.fromkeys(names, 20)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_tenants_own_bound_is_one_under_each_name_before_an_engine_that_is_not_known(name: str) -> None:
+    sent = {"model": "fast", "messages": [], name: 50}
+    assert through(sent, Route.CHAT)[name] == 50
+    found = through(sent, Route.CHAT, under_all_names=True)
+    assert (found["max_tokens"], found["max_completion_tokens"]) == (50, 50)
+    both = sent | {"max_completion_tokens": 1, "max_tokens": 90}
+    assert through(both, Route.CHAT, under_all_names=True)["max_tokens"] == 1, "what was admitted"
+    del sent[name]
+    assert "max_tokens" not in through(sent, Route.CHAT, under_all_names=True)
 
 
 def test_ids_of_images_are_taken_out_however_they_are_written() -> None:

@@ -181,6 +181,9 @@ def test_tenants_stay_apart_before_an_engine_that_knows_nothing_of_them(adapter_
             await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99, "grammar": "g"})
             assert proxied.engine.asked[0]["grammar"] == "g"
             assert {"cache_salt", "priority"} & set(proxied.engine.asked[0]) == set()
+            await proxied.ask(CHAT, "/v1/chat/completions")
+            asked = proxied.engine.asked[-1]
+            assert (asked["max_tokens"], asked["max_completion_tokens"]) == (4, 4), "whichever of them it reads"
 
     asyncio.run(run())
 

@@ -18,7 +18,9 @@ from billing.bills import credits
 from billing.bills.credit_notes import (
     Remaining,
     credit_note,
+    net_by_group,
     net_of_discounts,
+    on_no_document,
     reduced,
     remaining_of,
     without_ending,
@@ -83,18 +85,24 @@ class Bills:
 
 
 @dataclass(slots=True)
+class _Invoiced:
+    """What remains of an invoice, and of what credits paid on it, after its credit notes."""
+
+    remaining: Remaining = field(default_factory=Remaining)
+    paid: list[PaidByCredit] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Billed:
     """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
-    draw, as last rated; what remains of its invoice, and of what credits paid on it, after credit notes; what remains
-    of its fees in advance and of what credits paid on them, their tax groups, which prior credits are in that."""
+    draw, as last rated; its invoice; by tax group the invoice that its fees in advance are on, the tax groups of these
+    fees, which prior credits are in what remains of them."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
     open: list[Coverable] = field(default_factory=list)
-    paid: list[PaidByCredit] = field(default_factory=list)
-    remaining: Remaining = field(default_factory=Remaining)
-    in_advance: Remaining = field(default_factory=Remaining)
-    paid_in_advance: list[PaidByCredit] = field(default_factory=list)
+    invoice: _Invoiced = field(default_factory=_Invoiced)
+    in_advance: dict[str, _Invoiced] = field(default_factory=dict)
     fee_groups: dict[str, str] = field(default_factory=dict)
     noted: set[int] = field(default_factory=set)
 
@@ -162,35 +170,50 @@ class _Cycle:
         return total(credit.amount for credit in self.of.prior_credits if credit.line_key == key and credit.at <= at)
 
     def _bill_in_advance(self, number: int, each: AdvanceBill) -> None:
+        """Each tax group by itself (13.10): what comes to more is on one invoice, what comes to less on a credit note
+        against the invoice that the group's fees are on; one that nets to nothing goes on without a document."""
         billed, naming = self.billed[number], self._naming(number)
+        self._note_prior_credits(billed, each.service.start)
         lines = {naming.key(line.identity): line for line in each.lines}
-        remaining = self._with_prior_credits(billed, each.service.start)
         billed.fee_groups |= {without_ending(key): line.tax_group for key, line in lines.items()}
-        net = total(line.amount for line in each.lines)
-        if net > 0:
-            document = draw_up(DocumentKind.ADVANCE, each.service, lines, self.of.payer)
-            document = self._issue(document, fees_to_cover(each.lines))
-            billed.paid_in_advance = list(document.paid)
-            issued = net_of_discounts(remaining_of(document))
-            after = Remaining({**remaining.lines, **issued.lines}, {**remaining.groups, **issued.groups})
-        else:
-            unused = [key for key, line in lines.items() if line.identity.kind == LineKind.UNUSED]
-            against = {key: without_ending(key) for key in unused}
-            document, noted = credit_note(each.service, lines, against, remaining, self.of.payer)
-            after = net_of_discounts(noted)
-            if net:
-                self.documents.append(self._restore(document, billed.paid_in_advance))
-        billed.in_advance = after
+        net = net_by_group(each.lines)
+        less: list[tuple[_Invoiced, dict[str, RatedLine]]] = []
+        for group in sorted(group for group, amount in net.items() if amount <= 0):
+            own = {key: line for key, line in lines.items() if line.tax_group == group}
+            original = billed.in_advance.setdefault(group, _Invoiced())
+            if not net[group]:
+                after = self._taken_back(each.service, own, original)[1]
+                original.remaining = on_no_document(original.remaining, after)
+            elif of_original := next((listed for of, listed in less if of is original), None):
+                of_original |= own
+            else:
+                less.append((original, own))
+        for original, own in less:
+            document, after = self._taken_back(each.service, own, original)
+            original.remaining = net_of_discounts(after)
+            self.documents.append(self._restore(document, original.paid))
+        if more := {key: line for key, line in lines.items() if net[line.tax_group] > 0}:
+            document = draw_up(DocumentKind.ADVANCE, each.service, more, self.of.payer)
+            document = self._issue(document, fees_to_cover(list(more.values())))
+            invoiced = _Invoiced(net_of_discounts(remaining_of(document)), list(document.paid))
+            billed.in_advance |= {line.tax_group: invoiced for line in more.values()}
 
-    def _with_prior_credits(self, billed: _Billed, at: datetime) -> Remaining:
-        """What remains of the fees in advance after the credit notes by hand until a moment."""
-        remaining = billed.in_advance
+    def _taken_back(
+        self, service: BillingPeriod, lines: Mapping[str, RatedLine], original: _Invoiced
+    ) -> tuple[Document, Remaining]:
+        unused = [key for key, line in lines.items() if line.identity.kind == LineKind.UNUSED]
+        against = {key: without_ending(key) for key in unused}
+        return credit_note(service, lines, against, original.remaining, self.of.payer)
+
+    def _note_prior_credits(self, billed: _Billed, at: datetime) -> None:
+        """Take the credit notes by hand until a moment off what remains of the fees in advance."""
         for number, credit in enumerate(self.of.prior_credits):
             key = without_ending(credit.line_key)
-            if number not in billed.noted and credit.at <= at and key in remaining.lines:
+            group = billed.fee_groups.get(key, "")
+            original = billed.in_advance.get(group, _Invoiced())
+            if number not in billed.noted and credit.at <= at and key in original.remaining.lines:
                 billed.noted.add(number)
-                remaining = reduced(remaining, key, billed.fee_groups[key], credit.amount, self.of.payer)
-        return remaining
+                original.remaining = reduced(original.remaining, key, group, credit.amount, self.of.payer)
 
     def _bill_usage(self, number: int) -> None:
         period, naming = self.of.periods[number], self._naming(number)
@@ -204,8 +227,8 @@ class _Cycle:
             coverable += waiting.open
         if lines:
             document = draw_up(DocumentKind.USAGE, period, lines, self.of.payer)
-            document = self._issue(document, coverable, number)
-            self.billed[number].remaining = remaining_of(document)
+            document = self._issue(document, coverable)
+            self.billed[number].invoice = _Invoiced(remaining_of(document), list(document.paid))
 
     def _rated(self, number: int) -> tuple[RatedPeriod, dict[str, Decimal]]:
         """A period rated from all that is known, with its price reductions, and what these draw of each grant."""
@@ -254,8 +277,9 @@ class _Cycle:
         late = adjusted(rated.lines, billed.lines, naming.key)
         if late.less:
             against = {key: changed_key(key) for key in late.less}
-            document, billed.remaining = credit_note(period, late.less, against, billed.remaining, self.of.payer)
-            self.documents.append(self._restore(document, billed.paid))
+            document, noted = credit_note(period, late.less, against, billed.invoice.remaining, self.of.payer)
+            billed.invoice.remaining = noted
+            self.documents.append(self._restore(document, billed.invoice.paid))
             self._now_billed(number, as_billed(rated, billed.lines, billed.open, late.less))
         if late.more:
             then = as_billed(rated, billed.lines, billed.open, late.more)
@@ -290,12 +314,10 @@ class _Cycle:
 
     # -- what every invoice goes through -----------------------------------------------------------------------------
 
-    def _issue(self, document: Document, coverable: Iterable[Coverable], number: int | None = None) -> Document:
+    def _issue(self, document: Document, coverable: Iterable[Coverable]) -> Document:
         paid = self._paid_by_credits(document, coverable)
         for each in paid:
             self.paid_minor[each.grant_id] += each.used_minor
-        if number is not None:
-            self.billed[number].paid = list(paid)
         settled = settle(document, paid, self.carried_minor, self.of.payer)
         carried = settled.state is DocumentState.CARRIED_BELOW_MINIMUM
         self.carried_minor = settled.due_minor if carried else 0

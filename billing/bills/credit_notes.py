@@ -60,6 +60,11 @@ def net_of_discounts(remaining: Remaining) -> Remaining:
     return Remaining(lines, remaining.groups)
 
 
+def on_no_document(before: Remaining, after: Remaining) -> Remaining:
+    """What remains of a document when fees give way to others without one: its groups are those on paper still."""
+    return net_of_discounts(Remaining(after.lines, before.groups))
+
+
 def reduced(remaining: Remaining, key: str, tax_group: str, amount: Decimal, payer: Payer) -> Remaining:
     """What remains when a line was reduced by an amount on some earlier credit note."""
     exact, _ = remaining.line(key)

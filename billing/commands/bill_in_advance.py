@@ -18,10 +18,10 @@ from billing.bills.payment_credits import fees_to_cover
 from billing.database import retrying, transaction
 from billing.errors import AmountTooLarge, CorrectionRefused, CreditRefused, UnknownTaxGroup
 from billing.invoicing import credit_store, invoice_parts, invoice_store, tax_store
-from billing.invoicing.advance_fees import FeesDue, Service, changed_tenants, fees_due, figures
+from billing.invoicing.advance_fees import ByShare, Service, by_share, changed_tenants, differ, fees_due
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED
-from billing.invoicing.invoiced_fees import InvoicedFees, TenantLines
+from billing.invoicing.invoiced_fees import InvoicedFees
 from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import ZERO, currency, exactly, plain, total
 from billing.plans import account_store, plan_store
@@ -42,12 +42,12 @@ class AdvanceBilled:
 
 @dataclass(slots=True)
 class StillDue:
-    """Fees due at a moment that are on no frozen document, by tenant: `more` to be invoiced, `less` to be credited,
-    `nothing` what nets to nothing and has no document; `problems` is what cannot be billed, in words."""
+    """Fees due at a moment that are on no frozen document, by tenant and tax group: `more` to be invoiced, `less` to be
+    credited, `nothing` what nets to nothing and has no document; `problems` is what cannot be billed, in words."""
 
-    more: dict[str, Sequence[RatedLine]] = field(default_factory=dict)
-    less: dict[str, Sequence[RatedLine]] = field(default_factory=dict)
-    nothing: dict[str, Sequence[RatedLine]] = field(default_factory=dict)
+    more: ByShare = field(default_factory=dict)
+    less: ByShare = field(default_factory=dict)
+    nothing: ByShare = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -76,30 +76,25 @@ def bill_in_advance(
             stored[each.invoice.identity.billing_account, each.invoice.identity.period].append(each)
         run = _Run(connection, {account for account, _ in [*due, *stored]}, now, actor)
         for service in sorted(due.keys() | stored.keys(), key=lambda service: (service[1], service[0])):
-            run.bill(service, due.get(service, FeesDue()), stored.get(service, ()))
+            run.bill(service, due.get(service, {}), stored.get(service, ()))
         return AdvanceBilled(tuple(run.drafts.values()), tuple(run.blocked), tuple(run.notes))
 
 
-def still_due(service: Service, due: FeesDue, stored: Sequence[StoredInvoice]) -> StillDue:
-    """What of the fees due at a moment is on no frozen document yet."""
-    billed: dict[str, list[RatedLine]] = defaultdict(list)
-    for each in stored:
-        if each.frozen_at is not None:
-            for line in each.invoice.lines:
-                billed[line.rated.identity.tenant_id].append(line.rated)
-    found = StillDue()
-    for tenant_id in sorted(due.lines.keys() | billed.keys()):
-        lines = due.lines.get(tenant_id, [])
-        comes_to = due.comes_to(tenant_id) if lines else ZERO
-        if tenant_id in billed:
-            if figures(lines) != figures(billed[tenant_id]):
-                found.problems.append(
-                    f"tenant {tenant_id}: {_told(service)} are invoiced otherwise than they are due by now"
-                )
-        elif comes_to:
-            (found.more if comes_to > 0 else found.less)[tenant_id] = lines
-        elif lines:
-            found.nothing[tenant_id] = lines
+def still_due(service: Service, due: ByShare, stored: Sequence[StoredInvoice]) -> StillDue:
+    """What of the fees due at a moment is on no frozen document yet. A tenant with one that says otherwise waits."""
+    billed = by_share(line.rated for each in stored if each.frozen_at is not None for line in each.invoice.lines)
+    changed = {tenant for tenant, group in billed if differ(billed[tenant, group], due.get((tenant, group), []))}
+    found = StillDue(
+        problems=[
+            f"tenant {tenant_id}: {_told(service)} are invoiced otherwise than they are due by now"
+            for tenant_id in sorted(changed)
+        ]
+    )
+    for share, lines in sorted(due.items()):
+        if share[0] not in changed and share not in billed:
+            comes_to = total(line.amount for line in lines)
+            of = found.more if comes_to > 0 else found.less if comes_to < 0 else found.nothing
+            of[share] = lines
     return found
 
 
@@ -121,7 +116,7 @@ class _Run:
         self.notes: list[StoredInvoice] = []
         self.blocked: list[tuple[str, str]] = []
 
-    def bill(self, service: Service, due: FeesDue, stored: Sequence[StoredInvoice]) -> None:
+    def bill(self, service: Service, due: ByShare, stored: Sequence[StoredInvoice]) -> None:
         """What becomes due at a moment for an account, and what is stored of it."""
         account, period = service
         wanted = still_due(service, due, stored)
@@ -135,8 +130,8 @@ class _Run:
         if account in self.drafts:
             return
         try:
-            for tenant_id, lines in wanted.nothing.items():
-                invoiced.go_on(period, tenant_id, lines, self._payer(service, invoiced.invoices.get(tenant_id)))
+            for share, lines in wanted.nothing.items():
+                invoiced.go_on(period, share, lines, self._payer(service, invoiced.invoices.get(share)))
             if wanted.less:
                 self._take_back(service, invoiced, wanted.less)
             is_drawn_up = any(each.frozen_at is None for each in stored)
@@ -149,14 +144,14 @@ class _Run:
         except (AmountTooLarge, CorrectionRefused, CreditRefused, UnknownTaxGroup) as error:
             self.blocked.append((account, str(error)))
 
-    def _take_back(self, service: Service, invoiced: InvoicedFees, less: TenantLines) -> None:
+    def _take_back(self, service: Service, invoiced: InvoicedFees, less: ByShare) -> None:
         """Credit notes over what comes to less. Raises CreditRefused, UnknownTaxGroup."""
         account, period = service
         states = credit_store.states(self._connection, accounts=[account])
         left = {state.grant.grant_id: state.drawable for state in states}
         revision = invoice_store.notes_of(self._connection, account, period)
         by_invoice = invoiced.by_invoice(less)
-        for tenant_id in sorted(less.keys() - {tenant_id for _, of in by_invoice for tenant_id in of}):
+        for tenant_id in sorted({tenant_id for tenant_id, _ in less.keys() - invoiced.invoices.keys()}):
             self.blocked.append(
                 (account, f"tenant {tenant_id}: {_told(service)} come to less, and nothing was invoiced of them")
             )
@@ -183,12 +178,12 @@ class _Run:
         tax = tax_store.in_force(self._connection, [service[0]], at)[service[0]]
         return Payer(currency(account.currency, period.end.date()), tax, account.rounding)
 
-    def _draw_up(self, service: Service, revision: int, wanted: TenantLines) -> Invoice:
+    def _draw_up(self, service: Service, revision: int, wanted: ByShare) -> Invoice:
         """The invoice by now. Its tax point is when its time begins. Raises AmountTooLarge, UnknownTaxGroup."""
         name, period = service
         account = self._accounts[name]
         identity = InvoiceIdentity(account.legal_entity, name, InvoiceKind.ADVANCE, period, account.currency, revision)
-        lines = [line for tenant_id in sorted(wanted) for line in wanted[tenant_id]]
+        lines = [line for share in sorted(wanted) for line in wanted[share]]
         if (amount := total(abs(line.amount) for line in lines)) > AMOUNT_MAX:
             raise AmountTooLarge(
                 f"{_told(service)} come to {plain(amount)} {account.currency}, more than {plain(AMOUNT_MAX)}: look at"

@@ -1,20 +1,19 @@
 """Which fees in advance are due by when: worked out from subscriptions and prices as they are known now.
 
-What is due at one moment for one period is on one invoice of the billing account, for all its tenants.
+What is due at one moment for one period is on one invoice of the billing account, for all its tenants, but the tax
+groups that come to less: they are credited.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 
 from sqlalchemy import Connection
 
 from billing.invoicing.invoices import Invoice
-from billing.money import ZERO, total
+from billing.money import ZERO
 from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.charge_models import Timing
@@ -23,21 +22,14 @@ from billing.plans.schedules import by_schedule
 from billing.plans.subscriptions import Subscription, pieces
 from billing.rating import RatedLine, net
 from billing.rating.advance import advance_bills
-from billing.rating.differences import PriceKey
 
 Service = tuple[str, BillingPeriod]
 """A billing account, and what becomes due at the start of a period for all of it."""
 
 
-@dataclass(slots=True)
-class FeesDue:
-    """What is due at a moment, by tenant."""
-
-    lines: dict[str, list[RatedLine]] = field(default_factory=lambda: defaultdict(list))
-
-    def comes_to(self, tenant_id: str) -> Decimal:
-        """What it comes to for a tenant: below zero a credit note is due, at zero no document is."""
-        return total(line.amount for line in self.lines[tenant_id])
+Share = tuple[str, str]
+"""A tenant and a tax group: what is netted, and so invoiced or credited, by itself (docs/decisions/0037)."""
+ByShare = dict[Share, list[RatedLine]]
 
 
 def fees_due(
@@ -46,8 +38,9 @@ def fees_due(
     accounts: Collection[str] | None = None,
     *,
     since: datetime | None = None,
-) -> dict[Service, FeesDue]:
-    """Everything that became due until a moment (included), in order of time, of periods that end after `since`.
+) -> dict[Service, ByShare]:
+    """Everything due until a moment (included) by tenant and tax group, in order of time, of periods that end after
+    `since`.
 
     A tenant's subscriptions to plans without a fee in advance are looked at too: with them begins what is unused.
     """
@@ -57,7 +50,7 @@ def fees_due(
     plans = plan_store.plans(connection, {s.plan for listed in by_tenant.values() for s in listed})
     in_advance = {name for name, plan in plans.items() if bills_in_advance(plan)}
     versions = {name: plan.versions for name, plan in plans.items()}
-    found: dict[Service, FeesDue] = {}
+    found: dict[Service, ByShare] = {}
     for tenant_id, listed in sorted(by_tenant.items()):
         if any(each.plan in in_advance for each in listed):
             _add(found, tenant_id, listed, versions, since, until)
@@ -72,17 +65,12 @@ def changed_tenants(connection: Connection, document: Invoice) -> list[str]:
     """Tenants whose fees on a document are not those due by now. Neither changes until the transaction ends."""
     identity = document.identity
     account, start = identity.billing_account, identity.period.start
-    by_tenant: dict[str, list[RatedLine]] = defaultdict(list)
-    for line in document.lines:
-        by_tenant[line.rated.identity.tenant_id].append(line.rated)
-    for tenant_id in sorted(by_tenant):
+    on_it = by_share(line.rated for line in document.lines)
+    for tenant_id in sorted({tenant_id for tenant_id, _ in on_it}):
         account_store.lock_tenant(connection, tenant_id)
-    due = fees_due(connection, start, [account], since=start).get((account, identity.period), FeesDue())
-    return [
-        tenant_id
-        for tenant_id, lines in sorted(by_tenant.items())
-        if figures(lines) != figures(due.lines.get(tenant_id, []))
-    ]
+    due = fees_due(connection, start, [account], since=start).get((account, identity.period), {})
+    changed = {tenant for (tenant, group), lines in on_it.items() if differ(lines, due.get((tenant, group), []))}
+    return sorted(changed)
 
 
 def bills_in_advance(plan: PricePlan) -> bool:
@@ -90,13 +78,22 @@ def bills_in_advance(plan: PricePlan) -> bool:
     return any(charge.timing is Timing.ADVANCE for version in plan.versions for charge in version.charges)
 
 
-def figures(lines: Sequence[RatedLine]) -> Mapping[PriceKey, Decimal]:
-    """What lines bill: identity and unit price → exact amount. Equal figures are equal bills."""
-    return {key: line.amount for key, line in net(lines).items()}
+def by_share(lines: Iterable[RatedLine]) -> ByShare:
+    """Lines by tenant and tax group."""
+    found: ByShare = defaultdict(list)
+    for line in lines:
+        found[line.identity.tenant_id, line.tax_group].append(line)
+    return dict(found)
+
+
+def differ(lines: Sequence[RatedLine], others: Sequence[RatedLine]) -> bool:
+    """Whether lines bill something else than others: by identity, unit price and tax group, to the last digit."""
+    one, other = ({key: line.amount for key, line in net(each).items()} for each in (lines, others))
+    return one != other
 
 
 def _add(
-    found: dict[Service, FeesDue],
+    found: dict[Service, ByShare],
     tenant_id: str,
     listed: Sequence[Subscription],
     versions: Mapping[str, Sequence[PlanVersion]],
@@ -110,5 +107,5 @@ def _add(
             for bill in advance_bills(cut, period, lambda of, at: ZERO):
                 if bill.service.start <= until:
                     for line in bill.lines:
-                        due = found.setdefault((line.billing_account, bill.service), FeesDue())
-                        due.lines[tenant_id].append(line)
+                        due = found.setdefault((line.billing_account, bill.service), {})
+                        due.setdefault((tenant_id, line.tax_group), []).append(line)

@@ -13,25 +13,25 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from billing.bills import credit_notes
-from billing.bills.credit_notes import Remaining, net_of_discounts, without_ending
+from billing.bills.credit_notes import Remaining, on_no_document, without_ending
 from billing.bills.credits import Grant
 from billing.bills.documents import Document, Payer
 from billing.bills.payment_credits import given_back
 from billing.invoicing import invoices
+from billing.invoicing.advance_fees import ByShare, Share, by_share
 from billing.invoicing.billed_documents import paid_by_grants
 from billing.invoicing.invoices import INVOICED, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind
 from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
 from billing.rating import LineIdentity, LineKind, Naming, RatedLine, net, segments_of
 
-TenantLines = Mapping[str, Sequence[RatedLine]]
-
 
 @dataclass(slots=True)
 class InvoicedFees:
-    """By tenant the invoice that its running fees are on; what remains of each such invoice, and its credit notes."""
+    """By tenant and tax group the invoice that its running fees are on; what remains of each such invoice, and its
+    credit notes."""
 
-    invoices: dict[str, Invoice] = field(default_factory=dict)
+    invoices: dict[Share, Invoice] = field(default_factory=dict)
     _remaining: dict[uuid.UUID, Remaining] = field(default_factory=dict)
     _notes: dict[uuid.UUID, list[Invoice]] = field(default_factory=lambda: defaultdict(list))
 
@@ -39,33 +39,34 @@ class InvoicedFees:
         """An invoice for fees in advance was issued, or a credit note against one."""
         of = document.credits_invoice_id
         if of is None:
-            self.invoices |= {line.rated.identity.tenant_id: document for line in document.lines}
+            self.invoices |= dict.fromkeys(by_share(line.rated for line in document.lines), document)
             self._remaining[document.invoice_id] = _added(Remaining(), document)
         elif of in self._remaining:
             self._notes[of].append(document)
             self._remaining[of] = _added(self._remaining[of], document)
 
-    def go_on(self, service: BillingPeriod, tenant_id: str, lines: Sequence[RatedLine], payer: Payer) -> None:
+    def go_on(self, service: BillingPeriod, share: Share, lines: Sequence[RatedLine], payer: Payer) -> None:
         """A change that nets to nothing has no document: from now on other fees run (13.9)."""
-        original = self.invoices.get(tenant_id)
+        original = self.invoices.get(share)
         if original is not None:
+            before = self._remaining[original.invoice_id]
             _, after = self._note(original, service, {_name(line): line for line in lines}, payer)
-            self._remaining[original.invoice_id] = net_of_discounts(after)
+            self._remaining[original.invoice_id] = on_no_document(before, after)
 
-    def by_invoice(self, lines: TenantLines) -> list[tuple[Invoice, TenantLines]]:
-        """Fees that come to less, by the invoice that they are taken back from; tenants without one are left out."""
-        found: dict[uuid.UUID, dict[str, Sequence[RatedLine]]] = defaultdict(dict)
-        for tenant_id, of_tenant in sorted(lines.items()):
-            if tenant_id in self.invoices:
-                found[self.invoices[tenant_id].invoice_id][tenant_id] = of_tenant
+    def by_invoice(self, less: ByShare) -> list[tuple[Invoice, list[RatedLine]]]:
+        """Fees that come to less, by the invoice that they are taken back from; those that are on none are left out."""
+        found: dict[uuid.UUID, list[RatedLine]] = defaultdict(list)
+        for share, lines in sorted(less.items()):
+            if share in self.invoices:
+                found[self.invoices[share].invoice_id] += lines
         originals = {each.invoice_id: each for each in self.invoices.values()}
-        return [(originals[of], of_tenants) for of, of_tenants in found.items()]
+        return [(originals[of], lines) for of, lines in found.items()]
 
     def credit_note(
         self,
         original: Invoice,
         service: BillingPeriod,
-        taken_back: TenantLines,
+        taken_back: Sequence[RatedLine],
         *,
         revision: int,
         payer: Payer,
@@ -76,11 +77,7 @@ class InvoicedFees:
 
         What credits paid of the invoice comes back to them. Raises UnknownTaxGroup.
         """
-        lines = [
-            replace(line, reason=INVOICED)
-            for of_tenant in taken_back.values()
-            for line in net(of_tenant).values()
-        ]  # fmt: skip
+        lines = [replace(line, reason=INVOICED) for line in net(taken_back).values()]
         naming = Naming(segments_of(lines), plan_versions)
         document, _ = self._note(original, service, {naming.key(line.identity): line for line in lines}, payer)
         grants: dict[str, Grant] = {grant.grant_id: grant for grant in credits.grants}

@@ -21,8 +21,8 @@ class Paid:
     """A fee invoiced in advance for [start, end), net of its discount, and what of it is not credited yet.
 
     `lasts`: its time can be left unused; a one-off covers none, and what is not prorated is never given back (4).
-    `given` is what it had of a discount of an amount per period. `taxes` are those of the document it stands on, less
-    the credit notes against it; all its lines share them.
+    `given` is what it had of a discount of an amount per period. `taxes` are those of the invoice that its tax group is
+    on, less the credit notes against it; all its lines share them.
     """
 
     line: Line
@@ -46,7 +46,7 @@ class Issued:
 
 
 def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
-    """Advance invoices and credit notes of a period, in order. A change that nets to nothing has none.
+    """Advance invoices and credit notes of a period, in order. What nets to nothing has none.
 
     A new stretch in which every fee goes on is no change of a fee (13.10).
     """
@@ -63,7 +63,7 @@ def given_off(case: Case, plan: PeriodPlan) -> Mapping[str, Fraction]:
 def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Mapping[str, Fraction]]:
     result = []
     paid: list[Paid] = []
-    taxes: dict[str, Tax] = {}
+    on: dict[str, dict[str, Tax]] = {}
     given: dict[str, Fraction] = defaultdict(Fraction)
     for at in _changes(plan.stretches, plan.period):
         starting = next((stretch for stretch in plan.stretches if stretch.start == at), None)
@@ -78,20 +78,36 @@ def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Mapping[str, Fr
             given[one.charge.key] -= one.given * Fraction(one.end - at, one.end - one.start)
         of_fees = [_with_discount(plan, *fee, given) for fee in fees_due]
         new = [line for lines, _ in of_fees for line in lines]
-        lines = [line for line, _ in back if line.amount] + new
-        service = Period(at, plan.period.end)
-        document = None
-        if any(totals(lines, lambda line: line.group).values()):
-            if sum(line.amount for line in lines) >= 0:
-                document = invoice(case.account, case.contract, "advance", service, lines)
-                taxes = {group: Tax(tax.amount, tax.tax) for group, tax in document.taxes.items()}
-            else:
-                changed = [(line, one.left, one.left_quanta) for line, one in back if line.amount]
-                changed += [(line, ZERO, 0) for line in new]
-                document = credit_note(case.account, case.contract, service, changed, taxes)
-            result.append(Issued(at, document))
-        paid = _paid(case, fees_due, of_fees, document, service, taxes)
+        changed = [(line, one.left, one.left_quanta) for line, one in back if line.amount]
+        changed += [(line, ZERO, 0) for line in new]
+        issued = _documents(case, Period(at, plan.period.end), changed, on)
+        result += [Issued(at, document) for document in issued]
+        paid = _paid(case, fees_due, of_fees, issued, Period(at, plan.period.end), on)
     return result, given
+
+
+def _documents(
+    case: Case, service: Period, changed: Sequence[tuple[Line, Fraction, int]], on: dict[str, dict[str, Tax]]
+) -> list[Document]:
+    """Each tax group's net by itself: more on one invoice, less on a credit note against the invoice that the group is
+    on, nothing on none (13.10). `on`: the taxes of that invoice, by tax group; of more, they are the new invoice's."""
+    net = totals((line for line, _, _ in changed), lambda line: line.group)
+    notes: list[tuple[dict[str, Tax], list[tuple[Line, Fraction, int]]]] = []
+    for group in sorted(group for group, amount in net.items() if amount < 0):
+        of_group = [one for one in changed if one[0].group == group]
+        same = [lines for taxes, lines in notes if taxes is on[group]]
+        if same:
+            same[0].extend(of_group)
+        else:
+            notes.append((on[group], of_group))
+    result = [credit_note(case.account, case.contract, service, lines, taxes) for taxes, lines in notes]
+    more = [line for line, _, _ in changed if net[line.group] > 0]
+    if more:
+        document = invoice(case.account, case.contract, "advance", service, more)
+        taxes = {group: Tax(tax.amount, tax.tax) for group, tax in document.taxes.items()}
+        on |= {line.group: taxes for line in more}
+        result.append(document)
+    return result
 
 
 def _changes(stretches: Sequence[Stretch], period: Period) -> list[int]:
@@ -125,14 +141,17 @@ def _with_discount(
 
 
 def _all_go_on(plan: PeriodPlan, paid: Sequence[Paid], due: Sequence[tuple[Charge, Line]]) -> bool:
-    """Whether what begins is, fee by fee, what runs already: the same price, seats, discount and tax group."""
+    """Whether what begins is, fee by fee, what runs already: the same price, seats, discount and tax group.
+
+    A prorated fee whose successor is not is another one: that is due whole where a segment begins (4).
+    """
     return [_terms(plan, one.charge, one.line) for one in paid] == [_terms(plan, *each) for each in due]
 
 
 def _terms(plan: PeriodPlan, charge: Charge, line: Line) -> tuple[object, ...]:
     discount = discounts.of_charge(charge, plan, line.pair) if line.pair else None
     off = (discount.percent, discount.amount) if discount else None
-    return charge.key, charge.model, charge.fee, line.quantity, off, charge.tax_group
+    return charge.key, charge.model, charge.fee, charge.prorated, line.quantity, off, charge.tax_group
 
 
 def _credits_by_hand(case: Case, paid: Paid, at: int) -> None:
@@ -168,12 +187,12 @@ def _paid(
     case: Case,
     due: Sequence[tuple[Charge, Line]],
     of_fees: Sequence[tuple[Sequence[Line], Fraction]],
-    document: Document | None,
+    issued: Sequence[Document],
     service: Period,
-    taxes: dict[str, Tax],
+    on: Mapping[str, dict[str, Tax]],
 ) -> list[Paid]:
-    """The new fees, as they stand on their document."""
-    rounded = {line.key: quanta for line, quanta in document.lines} if document else {}
+    """The new fees, as they stand on their documents."""
+    rounded = {line.key: quanta for document in issued for line, quanta in document.lines}
     result = []
     for (charge, line), (of_line, given) in zip(due, of_fees, strict=True):
         amount = sum((one.amount for one in of_line), ZERO)
@@ -181,5 +200,6 @@ def _paid(
             rounded.get(one.key, rounding(case.contract, one.amount / case.account.quantum)) for one in of_line
         )
         lasts = line.kind != "one_off" and charge.prorated
+        taxes = on.get(line.group, {})
         result.append(Paid(line, charge, amount, service.start, service.end, amount, quanta, taxes, lasts, given))
     return result

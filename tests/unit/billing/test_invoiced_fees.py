@@ -53,9 +53,9 @@ def invoiced(lines: Sequence[RatedLine], rules: TaxRules) -> Invoice:
 
 
 def noted(
-    fees: InvoicedFees, lines: Sequence[RatedLine], at: int, rules: TaxRules, grants: Sequence[Grant] = ()
+    fees: InvoicedFees, lines: list[RatedLine], at: int, rules: TaxRules, grants: Sequence[Grant] = ()
 ) -> Invoice:
-    ((original, taken_back),) = fees.by_invoice({"tenant_1": lines})
+    ((original, taken_back),) = fees.by_invoice({("tenant_1", "std"): lines})
     note = fees.credit_note(
         original, BillingPeriod(NOVEMBER.start + at * DAY, NOVEMBER.end), taken_back, revision=0,
         payer=Payer(currency("USD", date(2026, 11, 30)), rules), plan_versions={"p": 1},
@@ -132,11 +132,11 @@ def test_what_nets_to_nothing_has_no_document_and_runs_on() -> None:
     fees.take_in(invoiced([one], NO_TAX))
     payer = Payer(currency("USD", date(2026, 11, 30)))
     service = BillingPeriod(NOVEMBER.start + 10 * DAY, NOVEMBER.end)
-    fees.go_on(service, "tenant_1", [unused(one, "20.01", 10), same], payer)
+    fees.go_on(service, ("tenant_1", "std"), [unused(one, "20.01", 10), same], payer)
     note = noted(fees, [unused(same, "0.005", 20)], 20, NO_TAX)
     # What remains is rounded, 20.005 to 20.00; by itself 0.005 would be nothing.
     assert note.total_minor == -1
 
 
 def test_fees_that_are_on_no_invoice_are_not_taken_back() -> None:
-    assert InvoicedFees().by_invoice({"tenant_1": [fee("1", "a")]}) == []
+    assert InvoicedFees().by_invoice({("tenant_1", "std"): [fee("1", "a")]}) == []

@@ -34,7 +34,7 @@ import yaml
 
 from billing.errors import PlanInvalid, PlanProblem, UnknownCurrency
 from billing.money import currency
-from billing.plans.charge_models import FEES, MODELS, Percentage, PerUnit, Timing
+from billing.plans.charge_models import FEES, MODELS, Percentage, PerUnit
 from billing.plans.plan_reader import Reader, compose, field_names
 from billing.plans.price_plans import (
     Allowance,
@@ -149,13 +149,7 @@ def _check_references(readers: dict[str, Reader], version: PlanVersion) -> None:
     for item, charge in zip(items, version.charges, strict=True) if len(items) == len(version.charges) else ():
         if charge.tier_period is not None and isinstance(charge.pricing, PerUnit) and charge.key not in used:
             item.within("tier_period").problem("has no meaning for per_unit without an allowance")
-    advance = {charge.key for charge in version.charges if charge.timing is Timing.ADVANCE}
     for key in version.commitment.charges if version.commitment else ():
-        if key in advance:
-            readers["commitment"].problem(
-                f"charge {key} is billed in advance, on an earlier invoice, and would not count: leave it out, and"
-                " commit to that much less; or bill it in arrears"
-            )
         if key not in {charge.key for charge in version.charges}:
             readers["commitment"].problem(f"there is no charge {key}")
 

@@ -187,12 +187,17 @@ def _based_on(base: DiscountBase, lines: Lines) -> Lines:
 
 
 def true_up(
-    lines: Lines, discounted: InvoiceDiscounted, pieces: Sequence[Piece], period: BillingPeriod
+    lines: Lines,
+    discounted: InvoiceDiscounted,
+    in_advance: Mapping[str, Decimal],
+    pieces: Sequence[Piece],
+    period: BillingPeriod,
 ) -> tuple[Decimal, str] | None:
     """What is missing to the commitment, with its tax group (4, 13.8); None if nothing is.
 
     Committed charges count after line and invoice discounts, with minimum and maximum, before credits. A charge that is
-    named counts whole; without names all usage counts, and no fee.
+    named counts whole, with what its fees `in_advance` came to in this period; without names all usage counts, and no
+    fee.
     """
     committed, named, all_usage = NOTHING, list[str](), False
     tax_group: str | None = None
@@ -207,6 +212,7 @@ def true_up(
     reached = sum((Fraction(each.line.amount) for each in counting), NOTHING)
     for key, usage in {(each.charge.key, each.is_usage) for each in counting}:
         reached += discounted.on(key, usage=usage)
+    reached += Fraction(total(in_advance[key] for key in set(named) & in_advance.keys()))
     missing = quantise_line(max(NOTHING, committed - reached))
     if not missing:
         return None

@@ -73,12 +73,28 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
     return _billed(pieces, period, credited)[0]
 
 
-def given_in_advance(pieces: Sequence[Piece], period: BillingPeriod) -> Mapping[str, Fraction]:
-    """What a period's fees in advance have had of each charge's discount of an amount; the rest is for what is over."""
-    charges = (charge for piece in pieces for charge in piece.version.charges)
-    if not any(each.timing is Timing.ADVANCE and each.discount and each.discount.amount for each in charges):
-        return {}
-    return _billed(pieces, period, lambda *_: Decimal(0))[1]
+@dataclass(frozen=True, slots=True)
+class InAdvance:
+    """What a period's fees in advance come to by charge, less what is unused of them (`net`), and what they have had of
+    each charge's discount of an amount (`discounted`): the rest of that is for what is over."""
+
+    net: Mapping[str, Decimal]
+    discounted: Mapping[str, Fraction]
+
+
+NOTHING_IN_ADVANCE = InAdvance({}, {})
+
+
+def in_advance(pieces: Sequence[Piece], period: BillingPeriod) -> InAdvance:
+    """A period's fees in advance as a whole, before any credit by hand."""
+    if not any(charge.timing is Timing.ADVANCE for piece in pieces for charge in piece.version.charges):
+        return NOTHING_IN_ADVANCE
+    bills, discounted = _billed(pieces, period, lambda *_: Decimal(0))
+    net: dict[str, Decimal] = defaultdict(Decimal)
+    with exactly():
+        for line in (line for each in bills for line in each.lines):
+            net[line.identity.charge_key] += line.amount
+    return InAdvance(net, discounted)
 
 
 def _billed(

@@ -20,7 +20,7 @@ from billing.plans.price_plans import Charge, Terms
 from billing.plans.subscriptions import Piece
 from billing.rating import adjustments, metered
 from billing.rating.adjustments import ChargeLine, InvoiceDiscounted
-from billing.rating.advance import given_in_advance
+from billing.rating.advance import InAdvance, in_advance
 from billing.rating.allowances import free_units
 from billing.rating.fees import fees_in_arrears
 from billing.rating.lines import LineKind, RatedLine
@@ -89,13 +89,13 @@ def _rated(
     lines = _usage_lines(counted, terms)
     for fee in fees_in_arrears(pieces, period):
         lines[fee.charge.key].append(ChargeLine(pieces.index(fee.piece), fee.charge, fee_line(fee)))
-    given = given_in_advance(pieces, period)
+    advance = in_advance(pieces, period)
     charges = _charges_by_key(pieces)
     for key in sorted({*lines, *charges}):  # a piece without length has lines where usage is priced at its start
-        _adjust(lines[key], charges[key], pieces, period, given.get(key, adjustments.NOTHING))
+        _adjust(lines[key], charges[key], pieces, period, advance.discounted.get(key, adjustments.NOTHING))
     found = [each for listed in lines.values() for each in listed]
     discounted = adjustments.invoice_discount(found, pieces, period)
-    closing = _closing_lines(found, discounted, pieces, period)
+    closing = _closing_lines(found, discounted, advance, pieces, period)
     whole = sorted([*(each.line for each in found), *closing], key=lambda line: line.identity)
     if (amount := total(line.amount for line in whole)) > AMOUNT_MAX:
         raise AmountTooLarge(
@@ -172,7 +172,11 @@ def _adjust(
 
 
 def _closing_lines(
-    lines: Sequence[ChargeLine], discounted: InvoiceDiscounted, pieces: Sequence[Piece], period: BillingPeriod
+    lines: Sequence[ChargeLine],
+    discounted: InvoiceDiscounted,
+    advance: InAdvance,
+    pieces: Sequence[Piece],
+    period: BillingPeriod,
 ) -> list[RatedLine]:
     kind = LineKind.INVOICE_DISCOUNT
     several = len(discounted.by_group) > 1
@@ -180,7 +184,7 @@ def _closing_lines(
         period_line(pieces, f"{kind}.{group}" if several else kind.value, kind, amount, group)
         for group, amount in discounted.by_group.items()
     ]
-    missing = adjustments.true_up(lines, discounted, pieces, period)
+    missing = adjustments.true_up(lines, discounted, advance.net, pieces, period)
     if missing is not None:
         amount, group = missing
         found.append(period_line(pieces, "true_up", LineKind.TRUE_UP, amount, group))

@@ -16,6 +16,7 @@ from billing.plans.price_plans import PlanVersion
 from billing.plans.schedules import by_schedule
 from billing.plans.subscriptions import Piece, Subscription, pieces
 from billing.rating import LineKind, RatedLine
+from billing.rating.advance import in_advance
 from billing.rating.positions import share_of
 from billing.reports.report import Amounts, Report, summed, table, ties
 
@@ -58,8 +59,8 @@ def commitment_report(
         later = _later(each, versions, last.ends_at)
         if not committed and not later:
             continue
-        used = total(line.amount for line in counting(each.lines, cut))
         with exactly():
+            used = total(line.amount for line in counting(each.lines, cut)) + _fees_counting(cut, each.period)
             missing = max(ZERO, committed - used) if until < each.period.end else ZERO
         rows.append(
             {
@@ -117,6 +118,12 @@ def counting(lines: Iterable[RatedLine], cut: Sequence[Piece]) -> list[RatedLine
             or (all_usage and line.identity.kind not in _FEES and line.identity.charge_key not in fees)
         )
     ]
+
+
+def _fees_counting(cut: Sequence[Piece], period: BillingPeriod) -> Decimal:
+    """What a period's fees in advance, on invoices of their own, count towards a commitment that names them."""
+    named = {key for piece in cut if piece.version.commitment for key in piece.version.commitment.charges}
+    return total(amount for key, amount in in_advance(cut, period).net.items() if key in named)
 
 
 def _later(

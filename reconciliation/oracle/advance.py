@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from reconciliation.oracle import discounts, fees
@@ -53,15 +53,25 @@ def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
     return _billed(case, plan)[0]
 
 
-def given_off(case: Case, plan: PeriodPlan) -> Mapping[str, Fraction]:
-    """By charge what of a discount of an amount per period its fees in advance have had, less what came back unused."""
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """By charge, of a whole period's fees in advance less what came back unused: what they had of a discount of an
+    amount per period (`given`), and what they came to after discounts (`net`)."""
+
+    given: Mapping[str, Fraction]
+    net: Mapping[str, Fraction]
+
+
+def sums(case: Case, plan: PeriodPlan) -> Sums:
+    """As they are rated: a credit by hand gives back money, and lowers no fee."""
     if not any(charge.in_advance for stretch in plan.stretches for charge in stretch.version.charges.values()):
-        return {}
-    return _billed(case, plan)[1]
+        return Sums({}, {})
+    return _billed(replace(case, prior_credits=()), plan)[1]
 
 
-def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Mapping[str, Fraction]]:
+def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Sums]:
     result = []
+    fees_and_back: list[Line] = []
     paid: list[Paid] = []
     on: dict[str, dict[str, Tax]] = {}
     given: dict[str, Fraction] = defaultdict(Fraction)
@@ -80,10 +90,11 @@ def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Mapping[str, Fr
         new = [line for lines, _ in of_fees for line in lines]
         changed = [(line, one.left, one.left_quanta) for line, one in back if line.amount]
         changed += [(line, ZERO, 0) for line in new]
+        fees_and_back += [line for line, _, _ in changed]
         issued = _documents(case, Period(at, plan.period.end), changed, on)
         result += [Issued(at, document) for document in issued]
         paid = _paid(case, fees_due, of_fees, issued, Period(at, plan.period.end), on)
-    return result, given
+    return result, Sums(given, totals(fees_and_back, lambda line: line.charge))
 
 
 def _documents(

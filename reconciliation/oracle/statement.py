@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
@@ -37,12 +37,13 @@ def statement(case: Case, period: Period, usage: Usage) -> Statement:
     measured = _measured(case, plan, usage)
     lines = _usage_lines(case, plan, measured)
     lines += fees.in_arrears(plan.period, plan.stretches, plan.name)
-    lines += discounts.of_charges(plan, lines, advance.given_off(case, plan))
+    in_advance = advance.sums(case, plan)
+    lines += discounts.of_charges(plan, lines, in_advance.given)
     lines += _limits(plan, lines)
     off = InvoiceDiscounts(plan, lines)
     by_model = any(grant.models for grant in case.grants)
     draws = _draws(plan, measured, lines, off, by_model) if case.grants else []
-    return Statement(lines + off.lines + _true_up(plan, lines, off), draws)
+    return Statement(lines + off.lines + _true_up(plan, lines, off, in_advance.net), draws)
 
 
 def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
@@ -184,8 +185,11 @@ def _limits(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
     return result
 
 
-def _true_up(plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts) -> list[Line]:
-    """max(0, weighted commitment − Σ committed charges), these after discounts, limits included (4, 13.8).
+def _true_up(
+    plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts, in_advance: Mapping[str, Fraction]
+) -> list[Line]:
+    """max(0, weighted commitment − Σ committed charges), these after discounts, limits included (4, 13.8), with what
+    the period's fees in advance came to: a true-up comes after fees, whenever these are billed (3).
 
     Its tax group is what the period's first commitment says, or that of the charge that is named first.
     """
@@ -198,6 +202,7 @@ def _true_up(plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts) -> 
     every = any(not one.charges for one in held)
     counting = [line for line in lines if line.charge in keys or (every and not line.is_fee)]
     committed = sum((line.amount - off.of(line) for line in counting), ZERO)
+    committed += sum((in_advance.get(key, ZERO) for key in {*keys}), ZERO)
     amount = at_twelve(max(ZERO, due - committed))
     if not amount:
         return []

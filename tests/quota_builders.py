@@ -20,6 +20,7 @@ NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 NOW = microseconds(NOON)
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
+LIMITS = Limits()
 
 
 def quota(
@@ -30,7 +31,7 @@ def quota(
     return replace(quota_from(document, now=NOON), version=version)
 
 
-def book(*quotas: Quota, limits: Limits = Limits(), prices: PriceList | None = None, now: int = NOW) -> TenantBook:  # noqa: B008
+def book(*quotas: Quota, limits: Limits = LIMITS, prices: PriceList | None = None, now: int = NOW) -> TenantBook:
     """A tenant's book, its budgets loaded with nothing used."""
     made = TenantBook("t1", limits)
     made.define(quotas, now, prices=prices)
@@ -54,7 +55,7 @@ def settled(request_id: str = "r1", output: int = 50, at: int = NOW, **more: Any
     return Settled(
         "t1", request_id, more.pop("attempt", 1), at, more.pop("final", True), more.pop("dispatched", True),
         more.pop("model", "m-1"), more.pop("adapter", ""), more.pop("input", 10), more.pop("cached", 0), output, 0,
-        more.pop("lease_id", ""), more.pop("lease_no", 0),
+        more.pop("lease_id", ""), more.pop("lease_no", 0), more.pop("nonce", ""),
     )  # fmt: skip
 
 

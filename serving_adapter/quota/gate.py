@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -36,6 +38,8 @@ OF_THE_TENANT: Final = (200, 400, 403, 409, 429)
 FOR_THE_TENANT: Final = ("retry-after", "ratelimit", "x-ratelimit", "x-should-retry", "content-type")
 """How the headers begin that a refusal's answer bears."""
 TENANTS_REMEMBERED: Final = 10_000
+SLICED: Final = "slice"
+"""In the place of a nonce, where the service was not asked."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -62,6 +66,8 @@ class Admission:
     status: int = 200
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+    nonce: str = SLICED
+    """The question that was answered: what `withdraw` takes back."""
 
 
 class QuotaGate:
@@ -85,6 +91,7 @@ class QuotaGate:
         self._without_service: dict[tuple[str, str, int], None] = {}
         self._settlements = Outbox("/v1/settlements", "settlements", self._lines, self.counts)
         self._decisions = Outbox("/v1/decisions", "decisions", self._lines, self.counts)
+        self._nonces = map((secrets.token_hex(6) + ".{:x}").format, itertools.count())
         self._kept: KeptDecisions | None = None
         self._turning: asyncio.Task[None] | None = None
 
@@ -146,9 +153,12 @@ class QuotaGate:
 
     async def admit(
         self, tenant_id: str, request_id: str, model: str, input_tokens: int, max_tokens: int | None, *,
-        attempt: int = 1, adapter: str = "", n: int = 1, prompts: int = 1, tier: str = "",
+        attempt: int = 1, adapter: str = "", n: int = 1, prompts: int = 1, tier: str = "", may_be_followed: bool = True,
     ) -> Admission:  # fmt: skip
-        """Decide about a request. Never raises, and never waits longer than the deadline."""
+        """Decide about a request. Never raises, and never waits longer than the deadline.
+
+        `may_be_followed`: somebody may try another attempt of it, here or elsewhere, if this one is refused.
+        """
         if max_tokens is not None:
             priority = self.try_slice(
                 tenant_id,
@@ -163,27 +173,28 @@ class QuotaGate:
             if priority is not None:
                 self.counts["slice"] += 1
                 return Admission(True, max_tokens, priority, "slice")
+        nonce = next(self._nonces)
         asked = {"tenant_id": tenant_id, "request_id": request_id, "model": model, "input_tokens": input_tokens,
                  "max_tokens": max_tokens, "attempt": attempt, "adapter": adapter, "n": n, "prompts": prompts,
-                 "tier": tier}  # fmt: skip
+                 "tier": tier, "nonce": nonce}  # fmt: skip
         try:
             answer, may_be_reserved, why = await self._ask(tenant_id, _encode(asked))
         except BaseException:
-            self._withdraw(tenant_id, request_id, attempt)
+            self.withdraw(tenant_id, request_id, nonce, attempt=attempt, may_be_followed=may_be_followed)
             raise
         if answer is not None:
             self._keeper.busy[tenant_id, model, adapter] += 1
-            return self._told(tenant_id, answer)
+            return self._told(tenant_id, answer, nonce)
         about = {"model": model, "adapter": adapter, "tier": tier, "input_tokens": input_tokens}
         admission = self._by_fail_mode(tenant_id, request_id, attempt, max_tokens, tier, why | about)
         if may_be_reserved and not admission.allowed:
-            self._withdraw(tenant_id, request_id, attempt)
-        return admission
+            self.withdraw(tenant_id, request_id, nonce, attempt=attempt, may_be_followed=may_be_followed)
+        return replace(admission, nonce=nonce)
 
     def settle(
         self, tenant_id: str, request_id: str, *, attempt: int = 1, final: bool = True, input_tokens: int,
         output_tokens: int, cache_hit_tokens: int = 0, gpu_us: int = 0, model: str = "", adapter: str = "",
-        dispatched: bool = True,
+        dispatched: bool = True, nonce: str = "",
     ) -> None:  # fmt: skip
         """Note what an attempt has used; it is sent with others, again and again until the service has it."""
         key = (tenant_id, request_id, attempt)
@@ -197,8 +208,19 @@ class QuotaGate:
             {"tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "final": final, "model": model,
              "adapter": adapter, "input_tokens": input_tokens, "output_tokens": output_tokens, "gpu_us": gpu_us,
              "cache_hit_tokens": cache_hit_tokens, "dispatched": dispatched, "lease_id": lease_id,
-             "lease_no": lease_no}
+             "lease_no": lease_no, "nonce": nonce}
         )  # fmt: skip
+
+    def withdraw(
+        self, tenant_id: str, request_id: str, nonce: str, *, attempt: int = 1, may_be_followed: bool = True
+    ) -> None:
+        """What was, or may have been, admitted will not run: the service is told, so that nothing stays reserved for
+        it. `nonce`: of the admission; the same attempt that was asked for again since, here or elsewhere, stays."""
+        self.settle(
+            tenant_id, request_id, attempt=attempt, final=not may_be_followed, input_tokens=0, output_tokens=0,
+            dispatched=False, nonce=nonce,
+        )  # fmt: skip
+        self.counts["withdrawn"] += 1
 
     async def _ask(self, tenant_id: str, body: bytes) -> tuple[Answer | None, bool, dict[str, Any]]:
         """The service's answer about a request, if it has one in time; and else whether it may have admitted it, and
@@ -219,15 +241,7 @@ class QuotaGate:
                 return None, answer.status >= 500, {"cause": "not_served", "status": answer.status}
         return None, False, {"cause": "not_served", "status": OTHER_SHARD}
 
-    def _withdraw(self, tenant_id: str, request_id: str, attempt: int) -> None:
-        """The service may have admitted what will not run: it is told, so that nothing stays reserved for it."""
-        self.settle(
-            tenant_id, request_id, attempt=attempt, final=attempt == 1, input_tokens=0, output_tokens=0,
-            dispatched=False,
-        )  # fmt: skip
-        self.counts["withdrawn"] += 1
-
-    def _told(self, tenant_id: str, answer: Answer) -> Admission:
+    def _told(self, tenant_id: str, answer: Answer, nonce: str) -> Admission:
         self.counts["service"] += 1
         try:
             told = _read(answer.body)
@@ -236,8 +250,8 @@ class QuotaGate:
         self._heard(tenant_id, told)
         if answer.status != 200:
             headers = tuple(header for header in answer.headers if header[0].startswith(FOR_THE_TENANT))
-            return Admission(False, 0, 0, "service", answer.status, answer.body, headers)
-        return Admission(True, told.max_tokens, told.priority, "service", 200, answer.body)
+            return Admission(False, 0, 0, "service", answer.status, answer.body, headers, nonce)
+        return Admission(True, told.max_tokens, told.priority, "service", 200, answer.body, nonce=nonce)
 
     def _heard(self, tenant_id: str, told: Told | LeaseTold) -> None:
         """What an answer says beside itself; one that does not say it leaves what was known."""

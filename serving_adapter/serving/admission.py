@@ -29,6 +29,7 @@ class Admitting:
         self.attempt_is_given = caller.request_id is not None and caller.attempt is not None
         """Whether a gateway counts the attempts of this request: another one may follow."""
         self._attempt = caller.attempt or 1 if self.attempt_is_given else 1
+        self._nonce = ""
 
     async def ask(self, asked: Asked, model: Resolved, request_id: str) -> Admission | None:
         """The quota's word; None where none is asked. Raises QuotaRefusal."""
@@ -42,7 +43,9 @@ class Admitting:
             caller.tenant_id, request_id, model.model, prompt_tokens,
             0 if self._route is Route.EMBEDDINGS else asked.max_tokens,
             attempt=self._attempt, adapter=model.adapter, n=asked.n, prompts=asked.prompts, tier=caller.tier,
+            may_be_followed=self.attempt_is_given,
         )  # fmt: skip
+        self._nonce = admission.nonce
         if not admission.allowed:
             raise QuotaRefusal(admission)
         return admission
@@ -51,10 +54,9 @@ class Admitting:
         """What was admitted will not run."""
         caller, gate = self._caller, self._replica.gate
         if gate is not None and caller.purpose == "tenant":
-            gate.settle(
-                caller.tenant_id, request_id, attempt=self._attempt, final=not self.attempt_is_given, input_tokens=0,
-                output_tokens=0, dispatched=False,
-            )  # fmt: skip
+            gate.withdraw(
+                caller.tenant_id, request_id, self._nonce, attempt=self._attempt, may_be_followed=self.attempt_is_given
+            )
 
     def place(self, request_id: str) -> AbstractAsyncContextManager[None]:
         """A place at the engine, where they are counted. Raises Refusal (503) if none is free in time."""

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from streams.quotas.decisions import Ask, Attempt, Count, Refused, RequestId, Scope, Standing, TenantId
+from streams.quotas.decisions import Ask, Attempt, Count, Nonce, Refused, RequestId, Scope, Standing, TenantId
 from streams.quotas.definitions import RATE_US, UNITS, shown
 from streams.quotas.entries import Reserved, Settled
 from streams.quotas.standings import StandingView, second_text, standing_view
@@ -45,6 +45,8 @@ class Settlement(msgspec.Struct, frozen=True):
     lease_id: Scope = ""
     lease_no: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
     """Which settlement out of its slice it is, from 1 on: one that is told again takes nothing more out of it."""
+    nonce: Nonce = ""
+    """Of what was not dispatched: the question that is withdrawn; the same attempt asked for since stays."""
 
 
 class TenantSettlement(Settlement, frozen=True, kw_only=True):
@@ -170,7 +172,7 @@ def settled_of(tenant_id: str, request_id: str, told: Settlement, at: int) -> Se
     return Settled(
         tenant_id, request_id, told.attempt, at, told.final, told.dispatched, told.model, told.adapter,
         told.input_tokens, min(told.cache_hit_tokens, told.input_tokens), told.output_tokens, told.gpu_us,
-        told.lease_id, told.lease_no,
+        told.lease_id, told.lease_no, told.nonce,
     )  # fmt: skip
 
 

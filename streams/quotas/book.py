@@ -89,7 +89,7 @@ class TenantBook:
     def admitted(self, ask: Ask) -> Reserved | None:
         """What was answered when the same was asked before, unless it has ended unused since. Raises OtherContent."""
         part = self._part(ask.request_id, ask.attempt)
-        if part is not None and part.state is State.WITHDRAWN:
+        if part is not None and part.bars(ask.nonce):
             raise OtherContent(f"{ask.request_id}, attempt {ask.attempt}, was withdrawn before: ask for the next one")
         if part is None or part.reserved is None:
             return None
@@ -214,8 +214,12 @@ class TenantBook:
 
     def _reserve(self, entry: Reserved) -> Progress:
         part = self._new_part(entry.request_id, entry.attempt, entry.model, entry.adapter, entry.at)
-        told_twice = part.reserved is not None and entry.at <= part.reserved.at
-        if told_twice or part.state not in (State.UNKNOWN, State.RELEASED):
+        was = part.reserved
+        if was is not None and entry.at == was.at and part.state is State.RESERVED:
+            part.reserved = entry  # asked for again: only that question can be withdrawn now
+            return _KNOWN
+        told_twice = was is not None and entry.at <= was.at
+        if told_twice or part.state not in (State.UNKNOWN, State.RELEASED, State.WITHDRAWN):
             return _KNOWN
         part.reserved = entry
         part.state = after(part.state, Step.RESERVE)
@@ -244,6 +248,9 @@ class TenantBook:
             for change in self.leases.use(entry.lease_id, entry.lease_no, used, self.meters):
                 meter_set.lease(*change)
         if not entry.dispatched:
+            part.withdrawn = entry.nonce
+            if entry.nonce and part.reserved is not None and part.reserved.nonce != entry.nonce:
+                return Progress(known)  # asked for again since: that may be running
             self._release(part)
             part.state = after(part.state, Step.RELEASE)
         elif part.state not in (State.SETTLED, State.CONFIRMED):

@@ -70,7 +70,7 @@ def judge(
     cap = granted * copies
     return Reserved(
         ask.tenant_id, ask.request_id, ask.attempt, now, ask.model, ask.adapter, ask.tier, ask.input_tokens, cap,
-        min(expected, cap), granted, ask.asked, copies, now + limits.held_us, tuple(limited_by), priority,
+        min(expected, cap), granted, ask.asked, copies, now + limits.held_us, tuple(limited_by), priority, ask.nonce,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ Model = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"\A[ 
 Scope = Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[ -~]*\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+Nonce = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._:-]{0,64}\Z")]
 Copies = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
@@ -39,6 +40,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     n: Copies = 1
     prompts: Copies = 1
     tier: Scope = ""
+    nonce: Nonce = ""
+    """A name of its own for each time that it is asked, so that a withdrawal takes back no later question."""
 
     @property
     def copies(self) -> int:

@@ -34,6 +34,8 @@ class Reserved(msgspec.Struct, frozen=True, gc=False, tag="r", array_like=True):
     deadline: int
     limited_by: tuple[str, ...] = ()
     priority: int = 0
+    nonce: str = ""
+    """Of the question that it answers: the last one, where the same was asked again."""
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False, tag="s", array_like=True):
@@ -55,6 +57,8 @@ class Settled(msgspec.Struct, frozen=True, gc=False, tag="s", array_like=True):
     lease_id: str = ""
     lease_no: int = 0
     """Which settlement out of its slice it is, from 1 on; 0: not told."""
+    nonce: str = ""
+    """Of what was never dispatched: the question that is withdrawn by it; '': whichever it was."""
 
 
 class Leased(msgspec.Struct, frozen=True, gc=False, tag="l", array_like=True):

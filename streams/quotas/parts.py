@@ -5,7 +5,8 @@
     RESERVED → RELEASED → …             the request ended by another attempt, or the deadline passed; usage that is told
                                         later counts all the same
     (nothing) → SETTLED | CONFIRMED     nobody had reserved it
-    (nothing) → WITHDRAWN               who asked did not wait: the question that comes after it is too late
+    (nothing) → WITHDRAWN               who asked did not wait: that question comes after it, and is too late; another
+                                        one for the same attempt is not
 
 Each step may come twice and in any order; what has come already changes nothing.
 """
@@ -46,6 +47,7 @@ _NEXT: Final = {
     (State.UNKNOWN, Step.SETTLE): State.SETTLED,
     (State.UNKNOWN, Step.CONFIRM): State.CONFIRMED,
     (State.UNKNOWN, Step.RELEASE): State.WITHDRAWN,
+    (State.WITHDRAWN, Step.RESERVE): State.RESERVED,
     (State.WITHDRAWN, Step.SETTLE): State.SETTLED,
     (State.WITHDRAWN, Step.CONFIRM): State.CONFIRMED,
     (State.RESERVED, Step.SETTLE): State.SETTLED,
@@ -73,10 +75,16 @@ class Part(msgspec.Struct, gc=False):
     """As it was admitted; None if nobody asked."""
     settled: Counts = Counts()
     settled_at: int = 0
+    withdrawn: str = ""
+    """The nonce of the question that was withdrawn last; '': of any."""
     lease_id: str = ""
     """The slice out of which it was admitted elsewhere."""
     is_finding: bool = False
     """Whether it was noted that its usage event is overdue."""
+
+    def bars(self, nonce: str) -> bool:
+        """Whether a question comes after it was withdrawn."""
+        return nonce == self.withdrawn if self.withdrawn else self.state is State.WITHDRAWN
 
 
 class Request(msgspec.Struct, gc=False):

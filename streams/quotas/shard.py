@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import msgspec
+
 from serving_adapter.quota.groups import shard_of
 from serving_adapter.quota.tiers import policy_of
 from streams.alerts import Alert
@@ -99,6 +101,9 @@ class Shard:
         if answer is None:
             before = held.book.admitted(ask)
             assert before is not None, "decide() says that it was admitted before"
+            if before.nonce != ask.nonce:
+                before = msgspec.structs.replace(before, nonce=ask.nonce)
+                self._take(held, before)
             return before
         if isinstance(answer, Refused):
             self.counters.refused += 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from streams.quotas import book_state
 from streams.quotas.amounts import amount
@@ -67,6 +69,8 @@ requests = st.lists(
             "event_after": st.integers(0, 9 * SECOND),
             "crash": st.sampled_from([False] * 5 + [True]),
             "snapshot": st.booleans(),
+            "asked_before": st.sampled_from([""] * 4 + ["the same attempt", "another attempt"]),
+            "withdrawn_after": st.integers(0, 3 * SECOND),
         }
     ),
     min_size=1,
@@ -84,6 +88,11 @@ class World:
         self.events: list[Row] = []
         """Confirmed so far."""
         self.refused = 0
+
+    def take(self, entry: Reserved) -> None:
+        """Write it down, and take it."""
+        self.journal.append(entry)
+        self.book.apply(entry)
 
     def crash(self, now: int, *, snapshot_first: bool) -> None:
         """Only the journal and the last stored state survive; what is confirmed is read from the windows."""
@@ -127,8 +136,8 @@ def test_a_hard_budget_is_never_passed_and_the_end_is_what_was_used(asked: list[
     due: list[tuple[int, int, str, Any]] = []
 
     def happen(until: int) -> None:
-        while due and min(due)[0] <= until:
-            each = min(due)
+        while due and min(map(itemgetter(0), due)) <= until:
+            each = min(due, key=itemgetter(0, 1, 2))
             due.remove(each)
             at, _, what, value = each
             world.book.roll(at)
@@ -136,7 +145,8 @@ def test_a_hard_budget_is_never_passed_and_the_end_is_what_was_used(asked: list[
             if what == "settle":
                 world.journal.append(value)
                 progress = world.book.apply(value)
-                if not progress.known and any(event.request_id == value.request_id for event in world.events):
+                name = (value.request_id, value.attempt)
+                if not progress.known and name in [(event.request_id, event.attempt) for event in world.events]:
                     world.book.resolve(value.request_id, value.attempt)  # the shell asks the database about strangers
             else:
                 world.events.append(value)
@@ -150,27 +160,37 @@ def test_a_hard_budget_is_never_passed_and_the_end_is_what_was_used(asked: list[
             world.book.roll(now)
             world.crash(now, snapshot_first=each["snapshot"])
         request_id = f"r{number}"
-        wanted = ask(request_id, each["input"], each["max_tokens"], n=each["copies"], model=each["model"])
+        wanted = ask(request_id, each["input"], each["max_tokens"], n=each["copies"], model=each["model"], nonce="new")
+        if each["asked_before"]:  # nobody waited for that answer, and it is withdrawn while the next one may run
+            before = world.book.decide(structs.replace(wanted, nonce="old"), now)
+            if isinstance(before, Reserved):
+                world.take(before)
+            gone = settled(request_id, 0, now, input=0, dispatched=False, final=False, nonce="old")
+            due.append((now + each["withdrawn_after"], number, "settle", gone))
+            if each["asked_before"] == "another attempt":
+                wanted = structs.replace(wanted, attempt=2)
         entry = world.book.decide(wanted, now)
+        if entry is None:
+            was = world.book.admitted(wanted)
+            assert was is not None
+            entry = structs.replace(was, nonce=wanted.nonce)
         if isinstance(entry, Refused):
             world.refused += 1
             assert all(wall.room < wall.needed for wall in entry.walls)
             continue
         assert isinstance(entry, Reserved)
         assert each["max_tokens"] is None or entry.max_tokens <= each["max_tokens"]
-        world.journal.append(entry)
-        world.book.apply(entry)
+        world.take(entry)
         for meter in world.book.meters.budgets:
             assert meter.used + meter.reserved <= meter.quota.limit
         ended = now + each["length"]
         output = entry.output_cap * each["percent"] // 100
+        about = {"input": each["input"], "model": each["model"], "attempt": entry.attempt}
         if each["settle_after"] is not None:
             at = ended + each["settle_after"]
-            due.append(
-                (at, number, "settle", settled(request_id, output, at, input=each["input"], model=each["model"]))
-            )
+            due.append((at, number, "settle", settled(request_id, output, at, **about)))
         at = ended + each["event_after"]
-        due.append((at, number, "event", row(request_id, output, ended, input=each["input"], model=each["model"])))
+        due.append((at, number, "event", row(request_id, output, ended, **about)))
     happen(now + 60 * SECOND)
     world.book.roll(now + 60 * SECOND)
     world.tend(now + 60 * SECOND)

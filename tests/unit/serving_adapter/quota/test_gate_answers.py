@@ -128,7 +128,19 @@ def test_what_the_service_may_have_admitted_too_late_and_the_fail_mode_refused_i
     assert not admitted(gate, "refused", "free").allowed
     assert admitted(gate, "let in", "enterprise").allowed
     (told,) = gate._settlements.entries()
-    assert (told["request_id"], told["dispatched"], told["final"]) == ("refused", False, True)
+    assert (told["request_id"], told["dispatched"], told["final"]) == ("refused", False, False)
+
+
+@pytest.mark.parametrize("may_be_followed", [True, False])
+def test_a_withdrawal_names_its_question_and_ends_a_request_that_nothing_may_follow(*, may_be_followed: bool) -> None:
+    gate, played = made(says(503))
+    for _ in range(2):
+        asyncio.run(gate.admit("t1", "r1", "m", 10, 100, tier="free", may_be_followed=may_be_followed))
+    told = gate._settlements.entries()
+    asked = [body["nonce"] for _, body in played.asked]
+    assert [(each["nonce"], each["final"]) for each in told] == [(nonce, not may_be_followed) for nonce in asked]
+    assert len(set(asked)) == 2
+    assert "" not in asked
 
 
 def test_a_question_that_is_cancelled_is_withdrawn() -> None:

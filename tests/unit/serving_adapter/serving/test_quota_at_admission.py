@@ -192,6 +192,7 @@ def test_a_request_without_a_place_at_the_engine_waits_or_is_withdrawn(adapter_s
             await served.told()
             await gate._send_waiting()
             assert [each["dispatched"] for each in service.settled] == [False, True]
+            assert service.settled[0]["nonce"] == service.asked[0]["nonce"]
             assert len(served.engine.seen) == 1
             served.replica.gate = None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+from msgspec import structs
 
 from streams.quotas import answers, book_state
 from streams.quotas.amounts import DatedPrice, PriceList
 from streams.quotas.decisions import Ask, Limits, Refused
-from streams.quotas.entries import Leased, Reserved, Returned
+from streams.quotas.entries import Leased, Reserved, Returned, Settled
 from streams.quotas.errors import OtherContent
 from streams.quotas.granting import Slice, grant
 from streams.quotas.loading import spent_alerts
@@ -147,6 +148,40 @@ def test_what_is_withdrawn_before_it_is_asked_for_is_never_reserved() -> None:
     made.apply(settled(attempt=2, output=7))
     made.confirm(row(output=9))  # it ran all the same
     assert (budget(made).used, budget(made).reserved) == (7 + 9, 0)
+
+
+def withdrawn(nonce: str, **more: object) -> Settled:
+    return settled(output=0, input=0, dispatched=False, nonce=nonce, **more)
+
+
+def test_a_withdrawal_takes_back_the_question_that_it_names_and_no_later_one() -> None:
+    made = book(quota(limit=100), quota("none", "concurrency", 1))
+    first = admit(made, ask(nonce="a"))
+    made.apply(structs.replace(first, nonce="b"))  # the same attempt was asked for again
+    stored = book_state.decode(book_state.joined([book_state.encoded(book_state.state_of(made))]))[0]
+    again = book()
+    book_state.restore(again, stored)
+    again.define([quota(limit=100), quota("none", "concurrency", 1)], NOW)
+    load(again)
+    for each in (made, again):
+        each.apply(withdrawn("a", final=True))
+        assert (budget(each).reserved, each.requests["r1"].in_slot) == (100, True)
+        with pytest.raises(OtherContent):
+            each.decide(ask(nonce="a"), NOW + 1)
+        assert isinstance(each.decide(ask("r2"), NOW + 1), Refused)
+        each.apply(withdrawn("b", final=False))
+        assert (budget(each).reserved, each.requests["r1"].in_slot) == (0, False)
+        admit(each, ask(nonce="c"), NOW + 2)
+
+
+def test_a_withdrawal_that_comes_first_bars_its_own_question_alone() -> None:
+    made = book(quota(limit=100))
+    made.apply(withdrawn("a", final=False))
+    with pytest.raises(OtherContent):
+        made.decide(ask(nonce="a"), NOW + 1)
+    admit(made, ask(nonce="b"), NOW + 1)
+    made.apply(withdrawn("a", final=False))  # told again
+    assert budget(made).reserved == 100
 
 
 def test_an_attempt_that_another_may_follow_ends_itself_alone() -> None:

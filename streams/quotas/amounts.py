@@ -147,7 +147,8 @@ def amount(metric: Metric, counts: Counts, price: Price) -> int:
 
 
 def bound(metric: Metric, price: Price) -> Bound:
-    """What a request may come to. GPU time cannot be known before: its bound is 0; a concurrent request is one."""
+    """What a request may come to; a concurrent request is one. GPU time cannot be known before: its bound is 0, and in
+    money the smallest unit, so that no request begins once a budget is spent."""
     if metric == "output_tokens":
         return Bound(0, 0, 1)
     if metric == "total_tokens":
@@ -157,5 +158,5 @@ def bound(metric: Metric, price: Price) -> Bound:
     if metric in ("requests", "concurrency"):
         return Bound(1, 0, 0)
     if metric == "spend":
-        return Bound(price.request, max(price.input, price.cached_input), price.output)
+        return Bound(max(price.request, int(price.gpu_second > 0)), max(price.input, price.cached_input), price.output)
     return Bound(0, 0, 0)

@@ -43,9 +43,9 @@ def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, hol
         if quota.metric == "concurrency":
             slots = min(slots, room)
             continue
+        if room == 0:
+            return Slice()
         if quota.metric == "gpu_seconds":
-            if room == 0:
-                return Slice()
             continue
         if quota.metric == "spend":
             counts = counts._replace(cached_tokens=0)

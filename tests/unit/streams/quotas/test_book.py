@@ -254,6 +254,20 @@ def test_gpu_seconds_stop_when_they_are_used() -> None:
     assert refused(made, ask("b")).walls[0].because == "spent"
 
 
+@pytest.mark.parametrize(("used", "fits"), [(2, True), (3, False), (4, False)])
+def test_gpu_time_that_is_priced_stops_when_the_money_is_spent(used: int, *, fits: bool) -> None:
+    prices = PriceList([DatedPrice("", "gpu_second", Decimal(1), 0)])
+    made = book(quota(metric="spend", limit=3), prices=prices)
+    made.confirm(row("before", gpu_us=used * 1_000_000))
+    assert grant(made, "m-1", "", Slice(10, 100, 100, 5), NOW, 1) == (Slice(10, 100, 100, 5) if fits else Slice())
+    if fits:
+        admit(made, ask("a"))
+        made.apply(settled("a"))
+        assert budget(made, "day-spend").reserved == 0
+    else:
+        assert refused(made, ask("a")).walls[0].because == "spent"
+
+
 def test_at_midnight_what_is_in_flight_moves_and_what_is_used_stays() -> None:
     made = book(quota(limit=500))
     midnight = NOW + DAY // 2

@@ -157,7 +157,10 @@ def _register(engine: Engine, connection: psycopg.Connection) -> str:
     text = azure_hour.plan_text()
     plan = apply_plan(engine, text, file=azure_hour.PLAN, actor=ACTOR, now=session.clock(None)).plan
     starts_at = parse_period(MONTHS[0]).start
-    start_subscriptions(engine, tenant_ids=azure_hour.TENANTS, plan=plan.name, starts_at=starts_at, actor=ACTOR)
+    start_subscriptions(
+        engine, tenant_ids=azure_hour.TENANTS, plan=plan.name, starts_at=starts_at, actor=ACTOR,
+        email="billing@tenants.example",
+    )  # fmt: skip
     return plan.name
 
 

@@ -67,7 +67,9 @@ def archive() -> Path:
 def serve(engine: Engine, connection: psycopg.Connection, plan: str, actor: str) -> int:
     """Let three replicas serve four tenants for two days; how many events their shippers sent. 0 where they have."""
     tenants.register(connection, [(name, name) for name in TENANTS], actor=actor)
-    start_subscriptions(engine, tenant_ids=TENANTS, plan=plan, starts_at=MONTH.start, actor=actor)
+    start_subscriptions(
+        engine, tenant_ids=TENANTS, plan=plan, starts_at=MONTH.start, actor=actor, email="billing@tenants.example"
+    )
     if any(boot.replica_id in REPLICAS_OF_IT for boot in completeness_store.all_boots(connection)):
         return 0
     kafka = session.kafka()

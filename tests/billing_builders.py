@@ -25,6 +25,7 @@ OCTOBER = parse_period("2026-10")
 NOVEMBER = parse_period("2026-11")
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 12, 2, tzinfo=UTC)
+EMAIL = "billing@payer.example"
 PLAN = """\
 plan: p
 currency: USD

@@ -65,7 +65,7 @@ def add_account(
             audit.record(raw(connection), actor, "account.add", name, detail)
         elif currency not in (None, known.currency) or payment_terms_days not in (None, known.payment_terms_days):
             raise PartyRefused(f"{name} is there with {known.currency} and {known.payment_terms_days} days: they stay")
-        return AccountShown(name, known, _record(connection, (None, name), known.name, values, actor))
+        return AccountShown(name, known, describe(connection, (None, name), known.name, values, actor))
 
 
 def add_entity(
@@ -86,7 +86,7 @@ def add_entity(
         elif currency not in (None, account_store.functional_currency(connection, name)):
             raise PartyRefused(f"the books of {name} are kept in another currency than {currency}, and stay so")
         named = known.get(name) or values.get("name") or name
-        return AccountShown(name, None, _record(connection, (name, None), named, values, actor))
+        return AccountShown(name, None, describe(connection, (name, None), named, values, actor))
 
 
 def _check_entity(name: str, currency: str | None, known: Collection[str]) -> None:
@@ -124,9 +124,9 @@ def shown(engine: Engine, name: str | None = None) -> list[AccountShown]:
     ]
 
 
-def _record(connection: Connection, key: PartyKey, named: str, values: Mapping[str, str], actor: str) -> Party:
-    known = party_store.versions(connection, [key]).get(key)
-    before = known[0][1] if known else Party(named)
+def describe(connection: Connection, key: PartyKey, named: str, values: Mapping[str, str], actor: str) -> Party:
+    """As `add_account` says how a party stands on documents, in the caller's transaction. Raises PartyRefused."""
+    before = party_store.present(connection, key, named)
     party = changed(before, values)
     if party != before:
         party_store.add(connection, key, party, actor)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
+from billing.commands.keep_accounts import describe
 from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.invoicing import billed_until_store
@@ -42,13 +43,14 @@ def start_subscription(
     legal_entity: str = DEFAULT_LEGAL_ENTITY,
     bill_statuses: Sequence[str] | None = None,
     seats: int | None = None,
+    email: str = "",
     dry_run: bool = False,
 ) -> SubscriptionStarted:
     """Put one tenant on a plan from `starts_at` (any moment). Doing it again changes nothing.
 
     The billing account is the tenant's own unless one is named; a new one takes the plan's currency. `bill_statuses`
-    are the plan's unless the contract has others; `seats` is for fees by the seat.
-    Raises SubscriptionRefused, UnknownPlan, streams.errors.UnknownTenant.
+    are the plan's unless the contract has others; `seats` is for fees by the seat; `email` is where an account that is
+    made here gets its invoices. Raises SubscriptionRefused, PartyRefused, UnknownPlan, streams.errors.UnknownTenant.
     """
     return start_subscriptions(
         engine,
@@ -60,6 +62,7 @@ def start_subscription(
         legal_entity=legal_entity,
         bill_statuses=bill_statuses,
         seats=seats,
+        email=email,
         dry_run=dry_run,
     )[0]
 
@@ -75,6 +78,7 @@ def start_subscriptions(
     legal_entity: str = DEFAULT_LEGAL_ENTITY,
     bill_statuses: Sequence[str] | None = None,
     seats: int | None = None,
+    email: str = "",
     dry_run: bool = False,
 ) -> list[SubscriptionStarted]:
     """The same for many tenants in one transaction: all of them or none."""
@@ -104,6 +108,7 @@ def start_subscriptions(
                     ),
                     priced,
                     legal_entity,
+                    email,
                     actor,
                 )
                 for tenant_id in tenant_ids
@@ -120,7 +125,7 @@ def start_subscriptions(
 
 
 def _start(
-    connection: Connection, wanted: Subscription, plan: PricePlan, legal_entity: str, actor: str
+    connection: Connection, wanted: Subscription, plan: PricePlan, legal_entity: str, email: str, actor: str
 ) -> SubscriptionStarted:
     for other in account_store.subscriptions(connection, tenant_id=wanted.tenant_id):
         if other == wanted:
@@ -132,7 +137,7 @@ def _start(
                 f" paid by {other.billing_account}: two subscriptions cannot overlap"
             )
     tenants.get(raw(connection), wanted.tenant_id)
-    _account_for(connection, wanted, plan, legal_entity, actor)
+    _account_for(connection, wanted, plan, legal_entity, email, actor)
     account_store.add_subscription(connection, wanted, actor)
     detail = {
         "plan": wanted.plan,
@@ -145,12 +150,16 @@ def _start(
     return SubscriptionStarted(wanted, created=True)
 
 
-def _account_for(connection: Connection, wanted: Subscription, plan: PricePlan, legal_entity: str, actor: str) -> None:
+def _account_for(
+    connection: Connection, wanted: Subscription, plan: PricePlan, legal_entity: str, email: str, actor: str
+) -> None:
     name = wanted.billing_account
     account = BillingAccount(name, legal_entity, name, plan.currency, plan.terms.rounding)
     if account_store.add_account(connection, account):
         detail = {"legal_entity": legal_entity, "currency": plan.currency}
         audit.record(raw(connection), actor, "account.add", name, detail)
+        if email:
+            describe(connection, (None, name), name, {"email": email}, actor)
         return
     found = account_store.accounts(connection, [name])[name]
     if found.currency != plan.currency:

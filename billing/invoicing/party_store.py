@@ -55,6 +55,12 @@ def versions(connection: Connection, keys: Collection[PartyKey]) -> dict[PartyKe
     return found
 
 
+def present(connection: Connection, key: PartyKey, otherwise: str) -> Party:
+    """How a party stands on documents from now on; by its name alone (`otherwise`) where nobody has said more."""
+    known = versions(connection, [key]).get(key)
+    return known[0][1] if known else Party(otherwise)
+
+
 def on_documents(connection: Connection, identities: Mapping[uuid.UUID, InvoiceIdentity]) -> dict[uuid.UUID, Sides]:
     """Seller and buyer of invoices by id: as recorded before each was issued, or by now where it is not."""
     moves = tables.invoice_transitions

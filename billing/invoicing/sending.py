@@ -117,10 +117,10 @@ class DraftSeen:
     metadata: Mapping[str, str]
 
 
-def customer_request(legal_entity: str, billing_account: str, name: str, epoch: int = 0) -> Request:
-    """Create the customer of a billing account."""
+def customer_request(legal_entity: str, billing_account: str, name: str, email: str, epoch: int = 0) -> Request:
+    """Create the customer of a billing account; without an e-mail address Stripe sends it no invoice."""
     key = key_of(legal_entity, billing_account, "customer", epoch=epoch)
-    parameters = {"name": name, "metadata": customer_metadata(legal_entity, billing_account)}
+    parameters = {"name": name, "email": email, "metadata": customer_metadata(legal_entity, billing_account)}
     return request_of(key, Operation.CREATE_CUSTOMER, "", parameters, epoch=epoch)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from billing.errors import StripeRefused
-from billing.invoicing import invoice_store, number_store, rated_line_store
+from billing.invoicing import invoice_store, number_store, party_store, rated_line_store
 from billing.invoicing.close_holds import close_that_holds
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
@@ -160,6 +160,7 @@ class InvoiceSender:
             before = customer_store.count(self._connection, account.billing_account)
             if known is not None:
                 return self._with_customer(stored, known)
+            email = self._email()
             since = stripe_request_store.first_frozen(
                 self._connection, account.billing_account, Operation.CREATE_CUSTOMER
             )
@@ -174,7 +175,7 @@ class InvoiceSender:
             return str(found[0]) if found else None
 
         key, customer = self._requests.ask(
-            lambda epoch: customer_request(account.legal_entity, account.billing_account, account.name, epoch),
+            lambda epoch: customer_request(account.legal_entity, account.billing_account, account.name, email, epoch),
             self._given.gateway.create_customer,
             look,
             before * EPOCH_LIMIT,
@@ -183,6 +184,17 @@ class InvoiceSender:
             stripe_request_store.record_reply(self._connection, key, customer)
             customer_store.add(self._connection, account.billing_account, customer)
             return self._with_customer(stored, customer)
+
+    def _email(self) -> str:
+        """Where the payer gets its invoices. Raises Parked where nobody has said: Stripe makes no draft then."""
+        account = self._account.billing_account
+        email = party_store.present(self._connection, (None, account), self._account.name).email
+        if not email:
+            raise Parked(
+                f"billing account {account} has no e-mail address, and Stripe makes no invoice without one:"
+                f" `tollbook account add {account} --email …`, then send it again"
+            )
+        return email
 
     def _with_customer(self, stored: StoredInvoice, customer: str, **columns: object) -> StoredInvoice:
         self._requests.freeze_ahead([self._draft_request(stored, customer, self._first)])

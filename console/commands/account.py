@@ -33,7 +33,7 @@ def add(
     country: Annotated[str | None, typer.Option(help="Two letters, e.g. DE.")] = None,
     tax_id: Annotated[str | None, typer.Option(help="VAT number with its prefix, EIN, …")] = None,
     registration: Annotated[str | None, typer.Option(help="Number in a register of companies.")] = None,
-    email: Annotated[str | None, typer.Option()] = None,
+    email: Annotated[str | None, typer.Option(help="Stripe makes no invoice for a payer without one.")] = None,
     iban: Annotated[str | None, typer.Option(help="Where a legal entity is paid.")] = None,
     bic: Annotated[str | None, typer.Option()] = None,
     purchase_order: Annotated[str | None, typer.Option(help="The buyer's order that invoices name.")] = None,

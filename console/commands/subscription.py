@@ -29,6 +29,7 @@ def start(
     starts: Annotated[str, typer.Option("--from", help="First day (UTC), e.g. 2026-10-01, or an RFC 3339 time.")] = "",
     account: Annotated[str | None, typer.Option("--account", help="Default: the tenant's own.")] = None,
     seats: Seats = None,
+    email: Annotated[str, typer.Option(help="Where billing accounts that are made now get their invoices.")] = "",
     dry_run: session.DryRun = False,
 ) -> None:
     """Put tenants on a plan from a day on. Safe to repeat."""
@@ -43,7 +44,7 @@ def start(
     with session.engine() as engine:
         done = start_subscriptions(
             engine, tenant_ids=tenants, plan=plan, starts_at=starts_at, actor=actor, billing_account=account,
-            seats=seats, dry_run=dry_run,
+            seats=seats, email=email, dry_run=dry_run,
         )  # fmt: skip
     session.warn_of_stale(each.stale for each in done if each.stale is not None)
     started = sum(1 for each in done if each.created)

@@ -70,6 +70,14 @@ def parameters_exclusive(params: tuple[str, ...]) -> StripeError:
     return invalid(f"You may only specify one of these parameters: {names}.", params[0], "parameters_exclusive")
 
 
+def missing_email() -> StripeError:
+    """`send_invoice` for a customer without an email."""
+    return invalid(
+        "Missing email. In order to create invoices that are sent to the customer, the customer must have "
+        "a valid email."
+    )
+
+
 def unsupported(param: str, detail: str = "") -> StripeError:
     """What Stripe takes and the twin does not model: refused loudly instead of ignored silently."""
     message = f"The Stripe twin does not support `{param}`{detail}; see devstack/stripe_twin/README.md."

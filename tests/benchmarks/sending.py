@@ -31,7 +31,7 @@ from billing.stripe.stripe_gateway import StripeGateway
 from streams import tenants
 from streams.database import connect
 from tests.benchmarks.report import QUICK, Report
-from tests.billing_builders import NOW, PLAN, SINCE
+from tests.billing_builders import EMAIL, NOW, PLAN, SINCE
 from tests.fixtures_stripe_twin import TwinProcess, new_test_key
 
 INVOICES: Final = int(os.environ.get("BENCH_INVOICES") or (60 if QUICK else 1_000))
@@ -49,7 +49,7 @@ def main(report: Report, url: str) -> None:
     with connect(url) as connection:
         tenants.register(connection, [(name, name) for name in names], actor="bench")
     apply_plan(engine, PLAN, file="plan.yaml", actor="bench", now=SINCE)
-    start_subscriptions(engine, tenant_ids=names, plan="p", starts_at=SINCE, actor="bench")
+    start_subscriptions(engine, tenant_ids=names, plan="p", starts_at=SINCE, actor="bench", email=EMAIL)
     key = new_test_key()
     with tempfile.TemporaryDirectory() as folder:
         twin = TwinProcess(Path(folder) / "twin")

@@ -137,7 +137,9 @@ def register_everybody(tollbook: Tollbook, tmp_path: Path) -> None:
     plan.write_text(azure_hour.plan_text())
     tollbook("tenant", "import", str(tenants))
     tollbook("plan", "apply", str(plan))
-    tollbook("subscription", "start", "azure-hour", "--all", "--from", "2026-10-01")
+    tollbook(
+        "subscription", "start", "azure-hour", "--all", "--from", "2026-10-01", "--email", "billing@tenants.example"
+    )
 
 
 def send(tollbook: Tollbook, tmp_path: Path, dirty: bool) -> int:

@@ -15,7 +15,7 @@ from stripe.params._invoice_pay_params import InvoicePayParams
 from stripe.params._invoice_send_invoice_params import InvoiceSendInvoiceParams
 from stripe.params._invoice_void_invoice_params import InvoiceVoidInvoiceParams
 
-from devstack.stripe_twin.errors import StripeError, invalid
+from devstack.stripe_twin.errors import StripeError, invalid, missing_email
 from devstack.stripe_twin.events import emit
 from devstack.stripe_twin.resources import customer_object, invoice_object, payment_methods, payments
 from devstack.stripe_twin.resources.rendering import render
@@ -112,10 +112,7 @@ def send(call: Call) -> dict[str, Any]:
         _finalize(call, invoice)
     transition(invoice_object.status(invoice), InvoiceAction.SEND)
     if not invoice["customer_email"]:
-        raise invalid(
-            "Missing email. In order to create invoices that are sent to the customer, the customer must have "
-            "a valid email."
-        )
+        raise missing_email()
     return _saved(call, invoice)
 
 

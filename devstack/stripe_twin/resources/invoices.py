@@ -10,7 +10,7 @@ from stripe.params._invoice_list_params import InvoiceListParams
 from stripe.params._invoice_retrieve_params import InvoiceRetrieveParams
 from stripe.params._invoice_update_params import InvoiceUpdateParams
 
-from devstack.stripe_twin.errors import StripeError, invalid, parameters_exclusive, unsupported
+from devstack.stripe_twin.errors import StripeError, invalid, missing_email, parameters_exclusive, unsupported
 from devstack.stripe_twin.resources import customer_object, invoice_object
 from devstack.stripe_twin.resources.attributes import PAGE_PARAMS, chosen, filters
 from devstack.stripe_twin.resources.rendering import render, rendered_page
@@ -105,6 +105,9 @@ def _apply(call: Call, invoice: State) -> None:
     for name in ("default_tax_rates", "discounts"):
         if params.get(name):
             raise unsupported(name, " other than empty")
+    email = call.session.get("customer", invoice["customer"])["email"]
+    if params.get("collection_method") == "send_invoice" and not email:
+        raise missing_email()
     invoice.update(chosen(params, _PLAIN))
     invoice["metadata"] = merge(invoice["metadata"], params.get("metadata"))
     _apply_due_date(params, invoice)

@@ -26,7 +26,7 @@ from billing.settings import StripeSettings
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import tenants
 from streams.database import connect
-from tests.billing_builders import NOW, OCTOBER, PLAN, SINCE
+from tests.billing_builders import EMAIL, NOW, OCTOBER, PLAN, SINCE
 from tests.fixtures_stripe_twin import StripeTwin
 
 
@@ -73,7 +73,7 @@ class World:
 
     def subscribe(self, tenant: str, **changed: Any) -> SubscriptionStarted:
         """Put a tenant on plan `p` from January."""
-        values: dict[str, Any] = {"plan": "p", "starts_at": SINCE, "actor": "test"}
+        values: dict[str, Any] = {"plan": "p", "starts_at": SINCE, "actor": "test", "email": EMAIL}
         return start_subscription(self.engine, tenant_id=tenant, **(values | changed))
 
     def rate(self, period: BillingPeriod = OCTOBER, now: datetime = NOW, **changed: Any) -> PeriodRated:

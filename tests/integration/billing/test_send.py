@@ -13,7 +13,7 @@ import pytest
 import stripe
 
 from billing.commands.correct_invoice import credit_invoice
-from billing.commands.keep_accounts import add_entity
+from billing.commands.keep_accounts import add_account, add_entity
 from billing.commands.send_invoices import InvoicesSent, Outcome
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
@@ -135,11 +135,24 @@ def test_sending_again_sends_nothing(world: World, gateway: StripeGateway, strip
     assert len(in_stripe(stripe_twin)) == 2
 
 
-def test_a_customer_is_made_once_for_all_invoices_of_an_account(
+def test_a_customer_is_made_once_for_all_invoices_of_an_account_and_not_without_an_email(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin
 ) -> None:
-    drafted(world, acme=1000)
+    world.tenant("acme")
+    world.plan()
+    world.subscribe("acme", email="")
+    world.use("acme", output_tokens=1000)
+    world.rate()
+    world.draft()
+    (parked,) = world.send(gateway).invoices
+    assert parked.outcome is Outcome.PARKED
+    assert "`tollbook account add acme --email" in str(parked.reason)
+    assert stripe_twin.client().v1.customers.list().data == []
+    assert world.count("ledger.stripe_requests") == 0, "nothing was going to be sent"
+    add_account(world.engine, name="acme", actor="ada", values={"email": "ap@acme.example"})
     world.send(gateway)
+    (customer,) = stripe_twin.client().v1.customers.list().data
+    assert customer.email == "ap@acme.example"
     world.use("acme", at=NOVEMBER.start, output_tokens=500)
     world.rate(NOVEMBER)
     world.draft(NOVEMBER)

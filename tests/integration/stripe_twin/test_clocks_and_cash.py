@@ -29,7 +29,7 @@ def test_under_a_test_clock_time_stands_still_until_it_is_advanced(client: Clien
     clocks = client.v1.test_helpers.test_clocks
     clock = clocks.create({"frozen_time": THEN, "name": "october"})
     assert (clock.status, clock.frozen_time, clock.deletes_after - clock.created) == ("ready", THEN, 30 * DAY)
-    customer = client.v1.customers.create({"name": "Acme", "test_clock": clock.id})
+    customer = client.v1.customers.create({"name": "Acme", "email": "a@acme.example", "test_clock": clock.id})
     assert (customer.created, customer.test_clock) == (THEN, clock.id)
     assert client.v1.customers.list().data == [], "lists leave them out, unless the clock is named"
     assert [c.id for c in client.v1.customers.list({"test_clock": clock.id}).data] == [customer.id]

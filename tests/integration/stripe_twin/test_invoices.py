@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import stripe
 
@@ -184,11 +186,18 @@ def test_sending_needs_the_method_and_an_address(client: Client) -> None:
     charged = client.v1.invoices.create({"customer": customer.id})
     with refusal():
         client.v1.invoices.send_invoice(charged.id)
-    sent = client.v1.invoices.create(
-        {"customer": customer.id, "collection_method": "send_invoice", "days_until_due": 1}
-    )
+    method: Any = {"collection_method": "send_invoice", "days_until_due": 1}
+    for call in (
+        lambda: client.v1.invoices.create({"customer": customer.id, **method}),
+        lambda: client.v1.invoices.update(charged.id, method),
+    ):
+        with pytest.raises(stripe.InvalidRequestError, match="Missing email"):
+            call()
+    client.v1.customers.update(customer.id, {"email": "a@b.example"})
+    sent = client.v1.invoices.create({"customer": customer.id, **method})
     client.v1.invoices.add_lines(sent.id, {"lines": [{"amount": 500}]})
-    with refusal():
+    client.v1.customers.update(customer.id, {"email": ""})
+    with pytest.raises(stripe.InvalidRequestError, match="Missing email"):
         client.v1.invoices.send_invoice(sent.id)
     client.v1.customers.update(customer.id, {"email": "a@b.example"})
     assert client.v1.invoices.send_invoice(sent.id).status == "open"

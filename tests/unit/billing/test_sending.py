@@ -41,12 +41,13 @@ def test_keys_are_deterministic_and_name_the_invoice_step_chunk_and_epoch() -> N
         "tollbook:default:acme:usage:2026-10:r0:number:0:e2"
     )
     assert finalize_request(INVOICE, stripe_invoice="in_1").idempotency_key.endswith(":r0:finalize:0:e0")
-    assert customer_request("default", "acme", "Acme").idempotency_key == "tollbook:default:acme:customer:e0"
+    customer = customer_request("default", "acme", "Acme", "ap@acme.example")
+    assert customer.idempotency_key == "tollbook:default:acme:customer:e0"
     assert draft.key_at(3) == "tollbook:default:acme:usage:2026-10:r0:draft:0:e3"
 
 
 def test_an_account_with_a_colon_cannot_take_the_key_of_another() -> None:
-    odd = customer_request("default", "acme:usage", "x").idempotency_key
+    odd = customer_request("default", "acme:usage", "x", "").idempotency_key
     assert odd == "tollbook:default:acme%3Ausage:customer:e0"
 
 

@@ -20,6 +20,7 @@ BillingError
 └── StripeError                                        (see billing/stripe/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
     ├── StripeRefused          a definite no: needs a person
+    │   └── StripeRefusedBefore    not asked: a no of before, too short ago
     ├── StripeBusy             not done, try again: 429, or a request with this key is under way
     │   └── StripeLater        not asked: its key grows too old, and it is not looked up yet
     └── StripeOutcomeUnknown   it may have been done: send the same key and parameters again
@@ -239,6 +240,10 @@ class StripeAccessRefused(StripeError):
 
 class StripeRefused(StripeError):
     """A definite no to these parameters."""
+
+
+class StripeRefusedBefore(StripeRefused):
+    """A definite no of before: it is not asked again yet."""
 
 
 class StripeBusy(StripeError):

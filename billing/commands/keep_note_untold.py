@@ -48,8 +48,8 @@ def keep_note_untold(
                 left = plain(major(theirs.amount_remaining, of.invoice.identity.money))
                 raise CorrectionRefused(
                     f"{of.number} is {theirs.seen.status} in Stripe, and {left} {of.invoice.identity.currency} of it"
-                    " remain to be paid there: mend what makes Stripe refuse the note, and `tollbook stripe sync`"
-                    " tells it"
+                    " remain to be paid there: mend what makes Stripe refuse the note, and `tollbook stripe sync"
+                    " --again` tells it"
                 )
             with opened.begin() as transaction:
                 entry_id = book(opened, correction, of.invoice.identity, credited(note.invoice), now)

@@ -12,7 +12,14 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine
 
 from billing.database import SENDERS_MAX, connection, transaction
-from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, StripeRefused
+from billing.errors import (
+    BillingError,
+    StripeAccessRefused,
+    StripeBusy,
+    StripeOutcomeUnknown,
+    StripeRefused,
+    StripeRefusedBefore,
+)
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import Correction, CorrectionEvent, CorrectionKind, CorrectionState
 from billing.stripe.correction_sender import CorrectionSender, tell_refused
@@ -50,9 +57,11 @@ def send_corrections(
     but: Collection[int] = (),
     checkpoint: Callable[[uuid.UUID, str], None] | None = None,
     pause_s: float = 0.2,
+    again: bool = False,
 ) -> list[CorrectionSent]:
     """Tell Stripe of all corrections that are open (but some), or of those named; what became of each.
 
+    What Stripe has refused is told again `again`, or once some time has passed: after an hour, then two, up to a day.
     Those of one account go one after another. What needs a person says so and stops no other. Raises
     StripeAccessRefused.
     """
@@ -65,7 +74,7 @@ def send_corrections(
     by_account: dict[str, list[Correction]] = defaultdict(list)
     for correction in open_:
         by_account[accounts[correction.invoice_id]].append(correction)
-    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s)
+    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s, again)
     executor = ThreadPoolExecutor(min(gateway.limiter.senders, SENDERS_MAX), thread_name_prefix="correct")
     try:
         runs = [executor.submit(_all_of, engine, name, listed, given) for name, listed in by_account.items()]
@@ -110,17 +119,18 @@ def _check_turn(opened: Connection, correction: Correction) -> None:
 def _hindered(opened: Connection, correction: Correction, error: BillingError) -> str:
     """Keep what hinders a correction, or that it is over; that, in words."""
     reason = str(error)
+    if isinstance(error, StripeRefusedBefore) and correction.kind not in FINAL:
+        return correction.told_because or reason
     if isinstance(error, StripeRefused) and correction.kind in FINAL:
         correction_store.end(opened, correction, CorrectionEvent.REFUSE, because=reason)
         tell_refused(opened, correction, reason)
         return reason
+    if isinstance(error, StripeRefused):
+        reason += ": mend it in Stripe, and `tollbook stripe sync --again` tells it again (by itself within a day)"
     if correction.note_id is not None and not isinstance(error, StripeBusy | StripeOutcomeUnknown):
         if isinstance(error, StripeRefused):
             ((number, _),) = invoice_store.headers(opened, [correction.note_id]).values()
-            reason += (
-                f": mend it in Stripe, and `tollbook stripe sync` tells it again; or `tollbook invoice note-untold"
-                f" {number}` where all of its invoice is paid there"
-            )
+            reason += f"; or `tollbook invoice note-untold {number}` where all of its invoice is paid there"
         invoice_store.park(opened, correction.note_id, reason)
     correction_store.hinder(opened, correction.correction_no, reason)
     return reason

@@ -113,7 +113,7 @@ def send_invoices(
         stored = [s for s in stored if s.invoice.identity.billing_account in billing_accounts]
     if dry_run:
         return InvoicesSent(tuple(_foreseen(s) for s in stored))
-    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s)
+    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s, again=True)
     open_ = [s for s in stored if s.state in (InvoiceState.DRAFT, InvoiceState.APPROVED)]
     sent = {s.invoice.invoice_id: _seen(s, changed=False) for s in stored if s not in open_}
     run = _Run(engine, given, until)

@@ -53,20 +53,22 @@ class StripeSynced:
 
 
 def sync_stripe(
-    engine: Engine, *, gateway: StripeGateway, now: datetime, actor: str = "tollbook", poll: bool = True
-) -> StripeSynced:
+    engine: Engine, *, gateway: StripeGateway, now: datetime, actor: str = "tollbook", poll: bool = True,
+    again: bool = False,
+) -> StripeSynced:  # fmt: skip
     """Take in what is new in Stripe; without `poll` only the events that webhooks brought, and the money.
 
-    What was done to invoices here and waits to be told is told (`send_corrections`). One run goes after another.
+    What was done to invoices here and waits to be told is told (`send_corrections`), `again` also what Stripe refused a
+    moment ago. One run goes after another.
     """
     with connected(engine) as opened, sync_held(opened):
-        told = send_corrections(engine, gateway=gateway, now=now, actor=actor)
+        told = send_corrections(engine, gateway=gateway, now=now, actor=actor, again=again)
         booked, unbooked = _take_money(engine, gateway, now)
         if poll:
             _take_events(engine, gateway)
         outcomes, stuck = _handle(engine, gateway, now, actor)
         before = {each.correction.correction_no for each in told}
-        told += send_corrections(engine, gateway=gateway, now=now, actor=actor, but=before)
+        told += send_corrections(engine, gateway=gateway, now=now, actor=actor, but=before, again=again)
     with transaction(engine) as connection:
         waiting = returns_store.waiting(connection)
     handled = sum(len(events) for _, events in outcomes)

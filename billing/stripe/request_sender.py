@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from billing.errors import BillingError, StripeBusy, StripeLater, StripeOutcomeUnknown, StripeRefused, StripeServerError
+from billing.errors import (
+    BillingError,
+    StripeBusy,
+    StripeLater,
+    StripeOutcomeUnknown,
+    StripeRefused,
+    StripeRefusedBefore,
+    StripeServerError,
+)
 from billing.invoicing.sending import Operation, Request
 from billing.stripe import stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
@@ -20,8 +29,11 @@ from billing.stripe.stripe_request_store import Answer, FrozenRequest
 TRIES: Final = 5
 """A request is tried so often in a row, then left to a later run."""
 EPOCH_LIMIT: Final = 100
-"""So many keys for one change: a forgotten key or a stored refusal needs another one, and whoever mends what Stripe
-refuses has some days for it."""
+"""So many keys for one change of what may begin anew: a forgotten key or a stored refusal needs another one, and a new
+beginning has the next hundred (docs/decisions/0035-asking-anew.md)."""
+AGAIN_AFTER: Final = timedelta(hours=1)
+AGAIN_MAX: Final = timedelta(days=1)
+"""What Stripe has refused is asked for again, if nobody asks, after an hour, then two, four, and so on up to a day."""
 
 T = TypeVar("T")
 
@@ -39,7 +51,8 @@ class Circumstances:
     """What sending needs from outside.
 
     `checkpoint` is called with a name around each request and after each stored step: tests crash there.
-    `pause_s`, in seconds, is the first pause before a request is repeated; it doubles each time.
+    `pause_s`, in seconds, is the first pause before a request is repeated; it doubles each time. `again`: a person
+    asks, so that what Stripe has refused is asked for at once.
     """
 
     gateway: StripeGateway
@@ -47,6 +60,7 @@ class Circumstances:
     actor: str
     checkpoint: Callable[[uuid.UUID, str], None]
     pause_s: float
+    again: bool = False
 
 
 class RequestSender:
@@ -65,24 +79,30 @@ class RequestSender:
             if (frozen := self._freeze(request)) is not None:
                 self._ahead[request.idempotency_key] = frozen
 
-    def answered(self, make: Callable[[int], Request], first: int = 0) -> bool:
+    def answered(self, make: Callable[[int], Request], first: int) -> bool:
         """Whether Stripe's answer to a change is stored already."""
         return self._newest(make, first).reply_id is not None
 
     def ask(
         self, make: Callable[[int], Request], send: Callable[[Request], T], look: Callable[[], T | None],
-        first: int = 0,
+        first: int | None = None,
     ) -> tuple[str, T]:  # fmt: skip
         """Have a change done once: its key and the reply (docs/spec/money.md 10).
 
         `make` builds the request of an epoch of its key. The same key and parameters are sent again until there is
         an answer. A key that Stripe may have forgotten, or that it answered with a refusal or a 5xx, which it may
         repeat, is not: then `look` finds what is there, which is adopted, and only if there is nothing the key's next
-        epoch is used (the `first` is not 0 where it began anew). So it is when parameters are refused that would be
-        others by now. A refusal is none where what was asked for is there. Unless Stripe has refused it, nothing is
-        looked up before it went out so long ago, the last time, that it cannot be under way: raises StripeLater.
+        epoch is used (from the `first` on, EPOCH_LIMIT of them, where it may begin anew). So it is when parameters are
+        refused that would be others by now. A refusal is none where what was asked for is there. Unless Stripe has
+        refused it, nothing is looked up before it went out so long ago, the last time, that it cannot be under way:
+        raises StripeLater. Raises StripeRefusedBefore where it is too early to ask again.
         """
         frozen = self._newest(make, first)
+        refused_before = frozen.answer is Answer.REFUSED and not self._outdated(make, frozen.request)
+        if refused_before and not self._due(frozen, first):
+            if (found := look()) is not None:
+                return frozen.request.idempotency_key, found
+            raise StripeRefusedBefore("Stripe has refused it before")
         while True:
             refused: StripeRefused | None = None
             if frozen.answer is None and not frozen.expired:
@@ -105,21 +125,40 @@ class RequestSender:
         """Wait before the next attempt."""
         time.sleep(self._given.pause_s * 2 ** (attempt - 1))
 
-    def _newest(self, make: Callable[[int], Request], first: int) -> FrozenRequest:
+    def _due(self, frozen: FrozenRequest, first: int | None) -> bool:
+        """Whether it is time to ask again for what Stripe refused."""
+        times = frozen.request.epoch - (first or 0)
+        return self._given.again or frozen.silent >= min(AGAIN_AFTER * 2 ** min(times, 10), AGAIN_MAX)
+
+    def _newest(self, make: Callable[[int], Request], first: int | None) -> FrozenRequest:
         """The request that was frozen last, or a first one, frozen now."""
-        request = make(first)
+        request = make(first or 0)
         if (ahead := self._ahead.get(request.idempotency_key)) is not None:
             return ahead
         with self._connection.begin():
-            keys = [request.key_at(epoch) for epoch in range(first, first + EPOCH_LIMIT)]
-            return self._freeze(request) or stripe_request_store.newest(self._connection, keys)
+            if (fresh := self._freeze(request)) is not None:
+                return fresh
+            newest = None
+            for start in itertools.count(request.epoch, EPOCH_LIMIT):
+                keys = [request.key_at(epoch) for epoch in range(start, start + EPOCH_LIMIT)]
+                if (found := stripe_request_store.newest(self._connection, keys)) is not None:
+                    newest = found
+                if first is not None or found is None:
+                    break
+            assert newest is not None, "one is frozen under the first key"
+            return newest
 
-    def _next(self, make: Callable[[int], Request], epoch: int, first: int) -> FrozenRequest:
-        if epoch >= first + EPOCH_LIMIT:
-            raise Parked(f"Stripe gave no usable answer under {EPOCH_LIMIT} keys: ask Stripe what hinders it")
+    def _next(self, make: Callable[[int], Request], epoch: int, first: int | None) -> FrozenRequest:
+        if first is not None and epoch >= first + EPOCH_LIMIT:
+            raise Parked(
+                f"Stripe gave no usable answer under {EPOCH_LIMIT} keys: ask Stripe what hinders it, delete there what"
+                " there is of the invoice, and `tollbook invoice restart`"
+            )
         with self._connection.begin():
             request = make(epoch)
-            return self._freeze(request) or stripe_request_store.newest(self._connection, [request.idempotency_key])
+            found = self._freeze(request) or stripe_request_store.newest(self._connection, [request.idempotency_key])
+            assert found is not None, "it is frozen, now or before"
+            return found
 
     @staticmethod
     def _outdated(make: Callable[[int], Request], request: Request) -> bool:

@@ -40,6 +40,7 @@ class FrozenRequest:
     `reply_id` is what Stripe made or changed, once that is known; `answer` what it said instead. `quiet`: it went out
     so long ago, the last time, that it cannot be under way any more. `fading`: it was frozen so long ago that it is not
     sent again; `expired`: so long ago that Stripe may have forgotten its key. `fresh`: nobody has sent it yet.
+    `silent`: since when it went out, the last time, or was answered.
     """
 
     request: Request
@@ -49,6 +50,7 @@ class FrozenRequest:
     expired: bool = False
     fading: bool = False
     fresh: bool = False
+    silent: timedelta = timedelta(0)
 
 
 def freeze(
@@ -77,14 +79,15 @@ def freeze(
     return None if made is None else FrozenRequest(request, fresh=True)
 
 
-def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest:
-    """Of requests with these keys, one of which is frozen, the one of the highest epoch."""
+def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest | None:
+    """Of the frozen requests with these keys, the one of the highest epoch."""
     table = tables.stripe_requests
     age = func.clock_timestamp() - table.c.frozen_at
     silent = func.clock_timestamp() - func.coalesce(table.c.sent_at, table.c.frozen_at)
     row = connection.execute(
         select(
             table,
+            silent.label("silent"),
             (silent > LONGEST_REQUEST).label("quiet"),
             (age > KEY_LIVES).label("expired"),
             (age > KEY_LIVES - LAST_SENT).label("fading"),
@@ -92,10 +95,12 @@ def newest(connection: Connection, keys: Collection[str]) -> FrozenRequest:
         .where(table.c.idempotency_key == any_(cast(list(keys), ARRAY(String))))
         .order_by(table.c.epoch.desc())
         .limit(1)
-    ).one()
+    ).first()
+    if row is None:
+        return None
     request = Request(row.idempotency_key, Operation(row.step), row.chunk, row.epoch, row.target, row.parameters)
     answer = None if row.answer is None else Answer(row.answer)
-    return FrozenRequest(request, row.reply_id, answer, row.quiet, row.expired, row.fading)
+    return FrozenRequest(request, row.reply_id, answer, row.quiet, row.expired, row.fading, silent=row.silent)
 
 
 def sent_again(connection: Connection, idempotency_key: str) -> None:

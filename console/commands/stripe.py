@@ -15,11 +15,14 @@ from console.output import AsJson, document, end_with, err, out, problems, table
 app = typer.Typer(help="What comes back from Stripe.", no_args_is_help=True, add_completion=False)
 
 
+Again = Annotated[bool, typer.Option("--again", help="Tell Stripe again at once what it has refused.")]
+
+
 @app.command()
-def sync(as_json: AsJson = False) -> None:
+def sync(again: Again = False, as_json: AsJson = False) -> None:
     """Take in payments, refunds, disputes, payouts and events since the last time. Safe to repeat."""
     with session.engine() as engine:
-        found = sync_stripe.sync_stripe(engine, gateway=session.stripe(), now=session.clock(None))
+        found = sync_stripe.sync_stripe(engine, gateway=session.stripe(), now=session.clock(None), again=again)
     if as_json:
         document({"booked": found.booked, "events": found.events, "invoices_paid": found.paid,
                   "corrected": found.corrected, "waiting": found.waiting,

@@ -20,10 +20,11 @@ from billing.commands.show_returns import returns_shown
 from billing.errors import CorrectionRefused
 from billing.periods import accounting_month, parse_period
 from billing.posting.proposal_store import ProposalKind
-from billing.stripe import returns
+from billing.stripe import request_sender, returns
 from billing.stripe.stripe_gateway import StripeGateway
+from devstack.stripe_twin.faults import FaultKind
 from tests.billing_builders import NOVEMBER, OCTOBER
-from tests.fixtures_stripe_twin import StripeTwin, act
+from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import Crash, World, crash_at
 from tests.integration.billing.late_months import Arrivals, correction, used
 from tests.integration.billing.stripe_months import books, finalized, sync
@@ -224,6 +225,34 @@ def test_a_credit_note_that_stripe_never_takes_is_parked_and_a_person_can_keep_i
     now = books(world)
     assert (now[1100], now[2150], now[4920]) == (20, -5, 20), "bolt's, unapplied cash, what was refunded by hand"
     assert (audited(world, "invoice.note_untold"), shown(world, number)["state"]) == (1, "issued_locally")
+
+
+def test_what_stripe_refuses_is_asked_again_in_time_or_when_a_person_asks_however_often_it_was_refused(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_sender, "EPOCH_LIMIT", 3)
+    refused = {"kind": FaultKind.REFUSED, "key": stripe_twin.key, "method": "POST", "times": 99}
+    control(stripe_twin, "faults", path="/v1/credit_notes", **refused)
+    number = note_over(world, sent["acme"], "5")
+
+    def keys() -> int:
+        return int(world.rows("select count(*) from ledger.stripe_requests where step = 'credit_note'")[0][0])
+
+    told = {sync(world, gateway).problems for _ in range(3)}
+    assert (len(told), keys()) == (1, 1), "nobody has asked, and nothing has changed"
+    assert "`tollbook stripe sync --again` tells it again" in str(told)
+    assert number in str(told)
+    for hours, expected in ((1, 2), (1, 2), (1, 3)):
+        world.age_requests(hours=hours)
+        sync(world, gateway)
+        assert keys() == expected
+    for _ in range(4):
+        assert sync(world, gateway, again=True).corrected == 0
+    assert keys() == 7
+    stripe_twin.call("DELETE", "/_twin/faults")
+    assert sync(world, gateway).corrected == 0
+    assert sync(world, gateway, again=True).corrected == 1
+    agrees(world, gateway)
 
 
 def test_a_void_invoice_is_void_in_stripe_and_what_it_billed_is_billed_anew(

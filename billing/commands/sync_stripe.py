@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from billing.commands.send_corrections import send_corrections
 from billing.database import connection as connected
@@ -33,8 +34,8 @@ OVERLAP: Final = timedelta(hours=1)
 """Lists are read again from so long before where they were read to: what Stripe dates back is not missed."""
 AT_ONCE: Final = 500
 T = TypeVar("T", BalanceTransaction, StripeEvent)
-UNREACHABLE: Final = (StripeAccessRefused, StripeBusy, StripeOutcomeUnknown)
-"""What stops a run: the next one goes on."""
+UNREACHABLE: Final = (StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, InterfaceError, OperationalError)
+"""What stops a run: Stripe or the database is not there. The next one goes on. Anything else is about one object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,8 @@ def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[
                     count += 1
         except UNREACHABLE:
             raise
-        except BillingError as error:
-            because = str(error)
+        except Exception as error:  # also of a shape that nobody thought of
+            because = _said(error)
             unbooked.append(f"{transaction_id} of {at:%Y-%m-%d} is not booked: {because}")
         with transaction(engine) as connection:
             returns_store.set_aside(connection, transaction_id, at, because)
@@ -199,14 +200,19 @@ def _handle(
                 outcome = _outcome(engine, gateway, kind, events, now, actor)
             except UNREACHABLE:
                 raise
-            except BillingError as error:
-                stuck.append(f"{object_id}: {error}")
+            except Exception as error:  # also of a shape that nobody thought of
+                stuck.append(f"{object_id}: {_said(error)}")
                 continue
             if outcome == WAITS:
                 continue
             with transaction(engine) as connection:
                 returns_store.handled(connection, events, outcome)
             outcomes.append((outcome, events))
+
+
+def _said(error: Exception) -> str:
+    """An error in words; one that is none of ours with its type."""
+    return str(error) if isinstance(error, BillingError) else f"{type(error).__name__}: {error}"
 
 
 def _outcome(

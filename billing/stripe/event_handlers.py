@@ -50,7 +50,10 @@ Handler = Callable[[Engine, StripeGateway, Sequence[StripeEvent], datetime, str]
 
 
 def kind_of(event: StripeEvent) -> str:
-    """What an event is about, as HANDLERS has it; an echo says nothing that our request's reply has not said."""
+    """What an event is about, as HANDLERS has it; an echo says nothing that our request's reply has not said. An object
+    without an id (`invoice.upcoming`) is a forecast or a sum: there is nothing to ask for."""
+    if not event.object_id:
+        return "nothing"
     if event.type.startswith("charge.dispute."):
         return "dispute"
     key = _asked_with(event)

@@ -171,7 +171,7 @@ def event_of(found: Mapping[str, Any]) -> StripeEvent:
     try:
         about = found["data"]["object"]
         body = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
-        return StripeEvent(found["id"], found["type"], str(about.get("id", "")), _moment(found["created"]), body)
+        return StripeEvent(found["id"], found["type"], str(about.get("id") or ""), _moment(found["created"]), body)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise EventRefused(f"this is no event of Stripe: {error!r}") from None
 

@@ -34,7 +34,7 @@ EVENTS, MONEY = "events", "balance_transactions"
 
 @dataclass(frozen=True, slots=True)
 class StripeEvent:
-    """That something happened to an object. `body` is what came, as it came."""
+    """That something happened to an object ("": to one that has no id). `body` is what came, as it came."""
 
     event_id: str
     type: str

@@ -164,6 +164,8 @@ class StripeGateway:
         return found
 
     def _call(self, method: str, path: str, target: str, **parameters: Any) -> Any:
+        if "{}" in path and not target:
+            raise ValueError(f"{method.upper()} {path} without an id: Stripe would take it for another address")
         endpoint = f"{method.upper()} {path.replace('{}', ':id')}"
         self.limiter.wait(endpoint)
         refused = False

@@ -71,11 +71,11 @@ class Router:
 
     def match(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         """The route and the ids in the URL. Raises StripeError (404)."""
-        parts = path.strip("/").split("/")
+        parts = path.removeprefix("/").split("/")
         for segments, route in self._routes.get((method, len(parts)), []):
             target = {}
             for segment, part in zip(segments, parts, strict=True):
-                if segment.startswith("{"):
+                if segment.startswith("{") and part:
                     target[segment[1:-1]] = part
                 elif segment != part:
                     break

@@ -91,7 +91,13 @@ def test_the_sdk_of_this_project_asks_for_the_pinned_version() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/v1/nonsense"), ("PUT", "/v1/customers"), ("GET", "/v2/core/events"), ("GET", "/v1/subscriptions")],
+    [
+        ("GET", "/v1/nonsense"),
+        ("PUT", "/v1/customers"),
+        ("GET", "/v2/core/events"),
+        ("GET", "/v1/subscriptions"),
+        ("GET", "/v1/invoices/"),
+    ],
 )
 def test_unknown_addresses_are_named(stripe_twin: StripeTwin, method: str, path: str) -> None:
     headers = {"Authorization": f"Bearer {stripe_twin.key}"}

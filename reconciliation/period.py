@@ -319,7 +319,8 @@ def _ledger(
 
 def _earned(connection: Connection, month: BillingPeriod, invoices: int, *, ended: bool) -> Check:
     """What fees in advance earn in a month is booked once it has ended; so many invoices were looked at for it."""
-    due = agreement.earned(invoice_store.earning_fees(connection, month), month) if ended else {}
+    earning = invoice_store.earning_fees(connection, month) if ended else []
+    due = agreement.earned((stored.invoice for stored in earning), month)
     booked = agreement.booked(ledger_store.movements(connection, kind=FEES_EARNED, of="period", names=[month.name]))
     check = compare("fees in advance are earned", "invoices, by the second", "ledger 2110, 4010", due, booked)
     return Check(check.name, check.left, check.right, max(check.compared, invoices), check.differences)

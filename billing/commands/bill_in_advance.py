@@ -19,7 +19,7 @@ from billing.database import retrying, transaction
 from billing.errors import AmountTooLarge, CorrectionRefused, CreditRefused, UnknownTaxGroup
 from billing.invoicing import credit_store, invoice_parts, invoice_store, tax_store
 from billing.invoicing.advance_fees import ByShare, Service, by_share, changed_tenants, differ, fees_due
-from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_rows import StoredInvoice, altered_by_account
 from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.invoiced_fees import InvoicedFees
 from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
@@ -72,10 +72,14 @@ def bill_in_advance(
         invoice_store.lock_kind(connection, InvoiceKind.ADVANCE)
         due = fees_due(connection, min(until, now), billing_accounts)
         stored: dict[Service, list[StoredInvoice]] = defaultdict(list)
-        for each in invoice_store.fees_until(connection, min(until, now), billing_accounts):
+        found = invoice_store.fees_until(connection, min(until, now), billing_accounts)
+        for each in found:
             stored[each.invoice.identity.billing_account, each.invoice.identity.period].append(each)
-        run = _Run(connection, {account for account, _ in [*due, *stored]}, now, actor)
-        for service in sorted(due.keys() | stored.keys(), key=lambda service: (service[1], service[0])):
+        altered = altered_by_account(found)
+        services = {service for service in due.keys() | stored.keys() if service[0] not in altered}
+        run = _Run(connection, {account for account, _ in services}, now, actor)
+        run.blocked += sorted(altered.items())
+        for service in sorted(services, key=lambda service: (service[1], service[0])):
             run.bill(service, due.get(service, {}), stored.get(service, ()))
         return AdvanceBilled(tuple(run.drafts.values()), tuple(run.blocked), tuple(run.notes))
 

@@ -17,11 +17,11 @@ from billing.bills.documents import GRACE
 from billing.bills.tax import NO_TAX, TaxRules
 from billing.commands.digest_usage import digest_usage
 from billing.database import retrying, transaction
-from billing.errors import CreditRefused, PeriodNotEnded, UnknownTaxGroup
+from billing.errors import CreditRefused, InvoiceAltered, PeriodNotEnded, UnknownTaxGroup
 from billing.invoicing import adjustment_store, credit_store, invoice_parts, invoice_store, rated_line_store, tax_store
 from billing.invoicing.adjustment_store import by_group
 from billing.invoicing.credit_store import CreditState
-from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_rows import StoredInvoice, altered_by_account
 from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.invoicing.late_drawing import LatePeriod, LateUsage, parked_accounts
 from billing.money import ZERO, exactly
@@ -81,7 +81,10 @@ def draft_invoices(
         if billing_accounts is not None:
             posted = {name: lines for name, lines in posted.items() if name in billing_accounts}
         late = LateUsage(connection, billed, billing_accounts)
-        stored = {s.invoice.identity.billing_account: s for s in _drawn(connection, period, billing_accounts)}
+        drawn_before = invoice_store.listed(
+            connection, period=period, kind=InvoiceKind.USAGE, billing_accounts=billing_accounts, as_stored=True
+        )
+        stored = {s.invoice.identity.billing_account: s for s in drawn_before}
         states = rated_line_store.tenant_periods(connection, period)
         payers = account_store.subscriptions_in(connection, period)
         blocked = {
@@ -91,7 +94,10 @@ def draft_invoices(
             for subscription in payers.get(tenant_id, [])
         } | parked_accounts(connection, period.end)
         names = {*posted, *late.accounts, *(name for name, old in stored.items() if old.frozen_at is None)}
-        drawing = _Drawing(connection, period, names, posted, payers, late, at_once)
+        adjustments = invoice_store.adjustment_drafts(connection, names)
+        blocked |= altered_by_account([*drawn_before, *adjustments])
+        drafts = [s.invoice for s in adjustments if s.invoice.identity.billing_account not in blocked]
+        drawing = _Drawing(connection, period, names, posted, payers, late, drafts, at_once)
         changed, unchanged, frozen = [], [], []
         for name in sorted(names - blocked.keys()):
             old = stored.get(name)
@@ -99,7 +105,7 @@ def draft_invoices(
                 frozen.append(old.invoice)
             try:
                 drawn = drawing.documents(name, old)
-            except (CreditRefused, UnknownTaxGroup, EventsArchived) as error:
+            except (CreditRefused, InvoiceAltered, UnknownTaxGroup, EventsArchived) as error:
                 blocked[name] = str(error)
                 continue
             for invoice, coverables in drawn:
@@ -128,17 +134,6 @@ def _lines_by_account(connection: Connection, period: BillingPeriod) -> dict[str
     return found
 
 
-def _drawn(
-    connection: Connection, period: BillingPeriod, billing_accounts: Collection[str] | None
-) -> list[StoredInvoice]:
-    return [
-        stored
-        for stored in invoice_store.listed(connection, period=period)
-        if stored.invoice.identity.kind is InvoiceKind.USAGE
-        and (billing_accounts is None or stored.invoice.identity.billing_account in billing_accounts)
-    ]
-
-
 Coverables = Mapping[BillingPeriod, Mapping[str, Sequence[Coverable]]]
 """What credits can still cover by original period and tax group, once a document is frozen."""
 
@@ -154,6 +149,7 @@ class _Drawing:
         posted: Mapping[str, Mapping[str, Sequence[RatedLine]]],
         subscribed: Mapping[str, Sequence[Subscription]],
         late: LateUsage,
+        drafts: Sequence[Invoice],
         at_once: bool,
     ) -> None:
         self._at_once = at_once
@@ -165,7 +161,7 @@ class _Drawing:
         plans = plan_store.plans(connection)
         self._plan_versions = {name: len(plan.versions) for name, plan in plans.items()}
         self._tax = tax_store.in_force(connection, names, period.end - INSTANT)
-        self._drafts = invoice_store.adjustment_drafts(connection, names)
+        self._drafts = drafts
         ids = [self.identity(name).invoice_id for name in names] + [draft.invoice_id for draft in self._drafts]
         self._carried = invoice_parts.carried_to_next(connection, names, ids)
         self._usage = CoverableUsage(connection, period, subscribed, plans)

@@ -18,7 +18,7 @@ from billing.bills.documents import Payer
 from billing.bills.late_usage import changed_key
 from billing.bills.payment_credits import given_back
 from billing.database import retrying, transaction
-from billing.errors import CorrectionRefused, CreditRefused, UnknownTaxGroup
+from billing.errors import CorrectionRefused, CreditRefused, InvoiceAltered, UnknownTaxGroup
 from billing.invoicing import adjustment_store, invoice_store, invoices, rated_line_store
 from billing.invoicing.adjustment_store import by_group
 from billing.invoicing.billed_documents import Bearer, billed_on
@@ -77,7 +77,7 @@ def issue_credit_notes(
             try:
                 for period in [each.period for each in late.of(name) if issuing.take_back(each)]:
                     issuing.rest_of(period)
-            except (CorrectionRefused, CreditRefused, UnknownTaxGroup, EventsArchived) as error:
+            except (CorrectionRefused, CreditRefused, InvoiceAltered, UnknownTaxGroup, EventsArchived) as error:
                 blocked[name] = str(error)
             notes += issuing.notes
     return CreditNotesIssued(tuple(notes), tuple(sorted(blocked.items())))

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeLater, StripeOutcomeUnknown
 from billing.invoicing import invoice_store
-from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoice_rows import StoredInvoice, why_altered
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
 from billing.invoicing.invoices import InvoiceKind
 from billing.invoicing.sending import SendingStep
@@ -103,7 +103,9 @@ def send_invoices(
     Raises StripeAccessRefused when the key is not accepted: then none is sent.
     """
     with transaction(engine) as opened:
-        stored = invoice_store.listed(opened, period=period, invoice_ids=invoice_ids)
+        stored = invoice_store.listed(
+            opened, period=period, invoice_ids=invoice_ids, billing_accounts=billing_accounts, as_stored=True
+        )
         if period is not None:
             stored = [
                 s for s in stored if s.invoice.identity.kind not in (InvoiceKind.ADVANCE, InvoiceKind.CREDIT_NOTE)
@@ -151,7 +153,9 @@ class _Run:
         return [self.one(stored) for stored in listed]
 
     def one(self, stored: StoredInvoice) -> InvoiceSent:
-        """Send one invoice."""
+        """Send one invoice; one that is not what was drawn up waits for a person."""
+        if stored.altered:
+            return _left(stored, why_altered([stored]), Outcome.PARKED)
         if self._unanswered >= UNREACHABLE_AFTER:
             return _left(stored, "Stripe does not answer: run it again later")
         account = stored.invoice.identity.billing_account

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
@@ -66,15 +67,30 @@ def line_row(invoice_id: uuid.UUID, line: InvoiceLine) -> dict[str, object]:
 
 
 def unaltered(found: list[StoredInvoice]) -> list[StoredInvoice]:
-    """Nothing goes on from an invoice that is not what was drawn up."""
+    """Nothing goes on from an invoice that is not what was drawn up. Raises InvoiceAltered."""
     altered = [stored for stored in found if stored.altered]
     if altered:
-        first = altered[0].invoice.identity
-        raise InvoiceAltered(
-            f"{len(altered)} stored invoices are not what was drawn up, the first is {altered[0].stored_id} of"
-            f" {first.billing_account}: `tollbook reconcile run {first.period.name}` lists them"
-        )
+        raise InvoiceAltered(why_altered(altered))
     return found
+
+
+def altered_by_account(found: Iterable[StoredInvoice]) -> dict[str, str]:
+    """Billing accounts with an invoice that is not what was drawn up: nothing goes on with these, with all others it
+    does. In words."""
+    altered: dict[str, list[StoredInvoice]] = defaultdict(list)
+    for stored in found:
+        if stored.altered:
+            altered[stored.invoice.identity.billing_account].append(stored)
+    return {name: why_altered(listed) for name, listed in altered.items()}
+
+
+def why_altered(altered: Sequence[StoredInvoice]) -> str:
+    """Which invoices are not what was drawn up, and who lists them."""
+    first = altered[0].invoice.identity
+    return (
+        f"{len(altered)} stored invoices are not what was drawn up, the first is {altered[0].stored_id} of"
+        f" {first.billing_account}: `tollbook reconcile run {first.period.name}` lists them"
+    )
 
 
 def with_lines(connection: Connection, rows: Collection[Row[Any]]) -> list[StoredInvoice]:

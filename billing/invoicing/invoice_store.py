@@ -137,6 +137,7 @@ def listed(
     within: BillingPeriod | None = None,
     adjusts: BillingPeriod | None = None,
     billing_account: str | None = None,
+    billing_accounts: Collection[str] | None = None,
     states: Collection[InvoiceState] | None = None,
     kind: InvoiceKind | None = None,
     invoice_ids: Collection[uuid.UUID] | None = None,
@@ -162,6 +163,8 @@ def listed(
         where.append(table.c.invoice_id.in_(of))
     if billing_account is not None:
         where.append(table.c.billing_account == billing_account)
+    if billing_accounts is not None:
+        where.append(table.c.billing_account == any_(cast(list(billing_accounts), ARRAY(String))))
     if states is not None:
         where.append(table.c.state.in_([state.value for state in states]))
     if kind is not None:
@@ -187,29 +190,27 @@ def in_advance() -> ColumnElement[bool]:
     return or_(table.c.kind == InvoiceKind.ADVANCE.value, takes_back)
 
 
-def adjustment_drafts(connection: Connection, accounts: Collection[str]) -> list[Invoice]:
-    """Adjustment invoices of some billing accounts that are not frozen."""
+def adjustment_drafts(connection: Connection, accounts: Collection[str]) -> list[StoredInvoice]:
+    """Adjustment invoices of some billing accounts that are not frozen, altered or not."""
     table = tables.invoices
-    found = selected(
+    return selected(
         connection,
         table.c.billing_account == any_(cast(list(accounts), ARRAY(String))),
         table.c.kind == InvoiceKind.ADJUSTMENT.value,
         table.c.frozen_at.is_(None),
     )
-    return [stored.invoice for stored in unaltered(found)]
 
 
 def open_adjustments(connection: Connection, *, before: BillingPeriod) -> list[StoredInvoice]:
-    """Adjustment invoices of earlier periods that are not issued."""
+    """Adjustment invoices of earlier periods that are not issued, altered or not."""
     table = tables.invoices
-    found = selected(
+    return selected(
         connection,
         table.c.kind == InvoiceKind.ADJUSTMENT.value,
         table.c.state.in_([InvoiceState.DRAFT.value, InvoiceState.APPROVED.value]),
         table.c.service_end <= before.end,
         (table.c.service_start != before.start) | (table.c.service_end != before.end),
     )
-    return unaltered(found)
 
 
 def came_after(connection: Connection, month: BillingPeriod) -> list[StoredInvoice]:
@@ -227,9 +228,9 @@ def came_after(connection: Connection, month: BillingPeriod) -> list[StoredInvoi
     )
 
 
-def earning_fees(connection: Connection, month: BillingPeriod, legal_entity: str | None = None) -> list[Invoice]:
+def earning_fees(connection: Connection, month: BillingPeriod, legal_entity: str | None = None) -> list[StoredInvoice]:
     """Issued invoices for fees in advance, and credit notes against such, of which something is earned in a month, or
-    that came in it or after it."""
+    that came in it or after it. Altered or not."""
     table = tables.invoices
     where = [
         in_advance(),
@@ -239,16 +240,16 @@ def earning_fees(connection: Connection, month: BillingPeriod, legal_entity: str
     ]
     if legal_entity is not None:
         where.append(table.c.legal_entity == legal_entity)
-    return [stored.invoice for stored in unaltered(selected(connection, *where))]
+    return selected(connection, *where)
 
 
 def fees_until(connection: Connection, until: datetime, accounts: Collection[str] | None) -> list[StoredInvoice]:
-    """Invoices for fees in advance, and credit notes against such, whose time begins by a moment."""
+    """Invoices for fees in advance, and credit notes against such, whose time begins by a moment, altered or not."""
     table = tables.invoices
     where = [in_advance(), table.c.service_start <= until]
     if accounts is not None:
         where.append(table.c.billing_account == any_(cast(list(accounts), ARRAY(String))))
-    return unaltered(selected(connection, *where))
+    return selected(connection, *where)
 
 
 def notes_of(connection: Connection, billing_account: str, period: BillingPeriod) -> int:

@@ -23,8 +23,9 @@ def recognise_fees(
 
     Months before it are booked with it where that was not done: an invoice may come after them. What belongs to a month
     whose book is closed goes into the one of `now`. Doing it again books nothing.
+    An invoice that was altered earns nothing until it is what was drawn up again: a gate names it (R4).
     """
-    earning = invoice_store.earning_fees(connection, month, legal_entity)
+    earning = [s.invoice for s in invoice_store.earning_fees(connection, month, legal_entity) if not s.altered]
     wanted = {key_of(invoice, each): (invoice, each) for invoice in earning for each in months_of(invoice, month)}
     entries = []
     for key in sorted(wanted.keys() - ledger_store.booked(connection, wanted.keys())):

@@ -83,8 +83,10 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
 
 
 def _documents(connection: Connection, month: BillingPeriod, accounts: Collection[str]) -> list[dict[str, Any]]:
-    """Drafts of the month, without what they get when they are issued."""
-    listed = invoice_store.listed(connection, of_month=month) + invoice_store.open_adjustments(connection, before=month)
+    """Drafts of the month, without what they get when they are issued. Altered or not: a gate names what is, and what
+    was signed is not this any more."""
+    listed = invoice_store.listed(connection, of_month=month, billing_accounts=accounts, as_stored=True)
+    listed += invoice_store.open_adjustments(connection, before=month)
     own = [
         s
         for s in {s.invoice.invoice_id: s for s in listed}.values()

@@ -79,7 +79,7 @@ class Issuing:
 
     def _issued(self, connection: Connection) -> set[str]:
         """Accounts of which something that was approved is issued already."""
-        listed = invoice_store.listed(connection, of_month=self._run.month)
+        listed = invoice_store.listed(connection, of_month=self._run.month, as_stored=True)
         return {
             s.invoice.identity.billing_account
             for s in listed
@@ -87,9 +87,8 @@ class Issuing:
         }
 
     def _not_issued(self, connection: Connection) -> tuple[dict[str, str], set[str]]:
-        listed = invoice_store.listed(connection, of_month=self._run.month) + invoice_store.open_adjustments(
-            connection, before=self._run.month
-        )
+        listed = invoice_store.listed(connection, of_month=self._run.month, as_stored=True)
+        listed += invoice_store.open_adjustments(connection, before=self._run.month)
         open_ = [s for s in listed if s.state not in ISSUED and s.invoice.identity.kind in APPROVED]
         parked = {s.invoice.identity.billing_account: s.parked_because for s in open_ if s.parked_because}
         return parked, {s.invoice.identity.billing_account for s in open_} - parked.keys()

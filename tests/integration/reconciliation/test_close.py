@@ -232,12 +232,22 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     ]  # fmt: skip
     ((deltas,),) = line.rows("select 'quarantine/' || quarantine_id from usage.quarantine where tenant_id = 'delta'")
     waive_all(line, Gate.R9, but=deltas)
-    run(line)
+    alter_an_invoice(line, "acme", 1)
+    assert [text.split(":")[0] for text in run(line).problems] == ["delta"]
     assert states(line) == green | {"delta": "collecting", "gamma": "reconciled"}
     assert_damage_holds_all_that_pay(line, "shared", {"acme", "gamma"})
     approve(line.engine, OCTOBER, actor="bob", leave=["delta"], reason="the sender is asked")
     waive_all(line, Gate.R9)
     waive_all(line, Gate.R11)
+    # What is not what was drawn up is not issued; all others are
+    assert {text.split(":")[0] for text in run(line).problems} == {"acme"}
+    assert states(line)["acme"] == "drafted"
+    told = run(line).problems
+    assert told[0].startswith("billing account acme has no invoice: 1 stored invoices are not what was drawn up")
+    assert {text.split(": ")[1] for text in told[1:]} == {"R5a"}
+    alter_an_invoice(line, "acme", -1)
+    assert run(line).problems == []
+    approve(line.engine, OCTOBER, actor="bob")
     assert run(line).problems == []
     accounts = ("acme", "beta", "changed", "gamma", "gone", "trial")
     closed = dict.fromkeys((*accounts, "book default", "book eu"), "closed")
@@ -255,6 +265,15 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     with pytest.raises(CloseRefused, match="say why"):
         release(line.engine, OCTOBER, "delta", actor="bob", reason="")
     assert release(line.engine, OCTOBER, "delta", actor="bob", reason="answered").state is State.COLLECTING
+
+
+def alter_an_invoice(line: Line, account: str, minor: int) -> None:
+    """By who owns the tables: a line of it says so many minor units more."""
+    line.tamper(
+        "ledger.invoice_lines",
+        f"update ledger.invoice_lines set amount_minor = amount_minor + {minor} where metric = 'output' and invoice_id"
+        f" in (select invoice_id from ledger.invoices where billing_account = '{account}')",
+    )
 
 
 def bill_september_of_who_then_left(line: Line, tenant: str) -> None:

@@ -48,7 +48,7 @@ def plan(stored: StoredPlan) -> None:
     if stored.money:
         listing(stored.money, MONEY, title="Money, by rating it")
     elif stored.money is not None and stored.records:
-        out.print("in money: not tried, there are too many events, or nobody pays for them")
+        out.print("in money: nothing, since nobody pays for them")
     if stored.state == "planned" and stored.records:
         out.print(f"apply it: tollbook replay apply {stored.plan_id}")
 

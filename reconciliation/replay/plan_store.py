@@ -98,6 +98,21 @@ def records(connection: psycopg.Connection, plan: StoredPlan, part: int, begin: 
     return [Record(position, key, message, plan.made_at) for position, key, message in rows]
 
 
+def tenant_of(record: Record) -> str:
+    """Whose a plan's record is: each of them could be read, and so has its tenant as its key."""
+    return (record.key or b"").decode()
+
+
+def records_of_tenants(connection: psycopg.Connection, plan_id: str) -> dict[str, int]:
+    """How many records each tenant has in a plan."""
+    rows = connection.execute(
+        "select convert_from(message_key, 'UTF8'), count(*) from usage.replay_records where plan_id = %s"
+        " group by 1 order by 1",
+        (plan_id,),
+    )
+    return dict(rows.fetchall())
+
+
 def left_out(connection: psycopg.Connection, plan_id: str, limit: int = 1000) -> list[dict[str, Any]]:
     """What a plan would not apply, and why."""
     with connection.cursor(row_factory=dict_row) as cursor:

@@ -1,15 +1,16 @@
 """What a plan depends on, and what it changes in money: tried by the real path, and all of it taken back.
 
 The plan's records are applied by the code that applies all else, the periods that they touch are rated before and after
-by the code that bills, and the transaction is rolled back. Beyond MOST_TRIED records, which would hold windows of their
-hours for too long, nothing is said in money; the rated amounts are there once it is applied.
+by the code that bills, and the transaction is rolled back. So many tenants are tried at once as have MOST_TRIED records
+together, since more would hold windows of their hours for too long; a tenant that has more by itself is not tried, and
+its effect says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from billing.posting.booking import closed_books
 from reconciliation.replay import plan_store
 from reconciliation.replay.outcome import MoneyEffect
 from reconciliation.replay.plan_store import StoredPlan
+from reconciliation.replay.planning import part_of
 from streams.ingest import positions
 from streams.ingest.apply import ChunkApplier
 from streams.retention import archive_store
@@ -45,9 +47,29 @@ def complete(engine: Engine, plan_id: str, now: datetime) -> None:
     with transaction(engine, dry_run=True) as connection:
         plan = plan_store.get(raw(connection), plan_id)
         found = world(connection, plan)
-        money = _money(connection, plan, now) if plan.records <= MOST_TRIED else []
+        records = plan_store.records_of_tenants(raw(connection), plan_id)
+        untried = {tenant_id: count for tenant_id, count in records.items() if count > MOST_TRIED}
+        money = _untried(connection, plan, untried)
+    for tenants in slices({tenant_id: count for tenant_id, count in records.items() if tenant_id not in untried}):
+        with transaction(engine, dry_run=True) as connection:
+            money += _money(connection, plan, tenants, now)
     with transaction(engine) as connection:
-        plan_store.complete(raw(connection), plan_id, found, [effect.as_document() for effect in money])
+        listed = sorted(money, key=lambda effect: (effect.tenant_id, effect.period))
+        plan_store.complete(raw(connection), plan_id, found, [effect.as_document() for effect in listed])
+
+
+def slices(records: Mapping[str, int]) -> Iterator[list[str]]:
+    """Tenants part by part, so many together as have MOST_TRIED records at most. `records`: how many each has."""
+    tenants: list[str] = []
+    together = 0
+    for tenant_id, count in sorted(records.items(), key=lambda item: (part_of(item[0]), item[0])):
+        if tenants and together + count > MOST_TRIED:
+            yield tenants
+            tenants, together = [], 0
+        tenants.append(tenant_id)
+        together += count
+    if tenants:
+        yield tenants
 
 
 def world(connection: Connection, plan: StoredPlan) -> dict[str, Any]:
@@ -91,12 +113,14 @@ def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{name}: was {then.get(name)}, now {value}" for name, value in now.items() if then.get(name) != value]
 
 
-def _periods(connection: Connection, plan: StoredPlan) -> dict[BillingPeriod, dict[str, list[Subscription]]]:
-    """The billing periods that a plan touches, with the tenants that it touches in them."""
+def _periods(
+    connection: Connection, plan: StoredPlan, of: Collection[str] | None = None
+) -> dict[BillingPeriod, dict[str, list[Subscription]]]:
+    """The billing periods that a plan touches, with the tenants that it touches in them: all, or those of `of`."""
     found: dict[BillingPeriod, dict[str, list[Subscription]]] = defaultdict(dict)
     for month, tenants in _by_month(plan.effects["usage"]).items():
         held = account_store.subscriptions_during(connection, month)
-        for tenant_id in tenants:
+        for tenant_id in (each for each in tenants if of is None or each in of):
             for period in periods_in(held.get(tenant_id, ()), month):
                 found[period][tenant_id] = held[tenant_id]
     return dict(sorted(found.items(), key=lambda item: item[0].start))
@@ -109,15 +133,18 @@ def _by_month(usage: Iterable[Mapping[str, Any]]) -> dict[BillingPeriod, list[st
     return dict(found)
 
 
-def _money(connection: Connection, plan: StoredPlan, now: datetime) -> list[MoneyEffect]:
-    """Rate before and after. What was not rated yet is rated by the first, and so none of the plan's."""
-    touched = _periods(connection, plan)
+def _money(connection: Connection, plan: StoredPlan, of: Collection[str], now: datetime) -> list[MoneyEffect]:
+    """Rate tenants before and after. What was not rated yet is rated by the first, and so none of the plan's."""
+    touched = _periods(connection, plan, of)
     archived = {period for period in touched if adjustment_store.is_archived(connection, period)}
     periods = {period: tenants for period, tenants in touched.items() if period not in archived}
     before = {p: _rated(connection, p, tenants, now) for p, tenants in periods.items()}
-    _apply_all(raw(connection), plan)
+    _apply(raw(connection), plan, of)
     states = plan_states(raw(connection))
-    effects = [each for period in sorted(archived) for each in _untold(connection, period, touched[period], states)]
+    effects = [
+        each for period in sorted(archived)
+        for each in _untold(connection, period, touched[period], states, _archived(period))
+    ]  # fmt: skip
     for period, tenants in periods.items():
         frozen = billed_until_store.frozen_accounts(connection, period)
         books = closed_books(connection, f"{period.end - timedelta(microseconds=1):%Y-%m}")
@@ -138,16 +165,39 @@ def _money(connection: Connection, plan: StoredPlan, now: datetime) -> list[Mone
     return effects
 
 
-def _untold(
-    connection: Connection, period: BillingPeriod, tenants: Mapping[str, list[Subscription]], states: Mapping[str, str]
-) -> list[MoneyEffect]:
-    """Of a period whose raw events are archived: what it comes to is told, and billed, once they are recalled."""
-    frozen = billed_until_store.frozen_accounts(connection, period)
-    books = bool(closed_books(connection, f"{period.end - timedelta(microseconds=1):%Y-%m}"))
-    problem = (
+def _archived(period: BillingPeriod) -> str:
+    """What is said of a period whose raw events are archived."""
+    return (
         f"not rated: raw events of {period.name} are only in the archive. What it comes to is told, and it is"
         f" billed, once they are back: `tollbook events recall --period {period.name}`"
     )
+
+
+def _untried(connection: Connection, plan: StoredPlan, records: Mapping[str, int]) -> list[MoneyEffect]:
+    """Of tenants with more records than are tried at once."""
+    states = plan_states(raw(connection))
+    return [
+        effect
+        for period, tenants in _periods(connection, plan, records.keys()).items()
+        for tenant_id, subscribed in tenants.items()
+        for effect in _untold(
+            connection, period, {tenant_id: subscribed}, states,
+            f"not tried: {records[tenant_id]:,} events are more than are tried at once ({MOST_TRIED:,}): it is billed"
+            " as any usage. To see before what it comes to, plan it in parts, by --from and --to",
+        )
+    ]  # fmt: skip
+
+
+def _untold(
+    connection: Connection,
+    period: BillingPeriod,
+    tenants: Mapping[str, list[Subscription]],
+    states: Mapping[str, str],
+    problem: str,
+) -> list[MoneyEffect]:
+    """What a period comes to cannot be told yet, for a reason."""
+    frozen = billed_until_store.frozen_accounts(connection, period)
+    books = bool(closed_books(connection, f"{period.end - timedelta(microseconds=1):%Y-%m}"))
     payers = {tenant_id: subscribed[-1].billing_account for tenant_id, subscribed in sorted(tenants.items())}
     return [
         MoneyEffect(
@@ -171,15 +221,19 @@ def plan_states(usage: psycopg.Connection) -> dict[str, str]:
     return dict(usage.execute("select tenant_id, state from usage.tenants where state <> 'active'").fetchall())
 
 
-def _apply_all(usage: psycopg.Connection, plan: StoredPlan) -> None:
-    """Apply every part, in the caller's transaction: the stage is emptied here, where no commit does it."""
+def _apply(usage: psycopg.Connection, plan: StoredPlan, of: Collection[str]) -> None:
+    """Apply what is some tenants', in the caller's transaction: the stage is emptied here, where no commit does it."""
     applier = ChunkApplier(usage)
     # As the plan found it: what lies behind the horizon is not there yet
     forgotten = ingest_rules.horizon(usage).forgotten_before
     compared = Compared(forgotten, plan_store.keys(usage, plan.plan_id)) if plan.reaches_behind else None
-    for part, count in plan.parts.items():
-        source = plan.source(part)
+    for part in sorted({part_of(tenant_id) for tenant_id in of}):
+        source, applied = plan.source(part), 0
         positions.register(usage, source)
-        for begin in range(0, count, BATCH):
-            applier.apply(Chunk(source, plan_store.records(usage, plan, part, begin, BATCH)), compared)
-            usage.execute("truncate stage")
+        for begin in range(0, plan.parts[part], BATCH):
+            own = [r for r in plan_store.records(usage, plan, part, begin, BATCH) if plan_store.tenant_of(r) in of]
+            if own:
+                numbered = [record._replace(position=applied + at) for at, record in enumerate(own)]
+                applier.apply(Chunk(source, numbered), compared)
+                usage.execute("truncate stage")
+                applied += len(own)

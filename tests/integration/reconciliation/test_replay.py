@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
+from console import replay_shown
 from reconciliation.errors import MaterialUnreadable, ReplayRefused
 from reconciliation.replay import applying, log_source, plan_store, spool_source, trial
 from reconciliation.replay.applying import Replayed
@@ -144,7 +145,9 @@ def replays(world: World, own_database_url: str, tmp_path: Path) -> Replays:
     return made
 
 
-def test_a_plan_says_what_would_become_of_each_message_and_counts_nothing(replays: Replays) -> None:
+def test_a_plan_says_what_would_become_of_each_message_and_counts_nothing(
+    replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = replays.plan(
         event(1), event(2, output_tokens=99), event(4), event(5, tenant_id="beta"), event(4), b"torn",
         event(6, tenant_id="stranger"), event(7, kind="correction", correction_no=1, corrects="0" * 36),
@@ -166,9 +169,26 @@ def test_a_plan_says_what_would_become_of_each_message_and_counts_nothing(replay
         "acme": Decimal("0.018"), "beta": Decimal("0.018")
     }  # fmt: skip
     assert all("when it is drawn up" in row["follows"] for row in plan.money)
+    assert_many_are_tried_in_slices_and_what_is_too_many_is_said_to_be_open(replays, monkeypatch)
     assert replays.counted() == {"acme": (3, 3)}
     with replays.connection() as opened:
         assert opened.execute("select count(*) from ledger.rated_lines").fetchone() == (0,)
+
+
+def assert_many_are_tried_in_slices_and_what_is_too_many_is_said_to_be_open(
+    replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "MOST_TRIED", 2)
+    of = [("acme", 2), ("beta", 3), ("gamma", 1)]
+    plan = replays.plan(*(event(10 + n, tenant_id=name) for name, count in of for n in range(count)))
+    money = {row["tenant_id"]: row for row in plan.money or ()}
+    assert {name: Decimal(row["amount"]) for name, row in money.items() if not row["problem"]} == {
+        "acme": 2 * Decimal("0.018"), "gamma": Decimal("0.018")
+    }  # fmt: skip
+    assert "not tried: 3 events are more than are tried at once (2)" in money["beta"]["follows"]
+    drafts = replay_shown.messages(plan)
+    assert "2026-10: We are still working out what it comes to" in drafts["beta"]
+    assert "0.04 USD" in drafts["acme"]
 
 
 def test_a_plan_is_applied_once_whoever_applies_it_and_however_often(replays: Replays) -> None:

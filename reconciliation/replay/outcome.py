@@ -20,11 +20,16 @@ class MoneyEffect:
     currency: str
     amount: Decimal
     frozen: bool
+    """Its usage is cut (docs/spec/money.md 1), or its invoice frozen: what comes now is late."""
     books_closed: bool
     tenant_closed: bool = False
     unbillable: int = 0
     """Events that came later than the contract bills."""
     problem: str = ""
+    cut: bool = False
+    """Cut by a close that has not frozen its invoice yet."""
+    reopen: str = ""
+    """The month of that close, where the account may be reopened; '' where it may not."""
 
     @property
     def follows(self) -> str:
@@ -41,21 +46,33 @@ class MoneyEffect:
         if not self.frozen:
             return f"counted: on the invoice of {self.period} when it is drawn up"
         booked = ", booked in the open month" if self.books_closed else ""
+        return f"{self.period} is {'cut' if self.cut else 'invoiced'}{self._late(booked)}{self._reopening}"
+
+    def _late(self, booked: str) -> str:
         if not self.amount:
-            return f"{self.period} is invoiced; no amount changes"
+            return "; no amount changes"
         if self.amount < 0:
-            return f"{self.period} is invoiced: a credit note against its invoice{booked}"
+            return f": a credit note against its invoice{booked}"
         if self.tenant_closed:
-            return f"{self.period} is invoiced and the tenant closed: an adjustment invoice of its own{booked}"
-        return f"{self.period} is invoiced: a line on the next invoice of {self.billing_account}{booked}"
+            return f" and the tenant closed: an adjustment invoice of its own{booked}"
+        return f": a line on the next invoice of {self.billing_account}{booked}"
+
+    @property
+    def _reopening(self) -> str:
+        if not (self.reopen and self.amount):
+            return ""
+        return (
+            f"; on the invoice of {self.period} itself only if it is cut anew, before another plan is applied:"
+            f" `tollbook close reopen {self.reopen} {self.billing_account}`"
+        )
 
     def as_document(self) -> dict[str, Any]:
         """For storing and showing."""
         return {
             "tenant_id": self.tenant_id, "billing_account": self.billing_account, "period": self.period,
             "currency": self.currency, "amount": plain(self.amount), "frozen": self.frozen,
-            "tenant_closed": self.tenant_closed, "unbillable": self.unbillable, "problem": self.problem,
-            "follows": self.follows,
+            "cut": self.cut, "tenant_closed": self.tenant_closed, "unbillable": self.unbillable,
+            "problem": self.problem, "follows": self.follows,
         }  # fmt: skip
 
 
@@ -113,4 +130,5 @@ def _where(row: Mapping[str, Any], amount: Decimal) -> str:
         return f"You get a credit note for your invoice of {row['period']}."
     next_one = "the amount is a line of its own on the next one"
     on = "you get an invoice of its own for the amount" if row.get("tenant_closed") else next_one
-    return f"Your invoice for {row['period']} stays as it is; {on}."
+    stays = "is drawn up without it" if row.get("cut") else "stays as it is"
+    return f"Your invoice for {row['period']} {stays}; {on}."

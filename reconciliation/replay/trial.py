@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 
 import psycopg
@@ -21,11 +22,14 @@ from billing.commands.rate_period import PeriodRated, rate_period
 from billing.database import raw, transaction
 from billing.invoicing import adjustment_store, billed_until_store
 from billing.money import ZERO, total
-from billing.periods import BillingPeriod, parse_period
+from billing.periods import INSTANT, BillingPeriod, parse_period
 from billing.plans import account_store
 from billing.plans.schedules import periods_in
 from billing.plans.subscriptions import Subscription
 from billing.posting.booking import closed_books
+from reconciliation.close import close_store
+from reconciliation.close.states import CUT, Event, State, after
+from reconciliation.errors import CloseRefused
 from reconciliation.replay import plan_store
 from reconciliation.replay.outcome import MoneyEffect
 from reconciliation.replay.plan_store import StoredPlan
@@ -81,16 +85,11 @@ def world(connection: Connection, plan: StoredPlan) -> dict[str, Any]:
     prices = usage.execute(
         "select coalesce(max(change_no), 0) from usage.estimate_price_changes where tenant_id = any(%s)", (tenants,)
     ).fetchone()
-    frozen = {
-        f"{account} {period.name}": account in billed_until_store.frozen_accounts(connection, period)
-        for period, subscribed in _periods(connection, plan).items()
-        for account in sorted({s.billing_account for listed in subscribed.values() for s in listed})
-    }
     months = sorted({row["month"] for row in plan.effects["usage"]})
     return (_behind(usage) if plan.reaches_behind else {}) | {
         "events of it that are counted": plan_store.counted_already(usage, plan.plan_id),
         "states of its tenants": dict(states.fetchall()),
-        "its invoices that are frozen": frozen,
+        "how far its billing periods are": _how_far(connection, _periods(connection, plan)),
         "its books that are closed": {month: sorted(closed_books(connection, month)) for month in months},
         "the time that is sealed": horizon.sealed_before.isoformat() if horizon.sealed_before else None,
         "the identities that are forgotten": horizon.forgotten_before.isoformat() if horizon.forgotten_before else None,
@@ -106,6 +105,55 @@ def _behind(usage: psycopg.Connection) -> dict[str, Any]:
         "the days that were dropped into the archive": f"{len(dropped)} ({digest[:16]})",
         "events that were replayed from behind the horizon": archive_store.count_replayed(usage),
     }
+
+
+def _how_far(
+    connection: Connection, periods: Mapping[BillingPeriod, Mapping[str, Iterable[Subscription]]]
+) -> dict[str, str]:
+    """`account period` → open, cut, or invoiced."""
+    found = {}
+    for period, subscribed in periods.items():
+        standings = _Standings(connection, period)
+        for account in sorted({s.billing_account for listed in subscribed.values() for s in listed}):
+            invoiced, cut = account in standings.invoiced, standings.is_cut(account)
+            found[f"{account} {period.name}"] = "invoiced" if invoiced else "cut" if cut else "open"
+    return found
+
+
+class _Standings:
+    """How far a billing period is: whose invoice is frozen, and whose usage is cut by the close that bills it."""
+
+    def __init__(self, connection: Connection, period: BillingPeriod) -> None:
+        self.month = f"{period.end - INSTANT:%Y-%m}"
+        self.invoiced = billed_until_store.frozen_accounts(connection, period)
+        self.books_closed = bool(closed_books(connection, self.month))
+        self._of = close_store.standings(connection, self.month)
+
+    def is_cut(self, account: str) -> bool:
+        """Whether its usage is cut and its invoice not frozen yet."""
+        standing = self._of.get(account)
+        cut = standing is not None and (standing.state in CUT or standing.parked_from in CUT)
+        return cut and account not in self.invoiced
+
+    def effect(
+        self, tenant_id: str, account: str, period: BillingPeriod, currency: str, amount: Decimal, *, closed: bool,
+        unbillable: int = 0, problem: str = "",
+    ) -> MoneyEffect:  # fmt: skip
+        """What a replay changes of it, and what follows."""
+        cut = self.is_cut(account)
+        reopens = cut and not self.books_closed and _reopens(self._of[account].state)
+        return MoneyEffect(
+            tenant_id, account, period.name, currency, amount, cut or account in self.invoiced, self.books_closed,
+            closed, unbillable, problem, cut, self.month if reopens else "",
+        )  # fmt: skip
+
+
+def _reopens(state: State) -> bool:
+    try:
+        after(state, Event.REOPEN)
+    except CloseRefused:
+        return False
+    return True
 
 
 def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -146,20 +194,19 @@ def _money(connection: Connection, plan: StoredPlan, of: Collection[str], now: d
         for each in _untold(connection, period, touched[period], states, _archived(period))
     ]  # fmt: skip
     for period, tenants in periods.items():
-        frozen = billed_until_store.frozen_accounts(connection, period)
-        books = closed_books(connection, f"{period.end - timedelta(microseconds=1):%Y-%m}")
-        after = _rated(connection, period, tenants, now)
+        standings = _Standings(connection, period)
+        now_rated = _rated(connection, period, tenants, now)
         waited = {tenant_id for tenant_id, _ in before[period].unbillable}
         for tenant_id, subscribed in sorted(tenants.items()):
             account = subscribed[-1].billing_account
-            rated = next((t for t in after.tenants if t.tenant_id == tenant_id), None)
-            late = 0 if tenant_id in waited else sum(t == tenant_id for t, _ in after.unbillable)
-            problem = "" if rated else "; ".join(text for text in after.unratable if tenant_id in text) or "not rated"
+            rated = next((t for t in now_rated.tenants if t.tenant_id == tenant_id), None)
+            late = 0 if tenant_id in waited else sum(t == tenant_id for t, _ in now_rated.unbillable)
+            why = "; ".join(text for text in now_rated.unratable if tenant_id in text) or "not rated"
+            amount = total(line.amount for line in rated.posted) if rated else ZERO
             effects.append(
-                MoneyEffect(
-                    tenant_id, account, period.name, _currency(rated),
-                    total(line.amount for line in rated.posted) if rated else ZERO, account in frozen, bool(books),
-                    states.get(tenant_id) == "closed", late, problem,
+                standings.effect(
+                    tenant_id, account, period, _currency(rated), amount, closed=states.get(tenant_id) == "closed",
+                    unbillable=late, problem="" if rated else why,
                 )
             )  # fmt: skip
     return effects
@@ -196,16 +243,12 @@ def _untold(
     problem: str,
 ) -> list[MoneyEffect]:
     """What a period comes to cannot be told yet, for a reason."""
-    frozen = billed_until_store.frozen_accounts(connection, period)
-    books = bool(closed_books(connection, f"{period.end - timedelta(microseconds=1):%Y-%m}"))
+    standings = _Standings(connection, period)
     payers = {tenant_id: subscribed[-1].billing_account for tenant_id, subscribed in sorted(tenants.items())}
     return [
-        MoneyEffect(
-            tenant_id, account, period.name, "", ZERO, account in frozen, books, states.get(tenant_id) == "closed",
-            problem=problem,
-        )
-        for tenant_id, account in payers.items()
-    ]  # fmt: skip
+        standings.effect(t, account, period, "", ZERO, closed=states.get(t) == "closed", problem=problem)
+        for t, account in payers.items()
+    ]
 
 
 def _currency(rated: Any) -> str:

@@ -20,7 +20,11 @@ from sqlalchemy import Engine
 
 from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
+from billing.database import transaction
 from console import replay_shown
+from reconciliation.close import close_store
+from reconciliation.close.close_store import Standing
+from reconciliation.close.states import Event
 from reconciliation.errors import MaterialUnreadable, ReplayRefused
 from reconciliation.replay import applying, log_source, plan_store, spool_source, trial
 from reconciliation.replay.applying import Replayed
@@ -291,13 +295,33 @@ def freeze(world: World) -> None:
     world.execute("update ledger.invoices set frozen_at = now()")
 
 
-def test_of_a_frozen_period_the_plan_says_what_follows(replays: Replays, world: World) -> None:
+def test_of_a_cut_or_frozen_period_the_plan_says_what_follows(replays: Replays, world: World) -> None:
+    before = replays.plan(event(4), now=OCTOBER.end + timedelta(days=3))
+    cut(world, Event.COLLECT, Event.FREEZE)
+    with pytest.raises(ReplayRefused, match=r"out of date .*'acme 2026-10': 'open'.* now .*'acme 2026-10': 'cut'"):
+        replays.apply(before)
+    plan = replays.plan(event(4), now=OCTOBER.end + timedelta(days=3))
+    (row,) = plan.money or ()
+    assert (row["frozen"], Decimal(row["amount"])) == (True, Decimal("0.018"))
+    assert row["follows"].startswith("2026-10 is cut: a line on the next invoice of acme")
+    assert "`tollbook close reopen 2026-10 acme`" in row["follows"]
+    told = replay_shown.messages(plan)["acme"]
+    assert "Your invoice for 2026-10 is drawn up without it; the amount is a line of its own on the next one." in told
+
     freeze(world)
     plan = replays.plan(event(4), now=OCTOBER.end + timedelta(days=3))
     assert plan.money is not None
     (row,) = plan.money
     assert (row["frozen"], Decimal(row["amount"])) == (True, Decimal("0.018"))
     assert "a line on the next invoice of acme" in row["follows"]
+
+
+def cut(world: World, *events: Event) -> None:
+    """What a close does to acme's October."""
+    with transaction(world.engine) as connection:
+        standing = Standing("2026-10", "default", "acme")
+        for each in events:
+            (standing,) = close_store.move(connection, [standing], each, "ada")
 
 
 def test_a_better_telling_takes_the_place_of_an_estimate(replays: Replays) -> None:

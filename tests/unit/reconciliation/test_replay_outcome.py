@@ -31,6 +31,13 @@ def test_a_closed_tenant_is_told_of_an_invoice_of_its_own_as_the_plan_says() -> 
     assert "credit note" in told(tenant_closed=True, amount=Decimal(-5))
 
 
+def test_of_what_is_cut_no_invoice_is_promised_and_reopening_only_where_it_may_be() -> None:
+    assert "is drawn up without it; the amount is a line of its own on the next one" in told(cut=True)
+    values = ("t", "t", "2026-10", "USD", Decimal(5), True, False)
+    assert "close reopen 2026-10 t" in MoneyEffect(*values, cut=True, reopen="2026-10").follows
+    assert "reopen" not in MoneyEffect(*values, cut=True).follows
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_what_is_later_than_the_contract_bills_is_not_said_to_be_on_an_invoice(frozen: bool) -> None:
     only = told(unbillable=3, amount=Decimal(0), frozen=frozen)

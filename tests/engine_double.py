@@ -218,6 +218,8 @@ def engine_app(step: float = 0.001) -> Starlette:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         read = sum(len(prompt.split()) for prompt in prompts)
         bound = body.get("max_tokens") or body.get("max_completion_tokens") or body.get("max_output_tokens") or 8
+        if body.get("echo") and body.get("max_tokens") == 0:
+            bound = 1  # vLLM makes one, and shows none
         if body.get("temperature", 1) < 0:
             return JSONResponse({"error": {"message": "temperature"}}, 400)
         told = body.get("metadata") or {}

@@ -40,8 +40,7 @@ class Admitting:
         prompt_tokens = int(asked.prompt_bytes / quota.prompt_bytes_per_token)
         prompt_tokens += asked.media_parts * quota.tokens_per_media_part
         admission = await gate.admit(
-            caller.tenant_id, request_id, model.model, prompt_tokens,
-            0 if self._route is Route.EMBEDDINGS else asked.max_tokens,
+            caller.tenant_id, request_id, model.model, prompt_tokens, self._most_output(asked),
             attempt=self._attempt, adapter=model.adapter, n=asked.n, prompts=asked.prompts, tier=caller.tier,
             may_be_followed=self.attempt_is_given,
         )  # fmt: skip
@@ -49,6 +48,12 @@ class Admitting:
         if not admission.allowed:
             raise QuotaRefusal(admission)
         return admission
+
+    def _most_output(self, asked: Asked) -> int | None:
+        """Tokens of each sequence; of none that were asked for (`echo`) vLLM makes one."""
+        if self._route is Route.EMBEDDINGS:
+            return 0
+        return None if asked.max_tokens is None else max(1, asked.max_tokens)
 
     def withdraw(self, request_id: str) -> None:
         """What was admitted will not run."""

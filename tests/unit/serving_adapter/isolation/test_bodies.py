@@ -177,6 +177,10 @@ def test_a_bound_that_admission_gave_is_the_only_one_under_each_name_an_engine_m
     assert {name: value for name, value in found.items() if "tokens" in name} == dict.fromkeys(names, 20)
 
 
+def test_a_tenant_that_wants_no_tokens_says_so_to_the_engine_though_one_was_reserved() -> None:
+    assert through({"model": "fast", "max_tokens": 0, "echo": True}, max_tokens=1)["max_tokens"] == 0
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_a_tenants_own_bound_is_one_under_each_name_before_an_engine_that_is_not_known(name: str) -> None:
     sent = {"model": "fast", "messages": [], name: 50}

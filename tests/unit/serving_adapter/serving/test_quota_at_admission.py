@@ -87,6 +87,22 @@ def test_what_is_allowed_is_shrunk_to_what_remains_and_settled_with_what_was_use
     asyncio.run(run())
 
 
+def test_an_echo_of_no_tokens_reserves_the_one_that_the_engine_makes(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        service = Service(allowed(1))
+        async with serving(adapter_settings) as served:
+            behind(served, service)
+            answer = await served.ask(BODY | {"max_tokens": 0, "echo": True, "n": 2})
+            assert (answer.status, "x-tollbook-max-tokens" in answer.headers) == (200, False)
+            (asked,) = service.asked
+            assert (asked["max_tokens"], asked["n"]) == (1, 2)
+            (event,) = await served.told()
+            assert event.output_tokens == asked["n"] * asked["max_tokens"]
+            served.replica.gate = None
+
+    asyncio.run(run())
+
+
 def test_without_the_service_the_tiers_fail_mode_holds(adapter_settings: AdapterSettings) -> None:
     async def run() -> None:
         async with serving(adapter_settings) as served:

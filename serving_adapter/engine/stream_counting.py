@@ -47,9 +47,9 @@ class StreamCounting:
             return
         first: Message | None = await receive()
         assert first is not None
-        body, hidden = first["body"], Hidden()
+        body, hidden, n = first["body"], Hidden(), 1
         if scope["path"] in TAKE_OPTIONS:
-            body, hidden = asking_for_usage(body, continuous=self._continuous)
+            body, hidden, n = asking_for_usage(body, continuous=self._continuous)
         headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         first = {**first, "body": body}
@@ -59,7 +59,7 @@ class StreamCounting:
             message, first = first, None
             return message if message is not None else await receive()
 
-        counted = _Counted(attempt, send, hidden)
+        counted = _Counted(attempt, send, hidden, n)
         if self._check is not None and scope["path"] in TAKE_OPTIONS:
             counted.usage.texts = {}
         try:
@@ -87,10 +87,10 @@ class StreamCounting:
 class _Counted:
     """One answer on its way."""
 
-    def __init__(self, attempt: Attempt, send: Send, hidden: Hidden) -> None:
+    def __init__(self, attempt: Attempt, send: Send, hidden: Hidden, n: int) -> None:
         self._attempt = attempt
         self._send = send
-        self.usage = StatedUsage(time.monotonic, attempt.on_gap)
+        self.usage = StatedUsage(time.monotonic, attempt.on_gap, n)
         self._hidden = hidden
         self._stream: EventStream | None = None
         self._whole: bytearray | None = bytearray()
@@ -130,18 +130,19 @@ class _Counted:
         self._attempt.finished(SEQUENCE)
 
 
-def asking_for_usage(body: bytes, *, continuous: bool) -> tuple[bytes, Hidden]:
-    """A body that asks for usage if it asks for a stream, and what of it the tenant had not asked for."""
+def asking_for_usage(body: bytes, *, continuous: bool) -> tuple[bytes, Hidden, int]:
+    """A body that asks for usage if it asks for a stream, what of it the tenant had not asked for, and its `n`."""
     fields: dict[str, Any] = _fields(body)
     if bytes(fields.get("stream", b"")) != b"true":
-        return body, Hidden()
+        return body, Hidden(), 1
     try:
         options = msgspec.json.decode(fields.get("stream_options", b"null"), type=dict[str, Any] | None) or {}
+        n = msgspec.json.decode(fields.get("n", b"null"), type=int | None) or 1
     except msgspec.ValidationError:
-        return body, Hidden()  # the engine refuses it
+        return body, Hidden(), 1  # the engine refuses it
     final = not options.get("include_usage")
     running = final or (continuous and not options.get("continuous_usage_stats"))
     options["include_usage"] = True
     if continuous:
         options["continuous_usage_stats"] = True
-    return _encode({**fields, "stream_options": options}), Hidden(final, running)
+    return _encode({**fields, "stream_options": options}), Hidden(final, running), n

@@ -81,14 +81,18 @@ _encode: Final = msgspec.json.Encoder().encode
 class StatedUsage:
     """One attempt's usage, as far as its answer has told it."""
 
-    def __init__(self, clock: Callable[[], float], on_gap: OnGap = no_gap) -> None:
-        """`clock` times the pieces of a stream; `on_gap` hears how far apart those of a choice came."""
+    def __init__(self, clock: Callable[[], float], on_gap: OnGap = no_gap, n: int = 1) -> None:
+        """`clock` times the pieces of a stream; `on_gap` hears how far apart those of a choice came.
+
+        `n`: choices of each prompt; they are numbered prompt by prompt.
+        """
         self.final = False
         """The answer has stated it as a whole."""
         self.running = False
         """Pieces have stated it so far."""
         self.reasons: set[str] = set()
         self._input = self._output = self._cached = 0
+        self._input_by_prompt: dict[int, int] = {}
         self.texts: dict[int, list[str]] | None = None
         """The answer's text by choice, in pieces, where somebody wants it; None again where text is not all of it."""
         self._by_choice: dict[int, int] = {}
@@ -97,6 +101,7 @@ class StatedUsage:
         """When each choice's last piece came, and how many tokens it had then, if that is stated."""
         self._clock = clock
         self._on_gap = on_gap
+        self._n = n
         self._first_at = 0.0
 
     @property
@@ -107,8 +112,8 @@ class StatedUsage:
     def look(self) -> Sequence:
         """The counts as they stand."""
         output = self._output if self.final else sum(self._by_choice.values()) if self.running else self._pieces
-        cached = min(self._cached, self._input)
-        return Sequence(SEQUENCE, 0, self._input, output, cached, self.stated, self._first_at)
+        read = self._input if self.final else sum(self._input_by_prompt.values())
+        return Sequence(SEQUENCE, 0, read, output, min(self._cached, read), self.stated, self._first_at)
 
     def whole(self, body: bytes) -> None:
         """An answer that is not streamed."""
@@ -186,17 +191,19 @@ class StatedUsage:
             self.reasons.add("error")
 
     def _count(self, answer: _Answer, usage: _Usage, *, final: bool) -> None:
-        self._input = max(usage.prompt_tokens or usage.input_tokens or 0, self._input)
+        """A piece of a stream states what its own prompt and its own choice come to; the last one states the sums."""
+        read = max(usage.prompt_tokens or usage.input_tokens or 0, 0)
         output = max(usage.completion_tokens or usage.output_tokens or 0, 0)
         details = usage.prompt_tokens_details or usage.input_tokens_details
         if details is not None:
             self._cached = max(details.cached_tokens or 0, 0)
         if final:
-            self.final, self._output = True, output
+            self.final, self._input, self._output = True, read, output
         else:
             self.running = True
             for choice in answer.choices:
                 self._by_choice[choice.index] = output
+                self._input_by_prompt[choice.index // self._n] = read
 
 
 class EventStream:

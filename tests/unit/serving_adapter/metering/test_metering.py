@@ -67,6 +67,17 @@ def test_pieces_of_a_stream_are_timed_choice_by_choice_and_by_their_tokens() -> 
     assert usage.look().first_at == 1.0
 
 
+def test_a_stream_of_several_prompts_that_is_cut_off_has_read_all_that_were_answered() -> None:
+    """vLLM and SGLang state in each piece what its own prompt comes to, and the sum in the last one alone."""
+    usage = StatedUsage(lambda: 0.0, n=2)
+    for choice, prompt_tokens in ((0, 20), (1, 20), (3, 30), (2, 30), (0, 20), (4, 50)):
+        said = {"prompt_tokens": prompt_tokens, "completion_tokens": 1}
+        usage.piece(json.dumps({"choices": [{"index": choice, "text": "x"}], "usage": said}).encode(), Hidden())
+    assert (usage.look().prompt_tokens, usage.look().output_tokens) == (20 + 30 + 50, 5)
+    usage.piece(b'{"choices": [], "usage": {"prompt_tokens": 140, "completion_tokens": 9}}', Hidden())
+    assert (usage.look().prompt_tokens, usage.look().output_tokens) == (140, 9)
+
+
 def test_the_page_is_in_the_format_and_bounded_in_tenants() -> None:
     metrics = TenantMetrics('r"1\n', "b1", most_tenants=2)
     for tenant in ("tenant_a", "tenant_b", "tenant_c", "tenant_d"):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
 
 import psycopg
@@ -23,7 +24,7 @@ from streams.database import is_passing
 from streams.errors import DatabaseUnavailable
 from streams.http.listening import listen as listen_on
 from streams.http.listening import url_of
-from streams.ingest import resolving
+from streams.ingest import log_proof, resolving
 from streams.ingest.logs import Log
 from streams.ingest.sources import Feed
 from streams.retention import archive, chunk_intervals, hypertables, retention_store
@@ -350,12 +351,16 @@ def resolve(
     to: Annotated[int, typer.Option(min=0, help="The offset at which it goes on.")],
     reason: Annotated[str, typer.Option(help="Why; goes to the audit log.")],
     feed: Annotated[Feed, typer.Option(help="Of which topic: usage events, or replicas' reports.")] = "usage",
+    lose: Annotated[
+        bool, typer.Option("--lose", help="Pass over messages of a log that was cut or made again, unread.")
+    ] = False,
     dry_run: session.DryRun = False,
 ) -> None:
-    """Let a partition that stands still go on: pass over positions, or begin in a topic that was made again."""
+    """Let a partition that stands still go on: pass over positions, or begin in a topic that was cut or made again."""
     reader = session.log_reader(feed)
     with session.owner_connection() as connection, session.change(connection, dry_run):
         source, stood_at = resolving.resolve(
-            connection, reader.topic, reader.read, partition, to, reason=reason, actor=actor
-        )
+            connection, reader.topic, reader.read, partition, to, reason=reason, actor=actor, lose=lose,
+            find_held=partial(log_proof.held, session.kafka()),
+        )  # fmt: skip
     out.print(f"{source} {'would go' if dry_run else 'goes'} on at {to} (stood at {stood_at})")

@@ -194,9 +194,9 @@ class Ingestion:
         self.tally.stopped[partition] = why
 
         def write() -> None:
+            feed, number = self.feeds[partition.topic], partition.number
             with connect(self._database.url) as connection:
-                source = self.feeds[partition.topic].states[partition.number].source
-                self._log_watch.stop(connection, partition, source, why)
+                self._log_watch.stop(connection, feed, number, feed.states[number].source, why)
 
         self._patience.wait(write)
 

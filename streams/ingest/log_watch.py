@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import psycopg
 
+from serving_adapter.errors import KafkaUnavailable
 from streams import alerts
 from streams.alerts import Alert
-from streams.ingest import sources
+from streams.ingest import log_proof, sources
 from streams.ingest.feed_topics import FeedTopic
 from streams.ingest.log_proof import LogProof
 from streams.ingest.logs import Log
@@ -51,7 +52,7 @@ class LogWatch:
         agreeing = {n: s for n, s in going.items() if n not in found}
         found |= self._not_what_was_applied(connection, feed, log, read_at, agreeing)
         for number, why in found.items():
-            self.stop(connection, Partition(feed.topic, number), stored[number].source, why)
+            self.stop(connection, feed, number, stored[number].source, why)
         for number, state in stored.items():
             if state.stopped_because is not None:
                 self.note_stopped(Partition(feed.topic, number), state)
@@ -77,10 +78,10 @@ class LogWatch:
                 if epoch > state.leader_epoch:
                     if proof is None:
                         proof = opened.enter_context(contextlib.closing(LogProof(feed.kafka)))
-                    begins = log.begins[number]
-                    at = proof.differs_at(connection, state.source, partition, since=since, begins=begins)
-                    if at is not None:
-                        found[number] = f"from position {at} on the log has other messages: {sources.TRUNCATED}"
+                    held = proof.held(connection, state.source, partition, log, since)
+                    if held.differs:
+                        why = f"the log has other messages: {sources.TRUNCATED}"
+                        found[number] = sources.with_go_on(why, held.to)
                         continue
                     if not sources.note_epoch(connection, state, epoch):
                         continue  # what was applied meanwhile is compared the next time
@@ -116,8 +117,13 @@ class LogWatch:
             self._tally.stopped[partition] = str(state.stopped_because)
             self._say(f"STOPPED {state.source}: {state.stopped_because}; `tollbook streams resolve` lets it go on")
 
-    def stop(self, connection: psycopg.Connection, partition: Partition, source: str, why: str) -> None:
-        """Leave a partition standing, for all workers, and alert it."""
+    def stop(self, connection: psycopg.Connection, feed: FeedTopic, number: int, source: str, why: str) -> None:
+        """Leave a partition standing, for all workers, and alert it: of a log that was cut, where it goes on."""
+        partition = Partition(feed.topic, number)
+        if why.endswith(sources.TRUNCATED):
+            with contextlib.suppress(KafkaUnavailable):  # `resolve` looks for itself
+                held = log_proof.held(feed.kafka, connection, source, partition, feed.log)
+                why = sources.with_go_on(why, held.to)
         self._tally.stopped[partition] = why
         self._say(f"STOPPED {source}: {why}; `tollbook streams resolve` lets it go on")
         with connection.transaction():

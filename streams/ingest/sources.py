@@ -45,6 +45,8 @@ class SourceState:
 TRUNCATED: Final = "it was truncated"
 """Stands in why such a source stands still: below its position the log then has other messages."""
 
+_GO_ON: Final = "; go on from "
+
 
 def source_name(topic: str, partition: int, generation: int = 1) -> str:
     """The name of a partition's source: `kafka:tollbook.usage.v1/3`; `…/3@2` for the second log of that name."""
@@ -68,6 +70,17 @@ def disagreement(state: SourceState, log: Log, partition: int) -> str | None:
     if begin > at:
         return f"the log begins at {begin}: positions from {at} on are gone"
     return None
+
+
+def with_go_on(why: str, position: int) -> str:
+    """Why a source stands still, and from where on its log is to be read when it was cut."""
+    return f"{why}{_GO_ON}{position}"
+
+
+def go_on_from(why: str) -> int | None:
+    """The position that `with_go_on` has put there."""
+    _, _, position = why.rpartition(_GO_ON)
+    return int(position) if position.isdecimal() else None
 
 
 def register(connection: psycopg.Connection, log: Log, feed: Feed = "usage") -> None:

@@ -25,7 +25,7 @@ from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
 from streams import tenants
 from streams.database import connect
-from streams.ingest import resolving, sources
+from streams.ingest import log_proof, resolving, sources
 from streams.ingest.logs import Log, LogReader
 from streams.usage import quarantine
 from tests.simulation import invariants
@@ -204,8 +204,9 @@ class Line:
         reader = LogReader(self.kafka, self.topic)
         for partition, position in to.items():
             resolving.resolve(
-                self.connection, self.topic, reader.read, partition, position, reason="looked at it", actor="ada"
-            )
+                self.connection, self.topic, reader.read, partition, position, reason="looked at it", actor="ada",
+                find_held=partial(log_proof.held, self.kafka),
+            )  # fmt: skip
 
     def commit_to_the_end(self) -> None:
         """Commit for the group, which nobody is in, that everything was read."""

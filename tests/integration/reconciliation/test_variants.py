@@ -23,6 +23,7 @@ from serving_adapter.topics import USAGE
 from streams.completeness import completeness_store
 from streams.ingest import resolving, sources
 from streams.ingest.apply import ChunkApplier
+from streams.ingest.log_proof import Held
 from streams.ingest.logs import Log
 from streams.ingest.replica_apply import ReplicaChunkApplier
 from streams.rules.chunks import Chunk, Record
@@ -83,7 +84,10 @@ def test_what_a_cut_topic_lost_is_named_with_its_partition_and_comes_back_from_t
     partition = partition_of("acme", 8)
     with replays.connection() as opened:
         sources.mark_stopped(opened, f"kafka:t/{partition}", "the log begins at 9: positions from 3 on are gone")
-        resolving.resolve(opened, "t", lambda: topic, partition, 9, reason="cut by its retention", actor="ada")
+        resolving.resolve(
+            opened, "t", lambda: topic, partition, 9, reason="cut by its retention", actor="ada",
+            find_held=lambda *_: Held(differs=False, to=9),
+        )  # fmt: skip
         found = looked(opened)["lost_events"]
         assert "positions 3 to 9 of kafka:t/" in found.cause
         assert "cut by its retention" in found.cause

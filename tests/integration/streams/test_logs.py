@@ -24,7 +24,7 @@ from serving_adapter.topics import USAGE, ensure_topics
 from streams import tenants
 from streams.database import connect
 from streams.errors import CannotResolve
-from streams.ingest import log_gaps, passed_positions, resolving, sources
+from streams.ingest import log_gaps, log_proof, passed_positions, resolving, sources
 from streams.ingest.ingestion import Ingestion
 from streams.ingest.log_gaps import Nothing
 from streams.ingest.log_proof import LogProof
@@ -120,9 +120,22 @@ def applied(connection: psycopg.Connection) -> int:
     return int(row[0])
 
 
-def resolve(topic: Topic, connection: psycopg.Connection, to: int) -> str:
-    reader = LogReader(topic.kafka, topic.name)
-    return resolving.resolve(connection, topic.name, reader.read, PARTITION, to, reason="looked at it", actor="ada")[0]
+def resolve(
+    topic: Topic,
+    connection: psycopg.Connection,
+    to: int,
+    *,
+    partition: int = PARTITION,
+    reason: str = "looked at it",
+    lose: bool = False,
+    read: Callable[[], Log] | None = None,
+) -> str:
+    read = read or LogReader(topic.kafka, topic.name).read
+    find_held = partial(log_proof.held, topic.kafka)
+    source, _ = resolving.resolve(
+        connection, topic.name, read, partition, to, reason=reason, actor="ada", lose=lose, find_held=find_held
+    )
+    return source
 
 
 def assert_positions_are_explained(connection: psycopg.Connection) -> None:
@@ -154,8 +167,9 @@ def test_markers_and_what_was_aborted_are_passed_over_where_the_log_proves_that_
     assert set(alerts) == {(topic.source,)}
     assert len(alerts) <= 2, "once an hour"
     with contextlib.closing(LogProof(topic.kafka)) as proof:
-        at = proof.differs_at(connection, topic.source, Partition(topic.name, PARTITION), since=0, begins=0)
-    assert at is None, "what was aborted is no part of what was applied"
+        log = LogReader(topic.kafka, topic.name).read()
+        held = proof.held(connection, topic.source, Partition(topic.name, PARTITION), log, since=0)
+    assert not held.differs, "what was aborted is no part of what was applied"
 
 
 def test_a_chunk_of_many_transactions_is_asked_about_once_and_applied_at_once(
@@ -228,9 +242,10 @@ def test_a_topic_that_was_made_again_stops_the_partition_until_a_person_has_look
     done = drain()
     assert (done.returncode, applied(connection)) == (1, 3)
     assert "deleted and made again" in done.stderr
-    reader = LogReader(topic.kafka, topic.name)
     for partition in range(1, USAGE.partitions):
-        resolving.resolve(connection, topic.name, reader.read, partition, 0, reason="made again", actor="ada")
+        resolve(topic, connection, 0, partition=partition)
+    with pytest.raises(CannotResolve, match="messages from 0 on that were not applied"):
+        resolve(topic, connection, 1)
     assert resolve(topic, connection, 0) == f"{source_name(topic.name, PARTITION)}@2"
     assert (drain().returncode, applied(connection)) == (0, 8)
     assert_positions_are_explained(connection)
@@ -286,7 +301,7 @@ def test_passing_over_is_audited_and_needs_a_reason(topic: Topic, drain: Drain, 
     reader = LogReader(topic.kafka, topic.name)
     sources.register(connection, reader.read())
     with pytest.raises(CannotResolve, match="reason"):
-        resolving.resolve(connection, topic.name, reader.read, PARTITION, 2, reason="", actor="ada")
+        resolve(topic, connection, 2, reason="")
     with pytest.raises(CannotResolve, match="does not stand still"):
         resolve(topic, connection, 2)
     sources.mark_stopped(connection, source_name(topic.name, PARTITION), "a person is to look")
@@ -315,7 +330,7 @@ def test_a_partition_that_goes_on_while_the_log_is_read_is_not_taken_for_one_tha
         return log
 
     with pytest.raises(CannotResolve, match="does not stand still"):
-        resolving.resolve(connection, topic.name, read, PARTITION, 0, reason="a test", actor="ada")
+        resolve(topic, connection, 0, read=read)
 
 
 def test_a_log_that_was_cut_is_noticed_while_other_partitions_are_busy(
@@ -370,7 +385,7 @@ def test_a_worker_that_goes_by_a_source_that_was_replaced_follows_to_the_new_one
     assert list(ingestion.tally.stopped) == [partition]
     assert applied(connection) == 0
     ingestion.tally.stopped.clear()  # as one that has not looked yet
-    assert resolve(topic, connection, 1) == f"{name}@2"
+    assert resolve(topic, connection, 1, lose=True) == f"{name}@2"
     assert ingestion.take(partition, messages[3:], time.monotonic()) == 1
     assert ingestion.take(partition, messages[1:], time.monotonic()) is None
     assert (applied(connection), ingestion.tally.stopped) == (4, {})
@@ -414,6 +429,37 @@ def test_after_another_leader_the_log_must_hold_what_was_applied(
         one.read_logs()
         assert partition not in one.tally.stopped
     one.close()
+
+
+def test_a_log_that_was_cut_chunks_ago_goes_on_from_where_it_still_is_what_was_applied(
+    topic: Topic, connection: psycopg.Connection, own_database_url: str
+) -> None:
+    """It has grown past the position before anybody looks, and this start has seen nothing of it before."""
+    topic.send(0, 12)
+    database, partition, name = DatabaseSettings(own_database_url), Partition(topic.name, PARTITION), topic.source
+    one = Ingestion(topic.kafka, database, say=lambda _: None)
+    for first in (0, 2, 4, 6):
+        values = {n: event_json(request_id=f"{'lost' if first else 'req'}-{n}") for n in (first, first + 1)}
+        one.take(
+            partition,
+            [Fetched(n, b"tenant_1", each, 1_793_534_400_000) for n, each in values.items()],
+            time.monotonic(),
+        )
+    one.close()
+    connection.execute("update usage.sources set leader_epoch = -1")
+    one = Ingestion(topic.kafka, database, say=lambda _: None)
+    assert one.tally.stopped[partition].endswith("it was truncated; go on from 2")
+    (alert,) = connection.execute("select detail from usage.alerts where key = %s", (name,)).fetchall()
+    assert alert[0].endswith("go on from 2")
+    for to in (5, 8, 10):
+        with pytest.raises(CannotResolve, match="messages from 2 on that were not applied"):
+            resolve(topic, connection, to)
+    assert resolve(topic, connection, 5, lose=True) == f"{name}@2"
+    passed = connection.execute("select source, from_position, to_position from usage.position_resolutions").fetchall()
+    assert passed == [(f"{name}@2", 2, 5)]
+    assert one.resume(one.stored()) == {partition: 5}
+    one.close()
+    assert_positions_are_explained(connection)
 
 
 def unanswered() -> None:

@@ -292,7 +292,10 @@ def test_a_log_that_lost_its_end_with_the_power(stack: Stack, lines: list[Line])
         assert sources.TRUNCATED in line.stopped()[partition]
         assert line.alerted() == {source_name(line.topic, partition)}
         assert line.next_positions()[partition] == before[partition] < line.log().ends[partition]
-        line.resolve({partition: cut_at})
+        go_on_from = sources.go_on_from(line.stopped()[partition])
+        assert go_on_from is not None
+        assert go_on_from <= cut_at
+        line.resolve({partition: go_on_from})
     for line, worker in zip(lines, workers, strict=True):
         wait_for(lambda line=line: line.lag() == 0, "all that the log has now is applied", worker)
         line.settled()

@@ -13,7 +13,7 @@ import pytest
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.database import connect
 from streams.errors import NotReleased
-from streams.ingest import passed_positions, positions
+from streams.ingest import log_proof, passed_positions, positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.positions import register as register_source
 from streams.ingest.release import Releaser
@@ -133,6 +133,8 @@ def test_chunks_of_the_open_period_are_folded_with_their_proofs_once_they_are_ho
     )
     assert (first, after) == (0, 298)
     assert proofs == b"".join(struct.pack(">q", n + 1) + hashlib.sha256(b"%d" % n).digest() for n in range(298))
+    proven = [log_proof.Proof(n, n + 1, hashlib.sha256(b"%d" % n).digest()) for n in reversed(range(300))]
+    assert list(log_proof.backwards(connection, SOURCE.name)) == proven
     for change in ("proofs = null", "proofs = ''", "applied = 1"):
         with pytest.raises(psycopg.errors.DatabaseError, match="append-only"):
             owner.execute(f"update usage.applied_ranges set {change}")
@@ -141,6 +143,7 @@ def test_chunks_of_the_open_period_are_folded_with_their_proofs_once_they_are_ho
     assert retain(connection, NOVEMBER).chunks == 2
     ranges = connection.execute("select first_position, next_position, proofs from usage.applied_ranges order by 1")
     assert ranges.fetchall() == [(0, 298, None), (298, 300, None)]
+    assert list(log_proof.backwards(connection, SOURCE.name)) == []
     assert (passed_positions.runs(connection), passed_positions.counted_outcomes(connection)) == told
 
 

@@ -1,7 +1,8 @@
 """What a replica says about itself, on the topic `tollbook.replicas.v1` (docs/spec/metering.md 6).
 
 A boot announces itself, sends a heartbeat each second straight to Kafka, and says farewell when it ends. A heartbeat's
-`at` must be read before its `last_seq`: it promises that whatever was completed up to `at` is numbered 1…`last_seq`.
+`at` must be read before its `last_seq`: it promises that whatever was completed up to `at` is numbered 1…`last_seq`,
+but for `lost` events that a kill would leave to recovery: those are dated from `lost_from` on.
 Its `totals` are cumulative since the boot, for each tenant and model that changed since the last heartbeat that Kafka
 acknowledged; what does not fit comes with the next. Another process sends the engine's own counters.
 
@@ -90,6 +91,8 @@ class Heartbeat(_Report, tag="heartbeat", frozen=True, kw_only=True, omit_defaul
     clock_offset_ms: Annotated[int, Meta(ge=-INT53, le=INT53)] = 0
     not_durable: bool = False
     """Requests of this boot were served that no disk had (docs/spec/metering.md 8.3): they may be missing."""
+    lost_from: Rfc3339 | EpochMs | None = None
+    """No `lost` event of what is under way would be dated before this; without it, none before `at`."""
     totals: Totals = []
 
 
@@ -150,6 +153,7 @@ def decode(message: bytes) -> Report:
         _refuse_nul(report)
     if reported_at(report) < EARLIEST:
         raise RefusedEvent("bad_time", "at", f"{report.at} is before {EARLIEST:%Y-%m-%d}")
+    proves_to(report)
     if isinstance(report, EngineCounters):
         _check_counters(report)
     return report
@@ -158,6 +162,14 @@ def decode(message: bytes) -> Report:
 def reported_at(report: Report) -> datetime:
     """When the replica said it, by its own clock, in UTC."""
     return instant(report.at, "at")
+
+
+def proves_to(report: Report) -> datetime:
+    """Up to when all that was completed, or will be told as lost, is numbered at most as the report says."""
+    at = reported_at(report)
+    if isinstance(report, Heartbeat) and report.lost_from is not None:
+        return min(at, instant(report.lost_from, "lost_from"))
+    return at
 
 
 def json_schema() -> dict[str, object]:

@@ -56,7 +56,7 @@ class Heartbeats:
             Heartbeat(
                 replica_id=journal.replica_id, boot_id=journal.boot_id, at=now.at, last_seq=now.last_seq,
                 started=now.started, ended=now.ended, open=now.open, totals=now.totals,
-                clock_offset_ms=journal.clock.offset_ms(), not_durable=journal.not_durable,
+                clock_offset_ms=journal.clock.offset_ms(), not_durable=journal.not_durable, lost_from=now.lost_from,
             )
         )  # fmt: skip
         journal.confirm(now.totals)

@@ -1,7 +1,8 @@
 """One boot's journal: numbers events, keeps starts, progress and ends, counts. What the rest of the adapter writes to.
 
 The lock makes one step of reading the clock, numbering an event and putting it in order: a heartbeat that says a time
-and a last number promises that whatever was completed by then has that number or a lower one.
+and a last number promises that whatever was completed by then has that number or a lower one. But for what a kill would
+leave to recovery, which dates it by what the disk has: of that the heartbeat says the earliest time (`lost_from`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -52,6 +54,8 @@ class Standing(NamedTuple):
     ended: int
     open: int
     totals: list[Total]
+    lost_from: str | None
+    """The earliest time of a `lost` event, if the process died now; None where it would leave none."""
 
 
 class BootJournal:
@@ -82,6 +86,8 @@ class BootJournal:
         self._tally = Tally()
         self._last_no = self._last_seq = self._started = self._ended = 0
         self._open: set[int] = set()
+        self._dated: dict[int, int] = {}
+        """Times (ns) of the events that recovery would have to make now: of what is open, or has no end on disk."""
         self._in_memory: set[int] = set()
         """Those of which the spool has no start, and gets no end."""
         self._past_the_disk = 0
@@ -147,9 +153,8 @@ class BootJournal:
         goes_on = self._undurable is not None and self.settings.policy == "serve_memory"
         lost = replace(lost, replica_id=self.replica_id, boot_id=self.boot_id)
         with self._lock:
-            self._last_no = no = self._last_no + 1
-            self._open.add(no)
-            waiter = self._writer.put_durably(Start(no=no, lost=lost), kept=goes_on)
+            no, begun = self._begun(lost)
+            waiter = self._writer.put_durably(begun, kept=goes_on)
         try:
             durable = await waiter
         except asyncio.CancelledError:
@@ -159,7 +164,9 @@ class BootJournal:
             )
             raise
         if not durable and not goes_on:
-            self._open.discard(no)
+            with self._lock:
+                self._open.discard(no)
+                self._dated.pop(no, None)
             raise NoRoom(f"the spool cannot be written: {self._writer.failing}")
         self._count_started()
         self.not_durable |= not durable
@@ -178,12 +185,17 @@ class BootJournal:
         if self._memory_alone():
             return self._start_in_memory()
         with self._lock:
-            self._last_no = no = self._last_no + 1
-            self._open.add(no)
+            no, begun = self._begun(replace(lost, replica_id=self.replica_id, boot_id=self.boot_id))
             self._started += 1
-            lost = replace(lost, replica_id=self.replica_id, boot_id=self.boot_id)
-            self._writer.put(Start(no=no, lost=lost))
+            self._writer.put(begun)
         return no
+
+    def _begun(self, lost: UsageEvent) -> tuple[int, Start]:
+        """Number a request that begins now, and date what it becomes if nothing more is heard."""
+        self._last_no = no = self._last_no + 1
+        self._open.add(no)
+        self._dated[no] = now_ns = self.clock.now_ns()
+        return no, Start(no=no, lost=replace(lost, timestamp=rfc3339(now_ns)))
 
     def end(self, no: int, event: UsageEvent) -> UsageEvent:
         """A request has ended now: number its event, give it its time, and put it into the next group."""
@@ -203,7 +215,7 @@ class BootJournal:
                 self._past_the_disk += 1
             else:
                 self._open.discard(no)
-                self._writer.put(event)
+                self._writer.put(event, written=lambda: self._date([no], None))
         self._send_undurable(event, in_memory)
         return event
 
@@ -237,9 +249,20 @@ class BootJournal:
     def progress(self, requests: Sequence[OpenRequest]) -> None:
         """How far the open requests are; rides along with the next group."""
         known = [request for request in requests if request.no not in self._in_memory]
-        at = rfc3339(self.clock.now_ns())
+        now_ns = self.clock.now_ns()
         for first in range(0, len(known), MOST_PROGRESS):
-            self._writer.put(Progress(at=at, open=known[first : first + MOST_PROGRESS]), kept=False)
+            part = known[first : first + MOST_PROGRESS]
+            dated = partial(self._date, [request.no for request in part], now_ns)
+            self._writer.put(Progress(at=rfc3339(now_ns), open=part), kept=False, written=dated)
+
+    def _date(self, numbers: Sequence[int], at_ns: int | None) -> None:
+        """The disk has these requests' progress of that time; None: their events."""
+        with self._lock:
+            for no in numbers:
+                if at_ns is None:
+                    self._dated.pop(no, None)
+                elif no in self._dated:
+                    self._dated[no] = at_ns
 
     def standing(self, most_totals: int = MOST_TOTALS) -> Standing:
         """For a heartbeat."""
@@ -247,7 +270,8 @@ class BootJournal:
             at = rfc3339(self.clock.now_ns())
             totals = self._tally.changed(most_totals)
             started, ended = self._started, self._ended
-            return Standing(at, self._last_seq, started, ended, started - ended, totals)
+            lost_from = rfc3339(min(self._dated.values())) if self._dated else None
+            return Standing(at, self._last_seq, started, ended, started - ended, totals, lost_from)
 
     def confirm(self, totals: list[Total]) -> None:
         """A heartbeat with these totals has arrived."""

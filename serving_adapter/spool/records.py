@@ -285,7 +285,7 @@ class Replay:
         """The events of what is still open: counts and time of the last progress, or nothing since the start."""
         found = []
         for number, start in enumerate(self.open.values(), self.last_seq + 1):
-            at, so_far = self.progress.get(start.no, (start.lost.started_at, None))
+            at, so_far = self.progress.get(start.no, (start.lost.timestamp, None))
             event = msgspec.structs.replace(start.lost, seq=number, timestamp=at)
             if so_far is not None:
                 event = msgspec.structs.replace(

@@ -47,6 +47,7 @@ class _Item:
     frame: bytes
     waiter: Waiter | None
     kept: bool
+    written: Callable[[], None] | None = None
 
 
 class SpoolWriter:
@@ -89,9 +90,12 @@ class SpoolWriter:
         """How far the segments are durable."""
         return self._at
 
-    def put(self, record: Record, *, kept: bool = True) -> None:
-        """Write with the next group; tried again and again while the disk fails, if `kept`."""
-        self._queue.put(_Item(record, framed(payload_of(record)), None, kept))
+    def put(self, record: Record, *, kept: bool = True, written: Callable[[], None] | None = None) -> None:
+        """Write with the next group; tried again and again while the disk fails, if `kept`.
+
+        `written` is called once it is on disk, in the writing thread.
+        """
+        self._queue.put(_Item(record, framed(payload_of(record)), None, kept, written))
 
     def put_durably(self, record: Record, *, kept: bool) -> Waiter:
         """The same; the future says True once it is on disk, False if the write failed. On a running loop only."""
@@ -171,6 +175,8 @@ class SpoolWriter:
                 self._mark.publish(self._at)
                 for item in items:
                     self._state.feed(item.record)
+                    if item.written is not None:
+                        item.written()
                 return
 
     def _wait_and_take_in(self, items: list[_Item]) -> None:

@@ -1,9 +1,11 @@
 """Up to which time everything has been reported (docs/spec/metering.md 6.3). Values in, values out.
 
 A heartbeat at time T with last number L says: what this boot completed up to T is numbered 1…L. The replica reads its
-clock before it reads the number, so that this holds whatever happens in between. Once all of 1…L have arrived, the
-boot is *proven to* T. All times are the replica's own clock, the one that stamps its events; a clock that is off
-shifts both alike, and is an alert of its own.
+clock before it reads the number, so that this holds whatever happens in between. But what is open then, and killed
+later, becomes a `lost` event with a later number and the time of its last progress on disk: of those times the
+heartbeat says the earliest. Once all of 1…L have arrived, the boot is *proven to* that, to T where nothing is open.
+GPU time that an engine tells after its event is a correction, and proven by nobody. All times are the replica's own
+clock, the one that stamps its events; a clock that is off shifts both alike, and is an alert of its own.
 
 - Before it begins (`boot` message) a boot has nothing to report: it is proven to that time.
 - A boot that said farewell and whose numbers have all arrived holds nobody back any more.

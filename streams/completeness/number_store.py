@@ -44,10 +44,10 @@ PROVE: Final = """
         delete from usage.heartbeat_marks as m
         where m.last_seq <= coalesce((select received_through from usage.boot_numbers as n
                                       where n.replica_id = m.replica_id and n.boot_id = m.boot_id), 0)
-        returning m.replica_id, m.boot_id, m.reported_at
+        returning m.replica_id, m.boot_id, coalesce(m.proves_to, m.reported_at) as proves_to
     )
     insert into usage.boot_numbers as n (replica_id, boot_id, proven_to, first_filled_at)
-    select replica_id, boot_id, max(reported_at), %s from proven group by replica_id, boot_id
+    select replica_id, boot_id, max(proves_to), %s from proven group by replica_id, boot_id
     on conflict (replica_id, boot_id) do update set proven_to = greatest(n.proven_to, excluded.proven_to)
 """
 

@@ -52,7 +52,8 @@ STORE_BOOT: Final = f"""
             else b.quiet_since end
 """
 STORE_MARK: Final = (
-    "insert into usage.heartbeat_marks (replica_id, boot_id, last_seq, reported_at) values (%s, %s, %s, %s)"
+    "insert into usage.heartbeat_marks (replica_id, boot_id, last_seq, reported_at, proves_to)"
+    " values (%s, %s, %s, %s, %s)"
 )
 # Cumulative counts only grow; a report that was sent again must not take any back.
 STORE_TOTAL: Final = """
@@ -109,7 +110,7 @@ class ReplicaChunkApplier:
                  b.ended, b.open, b.clock_offset_ms, b.farewell_at, b.quiet.since, b.not_durable, b.durable_to)
                 for key, b in boots
             ],
-            STORE_MARK: [(*key, last_seq, at) for key, b in boots for last_seq, at in b.marks.items()],
+            STORE_MARK: [(*key, last_seq, *mark) for key, b in boots for last_seq, mark in b.marks.items()],
             STORE_TOTAL: [(*key, *what, *counts) for key, b in boots for what, counts in b.totals.items()],
         }  # fmt: skip
         with self._connection.cursor() as cursor:

@@ -16,6 +16,7 @@ from serving_adapter.replica_reports import (
     Report,
     counting_since,
     decode,
+    proves_to,
     reported_at,
 )
 from streams.completeness.complete_to import BootKey
@@ -49,6 +50,13 @@ class Quiet(NamedTuple):
 NEVER_QUIET: Final = Quiet(-1, -1, None)
 
 
+class Mark(NamedTuple):
+    """A last number: the latest time at which it was reported, and the latest that it proves once all is here."""
+
+    reported_at: datetime
+    proves_to: datetime
+
+
 @dataclass(slots=True)
 class BootNews:
     """What a chunk says about one boot; None where it says nothing."""
@@ -67,8 +75,8 @@ class BootNews:
     """The latest heartbeat by which every request was on a disk."""
     farewell_at: datetime | None = None
     quiet: Quiet = NEVER_QUIET
-    marks: dict[int, datetime] = field(default_factory=dict)
-    """The latest time at which each last number was reported."""
+    marks: dict[int, Mark] = field(default_factory=dict)
+    """By last number."""
     totals: dict[tuple[str, str], Counts] = field(default_factory=dict)
 
 
@@ -126,7 +134,9 @@ def _runs(report: EngineCounters, at: datetime) -> Iterable[tuple[RunKey, Engine
 
 def _add_progress(boot: BootNews, report: Heartbeat | Farewell, at: datetime) -> None:
     boot.last_seq = max(boot.last_seq, report.last_seq)
-    boot.marks[report.last_seq] = max(boot.marks.get(report.last_seq, at), at)
+    mark = Mark(at, proves_to(report))
+    known = boot.marks.get(report.last_seq, mark)
+    boot.marks[report.last_seq] = Mark(*map(max, known, mark))
     boot.totals |= {
         (t.tenant_id, t.model): Counts(t.events, t.input_tokens, t.output_tokens, t.cache_hit_tokens)
         for t in report.totals

@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving_adapter.replica_reports import Heartbeat, reported_at
 from streams.completeness.complete_to import Boot, TenantShare, complete_to, tenant_complete_to
+from streams.ingest.replica_chunks import Said, news
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -18,27 +20,44 @@ def at(second: int) -> datetime:
 
 
 class Replica:
-    """A boot that makes an event whenever told, and a heartbeat each second; some events reach us, in any order."""
+    """A boot that makes an event whenever told, and a heartbeat each second; some events reach us, in any order.
 
-    def __init__(self, number: int, seconds: list[int], farewell: bool) -> None:
+    One that is killed leaves a request behind whose progress came to the disk `late` seconds before: recovery numbers
+    it last, gives it that time, and says farewell behind it.
+    """
+
+    def __init__(self, number: int, seconds: list[int], end: str, late: int) -> None:
         self.boot = Boot(f"r{number}", "b", first_received_at=at(0), last_received_at=at(0), begun_at=at(0))
         self.completed = dict[int, datetime]()
-        self.marks = list[tuple[datetime, int]]()
+        killed = end == "killed"
+        reports = list[Heartbeat]()
         for second, events in enumerate(seconds):
             for _ in range(events):
                 self.completed[len(self.completed) + 1] = at(second) + timedelta(milliseconds=500)
-            self.marks.append((at(second + 1), len(self.completed)))
-        self.farewell_at = at(len(seconds)) if farewell else None
+            lost_from = max(at(0), at(second + 1 - late)) if killed else None
+            reports.append(
+                Heartbeat(replica_id="r", boot_id="b", at=at(second + 1).isoformat(), last_seq=len(self.completed),
+                          started=0, ended=0, open=killed, lost_from=lost_from.isoformat() if lost_from else None)
+            )  # fmt: skip
+        if killed:
+            self.completed[len(self.completed) + 1] = max(at(0), at(len(seconds) - late))
+        self.farewell_at = at(len(seconds)) if end != "running" else None
+        self.is_told_last = killed
+        boots = news(Said(report, reported_at(report), at(0)) for report in reports).boots.values()
+        self.heartbeat_at = max((boot.heartbeat_at for boot in boots if boot.heartbeat_at), default=None)
+        self.marks = [(mark.proves_to, last_seq) for boot in boots for last_seq, mark in boot.marks.items()]
         self.received = set[int]()
 
     def seen(self) -> Boot:
         """The boot as far as its events have arrived."""
         through = next(n for n in range(len(self.completed) + 1) if n + 1 not in self.received)
         proven = max((when for when, last in self.marks if last <= through), default=None)
+        last_seq, farewell_at = len(self.completed), self.farewell_at
+        if self.is_told_last and last_seq not in self.received:
+            last_seq, farewell_at = last_seq - 1, None
         return replace(
-            self.boot, heartbeat_at=self.marks[-1][0] if self.marks else None, last_seq=len(self.completed),
-            farewell_at=self.farewell_at, received_through=through, highest=max(self.received, default=0),
-            proven_to=proven,
+            self.boot, heartbeat_at=self.heartbeat_at, last_seq=last_seq, farewell_at=farewell_at,
+            received_through=through, highest=max(self.received, default=0), proven_to=proven,
         )  # fmt: skip
 
     def missing_before(self, when: datetime) -> set[int]:
@@ -46,14 +65,16 @@ class Replica:
         return {n for n, completed in self.completed.items() if completed < when and n not in self.received}
 
 
-REPLICAS = st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=5), st.booleans()), min_size=1, max_size=4)
+Spec = tuple[list[int], str, int]
+ENDS = st.sampled_from(["running", "farewell", "killed"])
+REPLICAS = st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=5), ENDS, st.integers(0, 3)), min_size=1, max_size=4)
 
 
 @given(specs=REPLICAS, data=st.data())
 def test_what_no_disk_had_holds_back_at_the_last_durable_heartbeat_until_it_is_written_off(
-    specs: list[tuple[list[int], bool]], data: st.DataObject
+    specs: list[Spec], data: st.DataObject
 ) -> None:
-    replicas = [Replica(number, seconds, farewell) for number, (seconds, farewell) in enumerate(specs)]
+    replicas = [Replica(number, *spec) for number, spec in enumerate(specs)]
     for replica in replicas:
         replica.received = set(replica.completed)
     *others, one = (replica.seen() for replica in replicas)
@@ -68,10 +89,8 @@ def test_what_no_disk_had_holds_back_at_the_last_durable_heartbeat_until_it_is_w
 
 
 @given(specs=REPLICAS, data=st.data())
-def test_arrivals_never_move_it_back_and_nothing_before_it_is_missing(
-    specs: list[tuple[list[int], bool]], data: st.DataObject
-) -> None:
-    replicas = [Replica(number, seconds, farewell) for number, (seconds, farewell) in enumerate(specs)]
+def test_arrivals_never_move_it_back_and_nothing_before_it_is_missing(specs: list[Spec], data: st.DataObject) -> None:
+    replicas = [Replica(number, *spec) for number, spec in enumerate(specs)]
     events = [(replica, n) for replica in replicas for n in replica.completed]
     before = complete_to(replica.seen() for replica in replicas).complete_to
     for replica, number in data.draw(st.permutations(events)):
@@ -82,8 +101,8 @@ def test_arrivals_never_move_it_back_and_nothing_before_it_is_missing(
         assert now >= before
         assert not any(other.missing_before(now) for other in replicas)
         before = now
-    ends = [at(len(seconds)) for seconds, farewell in specs if not farewell]
-    assert before == (min(ends) if ends else max(at(len(seconds)) for seconds, _ in specs))
+    ends = [at(len(seconds)) for seconds, end, _ in specs if end == "running"]
+    assert before == (min(ends) if ends else max(at(len(seconds)) for seconds, *_ in specs))
 
 
 def test_without_a_replica_nothing_is_known() -> None:

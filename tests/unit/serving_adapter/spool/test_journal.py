@@ -104,6 +104,52 @@ def test_a_killed_boot_is_recovered_once_whatever_byte_it_was_cut_at(
         shutil.rmtree(folder.path)
 
 
+def test_a_heartbeat_says_from_when_on_a_kill_would_leave_lost_events(tmp_path: Path) -> None:
+    """Of each moment: what recovery makes of the disk as it is then is dated no earlier than was said before."""
+    failing = [False]
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if failing[0]:
+            raise OSError("the disk fails")
+        return os.pwrite(fd, data, offset)
+
+    settings = SpoolSettings(tmp_path)
+    journal = BootJournal(settings, "r1", ReplicaClock(), pwrite=pwrite)
+    said: list[str] = []
+
+    def look() -> None:
+        standing = journal.standing()
+        would_be_lost = [event.timestamp for event in replay(journal.folder)[0].lost()]
+        said.append(standing.lost_from or standing.at)
+        assert all(str(at) >= max(said) for at in would_be_lost), (would_be_lost, said)
+
+    async def run() -> None:
+        assert journal.standing().lost_from is None
+        one, other = await journal.start(lost("q1")), await journal.start(lost("q2"))
+        look()
+        journal.progress([OpenRequest(one, 7, 4, 2, 7, 2), OpenRequest(other, 7, 4, 2, 7, 2)])
+        assert journal._writer.flush(5)
+        look()
+        assert said[1] > said[0]
+        failing[0] = True
+        journal.progress([OpenRequest(one, 8, 5, 2, 7, 2)])
+        journal.end(other, ended("q2"))
+        while journal.failing is None:
+            await asyncio.sleep(0.01)
+        look()
+        assert said[2] == said[1], "what no disk has is not dated by it"
+        failing[0] = False
+        while journal.failing is not None:
+            await asyncio.sleep(0.01)
+        journal.end(one, ended("q1"))
+        assert journal._writer.flush(5)
+        look()
+        assert journal.standing().lost_from is None
+
+    asyncio.run(run())
+    assert journal.close() is not None
+
+
 def check_recovered(folder: BootFolder, started: int) -> None:
     state, torn, damage = replay(folder)
     found = {event.seq: event for event in events(folder)}

@@ -31,6 +31,7 @@ from streams.rules.identity_keys import identity_key
 
 ROWS_AT_MOST: Final = 20_000
 """In one look: what is more is read in the next."""
+_HOUR_US: Final = 3_600_000_000
 NOT_BILLED_SOURCES: Final = "('estimate')"
 NEWLY_REGISTERED: Final = "60 s"
 """So long new tenants are told in every look, so that they are known when their first request comes."""
@@ -55,14 +56,22 @@ _ROWS: Final = f"""
     order by f.source, f.ingest_no
 """
 _WINDOWS: Final = f"""
-    with {estimates.BILL_STATUSES_BY_TENANT}
+    with {estimates.BILL_STATUSES_BY_TENANT},
+    w as (
+        select * from usage.windows_1h
+        where tenant_id = any(%(tenants)s) and bucket >= %(start)s and bucket <> all(%(parted)s::timestamptz[])
+        union all
+        select windows_1m.* from unnest(%(parted)s::timestamptz[]) as hour
+        join usage.windows_1m on bucket >= hour and bucket < hour + interval '1 hour'
+        where tenant_id = any(%(tenants)s) and bucket >= %(start)s
+    )
     select w.tenant_id, w.model, w.adapter, {BILLS} as bills, w.bucket >= %(end)s as ahead,
         (select max(c) from unnest(%(changes)s::timestamptz[]) as c where c <= w.bucket) as priced_from,
         sum(w.requests)::int8, sum(w.input_tokens)::int8, sum(w.cache_hit_tokens)::int8, sum(w.output_tokens)::int8,
         sum(w.gpu_us)::int8
-    from usage.{{table}} as w
+    from w
     left join billed on billed.tenant_id = w.tenant_id
-    where w.tenant_id = any(%(tenants)s) and w.bucket >= %(start)s and w.purpose = 'tenant'
+    where w.purpose = 'tenant'
     group by 1, 2, 3, 4, 5, 6
 """
 
@@ -223,16 +232,17 @@ def _load(connection: psycopg.Connection, found: Look, wanted: Wanted) -> None:
 def _used(
     connection: psycopg.Connection, tenant_ids: Sequence[str], span: Span, changes: Sequence[int]
 ) -> Iterator[tuple[str, Used]]:  # fmt: skip
-    """Usage since a period's start. Whole hours from the hourly windows, else from those of minutes.
+    """Usage since a period's start: whole hours from the hourly windows; those in which the period begins or ends, or
+    prices change, from the windows of minutes.
 
-    Periods that begin within a minute begin with it here: what a budget counts too much then is part of a minute.
+    What begins within a minute begins with it here, and prices that change within one change after it: a budget may
+    differ by part of a minute from one that was counted as it happened.
     """
-    hourly = span.start % 3_600_000_000 == 0 and span.end % 3_600_000_000 == 0
-    query = _WINDOWS.format(table="windows_1h" if hourly else "windows_1m")
-    minute = span.start - span.start % 60_000_000
-    given = {"tenants": list(tenant_ids), "start": moment(minute), "end": moment(span.end),
-             "changes": list(map(moment, changes))}  # fmt: skip
-    for tenant_id, model, adapter, bills, ahead, priced, *counts in connection.execute(query, given):
+    times = [at for at in (span.start, span.end, *changes) if at >= span.start and at % _HOUR_US]
+    given = {"tenants": list(tenant_ids), "start": moment(span.start - span.start % 60_000_000),
+             "end": moment(span.end), "changes": list(map(moment, changes)),
+             "parted": [moment(hour) for hour in sorted({at - at % _HOUR_US for at in times})]}  # fmt: skip
+    for tenant_id, model, adapter, bills, ahead, priced, *counts in connection.execute(_WINDOWS, given):
         priced_at = microseconds(priced) if priced else span.start
         yield tenant_id, Used(model, adapter, bills, ahead, priced_at, Counts(*counts))
 

@@ -405,6 +405,35 @@ def test_spend_is_priced_by_the_tenants_highest_prices_as_they_were(
     assert Decimal(driver.budget("month-spend")[0]) / 10**18 == 1
 
 
+def test_prices_that_change_within_an_hour_hold_from_then_on_also_after_a_restart(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    now = datetime.now(UTC)
+    change = (now - timedelta(minutes=70)).replace(minute=30, second=0, microsecond=0)
+    prices = [
+        EstimatePrice("", "output", Decimal(price), "USD", since)
+        for price, since in (("0.01", now - timedelta(days=900)), ("0.10", change))
+    ]
+    begin = {"t1": now.replace(minute=0, second=0, microsecond=0), "t2": now.replace(minute=17, second=0)}
+    for tenant, at in begin.items():
+        estimates.set_prices(connection, tenant, prices)
+        since = at - timedelta(days=3)
+        definition_store.set_anchors(connection, [(tenant, DatedAnchor(Anchor(since, 1), since))])
+        define(connection, tenant=tenant, metric="spend", limit="1000", period="billing_period")
+    driver = Driver(own_database_url)
+    for tenant, at in begin.items():
+        for name, then in (
+            ("dear", change + timedelta(minutes=1)),
+            ("cheap", change - timedelta(minutes=1)),
+            ("another hour", change - timedelta(minutes=61)),
+            ("the period before", at - timedelta(days=3, minutes=2)),
+        ):
+            usage.happens(name.replace(" ", "-"), tenant_id=tenant, timestamp=then.isoformat())
+    driver.look()
+    for each in (driver, Driver(own_database_url)):
+        assert [each.budget("billing_period-spend", tenant)[0] for tenant in begin] == [12 * 10**18] * 2
+
+
 def test_billing_periods_follow_the_subscriptions_anchor(
     connection: psycopg.Connection, own_database_url: str, usage: Usage
 ) -> None:

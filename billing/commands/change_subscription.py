@@ -101,6 +101,7 @@ def cancel_subscription(
             if each.ends_at == at:
                 return SubscriptionChanged(each, None, False)
         before = _end(connection, _held(connection, tenant_id, at), at, actor)
+        estimates.write_prices(connection, [tenant_id])
         audit.record(raw(connection), actor, "subscription.cancel", tenant_id, {"plan": before.plan, "to": str(at)})
         stale = rating_bands.write_rules(connection, [tenant_id])
         return SubscriptionChanged(before, None, True, tuple(stale))

@@ -54,15 +54,16 @@ def _may_price(charge: Charge, model: str, charges: Iterable[Charge]) -> bool:
 def prices_over_time(
     subscriptions: Iterable[Subscription], plans: Mapping[str, Sequence[PlanVersion]]
 ) -> list[EstimatePrice]:
-    """A tenant's highest prices: each version's from when it is in force in a subscription of its plan on.
+    """A tenant's highest prices: each version's from when it is in force in a subscription of its plan that bills.
 
-    What a version does not price, and the one before it did, costs nothing from then on.
+    What a version does not price, and the one before it did, costs nothing from then on; after a subscription's end
+    nothing does, until the next one bills.
     """
     found: dict[tuple[str, str, datetime], EstimatePrice] = {}
     priced: set[tuple[str, str]] = set()
     for each in sorted(subscriptions, key=lambda subscription: subscription.starts_at):
         for version in sorted(plans[each.plan], key=lambda version: version.valid_from):
-            since = max(version.valid_from, each.starts_at)
+            since = max(version.valid_from, each.bills_from)
             if each.ends_at is not None and since >= each.ends_at:
                 continue
             for key in [key for key in found if key[2] == since]:  # a version that was over before the start
@@ -75,6 +76,10 @@ def prices_over_time(
                     price = Decimal(0)
                 if price is not None:
                     found[model, metric, since] = EstimatePrice(model, metric, price, version.currency, since)
+        if each.ends_at is not None and found:
+            currency = next(reversed(found.values())).currency
+            for model, metric in priced:
+                found[model, metric, each.ends_at] = EstimatePrice(model, metric, Decimal(0), currency, each.ends_at)
     return list(found.values())
 
 

@@ -218,13 +218,16 @@ def test_quotas_learn_periods_and_prices_from_subscriptions(world: World) -> Non
     world.customers("acme")
     world.plan(DEAR + "terms: {period: quarter, anchor: anniversary}\n")
     change(world)
+    end = MIDDLE + timedelta(days=1)
+    cancel(world, end)
     with transaction(world.engine) as connection:
         definitions = definition_store.read(raw(connection))
         prices = definition_store.price_lists(raw(connection), ["acme"])["acme"]
     before = MIDDLE - timedelta(days=1)
     assert definitions.anchor_of("acme", before).months == 1
     assert definitions.anchor_of("acme", MIDDLE) == Anchor(datetime.combine(MIDDLE.date(), time(), UTC), 3)
-    assert [prices.at("llama", microseconds(at)).output for at in (before, MIDDLE)] == [
+    assert [prices.at("llama", microseconds(at)).output for at in (before, MIDDLE, end)] == [
         2 * 10**15,
         2 * 10**18,
+        0,
     ]

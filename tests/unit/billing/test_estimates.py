@@ -32,7 +32,21 @@ def shown(*subscriptions: object) -> set[tuple[int, str, str, str]]:
 
 
 def test_a_version_counts_from_when_it_is_in_force_in_the_subscription() -> None:
-    assert shown(subscription(starts_at=on(4), ends_at=on(9))) == {(4, "", "output", "2"), (4, "", "request", "5")}
+    found = shown(subscription(starts_at=on(4), ends_at=on(9)))
+    assert found == {(4, "", "output", "2"), (4, "", "request", "5"), (9, "", "output", "0"), (9, "", "request", "0")}
+
+
+def test_what_does_not_bill_costs_nothing_in_a_trial_after_the_end_and_between_two_subscriptions() -> None:
+    trial = subscription(starts_at=on(1), trial_ends_at=on(4))
+    assert {each for each in shown(trial) if each[0] < 9} == {(4, "", "output", "2"), (4, "", "request", "5")}
+    never = subscription(starts_at=on(1), ends_at=on(2), trial_ends_at=on(4))
+    assert shown(never) == set()
+    found = shown(
+        subscription(starts_at=on(1), ends_at=on(2), plan="old"),
+        subscription(starts_at=on(4), ends_at=on(6), trial_ends_at=on(5), plan="old"),
+    )
+    named = {("", "output"): "3", ("m", "output"): "4"}
+    assert found == {(month, *key, named[key] if month in (1, 5) else "0") for month in (1, 2, 5, 6) for key in named}
 
 
 def test_another_plan_counts_from_the_change_although_its_version_is_older() -> None:

@@ -77,13 +77,13 @@ def line_discounts(
     by_segment: dict[int, list[tuple[int, Charge, Fraction]]] = defaultdict(list)
     for number, (charge, base) in sorted(bases.items()):
         discount = charge.discount
-        if discount is None or base <= 0 or not holds(discount, pieces[number], period):
+        if discount is None or not holds(discount, pieces[number], period):
             continue
         if discount.percent is not None:
             less = Fraction(base) * Fraction(discount.percent)
         else:
             assert discount.amount is not None, "a discount is one of the two"
-            less = min(Fraction(base), max(NOTHING, Fraction(discount.amount) - used))
+            less = max(NOTHING, min(Fraction(base), Fraction(discount.amount) - used))
             used += less
         if less:
             by_segment[pieces[number].segment_no].append((number, charge, -less))
@@ -100,13 +100,15 @@ def limit(
 ) -> tuple[LineKind, Decimal] | None:
     """What brings one charge to its minimum or maximum of the period (13.7); None if it is within.
 
-    `charges`: the charge as it is in each piece. A maximum holds if it is one in every piece.
+    `charges`: the charge as it is in each piece. A maximum holds if it is one in every piece. What has no minimum may
+    come to less than nothing: a percentage of amounts below zero.
     """
     comes_to = Fraction(total(each.line.amount for each in lines))
+    floored = any(charge.minimum is not None for charge in charges.values())
     least = _weighted(charges, pieces, period, lambda charge: charge.minimum)
     most = _weighted(charges, pieces, period, lambda charge: charge.maximum)
     capped = all(charge.maximum is not None for charge in charges.values())
-    if least > comes_to:
+    if floored and least > comes_to:
         amount = quantise_line(least - comes_to)
         return (LineKind.MINIMUM, amount) if amount else None
     if capped and most < comes_to:

@@ -130,8 +130,10 @@ def _billed(
 
 
 def _all_go_on(running: Sequence[_Running], begun: Sequence[_Running]) -> bool:
-    lasting = [each for each in running if each.lasts]
-    return len(lasting) == len(begun) and all(old.goes_on_as(new) for old, new in zip(lasting, begun, strict=True))
+    """Whether each fee is one that runs already, in whatever order a version lists them."""
+    lasting = sorted((each for each in running if each.lasts), key=lambda each: each.charge.key)
+    due = sorted(begun, key=lambda each: each.charge.key)
+    return len(lasting) == len(due) and all(old.goes_on_as(new) for old, new in zip(lasting, due, strict=True))
 
 
 def _add(bills: list[AdvanceBill], at: datetime, period: BillingPeriod, lines: Sequence[RatedLine | None]) -> None:

@@ -199,6 +199,7 @@ def _coverable(
     by_model: bool,
 ) -> list[Coverable]:
     """Each charge's amount by time of usage: a piece's lines over its parts by quantity, then all by one factor.
+    What is less than nothing, as a refund, takes its share off all others of the charge.
 
     The factor brings in what belongs to the whole charge: minimum, maximum and its part of the invoice discount.
     What has no usage to stand beside (a fee; a minimum without usage) counts at the start or end of its service.
@@ -217,16 +218,19 @@ def _coverable(
 def _by_time(
     lines: Sequence[ChargeLine], comes_to: Fraction, counted: Sequence[Counted], pieces: Sequence[Piece], by_model: bool
 ) -> list[Coverable]:
-    charge, is_fee = lines[0].charge, not lines[0].is_usage
-    key = f"{charge.key}.fee" if is_fee and not charge.is_fee else charge.key
+    last, is_fee = lines[-1].charge, not lines[-1].is_usage
+    key = f"{last.key}.fee" if is_fee and not last.is_fee else last.key
     by_piece: dict[int, Fraction] = defaultdict(Fraction)
+    charges: dict[int, Charge] = {}
     for each in lines:
         if each.line.identity.segment_no:
             by_piece[each.piece_no] += Fraction(each.line.amount)
+            charges[each.piece_no] = each.charge
     whole = sum(by_piece.values(), Fraction(0))
-    if whole <= 0:
+    if whole <= 0:  # a minimum stands alone, which is the last line
         at = pieces[-1].end - timedelta(microseconds=1)
-        return [Coverable(at, key, charge.tax_group, comes_to, is_fee)]
+        return [Coverable(at, key, last.tax_group, comes_to, is_fee)]
+    above = sum((amount for amount in by_piece.values() if amount > 0), Fraction(0))
     of_piece: dict[int, Counted] = {}
     for each_time in counted:
         before = of_piece.get(each_time.piece_no)
@@ -235,8 +239,9 @@ def _by_time(
     return [
         part
         for number, amount in by_piece.items()
+        if amount > 0
         for part in _timed(
-            charge, key, amount * comes_to / whole, of_piece.get(number), pieces[number], is_fee, by_model
+            charges[number], key, amount * comes_to / above, of_piece.get(number), pieces[number], is_fee, by_model
         )
     ]
 
@@ -244,7 +249,7 @@ def _by_time(
 def _timed(
     charge: Charge, key: str, amount: Fraction, of: Counted | None, piece: Piece, is_fee: bool, by_model: bool
 ) -> list[Coverable]:
-    weights = metered.event_amounts(of) if of is not None else []
+    weights = [max(Fraction(0), weight) for weight in metered.event_amounts(of)] if of is not None else []
     whole = sum(weights, Fraction(0))
     if of is None or not whole:
         return [Coverable(piece.start, key, charge.tax_group, amount, is_fee)]

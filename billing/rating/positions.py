@@ -132,18 +132,21 @@ def _held(over: BillingPeriod, pieces: Sequence[Piece]) -> dict[int, Fraction]:
 
 def _placed(listed: Sequence[Counted], held: Mapping[int, Fraction], terms: Terms) -> list[Counted]:
     """The pieces of a charge with their positions: a counter goes on over price versions, and over a change of plan
-    if the contract carries it."""
+    if the contract carries it: as the first version says that has the charge there for a time."""
     if len(listed) == 1:
         (only,) = listed
         prorated = (only.charge.tier_continuity or terms.tier_continuity) is TierContinuity.PRORATE
         scale = held.get(only.piece.segment_no, Fraction(0)) if prorated else Fraction(1)
         return [replace(only, total=only.quantity, scale=scale)]
+    begins: dict[int, TierContinuity] = {}
+    for each in sorted(listed, key=lambda each: each.piece.start == each.piece.end):
+        begins.setdefault(each.piece.segment_no, each.charge.tier_continuity or terms.tier_continuity)
     runs: list[list[tuple[Counted, Fraction, Fraction]]] = []
     for each in listed:
         continuity = each.charge.tier_continuity or terms.tier_continuity
         before = runs[-1][-1] if runs else None
         changed = before is not None and before[0].piece.segment_no != each.piece.segment_no
-        if before is None or (changed and continuity is not TierContinuity.CARRY):
+        if before is None or (changed and begins[each.piece.segment_no] is not TierContinuity.CARRY):
             runs.append([])
             before = None
         start = before[1] + before[0].quantity if before else Fraction(0)

@@ -152,11 +152,12 @@ def _with_discount(
 
 
 def _all_go_on(plan: PeriodPlan, paid: Sequence[Paid], due: Sequence[tuple[Charge, Line]]) -> bool:
-    """Whether what begins is, fee by fee, what runs already: the same price, seats, discount and tax group.
+    """Whether what begins is, fee by fee, in any order, what runs already: the same price, seats, discount, tax group.
 
     A prorated fee whose successor is not is another one: that is due whole where a segment begins (4).
     """
-    return [_terms(plan, one.charge, one.line) for one in paid] == [_terms(plan, *each) for each in due]
+    running = {one.charge.key: _terms(plan, one.charge, one.line) for one in paid}
+    return running == {charge.key: _terms(plan, charge, line) for charge, line in due}
 
 
 def _terms(plan: PeriodPlan, charge: Charge, line: Line) -> tuple[object, ...]:

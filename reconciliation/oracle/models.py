@@ -18,8 +18,9 @@ from reconciliation.oracle.segments import Pair
 class Used:
     """Units of one charge in one pair. `free` of them, the first ones, fall under an allowance (13.3).
 
-    `events` holds the billable events' bases, for `percentage` alone; `portion` is the subscription segment's share of
-    what is counted over (the billing period, or a tier period), for prorated tiers.
+    `bases` holds the billable events' bases, for `percentage` alone; `portion` is the subscription segment's share of
+    what is counted over (the billing period, or a tier period), for prorated tiers; `counter` numbers the counter that
+    goes on from pair to pair of the charge, or begins anew (4).
     """
 
     pair: Pair
@@ -27,6 +28,7 @@ class Used:
     units: Fraction
     free: Fraction
     portion: Fraction
+    counter: int
     bases: tuple[Fraction, ...] = ()
 
 
@@ -81,13 +83,12 @@ def _and(one: Piece, other: Piece) -> Piece:
 class Counter:
     """Where the next unit stands, which tiers were entered, what was used in packages and of included quantities.
 
-    It goes on over segments and versions (`carry`), or starts anew with each subscription segment (`reset`,
-    `prorate`); price versions of one segment share it in any case (4, 13.2). All units of the charge have a position;
-    packages hold the units used in packages that are not free, an included quantity those used of one.
+    All units of the charge have a position; packages hold the units used in packages that are not free, an included
+    quantity those used of one (4, 13.2).
     """
 
     def __init__(self) -> None:
-        self._segment = 0
+        self._number: int | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -95,9 +96,9 @@ class Counter:
         self.entered: set[int] = set()
 
     def enter(self, use: Used) -> None:
-        if use.charge.continuity != "carry" and use.pair[0] != self._segment:
+        if use.counter != self._number:
             self._begin()
-        self._segment = use.pair[0]
+        self._number = use.counter
 
 
 def _per_unit(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
@@ -156,16 +157,10 @@ def _volume(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:
 
 
 def _reached(use: Used, uses: Sequence[Used]) -> tuple[int, Tier]:
-    """The tier that the total of the counter falls in: it runs through all uses, or its subscription segment."""
-    total = sum((other.units for other in uses if _one_counter(use, other, uses)), ZERO)
+    """The tier that the total of the counter falls in."""
+    total = sum((other.units for other in uses if other.counter == use.counter), ZERO)
     bounds = enumerate(_bounds(use), 1)
     return next((number, tier) for number, (_, upper, tier) in bounds if upper is None or total <= upper)
-
-
-def _one_counter(use: Used, other: Used, uses: Sequence[Used]) -> bool:
-    """Whether two uses are counted together: no counter starts anew between them."""
-    first, last = sorted((use.pair[0], other.pair[0]))
-    return not any(first < between.pair[0] <= last and between.charge.continuity != "carry" for between in uses)
 
 
 def _package(use: Used, counter: Counter, uses: Sequence[Used]) -> list[Piece]:

@@ -79,10 +79,13 @@ def _usage_lines(case: Case, plan: PeriodPlan, measured: Measured) -> list[Line]
     """Everything that is counted begins anew with each tier period; the lines are those of the billing period (4)."""
     times: dict[Period, dict[str, list[Used]]] = {}
     for key, pair in sorted(measured, key=lambda at: (at[0].encode(), at[1])):
+        counted = {other for of, other in measured if of == key}
         for over in plan.times(plan.charge(key, pair), pair):
             within = [(bill, units) for bill, units in measured[key, pair] if bill.event.completed in over]
             if within:
-                times.setdefault(over, {}).setdefault(key, []).append(_used(case, plan, within, key, pair, over))
+                counters = _counters(plan, key, counted, over)
+                use = _used(case, plan, within, key, pair, over, counters)
+                times.setdefault(over, {}).setdefault(key, []).append(use)
     costs: dict[str, list[list[models.Piece]]] = {}
     for over in sorted(times):
         uses = times[over]
@@ -95,15 +98,42 @@ def _usage_lines(case: Case, plan: PeriodPlan, measured: Measured) -> list[Line]
 
 
 def _used(
-    case: Case, plan: PeriodPlan, within: Sequence[tuple[Billable, Fraction]], key: str, pair: Pair, over: Period
+    case: Case,
+    plan: PeriodPlan,
+    within: Sequence[tuple[Billable, Fraction]],
+    key: str,
+    pair: Pair,
+    over: Period,
+    counters: Mapping[int, int],
 ) -> Used:
     charge, portion = plan.charge(key, pair), segments.share_within(plan.segments[pair[0] - 1], over)
+    counter = counters[pair[0]]
     counted = [units for _, units in within]
     if charge.model == "percentage":
-        return Used(pair, charge, ZERO, ZERO, portion, tuple(counted))
+        return Used(pair, charge, ZERO, ZERO, portion, counter, tuple(counted))
     if charge.model == "prepaid" and case.contract.weighted_allowances:
-        charge = replace(charge, included=_weighted_included(plan, key, pair, over))
-    return Used(pair, charge, sum(counted, ZERO), ZERO, portion)
+        charge = replace(charge, included=_weighted_included(plan, key, counter, over, counters))
+    return Used(pair, charge, sum(counted, ZERO), ZERO, portion, counter)
+
+
+def _counters(plan: PeriodPlan, key: str, counted: Iterable[Pair], over: Period) -> dict[int, int]:
+    """By subscription segment the number of a charge's counter: it goes on (`carry`), or begins anew with the segment
+    (`reset`, `prorate`), and price versions of one segment share it (4).
+
+    The first version that has the charge in the segment says so, whether anything was used by then or not; one that was
+    never in force there, and prices what began before, where no other has it.
+    """
+    first: dict[int, Charge] = {}
+    for stretch, charge in plan.carriers(key):
+        if _counts_over(plan, stretch, [key], over):
+            first.setdefault(stretch.pair[0], charge)
+    for pair in sorted(counted):
+        first.setdefault(pair[0], plan.charge(key, pair))
+    result, number = {}, 0
+    for segment in sorted(first):
+        number += first[segment].continuity != "carry"
+        result[segment] = number
+    return result
 
 
 def _pools(case: Case, plan: PeriodPlan, pair: Pair, over: Period) -> Sequence[Allowance]:
@@ -124,17 +154,16 @@ def _counts_over(plan: PeriodPlan, stretch: Stretch, keys: Iterable[str], over: 
     return any(over in plan.times(charge, stretch.pair) for charge in charges)
 
 
-def _weighted_included(plan: PeriodPlan, key: str, pair: Pair, over: Period) -> Fraction:
-    """The parts of all stretches that are counted together: a counter may begin anew with a segment (4, 13.3)."""
-    counters: list[list[tuple[Stretch, Charge]]] = []
-    for stretch, charge in plan.carriers(key):
-        if not _counts_over(plan, stretch, [key], over):
-            continue
-        begins = not counters or (charge.continuity != "carry" and counters[-1][-1][0].pair[0] != stretch.pair[0])
-        counters += [[]] if begins else []
-        counters[-1].append((stretch, charge))
-    of_pair = next((one for one in counters if any(stretch.pair[0] == pair[0] for stretch, _ in one)), [])
-    return segments.weighted([(stretch, charge.included) for stretch, charge in of_pair], over)
+def _weighted_included(
+    plan: PeriodPlan, key: str, counter: int, over: Period, counters: Mapping[int, int]
+) -> Fraction:  # fmt: skip
+    """The parts of all stretches that are counted together (4, 13.3)."""
+    together = [
+        (stretch, charge.included)
+        for stretch, charge in plan.carriers(key)
+        if _counts_over(plan, stretch, [key], over) and counters[stretch.pair[0]] == counter
+    ]
+    return segments.weighted(together, over)
 
 
 def _cut(plan: PeriodPlan, key: str, pieces: Sequence[models.Piece]) -> list[Line]:
@@ -165,7 +194,8 @@ def _cut(plan: PeriodPlan, key: str, pieces: Sequence[models.Piece]) -> list[Lin
 def _limits(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
     """Weighted minimums (maximums) of all segments, added, compared once with the charge's total (13.7).
 
-    A stretch whose version sets no maximum leaves the charge without one.
+    A stretch whose version sets no maximum leaves the charge without one; where none sets a minimum there is none, also
+    for what comes to less than nothing.
     """
     costs = totals(lines, lambda line: line.charge)
     result = []
@@ -176,7 +206,7 @@ def _limits(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
             continue
         total = costs.get(key, ZERO)
         least = segments.weighted([(stretch, charge.minimum) for stretch, charge in carriers], plan.period)
-        if total < least:
+        if total < least and any(charge.minimum is not None for _, charge in carriers):
             result.append(Line(f"{key}.minimum", "minimum", key, None, last.tax_group, at_twelve(least - total)))
         if all(charge.maximum is not None for _, charge in carriers):
             most = segments.weighted([(stretch, charge.maximum) for stretch, charge in carriers], plan.period)
@@ -216,7 +246,8 @@ def _draws(
     plan: PeriodPlan, measured: Measured, lines: Sequence[Line], off: InvoiceDiscounts, by_model: bool
 ) -> list[Draw]:
     """What each charge's usage comes to, over its pairs by their lines, over their events by units (by amount for
-    percentage): limits and invoice discounts change all alike. What has no usage counts at the end (6, 13.8)."""
+    percentage): limits and invoice discounts change all alike, and so does what is less than nothing, as a refund.
+    What has no usage counts at the end (6, 13.8)."""
     usage = [line for line in lines if not line.is_fee]
     costs = in_pairs(usage)
     result = []
@@ -228,9 +259,10 @@ def _draws(
             charge = plan.carriers(key)[-1][1]
             result.append(Draw(plan.stretches[-1].end - 1, key, charge.tax_group, 0, whole))
             continue
-        for (of, pair), amount in costs.items():
-            if of == key:
-                result += _in_time(plan.charge(key, pair), measured[key, pair], amount * whole / in_charge, by_model)
+        above = {pair: amount for (of, pair), amount in costs.items() if of == key and amount > 0}
+        for pair, amount in above.items():
+            share = amount / sum(above.values(), ZERO)
+            result += _in_time(plan.charge(key, pair), measured[key, pair], share * whole, by_model)
     return [draw for draw in result if draw.value > 0]
 
 
@@ -238,7 +270,7 @@ def _in_time(
     charge: Charge, events: Sequence[tuple[Billable, Fraction]], amount: Fraction, by_model: bool
 ) -> list[Draw]:
     by_event = charge.model == "percentage"
-    parts = [models.of_event(charge, units) if by_event else units for _, units in events]
+    parts = [max(ZERO, models.of_event(charge, units) if by_event else units) for _, units in events]
     whole = sum(parts, ZERO)
     if not whole:
         return []

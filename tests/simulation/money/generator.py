@@ -12,6 +12,7 @@ from tests.simulation.money import calendar, plans, usages
 from tests.simulation.money.calendar import DAY, SECOND, written
 from tests.simulation.money.plans import Plain, Shape
 from tests.simulation.money.usages import Met, Setting
+from tests.simulation.money.versions import vary
 
 CURRENCIES = (
     ("USD", "0.01", "", "0.50"),
@@ -63,6 +64,7 @@ def simulated(seed: int, number: int) -> Simulated:
     }
     _corrections(Random(f"{seed}/{number}/corrections"), case, forms)
     _tier_periods(Random(f"{seed}/{number}/tiers"), case, length, spans, edges)
+    vary(Random(f"{seed}/{number}/versions"), case, form, groups if "tax" in account else ["std", "reduced"])
     case["subscription"] = changes
     if credits != "none":
         case["credits"] = _grants(random, form, spans, credits, account["currency"], edges)
@@ -71,7 +73,7 @@ def simulated(seed: int, number: int) -> Simulated:
     setting.meet_fees()
     case["usage"] = usages.usage(setting, spans)
     _late(case, setting, spans)
-    _prior_credit(random, case, form, spans)
+    _prior_credit(random, case, spans)
     if not case["contract"]:
         del case["contract"]
     return Simulated(case, setting.met)
@@ -303,9 +305,11 @@ def _late(case: Plain, setting: Setting, spans: list[tuple[int, int]]) -> None:
         case["late"] = batches
 
 
-def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[int, int]]) -> None:
+def _prior_credit(random: Random, case: Plain, spans: list[tuple[int, int]]) -> None:
     """A credit by hand against a fee in advance, of no more than its line, before the subscription is cancelled."""
-    fees = [charge for charge in form.charges if charge.model == "flat" and charge.advance and not charge.discounted]
+    charges = case["plan"]["a"][0]["charges"]
+    in_advance = [charge for charge in charges if charge["model"] == "flat" and charge.get("timing") == "advance"]
+    fees = [charge for charge in in_advance if "discount" not in charge]
     changes = case["subscription"]
     plain = len(case["plan"]) == 1 and len(case["plan"]["a"]) == 1 and len(changes) == 2 and changes[1].get("cancel")
     if not (plain and fees):
@@ -317,7 +321,6 @@ def _prior_credit(random: Random, case: Plain, form: Shape, spans: list[tuple[in
         since = max(start, begun)
         if since < cancelled < end:
             at = since + random.randrange((cancelled - since) // SECOND + 1) * SECOND
-            fee = next(one for one in case["plan"]["a"][0]["charges"] if one["key"] == credited.key)["fee"]
-            cents = random.randint(1, max(1, int(Fraction(fee) * 100 * (end - since) / (end - start))))
+            cents = random.randint(1, max(1, int(Fraction(credited["fee"]) * 100 * (end - since) / (end - start))))
             amount = f"{cents // 100}.{cents % 100:02d}"
-            case["prior_credits"] = [{"line": credited.key, "amount": amount, "at": written(at)}]
+            case["prior_credits"] = [{"line": credited["key"], "amount": amount, "at": written(at)}]

@@ -60,6 +60,8 @@ class Shape:
     true_up_group: str = ""
     starts: list[int] = field(default_factory=list)
     """Of the billing periods: discounts begin and end around them."""
+    below_zero: bool = False
+    """Whether what percentages are of may be less than nothing, as a refund is."""
 
     def names(self) -> set[str]:
         """What of an event's names some charge asks for; the model always, since grants may."""
@@ -95,9 +97,10 @@ def shape(random: Random, groups: list[str], starts: list[int]) -> Shape:
     if pooled and random.random() < 0.25:
         result.pool = random.sample(pooled, random.randint(1, len(pooled)))
     if random.random() < 0.2:
-        committable = [charge.key for charge in charges if not charge.advance]
-        result.committed = random.sample(committable, random.randint(1, len(committable))) if committable else []
+        committable = [charge.key for charge in charges]
+        result.committed = random.sample(committable, random.randint(1, len(committable)))
         result.true_up_group = random.choice(("", *groups))
+    result.below_zero = random.random() < 0.15
     if random.random() < 0.15:
         result.invoice_discount = random.choice(("usage", "usage", "fees", "all"))
     return result
@@ -109,11 +112,11 @@ def _traits(random: Random, key: str, model: str, by_events: bool, groups: list[
     continuity = "carry"
     if model in COUNTED and random.random() < 0.4:
         continuity = random.choice(("reset", "prorate"))
-    limited = (counted or model == "percentage") and model != "prepaid"
+    limited = counted or model == "percentage"
     bounds = sorted(random.sample(range(1, 60), random.randint(1, 3)))
     scale = random.choice((1, 1, 1, 10, 1000))
     in_advance = {"prepaid": 0.3, "flat": 0.5, "seat": 0.5, "one_off": 0.5}.get(model, 0)
-    return Traits(
+    traits = Traits(
         key=key,
         model=model,
         metric="pass_through_cost" if model == "percentage" else metric,
@@ -128,6 +131,9 @@ def _traits(random: Random, key: str, model: str, by_events: bool, groups: list[
         advance=random.random() < in_advance,
         prorated=random.random() < 0.85,
     )
+    if traits.advance:  # what is on an earlier invoice has no limits
+        traits.minimum = traits.maximum = False
+    return traits
 
 
 def _narrow(random: Random, charges: list[Traits]) -> None:
@@ -146,12 +152,15 @@ def of_another_plan(random: Random, form: Shape) -> Shape:
     for traits in form.charges:
         if traits.model in COUNTED and traits.model != "prepaid" and not form.pool and random.random() < 0.1:
             model = random.choice(("per_unit", "graduated", "volume", "package"))
-            charges.append(
-                replace(traits, model=model, flat_fees=traits.flat_fees and model in ("graduated", "volume"))
-            )
+            charges.append(like(traits, model))
         else:
             charges.append(traits)
     return replace(form, charges=charges)
+
+
+def like(traits: Traits, model: str) -> Traits:
+    """The same charge, counting by another model."""
+    return replace(traits, model=model, flat_fees=traits.flat_fees and model in ("graduated", "volume"))
 
 
 def make_linear(form: Shape) -> None:

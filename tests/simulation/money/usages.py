@@ -186,6 +186,8 @@ def _counts(setting: Setting) -> Plain:
         result["gpu_second"] = decimal(random, 20, 6)
     if "percentage" in setting.form.models():
         result["pass_through_cost"] = random.choice(("0", decimal(random, 50, 2), decimal(random, 4, 6)))
+        if setting.form.below_zero and random.random() < 0.3:
+            result["pass_through_cost"] = f"-{decimal(random, 50, 2)}"
     return result
 
 

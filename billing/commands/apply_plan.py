@@ -18,7 +18,7 @@ from billing.invoicing import billed_until_store
 from billing.plans import account_store, plan_store
 from billing.plans.plan_documents import differences
 from billing.plans.plan_file import parse_plan
-from billing.plans.price_plans import PlanVersion, PricePlan, unpriced_token_classes
+from billing.plans.price_plans import PlanVersion, PricePlan, counted_twice, unpriced_token_classes
 from billing.usage import estimates, rating_bands
 from streams import audit
 from streams.rules.stale_bands import StaleBands
@@ -130,8 +130,13 @@ def _check_frozen(connection: Connection, plan: str, fresh: list[PlanVersion]) -
 
 
 def _warnings(plan: PricePlan) -> list[str]:
-    return [
+    free = [
         f"version {version.version}: nothing prices {metric.value}: these tokens are free"
         for version in plan.versions
         for metric in unpriced_token_classes(version)
+    ]
+    return free + [
+        f"version {version.version}: charge {whole} counts all tokens, those of charge {part}, too: they cost twice"
+        for version in plan.versions
+        for whole, part in counted_twice(version)
     ]

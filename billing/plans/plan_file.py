@@ -156,9 +156,11 @@ def _check_references(readers: dict[str, Reader], version: PlanVersion) -> None:
 
 def _charges(reader: Reader, context: _Context) -> tuple[Charge, ...] | None:
     found: list[Charge] = []
+    complete = True
     for item in reader.items():
         charge = _charge(item, context)
         if charge is None:
+            complete = False
             continue
         for other in found:
             if charge.key == other.key:
@@ -169,7 +171,7 @@ def _charges(reader: Reader, context: _Context) -> tuple[Charge, ...] | None:
         if len(found) > CHARGES_MAX:
             reader.problem(f"more than {CHARGES_MAX} charges")
             break
-    return tuple(found) or None
+    return tuple(found) if complete and found else None
 
 
 def _same_usage(one: Charge, other: Charge) -> bool:
@@ -177,10 +179,7 @@ def _same_usage(one: Charge, other: Charge) -> bool:
     if one.is_fee or other.is_fee or one.metric != other.metric or one.where.rank != other.where.rank:
         return False
     a, b = one.where, other.where
-    if (a.model, a.adapter, a.region, a.tier) != (b.model, b.adapter, b.region, b.tier):
-        return False
-    ends = [min(each.context_up_to or 10**18, 10**18) for each in (a, b)]
-    return max(a.context_over or -1, b.context_over or -1) < min(ends)
+    return (a.model, a.adapter, a.region, a.tier) == (b.model, b.adapter, b.region, b.tier) and a.meet(b)
 
 
 def _charge(reader: Reader, context: _Context) -> Charge | None:

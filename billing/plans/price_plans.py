@@ -92,6 +92,14 @@ class Filters:
         context = self.context_over is not None or self.context_up_to is not None
         return (sum((adapter, model, region, tier, context)), adapter, model, region, tier, context)
 
+    def meet(self, other: Filters) -> bool:
+        """Whether some usage fits both."""
+        for one, wanted in zip(self._wanted(), other._wanted(), strict=True):
+            if None not in (one, wanted) and one != wanted:
+                return False
+        over = max(-1 if each.context_over is None else each.context_over for each in (self, other))
+        return all(each.context_up_to is None or over < each.context_up_to for each in (self, other))
+
     def _wanted(self) -> tuple[str | None, ...]:
         return (self.model, self.adapter, self.region, self.tier)
 
@@ -393,6 +401,17 @@ def unpriced_token_classes(version: PlanVersion) -> tuple[Metric, ...]:
     if Metric.TOTAL_TOKENS in version.metrics or not version.metrics & set(TOKEN_CLASSES):
         return ()
     return tuple(metric for metric in TOKEN_CLASSES if metric not in version.metrics)
+
+
+def counted_twice(version: PlanVersion) -> tuple[tuple[str, str], ...]:
+    """Pairs of charges, one of all tokens and one of a class of them, that some request is charged by both."""
+    charges = [charge for charge in version.charges if not charge.is_fee]
+    return tuple(
+        (whole.key, part.key)
+        for whole in charges
+        for part in charges
+        if whole.metric == Metric.TOTAL_TOKENS and part.metric in TOKEN_CLASSES and whole.where.meet(part.where)
+    )
 
 
 def _repeated(field: str, names: tuple[str, ...]) -> list[Problem]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from billing.bills.documents import DocumentKind, Payer, draw_up
 from billing.errors import NoPriceVersion
-from billing.money import currency, exactly, from_minor, plain, total
+from billing.money import ZERO, currency, exactly, from_minor, plain, total
 from billing.periods import BillingPeriod, period_of
 from billing.plans.charge_models import (
     Flat,
@@ -28,11 +28,12 @@ from billing.plans.charge_models import (
 from billing.plans.price_plans import Charge, Discount, InvoiceDiscount, PlanVersion, PricePlan, counts_by_part
 from billing.plans.subscriptions import Piece, Subscription, pieces, subscription_id
 from billing.rating import LineKind, Naming, RatedLine, Usage, distribute, rate_period
+from billing.rating.advance import advance_bills
 from billing.rating.usage import Part
 
 ORDER: Final = (
-    LineKind.USAGE, LineKind.OVERAGE, LineKind.TIER_FEE, LineKind.DISCOUNT, LineKind.MINIMUM, LineKind.MAXIMUM,
-    LineKind.FEE, LineKind.PREPAID_FEE, LineKind.INVOICE_DISCOUNT, LineKind.TRUE_UP,
+    LineKind.UNUSED, LineKind.USAGE, LineKind.OVERAGE, LineKind.TIER_FEE, LineKind.DISCOUNT, LineKind.MINIMUM,
+    LineKind.MAXIMUM, LineKind.FEE, LineKind.PREPAID_FEE, LineKind.INVOICE_DISCOUNT, LineKind.TRUE_UP,
 )  # fmt: skip
 """The order in which a period is computed (docs/spec/money.md 3)."""
 
@@ -126,7 +127,11 @@ def explain(plan: PricePlan, usage: Usage) -> list[str]:
             told += [step for key, parts in priced.parts.items() for step in _by_event(piece, key, parts)]
             told += [str(each) for each in missing]
     rated = rate_period(period, used, plan.terms)
-    return told + _steps(rated.lines, plan, period)
+    told += _steps(rated.lines, plan, period)
+    for each in advance_bills(cut, period, lambda of, at: ZERO):
+        told.append(f"on an invoice of its own, in advance, from {each.service.start:%Y-%m-%d %H:%M} UTC:")
+        told += _steps(each.lines, plan, each.service)
+    return told
 
 
 def _charge(piece: Piece, key: str) -> Charge:

@@ -88,6 +88,13 @@ def test_what_stands_beside_the_charges_is_compared_too() -> None:
     ]
 
 
+def test_what_names_a_charge_that_is_wrong_itself_is_not_told_to_name_none() -> None:
+    text = WHOLE.replace("up_to: 100", "up_to: many").replace("charges: [in, vol]", "charges: [vol, in]")
+    with pytest.raises(PlanInvalid) as told:
+        parse_plan(text, file="p")
+    assert [problem.field for problem in told.value.problems] == [C + "[0].tiers[0].up_to"]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "line", "field", "reason"),
     [

@@ -76,7 +76,12 @@ def test_a_usage_is_priced_step_by_step() -> None:
     assert "out.discount: discount = -1.75" in steps
     assert "out.minimum: minimum = 4.25" in steps
     # 17.5 - 1.75, at least 20; prepaid 5, seats 6.
-    assert steps[-1] == "exact 31 USD, rounded 31 (net)"
+    assert steps[-4:] == [
+        "exact 31 USD, rounded 31 (net)",
+        "on an invoice of its own, in advance, from 2026-10-01 00:00 UTC:",
+        "base: fee = 31",
+        "exact 31 USD, rounded 31 (net)",
+    ]
 
 
 def test_a_percentage_and_a_tier_period_are_told_step_by_step_in_the_order_of_computation() -> None:

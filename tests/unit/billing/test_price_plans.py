@@ -9,7 +9,7 @@ import pytest
 
 from billing.errors import NoPriceVersion
 from billing.plans.plan_documents import differences, version_document, version_of_document
-from billing.plans.price_plans import Metric, unpriced_token_classes, version_at
+from billing.plans.price_plans import Filters, Metric, counted_twice, unpriced_token_classes, version_at
 from tests.billing_builders import SINCE, charge, version
 
 INPUT, OUTPUT = Metric.INPUT, Metric.OUTPUT
@@ -82,3 +82,12 @@ def test_a_token_class_that_is_free_by_omission_is_told() -> None:
     assert unpriced_token_classes(version(charge("i", INPUT, "1"), charge("o", OUTPUT, "1"))) == (Metric.CACHED_INPUT,)
     assert unpriced_token_classes(version(charge("t", Metric.TOTAL_TOKENS, "1"))) == ()
     assert unpriced_token_classes(version(charge("r", Metric.REQUEST, "1"))) == ()
+
+
+def test_tokens_that_two_charges_count_are_told() -> None:
+    whole, out = charge("t", Metric.TOTAL_TOKENS, "1"), charge("o", OUTPUT, "1", model="llama")
+    assert counted_twice(version(whole, out, charge("r", Metric.REQUEST, "1"))) == (("t", "o"),)
+    assert counted_twice(version(charge("t", Metric.TOTAL_TOKENS, "1", model="qwen"), out)) == ()
+    short, long = Filters(context_up_to=100), Filters(context_over=100)
+    assert counted_twice(version(replace(whole, where=short), replace(out, where=long))) == ()
+    assert counted_twice(version(replace(whole, where=short), replace(out, where=Filters(context_over=99))))

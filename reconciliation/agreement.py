@@ -9,6 +9,7 @@ invoices = ledger                                     per account
 fees in advance, by the second = ledger 2110          per tenant
 rated lines, invoices of all periods = ledger         per account, over entries of all kinds
 what is left of paid credits = ledger 2100            per credit
+what is expected never to be used = ledger 2105       per credit
 credits on invoices = what was drawn                  per invoice and credit
 invoices = what was drawn up, issued, adding up       per invoice
 finalized invoices = Stripe, both ways                per invoice and line
@@ -367,6 +368,21 @@ def credits_owed(left: Mapping[tuple[str, str], Decimal], liability: Mapping[tup
     held: dict[str, Value] = {"/".join(key): -amount for key, amount in liability.items() if amount}
     owed["how many"], held["how many"] = len(owed), len(held)
     return compare("credits are owed", "what is left of paid credits", "ledger 2100", owed, held)
+
+
+def breakage_expected(
+    expected: Mapping[tuple[str, str], Decimal | None], booked: Mapping[tuple[str, str], Decimal]
+) -> Check:
+    """What is expected never to be used of paid credits, (credit, currency) → amount, is what account 2105 holds.
+
+    None: of a credit whose next month takes in what became known since; it is not compared.
+    """
+    left: dict[str, Value] = {"/".join(key): amount for key, amount in expected.items() if amount}
+    right: dict[str, Value] = {
+        "/".join(key): amount for key, amount in booked.items() if amount and expected.get(key, ZERO) is not None
+    }
+    left["how many"], right["how many"] = len(left), len(right)
+    return compare("breakage is as estimated", "credits and estimates", "ledger 2105", left, right)
 
 
 def credits_drawn(

@@ -36,6 +36,7 @@ from billing.plans.price_plans import BillAttempts, PlanVersion, PriceAt
 from billing.plans.schedules import MONTHLY, periods_in
 from billing.plans.subscriptions import Piece, pieces
 from billing.posting import proposal_store
+from billing.posting.breakage_recognition import expected_as_booked
 from billing.posting.proposal_store import ProposalKind
 from billing.rating import RatedLine
 from billing.stripe import customer_store, returns, returns_store
@@ -365,9 +366,11 @@ def _credits(connection: Connection, invoices: int) -> list[Check]:
         if state.is_liability
     }
     liability = {key[1:]: amount for key, amount in ledger_store.balances(connection, [2100]).items()}
+    breakage = {key[1:]: amount for key, amount in ledger_store.balances(connection, [2105]).items()}
     on_invoices = invoice_parts.credits_drawn(connection, ISSUED)
     return [
         agreement.credits_owed(left, liability),
+        agreement.breakage_expected(expected_as_booked(connection), breakage),
         agreement.credits_drawn(on_invoices, credit_store.drawn(connection), invoices),
     ]
 

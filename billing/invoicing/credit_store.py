@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -171,6 +172,18 @@ def states(
     for grant_id, kind, *rest in connection.execute(movements):
         sums[grant_id][kind] = _Moved(*rest)
     return [_state(row, sums[row.grant_id]) for row in rows]
+
+
+def moved_at(connection: Connection, grant_ids: Collection[str]) -> dict[str, list[tuple[datetime, datetime]]]:
+    """By credit for when each movement counts, and when it was recorded."""
+    moved = tables.credit_movements
+    query = select(moved.c.grant_id, moved.c.at, moved.c.recorded_at).where(
+        moved.c.grant_id == any_(cast(list(grant_ids), ARRAY(String)))
+    )
+    found: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
+    for grant_id, at, recorded_at in connection.execute(query):
+        found[grant_id].append((at, recorded_at))
+    return found
 
 
 def one(connection: Connection, grant_id: str) -> CreditState:

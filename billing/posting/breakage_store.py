@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 
 from sqlalchemy import Connection, func, select
 
@@ -46,3 +47,13 @@ def booked(connection: Connection) -> Counter[tuple[str, str]]:
     of = (source["grant_id"].astext, source["period"].astext)
     query = select(*of, func.count()).where(tables.journal_entries.c.kind == BREAKAGE_EXPECTED).group_by(*of)
     return Counter({(row[0], row[1]): row[2] for row in connection.execute(query)})
+
+
+def last_booked(connection: Connection) -> dict[str, tuple[str, datetime]]:
+    """By credit the latest month that was booked (`2026-10`), and when it was."""
+    entries = tables.journal_entries
+    of = entries.c.source["grant_id"].astext, entries.c.source["period"].astext
+    query = (
+        select(*of, entries.c.recorded_at).where(entries.c.kind == BREAKAGE_EXPECTED).order_by(entries.c.entry_id)
+    )  # fmt: skip
+    return {grant_id: (month, at) for grant_id, month, at in connection.execute(query)}

@@ -36,6 +36,7 @@ from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import ProposalKind
 from billing.rating.usage_events import UsageEvent
 from billing.stripe.stripe_gateway import StripeGateway
+from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN, SINCE, subscription
 from tests.closing import bill_month
 from tests.fixtures_stripe_twin import StripeTwin
@@ -353,6 +354,11 @@ def test_breakage_goes_with_use_where_an_entity_estimates_it_and_is_what_was_lef
         assert_the_liability_is_what_is_left(world)
         return {code: amount for code, amount in balance(world).items() if code in (2100, 2105, 4100)}
 
+    def damaged() -> set[str]:
+        report = reconcile_period(world.engine, period=december, now=january.end, gateway=gateway, log=None)
+        (check,) = (each for each in report.checks if each.name == "breakage is as estimated")
+        return {each.key for each in check.differences}
+
     assert [estimated("0.1"), estimated("0.1")] == [True, False]
     for share, entity, told in (("1", "default", "no share"), ("0.1", "mars", "no legal entity")):
         with pytest.raises(CreditRefused, match=told):
@@ -361,10 +367,18 @@ def test_breakage_goes_with_use_where_an_entity_estimates_it_and_is_what_was_lef
         assert recognise_breakage(connection, NOVEMBER, now=NOW) == 0  # nothing was drawn by its end
     # 9 of the 90 that will be used bring a tenth of the 10 that will not.
     assert closed(december) == {2100: -91, 2105: 1, 4100: -1}
+    assert damaged() == set()
     assert estimated("0.2", december.start)
+    assert damaged() == set()  # December's next booking takes it in
     with transaction(world.engine) as connection:
         booked = [recognise_breakage(connection, of, now=NOW) for of in (december, december, NOVEMBER)]
     assert booked == [1, 0, 0]
+    assert damaged() == set()
+    of_2105 = "account_id in (select account_id from ledger.accounts where code = 2105)"
+    guards = ("alter table ledger.postings disable trigger user", "alter table ledger.postings enable trigger user")
+    for change, found in (("+", {"prepaid/USD"}), ("-", set[str]())):
+        world.as_owner(guards[0], f"update ledger.postings set amount = amount {change} 1 where {of_2105}", guards[1])
+        assert damaged() == found
     assert {code: balance(world)[code] for code in (2100, 2105, 4100)} == {
         2100: -91, 2105: Decimal("2.25"), 4100: Decimal("-2.25"),
     }  # fmt: skip

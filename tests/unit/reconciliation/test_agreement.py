@@ -78,6 +78,13 @@ def test_what_is_left_of_paid_credits_is_the_liability_credit_by_credit() -> Non
     assert [d.key for d in swapped.differences] == ["a/USD", "b/USD"]
 
 
+def test_breakage_is_what_was_estimated_credit_by_credit_but_where_more_is_known_by_now() -> None:
+    expected = {("a", "USD"): Decimal(2), ("b", "USD"): None, ("c", "USD"): Decimal(0)}
+    assert agreement.breakage_expected(expected, {("a", "USD"): Decimal(2), ("b", "USD"): Decimal(7)}).agrees
+    wrong = agreement.breakage_expected(expected, {("c", "USD"): Decimal(2), ("d", "USD"): Decimal(1)})
+    assert {d.key for d in wrong.differences} == {"a/USD", "c/USD", "d/USD", "how many"}
+
+
 def test_usage_is_compared_measure_by_measure() -> None:
     check = agreement.compare(
         "c", "events", "windows", agreement.usage_by_key([USAGE]),

@@ -43,7 +43,7 @@ from billing.stripe import customer_store, returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
 from billing.usage import unbillable_store
 from billing.usage.attempts import less
-from reconciliation import agreement, stripe_agreement
+from reconciliation import agreement, stripe_agreement, stripe_receivables
 from reconciliation.agreement import Check, Made, Terms, compare, told
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import PeriodNotReconcilable
@@ -156,10 +156,22 @@ def _afterwards(
     yield from engine_checks(engines)
     yield _trial_balance(engine)
     if gateway is not None:
-        yield stripe_agreement.in_stripe(ours, gateway.invoices(), lambda at: gateway.invoice(at)[1])
+        paid: stripe_receivables.Paid = {}
+        listed = stripe_receivables.noting(gateway.invoices(), paid)
+        yield stripe_agreement.in_stripe(ours, listed, lambda at: gateway.invoice(at)[1])
+        yield _credit_notes(engine, gateway, ours)
         yield _money(engine, gateway)
         if customers:
+            with transaction(engine) as connection:
+                yield stripe_receivables.payments(connection, customer_store.customers(connection), paid)
             yield _customers(engine, gateway)
+
+
+def _credit_notes(engine: Engine | Connection, gateway: StripeGateway, ours: stripe_agreement.Ours) -> Check:
+    """Each credit note on the month's invoices is there and here."""
+    there = list(gateway.pages("/v1/credit_notes"))
+    with transaction(engine) as connection:
+        return stripe_receivables.credit_notes(connection, ours.invoices, there)
 
 
 def _money(engine: Engine | Connection, gateway: StripeGateway) -> Check:

@@ -96,13 +96,13 @@ def credit_invoice(
     if refund_from is not None:
         content["parts"] = _planned(engine, reference, amounts, reason, now, refund_from)
     with transaction(engine, dry_run=dry_run) as connection:
-        note = _note(connection, reference, amounts, reason=reason, now=now, actor=actor, content=content)
+        note = begin_note(connection, reference, amounts, reason=reason, now=now, actor=actor, content=content)
         detail = {"note": note.number, "reason": reason, **content}
         audit.record(raw(connection), actor, "invoice.credit_note", reference, detail)
         return note
 
 
-def _note(
+def begin_note(
     connection: Connection,
     reference: str,
     amounts: Mapping[str, Decimal] | None,
@@ -112,6 +112,7 @@ def _note(
     actor: str,
     content: Mapping[str, Any],
 ) -> StoredInvoice:
+    """As `credit_invoice`, in the caller's transaction, without its line in the audit log."""
     stored = correctable(connection, reference, CREDITABLE)
     if amounts is None:
         return cancel(connection, stored, reason=reason, now=now, actor=actor, tell=True, content=content)
@@ -166,7 +167,7 @@ def _planned(
 ) -> list[tuple[str, int]]:
     """From which payments a credit note's part that was paid goes back; as of what Stripe has now."""
     with transaction(engine, dry_run=True) as connection:
-        note = _note(connection, reference, amounts, reason=reason, now=now, actor="plan", content={}).invoice
+        note = begin_note(connection, reference, amounts, reason=reason, now=now, actor="plan", content={}).invoice
         stripe_id = correctable(connection, reference, CREDITABLE).stripe_invoice_id or ""
     theirs, _ = gateway.invoice(stripe_id)
     beyond = max(0, credited(note) - theirs.amount_remaining)

@@ -11,11 +11,11 @@ from decimal import Decimal
 
 from sqlalchemy import Connection
 
-from billing.invoicing import correction_store
-from billing.invoicing.correcting import Correction, CorrectionKind, CorrectionState
-from billing.invoicing.invoices import InvoiceIdentity
+from billing.invoicing import correction_store, invoice_store
+from billing.invoicing.correcting import Correction, CorrectionKind, CorrectionState, credited
+from billing.invoicing.invoices import Invoice, InvoiceIdentity
 from billing.ledger import ledger_store
-from billing.money import ZERO, exactly, total
+from billing.money import ZERO, exactly, to_stripe, total
 from billing.posting.booking import booking
 from billing.posting.correction_rules import AGAINST, corrected
 from billing.posting.stripe_money import major
@@ -30,6 +30,21 @@ def book(
     in_major = major(amount, identity.money)
     entry = corrected(correction, in_major, identity.currency, identity.billing_account, booking=where)
     return None if entry is None else ledger_store.post(connection, [entry])[key]
+
+
+def credited_by_hand(connection: Connection, invoice: Invoice, amount_paid: int) -> Decimal:
+    """What of an invoice that Stripe says is paid neither its payments (`amount_paid`, Stripe's integer) nor credit
+    notes of ours took off, in major units."""
+    money, invoice_id = invoice.identity.money, invoice.invoice_id
+    with exactly():
+        left = major(to_stripe(invoice.amount_due_minor, money) - amount_paid, money)
+        for each in correction_store.listed(
+            connection, state=CorrectionState.DONE, invoice_ids=[invoice_id], kind=CorrectionKind.CREDIT_NOTE
+        ):
+            if each.stripe_id is not None and each.note_id is not None:
+                note = invoice_store.load(connection, each.note_id).invoice
+                left -= major(credited(note), money) - booked(connection, each)
+    return left
 
 
 @dataclass(frozen=True, slots=True)

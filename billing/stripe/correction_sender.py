@@ -33,9 +33,10 @@ from billing.invoicing.sending import Request
 from billing.money import plain, to_minor, to_stripe
 from billing.plans import account_store
 from billing.posting.cancelling import cancel
-from billing.posting.correction_amounts import bad_debt, book
+from billing.posting.correction_amounts import bad_debt, book, credited_by_hand
 from billing.posting.stripe_money import major
 from billing.stripe import stripe_request_store
+from billing.stripe.hindrances import TAKE_OVER
 from billing.stripe.request_sender import Circumstances, Parked, RequestSender
 from billing.stripe.returns import NOT_GIVEN
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
@@ -107,6 +108,14 @@ class CorrectionSender:
             self._gateway.change_invoice,
             look,
         )
+        if correction.kind is CorrectionKind.PAID_ELSEWHERE:
+            with self._connection.begin():
+                missing = credited_by_hand(self._connection, self._stored.invoice, theirs.amount_paid)
+            if missing > 0:
+                raise Parked(
+                    f"{plain(missing)} {identity.currency} of it are credited by a note that was made in Stripe by"
+                    f" hand: take that over first, {TAKE_OVER}"
+                )
         amounts = {
             CorrectionKind.VOID: theirs.amount_paid,
             CorrectionKind.PAID_ELSEWHERE: theirs.paid_off_stripe,

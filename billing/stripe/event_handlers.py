@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from billing.database import transaction
 from billing.errors import CashDiffers, StripeRefused, UnknownInvoice
 from billing.invoicing import correction_store, invoice_store
-from billing.invoicing.correcting import CORRECTION, CorrectionEvent, CorrectionKind
+from billing.invoicing.correcting import CORRECTION, CorrectionEvent, CorrectionKind, CorrectionState
 from billing.invoicing.dunning import Standing
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
@@ -27,10 +27,10 @@ from billing.ledger import balance_store, ledger_store
 from billing.ledger.journal import AccountCode, JournalEntry
 from billing.money import ZERO, currency, exactly, plain, to_minor, to_stripe, total
 from billing.posting.booking import booking
-from billing.posting.correction_amounts import bad_debt, book
+from billing.posting.correction_amounts import bad_debt, book, credited_by_hand
 from billing.posting.stripe_money import CashMove, cash_moved, dispute_lost, dispute_regained, major
 from billing.stripe import customer_store, returns, returns_store, standing_store
-from billing.stripe.hindrances import GONE, customer_deleted
+from billing.stripe.hindrances import GONE, TAKE_OVER, customer_deleted
 from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns_store import StripeEvent
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
@@ -86,7 +86,7 @@ def _invoice(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
         except UnknownInvoice:
             return WAITS if _will_be_ours(connection, events[-1]) else "not ours"
         standing_store.keep_standing(connection, stored.invoice.invoice_id, standing_of(theirs, failed))
-        return _settle(connection, stored, theirs, now, actor)
+        return settle(connection, stored, theirs, now, actor)
 
 
 def _draft_gone(connection: Connection, stripe_id: str) -> str:
@@ -108,7 +108,7 @@ def standing_of(theirs: StripeInvoice, failed: datetime | None) -> Standing:
     )  # fmt: skip
 
 
-def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> str:
+def settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> str:
     name, status = stored.number or theirs.invoice_id, theirs.seen.status
     if stored.state in NOT_ISSUED:
         # Its sender has not recorded yet what it has done: ours becomes what it is there first.
@@ -124,6 +124,16 @@ def _settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice
         if theirs.paid_off_stripe:
             by_hand = f"{PERSON}{name} was marked as paid outside Stripe: book the receipt with `tollbook ledger post`"
             return WAITS if ours else by_hand
+        if (missing := credited_by_hand(connection, stored.invoice, theirs.amount_paid)) > 0:
+            notes = correction_store.listed(
+                connection, state=CorrectionState.OPEN, invoice_ids=[stored.invoice.invoice_id],
+                kind=CorrectionKind.CREDIT_NOTE,
+            )  # fmt: skip
+            by_hand = (
+                f"{PERSON}{name} is paid in Stripe, but {plain(missing)} {stored.invoice.identity.currency} of it by a"
+                f" credit note that was made there by hand: take that over first, {TAKE_OVER}"
+            )
+            return WAITS if notes else by_hand
         invoice_store.move(connection, stored, InvoiceEvent.PAY, now, actor)
         return PAID
     if status in ("void", "uncollectible") and stored.state is InvoiceState.FINALIZED:
@@ -226,7 +236,7 @@ def _credit_note(
         known = correction_store.listed(
             connection, invoice_ids=[stored.invoice.invoice_id], kind=CorrectionKind.CREDIT_NOTE
         )
-        ours = [each for each in known if str(each.correction_no) == claimed]
+        ours = [each for each in known if found["id"] == each.stripe_id or str(each.correction_no) == claimed]
         if not ours:
             # What it is linked to of refunds counts as theirs.
             linked = sum(each.get("amount_refunded") or 0 for each in found["refunds"] or [])
@@ -238,7 +248,8 @@ def _credit_note(
         return "noted"
     if not ours:
         return (
-            f"{PERSON}credit note {found['number']} on {stored.number} was made in Stripe by hand; our books have none"
+            f"{PERSON}credit note {found['number']} ({found['id']}) on {stored.number} was made in Stripe by hand; our"
+            f" books have none: void it there, or take it over, {TAKE_OVER}"
         )
     if found["status"] == "void":
         return (

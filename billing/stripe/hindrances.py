@@ -7,6 +7,7 @@ from billing.invoicing.invoice_rows import StoredInvoice
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 
 GONE = "resource_missing"
+TAKE_OVER = "`tollbook invoice credit-note INVOICE --made-in-stripe cn_… --amount …`"
 
 
 def hindrance(gateway: StripeGateway, stored: StoredInvoice, why: BillingError) -> str:

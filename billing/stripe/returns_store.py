@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 
 from sqlalchemy import (
     Connection,
@@ -213,6 +214,21 @@ def booked_nets(connection: Connection) -> dict[str, int]:
         money = currency(code, at.date())
         found[transaction_id] = to_stripe(to_minor(amount, money), money)
     return found
+
+
+def received(connection: Connection) -> dict[tuple[str, str], Decimal]:
+    """What balance transactions moved on 1100: (billing account, currency) → amount in major units, zeros left out."""
+    table, postings, accounts = tables.stripe_balance_transactions, tables.postings, tables.accounts
+    key = (accounts.c.subledger, accounts.c.currency)
+    query = (
+        select(*key, func.sum(postings.c.amount))
+        .select_from(table)
+        .join(postings, postings.c.entry_id == table.c.entry_id)
+        .join(accounts, accounts.c.account_id == postings.c.account_id)
+        .where(accounts.c.code == AccountCode.ACCOUNTS_RECEIVABLE.code)
+        .group_by(*key)
+    )
+    return {(row[0], row[1]): row[2] for row in connection.execute(query) if row[2]}
 
 
 def nets(connection: Connection) -> dict[str, int]:

@@ -12,6 +12,7 @@ from billing.commands.keep_note_untold import keep_note_untold
 from billing.commands.refund_invoice import refund_invoice
 from billing.commands.restart_sending import restart_sending
 from billing.commands.send_corrections import CorrectionSent, send_corrections
+from billing.commands.take_over_note import take_over_note
 from billing.money import LINE_DECIMALS, parse_decimal
 from billing.plans.price_plans import DEFAULT_TAX_GROUP
 from billing.posting.proposal_store import ProposalKind
@@ -80,6 +81,9 @@ def credit_note(
     tax_group: Annotated[str, typer.Option(help="Of the lines in this tax group.")] = DEFAULT_TAX_GROUP,
     again: Annotated[bool, typer.Option("--reissue", help="Over all of it, which is drawn up anew at once.")] = False,
     refund: Annotated[bool, typer.Option("--refund", help="Give back what was paid of it already.")] = False,
+    made: Annotated[
+        str | None, typer.Option("--made-in-stripe", help="Somebody made it there by hand (cn_…): take that one over.")
+    ] = None,
     test: Test = False,
     dry_run: session.DryRun = False,
 ) -> None:
@@ -89,9 +93,20 @@ def credit_note(
     """
     if (amount is None) != again:
         raise typer.BadParameter("say --amount, or --reissue for all of it")
+    if made is not None and refund:
+        raise typer.BadParameter("--refund does not go with --made-in-stripe")
     gateway, now = session.stripe(test=test), session.clock(None)
     amounts = None if amount is None else {tax_group: _amount(amount)}
     with session.engine() as engine:
+        if made is not None:
+            note = take_over_note(
+                engine, reference, made, amounts, gateway=gateway, reason=reason, now=now, actor=actor,
+                dry_run=dry_run,
+            )  # fmt: skip
+            out.print(f"{'would be taken over: ' if dry_run else 'taken over: '}{note_told(note)}")
+            if not dry_run:
+                _again(engine, reference, actor, again)
+            return
         note = credit_invoice(
             engine, reference, amounts, reason=reason, now=now, actor=actor,
             refund_from=gateway if refund else None, dry_run=dry_run,

@@ -69,6 +69,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "usage digests are those of the counts": Gate.R5A,
     "invoices are issued": Gate.R5B,
     "finalized invoices are in Stripe": Gate.R5B,
+    "credit notes are in Stripe": Gate.R5B,
     "customers are kept": Gate.R5B,
     "money in Stripe is booked once": Gate.R6,
     "credits are owed": Gate.R7,
@@ -82,9 +83,9 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "the journal is as sealed": Gate.R10,
     "movement is explained": Gate.R11,
 }
-"""Which gate a comparison belongs to. Three of `reconcile` are no gates: engine counters; "usage is rated", which asks
-of all usage that is there by now, also of what came after the cut; and "customers in Stripe are explained", which is
-about today: a balance of a customer's own stops its next invoice."""
+"""Which gate a comparison belongs to. Four of `reconcile` are no gates: engine counters; "usage is rated", which asks
+of all usage that is there by now, also of what came after the cut; "customers in Stripe are explained" and "payments in
+Stripe are booked", which are about today: a balance of a customer's own stops its next invoice."""
 WAIVABLE: Final = ("numbered events are here", "tenants are complete", "nothing waits", "movement is explained")
 """What a person may let stay: gaps (R1), what waits (R9), what moved, which is explained (R11). Nothing else."""
 BY_ACCOUNT: Final = frozenset({"rated lines are invoiced", "customers are kept"})

@@ -17,6 +17,7 @@ from billing.commands.refund_invoice import refund_invoice
 from billing.commands.send_corrections import send_corrections
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.show_returns import returns_shown
+from billing.commands.take_over_note import take_over_note
 from billing.errors import CorrectionRefused
 from billing.periods import accounting_month, parse_period
 from billing.posting.proposal_store import ProposalKind
@@ -28,6 +29,7 @@ from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import Crash, World, crash_at
 from tests.integration.billing.late_months import Arrivals, correction, used
 from tests.integration.billing.stripe_months import books, finalized, sync
+from tests.integration.billing.test_send import reconcile
 
 NOW = datetime(2026, 12, 3, tzinfo=UTC)
 
@@ -431,6 +433,43 @@ def test_what_somebody_credits_or_gives_back_in_stripe_is_told_never_taken_over_
     agrees(world, gateway)
     note_over(world, sent["bolt"], "16")
     agrees(world, gateway)
+
+
+def test_what_a_credit_note_by_hand_leaves_nothing_to_pay_of_is_paid_here_once_that_note_is_taken_over(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    client = stripe_twin.client()
+    all_of = client.v1.credit_notes.create({"invoice": sent["acme"], "amount": 2000}).id
+    part = client.v1.credit_notes.create({"invoice": sent["bolt"], "amount": 100}).id
+    act(stripe_twin, "pay", invoice=sent["bolt"])
+    payments = "payments in Stripe are booked"
+    (untaken,) = [d for each in reconcile(world, gateway) if each.name == payments for d in each.differences]
+    assert (untaken.key, untaken.left, untaken.right) == ("bolt/USD", 19, None)
+    told = sync(world, gateway).problems
+    assert sum("is paid in Stripe, but" in problem and "--made-in-stripe" in problem for problem in told) == 2
+    assert {i["state"] for i in invoice_list(world.engine)} == {"finalized"}
+    differ = {each.name: [d.key for d in each.differences] for each in reconcile(world, gateway) if not each.agrees}
+    assert differ["credit notes are in Stripe"] == sorted([f"{sent['acme']}/{all_of}", f"{sent['bolt']}/{part}"])
+    take: Callable[..., Any] = lambda of, made, amount, **changed: take_over_note(  # noqa: E731
+        world.engine, sent[of], made, amount and {"std": Decimal(amount)}, gateway=gateway, reason="r", now=NOW,
+        actor="ada", **changed,
+    )  # fmt: skip
+    for amount, why in (("19", "comes to 19 USD .* to 20"), ("21", "more than what is left of it")):
+        with pytest.raises(CorrectionRefused, match=why):
+            take("acme", all_of, amount)
+    with pytest.raises(CorrectionRefused, match=f"is a credit note on {sent['acme']}"):
+        take("bolt", all_of, "20")
+    take("bolt", part, "1", dry_run=True)
+    note = take("bolt", part, "1")
+    assert (shown(world, sent["bolt"])["state"], books(world)[1100]) == ("paid", 20)
+    assert (shown(world, str(note.number))["state"], audited(world, "invoice.credit_note")) == ("issued", 1)
+    take("acme", all_of, None)
+    assert (shown(world, sent["acme"])["state"], books(world).get(1100, 0)) == ("paid", 0)
+    with pytest.raises(CorrectionRefused, match="one of ours already"):
+        take("acme", all_of, "20")
+    agrees(world, gateway)
+    assert returns_shown(world.engine, NOW).problems == ()
+    assert not {"credit notes are in Stripe", payments} & {c.name for c in reconcile(world, gateway) if not c.agrees}
 
 
 def test_how_collection_stands_is_shown(

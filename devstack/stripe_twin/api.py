@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +111,7 @@ class Api:
         self._base_url = base_url
         self._router = Router(ROUTES)
         self._running: set[tuple[str | None, str | None]] = set()
+        self._late: set[asyncio.Task[None]] = set()
         self._pruned_at = 0
 
     async def answer(self, http: HttpRequest) -> HttpReply:
@@ -124,7 +126,12 @@ class Api:
             request.form = _form_of(http)
             if http.method == "POST":
                 request.key = http.headers.get("idempotency-key") or None
-            reply = self._replay(request) or await self._run(request, route, target)
+            replayed = self._replay(request)
+            if request.fault is not None and request.fault.kind is FaultKind.COMMIT_LATE:
+                if replayed is None:
+                    self._run_later(request, route, target)
+                raise Dropped
+            reply = replayed or await self._run(request, route, target)
             if request.fault is not None and request.fault.kind is FaultKind.LOSE_REPLY:
                 raise Dropped
             if request.fault is not None and request.fault.kind is FaultKind.SLOW:
@@ -145,7 +152,7 @@ class Api:
         request.fault = fault = self._faults.next(request.account, request.http.method, request.http.path)
         if fault is None:
             return
-        if fault.seconds and fault.kind is not FaultKind.SLOW:
+        if fault.seconds and fault.kind not in (FaultKind.SLOW, FaultKind.COMMIT_LATE):
             await asyncio.sleep(fault.seconds)
         if fault.kind in (FaultKind.REFUSE, FaultKind.TIMEOUT):
             raise Dropped
@@ -175,6 +182,22 @@ class Api:
         reply.headers["Original-Request"] = stored.request_id
         return reply
 
+    @property
+    def under_way(self) -> int:
+        """How many requests that nobody waits for any more are still to be done."""
+        return len(self._late)
+
+    def _run_later(self, request: _Request, route: Route, target: dict[str, str]) -> None:
+        """Run the request though its client is gone."""
+
+        async def run() -> None:
+            with suppress(StripeError):
+                await self._run(request, route, target)
+
+        task = asyncio.create_task(run())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
     async def _run(self, request: _Request, route: Route, target: dict[str, str]) -> HttpReply:
         """Run the request, at most one at a time under one idempotency key."""
         http = request.http
@@ -185,6 +208,8 @@ class Api:
             self._running.add(claim)
         try:
             params = route.check(request.form)
+            if request.fault is not None and request.fault.kind is FaultKind.COMMIT_LATE:
+                await asyncio.sleep(request.fault.seconds)
             await self._checkpoints.reach(Checkpoint.BEFORE_EXECUTE, http.method, http.path)
             reply = self._execute(request, route, target, params)
         finally:

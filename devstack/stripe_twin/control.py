@@ -93,7 +93,8 @@ def routes(inside: Inside) -> list[Route]:
         return JSONResponse(_shown(found))
 
     async def faults(request: Request) -> Response:
-        """POST one (see ``faults.Fault``; ``key`` in place of ``account``); DELETE forgets all."""
+        """POST one (see ``faults.Fault``; ``key`` in place of ``account``); DELETE forgets all. ``under_way``: how many
+        requests commit late, and have not yet."""
         if request.method == "DELETE":
             forgotten = inside.faults.listed()
             inside.faults.clear()
@@ -106,7 +107,7 @@ def routes(inside: Inside) -> list[Route]:
                 return JSONResponse(inside.faults.add(given).shown())
             except (ValueError, TypeError) as error:
                 return _problem(400, str(error))
-        return JSONResponse({"data": inside.faults.listed()})
+        return JSONResponse({"data": inside.faults.listed(), "under_way": inside.api.under_way})
 
     async def limits(request: Request) -> Response:
         """POST ``{"all_per_s": 25, "endpoint_per_s": 25}``, or nulls for none."""

@@ -28,6 +28,9 @@ class FaultKind(StrEnum):
     """Nothing is done, and after `seconds` the connection is closed without a reply."""
     LOSE_REPLY = "lose_reply"
     """All is done and committed; the connection is closed instead of a reply."""
+    COMMIT_LATE = "commit_late"
+    """The connection is closed at once, as by a client that waits no longer; all is done and committed `seconds` later.
+    Until then the key is in use."""
     ERROR = "error_500"
     """A 500 before execution began: nothing is done, nothing is stored under the key."""
     ERROR_STORED = "error_500_stored"

@@ -14,7 +14,7 @@ from tests.simulation.stripe.cells import KILLS, READS, REQUESTS, some_cells
 
 
 @pytest.mark.parametrize(
-    ("old", "count"), [(False, 72), (True, 24)], ids=["while keys live", "when Stripe has forgotten them"]
+    ("old", "count"), [(False, 84), (True, 24)], ids=["while keys live", "when Stripe has forgotten them"]
 )
 def test_each_invoice_is_finalized_exactly_once_wherever_it_was_killed_and_whatever_failed(
     world: World, make_stripe_twin: Callable[[], TwinProcess], old: bool, count: int

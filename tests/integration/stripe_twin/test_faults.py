@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -51,6 +52,26 @@ def test_each_fault_does_what_it_says_and_the_key_repeats_what_was_stored(
     assert customers(stripe_twin) == done
     assert create() == repeated, "the key repeats what was stored under it, and nothing else"
     assert customers(stripe_twin) == (1 if done or repeated == 200 else 0)
+
+
+def test_what_commits_late_holds_its_key_until_then_and_is_done_once(stripe_twin: StripeTwin) -> None:
+    hold = stripe_twin.hold("before_execute", "POST", "/v1/customers")
+    control(stripe_twin, "faults", kind="commit_late", key=stripe_twin.key, method="POST", path="/v1/customers")
+
+    def create() -> int | None:
+        try:
+            stripe_twin.client().v1.customers.create({"name": "x"}, {"idempotency_key": "k"})
+        except stripe.StripeError as error:
+            return error.http_status
+        return 200
+
+    assert create() is None, "the client waits no longer"
+    hold.wait()
+    assert (create(), customers(stripe_twin)) == (409, 0)
+    hold.release()
+    while stripe_twin.call("GET", "/_twin/faults")[2]["under_way"]:
+        time.sleep(0.01)
+    assert (create(), customers(stripe_twin)) == (200, 1)
 
 
 def test_a_fault_skips_and_counts_and_meets_its_own_account_alone(stripe_twin: StripeTwin) -> None:

@@ -22,6 +22,7 @@ READS: Final = {"read": "/v1/invoices/in_" + "?" * 24}
 """What is read where a reply of before is repeated: the draft, to compare it."""
 BURSTS: Final = (
     FaultKind.RATE_LIMIT, FaultKind.LOCK_TIMEOUT, FaultKind.CONFLICT, FaultKind.ERROR, FaultKind.LOSE_REPLY,
+    FaultKind.COMMIT_LATE,
 )  # fmt: skip
 STORED: Final = (
     "frozen", "customer_known", "draft_created", "lines_added", "compared", "released", "numbered", "finalized",
@@ -33,6 +34,13 @@ KILLS: Final = (
 )
 """The names of the checkpoints; `sending` is before a request goes out, `unrecorded` after its reply came."""
 SECONDS: Final = 0.02
+LATE_S: Final = 0.3
+"""So long after the client gave up Stripe commits: the sender's tries of one run are over by then, and all get 409."""
+
+
+def seconds_of(kind: FaultKind) -> float:
+    """How long a fault takes."""
+    return LATE_S if kind is FaultKind.COMMIT_LATE else SECONDS
 
 
 @dataclass(frozen=True, slots=True)

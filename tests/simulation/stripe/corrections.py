@@ -31,8 +31,8 @@ from devstack.stripe_twin.faults import FaultKind
 from tests.billing_builders import NOW
 from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import Crash, World
-from tests.simulation.stripe.cells import SECONDS
-from tests.simulation.stripe.matrix import DAY_AND_AN_HOUR_S, PAUSE_S, Result
+from tests.simulation.stripe.cells import seconds_of
+from tests.simulation.stripe.matrix import DAY_AND_AN_HOUR_S, PAUSE_S, Result, settle
 
 RUNS_MAX: Final = 5
 
@@ -134,9 +134,11 @@ def run(world: World, twin: StripeTwin, cells: Sequence[Cell], *, old: bool = Fa
     for name, cell in zip(names, cells, strict=True):
         _happen(world, twin, gateway, sent[name], cell, result)
     if old:
+        settle(twin)
         world.age_requests(hours=24)
         control(twin, "clock", advance=DAY_AND_AN_HOUR_S)
     _mend(world, gateway)
+    settle(twin)
     _check(world, twin, gateway, sent, dict(zip(names, cells, strict=True)), result)
     return result
 
@@ -186,7 +188,7 @@ def _happen(world: World, twin: StripeTwin, gateway: StripeGateway, invoice: str
     with transaction(world.engine) as connection:
         numbers = [c.correction_no for c in correction_store.listed(connection, invoice_ids=[invoice_id])]
     path = STORIES[cell.story].path
-    control(twin, "faults", kind=cell.fault, key=twin.key, method="POST", path=path, seconds=SECONDS)
+    control(twin, "faults", kind=cell.fault, key=twin.key, method="POST", path=path, seconds=seconds_of(cell.fault))
     try:
         send_corrections(
             world.engine, gateway=gateway, now=NOW, correction_nos=numbers, checkpoint=_killed_at(cell.kill),

@@ -7,6 +7,7 @@ forgotten every key.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 from tests.billing_builders import NOW
 from tests.fixtures_stripe_twin import StripeTwin, control
 from tests.integration.billing.conftest import Crash, World
-from tests.simulation.stripe.cells import READS, REQUESTS, SECONDS, Cell
+from tests.simulation.stripe.cells import READS, REQUESTS, Cell, seconds_of
 
 LINES = {"cached": 20, "in": 60, "out": 500}
 TOTAL = 580
 PAUSE_S = 0.001
 DAY_AND_AN_HOUR_S = 25 * 3600
 RUNS_MAX = 4
+WITHIN_S = 60.0
 
 
 @dataclass(slots=True)
@@ -52,11 +54,20 @@ def run(world: World, twin: StripeTwin, cells: Sequence[Cell], *, old: bool) -> 
     for name, cell in zip(names, cells, strict=True):
         _happen(world, twin, gateway, ids[name], cell, result)
     if old:
+        settle(twin)
         world.age_requests(hours=24)
         control(twin, "clock", advance=DAY_AND_AN_HOUR_S)
     _mend(world, gateway)
+    settle(twin)
     _check(world, gateway, names, cells, result)
     return result
+
+
+def settle(twin: StripeTwin) -> None:
+    """Until Stripe has done all that nobody waits for any more."""
+    until = time.monotonic() + WITHIN_S
+    while twin.call("GET", "/_twin/faults")[2]["under_way"] and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def _mend(world: World, gateway: StripeGateway) -> None:
@@ -75,7 +86,8 @@ def _happen(
 ) -> None:
     for request, kind in cell.faults:
         method, path = ("GET", READS[request]) if request in READS else ("POST", REQUESTS[request])
-        control(twin, "faults", kind=kind, key=twin.key, method=method, path=path, seconds=SECONDS, times=cell.times)
+        seconds = seconds_of(kind)
+        control(twin, "faults", kind=kind, key=twin.key, method=method, path=path, seconds=seconds, times=cell.times)
     left = [cell.nth]
 
     def checkpoint(_: uuid.UUID, reached: str) -> None:

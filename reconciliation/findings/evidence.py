@@ -12,8 +12,10 @@ import psycopg
 from reconciliation.findings.numbers import MissingNumbers, PassedOver, Sample
 from reconciliation.findings.signs import CLOCK_OFF, BootClock, SameAttempt, Seen, Twins
 from serving_adapter.events import UsageEvent, completed_at, decode, decode_known_fields
+from streams.completeness import number_sets, number_store
 from streams.completeness.complete_to import BootKey
 from streams.completeness.completeness_store import counts_of_boots
+from streams.completeness.number_sets import Segments
 from streams.completeness.witnesses import Counts
 
 MOST_ROWS: Final = 200_000
@@ -22,7 +24,7 @@ ALONE: Final = "unnumbered events"
 _MISSING: Final = """
     select g.replica_id, g.boot_id, sum(g.missing)::int8, coalesce(max(b.last_seq), 0), max(n.proven_to),
         coalesce(max(m.reported_at), max(b.heartbeat_at)), min(b.begun_at),
-        bool_or(f.replica_id is not null and b.farewell_at is null)
+        bool_or(f.replica_id is not null and b.farewell_at is null), max(g.last_number), coalesce(max(n.highest), 0)
     from usage.gaps as g
     left join usage.boots as b using (replica_id, boot_id)
     left join usage.boot_numbers as n using (replica_id, boot_id)
@@ -89,8 +91,9 @@ def missing_numbers(connection: psycopg.Connection) -> list[MissingNumbers]:
     rows = connection.execute(_MISSING).fetchall()
     keys = [(row[0], row[1]) for row in rows]
     reported, counted = (counts_of_boots(connection, of, keys) for of in ("replica_reported", "replica_counts"))
+    received = number_store.received(connection, keys)
     found = []
-    for replica_id, boot_id, missing, last_seq, proven_to, by, begun_at, broke_off in rows:
+    for replica_id, boot_id, missing, last_seq, proven_to, by, begun_at, broke_off, last_missing, highest in rows:
         key, begins = (replica_id, boot_id), proven_to or begun_at
         ends = by if by is None or begins is None else max(by, begins)
         said = reported.get(key, {})
@@ -99,9 +102,15 @@ def missing_numbers(connection: psycopg.Connection) -> list[MissingNumbers]:
             samples = _samples(connection, begins - timedelta(days=1), (ends or begins) + timedelta(days=1))
         found.append(
             MissingNumbers(replica_id, boot_id, missing, last_seq, said, counted.get(key, {}), begins, ends,
-                           broke_off, samples)
+                           broke_off, samples, last_missing,
+                           max(_not_received(max(last_seq, highest), *received[key]) - missing, 0))
         )  # fmt: skip
     return found
+
+
+def _not_received(known: int, through: int, beyond: Segments) -> int:
+    """How many of the numbers 1…known have not come."""
+    return known - through - number_sets.count(number_sets.within(beyond, through + 1, known))
 
 
 def _samples(

@@ -144,6 +144,50 @@ class Finding:
         return f"{self.kind.replace('_', ' ')} ({about}): {size}{whose}{worth}; {self.cause}"
 
 
+def is_news(known: Mapping[str, Any], now: Mapping[str, Any], *, settled: bool = False) -> bool:
+    """Whether a size (as `Finding.size` says it) tells anything that the one that is known does not.
+
+    Sizes of a boot that works are taken while events are under way, and are intervals then. One that may be of what is
+    known is no news; what is known at last is, but of what a person has settled.
+    """
+    if known == now:
+        return False
+    if _is_exact(known) and _is_exact(now):
+        return True
+    return not _may_be_one(known, now) or (_is_exact(now) and not settled)
+
+
+_TOKENS: Final = ("input_tokens", "output_tokens", "cache_hit_tokens")
+
+
+def _is_exact(size: Mapping[str, Any]) -> bool:
+    events = (share["events"] for share in size["shares"])
+    return not size["estimated_from"] and all(low == high for low, high in events) and _tokens_known(size)
+
+
+def _tokens_known(size: Mapping[str, Any]) -> bool:
+    return all(share[name][0] == share[name][1] for share in size["shares"] for name in _TOKENS)
+
+
+def _may_be_one(known: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether as many events may be meant of each tenant and model (in sum, where one does not say whose they are).
+
+    And as many tokens, where both know them: an interval of tokens is a guess, what is under way may be of any length.
+    """
+    events, tokens = ([{(s["tenant_id"], s["model"]): of(s) for s in size["shares"]} for size in (known, now)]
+                      for of in (lambda s: s["events"], lambda s: [s[name] for name in _TOKENS]))  # fmt: skip
+    if _tokens_known(known) and _tokens_known(now) and tokens[0] != tokens[1]:
+        return False
+    if any(not tenant_id for listed in events for tenant_id, _ in listed):
+        return _meet(known["events"], now["events"])
+    keys = events[0].keys() | events[1].keys()
+    return all(_meet(events[0].get(key, NOTHING), events[1].get(key, NOTHING)) for key in keys)
+
+
+def _meet(one: Sequence[int], other: Sequence[int]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
 def _sum(intervals: Iterable[Interval]) -> Interval:
     total = NOTHING
     for each in intervals:

@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from reconciliation.errors import FindingRefused
-from reconciliation.findings.finding import Finding, Kind
+from reconciliation.findings.finding import Finding, Kind, is_news
 from streams import alerts, audit
 from streams.alerts import Alert
 
@@ -131,7 +131,7 @@ def write(
 def settle(connection: psycopg.Connection, stored: StoredFinding, now: datetime, *, reason: str, actor: str) -> None:
     """Let an open finding stay as it is: what it is about cannot be undone, or was mended where no look sees it.
 
-    Looks are silent about it as long as its time, size and cause are what they were. Raises FindingRefused.
+    Looks are silent about it as long as its time, size and cause may be what they were. Raises FindingRefused.
     """
     if not stored.is_open:
         raise FindingRefused(f"finding {stored.finding_no} is {stored.state}: nothing is left to settle")
@@ -185,6 +185,20 @@ def _state(
 
 
 def _differs(stored: StoredFinding, finding: Finding) -> bool:
-    return (stored.begins, stored.ends, stored.cause, stored.size) != (
-        finding.begins, finding.ends, finding.cause, finding.size()
-    )  # fmt: skip
+    """Whether it is to be told again: its cause or size is another, or its time has nothing of the one that is known.
+
+    A time moves while a boot works: heartbeats that said when are thinned out, engines are scraped. Of a replica that
+    never reported itself all that it serves is new, and none of it is what was settled less.
+    """
+    settled = not stored.is_open
+    if stored.cause != finding.cause or _apart(stored, finding):
+        return True
+    if settled and finding.kind is Kind.UNREGISTERED_REPLICA:
+        return False
+    return is_news(stored.size, finding.size(), settled=settled)
+
+
+def _apart(stored: StoredFinding, finding: Finding) -> bool:
+    if stored.begins is None or stored.ends is None or finding.begins is None or finding.ends is None:
+        return False
+    return stored.ends < finding.begins or finding.ends < stored.begins

@@ -8,7 +8,8 @@ does not find it again, unless there was more of its kind than a look takes in.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -58,13 +59,14 @@ def look(
     admitted: AdmissionLog | None = None,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> Look:
-    """Look at everything; at raw events that completed in [begin, end). One transaction; one look at a time.
+    """Look at everything; at raw events that completed in [begin, end). One look at a time, of one moment.
 
     A look that is killed has changed nothing. `checkpoint` is told "looked" and "written". `admitted` is the log of a
     witness that is not in the database: what was found by it is judged by it alone.
     """
-    with connection.transaction():
-        connection.execute("select pg_advisory_xact_lock(%s)", (finding_store.LOCK,))
+    with _alone(connection), connection.transaction():
+        # What was reported, counted and numbered is compared as it stood at one moment
+        connection.execute("set transaction isolation level repeatable read")
         found, witnesses, partly = _find(connection, begin, end, admitted)
         checkpoint("looked")
         prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
@@ -74,6 +76,17 @@ def look(
         written = finding_store.write(connection, priced, covered, now)
         checkpoint("written")
     return Look(tuple(priced), written, witnesses)
+
+
+@contextmanager
+def _alone(connection: psycopg.Connection) -> Iterator[None]:
+    """Hold the lock of looks; from before the transaction, which so sees what the look before it has written."""
+    connection.execute("select pg_advisory_lock(%s)", (finding_store.LOCK,))
+    try:
+        yield
+    finally:
+        if not connection.broken:
+            connection.execute("select pg_advisory_unlock(%s)", (finding_store.LOCK,))
 
 
 def _find(

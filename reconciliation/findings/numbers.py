@@ -50,21 +50,26 @@ class MissingNumbers:
     ends: datetime | None = None
     broke_off: bool = False
     samples: Mapping[TenantModel, Sample] | None = None
+    last_missing: int = 0
+    """The highest number that has not come: it stays, while a boot that works goes on to number events."""
+    in_motion: int = 0
+    """Numbers that are under way: made, and neither received nor missing yet."""
 
 
 def judge(boot: MissingNumbers, passed: Sequence[PassedOver] = ()) -> Finding:
     """What a boot's missing numbers mean."""
     reported = sum(counts.events for counts in boot.reported.values())
     counted = sum(counts.events for counts in boot.counted.values())
-    if reported and reported == counted and boot.last_seq - reported == boot.missing:
+    left_out = boot.last_seq - reported
+    if reported <= counted + boot.in_motion and 0 <= left_out - boot.missing <= boot.in_motion and reported:
         cause = (
-            f"replica {boot.replica_id} used {boot.last_seq:,} numbers and reports {reported:,} events,"
-            " all of which are counted: numbers were left out"
+            f"replica {boot.replica_id} left out {boot.missing:,} numbers up to {boot.last_missing:,}: it reports fewer"
+            " events than numbers by as many, and all of them are counted"
         )
         return _finding(Kind.GAP_IN_NUMBERING, boot, cause)
     if reported == boot.last_seq:
-        shares = _known(boot)
-        return _finding(Kind.LOST_EVENTS, boot, _cause(boot, shares, passed), shares)
+        shares, guessed = _known(boot)
+        return _finding(Kind.LOST_EVENTS, boot, _cause(boot, shares, passed), shares, guessed)
     samples = boot.samples or {}
     shares = _estimated(boot.missing, samples)
     seen = sum(sample.events for sample in samples.values())
@@ -79,21 +84,29 @@ def _finding(
     return Finding(kind, subject, cause, shares, boot.begins, boot.ends, estimated_from)
 
 
-def _known(boot: MissingNumbers) -> tuple[Share, ...]:
-    """Reported − counted. What is beyond the missing numbers is in quarantine, nobody can tell whose: an interval."""
+def _known(boot: MissingNumbers) -> tuple[tuple[Share, ...], str]:
+    """Reported − counted, and what of it was estimated from.
+
+    What is beyond the missing numbers is under way or in quarantine, nobody can tell whose: an interval. So is what is
+    short of them, where events were counted that no heartbeat has reported yet: each as long as the others.
+    """
     absent = {
         key: Counts(*(max(r - c, 0) for r, c in zip(said, boot.counted.get(key, Counts()), strict=True)))
         for key, said in boot.reported.items()
     }
-    beyond = max(sum(counts.events for counts in absent.values()) - boot.missing, 0)
+    seen = sum(counts.events for counts in absent.values())
+    beyond, short = max(seen - boot.missing, 0), max(boot.missing - seen, 0)
     shares = []
     for (tenant_id, model), counts in absent.items():
-        if not counts.events:
+        if not (counts.events or short):
             continue
-        least = max(counts.events - beyond, 0) / counts.events
-        sizes = [Interval(math.floor(size * least), size) for size in counts]
+        least = max(counts.events - beyond, 0) / max(counts.events, 1)
+        was = boot.counted.get((tenant_id, model), Counts())
+        more = [math.ceil(short * size / max(was.events, 1)) for size in was]
+        more[0] = short
+        sizes = [Interval(math.floor(size * least), size + later) for size, later in zip(counts, more, strict=True)]
         shares.append(Share(tenant_id, model, *sizes))
-    return tuple(shares)
+    return tuple(shares), "what was counted of it: more than its heartbeats have told yet" if short else ""
 
 
 def _estimated(missing: int, samples: Mapping[TenantModel, Sample]) -> tuple[Share, ...]:
@@ -129,6 +142,6 @@ def _cause(boot: MissingNumbers, shares: Collection[Share], passed: Sequence[Pas
             " if the disk is there, `tollbook adapter ship` recovers it"
         )
     return (
-        f"replica {boot.replica_id} reported them, up to number {boot.last_seq:,}, and its shipper did not deliver"
-        f" {boot.missing:,} of them: its spool or archive has them"
+        f"replica {boot.replica_id} reported them, and its shipper did not deliver {boot.missing:,} of them, up to"
+        f" number {boot.last_missing:,}: its spool or archive has them"
     )

@@ -75,12 +75,13 @@ def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come
     assert looked(connection, NOW + timedelta(hours=1)).written == Written((), (), ())
     (stored,) = finding_store.listed(connection)
     assert stored.state_no == 1, "written once, not again each hour"
+    assert_a_boot_that_works_on_is_no_news(connection, applier, replica_applier)
     told = [alert for alert in alerts.undelivered(connection) if alert.kind == "finding.lost_events"]
     assert len(told) == 1
     (gate,) = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
     assert [each.key for each in gate.differences] == ["r1/b1/3-4"]
 
-    applier.apply(make_chunk(numbered(3, 3), numbered(4, 4)))
+    applier.apply(make_chunk(numbered(5, 3), numbered(6, 4)))
     check(connection)
     healed = looked(connection).written.healed
     assert [each.finding_no for each in healed] == [stored.finding_no]
@@ -88,6 +89,39 @@ def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come
     assert [state for _, state, _ in finding_store.history(connection, stored.finding_id)] == ["open", "healed"]
     (gate,) = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
     assert gate.agrees
+    assert_what_is_settled_stays_while_the_boot_works_on(connection, applier, replica_applier)
+
+
+def assert_a_boot_that_works_on_is_no_news(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    """Its heartbeats go on, and its events come before and after them; what was lost is lost, open or settled."""
+    later = RECEIVED + timedelta(hours=1)
+    replica_applier.apply(make_chunk(heartbeat(3, 6, ("tenant_1", 6, 60, 30), at=later), source=REPLICA_SOURCE))
+    assert looked(connection).written == Written((), (), ()), "one is under way"
+    applier.apply(make_chunk(numbered(3, 6), numbered(4, 7)))
+    check(connection)
+    assert looked(connection).written == Written((), (), ()), "one came before its heartbeat"
+
+
+def assert_what_is_settled_stays_while_the_boot_works_on(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    def beat(position: int, made: int) -> None:
+        at = RECEIVED + timedelta(hours=made)
+        said = heartbeat(position, made, ("tenant_1", made, made * 10, made * 5), at=at)
+        replica_applier.apply(make_chunk(said, source=REPLICA_SOURCE))
+
+    applier.apply(make_chunk(numbered(7, 9)))
+    beat(4, 9)
+    check(connection)
+    assert [(each.kind, each.events) for each in looked(connection).written.new] == [("lost_events", (1, 1))]
+    (stored,) = finding_store.listed(connection)
+    finding_store.settle(connection, stored, NOW, reason="credited", actor="ada")
+    applier.apply(make_chunk(*(numbered(8 + at, 10 + at) for at in range(5))))
+    check(connection)
+    beat(5, 16)
+    assert (looked(connection).written, finding_store.listed(connection)) == (Written((), (), ()), [])
 
 
 class Killed(Exception):

@@ -10,7 +10,7 @@ import pytest
 
 from reconciliation.findings import admissions
 from reconciliation.findings.admissions import Missing
-from reconciliation.findings.finding import Finding, Interval, Kind, Share
+from reconciliation.findings.finding import Finding, Interval, Kind, Share, is_news
 from reconciliation.findings.look import worth
 from reconciliation.findings.numbers import MissingNumbers, PassedOver, Sample, judge
 from reconciliation.findings.partitions import _murmur2, partition_of
@@ -33,6 +33,7 @@ from streams.rules.estimates import EstimatePrice
 
 AT = datetime(2026, 10, 14, 8, tzinfo=UTC)
 A, B = ("a", "llama"), ("b", "llama")
+B_REPORTED = Counts(4, 400, 40, 0)
 LOST = MissingNumbers(
     "r1", "b1", missing=3, last_seq=10,
     reported={A: Counts(6, 600, 60, 6), B: Counts(4, 400, 40, 0)},
@@ -60,6 +61,28 @@ def test_numbers_that_were_left_out_are_no_lost_events() -> None:
     everything = LOST.reported
     found = judge(replace(LOST, last_seq=13, counted=everything))
     assert (found.kind, found.events) == (Kind.GAP_IN_NUMBERING, Interval(0, 0))
+    working = replace(LOST, last_seq=15, reported={A: Counts(8, 800, 80, 6), B: B_REPORTED}, last_missing=7)
+    # One event and one number left out are under way; a later look is of more
+    assert judge(replace(working, counted={A: Counts(7, 700, 70, 6), B: B_REPORTED}, in_motion=2)).key == found.key
+    assert judge(replace(working, counted={A: Counts(7), B: B_REPORTED})).kind is Kind.LOST_EVENTS, "nothing is"
+
+
+def test_a_boot_that_works_changes_neither_the_cause_nor_what_is_known_of_its_size() -> None:
+    quiet = judge(replace(LOST, last_missing=7))
+    more = Counts(8, 800, 80, 6)  # two more of each were made, of which one of A's came before any heartbeat told
+    looks = [
+        replace(LOST, last_seq=14, reported={A: more, B: Counts(6, 600, 60, 0)}, last_missing=7, in_motion=4),
+        replace(LOST, counted={A: Counts(5, 450, 55, 6), B: LOST.counted[B]}, last_missing=7),
+    ]
+    for each in map(judge, looks):
+        assert (each.key, each.cause) == (quiet.key, quiet.cause)
+        assert each.size() != quiet.size()
+        assert not is_news(quiet.size(), each.size())
+        assert is_news(each.size(), quiet.size()), "now it is known"
+        assert not is_news(each.size(), quiet.size(), settled=True)
+    fewer = judge(replace(LOST, missing=2, last_missing=7, counted=LOST.counted | {B: Counts(4, 400, 40, 0)}))
+    assert is_news(quiet.size(), fewer.size(), settled=True)
+    assert fewer.cause != quiet.cause
 
 
 def test_without_reports_the_size_is_estimated_from_what_came_around_that_time() -> None:

@@ -151,9 +151,11 @@ class Replica:
         if not self._stopped:
             self._stopped = True
             self.cut_off_all()
-            if self._direct is not None:
-                self._direct.stop()
-            self.journal.close()
+            try:
+                self.journal.close()
+            finally:  # what its disk did not take comes past it
+                if self._direct is not None:
+                    self._direct.stop()
 
     def attach(self, client: Any, args: Any = None) -> None:
         """Hook into an engine, once, and warn of how it was started (`args`: vLLM's). Raises EngineUnfit."""

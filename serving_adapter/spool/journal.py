@@ -29,6 +29,7 @@ from serving_adapter.spool.records import MOST_PROGRESS, Boot, Farewell, OpenReq
 from serving_adapter.spool.writer import SEGMENT_BYTES, Pwrite, SpoolFailed, SpoolWriter
 
 BOUND_BYTES: Final = 4 * 1024**3
+CLOSED_WITHIN_S: Final = 5.0
 
 
 class NoRoom(AdapterError):
@@ -95,7 +96,10 @@ class BootJournal:
         boot = Boot(replica_id=replica_id, boot_id=self.boot_id, at=rfc3339(clock.now_ns()), about=about or {})
         try:
             self.folder, self._held = _make(settings.root, replica_id, self.boot_id)
-            self._writer = SpoolWriter(self.folder, segment_bytes=settings.segment_bytes, pwrite=pwrite)
+            self._writer = SpoolWriter(
+                self.folder, segment_bytes=settings.segment_bytes, pwrite=pwrite,
+                undurable=undurable if settings.policy == "serve_memory" else None,
+            )  # fmt: skip
             self._writer.put(boot)
             self._used = used_bytes(settings.root)
         except OSError as error:
@@ -125,13 +129,14 @@ class BootJournal:
 
     @property
     def failing(self) -> str | None:
-        """Why the last write failed, while none has succeeded since."""
+        """Why the last write failed, while none has succeeded since; or that one hangs."""
         return self._writer.failing
 
     def measure(self) -> DiskState:
         """How much of the disk's bound is used, and does a disk that failed work again? Call it each second."""
         if self._writer.failing is not None:
             self._writer.put(Progress(at=rfc3339(self.clock.now_ns()), open=[]), kept=False)
+            self._writer.hand_on()
         self._used = used_bytes(self.settings.root)
         return self.disk()
 
@@ -243,8 +248,10 @@ class BootJournal:
 
     def _send_undurable(self, event: UsageEvent, in_memory: bool) -> None:
         """To Kafka directly what the disk does not get, or may never take."""
-        if self._undurable is not None and (in_memory or self._writer.failing is not None):
+        if self._undurable is not None and in_memory:
             self._undurable(event)
+        elif self._writer.failing is not None:
+            self._writer.hand_on()
 
     def progress(self, requests: Sequence[OpenRequest]) -> None:
         """How far the open requests are; rides along with the next group."""
@@ -278,10 +285,10 @@ class BootJournal:
         with self._lock:
             self._tally.confirm(totals)
 
-    def close(self) -> Farewell | None:
+    def close(self, within_s: float = CLOSED_WITHIN_S) -> Farewell | None:
         """Say farewell and let go of the boot; None while requests are open: then it is left to recovery.
 
-        Raises SpoolFailed if something could not be written.
+        Raises SpoolFailed if something could not be written in time; with `serve_memory` its events were handed on.
         """
         with self._lock:
             farewell = Farewell(
@@ -291,7 +298,7 @@ class BootJournal:
             if whole:
                 self._writer.put(farewell)
         try:
-            self._writer.close()
+            self._writer.close(within_s)
         finally:
             self._held.release()
         return farewell if whole else None

@@ -12,12 +12,13 @@ import os
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from serving_adapter.errors import AdapterError
+from serving_adapter.events import UsageEvent
 from serving_adapter.spool.folders import BEGIN, BootFolder, DurableMark, Position, sync_folder
 from serving_adapter.spool.frames import framed
 from serving_adapter.spool.records import Record, Replay, payload_of
@@ -28,6 +29,8 @@ GROUP_BYTES: Final = 1024 * 1024
 LINGER_S: Final = 0.005
 """How long what nobody waits for waits for a start to be synced along with: no start waits for a sync of ends."""
 RETRY_AFTER_S: Final = 1.0
+HANGS_AFTER_S: Final = 5.0
+"""A write that takes longer fails for whoever waits for it, whatever becomes of it."""
 KEPT_RECORDS: Final = 200_000
 """Records that wait for a disk that fails, at about 500 bytes each; more of them are counted as dropped."""
 
@@ -39,6 +42,10 @@ class SpoolFailed(AdapterError):
     """The spool cannot be written."""
 
 
+class _TooLate(Exception):
+    """A write has succeeded after somebody was told that it had not."""
+
+
 @dataclass(slots=True)
 class _Item:
     """A record to write. `waiter` hears whether it is durable; one that is not `kept` is given up if it is not."""
@@ -48,6 +55,9 @@ class _Item:
     waiter: Waiter | None
     kept: bool
     written: Callable[[], None] | None = None
+    is_durable: bool = False
+    given_up: bool = False
+    """Nobody waited until it was durable: under the writer's lock, as is the one before."""
 
 
 class SpoolWriter:
@@ -60,10 +70,14 @@ class SpoolWriter:
         segment_bytes: int = SEGMENT_BYTES,
         retry_after: float = RETRY_AFTER_S,
         pwrite: Pwrite = os.pwrite,
+        undurable: Callable[[UsageEvent], None] | None = None,
     ) -> None:
-        """Begin a boot's first segment. Raises OSError where that cannot be done."""
+        """Begin a boot's first segment. Raises OSError where that cannot be done.
+
+        `undurable` gets each event that waits for a disk that fails (`hand_on`), on whatever thread finds it.
+        """
         self.folder = folder
-        self.failing: str | None = None
+        self.failed: str | None = None
         """Why the last write failed, while none has succeeded since."""
         self.groups = 0
         """Syncs so far."""
@@ -74,6 +88,12 @@ class SpoolWriter:
         self._segment_bytes = segment_bytes
         self._retry_after = retry_after
         self._pwrite = pwrite
+        self._undurable = undurable
+        self._lock = threading.Lock()
+        self._waiting: deque[_Item] = deque()
+        """Events that are not on disk yet, in their order, and were not handed on: under the lock."""
+        self._writing_since = 0.0
+        """When the write that goes on began (monotonic); 0 between two."""
         self._queue: queue.SimpleQueue[_Item | threading.Event | None] = queue.SimpleQueue()
         self._mark = DurableMark(folder, writing=True)
         self._state = Replay()
@@ -86,6 +106,14 @@ class SpoolWriter:
         self._thread.start()
 
     @property
+    def failing(self) -> str | None:
+        """Why what is put in now may never be on disk: the last write has failed, or hangs."""
+        since = self._writing_since
+        if self.failed is None and since and time.monotonic() - since > HANGS_AFTER_S:
+            return f"a write has taken more than {HANGS_AFTER_S:g} s"
+        return self.failed
+
+    @property
     def position(self) -> Position:
         """How far the segments are durable."""
         return self._at
@@ -95,13 +123,36 @@ class SpoolWriter:
 
         `written` is called once it is on disk, in the writing thread.
         """
-        self._queue.put(_Item(record, framed(payload_of(record)), None, kept, written))
+        item = _Item(record, framed(payload_of(record)), None, kept, written)
+        if self._undurable is not None and isinstance(record, UsageEvent):
+            with self._lock:
+                self._waiting.append(item)
+        self._queue.put(item)
 
     def put_durably(self, record: Record, *, kept: bool) -> Waiter:
-        """The same; the future says True once it is on disk, False if the write failed. On a running loop only."""
-        waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._queue.put(_Item(record, framed(payload_of(record)), waiter, kept))
+        """The same; the future says True once it is on disk, False if that fails or hangs. On a running loop only."""
+        loop = asyncio.get_running_loop()
+        waiter: Waiter = loop.create_future()
+        item = _Item(record, framed(payload_of(record)), waiter, kept)
+        timer = loop.call_later(HANGS_AFTER_S, self._give_up, item, waiter)
+        waiter.add_done_callback(lambda _: timer.cancel())
+        self._queue.put(item)
         return waiter
+
+    def _give_up(self, item: _Item, waiter: Waiter) -> None:
+        with self._lock:
+            item.given_up = not item.is_durable and not waiter.done()
+        if item.given_up:
+            waiter.set_result(False)
+
+    def hand_on(self) -> None:
+        """Give away the events that wait for the disk, once each; it gets them all the same, if it can."""
+        if self._undurable is not None:
+            with self._lock:
+                waiting, self._waiting = self._waiting, deque()
+            for item in waiting:
+                if isinstance(item.record, UsageEvent):
+                    self._undurable(item.record)
 
     def flush(self, within_s: float) -> bool:
         """Wait until everything put in so far was written, or given up; whether that happened in time."""
@@ -114,8 +165,9 @@ class SpoolWriter:
         self._stopping.set()
         self._queue.put(None)
         self._thread.join(within_s)
-        if self._thread.is_alive() or self.failing is not None:
-            raise SpoolFailed(f"{self.folder.path}: not everything was written: {self.failing or 'the disk hangs'}")
+        self.hand_on()
+        if self._thread.is_alive() or self.failed is not None:
+            raise SpoolFailed(f"{self.folder.path}: not everything was written: {self.failed or 'the disk hangs'}")
         self._close_segment()
         self._mark.close()
 
@@ -126,7 +178,7 @@ class SpoolWriter:
             self._write_until_done(items)
             for event in events:
                 event.set()
-            if ended or (self._stopping.is_set() and (self.failing is not None or self._queue.empty())):
+            if ended or (self._stopping.is_set() and (self.failed is not None or self._queue.empty())):
                 return  # what said so may have been taken in while a disk that failed was waited for
 
     def _group(self, item: _Item | threading.Event | None) -> tuple[list[_Item], list[threading.Event], bool]:
@@ -155,11 +207,14 @@ class SpoolWriter:
                 return items, [], False
 
     def _write_until_done(self, items: list[_Item]) -> None:
-        while items:
+        while items := [item for item in items if item.kept or not item.given_up]:
+            self._writing_since = time.monotonic()
             try:
-                self._write(b"".join(item.frame for item in items))
+                self._write(items)
             except Exception as error:  # the disk's, as a rule; whatever it is, nobody waits for ever, and it is said
-                self.failing = str(error) or type(error).__name__
+                self.failed = str(error) or type(error).__name__
+                self._writing_since = 0.0
+                self.hand_on()
                 _tell(items, durable=False)
                 items = [item for item in items if item.kept]
                 for item in items:
@@ -170,7 +225,8 @@ class SpoolWriter:
                     return
                 self._wait_and_take_in(items)
             else:
-                self.failing = None
+                self.failed = None
+                self._writing_since = 0.0
                 _tell(items, durable=True)
                 self._mark.publish(self._at)
                 for item in items:
@@ -178,6 +234,16 @@ class SpoolWriter:
                     if item.written is not None:
                         item.written()
                 return
+
+    def _settle(self, items: list[_Item]) -> None:
+        """They are durable. Raises _TooLate where one of them may not be: what it asked for was refused."""
+        with self._lock:
+            if any(item.given_up and not item.kept for item in items):
+                raise _TooLate(f"a write has taken more than {HANGS_AFTER_S:g} s")
+            for item in items:
+                item.is_durable = True
+            while self._waiting and self._waiting[0].is_durable:
+                self._waiting.popleft()
 
     def _wait_and_take_in(self, items: list[_Item]) -> None:
         """Pause after a failure; who comes meanwhile and waits is answered at once, and others wait along."""
@@ -190,6 +256,7 @@ class SpoolWriter:
             if isinstance(item, _Item):
                 _tell([item], durable=False)
                 item.waiter = None
+                self.hand_on()
                 if item.kept and len(items) < KEPT_RECORDS:
                     items.append(item)
                 else:
@@ -197,7 +264,8 @@ class SpoolWriter:
             elif item is not None:
                 item.set()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, items: list[_Item]) -> None:
+        data = b"".join(item.frame for item in items)
         most = max(self._segment_bytes, 2 * self._head_bytes)  # however much all segments begin with
         if self._at.offset and self._at.offset + len(data) > most:
             self._close_segment()
@@ -213,6 +281,7 @@ class SpoolWriter:
             written = self._pwrite(self._fd, at, offset)
             at, offset = at[written:], offset + written
         self.sync_s += time.monotonic() - began
+        self._settle(items)
         self._at = Position(self._at.segment, offset)
         self.groups += 1
         self.written_bytes += len(data)

@@ -174,10 +174,10 @@ def test_regions_limits_and_a_full_spool_refuse_before_the_engine(adapter_settin
             image = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
             chat = {"model": "tiny", "messages": [{"role": "user", "content": [image]}]}
             assert (await served.ask(chat, "/v1/chat/completions")).status == 400
-            served.replica.journal._writer.failing = "played"
+            served.replica.journal._writer.failed = "played"
             assert (await served.ask(body)).status == 503
             assert (await served.ask(b"", "/health", method="GET")).status == 503
-            served.replica.journal._writer.failing = None
+            served.replica.journal._writer.failed = None
             assert served.engine.seen == []
             await served.ask(body | {"model": "nothing"})
             await served.ask(body, headers={})
@@ -202,9 +202,9 @@ def test_memory_serves_where_there_is_a_way_past_the_disk(
     spool = msgspec.structs.replace(adapter_settings.spool, policy="serve_memory")
     monkeypatch.setenv("TOLLBOOK_KAFKA", kafka)
     replica = Replica(msgspec.structs.replace(adapter_settings, spool=spool))
-    replica.journal._writer.failing = "played"
+    replica.journal._writer.failed = "played"
     assert replica.ready() == ready
-    replica.journal._writer.failing = None
+    replica.journal._writer.failed = None
     replica.stop_now()
 
 
@@ -255,9 +255,9 @@ def test_the_engines_page_has_the_boot_and_the_tenants_figures(adapter_settings:
             assert figure(served.replica.metrics.page(), "spool_unshipped_events") == "1.0"
             store(served.replica.journal.folder, Shipped(events=0, poison=1))
             served.replica._figures.measure()
-            served.replica.journal._writer.failing = "played"
+            served.replica.journal._writer.failed = "played"
             page = served.replica.metrics.page()
-            served.replica.journal._writer.failing = None
+            served.replica.journal._writer.failed = None
             assert (figure(page, "spool_unshipped_events"), figure(page, "spool_failing")) == ("0.0", "1.0")
             for status, kind, text in (
                 (404, b"text/plain", b"no\n"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from msgspec.structs import replace
 
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
+from serving_adapter.spool import writer
 from serving_adapter.spool.disk_bound import Policy
 from serving_adapter.spool.folders import BEGIN, BootFolder, DurableMark, Position, WriterLock, boots, used_bytes
 from serving_adapter.spool.frames import Frame, scan
@@ -22,6 +25,7 @@ from serving_adapter.spool.journal import BootJournal, NoRoom, SpoolSettings
 from serving_adapter.spool.reader import read_from
 from serving_adapter.spool.records import Farewell, OpenRequest
 from serving_adapter.spool.recovery import recover, replay
+from serving_adapter.spool.writer import SpoolFailed
 from tests.adapter_builders import ended, events, lost, open_journal, records
 
 NOW = ReplicaClock().now_ns
@@ -230,14 +234,17 @@ def test_segments_follow_one_another_and_the_last_one_alone_is_enough(tmp_path: 
 
 
 class Disk:
-    """A disk that fails when told."""
+    """A disk that fails when told, or hangs."""
 
     def __init__(self) -> None:
         self.fails = False
+        self.moves = threading.Event()
+        self.moves.set()
 
     def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
         if self.fails:
             raise OSError(28, "No space left on device")
+        self.moves.wait(60)
         return os.pwrite(fd, data, offset)
 
 
@@ -288,6 +295,90 @@ def test_serve_memory_goes_on_without_the_disk_and_says_so(tmp_path: Path) -> No
     asyncio.run(run())
     journal.close()
     assert [event.seq for event in dedup(events(journal.folder))] == [1]
+
+
+def test_a_disk_that_hangs_fails_and_who_was_refused_meanwhile_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk()
+    journal = BootJournal(SpoolSettings(tmp_path), "r1", ReplicaClock(), pwrite=disk.pwrite)
+    journal._writer._retry_after = 0.01
+
+    async def run() -> None:
+        disk.moves.clear()
+        monkeypatch.setattr(writer, "HANGS_AFTER_S", 0.05)
+        with pytest.raises(NoRoom, match="has taken more than"):
+            await asyncio.wait_for(journal.start(lost("q1")), 30)
+        assert journal.disk().failing
+        monkeypatch.setattr(writer, "HANGS_AFTER_S", 60.0)
+        disk.moves.set()
+        while not journal.standing().started:
+            journal.measure()
+            with contextlib.suppress(NoRoom):
+                await serve(journal, "q2")
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert journal.close() is not None
+    state, _, _ = replay(journal.folder)
+    assert (state.open, state.started, state.ended) == ({}, 1, 1)
+
+
+def test_what_memory_holds_while_a_disk_hangs_or_fails_is_sent_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, shipped = Disk(), list[UsageEvent]()
+    settings = SpoolSettings(tmp_path, policy="serve_memory")
+    journal = BootJournal(settings, "r1", ReplicaClock(), pwrite=disk.pwrite, undurable=shipped.append)
+    journal._writer._retry_after = 0.01
+
+    async def sent(number: int) -> list[str]:
+        while len(shipped) < number:
+            journal.measure()
+            await asyncio.sleep(0.01)
+        return [event.request_id for event in shipped]
+
+    async def run() -> None:
+        first, second = await journal.start(lost("q1")), await journal.start(lost("q2"))
+        disk.fails = True
+        journal.end(first, ended("q1"))  # no write has failed yet
+        assert await sent(1) == ["q1"]
+        disk.fails = False
+        while journal.failing:
+            await asyncio.sleep(0.01)
+        disk.moves.clear()
+        journal.end(second, ended("q2"))
+        monkeypatch.setattr(writer, "HANGS_AFTER_S", 0.05)
+        number = await asyncio.wait_for(journal.start(lost("q3")), 30)
+        assert await sent(2) == ["q1", "q2"]
+        assert journal.not_durable
+        journal.end(number, ended("q3"))
+        assert await sent(3) == ["q1", "q2", "q3"]
+
+    asyncio.run(run())
+    closing = threading.Timer(0.1, disk.moves.set)
+    closing.start()
+    journal.close()
+    closing.join()
+    assert {event.seq for event in events(journal.folder)} == {1, 2, 3}
+    assert [event.seq for event in shipped] == [1, 2, 3], "once each"
+
+
+def test_a_process_that_ends_before_its_disk_hands_on_what_was_not_written(tmp_path: Path) -> None:
+    disk, shipped = Disk(), list[UsageEvent]()
+    settings = SpoolSettings(tmp_path, policy="serve_memory")
+    journal = BootJournal(settings, "r1", ReplicaClock(), pwrite=disk.pwrite, undurable=shipped.append)
+
+    async def run() -> None:
+        number = await journal.start(lost("q1"))
+        disk.moves.clear()
+        journal.end(number, ended("q1"))
+
+    asyncio.run(run())
+    with pytest.raises(SpoolFailed):
+        journal.close(within_s=0.1)
+    assert [event.request_id for event in shipped] == ["q1"]
+    disk.moves.set()
 
 
 def test_a_disk_that_works_again_is_found_though_nothing_runs(tmp_path: Path) -> None:

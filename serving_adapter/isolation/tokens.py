@@ -8,6 +8,7 @@ token waits for that. Tokens that were verified are remembered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import urllib.request
@@ -120,15 +121,17 @@ class Tokens:
             self._reading = None
 
     def _read(self) -> dict[str, jwt.PyJWK] | str:
-        """The keys, or why they cannot be read."""
+        """The keys, or why they cannot be read. A set may hold keys of other kinds: they are left out (RFC 7517, 5)."""
         try:
-            return {
-                str(found["kid"]): jwt.PyJWK(found, algorithm=self._settings.algorithm)
-                for found in json.loads(self._fetch(self._settings.jwks))["keys"]
-                if found.get("kid") and found.get("use", "sig") == "sig"
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+            found = [key for key in json.loads(self._fetch(self._settings.jwks))["keys"] if isinstance(key, dict)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             return str(error) or type(error).__name__
+        keys = {}
+        for each in found:
+            if each.get("kid") and each.get("use", "sig") == "sig":
+                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError):
+                    keys[str(each["kid"])] = jwt.PyJWK(each, algorithm=self._settings.algorithm)
+        return keys
 
     def _take(self, read: dict[str, jwt.PyJWK] | str) -> None:
         """What was known stays where reading failed."""

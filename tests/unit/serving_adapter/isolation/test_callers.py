@@ -157,6 +157,25 @@ def test_keys_change_without_a_restart_and_one_that_is_gone_is_refused(tmp_path:
     assert tokens.failure is not None
 
 
+def test_keys_of_other_kinds_in_the_set_are_left_out_and_the_others_hold(tmp_path: Path) -> None:
+    _, file = make(tmp_path)
+    curve = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(EC_KEY.public_key()))
+    others: list[Any] = [
+        curve | {"kid": "ec"}, {"kty": "oct", "kid": "secret", "k": "AAAA"}, {"kty": "new", "kid": "of-tomorrow"},
+        {"kty": "RSA", "kid": "torn", "n": "?", "e": 7}, {"kty": "RSA", "kid": "half"}, "none", {"kty": "RSA"},
+    ]  # fmt: skip
+    file.write_text(json.dumps({"keys": [*others, *json.loads(jwks(a=RSA_KEY))["keys"]]}))
+    settings = TokenSettings(jwks=str(file), algorithm="RS256", issuer="https://login", audience="inference")
+    tokens = Tokens(settings, monotonic=Clock())
+    assert caller_of(tokens, token()).tenant_id == "tenant_a"
+    for wrong in (token(EC_KEY, "ec", algorithm="ES256"), token(b"\0" * 3, "secret", algorithm="HS256")):
+        with pytest.raises(Refusal):
+            caller_of(tokens, wrong)
+    file.write_text(json.dumps({"keys": others}))
+    with pytest.raises(SettingsError, match="no key of this algorithm"):
+        Tokens(settings)
+
+
 def test_a_symmetric_or_unsafe_source_of_keys_is_refused(tmp_path: Path) -> None:
     common = {"issuer": "i", "audience": "a"}
     for settings in (

@@ -68,16 +68,35 @@ class AdapterLoading:
         self._said = ""
 
     async def keep(self) -> None:
-        """Look each second, until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except Exception as error:  # also what an engine's server may raise: serving goes on as it is
-                self._say(f"not taken up: {error}")
-            await asyncio.sleep(EACH_S)
+        """Look each second, until cancelled. Loading takes its time beside that: what is removed is gone at once."""
+        loading: asyncio.Task[None] | None = None
+        try:
+            while True:
+                try:
+                    await self._take_up()
+                    if loading is None or loading.done():
+                        loading = asyncio.create_task(self._load_and_unload())
+                except Exception as error:  # whatever it is: serving goes on as it is
+                    self._say(f"not taken up: {error}")
+                await asyncio.sleep(EACH_S)
+        finally:
+            if loading is not None:
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
 
     async def look(self) -> None:
         """Take up what changed, load and unload. Raises SettingsError, RegistryBroken; then all stays as it is."""
+        await self._take_up()
+        await self._load_and_unload()
+
+    async def _load_and_unload(self) -> None:
+        try:
+            await self._load_missing()
+            await self._unload_rest()
+        except Exception as error:  # also what an engine's server may raise
+            self._say(f"not taken up: {error}")
+
+    async def _take_up(self) -> None:
         if self._trials is not None and not self._recalled:
             self._served = await asyncio.to_thread(self._trials.recall)
             self._recalled = True
@@ -97,8 +116,6 @@ class AdapterLoading:
             if len(self._seen) == len(seen):
                 self._say("rules and names taken up")
             self._seen = seen
-        await self._load_missing()
-        await self._unload_rest()
 
     def _rules(self) -> Rules:
         if self._registry is None:
@@ -112,6 +129,8 @@ class AdapterLoading:
 
     async def _load_missing(self) -> None:
         for adapter in self._replica.rules.adapters:
+            if adapter.engine not in self._named():
+                continue  # removed while another one was loaded
             served = self._served.get(adapter.engine)
             tried = self._failed_at.get(adapter.engine, -TRIED_AGAIN_AFTER_S)
             is_served = served is not None and served.state == "serving"
@@ -177,19 +196,23 @@ class AdapterLoading:
         return bool(getattr(client, "errored", False))
 
     async def _unload_rest(self) -> None:
-        named = {adapter.engine for adapter in self._replica.rules.adapters}
-        for engine in [engine for engine in self._served if engine not in named]:
-            if not self._replica.runs(engine):
+        for engine in [engine for engine in self._served if engine not in self._named()]:
+            if not self._replica.runs(engine) and engine not in self._named():
+                del self._served[engine]  # named again from now on, it is loaded first
                 try:
                     status, answer = await self._ask(UNLOAD, {"lora_name": engine})
                     if status not in (200, 404):
                         self._say(f"adapter {engine} was not unloaded: {_told(status, answer)}")
                 except NotLoaded as error:
                     self._say(f"adapter {engine} was not unloaded: {error}")
-                self._replica.unready.pop(engine, None)
+                if engine not in self._named():
+                    self._replica.unready.pop(engine, None)
                 self._failed_at.pop(engine, None)
-                del self._served[engine]
                 await asyncio.to_thread(self._tell)
+
+    def _named(self) -> set[str]:
+        """Adapters that the rules name now."""
+        return {adapter.engine for adapter in self._replica.rules.adapters}
 
     async def _load(self, adapter: Adapter) -> None:
         assert adapter.path is not None

@@ -111,6 +111,46 @@ def test_a_version_that_fails_is_told_to_its_tenant_and_the_others_go_on(
     asyncio.run(run())
 
 
+def test_what_changes_while_an_adapter_is_loaded_is_taken_up_at_once(
+    adapter_settings: AdapterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "registry"
+    request = {"model": "it", "prompt": "a b c", "max_tokens": 1}
+    monkeypatch.setattr(adapter_loading, "EACH_S", 0.02)
+
+    async def run() -> None:
+        at_load, goes_on = asyncio.Event(), asyncio.Event()
+        async with loading(adapter_settings, root) as (served, _):
+
+            async def slow(scope: Any, receive: Any, send: Any) -> None:
+                if scope["path"] == adapter_loading.LOAD and served.engine.loras.keys() & {first.engine}:
+                    at_load.set()
+                    await goes_on.wait()
+                await served.app(scope, receive, send)
+
+            loader = AdapterLoading(served.replica, lambda: slow, served.app)
+            register(root, 1)
+            (first,) = RegistryFolder(root).read().versions
+            await loader.look()
+            assert (await served.ask(request)).status == 200
+            register(root, 2)
+            keeping = asyncio.create_task(loader.keep())
+            await at_load.wait()
+            change(root, "remove")
+            async with asyncio.timeout(60):
+                while (await served.ask(request)).status != 404:
+                    await asyncio.sleep(0.01)
+                assert first.engine in served.engine.loras
+                goes_on.set()
+                while RegistryFolder(root).statuses()[0].adapters:
+                    await asyncio.sleep(0.01)
+            assert set(served.engine.loras) == {"tenant_a--fr--1", "tenant_b--law--1"}, "both were unloaded"
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def states(root: Path, engine: str) -> dict[str, str]:
     """By replica."""
     return {each.replica_id: each.adapters[engine].state for each in RegistryFolder(root).statuses()}

@@ -161,14 +161,14 @@ def test_keys_of_other_kinds_in_the_set_are_left_out_and_the_others_hold(tmp_pat
     _, file = make(tmp_path)
     curve = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(EC_KEY.public_key()))
     others: list[Any] = [
-        curve | {"kid": "ec"}, {"kty": "oct", "kid": "secret", "k": "AAAA"}, {"kty": "new", "kid": "of-tomorrow"},
+        curve | {"kid": "ec"}, {"kty": "oct", "kid": "secret", "k": "A" * 43}, {"kty": "new", "kid": "of-tomorrow"},
         {"kty": "RSA", "kid": "torn", "n": "?", "e": 7}, {"kty": "RSA", "kid": "half"}, "none", {"kty": "RSA"},
     ]  # fmt: skip
     file.write_text(json.dumps({"keys": [*others, *json.loads(jwks(a=RSA_KEY))["keys"]]}))
     settings = TokenSettings(jwks=str(file), algorithm="RS256", issuer="https://login", audience="inference")
     tokens = Tokens(settings, monotonic=Clock())
     assert caller_of(tokens, token()).tenant_id == "tenant_a"
-    for wrong in (token(EC_KEY, "ec", algorithm="ES256"), token(b"\0" * 3, "secret", algorithm="HS256")):
+    for wrong in (token(EC_KEY, "ec", algorithm="ES256"), token(b"\0" * 32, "secret", algorithm="HS256")):
         with pytest.raises(Refusal):
             caller_of(tokens, wrong)
     file.write_text(json.dumps({"keys": others}))

@@ -92,6 +92,7 @@ def _completeness(connection: psycopg.Connection) -> dict[str, Any]:
     return {
         "complete_to": complete.complete_to,
         "held_back_by": [{"replica_id": replica, "boot_id": boot} for replica, boot in complete.held_back_by],
+        "open_gaps_in_all": completeness_store.count_open_gaps(connection),
         "open_gaps": [asdict(gap) for gap in completeness_store.open_gaps(connection)],
         "boots_without_farewell": [
             {"replica_id": boot.replica_id, "boot_id": boot.boot_id, "last_received_at": boot.last_received_at,
@@ -125,7 +126,9 @@ def _print_completeness(connection: psycopg.Connection) -> None:
         out.print(f"unnumbered: {unnumbered:,} events, whose completeness cannot be proven")
     found = completeness_store.open_gaps(connection, GAPS_SHOWN)
     if found:
-        listing([asdict(gap) for gap in found], GAP_COLUMNS, title="open gaps, the oldest first")
+        in_all = completeness_store.count_open_gaps(connection)
+        title = f"open gaps, the oldest first: {len(found)} of {in_all:,}"
+        listing([asdict(gap) for gap in found], GAP_COLUMNS, title=title)
     for boot in completeness_store.broken_off(connection)[:GAPS_SHOWN]:
         err.print(
             f"boot {boot.boot_id} of {boot.replica_id} ended without a farewell; last number {boot.last_seq},"

@@ -45,7 +45,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.heartbeat_marks": "delete",
     "usage.replica_reported": "update, delete",
     "usage.engine_counters": "update, delete",
-    "usage.gaps": "update (last_number, missing, alerted_at, closed_at)",
+    "usage.gaps": "update (last_number, missing, alerted_at, closed_at, grown_at, told_at, told_missing)",
     "usage.alerts": "update (delivered_at)",
     "usage.completeness_watch": "update",
     "usage.estimate_prices": "update, delete",

@@ -19,7 +19,7 @@ from console.output import AsCsv, AsJson, document, err, listing, out
 from serving_adapter.errors import KafkaUnavailable
 from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import REPLICAS, USAGE
-from streams.completeness import completeness_store
+from streams.completeness import completeness_store, number_store
 from streams.database import is_passing
 from streams.errors import DatabaseUnavailable
 from streams.http.listening import listen as listen_on
@@ -208,6 +208,20 @@ def write_off(
         out.print(f"boot {boot_id} of {replica_id} would be written off")
     else:
         out.print(f"boot {boot_id} of {replica_id} is written off")
+
+
+@app.command()
+def gaps(
+    replica_id: Annotated[str, typer.Argument(metavar="REPLICA")],
+    boot_id: Annotated[str, typer.Argument(metavar="BOOT")],
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """The numbers of a boot that are missing, run by run, however many gaps they are listed as."""
+    with session.connection() as connection:
+        runs = number_store.missing_numbers(connection, (replica_id, boot_id))
+    rows = [{"first_number": first, "last_number": last, "missing": last - first + 1} for first, last in runs]
+    listing(rows, ("first_number", "last_number", "missing"), as_json=as_json, as_csv=as_csv)
 
 
 @app.command()

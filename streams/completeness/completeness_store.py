@@ -31,6 +31,7 @@ _UNFINISHED: Final = """
           or coalesce(n.received_through, 0) < greatest(b.last_seq, coalesce(n.highest, 0)))
 """
 _THESE_BOOTS: Final = "(replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))"
+ALERT_AGAIN_AFTER: Final = timedelta(hours=1)
 CountsTable = Literal["replica_reported", "replica_counts"]
 
 
@@ -138,21 +139,40 @@ def count_open_gaps(connection: psycopg.Connection) -> int:
     return int(row[0])
 
 
-def gap_alerts(connection: psycopg.Connection, now: datetime, after: timedelta) -> list[Alert]:
-    """Mark the gaps that are older than `after` as alerted, and return what to raise."""
-    rows = connection.execute(
-        "update usage.gaps set alerted_at = %s where closed_at is null and alerted_at is null and since <= %s"
-        " returning replica_id, boot_id, first_number, last_number, missing, since",
-        (now, now - after),
+_TELL_GAPS: Final = """
+    with due as (
+        select * from usage.gaps where closed_at is null and (
+            (alerted_at is null and since <= %(settled)s)
+            or (grown_at <= %(settled)s and (missing >= 2 * told_missing or told_at <= %(again)s)))
+    ), told as (
+        update usage.gaps as g set alerted_at = coalesce(g.alerted_at, %(now)s), told_at = %(now)s,
+            told_missing = g.missing, grown_at = null
+        from due where (g.replica_id, g.boot_id, g.first_number) = (due.replica_id, due.boot_id, due.first_number)
     )
-    return [
-        Alert(
-            "gap", replica_id, {"replica_id": replica_id, "boot_id": boot_id, "first_number": first},
-            f"{missing} of the numbers {first} to {last} of boot {boot_id} have not arrived since {since.isoformat()}",
-            now,
-        )
-        for replica_id, boot_id, first, last, missing, since in rows
-    ]  # fmt: skip
+    select replica_id, boot_id, first_number, last_number, missing, since, grown_at, told_missing,
+        alerted_at is not null from due
+"""
+
+
+def gap_alerts(connection: psycopg.Connection, now: datetime, after: timedelta) -> list[Alert]:
+    """Mark the gaps that are older than `after` as alerted, and return what to raise.
+
+    One that has grown since is alerted again: when twice as much is missing, and otherwise an hour after the last time.
+    """
+    given = {"now": now, "settled": now - after, "again": now - ALERT_AGAIN_AFTER}
+    found = []
+    for replica_id, boot_id, first, last, missing, since, grown_at, told, again in connection.execute(
+        _TELL_GAPS, given
+    ):
+        subject = {"replica_id": replica_id, "boot_id": boot_id, "first_number": first}
+        detail = f"{missing} of the numbers {first} to {last} of boot {boot_id} have not arrived since "
+        if again:
+            subject |= {"missing": missing, "grown_at": grown_at.isoformat()}
+            detail += f"{since.isoformat()}, some of them since {grown_at.isoformat()}; it was alerted with {told}"
+        else:
+            detail += since.isoformat()
+        found.append(Alert("gap", replica_id, subject, detail, now))
+    return found
 
 
 def reported_boots(connection: psycopg.Connection, finding: str) -> list[Boot]:

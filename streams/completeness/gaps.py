@@ -27,6 +27,8 @@ class Gap:
     last: int
     missing: int
     since: datetime
+    grown_at: datetime | None = None
+    """Since when it is known that further numbers are missing of it, if they are new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def named(open_gaps: Sequence[Gap], absent: Ranges, since: datetime, most: int =
     for first, last in absent:
         size = last - first + 1
         if gaps and (gaps[-1].last + 1 == first or len(gaps) >= most):
-            gaps[-1] = replace(gaps[-1], last=last, missing=gaps[-1].missing + size)
+            gaps[-1] = replace(gaps[-1], last=last, missing=gaps[-1].missing + size, grown_at=since)
         else:
             gaps.append(Gap(first, last, size, since))
         stored[gaps[-1].first] = gaps[-1]

@@ -143,6 +143,16 @@ def name_gaps(connection: psycopg.Connection, now: datetime, settle: timedelta) 
             )
 
 
+def missing_numbers(connection: psycopg.Connection, key: BootKey) -> Ranges:
+    """The numbers in a boot's open gaps that have not arrived, one by one: what a gap that grew over others holds."""
+    through, _ = _positions(connection, [key])[key]
+    return tuple(
+        run
+        for gap in sorted(_open_gaps(connection, [key])[key], key=lambda gap: gap.first)
+        for run in _missing(connection, key, through, gap.first, gap.last)
+    )
+
+
 def _fill(connection: psycopg.Connection, arrived: dict[BootKey, dict[int, int]], now: datetime) -> None:
     """Add numbers to those of their boots, and close the gaps that they fill."""
     keys = list(arrived)
@@ -265,10 +275,15 @@ def _store_gaps(connection: psycopg.Connection, changed: Sequence[tuple[BootKey,
         return
     with connection.cursor() as cursor:
         cursor.executemany(
-            "insert into usage.gaps (replica_id, boot_id, first_number, last_number, missing, since, closed_at)"
-            " values (%s, %s, %s, %s, %s, %s, %s) on conflict (replica_id, boot_id, first_number) do update set"
-            " last_number = excluded.last_number, missing = excluded.missing, closed_at = excluded.closed_at",
-            [(*key, gap.first, gap.last, gap.missing, gap.since, None if gap.missing else now) for key, gap in changed],
+            "insert into usage.gaps as g"
+            " (replica_id, boot_id, first_number, last_number, missing, since, grown_at, closed_at)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s) on conflict (replica_id, boot_id, first_number) do update set"
+            " last_number = excluded.last_number, missing = excluded.missing, closed_at = excluded.closed_at,"
+            " grown_at = coalesce(g.grown_at, excluded.grown_at)",
+            [
+                (*key, gap.first, gap.last, gap.missing, gap.since, gap.grown_at, None if gap.missing else now)
+                for key, gap in changed
+            ],
         )
 
 

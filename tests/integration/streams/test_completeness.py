@@ -200,6 +200,28 @@ def test_a_loss_that_goes_on_is_one_gap_with_one_alert(line: Line) -> None:
     assert line.alerts == [("gap", "r1")]
 
 
+def test_a_gap_that_grew_is_alerted_again_once_twice_as_much_is_missing_and_otherwise_each_hour(line: Line) -> None:
+    """What is lost on Thursday is not covered by the alert of Monday. Which numbers they are is asked for."""
+    line.events(1)
+    alerts = "select count(*), max(detail) filter (where subject ? 'grown_at') from usage.alerts where kind = 'gap'"
+    for at, last_seq, expected in (
+        (0, 2, 0), (60, 2, 1), (100, 1002, 1), (159, 1002, 1), (160, 1002, 2),
+        (200, 1003, 2), (260, 1003, 2), (3759, 1003, 2), (3760, 1003, 3), (9000, 1003, 3),
+    ):  # fmt: skip
+        line.report("heartbeat", at, last_seq=last_seq)
+        line.check(at)
+        count, detail = line.connection.execute(alerts).fetchone() or (None, None)
+        assert count == expected, at
+    assert detail == (
+        f"1002 of the numbers 2 to 1003 of boot b1 have not arrived since {after(0).isoformat()},"
+        f" some of them since {after(200).isoformat()}; it was alerted with 1001"
+    )
+    assert line.gaps == [(2, 1003, 1002)]
+    line.events(500)
+    line.check(9001)
+    assert number_store.missing_numbers(line.connection, ("r1", "b1")) == ((2, 499), (501, 1003))
+
+
 def test_duplicates_conflicts_and_refused_events_fill_their_number(line: Line) -> None:
     line.records(
         numbered(0, 1, request_id="a"),

@@ -49,6 +49,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.alerts": "update (delivered_at)",
     "usage.completeness_watch": "update",
     "usage.estimate_prices": "update, delete",
+    "usage.release_feeds": "update (ingest_no)",
     "usage.quota_shards": "update",
     "usage.quota_journal": "delete",
     "usage.quota_states": "update",

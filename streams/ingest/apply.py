@@ -23,12 +23,13 @@ from psycopg.pq import Format
 from psycopg.types.string import BytesBinaryDumper
 
 from serving_adapter.identity import identity_of
-from streams.ingest import corrections, engine_sums, numbers, old_events, positions, resends, supersedes
+from streams.ingest import corrections, engine_sums, numbers, old_events, positions, quota_feed, resends, supersedes
 from streams.ingest.event_rows import EVENT_COLUMNS, EventRows, Outcome
 from streams.ingest.further_arrivals import Arrivals
 from streams.ingest.isolation import apply_isolating, require_near
 from streams.ingest.judging import Judge
 from streams.ingest.positions import Applied
+from streams.ingest.quota_feed import Place
 from streams.rules.chunks import Accepted, Chunk, Refused, late_before, number_in, number_of
 from streams.rules.identity_keys import identity_key, numbered_by
 from streams.rules.replayed import Compared
@@ -72,7 +73,7 @@ COUNT_ONCE: Final = f"""
     ), feed as (
         insert into usage.quota_feed (source, ingest_no, tenant_id, request_id, attempt, kind, model, adapter, status,
             fault, usage_source, completed_at, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us)
-        select %(source)s, %(ingest_no)s, tenant_id, request_id, attempt, kind, model, adapter, status, fault,
+        select %(fed_by)s, %(fed_no)s, tenant_id, request_id, attempt, kind, model, adapter, status, fault,
             usage_source, completed_at, 1, input_tokens, cache_hit_tokens, output_tokens, gpu_us
         from fresh where purpose = 'tenant' order by position
     ), summed as materialized (
@@ -169,14 +170,15 @@ class ChunkApplier:
             require_near([*accepted, *(each.message for each in behind)])
             admitted = old_events.admit(self._connection, compared, horizon, behind)
             usage = [message for message in accepted if message.event.kind == "usage"]
-            new = self._count_new(source, at, [*usage, *admitted.new])
+            fed = quota_feed.place(self._connection, source, at.ingest_no)
+            new = self._count_new(source, at.source_no, fed, [*usage, *admitted.new])
             old = old_events.keep(self._connection, at.source_no, admitted, new)
             refused += old.refused
             outcomes: Counter[Outcome] = Counter({Outcome.APPLIED: len(new), Outcome.DUPLICATE: len(old.there)})
             uncounted = [message for message in accepted if message.event.kind != "usage"]
             unstaged = [number_of(message.event) for message in (*uncounted, *old.there)]
             numbers.fill(self._connection, [*map(number_in, refused), *unstaged])
-            rows = EventRows(self._connection, source, at.source_no, at.ingest_no)
+            rows = EventRows(self._connection, source, at.source_no, fed)
             arrivals = Arrivals(rows, horizon.sealed_before)
             others = [message for message in accepted if message.record.position not in new]
             accepted += [*old.new, *old.there]
@@ -225,7 +227,7 @@ class ChunkApplier:
         self._checkpoint("committed")
         return done
 
-    def _count_new(self, source: str, at: positions.At, messages: Sequence[Accepted]) -> set[int]:
+    def _count_new(self, source: str, source_no: int, fed: Place, messages: Sequence[Accepted]) -> set[int]:
         """Insert the events whose identity is new and add them to the windows; returns their positions."""
         if not messages:
             return set()
@@ -236,7 +238,7 @@ class ChunkApplier:
                     copy.write_row(_stage_row(message))
                 self._checkpoint("copying")
             self._checkpoint("staged")
-            given = {"source": source, "source_no": at.source_no, "ingest_no": at.ingest_no, "sent": len(messages)}
+            given = {"source": source, "source_no": source_no, "sent": len(messages)} | fed._asdict()
             row = cursor.execute(COUNT_ONCE, given, prepare=True).fetchone()
         assert row is not None, "an aggregate always has a row"
         self._checkpoint("counted")

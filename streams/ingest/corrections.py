@@ -56,7 +56,7 @@ _COUNT: Final = f"""
         insert into usage.events ({_NAMES}, kind, source) select {_NAMES}, 'correction', %(this_source)s from due
     ), feed as (
         {ADD_TO_FEED}
-        select %(this_source)s, %(ingest_no)s, tenant_id, request_id, attempt, 'correction', model, adapter, status,
+        select %(fed_by)s, %(fed_no)s, tenant_id, request_id, attempt, 'correction', model, adapter, status,
             fault, usage_source, completed_at, 0, input_tokens, cache_hit_tokens, output_tokens, gpu_us
         from due where purpose = 'tenant' order by position
     ), summed as materialized (
@@ -173,4 +173,4 @@ def _count(rows: EventRows, taken: Sequence[Correction]) -> None:
         arrived = {"position": record.position, "ingested_at": record.appended_at, "raw": record.value}
         for name, value in (told | bucket | arrived).items():
             columns[name].append(value)
-    rows.connection.execute(_COUNT, columns | {"this_source": rows.source, "ingest_no": rows.ingest_no})
+    rows.connection.execute(_COUNT, columns | {"this_source": rows.source} | rows.fed._asdict())

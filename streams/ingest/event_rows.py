@@ -13,6 +13,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from serving_adapter.identity import Identity, identity_of
+from streams.ingest.quota_feed import Place
 from streams.rules.chunks import Accepted
 from streams.rules.duplicates import Version, original_of
 from streams.rules.identity_keys import identity_key, numbered_by
@@ -67,7 +68,7 @@ ADD_TO_FEED: Final = """
             fault, usage_source, completed_at, requests, input_tokens, cache_hit_tokens, output_tokens, gpu_us)
 """
 _ADD_FEED: Final = f"""{ADD_TO_FEED}
-    values (%(source)s, %(ingest_no)s, %(tenant_id)s, %(request_id)s, %(attempt)s, %(kind)s, %(model)s, %(adapter)s,
+    values (%(fed_by)s, %(fed_no)s, %(tenant_id)s, %(request_id)s, %(attempt)s, %(kind)s, %(model)s, %(adapter)s,
         %(status)s, %(fault)s, %(usage_source)s, %(completed_at)s, %(requests)s, %(input_tokens)s,
         %(cache_hit_tokens)s, %(output_tokens)s, %(gpu_us)s)
 """
@@ -88,7 +89,8 @@ class EventRows:
     connection: psycopg.Connection
     source: str
     source_no: int
-    ingest_no: int
+    fed: Place
+    """Where the quota feed gets them."""
 
     def stored_versions(self, identity: Identity) -> list[Any]:
         """Every stored version of an identity, the first one locked; empty if it is not known."""
@@ -118,8 +120,7 @@ class EventRows:
             )
         if row.purpose == "tenant":
             named = {"request_id": row.request_id, "attempt": row.attempt, "kind": row.kind}
-            feed = values | named | {"source": self.source, "ingest_no": self.ingest_no}
-            self.connection.execute(_ADD_FEED, feed)
+            self.connection.execute(_ADD_FEED, values | named | self.fed._asdict())
 
     def supersede(self, source: str, position: int, by_source: str, by_position: int) -> None:
         """Write down that an event does not count, and because of which."""

@@ -2,7 +2,8 @@
 
 They are of a source that is not weaker than what takes the place: told about it, but here before it
 (docs/decisions/0017-whose-corrections.md). They enter the new bucket by a source of their own,
-`moved:<source>@<position>`, whose row and chunk prove them like a partition's.
+`moved:<source>@<position>`, whose row and chunk prove them like a partition's; the quota feed gets them with the
+chunk that moves them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def take_along(rows: EventRows, message: Accepted, entered: Any, corrections: Se
     chunk = Chunk(Source(name, "moved", str(event_id_of(identity_of(message.event)))), records)
     positions.register(rows.connection, chunk.source)
     at, _ = positions.due(rows.connection, chunk)
-    there = replace(rows, source=name, source_no=at.source_no, ingest_no=at.ingest_no)
+    there = replace(rows, source=name, source_no=at.source_no)
     counted, refused = [entered], []
     for record in records:
         event, completed_at = decode_completed(record.value)

@@ -11,6 +11,7 @@ import psycopg
 from serving_adapter.events import UsageEvent, decode
 from streams import tenants
 from streams.ingest.event_rows import EventRows
+from streams.ingest.quota_feed import Place
 from streams.ingest.sources import Feed
 from streams.rules import estimates
 from streams.rules.chunks import Refused
@@ -38,7 +39,7 @@ def values_of(connection: psycopg.Connection, source: str, feed: Feed, refused: 
     strangers = set(unpriced) - (tenants.known_among(connection, unpriced) if unpriced else set())
     models = {each.model for each in found if each.tenant_id in strangers}
     anyones = estimates.highest_of_all(connection, models, max(r.record.appended_at for r in refused)) if models else []
-    rows = EventRows(connection, source, 0, 0)
+    rows = EventRows(connection, source, 0, Place("", 0))
 
     def value(message: Refused, found: Priceable | Value) -> Value:
         if isinstance(found, Value):

@@ -50,7 +50,7 @@ _TAKE: Final = f"""
         select 1, request_id, attempt, completed_at, {_KEY}, {", ".join(COUNTS)} from taken where by_source is null
     ), feed as (
         {ADD_TO_FEED}
-        select %(this_source)s, %(ingest_no)s, tenant_id, request_id, attempt, 'usage', model, adapter, status, fault,
+        select %(fed_by)s, %(fed_no)s, tenant_id, request_id, attempt, 'usage', model, adapter, status, fault,
             usage_source, completed_at, sign, sign * input_tokens, sign * cache_hit_tokens, sign * output_tokens,
             sign * gpu_us
         from changed where purpose = 'tenant'
@@ -149,9 +149,8 @@ def _take(rows: EventRows, taken: Sequence[Telling], replaced: Mapping[int, Any]
         ).decode(),
         "this_source": rows.source,
         "source_no": rows.source_no,
-        "ingest_no": rows.ingest_no,
         "positions": [each.position for each in taken],
         "by_sources": [None if each.stronger else each.in_force.source for each in taken],
         "by_positions": [None if each.stronger else each.in_force.position for each in taken],
     }
-    rows.connection.execute(_TAKE, given, prepare=True)
+    rows.connection.execute(_TAKE, given | rows.fed._asdict(), prepare=True)

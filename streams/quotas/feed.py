@@ -43,8 +43,11 @@ BILLS: Final = (
 
 _NEW_CHUNKS: Final = """
     select source, ingest_no from usage.sources
-    where ingest_no > coalesce((%(at)s ->> source)::bigint, 0) and feed = 'usage'
+    where ingest_no > coalesce((%(at)s ->> source)::bigint, 0) and feed = 'usage' and source !~ '^(release|moved):'
+    union all
+    select name, ingest_no from usage.release_feeds where ingest_no > coalesce((%(at)s ->> name)::bigint, 0)
 """
+"""Not of those that hold one chunk: what they come to is fed under other names (`ingest/quota_feed.py`)."""
 _ROWS: Final = f"""
     with {estimates.BILL_STATUSES_BY_TENANT}
     select f.tenant_id, f.request_id, f.attempt, f.completed_at, f.model, f.adapter, {BILLS} as bills, f.kind,

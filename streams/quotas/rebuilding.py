@@ -71,11 +71,13 @@ def _read_on(connection: psycopg.Connection, shard: Shard, mine: Ownership, look
     if mine.feed_read is None:
         return 0
     known, read, left_out = mine.feed_read, shard.read, 0
-    most = max(CHUNKS_AT_MOST // max(len(look.positions), 1), 1)
+    reached = {source: max(known.get(source, 0), read.get(source, 0)) for source in look.positions}
+    behind = sum(through > reached[source] for source, through in look.positions.items())
+    most = max(CHUNKS_AT_MOST // max(behind, 1), 1)
     after = {}
     for source, through in look.positions.items():
-        after[source] = max(known.get(source, 0), read.get(source, 0), through - most)
-        left_out += after[source] - max(known.get(source, 0), read.get(source, 0))
+        after[source] = max(reached[source], through - most)
+        left_out += after[source] - reached[source]
     unreserved: Counter[tuple[str, str, int]] = Counter()
     priced: set[str] = set()
     for rows in feed.rows_between(connection, after, look.positions, mine.shard, mine.of):

@@ -21,6 +21,9 @@ from streams.ingest import passed_positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.orphans import Orphans
 from streams.ingest.release import Releaser
+from streams.quotas import feed
+from streams.quotas.definition_store import NOTHING
+from streams.quotas.feed import Wanted
 from streams.usage import quarantine, usage_store
 from streams.usage.rebuild import rebuild
 from tests.builders import EVENT, make_chunk, make_record
@@ -257,6 +260,32 @@ def test_a_correction_that_was_here_before_its_event_counts_with_it_or_is_refuse
     send(applier, connection, fits, too_much, correction(1, output_tokens=-3))
     assert windows(connection) == [(TENTH, "llama", "engine", 1, 10, 4, 3)]
     assert_windows_are_their_events(connection)
+
+
+def test_the_feed_has_no_position_for_each_release_or_moved_correction(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    """Its readers keep them for ever. What is released or moved is read all the same, once."""
+    look = feed.look(connection, {}, NOTHING, Wanted(), 0, 1)
+    of_stream = correction(1, output_tokens=-2)
+    originals = [Identity("tenant_1", f"r{n}", 1, "usage", 0) for n in range(3)]
+    orphans = [
+        correction(1, output_tokens=-1) | {"request_id": each.request_id, "corrects": str(event_id_of(each))}
+        for each in originals
+    ]
+    send(applier, connection, STREAM | {"output_tokens": 9}, of_stream, ENGINE, *orphans)
+    send(applier, connection, *({"request_id": f"r{n}"} for n in range(3)))
+    while Orphans(connection).release_all():
+        pass
+    found = feed.look(connection, look.positions, NOTHING, Wanted(), 0, 1)
+    assert connection.execute("select count(*) from usage.sources where source ~ '^(release|moved):'").fetchone() == (
+        4,
+    )
+    assert {source.split(":")[0].split("/")[0] for source in found.positions} == {"", "kafka", "releases"}
+    used = connection.execute("select sum(requests)::int8, sum(output_tokens)::int8 from usage.windows_1h").fetchone()
+    assert used == (sum(row.counts.requests for row in found.rows), sum(row.counts.output_tokens for row in found.rows))
+    assert len(found.rows) == 3 + 3 + 6
+    assert feed.look(connection, found.positions, NOTHING, Wanted(), 0, 1).rows == []
 
 
 def test_the_feed_adds_up_to_the_windows_in_order(connection: psycopg.Connection, applier: ChunkApplier) -> None:

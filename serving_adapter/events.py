@@ -248,6 +248,7 @@ def _check(event: UsageEvent) -> datetime:
             or (event.engine_input_tokens or 0) < 0
             or (event.engine_output_tokens or 0) < 0
             or (event.engine_cached_tokens or 0) < 0
+            or (event.status == "lost" and event.usage_source != "estimate")
         ):
             raise _usage_refusal(event)
     elif event.correction_no < 1:
@@ -273,6 +274,10 @@ def _usage_refusal(event: UsageEvent) -> RefusedEvent:
         value = getattr(event, field)
         if value is not None and value < 0:
             return RefusedEvent("invalid", field, f"{value} is negative")
+    if event.cache_hit_tokens <= event.input_tokens:
+        return RefusedEvent(
+            "invalid", "usage_source", "must be estimate for status lost: whoever finds the truth replaces it"
+        )
     return RefusedEvent("invalid", "cache_hit_tokens", "must not exceed input_tokens, whose part it is")
 
 

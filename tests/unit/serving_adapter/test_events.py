@@ -85,6 +85,8 @@ def test_times_are_cut_off_at_the_microsecond_and_never_rounded_up(timestamp: An
         ({"corrects": "05a57c93-2f15-5a80-ac63-8048b38e1de1"}, "invalid", "corrects"),
         ({"kind": "correction"}, "invalid", "correction_no"),
         ({"kind": "correction", "correction_no": 1}, "invalid", "corrects"),
+        ({"status": "lost"}, "invalid", "usage_source"),
+        ({"status": "lost", "usage_source": "gateway"}, "invalid", "usage_source"),
         ({"status": "excellent"}, "unsupported", "status"),
         ({"schema_version": 2}, "unsupported", "schema_version"),
         ({"schema_version": 2, "status": 7}, "unsupported", "schema_version"),

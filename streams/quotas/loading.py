@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from streams.alerts import Alert
 from streams.quotas.amounts import amount
@@ -14,18 +14,27 @@ from streams.quotas.feed import Span, Used
 from streams.quotas.meters import BudgetMeter
 
 
-def fill(book: TenantBook, found: Mapping[Span, Sequence[Used]]) -> None:
-    """Load the budgets that are empty, and whose periods were read."""
+def fill(book: TenantBook, found: Mapping[Span, Sequence[Used]], with_before: Collection[BudgetMeter] = ()) -> None:
+    """Load the budgets that are empty, and whose periods were read; some of them with the period before."""
     for meter in book.meters.budgets:
         used = found.get(Span(meter.start, meter.end))
         if used is None or meter.loaded:
             continue
-        sums = [0, 0]
-        for each in used:
-            if meter.quota.covers(each.model, each.adapter) and (each.bills or meter.quota.metric != "spend"):
-                price = book.meters.price(each.model, each.priced_at)
-                sums[each.ahead] += amount(meter.quota.metric, each.counts, price)
-        meter.load(sums[0], {meter.end: sums[1]})
+        within, ahead = _sums(book, meter, used)
+        meter.load(within, {meter.end: ahead})
+        before = found.get(Span(*meter.period_before())) if meter in with_before else None
+        if before is not None:
+            meter.load_before(_sums(book, meter, before)[0])
+
+
+def _sums(book: TenantBook, meter: BudgetMeter, used: Sequence[Used]) -> tuple[int, int]:
+    """What some usage is in a budget: of its span, and ahead of it."""
+    sums = [0, 0]
+    for each in used:
+        if meter.quota.covers(each.model, each.adapter) and (each.bills or meter.quota.metric != "spend"):
+            price = book.meters.price(each.model, each.priced_at)
+            sums[each.ahead] += amount(meter.quota.metric, each.counts, price)
+    return sums[0], sums[1]
 
 
 def spent_alerts(book: TenantBook, refused: Refused) -> list[Alert]:

@@ -11,6 +11,7 @@ from streams.quotas.decisions import Row
 from streams.quotas.feed import Look, Span, Wanted
 from streams.quotas.held import Held
 from streams.quotas.loading import fill, threshold_alerts
+from streams.quotas.meters import BudgetMeter
 from streams.quotas.shard import Shard, Unready
 
 ROWS_A_SLICE: Final = 250
@@ -26,8 +27,25 @@ def wanted(shard: Shard, at_most: int = SPANS_A_LOOK) -> Wanted:
     for tenant_id in list(shard.waited_for | shard.to_load)[:at_most]:
         held = shard.books.get(tenant_id)
         if held is not None:
-            spans[tenant_id] = sorted({Span(m.start, m.end) for m in held.book.meters.budgets}, key=lambda s: s.start)
+            found = {Span(meter.start, meter.end) for meter in held.book.meters.budgets}
+            found |= {Span(*meter.period_before()) for meter in _held_before(shard, held)}
+            spans[tenant_id] = sorted(found, key=lambda span: (span.start, span.end))
     return Wanted(spans, list(shard.doubtful), list(shard.to_look_up))
+
+
+def _held_before(shard: Shard, held: Held) -> list[BudgetMeter]:
+    """Budgets with thresholds that held as they are at the end of the period before too: usage of it that came late, or
+    while no service ran, may have reached one."""
+    found = []
+    for meter in held.book.meters.budgets:
+        if meter.quota.thresholds and not meter.loaded:
+            tenant_id, then = held.book.tenant_id, moment(meter.start - 1)
+            tier = shard.definitions.tier_of(tenant_id, then, held.told_tier)
+            if shard.definitions.anchor_of(tenant_id, then) == meter.anchor and meter.quota in (
+                shard.definitions.quotas_of(tenant_id, tier, then)
+            ):
+                found.append(meter)
+    return found
 
 
 def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
@@ -55,7 +73,7 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
     for tenant_id, spans in look.loaded.items():
         held = shard.books[tenant_id]
         held.book.roll(look.at)
-        fill(held.book, spans)
+        fill(held.book, spans, _held_before(shard, held))
         shard.alerts += threshold_alerts(held.book, look.at)
         held.is_loading = held.book.needs_loading
         if not held.is_loading:

@@ -131,6 +131,14 @@ class BudgetMeter:
         """Take the windows' sum as what is confirmed."""
         self.confirmed, self._ahead, self.loaded = confirmed, dict(ahead), True
 
+    def period_before(self) -> tuple[int, int]:
+        """[start, end) of the period before this one."""
+        return bounds(self.quota.period, self.start - 1, self.anchor)
+
+    def load_before(self, confirmed: int) -> None:
+        """Take the windows' sum of the period before: what was told of it is not known here, and told again."""
+        self.before = UsedIn(*self.period_before(), confirmed, 0)
+
     def confirm(self, completed_at: int, units: int) -> bool:
         """Count confirmed usage in its period; False if it is not of this one."""
         if self.start <= completed_at < self.end:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
 from streams.quotas import entries
+from streams.quotas.amounts import Counts
+from streams.quotas.calendar import moment
 from streams.quotas.definition_store import NOTHING, Definitions
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Reserved
-from streams.quotas.feed import Look
+from streams.quotas.feed import Look, Used
 from streams.quotas.looking import take_look, wanted
 from streams.quotas.shard import Shard
-from tests.quota_builders import LIMITS, NOW, ask, budget, quota, settled
+from tests.quota_builders import DAY, LIMITS, NOON, NOW, ask, budget, quota, settled
 
 
-def look(shard: Shard, now: int, definitions: Definitions | None = None) -> None:
-    """The shard looks at a database without any usage."""
+def look(shard: Shard, now: int, definitions: Definitions | None = None, used: Mapping[int, int] = {}) -> None:
+    """The shard looks at a database with so many output tokens in the periods that begin at these times."""
     looked_for = wanted(shard)
     found = Look(now, 0.0, {}, [], caught_up=True, definitions=definitions)
-    found.loaded = {name: {span: [] for span in spans} for name, spans in looked_for.spans.items()}
+    for name, spans in looked_for.spans.items():
+        found.loaded[name] = {
+            span: [
+                Used("m-1", "", True, at >= span.end, at, Counts(1, 0, 0, output))
+                for at, output in used.items()
+                if at >= span.start
+            ]
+            for span in spans
+        }
     for _ in take_look(shard, found, looked_for):
         pass
 
@@ -26,12 +42,24 @@ def defined(*quotas: Quota) -> Definitions:
     return Definitions(NOTHING._replace(version=len(quotas)), {"t1": list(quotas)})
 
 
-def shard_of(*quotas: Quota) -> Shard:
+def shard_of(*quotas: Quota, now: int = NOW, used: Mapping[int, int] = {}) -> Shard:
     """A shard with one tenant, whose budgets are loaded."""
     made = Shard(0, 1, LIMITS, defined(*quotas), registered={"t1"})
-    made.expect(["t1"], NOW)
-    look(made, NOW)
+    made.expect(["t1"], now)
+    look(made, now, used=used)
     return made
+
+
+@pytest.mark.parametrize(("since", "told"), [(NOON, [80]), (NOON + timedelta(hours=36), [])])
+def test_a_threshold_reached_late_in_a_period_is_told_by_a_service_that_begins_in_the_next(
+    since: datetime, told: list[int]
+) -> None:
+    midnight = NOW + DAY // 2
+    held = replace(quota(limit=100, thresholds=[80, 100]), starts_at=since)
+    shard = shard_of(held, now=midnight + DAY, used={midnight - DAY: 500, midnight: 85, midnight + DAY: 30})
+    assert [alert.subject["percent"] for alert in shard.alerts] == told
+    assert all(alert.subject["period"] == moment(midnight).isoformat() for alert in shard.alerts)
+    assert budget(shard.books["t1"].book).confirmed == 30
 
 
 def test_the_same_attempt_asked_again_is_another_question_that_alone_can_be_withdrawn() -> None:

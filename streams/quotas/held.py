@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from serving_adapter.quota.groups import group_of
 from streams.quotas.book import TenantBook
 from streams.quotas.definitions import OnUnavailable
 from streams.quotas.meter_set import NEVER
+from streams.quotas.meters import BudgetMeter
+
+
+class Awaited(NamedTuple):
+    """Definitions whose budgets are being read: of which tier, as told, and the budgets' periods."""
+
+    told_tier: str
+    budgets: Sequence[BudgetMeter]
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +33,8 @@ class Held:
     """What a caller does that cannot reach us: as the quotas say, the strictest, else as the tier does."""
     is_loading: bool = True
     """Whether a budget does not know yet what is confirmed."""
-
+    awaits: Awaited | None = None
+    """Other definitions hold, and their budgets are being read: until then those before decide."""
     found_in: int = -1
     """The hour, since 1970, in which it was last told that usage of it is overdue."""
 

@@ -27,17 +27,18 @@ def wanted(shard: Shard, at_most: int = SPANS_A_LOOK) -> Wanted:
     for tenant_id in list(shard.waited_for | shard.to_load)[:at_most]:
         held = shard.books.get(tenant_id)
         if held is not None:
-            found = {Span(meter.start, meter.end) for meter in held.book.meters.budgets}
-            found |= {Span(*meter.period_before()) for meter in _held_before(shard, held)}
+            budgets = held.book.meters.budgets if held.awaits is None else held.awaits.budgets
+            found = {Span(meter.start, meter.end) for meter in budgets}
+            found |= {Span(*meter.period_before()) for meter in _held_before(shard, held, budgets)}
             spans[tenant_id] = sorted(found, key=lambda span: (span.start, span.end))
     return Wanted(spans, list(shard.doubtful), list(shard.to_look_up))
 
 
-def _held_before(shard: Shard, held: Held) -> list[BudgetMeter]:
+def _held_before(shard: Shard, held: Held, budgets: Sequence[BudgetMeter]) -> list[BudgetMeter]:
     """Budgets with thresholds that held as they are at the end of the period before too: usage of it that came late, or
     while no service ran, may have reached one."""
     found = []
-    for meter in held.book.meters.budgets:
+    for meter in budgets:
         if meter.quota.thresholds and not meter.loaded:
             tenant_id, then = held.book.tenant_id, moment(meter.start - 1)
             tier = shard.definitions.tier_of(tenant_id, then, held.told_tier)
@@ -53,7 +54,7 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
     if look.definitions is not None:
         shard.definitions = look.definitions
         for number, held in enumerate(list(shard.books.values())):
-            shard.define(held, look.at, held.told_tier)
+            shard.define(held, look.at, _told_tier(held))
             if number % BOOKS_A_SLICE == BOOKS_A_SLICE - 1:
                 yield
         known = list(shard.registered)
@@ -66,19 +67,25 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
         confirm(shard, look.rows[start : start + ROWS_A_SLICE], look.at, unreserved)
         yield
     shard.note_unreserved(unreserved, look.at, look.positions)
-    for tenant_id, prices in look.prices.items():
+    for number, (tenant_id, prices) in enumerate(look.prices.items(), 1):
         priced = shard.books.get(tenant_id)
         if priced is not None and prices != priced.book.meters.prices:
-            shard.define(priced, look.at, priced.told_tier, prices)
-    for tenant_id, spans in look.loaded.items():
+            shard.define(priced, look.at, _told_tier(priced), prices)
+        if number % BOOKS_A_SLICE == 0:
+            yield
+    for number, (tenant_id, spans) in enumerate(look.loaded.items(), 1):
         held = shard.books[tenant_id]
         held.book.roll(look.at)
-        fill(held.book, spans, _held_before(shard, held))
+        if held.awaits is not None:
+            shard.define(held, look.at, held.awaits.told_tier, look.prices.get(tenant_id), spans)
+        fill(held.book, spans, _held_before(shard, held, held.book.meters.budgets))
         shard.alerts += threshold_alerts(held.book, look.at)
         held.is_loading = held.book.needs_loading
-        if not held.is_loading:
+        if not held.is_loading and held.awaits is None:
             shard.to_load.pop(tenant_id, None)
             shard.waited_for.pop(tenant_id, None)
+        if number % BOOKS_A_SLICE == 0:
+            yield
     if not look.caught_up:
         return  # an attempt whose row is yet to come would count neither as settled nor as confirmed
     found = set(look.counted)
@@ -86,6 +93,10 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
         shard.doubtful.pop((tenant_id, request_id, attempt), None)
         if (tenant_id, request_id, attempt) in found:
             shard.books[tenant_id].book.resolve(request_id, attempt)
+
+
+def _told_tier(held: Held) -> str:
+    return held.told_tier if held.awaits is None else held.awaits.told_tier
 
 
 def register(shard: Shard, states: Mapping[str, str], asked: Sequence[str] = ()) -> list[str]:

@@ -76,30 +76,39 @@ class MeterSet:
     def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
         """Take definitions. What is known of a rate or a budget stays where its id does; new budgets
         are empty until they are loaded."""
+        quotas = list(quotas)
+        self.all = self._made(quotas, now, prices, anchor)
+        self.rate_states, self.unreserved = {}, {}
+        self.prices, self.anchor = prices, anchor
+        self._is_priced = any(quota.metric == "spend" for quota in quotas)
+        self._covering.clear()
+        self.budgets = [meter for meter in self.all if isinstance(meter, BudgetMeter)]
+        self.next_roll = min((meter.end for meter in self.budgets), default=NEVER)
+
+    def empty_under(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> list[BudgetMeter]:
+        """The budgets that would have to be loaded under other definitions."""
+        made = self._made(quotas, now, prices, anchor)
+        return [meter for meter in made if isinstance(meter, BudgetMeter) and not meter.loaded]
+
+    def _made(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> list[Meter]:
         rates, unreserved = self.rate_state(), self.unreserved_state()
         before = {meter.quota.quota_id: meter for meter in self.budgets if meter.loaded}
         if prices != self.prices:
             before = {quota_id: meter for quota_id, meter in before.items() if meter.quota.metric != "spend"}
-        self.rate_states, self.unreserved = {}, {}
-        self.prices, self.anchor = prices, anchor
-        quotas = list(quotas)
-        self._is_priced = any(quota.metric == "spend" for quota in quotas)
-        self.all = []
-        self._covering.clear()
+        made: list[Meter] = []
         for quota in quotas:
             if quota.is_rate:
-                self.all.append(RateMeter(quota, rates.get(quota.quota_id)))
+                made.append(RateMeter(quota, rates.get(quota.quota_id)))
             elif quota.is_budget:
                 meter = BudgetMeter(quota, anchor, now - self._lead.us)
                 start, units = unreserved.get(quota.quota_id, (0, 0))
                 meter.unreserved = units if start == meter.start else 0
                 if quota.quota_id in before:
                     meter.go_on_from(before[quota.quota_id])
-                self.all.append(meter)
+                made.append(meter)
             else:
-                self.all.append(SlotMeter(quota))
-        self.budgets = [meter for meter in self.all if isinstance(meter, BudgetMeter)]
-        self.next_roll = min((meter.end for meter in self.budgets), default=NEVER)
+                made.append(SlotMeter(quota))
+        return made
 
     def stand_for(self, quotas: Sequence[Quota], prices: PriceList, anchor: Anchor) -> bool:
         """Whether these are the definitions that were taken last."""

@@ -6,7 +6,7 @@ answers. Times are microseconds since 1970, by the database's clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -25,8 +25,9 @@ from streams.quotas.decisions import Ask, Limits, Progress, Refused
 from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import strictest
 from streams.quotas.entries import Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
+from streams.quotas.feed import Span
 from streams.quotas.findings import unconfirmed_alert
-from streams.quotas.held import Held
+from streams.quotas.held import Awaited, Held
 from streams.quotas.journal import Batch, Decision
 from streams.quotas.lead import Lead
 from streams.quotas.loading import spent_alerts
@@ -176,7 +177,9 @@ class Shard:
             self.to_look_up[tenant_id] = None
             return "loading"
         held = self.books.get(tenant_id)
-        if held is None or now >= held.changes_at or (told_tier and told_tier != held.told_tier):
+        if held is None or (
+            held.awaits is None and (now >= held.changes_at or (told_tier and told_tier != held.told_tier))
+        ):
             held = self.open(tenant_id, now, told_tier)
         if held.is_loading:
             self.waited_for[tenant_id] = None
@@ -221,17 +224,28 @@ class Shard:
             held.book.shift(by_us)
             self.states.touch(held.group)
 
-    def define(self, held: Held, now: int, told_tier: str, prices: PriceList | None = None) -> None:
-        """Take what holds for a tenant now; its budgets may have to be loaded then."""
+    def define(
+        self, held: Held, now: int, told_tier: str, prices: PriceList | None = None, read: Collection[Span] = ()
+    ) -> None:
+        """Take what holds for a tenant now. New budgets have to be loaded: of a tenant that can be asked, what held
+        before goes on deciding until those periods are among the ones that were `read`."""
         tenant_id, at = held.book.tenant_id, moment(now)
         tier = self.definitions.tier_of(tenant_id, at, told_tier)
         quotas = self.definitions.quotas_of(tenant_id, tier, at)
         anchor = self.definitions.anchor_of(tenant_id, at)
         prices = prices or held.book.meters.prices
         changes = self.definitions.changes_after(tenant_id, tier, at)
+        meters = held.book.meters
+        same = held.book.tier == tier and meters.stand_for(quotas, prices, anchor)
+        held.awaits = None
+        if not same and not held.is_loading:
+            empty = meters.empty_under(quotas, now, prices, anchor)
+            if any(Span(meter.start, meter.end) not in read for meter in empty):
+                held.awaits = Awaited(told_tier, empty)
+                self.to_load[tenant_id] = None
+                return
         held.told_tier = told_tier
         held.changes_at = NEVER if changes is None else microseconds(changes)
-        same = held.book.tier == tier and held.book.meters.stand_for(quotas, prices, anchor)
         held.is_shed = policy_of(tier).is_shed
         own = strictest(quota.on_unavailable for quota in quotas if quota.on_unavailable is not None)
         held.on_unavailable = own or policy_of(tier).on_unavailable

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
 from streams.quotas import entries
-from streams.quotas.amounts import Counts
+from streams.quotas.amounts import Counts, DatedPrice, PriceList
 from streams.quotas.calendar import moment
+from streams.quotas.decisions import Refused
 from streams.quotas.definition_store import NOTHING, Definitions
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Reserved
-from streams.quotas.feed import Look, Used
+from streams.quotas.feed import Look, Used, Wanted
 from streams.quotas.looking import take_look, wanted
 from streams.quotas.shard import Shard
-from tests.quota_builders import DAY, LIMITS, NOON, NOW, ask, budget, quota, settled
+from tests.quota_builders import DAY, LIMITS, NOON, NOW, SECOND, ask, budget, quota, settled
 
 
-def look(shard: Shard, now: int, definitions: Definitions | None = None, used: Mapping[int, int] = {}) -> None:
+def look(
+    shard: Shard,
+    now: int,
+    definitions: Definitions | None = None,
+    used: Mapping[int, int] = {},
+    prices: PriceList | None = None,
+) -> None:
     """The shard looks at a database with so many output tokens in the periods that begin at these times."""
     looked_for = wanted(shard)
     found = Look(now, 0.0, {}, [], caught_up=True, definitions=definitions)
@@ -33,6 +41,7 @@ def look(shard: Shard, now: int, definitions: Definitions | None = None, used: M
             ]
             for span in spans
         }
+    found.prices = {"t1": prices} if prices is not None else {}
     for _ in take_look(shard, found, looked_for):
         pass
 
@@ -76,3 +85,45 @@ def test_the_same_attempt_asked_again_is_another_question_that_alone_can_be_with
     assert due is not None
     assert [entry.nonce for entry in entries.decode(due[0].entries) if isinstance(entry, Reserved)] == ["a", "b"]
     assert shard.counters.admitted == 1
+
+
+HOUR = 3600 * SECOND
+OLD = quota(limit=100)
+CHANGES: dict[str, tuple[Definitions | None, PriceList | None]] = {
+    "another budget": (defined(OLD, quota(metric="requests", limit=5)), None),
+    "one that begins later": (
+        defined(OLD, replace(quota(metric="requests", limit=5), starts_at=NOON + timedelta(hours=1))),
+        None,
+    ),
+    "a price": (None, PriceList([DatedPrice("", "output", Decimal(1), 0)])),
+    "a tier": (Definitions(of_tiers={"": [OLD], "paid": [quota(metric="requests", limit=5)]}), None),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_what_held_before_decides_until_the_budgets_of_what_holds_now_are_read(name: str) -> None:
+    definitions, prices = CHANGES[name]
+    shard = shard_of(OLD, quota(metric="spend", limit=10)) if name == "a price" else shard_of(OLD)
+    look(shard, NOW + 1, definitions, prices=prices)
+    now, tier = NOW + HOUR, "paid" if name == "a tier" else ""
+    assert isinstance(shard.ask(ask("a", max_tokens=20, tier=tier), now), Reserved)
+    for number in range(3):
+        assert isinstance(shard.ask(ask(f"b{number}", max_tokens=20, tier=tier), now + 1), Reserved)
+    look(shard, now + 2, used={NOW - DAY // 2: 9}, prices=prices)
+    assert not shard.to_load
+    for number in range(2):
+        answer = shard.ask(ask(f"c{number}", max_tokens=20, tier=tier), now + 3)
+        if isinstance(answer, Refused):
+            break
+    assert isinstance(answer, Refused)
+    assert answer.walls[0].quota.metric == ("spend" if name == "a price" else "requests")
+
+
+def test_a_look_that_reprices_everybody_lets_others_in_between() -> None:
+    names = [f"t{number}" for number in range(101)]
+    shard = Shard(0, 1, LIMITS, Definitions(of_tenants={name: [quota()] for name in names}), registered=set(names))
+    shard.expect(names, NOW)
+    look(shard, NOW)
+    prices = {name: PriceList([DatedPrice("", "output", Decimal(1), 0)]) for name in names}
+    found = Look(NOW, 0.0, {}, [], caught_up=True, definitions=None, prices=prices)
+    assert len(list(take_look(shard, found, Wanted()))) == 2

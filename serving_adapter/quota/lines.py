@@ -27,7 +27,7 @@ class Line:
         address = settings.host, settings.port + shard, settings.secret
         self._waited_for = connect(*address)
         self.background = connect(*address)
-        self.breaker = Breaker(settings.failures_to_open, settings.open_for)
+        self.breaker = Breaker(settings.failures_to_open, settings.longest_pause)
         self._clock = clock
 
     async def ask(self, path: str, body: bytes, within_s: float) -> Answer | None:

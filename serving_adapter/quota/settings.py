@@ -30,8 +30,9 @@ class GateSettings:
     deadline: float = 0.005
     """Nobody's request waits longer for a limiter."""
     failures_to_open: int = 3
-    """So many calls one after another without an answer: the service is not asked for a while."""
-    open_for: float = 1.0
+    """So many calls without an answer, over a while in which none had one: the service is not asked then."""
+    longest_pause: float = 1.0
+    """Between two calls that try whether it answers again; the first come sooner."""
     slice_ttl: float = 2.0
     slice_requests: int = 200
     """How much a slice is asked for at first; later as much as is used up in its time."""

@@ -13,7 +13,7 @@ from tests.unit.serving_adapter.quota.test_gate_answers import Played, made, say
 
 
 def opened(now: list[float]) -> tuple[QuotaGate, Played]:
-    """A gate whose breaker is open, at a clock that stands still."""
+    """A gate whose breaker is open, at a clock that stands still then."""
 
     def silent(path: str, body: Any) -> Answer:
         raise NoAnswer("silent")
@@ -22,6 +22,7 @@ def opened(now: list[float]) -> tuple[QuotaGate, Played]:
 
     async def fail() -> None:
         for number in range(5):
+            now[0] = 0.03 * min(number, 2)
             await gate.admit("t1", f"fails-{number}", "m", 10, 100, tier="paid")
 
     asyncio.run(fail())

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -38,6 +39,8 @@ OF_THE_TENANT: Final = (200, 400, 403, 409, 429)
 FOR_THE_TENANT: Final = ("retry-after", "ratelimit", "x-ratelimit", "x-should-retry", "content-type")
 """How the headers begin that a refusal's answer bears."""
 TENANTS_REMEMBERED: Final = 10_000
+SAID_AT_MOST: Final = 20
+"""Different errors of the background work."""
 SLICED: Final = "slice"
 """In the place of a nonce, where the service was not asked."""
 _encode: Final = msgspec.json.Encoder().encode
@@ -93,7 +96,8 @@ class QuotaGate:
         self._decisions = Outbox("/v1/decisions", "decisions", self._lines, self.counts)
         self._nonces = map((secrets.token_hex(6) + ".{:x}").format, itertools.count())
         self._kept: KeptDecisions | None = None
-        self._turning: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._said: set[str] = set()
 
     async def start(self) -> None:
         """Begin the background work. Raises OSError if decisions cannot be kept where the settings say."""
@@ -101,13 +105,15 @@ class QuotaGate:
             self._kept = KeptDecisions(self.settings.keep_in)
             for entry in self._kept.take_up():
                 self._decisions.add(entry)
-        self._turning = asyncio.get_running_loop().create_task(self._turn_again_and_again())
+        loop = asyncio.get_running_loop()
+        turning = (self._again_and_again(self._send_waiting), self._again_and_again(self._keeper.renew))
+        self._tasks = [loop.create_task(each) for each in turning]
 
     async def stop(self) -> None:
         """Send what waits, give slices back, end."""
-        if self._turning is not None:
-            self._turning.cancel()
-            await asyncio.gather(self._turning, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_WITHIN_S):
                 while not await self._send_waiting():
@@ -301,14 +307,16 @@ class QuotaGate:
             if not self._safe[key[0]]:
                 del self._safe[key[0]]
 
-    async def _turn_again_and_again(self) -> None:
+    async def _again_and_again(self, work: Callable[[], Awaitable[object]]) -> None:
         while True:
             await asyncio.sleep(TURN_S)
-            await self._send_waiting()
             try:
-                await self._keeper.renew()
-            except NoAnswer:
+                await work()
+            except Exception as error:  # whatever it is: without this work nothing is told, and nothing renewed
                 self.counts["background_failures"] += 1
+                if repr(error) not in self._said and len(self._said) < SAID_AT_MOST:
+                    self._said.add(repr(error))
+                    print(f"tollbook: the quota's background work: {error!r}", file=sys.stderr, flush=True)
 
     async def _send_waiting(self) -> bool:
         """Whether the service has all of it now."""
@@ -317,6 +325,6 @@ class QuotaGate:
                 await outbox.send()
             except NoAnswer:
                 self.counts["background_failures"] += 1
-        if self._kept is not None and not len(self._decisions):
-            self._kept.clear()
+        if self._kept is not None and not len(self._decisions) and not self._kept.clear():
+            self.counts["background_failures"] += 1
         return not self.waiting

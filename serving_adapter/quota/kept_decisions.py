@@ -54,11 +54,15 @@ class KeptDecisions:
             pass
         return False
 
-    def clear(self) -> None:
-        """The service has all of them."""
+    def clear(self) -> bool:
+        """The service has all of them. False if the disk keeps them: they are told again, which changes nothing."""
         if self._size:
-            os.ftruncate(self._file, 0)
+            try:
+                os.ftruncate(self._file, 0)
+            except OSError:
+                return False
             self._size = 0
+        return True
 
     def close(self) -> None:
         """The end: an empty file goes, one with decisions stays for the next process."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -21,6 +23,7 @@ from serving_adapter.quota.tiers import Mode
 
 BUSY_FROM: Final = 8
 """So many requests of a tenant at the service in one turn of the background work: a slice is worth its while."""
+CALLS_AT_ONCE: Final = 64
 UNLIMITED: Final = 1 << 30
 """Concurrent requests, where no quota limits them."""
 _encode: Final = msgspec.json.Encoder().encode
@@ -71,20 +74,35 @@ class SliceKeeper:
         self._heard = heard
 
     async def renew(self) -> None:
-        """Give back what is over, renew what is in use, ask for those who are busy. Raises NoAnswer."""
+        """Give back what is over, renew what is in use, ask for those who are busy: together, so that one that gets no
+        answer keeps no other waiting."""
         busy, self.busy = self.busy, Counter()
         now = self._clock()
+        due: list[Callable[[], Awaitable[None]]] = []
         for key, held in list(self.slices.items()):
             if now >= held.until and not held.in_flight:
                 del self.slices[key]
-                await self._give_back(key[0], held)
+                due.append(partial(self._give_back, key[0], held))
             elif now > held.until - self._settings.slice_ttl / 2:
-                await self._ask(key, held)
-        for key in [key for key in self._names if busy[key] < BUSY_FROM]:
-            await self._forget(key)
-        for key, asked in busy.items():
-            if asked >= BUSY_FROM and key not in self.slices:
-                await self._ask(key, None)
+                due.append(partial(self._ask, key, held))
+        due += [partial(self._forget, key) for key in self._names if busy[key] < BUSY_FROM]
+        due += [
+            partial(self._ask, key, None)
+            for key, asked in busy.items()
+            if asked >= BUSY_FROM and key not in self.slices
+        ]
+        at_once = asyncio.Semaphore(CALLS_AT_ONCE)
+
+        async def done(each: Callable[[], Awaitable[None]]) -> None:
+            async with at_once:
+                try:
+                    await each()
+                except NoAnswer:
+                    self._counts["background_failures"] += 1
+
+        for result in await asyncio.gather(*map(done, due), return_exceptions=True):
+            if result is not None:
+                raise result
 
     async def give_all_back(self) -> None:
         """The end: each by itself, so that one that fails keeps no other."""
@@ -120,11 +138,14 @@ class SliceKeeper:
             body["name"] = self._names.setdefault(key, secrets.token_hex(8))
         path = "/v1/leases" if held is None else f"/v1/leases/{quote(held.lease_id, safe='')}/renew"
         answer = await self._call(tenant_id, "POST", path, body)
+        try:
+            told = None if answer is None else _read(answer)
+        except msgspec.MsgspecError as error:
+            raise NoAnswer(f"{path}: {error}") from None
         if held is None:
             del self._names[key]
-        if answer is None:
+        if told is None:
             return
-        told = _read(answer)
         self._heard(tenant_id, told)
         got = told.granted
         if not any((got.requests, got.input_tokens, got.output_tokens, got.concurrency)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -192,14 +191,61 @@ def test_a_refusal_tells_what_its_quotas_want_in_an_outage_and_a_refused_lease_c
     assert not admitted(gate, "r2", "enterprise").allowed
 
 
+def test_the_background_work_goes_on_whatever_it_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "TURN_S", 0.001)
+    told = {"/v1/leases": b'{"granted":"all of it"}', "/v1/settlements": b"", "/v1/decisions": b""}
+    gate, played = made(lambda path, body: Answer(200, (), told.get(path, b"")), keep_in=tmp_path)
+
+    async def run() -> None:
+        await gate.start()
+        assert gate._kept is not None
+        gate._kept.add({"request_id": "r0"})
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "ftruncate", lambda *given: os.close(-1))  # OSError
+            while gate.counts["background_failures"] < 2:
+                await asyncio.sleep(0.001)
+        gate._keeper.busy["t1", "m", ""] = 8
+        while not any(path == "/v1/leases" for path, _ in played.asked):
+            await asyncio.sleep(0.001)
+        gate.settle("t1", "r1", input_tokens=1, output_tokens=1)
+        while gate.waiting:
+            await asyncio.sleep(0.001)
+        await gate.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_slice_that_is_not_answered_keeps_no_other_waiting() -> None:
+    gate, played = made(says(200))
+    granted = b'{"lease_id":"x","granted":{"requests":5},"ttl_ms":9000}'
+
+    async def run() -> None:
+        other_came = asyncio.Event()
+
+        async def call(method: str, path: str, body: bytes, within_s: float) -> Answer:
+            if msgspec.json.decode(body)["tenant_id"] == "silent":
+                await other_came.wait()
+                raise NoAnswer(path)
+            other_came.set()
+            return Answer(200, (), granted)
+
+        played.call = call  # type: ignore[method-assign]
+        for tenant in ("silent", "other"):
+            gate._keeper.busy[tenant, "m", ""] = 8
+        await gate._keeper.renew()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert [tenant for tenant, _, _ in gate._slices] == ["other"]
+    assert gate.counts["background_failures"] == 1
+
+
 def test_a_slice_whose_answer_was_lost_is_the_same_when_it_is_asked_for_again_or_is_given_back() -> None:
     def lost(path: str, body: Any) -> Answer:
         raise NoAnswer(path)
 
     def renewed(gate: QuotaGate, asked: int) -> None:
         gate._keeper.busy["t1", "m", ""] = asked
-        with contextlib.suppress(NoAnswer):
-            asyncio.run(gate._keeper.renew())
+        asyncio.run(gate._keeper.renew())
 
     for again in (True, False):
         gate, played = made(lost)

@@ -92,20 +92,19 @@ class Shard:
         held = self.ready(ask.tenant_id, now, ask.tier)
         if not isinstance(held, Held):
             return held
-        share = 100 if now >= self.learning_until else SAFE_SHARE
+        before = held.book.admitted(ask)
+        if before is not None:
+            if before.nonce != ask.nonce:
+                before = msgspec.structs.replace(before, nonce=ask.nonce)
+                self._take(held, before)
+            return before
         answer: Reserved | Refused | None = None
         if held.is_shed:
             self.count(held, 1, now)
             answer = shed(ask, held.book, now) if held.book.volume.is_shed else None
         if answer is None:
-            answer = held.book.decide(ask, now, share)
-        if answer is None:
-            before = held.book.admitted(ask)
-            assert before is not None, "decide() says that it was admitted before"
-            if before.nonce != ask.nonce:
-                before = msgspec.structs.replace(before, nonce=ask.nonce)
-                self._take(held, before)
-            return before
+            answer = held.book.decide(ask, now, 100 if now >= self.learning_until else SAFE_SHARE)
+        assert answer is not None, "it was not admitted before"
         if isinstance(answer, Refused):
             self.counters.refused += 1
             self.alerts += spent_alerts(held.book, answer)

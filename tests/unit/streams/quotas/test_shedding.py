@@ -32,6 +32,20 @@ def minute(shard: Shard, number: int, count: int) -> list[Refused]:
     return refused
 
 
+def test_what_was_admitted_before_is_no_part_of_a_flood() -> None:
+    shard = a_shard("free")
+    for number in range(KNOWN_FROM + 1):
+        assert not minute(shard, number, 100)
+    now = NOW + 20 * MINUTE_US
+    first = shard.ask(ask("r0"), now)
+    for each in range(2000):
+        assert shard.ask(ask("r0"), now + each) == first, "asked again and again: no flood"
+    assert not shard.shed
+    assert minute(shard, 20, 2000)
+    assert shard.shed
+    assert shard.ask(ask("r0"), now + MINUTE_US - 1) == first, "nor refused in one"
+
+
 def test_a_free_tenant_that_floods_is_limited_told_of_and_let_go() -> None:
     shard = a_shard("free")
     for number in range(KNOWN_FROM + 1):

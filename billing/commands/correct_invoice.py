@@ -50,7 +50,8 @@ def void_invoice(
     """Void an invoice that nobody has got yet and nothing was paid of: all it billed is to be billed anew.
 
     Its number stays used. Raises CorrectionRefused where it was delivered, paid in part, or credited: then a credit
-    note takes it back.
+    note takes it back. One that somebody has voided in Stripe is taken over whatever became of it; what is written off
+    of it stays so.
     """
     with transaction(engine, dry_run=dry_run) as connection:
         return begin_void(connection, reference, reason=reason, now=now, actor=actor)
@@ -58,17 +59,29 @@ def void_invoice(
 
 def begin_void(connection: Connection, reference: str, *, reason: str, now: datetime, actor: str) -> Correction:
     """As `void_invoice`, in the caller's transaction."""
-    stored = correctable(connection, reference, (InvoiceState.FINALIZED,))
+    known = invoice_store.find(connection, reference)
+    standing = standing_store.standings(connection, [known.invoice.invoice_id]).get(known.invoice.invoice_id)
+    is_void = standing is not None and standing.status == "void"
+    states = (InvoiceState.FINALIZED, *((InvoiceState.UNCOLLECTIBLE,) if is_void else ()))
+    stored = correctable(connection, reference, states)
     name, of = stored.number or reference, stored.invoice
-    standing = standing_store.standings(connection, [of.invoice_id]).get(of.invoice_id)
+    if is_void:
+        return _begin(connection, stored, name, reason, now, actor)
     if returns_store.heard_of(connection, stored.stripe_invoice_id or "", SENT):
         raise CorrectionRefused(f"{name} was delivered: `tollbook invoice credit-note {name} --reissue` instead")
     if (standing is not None and standing.amount_paid) or notes_against(connection, of):
         raise CorrectionRefused(f"{name} is paid or credited in part: `tollbook invoice credit-note {name}` instead")
-    tried = connection.begin_nested()
-    cancel(connection, stored, reason=reason, now=now, actor=actor, tell=False)
-    tried.rollback()
-    made = correction_store.add(connection, of.invoice_id, CorrectionKind.VOID, reason=reason, actor=actor)
+    return _begin(connection, stored, name, reason, now, actor)
+
+
+def _begin(
+    connection: Connection, stored: StoredInvoice, name: str, reason: str, now: datetime, actor: str
+) -> Correction:
+    if stored.state is not InvoiceState.UNCOLLECTIBLE:
+        tried = connection.begin_nested()
+        cancel(connection, stored, reason=reason, now=now, actor=actor, tell=False)
+        tried.rollback()
+    made = correction_store.add(connection, stored.invoice.invoice_id, CorrectionKind.VOID, reason=reason, actor=actor)
     audit_correction(connection, actor, made, name)
     return made
 

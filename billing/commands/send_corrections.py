@@ -130,7 +130,7 @@ def _hindered(opened: Connection, correction: Correction, error: BillingError) -
     if correction.note_id is not None and not isinstance(error, StripeBusy | StripeOutcomeUnknown):
         if isinstance(error, StripeRefused):
             ((number, _),) = invoice_store.headers(opened, [correction.note_id]).values()
-            reason += f"; or `tollbook invoice note-untold {number}` where all of its invoice is paid there"
+            reason += f"; or `tollbook invoice note-untold {number}` where its invoice is paid or void there"
         invoice_store.park(opened, correction.note_id, reason)
     correction_store.hinder(opened, correction.correction_no, reason)
     return reason

@@ -32,16 +32,17 @@ def book(
     return None if entry is None else ledger_store.post(connection, [entry])[key]
 
 
-def credited_by_hand(connection: Connection, invoice: Invoice, amount_paid: int) -> Decimal:
-    """What of an invoice that Stripe says is paid neither its payments (`amount_paid`, Stripe's integer) nor credit
-    notes of ours took off, in major units."""
+def left_of(connection: Connection, invoice: Invoice, amount_paid: int, *, untold: bool) -> Decimal:
+    """What of an invoice neither its payments (`amount_paid`, Stripe's integer) nor our credit notes took off, in major
+    units; with those that Stripe never took (`untold`), or without. Of one that is paid in Stripe that much is credited
+    there by hand."""
     money, invoice_id = invoice.identity.money, invoice.invoice_id
     with exactly():
         left = major(to_stripe(invoice.amount_due_minor, money) - amount_paid, money)
         for each in correction_store.listed(
             connection, state=CorrectionState.DONE, invoice_ids=[invoice_id], kind=CorrectionKind.CREDIT_NOTE
         ):
-            if each.stripe_id is not None and each.note_id is not None:
+            if each.note_id is not None and (untold or each.stripe_id is not None):
                 note = invoice_store.load(connection, each.note_id).invoice
                 left -= major(credited(note), money) - booked(connection, each)
     return left

@@ -33,7 +33,7 @@ from billing.invoicing.sending import Request
 from billing.money import plain, to_minor, to_stripe
 from billing.plans import account_store
 from billing.posting.cancelling import cancel
-from billing.posting.correction_amounts import bad_debt, book, credited_by_hand
+from billing.posting.correction_amounts import bad_debt, book, left_of
 from billing.posting.stripe_money import major
 from billing.stripe import stripe_request_store
 from billing.stripe.hindrances import TAKE_OVER
@@ -95,13 +95,17 @@ class CorrectionSender:
         return self._stored.stripe_invoice_id
 
     def _finish(self) -> None:
-        """Void, write off, mark as paid elsewhere: Stripe first, then the books by what it answered."""
+        """Void, write off, mark as paid elsewhere: Stripe first, then the books by what it answered.
+
+        What somebody has voided there is void here, too: its usage is billed anew, or what is left of it is bad debt.
+        """
         correction, identity = self._correction, self._stored.invoice.identity
 
         def look() -> StripeInvoice | None:
             found, _ = self._gateway.invoice(self._target)
             paid_by_card = correction.kind is CorrectionKind.PAID_ELSEWHERE and not found.paid_off_stripe
-            return found if found.seen.status == STATUS[correction.kind] and not paid_by_card else None
+            void_there = correction.kind is CorrectionKind.WRITE_OFF and found.seen.status == "void"
+            return found if (found.seen.status == STATUS[correction.kind] and not paid_by_card) or void_there else None
 
         key, theirs = self._requests.ask(
             lambda epoch: simple_request(correction, identity, stripe_invoice=self._target, epoch=epoch),
@@ -110,7 +114,7 @@ class CorrectionSender:
         )
         if correction.kind is CorrectionKind.PAID_ELSEWHERE:
             with self._connection.begin():
-                missing = credited_by_hand(self._connection, self._stored.invoice, theirs.amount_paid)
+                missing = left_of(self._connection, self._stored.invoice, theirs.amount_paid, untold=False)
             if missing > 0:
                 raise Parked(
                     f"{plain(missing)} {identity.currency} of it are credited by a note that was made in Stripe by"
@@ -121,13 +125,19 @@ class CorrectionSender:
             CorrectionKind.PAID_ELSEWHERE: theirs.paid_off_stripe,
             CorrectionKind.WRITE_OFF: theirs.amount_remaining,
         }
+        event, now = MOVES[correction.kind], self._given.now
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, theirs.invoice_id)
-            if correction.kind is CorrectionKind.VOID:
-                cancel(self._connection, self._stored, reason=correction.reason, now=self._given.now,
+            if self._stored.state is InvoiceState.UNCOLLECTIBLE:
+                amounts[correction.kind] = 0  # nothing is owed of it any more
+            elif correction.kind is CorrectionKind.VOID:
+                cancel(self._connection, self._stored, reason=correction.reason, now=now,
                        actor=correction.made_by, tell=False)  # fmt: skip
+            elif theirs.seen.status == "void":
+                event = InvoiceEvent.VOID
+                left = left_of(self._connection, self._stored.invoice, theirs.amount_paid, untold=True)
+                amounts[correction.kind] = to_stripe(to_minor(left, identity.money), identity.money)
             entry_id = self._book(amounts[correction.kind])
-            event, now = MOVES[correction.kind], self._given.now
             invoice_store.move(self._connection, self._stored, event, now, correction.made_by, parked_because=None)
             self._end(theirs.invoice_id, entry_id)
 

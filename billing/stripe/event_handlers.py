@@ -27,7 +27,7 @@ from billing.ledger import balance_store, ledger_store
 from billing.ledger.journal import AccountCode, JournalEntry
 from billing.money import ZERO, currency, exactly, plain, to_minor, to_stripe, total
 from billing.posting.booking import booking
-from billing.posting.correction_amounts import bad_debt, book, credited_by_hand
+from billing.posting.correction_amounts import bad_debt, book, left_of
 from billing.posting.stripe_money import CashMove, cash_moved, dispute_lost, dispute_regained, major
 from billing.stripe import customer_store, returns, returns_store, standing_store
 from billing.stripe.hindrances import GONE, TAKE_OVER, customer_deleted
@@ -43,6 +43,11 @@ ECHOES: Final = (
     "refund.created",
 )  # fmt: skip
 FAILED: Final = "invoice.payment_failed"
+TAKEN_OVER: Final = {
+    "void": "void {} --reason …` (or `write-off`, where what is on it cannot be billed anew) takes that over",
+    "uncollectible": "write-off {} --document …` takes that over",
+}
+"""What somebody made an invoice in Stripe, and the verb by which our books follow."""
 UNPAID: Final = (InvoiceState.FINALIZED, InvoiceState.UNCOLLECTIBLE)
 NOT_ISSUED: Final = (InvoiceState.DRAFT, InvoiceState.APPROVED)
 
@@ -122,9 +127,12 @@ def settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice,
         _recover(connection, stored, theirs, now, actor)
     if status == "paid" and stored.state in UNPAID:
         if theirs.paid_off_stripe:
-            by_hand = f"{PERSON}{name} was marked as paid outside Stripe: book the receipt with `tollbook ledger post`"
+            by_hand = (
+                f"{PERSON}{name} was marked as paid outside Stripe: `tollbook invoice pay {name} --out-of-band"
+                " --document …` books the receipt once another person approves it"
+            )
             return WAITS if ours else by_hand
-        if (missing := credited_by_hand(connection, stored.invoice, theirs.amount_paid)) > 0:
+        if (missing := left_of(connection, stored.invoice, theirs.amount_paid, untold=False)) > 0:
             notes = correction_store.listed(
                 connection, state=CorrectionState.OPEN, invoice_ids=[stored.invoice.invoice_id],
                 kind=CorrectionKind.CREDIT_NOTE,
@@ -136,8 +144,11 @@ def settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice,
             return WAITS if notes else by_hand
         invoice_store.move(connection, stored, InvoiceEvent.PAY, now, actor)
         return PAID
-    if status in ("void", "uncollectible") and stored.state is InvoiceState.FINALIZED:
-        by_hand = f"{PERSON}{name} was made {status} in Stripe by hand; our books still have it as due"
+    if status in TAKEN_OVER and stored.state in UNPAID and status != stored.state:
+        by_hand = (
+            f"{PERSON}{name} was made {status} in Stripe by hand; our books have it as {stored.state}:"
+            f" `tollbook invoice {TAKEN_OVER[status].format(name)}"
+        )
         return WAITS if ours else by_hand
     return "noted"
 
@@ -233,10 +244,9 @@ def _credit_note(
             stored = invoice_store.find(connection, str(found["invoice"]))
         except UnknownInvoice:
             return "not ours"
-        known = correction_store.listed(
-            connection, invoice_ids=[stored.invoice.invoice_id], kind=CorrectionKind.CREDIT_NOTE
-        )
-        ours = [each for each in known if found["id"] == each.stripe_id or str(each.correction_no) == claimed]
+        known = correction_store.listed(connection, invoice_ids=[stored.invoice.invoice_id])
+        notes = [each for each in known if each.kind is CorrectionKind.CREDIT_NOTE]
+        ours = [each for each in notes if found["id"] == each.stripe_id or str(each.correction_no) == claimed]
         if not ours:
             # What it is linked to of refunds counts as theirs.
             linked = sum(each.get("amount_refunded") or 0 for each in found["refunds"] or [])
@@ -252,8 +262,11 @@ def _credit_note(
             f" books have none: void it there, or take it over, {TAKE_OVER}"
         )
     if found["status"] == "void":
+        if any(each.kind is CorrectionKind.OVERPAYMENT and each.note_id == ours[0].note_id for each in known):
+            return "noted"
         return (
-            f"{PERSON}credit note {found['number']} on {stored.number} was voided in Stripe by hand; our books have it"
+            f"{PERSON}credit note {found['memo']} on {stored.number} was voided in Stripe by hand; our books have it:"
+            f" `tollbook invoice note-untold {found['memo']}` keeps it here alone, once its invoice is paid there"
         )
     return "noted"
 

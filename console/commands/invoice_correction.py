@@ -125,8 +125,8 @@ def note_untold(
     test: Test = False,
     dry_run: session.DryRun = False,
 ) -> None:
-    """Leave a credit note that Stripe refuses in our books alone; its invoice must be paid there. What it takes off is
-    unapplied cash."""
+    """Leave a credit note that Stripe refuses, or that is void there, in our books alone. Its invoice must be paid or
+    void there; what it takes off one that is paid is unapplied cash."""
     with session.engine() as engine:
         note = keep_note_untold(
             engine, reference, gateway=session.stripe(test=test), reason=reason, now=session.clock(None), actor=actor,

@@ -219,7 +219,7 @@ def test_a_credit_note_that_stripe_never_takes_is_parked_and_a_person_can_keep_i
         keep_note_untold(world.engine, number, **given)
     for _ in range(2):
         (told,) = sync(world, gateway).problems
-    assert f"or `tollbook invoice note-untold {number}` where all of its invoice is paid there" in told
+    assert f"or `tollbook invoice note-untold {number}` where its invoice is paid or void there" in told
     assert shown(world, number)["parked_because"] in told
     keep_note_untold(world.engine, number, **given, dry_run=True)
     assert keep_note_untold(world.engine, number, **given).parked_because is None
@@ -470,6 +470,60 @@ def test_what_a_credit_note_by_hand_leaves_nothing_to_pay_of_is_paid_here_once_t
     agrees(world, gateway)
     assert returns_shown(world.engine, NOW).problems == ()
     assert not {"credit notes are in Stripe", payments} & {c.name for c in reconcile(world, gateway) if not c.agrees}
+
+
+def test_what_somebody_voids_in_stripe_is_taken_over_whatever_was_paid_or_credited_or_written_off_of_it(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    client = stripe_twin.client()
+    names = ("credited", "lost", "paid", "part", "untold")
+    sent = finalized(world, gateway, *names)
+    said: dict[str, Any] = {"reason": "r", "now": NOW, "actor": "ada"}
+    notes = {name: note_over(world, sent[name], "3") for name in ("credited", "paid")}
+    two_people(world, ProposalKind.WRITE_OFF, sent["lost"])
+    sync(world, gateway)
+    (told,) = client.v1.credit_notes.list({"invoice": sent["paid"]}).data
+    client.v1.credit_notes.void_credit_note(told.id)
+    for name in ("credited", "part"):
+        act(stripe_twin, "pay", invoice=sent[name], amount=500)
+        client.v1.invoices.send_invoice(sent[name])
+    notes["untold"] = note_over(world, sent["untold"], "3")
+    for name in ("credited", "lost", "part", "untold"):
+        client.v1.invoices.void_invoice(sent[name])
+    problems = sync(world, gateway).problems
+    numbers = {name: shown(world, sent[name])["number"] for name in names}
+    for name, number in numbers.items():
+        state = "uncollectible" if name == "lost" else "finalized"
+        verb = f"made void in Stripe by hand; our books have it as {state}: `tollbook invoice void {number} "
+        assert [p for p in problems if verb in p] or name == "paid", (name, problems)
+    assert [p for p in problems if f"note-untold {notes['untold']}` where its invoice is paid or void there" in p]
+    assert [p for p in problems if f"{notes['paid']} on {numbers['paid']} was voided in Stripe by hand" in p]
+    keep: Callable[[str], Any] = lambda name: keep_note_untold(  # noqa: E731
+        world.engine, notes[name], gateway=gateway, **said
+    )
+    with pytest.raises(CorrectionRefused, match="is open in Stripe, and 20 USD of it remain to be paid"):
+        keep("paid")
+    act(stripe_twin, "pay", invoice=sent["paid"])
+    sync(world, gateway)
+    keep("untold")
+    keep("paid")
+    with pytest.raises(CorrectionRefused, match="no credit note that Stripe has refused"):
+        keep("paid")
+    for name in ("lost", "part"):
+        void_invoice(world.engine, sent[name], **said)
+    for name in ("credited", "untold"):
+        with pytest.raises(CorrectionRefused, match="cannot be billed anew"):
+            void_invoice(world.engine, sent[name], **said)
+        two_people(world, ProposalKind.WRITE_OFF, sent[name])
+    agrees(world, gateway)
+    states = {name: shown(world, of)["state"] for name, of in sent.items()}
+    assert states == dict.fromkeys(names, "void") | {"paid": "paid"}
+    now = books(world)
+    assert (now.get(1100, 0), now[1150]) == (0, 20), "what nothing else was done to is billed anew"
+    assert (now[2150], now[5200]) == (-5 - 3, 20 + 12 + 17), "paid of what is void, or credited; lost"
+    assert returns_shown(world.engine, NOW).problems == ()
+    wrong = {c.name: c.differences for c in reconcile(world, gateway) if not c.agrees}
+    assert not {"credit notes are in Stripe", "finalized invoices are in Stripe"} & wrong.keys(), wrong
 
 
 def test_how_collection_stands_is_shown(

@@ -11,13 +11,16 @@ import pytest
 from starlette.testclient import TestClient
 
 from billing.commands import sync_stripe as sync_module
+from billing.commands.decide_proposal import decide, propose
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
 from billing.database import transaction
 from billing.posting import stripe_money
+from billing.posting.proposal_store import ProposalKind
 from billing.stripe import returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
 from console import stripe_receiver
+from tests.billing_builders import NOW
 from tests.fixtures_stripe_twin import StripeTwin, act
 from tests.integration.billing.conftest import World
 from tests.integration.billing.stripe_months import books, finalized, sync
@@ -72,13 +75,13 @@ def test_what_needed_a_person_is_over_once_the_invoice_is(
 ) -> None:
     sent = finalized(world, gateway, "acme")
     stripe_twin.client().v1.invoices.pay(sent["acme"], {"paid_out_of_band": True})
-    assert sync(world, gateway).problems
+    (told,) = sync(world, gateway).problems
+    assert "`tollbook invoice pay INV-000001 --out-of-band --document" in told
     assert not returns_shown(world.engine, datetime.now(UTC)).agrees
-    world.execute(
-        "insert into ledger.invoice_transitions (invoice_id, from_state, to_state, at, actor)"
-        " select invoice_id, 'finalized', 'paid', now(), 'ada' from ledger.invoices"
-    )
-    world.execute("update ledger.invoices set state = 'paid'")
+    number = propose(world.engine, ProposalKind.PAID_ELSEWHERE, sent["acme"], {}, document="bank", now=NOW, actor="ada")
+    decide(world.engine, number, approved=True, now=NOW, actor="bob")
+    assert sync(world, gateway).problems == ()
+    assert (books(world)[1020], books(world).get(1100, 0)) == (20, 0), "booked once"
     assert returns_shown(world.engine, datetime.now(UTC)).agrees
     assert {i["state"] for i in invoice_list(world.engine)} == {"paid"}
 

@@ -145,6 +145,7 @@ def _checks(
     yield _invoiced(connection, period, own)
     yield from _invoices(invoices)
     yield _numbers(connection)
+    yield _suspense(connection)
     yield _issued(invoices, ended=ended)
     yield _earned(connection, period, len(invoices), ended=ended)
 
@@ -456,6 +457,13 @@ def _issued(invoices: list[StoredInvoice], *, ended: bool) -> Check:
         for s in open_
     ]
     return Check("invoices are issued", "a month that has ended", "invoices' states", len(invoices), tuple(found))
+
+
+def _suspense(connection: Connection) -> Check:
+    """Money of nobody waits in 1090 until two people have posted it where it belongs (docs/spec/money.md 9)."""
+    left = returns_store.suspense(connection)
+    found = [Difference(f"{each.name}/{each.currency}", None, each.amount) for each in left]
+    return Check("money is somebody's", "what people posted", "ledger 1090", 1 + len(left), tuple(found))
 
 
 def _trial_balance(engine: Engine | Connection) -> Check:

@@ -55,7 +55,8 @@ class ReturnsShown:
 
 
 def returns_shown(engine: Engine, now: datetime) -> ReturnsShown:
-    """How Stripe stands in our books. The balance that Stripe itself says is compared when it is reconciled."""
+    """How Stripe stands in our books. That these are all balance transactions that Stripe has is asked when it is
+    reconciled."""
     with transaction(engine) as connection:
         books: dict[str, Decimal] = defaultdict(lambda: ZERO)
         cash: list[dict[str, Any]] = []
@@ -84,6 +85,7 @@ def returns_shown(engine: Engine, now: datetime) -> ReturnsShown:
             returns_store.waiting(connection),
             (
                 *(f"{unbooked} is not booked" for unbooked in returns_store.unbooked(connection)),
+                *(each.told for each in returns_store.suspense(connection)),
                 *(f"{p.event.object_id}: {p.outcome}" for p in returns_store.problems(connection)),
             ),
         )

@@ -29,6 +29,7 @@ from billing.invoicing.invoice_states import InvoiceState
 from billing.ledger.journal import AccountCode
 from billing.money import currency, to_minor, to_stripe
 from billing.posting.stripe_money import BalanceTransaction
+from billing.posting.suspense import Suspended, unexplained
 
 EVENTS, MONEY = "events", "balance_transactions"
 
@@ -229,6 +230,25 @@ def received(connection: Connection) -> dict[tuple[str, str], Decimal]:
         .group_by(*key)
     )
     return {(row[0], row[1]): row[2] for row in connection.execute(query) if row[2]}
+
+
+def suspense(connection: Connection) -> list[Suspended]:
+    """What of Stripe's is in 1090, and nobody has posted where it belongs."""
+    postings, accounts, entries = tables.postings, tables.accounts, tables.journal_entries
+    query = (
+        select(entries.c.source, entries.c.legal_entity, accounts.c.currency, postings.c.amount)
+        .select_from(entries)
+        .join(postings, postings.c.entry_id == entries.c.entry_id)
+        .join(accounts, accounts.c.account_id == postings.c.account_id)
+        .where(accounts.c.code == AccountCode.SUSPENSE.code)
+        .order_by(entries.c.entry_id)
+    )
+    booked: list[Suspended] = []
+    by_hand: list[Suspended] = []
+    for source, *rest in connection.execute(query):
+        name = source.get("balance_transaction") or source.get("dispute")
+        (booked if name else by_hand).append(Suspended(name or source.get("memo", ""), *rest))
+    return unexplained(booked, by_hand)
 
 
 def nets(connection: Connection) -> dict[str, int]:

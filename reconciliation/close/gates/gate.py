@@ -72,6 +72,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "credit notes are in Stripe": Gate.R5B,
     "customers are kept": Gate.R5B,
     "money in Stripe is booked once": Gate.R6,
+    "money is somebody's": Gate.R6,
     "credits are owed": Gate.R7,
     "breakage is as estimated": Gate.R7,
     "credits are drawn as invoiced": Gate.R7,

@@ -20,18 +20,22 @@ import uvicorn
 
 from billing import money
 from billing.commands import sync_stripe as sync_module
+from billing.commands.decide_proposal import decide, propose
 from billing.commands.dispute_evidence import dispute_list
 from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
 from billing.database import transaction
 from billing.errors import StripeBusy
+from billing.posting.proposal_store import ProposalKind
 from billing.stripe import returns, returns_store, stripe_gateway
 from billing.stripe.stripe_gateway import StripeGateway
 from console.stripe_receiver import PATH, build_app
+from tests.billing_builders import NOW
 from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import Crash, World, crash_at
 from tests.integration.billing.stripe_months import books, finalized, sync
+from tests.integration.billing.test_send import reconcile
 
 SECRET = "whsec_test"
 
@@ -200,9 +204,9 @@ def test_a_cash_balance_is_unapplied_cash_beside_stripes_balance_until_it_is_app
     def fund(of: str, amount: int) -> None:
         client.v1.test_helpers.customers.fund_cash_balance(of, {"amount": amount, "currency": "usd"})
 
-    def cash() -> tuple[Decimal, ...]:
+    def cash(problems: int = 0) -> tuple[Decimal, ...]:
         assert sync(world, gateway).problems == ()
-        assert returns_shown(world.engine, datetime.now(UTC)).agrees
+        assert len(returns_shown(world.engine, datetime.now(UTC)).problems) == problems
         return tuple(books(world).get(code, Decimal(0)) for code in (1012, 2150, 1100))
 
     fund(customer, 1500)
@@ -219,8 +223,22 @@ def test_a_cash_balance_is_unapplied_cash_beside_stripes_balance_until_it_is_app
     assert cash() == (4, -4, 40)
     for of in (customer, stranger):
         act(stripe_twin, "transfer_cash", customer=of)
-    assert cash() == (0, -4, 40)
+    assert cash(problems=1) == (0, -4, 40)
     assert books(world)[1090] == -4, "of a customer whom we do not know"
+    (told,) = returns_shown(world.engine, datetime.now(UTC)).problems
+    (unknown,) = [each for each in reconcile(world, gateway) if each.name == "money is somebody's"]
+    (found,) = unknown.differences
+    txn = found.key.partition("/")[0]
+    assert txn.startswith("txn_")
+    assert txn in told
+    entry = {"effective_at": NOW.isoformat(), "memo": f"a stranger's, kept: {txn}", "legs": [
+        {"account": 1090, "currency": "USD", "amount": "4", "subledger": ""},
+        {"account": 4920, "currency": "USD", "amount": "-4", "subledger": ""},
+    ]}  # fmt: skip
+    number = propose(world.engine, ProposalKind.POST_ENTRY, "default", entry, document="d", now=NOW, actor="ada")
+    assert len(returns_shown(world.engine, datetime.now(UTC)).problems) == 1, "one person is not enough"
+    decide(world.engine, number, approved=True, now=NOW, actor="bob")
+    assert [each.agrees for each in reconcile(world, gateway) if each.name == unknown.name] == [True]
     # What is not as Stripe says waits, is told, and is tried again.
     fund(customer, 300)
     fund(customer, 500)

@@ -101,12 +101,15 @@ def webhook_matrix(seed: int) -> list[str]:
     """The matrix of webhooks. Prints it; what is wrong."""
     with _world() as (world, twin):
         found = webhooks.run(world, StripeGateway(StripeSettings(twin.key, twin.url)), twin, seed)
-    ways = (*webhooks.MISHAPS, webhooks.OVER_HTTP)
+    ways = webhooks.WAYS
     print("\nAccounts that stand the same, by what happened (rows) and what became of its webhooks (columns):")
-    print(f"{'':<12}" + "".join(f"{name:>20}" for name in ways))
+    print(f"{'':<18}" + "".join(f"{name:>20}" for name in ways))
     for story in webhooks.STORIES:
-        print(f"{story:<12}" + "".join(f"{found.right[name, story]:>20}" for name in ways))
-    print(f"{found.right.total()} cells right; {len(found.kinds)} types of events came, {found.received} over HTTP")
+        print(f"{story:<18}" + "".join(f"{found.right[name, story]:>20}" for name in ways))
+    print(
+        f"{found.right.total()} cells right; {len(found.kinds)} types of events came, {found.received} over HTTP;"
+        f" {found.killed.total()} kills at {len(found.killed)} kinds of points"
+    )
     return found.wrong
 
 

@@ -107,9 +107,14 @@ class CorrectionSender:
             void_there = correction.kind is CorrectionKind.WRITE_OFF and found.seen.status == "void"
             return found if (found.seen.status == STATUS[correction.kind] and not paid_by_card) or void_there else None
 
+        def change(request: Request) -> StripeInvoice:
+            made = self._gateway.change_invoice(request)
+            # A stored reply is of before: somebody may have paid since.
+            return self._gateway.invoice(self._target)[0] if made.replayed else made
+
         key, theirs = self._requests.ask(
             lambda epoch: simple_request(correction, identity, stripe_invoice=self._target, epoch=epoch),
-            self._gateway.change_invoice,
+            change,
             look,
         )
         if correction.kind is CorrectionKind.PAID_ELSEWHERE:
@@ -126,6 +131,11 @@ class CorrectionSender:
             CorrectionKind.WRITE_OFF: theirs.amount_remaining,
         }
         event, now = MOVES[correction.kind], self._given.now
+        void_there = correction.kind is CorrectionKind.WRITE_OFF and theirs.seen.status == "void"
+        if theirs.seen.status != (wanted := STATUS[correction.kind]) and not void_there:
+            with self._connection.begin():
+                stripe_request_store.record_reply(self._connection, key, theirs.invoice_id)
+            raise StripeRefused(f"{self._stored.number} was made {wanted}, and is {theirs.seen.status} by now")
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, theirs.invoice_id)
             if self._stored.state is InvoiceState.UNCOLLECTIBLE:
@@ -133,7 +143,7 @@ class CorrectionSender:
             elif correction.kind is CorrectionKind.VOID:
                 cancel(self._connection, self._stored, reason=correction.reason, now=now,
                        actor=correction.made_by, tell=False)  # fmt: skip
-            elif theirs.seen.status == "void":
+            elif void_there:
                 event = InvoiceEvent.VOID
                 left = left_of(self._connection, self._stored.invoice, theirs.amount_paid, untold=True)
                 amounts[correction.kind] = to_stripe(to_minor(left, identity.money), identity.money)

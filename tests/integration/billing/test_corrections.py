@@ -22,6 +22,7 @@ from billing.errors import CorrectionRefused
 from billing.periods import accounting_month, parse_period
 from billing.posting.proposal_store import ProposalKind
 from billing.stripe import request_sender, returns
+from billing.stripe.sender_lock import account_held
 from billing.stripe.stripe_gateway import StripeGateway
 from devstack.stripe_twin.faults import FaultKind
 from tests.billing_builders import NOVEMBER, OCTOBER
@@ -319,6 +320,18 @@ def test_a_write_off_takes_two_people_and_comes_back_when_it_is_paid_after_all(
     agrees(world, gateway)
     assert shown(world, sent["acme"])["state"] == "paid"
     assert (books(world)[1100], books(world).get(5200, 0)) == (20, 0)
+    # Paid before we know that Stripe has done it: nothing is written off.
+    two_people(world, ProposalKind.WRITE_OFF, sent["bolt"])
+    with pytest.raises(Crash):
+        send_corrections(world.engine, gateway=gateway, now=NOW, checkpoint=crash_at("unrecorded mark_uncollectible 0"))
+    act(stripe_twin, "pay", invoice=sent["bolt"])
+    with world.engine.connect() as other, account_held(other, "bolt"):
+        assert sync(world, gateway).paid == 1
+    (told,) = sync(world, gateway).problems
+    assert "was made uncollectible, and is paid by now" in told
+    agrees(world, gateway)
+    assert shown(world, sent["bolt"])["state"] == "paid"
+    assert (books(world)[1100], books(world).get(5200, 0)) == (0, 0)
 
 
 def test_what_was_paid_elsewhere_takes_two_people_and_is_refused_where_it_was_paid_in_stripe_meanwhile(

@@ -19,6 +19,7 @@ BillingError
 ├── ReportRefused                                       (what finance takes out)
 └── StripeError                                        (see billing/stripe/stripe_gateway.py)
     ├── StripeAccessRefused    the key or its rights: stops everything
+    │   └── OtherStripeAccount     a key of another account than the books follow
     ├── StripeRefused          a definite no: needs a person
     │   └── StripeRefusedBefore    not asked: a no of before, too short ago
     ├── StripeBusy             not done, try again: 429, or a request with this key is under way
@@ -236,6 +237,10 @@ class StripeError(BillingError):
 
 class StripeAccessRefused(StripeError):
     """Stripe does not accept the key, or the key may not do this."""
+
+
+class OtherStripeAccount(StripeAccessRefused):
+    """The key is of another account of Stripe's, or another mode, than the one that the books follow."""
 
 
 class StripeRefused(StripeError):

@@ -336,6 +336,10 @@ stripe_by_hand = _table(
     *_times("seen_at"),
 )
 
+stripe_account = _table(
+    "stripe_account", Column("the_only", Boolean), *_text("account_id"), Column("live", Boolean), *_times("kept_at")
+)
+
 stripe_cursors = _table("stripe_cursors", *_text("name"), *_times("read_to"))
 
 stripe_passes = _table("stripe_passes", *_text("name", "page_after"), *_times("newest"))

@@ -18,8 +18,15 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from billing.commands.send_corrections import send_corrections
 from billing.database import connection as connected
-from billing.database import transaction
-from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, StripeRefused
+from billing.database import raw, transaction
+from billing.errors import (
+    BillingError,
+    OtherStripeAccount,
+    StripeAccessRefused,
+    StripeBusy,
+    StripeOutcomeUnknown,
+    StripeRefused,
+)
 from billing.ledger import ledger_store
 from billing.posting.booking import booking
 from billing.posting.stripe_money import BalanceTransaction, money_moved
@@ -29,6 +36,7 @@ from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns_store import EVENTS, MONEY, Pass, StripeEvent
 from billing.stripe.sender_lock import sync_held
 from billing.stripe.stripe_gateway import StripeGateway
+from streams import audit
 
 OVERLAP: Final = timedelta(hours=1)
 """Lists are read again from so long before where they were read to: what Stripe dates back is not missed."""
@@ -55,14 +63,20 @@ class StripeSynced:
 
 def sync_stripe(
     engine: Engine, *, gateway: StripeGateway, now: datetime, actor: str = "tollbook", poll: bool = True,
-    again: bool = False,
+    again: bool = False, since: datetime | None = None,
 ) -> StripeSynced:  # fmt: skip
     """Take in what is new in Stripe; without `poll` only the events that webhooks brought, and the money.
 
     What was done to invoices here and waits to be told is told (`send_corrections`), `again` also what Stripe refused a
-    moment ago. One run goes after another.
+    moment ago. `since` reads Stripe's lists again from then on (events are kept there for 30 days). One run goes after
+    another.
+
+    Raises OtherStripeAccount where the books follow another account or mode: the first run says which.
     """
     with connected(engine) as opened, sync_held(opened):
+        _check_account(engine, gateway)
+        if since is not None:
+            _read_again(engine, since, actor)
         told = send_corrections(engine, gateway=gateway, now=now, actor=actor, again=again)
         booked, unbooked = _take_money(engine, gateway, now)
         if poll:
@@ -85,6 +99,24 @@ def sync_stripe(
     return StripeSynced(
         booked, handled, paid, waiting, (*unbooked, *stuck, *problems, *hindered), sum(each.done for each in told)
     )
+
+
+def _check_account(engine: Engine, gateway: StripeGateway) -> None:
+    asked = (gateway.account_id, gateway.live)
+    with transaction(engine) as connection:
+        followed = returns_store.follow(connection, *asked)
+    if followed != asked:
+        (theirs, of_key) = (f"{name} ({'live' if live else 'test'})" for name, live in (followed, asked))
+        raise OtherStripeAccount(
+            f"these books follow Stripe's account {theirs}, and TOLLBOOK_STRIPE_KEY is of {of_key}: set a key of the"
+            " former, or use another database"
+        )
+
+
+def _read_again(engine: Engine, since: datetime, actor: str) -> None:
+    with transaction(engine) as connection:
+        returns_store.read_again(connection, since)
+        audit.record(raw(connection), actor, "stripe.read_again", "", {"since": since.isoformat()})
 
 
 def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[int, list[str]]:

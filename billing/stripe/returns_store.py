@@ -100,6 +100,14 @@ def handled(connection: Connection, events: Collection[StripeEvent], outcome: st
     )
 
 
+def follow(connection: Connection, account_id: str, live: bool) -> tuple[str, bool]:
+    """The account of Stripe's, and whether its live mode, that the books follow: these, if they follow none yet."""
+    table = tables.stripe_account
+    connection.execute(insert(table).values(account_id=account_id, live=live).on_conflict_do_nothing())
+    row = connection.execute(select(table)).one()
+    return row.account_id, row.live
+
+
 def read_to(connection: Connection, name: str) -> datetime | None:
     """How far a list is read."""
     table = tables.stripe_cursors
@@ -112,6 +120,13 @@ def set_read_to(connection: Connection, name: str, at: datetime) -> None:
     made = insert(table).values(name=name, read_to=at)
     further = {"read_to": func.greatest(table.c.read_to, made.excluded.read_to)}
     connection.execute(made.on_conflict_do_update(index_elements=[table.c.name], set_=further))
+
+
+def read_again(connection: Connection, since: datetime) -> None:
+    """Let the lists be read again from a moment on, where they are read further."""
+    table = tables.stripe_cursors
+    connection.execute(update(table).where(table.c.read_to > since).values(read_to=since))
+    connection.execute(tables.stripe_passes.delete())
 
 
 def broken_off(connection: Connection, name: str) -> Pass | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final, NoReturn
 
 import stripe
@@ -90,6 +91,7 @@ class StripeGateway:
 
     def __init__(self, settings: StripeSettings, limits: Limits | None = None) -> None:
         self.limiter = RateLimiter(limits or limits_of(settings))
+        self.live = settings.is_live
         self._client = stripe.StripeClient(
             settings.key,
             stripe_version=API_VERSION,
@@ -98,6 +100,11 @@ class StripeGateway:
             max_network_retries=0,
             http_client=stripe.RequestsClient(timeout=TIMEOUT_S),
         )
+
+    @cached_property
+    def account_id(self) -> str:
+        """The id of the account that the key is of; asked for once."""
+        return str(self.get("/v1/account")["id"])
 
     def create_customer(self, request: Request) -> str:
         """Create a customer as the frozen request says; its id."""

@@ -18,11 +18,29 @@ app = typer.Typer(help="What comes back from Stripe.", no_args_is_help=True, add
 Again = Annotated[bool, typer.Option("--again", help="Tell Stripe again at once what it has refused.")]
 
 
+Test = Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")]
+Since = Annotated[
+    str | None, typer.Option("--since", help="Read Stripe's lists again from this day or time on (events: 30 days).")
+]
+
+
 @app.command()
-def sync(again: Again = False, as_json: AsJson = False) -> None:
-    """Take in payments, refunds, disputes, payouts and events since the last time. Safe to repeat."""
+def sync(
+    actor: session.Actor, test: Test = False, again: Again = False, since: Since = None, as_json: AsJson = False
+) -> None:
+    """Take in payments, refunds, disputes, payouts and events since the last time. Safe to repeat.
+
+    The books follow the account of the first key that is used, and take no other's.
+    """
     with session.engine() as engine:
-        found = sync_stripe.sync_stripe(engine, gateway=session.stripe(), now=session.clock(None), again=again)
+        found = sync_stripe.sync_stripe(
+            engine,
+            gateway=session.stripe(test=test),
+            now=session.clock(None),
+            actor=actor,
+            again=again,
+            since=None if since is None else session.moment(since),
+        )
     if as_json:
         document({"booked": found.booked, "events": found.events, "invoices_paid": found.paid,
                   "corrected": found.corrected, "waiting": found.waiting,
@@ -58,6 +76,7 @@ def listen(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; webhooks come to /stripe/webhooks.")] = 8643,
     every: Annotated[float, typer.Option(min=1, help="Seconds between two readings of Stripe's list of events.")] = 60,
+    test: Test = False,
 ) -> None:
     """Take webhooks: checked, kept as they came, answered at once, handled right after. What is missed is asked for."""
     import uvicorn
@@ -68,6 +87,6 @@ def listen(
     if not secret:
         raise typer.BadParameter("TOLLBOOK_STRIPE_WEBHOOK_SECRET is not set: it is shown where the endpoint was made")
     with session.engine() as engine:
-        app = build_app(engine, session.stripe(), secret, every_s=every)
+        app = build_app(engine, session.stripe(test=test), secret, every_s=every)
         err.print(f"listening on http://{host}:{port}/stripe/webhooks")
         uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")

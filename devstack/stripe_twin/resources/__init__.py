@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devstack.stripe_twin.resources import (
+    account,
     cash_balance,
     credit_notes,
     customer_balance,
@@ -19,6 +20,7 @@ from devstack.stripe_twin.resources import (
 )
 
 ROUTES = (
+    *account.ROUTES,
     *customers.ROUTES,
     *customer_balance.ROUTES,
     *cash_balance.ROUTES,

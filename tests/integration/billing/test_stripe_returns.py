@@ -26,13 +26,14 @@ from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
 from billing.database import transaction
-from billing.errors import StripeBusy
+from billing.errors import OtherStripeAccount, StripeBusy
 from billing.posting.proposal_store import ProposalKind
+from billing.settings import StripeSettings
 from billing.stripe import returns, returns_store, stripe_gateway
 from billing.stripe.stripe_gateway import StripeGateway
 from console.stripe_receiver import PATH, build_app
 from tests.billing_builders import NOW
-from tests.fixtures_stripe_twin import StripeTwin, act, control
+from tests.fixtures_stripe_twin import StripeTwin, act, control, new_test_key
 from tests.integration.billing.conftest import Crash, World, crash_at
 from tests.integration.billing.stripe_months import books, finalized, sync
 from tests.integration.billing.test_send import reconcile
@@ -110,6 +111,14 @@ def test_lists_are_read_page_by_page_and_on_from_where_that_was_broken_off(
     (newest,) = stripe_twin.client().v1.balance_transactions.list({"limit": 1}).data
     shown = returns_shown(world.engine, datetime.now(UTC))
     assert (shown.money_read_to, shown.agrees) == (datetime.fromtimestamp(newest.created, UTC), True)
+    # A person lets them be read again from a moment on: what is there is not taken in twice.
+    asked = gateway.limiter.calls[f"GET {listing}"]
+    assert sync(world, gateway, since=datetime(2020, 1, 1, tzinfo=UTC), actor="ada").booked == 0
+    assert gateway.limiter.calls[f"GET {listing}"] - asked == 2, "each page of it"
+    # Another account's lists would move the cursors past what is not read of this one's.
+    other = new_test_key()
+    with pytest.raises(OtherStripeAccount, match=r"follow Stripe's account acct_.* set a key of the former"):
+        sync(world, StripeGateway(StripeSettings(other, stripe_twin.url)))
     # Where it was broken off is not there any more: all of it is read again.
     world.execute("insert into ledger.stripe_passes values ('events', 'evt_gone', now())")
     assert sync(world, gateway).waiting == 0

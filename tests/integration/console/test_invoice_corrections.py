@@ -65,7 +65,7 @@ def test_finance_corrects_invoices_and_answers_a_dispute(
         assert run("approval", "approve", number, *by).returncode == 1
         said(run, "approval", "approve", number, "--as", "bob")
     assert run("invoice", "pay", cord, "--document", "d", *by).returncode == 2
-    assert found(run, "stripe", "sync")["corrected"] == 2
+    assert found(run, "stripe", "sync", "--test")["corrected"] == 2
 
     assert "can be voided" in said(run, "invoice", "void", dent, *test, "--dry-run")
     assert "drawn up anew: adjustment of 2026-10" in said(run, "invoice", "void", dent, "--reissue", *test)
@@ -74,7 +74,8 @@ def test_finance_corrects_invoices_and_answers_a_dispute(
     assert "collection: uncollectible, 20.00 left to pay" in said(run, "invoice", "show", bolt)
 
     dispute = act(stripe_twin, "dispute", charge=charge)["id"]
-    said(run, "stripe", "sync")
+    assert run("stripe", "sync").returncode == 2, "a test key needs --test"
+    said(run, "stripe", "sync", "--test", *by)
     (listed,) = found(run, "dispute", "list")
     assert (listed["dispute_id"], listed["amount"], listed["status"]) == (dispute, "15", "needs_response")
     folder = tmp_path / "evidence"

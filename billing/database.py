@@ -80,6 +80,15 @@ def transaction(engine: Engine | Connection, *, dry_run: bool = False) -> Iterat
             raise
 
 
+@contextmanager
+def one_moment(engine: Engine | Connection) -> Iterator[Connection]:
+    """A transaction that only reads, and sees one moment. Given a connection it sees what that transaction does."""
+    with transaction(engine) as opened:
+        if not isinstance(engine, Connection):
+            opened.execute(text("set transaction isolation level repeatable read, read only"))
+        yield opened
+
+
 def retrying(command: Callable[Given, Result]) -> Callable[Given, Result]:
     """A command that is done again where the database asks for it, so that parallel posting is nobody's business.
 
@@ -152,4 +161,6 @@ def raw(opened: Connection) -> psycopg.Connection:
     return driver
 
 
-__all__ = ["DatabaseUnavailable", "connection", "engine_for", "raw", "retried", "retrying", "transaction"]
+__all__ = [
+    "DatabaseUnavailable", "connection", "engine_for", "one_moment", "raw", "retried", "retrying", "transaction",
+]  # fmt: skip

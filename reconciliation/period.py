@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
@@ -14,7 +15,8 @@ from sqlalchemy import Connection, Engine, select
 
 from billing import tables
 from billing.commands.trial_balance import trial_balance
-from billing.database import raw, transaction
+from billing.database import one_moment, raw, transaction
+from billing.errors import StripeRefused
 from billing.invoicing import (
     adjustment_store,
     correction_store,
@@ -38,6 +40,7 @@ from billing.plans.subscriptions import Piece, pieces
 from billing.posting import proposal_store
 from billing.posting.breakage_recognition import expected_as_booked
 from billing.posting.proposal_store import ProposalKind
+from billing.posting.stripe_money import BalanceTransaction
 from billing.rating import RatedLine
 from billing.stripe import customer_store, returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
@@ -58,6 +61,8 @@ from streams.usage import usage_store
 
 BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 """Accounts to which accruals, invoices and money in Stripe are booked, and else only what two people approved."""
+ASKED_BY_ID: Final = 100
+"""More than are booked while a list is read; each is a request to Stripe."""
 _KEPT: Final = tables.stripe_balance_transactions.c
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
@@ -84,30 +89,60 @@ def reconcile_period(
     period: BillingPeriod,
     now: datetime,
     gateway: StripeGateway | None,
-    log: Log | None,
-    customers: bool = True,
-    made: Made = lambda name: None,
+    log: ReadLog | None,
 ) -> PeriodReport:
     """Compare every record of a calendar month: its usage, what was accrued for it, the periods that it bills.
 
-    Without `gateway` or `log`, Stripe or Kafka's end is left out; without `customers` those in Stripe are. Raises
-    PeriodNotReconcilable for anything else.
+    Without `gateway` or `log`, Stripe or Kafka's end is left out. Raises PeriodNotReconcilable for anything else.
     """
+    asked = ask(gateway, log)
+    with one_moment(engine) as connection:
+        report = compare_period(connection, period=period, now=now, asked=asked)
+    if gateway is None:
+        return report
+    with transaction(engine) as connection:
+        paid = stripe_receivables.payments(connection, customer_store.customers(connection), asked.paid)
+    return replace(report, checks=(*report.checks, paid, _customers(engine, gateway)))
+
+
+ReadLog = Callable[[], Log]
+"""Asks the broker what the topic of usage events is, and how far it reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Where Kafka ended, and what Stripe's balance had moved by, before the database was read: what has come since is
+    in the database and not here, and no difference."""
+
+    gateway: StripeGateway | None = None
+    log: ReadLog | None = None
+    ended: Log | None = None
+    moved: Mapping[str, BalanceTransaction] = field(default_factory=dict)
+    paid: stripe_receivables.Paid = field(default_factory=dict)
+    """What was paid of Stripe's invoices, noted as they are read."""
+
+
+def ask(gateway: StripeGateway | None, log: ReadLog | None) -> Asked:
+    """Ask what can be asked; None: not asked, and its comparisons are left out."""
+    pages = returns.balance_transactions(gateway, None) if gateway is not None else ()
+    moved = {each.transaction_id: each for page in pages for each in page}
+    return Asked(gateway, log, log() if log is not None else None, moved)
+
+
+def compare_period(
+    connection: Connection, *, period: BillingPeriod, now: datetime, asked: Asked, made: Made = lambda name: None
+) -> PeriodReport:
+    """Compare all that a transaction of one moment sees (`one_moment`) of a month. Raises PeriodNotReconcilable."""
     if period.months != 1:
         raise PeriodNotReconcilable(f"{period.name}: one month is reconciled at a time, e.g. 2026-10")
-    with transaction(engine) as connection:
-        usage = raw(connection)
-        own = invoice_store.listed(connection, of_month=period, as_stored=True)
-        invoices = own + invoice_store.came_after(connection, period)
-        checks = list(told(_checks(connection, period, own, invoices, log, ended=now >= period.end), made))
-        engines = engine_store.report(usage, period.start, period.end)
-        ours = stripe_agreement.Ours(
-            period,
-            invoices,
-            invoice_sums.stripe_invoice_ids(connection),
-            customer_store.customers(connection),
-        )
-    checks += told(_afterwards(engine, engines, ours, gateway, customers=customers), made)
+    own = invoice_store.listed(connection, of_month=period, as_stored=True)
+    invoices = own + invoice_store.came_after(connection, period)
+    checks = list(told(_checks(connection, period, own, invoices, asked, ended=now >= period.end), made))
+    engines = engine_store.report(raw(connection), period.start, period.end)
+    ours = stripe_agreement.Ours(
+        period, invoices, invoice_sums.stripe_invoice_ids(connection), customer_store.customers(connection)
+    )
+    checks += told(_afterwards(connection, engines, ours, asked), made)
     return PeriodReport(period, tuple(checks), engines)
 
 
@@ -122,17 +157,17 @@ def _checks(
     period: BillingPeriod,
     own: list[StoredInvoice],
     invoices: list[StoredInvoice],
-    log: Log | None,
+    asked: Asked,
     *,
     ended: bool,
 ) -> Iterator[Check]:
-    """What is compared of the database's records, in one transaction, and of Kafka's end.
+    """What is compared of the database's records, and of Kafka's end.
 
     `own`: what the month bills; `invoices`: also what was billed since it began of earlier ones.
     """
     usage = raw(connection)
-    if log is not None:
-        yield _log_end(usage, log)
+    if asked.log is not None and asked.ended is not None:
+        yield _log_end(usage, asked.ended, asked.log)
     yield agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage))
     yield _stored(usage)
     yield from numbers_received(usage, period.start, period.end)
@@ -151,43 +186,38 @@ def _checks(
 
 
 def _afterwards(
-    engine: Engine | Connection, engines: EngineReport, ours: stripe_agreement.Ours, gateway: StripeGateway | None, *,
-    customers: bool,
-) -> Iterator[Check]:  # fmt: skip
+    connection: Connection, engines: EngineReport, ours: stripe_agreement.Ours, asked: Asked
+) -> Iterator[Check]:
     yield from engine_checks(engines)
-    yield _trial_balance(engine)
-    if gateway is not None:
-        paid: stripe_receivables.Paid = {}
-        listed = stripe_receivables.noting(gateway.invoices(), paid)
+    yield _trial_balance(connection)
+    if (gateway := asked.gateway) is not None:
+        listed = stripe_receivables.noting(gateway.invoices(), asked.paid)
         yield stripe_agreement.in_stripe(ours, listed, lambda at: gateway.invoice(at)[1])
-        yield _credit_notes(engine, gateway, ours)
-        yield _money(engine, gateway)
-        if customers:
-            with transaction(engine) as connection:
-                yield stripe_receivables.payments(connection, customer_store.customers(connection), paid)
-            yield _customers(engine, gateway)
+        yield stripe_receivables.credit_notes(connection, ours.invoices, gateway.pages("/v1/credit_notes"))
+        yield _money(connection, ours.period, gateway, asked.moved)
 
 
-def _credit_notes(engine: Engine | Connection, gateway: StripeGateway, ours: stripe_agreement.Ours) -> Check:
-    """Each credit note on the month's invoices is there and here."""
-    there = list(gateway.pages("/v1/credit_notes"))
-    with transaction(engine) as connection:
-        return stripe_receivables.credit_notes(connection, ours.invoices, there)
-
-
-def _money(engine: Engine | Connection, gateway: StripeGateway) -> Check:
-    """Each balance transaction is booked once, and kept as it is. Listed first: what comes meanwhile may be booked and
-    not listed."""
-    pages = returns.balance_transactions(gateway, None)
-    there = {moved.transaction_id: moved for page in pages for moved in page}
-    with transaction(engine) as connection:
-        booked: dict[str, Value] = dict(returns_store.booked_nets(connection))
-        kept = connection.execute(select(_KEPT.transaction_id, _KEPT.amount, _KEPT.fee, _KEPT.net)).all()
-    listed: dict[str, Value] = {name: moved.net for name, moved in there.items()}
+def _money(
+    connection: Connection,
+    month: BillingPeriod,
+    gateway: StripeGateway,
+    moved: Mapping[str, BalanceTransaction],
+) -> Check:
+    """Each balance transaction is booked once, and kept as it is: of those that were made by the month's end, or before
+    what `stripe sync` has read Stripe's money to. What is younger waits for it (docs/spec/money.md 10)."""
+    read_to = max(month.end, returns_store.read_to(connection, returns_store.MONEY) or month.end)
+    booked: dict[str, Value] = dict(returns_store.booked_nets(connection))
+    kept = connection.execute(select(_KEPT.transaction_id, _KEPT.amount, _KEPT.fee, _KEPT.net)).all()
+    there = {name: each for name, each in moved.items() if name in booked or each.created_at < read_to}
+    # Booked since the listing: each is asked for by its id
+    for name in sorted(booked.keys() - there.keys())[:ASKED_BY_ID]:
+        with suppress(StripeRefused):
+            there[name] = returns.balance_transaction(gateway, name)
+    listed: dict[str, Value] = {name: each.net for name, each in there.items()}
     for name, *amounts in kept:
         if name in there:
-            moved = there[name]
-            listed[f"{name}/kept"] = f"{moved.amount} - {moved.fee} = {moved.net}"
+            each = there[name]
+            listed[f"{name}/kept"] = f"{each.amount} - {each.fee} = {each.net}"
             booked[f"{name}/kept"] = "{} - {} = {}".format(*amounts)
     return stripe_agreement.money_in_stripe(listed, booked)
 
@@ -209,9 +239,14 @@ def _customers(engine: Engine | Connection, gateway: StripeGateway) -> Check:
     return stripe_agreement.customers_in_stripe(ours, explained, billed, found, pending)
 
 
-def _log_end(usage: psycopg.Connection, log: Log) -> Check:
-    """Where the log is not the one that a position is about, equal numbers mean nothing: that is the difference."""
-    stored = sources.states(usage, log.topic)
+def _log_end(usage: psycopg.Connection, before: Log, read_again: ReadLog) -> Check:
+    """All that was in the log before the positions were read is applied; these may have gone further since.
+
+    Where the log is not the one that a position is about, equal numbers mean nothing: that is the difference.
+    """
+    stored = sources.states(usage, before.topic)
+    gone_on = any(state.next_position > before.ends.get(p, 0) for p, state in stored.items())
+    log = read_again() if gone_on else before
     others: dict[str, Value] = {}
     ends: dict[str, Value] = {}
     applied: dict[str, Value] = {}
@@ -220,8 +255,9 @@ def _log_end(usage: psycopg.Connection, log: Log) -> Check:
         if p in stored and (why := sources.disagreement(stored[p], log, p)):
             others[source] = why
         else:
-            ends[source] = log.ends[p]
-            applied[source] = stored[p].next_position if p in stored else log.begins[p]
+            ends[source] = before.ends.get(p, log.begins[p])
+            position = stored[p].next_position if p in stored else log.begins[p]
+            applied[source] = min(position, ends[source])
     check = compare("everything in Kafka is applied", "Kafka's end", "positions", ends, applied)
     found = [Difference(source, why, None) for source, why in others.items()]
     return Check(check.name, check.left, check.right, check.compared + len(others), (*found, *check.differences))
@@ -466,8 +502,8 @@ def _suspense(connection: Connection) -> Check:
     return Check("money is somebody's", "what people posted", "ledger 1090", 1 + len(left), tuple(found))
 
 
-def _trial_balance(engine: Engine | Connection) -> Check:
-    totals = trial_balance(engine, use_snapshots=False).totals
+def _trial_balance(connection: Connection) -> Check:
+    totals = trial_balance(connection, use_snapshots=False).totals
     debit = {currency: debit for currency, (debit, _) in totals.items()}
     credit = {currency: credit for currency, (_, credit) in totals.items()}
     return compare("the books balance", "debit", "credit", debit, credit)

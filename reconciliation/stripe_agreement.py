@@ -32,19 +32,21 @@ Lines = Callable[[str], Sequence[LineSeen]]
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """What we know of Stripe: the period's invoices, the ids of all our invoices of any period, our customers."""
+    """What we know of Stripe: the period's invoices, the ids of all our invoices of any period, our customers with the
+    billing accounts that they are."""
 
     period: BillingPeriod
     invoices: Sequence[StoredInvoice]
     stripe_ids: Collection[str]
-    customers: Collection[str]
+    customers: Mapping[str, str]
 
 
 def in_stripe(ours: Ours, found: Iterable[StripeInvoice], lines: Lines) -> Check:
     """Compare the period's invoices with what Stripe has.
 
     Of what is not ours, whatever claims the period is listed, and what one of our customers was given since the
-    period began: it may have been made by hand, without our metadata. A void one asks nothing of anybody.
+    period began, with whose customer it is: it may have been made by hand, without our metadata. A void one asks
+    nothing of anybody.
     """
     due = {s.stripe_invoice_id or "": s for s in ours.invoices if s.state in STATUS}
     there: set[str] = set()
@@ -58,7 +60,9 @@ def in_stripe(ours: Ours, found: Iterable[StripeInvoice], lines: Lines) -> Check
         elif theirs.invoice_id not in ours.stripe_ids and _concerns(ours, theirs):
             there.add(theirs.invoice_id)
             claim = theirs.seen.metadata.get("invoice_id") or "without our id"
-            different.append(Difference(f"{theirs.invoice_id} ({claim})", None, theirs.seen.status))
+            of = [ours.customers[theirs.seen.customer]] if theirs.seen.customer in ours.customers else []
+            key = "/".join((f"{theirs.invoice_id} ({claim})", *of))
+            different.append(Difference(key, None, theirs.seen.status))
     for s in ours.invoices:
         if s.state in STATUS and s.stripe_invoice_id not in there:
             different.append(Difference(str(s.stored_id), s.stripe_invoice_id or s.state.value, None))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, time
 
 from sqlalchemy import Connection, Engine
 
-from billing.database import transaction
+from billing.database import one_moment
 from billing.ledger import balance_store, ledger_store
 from billing.ledger.balance_store import AsOf
 from billing.ledger.beancount import AssertedBalance, ledger, month_starts
@@ -22,8 +22,7 @@ def export_beancount(
     The balances asserted come from the database's sums (and the snapshots they begin with), the entries from the
     journal: a program that adds up the entries and agrees has checked both.
     """
-    with transaction(engine) as connection:
-        ledger_store.as_one_moment(connection)
+    with one_moment(engine) as connection:
         entries = ledger_store.by_effective_time(connection, legal_entity, before=as_of)
         yield from ledger(legal_entity, entries, _balances(connection, legal_entity, as_of))
 

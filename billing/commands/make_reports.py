@@ -11,13 +11,12 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine
 
 from billing.costs.margins import Traffic
-from billing.database import raw, transaction
+from billing.database import one_moment, raw
 from billing.errors import ReportRefused
 from billing.invoicing import party_store, rated_line_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoices import InvoiceKind
 from billing.invoicing.party_store import Sides
-from billing.ledger import ledger_store
 from billing.money import ZERO, exactly
 from billing.periods import INSTANT, BillingPeriod, rfc3339
 from billing.plans import account_store, plan_store
@@ -58,8 +57,7 @@ class Asked:
 
 @contextmanager
 def _reading(engine: Engine, asked: Asked) -> Iterator[Connection]:
-    with transaction(engine) as connection:
-        ledger_store.as_one_moment(connection)
+    with one_moment(engine) as connection:
         if asked.legal_entity not in account_store.legal_entities(connection):
             raise ReportRefused(f"there is no legal entity {asked.legal_entity!r}")
         yield connection

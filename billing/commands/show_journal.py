@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Engine
 
 from billing.commands.trial_balance import moment_in_both_times
-from billing.database import transaction
+from billing.database import one_moment, transaction
 from billing.ledger import ledger_store
 from billing.ledger.journal_chain import BookedEntry
 from billing.ledger.ledger_store import Wanted
@@ -26,6 +26,5 @@ def journal_entries(
 
 def whole_journal(engine: Engine, *, legal_entity: str, as_of: datetime | None = None) -> Iterator[BookedEntry]:
     """All entries effective before `as_of` (None: all), in order of that time, as they stood at one moment."""
-    with transaction(engine) as connection:
-        ledger_store.as_one_moment(connection)
+    with one_moment(engine) as connection:
         yield from ledger_store.by_effective_time(connection, legal_entity, before=as_of)

@@ -170,11 +170,6 @@ def page(connection: Connection, wanted: Wanted) -> list[BookedEntry]:
     return [booked_entry(row) for row in rows]
 
 
-def as_one_moment(connection: Connection) -> None:
-    """Let all that the transaction reads be of one moment. Before anything else in it."""
-    connection.execute(text("set transaction isolation level repeatable read, read only"))
-
-
 def effective_span(
     connection: Connection, legal_entity: str, *, before: datetime | None
 ) -> tuple[datetime, datetime] | None:

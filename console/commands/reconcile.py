@@ -171,7 +171,7 @@ def _admitted(log: str | None, mapping: Path | None) -> AdmissionLog | None:
 def _compare(period: str, *, stripe: bool, kafka: bool, as_json: bool, as_csv: bool) -> None:
     parsed = parse_period(period)
     gateway = session.stripe() if stripe else None
-    log = session.usage_log() if kafka else None
+    log = session.usage_log if kafka else None
     left_out = [name for name, looked_at in (("Stripe", stripe), ("Kafka's end", kafka)) if not looked_at]
     with session.engine() as engine:
         report = reconcile_period(engine, period=parsed, now=session.clock(None), gateway=gateway, log=log)

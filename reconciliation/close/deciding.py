@@ -75,8 +75,10 @@ def waive(
         raise CloseRefused(f"{gate} has no difference {unknown[0]} that can be waived: see `tollbook close status`")
     with transaction(engine) as connection:
         close_store.lock(connection, month.name)
-        if any(not each.billing_account for each in close_store.standings(connection, month.name).values()):
-            raise CloseRefused(f"a book of {month.name} is closed: its evidence stays as it is")
+        standings = close_store.standings(connection, month.name)
+        entities = {account.legal_entity for account in participants(connection, month).values()}
+        if all(book_key(entity) in standings for entity in entities):
+            raise CloseRefused(f"the books of {month.name} are closed: their evidence stays as it is")
         rows = [
             {"gate": gate.value, "key": key, "seen_left": left, "seen_right": right, "actor": actor, "reason": reason,
              "low": worth and worth.low, "high": worth and worth.high, "currency": worth and worth.currency}

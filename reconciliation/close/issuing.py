@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -29,6 +30,9 @@ from reconciliation.close.gates.evaluating import Outside, evaluate
 from reconciliation.close.gates.gate import AFTER_SENDING, OF_BOOK, Gate
 from reconciliation.close.run_context import Run
 from reconciliation.close.states import Event, State
+
+APPLIED_WITHIN_S: Final = 30.0
+"""What is in Kafka is applied within a second or two; a stream that is longer behind is told."""
 
 
 class Issuing:
@@ -105,7 +109,7 @@ class Issuing:
         with transaction(self._run.engine) as connection:
             ids = _in_stripe(connection, self._run.month)
         read = stripe_read.ReadingGateway(self._run.gateway, self._run.month, ids)
-        outside = Outside(read, self._run.log())
+        outside = Outside(read, self._run.log, APPLIED_WITHIN_S)
         found = evaluate(self._run.engine, self._run.month, now=self._run.now, outside=outside, rated_again=())
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
@@ -123,16 +127,21 @@ class Issuing:
             entities = self._books_that_could_close(self._run.standings(connection))
         if not entities or Gate.R6 not in self._run.found.results:
             return
-        red = [
-            f"{gate}: {len(result.open)} differences: `tollbook close status {self._run.month.name} --gate {gate}`"
-            for gate in (Gate.R4, *OF_BOOK)
-            if (result := self._run.found.results[gate]).open
-        ]
-        if red:
-            self._run.found.book += red
+        green = dict(sorted(entities.items()))
+        legal_entities = {name: account.legal_entity for name, account in self._run.accounts.items()}
+        for gate in (Gate.R4, Gate.R5B, *OF_BOOK):
+            held = self._run.found.results[gate].held_books(legal_entities)
+            if red := [entity for entity in entities if entity in held]:
+                count = len({each.key for entity in red for each in held[entity]})
+                self._run.found.book.append(
+                    f"{gate}: {count} differences hold up the book of {', '.join(sorted(red))}: `tollbook close status"
+                    f" {self._run.month.name} --gate {gate}`"
+                )
+            green = {entity: parked for entity, parked in green.items() if entity not in held}
+        if not green:
             return
         self._book_what_closes()
-        for entity, parked in sorted(entities.items()):
+        for entity, parked in green.items():
             try:
                 with transaction(self._run.engine) as connection:
                     close_book(connection, entity, self._run.month.name, self._run.now, parked=parked)

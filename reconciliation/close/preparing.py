@@ -116,8 +116,8 @@ class Preparing:
             drafted = self._run.of_state(self._run.standings(connection), State.DRAFTED)
         if not drafted:
             return
-        outside = Outside(log=self._run.log())
-        found = evaluate(self._run.engine, self._run.month, now=self._run.now, outside=outside, rated_again=drafted)
+        run = self._run
+        found = evaluate(run.engine, run.month, now=run.now, outside=Outside(), rated_again=drafted)
         stripe_drafts = drafts_in_stripe(()).name
         green = [name for name in drafted if not self._run.hold(found, BEFORE_APPROVAL, name, but=stripe_drafts)]
         self._run.send(green, SendingStep.COMPARED, "draft")

@@ -7,12 +7,14 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from time import monotonic, sleep
+from typing import Final
 
 from sqlalchemy import Connection, Engine
 
 from billing.bills.tax import TaxMode
 from billing.commands.verify_journal import verify_journals
-from billing.database import raw, transaction
+from billing.database import one_moment, raw, transaction
 from billing.invoicing import invoice_sums, rated_line_store
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED, InvoiceState, settled_locally
@@ -36,8 +38,11 @@ from reconciliation.close.gates.kept_checks import kept_checks
 from reconciliation.close.gates.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
 from reconciliation.numbers_received import numbers_received
-from reconciliation.period import documents_of_month, reconcile_period
+from reconciliation.period import ReadLog, ask, compare_period, documents_of_month
+from streams.ingest import sources
 from streams.ingest.logs import Log
+
+LOOK_AGAIN_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,9 @@ class Outside:
     """What is asked beside the database; None: not asked, and its comparisons are left out."""
 
     gateway: StripeGateway | None = None
-    log: Log | None = None
+    log: ReadLog | None = None
+    patience_s: float = 0
+    """So long it is waited for what is in Kafka to be applied."""
 
 
 def evaluate(
@@ -57,12 +64,15 @@ def evaluate(
     rated_again: Collection[str] | None = None,
     made: Made = lambda name: None,
 ) -> dict[Gate, Result]:
-    """Every gate of a month, as it stands now; R2 and R3 of some accounts only (None: of all that are cut)."""
-    report = reconcile_period(
-        engine, period=month, now=now, gateway=outside.gateway, log=outside.log, customers=False, made=made
-    )
-    checks = list(report.checks)
-    with transaction(engine) as connection:
+    """Every gate of a month, as it stands at one moment; R2 and R3 of some accounts only (None: of all that are cut).
+
+    Stripe and Kafka are asked before it: a platform goes on while its books are closed.
+    """
+    asked = ask(outside.gateway, outside.log)
+    if asked.ended is not None:
+        _await_applied(engine, asked.ended, outside.patience_s)
+    with one_moment(engine) as connection:
+        checks = list(compare_period(connection, period=month, now=now, asked=asked, made=made).checks)
         accounts = participants(connection, month)
         waived = close_store.waived(connection, month.name)
         standings = close_store.standings(connection, month.name)
@@ -74,8 +84,19 @@ def evaluate(
         checks += of_cuts.checks if cut else []
         checks += told(_checks(connection, month, accounts.values(), invoices, now), made)
         owned = owners(connection, month, accounts, invoices)
-    checks += told(_sealed(engine), made)
+        checks += told(_sealed(connection), made)
     return results(checks, owned, waived)
+
+
+def _await_applied(engine: Engine | Connection, log: Log, patience_s: float) -> None:
+    """Wait until all that was in Kafka is applied, but not longer: a stream that stands still is a difference."""
+    until = monotonic() + patience_s
+    while monotonic() < until:
+        with transaction(engine) as connection:
+            states = sources.states(raw(connection), log.topic)
+        if all(p in states and states[p].next_position >= end for p, end in log.ends.items() if end > log.begins[p]):
+            return
+        sleep(LOOK_AGAIN_S)
 
 
 def _checks(
@@ -198,7 +219,7 @@ def _moved(connection: Connection, month: BillingPeriod) -> Check:
     return Check("movement is explained", "the month before", "this month", len(found), tuple(to_explain(found, then)))
 
 
-def _sealed(engine: Engine | Connection) -> Iterator[Check]:
-    found = verify_journals(engine)
+def _sealed(connection: Connection) -> Iterator[Check]:
+    found = verify_journals(connection)
     broken = [Difference(each.legal_entity, "as sealed", each.broken) for each in found if each.broken is not None]
     yield Check("the journal is as sealed", "chain", "entries", sum(each.entries for each in found), tuple(broken))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -89,8 +90,11 @@ of all usage that is there by now, also of what came after the cut; "customers i
 Stripe are booked", which are about today: a balance of a customer's own stops its next invoice."""
 WAIVABLE: Final = ("numbered events are here", "tenants are complete", "nothing waits", "movement is explained")
 """What a person may let stay: gaps (R1), what waits (R9), what moved, which is explained (R11). Nothing else."""
-BY_ACCOUNT: Final = frozenset({"rated lines are invoiced", "customers are kept"})
-"""Comparisons whose keys begin with a billing account; those of ledger accounts have it behind RECEIVABLE."""
+IN_STRIPE: Final = "finalized invoices are in Stripe"
+BY_ACCOUNT: Final[Mapping[str, int]] = {"rated lines are invoiced": 0, "customers are kept": 0, IN_STRIPE: 1}
+"""Comparisons whose keys have a billing account, and at which place; those of ledger accounts behind RECEIVABLE."""
+BY_ENTITY: Final = frozenset({"numbers have no gaps", "the journal is as sealed"})
+"""Comparisons whose keys begin with a legal entity."""
 RECEIVABLE: Final = "1100"
 
 
@@ -109,7 +113,9 @@ class Owners:
     def of(self, check: str, key: str) -> tuple[str, ...]:
         """The billing accounts that a difference belongs to, in order; none where it is nobody's."""
         pieces = key.split("/")
-        by_account = 0 if check in BY_ACCOUNT else 1 if pieces[0] == RECEIVABLE else None
+        if check in BY_ENTITY:
+            return ()
+        by_account = 1 if pieces[0] == RECEIVABLE else BY_ACCOUNT.get(check)
         for position, piece in enumerate(pieces):
             for name in (piece, piece.split(" ")[0]):
                 if name in self.documents:
@@ -166,10 +172,35 @@ class Result:
     def held(self, account: str) -> list[Found]:
         """What holds an account up: what is its own; or what is nobody's, unless it goes with what is others' own.
 
-        A damaged line of one account also shows in sums over all of them: that holds up the book, not the others.
+        A damaged line of one account also shows in sums over all of them: that holds up the book, not the others. So
+        does what is in Stripe for a customer that nobody knows.
         """
-        of_others = {each.check for each in self.open if each.accounts}
+        of_others = {each.check for each in self.open if each.accounts} | {IN_STRIPE}
         return [e for e in self.open if account in e.accounts or not (e.accounts or e.check in of_others)]
+
+    def held_books(self, entities: Mapping[str, str]) -> dict[str, list[Found]]:
+        """What holds up books, by legal entity. `entities`: by billing account the legal entity that bills it.
+
+        A difference is that of its accounts' entities, or of the entity that its key begins with; one that is nobody's
+        holds up all, unless it is a sum in R4 that goes with somebody's. Of R5b, which asks before an account is
+        closed, only what is nobody's holds up a book.
+        """
+        books = sorted(set(entities.values()))
+        whose: dict[str, set[str]] = defaultdict(set)
+        for each in self.open:
+            whose[each.check] |= {entities[name] for name in each.accounts if name in entities}
+        found: dict[str, list[Found]] = {}
+        for each in self.open:
+            of = {entities[name] for name in each.accounts if name in entities}
+            if each.check in BY_ENTITY and (first := each.key.split("/")[0]) in books:
+                of = {first}
+            elif self.gate is Gate.R4 and not each.accounts:
+                of = whose[each.check]
+            elif self.gate is Gate.R5B and each.accounts:
+                continue
+            for book in of or books:
+                found.setdefault(book, []).append(each)
+        return found
 
 
 def results(checks: Iterable[Check], owners: Owners, waived: Waived) -> dict[Gate, Result]:

@@ -65,6 +65,10 @@ class Line(World):
     def send_events(self, *messages: bytes) -> None:
         """Send messages and apply them."""
         self.produce(*messages)
+        self.apply(*messages)
+
+    def apply(self, *messages: bytes) -> None:
+        """Apply messages that are in the topic."""
         log = self.log()
         with transaction(self.engine) as opened:
             sources.register(raw(opened), log)
@@ -83,7 +87,7 @@ class Line(World):
 
     def reconcile(self, period: BillingPeriod = OCTOBER) -> PeriodReport:
         """Compare everything, as `reconcile run` does."""
-        return reconcile_period(self.engine, period=period, now=NOW, gateway=self.gateway, log=self.log())
+        return reconcile_period(self.engine, period=period, now=NOW, gateway=self.gateway, log=self.log)
 
     def tamper(self, table: str, statement: str) -> None:
         """Change a table as its owner can, with its guards off; those of a hypertable can only be dropped."""

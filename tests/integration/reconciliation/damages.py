@@ -207,7 +207,8 @@ DAMAGES: Final = (
     in_twin("delete", "invoice", {}, "nobody collects it", Gate.R5B, ACME_INVOICE),
     in_twin("double", "invoice", {"id": "in_again", "number": "AGAIN"}, "it is collected twice", Gate.R5B, "in_again"),
     in_twin("delete", "balance_transaction", {}, "a payment that never was", Gate.R6, "txn_"),
-    in_twin("double", "balance_transaction", {"id": "txn_again"}, "a payment that is not booked", Gate.R6, "txn_again"),
+    in_twin("double", "balance_transaction", {"id": "txn_again", "created": 1}, "a payment that is not booked", Gate.R6,
+            "txn_again"),
     # What is kept beside the books
     alter(RATED, OUT, "metric", "'input'", "revenue by metric tells another", Gate.R3, "acme/2026-10/out"),
     alter(RATED, OUT, "model", "'other'", "revenue by model tells another", Gate.R3, "acme/2026-10/out"),

@@ -117,7 +117,7 @@ def test_damage_between_any_two_stages_turns_a_gate_red_that_names_it(closed_lin
     }
 
     def red(opened: Connection, asked: bool) -> Red:
-        found = evaluate(opened, OCTOBER, now=NOW, outside=Outside(gateway if asked else None, log))
+        found = evaluate(opened, OCTOBER, now=NOW, outside=Outside(gateway if asked else None, lambda: log))
         return {gate: {each.key for each in result.open} for gate, result in found.items() if result.open}
 
     with owner.connect() as opened:

@@ -92,6 +92,9 @@ def held_by(check: str, key: str, owners: Owners, *accounts: str) -> list[str]:
         ("invoices are issued", "d1 of acme", ["group"]),
         ("rated again", "twice/2026-10/out/std/amount", ["acme", "group"]),
         ("rated again", "lost/2026-10/out/std/amount", ["acme", "beta", "group"]),
+        # An invoice that somebody made in Stripe for a customer of ours, and one for nobody's
+        ("finalized invoices are in Stripe", "in_1 (without our id)/acme", ["acme"]),
+        ("finalized invoices are in Stripe", "in_1 (without our id)", []),
     ],
 )
 def test_a_difference_holds_whoever_pays_for_the_tenant_not_who_bears_its_name(
@@ -99,6 +102,27 @@ def test_a_difference_holds_whoever_pays_for_the_tenant_not_who_bears_its_name(
 ) -> None:
     owners = Owners({"acme": ["group"], "twice": {"acme", "group"}}, ["acme", "beta", "group"], {"d1": "group"})
     assert held_by(check, key, owners, "acme", "beta", "group") == held
+
+
+@pytest.mark.parametrize(
+    ("check", "keys", "held"),
+    [
+        ("rated lines are accrued", ["acme/USD"], ["us"]),
+        ("the books are explained", ["1150/eva/EUR", "revenue//EUR"], ["eu"]),
+        ("the books are explained", ["revenue//EUR"], ["eu", "us"]),
+        ("the books balance", ["USD"], ["eu", "us"]),
+        ("nothing waits", ["quarantine/1", "parked/d1"], ["eu", "us"]),
+        ("numbers have no gaps", ["eu/invoice/last"], ["eu"]),
+        ("the journal is as sealed", ["us"], ["us"]),
+        ("finalized invoices are in Stripe", ["in_1 (without our id)/acme"], []),
+        ("finalized invoices are in Stripe", ["in_1 (without our id)"], ["eu", "us"]),
+    ],
+)
+def test_a_difference_holds_up_the_books_of_whose_it_is(check: str, keys: list[str], held: list[str]) -> None:
+    owners = Owners({"acme": ["acme"], "eva": ["eva"]}, ["acme", "eva"], {"d1": "acme"})
+    made = Check(check, "", "", 1, tuple(Difference(key, 1, 2) for key in keys))
+    books = [result.held_books({"acme": "us", "eva": "eu"}) for result in results([made], owners, {}).values()]
+    assert [sorted(each) for each in books] == [held]
 
 
 def test_only_gaps_and_what_waits_can_be_waived() -> None:

@@ -2,7 +2,8 @@
 
 Compared request by request, by identity, so that no boundary of time blurs it. What is missing is told apart: counted
 under another tenant, served by a replica that nobody knows, lost under a number (then the numbers say so already), or
-never metered.
+never metered. A log has no numbers: where a tenant and model lost events, what is more than those was never metered,
+at least.
 """
 
 from __future__ import annotations
@@ -93,9 +94,9 @@ def judge(
     absent: Sequence[Missing],
     others: Mapping[tuple[str, int], str],
     replicas: Collection[str],
-    numbers_missing: Mapping[str, int],
+    lost: Mapping[str, Sequence[Share]],
 ) -> list[Finding]:
-    """What missing requests mean. `numbers_missing`: by replica, how many numbers have not come."""
+    """What missing requests mean. `lost`: by replica, what was lost under its numbers."""
     groups: dict[tuple[Kind, str, str], list[Missing]] = defaultdict(list)
     for each in absent:
         replica = each.event.replica_id or ""
@@ -108,16 +109,47 @@ def judge(
             groups[Kind.UNMETERED_REQUESTS, replica, ""].append(each)
     found = []
     for (kind, replica, other), listed in sorted(groups.items()):
-        gone = numbers_missing.get(replica, 0) if replica else sum(numbers_missing.values())
-        if kind is Kind.UNMETERED_REQUESTS and gone >= len(listed):
+        among: Sequence[Share] = ()
+        if kind is Kind.UNMETERED_REQUESTS:
+            among = lost.get(replica, ()) if replica else [share for shares in lost.values() for share in shares]
+        shares = _beyond(_shares(listed), among)
+        if not shares:
             continue  # they are lost events, and a finding of their own
+        keys = {(share.tenant_id, share.model) for share in shares}
+        times = [each.at for each in listed if (each.event.tenant_id, each.event.model) in keys]
+        guessed = any(share.events.low != share.events.high for share in shares)
         subject = {"log": log, "replica_id": replica} | ({"counted_as": other} if other else {})
-        times = [each.at for each in listed]
-        found.append(Finding(kind, subject, _cause(kind, log, replica, other), _shares(listed), min(times), max(times)))
+        cause = _cause(kind, log, replica, other, bool(among))
+        estimated_from = "the log: what was lost under numbers may be among it" if guessed else ""
+        found.append(Finding(kind, subject, cause, shares, min(times), max(times), estimated_from))
     return found
 
 
-def _cause(kind: Kind, log: str, replica: str, other: str) -> str:
+def _beyond(listed: Sequence[Share], lost: Sequence[Share]) -> tuple[Share, ...]:
+    """What a log misses beyond what was lost of the same tenant and model: at least the rest, at most all of it."""
+    most: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for share in lost:
+        for at, size in enumerate(_sizes(share)):
+            most[share.tenant_id, share.model][at] += size.high
+    anybodys = most.pop(("", ""), [0])[0]
+    rest = [share for share in listed if share.events.low > most[share.tenant_id, share.model][0]]
+    if sum(share.events.low - most[share.tenant_id, share.model][0] for share in rest) <= anybodys:
+        return ()
+    found = []
+    for share in rest:
+        events, *tokens = most[share.tenant_id, share.model]
+        gone = [events + anybodys, *(share.tokens.high if anybodys else size for size in tokens)]
+        sizes = [Interval(max(s.low - g, 0), s.high) if gone[0] else s
+                 for s, g in zip(_sizes(share), gone, strict=True)]  # fmt: skip
+        found.append(Share(share.tenant_id, share.model, *sizes))
+    return tuple(found)
+
+
+def _sizes(share: Share) -> tuple[Interval, ...]:
+    return (share.events, share.input_tokens, share.output_tokens, share.cache_hit_tokens)
+
+
+def _cause(kind: Kind, log: str, replica: str, other: str, some_lost: bool) -> str:
     if kind is Kind.WRONG_TENANT:
         return (
             f"{log} admitted them for others, and they are counted as {other}'s: look who names tenants to the adapter"
@@ -125,7 +157,8 @@ def _cause(kind: Kind, log: str, replica: str, other: str) -> str:
     if kind is Kind.UNREGISTERED_REPLICA:
         return f"{log} sent them to {replica}, of which no report and no event ever came: it runs without the adapter"
     where = f"replica {replica}" if replica else "a replica that the log does not name"
-    return f"{log} sent them to {where}, no event was made for them, and no number is missing"
+    and_more = "more of them than were lost under numbers" if some_lost else "no number is missing"
+    return f"{log} sent them to {where}, no event was made for them, and {and_more}"
 
 
 def _shares(listed: Iterable[Missing]) -> tuple[Share, ...]:

@@ -7,7 +7,7 @@ does not find it again, unless there was more of its kind than a look takes in.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +21,6 @@ from reconciliation.findings import admissions, evidence, finding_store, numbers
 from reconciliation.findings.admissions import Missing
 from reconciliation.findings.finding import Finding, Interval, Kind, Money, Share
 from reconciliation.findings.finding_store import StoredFinding, Written
-from reconciliation.findings.numbers import MissingNumbers
 from reconciliation.replay.material import Material
 from streams.completeness import completeness_store, engine_store
 from streams.completeness.engine_witness import named_witnesses
@@ -93,8 +92,8 @@ def _find(
     connection: psycopg.Connection, begin: datetime, end: datetime, admitted: AdmissionLog | None
 ) -> tuple[list[Finding], str, set[str]]:
     """What there is, the witnesses, and of which kinds (or logs, by their name) not all was looked at."""
-    passed, boots_missing = evidence.passed_over(connection), evidence.missing_numbers(connection)
-    found = [numbers.judge(boot, passed) for boot in boots_missing]
+    passed = evidence.passed_over(connection)
+    found = [numbers.judge(boot, passed) for boot in evidence.missing_numbers(connection)]
     reports = engine_store.report(connection)
     boots = {boot.key for boot in completeness_store.all_boots(connection)}
     compared = (signs.unmetered(each, (each.replica_id, each.boot_id) in boots) for each in reports.comparisons)
@@ -123,19 +122,27 @@ def _find(
     absent, is_all = admissions.missing(connection, admitted.material, begin, end)
     if not is_all:
         partly.add(admitted.name)
-    found += _by_the_log(connection, admitted.name, absent, boots_missing)
+    found += _by_the_log(connection, admitted.name, absent, [each for each in found if _within(each, begin, end)])
     witnesses = named_witnesses(any(each.scraped_at for each in reports.comparisons), admission_log=True)
     return found, witnesses, partly
 
 
 def _by_the_log(
-    connection: psycopg.Connection, log: str, absent: Sequence[Missing], boots_missing: Sequence[MissingNumbers]
+    connection: psycopg.Connection, log: str, absent: Sequence[Missing], found: Iterable[Finding]
 ) -> list[Finding]:
-    gone: Counter[str] = Counter()
-    for boot in boots_missing:
-        gone[boot.replica_id] += boot.missing
+    """What a log's missing requests mean, beside what was found of the same time."""
+    lost: dict[str, list[Share]] = defaultdict(list)
+    for each in found:
+        if each.kind is Kind.LOST_EVENTS:
+            lost[each.subject["replica_id"]] += each.shares
     others = admissions.counted_as(connection, absent)
-    return admissions.judge(log, absent, others, admissions.known_replicas(connection), gone)
+    return admissions.judge(log, absent, others, admissions.known_replicas(connection), lost)
+
+
+def _within(finding: Finding, begin: datetime, end: datetime) -> bool:
+    """Whether any of it may be of [begin, end)."""
+    after_it = finding.ends is not None and finding.ends < begin - admissions.NEAR
+    return not after_it and (finding.begins is None or finding.begins < end + admissions.NEAR)
 
 
 def _once(found: Iterable[Finding]) -> list[Finding]:

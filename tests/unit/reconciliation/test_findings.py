@@ -225,5 +225,22 @@ def test_what_a_gateway_admitted_and_nobody_counted_is_told_apart() -> None:
         (Kind.UNREGISTERED_REPLICA, {"log": "gw", "replica_id": "r9"}, (1, 1)),
         (Kind.WRONG_TENANT, {"log": "gw", "replica_id": "", "counted_as": "b"}, (1, 1)),
     ]
-    assert admissions.judge("gw", absent[2:], {}, {"r1"}, {"r1": 2}) == [], "the missing numbers say so already"
-    assert admissions.judge("gw", absent[2:], {}, {"r1"}, {"r1": 1}) != []
+
+
+def test_what_was_lost_explains_as_much_of_a_log_as_was_lost_of_the_same_tenant() -> None:
+    absent = [admitted(number, replica_id="r1") for number in range(3)]
+
+    def judged(*lost: Share) -> list[Finding]:
+        return admissions.judge("gw", absent, {}, {"r1"}, {"r1": lost})
+
+    lost = Share("a", "llama", Interval(2, 2), Interval(20, 20), Interval(10, 10))
+    assert judged(replace(lost, events=Interval(2, 3))) == [], "the missing numbers say so already"
+    (some,) = judged(lost)
+    assert (some.events, some.tokens, some.cause.rpartition(", and ")[2]) == (
+        (1, 3), (15, 45), "more of them than were lost under numbers"
+    )  # fmt: skip
+    assert "what was lost under numbers may be among it" in some.estimated_from
+    (all_,) = judged(replace(lost, tenant_id="b", events=Interval(100, 100)))
+    assert (all_.events, all_.tokens, all_.estimated_from) == ((3, 3), (45, 45), ""), "others lost those"
+    (least,) = judged(Share("", "", Interval(2, 2)))
+    assert (least.events, least.tokens) == ((1, 3), (0, 45)), "nobody knows whose they were"

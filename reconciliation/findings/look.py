@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
@@ -28,6 +28,8 @@ from streams.ingest.apply import Checkpoint, no_checkpoint
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
 
+ON_THE_WAY: Final = timedelta(minutes=10)
+"""A request that ended so lately may have its event in a spool or in Kafka yet: by a log it is judged after that."""
 OF_RAW_EVENTS: Final = (Kind.DUPLICATE_EMITTER.value, Kind.CLOCK_SKEW.value)
 """Kinds that are judged by raw events: a look at another time says nothing about them."""
 
@@ -60,18 +62,21 @@ def look(
 ) -> Look:
     """Look at everything; at raw events that completed in [begin, end). One look at a time, of one moment.
 
+    At a gateway's log up to ON_THE_WAY before `now` alone.
+
     A look that is killed has changed nothing. `checkpoint` is told "looked" and "written". `admitted` is the log of a
     witness that is not in the database: what was found by it is judged by it alone.
     """
     with _alone(connection), connection.transaction():
         # What was reported, counted and numbered is compared as it stood at one moment
         connection.execute("set transaction isolation level repeatable read")
-        found, witnesses, partly = _find(connection, begin, end, admitted)
+        settled = min(end, now - ON_THE_WAY)
+        found, witnesses, partly = _find(connection, begin, end, settled, admitted)
         checkpoint("looked")
         prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
         priced = [replace(finding, money=worth(finding, prices, now)) for finding in _once(found)]
         open_ = finding_store.listed(connection, limit=1_000_000)
-        covered = [stored for stored in open_ if _covers(stored, begin, end, admitted, partly)]
+        covered = [stored for stored in open_ if _covers(stored, begin, end, settled, admitted, partly)]
         written = finding_store.write(connection, priced, covered, now)
         checkpoint("written")
     return Look(tuple(priced), written, witnesses)
@@ -89,9 +94,12 @@ def _alone(connection: psycopg.Connection) -> Iterator[None]:
 
 
 def _find(
-    connection: psycopg.Connection, begin: datetime, end: datetime, admitted: AdmissionLog | None
+    connection: psycopg.Connection, begin: datetime, end: datetime, settled: datetime, admitted: AdmissionLog | None
 ) -> tuple[list[Finding], str, set[str]]:
-    """What there is, the witnesses, and of which kinds (or logs, by their name) not all was looked at."""
+    """What there is, the witnesses, and of which kinds (or logs, by their name) not all was looked at.
+
+    By a log there is what ended before `settled`.
+    """
     passed = evidence.passed_over(connection)
     found = [numbers.judge(boot, passed) for boot in evidence.missing_numbers(connection)]
     reports = engine_store.report(connection)
@@ -119,10 +127,10 @@ def _find(
     ]  # fmt: skip
     if admitted is None:
         return found, reports.witnesses, partly
-    absent, is_all = admissions.missing(connection, admitted.material, begin, end)
+    absent, is_all = admissions.missing(connection, admitted.material, begin, settled)
     if not is_all:
         partly.add(admitted.name)
-    found += _by_the_log(connection, admitted.name, absent, [each for each in found if _within(each, begin, end)])
+    found += _by_the_log(connection, admitted.name, absent, [each for each in found if _within(each, begin, settled)])
     witnesses = named_witnesses(any(each.scraped_at for each in reports.comparisons), admission_log=True)
     return found, witnesses, partly
 
@@ -154,7 +162,12 @@ def _once(found: Iterable[Finding]) -> list[Finding]:
 
 
 def _covers(
-    stored: StoredFinding, begin: datetime, end: datetime, admitted: AdmissionLog | None, partly: Collection[str]
+    stored: StoredFinding,
+    begin: datetime,
+    end: datetime,
+    settled: datetime,
+    admitted: AdmissionLog | None,
+    partly: Collection[str],
 ) -> bool:
     """Whether a look would have found it again. What has no time is found by state that is kept."""
     if stored.kind in partly or stored.subject.get("log") in partly:
@@ -162,6 +175,7 @@ def _covers(
     if (log := stored.subject.get("log")) is not None:
         if admitted is None or admitted.name != log:
             return False
+        end = settled
     elif stored.kind not in OF_RAW_EVENTS:
         return True
     return stored.begins is not None and stored.ends is not None and begin <= stored.begins and stored.ends < end

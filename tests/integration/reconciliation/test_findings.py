@@ -290,11 +290,12 @@ def test_a_gateways_log_is_a_witness_from_outside(connection: psycopg.Connection
     applier.apply(make_chunk(*(Record(at, b"k", event_json(request_id=f"q{at}"), RECEIVED) for at in range(3))))
     seen = [event_json(request_id="q0"), event_json(request_id="q1", tenant_id="tenant_2"), event_json(request_id="q9")]
 
-    def by_the_log(name: str, lines: list[bytes]) -> Look:
+    def by_the_log(name: str, lines: list[bytes], now: datetime = NOW) -> Look:
         log = AdmissionLog(name, iter([Found(f"line {at}", line) for at, line in enumerate(lines)]))
         begin, end = RECEIVED - timedelta(days=2), RECEIVED + timedelta(days=1)
-        return look(connection, begin, end, NOW, admitted=log)
+        return look(connection, begin, end, now, admitted=log)
 
+    assert by_the_log("gateway", seen, NOW - timedelta(hours=2)).found == (), "their events may be on the way"
     found = by_the_log("gateway", seen)
     assert "admission log" in found.witnesses
     assert {each.kind: (each.tenants, each.events) for each in found.found} == {

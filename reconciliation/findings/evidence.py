@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Final
 
 import psycopg
 
 from reconciliation.findings.numbers import MissingNumbers, PassedOver, Sample
-from reconciliation.findings.signs import CLOCK_OFF, BootClock, SameAttempt, Seen, Twins
+from reconciliation.findings.signs import AT_LEAST, CLOCK_OFF, BootClock, SameAttempt, Seen, Twins
 from serving_adapter.events import UsageEvent, completed_at, decode, decode_known_fields
 from streams.completeness import number_sets, number_store
 from streams.completeness.complete_to import BootKey
@@ -45,29 +46,46 @@ _SAMPLES: Final = """
     from usage.counting_events where completed_at >= %s and completed_at < %s and kind = 'usage'
     group by tenant_id, model
 """
-# To the microsecond: many emitters stamp milliseconds, and chance then makes twins of equal requests
-_TWINS: Final = """
+_TAKEN_BACK: Final = """
     with taken_back as (
         select tenant_id, request_id, attempt, sum(input_tokens) as input_tokens, sum(output_tokens) as output_tokens
         from usage.counting_events
         where completed_at >= %(begin)s and completed_at < %(end)s and kind = 'correction'
         group by 1, 2, 3
-    ), twice as (
-        select tenant_id, model, completed_at, input_tokens, output_tokens, cache_hit_tokens
+    )
+"""
+# To the microsecond: many emitters stamp milliseconds, and chance then makes twins of equal requests
+_TWICE: Final = """
+    , twice as (
+        select tenant_id, model, {at} as at, input_tokens, output_tokens, cache_hit_tokens
         from usage.counting_events
         where completed_at >= %(begin)s and completed_at < %(end)s and kind = 'usage' and purpose = 'tenant'
-          and input_tokens + output_tokens > 0 and extract(microseconds from completed_at)::int8 %% 1000 <> 0
-        group by 1, 2, 3, 4, 5, 6 having count(*) > 1
+          and input_tokens + output_tokens > 0 {fine}
+        group by 1, 2, 3, 4, 5, 6 having count(*) > 1 {coarse}
     )
-    select e.tenant_id, e.model, e.completed_at, e.input_tokens, e.output_tokens, e.cache_hit_tokens, e.raw
+    select e.tenant_id, e.model, twice.at, e.input_tokens, e.output_tokens, e.cache_hit_tokens, e.raw
     from twice join usage.counting_events as e
-        using (tenant_id, model, completed_at, input_tokens, output_tokens, cache_hit_tokens)
-    where e.completed_at >= %(begin)s and e.completed_at < %(end)s and e.kind = 'usage' and not exists (
+        using (tenant_id, model, input_tokens, output_tokens, cache_hit_tokens)
+    where {of_it} = twice.at
+      and e.completed_at >= %(begin)s and e.completed_at < %(end)s and e.kind = 'usage' and not exists (
         select from taken_back as t
         where (t.tenant_id, t.request_id, t.attempt) = (e.tenant_id, e.request_id, e.attempt)
             and (t.input_tokens, t.output_tokens) = (-e.input_tokens, -e.output_tokens))
-    order by 1, 2, 3, 4, 5, 6, ingested_at, source, position
+    order by 1, 2, 3, 4, 5, 6, e.ingested_at, e.source, e.position
     limit %(most)s
+"""
+_MILLISECONDS: Final = "extract(microseconds from completed_at)::int8 %% 1000"
+_TWINS: Final = _TAKEN_BACK + _TWICE.format(
+    at="completed_at", of_it="e.completed_at", fine=f"and {_MILLISECONDS} <> 0", coarse=""
+)
+_NEAR_TWINS: Final = _TAKEN_BACK + _TWICE.format(
+    at="date_trunc('milliseconds', completed_at)", of_it="date_trunc('milliseconds', e.completed_at)", fine="",
+    coarse=f"and bool_or({_MILLISECONDS} = 0)",
+)  # fmt: skip
+_BESIDE: Final = """
+    select count(*) from usage.counting_events
+    where completed_at >= %s and completed_at <= %s + interval '1 millisecond' and kind = 'usage'
+      and purpose = 'tenant' and (position(%s::bytea in raw) > 0) = %s
 """
 _LATE: Final = """
     select raw, ingested_at from usage.counting_events
@@ -210,7 +228,7 @@ def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tup
     first: tuple[object, str] | None = None
     for *same, raw in rows:
         event = decode(raw)
-        emitter = f"{event.replica_id}/{event.boot_id}" if event.replica_id and event.seq else ALONE
+        emitter = _emitter(event)
         if first is not None and first[0] == same:
             again[emitter, first[1]].append(event)
         else:
@@ -220,6 +238,37 @@ def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tup
         for (emitter, of), events in sorted(again.items())
     ]
     return found, len(rows) < MOST_ROWS
+
+
+def near_twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[Twins], bool]:
+    """The same to the millisecond, where one emitter stamps no finer, between two emitters; and whether these are all.
+
+    Only where contents differ: among equal requests chance makes as many.
+    """
+    rows = connection.execute(_NEAR_TWINS, {"begin": begin, "end": end, "most": MOST_ROWS}, binary=True).fetchall()
+    again: dict[tuple[str, str], list[UsageEvent]] = defaultdict(list)
+    for _, group in groupby(rows, key=lambda row: row[:6]):
+        by_emitter: dict[str, list[UsageEvent]] = defaultdict(list)
+        for *_, raw in group:
+            event = decode(raw)
+            by_emitter[_emitter(event)].append(event)
+        of, *others = sorted(by_emitter, key=lambda emitter: (emitter == ALONE, emitter))
+        for other in others:
+            again[other, of] += by_emitter[other][: len(by_emitter[of])]
+    found = []
+    for (emitter, of), events in sorted(again.items()):
+        contents = {(e.tenant_id, e.model, e.input_tokens, e.output_tokens, e.cache_hit_tokens) for e in events}
+        times = [completed_at(event) for event in events]
+        if len(contents) >= AT_LEAST:
+            mark = b'"seq"' if of == ALONE else of.rpartition("/")[2].encode()
+            row = connection.execute(_BESIDE, (min(times), max(times), mark, of != ALONE)).fetchone()
+            beside = int(row[0]) if row else 0
+            found.append(Twins(emitter, of, _seen(events), min(times), max(times), beside))
+    return found, len(rows) < MOST_ROWS
+
+
+def _emitter(event: UsageEvent) -> str:
+    return f"{event.replica_id}/{event.boot_id}" if event.replica_id and event.seq else ALONE
 
 
 def same_attempts(connection: psycopg.Connection) -> tuple[list[SameAttempt], bool]:

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     """One attempt number was given to two dispatches of a request."""
     GAP_IN_NUMBERING = "gap_in_numbering"
     """Numbers were left out, and no event was."""
+    OVERCOUNTED = "overcounted"
+    """More is counted of a boot than it, or its engine, made."""
     UNREGISTERED_REPLICA = "unregistered_replica"
     """A replica serves that never reported itself."""
 

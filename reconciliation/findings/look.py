@@ -102,25 +102,27 @@ def _find(
     """
     passed = evidence.passed_over(connection)
     found = [numbers.judge(boot, passed) for boot in evidence.missing_numbers(connection)]
-    reports = engine_store.report(connection)
+    reports, differing = engine_store.report(connection), completeness_store.boot_differences(connection)
     boots = {boot.key for boot in completeness_store.all_boots(connection)}
     compared = (signs.unmetered(each, (each.replica_id, each.boot_id) in boots) for each in reports.comparisons)
     clocks, all_clocks = evidence.clocks(connection, begin, end)
     twins, all_twins = evidence.twins(connection, begin, end)
+    near_twins, all_near = evidence.near_twins(connection, begin, end)
     attempts, all_attempts = evidence.same_attempts(connection)
     wholly = {
         Kind.CLOCK_SKEW: all_clocks,
-        Kind.DUPLICATE_EMITTER: all_twins,
+        Kind.DUPLICATE_EMITTER: all_twins and all_near,
         Kind.DOUBLE_ATTEMPT: all_attempts,
     }
     partly: set[str] = {kind for kind, is_all in wholly.items() if not is_all}
     judged: list[Finding | None] = [
         *map(signs.clock_skew, clocks),
-        *map(signs.duplicate_emitter, twins),
+        *map(signs.duplicate_emitter, [*twins, *near_twins]),
         *compared,
     ]
     found += [finding for finding in judged if finding is not None]
-    found += signs.wrong_tenant(completeness_store.boot_differences(connection))
+    found += [*signs.wrong_tenant(differing), *signs.overcounted(differing)]
+    found += filter(None, map(signs.overmetered, reports.comparisons))
     found += map(signs.double_attempt, attempts)
     found += [
         signs.unreported_boot(*key, seen, since) for key, seen, since in evidence.unreported_boots(connection)

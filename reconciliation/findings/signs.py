@@ -10,7 +10,7 @@ from typing import Final
 
 from reconciliation.findings.finding import Finding, Interval, Kind, Share
 from streams.completeness.completeness_store import BootDifference
-from streams.completeness.engine_witness import EngineComparison, Standing
+from streams.completeness.engine_witness import EngineComparison, EngineTokens, Standing
 from streams.completeness.witnesses import Comparable, Counts
 
 CLOCK_OFF: Final = timedelta(seconds=60)
@@ -73,18 +73,23 @@ def clock_skew(clock: BootClock) -> Finding | None:
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """Events of one emitter that another one sent too, under other ids, with equal content and the same microsecond."""
+    """Events of one emitter that another one sent too, under other ids, with equal content and the same time.
+
+    `beside`: where their times agree to the millisecond alone, how many events `of` has of that time, twins or not.
+    """
 
     emitter: str
     of: str
     seen: tuple[Seen, ...]
     begins: datetime
     ends: datetime
+    beside: int | None = None
 
 
 def duplicate_emitter(twins: Twins) -> Finding | None:
-    """Whether they are too many for chance."""
-    if sum(seen.counts.events for seen in twins.seen) < AT_LEAST:
+    """Whether they are too many for chance: to the millisecond, at least half of what the other one sent."""
+    again = sum(seen.counts.events for seen in twins.seen)
+    if again < AT_LEAST or (twins.beside is not None and again * 2 < twins.beside):
         return None
     return Finding(
         Kind.DUPLICATE_EMITTER,
@@ -120,6 +125,53 @@ def unmetered(compared: EngineComparison, known_boot: bool) -> Finding | None:
     return Finding(Kind.UNMETERED_REQUESTS, subject, cause, (share,), None, compared.scraped_at, source)
 
 
+def overmetered(compared: EngineComparison) -> Finding | None:
+    """What events have beyond their engine's counters, where it stood still and all its numbers are here."""
+    beyond = EngineTokens().minus(compared.difference)
+    tokens = max(beyond.prompt_tokens, 0) + max(beyond.generation_tokens, 0)
+    if not tokens or compared.standing is not Standing.DIFFERS:
+        return None
+    share = Share("", compared.model, Interval(0, tokens), *(Interval.exactly(max(size, 0)) for size in beyond))
+    subject = {"replica_id": compared.replica_id, "boot_id": compared.boot_id, "model": compared.model}
+    cause = f"its events have more tokens than its engine counted: {_DOUBLED}"
+    source = "tokens: whose they are, and of how many events, no counter says"
+    return Finding(Kind.OVERCOUNTED, subject, cause, (share,), None, compared.scraped_at, source)
+
+
+def overcounted(found: Iterable[BootDifference]) -> list[Finding]:
+    """Boots of which more is counted than they report to have made, all of which is here: by boot and model."""
+    findings = []
+    for (replica_id, boot_id, model), differing in _by_boot(found):
+        more = [[c - r for r, c in zip(each.reported, each.counted, strict=True)] for each in differing]
+        if not any(sum(sizes) > 0 for sizes in zip(*more, strict=True)):
+            continue
+        shares = [(e.tenant_id, [max(m, 0) for m in each]) for e, each in zip(differing, more, strict=True)]
+        findings.append(
+            Finding(
+                Kind.OVERCOUNTED,
+                {"replica_id": replica_id, "boot_id": boot_id, "model": model},
+                f"more is counted of it than replica {replica_id} reports to have made: {_DOUBLED}",
+                tuple(Share(tenant, model, *map(Interval.exactly, each)) for tenant, each in shares if any(each)),
+            )
+        )
+    return findings
+
+
+_DOUBLED: Final = (
+    "events of it came twice under other ids, or with tokens that were never made; stop what sends them, and take back"
+    " what it was counted for by corrections"
+)
+
+
+def _by_boot(found: Iterable[BootDifference]) -> list[tuple[tuple[str, str, str], list[BootDifference]]]:
+    """What is compared exactly, by (replica, boot, model)."""
+    by_boot: dict[tuple[str, str, str], list[BootDifference]] = defaultdict(list)
+    for each in found:
+        if each.comparable == Comparable.EXACT.value:
+            by_boot[each.replica_id, each.boot_id, each.model].append(each)
+    return sorted(by_boot.items(), key=lambda item: item[0])
+
+
 def unreported_boot(replica_id: str, boot_id: str, seen: Iterable[Seen], since: datetime | None) -> Finding:
     """A boot that is known from its events alone: what it made beyond them nobody can say."""
     return Finding(
@@ -133,12 +185,8 @@ def unreported_boot(replica_id: str, boot_id: str, seen: Iterable[Seen], since: 
 
 def wrong_tenant(found: Iterable[BootDifference]) -> list[Finding]:
     """Boots that made as much as was counted of them, but for others: by boot and model."""
-    by_boot: dict[tuple[str, str, str], list[BootDifference]] = defaultdict(list)
-    for each in found:
-        if each.comparable == Comparable.EXACT.value:
-            by_boot[each.replica_id, each.boot_id, each.model].append(each)
     findings = []
-    for (replica_id, boot_id, model), differing in sorted(by_boot.items()):
+    for (replica_id, boot_id, model), differing in _by_boot(found):
         beyond = [[r - c for r, c in zip(each.reported, each.counted, strict=True)] for each in differing]
         if any(map(sum, zip(*beyond, strict=True))):
             continue

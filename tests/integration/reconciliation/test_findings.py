@@ -185,6 +185,40 @@ def test_a_second_shipper_with_ids_of_its_own_is_found(connection: psycopg.Conne
     assert tokens == (6 * 5,), "each request's tokens are counted once"
 
 
+@pytest.mark.parametrize("digits", ["123", "123456"])
+def test_a_second_shipper_that_stamps_milliseconds_is_found_where_it_doubles_most(
+    connection: psycopg.Connection, applier: ChunkApplier, digits: str
+) -> None:
+    """Beside a shipper that stamps them, too, or finer. A few of many are chance, and so are equal requests."""
+    sizes = [{"input_tokens": 10 + i, "output_tokens": 5 + i} for i in range(6)]
+    first = [numbered(i, i + 1, timestamp=f"2026-11-01T11:59:3{i}.{digits}Z", **sizes[i]) for i in range(6)]
+    again = [
+        {"request_id": f"again-{i}", "timestamp": f"2026-11-01T11:59:3{i}.123Z"} | sizes[i] for i in range(6)
+    ]  # fmt: skip
+    equal = [event_json(request_id=f"e{i}", timestamp="2026-11-01T11:00:00.5Z", replica_id="r2") for i in range(9)]
+    applier.apply(make_chunk(*first, *(Record(6 + i, b"k", each, RECEIVED) for i, each in enumerate(equal))))
+    assert "duplicate_emitter" not in [each.kind for each in looked(connection).found]
+    applier.apply(make_chunk(*(Record(15 + i, b"k", event_json(**each), RECEIVED) for i, each in enumerate(again))))
+    found = {each.kind: each for each in looked(connection).found}["duplicate_emitter"]
+    assert (found.subject, found.events) == ({"emitter": "unnumbered events", "of": "r1/b1"}, (6, 6))
+    others = [
+        numbered(21 + i, 7 + i, timestamp=f"2026-11-01T11:59:32.{600 + i}Z", request_id=f"o{i}") for i in range(8)
+    ]  # fmt: skip
+    applier.apply(make_chunk(*others))
+    assert [each.kind for each in looked(connection).written.healed] == ["duplicate_emitter"], "not half of them"
+
+
+def test_more_than_a_replica_reports_is_found(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    replica_applier.apply(make_chunk(heartbeat(0, 2, ("tenant_1", 2, 20, 10)), source=REPLICA_SOURCE))
+    applier.apply(make_chunk(numbered(0, 1), numbered(1, 2), numbered(2, 2, request_id="again")))
+    check(connection)
+    (found,) = looked(connection).found
+    assert (found.kind, found.events, found.tokens) == ("overcounted", (1, 1), (15, 15))
+    assert looked(connection).written == Written((), (), ())
+
+
 def correction(position: int, request_id: str, timestamp: str) -> Record:
     """Takes back what a request was counted for."""
     of = str(event_id_of(Identity("tenant_1", request_id, 1, "usage", 0)))

@@ -22,6 +22,8 @@ from reconciliation.findings.signs import (
     clock_skew,
     double_attempt,
     duplicate_emitter,
+    overcounted,
+    overmetered,
     unmetered,
     wrong_tenant,
 )
@@ -154,6 +156,8 @@ def test_a_few_twins_are_chance_and_more_are_a_second_emitter() -> None:
     assert found is not None
     assert (found.kind, found.events) == (Kind.DUPLICATE_EMITTER, Interval(9, 9))
     assert duplicate_emitter(replace(twins, seen=(Seen("a", "llama", Counts(4, 9, 9, 0)),))) is None
+    assert duplicate_emitter(replace(twins, beside=18)) == found, "to the millisecond, half of all"
+    assert duplicate_emitter(replace(twins, beside=19)) is None
 
 
 COMPARED = EngineComparison(
@@ -175,6 +179,16 @@ def test_an_engine_without_any_report_of_an_adapter_is_a_replica_that_was_never_
     assert (found.kind, found.tokens) == (Kind.UNREGISTERED_REPLICA, Interval(150, 150))
 
 
+def test_what_events_have_beyond_their_engine_was_never_made() -> None:
+    more = replace(COMPARED, events=EngineTokens(160, 60, 0))
+    found = overmetered(more)
+    assert found is not None
+    assert (found.kind, found.tokens) == (Kind.OVERCOUNTED, Interval(70, 70))
+    assert unmetered(more, known_boot=True) is None
+    assert overmetered(replace(more, standing=Standing.NOT_YET)) is None
+    assert overmetered(COMPARED) is None
+
+
 def differing(tenant: str, reported: int, counted: int, comparable: str = "exact") -> BootDifference:
     return BootDifference(
         "r1", "b1", tenant, "llama", comparable, Counts(reported, reported * 10, 0, 0), Counts(counted, counted * 10)
@@ -193,6 +207,15 @@ def test_as_much_as_was_made_but_for_others_is_the_wrong_tenant() -> None:
 )
 def test_less_or_more_than_was_made_is_no_matter_of_names(others: list[BootDifference]) -> None:
     assert wrong_tenant(others) == []
+    assert overcounted(others) == []
+
+
+def test_more_than_a_boot_reports_to_have_made_is_found_and_another_tenants_is_not_more() -> None:
+    (found,) = overcounted([differing("a", 100, 200), differing("b", 5, 4)])
+    assert (found.kind, found.shares) == (
+        Kind.OVERCOUNTED, (Share("a", "llama", Interval(100, 100), Interval(1000, 1000)),),
+    )  # fmt: skip
+    assert overcounted([differing("a", 7, 3), differing("b", 1, 5)]) == []
 
 
 def test_one_attempt_by_two_replicas_is_told() -> None:

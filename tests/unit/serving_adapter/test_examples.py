@@ -17,24 +17,32 @@ EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 
 
 def containers(name: str) -> dict[str, dict[str, Any]]:
-    """By name, each with its words and variables."""
+    """By name, each with its words and variables; what it waits for at its start, and ends before."""
     read = yaml.safe_load((EXAMPLES / name).read_text())
     if "services" in read:
         return {
             service: {
                 "words": [*about["entrypoint"], *str(about.get("command", "")).split()],
-                "variables": set(about["environment"]),
+                "variables": about["environment"],
                 "mounts": {mount.split(":")[1] for mount in about["volumes"]},
+                "after": set(about.get("depends_on", ())),
+                "probed by": about.get("healthcheck", {}).get("test", ""),
+                "shares": about.get("network_mode", ""),
             }
             for service, about in read["services"].items()
         }
+    pod = read["spec"]["template"]["spec"]
+    sidecars = {about["name"] for about in pod["initContainers"] if about["restartPolicy"] == "Always"}
     return {
         about["name"]: {
             "words": about["command"],
-            "variables": {variable["name"] for variable in about["env"]},
-            "mounts": {mount["mountPath"] for mount in about["volumeMounts"]},
+            "variables": {variable["name"]: variable.get("value", "") for variable in about["env"]},
+            "mounts": {mount["mountPath"] for mount in about["volumeMounts"] if "subPath" not in mount},
+            "after": sidecars - {about["name"]},
+            "probed by": " ".join(about.get("startupProbe", {}).get("exec", {}).get("command", ())),
+            "shares": "",
         }
-        for about in read["spec"]["template"]["spec"]["containers"]
+        for about in [*pod["containers"], *pod["initContainers"]]
     }
 
 
@@ -45,7 +53,8 @@ def test_the_file_is_one_and_its_paths_are_mounted(monkeypatch: pytest.MonkeyPat
     for name in ("compose.yaml", "kubernetes.yaml"):
         for container in containers(name).values():
             secrets = (settings.salt_key, str(settings.gateway_keys), str(settings.metrics_secret))
-            for path in (settings.spool.folder, settings.registry, *secrets):
+            own = container["variables"]["TOLLBOOK_ADAPTER_CONFIG"]
+            for path in (settings.spool.folder, settings.registry, *secrets, own):
                 assert any(path.startswith(mount) for mount in container["mounts"]), (name, path)
 
 
@@ -55,14 +64,21 @@ def test_engine_and_helpers_are_started_as_they_understand_it(
 ) -> None:
     found = containers(name)
     served = found["vllm"]
-    assert {"TOLLBOOK_ADAPTER_CONFIG", "TOLLBOOK_REPLICA_ID", "TOLLBOOK_KAFKA", VARIABLE} <= served["variables"]
+    assert {"TOLLBOOK_ADAPTER_CONFIG", "TOLLBOOK_REPLICA_ID", "TOLLBOOK_KAFKA", VARIABLE} <= set(served["variables"])
+    assert served["after"] == {"ship", "scrape"}, "they see it end"
+    assert not [each for each in found.values() if each["shares"]], "a network is a new one after a restart"
     for option, value in (
         ("--middleware", "serving_adapter.Middleware"),
         ("--scheduler-cls", "serving_adapter.engine.vllm_scheduler.MeteringScheduler"),
         ("--scheduling-policy", "priority"),
     ):
         assert served["words"][served["words"].index(option) + 1] == value
-    monkeypatch.delenv("TOLLBOOK_KAFKA", raising=False)
+    for variable in ("TOLLBOOK_KAFKA", "TOLLBOOK_ADAPTER_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    _, program, words = served["probed by"].rpartition("tollbook-adapter")
+    assert program, "each start of the engine is probed"
+    assert main(words.split()) == 1
+    assert "TOLLBOOK_ADAPTER_CONFIG is not set" in capsys.readouterr().err
     for helper in ("ship", "scrape"):
         program, *words = found[helper]["words"]
         assert program == "tollbook-adapter"

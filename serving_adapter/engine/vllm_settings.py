@@ -10,7 +10,7 @@ from serving_adapter.isolation.rules import Rules
 
 
 class EngineUnsafe(EngineUnfit):
-    """An engine that could be metered, and keeps no tenants apart."""
+    """An engine that keeps no tenants apart, or is several: counting from its answers would not mend that."""
 
 
 def check_settings(client: Any, args: Any, rules: Rules, environ: Mapping[str, str]) -> list[str]:
@@ -25,6 +25,7 @@ def check_settings(client: Any, args: Any, rules: Rules, environ: Mapping[str, s
             "VLLM_SKIP_MODEL_NAME_VALIDATION: an adapter that is not loaded would be answered without it"
         )
     config = getattr(client, "vllm_config", None)
+    _require_one_process(getattr(config, "parallel_config", None))
     told = []
     if getattr(getattr(config, "kv_events_config", None), "enable_kv_cache_events", False):
         told.append("key-value events carry tenants' salts and tokens: let nobody but the platform read them")
@@ -38,3 +39,19 @@ def check_settings(client: Any, args: Any, rules: Rules, environ: Mapping[str, s
         if environ.get("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1").strip() != "0":
             told.append("a host of rules.media may send the engine on to any other: VLLM_MEDIA_URL_ALLOW_REDIRECTS=0")
     return told
+
+
+def _require_one_process(parallel: Any) -> None:
+    """A replica is one server with one engine: one boot, one page of counters, one GPU clock. Raises EngineUnsafe."""
+    servers = getattr(parallel, "_api_process_count", 1)
+    if servers > 1:
+        raise EngineUnsafe(
+            f"{servers} API servers at one port: each would be a boot of its own, and /metrics that of any of them."
+            " Start vLLM with --api-server-count 1, and more replicas"
+        )
+    ranks = getattr(parallel, "data_parallel_size", 1)
+    if ranks > 1 and not getattr(parallel, "data_parallel_external_lb", False):
+        raise EngineUnsafe(
+            f"--data-parallel-size {ranks} behind one server: GPU time and counters of several engines would be taken"
+            " for those of one. Give each rank a server and a replica of its own (--data-parallel-external-lb)"
+        )

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -24,7 +24,7 @@ from serving_adapter.spool.records import Farewell
 from serving_adapter.spool.recovery import replay
 from tests.adapter_builders import records
 from tests.engine_double import EngineClient, OutputProcessor, engine_app
-from tests.fixtures_adapter import PROMPT, check_conservation, serving
+from tests.fixtures_adapter import PROMPT, Answer, check_conservation, serving
 
 
 def test_the_start_is_on_disk_before_the_engine_sees_the_request(adapter_settings: AdapterSettings) -> None:
@@ -298,6 +298,25 @@ def test_an_engine_that_was_started_unsafely_is_refused_and_one_started_badly_wa
     told = capsys.readouterr().err
     for word in ("key-value events", "--max-cpu-loras 1 for 2 adapters", "--allowed-media-domains", "ALLOW_REDIRECTS"):
         assert told.count(word) == 1
+
+
+def test_an_engine_of_several_processes_is_refused_whoever_counts(adapter_settings: AdapterSettings) -> None:
+    def config(**parallel: Any) -> Any:
+        return SimpleNamespace(parallel_config=SimpleNamespace(**parallel))
+
+    async def answer(config: Any, counted: Literal["refuse", "stream"]) -> Answer:
+        async with serving(msgspec.structs.replace(adapter_settings, on_unknown_engine=counted)) as served:
+            served.engine.vllm_config = config  # type: ignore[attr-defined]
+            return await served.ask({"model": "tiny", "prompt": PROMPT, "max_tokens": 1})
+
+    both: list[Literal["refuse", "stream"]] = ["refuse", "stream"]
+    for counted in both:
+        servers = asyncio.run(answer(config(_api_process_count=2), counted))
+        assert (servers.status, b"--api-server-count 1" in servers.body) == (503, True)
+        ranks = asyncio.run(answer(config(data_parallel_size=2, data_parallel_external_lb=False), counted))
+        assert (ranks.status, b"--data-parallel-size" in ranks.body) == (503, True)
+    alone = config(_api_process_count=1, data_parallel_size=4, data_parallel_external_lb=True)
+    assert asyncio.run(answer(alone, "refuse")).status == 200, "each rank has a server of its own"
 
 
 def test_other_versions_of_vllm_than_those_looked_at_are_refused() -> None:

@@ -94,6 +94,7 @@ class _Counted:
         self._hidden = hidden
         self._stream: EventStream | None = None
         self._whole: bytearray | None = bytearray()
+        attempt.await_gpu = None  # what the engine may tell is of sequences that nobody here knows
         attempt.began(SEQUENCE, self.usage.look)
 
     async def send(self, message: Message) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest.mock import create_autospec
 
 import pytest
+from msgspec.structs import replace
 
 from serving_adapter.engine.gpu_reports import GpuSender
 from serving_adapter.identity import event_id_text_of, identity_of
@@ -14,6 +15,7 @@ from serving_adapter.quota import QuotaGate
 from serving_adapter.serving import gpu_times
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from tests.adapter_builders import events
+from tests.engine_double import OutputProcessor
 from tests.fixtures_adapter import Served, serving
 
 ASK = {"model": "tiny", "prompt": "a b c", "max_tokens": 2, "n": 2}
@@ -134,6 +136,25 @@ def test_an_engine_that_tells_nothing_is_waited_for_once(
             await served.ask(ASK)
             await asyncio.sleep(0.02)
             assert len(events(served.replica.journal.folder)) == 2
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_is_counted_from_its_answers_is_not_waited_for(
+    adapter_settings: AdapterSettings, sender: GpuSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_times, "WITHIN_S", 60.0)
+    monkeypatch.setattr(OutputProcessor, "log_stats", False)
+
+    async def run() -> None:
+        async with serving(replace(adapter_settings, on_unknown_engine="stream")) as served:
+            asking = asyncio.create_task(served.ask(ASK))
+            await asyncio.sleep(0.02)
+            sender.send([("its-own-name", 700)], 700, 1)
+            assert (await asking).status == 200
+            async with asyncio.timeout(30):
+                (event,) = await served.told()
+            assert (event.gpu_us, served.replica._gpu and served.replica._gpu._owed) == (0, {})
 
     asyncio.run(run())
 

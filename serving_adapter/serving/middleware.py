@@ -100,6 +100,8 @@ class Middleware:
                         raise Refusal(404, "not_found", "There is nothing here.")
                     self._replica.probed = True
                     await answer(send, 200, b"{}")
+                elif not self._replica.names_known:
+                    raise Refusal(503, "not_ready", "The names of models and adapters are not known here yet.")
                 elif route is Route.MODELS:
                     await answer(send, 200, _models(self._replica.resolver.visible(caller.tenant_id)))
                 elif route is Route.MODEL:

@@ -70,6 +70,8 @@ class Replica:
         self.unready: dict[str, str] = {}
         """The engine's names of adapters that cannot be served yet, with the reason."""
         self.resolver = Resolver(settings.rules, self.unready)
+        self.names_known = settings.registry is None
+        """Whether the registry, where there is one, was read once: until then nobody knows what a name means."""
         self.clock = ReplicaClock()
         self._salt_key = read_key(settings.salt_key)
         self._gateway_keys = read_gateway_keys(settings.gateway_keys) if settings.gateway_keys else {}
@@ -168,15 +170,16 @@ class Replica:
         """Other rules, for the requests from now on."""
         self.rules = rules
         self.resolver = Resolver(rules, self.unready)
+        self.names_known = True
 
     def runs(self, engine_model: str) -> bool:
         """Whether a request for this name of the engine's is in flight."""
         return any(attempt.engine_model == engine_model for attempt, *_ in self._open.values())
 
     def ready(self) -> bool:
-        """Whether requests may come: the spool can be written, progress is, the clock is right, the probe has passed
-        if it must."""
-        if self.settings.ready_after_probe and not self.probed:
+        """Whether requests may come: names are known, the spool can be written, progress is, the clock is right, the
+        probe has passed if it must."""
+        if not self.names_known or (self.settings.ready_after_probe and not self.probed):
             return False
         if self._ticking is not None and time.monotonic() - self._turned_at > TURNS_WITHIN_S:
             return False

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from serving_adapter.adapters.registry_folder import RegistryFolder
+from serving_adapter.adapters.registry_folder import RegistryBroken, RegistryFolder
 from serving_adapter.command_line import main
 from serving_adapter.serving import adapter_loading, adapter_trials
 from serving_adapter.serving.adapter_loading import AdapterLoading
@@ -55,6 +55,7 @@ def test_an_adapter_is_served_after_a_first_request_and_unloaded_once_nothing_of
 
     async def run() -> None:
         async with loading(adapter_settings, root) as (served, loader):
+            await loader.look()
             assert (await served.ask(request)).status == 404
             register(root, 1)
             await loader.look()
@@ -259,6 +260,37 @@ def test_who_waits_for_a_replica_that_is_gone_tries_in_the_end_and_a_third_does_
     (root / "trials" / "y.json").touch()  # whoever made it ended before it wrote
     assert first.may_try("y", None) is not None
     assert first.may_try("y", None) is None
+
+
+def test_a_replica_is_not_ready_before_it_has_read_its_registry_once(
+    adapter_settings: AdapterSettings, tmp_path: Path
+) -> None:
+    root = tmp_path / "registry"
+    register(root, 1)
+    whole = (root / "registry.json").read_bytes()
+
+    async def run() -> None:
+        async with loading(adapter_settings, root) as (served, loader):
+
+            async def statuses() -> list[int]:
+                asked = [await served.ask({"model": name, "prompt": "a", "max_tokens": 1}) for name in ("it", "tiny")]
+                pages = [await served.ask(b"", path, method="GET") for path in ("/v1/models", "/health")]
+                return [answer.status for answer in (*asked, *pages)]
+
+            (root / "registry.json").write_bytes(whole[:30])
+            for _ in range(2):
+                with pytest.raises(RegistryBroken):
+                    await loader.look()
+                assert await statuses() == [503] * 4
+            (root / "registry.json").write_bytes(whole)
+            await loader.look()
+            assert await statuses() == [200] * 4
+            (root / "registry.json").write_bytes(whole[:30])
+            with pytest.raises(RegistryBroken):
+                await loader.look()
+            assert await statuses() == [200] * 4, "what was known stays"
+
+    asyncio.run(run())
 
 
 def test_the_file_is_read_again_and_one_that_cannot_be_used_changes_nothing(

@@ -5,14 +5,19 @@ What `requirements.lock` beside this file names, and nothing else; made once, an
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 from typing import Final
+
+from hatchling.builders.wheel import WheelBuilder
 
 from devstack.errors import DevstackError
 from devstack.install.debian import AptInstaller, as_root, has_apt
@@ -61,6 +66,25 @@ def prepare() -> Path:
                     run(log, [str(python), str(MAKE_MODEL), str(home / "model")], environ=QUIET)
                 (home / "model.stamp").write_text(_model())
     return python
+
+
+@functools.cache
+def adapter_site() -> Path:
+    """The adapter as its wheel installs it, for the servers that this process starts. Raises DevstackError."""
+    python = prepare()
+    build = REPOSITORY / "build"
+    build.mkdir(exist_ok=True)
+    site = Path(tempfile.mkdtemp(dir=build, prefix="adapter-"))
+    atexit.register(shutil.rmtree, site, ignore_errors=True)
+    log = ToolLog(site / "install.log")
+    wheel = next(WheelBuilder(str(REPOSITORY / "serving_adapter")).build(directory=str(site), versions=["standard"]))
+    uv, target = str(VENV / "bin/uv"), site / "site"
+    run(log, [uv, "pip", "install", "--no-deps", "--python", str(python), "--target", str(target), wheel])
+    check = "import serving_adapter as a, serving_adapter.serving.middleware, pathlib; print(pathlib.Path(a.__file__))"
+    found = run(log, [str(python), "-c", check], environ={"PYTHONPATH": str(target)}, cwd=site)
+    if not Path(found.strip()).is_relative_to(target):
+        raise DevstackError(f"the adapter was imported from {found.strip()}, not from its wheel in {target}")
+    return target
 
 
 def _install(home: Path, python: Path, log: ToolLog, progress: Progress) -> None:

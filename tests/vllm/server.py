@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from serving_adapter.isolation.callers import Caller, sign
 from serving_adapter.spool.folders import BootFolder, boots
-from tests.vllm.environment import QUIET, REPOSITORY, folder, prepare
+from tests.vllm.environment import QUIET, REPOSITORY, adapter_site, folder, prepare
 
 KEY: Final = b"k" * 32
 SALT_KEY: Final = b"s" * 32
@@ -120,15 +120,17 @@ class Server:
         ]  # fmt: skip
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TOLLBOOK_")}, **QUIET,
-            "PYTHONPATH": str(REPOSITORY), "TOLLBOOK_ADAPTER_CONFIG": str(self.home / "adapter.toml"),
+            "PYTHONPATH": str(adapter_site() if metered else REPOSITORY),
+            "TOLLBOOK_ADAPTER_CONFIG": str(self.home / "adapter.toml"),
             "VLLM_CACHE_ROOT": str(folder() / "cache"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_ENABLE_RESPONSES_API_STORE": "1", "VLLM_LORA_RESOLVER_CACHE_DIR": str(model / "model"),
             **({"TOLLBOOK_GPU_SOCKET": str(self.home / "gpu")} if metered else {}), **more,
         }  # fmt: skip
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(word) for word in command], stdout=log, stderr=log, env=environ, start_new_session=True
-            )
+                [str(word) for word in command], stdout=log, stderr=log, env=environ, start_new_session=True,
+                cwd=self.home,  # Python looks there first, and there is no second adapter
+            )  # fmt: skip
         until = time.monotonic() + READY_WITHIN_S
         while True:
             try:

@@ -46,6 +46,8 @@ def test_the_wheel_works_by_itself_and_says_which_extra_is_missing(tmp_path: Pat
         names = set(packed.namelist())
     ours = {f"serving_adapter/{path.relative_to(SOURCES)}" for path in SOURCES.rglob("*.py")}
     assert {*ours, "serving_adapter/py.typed"} <= names
+    (license,) = (name for name in names if name.endswith(".dist-info/licenses/LICENSE"))
+    assert (tmp_path / "site" / license).read_text() == (SOURCES.parent / "LICENSE").read_text()
     (points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "tollbook-adapter = serving_adapter.command_line:main" in (tmp_path / "site" / points).read_text()
     ran = subprocess.run(

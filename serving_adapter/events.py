@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -30,7 +30,8 @@ INT31: Final = 2**31 - 1
 INT53: Final = 2**53 - 1
 """Bound of sizes and durations: what a JSON number holds exactly in every language."""
 
-# `$(?!\n)`: Python's `$` would let a trailing line feed pass.
+NO_LINE_FEED: Final = r"(?!\n)"
+"""After `$`: Python would let a trailing line feed pass. JSON Schema does not, and many engines cannot look ahead."""
 TENANT_ID_PATTERN: Final = r"^_?[A-Za-z0-9][A-Za-z0-9._:-]{0,126}$(?!\n)"
 TenantId = Annotated[str, Meta(pattern=TENANT_ID_PATTERN)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!\n)")]
@@ -215,11 +216,21 @@ def json_schema() -> dict[str, object]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "usage_event.v1.json",
-        **definition,
+        **with_plain_patterns(definition),
         "title": "Tollbook usage event, version 1",
         "description": "One request attempt that has ended. Unknown fields are kept and ignored.",
         "additionalProperties": True,
     }
+
+
+def with_plain_patterns(schema: Any) -> Any:
+    """A schema as other languages read it: no pattern looks ahead."""
+    if isinstance(schema, dict):
+        return {
+            name: value.removesuffix(NO_LINE_FEED) if name == "pattern" and isinstance(value, str)
+            else with_plain_patterns(value) for name, value in schema.items()
+        }  # fmt: skip
+    return [with_plain_patterns(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def field_at_fault(text: str) -> tuple[str, str]:

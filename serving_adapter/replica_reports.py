@@ -32,6 +32,7 @@ from serving_adapter.events import (
     field_at_fault,
     instant,
     not_json,
+    with_plain_patterns,
 )  # fmt: skip
 from serving_adapter.producer import EventProducer
 
@@ -174,7 +175,7 @@ def proves_to(report: Report) -> datetime:
 
 def json_schema() -> dict[str, object]:
     """The reports' JSON Schema (2020-12): `schemas/replica.v1.json`."""
-    schema = msgspec.json.schema(Report)
+    schema = with_plain_patterns(msgspec.json.schema(Report))
     for definition in schema["$defs"].values():  # from docstrings, which Python 3.13 on stores without their indent
         definition["description"] = inspect.cleandoc(definition["description"])
     return {

@@ -43,8 +43,8 @@ def remaining_of(document: Document) -> Remaining:
 
 
 def without_ending(key: str) -> str:
-    """The key that a fee in advance, its discount, and the credit for its unused time have in common."""
-    for ending in (".discount", ".unused", ".fee"):
+    """The key that a fee in advance, its discounts, and the credit for its unused time have in common."""
+    for ending in (".discount", ".invoice_discount", ".unused", ".fee"):
         key = key.removesuffix(ending)
     return key
 

@@ -147,10 +147,13 @@ class InvoiceDiscounted:
         return sum((part for (key, _, of), part in self.of_charge.items() if (key, of) == (charge_key, usage)), NOTHING)
 
 
-def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPeriod) -> InvoiceDiscounted:
+def invoice_discount(
+    lines: Lines, pieces: Sequence[Piece], period: BillingPeriod, used: Fraction = NOTHING
+) -> InvoiceDiscounted:
     """The discount on the whole: of each piece's lines by its version, a share or an amount.
 
     Amounts are given once in a period, to earlier pieces first: never more than what they are taken off comes to.
+    `used` is what fees in advance have had of them.
     """
     less: dict[str, Fraction] = defaultdict(Fraction)
     bases: dict[Share, Fraction] = defaultdict(Fraction)
@@ -165,7 +168,7 @@ def invoice_discount(lines: Lines, pieces: Sequence[Piece], period: BillingPerio
         share = Fraction(discount.percent or 0)
         if discount.amount is not None:
             comes_to = _sum(own)
-            part = max(NOTHING, min(comes_to, left - given, Fraction(discount.amount) - given))
+            part = max(NOTHING, min(comes_to, left - given, Fraction(discount.amount) - used - given))
             given += part
             share = part / comes_to if part else NOTHING
         for each in own:

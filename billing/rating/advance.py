@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from typing import Final
 
-from billing.money import exactly, quantise_line, total
+from billing.money import ZERO, exactly, quantise_line, quantise_pieces, total
 from billing.periods import BillingPeriod, seconds_between
 from billing.plans.charge_models import Flat, OneOff, Prepaid, Seat, Timing
-from billing.plans.price_plans import Charge
+from billing.plans.price_plans import Charge, DiscountBase
 from billing.plans.subscriptions import Piece
 from billing.rating.adjustments import ChargeLine, holds, line_discounts
 from billing.rating.fees import fee_for
@@ -28,16 +29,28 @@ class AdvanceBill:
     lines: tuple[RatedLine, ...]
 
 
+Less = tuple[Decimal | None, Decimal | None]
+"""A discount: a share, or an amount."""
+INVOICE: Final = ""
+"""Stands for the invoice's discount among those of charges, whose keys are longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A fee that was billed in advance: what it came to net of its discounts, for what time."""
+    """A fee that was billed in advance: what it came to net of its discounts, for what time.
+
+    `discount` and `of_invoice` are the charge's own and the invoice's, where one holds in this period; `off` and
+    `off_invoice` what they took.
+    """
 
     piece: Piece
     charge: Charge
     line: RatedLine
     net: Decimal
-    discount: tuple[Decimal | None, Decimal | None] | None
-    """A share or an amount, where one holds in this period."""
+    discount: Less | None
+    off: Decimal
+    of_invoice: Less | None = None
+    off_invoice: Decimal = ZERO
 
     @property
     def lasts(self) -> bool:
@@ -57,9 +70,18 @@ class _Running:
     def _fee(self) -> tuple[object, ...]:
         charge, pricing = self.charge, self.charge.pricing
         assert isinstance(pricing, Flat | Seat | Prepaid | OneOff), pricing
-        return (charge.key, pricing.model, pricing.fee, charge.prorated, charge.tax_group, self.discount)
+        return (
+            charge.key,
+            pricing.model,
+            pricing.fee,
+            charge.prorated,
+            charge.tax_group,
+            self.discount,
+            self.of_invoice,
+        )
 
 
+_Begun = tuple[_Running, list[RatedLine]]
 CreditedBefore = Callable[[LineIdentity, datetime], Decimal]
 """What was credited on a line until a moment, as a positive amount."""
 
@@ -76,7 +98,7 @@ def advance_bills(pieces: Sequence[Piece], period: BillingPeriod, credited: Cred
 @dataclass(frozen=True, slots=True)
 class InAdvance:
     """What a period's fees in advance come to by charge, less what is unused of them (`net`), and what they have had of
-    each charge's discount of an amount (`discounted`): the rest of that is for what is over."""
+    each charge's discount of an amount, and of the invoice's (`discounted`): the rest of that is for what is over."""
 
     net: Mapping[str, Decimal]
     discounted: Mapping[str, Fraction]
@@ -118,6 +140,7 @@ def _billed(
             for charge in charges
             if (found := _begin(piece, charge, period, number, held, until_here[charge.key], opens=opens))
         ]
+        begun = _less_of_invoice(piece, begun, period, until_here[INVOICE])
         if _all_go_on(running, [fee for fee, _ in begun]):
             continue
         lines = [_unused(each, piece.start, credited) for each in running]
@@ -147,18 +170,19 @@ def _discounts_used(before: Mapping[str, Fraction], running: Sequence[_Running],
     the fee. A share uses up nothing of an amount that a later version gives."""
     used = defaultdict(Fraction, before)
     for each in running:
-        if each.discount is None or each.discount[1] is None:
-            continue
-        with exactly():
-            given = Fraction(each.line.amount - each.net)
-        used[each.charge.key] += given * each.elapsed(at) if each.lasts else given
+        for key, less, off in (
+            (each.charge.key, each.discount, each.off),
+            (INVOICE, each.of_invoice, each.off_invoice),
+        ):
+            if less is not None and less[1] is not None:
+                used[key] += Fraction(off) * (each.elapsed(at) if each.lasts else 1)
     return used
 
 
 def _begin(
     piece: Piece, charge: Charge, period: BillingPeriod, number: int, held: Sequence[Piece], used: Fraction,
     *, opens: bool,
-) -> tuple[_Running, list[RatedLine]] | None:  # fmt: skip
+) -> _Begun | None:  # fmt: skip
     """A fee from the piece's start to the period's end, with its discount, of which so much is used."""
     fee = fee_for(piece, charge, period.end, period, opens_segment=opens)
     if fee is None:
@@ -168,7 +192,38 @@ def _begin(
         lines.append(replace(line_of(piece, charge, LineKind.DISCOUNT, amount), service_end=period.end))
     discount = charge.discount if charge.discount and holds(charge.discount, piece, period) else None
     less = (discount.percent, discount.amount) if discount else None
-    return _Running(piece, charge, lines[0], total(line.amount for line in lines), less), lines
+    off = -total(line.amount for line in lines[1:])
+    return _Running(piece, charge, lines[0], total(line.amount for line in lines), less, off), lines
+
+
+def _less_of_invoice(
+    piece: Piece, begun: Sequence[_Begun], period: BillingPeriod, used: Fraction
+) -> list[_Begun]:  # fmt: skip
+    """Fees less what the invoice's discount takes, as any invoice has it (docs/spec/money.md 3): of each what it costs.
+
+    Cut cumulatively in order of their keys. Of an amount so much is used.
+    """
+    discount = piece.version.invoice_discount
+    if discount is None or discount.base is DiscountBase.USAGE or not holds(discount, piece, period):
+        return list(begun)
+    nets = {fee.charge.key: Fraction(fee.net) for fee, _ in begun}
+    whole = sum(nets.values(), Fraction(0))
+    share = Fraction(discount.percent or 0)
+    if discount.amount is not None:
+        share = max(Fraction(0), min(whole, Fraction(discount.amount) - used)) / whole if whole else share
+    keys = sorted(nets)
+    off = dict(zip(keys, quantise_pieces(nets[key] * share for key in keys), strict=True))
+    less, found = (discount.percent, discount.amount), []
+    for fee, lines in begun:
+        amount = off[fee.charge.key]
+        taken = line_of(piece, fee.charge, LineKind.INVOICE_DISCOUNT, -amount)
+        with exactly():
+            net = fee.net - amount
+        found.append((
+            replace(fee, net=net, of_invoice=less, off_invoice=amount),
+            [*lines, replace(taken, service_end=period.end)] if amount else lines,
+        ))  # fmt: skip
+    return found
 
 
 def _unused(of: _Running, at: datetime, credited: CreditedBefore) -> RatedLine | None:

@@ -48,7 +48,7 @@ class LineIdentity:
     """The finest line: charge × subscription segment × price version × tier × kind.
 
     What belongs to the whole period (minimum, maximum, true-up, invoice discount, credit) has segment 0; its version is
-    the last one of the period, and no part of its key.
+    the last one of the period, and no part of its key. The invoice discount on fees in advance is of each fee.
     """
 
     tenant_id: str
@@ -116,7 +116,8 @@ class Naming:
             key += f".s{of.segment_no}" if self.segments.get(of.tenant_id, 1) > 1 else ""
             key += f".{of.version}" if self.versions.get(of.plan, 1) > 1 else ""
         key += f".t{of.tier_no}" if of.tier_no else ""
-        key += _SUFFIX.get(of.kind, "")
+        of_charge = of.kind == LineKind.INVOICE_DISCOUNT and of.segment_no
+        key += f".{of.kind}" if of_charge else _SUFFIX.get(of.kind, "")
         return key + (f"@{of.tenant_id}" if len(self.segments) > 1 else "")
 
 

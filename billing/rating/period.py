@@ -20,7 +20,7 @@ from billing.plans.price_plans import Charge, Terms
 from billing.plans.subscriptions import Piece
 from billing.rating import adjustments, metered
 from billing.rating.adjustments import ChargeLine, InvoiceDiscounted
-from billing.rating.advance import InAdvance, in_advance
+from billing.rating.advance import INVOICE, InAdvance, in_advance
 from billing.rating.allowances import free_units
 from billing.rating.fees import fees_in_arrears
 from billing.rating.lines import LineKind, RatedLine
@@ -94,7 +94,8 @@ def _rated(
     for key in sorted({*lines, *charges}):  # a piece without length has lines where usage is priced at its start
         _adjust(lines[key], charges[key], pieces, period, advance.discounted.get(key, adjustments.NOTHING))
     found = [each for listed in lines.values() for each in listed]
-    discounted = adjustments.invoice_discount(found, pieces, period)
+    given = advance.discounted.get(INVOICE, adjustments.NOTHING)
+    discounted = adjustments.invoice_discount(found, pieces, period, given)
     closing = _closing_lines(found, discounted, advance, pieces, period)
     whole = sorted([*(each.line for each in found), *closing], key=lambda line: line.identity)
     if (amount := total(line.amount for line in whole)) > AMOUNT_MAX:

@@ -9,10 +9,10 @@ from fractions import Fraction
 
 from reconciliation.oracle import discounts, fees
 from reconciliation.oracle.calendar import Period
-from reconciliation.oracle.case import Case, Charge, PriorCredit
+from reconciliation.oracle.case import Case, Charge, Discount, PriorCredit
 from reconciliation.oracle.document import Document, Tax, credit_note, invoice, rounding, tax_on
 from reconciliation.oracle.line import Line, totals
-from reconciliation.oracle.rational import ZERO, at_twelve
+from reconciliation.oracle.rational import ZERO, at_twelve, pieces_that_add_up
 from reconciliation.oracle.segments import PeriodPlan, Stretch
 
 
@@ -21,8 +21,8 @@ class Paid:
     """A fee invoiced in advance for [start, end), net of its discount, and what of it is not credited yet.
 
     `lasts`: its time can be left unused; a one-off covers none, and what is not prorated is never given back (4).
-    `given` is what it had of a discount of an amount per period. `taxes` are those of the invoice that its tax group is
-    on, less the credit notes against it; all its lines share them.
+    `given` is what it had of discounts of an amount per period, by charge (the invoice's: ""). `taxes` are those of the
+    invoice that its tax group is on, less the credit notes against it; all its lines share them.
     """
 
     line: Line
@@ -34,7 +34,7 @@ class Paid:
     left_quanta: int
     taxes: dict[str, Tax]
     lasts: bool
-    given: Fraction
+    given: Mapping[str, Fraction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
 @dataclass(frozen=True, slots=True)
 class Sums:
     """By charge, of a whole period's fees in advance less what came back unused: what they had of a discount of an
-    amount per period (`given`), and what they came to after discounts (`net`)."""
+    amount per period (`given`; of the invoice's: ""), and what they came to after discounts (`net`)."""
 
     given: Mapping[str, Fraction]
     net: Mapping[str, Fraction]
@@ -85,8 +85,9 @@ def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Sums]:
             _credits_by_hand(case, one, at)
         back = [(_unused(one, at), one) for one in lasting]
         for one in lasting:
-            given[one.charge.key] -= one.given * Fraction(one.end - at, one.end - one.start)
-        of_fees = [_with_discount(plan, *fee, given) for fee in fees_due]
+            for key, amount in one.given.items():
+                given[key] -= amount * Fraction(one.end - at, one.end - one.start)
+        of_fees = _off_invoice(plan, [_with_discount(plan, *fee, given) for fee in fees_due], given)
         new = [line for lines, _ in of_fees for line in lines]
         changed = [(line, one.left, one.left_quanta) for line, one in back if line.amount]
         changed += [(line, ZERO, 0) for line in new]
@@ -134,21 +135,58 @@ def _new_fees(plan: PeriodPlan, stretch: Stretch) -> list[tuple[Charge, Line]]:
     return [(charge, line) for charge, line in found if line]
 
 
-def _with_discount(
-    plan: PeriodPlan, charge: Charge, line: Line, given: dict[str, Fraction]
-) -> tuple[list[Line], Fraction]:
-    """The fee with its discount, and what of an amount per period that takes; `given`: what is taken of it so far."""
+Discounted = tuple[list[Line], dict[str, Fraction]]
+"""A fee with its discounts, and what these take of amounts per period, by charge."""
+
+
+def _with_discount(plan: PeriodPlan, charge: Charge, line: Line, given: dict[str, Fraction]) -> Discounted:
+    """The fee with its own discount; `given`: what is taken of amounts so far."""
     pair = line.pair
     if pair is None:
         raise ValueError(f"a fee of no stretch: {line.key}")
     discount = discounts.of_charge(charge, plan, pair)
     off = at_twelve(discounts.off(discount, line.amount, given[charge.key]))
     if not off:
-        return [line], ZERO
+        return [line], {}
     key = plan.name(charge.key, pair) + ".discount"
     of_amount = off if discount and discount.amount is not None else ZERO
     given[charge.key] += of_amount
-    return [line, Line(key, "fee_discount", charge.key, pair, line.group, -off)], of_amount
+    return [line, Line(key, "fee_discount", charge.key, pair, line.group, -off)], {charge.key: of_amount}
+
+
+def _off_invoice(plan: PeriodPlan, of_fees: Sequence[Discounted], given: dict[str, Fraction]) -> list[Discounted]:
+    """The fees of an instant less their invoice's discount: fees come before it, whichever invoice they are on (3).
+
+    Each bears it by what it costs, cut cumulatively in order of the charges' keys.
+    """
+    if not of_fees:
+        return []
+    first = of_fees[0][0][0]
+    discount = _of_invoice(plan, first)
+    costs = {lines[0].charge: sum((line.amount for line in lines), ZERO) for lines, _ in of_fees}
+    whole = sum(costs.values(), ZERO)
+    share = discounts.off(discount, whole, given[""]) / whole if whole else ZERO
+    keys = sorted(costs, key=str.encode)
+    offs = dict(zip(keys, pieces_that_add_up(costs[key] * share for key in keys), strict=True))
+    result = []
+    for lines, of_amount in of_fees:
+        fee, off = lines[0], offs[lines[0].charge]
+        if fee.pair is None:
+            raise ValueError(f"a fee of no stretch: {fee.key}")
+        key = plan.name(fee.charge, fee.pair) + ".invoice_discount"
+        less = [Line(key, "fee_discount", fee.charge, fee.pair, fee.group, -off)] if off else []
+        taken = {"": off} if discount and discount.amount is not None else {}
+        given[""] += taken.get("", ZERO)
+        result.append(([*lines, *less], of_amount | taken))
+    return result
+
+
+def _of_invoice(plan: PeriodPlan, line: Line) -> Discount | None:
+    """The invoice's discount that holds for a fee."""
+    found = plan.version(line.pair).invoice_discount if line.pair else None
+    if found is None or line.pair is None or found.base == "usage":
+        return None
+    return discounts.in_force(found.discount, plan, line.pair)
 
 
 def _all_go_on(plan: PeriodPlan, paid: Sequence[Paid], due: Sequence[tuple[Charge, Line]]) -> bool:
@@ -162,8 +200,8 @@ def _all_go_on(plan: PeriodPlan, paid: Sequence[Paid], due: Sequence[tuple[Charg
 
 def _terms(plan: PeriodPlan, charge: Charge, line: Line) -> tuple[object, ...]:
     discount = discounts.of_charge(charge, plan, line.pair) if line.pair else None
-    off = (discount.percent, discount.amount) if discount else None
-    return charge.key, charge.model, charge.fee, charge.prorated, line.quantity, off, charge.tax_group
+    offs = [(one.percent, one.amount) if one else None for one in (discount, _of_invoice(plan, line))]
+    return charge.key, charge.model, charge.fee, charge.prorated, line.quantity, *offs, charge.tax_group
 
 
 def _credits_by_hand(case: Case, paid: Paid, at: int) -> None:
@@ -198,7 +236,7 @@ def _credit_by_hand(case: Case, paid: Paid, credit: PriorCredit) -> None:
 def _paid(
     case: Case,
     due: Sequence[tuple[Charge, Line]],
-    of_fees: Sequence[tuple[Sequence[Line], Fraction]],
+    of_fees: Sequence[Discounted],
     issued: Sequence[Document],
     service: Period,
     on: Mapping[str, dict[str, Tax]],

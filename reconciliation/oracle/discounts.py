@@ -78,11 +78,13 @@ class InvoiceDiscounts:
     """What invoice discounts take off: of each line by the version of its pair, a line per tax group (3, 5).
 
     Minimum and maximum belong to the last pair that has their charge. An amount is given once in a period, to earlier
-    pairs first, never more than all it is of comes to; a pair's lines bear it by what they cost.
+    pairs first, never more than all it is of comes to; a pair's lines bear it by what they cost. `given`: what the
+    period's fees in advance have had of it.
     """
 
-    def __init__(self, plan: PeriodPlan, lines: Sequence[Line]) -> None:
+    def __init__(self, plan: PeriodPlan, lines: Sequence[Line], given: Fraction) -> None:
         self._plan = plan
+        self._given = given
         self._share = self._shares(lines)
         taken = totals_of(lines, lambda line: line.group, self.of)
         groups = sorted(group for group, amount in taken.items() if amount)
@@ -117,7 +119,7 @@ class InvoiceDiscounts:
         for pair, one in held.items():
             if one and one.percent is not None:
                 shares[pair] = one.percent
-            elif one and (amount := min(off(one, bases[pair], given), max(ZERO, left - given))):
+            elif one and (amount := min(off(one, bases[pair], self._given + given), max(ZERO, left - given))):
                 shares[pair] = amount / bases[pair]
                 given += amount
         return shares

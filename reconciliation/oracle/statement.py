@@ -40,7 +40,7 @@ def statement(case: Case, period: Period, usage: Usage) -> Statement:
     in_advance = advance.sums(case, plan)
     lines += discounts.of_charges(plan, lines, in_advance.given)
     lines += _limits(plan, lines)
-    off = InvoiceDiscounts(plan, lines)
+    off = InvoiceDiscounts(plan, lines, in_advance.given.get("", ZERO))
     by_model = any(grant.models for grant in case.grants)
     draws = _draws(plan, measured, lines, off, by_model) if case.grants else []
     return Statement(lines + off.lines + _true_up(plan, lines, off, in_advance.net), draws)

@@ -32,7 +32,7 @@ from billing.periods import INSTANT, BillingPeriod, parse_period
 from billing.plans import account_store, plan_store
 from billing.plans.account_store import BillingAccount
 from billing.plans.charge_models import Flat, OneOff, PerUnit, Prepaid, Pricing, Seat, Timing
-from billing.plans.price_plans import Charge, Discount, Filters, PlanVersion, PricePlan
+from billing.plans.price_plans import Charge, Discount, Filters, InvoiceDiscount, PlanVersion, PricePlan
 from billing.posting.period_closing import close_book
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
@@ -309,7 +309,8 @@ def plan_of(random: Random, name: str) -> PricePlan:
                     tax_group=random.choice(["std", "low"]),
                 )
             )  # fmt: skip
-        versions.append(PlanVersion(name, f"v{number}", "USD", since, tuple(charges)))
+        less = random.choice([None, InvoiceDiscount(percent=Decimal("0.1")), InvoiceDiscount(amount=Decimal(9))])
+        versions.append(PlanVersion(name, f"v{number}", "USD", since, tuple(charges), (), less))
     return PricePlan(name, "USD", tuple(versions))
 
 

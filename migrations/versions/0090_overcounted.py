@@ -1,14 +1,14 @@
 """A finding of its own: more is counted of a boot than it, or its engine, made.
 
-Revision ID: 0080
+Revision ID: 0090
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0080"
-down_revision = "0074"
+revision = "0090"
+down_revision = "0089"
 branch_labels = None
 depends_on = None
 

@@ -12,7 +12,8 @@ clock, the one that stamps its events; a clock that is off shifts both alike, an
 - A boot with a gap stays proven to its last heartbeat below the gap. One that ended without a farewell stays where its
   last heartbeat left it, since nobody knows how many events it still made, until its recovery says farewell in its
   name or a person writes it off.
-- A boot that is known from its numbered events alone has proven nothing.
+- A boot that is known from its numbered events alone has proven nothing. If it is an emitter's over HTTP, this holds
+  back only the tenants that the emitter may speak for.
 - A boot that served requests which no disk had (`not_durable`) proves nothing after the last heartbeat before that,
   also once it is over, until a person writes it off.
 

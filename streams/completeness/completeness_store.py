@@ -91,10 +91,31 @@ def complete_to_overall(connection: psycopg.Connection) -> Completeness:
 
 
 def complete_to_of(connection: psycopg.Connection, tenant_id: str) -> Completeness:
-    """The same for one tenant."""
+    """The same for one tenant. What an emitter numbers over HTTP can be missed only by those it may speak for."""
     boots = unfinished_boots(connection)
+    of_others = _emitters_of_others(connection, tenant_id, [b.key for b in boots if b.first_received_at is None])
+    boots = [boot for boot in boots if boot.key not in of_others]
     shares = _shares(connection, tenant_id, [boot.key for boot in boots if boot.farewell_at is not None])
     return tenant_complete_to(boots, shares, last_farewell(connection))
+
+
+def _emitters_of_others(
+    connection: psycopg.Connection, tenant_id: str, unreported: Sequence[BootKey]
+) -> set[BootKey]:  # fmt: skip
+    """Those of the given boots whose numbers are given by holders of keys, none of whom ever might speak for a tenant.
+
+    They number under their keys' names alone (`http/http_events.py`), and have no way to send heartbeats.
+    """
+    if not unreported:
+        return set()
+    rows = connection.execute(
+        "select b.replica_id, b.boot_id from unnest(%s::text[], %s::text[]) as b (replica_id, boot_id)"
+        " join usage.access_keys as k on k.kind = 'emitter' and (b.replica_id = k.name"
+        "  or starts_with(b.replica_id, k.name || '.') or starts_with(b.replica_id, k.name || '/'))"
+        " group by 1, 2 having not bool_or(%s = any(k.tenants) or (k.all_tenants and not starts_with(%s, '_')))",
+        (*map(list, zip(*unreported, strict=True)), tenant_id, tenant_id),
+    )
+    return {(row[0], row[1]) for row in rows}
 
 
 def _shares(connection: psycopg.Connection, tenant_id: str, keys: Sequence[BootKey]) -> dict[BootKey, TenantShare]:

@@ -15,6 +15,7 @@ from streams.completeness import completeness_store, number_sets, number_store
 from streams.completeness.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged, UnknownBoot
+from streams.http import access_keys
 from streams.ingest import passed_positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.replica_apply import ReplicaChunkApplier
@@ -353,6 +354,30 @@ def test_a_boot_that_another_one_replaced_is_reported_and_the_new_one_is_not(lin
         line.check(at)
     raised = line.connection.execute("select kind, subject->>'boot_id' from usage.alerts").fetchall()
     assert raised == [("no_farewell", "b1")]
+
+
+def test_what_an_emitter_claims_holds_back_only_those_it_may_speak_for(line: Line) -> None:
+    """It can send no heartbeat, and may claim a number that never comes, under one boot after another."""
+    tenants.register(line.connection, [("tenant_2", "Two")], actor="test")
+    access_keys.add(
+        line.connection, kind="emitter", name="gw-eu", tenant_ids=["tenant_2"], all_tenants=False,
+        secret=access_keys.secret_from(bytes(32)), actor="test",
+    )  # fmt: skip
+    line.report("boot", 0)
+    line.report("heartbeat", 9, last_seq=0)
+    line.check(9)
+
+    def complete(tenant_id: str) -> datetime | None:
+        return completeness_store.complete_to_of(line.connection, tenant_id).complete_to
+
+    assert (complete("tenant_1"), complete("tenant_2")) == (after(9), after(9))
+    for boot in ("b1", "b2"):
+        line.events(2**53 - 1, replica="gw-eu.7", boot=boot, tenant_id="tenant_2", request_id=boot)
+    line.check(10)
+    assert (complete("tenant_1"), complete("tenant_2"), line.complete_to) == (after(9), None, None)
+    line.events(1, replica="gw-euro", boot="b", request_id="r")
+    line.check(11)
+    assert complete("tenant_1") is None, "no key's: whoever it is, it sends to Kafka, and for anybody"
 
 
 def test_two_boots_of_one_replica_have_numbers_of_their_own(line: Line) -> None:

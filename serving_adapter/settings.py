@@ -32,20 +32,24 @@ _SECRET: Final = re.compile(r"password|secret|\.pem$|sasl\.oauthbearer\.config")
 class KafkaSettings:
     """Bootstrap servers, further client properties (SASL, TLS; never shown, they hold secrets), topic prefix.
 
-    `development`: the brokers are a developer's, and one copy of a message is enough.
+    `development`: the brokers are a developer's, and one copy of a message is enough. `outage_days`: the longest outage
+    to survive; `outage_bytes`: what a partition may take in by then, None where nobody said.
     """
 
     bootstrap: str
     properties: Mapping[str, str] = field(default_factory=dict, repr=False)
     topic_prefix: str = "tollbook"
     development: bool = False
+    outage_days: int = 7
+    outage_bytes: int | None = None
 
     @staticmethod
     def from_environment(environ: Mapping[str, str] = os.environ) -> KafkaSettings:
         """Settings from `TOLLBOOK_KAFKA`, `TOLLBOOK_KAFKA_CONFIG` and `TOLLBOOK_TOPIC_PREFIX`.
 
         `TOLLBOOK_DEV_KAFKA` names the development broker, if there is one: a name, not a switch, so that a shell in
-        which it is left over cannot make a production cluster pass for one.
+        which it is left over cannot make a production cluster pass for one. `TOLLBOOK_OUTAGE_DAYS` and
+        `TOLLBOOK_OUTAGE_BYTES` say what topics must be able to hold.
         """
         bootstrap = environ.get("TOLLBOOK_KAFKA", "")
         if not bootstrap:
@@ -53,7 +57,10 @@ class KafkaSettings:
         path = environ.get("TOLLBOOK_KAFKA_CONFIG", "")
         properties = read_properties(Path(path)) if path else {}
         development = environ.get("TOLLBOOK_DEV_KAFKA") == bootstrap
-        return KafkaSettings(bootstrap, properties, environ.get("TOLLBOOK_TOPIC_PREFIX", "tollbook"), development)
+        return KafkaSettings(
+            bootstrap, properties, environ.get("TOLLBOOK_TOPIC_PREFIX", "tollbook"), development,
+            _whole(environ, "TOLLBOOK_OUTAGE_DAYS") or 7, _whole(environ, "TOLLBOOK_OUTAGE_BYTES"),
+        )  # fmt: skip
 
     def client(self, **more: Any) -> dict[str, Any]:
         """The configuration of a librdkafka client."""
@@ -65,6 +72,13 @@ class KafkaSettings:
             if value and _SECRET.search(name):
                 text = text.replace(value, "…")
         return text
+
+
+def _whole(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name, "")
+    if text and not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise SettingsError(f"{name} is {text!r}, must be a whole number above 0")
+    return int(text) if text else None
 
 
 def read_properties(path: Path) -> dict[str, str]:

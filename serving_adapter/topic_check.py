@@ -20,7 +20,7 @@ from serving_adapter.kafka_client import ANSWER_WITHIN_S, admin_client, why
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import DAY_MS, Topic
 
-RETENTION_AT_LEAST_MS: Final = 7 * DAY_MS
+RETENTION_DAYS_AT_LEAST: Final = 7
 REPLICATION_AT_LEAST: Final = 3
 IN_SYNC_AT_LEAST: Final = 2
 UNBOUNDED: Final = -1
@@ -44,24 +44,33 @@ class Misfit:
     mend: str | None
 
 
-def misfits(topic: TopicSettings, *, development: bool) -> list[Misfit]:
-    """What is wrong with a topic. `development` does without copies, never without the rest."""
+def misfits(
+    topic: TopicSettings, *, development: bool, outage_days: int = 7, outage_bytes: int | None = None
+) -> list[Misfit]:
+    """What is wrong with a topic. `development` does without copies, never without the rest.
+
+    It must hold `outage_days`, and 7 at least; a bound in bytes is right only where it holds the `outage_bytes` that a
+    partition is said to take in by then.
+    """
     found = []
+    days = max(outage_days, RETENTION_DAYS_AT_LEAST)
 
     def exactly(name: str, wanted: str) -> None:
         value = topic.config.get(name, "")
         if value != wanted:
             found.append(Misfit(name, value, wanted, wanted))
 
-    def unbounded_or(name: str, at_least: int, must_be: str) -> None:
+    def unbounded_or(name: str, at_least: int | None, must_be: str) -> None:
         value = topic.config.get(name, "")
-        if int(value or 0) != UNBOUNDED and int(value or 0) < at_least:
-            found.append(Misfit(name, value, must_be, str(at_least)))
+        if int(value or 0) != UNBOUNDED and (at_least is None or int(value or 0) < at_least):
+            found.append(Misfit(name, value, must_be, str(UNBOUNDED if at_least is None else at_least)))
 
     exactly("cleanup.policy", "delete")
     exactly("message.timestamp.type", "LogAppendTime")
     exactly("unclean.leader.election.enable", "false")
-    unbounded_or("retention.ms", RETENTION_AT_LEAST_MS, f"at least {RETENTION_AT_LEAST_MS} (7 days)")
+    unbounded_or("retention.ms", days * DAY_MS, f"at least {days * DAY_MS} ({days} days)")
+    said = "-1, or what TOLLBOOK_OUTAGE_BYTES says that a partition takes in during the longest outage"
+    unbounded_or("retention.bytes", outage_bytes, said if outage_bytes is None else f"-1, or at least {outage_bytes}")
     if development:
         return found
     if topic.replication < REPLICATION_AT_LEAST:
@@ -92,7 +101,10 @@ def complaint(name: str, bootstrap: str, found: list[Misfit]) -> str:
 def require_fit(kafka: KafkaSettings, topic: Topic, *, development: bool) -> None:
     """Refuse a topic that is missing or unfit. Raises TopicUnfit, KafkaUnavailable."""
     name = topic.name(kafka.topic_prefix)
-    found = misfits(_read(kafka, name), development=development or kafka.development)
+    found = misfits(
+        _read(kafka, name), development=development or kafka.development, outage_days=kafka.outage_days,
+        outage_bytes=kafka.outage_bytes,
+    )  # fmt: skip
     if found:
         raise TopicUnfit(complaint(name, kafka.bootstrap, found))
 

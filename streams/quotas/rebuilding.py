@@ -107,7 +107,8 @@ def load_all(connection: psycopg.Connection, rebuilt: Rebuilt) -> Rebuilt:
 def restore(
     shard: Shard, states: Iterable[tuple[int, int, bytes]], batches: Iterable[tuple[int, bytes]], now: int
 ) -> tuple[int, int]:  # fmt: skip
-    """Take stored states and the entries after them. Returns how many entries, and the time of the newest."""
+    """Take stored states and the entries after them; what has ended meanwhile ends. Returns how many entries, and the
+    time of the newest."""
     as_of: dict[int, int] = {}
     newest = taken = 0
     unreserved: set[Unreserved] = set()
@@ -141,6 +142,7 @@ def restore(
             shard.states.note(group, no)
             newest = max(newest, entry.at)
             taken += 1
+    shard.end_what_is_over(now)
     shard.deadlines.start(now)
     for held in shard.books.values():
         shard.deadlines.watch(held)

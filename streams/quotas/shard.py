@@ -278,6 +278,14 @@ class Shard:
                         self.counters.findings += 1
                         self.alerts += unconfirmed_alert(held, request_id, now)
 
+    def end_what_is_over(self, now: int) -> None:
+        """End reservations whose deadlines have passed while nobody looked, and slices that were held until then."""
+        for held in self.books.values():
+            held.book.expire_leases(now)
+            for request_id, request in list(held.book.requests.items()):
+                if request.ended_at is None and request.deadline <= now:
+                    self.counters.expired += held.book.tend(request_id, now).expired
+
     def each_second(self, now: int) -> None:
         """Take back slices that nobody gave back in time; end floods that are over."""
         for held in self.books.values():

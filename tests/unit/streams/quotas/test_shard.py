@@ -15,9 +15,10 @@ from streams.quotas.calendar import moment
 from streams.quotas.decisions import Refused
 from streams.quotas.definition_store import NOTHING, Definitions
 from streams.quotas.definitions import Quota
-from streams.quotas.entries import Reserved
+from streams.quotas.entries import Leased, Reserved
 from streams.quotas.feed import Look, Used, Wanted
 from streams.quotas.looking import take_look, wanted
+from streams.quotas.rebuilding import restore
 from streams.quotas.shard import Shard
 from tests.quota_builders import DAY, LIMITS, NOON, NOW, SECOND, ask, budget, quota, settled
 
@@ -127,3 +128,21 @@ def test_a_look_that_reprices_everybody_lets_others_in_between() -> None:
     prices = {name: PriceList([DatedPrice("", "output", Decimal(1), 0)]) for name in names}
     found = Look(NOW, 0.0, {}, [], caught_up=True, definitions=None, prices=prices)
     assert len(list(take_look(shard, found, Wanted()))) == 2
+
+
+def test_what_has_ended_while_no_service_ran_counts_no_more_after_a_restart() -> None:
+    quotas = (quota(limit=1000), quota("none", "concurrency", 5))
+    before = shard_of(*quotas)
+    over = before.ask(ask("over"), NOW)
+    assert isinstance(over, Reserved)
+    before.lease(Leased("t1", "t1~1", "gw", NOW, "m-1", "", 5, 0, 300, 2, over.deadline))
+    later = before.ask(ask("runs"), NOW + 2 * SECOND)
+    assert isinstance(later, Reserved)
+    due = before.next_batch()
+    assert due is not None
+    for now, held in ((over.deadline - 1, (200, 300)), (over.deadline, (100, 0)), (later.deadline, (0, 0))):
+        shard = Shard(0, 1, LIMITS, defined(*quotas), registered={"t1"})
+        restore(shard, [], [(1, due[0].entries)], now)
+        book = shard.books["t1"].book
+        assert (budget(book).reserved, budget(book).leased) == held
+        assert sum(request.in_slot for request in book.requests.values()) == held[0] // 100

@@ -23,7 +23,8 @@ KEPT: Final = 2 * SLOTS
 class Rate:
     """The state of one rate: `limit` units a period of `period_us`."""
 
-    __slots__ = ("_base", "_base_at", "_corrected", "_level", "_level_at", "_slots", "limit", "period_us", "width_us")
+    __slots__ = ("_base", "_base_at", "_corrected", "_exact_at", "_level", "_level_at", "_slots", "limit", "period_us",
+                 "width_us")  # fmt: skip
 
     def __init__(self, limit: int, period_us: int) -> None:
         self.limit = limit
@@ -39,6 +40,8 @@ class Rate:
         self._base = 0
         """The level where the slots begin, at `_base_at`."""
         self._base_at = 0
+        self._exact_at = 0
+        """When all corrections were made last."""
 
     def room(self, now: int, wanted: int) -> int:
         """How many units fit now; all corrections are looked at if `wanted` would not fit without."""
@@ -46,9 +49,13 @@ class Rate:
         room = (self.limit * self.period_us - self._level) // self.period_us
         if room < wanted and self._corrected:
             self._level = self._exact(now)
-            self._corrected = False
+            self._corrected, self._exact_at = False, now
             room = (self.limit * self.period_us - self._level) // self.period_us
         return room if room > 0 else 0
+
+    def remaining(self, now: int) -> int:
+        """How many units fit now, for people: corrections are looked at once in a while, a slot's width."""
+        return self.room(now, self.limit if now - self._exact_at >= self.width_us else 0)
 
     def charge(self, now: int, units: int) -> None:
         """Count units at admission; more than there is room for if the caller says so."""

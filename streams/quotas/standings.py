@@ -36,7 +36,7 @@ def standing(meter: Meter, now: int) -> Standing:
     if isinstance(meter, BudgetMeter):
         return Standing(quota, meter.remaining, meter.end, meter.end - meter.start)
     if isinstance(meter, RateMeter):
-        return Standing(quota, meter.rate.room(now, 0), now + meter.rate.drained_in_us(now))
+        return Standing(quota, meter.rate.room(now, quota.limit), now + meter.rate.drained_in_us(now))
     return Standing(quota, meter.free, now)
 
 
@@ -85,7 +85,7 @@ class StandingsText:
         values += [each.remaining for each in self._budgets]
         for meter in self._rates:
             rate = meter.rate
-            values += (rate.room(now, 0), second_text(-(-(now + rate.drained_in_us(now)) // 1_000_000)))
+            values += (rate.remaining(now), second_text(-(-(now + rate.drained_in_us(now)) // 1_000_000)))
         for slot in self._slots:
             values += (slot.free, second_text(-(-now // 1_000_000)))
         return self._template % tuple(values)

@@ -66,6 +66,19 @@ def test_a_rate_says_how_long_to_wait() -> None:
     admit(made, ask("c"), NOW + 30 * SECOND)
 
 
+def test_what_remains_of_a_rate_has_what_was_not_used_back() -> None:
+    made = book(quota("minute", "output_tokens", 1000))
+    admit(made, ask("a", max_tokens=900))
+    made.apply(settled("a", 100))
+    (standing,) = made.meters.standings("m-1", "", NOW)
+    assert standing.remaining == 900
+    admit(made, ask("b", max_tokens=500))
+    assert b'"remaining":400,' in made.meters.standings_text("m-1", "", NOW)
+    made.apply(settled("b", 0))
+    for seconds, remaining in ((0, 400), (3, 918)):  # in answers, a slot later
+        assert b'"remaining":%d,' % remaining in made.meters.standings_text("m-1", "", NOW + seconds * SECOND)
+
+
 def test_concurrency_counts_requests_until_they_end() -> None:
     made = book(quota("none", "concurrency", 1))
     admit(made, ask("a"))

@@ -72,6 +72,8 @@ class MeterSet:
         self.next_roll = NEVER
         """When the first of the budgets' periods ends."""
         self._is_priced = False
+        self._is_defined = False
+        """Whether anything was: what a rate that comes later did not charge is not given back by it."""
 
     def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
         """Take definitions. What is known of a rate or a budget stays where its id does; new budgets
@@ -80,6 +82,7 @@ class MeterSet:
         self.all = self._made(quotas, now, prices, anchor)
         self.rate_states, self.unreserved = {}, {}
         self.prices, self.anchor = prices, anchor
+        self._is_defined = True
         self._is_priced = any(quota.metric == "spend" for quota in quotas)
         self._covering.clear()
         self.budgets = [meter for meter in self.all if isinstance(meter, BudgetMeter)]
@@ -98,7 +101,7 @@ class MeterSet:
         made: list[Meter] = []
         for quota in quotas:
             if quota.is_rate:
-                made.append(RateMeter(quota, rates.get(quota.quota_id)))
+                made.append(RateMeter(quota, rates.get(quota.quota_id), now if self._is_defined else 0))
             elif quota.is_budget:
                 meter = BudgetMeter(quota, anchor, now - self._lead.us)
                 start, units = unreserved.get(quota.quota_id, (0, 0))

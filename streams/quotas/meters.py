@@ -204,10 +204,10 @@ class RateMeter:
 
     __slots__ = ("quota", "rate")
 
-    def __init__(self, quota: Quota, state: list[int] | None = None) -> None:
+    def __init__(self, quota: Quota, state: list[int] | None = None, since: int = 0) -> None:
         self.quota = quota
         period = RATE_US[quota.period]
-        self.rate = Rate(quota.limit, period) if state is None else Rate.restored(quota.limit, period, state)
+        self.rate = Rate(quota.limit, period, since) if state is None else Rate.restored(quota.limit, period, state)
 
 
 class SlotMeter:

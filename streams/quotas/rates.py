@@ -26,7 +26,8 @@ class Rate:
     __slots__ = ("_base", "_base_at", "_corrected", "_exact_at", "_level", "_level_at", "_slots", "limit", "period_us",
                  "width_us")  # fmt: skip
 
-    def __init__(self, limit: int, period_us: int) -> None:
+    def __init__(self, limit: int, period_us: int, since: int = 0) -> None:
+        """`since`: nothing was charged before."""
         self.limit = limit
         self.period_us = period_us
         self.width_us = period_us // SLOTS
@@ -39,7 +40,7 @@ class Rate:
         """[slot number, units charged in it], oldest first."""
         self._base = 0
         """The level where the slots begin, at `_base_at`."""
-        self._base_at = 0
+        self._base_at = since
         self._exact_at = 0
         """When all corrections were made last."""
 
@@ -69,8 +70,10 @@ class Rate:
             self._forget(number)
 
     def correct(self, charged_at: int, units: int) -> None:
-        """Add units (usually fewer than none) to what was charged at a time. Of charges that are forgotten nothing is
-        given back, and what is to be added counts as charged in the oldest slot that is kept."""
+        """Add units (usually fewer than none) to what was charged at a time. Of charges that are forgotten, or were not
+        made here, nothing is given back, and what is to be added counts as charged in the oldest slot that is kept."""
+        if units < 0 and charged_at < self._base_at:
+            return
         number = charged_at // self.width_us
         found = next((slot for slot in reversed(self._slots) if slot[0] == number), None)
         if found is None:

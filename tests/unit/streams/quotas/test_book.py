@@ -79,6 +79,15 @@ def test_what_remains_of_a_rate_has_what_was_not_used_back() -> None:
         assert b'"remaining":%d,' % remaining in made.meters.standings_text("m-1", "", NOW + seconds * SECOND)
 
 
+def test_a_rate_gives_nothing_back_of_what_was_admitted_before_it_held() -> None:
+    made = book(quota(limit=10_000))
+    admit(made, ask("before", max_tokens=900))
+    made.define([quota(limit=10_000), quota("hour", "output_tokens", 1000)], NOW + 1)
+    admit(made, ask("a", max_tokens=900), NOW + 2)
+    made.apply(settled("before", 0, at=NOW + 3))
+    assert admit(made, ask("b", max_tokens=900), NOW + 4).max_tokens == 100
+
+
 def test_concurrency_counts_requests_until_they_end() -> None:
     made = book(quota("none", "concurrency", 1))
     admit(made, ask("a"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
@@ -39,22 +39,36 @@ from billing.stripe.returns import Payment
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 
-SENT: Final = "invoice.sent"
 CREDITABLE: Final = (InvoiceState.FINALIZED, InvoiceState.PAID)
 
 
 @retrying
 def void_invoice(
-    engine: Engine, reference: str, *, reason: str, now: datetime, actor: str, dry_run: bool = False
-) -> Correction:
+    engine: Engine, reference: str, *, reason: str, now: datetime, actor: str, gateway: StripeGateway | None = None,
+    dry_run: bool = False,
+) -> Correction:  # fmt: skip
     """Void an invoice that nobody has got yet and nothing was paid of: all it billed is to be billed anew.
 
     Its number stays used. Raises CorrectionRefused where it was delivered, paid in part, or credited: then a credit
     note takes it back. One that somebody has voided in Stripe is taken over whatever became of it; what is written off
-    of it stays so.
+    of it stays so. Whether it was delivered is known as far as events came in, and `gateway` is asked for more.
     """
+    if gateway is not None:
+        _ask_whether_delivered(engine, reference, gateway)
     with transaction(engine, dry_run=dry_run) as connection:
         return begin_void(connection, reference, reason=reason, now=now, actor=actor)
+
+
+def _ask_whether_delivered(engine: Engine, reference: str, gateway: StripeGateway) -> None:
+    """Keep what Stripe's events tell of its delivery since it was finalized there."""
+    stored = find_invoice(engine, reference)
+    if stored.state is not InvoiceState.FINALIZED or stored.stripe_invoice_id is None:
+        return
+    theirs, _ = gateway.invoice(stored.stripe_invoice_id)
+    since = datetime.fromtimestamp(theirs.finalized_s or theirs.created_s, UTC)
+    for event in returns.deliveries(gateway, theirs.invoice_id, since):
+        with transaction(engine) as connection:
+            returns_store.keep_event(connection, event, received_as="poll")
 
 
 def begin_void(connection: Connection, reference: str, *, reason: str, now: datetime, actor: str) -> Correction:
@@ -67,7 +81,7 @@ def begin_void(connection: Connection, reference: str, *, reason: str, now: date
     name, of = stored.number or reference, stored.invoice
     if is_void:
         return _begin(connection, stored, name, reason, now, actor)
-    if returns_store.heard_of(connection, stored.stripe_invoice_id or "", SENT):
+    if returns_store.heard_of(connection, stored.stripe_invoice_id or "", returns.SENT):
         raise CorrectionRefused(f"{name} was delivered: `tollbook invoice credit-note {name} --reissue` instead")
     if (standing is not None and standing.amount_paid) or notes_against(connection, of):
         raise CorrectionRefused(f"{name} is paid or credited in part: `tollbook invoice credit-note {name}` instead")

@@ -19,6 +19,7 @@ from billing.stripe.stripe_gateway import StripeGateway
 
 TOLERANCE_S: Final = 300
 """How old a signed webhook may be: https://docs.stripe.com/webhooks#replay-attacks."""
+SENT: Final = "invoice.sent"
 NOT_GIVEN: Final = ("failed", "canceled")
 """States of a refund that gave nothing back."""
 _SIGNED: Final = re.compile(r"(t|v1)=([0-9a-f]+)")
@@ -65,6 +66,12 @@ def events(gateway: StripeGateway, since: datetime | None, after: str | None = N
     """Pages of events from a moment on, the newest first, those after one; Stripe keeps them for 30 days."""
     pages = gateway.each_page("/v1/events", after=after, **_since(since))
     return ([event_of(found) for found in page] for page in pages)
+
+
+def deliveries(gateway: StripeGateway, stripe_invoice: str, since: datetime) -> list[StripeEvent]:
+    """The events from a moment on that an invoice was sent to its payer; Stripe keeps them for 30 days."""
+    found = map(event_of, gateway.pages("/v1/events", type=SENT, **_since(since)))
+    return [event for event in found if event.object_id == stripe_invoice]
 
 
 def balance_transactions(

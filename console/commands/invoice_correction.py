@@ -43,7 +43,7 @@ def void(
     """Void an invoice that nobody has got yet, here and in Stripe. Its number stays used; its usage is billed anew."""
     gateway, now = session.stripe(test=test), session.clock(None)
     with session.engine() as engine:
-        made = void_invoice(engine, reference, reason=reason, now=now, actor=actor, dry_run=dry_run)
+        made = void_invoice(engine, reference, reason=reason, now=now, actor=actor, gateway=gateway, dry_run=dry_run)
         if dry_run:
             out.print(f"{reference} can be voided")
             return

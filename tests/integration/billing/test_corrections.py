@@ -284,11 +284,14 @@ def test_a_delivered_or_partly_paid_invoice_is_credited_and_not_voided(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
 ) -> None:
     client = stripe_twin.client()
-    customer = str(client.v1.invoices.retrieve(sent["acme"]).customer)
-    client.v1.customers.update(customer, {"email": "a@acme.example"})
     act(stripe_twin, "pay", invoice=sent["bolt"], amount=100)
-    client.v1.invoices.retrieve(sent["acme"])
     sync(world, gateway)
+    # Somebody sends it from the dashboard, and its event did not come in.
+    client.v1.invoices.send_invoice(sent["acme"])
+    with pytest.raises(CorrectionRefused, match=r"was delivered: `tollbook invoice credit-note .* --reissue` instead"):
+        void_invoice(world.engine, sent["acme"], reason="r", now=NOW, actor="ada", gateway=gateway)
+    with pytest.raises(CorrectionRefused, match="was delivered"):
+        void_invoice(world.engine, sent["acme"], reason="r", now=NOW, actor="ada")
     with pytest.raises(CorrectionRefused, match="paid or credited in part"):
         void_invoice(world.engine, sent["bolt"], reason="r", now=NOW, actor="ada")
     note_over(world, sent["bolt"], None)

@@ -46,6 +46,7 @@ from billing.stripe.stripe_gateway import StripeInvoice
 
 CLOCKS_DIFFER: Final = timedelta(hours=1)
 """Stripe's clock and the database's are no further apart."""
+ISSUED_THERE: Final = ("open", "paid")
 LOOKS: Final = 3
 """A draft that differs is read so often before it is believed: Stripe's lists of lines may lag a moment."""
 
@@ -341,7 +342,9 @@ class InvoiceSender:
             found, lines = self._given.gateway.invoice(target)
             numbered = replace(found, lines=tuple(lines))
         # It was equal before it was approved; somebody may have edited it since. After finalizing it is too late.
-        if different := self._differences(stored, numbered, "draft", number):
+        # Finalized there meanwhile with our number on it, it is taken as it is: finalizing then finds it.
+        status = numbered.seen.status if numbered.seen.status in ISSUED_THERE else "draft"
+        if different := self._differences(stored, numbered, status, number):
             raise Differs(f"Stripe's draft {target} was changed after it was approved: {'; '.join(different)}")
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, numbered.invoice_id)

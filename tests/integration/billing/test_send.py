@@ -29,7 +29,7 @@ from reconciliation.agreement import Check
 from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN
 from tests.fixtures_stripe_twin import StripeTwin, control
-from tests.integration.billing.conftest import World, all_done
+from tests.integration.billing.conftest import Crash, World, all_done, crash_at
 from tests.integration.billing.stripe_months import sync
 
 NOWHERE = StripeGateway(StripeSettings("sk_test_1", "http://127.0.0.1:9"))
@@ -435,14 +435,21 @@ def test_a_customer_with_a_balance_or_pending_items_of_its_own_is_billed_ours_al
 def test_what_somebody_finalized_by_hand_and_is_ours_to_the_cent_is_adopted(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin
 ) -> None:
-    drafted(world, acme=1000)
+    drafted(world, acme=1000, lost=1000)
 
     def checkpoint(_: object, name: str) -> None:
         if name == "stored numbered":
             stripe_twin.client().v1.invoices.finalize_invoice(in_stripe(stripe_twin)[0].id)
 
-    (sent,) = world.send(gateway, checkpoint=checkpoint).invoices
+    (sent,) = world.send(gateway, billing_accounts=["acme"], checkpoint=checkpoint).invoices
     assert (sent.outcome, balance(world)[1100]) == (Outcome.FINALIZED, 2)
+    # Also where the reply is lost by which it got our number.
+    with pytest.raises(Crash):
+        world.send(gateway, billing_accounts=["lost"], checkpoint=crash_at("unrecorded number 0"))
+    (draft,) = [invoice for invoice in in_stripe(stripe_twin) if invoice.status == "draft"]
+    stripe_twin.client().v1.invoices.finalize_invoice(draft.id)
+    (lost,) = world.send(gateway, billing_accounts=["lost"]).invoices
+    assert (lost.outcome, lost.reason, balance(world)[1100]) == (Outcome.FINALIZED, None, 4)
     with transaction(world.engine) as opened:
         assert stripe_request_store.unanswered(opened, [sent.invoice_id]) == []
 

@@ -218,6 +218,10 @@ class EventRefused(BillingError):
     """A webhook that is not Stripe's: its signature, its age or its content."""
 
 
+class MoneyNotBooked(BillingError):
+    """What something rests on cannot be booked yet."""
+
+
 class CashDiffers(BillingError):
     """A customer's cash balance in Stripe is not what the books have of it."""
 

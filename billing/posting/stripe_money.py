@@ -6,7 +6,7 @@ side of `amount` follows from the reporting category (https://docs.stripe.com/re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -133,19 +133,21 @@ def money_moved(moved: BalanceTransaction, billing_account: str | None, *, booki
     )
 
 
-def dispute_lost(
-    dispute_id: str, amount: int, code: str, billing_account: str | None, *, booking: Booking
-) -> JournalEntry:
-    """A dispute is lost, and what the bank withdrew stays away: Dr 4930 / Cr 1180."""
-    lost = major(amount, currency(code, booking.effective_at.date()))
-    other = AccountCode.DISPUTE_RECEIVABLE if billing_account else AccountCode.SUSPENSE
+def dispute_lost(dispute_id: str, withdrawn: Sequence[Posting], *, booking: Booking) -> JournalEntry:
+    """A dispute is lost, and what the bank withdrew stays away: Dr 4930 / Cr 1180 (1090 where the payer is not known).
+
+    `withdrawn`: what the dispute has there by its balance transactions, which need not be what it is over.
+    """
     return JournalEntry(
         idempotency_key=booking.key,
         kind="dispute_lost",
         legal_entity=booking.legal_entity,
         accounting_period=booking.accounting_period,
         effective_at=booking.effective_at,
-        postings=(Posting(AccountCode.DISPUTES_LOST, code, lost), Posting(other, code, -lost, billing_account or "")),
+        postings=(
+            *(Posting(AccountCode.DISPUTES_LOST, p.currency, p.amount) for p in withdrawn),
+            *(Posting(p.account, p.currency, -p.amount, p.subledger) for p in withdrawn),
+        ),
         original_period=booking.original_period,
         source={"dispute": dispute_id},
     )

@@ -16,7 +16,7 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 
 from billing.database import transaction
-from billing.errors import CashDiffers, StripeRefused, UnknownInvoice
+from billing.errors import CashDiffers, MoneyNotBooked, StripeRefused, UnknownInvoice
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import CORRECTION, CorrectionEvent, CorrectionKind, CorrectionState
 from billing.invoicing.dunning import Standing
@@ -286,8 +286,8 @@ def _refund(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent
 
 
 def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str) -> str:
-    """A dispute that is lost is an expense from then on, unless it is won after all; what moves because of it comes as
-    balance transactions."""
+    """What was withdrawn for a dispute that is lost is an expense from then on, unless it is won after all; what moves
+    because of it comes as balance transactions. Raises MoneyNotBooked while one of them cannot be booked."""
     dispute_id = events[-1].object_id
     found = returns.dispute(gateway, dispute_id)
     customer = customer_who_paid(engine, gateway, found.charge_id)
@@ -305,8 +305,12 @@ def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
             lost = None if lost else booked
         where = booking(connection, key, legal_entity=entity, at=now, now=now)
         if lost is None and found.status == "lost":
-            entry = dispute_lost(dispute_id, found.amount, found.currency, account, booking=where)
-            ledger_store.post(connection, [entry])
+            for each in set(found.moved) - returns_store.booked(connection, found.moved):
+                if each in returns_store.unbooked(connection):
+                    raise MoneyNotBooked(f"{each} of it cannot be booked: what was lost is not known before that")
+                return WAITS
+            if withdrawn := returns_store.withdrawn(connection, dispute_id):
+                ledger_store.post(connection, [dispute_lost(dispute_id, withdrawn, booking=where)])
         elif lost is not None and found.status == "won":
             ledger_store.post(connection, [dispute_regained(lost[1], lost[0], booking=where)])
     return f"dispute {found.status}"

@@ -27,7 +27,8 @@ _SIGNED: Final = re.compile(r"(t|v1)=([0-9a-f]+)")
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """A dispute as it stands; `amount` in Stripe's integer of `currency`, `submissions` of evidence so far."""
+    """A dispute as it stands; `amount` in Stripe's integer of `currency`, `submissions` of evidence so far, `moved`:
+    the balance transactions by which money went and came back."""
 
     dispute_id: str
     status: str
@@ -39,6 +40,7 @@ class Dispute:
     evidence_due_at: datetime | None
     submissions: int
     payment_intent: str | None = None
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def dispute(gateway: StripeGateway, dispute_id: str) -> Dispute:
     return Dispute(
         found["id"], found["status"], found["amount"], found["currency"].upper(), found["charge"], found["reason"],
         _moment(found["created"]), due_by and _moment(due_by), details["submission_count"], found["payment_intent"],
+        tuple(each["id"] for each in found["balance_transactions"]),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from billing import tables
 from billing.invoicing import correction_store
 from billing.invoicing.invoice_states import InvoiceState
-from billing.ledger.journal import AccountCode
+from billing.ledger.journal import ACCOUNTS, AccountCode, Posting
 from billing.money import currency, to_minor, to_stripe
 from billing.posting.stripe_money import BalanceTransaction
 from billing.posting.suspense import Suspended, unexplained
@@ -245,6 +245,32 @@ def received(connection: Connection) -> dict[tuple[str, str], Decimal]:
         .group_by(*key)
     )
     return {(row[0], row[1]): row[2] for row in connection.execute(query) if row[2]}
+
+
+def withdrawn(connection: Connection, dispute_id: str) -> list[Posting]:
+    """What a dispute has in 1180, or in 1090 where its payer is not known: by its balance transactions, less what was
+    booked as lost of it and not regained."""
+    moved, entries = tables.stripe_balance_transactions, tables.journal_entries
+    postings, accounts = tables.postings, tables.accounts
+    of = select(moved.c.entry_id).where(moved.c.source_id == dispute_id)
+    ended = select(entries.c.entry_id).where(
+        entries.c.kind.in_(("dispute_lost", "dispute_regained")), entries.c.source["dispute"].astext == dispute_id
+    )
+    held = (AccountCode.DISPUTE_RECEIVABLE, AccountCode.SUSPENSE)
+    key = (accounts.c.code, accounts.c.currency, accounts.c.subledger)
+    query = (
+        select(*key, func.sum(postings.c.amount))
+        .select_from(postings)
+        .join(accounts, accounts.c.account_id == postings.c.account_id)
+        .where(
+            or_(postings.c.entry_id.in_(of), postings.c.entry_id.in_(ended)),
+            accounts.c.code.in_([each.code for each in held]),
+        )
+        .group_by(*key)
+        .order_by(*key)
+    )
+    rows = connection.execute(query).all()
+    return [Posting(ACCOUNTS[code], unit, amount, subledger) for code, unit, subledger, amount in rows if amount]
 
 
 def suspense(connection: Connection) -> list[Suspended]:

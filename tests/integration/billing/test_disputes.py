@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +25,7 @@ from billing.commands.show_invoices import invoice_document
 from billing.errors import CorrectionRefused, UnknownDispute
 from billing.invoicing.invoice_check import check_events
 from billing.invoicing.invoice_file import read_invoice_file
+from billing.stripe import returns
 from billing.stripe.stripe_gateway import StripeGateway
 from streams.retention.archive_files import Archive
 from tests.billing_builders import OCTOBER
@@ -40,7 +42,7 @@ def no_archive() -> Archive:
 
 
 def test_a_dispute_is_known_with_its_invoice_and_its_money_comes_and_goes(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = finalized(world, gateway, "acme", "bolt")
     eur: dict[str, Any] = {"settle": "eur", "rate": "0.9"}
@@ -58,7 +60,11 @@ def test_a_dispute_is_known_with_its_invoice_and_its_money_comes_and_goes(
     assert books(world)[1180] == 30, "what was paid in dollars is disputed in dollars"
     act(stripe_twin, "decide", dispute=won, won=True)
     act(stripe_twin, "decide", dispute=lost, won=False)
-    sync(world, gateway)
+    with monkeypatch.context() as patch:
+        # A bank need not withdraw what the dispute is over: what it did withdraw is lost.
+        over_more = returns.dispute
+        patch.setattr(returns, "dispute", lambda *of: replace(found := over_more(*of), amount=found.amount + 300))
+        sync(world, gateway)
     now = books(world)
     assert (now.get(1180, 0), now[4930], now[5110]) == (0, 15, 30)
     assert {row["status"] for row in dispute_list(world.engine)} == {"warning_closed", "won", "lost"}

@@ -180,7 +180,7 @@ def test_money_of_nobody_waits_in_suspense_and_what_cannot_be_taken_in_holds_up_
     assert (found.paid, found.booked) == (1, 2)
     told = {problem.partition(": ")[0]: problem for problem in found.problems}
     assert {name for name in told if "_gone" in name} == {"cn_gone", "dp_gone"}
-    assert "'HKD' is no currency" in told[lost]
+    assert "of it cannot be booked" in told[lost]
     assert (found.waiting, len(told)) == (3, 5), "the dispute in HKD waits, and two movements of money"
     assert [(d["status"], d["amount"], d["stripe_amount"]) for d in dispute_list(world.engine)] == [("lost", None, 900)]
     assert books(world)[1090] == -9

@@ -8,6 +8,7 @@ from decimal import Decimal
 import pytest
 
 from billing.ledger.journal import AccountCode as Code
+from billing.ledger.journal import Posting
 from billing.posting.posting_rules import Booking
 from billing.posting.stripe_money import BalanceTransaction, dispute_lost, money_moved
 
@@ -79,5 +80,6 @@ def test_nothing_moved_is_no_entry() -> None:
 
 
 def test_a_lost_dispute_is_an_expense() -> None:
-    entry = dispute_lost("du_1", 2000, "USD", "acme", booking=BOOKING)
+    withdrawn = [Posting(Code.DISPUTE_RECEIVABLE, "USD", Decimal(20), "acme")]
+    entry = dispute_lost("du_1", withdrawn, booking=BOOKING)
     assert [(p.account, p.amount) for p in entry.postings] == [(Code.DISPUTES_LOST, 20), (Code.DISPUTE_RECEIVABLE, -20)]

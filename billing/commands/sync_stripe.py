@@ -7,7 +7,7 @@ it is now, so that their order and repeats do not matter. Nothing external happe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -27,6 +27,8 @@ from billing.errors import (
     StripeOutcomeUnknown,
     StripeRefused,
 )
+from billing.invoicing import correction_store
+from billing.invoicing.correcting import CorrectionState
 from billing.ledger import ledger_store
 from billing.posting.booking import booking
 from billing.posting.stripe_money import BalanceTransaction, money_moved
@@ -101,10 +103,45 @@ def sync_stripe(
     )
 
 
-def _check_account(engine: Engine, gateway: StripeGateway) -> None:
-    asked = (gateway.account_id, gateway.live)
+def look_ahead(engine: Engine, *, gateway: StripeGateway, since: datetime | None = None) -> StripeSynced:
+    """What a run would begin with: balance transactions to book, events to handle, corrections to tell. Nothing is
+    kept, booked or told.
+
+    Raises OtherStripeAccount.
+    """
+    _check_account(engine, gateway, dry_run=True)
+    money = partial(returns.balance_transactions, gateway)
+    to_book = _not_there(engine, MONEY, money, lambda moved: moved.transaction_id, returns_store.booked, since)
+    events = partial(returns.events, gateway)
+    to_keep = _not_there(engine, EVENTS, events, lambda event: event.event_id, returns_store.known, since)
     with transaction(engine) as connection:
-        followed = returns_store.follow(connection, *asked)
+        waiting = returns_store.waiting(connection)
+        to_tell = len(correction_store.listed(connection, state=CorrectionState.OPEN))
+    return StripeSynced(to_book, to_keep + waiting, 0, waiting, (), to_tell)
+
+
+def _not_there(
+    engine: Engine, name: str, listed: Callable[[datetime | None, str | None], Iterable[list[T]]],
+    id_of: Callable[[T], str], there: Callable[[Connection, Collection[str]], set[str]], since: datetime | None,
+) -> int:  # fmt: skip
+    with transaction(engine) as connection:
+        read_to = returns_store.read_to(connection, name)
+    if read_to is not None and since is not None:
+        read_to = min(read_to, since)
+    count = 0
+    for page in listed(read_to and read_to - OVERLAP, None):
+        ids = {id_of(each) for each in page}
+        with transaction(engine) as connection:
+            count += len(ids - there(connection, ids))
+    return count
+
+
+def _check_account(engine: Engine, gateway: StripeGateway, *, dry_run: bool = False) -> None:
+    asked = (gateway.account_id, gateway.live)
+    with connected(engine) as opened, opened.begin() as begun:
+        followed = returns_store.follow(opened, *asked)
+        if dry_run:
+            begun.rollback()
     if followed != asked:
         (theirs, of_key) = (f"{name} ({'live' if live else 'test'})" for name, live in (followed, asked))
         raise OtherStripeAccount(

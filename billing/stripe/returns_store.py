@@ -74,6 +74,13 @@ def keep_event(connection: Connection, event: StripeEvent, *, received_as: str) 
     return made.first() is not None
 
 
+def known(connection: Connection, event_ids: Collection[str]) -> set[str]:
+    """Which of these events are kept."""
+    table = tables.stripe_events
+    wanted = any_(cast(list(event_ids), ARRAY(String)))
+    return set(connection.execute(select(table.c.event_id).where(table.c.event_id == wanted)).scalars())
+
+
 def unhandled(
     connection: Connection, limit: int | None = None, after: StripeEvent | None = None
 ) -> Sequence[StripeEvent]:

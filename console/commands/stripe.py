@@ -26,25 +26,28 @@ Since = Annotated[
 
 @app.command()
 def sync(
-    actor: session.Actor, test: Test = False, again: Again = False, since: Since = None, as_json: AsJson = False
-) -> None:
+    actor: session.Actor, test: Test = False, again: Again = False, since: Since = None,
+    dry_run: session.DryRun = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Take in payments, refunds, disputes, payouts and events since the last time. Safe to repeat.
 
     The books follow the account of the first key that is used, and take no other's.
     """
+    gateway, from_then = session.stripe(test=test), None if since is None else session.moment(since)
     with session.engine() as engine:
-        found = sync_stripe.sync_stripe(
-            engine,
-            gateway=session.stripe(test=test),
-            now=session.clock(None),
-            actor=actor,
-            again=again,
-            since=None if since is None else session.moment(since),
-        )
+        if dry_run:
+            found = sync_stripe.look_ahead(engine, gateway=gateway, since=from_then)
+        else:
+            found = sync_stripe.sync_stripe(
+                engine, gateway=gateway, now=session.clock(None), actor=actor, again=again, since=from_then
+            )
     if as_json:
         document({"booked": found.booked, "events": found.events, "invoices_paid": found.paid,
                   "corrected": found.corrected, "waiting": found.waiting,
                   "problems": list(found.problems)})  # fmt: skip
+    elif dry_run:
+        out.print(f"{found.booked} balance transactions would be booked, {found.events} events handled,"
+                  f" {found.corrected} corrections told")  # fmt: skip
     else:
         out.print(f"{found.booked} balance transactions booked, {found.events} events handled,"
                   f" {found.paid} invoices paid, {found.corrected} corrections told,"

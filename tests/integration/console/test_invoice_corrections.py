@@ -65,7 +65,11 @@ def test_finance_corrects_invoices_and_answers_a_dispute(
         assert run("approval", "approve", number, *by).returncode == 1
         said(run, "approval", "approve", number, "--as", "bob")
     assert run("invoice", "pay", cord, "--document", "d", *by).returncode == 2
-    assert found(run, "stripe", "sync", "--test")["corrected"] == 2
+    ahead = found(run, "stripe", "sync", "--test", "--dry-run")
+    assert (ahead["booked"], ahead["corrected"], ahead["events"] > 0) == (2, 2, True)
+    assert found(run, "stripe", "sync", "--test", "--dry-run") == ahead, "nothing was done"
+    done = found(run, "stripe", "sync", "--test")
+    assert (done["corrected"], done["booked"]) == (2, 2)
 
     assert "can be voided" in said(run, "invoice", "void", dent, *test, "--dry-run")
     assert "drawn up anew: adjustment of 2026-10" in said(run, "invoice", "void", dent, "--reissue", *test)

@@ -18,8 +18,10 @@ from typing import Any, Final
 
 from billing.commands.correct_invoice import credit_invoice, void_invoice
 from billing.commands.decide_proposal import decide, propose
+from billing.commands.dispute_evidence import dispute_list, submit_evidence
 from billing.commands.refund_invoice import refund_invoice
 from billing.commands.send_corrections import send_corrections
+from billing.commands.show_invoices import invoice_list
 from billing.commands.sync_stripe import sync_stripe
 from billing.database import transaction
 from billing.invoicing import correction_store
@@ -37,76 +39,81 @@ from tests.simulation.stripe.matrix import DAY_AND_AN_HOUR_S, PAUSE_S, Result, s
 RUNS_MAX: Final = 5
 
 
+REQUESTS: Final = {
+    "credit_note": "/v1/credit_notes",
+    "refund": "/v1/refunds",
+    "void": "/v1/invoices/*/void",
+    "mark_uncollectible": "/v1/invoices/*/mark_uncollectible",
+    "pay_elsewhere": "/v1/invoices/*/pay",
+    "move_balance": "/v1/customers/*/balance_transactions",
+    "submit_evidence": "/v1/disputes/*",
+}
+"""Every request that tells a correction, as the path of its address at the twin."""
+MENDED: Final = ("credit_note", "move_balance")
+"""What is refused of these is asked for again; of all others it is over, and nothing was done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """How an account must stand in the end: its invoice's status and what is due of it there, and what our books owe
-    (1100) and hold (2150). `made`: how many credit notes, refunds and balance moves Stripe has of it."""
+    (1100) and hold (2150). `made`: how many credit notes, refunds, balance moves and submissions of evidence Stripe has
+    of it."""
 
     status: str
     due: int
     owed: int
     held: int = 0
-    made: tuple[int, int, int] = (0, 0, 0)
+    made: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A correction: what is paid before, what is done, the request that does it last, and how it ends."""
+    """A correction: what is paid before, how it ends, and the requests that do it, in order."""
 
     paid: int
-    operation: str
-    path: str
     done: Done
     requests: tuple[str, ...]
 
 
 STORIES: Final = {
-    "note": Story(0, "credit_note", "/v1/credit_notes", Done("open", 1500, 1500, made=(1, 0, 0)), ("credit_note",)),
-    "note, paid": Story(
-        1800, "credit_note", "/v1/credit_notes", Done("paid", 1800, 0, -300, (1, 0, 0)), ("credit_note",)
-    ),
-    "note, given back": Story(
-        2000, "refund", "/v1/refunds", Done("paid", 2000, 0, 0, (1, 1, 0)), ("refund", "credit_note")
-    ),
-    "void": Story(0, "void", "/v1/invoices/*/void", Done("void", 2000, 0), ("void",)),
-    "write off": Story(
-        500, "mark_uncollectible", "/v1/invoices/*/mark_uncollectible", Done("uncollectible", 2000, 0),
-        ("mark_uncollectible",),
-    ),
-    "paid elsewhere": Story(500, "pay_elsewhere", "/v1/invoices/*/pay", Done("paid", 2000, 0), ("pay_elsewhere",)),
-    "refund": Story(2000, "refund", "/v1/refunds", Done("paid", 2000, 0, 0, (0, 1, 0)), ("refund",)),
-    "overpayment": Story(
-        2600, "move_balance", "/v1/customers/*/balance_transactions", Done("paid", 2000, 0, -600, (0, 0, 1)),
-        ("move_balance",),
-    ),
+    "note": Story(0, Done("open", 1500, 1500, made=(1, 0, 0, 0)), ("credit_note",)),
+    "note, paid": Story(1800, Done("paid", 1800, 0, -300, (1, 0, 0, 0)), ("credit_note",)),
+    "note, given back": Story(2000, Done("paid", 2000, 0, 0, (1, 1, 0, 0)), ("refund", "credit_note")),
+    "void": Story(0, Done("void", 2000, 0), ("void",)),
+    "write off": Story(500, Done("uncollectible", 2000, 0), ("mark_uncollectible",)),
+    "paid elsewhere": Story(500, Done("paid", 2000, 0), ("pay_elsewhere",)),
+    "refund": Story(2000, Done("paid", 2000, 0, 0, (0, 1, 0, 0)), ("refund",)),
+    "overpayment": Story(2600, Done("paid", 2000, 0, -600, (0, 0, 1, 0)), ("move_balance",)),
+    "evidence": Story(2000, Done("paid", 2000, 0, 0, (0, 0, 0, 1)), ("submit_evidence",)),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A story with the checkpoint at which it is killed first, and what goes wrong at Stripe."""
+    """A story with the checkpoint at which it is killed first, and what goes wrong at Stripe at one of its requests."""
 
     story: str
     kill: str
+    at: str
     fault: FaultKind
 
 
 def every_cell() -> Iterator[Cell]:
-    """Each story, killed nowhere and at each of its checkpoints, with each fault."""
+    """Each story, killed nowhere and at each of its checkpoints, with each fault at each of its requests."""
     for name, story in STORIES.items():
         kills = ["never", *(f"{when} {request} 0" for request in story.requests for when in ("sending", "unrecorded"))]
-        # What is refused of a correction is over, not mended.
-        for kill, fault in itertools.product(kills, (k for k in FaultKind if k is not FaultKind.REFUSED)):
-            yield Cell(name, kill, fault)
+        for kill, at, fault in itertools.product(kills, story.requests, FaultKind):
+            if fault is not FaultKind.REFUSED or at in MENDED:
+                yield Cell(name, kill, at, fault)
 
 
 def some_cells(seed: int, count: int) -> list[Cell]:
-    """So many cells, among them each story's kills and each fault of each story's request as far as they fit."""
+    """So many cells, among them each story's kills and each fault at each request as far as they fit."""
     cells = list(every_cell())
     random.Random(seed).shuffle(cells)
     kills = {(cell.story, cell.kill) for cell in cells}
-    faults = {(cell.story, cell.fault) for cell in cells}
-    first = [c for c in cells if _taken(kills, (c.story, c.kill)) | _taken(faults, (c.story, c.fault))]
+    faults = {(cell.at, cell.fault) for cell in cells}
+    first = [c for c in cells if _taken(kills, (c.story, c.kill)) | _taken(faults, (c.at, c.fault))]
     return (first + [cell for cell in cells if cell not in first])[:count]
 
 
@@ -128,7 +135,9 @@ def run(world: World, twin: StripeTwin, cells: Sequence[Cell], *, old: bool = Fa
     sent = {i.billing_account: str(i.stripe_invoice_id) for i in world.send(gateway, pause_s=PAUSE_S).invoices}
     for name, cell in zip(names, cells, strict=True):
         if paid := STORIES[cell.story].paid:
-            act(twin, "pay", invoice=sent[name], amount=paid, overpay=paid > 2000)
+            charge = act(twin, "pay", invoice=sent[name], amount=paid, overpay=paid > 2000)["id"]
+            if cell.story == "evidence":
+                act(twin, "dispute", charge=charge)
     _sync_but_tell_nothing(world, gateway)
     result = Result()
     for name, cell in zip(names, cells, strict=True):
@@ -176,6 +185,10 @@ def _begin(world: World, gateway: StripeGateway, invoice: str, story: str) -> No
             void_invoice(engine, invoice, now=NOW, **said)
         case "refund":
             refund_invoice(engine, invoice, None, gateway=gateway, **said)
+        case "evidence":
+            (invoice_id,) = [i["invoice_id"] for i in invoice_list(engine) if i["stripe_invoice_id"] == invoice]
+            (dispute,) = [d["dispute_id"] for d in dispute_list(engine) if d["invoice_id"] == str(invoice_id)]
+            submit_evidence(engine, dispute, {"product_description": "tokens"}, actor="ada")
         case "write off" | "paid elsewhere":
             kind = ProposalKind.WRITE_OFF if story == "write off" else ProposalKind.PAID_ELSEWHERE
             number = propose(engine, kind, invoice, {}, document="d", now=NOW, actor="ada")
@@ -187,7 +200,7 @@ def _happen(world: World, twin: StripeTwin, gateway: StripeGateway, invoice: str
     invoice_id = world.rows("select invoice_id from ledger.invoices where stripe_invoice_id = :i", i=invoice)[0][0]
     with transaction(world.engine) as connection:
         numbers = [c.correction_no for c in correction_store.listed(connection, invoice_ids=[invoice_id])]
-    path = STORIES[cell.story].path
+    path = REQUESTS[cell.at]
     control(twin, "faults", kind=cell.fault, key=twin.key, method="POST", path=path, seconds=seconds_of(cell.fault))
     try:
         send_corrections(
@@ -239,6 +252,9 @@ def _check(
     notes = Counter(str(note["invoice"]) for note in gateway.pages("/v1/credit_notes"))
     intents = {str(p["payment"]["payment_intent"]): str(p["invoice"]) for p in gateway.pages("/v1/invoice_payments")}
     refunds = Counter(intents[str(refund["payment_intent"])] for refund in gateway.pages("/v1/refunds"))
+    submitted: Counter[str] = Counter()
+    for dispute in gateway.pages("/v1/disputes"):
+        submitted[intents[str(dispute["payment_intent"])]] += dispute["evidence_details"]["submission_count"]
     for name, cell in cells.items():
         invoice = theirs[sent[name]]
         moves = [
@@ -249,11 +265,11 @@ def _check(
         lowered = sum(n["pre_payment_amount"] for n in gateway.pages("/v1/credit_notes", invoice=sent[name]))
         stands = Done(
             invoice.seen.status, invoice.seen.amount_due - lowered, owed.get(name, 0), held.get(name, 0),
-            (notes[sent[name]], refunds[sent[name]], len(moves)),
+            (notes[sent[name]], refunds[sent[name]], len(moves), submitted[sent[name]]),
         )  # fmt: skip
         if stands == STORIES[cell.story].done:
             result.right[cell.story, cell.kill] += 1
-            result.right[cell.story, cell.fault.value] += 1
+            result.right[cell.story, f"{cell.fault.value} at {cell.at}"] += 1
         else:
             result.wrong.append(f"{name} {cell}: {stands}, not {STORIES[cell.story].done}")
     booked = sum(row[0] for row in world.rows("select net from ledger.stripe_balance_transactions"))

@@ -93,7 +93,7 @@ def corrections_matrix(seed: int, cells: int) -> list[str]:
         wrong += found.wrong
         print(f"\ncorrections, keys {'forgotten' if old else 'alive'}: {found.killed} killed, {found.met} met a fault")
         for (story, what), count in sorted(found.right.items()):
-            print(f"{story:<20}{what:<28}{count:>5} right")
+            print(f"{story:<20}{what:<44}{count:>5} right")
     return wrong
 
 

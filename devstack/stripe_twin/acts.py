@@ -24,9 +24,8 @@ def pay(call: Call) -> dict[str, Any]:
     ``settle`` (a currency) and ``rate`` settle it in another currency than it was paid in.
     """
     invoice = call.session.get("invoice", call.params["invoice"])
-    again = invoice["status"] == InvoiceStatus.PAID and bool(call.params.get("overpay"))
-    if invoice["status"] not in (InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE) and not again:
-        raise invalid(f"Only open invoices can be paid; this one is {invoice['status']}.")
+    if not (invoice["status"] == InvoiceStatus.PAID and call.params.get("overpay")):
+        _check_payable(invoice)
     remaining = invoice["amount_remaining"]
     amount = call.params.get("amount") or remaining
     if amount < 1 or (amount > remaining and not call.params.get("overpay")):
@@ -34,6 +33,11 @@ def pay(call: Call) -> dict[str, Any]:
     settled_in = (call.params["settle"], call.params["rate"]) if "settle" in call.params else None
     declined = bool(call.params.get("fails"))
     return money_objects.public(payments.attempt(call, invoice, amount, declined=declined, settled_in=settled_in))
+
+
+def _check_payable(invoice: State) -> None:
+    if invoice["status"] not in (InvoiceStatus.OPEN, InvoiceStatus.UNCOLLECTIBLE):
+        raise invalid(f"Only open invoices can be paid; this one is {invoice['status']}.")
 
 
 def dispute(call: Call) -> dict[str, Any]:
@@ -128,6 +132,7 @@ def fail_refund(call: Call) -> dict[str, Any]:
 def apply_cash(call: Call) -> dict[str, Any]:
     """Somebody pays ``invoice`` (``amount`` of it) with its customer's cash balance, in Stripe by hand."""
     invoice = call.session.get("invoice", call.params["invoice"])
+    _check_payable(invoice)
     customer = call.session.get("customer", invoice["customer"])
     held = cash_balance.available(customer, invoice["currency"])
     cash_balance.apply(call, customer, invoice, call.params.get("amount") or min(held, invoice["amount_remaining"]))

@@ -123,6 +123,8 @@ def test_a_cash_balance_pays_invoices_and_is_no_part_of_stripes_balance_before(
     moved = client.v1.balance_transactions.list().data
     assert {(m.type, m.reporting_category) for m in moved} == {("payment", "charge")}
     assert sum(m.amount for m in moved) == 1200
+    with pytest.raises(ActRefused, match="Only open invoices"):
+        act(stripe_twin, "apply_cash", invoice=exact.id, amount=100)
     act(stripe_twin, "apply_cash", invoice=first.id, amount=1000)
     act(stripe_twin, "return_cash", customer=customer.id, amount=150)
     with pytest.raises(ActRefused, match="not so much"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -13,20 +14,23 @@ from billing.commands.correct_invoice import credit_invoice, void_invoice
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.refund_invoice import refund_invoice
 from billing.commands.show_invoices import invoice_document, invoice_list
+from billing.commands.trial_balance import trial_balance
+from billing.database import transaction
 from billing.errors import CorrectionRefused, ProposalRefused, StripeError
 from billing.posting.proposal_store import ProposalKind
+from billing.stripe import returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
 from devstack.stripe_twin.faults import FaultKind
 from tests.fixtures_stripe_twin import ActRefused, StripeTwin, act, control
 from tests.integration.billing.conftest import World
-from tests.integration.billing.stripe_months import books, finalized, sync
-from tests.simulation.stripe.cells import SECONDS
+from tests.integration.billing.stripe_months import finalized, sync
+from tests.simulation.stripe.cells import seconds_of
+from tests.simulation.stripe.matrix import settle
 
 NOW: Final = datetime(2026, 12, 3, tzinfo=UTC)
-FAULTS: Final = (
-    FaultKind.LOSE_REPLY, FaultKind.ERROR, FaultKind.ERROR_STORED, FaultKind.RATE_LIMIT, FaultKind.CONFLICT,
-    FaultKind.TIMEOUT,
-)  # fmt: skip
+CURRENCIES: Final = ("USD", "EUR")
+READ_FAULTS: Final = tuple(kind for kind in FaultKind if kind is not FaultKind.REFUSED)
+"""Of what is only read: Stripe refuses nothing of it by chance."""
 
 
 class Month:
@@ -45,8 +49,12 @@ class Month:
         """Do something; what is refused did not happen."""
         did = self.chance.choice(STEPS)
         if self.chance.random() < 0.3:
-            kind = self.chance.choice(FAULTS)
-            control(self.twin, "faults", kind=kind, key=self.twin.key, method="POST", seconds=SECONDS)
+            method = self.chance.choice(("POST", "GET"))
+            kind = self.chance.choice(READ_FAULTS if method == "GET" else tuple(FaultKind))
+            skip = self.chance.randrange(4) if method == "GET" else 0
+            control(
+                self.twin, "faults", kind=kind, key=self.twin.key, method=method, skip=skip, seconds=seconds_of(kind)
+            )
         try:
             getattr(self, did)(self.chance.choice(self.invoices))
             self.done[did] = self.done.get(did, 0) + 1
@@ -54,11 +62,14 @@ class Month:
             pass
         finally:
             self.twin.call("DELETE", "/_twin/faults")
+            settle(self.twin)
 
     def pays(self, invoice: str) -> None:
         amount = self.chance.randint(50, 900)
+        # One in five of them is a card of an account that settles in euros.
+        elsewhere = {"settle": "eur", "rate": "0.9"} if self.chance.random() < 0.2 else {}
         self.charges.append(
-            act(self.twin, "pay", invoice=invoice, amount=amount, overpay=self.chance.random() < 0.3)["id"]
+            act(self.twin, "pay", invoice=invoice, amount=amount, overpay=self.chance.random() < 0.3, **elsewhere)["id"]
         )
 
     def fails(self, invoice: str) -> None:
@@ -67,7 +78,8 @@ class Month:
     def disputed(self, _: str) -> None:
         if not self.charges:
             return
-        self.disputes.append(act(self.twin, "dispute", charge=self.chance.choice(self.charges))["id"])
+        amount = self.chance.choice((None, self.chance.randint(1, 100)))
+        self.disputes.append(act(self.twin, "dispute", charge=self.chance.choice(self.charges), amount=amount)["id"])
 
     def decided(self, _: str) -> None:
         if not self.disputes:
@@ -92,6 +104,12 @@ class Month:
         if self.charges:
             charge, amount = self.chance.choice(self.charges), self.chance.randint(1, 300)
             self.twin.client().v1.refunds.create({"charge": charge, "amount": amount})
+
+    def fails_to_refund(self, _: str) -> None:
+        """A payer's bank does not take what was given back."""
+        given_back = self.twin.client().v1.refunds.list().data
+        if given_back:
+            act(self.twin, "fail_refund", refund=self.chance.choice(given_back).id)
 
     def sends_cash(self, invoice: str) -> None:
         amount = self.chance.randint(50, 1500)
@@ -132,7 +150,24 @@ class Month:
 
     def syncs(self, _: str) -> None:
         sync(self.world, self.gateway)
+        if self._committed_late():
+            settle(self.twin)
+            sync(self.world, self.gateway)
         self.agrees()
+
+    def _committed_late(self) -> bool:
+        """Whether Stripe has done, or does, something after its list was read."""
+        _, _, faults = self.twin.call("GET", "/_twin/faults")
+        return any(fault["met"] and fault["kind"] == FaultKind.COMMIT_LATE for fault in faults["data"])
+
+    def hears(self, _: str) -> None:
+        """Some webhooks come, twice and in any order, and are handled before the others."""
+        events = self.gateway.get("/v1/events", limit=50)["data"]
+        heard = self.chance.choices(events, k=self.chance.randint(1, 40))
+        with transaction(self.world.engine) as connection:
+            for event in heard:
+                returns_store.keep_event(connection, returns.event_of(event), received_as="webhook")
+        sync(self.world, self.gateway, poll=False)
 
     def catch_up(self) -> None:
         """Take in and tell all, as long as something is open; what Stripe stored as a 5xx is looked up in time."""
@@ -142,18 +177,28 @@ class Month:
 
     def agrees(self) -> None:
         """Whenever all is taken in, 1010 is what Stripe's balance transactions come to, and 1012 customers' cash."""
-        moved = sum(each["net"] for each in self.gateway.pages("/v1/balance_transactions"))
-        now = books(self.world)
-        assert now.get(1010, Decimal(0)) == Decimal(moved) / 100
+        moved: Counter[str] = Counter()
+        for each in self.gateway.pages("/v1/balance_transactions"):
+            moved[each["currency"].upper()] += each["net"]
+        now = self.books()
+        for code in CURRENCIES:
+            assert now.get((1010, code), Decimal(0)) == Decimal(moved[code]) / 100, code
         pages = "/v1/customers/{}/cash_balance_transactions"
         cash = sum(
             each["net_amount"] for c in self.gateway.customers(None) for each in self.gateway.pages(pages, c["id"])
         )
-        assert now.get(1012, Decimal(0)) == Decimal(cash) / 100
+        assert now.get((1012, "USD"), Decimal(0)) == Decimal(cash) / 100
+
+    def books(self) -> dict[tuple[int, str], Decimal]:
+        """The balance of each account by currency, debit positive."""
+        balance = trial_balance(self.world.engine)
+        assert balance.balanced
+        return {(row.code, row.currency): row.debit - row.credit for row in balance.rows}
 
 
 STEPS: Final = (
-    "pays", "pays", "pays", "fails", "disputed", "decided", "regained", "paid_out", "refunds", "refunds",
+    "pays", "pays", "pays", "fails", "fails_to_refund", "hears", "hears",
+    "disputed", "decided", "regained", "paid_out", "refunds", "refunds",
     "refunds_by_hand", "credits", "credits", "voids", "ends", "sends_cash", "applies_cash", "returns_cash",
     "transfers_cash", "applies_cash_by_itself", "syncs", "syncs",
 )  # fmt: skip
@@ -184,8 +229,9 @@ def run(world: World, gateway: StripeGateway, twin: StripeTwin, *, seed: int, st
     issued = {i["number"]: -i["total"] for i in listed if i["state"] == "issued"}
     if told != issued:
         wrong.append(f"credit notes in Stripe {told}, here {issued}")
-    if books(world).get(1100, Decimal(0)) != receivable:
-        wrong.append(f"1100 has {books(world).get(1100)}, Stripe {receivable} to be paid")
+    owed = month.books().get((1100, "USD"), Decimal(0))
+    if owed != receivable:
+        wrong.append(f"1100 has {owed}, Stripe {receivable} to be paid")
     return wrong
 
 

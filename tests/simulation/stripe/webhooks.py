@@ -74,7 +74,7 @@ RIGHT: Final[Mapping[str, Right]] = {
     "regained": Right("paid"),
     "inquiry": Right("paid"),
     "overpaid": Right("paid", {2150: "-3"}),
-    "credited": Right(None, {1100: "1"}),
+    "credited": Right("finalized", {1100: "1"}),
     "note voided": Right("finalized", {1100: "20"}),
     "voided": Right(None, {1100: "20"}),
     "given up": Right(None, {1100: "20"}),

@@ -170,7 +170,7 @@ def rated_by_tenant(lines: Iterable[RatedLine]) -> dict[str, Value]:
 
 
 def rated_by_line(lines: Iterable[RatedLine]) -> dict[str, Value]:
-    """`account/tenant/charge/…` → exact amount, over everything that was posted."""
+    """`account/tenant/charge/…/metric=…` → exact amount, over everything that was posted."""
     found: dict[str, Decimal] = defaultdict(lambda: ZERO)
     for line in lines:
         found[_line_key(line)] += line.amount
@@ -417,4 +417,5 @@ def positions(sources: Mapping[str, tuple[int, int]], chunks: Iterable[tuple[str
 def _line_key(line: RatedLine) -> str:
     i = line.identity
     parts = (line.billing_account, i.tenant_id, i.plan, i.version, i.charge_key, i.tier_no, i.kind, line.unit_price)
-    return "/".join(map(str, parts))
+    names = zip(("metric", "model", "adapter", "region", "tier"), (str(line.metric), *line.where), strict=True)
+    return "/".join([*map(str, parts), *(f"{name}={value}" for name, value in names if value)])

@@ -208,7 +208,9 @@ def _money(
     read_to = max(month.end, returns_store.read_to(connection, returns_store.MONEY) or month.end)
     booked: dict[str, Value] = dict(returns_store.booked_nets(connection))
     kept = connection.execute(select(_KEPT.transaction_id, _KEPT.amount, _KEPT.fee, _KEPT.net)).all()
-    there = {name: each for name, each in moved.items() if name in booked or each.created_at < read_to}
+    younger = {f"stripe:{name}" for name, each in moved.items() if name not in booked and each.created_at >= read_to}
+    younger -= ledger_store.booked(connection, younger)
+    there = {name: each for name, each in moved.items() if f"stripe:{name}" not in younger}
     # Booked since the listing: each is asked for by its id
     for name in sorted(booked.keys() - there.keys())[:ASKED_BY_ID]:
         with suppress(StripeRefused):

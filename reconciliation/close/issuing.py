@@ -14,7 +14,7 @@ from billing.commands.remeasure_balances import remeasure_balances
 from billing.commands.seal_journal import seal_journals
 from billing.database import transaction
 from billing.errors import ProposalRefused
-from billing.invoicing import invoice_store
+from billing.invoicing import invoice_store, rated_line_store
 from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.sending import SendingStep
 from billing.ledger import journal_chain_store
@@ -138,6 +138,16 @@ class Issuing:
                     f" {self._run.month.name} --gate {gate}`"
                 )
             green = {entity: parked for entity, parked in green.items() if entity not in held}
+        with transaction(self._run.engine) as connection:
+            problems = dict(rated_line_store.problems_in(connection, self._run.month))
+        for entity, parked in list(green.items()):
+            for name in parked:
+                if why := [f"tenant {t}: {problems[t]}" for t in self._run.accounts[name].tenants if t in problems]:
+                    self._run.found.book.append(
+                        f"the book of {entity}: {name} is parked, and its usage is not accrued: {'; '.join(why)}: mend"
+                        " that and run it again, it stays parked"
+                    )
+                    green.pop(entity, None)
         if not green:
             return
         self._book_what_closes()

@@ -73,15 +73,18 @@ def movements(before: Iterable[RatedLine], now: Iterable[RatedLine]) -> list[Mov
 
 
 def to_explain(found: Iterable[Movement], before: Iterable[RatedLine]) -> list[Difference]:
-    """Movements above THRESHOLD; none of a first month, which nothing stands beside."""
+    """Movements above THRESHOLD, and all in a currency that nothing was billed in; none of a first month, which nothing
+    stands beside."""
     whole: dict[str, Decimal] = defaultdict(lambda: ZERO)
     with exactly():
         for line in before:
             whole[line.currency] += line.amount
+        if not whole:
+            return []
         return [
             Difference(each.key, _shown(each.before), each.told)
             for each in found
-            if whole.get(each.currency) and abs(each.change) > THRESHOLD * abs(whole[each.currency])
+            if abs(each.change) > THRESHOLD * abs(whole[each.currency])
         ]
 
 

@@ -175,6 +175,8 @@ DAMAGES: Final = (
     # rated lines → invoices
     delete(LINES, LINE, "usage is not billed", Gate.R5A, "acme/acme/p/v1/out"),
     double(LINES, LINE, {"line_key": "again"}, "usage is billed twice", Gate.R5A, "acme/acme/p/v1/out"),
+    alter(LINES, LINE, "model", "'other'", "an invoice says another model", Gate.R5A, "acme/acme/p/v1/out"),
+    alter(LINES, LINE, "metric", "'input'", "an invoice says another metric", Gate.R5A, "acme/acme/p/v1/out"),
     alter(LINES, LINE, "amount_minor", "amount_minor + 1", "a cent too much", Gate.R5A, "/net"),
     alter(INVOICES, OF_ACME, "(net_minor, total_minor)", "(net_minor + 1, total_minor + 1)", "a cent too much",
           Gate.R5A, "/net"),

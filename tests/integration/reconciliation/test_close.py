@@ -51,6 +51,14 @@ from tests.integration.reconciliation.forgeries import assert_forgery_is_found, 
 
 SEPTEMBER: Final = parse_period("2026-09")
 MIDDLE: Final = OCTOBER.start + timedelta(days=14)
+WITHOUT_A_PRICE: Final = (
+    "plan: q\ncurrency: USD\nversions:\n  - version: v1\n    from: 2026-01-01\n    charges:\n"
+    '      - {key: out, model: per_unit, metric: gpu_second, price: "1", where: {model: other}}\n'
+)
+PRICED_FROM_OCTOBER: Final = (
+    "  - version: v2\n    from: 2026-10-01\n    charges:\n"
+    '      - {key: out, model: per_unit, metric: output, price: "1"}\n'
+)
 STEPS: Final = (
     "collected", "frozen", "drafted", "fees recognised", "built", "reconciled", "sent", "finalized", "accounts closed",
     "books closed",
@@ -309,11 +317,16 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     # What is the other legal entity's own holds up its book alone
     assert [text.split(": ")[1] for text in run(line).problems] == ["1 differences hold up the book of eu"]
     assert (states(line)["book default"], "book eu" in states(line)) == ("closed", False)
+    leave_what_has_no_price(line, "odd")
+    why = "the book of eu: odd is parked, and its usage is not accrued: tenant odd:"
+    assert any(text.startswith(why) for text in run(line).problems)
+    line.plan(WITHOUT_A_PRICE + PRICED_FROM_OCTOBER)
+    assert [text.split(":")[0] for text in run(line).problems] == ["R11"]
     waive_all(line, Gate.R11)
     assert run(line).problems == []
     accounts = ("acme", "beta", "changed", "gamma", "gone", "trial")
     closed = dict.fromkeys((*accounts, "book default", "book eu"), "closed")
-    assert states(line) == closed | {"delta": "parked"}
+    assert states(line) == closed | {"delta": "parked", "odd": "parked"}
     # Two legal entities in one close: numbers, a book and a journal of each.
     assert line.rows("select written from ledger.issued_numbers order by 1") == [
         ("EU-000001",), ("EU-000002",), *((f"INV-00000{number}",) for number in range(1, 5)),
@@ -327,6 +340,18 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     with pytest.raises(CloseRefused, match="say why"):
         release(line.engine, OCTOBER, "delta", actor="bob", reason="")
     assert release(line.engine, OCTOBER, "delta", actor="bob", reason="answered").state is State.COLLECTING
+
+
+def leave_what_has_no_price(line: Line, tenant: str) -> None:
+    """An account whose usage cannot be rated, of the legal entity whose book is open, is left by the approval."""
+    line.plan(WITHOUT_A_PRICE)
+    line.tenant(tenant)
+    line.subscribe(tenant, plan="q", legal_entity="eu")
+    line.send_events(event(16, tenant_id=tenant))
+    waive_all(line, Gate.R1)
+    waive_all(line, Gate.R11)
+    run(line)
+    approve(line.engine, OCTOBER, actor="bob", leave=[tenant], reason="nobody knows its price")
 
 
 def customer_of(line: Line, account: str) -> str:

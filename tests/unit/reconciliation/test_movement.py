@@ -33,6 +33,14 @@ def test_only_what_is_more_than_the_threshold_is_to_be_explained_and_nothing_of_
     assert to_explain(movements([], now), []) == []
 
 
+def test_a_currency_that_is_new_is_explained_line_by_line() -> None:
+    before = lines(1000, "0.01")
+    plan = version(charge("out", Metric.OUTPUT, "0.01", model="llama"), currency="EUR")
+    euros = list(rated(plan, [usage(model="llama", output_tokens=1)]).lines)
+    explained = to_explain(movements(before, before + euros), before)
+    assert [(each.key, each.left) for each in explained] == [("tenant_1/llama/EUR", "0")]
+
+
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 10**6), st.integers(1, 10**6))
 def test_the_parts_add_up_to_the_change(before: int, now: int, old: int, new: int) -> None:
     for moved in movements(lines(before, f"0.{old:06d}"), lines(now, f"0.{new:06d}")):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from console.output import listing, out
+from reconciliation.errors import ReplayRefused
 from reconciliation.replay.applying import Replayed
-from reconciliation.replay.outcome import customer_message
+from reconciliation.replay.outcome import came_out, customer_message
 from reconciliation.replay.plan_store import StoredPlan
 
 FATES: Final = {
@@ -41,7 +43,7 @@ def plan(stored: StoredPlan) -> None:
             f"completed from {_told(effects['first'])} to {_told(effects['last'])}; {effects['windows_1m']:,} windows"
             f" of a minute and {effects['windows_1h']:,} of an hour change"
         )
-        _usage(stored, "Usage that would be added")
+        _usage(effects["usage"], "Usage that would be added")
     if effects["quotas"]:
         columns = ("tenant_id", "quota_id", "from", "to", "limit", "used", "after", "passes")
         listing(effects["quotas"], columns, title="Quotas")
@@ -54,36 +56,44 @@ def plan(stored: StoredPlan) -> None:
 
 
 def report(stored: StoredPlan, found: Replayed) -> None:
-    """What applying came to, beside what was planned."""
+    """What applying came to."""
     out.print(
         f"{stored.plan_id}: {found.through:,} of {found.records:,} events are through: {found.applied:,} applied,"
         f" {found.duplicates:,} there by now, {found.quarantined:,} in quarantine"
     )
     if found.done:
-        _usage(stored, "Usage that was added, as planned")
-        listing(stored.money or [], MONEY, title="Money")
+        _usage(found.added, "Usage that was added")
+        listing(_money(stored, found.added), MONEY, title="Money")
         out.print(f"messages to the customers: tollbook replay show {stored.plan_id} --messages")
 
 
-def _usage(stored: StoredPlan, title: str) -> None:
+def _money(stored: StoredPlan, added: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return came_out(stored.money or [], stored.effects["usage"], added)
+
+
+def _usage(usage: Sequence[Mapping[str, Any]], title: str) -> None:
     rows = [
         {"tenant_id": row["tenant_id"], "month": row["month"], "requests": row["requests"],
          "input": row["input_tokens"], "cached": row["cache_hit_tokens"], "output": row["output_tokens"]}
-        for row in stored.effects["usage"]
+        for row in usage
     ]  # fmt: skip
     listing(rows, USAGE, title=title)
 
 
 def messages(stored: StoredPlan) -> dict[str, str]:
-    """A draft for each customer concerned."""
+    """A draft for each customer concerned, of what was added. Raises ReplayRefused before the plan is applied."""
+    if stored.report is None:
+        raise ReplayRefused(
+            f"plan {stored.plan_id} is {stored.state}: customers are told what was added, once it is applied"
+        )
+    added = stored.report.get("added", stored.effects["usage"])
     usage: dict[str, list[Any]] = defaultdict(list)
-    for row in stored.effects["usage"]:
+    for row in added:
         usage[row["tenant_id"]].append(row)
     first, last = (_told(stored.effects[name]) for name in ("first", "last"))
+    money = _money(stored, added)
     return {
-        tenant: customer_message(
-            tenant, rows, [m for m in stored.money or () if m["tenant_id"] == tenant], first=first, last=last
-        )
+        tenant: customer_message(tenant, rows, [m for m in money if m["tenant_id"] == tenant], first=first, last=last)
         for tenant, rows in sorted(usage.items())
     }
 

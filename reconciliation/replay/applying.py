@@ -8,8 +8,8 @@ The next goes on where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psycopg
@@ -36,7 +36,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How a plan stands: its records, how many are through, and what they came to. `done` once all are."""
+    """How a plan stands: its records, how many are through, and what they came to. `done` once all are.
+
+    `added`: then, what usage they have added, by tenant and month.
+    """
 
     plan_id: str
     records: int
@@ -45,13 +48,18 @@ class Replayed:
     duplicates: int
     quarantined: int
     done: bool
+    added: Sequence[Mapping[str, Any]] = ()
 
-    def as_report(self) -> dict[str, Any]:
-        """For the plan's end and the audit log."""
+    def as_counts(self) -> dict[str, Any]:
+        """For the audit log."""
         return {
             "records": self.records, "applied": self.applied, "duplicates": self.duplicates,
             "quarantined": self.quarantined,
         }  # fmt: skip
+
+    def as_report(self) -> dict[str, Any]:
+        """For the plan's end."""
+        return self.as_counts() | {"added": list(self.added)}
 
 
 def begin(engine: Engine, plan_id: str, actor: str, *, dry_run: bool = False) -> StoredPlan:
@@ -152,8 +160,12 @@ class Replayer:
         with connection.transaction():
             connection.execute("select pg_advisory_xact_lock(%s)", (plan_store.lock_number(plan.plan_id),))
             found = standing(connection, plan)
-            if found.done and plan_store.note_run(connection, plan.plan_id, "ended", self._actor, found.as_report()):
-                audit.record(connection, self._actor, "replay.end", plan.plan_id, found.as_report())
+            if found.done:
+                ended = plan_store.get(connection, plan.plan_id).report
+                added = plan_store.added(connection, plan) if ended is None else ended.get("added", ())
+                found = replace(found, added=added)
+                if plan_store.note_run(connection, plan.plan_id, "ended", self._actor, found.as_report()):
+                    audit.record(connection, self._actor, "replay.end", plan.plan_id, found.as_counts())
         return found
 
 
@@ -164,12 +176,11 @@ def _position(connection: psycopg.Connection, source: str) -> int | None:
 
 def standing(connection: psycopg.Connection, plan: StoredPlan) -> Replayed:
     """How far a plan is."""
-    names = [plan.source(part).name for part in plan.parts]
     row = connection.execute(
         "select coalesce(sum(next_position), 0)::int8, coalesce(sum(applied), 0)::int8,"
         " coalesce(sum(duplicates), 0)::int8, coalesce(sum(quarantined), 0)::int8"
         " from usage.sources where source = any(%s)",
-        (names,),
+        (plan.sources,),
     ).fetchone()
     through, applied, duplicates, quarantined = row or (0, 0, 0, 0)
     done = through == plan.records

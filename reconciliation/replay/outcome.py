@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from billing.money import plain
 
@@ -76,12 +76,32 @@ class MoneyEffect:
         }  # fmt: skip
 
 
+def came_out(
+    money: Sequence[Mapping[str, Any]], planned: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """A plan's money effects once it is applied: of tenants of whom other usage was added than planned, none is known.
+
+    `planned` and `added` are usage by tenant and month, as in a plan's effects.
+    """
+    then, now = (
+        {(r["tenant_id"], r["month"]): tuple(r[name] for name in _ADDED) for r in of} for of in (planned, added)
+    )
+    others = {key[0] for key in then.keys() | now.keys() if then.get(key, _NONE) != now.get(key, _NONE)}
+    why = "not what was planned was added, since more came meanwhile: it is billed as any usage"
+    unknown = {"amount": "0", "currency": "", "unbillable": 0, "problem": why, "follows": why}
+    return [{**row, **unknown} if row["tenant_id"] in others else row for row in money]
+
+
+_ADDED: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens")
+_NONE: Final = (0,) * len(_ADDED)
+
+
 def customer_message(
     tenant_id: str, usage: Sequence[Mapping[str, Any]], money: Sequence[Mapping[str, Any]], *, first: str, last: str
 ) -> str:
     """A draft for a person to read and send: what happened, what is counted now, what it costs and where it appears.
 
-    `usage` are the tenant's rows of the plan's effects, `money` its money effects.
+    `usage` is what was added for the tenant by month, `money` what that comes to.
     """
     lines = [
         f"To: {tenant_id}",

@@ -67,6 +67,11 @@ class StoredPlan:
         """Whether some of them lie behind the horizon, and were compared with the archive."""
         return bool(self.counts.get("behind"))
 
+    @property
+    def sources(self) -> list[str]:
+        """The names of the sources as which its parts are applied."""
+        return [self.source(part).name for part in self.parts]
+
     def source(self, part: int) -> Source:
         """The source as which a part is applied."""
         return Source(f"replay:{self.plan_id}/{part}", CLUSTER, self.plan_id)
@@ -138,6 +143,34 @@ def counted_already(connection: psycopg.Connection, plan_id: str) -> int:
         (plan_id,),
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+# What took a weaker telling's place adds what it has more
+_ADDED: Final = """
+    with own as (
+        select e.*, 1 as sign from usage.events as e
+        where source = any(%(sources)s) and completed_at >= %(first)s and completed_at <= %(last)s
+        union all
+        select e.*, -1 from usage.superseded_events as s join usage.events as e using (source, position)
+        where s.by_source = any(%(sources)s)
+          and e.completed_at between %(first)s - interval '1 day' and %(last)s + interval '1 day'
+    )
+    select tenant_id, to_char(completed_at at time zone 'UTC', 'YYYY-MM') as month,
+        coalesce(sum(sign) filter (where kind = 'usage'), 0)::int8 as requests,
+        sum(sign * input_tokens)::int8 as input_tokens, sum(sign * cache_hit_tokens)::int8 as cache_hit_tokens,
+        sum(sign * output_tokens)::int8 as output_tokens
+    from own where purpose = 'tenant' group by 1, 2 order by 1, 2
+"""
+
+
+def added(connection: psycopg.Connection, plan: StoredPlan) -> list[dict[str, Any]]:
+    """What applying a plan has added, by tenant and month: as `effects` says it of what was planned."""
+    first, last = plan.effects["first"], plan.effects["last"]
+    if first is None:
+        return []
+    with connection.cursor(row_factory=dict_row) as cursor:
+        given = {"sources": plan.sources, "first": datetime.fromisoformat(first), "last": datetime.fromisoformat(last)}
+        return cursor.execute(_ADDED, given).fetchall()
 
 
 def complete(

@@ -159,6 +159,7 @@ class Planner:
                 self._positions[part] += 1
                 record = each.record
                 copy.write_row((self.plan_id, part, position, each.key, record.key, record.value))
+                self._counts["counted"] += each.is_counted
                 self._digest.update(b"%d:%d:%d:" % (part, position, len(record.value)) + record.value)
                 if each.message is not None and each.fate is not Fate.FILL:
                     self._effects.add(each.message)

@@ -29,7 +29,7 @@ from billing.plans.subscriptions import Subscription
 from billing.posting.booking import closed_books
 from reconciliation.close import close_store
 from reconciliation.close.states import CUT, Event, State, after
-from reconciliation.errors import CloseRefused
+from reconciliation.errors import CloseRefused, ReplayRefused
 from reconciliation.replay import plan_store
 from reconciliation.replay.outcome import MoneyEffect
 from reconciliation.replay.plan_store import StoredPlan
@@ -44,13 +44,19 @@ from streams.rules.replayed import Compared
 MOST_TRIED: Final = 500_000
 """Half a minute of applying, in which live events of the same hours and tenants would wait."""
 BATCH: Final = 2000
+COUNTED: Final = "events of it that are counted"
 
 
 def complete(engine: Engine, plan_id: str, now: datetime) -> None:
-    """Find out what a plan depends on and what it changes in money, and store it with the plan."""
+    """Find out what a plan depends on and what it changes in money, and store it with the plan.
+
+    Raises ReplayRefused where events of it came since they were judged.
+    """
     with transaction(engine, dry_run=True) as connection:
         plan = plan_store.get(raw(connection), plan_id)
         found = world(connection, plan)
+        if (come := found[COUNTED] - plan.counts.get("counted", 0)) != 0:
+            raise ReplayRefused(f"{come:,} of its events came while plan {plan_id} was made: make another")
         records = plan_store.records_of_tenants(raw(connection), plan_id)
         untried = {tenant_id: count for tenant_id, count in records.items() if count > MOST_TRIED}
         money = _untried(connection, plan, untried)
@@ -87,7 +93,7 @@ def world(connection: Connection, plan: StoredPlan) -> dict[str, Any]:
     ).fetchone()
     months = sorted({row["month"] for row in plan.effects["usage"]})
     return (_behind(usage) if plan.reaches_behind else {}) | {
-        "events of it that are counted": plan_store.counted_already(usage, plan.plan_id),
+        COUNTED: plan_store.counted_already(usage, plan.plan_id),
         "states of its tenants": dict(states.fetchall()),
         "how far its billing periods are": _how_far(connection, _periods(connection, plan)),
         "its books that are closed": {month: sorted(closed_books(connection, month)) for month in months},

@@ -59,6 +59,8 @@ class Expected(NamedTuple):
     beside: Version | None = None
     is_behind: bool = False
     """Behind the horizon, and compared."""
+    is_counted: bool = False
+    """Its identity is counted: by what was applied, and not by what is planned alone."""
 
 
 class DryRun:
@@ -124,7 +126,8 @@ class DryRun:
             fate = Fate.FILL
         elif fate.changes:
             self._planned.setdefault(each.key, []).append(arrived)
-        return Expected(message.record, fate, "", "", tenant_id, message, each.key, beside)
+        known = each.key in stored
+        return Expected(message.record, fate, "", "", tenant_id, message, each.key, beside, is_counted=known)
 
     def _look_up_numbers(self, messages: Sequence[Accepted]) -> None:
         """Which numbers have come, of boots that were not met before."""

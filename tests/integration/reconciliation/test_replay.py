@@ -173,10 +173,10 @@ def test_a_plan_says_what_would_become_of_each_message_and_counts_nothing(
         "acme": Decimal("0.018"), "beta": Decimal("0.018")
     }  # fmt: skip
     assert all("when it is drawn up" in row["follows"] for row in plan.money)
-    assert_many_are_tried_in_slices_and_what_is_too_many_is_said_to_be_open(replays, monkeypatch)
     assert replays.counted() == {"acme": (3, 3)}
     with replays.connection() as opened:
         assert opened.execute("select count(*) from ledger.rated_lines").fetchone() == (0,)
+    assert_many_are_tried_in_slices_and_what_is_too_many_is_said_to_be_open(replays, monkeypatch)
 
 
 def assert_many_are_tried_in_slices_and_what_is_too_many_is_said_to_be_open(
@@ -190,7 +190,10 @@ def assert_many_are_tried_in_slices_and_what_is_too_many_is_said_to_be_open(
         "acme": 2 * Decimal("0.018"), "gamma": Decimal("0.018")
     }  # fmt: skip
     assert "not tried: 3 events are more than are tried at once (2)" in money["beta"]["follows"]
-    drafts = replay_shown.messages(plan)
+    with pytest.raises(ReplayRefused, match="is planned: customers are told what was added"):
+        replay_shown.messages(plan)
+    replays.apply(plan)
+    drafts = replay_shown.messages(replays.stored(plan.plan_id))
     assert "2026-10: We are still working out what it comes to" in drafts["beta"]
     assert "0.04 USD" in drafts["acme"]
 
@@ -287,6 +290,31 @@ def test_a_plan_is_refused_once_the_world_has_changed(what: str, replays: Replay
     assert replays.counted()["acme"][0] <= 4
 
 
+def test_what_came_while_a_plan_was_made_or_applied_is_not_told_as_planned(replays: Replays) -> None:
+    with replays.connection() as opened:
+        found = [Found("", event(number)) for number in (4, 5)]
+        made = Planner(opened, NOW, replays.archive).plan(found, {"export": "x"}, "ada", lambda _: None)
+    replays.live(event(5))
+    with pytest.raises(ReplayRefused, match=r"1 of its events came while plan .* was made: make another"):
+        trial.complete(replays.engine, made, NOW)
+
+    plan = replays.plan(event(6), event(7), event(8, tenant_id="beta"))
+    begun = applying.begin(replays.engine, plan.plan_id, "ada")
+    replays.live(event(7, output_tokens=99))
+    with replays.connection() as opened:
+        replayer = applying.Replayer(opened, begun, "ada", replays.archive)
+        done = replayer.run(rate=None, progress=lambda *_: None)
+    assert (done.applied, done.quarantined) == (2, 1)
+    assert [(row["tenant_id"], row["requests"], row["output_tokens"]) for row in done.added] == [
+        ("acme", 1, 5), ("beta", 1, 5)
+    ]  # fmt: skip
+    drafts = replay_shown.messages(replays.stored(plan.plan_id))
+    assert "2026-10: 1 requests" in drafts["acme"]
+    assert "2026-10: We are still working out what it comes to" in drafts["acme"]
+    assert "0.02 USD before tax" in drafts["beta"]
+    assert replays.apply(plan).added == done.added
+
+
 def freeze(world: World) -> None:
     """Freeze October's invoice of acme."""
     at = OCTOBER.end + timedelta(days=2)
@@ -305,9 +333,6 @@ def test_of_a_cut_or_frozen_period_the_plan_says_what_follows(replays: Replays, 
     assert (row["frozen"], Decimal(row["amount"])) == (True, Decimal("0.018"))
     assert row["follows"].startswith("2026-10 is cut: a line on the next invoice of acme")
     assert "`tollbook close reopen 2026-10 acme`" in row["follows"]
-    told = replay_shown.messages(plan)["acme"]
-    assert "Your invoice for 2026-10 is drawn up without it; the amount is a line of its own on the next one." in told
-
     freeze(world)
     plan = replays.plan(event(4), now=OCTOBER.end + timedelta(days=3))
     assert plan.money is not None
@@ -331,7 +356,8 @@ def test_a_better_telling_takes_the_place_of_an_estimate(replays: Replays) -> No
     assert plan.counts["supersede"] == 1
     (row,) = plan.effects["usage"]
     assert (row["requests"], row["output_tokens"]) == (0, 3)
-    assert replays.apply(plan).applied == 1
+    done = replays.apply(plan)
+    assert (done.applied, [(row["requests"], row["output_tokens"]) for row in done.added]) == (1, [(0, 3)])
     assert replays.counted()["acme"] == (4, 4)
 
 

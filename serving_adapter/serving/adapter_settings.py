@@ -112,6 +112,8 @@ class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     proxy: ProxySection | None = None
     on_unknown_engine: Literal["refuse", "stream"] = "refuse"
     """`stream`: a vLLM without the hook points is counted from its answers."""
+    untested_vllm: list[Literal["0.29", "0.33"]] = []
+    """Versions that are metered from within though the tests never ran on them."""
 
     @staticmethod
     def from_environment(environ: Mapping[str, str] = os.environ) -> AdapterSettings:

@@ -164,7 +164,8 @@ class Replica:
         if not attached(client):
             for told in check_settings(client, args, self.rules, os.environ):
                 print(f"tollbook: WARNING: {told}", file=sys.stderr, flush=True)
-            attach(client, self._attempt_of_nobody, self.cut_off_all, self._isolation_broken)
+            let_in = self.settings.untested_vllm
+            attach(client, self._attempt_of_nobody, self.cut_off_all, self._isolation_broken, let_in)
 
     def use(self, rules: Rules) -> None:
         """Other rules, for the requests from now on."""

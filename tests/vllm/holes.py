@@ -217,6 +217,21 @@ async def _caller_closed(server: Server) -> None:
     await asked(server, ASKED, headers={"x-tollbook-caller": "v1.k1.e30.AAAA"}, expect=401)
 
 
+FORWARDED: Final = {"x-forwarded-for": "203.0.113.7"}
+"""What a proxy on this machine says of a client from elsewhere."""
+
+
+async def _figures_opened(server: Server) -> None:
+    page = await asked(server, None, "/metrics", headers=FORWARDED)
+    assert b"vllm:prompt_tokens_total" in page
+
+
+async def _figures_closed(server: Server) -> None:
+    refused = await asked(server, None, "/metrics", headers=FORWARDED, expect=403)
+    assert refused["error"]["code"] == "metrics_closed"
+    assert b"tenant_requests_total" in await asked(server, None, "/metrics")
+
+
 HOLES: Final = (
     Hole("anybody may ask, in anybody's name", _caller_opened, _caller_closed),
     Hole("another's prompt is known by its time in the prefix cache", _cache_opened, _cache_closed),
@@ -224,6 +239,7 @@ HOLES: Final = (
     Hole("cached tokens are those that the request names", _told_opened, _told_closed),
     Hole("routes that nobody asked for", _routes_opened, _routes_closed),
     Hole("stored responses are everybody's by their id", _answers_opened, _answers_closed),
+    Hole("the figures of all tenants are anybody's", _figures_opened, _figures_closed),
     Hole("a request's id and its engine are the client's to say", _ids_opened, _ids_closed),
     Hole("beam search states less than it works", _beams_opened, _beams_closed),
     Hole("a priority in body or header overtakes", _priority_opened, _priority_closed),

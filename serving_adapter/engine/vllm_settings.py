@@ -24,9 +24,9 @@ def check_settings(client: Any, args: Any, rules: Rules, environ: Mapping[str, s
         raise EngineUnsafe(
             "VLLM_SKIP_MODEL_NAME_VALIDATION: an adapter that is not loaded would be answered without it"
         )
+    told = not_served(served_names(args), rules)
     config = getattr(client, "vllm_config", None)
     _require_one_process(getattr(config, "parallel_config", None))
-    told = []
     if getattr(getattr(config, "kv_events_config", None), "enable_kv_cache_events", False):
         told.append("key-value events carry tenants' salts and tokens: let nobody but the platform read them")
     places = getattr(getattr(config, "lora_config", None), "max_cpu_loras", None)
@@ -39,6 +39,23 @@ def check_settings(client: Any, args: Any, rules: Rules, environ: Mapping[str, s
         if environ.get("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "1").strip() != "0":
             told.append("a host of rules.media may send the engine on to any other: VLLM_MEDIA_URL_ALLOW_REDIRECTS=0")
     return told
+
+
+def served_names(args: Any) -> list[str]:
+    """The names of the engine's one model; none where that is not known."""
+    names = getattr(args, "served_model_name", None) or getattr(args, "model", None) or []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def not_served(served: list[str], rules: Rules) -> list[str]:
+    """What to say of names that the rules ask of an engine which serves others (`served`: empty where unknown)."""
+    asked = {target.engine: name for name, targets in rules.models.items() for target in targets}
+    return [
+        f"rules.models: {name!r} shares with {engine!r}, which this engine does not serve: it serves"
+        f" {', '.join(map(repr, served))}, and its tenants get 404"
+        for engine, name in asked.items()
+        if served and engine not in served
+    ]
 
 
 def _require_one_process(parallel: Any) -> None:

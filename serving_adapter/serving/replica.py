@@ -17,7 +17,7 @@ from serving_adapter.clock import ReplicaClock
 from serving_adapter.engine.attempts import Attempt
 from serving_adapter.engine.gpu_reports import VARIABLE as GPU_SOCKET
 from serving_adapter.engine.vllm_hooks import attach, attached
-from serving_adapter.engine.vllm_settings import check_settings
+from serving_adapter.engine.vllm_settings import check_settings, not_served, served_names
 from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import HEADER, Caller, nobody, verified
 from serving_adapter.isolation.fields import VLLM
@@ -72,6 +72,8 @@ class Replica:
         self.resolver = Resolver(settings.rules, self.unready)
         self.names_known = settings.registry is None
         """Whether the registry, where there is one, was read once: until then nobody knows what a name means."""
+        self._served_names: list[str] = []
+        """Of the engine's model, where they are known."""
         self.clock = ReplicaClock()
         self._salt_key = read_key(settings.salt_key)
         self._gateway_keys = read_gateway_keys(settings.gateway_keys) if settings.gateway_keys else {}
@@ -162,6 +164,7 @@ class Replica:
     def attach(self, client: Any, args: Any = None) -> None:
         """Hook into an engine, once, and warn of how it was started (`args`: vLLM's). Raises EngineUnfit."""
         if not attached(client):
+            self._served_names = served_names(args)
             for told in check_settings(client, args, self.rules, os.environ):
                 print(f"tollbook: WARNING: {told}", file=sys.stderr, flush=True)
             let_in = self.settings.untested_vllm
@@ -172,6 +175,8 @@ class Replica:
         self.rules = rules
         self.resolver = Resolver(rules, self.unready)
         self.names_known = True
+        for told in not_served(self._served_names, rules):
+            self._say(f"ALERT: {told}")
 
     def runs(self, engine_model: str) -> bool:
         """Whether a request for this name of the engine's is in flight."""

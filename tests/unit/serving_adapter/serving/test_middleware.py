@@ -15,7 +15,7 @@ import pytest
 from serving_adapter.engine.vllm_hooks import EngineUnfit, check_version
 from serving_adapter.identity import identity_of
 from serving_adapter.isolation.callers import Caller
-from serving_adapter.isolation.rules import Resolved
+from serving_adapter.isolation.rules import Resolved, Target
 from serving_adapter.serving.adapter_settings import AdapterSettings
 from serving_adapter.serving.attempt_events import lost_event
 from serving_adapter.serving.dispatched import KEPT_S, AttemptId, Dispatched
@@ -299,6 +299,29 @@ def test_an_engine_that_was_started_unsafely_is_refused_and_one_started_badly_wa
     told = capsys.readouterr().err
     for word in ("key-value events", "--max-cpu-loras 1 for 2 adapters", "--allowed-media-domains", "ALLOW_REDIRECTS"):
         assert told.count(word) == 1
+
+
+def test_names_that_share_with_a_model_which_the_engine_does_not_serve_are_an_alert(
+    adapter_settings: AdapterSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = {"tiny": [Target(engine="tiny", share=95), Target(engine="tiny-next", share=5)]}
+    shared = msgspec.structs.replace(adapter_settings.rules, models=targets)
+
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            served.app.state.args = SimpleNamespace(model="org/tiny", served_model_name=["tiny", "small"])
+            body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1}
+            assert (await served.ask(body)).status == 200
+            assert "tiny-next" not in capsys.readouterr().err
+            served.replica.use(shared)
+            assert "tiny-next" in capsys.readouterr().err
+        async with serving(msgspec.structs.replace(adapter_settings, rules=shared)) as served:
+            served.app.state.args = SimpleNamespace(model="tiny", served_model_name=None)
+            await served.ask(body)
+            told = capsys.readouterr().err
+            assert "'tiny-next', which this engine does not serve: it serves 'tiny'" in told
+
+    asyncio.run(run())
 
 
 def test_an_engine_of_several_processes_is_refused_whoever_counts(adapter_settings: AdapterSettings) -> None:

@@ -25,6 +25,7 @@ from streams.quotas.parts import Part, Request, State, Step, after
 from streams.quotas.volume import Volume
 
 DEFAULT_LIMITS = Limits()
+TAKEN_BACK_AT_MOST = 1000
 _KNOWN = Progress(True)
 
 
@@ -45,6 +46,8 @@ class TenantBook:
         """Since somebody looked: each has to be looked at again (`tend`)."""
         self.state_no = 0
         """How often its state was written down."""
+        self._taken_back: set[tuple[str, int]] = set()
+        """Attempts whose usage was taken back, and comes again from a stronger source, in the same chunk."""
         self._settled: dict[int, Part] = {}
         """Parts that are settled and not confirmed, by their address: few beside all requests."""
 
@@ -118,6 +121,8 @@ class TenantBook:
         """Take a row of confirmed usage: it counts in its period, and whatever was promised for it ends."""
         part = self._part(row.request_id, row.attempt)
         known = part is not None and (part.reserved is not None or bool(part.lease_id))
+        if part is None:
+            known = self._replaces_another(row)
         # A correction belongs to what it corrects, which may be forgotten
         unreserved = self.meters.confirm(row, reserved=known or not row.counts.requests)
         if not row.first:
@@ -156,8 +161,9 @@ class TenantBook:
             self._end(request, now)
         if request.ended_at is None:
             return Tended(min(now + self.limits.keep_ended_us, request.deadline), expired)
-        if now < request.ended_at + self.limits.keep_ended_us or self._may_be_confirmed(request, now):
-            return Tended(now + self.limits.keep_ended_us, expired)
+        keep_us = self.limits.keep_expired_us if request.is_expired else self.limits.keep_ended_us
+        if now < request.ended_at + keep_us or self._may_be_confirmed(request, now):
+            return Tended(now + keep_us, expired)
         del self.requests[request_id]
         never = [part for part in request.parts.values() if part.state is State.SETTLED]
         for part in never:
@@ -199,6 +205,20 @@ class TenantBook:
             for attempt, part in request.parts.items():
                 if part.state is not State.CONFIRMED:
                     yield request_id, attempt
+
+    def _replaces_another(self, row: Row) -> bool:
+        """Whether it takes back, or takes the place of, usage that a weaker source had told, of an attempt that is
+        forgotten: whether that was reserved was judged then."""
+        name = (row.request_id, row.attempt)
+        if row.counts.requests < 0:
+            if len(self._taken_back) >= TAKEN_BACK_AT_MOST:
+                self._taken_back.clear()
+            self._taken_back.add(name)
+            return True
+        if row.first and name in self._taken_back:
+            self._taken_back.remove(name)
+            return True
+        return False
 
     def _is_overdue(self, part: Part, now: int) -> bool:
         return part.state is State.SETTLED and part.settled_at < now - self.limits.lag_us

@@ -97,6 +97,9 @@ class Limits(NamedTuple):
     keep_ended_us: int = 30_000_000
     """How long ended requests are remembered, so that what comes twice counts once; later the database is asked."""
 
+    keep_expired_us: int = 86_400_000_000
+    """How long requests are remembered that ended without a word: their usage, if it comes, was reserved."""
+
     @property
     def held_us(self) -> int:
         """How long a reservation is held for a request of which nothing is heard: its usage would be here by then."""

@@ -56,7 +56,7 @@ _ROWS: Final = f"""
     join usage.quota_feed as f on f.source = due.source and f.ingest_no > due.after and f.ingest_no <= due.through
     left join billed on billed.tenant_id = f.tenant_id
     where usage.quota_group(f.tenant_id) %% %(of)s = %(shard)s
-    order by f.source, f.ingest_no
+    order by f.source, f.ingest_no, f.requests
 """
 _WINDOWS: Final = f"""
     with {estimates.BILL_STATUSES_BY_TENANT},

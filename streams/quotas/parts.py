@@ -99,6 +99,11 @@ class Request(msgspec.Struct, gc=False):
     """The state of its book that it was last written down in, or came too late for."""
 
     @property
+    def is_expired(self) -> bool:
+        """Whether it ended because its deadline passed."""
+        return self.ended_at is not None and self.ended_at >= self.deadline
+
+    @property
     def is_running(self) -> bool:
         """Whether an attempt of it may be at work."""
         return any(part.state is State.RESERVED for part in self.parts.values())

@@ -229,6 +229,27 @@ def test_an_expired_reservation_is_corrected_by_its_late_event() -> None:
     assert (budget(made).used, budget(made).unreserved) == (70, 0)
 
 
+def test_what_was_reserved_is_known_long_after_it_expired_or_was_confirmed_by_a_weaker_source() -> None:
+    made = book(quota())
+    entry = admit(made, ask("late"))
+    assert made.tend("late", entry.deadline).expired == 1
+    assert made.tend("late", entry.deadline + 600 * SECOND).again_at is not None
+    admit(made, ask("told"))
+    confirm(made, row("told", output=70))
+    assert made.tend("told", NOW + 60 * SECOND).again_at is None  # forgotten
+    for usage in (
+        row("late", output=50, at=NOW),
+        row("told", output=-70, requests=-1, first=False),
+        row("told", output=80),
+        row("foreign", output=5),
+        row("foreign", output=-5, requests=-1, first=False),
+        row("foreign", output=6),
+    ):
+        confirm(made, usage)
+    assert (budget(made).confirmed, budget(made).unreserved) == (50 + 80 + 6, 5), "what replaces it is judged as it was"
+    assert made.tend("late", entry.deadline + DAY + SECOND).again_at is None
+
+
 def test_what_is_never_confirmed_ends_with_the_period_that_it_counts_in() -> None:
     made = book(quota(limit=100), quota("month", limit=1000))
     made.apply(settled("lost", 40))

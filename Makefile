@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vllm test test-stripe test-vllm check bench-streams bench-identities bench-quota bench-adapter bench-vllm bench-close bench-replay simulate up down status clean lock install
+.PHONY: help demo demo-vllm test test-stripe test-ubl test-vllm check bench-streams bench-identities bench-quota bench-adapter bench-vllm bench-close bench-replay simulate up down status clean lock install
 
 help: ## List the verbs
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ test-stripe: ## Send test invoices to Stripe itself (TOLLBOOK_STRIPE_KEY=sk_test
 	    .venv/bin/python -m pytest -q tests/integration/billing/test_with_stripe.py ;; \
 	  *) echo "skipped: set TOLLBOOK_STRIPE_KEY to a test key (sk_test_…) of Stripe itself, and no TOLLBOOK_STRIPE_API" ;; \
 	esac
+
+test-ubl: install ## Hold invoices and credit notes in UBL against CEN's Schematron of EN 16931 (8 MB from Maven Central, once)
+	.venv/bin/python -m tests.ubl_schematron
 
 test-vllm: install ## Install a real vLLM for the CPU (6 GB, once) and run the adapter in and before it (REQUESTS=, KILLS=, QUICK=1)
 	.venv/bin/python -m tests.vllm.run

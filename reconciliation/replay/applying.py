@@ -108,10 +108,11 @@ class Replayer:
     def run(self, *, rate: int | None, progress: Progress) -> Replayed:
         """Apply the parts that nobody else is at, and say how the plan stands then.
 
-        `rate`: events a second at most, so that live ingestion keeps its latency; None: as fast as it goes. Raises
-        ReplayRefused where something lies behind the horizon and the archive cannot be read.
+        `rate`: events a second at most of all replays that go on, in however many processes, so that live ingestion
+        keeps its latency; None: as fast as it goes. Raises ReplayRefused where something lies behind the horizon and
+        the archive cannot be read.
         """
-        connection, pace = self._connection, _Pace(rate)
+        connection, pace = self._connection, Pace(rate, _replayed(self._connection), time.monotonic())
         for part in self._plan.parts:
             lock = plan_store.lock_number(self._plan.plan_id, part)
             row = connection.execute("select pg_try_advisory_lock(%s)", (lock,)).fetchone()
@@ -125,7 +126,7 @@ class Replayer:
         CompletenessCheck(connection, CompletenessSettings()).run()
         return self._ended()
 
-    def _apply_part(self, part: int, pace: _Pace, progress: Progress) -> None:
+    def _apply_part(self, part: int, pace: Pace, progress: Progress) -> None:
         connection, source = self._connection, self._plan.source(part)
         at = _position(connection, source.name)
         if at is None:
@@ -141,7 +142,8 @@ class Replayer:
                 continue
             tries = 0
             progress(standing(connection, self._plan).through, self._plan.records)
-            pace.after(len(records))
+            if wait_s := pace.due(_replayed(connection), time.monotonic()):
+                time.sleep(wait_s)
 
     def _compare(self, first: int) -> Compared:
         """Compare what lies behind the horizon, of what is left to apply, from this part's on: much of it at once."""
@@ -187,18 +189,30 @@ def standing(connection: psycopg.Connection, plan: StoredPlan) -> Replayed:
     return Replayed(plan.plan_id, plan.records, through, applied, duplicates, quarantined, done)
 
 
-class _Pace:
-    """Keeps to so many events a second: an even pace, and no catching up after a pause."""
+def _replayed(connection: psycopg.Connection) -> int:
+    """How many events all replays have brought in: those of one moment keep to one pace by it."""
+    row = connection.execute(
+        "select coalesce(sum(next_position), 0)::int8 from usage.sources where cluster_id = %s", (plan_store.CLUSTER,)
+    ).fetchone()
+    return int(row[0]) if row else 0
 
-    def __init__(self, rate: int | None) -> None:
+
+class Pace:
+    """Keeps to so many events a second, over all who replay: an even pace, and no catching up after a pause.
+
+    Each of them waits for what all of them have brought in, and so they share the rate.
+    """
+
+    def __init__(self, rate: int | None, replayed: int, now: float) -> None:
+        """`replayed`: events that all have brought in by `now`, in seconds of any clock that only goes on."""
         self._rate = rate
-        self._due = time.monotonic()
+        self._seen = replayed
+        self._due = now
 
-    def after(self, events: int) -> None:
-        """Wait until the next chunk may begin."""
+    def due(self, replayed: int, now: float) -> float:
+        """How many seconds to wait before the next chunk begins."""
         if self._rate is None:
-            return
-        now = time.monotonic()
-        self._due = max(self._due + events / self._rate, now - 1)
-        if self._due > now:
-            time.sleep(self._due - now)
+            return 0
+        self._due = max(self._due + (replayed - self._seen) / self._rate, now - 1)
+        self._seen = replayed
+        return max(self._due - now, 0)

@@ -41,12 +41,14 @@ class QuotaSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `prompt_bytes_per_token`: what a prompt reserves before it is tokenized, of the bytes of its whole body. 1 is the
     bound that no tokenizer of bytes passes; 3 is near the truth, and lets a hard budget be passed by what it guesses
     too low. `tokens_per_media_part`: the same for each image, sound, film or file: as many as the model makes of the
-    largest that it takes.
+    largest that it takes. `tokens_per_template`: what the model's chat template adds to a request by itself (a system
+    prompt of its own, instructions for tools), beyond the JSON around the messages, which is counted as prompt.
     """
 
     enabled: bool = False
     prompt_bytes_per_token: Annotated[float, Meta(ge=1)] = 1.0
     tokens_per_media_part: Annotated[int, Meta(ge=0)] = 8192
+    tokens_per_template: Annotated[int, Meta(ge=0)] = 0
 
 
 class ProxySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ from serving_adapter.quota import Admission, PoolFull
 from serving_adapter.serving.adapter_settings import PlacesSection
 from serving_adapter.serving.replica import Replica
 
+TEMPLATED: Final = frozenset({Route.CHAT, Route.RESPONSES})
 _UNCOUNTED: Final = contextlib.nullcontext()
 
 
@@ -39,6 +40,8 @@ class Admitting:
         quota = self._replica.settings.quota
         prompt_tokens = int(asked.prompt_bytes / quota.prompt_bytes_per_token)
         prompt_tokens += asked.media_parts * quota.tokens_per_media_part
+        if self._route in TEMPLATED:
+            prompt_tokens += quota.tokens_per_template
         admission = await gate.admit(
             caller.tenant_id, request_id, model.model, prompt_tokens, self._most_output(asked),
             attempt=self._attempt, adapter=model.adapter, n=asked.n, prompts=asked.prompts, tier=caller.tier,

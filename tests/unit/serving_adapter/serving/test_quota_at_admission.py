@@ -10,7 +10,7 @@ import msgspec
 from serving_adapter.quota.connection import Answer
 from serving_adapter.quota.gate import QuotaGate
 from serving_adapter.quota.settings import GateSettings
-from serving_adapter.serving.adapter_settings import AdapterSettings, PlacesSection
+from serving_adapter.serving.adapter_settings import AdapterSettings, PlacesSection, QuotaSection
 from tests.fixtures_adapter import PROMPT, Served, serving
 
 REFUSED = msgspec.json.encode({"error": {"message": "spent", "type": "rate_limit_error", "code": "quota_exceeded"}})
@@ -167,6 +167,26 @@ def test_input_is_reserved_for_all_that_may_become_tokens(adapter_settings: Adap
             served.replica.gate = None
 
     asyncio.run(run())
+
+
+def test_what_a_chat_template_adds_is_reserved_where_a_template_is_used(adapter_settings: AdapterSettings) -> None:
+    asks = [
+        ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses", {"model": "tiny", "input": "a"}),
+        ("/v1/completions", {"model": "tiny", "prompt": "a"}),
+    ]
+
+    async def reserved(tokens: int) -> list[int]:
+        service, quota = Service(allowed(3)), QuotaSection(tokens_per_template=tokens)
+        async with serving(msgspec.structs.replace(adapter_settings, quota=quota)) as served:
+            behind(served, service)
+            for path, body in asks:
+                await served.ask(body, path)
+            served.replica.gate = None
+        return [each["input_tokens"] for each in service.asked]
+
+    chat, response, plain = asyncio.run(reserved(0))
+    assert asyncio.run(reserved(300)) == [chat + 300, response + 300, plain]
 
 
 def test_a_server_that_goes_down_while_a_start_is_written_settles_it(adapter_settings: AdapterSettings) -> None:

@@ -165,20 +165,22 @@ class QuotaGate:
 
         `may_be_followed`: somebody may try another attempt of it, here or elsewhere, if this one is refused.
         """
-        if max_tokens is not None:
+        held = self._slices.get((tenant_id, model, adapter))
+        tokens = max_tokens if max_tokens is not None or held is None else held.max_tokens
+        if tokens is not None:
             priority = self.try_slice(
                 tenant_id,
                 request_id,
                 model,
                 input_tokens,
-                max_tokens,
+                tokens,
                 attempt=attempt,
                 adapter=adapter,
                 copies=n * prompts,
             )
             if priority is not None:
                 self.counts["slice"] += 1
-                return Admission(True, max_tokens, priority, "slice")
+                return Admission(True, tokens, priority, "slice")
         nonce = next(self._nonces)
         asked = {"tenant_id": tenant_id, "request_id": request_id, "model": model, "input_tokens": input_tokens,
                  "max_tokens": max_tokens, "attempt": attempt, "adapter": adapter, "n": n, "prompts": prompts,

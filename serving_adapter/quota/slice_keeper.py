@@ -48,6 +48,8 @@ class LeaseTold(msgspec.Struct):
     granted: Granted
     ttl_ms: int
     priority: int = 0
+    max_tokens: int | None = None
+    """Of a request that does not say how long its answer may be."""
     on_unavailable: Mode | None = None
     longest_request_s: float | None = None
 
@@ -153,6 +155,7 @@ class SliceKeeper:
         until = began + told.ttl_ms / 1000
         if held is None:
             held = self.slices[key] = Slice(told.lease_id, until, told.priority)
+        held.max_tokens = told.max_tokens
         held.add(got.requests, got.input_tokens, got.output_tokens, got.concurrency, until)
         self._counts["slices_granted"] += 1
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 class Slice:
     """What is left of a slice, and the requests that were admitted out of it."""
 
-    __slots__ = ("in_flight", "input_tokens", "lease_id", "output_tokens", "priority", "requests", "settled_no",
-                 "slots", "until", "used_output", "used_requests")  # fmt: skip
+    __slots__ = ("in_flight", "input_tokens", "lease_id", "max_tokens", "output_tokens", "priority", "requests",
+                 "settled_no", "slots", "until", "used_output", "used_requests")  # fmt: skip
 
     def __init__(self, lease_id: str, until: float, priority: int = 0) -> None:
         self.lease_id = lease_id
         self.until = until
         """When it stops admitting: its time from before it was asked for."""
         self.priority = priority
+        self.max_tokens: int | None = None
+        """Of a request that does not say; None if that is not known."""
         self.requests = self.input_tokens = self.output_tokens = self.slots = 0
         self.in_flight: dict[tuple[str, int], tuple[int, int]] = {}
         self.settled_no = 0

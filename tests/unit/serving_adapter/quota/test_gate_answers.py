@@ -215,6 +215,15 @@ def test_the_background_work_goes_on_whatever_it_meets(tmp_path: Path, monkeypat
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+@pytest.mark.parametrize(("told", "answer"), [(b',"max_tokens":64', ("slice", 64)), (b"", ("service", 0))])
+def test_a_request_without_max_tokens_uses_a_slice_that_says_how_many(told: bytes, answer: tuple[str, int]) -> None:
+    granted = b'"granted":{"requests":5,"input_tokens":90,"output_tokens":90,"concurrency":5}'
+    gate, _ = made(lambda path, body: Answer(200, (), b'{"lease_id":"x","ttl_ms":9000,%b%b}' % (granted, told)))
+    asyncio.run(gate._keeper._ask(("t1", "m", ""), None))
+    found = asyncio.run(gate.admit("t1", "r1", "m", 10, None))
+    assert (found.source, found.max_tokens) == answer
+
+
 def test_a_slice_that_is_not_answered_keeps_no_other_waiting() -> None:
     gate, played = made(says(200))
     granted = b'{"lease_id":"x","granted":{"requests":5},"ttl_ms":9000}'

@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import psycopg
 import typer
 
 from billing.periods import parse_period
@@ -20,10 +21,13 @@ from reconciliation.findings.finding import Kind
 from reconciliation.findings.look import AdmissionLog, look
 from reconciliation.period import PeriodReport, reconcile_period
 from reconciliation.replay import log_source
+from streams.errors import DatabaseUnavailable
 
 app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_completion=False)
 LOOKED_BACK: Final = 8
 """Days: a week and what may still be under way of the day before."""
+AGAIN_AFTER_S: Final = 60
+"""After a look for which the database was not there."""
 LOOKED_BACK_DAILY: Final = 46
 """Days: a month and a half, as long as late usage may still come to a month (docs/late-usage.md)."""
 
@@ -68,16 +72,23 @@ def run(
     ended = threading.Event()
     looked_on: date | None = None
     while True:
-        today = session.clock(None).date()
+        today, wait_s = session.clock(None).date(), every
         back = days_back(days, today, looked_on) if watch else days
-        found = _look(back, begin, end, admission_log, mapping, as_json=as_json, as_csv=as_csv)
-        looked_on = today
-        if not watch:
-            if found:
-                raise typer.Exit(1)
-            return
         try:
-            ended.wait(every)
+            found = _look(back, begin, end, admission_log, mapping, as_json=as_json, as_csv=as_csv)
+        except (DatabaseUnavailable, psycopg.OperationalError) as error:
+            if not watch:
+                raise
+            wait_s = min(every, AGAIN_AFTER_S)
+            err.print(f"tollbook: {error}; the next look is in {wait_s:g} s")
+        else:
+            looked_on = today
+            if not watch:
+                if found:
+                    raise typer.Exit(1)
+                return
+        try:
+            ended.wait(wait_s)
         except KeyboardInterrupt:
             return
 

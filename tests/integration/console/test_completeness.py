@@ -118,7 +118,7 @@ def test_watch_needs_a_terminal(run: Run) -> None:
 def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
     kafka: KafkaSettings, server_url: str, own_database_url: str, connection: psycopg.Connection
 ) -> None:
-    """Also while the database lets nobody in."""
+    """Also while the database lets nobody in; and so does `reconcile run --watch` look."""
     environ = os.environ | {
         "TOLLBOOK_KAFKA": kafka.bootstrap, "TOLLBOOK_TOPIC_PREFIX": kafka.topic_prefix,
         "TOLLBOOK_DATABASE_URL": own_database_url, "TERM": "xterm", "COLUMNS": "200",
@@ -129,13 +129,21 @@ def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
         command, env=environ, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=heed_interrupts
     )
     os.close(terminal)
+    theirs, told = os.pipe()
+    looking = subprocess.Popen(
+        [*command[:3], "reconcile", "run", "--watch", "--every", "1"], env=environ, stdout=told, stderr=told
+    )
+    os.close(told)
     try:
         read_until(ours, b"quarantine: empty")
+        read_until(theirs, b"0 open")
         with psycopg.connect(server_url, autocommit=True) as server:
             lets_in = f'alter database "{connection.info.dbname}" with allow_connections'
             server.execute(f"{lets_in} false")
             read_until(ours, b"no PostgreSQL")
+            read_until(theirs, b"the next look is in 1 s")
             server.execute(f"{lets_in} true")
+            read_until(theirs, b"0 open")
         connection.execute(
             "insert into usage.sources (source, cluster_id, topic_id, leader_epoch, first_position, next_position)"
             " values ('a', 'c', 't', -1, 0, 0)"
@@ -150,7 +158,9 @@ def test_watch_shows_what_there_is_again_and_again_until_it_is_interrupted(
         assert shown.wait(PATIENCE_S) == 0
     finally:
         shown.kill()
+        looking.kill()
         os.close(ours)
+        os.close(theirs)
 
 
 def heed_interrupts() -> None:
@@ -172,4 +182,6 @@ def read_until(terminal: int, text: bytes) -> None:
     while text not in seen:
         ready, _, _ = select.select([terminal], [], [], PATIENCE_S)
         assert ready, seen
-        seen += os.read(terminal, 4096)
+        more = os.read(terminal, 4096)
+        assert more, f"it has ended: {seen!r}"
+        seen += more

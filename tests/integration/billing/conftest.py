@@ -14,6 +14,7 @@ from sqlalchemy import Engine, text
 from billing.commands import make_reports
 from billing.commands.apply_plan import PlanApplied, apply_plan
 from billing.commands.draft_invoices import InvoicesDrafted, draft_invoices
+from billing.commands.keep_accounts import add_account
 from billing.commands.make_reports import Asked
 from billing.commands.rate_period import PeriodRated, rate_period
 from billing.commands.send_invoices import InvoicesSent, Outcome, send_invoices
@@ -70,6 +71,10 @@ class World:
     def plan(self, content: str = PLAN, **changed: Any) -> PlanApplied:
         """Apply a plan."""
         return apply_plan(self.engine, content, **({"file": "plan.yaml", "actor": "test", "now": NOW} | changed))
+
+    def account(self, name: str) -> None:
+        """A billing account in dollars, with an e-mail address."""
+        add_account(self.engine, name=name, currency="USD", actor="test", values={"email": EMAIL})
 
     def subscribe(self, tenant: str, **changed: Any) -> SubscriptionStarted:
         """Put a tenant on plan `p` from January."""

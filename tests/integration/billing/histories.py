@@ -13,7 +13,6 @@ from typing import Any
 from billing.database import transaction
 from billing.periods import BillingPeriod
 from billing.plans import account_store, plan_store
-from billing.plans.account_store import BillingAccount
 from billing.plans.charge_models import (
     Flat,
     Graduated,
@@ -85,11 +84,12 @@ def store(world: World, url: str, made: Iterable[Tenant], *, late_bands: bool = 
     """
     made = list(made)
     world.tenant(*(tenant.tenant_id for tenant in made))
+    for tenant in made:
+        world.account(tenant.tenant_id)
     with transaction(world.engine) as connection:
         for tenant in made:
             for plan in tenant.plans:
                 plan_store.add_versions(connection, plan, plan.versions, "test")
-            account_store.add_account(connection, BillingAccount(tenant.tenant_id, "default", tenant.tenant_id, "USD"))
             for subscription in tenant.subscriptions:
                 account_store.add_subscription(connection, subscription, "test")
         if not late_bands:

@@ -20,7 +20,6 @@ from billing.errors import PreviewRefused
 from billing.money import currency, plain
 from billing.periods import BillingPeriod, parse_period
 from billing.plans import account_store, plan_store
-from billing.plans.account_store import BillingAccount
 from billing.plans.charge_models import Flat, Graduated, PerUnit, Prepaid, Pricing, Tier, Timing, Volume
 from billing.plans.price_plans import (
     Anchor,
@@ -236,10 +235,10 @@ def random_tenant(world: World, seed: int) -> tuple[History, list[Wire]]:
         subscriptions += (subscription(name, starts_at=change, plan=plans[1].name, terms=terms, anchored_at=anchored),)
     wire = [request(random, name, number) for number in range(random.randint(0, 8))]
     world.tenant(name)
+    world.account(name)
     with transaction(world.engine) as connection:
         for plan in plans:
             plan_store.add_versions(connection, plan, plan.versions, "test")
-        account_store.add_account(connection, BillingAccount(name, "default", name, "USD"))
         for each in subscriptions:
             account_store.add_subscription(connection, each, "test")
     payer = Payer(replace(currency("USD", DECEMBER.end.date()), stripe_minimum=None))

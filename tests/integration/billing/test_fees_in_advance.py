@@ -30,7 +30,6 @@ from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import currency, plain
 from billing.periods import INSTANT, BillingPeriod, parse_period
 from billing.plans import account_store, plan_store
-from billing.plans.account_store import BillingAccount
 from billing.plans.charge_models import Flat, OneOff, PerUnit, Prepaid, Pricing, Seat, Timing
 from billing.plans.price_plans import Charge, Discount, Filters, InvoiceDiscount, PlanVersion, PricePlan
 from billing.posting.period_closing import close_book
@@ -341,10 +340,10 @@ def random_tenant(world: World, seed: int) -> tuple[History, list[Wire]]:
         grant(f"{name}-promo", "0.3"),
     )
     world.tenant(name)
+    world.account(name)
     with transaction(world.engine) as connection:
         for plan in plans:
             plan_store.add_versions(connection, plan, plan.versions, "test")
-        account_store.add_account(connection, BillingAccount(name, "default", name, "USD"))
         for each in subscriptions:
             account_store.add_subscription(connection, each, "test")
     set_tax(world.engine, DatedTaxRules(name, rules, SINCE, ""), actor="ada")

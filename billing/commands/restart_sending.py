@@ -13,13 +13,15 @@ from billing.commands.correct_invoice import begin_void
 from billing.database import connection as connected
 from billing.database import raw
 from billing.errors import CorrectionRefused
-from billing.invoicing import invoice_store
+from billing.invoicing import correction_store, invoice_store
+from billing.invoicing.correcting import CorrectionEvent, CorrectionKind
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
 from billing.invoicing.sending import SendingStep
 from billing.plans import account_store
-from billing.stripe import customer_store, restart_store, stripe_request_store
-from billing.stripe.hindrances import customer_deleted, draft_of
+from billing.posting.correction_amounts import book
+from billing.stripe import customer_store, restart_store, returns, stripe_request_store
+from billing.stripe.hindrances import CREDIT_IT, customer_deleted, draft_of
 from billing.stripe.invoice_sender import final_columns, issue
 from billing.stripe.sender_lock import account_held
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
@@ -32,9 +34,11 @@ def restart_sending(
 ) -> str:  # fmt: skip
     """Begin anew with an invoice that is not finalized: what was done, in words. `invoice send` goes on from there.
 
-    Its number, if it has one, stays. Where its customer is deleted it goes to another one: `customer`, which somebody
-    made in Stripe, or one that is made with the next sending. A number that is on a void invoice in Stripe is used up:
-    then ours becomes what that one is, and what it bills is billed anew.
+    What somebody finalized there under another number is no document of ours: it is void there by then, or wholly
+    credited, and what was paid of it becomes unapplied cash. Ours keeps its number, if it has one. Where its customer
+    is deleted it goes to another one: `customer`, which somebody made in Stripe, or one that is made with the next
+    sending. A number that is on a void invoice in Stripe is used up: then ours becomes what that one is, and what it
+    bills is billed anew.
 
     Raises CorrectionRefused where nothing is gone, or what is there must go first, and UnknownInvoice.
     """
@@ -50,7 +54,9 @@ def restart_sending(
                 former = restart_store.former_drafts(opened, stored.invoice.invoice_id)
                 _check(opened, reference, stored)
             gone = _customer_gone(gateway, stored)
-            used_up = _used_up(gateway, stored, former, gone)
+            there = _there(gateway, stored, former, gone)
+            used_up = _used_up(gateway, stored, there, gone)
+            paid = sum(found.amount_paid for found in there)
             if used_up is not None:
                 with opened.begin() as transaction:
                     _take_over(opened, stored, used_up, reason, now, actor)
@@ -60,6 +66,7 @@ def restart_sending(
             if customer is not None:
                 _check_customer(opened, gateway, account, customer, gone)
             with opened.begin() as transaction:
+                _keep_what_was_paid(opened, stored, paid, reason, now, actor)
                 _restart(opened, stored, gone, customer, reason, actor)
                 if dry_run:
                     transaction.rollback()
@@ -81,30 +88,63 @@ def _customer_gone(gateway: StripeGateway, stored: StoredInvoice) -> str | None:
     return customer if customer_deleted(gateway, customer) else None
 
 
-def _used_up(
+def _there(
     gateway: StripeGateway, stored: StoredInvoice, former: list[str | None], gone: str | None
+) -> list[StripeInvoice]:
+    """What is in Stripe that was made for an invoice, and has not been left behind before."""
+    draft = stored.stripe_invoice_id
+    if draft is not None:
+        return [found for found in [draft_of(gateway, draft)] if found is not None]
+    if gone is not None:
+        return []
+    mine = str(stored.invoice.invoice_id)
+    listed = gateway.invoices(customer=stored.stripe_customer_id)
+    return [i for i in listed if i.seen.metadata.get("invoice_id") == mine and i.invoice_id not in former]
+
+
+def _used_up(
+    gateway: StripeGateway, stored: StoredInvoice, there: list[StripeInvoice], gone: str | None
 ) -> StripeInvoice | None:
-    """Nothing of the invoice may be in Stripe any more but what is void there: that, where it has used our number up.
+    """Nothing of the invoice may be in Stripe any more but what is void there, or wholly credited: of void ones that
+    which has used our number up.
 
     Raises CorrectionRefused.
     """
-    draft = stored.stripe_invoice_id
-    there = [] if draft is None else [found for found in [draft_of(gateway, draft)] if found is not None]
-    if draft is None and gone is None:
-        mine = str(stored.invoice.invoice_id)
-        listed = gateway.invoices(customer=stored.stripe_customer_id)
-        there = [i for i in listed if i.seen.metadata.get("invoice_id") == mine and i.invoice_id not in former]
     for found in there:
         if found.seen.status == "draft":
             then = "" if gone else " (or mend it there, and `tollbook invoice send` goes on with it)"
             raise CorrectionRefused(f"its draft {found.invoice_id} is in Stripe: delete it there first{then}")
+        if found.seen.status == "paid":
+            if stored.number is not None and found.seen.number == stored.number:
+                raise CorrectionRefused(f"{found.invoice_id} is paid in Stripe, with our number: it stays this invoice")
+            if not returns.wholly_credited(gateway, found.invoice_id, found.seen.total):
+                raise CorrectionRefused(f"{found.invoice_id} is paid in Stripe: {CREDIT_IT} first")
+            continue
         if found.seen.status != "void":
             raise CorrectionRefused(f"{found.invoice_id} is {found.seen.status} in Stripe: void it there first")
         if stored.number is not None and found.seen.number == stored.number:
             return found
-    if gone is None and draft is None and stored.parked_because is None:
+    if gone is None and stored.stripe_invoice_id is None and stored.parked_because is None:
         raise CorrectionRefused("nothing stands in its way: `tollbook invoice send` goes on with it")
     return None
+
+
+def _keep_what_was_paid(
+    connection: Connection, stored: StoredInvoice, paid: int, reason: str, now: datetime, actor: str
+) -> None:
+    """Paid (Stripe's integer) of what is no document of ours: unapplied cash of the account.
+
+    docs/decisions/0042-made-in-stripe-by-hand.md
+    """
+    if not paid:
+        return
+    of = stored.invoice
+    made = correction_store.add(
+        connection, of.invoice_id, CorrectionKind.OVERPAYMENT, reason=reason, actor=actor,
+        content={"amount": 0, "up_to": stored.stripe_invoice_id},
+    )  # fmt: skip
+    entry_id = book(connection, made, of.identity, paid, now)
+    correction_store.end(connection, made, CorrectionEvent.ANSWER, entry_id=entry_id)
 
 
 def _take_over(

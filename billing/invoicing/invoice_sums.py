@@ -88,6 +88,6 @@ def fee_services(connection: Connection, states: Collection[InvoiceState]) -> di
 
 
 def stripe_invoice_ids(connection: Connection) -> set[str]:
-    """Stripe's ids of all our invoices."""
-    column = tables.invoices.c.stripe_invoice_id
-    return set(connection.execute(select(column).where(column.is_not(None))).scalars())
+    """Stripe's ids of all our invoices, and of what was there before their sending began anew: void or credited."""
+    columns = (tables.invoices.c.stripe_invoice_id, tables.sending_restarts.c.stripe_invoice_id)
+    return {found for each in columns for found in connection.execute(select(each).where(each.is_not(None))).scalars()}

@@ -244,6 +244,8 @@ def _credit_note(
             stored = invoice_store.find(connection, str(found["invoice"]))
         except UnknownInvoice:
             return "not ours"
+        if stored.state in NOT_ISSUED:
+            return "noted"
         known = correction_store.listed(connection, invoice_ids=[stored.invoice.invoice_id])
         notes = [each for each in known if each.kind is CorrectionKind.CREDIT_NOTE]
         ours = [each for each in notes if found["id"] == each.stripe_id or str(each.correction_no) == claimed]

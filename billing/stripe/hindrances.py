@@ -7,6 +7,7 @@ from billing.invoicing.invoice_rows import StoredInvoice
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 
 GONE = "resource_missing"
+CREDIT_IT = "credit all of it there, out of band (what was paid of it stays the account's, as unapplied cash)"
 TAKE_OVER = "`tollbook invoice credit-note INVOICE --made-in-stripe cn_… --amount …`"
 
 
@@ -25,7 +26,8 @@ def hindrance(gateway: StripeGateway, stored: StoredInvoice, why: BillingError) 
         return f"its draft {draft} was deleted in Stripe by hand: {anew} builds it again"
     if there is not None and there.seen.status != "draft":
         as_what = f"{there.seen.status}, number {there.seen.number}"
-        return f"its draft {draft} was finalized in Stripe by hand ({as_what}): void it there, then {anew}"
+        first = CREDIT_IT if there.seen.status == "paid" else "void it there"
+        return f"its draft {draft} was finalized in Stripe by hand ({as_what}): {first}, then {anew}"
     code = f" ({why.code})" if isinstance(why, StripeRefused) and why.code else ""
     return f"{why}{code}: mend it there, then send it again"
 

@@ -161,6 +161,13 @@ def invoice_of_payment(gateway: StripeGateway, payment_intent: str) -> str | Non
     return None
 
 
+def wholly_credited(gateway: StripeGateway, stripe_invoice: str, total: int) -> bool:
+    """Whether credit notes took all of an invoice (`total`, Stripe's integer) back, and paid nothing out for it."""
+    notes = [n for n in gateway.pages("/v1/credit_notes", invoice=stripe_invoice) if n["status"] == "issued"]
+    kept = all(note["post_payment_amount"] == (note["out_of_band_amount"] or 0) for note in notes)
+    return kept and sum(note["total"] for note in notes) == total
+
+
 def payments(gateway: StripeGateway, stripe_invoice: str) -> list[Payment]:
     """An invoice's payments as they stand, the newest first; what failed to be given back was not."""
     found = []

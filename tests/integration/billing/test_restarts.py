@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from billing.commands.correct_invoice import find_invoice, reissue
@@ -14,10 +16,10 @@ from billing.stripe import stripe_request_store
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 from tests.billing_builders import NOW
-from tests.fixtures_stripe_twin import StripeTwin, control
+from tests.fixtures_stripe_twin import StripeTwin, act, control
 from tests.integration.billing.conftest import World
 from tests.integration.billing.stripe_months import books, sync
-from tests.integration.billing.test_send import drafted, in_stripe
+from tests.integration.billing.test_send import drafted, in_stripe, reconcile
 from tests.integration.billing.test_send_crashes import crash
 
 
@@ -127,6 +129,38 @@ def test_a_number_that_is_used_up_in_stripe_by_another_document_is_void_here_too
     assert one_of(world.send(gateway).invoices, "INV-000002").outcome is Outcome.FINALIZED
     assert {(i.number, i.status) for i in in_stripe(stripe_twin)} == {("INV-000001", "void"), ("INV-000002", "open")}
     assert books(world)[1100] == 2
+
+
+def test_what_was_finalized_under_another_number_and_paid_is_credited_there_and_what_was_paid_is_unapplied_cash(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000)
+    client = stripe_twin.client()
+    crash(world, gateway, "acme", "stored compared")
+    (draft,) = in_stripe(stripe_twin)
+    client.v1.invoices.finalize_invoice(draft.id)
+    act(stripe_twin, "pay", invoice=draft.id)
+    assert "(paid, number " in (told := parked(one(world, gateway, "acme")))
+    assert "credit all of it there, out of band" in told
+    assert sync(world, gateway).waiting > 0
+    world.age_requests(hours=1)
+    said: dict[str, Any] = {"gateway": gateway, "reason": "r", "now": NOW, "actor": "ada"}
+    for amount in (50, 150):
+        with pytest.raises(CorrectionRefused, match=f"{draft.id} is paid in Stripe: credit all of it there"):
+            restart_sending(world.engine, "INV-000001", **said)
+        client.v1.credit_notes.create({"invoice": draft.id, "amount": amount, "out_of_band_amount": amount})
+    restart_sending(world.engine, "INV-000001", **said, dry_run=True)
+    restart_sending(world.engine, "INV-000001", **said)
+    assert one(world, gateway, "acme").outcome is Outcome.FINALIZED
+    assert sorted((str(i.status), i.number == "INV-000001") for i in in_stripe(stripe_twin)) == [
+        ("open", True), ("paid", False),
+    ]  # fmt: skip
+    assert (sync(world, gateway).problems, sync(world, gateway).waiting) == ((), 0)
+    assert returns_shown(world.engine, NOW).problems == ()
+    assert (books(world)[1100], books(world)[2150]) == (2, -2)
+    wrong = {check.name: check.differences for check in reconcile(world, gateway) if not check.agrees}
+    names = {"finalized invoices are in Stripe", "credit notes are in Stripe", "payments in Stripe are booked"}
+    assert not names & wrong.keys(), wrong
 
 
 def one_of(sent: tuple[InvoiceSent, ...], number: str) -> InvoiceSent:

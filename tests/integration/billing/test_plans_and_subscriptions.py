@@ -120,7 +120,11 @@ def test_a_tenant_starts_with_an_account_of_its_own_under_the_default_legal_enti
         None,
         ("ok", "aborted"),
     )
-    assert audited(world)[-2:] == [("account.add", "acme"), ("subscription.start", "acme")]
+    assert audited(world)[-3:] == [
+        ("account.add", "acme"),
+        ("account.describe", "acme"),
+        ("subscription.start", "acme"),
+    ]
 
 
 def test_one_account_may_pay_for_several_tenants(world: World) -> None:

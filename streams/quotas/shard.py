@@ -273,8 +273,8 @@ class Shard:
             if tended.again_at is not None:
                 self.deadlines.again(held, request_id, tended.again_at)
                 for attempt in held.book.overdue(request_id, now):
-                    self.doubtful[held.book.tenant_id, request_id, attempt] = None
-                    if held.book.finds(request_id, attempt):
+                    if held.book.finds(request_id, attempt):  # asked about once: what is counted later is in the feed
+                        self.doubtful[held.book.tenant_id, request_id, attempt] = None
                         self.counters.findings += 1
                         self.alerts += unconfirmed_alert(held, request_id, now)
 

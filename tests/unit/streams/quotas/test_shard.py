@@ -146,3 +146,16 @@ def test_what_has_ended_while_no_service_ran_counts_no_more_after_a_restart() ->
         book = shard.books["t1"].book
         assert (budget(book).reserved, budget(book).leased) == held
         assert sum(request.in_slot for request in book.requests.values()) == held[0] // 100
+
+
+def test_the_database_is_asked_once_about_an_attempt_that_is_overdue() -> None:
+    shard = shard_of(quota(limit=1000))
+    shard.tend(NOW)
+    shard.settle(settled(output=50, at=NOW))
+    asked = []
+    for seconds in range(1, 300):
+        shard.tend(NOW + seconds * SECOND)
+        asked += [seconds] if wanted(shard).attempts else []
+        look(shard, NOW + seconds * SECOND)
+    assert len(asked) == 2, "when it was settled by a stranger, and when it was overdue"
+    assert [alert.kind for alert in shard.alerts] == ["quota_unconfirmed"]

@@ -85,7 +85,7 @@ MUTATIONS: Final = (
     Mutation(
         "carry: a plan change begins a new counter",
         "billing/rating/positions.py",
-        "if before is None or (changed and continuity is not TierContinuity.CARRY):",
+        "if before is None or (changed and begins[each.piece.segment_no] is not TierContinuity.CARRY):",
         "if before is None or changed:",
         GOLDEN,
     ),
@@ -260,8 +260,8 @@ MUTATIONS: Final = (
     Mutation(
         "a discount of an amount is given in every piece",
         "billing/rating/adjustments.py",
-        "max(NOTHING, Fraction(discount.amount) - used)",
-        "Fraction(discount.amount)",
+        "less = max(NOTHING, min(Fraction(base), Fraction(discount.amount) - used))",
+        "less = max(NOTHING, min(Fraction(base), Fraction(discount.amount)))",
         GOLDEN,
     ),
     Mutation(
@@ -295,9 +295,30 @@ MUTATIONS: Final = (
     Mutation(
         "a share uses up the amount that a later version gives",
         "billing/rating/advance.py",
-        "if each.discount is None or each.discount[1] is None:",
-        "if False:",
+        "if less is not None and less[1] is not None:",
+        "if True:",
         IN_ADVANCE,
+    ),
+    Mutation(
+        "fees in advance do not count towards a commitment that names them",
+        "billing/rating/adjustments.py",
+        "set(named) & in_advance.keys()",
+        "set()",
+        GOLDEN,
+    ),
+    Mutation(
+        "fees in advance are netted over all tax groups",
+        "billing/bills/billing_cycle.py",
+        "net = net_by_group(each.lines)",
+        "net = dict.fromkeys(net_by_group(each.lines), total(line.amount for line in each.lines))",
+        GOLDEN,
+    ),
+    Mutation(
+        "a charge that names no minimum has one of nothing",
+        "billing/rating/adjustments.py",
+        "if floored and least > comes_to:",
+        "if least > comes_to:",
+        GOLDEN,
     ),
     Mutation(
         "an invoice is taken back as if all of it were of one period",

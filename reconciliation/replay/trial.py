@@ -190,6 +190,8 @@ def _by_month(usage: Iterable[Mapping[str, Any]]) -> dict[BillingPeriod, list[st
 def _money(connection: Connection, plan: StoredPlan, of: Collection[str], now: datetime) -> list[MoneyEffect]:
     """Rate tenants before and after. What was not rated yet is rated by the first, and so none of the plan's."""
     touched = _periods(connection, plan, of)
+    if not touched:
+        return []  # nobody pays for them
     archived = {period for period in touched if adjustment_store.is_archived(connection, period)}
     periods = {period: tenants for period, tenants in touched.items() if period not in archived}
     before = {p: _rated(connection, p, tenants, now) for p, tenants in periods.items()}

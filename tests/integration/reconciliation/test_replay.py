@@ -41,8 +41,10 @@ from streams.retention.archive_files import Archive
 from streams.rules.chunks import Record
 from tests.billing_builders import OCTOBER
 from tests.builders import RECEIVED, SOURCE, event_json, make_chunk
+from tests.fixtures_quota_server import QuotaServerProcess
 from tests.integration.billing.conftest import World, world
 from tests.integration.streams.conftest import register_source, store
+from tests.waiting import wait_for
 
 __all__ = ["store", "world"]
 NOW = datetime(2026, 10, 20, tzinfo=UTC)
@@ -361,12 +363,23 @@ def test_a_better_telling_takes_the_place_of_an_estimate(replays: Replays) -> No
     assert replays.counted()["acme"] == (4, 4)
 
 
-def test_what_a_budget_gets_is_told_with_its_limit(replays: Replays) -> None:
+def test_what_a_budget_gets_is_told_with_its_limit_and_known_to_the_quota_service_once_it_is_applied(
+    replays: Replays, quota_server: Callable[..., QuotaServerProcess]
+) -> None:
+    at = datetime.now(UTC)
+    begins = at - timedelta(days=400)
     with replays.connection() as opened:
         quota = {"tenant_id": "acme", "period": "month", "metric": "output_tokens", "limit": 18, "hard": True}
-        definition_store.define(opened, quota_from(quota, now=OCTOBER.start), actor="ada")
+        definition_store.define(opened, quota_from(quota, now=min(begins, OCTOBER.start)), actor="ada")
     (told,) = replays.plan(event(4)).effects["quotas"]
     assert (told["quota_id"], told["used"], told["after"], told["passes"]) == ("month-output_tokens", "15", "20", True)
+
+    server = quota_server()
+    plan = replays.plan(event(5, timestamp=at.isoformat(), output_tokens=17), now=at)
+    (told,) = plan.effects["quotas"]
+    assert server.quota(tenant="acme")["used"] == int(told["used"]) == 0
+    replays.apply(plan)
+    wait_for(lambda: server.quota(tenant="acme")["used"] == int(told["after"]) == 17, "the service's knowing of it")
 
 
 def test_numbers_of_what_is_there_already_are_filled(replays: Replays) -> None:

@@ -172,7 +172,7 @@ class BootJournal:
             with self._lock:
                 self._open.discard(no)
                 self._dated.pop(no, None)
-            raise NoRoom(f"the spool cannot be written: {self._writer.failing}")
+            raise NoRoom(f"the spool cannot be written: {self._writer.failing or 'the disk hangs'}")
         self._count_started()
         self.not_durable |= not durable
         return no

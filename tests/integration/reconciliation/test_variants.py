@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import TopicPartition
 
 from reconciliation.findings import finding_store
 from reconciliation.findings.finding import Finding
-from reconciliation.findings.look import look
+from reconciliation.findings.look import AdmissionLog, look
 from reconciliation.findings.partitions import partition_of
 from reconciliation.replay import kafka_source, log_source, trial
 from reconciliation.replay.material import Found
 from reconciliation.replay.planning import Planner
+from serving_adapter.identity import Identity, event_id_of
+from serving_adapter.kafka_client import admin_client
 from serving_adapter.producer import EventProducer
 from serving_adapter.settings import KafkaSettings
 from serving_adapter.topics import USAGE
 from streams.completeness import completeness_store
-from streams.ingest import resolving, sources
+from streams.ingest import log_proof, resolving, sources
 from streams.ingest.apply import ChunkApplier
-from streams.ingest.log_proof import Held
-from streams.ingest.logs import Log
+from streams.ingest.logs import LogReader
 from streams.ingest.replica_apply import ReplicaChunkApplier
 from streams.rules.chunks import Chunk, Record
 from tests.builders import REPLICA_SOURCE, make_chunk, make_report
@@ -64,32 +67,44 @@ def looked(connection: psycopg.Connection) -> dict[str, Finding]:
 
 
 @pytest.fixture
-def topic(world: World, replays: Replays) -> Log:
-    """A topic of which acme's partition was cut before its last messages were read."""
-    partition = partition_of("acme", 8)
-    ends = dict.fromkeys(range(8), 0) | {partition: 9}
-    log = Log("t", "cluster-1", "topic-9", dict.fromkeys(range(8), 0), ends, dict.fromkeys(range(8), 0))
+def topic(world: World, replays: Replays, kafka: KafkaSettings) -> str:
+    """A topic with nine messages of acme, of which three were applied."""
+    name = USAGE.name(kafka.topic_prefix)
+    producer = EventProducer(kafka, name)
+    for number in range(1, 10):
+        producer.send(b"acme", numbered(number))
+    producer.flush()
+    log = LogReader(kafka, name).read()
+    partition = partition_of("acme", len(log.ends))
+    assert log.ends[partition] == 9
     with replays.connection() as opened:
         sources.register(opened, log)
-        source = sources.states(opened, "t")[partition].as_source()
+        source = sources.states(opened, name)[partition].as_source()
         records = [Record(at, b"acme", numbered(at + 1), NOW) for at in range(3)]
         ChunkApplier(opened).apply(Chunk(source, records))
         heartbeat(opened, 9)
-    return log
+    return name
 
 
 def test_what_a_cut_topic_lost_is_named_with_its_partition_and_comes_back_from_the_spool(
-    replays: Replays, topic: Log
+    replays: Replays, kafka: KafkaSettings, topic: str
 ) -> None:
-    partition = partition_of("acme", 8)
+    reader = LogReader(kafka, topic)
+    partition = partition_of("acme", len(reader.read().ends))
+    cut = TopicPartition(topic, partition, 9)
+    admin = admin_client(kafka)  # what is under way ends with it
+    admin.delete_records([cut])[cut].result()
     with replays.connection() as opened:
-        sources.mark_stopped(opened, f"kafka:t/{partition}", "the log begins at 9: positions from 3 on are gone")
+        state = sources.states(opened, topic)[partition]
+        why = sources.disagreement(state, reader.read(), partition)
+        assert why == "the log begins at 9: positions from 3 on are gone"
+        sources.mark_stopped(opened, state.source, why)
         resolving.resolve(
-            opened, "t", lambda: topic, partition, 9, reason="cut by its retention", actor="ada",
-            find_held=lambda *_: Held(differs=False, to=9),
+            opened, topic, reader.read, partition, 9, reason="cut by its retention", actor="ada",
+            find_held=partial(log_proof.held, kafka),
         )  # fmt: skip
         found = looked(opened)["lost_events"]
-        assert "positions 3 to 9 of kafka:t/" in found.cause
+        assert f"positions 3 to 9 of kafka:{topic}/{partition}" in found.cause
         assert "cut by its retention" in found.cause
         assert (found.events.low, found.tokens.low) == (6, 90)
     plan = replays.plan(*(numbered(number) for number in range(1, 10)))
@@ -99,9 +114,8 @@ def test_what_a_cut_topic_lost_is_named_with_its_partition_and_comes_back_from_t
         assert "lost_events" not in looked(opened)
 
 
-def test_of_a_lost_spool_the_gateways_log_is_what_is_left_and_the_truth_may_come_later(
-    replays: Replays, topic: Log
-) -> None:
+@pytest.mark.usefixtures("topic")
+def test_of_a_lost_spool_the_gateways_log_is_what_is_left_and_the_truth_may_come_later(replays: Replays) -> None:
     lines = [
         {"tenant": "acme", "id": f"q{number}", "model": "llama", "input": 10, "output": 5,
          "ended": (AT + timedelta(minutes=number)).isoformat()}
@@ -138,6 +152,61 @@ def test_of_a_lost_spool_the_gateways_log_is_what_is_left_and_the_truth_may_come
     with replays.connection() as opened:
         row = opened.execute("select sum(output_tokens)::int8 from usage.windows_1h").fetchone()
     assert row == (3 * 5 + 6 * 50,)
+
+
+def test_a_tenants_events_under_anothers_name_are_added_to_it_and_taken_back_there(replays: Replays) -> None:
+    """Corrections are no events of a boot, and beside the right ones its wrong ones are too many: somebody says why."""
+    right = [numbered(number, request_id=f"n{number}") for number in range(1, 10)]
+    mistaken = [numbered(number, request_id=f"n{number}", tenant_id="beta") for number in LOST]
+    replays.live(*right[:3], *mistaken)
+    with replays.connection() as opened:
+        heartbeat(opened, 9)
+        found = looked(opened)["wrong_tenant"]
+        assert (found.subject["counted_as"], found.tenants, found.events) == ("beta", ["acme"], (6, 6))
+    back = [
+        event(number, request_id=f"n{number}", tenant_id="beta", kind="correction", correction_no=1, input_tokens=-10,
+              output_tokens=-5, cache_hit_tokens=-4,
+              corrects=str(event_id_of(Identity("beta", f"n{number}", 1, "usage", 0))))
+        for number in LOST
+    ]  # fmt: skip
+    plan = replays.plan(*right, *back)
+    assert (plan.counts["add"], plan.counts["there"]) == (12, 3)
+    assert {row["tenant_id"]: Decimal(row["amount"]) for row in plan.money or ()} == {
+        "acme": 6 * Decimal("0.018"), "beta": -6 * Decimal("0.018")
+    }  # fmt: skip
+    assert replays.apply(plan).applied == 12
+    with replays.connection() as opened:
+        sums = "select tenant_id, sum(output_tokens)::int8 from usage.windows_1h group by 1 order by 1"
+        assert opened.execute(sums).fetchall() == [("acme", 60), ("beta", 0)]
+        assert "wrong_tenant" not in looked(opened)
+        (left,) = finding_store.listed(opened)
+        assert (left.kind, left.size["events"]) == ("overcounted", [6, 6])
+        finding_store.settle(opened, left, NOW, reason="beta's were taken back by corrections", actor="ada")
+        looked(opened)
+        assert finding_store.listed(opened) == []
+
+
+def test_a_replica_that_was_never_registered_is_and_what_it_lost_comes_back(replays: Replays) -> None:
+    """Its events come and no report; then its reports, which say what is missing. Another one a log alone knows of."""
+    served = [Found(f"line {number}", event(number, replica_id="r9")) for number in (20, 21)]
+
+    def kinds(opened: psycopg.Connection) -> list[str]:
+        check(opened)
+        log = AdmissionLog("gateway", iter(served))
+        return sorted(each.kind for each in look(opened, AT - timedelta(days=1), NOW, NOW, admitted=log).found)
+
+    replays.live(*(numbered(number) for number in (1, 2, 3)))
+    with replays.connection() as opened:
+        assert kinds(opened) == ["unregistered_replica", "unregistered_replica"]
+        heartbeat(opened, 9)
+        assert kinds(opened) == ["lost_events", "unregistered_replica"]
+    plan = replays.plan(*(numbered(number) for number in range(1, 10)), *(each.message for each in served))
+    assert (plan.counts["add"], plan.counts["there"]) == (8, 3)
+    assert replays.apply(plan).applied == 8
+    with replays.connection() as opened:
+        assert kinds(opened) == []
+        assert finding_store.listed(opened) == []
+    assert replays.counted() == {"acme": (11, 11)}
 
 
 def test_the_events_of_a_skewed_clock_with_their_times_put_right_count_no_second_time(replays: Replays) -> None:

@@ -17,6 +17,7 @@ from streams.quotas.definitions import shown
 from streams.quotas.held import Held
 from streams.quotas.journal import Ownership
 from streams.quotas.meters import BudgetMeter, Meter, SlotMeter
+from streams.quotas.parts import State
 from streams.quotas.rebuilding import rebuild
 from streams.quotas.standings import standing, standing_view
 
@@ -65,6 +66,8 @@ def live_decisions(book: TenantBook, request_id: str) -> list[dict[str, Any]]:
     found = []
     for attempt, part in sorted(request.parts.items()) if request else ():
         was = part.reserved
+        if part.state is State.WITHDRAWN and was is None:
+            continue  # a question that never came, taken back
         view: dict[str, Any] = {
             "at": moment(was.at if was else part.settled_at), "attempt": attempt,
             "decision": "admitted" if was else "unasked", "state": part.state.value, "model": part.model,

@@ -220,6 +220,21 @@ def test_a_plan_is_applied_once_whoever_applies_it_and_however_often(replays: Re
         replays.apply(again)
     assert replays.plan(*messages).records == 0
     assert replays.stored(plan.plan_id).state == "applied"
+    assert_parts_that_overlap_count_once(replays)
+
+
+def assert_parts_that_overlap_count_once(replays: Replays) -> None:
+    """Both planned before one is applied: the other is refused for what both have, and planned anew has the rest."""
+    messages = [event(number) for number in range(40, 61)]
+    first, second = replays.plan(*messages[:13]), replays.plan(*messages[10:])
+    assert (first.records, second.records) == (13, 11)
+    assert replays.apply(first).applied == 13
+    with pytest.raises(ReplayRefused, match="events of it that are counted: was 0, now 3"):
+        replays.apply(second)
+    rest = replays.plan(*messages[10:])
+    assert (rest.records, rest.counts["there"], replays.apply(rest).applied) == (8, 3, 8)
+    assert replays.counted() == {"acme": (60, 60), "beta": (39, 39), "gamma": (39, 39)}
+    assert replays.proven()
 
 
 def test_a_killed_replay_goes_on_where_it_stopped_and_leaves_what_another_does(

@@ -503,7 +503,7 @@ frozen_usage = _table(
 close_gate_results = _table(
     "close_gate_results",
     *_bigints("result_no", "compared"),
-    *_text("month", "gate"),
+    *_text("month", "gate", "part"),
     Column("differences", JSONB),
     *_times("at"),
 )

@@ -30,6 +30,7 @@ from billing.invoicing import (
 from billing.invoicing.correcting import CorrectionKind, CorrectionState
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED
+from billing.invoicing.invoices import InvoiceKind
 from billing.ledger import ledger_store
 from billing.ledger.journal import FEES_EARNED
 from billing.periods import INSTANT, BillingPeriod
@@ -64,6 +65,7 @@ BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 ASKED_BY_ID: Final = 100
 """More than are booked while a list is read; each is a request to Stripe."""
 _KEPT: Final = tables.stripe_balance_transactions.c
+BILLS_USAGE: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
 
@@ -177,7 +179,7 @@ def _checks(
     yield from _ledger(connection, period, lines, invoices)
     yield _explained(connection)
     yield from _credits(connection, len(invoices))
-    yield _invoiced(connection, period, own)
+    yield _invoiced(connection, period, own, invoices)
     yield from _invoices(invoices)
     yield _numbers(connection)
     yield _suspense(connection)
@@ -426,21 +428,38 @@ def _credits(connection: Connection, invoices: int) -> list[Check]:
     ]
 
 
-def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[StoredInvoice]) -> Check:
-    """Rated lines are on their period's own invoices, or on frozen documents that name it as their original one.
+def _invoiced(
+    connection: Connection, month: BillingPeriod, own: list[StoredInvoice], invoices: list[StoredInvoice]
+) -> Check:
+    """Rated lines are on their period's own invoices, or on documents that name it as their original one.
 
-    Of the billing periods that end in a month. What came late waits until the next invoice of its account is frozen,
-    and no longer.
+    Of the billing periods that end in a month, and of earlier ones to which something came: that waits until the next
+    invoice of its account is drawn up. What comes late to the month waits until that is frozen, and no longer.
     """
     rated: list[RatedLine] = []
     waiting: list[RatedLine] = []
     late: set[tuple[str, str]] = set()
-    billed = [
-        line.rated
+    billed = _own_lines(own)
+    drawn_up = {
+        s.invoice.identity.billing_account
         for s in invoices
-        for line in s.invoice.lines
-        if line.original_period is None and not s.invoice.in_advance
-    ]
+        if s.frozen_at is None and s.invoice.identity.kind in BILLS_USAGE
+    }
+    for period in _earlier(connection, month, invoices):
+        issued = invoice_store.listed(connection, period=period, kind=InvoiceKind.USAGE, as_stored=True)
+        of = {s.invoice.identity.billing_account for s in issued if s.frozen_at is not None}
+        came = [each for each in adjustment_store.late_lines(connection, period) if each.line.billing_account in of]
+        late |= {(each.line.billing_account, each.line.tax_group) for each in came}
+        waiting += [each.line for each in came if each.waits and each.line.billing_account not in drawn_up]
+        posted = rated_line_store.posted(connection, period).values()
+        rated += [line for listed in posted for line in listed if line.billing_account in of]
+        billed += [line for line in _own_lines(issued) if line.billing_account in of]
+        billed += [
+            line.rated
+            for s in invoice_store.listed(connection, adjusts=period, as_stored=True)
+            for line in s.invoice.lines
+            if line.original_period == period and line.rated.billing_account in of and not s.invoice.in_advance
+        ]
     for period in rated_line_store.periods_ending_in(connection, month):
         rated += [line for listed in rated_line_store.posted(connection, period).values() for line in listed]
         came = adjustment_store.late_lines(connection, period)
@@ -453,6 +472,23 @@ def _invoiced(connection: Connection, month: BillingPeriod, invoices: list[Store
             if s.frozen_at is not None and line.original_period == period
         ]
     return agreement.rated_is_invoiced(rated, waiting, billed, late)
+
+
+def _own_lines(invoices: Iterable[StoredInvoice]) -> list[RatedLine]:
+    """The lines of invoices that are of their own period, but for fees in advance."""
+    return [
+        line.rated
+        for s in invoices
+        for line in s.invoice.lines
+        if line.original_period is None and not s.invoice.in_advance
+    ]
+
+
+def _earlier(connection: Connection, month: BillingPeriod, invoices: Iterable[StoredInvoice]) -> list[BillingPeriod]:
+    """The periods that ended before a month and that its documents are about, or of which something was rated since."""
+    named = {line.original_period for s in invoices for line in s.invoice.lines if line.original_period is not None}
+    named |= set(adjustment_store.periods_with_late_lines(connection, month.start))
+    return sorted(period for period in named if period.end <= month.start)
 
 
 def _numbers(connection: Connection) -> Check:

@@ -168,12 +168,13 @@ def prepare_month(
     until: SendingStep = SendingStep.FINALIZED,
     of: Chosen = everything,
     accounts: Callable[[], Collection[str] | None] = lambda: None,
+    credited: Callable[[], Collection[str] | None] = lambda: None,
 ) -> MonthClosed:
     """Rate and book a month that has ended, and draw its invoices up; what has been done is in what is returned.
 
     `test` marks the run in the audit log. Other billing periods that end in it are taken as far as `until`. `of` says
     what of each period is rated, earlier ones included; `accounts`, asked when all of it is rated, whose invoices are
-    drawn up (None: everybody's).
+    drawn up (None: everybody's); `credited` likewise who gets credit notes for what is owed less of earlier periods.
 
     Raises PeriodNotEnded, and what rating, drafting and sending raise when nothing at all can go on.
     """
@@ -198,7 +199,9 @@ def prepare_month(
     in_advance = invoice_in_advance(
         engine, until=period.end + GRACE, gateway=gateway, now=now, actor=actor, dry_run=dry_run
     )
-    notes = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
+    notes = issue_credit_notes(
+        engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run, billing_accounts=credited()
+    )
     drafted = draft_invoices(engine, period=period, now=now, actor=actor, dry_run=dry_run, billing_accounts=drawn_up)
     return MonthClosed(period, rated, drafted, InvoicesSent(()), dry_run, (), in_advance, others, earlier, notes)
 
@@ -220,7 +223,10 @@ def finalize_month(
         dry_run=dry_run, billing_accounts=billing_accounts,
     )  # fmt: skip
     if notes.blocked:  # what waited for a credit that an invoice has given back by now
-        again = issue_credit_notes(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
+        names = [name for name, _ in notes.blocked]
+        again = issue_credit_notes(
+            engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run, billing_accounts=names
+        )
         notes = CreditNotesIssued((*notes.notes, *again.notes), again.blocked)
     # After the invoices: what they could still draw on is no breakage.
     expired = expire_credits(engine, up_to=period.end, now=now, actor=actor, dry_run=dry_run)
@@ -260,7 +266,7 @@ def periods_to_rate_again(engine: Engine, *, before: BillingPeriod) -> dict[Bill
 def _rated_again(
     engine: Engine, period: BillingPeriod, chosen: Choice, terms: str, now: datetime, dry_run: bool
 ) -> PeriodRated:
-    rated = rate_period(engine, period=period, now=now, dry_run=dry_run, tenants=chosen.tenants)
+    rated = rate_period(engine, period=period, now=now, dry_run=dry_run, tenants=chosen.tenants, keep=chosen.keep)
     if rated.ok and not rated.unbillable and chosen.tenants is None:
         with transaction(engine, dry_run=dry_run) as connection:
             settled_periods.settle(connection, period, terms)

@@ -44,10 +44,11 @@ Check = Callable[[str, str, Sequence[Piece]], None]
 
 @dataclass(frozen=True, slots=True)
 class KeptRating:
-    """What a period was rated from: of each tenant that could be rated, its pieces with the usage in each."""
+    """What a period was rated from: of each of the `tenants` that could be rated, its pieces with the usage in each."""
 
     period: BillingPeriod
-    sums: Mapping[str, PieceSums]
+    tenants: frozenset[str]
+    sums_of: Callable[[str], PieceSums]
 
 
 Keep = Callable[[Connection, KeptRating], None]
@@ -169,9 +170,8 @@ def rate_period(
             found = rating.added_to(found)
         if keep is not None:
             until = min(period.end, until or period.end)
-            keep(
-                connection, KeptRating(period, {t.tenant_id: usage.sums_of(t.tenant_id, until) for t in found.tenants})
-            )
+            rated = frozenset(tenant.tenant_id for tenant in found.tenants)
+            keep(connection, KeptRating(period, rated, partial(usage.sums_of, until=until)))
         return found
 
 

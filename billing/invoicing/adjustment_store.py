@@ -136,6 +136,27 @@ def late_lines(connection: Connection, period: BillingPeriod, *, up_to_line: int
     return found
 
 
+def periods_with_late_lines(connection: Connection, since: datetime) -> list[BillingPeriod]:
+    """The periods of which something was rated since a moment, after an invoice of theirs was frozen."""
+    rated, invoice = tables.rated_lines, tables.invoices
+    query = (
+        select(rated.c.period_start, rated.c.period_end)
+        .distinct()
+        .join(
+            invoice,
+            (invoice.c.billing_account == rated.c.billing_account)
+            & (invoice.c.service_start == rated.c.period_start)
+            & (invoice.c.service_end == rated.c.period_end),
+        )
+        .where(
+            invoice.c.kind == InvoiceKind.USAGE.value,
+            rated.c.recorded_at > invoice.c.frozen_recorded_at,
+            rated.c.recorded_at >= since,
+        )
+    )
+    return sorted(BillingPeriod(*row) for row in connection.execute(query))
+
+
 def rated_periods(connection: Connection, up_to: datetime) -> list[BillingPeriod]:
     """The periods that were rated and end by a moment, in order, as far as something late may have come to them.
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Column, Connection, String, all_, any_, cast, func, select
+from sqlalchemy import ARRAY, Column, Connection, String, all_, any_, cast, func, select, text
 
 from billing import tables
 from billing.commands.rate_period import Keep, KeptRating
@@ -20,7 +20,7 @@ from billing.database import add_rows, raw
 from billing.invoicing import rated_line_store
 from billing.ledger import journal_chain_store
 from billing.ledger.journal_chain import canonical, written_time
-from billing.periods import BillingPeriod, rfc3339
+from billing.periods import BillingPeriod, parse_period, rfc3339
 from billing.plans.term_digests import term_digests
 from billing.usage.period_usage import PieceSums
 from streams.rules.windows import UsageQuantity
@@ -81,12 +81,47 @@ def keeping(month: BillingPeriod, tenants: Collection[str], actor: str, freeze: 
     """
 
     def keep(connection: Connection, rated: KeptRating) -> None:
-        own = {tenant_id: sums for tenant_id, sums in rated.sums.items() if tenant_id in tenants}
+        own = {tenant_id: rated.sums_of(tenant_id) for tenant_id in rated.tenants if tenant_id in tenants}
         if own:
             _add(connection, month, rated.period, own, actor)
         freeze(connection)
 
     return keep
+
+
+def keeping_late(month: BillingPeriod, actor: str) -> Keep:
+    """What the rating of an earlier period is told to do in its transaction: cut anew the usage of each tenant of which
+    something was rated after its invoice was frozen, and is in no cut yet."""
+
+    def keep(connection: Connection, rated: KeptRating) -> None:
+        late = {
+            name: rated.sums_of(name) for name in _late_and_uncut(connection, rated.period) if name in rated.tenants
+        }
+        if late:
+            _add(connection, month, rated.period, late, actor)
+
+    return keep
+
+
+_LATE_AND_UNCUT: Final = text(
+    """
+    select distinct l.tenant_id
+    from ledger.rated_lines as l
+    join ledger.invoices as i
+        on (i.billing_account, i.service_start, i.service_end) = (l.billing_account, l.period_start, l.period_end)
+    where (l.period_start, l.period_end) = (:start, :end)
+      and i.kind = 'usage' and l.recorded_at > i.frozen_recorded_at
+      and not exists (
+          select from ledger.close_cuts as c
+          where (c.period_start, c.period_end) = (:start, :end) and l.tenant_id = any(c.tenants)
+            and (c.coordinates ->> 'rated_line_no')::bigint >= l.rated_line_no)
+    order by 1
+    """
+)
+
+
+def _late_and_uncut(connection: Connection, period: BillingPeriod) -> list[str]:
+    return list(connection.execute(_LATE_AND_UNCUT, {"start": period.start, "end": period.end}).scalars())
 
 
 def _add(
@@ -194,13 +229,16 @@ def code_version() -> str:
     return metadata.version("tollbook")
 
 
-def cuts(connection: Connection, month: str, tenants: Collection[str]) -> list[Cut]:
-    """The latest cut of each billing period and tenant that a month's close has taken, by period.
+def cuts(connection: Connection, month: str, tenants: Collection[str], *, late: bool = False) -> list[Cut]:
+    """The latest cut of each billing period that ends in a month, and tenant, that the month's close has taken, by
+    period; or, `late`, of each earlier period to which something came that this close bills.
 
     A cut that a later one has replaced for some of its tenants is there with the others.
     """
     table = tables.close_cuts
-    query = select(table).where(table.c.month == month).order_by(table.c.cut_id.desc())
+    start = parse_period(month).start
+    of = table.c.period_end <= start if late else table.c.period_end > start
+    query = select(table).where(table.c.month == month, of).order_by(table.c.cut_id.desc())
     taken: set[tuple[BillingPeriod, str]] = set()
     found = []
     for row in connection.execute(query):

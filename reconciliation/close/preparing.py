@@ -17,9 +17,9 @@ from billing.posting.fee_recognition import recognise_fees
 from reconciliation.close import close_store
 from reconciliation.close.close_store import Standing
 from reconciliation.close.contents import contents
-from reconciliation.close.freezing import keeping
+from reconciliation.close.freezing import keeping, keeping_late
 from reconciliation.close.gates.collecting import Account, held_back, participants
-from reconciliation.close.gates.evaluating import Outside, drafts_in_stripe, evaluate, owners
+from reconciliation.close.gates.evaluating import Outside, drafts_in_stripe, evaluate, evaluate_late, owners
 from reconciliation.close.gates.gate import BEFORE_APPROVAL, Gate, Result, results
 from reconciliation.close.run_context import Run
 from reconciliation.close.states import CUT, Event, State
@@ -61,7 +61,7 @@ class Preparing:
         run.found.prepared = prepared = prepare_month(
             run.engine, period=run.month, gateway=run.gateway, now=run.now, actor=run.actor, test=test,
             progress=run.progress, until=SendingStep.COMPARED, of=partial(self._choice, ready),
-            accounts=self._to_draft,
+            accounts=self._to_draft, credited=self._to_credit,
         )  # fmt: skip
         self._run.checkpoint("drafted")
         blocked = dict(prepared.drafted.blocked)
@@ -86,7 +86,9 @@ class Preparing:
                 left_out = {t for name in cut if name in accounts for t in accounts[name].tenants}
                 known = {t for account in accounts.values() for t in account.tenants}
                 tenants = (known | rated_line_store.posted(connection, period).keys()) - left_out
-        if earlier or period.end > self._run.month.end:
+        if earlier:
+            return Choice(tenants, keeping_late(self._run.month, self._run.actor))
+        if period.end > self._run.month.end:
             return Choice(tenants)
         own = {t for account in ready for t in account.tenants}
         freeze = partial(self._freeze, ready) if period == self._run.month else _nothing
@@ -109,6 +111,12 @@ class Preparing:
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
         return [*self._run.of_state(standings, State.FROZEN), *self._run.of_state(standings, State.DRAFTED)]
+
+    def _to_credit(self) -> list[str] | None:
+        """Who may get credit notes: nobody of whom the gates of what came late find a difference."""
+        found = evaluate_late(self._run.engine, self._run.month, self._run.accounts)
+        red = {name for name in self._run.accounts if self._run.hold(found, found, name)}
+        return [name for name in self._run.accounts if name not in red] if red else None
 
     def reconcile(self) -> None:
         """Ask the gates about what is DRAFTED; what is green is built in Stripe, compared, and put before a person."""

@@ -27,23 +27,28 @@ MISSING: Final = (Gate.R1, Gate.R9)
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A billing account that takes part in a month's close, with the tenants that it pays for in the month."""
+    """A billing account that takes part in a month's close, with the tenants that it pays for in the month, and those
+    that it paid for `before`."""
 
     name: str
     legal_entity: str
     tenants: tuple[str, ...]
+    before: tuple[str, ...] = ()
 
 
 def participants(connection: Connection, month: BillingPeriod) -> dict[str, Account]:
     """Every account that pays, or once paid, for a tenant: late usage may be billed to it, too."""
     tenants: dict[str, set[str]] = defaultdict(set)
+    before: dict[str, set[str]] = defaultdict(set)
     for each in account_store.subscriptions(connection):
         if each.starts_at < month.end:
             during = each.ends_at is None or each.ends_at > month.start
             tenants[each.billing_account] |= {each.tenant_id} if during else set()
+            before[each.billing_account] |= {each.tenant_id} if each.starts_at < month.start else set()
     accounts = account_store.accounts(connection, tenants)
     return {
-        name: Account(name, accounts[name].legal_entity, tuple(sorted(used))) for name, used in sorted(tenants.items())
+        name: Account(name, accounts[name].legal_entity, tuple(sorted(used)), tuple(sorted(before[name])))
+        for name, used in sorted(tenants.items())
     }
 
 

@@ -32,51 +32,88 @@ KEYS: Final = ("model", "adapter", "region", "tier", "status", "fault", "usage_s
 
 
 class CutChecks:
-    """Compares cuts one after another; what it found is in `checks`. `made` is told after each part of a tenant."""
+    """Compares cuts one after another, tenant by tenant. `made` is told after each part of a tenant.
+
+    `parts`: what was compared of each tenant's cut, by `tenant/period/cut 7`.
+    """
 
     def __init__(self, connection: Connection, made: Made) -> None:
         self._connection = connection
         self._made = made
-        self._digests: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
-        self._usage: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
-        self._payers: tuple[dict[str, set[str]], dict[str, set[str]]] = (defaultdict(set), defaultdict(set))
-        self._altered: list[Difference] = []
-        self._rated = RatedTwice()
+        self.parts: dict[str, list[Check]] = {}
 
     def add(self, cut: Cut) -> None:
         """Compare a cut, of its tenants."""
-        rows = freezing.frozen_rows(self._connection, cut)
-        self._add_digests(cut, rows)
+        rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in freezing.frozen_rows(self._connection, cut):
+            rows[row["tenant_id"]].append(row)
+        stored, there = self._digests(cut)
         agreements = contracts(self._connection, cut.period, cut.tenants)
-        self._add_frozen(rows, agreements)
         reader = RawUsageReader(self._connection, cut.period, cut.below)
         lines = rated_line_store.posted(self._connection, cut.period, up_to_line=cut.last_line)
         naming = namings(self._connection, cut.period, cut.tenants)
         for tenant_id in sorted(cut.tenants):
             where = f"{tenant_id}/{cut.period.name}"
+            part = _OfTenant(tenant_id, dict(stored), dict(there))
+            part.add_frozen(cut, rows[tenant_id], agreements)
             try:
                 used = reader.of(tenant_id)
             except EventsArchived as error:
-                self._rated.hinder(where, error)
-                continue
-            self._altered += used.altered
-            self._add_billed(tenant_id, used.billed)
-            self._made(FROZEN)
-            told = _told(lines.get(tenant_id, ()), naming[tenant_id])
-            self._rated.add(where, agreements[tenant_id], used.used, told)
-            self._made(RATED_TWICE)
+                part.rated.hinder(where, error)
+            else:
+                part.altered += used.altered
+                part.add_billed(used.billed)
+                self._made(FROZEN)
+                told = _told(lines.get(tenant_id, ()), naming[tenant_id])
+                part.rated.add(where, agreements[tenant_id], used.used, told)
+                self._made(RATED_TWICE)
+            self.parts[f"{where}/cut {cut.cut_id}"] = part.checks
 
     @property
     def checks(self) -> list[Check]:
-        """All that was compared."""
+        """All that was compared; what several parts have found is one difference."""
+        found: dict[str, Check] = {}
+        for each in (check for part in self.parts.values() for check in part):
+            so_far = found.get(each.name, Check(each.name, each.left, each.right, 0, ()))
+            differences = tuple(dict.fromkeys((*so_far.differences, *each.differences)))
+            found[each.name] = Check(each.name, each.left, each.right, so_far.compared + each.compared, differences)
+        return list(found.values())
+
+    def _digests(self, cut: Cut) -> tuple[dict[str, Value], dict[str, Value]]:
+        """What is of the cut as a whole: digests as they were stored, and of what is there now."""
+        key = f"cut {cut.cut_id}"
+        stored: dict[str, Value] = {key: cut.digest}
+        digests = freezing.digests_of(self._connection, cut.cut_id)
+        there: dict[str, Value] = {key: freezing.cut_digest(cut.coordinates, digests)}
+        for rule, digest, now in freezing.tax_rules_then_and_now(self._connection, cut):
+            stored[rule] = digest
+            there |= {} if now is None else {rule: now}
+        left_out = freezing.left_out(self._connection, cut.cut_id)
+        return stored, there | {f"{tenant_id}/{key}/not named": "rows" for tenant_id in left_out}
+
+
+class _OfTenant:
+    """What is compared of a tenant's cut."""
+
+    def __init__(self, tenant_id: str, stored: dict[str, Value], there: dict[str, Value]) -> None:
+        self._tenant_id = tenant_id
+        self._digests = stored, there
+        self._usage: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
+        self._payers: tuple[dict[str, set[str]], dict[str, set[str]]] = (defaultdict(set), defaultdict(set))
+        self.altered: list[Difference] = []
+        self.rated = RatedTwice()
+
+    @property
+    def checks(self) -> list[Check]:
+        """All that was compared of it."""
         frozen = compare(FROZEN, "raw events below the cut", "frozen usage", *self._usage)
         return [
             compare("frozen usage is as it was cut", "digests", "digests of what is there", *self._digests),
             Check(
                 frozen.name, frozen.left, frozen.right, frozen.compared,
-                (*frozen.differences, *self._altered, *self._other_payers()),
+                (*frozen.differences, *self.altered, *self._other_payers()),
             ),
-            self._rated.check("second rating"),
+            self.rated.check("second rating"),
         ]  # fmt: skip
 
     def _other_payers(self) -> Iterator[Difference]:
@@ -86,34 +123,26 @@ class CutChecks:
             if pays[key] != paid[key]:
                 yield Difference(f"{key}/payer", ", ".join(sorted(pays[key])), ", ".join(sorted(paid[key])))
 
-    def _add_digests(self, cut: Cut, rows: Iterable[Mapping[str, Any]]) -> None:
+    def add_frozen(
+        self, cut: Cut, rows: Iterable[Mapping[str, Any]], agreements: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Its rows of the cut."""
         stored, there = self._digests
-        stored[f"cut {cut.cut_id}"] = cut.digest
-        there[f"cut {cut.cut_id}"] = freezing.cut_digest(
-            cut.coordinates, freezing.digests_of(self._connection, cut.cut_id)
-        )
-        for key, digest, now in freezing.tax_rules_then_and_now(self._connection, cut):
-            stored[key] = digest
-            there |= {} if now is None else {key: now}
-        left_out = freezing.left_out(self._connection, cut.cut_id)
-        there |= {f"{tenant_id}/cut {cut.cut_id}/not named": "rows" for tenant_id in left_out}
         for row in rows:
             key = f"{row['tenant_id']}/cut {cut.cut_id}/row {row['row_no']}"
             stored[key], there[key] = row["digest"], freezing.row_digest(row)
-
-    def _add_frozen(self, rows: Iterable[Mapping[str, Any]], agreements: Mapping[str, Mapping[str, Any]]) -> None:
-        for row in rows:
             quantity = UsageQuantity(row["tenant_id"], *(row[name] for name in (*KEYS, "rating_band", *COUNTS)))
             if is_billable(quantity, _statuses(agreements.get(quantity.tenant_id), row["service_start"])):
                 key = "/".join(str(row[name]) for name in ("tenant_id", "segment_no", "version", *KEYS))
                 self._payers[1][f"{row['tenant_id']}/{row['segment_no']}/{row['version']}"].add(row["billing_account"])
                 _add(self._usage[1], key, {name: row[name] for name in COUNTS})
 
-    def _add_billed(self, tenant_id: str, billed: Iterable[Billed]) -> None:
+    def add_billed(self, billed: Iterable[Billed]) -> None:
+        """Its raw events below the cut that bill."""
         for each in billed:
             event, piece = each.event, each.piece
             names = (getattr(event, name) for name in KEYS)
-            of = f"{tenant_id}/{piece.segment_no}/{piece.version.version}"
+            of = f"{self._tenant_id}/{piece.segment_no}/{piece.version.version}"
             self._payers[0][of].add(piece.subscription.billing_account)
             key = "/".join((of, *names))
             counts = {name: getattr(event, name) for name in COUNTS if name != "requests"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from time import monotonic, sleep
@@ -79,13 +79,40 @@ def evaluate(
         invoices = documents_of_month(connection, month)
         of_cuts = CutChecks(connection, made)
         cut = [name for name in (standings if rated_again is None else rated_again) if name in accounts]
-        for each in freezing.cuts(connection, month.name, {t for name in cut for t in accounts[name].tenants}):
+        for each in _cuts(connection, month, [accounts[name] for name in cut]):
             of_cuts.add(each)
-        checks += of_cuts.checks if cut else []
+        checks += of_cuts.checks
         checks += told(_checks(connection, month, accounts.values(), invoices, now), made)
         owned = owners(connection, month, accounts, invoices)
         checks += told(_sealed(connection), made)
-    return results(checks, owned, waived)
+    return _with_parts(results(checks, owned, waived), of_cuts, owned)
+
+
+def evaluate_late(engine: Engine, month: BillingPeriod, accounts: Mapping[str, Account]) -> dict[Gate, Result]:
+    """R2 and R3 of what came late to earlier periods, of some accounts: before any document is issued for it."""
+    with one_moment(engine) as connection:
+        of_cuts = CutChecks(connection, lambda name: None)
+        for each in freezing.cuts(connection, month.name, _tenants(accounts.values()), late=True):
+            of_cuts.add(each)
+        return results(of_cuts.checks, owners(connection, month, accounts, ()), {})
+
+
+def _tenants(accounts: Iterable[Account]) -> set[str]:
+    return {tenant_id for account in accounts for tenant_id in (*account.tenants, *account.before)}
+
+
+def _cuts(connection: Connection, month: BillingPeriod, accounts: Collection[Account]) -> Iterator[freezing.Cut]:
+    """The cuts of what a month bills of some accounts: of its own periods, and of what came late to earlier ones."""
+    yield from freezing.cuts(connection, month.name, {t for account in accounts for t in account.tenants})
+    yield from freezing.cuts(connection, month.name, _tenants(accounts), late=True)
+
+
+def _with_parts(found: dict[Gate, Result], of_cuts: CutChecks, owned: Owners) -> dict[Gate, Result]:
+    parts: dict[Gate, dict[str, Result]] = defaultdict(dict)
+    for name, checks in of_cuts.parts.items():
+        for gate, result in results(checks, owned, {}).items():  # nobody waives these
+            parts[gate][name] = result
+    return {gate: replace(result, parts=parts[gate]) for gate, result in found.items()}
 
 
 def _await_applied(engine: Engine | Connection, log: Log, patience_s: float) -> None:

@@ -153,11 +153,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A gate: how many values were compared, and all that differs."""
+    """A gate: how many values were compared, and all that differs.
+
+    `parts`: of R2 and R3, which are asked of some accounts at a time, what came of each tenant's cut, by its name.
+    """
 
     gate: Gate
     compared: int
     found: tuple[Found, ...] = ()
+    parts: Mapping[str, Result] = field(default_factory=dict)
 
     @property
     def open(self) -> tuple[Found, ...]:

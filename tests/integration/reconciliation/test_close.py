@@ -35,6 +35,7 @@ from reconciliation.close import close_store
 from reconciliation.close.deciding import CARRIED_OUT, Worth, approve, propose_reopening, release, waive
 from reconciliation.close.evidence.verifying import verify_evidence
 from reconciliation.close.evidence.writing import write_evidence
+from reconciliation.close.gates import gate_store
 from reconciliation.close.gates.collecting import quarantined
 from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_waivable
 from reconciliation.close.gates.gate import Found, Gate, Result
@@ -297,6 +298,17 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     assert [text.split(":")[0] for text in run(line).problems] == ["delta"]
     assert states(line) == green | {"delta": "collecting", "gamma": "reconciled"}
     assert_damage_holds_all_that_pay(line, "shared", {"acme", "gamma"})
+    # What came late to September is cut, rated again and compared with its documents by October's close
+    late = "select period_start::date::text, tenants from ledger.close_cuts where period_end <= '2026-10-01'"
+    assert line.rows(late) == [("2026-09-01", ["gone"])]
+    assert_damage_holds_all_that_pay(line, "gone", {"gone"})
+    # Gates that were asked of some accounts at a time tell of all
+    with transaction(line.engine) as connection:
+        told = gate_store.latest(connection, OCTOBER.name)
+    asked = evaluate(line.engine, OCTOBER, now=NOW, outside=Outside())
+    assert [told[gate].result.compared for gate in (Gate.R2, Gate.R3)] == [
+        asked[gate].compared for gate in (Gate.R2, Gate.R3)
+    ]
     approve(line.engine, OCTOBER, actor="bob", leave=["delta"], reason="the sender is asked")
     waive_all(line, Gate.R9)
     waive_all(line, Gate.R11, but="beta/any model/USD")

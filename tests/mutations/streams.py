@@ -22,6 +22,13 @@ MUTATIONS: Final = (
         f"{APPLY}::test_a_resend_counts_once_whatever_its_timestamp",
     ),
     Mutation(
+        "quotas are fed cached tokens as input",
+        "streams/ingest/apply.py",
+        "usage_source, completed_at, 1, input_tokens,",
+        "usage_source, completed_at, 1, cache_hit_tokens,",
+        f"{ARRIVALS}::test_the_feed_has_no_position_for_each_release_or_moved_correction",
+    ),
+    Mutation(
         "what is applied already is applied again",
         "streams/rules/chunks.py",
         "return records[max(0, next_position - first) :]",

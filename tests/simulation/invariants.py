@@ -28,14 +28,17 @@ _ROWS: Final = (
     " group by 1, 2, 3, 4, 5, 6"
 )
 _SUMS: Final = (
-    "select tenant_id, model, usage_source, time_bucket('1 hour', completed_at),"
+    "select tenant_id, model, adapter, purpose, usage_source, time_bucket('1 hour', completed_at),"
     " count(*) filter (where kind = 'usage'), sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
-    " sum(output_tokens)::int8 from usage.counting_events group by 1, 2, 3, 4"
+    " sum(output_tokens)::int8, sum(gpu_us)::int8 from usage.counting_events group by 1, 2, 3, 4, 5, 6"
 )
 _FED: Final = (
-    "select (select coalesce(sum(requests), 0) || '/' || coalesce(sum(output_tokens), 0) from usage.quota_feed),"
-    " (select coalesce(sum(requests), 0) || '/' || coalesce(sum(output_tokens), 0) from usage.windows_1h"
-    " where purpose = 'tenant')"
+    "select tenant_id, model, adapter, sum(requests)::int8, sum(input_tokens)::int8, sum(cache_hit_tokens)::int8,"
+    " sum(output_tokens)::int8, sum(gpu_us)::int8 from {} group by 1, 2, 3 order by 1, 2, 3"
+)
+_BEYOND: Final = (
+    "select replica_id, boot_id, sum(engine_output_beyond)::int8 from usage.replica_counts where replica_id <> ''"
+    " group by 1, 2 having sum(engine_output_beyond) <> 0"
 )
 _OTHER_TOTALS: Final = (
     "select source from usage.sources as s left join (select source, sum(applied) as applied,"
@@ -76,9 +79,11 @@ def consistent(connection: psycopg.Connection) -> None:
     assert check.agrees, check.differences
     assert passed_positions.stored_counts(connection) == passed_positions.counted_outcomes(connection)
     assert connection.execute(_OTHER_TOTALS).fetchall() == [], "totals beside a position are not its chunks' sums"
-    row = connection.execute(_FED).fetchone()
-    assert row is not None
-    assert row[0] == row[1], "what the quotas are fed is not what the windows hold"
+    fed, held = (
+        [row for row in connection.execute(_FED.format(table)) if any(row[3:])]
+        for table in ("usage.quota_feed", "usage.windows_1h where purpose = 'tenant'")
+    )
+    assert fed == held, "what the quotas are fed is not what the windows hold"
 
 
 def numbers(connection: psycopg.Connection) -> dict[BootKey, tuple[int, int]]:
@@ -95,10 +100,12 @@ def complete(connection: psycopg.Connection, expected: Expected) -> None:
     """What holds once everything that was sent is applied and no orphan waits."""
     consistent(connection)
     assert stored_rows(connection) == Counter(dict.fromkeys(expected.rows, 1))
-    sums = {tuple(row[:4]): list(row[4:]) for row in connection.execute(_SUMS)}
+    sums = {tuple(row[:6]): list(row[6:]) for row in connection.execute(_SUMS)}
     assert sums == dict(expected.sums)
     assert quarantine.counts(connection) == dict(expected.quarantine)
     assert numbers(connection) == {boot: (last, last) for boot, last in expected.numbers.items()}
+    beyond = {(replica_id, boot_id): tokens for replica_id, boot_id, tokens in connection.execute(_BEYOND)}
+    assert beyond == dict(expected.beyond), "what engines counted is not what the events say of it"
     row = connection.execute(
         "select sum(applied + duplicates + quarantined)::int8 from usage.applied_chunks where source like 'kafka:%'"
     ).fetchone()

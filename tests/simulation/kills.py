@@ -2,7 +2,8 @@
 
 Two kinds of processes are killed, one or two at work at a time, at named steps of the chunk's transaction and at random
 moments: processes that apply chunks of a simulated log (the real transaction on the real database, quick to start),
-and whole workers (Faust, Kafka). Services are those of the environment: `make up`.
+and whole workers on Kafka, which Faust reads or the bare consumer, as the seed says. Services are those of the
+environment: `make up`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from streams.settings import DatabaseSettings
 from tests.fixtures_services import Databases, delete_topics
 from tests.simulation import applying, invariants
 from tests.simulation.faults import Fault
-from tests.simulation.line import Line, Worker, wait_for
+from tests.simulation.line import Line, Worker, reader_of, wait_for
 from tests.simulation.traffic import Message, Row, Traffic, by_partition
 
 REQUESTS_A_ROUND: Final = 400
@@ -47,6 +48,8 @@ class Figures:
     doubled: int = 0
     checks: int = 0
     by_moment: dict[str, int] = field(default_factory=dict)
+    reader: str = ""
+    """What whole workers read Kafka with, as the seed says."""
 
     def killed(self, at: str) -> None:
         """Count one kill, and where it struck."""
@@ -60,7 +63,7 @@ def killed(seed: int, kills: int, *, of_workers: int) -> Figures:
         appliers = _kill_appliers(databases(), seed, kills - of_workers)
         _say("processes that apply chunks", appliers)
         workers = _kill_workers(kafka, databases(), seed, of_workers)
-        _say("whole workers", workers)
+        _say(f"whole workers ({workers.reader})", workers)
     both = Figures()
     for name in ("kills", "sent", "rows", "lost", "doubled", "checks"):
         setattr(both, name, getattr(appliers, name) + getattr(workers, name))
@@ -166,6 +169,7 @@ def _kill_workers(kafka: KafkaSettings, url: str, seed: int, kills: int) -> Figu
     """The same with whole workers on Kafka."""
     dice, figures = random.Random(seed), Figures()
     with Line(kafka, url, seed) as line:
+        line.reader = figures.reader = reader_of(seed)
         line.send(REQUESTS_A_ROUND)
         while figures.kills < kills:
             names = ("one", "two")[: dice.choice((1, 1, 2))]

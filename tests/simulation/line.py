@@ -38,6 +38,11 @@ PATIENCE_S: Final = 120
 Worker = subprocess.Popen[str]
 
 
+def reader_of(seed: int) -> str:
+    """What workers read Kafka with where a seed is to choose: `faust` or `bare`."""
+    return ("bare", "faust")[seed % 2]
+
+
 class Line:
     """Traffic goes in by `send`; workers are started by `worker`; `finish` applies the rest and checks everything."""
 

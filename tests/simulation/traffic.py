@@ -31,8 +31,8 @@ REPLICAS: Final = ("replica-1", "replica-2", "replica-3")
 
 Row = tuple[Identity, str]
 """What is stored once: an identity as one source reported it."""
-Key = tuple[str, str, str, datetime]
-"""Of a sum: tenant, model, source, hour."""
+Key = tuple[str, str, str, str, str, datetime]
+"""Of a sum: tenant, model, adapter, purpose, source, hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,14 @@ class Expected:
     """What the database must hold once everything is applied, and the orphans are released."""
 
     rows: set[Row] = field(default_factory=set)
-    sums: dict[Key, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0, 0]))
-    """Requests, input, cached, output."""
+    sums: dict[Key, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0, 0, 0]))
+    """Requests, input, cached, output, GPU time."""
     quarantine: Counter[str] = field(default_factory=Counter)
     messages: int = 0
     numbers: Counter[tuple[str, str]] = field(default_factory=Counter)
     """The last number that each replica's boot has given: all from 1 to it must have arrived."""
+    beyond: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Tokens that each boot's engine made beyond those that are billed."""
 
 
 class Traffic:
@@ -103,6 +105,10 @@ class Traffic:
             "input_tokens": input_tokens,
             "cache_hit_tokens": dice.randrange(input_tokens + 1),
             "output_tokens": dice.randrange(100, 900),
+            "gpu_us": dice.choice((0, dice.randrange(9_000_000))),
+            "adapter": dice.choice(("", "", "a--fr--1")),
+            "attempt": dice.choice((1, 1, 1, 2, 3)),
+            "purpose": dice.choice(("tenant",) * 9 + ("probe",)),
             "timestamp": completed.isoformat(),
         }
 
@@ -116,6 +122,10 @@ class Traffic:
         if self._dice.random() < 0.3:
             return event
         replica = self._dice.choice(REPLICAS)
+        beyond = self._dice.choice((0, 0, 0, self._dice.randrange(1, 50)))
+        if beyond:  # prompts with n > 1, beam search
+            self.expected.beyond[replica, BOOT] += beyond
+            event = event | {"engine_output_tokens": event["output_tokens"] + beyond}
         return event | {"replica_id": replica, "boot_id": BOOT, "seq": self._next_number(replica)}
 
     def _next_number(self, replica: str) -> int:
@@ -146,12 +156,14 @@ class Traffic:
         self._count(event)
         for number in range(1, self._dice.randint(2, 3)):
             identity = _identity(event)
-            delta = {"input_tokens": self._dice.randrange(5), "output_tokens": -self._dice.randrange(50)}
+            delta = {"input_tokens": self._dice.randrange(5), "output_tokens": -self._dice.randrange(50),
+                     "gpu_us": self._dice.randrange(900)}  # fmt: skip
             correction = event | delta | {"cache_hit_tokens": 0, "kind": "correction", "correction_no": number}
+            correction.pop("engine_output_tokens", None)
             if "seq" in event:
                 correction["seq"] = self._next_number(event["replica_id"])
             correction["corrects"] = str(event_id_of(identity))
-            self._add(event, 0, delta["input_tokens"], 0, delta["output_tokens"])
+            self._add(event, 0, delta["input_tokens"], 0, delta["output_tokens"], delta["gpu_us"])
             self.expected.rows.add((_identity(correction), "engine"))
             if self._dice.random() < 0.3:
                 # Before what it corrects: it waits in quarantine, and is released; what it leaves, it leaves late
@@ -189,11 +201,13 @@ class Traffic:
         return Message(event["tenant_id"], json.dumps(event).encode(), row)
 
     def _count(self, event: dict[str, Any]) -> None:
-        self._add(event, 1, event["input_tokens"], event["cache_hit_tokens"], event["output_tokens"])
+        counts = (event[name] for name in ("input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us"))
+        self._add(event, 1, *counts)
 
     def _add(self, event: dict[str, Any], *counts: int) -> None:
         hour = datetime.fromisoformat(event["timestamp"]).replace(minute=0, second=0, microsecond=0)
-        sums = self.expected.sums[event["tenant_id"], event["model"], event.get("usage_source", "engine"), hour]
+        key = (event["tenant_id"], event["model"], event["adapter"], event["purpose"])
+        sums = self.expected.sums[(*key, event.get("usage_source", "engine"), hour)]
         for i, count in enumerate(counts):
             sums[i] += count
 
@@ -213,4 +227,4 @@ def by_partition(messages: Sequence[Message], partitions: int = USAGE.partitions
 
 def _identity(event: dict[str, Any]) -> Identity:
     kind = event.get("kind", "usage")
-    return Identity(event["tenant_id"], event["request_id"], 1, kind, event.get("correction_no", 0))
+    return Identity(event["tenant_id"], event["request_id"], event["attempt"], kind, event.get("correction_no", 0))

@@ -300,7 +300,7 @@ def test_messages_that_nobody_can_read_and_large_ones(
     line.send(100)
     expected.quarantine.update({"torn": 4, "invalid": 3, "too_large": 1})
     expected.rows.add((Identity(tenant, "large-999000", 1, "usage", 0), "engine"))
-    expected.sums[tenant, "m", "engine", BEGIN] = [1, 1, 0, 1]
+    expected.sums[tenant, "m", "", "tenant", "engine", BEGIN] = [1, 1, 0, 1, 0]
     expected.messages += len(rubbish) + 4
     line.finish()
     held = line.connection.execute(

@@ -282,8 +282,10 @@ def test_the_feed_has_no_position_for_each_release_or_moved_correction(
         4,
     )
     assert {source.split(":")[0].split("/")[0] for source in found.positions} == {"", "kafka", "releases"}
-    used = connection.execute("select sum(requests)::int8, sum(output_tokens)::int8 from usage.windows_1h").fetchone()
-    assert used == (sum(row.counts.requests for row in found.rows), sum(row.counts.output_tokens for row in found.rows))
+    columns = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
+    sums = ", ".join(f"sum({name})::int8" for name in columns)
+    used = connection.execute(f"select {sums} from usage.windows_1h").fetchone()
+    assert used == tuple(map(sum, zip(*(row.counts for row in found.rows), strict=True)))
     assert len(found.rows) == 3 + 3 + 6
     assert feed.look(connection, found.positions, NOTHING, Wanted(), 0, 1).rows == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 
 from confluent_kafka import TopicCollection
@@ -12,7 +13,7 @@ from serving_adapter.topic_check import require_fit
 from serving_adapter.topics import USAGE, ensure_topics
 from tests.fixtures_kafka import QUIET, BrokerOfThree
 from tests.fixtures_services import Databases
-from tests.simulation.line import Line, ended, wait_for
+from tests.simulation.line import Line, ended, reader_of, wait_for
 from tests.simulation.services import kill, start
 
 PARTITION = 0
@@ -24,7 +25,10 @@ def test_leaders_change_and_brokers_come_back(three_brokers: list[BrokerOfThree]
     kafka = KafkaSettings(bootstrap, topic_prefix=f"test-{secrets.token_hex(5)}")
     ensure_topics(kafka, replication=3)
     require_fit(kafka, USAGE, development=False)
-    with Line(kafka, make_database(), 20261121) as line:
+    seed = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
+    print(f"seed {seed}: TOLLBOOK_SEED={seed} repeats it")
+    with Line(kafka, make_database(), seed) as line:
+        line.reader = reader_of(seed)
         worker = line.worker(None, "--chunk", "20")
         line.send(200)
         line.wait_for_positions(100, worker)

@@ -95,6 +95,8 @@ ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     (FOREVER | {"n": 3}, "completions", 0, (*GONE, 1, None, 3)),
 ]  # fmt: skip
 GPU = ("busy", "idle", "unowned")
+ATTEMPTS = 5
+"""Of one whose client leaves in the middle of it: on a busy machine it may be over before that is seen."""
 
 
 async def settled(server: Server, least: int) -> list[UsageEvent]:
@@ -110,7 +112,9 @@ async def settled(server: Server, least: int) -> list[UsageEvent]:
 async def left_at_work(server: Server, body: dict[str, Any], prompts: int) -> None:
     """A completion that is not streamed, and whose client leaves once all its sequences have tokens."""
     asked = asyncio.create_task(server.ask(body))
-    while not any(now.engine_input_tokens >= prompts for _, now in replay(server.boot)[0].progress.values()):
+    while not asked.done() and not any(
+        now.engine_input_tokens >= prompts for _, now in replay(server.boot)[0].progress.values()
+    ):
         await asyncio.sleep(0.05)
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
@@ -118,19 +122,24 @@ async def left_at_work(server: Server, body: dict[str, Any], prompts: int) -> No
 
 async def every_end(server: Server) -> None:
     """Each end of a request has one event with the engine's counts."""
-    for number, (body, path, leave, expected) in enumerate(ENDS, 1):
-        if leave == 0:
-            await left_at_work(server, body, body.get("n", 1))
-        else:
-            gone = None if leave is None else (max(leave, 0), 0.0 if leave < 0 else 60.0)
-            await server.ask(body, f"/v1/{path}", leave_after=gone)
-        event = (await settled(server, number))[-1]
+    asked = 0
+    for body, path, leave, expected in ENDS:
+        for _ in range(1 if leave != 0 else ATTEMPTS):
+            asked += 1
+            if leave == 0:
+                await left_at_work(server, body, body.get("n", 1))
+            else:
+                gone = None if leave is None else (max(leave, 0), 0.0 if leave < 0 else 60.0)
+                await server.ask(body, f"/v1/{path}", leave_after=gone)
+            event = (await settled(server, asked))[-1]
+            if leave != 0 or event.finish_reason != "length":  # else the engine was done before its client left
+                break
         found = (event.status, event.fault, event.finish_reason, event.input_tokens, event.output_tokens)
         told = (*found, event.engine_input_tokens)
         wrong = [f"{a} is not {b}" for a, b in zip(told, expected, strict=True) if b is not None and a != b]
         assert not wrong, (body, told, wrong)
         print(f"  {body.get('stream', False)!s:5} {path:17}", *told, flush=True)
-    await out_of_time(server, len(ENDS) + 1)
+    await out_of_time(server, asked + 1)
 
 
 async def out_of_time(server: Server, number: int) -> None:

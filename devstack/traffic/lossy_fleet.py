@@ -7,6 +7,7 @@ moved by hand, and Kafka is told the times at which it would have had the messag
 from __future__ import annotations
 
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -142,7 +143,9 @@ class Fleet:
                 for tenant in TENANTS:
                     self._now += timedelta(seconds=1, microseconds=self._dice.randrange(1, 999))
                     self._one(journal, tenant, number)
-            for beat in beats:
+            for journal, beat in zip(journals, beats, strict=True):
+                while journal.standing(0).lost_from is not None:  # the disk takes its time
+                    time.sleep(0.001)
                 beat.beat()
             self._now = self.begin + ((self._now - self.begin) // STEP + 1) * STEP
         for journal in journals:

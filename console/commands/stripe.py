@@ -18,7 +18,7 @@ app = typer.Typer(help="What comes back from Stripe.", no_args_is_help=True, add
 Again = Annotated[bool, typer.Option("--again", help="Tell Stripe again at once what it has refused.")]
 
 
-Test = Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")]
+Test = Annotated[bool, typer.Option("--test", help="On a test key of Stripe itself: else it is refused.")]
 Since = Annotated[
     str | None, typer.Option("--since", help="Read Stripe's lists again from this day or time on (events: 30 days).")
 ]
@@ -33,7 +33,7 @@ def sync(
 
     The books follow the account of the first key that is used, and take no other's.
     """
-    gateway, from_then = session.stripe(test=test), None if since is None else session.moment(since)
+    gateway, from_then = session.stripe_to_follow(test=test), None if since is None else session.moment(since)
     with session.engine() as engine:
         if dry_run:
             found = sync_stripe.look_ahead(engine, gateway=gateway, since=from_then)
@@ -90,6 +90,6 @@ def listen(
     if not secret:
         raise typer.BadParameter("TOLLBOOK_STRIPE_WEBHOOK_SECRET is not set: it is shown where the endpoint was made")
     with session.engine() as engine:
-        app = build_app(engine, session.stripe(test=test), secret, every_s=every)
+        app = build_app(engine, session.stripe_to_follow(test=test), secret, every_s=every)
         err.print(f"listening on http://{host}:{port}/stripe/webhooks")
         uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
 import psycopg
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
-from billing import tables
 from billing.commands.trial_balance import trial_balance
 from billing.database import one_moment, raw, transaction
-from billing.errors import StripeRefused
 from billing.invoicing import (
     adjustment_store,
-    correction_store,
     credit_store,
     invoice_parts,
     invoice_store,
@@ -27,7 +23,6 @@ from billing.invoicing import (
     number_store,
     rated_line_store,
 )
-from billing.invoicing.correcting import CorrectionKind, CorrectionState
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.invoices import InvoiceKind
@@ -47,7 +42,7 @@ from billing.stripe import customer_store, returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
 from billing.usage import unbillable_store
 from billing.usage.attempts import less
-from reconciliation import agreement, stripe_agreement, stripe_receivables
+from reconciliation import agreement, stripe_agreement, stripe_receivables, stripe_records
 from reconciliation.agreement import Check, Made, Terms, compare, told
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import PeriodNotReconcilable
@@ -62,9 +57,6 @@ from streams.usage import usage_store
 
 BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 """Accounts to which accruals, invoices and money in Stripe are booked, and else only what two people approved."""
-ASKED_BY_ID: Final = 100
-"""More than are booked while a list is read; each is a request to Stripe."""
-_KEPT: Final = tables.stripe_balance_transactions.c
 BILLS_USAGE: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
@@ -104,7 +96,7 @@ def reconcile_period(
         return report
     with transaction(engine) as connection:
         paid = stripe_receivables.payments(connection, customer_store.customers(connection), asked.paid)
-    return replace(report, checks=(*report.checks, paid, _customers(engine, gateway)))
+    return replace(report, checks=(*report.checks, paid, stripe_records.customers(engine, gateway)))
 
 
 ReadLog = Callable[[], Log]
@@ -196,51 +188,7 @@ def _afterwards(
         listed = stripe_receivables.noting(gateway.invoices(), asked.paid)
         yield stripe_agreement.in_stripe(ours, listed, lambda at: gateway.invoice(at)[1])
         yield stripe_receivables.credit_notes(connection, ours.invoices, gateway.pages("/v1/credit_notes"))
-        yield _money(connection, ours.period, gateway, asked.moved)
-
-
-def _money(
-    connection: Connection,
-    month: BillingPeriod,
-    gateway: StripeGateway,
-    moved: Mapping[str, BalanceTransaction],
-) -> Check:
-    """Each balance transaction is booked once, and kept as it is: of those that were made by the month's end, or before
-    what `stripe sync` has read Stripe's money to. What is younger waits for it (docs/spec/money.md 10)."""
-    read_to = max(month.end, returns_store.read_to(connection, returns_store.MONEY) or month.end)
-    booked: dict[str, Value] = dict(returns_store.booked_nets(connection))
-    kept = connection.execute(select(_KEPT.transaction_id, _KEPT.amount, _KEPT.fee, _KEPT.net)).all()
-    younger = {f"stripe:{name}" for name, each in moved.items() if name not in booked and each.created_at >= read_to}
-    younger -= ledger_store.booked(connection, younger)
-    there = {name: each for name, each in moved.items() if f"stripe:{name}" not in younger}
-    # Booked since the listing: each is asked for by its id
-    for name in sorted(booked.keys() - there.keys())[:ASKED_BY_ID]:
-        with suppress(StripeRefused):
-            there[name] = returns.balance_transaction(gateway, name)
-    listed: dict[str, Value] = {name: each.net for name, each in there.items()}
-    for name, *amounts in kept:
-        if name in there:
-            each = there[name]
-            listed[f"{name}/kept"] = f"{each.amount} - {each.fee} = {each.net}"
-            booked[f"{name}/kept"] = "{} - {} = {}".format(*amounts)
-    return stripe_agreement.money_in_stripe(listed, booked)
-
-
-def _customers(engine: Engine | Connection, gateway: StripeGateway) -> Check:
-    """Our customers stand in Stripe as we can explain: what was overpaid, and does not leave their balance yet."""
-    found = list(gateway.customers(None))
-    pending = list(gateway.pages("/v1/invoiceitems", pending=True))
-    with transaction(engine) as connection:
-        ours, billed = customer_store.current(connection), customer_store.being_billed(connection)
-        open_ = correction_store.listed(connection, state=CorrectionState.OPEN, kind=CorrectionKind.OVERPAYMENT)
-        of = {
-            s.invoice.invoice_id: s for s in invoice_store.listed(connection, invoice_ids={c.invoice_id for c in open_})
-        }
-    explained: dict[str, int] = defaultdict(int)
-    for each in open_:
-        if each.note_id is None:
-            explained[of[each.invoice_id].stripe_customer_id or ""] -= each.content["amount"]
-    return stripe_agreement.customers_in_stripe(ours, explained, billed, found, pending)
+        yield stripe_records.money(connection, ours.period, gateway, asked.moved)
 
 
 def _log_end(usage: psycopg.Connection, before: Log, read_again: ReadLog) -> Check:

@@ -16,7 +16,7 @@ from billing.money import exactly, plain, to_minor, to_stripe
 from billing.posting.correction_amounts import book, booked
 from billing.posting.stripe_money import major
 from billing.stripe import standing_store
-from billing.stripe.sender_lock import account_held
+from billing.stripe.sender_lock import only_sender
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 
@@ -34,9 +34,7 @@ def keep_note_untold(
     with connected(engine) as opened:
         with opened.begin():
             note = invoice_store.find(opened, reference)
-        with account_held(opened, note.invoice.identity.billing_account) as held:
-            if not held:
-                raise CorrectionRefused("another sender is at it: try again when it is done")
+        with only_sender(opened, note.invoice.identity.billing_account):
             with opened.begin():
                 correction = _telling(opened, note)
                 if correction is None or not _never_taken(gateway, correction):

@@ -21,7 +21,7 @@ from billing.posting.correction_amounts import book
 from billing.posting.stripe_money import major
 from billing.stripe import standing_store
 from billing.stripe.event_handlers import settle
-from billing.stripe.sender_lock import account_held
+from billing.stripe.sender_lock import only_sender
 from billing.stripe.stripe_gateway import Json, StripeGateway, StripeInvoice
 from streams import audit
 
@@ -40,9 +40,7 @@ def take_over_note(
     with connected(engine) as opened:
         with opened.begin():
             stored = invoice_store.find(opened, reference)
-        with account_held(opened, stored.invoice.identity.billing_account) as held:
-            if not held:
-                raise CorrectionRefused("another sender is at it: try again when it is done")
+        with only_sender(opened, stored.invoice.identity.billing_account):
             theirs, _ = gateway.invoice(stored.stripe_invoice_id or "")
             with opened.begin() as transaction:
                 _check(opened, reference, stored, found)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from sqlalchemy import ColumnElement, Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
+from billing.errors import CorrectionRefused
+
 
 @contextmanager
 def account_held(connection: Connection, billing_account: str) -> Iterator[bool]:
@@ -18,6 +20,15 @@ def account_held(connection: Connection, billing_account: str) -> Iterator[bool]
     finally:
         if held:
             _release(connection, billing_account)
+
+
+@contextmanager
+def only_sender(connection: Connection, billing_account: str) -> Iterator[None]:
+    """The same for what one person asks for. Raises CorrectionRefused if there is another."""
+    with account_held(connection, billing_account) as held:
+        if not held:
+            raise CorrectionRefused("another sender is at it: try again when it is done")
+        yield
 
 
 @contextmanager

@@ -51,6 +51,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.estimate_prices": "update, delete",
     "usage.release_feeds": "update (ingest_no)",
     "usage.quota_shards": "update",
+    "usage.quota_progress": "update, delete",
     "usage.quota_journal": "delete",
     "usage.quota_states": "update",
     "ledger.accounting_periods": "update (state)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -31,4 +32,11 @@ class ReplicaClock:
 
 def rfc3339(ns: int) -> str:
     """Nanoseconds since 1970 as UTC text; digits beyond the microsecond are cut off."""
-    return (_EPOCH + timedelta(microseconds=ns // 1000)).isoformat()
+    second, within = divmod(ns // 1000, 1_000_000)
+    return f"{_second(second)}.{within:06d}+00:00" if within else f"{_second(second)}+00:00"
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    """A second since 1970 without its offset; most times are of the second of the one before."""
+    return (_EPOCH + timedelta(seconds=second)).replace(tzinfo=None).isoformat()

@@ -30,6 +30,7 @@ PROMPT: Final = {
 }
 _NOTHING: Final = frozenset({b"null", b"false", b"[]", b"{}", b'""'})
 _decode: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+_BY_KIND: Final = {kind: msgspec.json.Decoder(kind).decode for kind in (str, int, bool)}
 _encode: Final = msgspec.json.Encoder().encode
 _NULL: Final = Raw(b"null")
 
@@ -174,7 +175,7 @@ def _of(fields: Fields, name: str, kind: type[Any], default: Any) -> Any:
     if raw is None or raw == _NULL:
         return default
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return _BY_KIND[kind](raw)
     except msgspec.DecodeError:
         raise Refusal(400, "invalid_value", f"`{name}` must be of type {kind.__name__}.", name) from None
 

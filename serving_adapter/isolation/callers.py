@@ -10,6 +10,7 @@ import hmac
 from base64 import urlsafe_b64encode
 from binascii import a2b_base64
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Final
 
 import msgspec
@@ -81,7 +82,15 @@ def nobody() -> Refusal:
 
 
 def _signature(head: bytes, key: bytes) -> bytes:
-    return hmac.digest(key, head, "sha256")
+    keyed = _keyed(key).copy()
+    keyed.update(head)
+    return keyed.digest()
+
+
+@lru_cache(maxsize=256)
+def _keyed(key: bytes) -> hmac.HMAC:
+    """To be copied: OpenSSL looks up its algorithm anew for each HMAC otherwise, a tenth of a request's time."""
+    return hmac.new(key, digestmod="sha256")
 
 
 def _text(data: bytes) -> str:

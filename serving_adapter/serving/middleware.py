@@ -45,6 +45,7 @@ class Middleware:
         self._app = app
         self._replica = replica or Replica(AdapterSettings.from_environment())
         self._hooked = hooked
+        self._attached = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's."""
@@ -110,7 +111,7 @@ class Middleware:
                         raise unknown_model(asked)
                     await answer(send, 200, msgspec.json.encode(_model(asked)))
                 else:
-                    if self._hooked:
+                    if self._hooked and not self._attached:
                         state = scope["app"].state
                         self._attach(getattr(state, "engine_client", None), getattr(state, "args", None))
                     await Exchange(self._replica, self._app, route, caller, headers).serve(scope, receive, send)
@@ -130,6 +131,7 @@ class Middleware:
         """
         try:
             self._replica.attach(client, args)
+            self._attached = True
         except EngineUnfit as error:
             if self._replica.settings.on_unknown_engine == "refuse" or isinstance(error, EngineUnsafe):
                 raise

@@ -156,7 +156,6 @@ class BootJournal:
         if room == "memory":
             return self._start_in_memory()
         goes_on = self._undurable is not None and self.settings.policy == "serve_memory"
-        lost = replace(lost, replica_id=self.replica_id, boot_id=self.boot_id)
         with self._lock:
             no, begun = self._begun(lost)
             waiter = self._writer.put_durably(begun, kept=goes_on)
@@ -190,7 +189,7 @@ class BootJournal:
         if self._memory_alone():
             return self._start_in_memory()
         with self._lock:
-            no, begun = self._begun(replace(lost, replica_id=self.replica_id, boot_id=self.boot_id))
+            no, begun = self._begun(lost)
             self._started += 1
             self._writer.put(begun)
         return no
@@ -200,7 +199,8 @@ class BootJournal:
         self._last_no = no = self._last_no + 1
         self._open.add(no)
         self._dated[no] = now_ns = self.clock.now_ns()
-        return no, Start(no=no, lost=replace(lost, timestamp=rfc3339(now_ns)))
+        lost = replace(lost, timestamp=rfc3339(now_ns), replica_id=self.replica_id, boot_id=self.boot_id)
+        return no, Start(no=no, lost=lost)
 
     def end(self, no: int, event: UsageEvent) -> UsageEvent:
         """A request has ended now: number its event, give it its time, and put it into the next group."""

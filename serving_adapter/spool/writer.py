@@ -92,6 +92,10 @@ class SpoolWriter:
         self._lock = threading.Lock()
         self._waiting: deque[_Item] = deque()
         """Events that are not on disk yet, in their order, and were not handed on: under the lock."""
+        self._awaited: deque[tuple[float, _Item, Waiter]] = deque()
+        """Until when somebody waits for which (the loop's clock), in this order: the loop's alone."""
+        self._watched_by: asyncio.AbstractEventLoop | None = None
+        """The loop with a timer for the first of them."""
         self._writing_since = 0.0
         """When the write that goes on began (monotonic); 0 between two."""
         self._queue: queue.SimpleQueue[_Item | threading.Event | None] = queue.SimpleQueue()
@@ -134,10 +138,25 @@ class SpoolWriter:
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
         item = _Item(record, framed(payload_of(record)), waiter, kept)
-        timer = loop.call_later(HANGS_AFTER_S, self._give_up, item, waiter)
-        waiter.add_done_callback(lambda _: timer.cancel())
+        while self._awaited and self._awaited[0][2].done():
+            self._awaited.popleft()
+        self._awaited.append((loop.time() + HANGS_AFTER_S, item, waiter))
+        if self._watched_by is not loop:
+            self._watched_by = loop
+            loop.call_later(HANGS_AFTER_S, self._watch, loop)
         self._queue.put(item)
         return waiter
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Who waits too long waits no more. One timer for all of them: one for each is dear."""
+        now = loop.time()
+        while self._awaited and (self._awaited[0][2].done() or self._awaited[0][0] <= now):
+            _, item, waiter = self._awaited.popleft()
+            self._give_up(item, waiter)
+        self._watched_by = None
+        if self._awaited:
+            self._watched_by = loop
+            loop.call_later(self._awaited[0][0] - now, self._watch, loop)
 
     def _give_up(self, item: _Item, waiter: Waiter) -> None:
         with self._lock:

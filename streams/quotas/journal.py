@@ -88,18 +88,32 @@ _NUMBERED: Final = {"shard": "$1::integer", "epoch": "$2::bigint", "entries": "$
 APPEND_PREPARED: Final = (_APPEND % _NUMBERED).encode()
 APPEND_AND_TELL_PREPARED: Final = (_APPEND_AND_TELL % _NUMBERED).encode()
 """As the server prepares them: shard, epoch, entries; with decisions (`decisions_text`)."""
-_KEEP_STATE: Final = """
-    with mine as (
-        update usage.quota_shards set feed_read = %(read)s where shard = %(shard)s and epoch = %(epoch)s returning shard
+_STILL_MINE: Final = """
+    with mine as materialized (
+        select shard from usage.quota_shards where shard = %(shard)s and epoch = %(epoch)s for key share
+    )"""
+"""Whoever takes the shard waits for this, and the other way round; the batches of its journal do neither."""
+_KEEP_READ: Final = f"""{_STILL_MINE}
+    insert into usage.quota_progress (shard, feed_read) select shard, %(read)s from mine
+    on conflict (shard) do update set feed_read = excluded.feed_read
+"""
+_KEEP_STATE: Final = f"""{_STILL_MINE},
+    read as (
+        insert into usage.quota_progress (shard, feed_read) select shard, %(read)s from mine
+        on conflict (shard) do update set feed_read = excluded.feed_read
     )
     insert into usage.quota_states as s (tenant_group, no, state)
     select %(group)s, %(no)s, %(state)s from mine
     on conflict (tenant_group) do update set no = excluded.no, state = excluded.state where s.no <= excluded.no
 """
+_KEEP_STORED: Final = f"""{_STILL_MINE}
+    insert into usage.quota_progress (shard, stored_through) select shard, %(through)s from mine
+    on conflict (shard) do update set stored_through = excluded.stored_through
+"""
 _FORGET: Final = """
     with division as (
-        select max(divided_after) as after, case when count(*) = %(of)s then min(stored_through) else 0 end as stored
-        from usage.quota_shards where shard < %(of)s
+        select max(divided_after) as after, case when count(p) = %(of)s then min(p.stored_through) else 0 end as stored
+        from usage.quota_shards as s left join usage.quota_progress as p using (shard) where shard < %(of)s
     )
     delete from usage.quota_journal as j using usage.quota_shards as s, division as d
     where s.shard = j.shard and j.seq < s.next_seq - 1
@@ -126,7 +140,7 @@ def take(connection: psycopg.Connection, shard: int, of: int, *, owner: str, add
             " values (%s, %s, 1, 0, %s, %s, coalesce((select max(divided_after) from usage.quota_shards), 0))"
             " on conflict (shard) do update set epoch = s.epoch + 1,"
             " owner = excluded.owner, address = excluded.address, taken_at = now()"
-            " returning epoch, next_seq, feed_read",
+            " returning epoch, next_seq, (select feed_read from usage.quota_progress as p where p.shard = s.shard)",
             (shard, of, owner, address),
         ).fetchone()
         assert row is not None, "an upsert returns its row"
@@ -143,10 +157,12 @@ def divide(connection: psycopg.Connection, of: int) -> bool:
     with connection.transaction():
         connection.execute("select from usage.quota_shards order by shard for update")
         changed = connection.execute(
-            "update usage.quota_shards set epoch = epoch + 1, of = %s, stored_through = 0, feed_read = null,"
+            "update usage.quota_shards set epoch = epoch + 1, of = %s,"
             " divided_after = coalesce((select max(no) from usage.quota_journal), 0) where of <> %s",
             (of, of),
         )
+        if changed.rowcount:
+            connection.execute("delete from usage.quota_progress")
     return changed.rowcount > 0
 
 
@@ -229,10 +245,8 @@ def keep_learning(connection: psycopg.Connection, mine: Ownership, until: int) -
 
 def keep_read(connection: psycopg.Connection, mine: Ownership, positions: Mapping[str, int]) -> None:
     """Have owners to come know up to where the feed was read: what was unreserved up to there is in the journal."""
-    connection.execute(
-        "update usage.quota_shards set feed_read = %s where shard = %s and epoch = %s",
-        (Jsonb(dict(positions)), mine.shard, mine.epoch),
-    )
+    given = {"shard": mine.shard, "epoch": mine.epoch, "read": Jsonb(dict(positions))}
+    connection.execute(_KEEP_READ, given)
 
 
 def forget(connection: psycopg.Connection, mine: Ownership, through: int) -> None:
@@ -242,10 +256,7 @@ def forget(connection: psycopg.Connection, mine: Ownership, through: int) -> Non
     shard has stored states that reach beyond them.
     """
     given = {"shard": mine.shard, "of": mine.of, "epoch": mine.epoch, "through": through}
-    connection.execute(
-        "update usage.quota_shards set stored_through = %(through)s where shard = %(shard)s and epoch = %(epoch)s",
-        given,
-    )
+    connection.execute(_KEEP_STORED, given)
     connection.execute(_FORGET, given)
 
 

@@ -79,7 +79,8 @@ def test_finance_corrects_invoices_and_answers_a_dispute(
 
     dispute = act(stripe_twin, "dispute", charge=charge)["id"]
     refused = run("stripe", "sync", TOLLBOOK_STRIPE_API="")
-    assert refused.returncode == 2 and "say --test" in refused.stderr, "a test key of Stripe itself needs --test"
+    assert refused.returncode == 2, refused.stderr
+    assert "say --test" in refused.stderr, "a test key of Stripe itself needs --test"
     said(run, "stripe", "sync", *by)  # a twin's does not
     (listed,) = found(run, "dispute", "list")
     assert (listed["dispute_id"], listed["amount"], listed["status"]) == (dispute, "15", "needs_response")

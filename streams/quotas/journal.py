@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import psycopg
@@ -63,6 +63,15 @@ class Batch:
     alerts: list[Alert] = field(default_factory=list)
 
 
+class MadeState(NamedTuple):
+    """A group's books as of a batch."""
+
+    group: int
+    no: int
+    """Of the batch."""
+    state: bytes
+
+
 PACKING: Final = 1
 """The fastest: what is stored is a sixth all the same."""
 _PACKED: Final = b"\x78"
@@ -93,17 +102,13 @@ _STILL_MINE: Final = """
         select shard from usage.quota_shards where shard = %(shard)s and epoch = %(epoch)s for key share
     )"""
 """Whoever takes the shard waits for this, and the other way round; the batches of its journal do neither."""
-_KEEP_READ: Final = f"""{_STILL_MINE}
-    insert into usage.quota_progress (shard, feed_read) select shard, %(read)s from mine
-    on conflict (shard) do update set feed_read = excluded.feed_read
-"""
-_KEEP_STATE: Final = f"""{_STILL_MINE},
+_KEEP_STATES: Final = f"""{_STILL_MINE},
     read as (
         insert into usage.quota_progress (shard, feed_read) select shard, %(read)s from mine
         on conflict (shard) do update set feed_read = excluded.feed_read
     )
     insert into usage.quota_states as s (tenant_group, no, state)
-    select %(group)s, %(no)s, %(state)s from mine
+    select made.* from mine, unnest(%(groups)s::integer[], %(numbers)s::bigint[], %(states)b::bytea[]) as made
     on conflict (tenant_group) do update set no = excluded.no, state = excluded.state where s.no <= excluded.no
 """
 _KEEP_STORED: Final = f"""{_STILL_MINE}
@@ -205,18 +210,19 @@ def _appended(connection: psycopg.Connection, mine: Ownership, given: dict[str, 
     return int(row[0])
 
 
-def keep_state(
-    connection: psycopg.Connection, mine: Ownership, group: int, no: int, state: bytes, read: Mapping[str, int]
+def keep_states(
+    connection: psycopg.Connection, mine: Ownership, made: Sequence[MadeState], read: Mapping[str, int]
 ) -> None:  # fmt: skip
-    """Store a group's books as of a batch; nothing, if the shard has another owner by now, or a newer state. `read`: up
-    to where the feed was read when it was made (`keep_read`).
+    """Store groups' books as of batches, but where newer ones are; nothing, if the shard has another owner by now.
 
-    Compressed: a batch that is written meanwhile waits for the disk until this is on it.
+    `read`: up to where the feed was read since they were made: owners to come take what was unreserved up to there from
+    the journal. Compressed: a batch that is written meanwhile waits for the disk until this is on it.
     """
-    packed = zlib.compress(state, PACKING)
-    given = {"group": group, "no": no, "state": packed, "shard": mine.shard, "epoch": mine.epoch,
-             "read": Jsonb(dict(read))}  # fmt: skip
-    connection.execute(_KEEP_STATE, given)
+    given = {
+        "shard": mine.shard, "epoch": mine.epoch, "read": Jsonb(dict(read)), "groups": [each.group for each in made],
+        "numbers": [each.no for each in made], "states": [zlib.compress(each.state, PACKING) for each in made],
+    }  # fmt: skip
+    connection.execute(_KEEP_STATES, given)
 
 
 def states(connection: psycopg.Connection, mine: Ownership) -> Iterator[tuple[int, int, bytes]]:
@@ -241,12 +247,6 @@ def keep_learning(connection: psycopg.Connection, mine: Ownership, until: int) -
         "update usage.quota_shards set learning_until = %s where shard = %s and epoch = %s",
         (moment(until), mine.shard, mine.epoch),
     )
-
-
-def keep_read(connection: psycopg.Connection, mine: Ownership, positions: Mapping[str, int]) -> None:
-    """Have owners to come know up to where the feed was read: what was unreserved up to there is in the journal."""
-    given = {"shard": mine.shard, "epoch": mine.epoch, "read": Jsonb(dict(positions))}
-    connection.execute(_KEEP_READ, given)
 
 
 def forget(connection: psycopg.Connection, mine: Ownership, through: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import psycopg
@@ -12,7 +12,7 @@ import psycopg
 from streams.database import connect, is_passing
 from streams.errors import DatabaseUnavailable
 from streams.quotas import journal
-from streams.quotas.journal import Ownership
+from streams.quotas.journal import MadeState, Ownership
 from streams.quotas.journal_writer import RETRY_S
 from streams.quotas.stored_states import StoredStates
 from streams.settings import DatabaseSettings
@@ -21,6 +21,10 @@ STATE_SLICE_EVERY_S: Final = 0.01
 MAKING_SHARE: Final = 0.05
 """Of the loop's time, at most: callers wait meanwhile. With 400,000 requests a state is half a minute old then."""
 FORGET_EVERY_S: Final = 5.0
+STORED_TOGETHER: Final = 16
+STORED_BYTES: Final = 256 * 1024
+"""States that are stored in one transaction: so many, or those that are so large before they are compressed. Each is a
+sync that the journal's batches queue for, and a change of threads twice."""
 
 
 class StateKeeper:
@@ -44,20 +48,23 @@ class StateKeeper:
         """Until it is cancelled."""
         states = self._states
         took = 0.0
+        made: list[MadeState] = []
         while True:
             await asyncio.sleep(max(STATE_SLICE_EVERY_S, took / MAKING_SHARE))
             began = time.monotonic()
-            made = None
             if states.is_idle:
                 self._begin()
             else:
-                made = states.make()
+                if (one := states.make()) is not None:
+                    made.append(one)
                 took = time.monotonic() - began
-            if made is not None or time.monotonic() >= self._tell_at:
+            is_much = len(made) >= STORED_TOGETHER or sum(len(each.state) for each in made) >= STORED_BYTES
+            if is_much or time.monotonic() >= self._tell_at:
                 await self._keep(made)
+                made = []
 
-    async def _keep(self, made: tuple[int, int, bytes] | None) -> None:
-        # What is confirmed by now is not in the state: who reads the feed again must not take it for unreserved
+    async def _keep(self, made: Sequence[MadeState]) -> None:
+        # What is confirmed by now is not in the states: who reads the feed again must not take it for unreserved
         positions = await self._read()
         forget = 0
         if time.monotonic() >= self._tell_at:
@@ -67,21 +74,18 @@ class StateKeeper:
         except (psycopg.Error, DatabaseUnavailable) as error:
             if not is_passing(error):
                 raise
-            if made is not None:
-                self._states.not_kept(made[0])
+            for each in made:
+                self._states.not_kept(each.group)
             await asyncio.sleep(RETRY_S)
         else:
-            if made is not None:
-                self._states.kept(made[0])
+            for each in made:
+                self._states.kept(each.group)
 
-    def _store(self, made: tuple[int, int, bytes] | None, forget: int, positions: Mapping[str, int]) -> None:
+    def _store(self, made: Sequence[MadeState], forget: int, positions: Mapping[str, int]) -> None:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._database.url, application="tollbook quota states")
-            if made is not None:
-                journal.keep_state(self._connection, self._mine, *made, positions)
-            else:
-                journal.keep_read(self._connection, self._mine, positions)
+            journal.keep_states(self._connection, self._mine, made, positions)
             if forget:
                 journal.forget(self._connection, self._mine, forget)
         except psycopg.Error:

@@ -14,6 +14,7 @@ from typing import Final
 from streams.quotas import book_state
 from streams.quotas.book import TenantBook
 from streams.quotas.held import Held
+from streams.quotas.journal import MadeState
 
 SLICE: Final = 50
 """Requests that are written down in one turn: a tenth of a millisecond."""
@@ -147,8 +148,8 @@ class StoredStates:
         """A batch was read, whosever entries are in it."""
         self._newest = max(no, self._newest)
 
-    def make(self) -> tuple[int, int, bytes] | None:
-        """Go on with the state that is being made; (group, as of which batch, state) once it can be stored."""
+    def make(self) -> MadeState | None:
+        """Go on with the state that is being made, until it can be stored."""
         making = self._making
         if making is None:
             return None
@@ -156,7 +157,7 @@ class StoredStates:
         if not making.is_made or making.as_of is None:
             return None
         self._making = None
-        return making.group, making.as_of, making.stored()
+        return MadeState(making.group, making.as_of, making.stored())
 
     @property
     def is_idle(self) -> bool:

@@ -97,7 +97,7 @@ class Driver:
 
     def keep_read(self) -> None:
         """How far the feed was read; all that was found in it is written."""
-        journal.keep_read(self.writing, self.mine, self.positions)
+        journal.keep_states(self.writing, self.mine, [], self.positions)
 
     def store_states(self) -> None:
         """Until every group's is stored."""
@@ -108,8 +108,8 @@ class Driver:
                 return
             while (made := states.make()) is None:
                 pass
-            journal.keep_state(self.writing, self.mine, *made, self.positions)
-            states.kept(made[0])
+            journal.keep_states(self.writing, self.mine, [made], self.positions)
+            states.kept(made.group)
 
     def ask(self, request_id: str = "r1", max_tokens: int | None = 100, tenant: str = "t1", **more: Any) -> Any:
         store_a_state = more.pop("store_a_state", False)

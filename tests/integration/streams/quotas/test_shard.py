@@ -18,6 +18,7 @@ from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definition_store import DatedAnchor
 from streams.quotas.entries import Leased, Reserved
 from streams.quotas.errors import Fenced, ShardsTaken
+from streams.quotas.journal import MadeState
 from streams.quotas.rebuilding import rebuild
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
@@ -148,7 +149,7 @@ def test_an_old_owner_writes_nothing(connection: psycopg.Connection, own_databas
         old.ask("r2")
     new.ask("r3")
     assert new.budget() == (0, 0, 200)
-    journal.keep_read(old.writing, old.mine, {"": 0, "usage:0": 77})
+    journal.keep_states(old.writing, old.mine, [], {"": 0, "usage:0": 77})
     assert "usage:0" not in (Driver(own_database_url).mine.feed_read or {}), "nor where it has read"
 
 
@@ -160,8 +161,7 @@ def test_no_batch_waits_for_anything_else_that_is_stored(
     driver.ask("r1")
     driver.writing.execute("set lock_timeout = '2s'")
     with connect(own_database_url) as storing, storing.transaction():
-        journal.keep_state(storing, driver.mine, 0, 1, b"state", driver.positions)
-        journal.keep_read(storing, driver.mine, driver.positions)
+        journal.keep_states(storing, driver.mine, [MadeState(0, 1, b"state")], driver.positions)
         journal.forget(storing, driver.mine, 0)
         driver.ask("r2")
     assert driver.budget() == (0, 0, 200)

@@ -217,7 +217,8 @@ def free_units(
 
     `uses` holds those of each charge in the order of their pairs, without free units; `pools` what each pair's version
     gives free. The first units used under a pool are free: earlier pairs first, then the higher price of the next
-    unit, then the charge key; a charge gives its units in the order of their positions.
+    unit, then the charge key; a charge gives its units in the order of their positions. What two pools free are the
+    same first units, free once.
     """
     ladders = {(key, use.pair): prices for key, listed in uses.items() for use, prices in _priced(listed)}
     result: dict[tuple[str, Pair], Fraction] = {}
@@ -229,11 +230,14 @@ def free_units(
             used[pool.pool] = used.get(pool.pool, ZERO) + sum(
                 (units for prices in here.values() for units, _ in prices), ZERO
             )
+            freed: dict[str, Fraction] = {}
             while left and any(here.values()):
                 key = min((key for key in here if here[key]), key=lambda key: (-here[key][0][1], key.encode()))
                 units, _ = here[key].pop(0)
-                result[key, pair] = result.get((key, pair), ZERO) + min(units, left)
+                freed[key] = freed.get(key, ZERO) + min(units, left)
                 left -= min(units, left)
+            for key, units in freed.items():
+                result[key, pair] = max(result.get((key, pair), ZERO), units)
     return result
 
 

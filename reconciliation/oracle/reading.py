@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import date
 from fractions import Fraction
@@ -56,6 +56,8 @@ def read_case(plain: Plain) -> Case:
     known_at = optional(plain, "known_at", instant)
     plans = {name: read_plan(name, versions, known_at) for name, versions in plain["plan"].items()}
     changes = _after_trial(_changes(plain["subscription"], plans), plain.get("contract", {}).get("trial_days", 0))
+    charges = [charge for plan in plans.values() for version in plan.versions for charge in version.charges.values()]
+    fees = {charge.key for charge in charges if not charge.counts_usage}
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
     return Case(
@@ -66,7 +68,7 @@ def read_case(plain: Plain) -> Case:
         agreed=_agreed(plain, changes),
         usage=usage,
         late=_late(plain.get("late", ()), anywhere, len(usage.events)),
-        grants=tuple(_grant(grant, _when_owed(plain)) for grant in plain.get("credits", ())),
+        grants=tuple(_grant(grant, _when_owed(plain), fees) for grant in plain.get("credits", ())),
         prior_credits=tuple(_prior_credit(credit) for credit in plain.get("prior_credits", ())),
     )
 
@@ -269,18 +271,22 @@ def _when_owed(plain: Plain) -> tuple[str, ...]:
     return ("paid_at", "invoiced_at") if by_invoice else ("paid_at",)
 
 
-def _grant(plain: Plain, when_owed: Sequence[str]) -> Grant:
-    """A paid grant is usable from max(effective, paid_at), never before it is paid, or invoiced (6, 13.12)."""
+def _grant(plain: Plain, when_owed: Sequence[str], fees: Set[str]) -> Grant:
+    """A paid grant is usable from max(effective, paid_at), never before it is paid, or invoiced (6, 13.12).
+
+    `fees`: the charges that count no usage, which no grant can name here.
+    """
     only(plain, _GRANT, f"credits.{plain['id']}")
-    named = plain.get("applies_to", ())
-    if {"fees", "all"} & {*([named] if isinstance(named, str) else named)}:
+    told = plain.get("applies_to", "usage")
+    named = {told} if isinstance(told, str) else {*told}
+    if named & ({"fees", "all"} | fees):
         raise CaseError(f"credits.{plain['id']}.applies_to", "only charges that count usage are read here")
     kind = one_of(plain["kind"], (_PAID, "promo", "sla", "goodwill"), f"credits.{plain['id']}.kind")
     effective = instant(plain["effective"])
     usable: int | None = effective
     if kind == _PAID:
-        told = [instant(plain[name]) for name in when_owed if name in plain]
-        usable = max(effective, min(told)) if told else None
+        owed = [instant(plain[name]) for name in when_owed if name in plain]
+        usable = max(effective, min(owed)) if owed else None
     return Grant(
         id=plain["id"],
         kind=kind,
@@ -295,7 +301,7 @@ def _grant(plain: Plain, when_owed: Sequence[str]) -> Grant:
         usable_from=usable,
         expires=optional(plain, "expires", instant),
         granted_at=instant(plain["granted_at"]) if "granted_at" in plain else effective,
-        applies_to=frozenset(plain["applies_to"]) if "applies_to" in plain else None,
+        applies_to=None if "usage" in named else frozenset(named),
         models=frozenset(plain["models"]) if "models" in plain else None,
     )
 

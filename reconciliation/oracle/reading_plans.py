@@ -25,6 +25,7 @@ _CHARGE = words(
     " max_per_event included overage_price fee timing prorated discount minimum maximum allowance where"
 )
 _MODELS = words("per_unit graduated volume package percentage prepaid flat seat one_off")
+_WITH_FREE_UNITS = ("per_unit", "graduated", "volume", "package")
 _NAMES = words("model adapter region tier")
 _DISCOUNT = "percent amount from until periods"
 
@@ -94,6 +95,10 @@ def _allowances(plain: Plain, where: str) -> tuple[Allowance, ...]:
     pools = [Allowance(pool["pool"], exact(pool["units"]), frozenset(pool["charges"])) for pool in shared]
     own = [charge for charge in plain["charges"] if "allowance" in charge]
     pools += [Allowance(f"of {one['key']}", exact(one["allowance"]), frozenset([one["key"]])) for one in own]
+    models = {one["key"]: one["model"] for charge in plain["charges"] for one in spread(charge, "key")}
+    for key in sorted({key for pool in pools for key in pool.charges}):
+        if models.get(key, _WITH_FREE_UNITS[0]) not in _WITH_FREE_UNITS:
+            raise CaseError(f"{where}.{key}", f"no units of a {models[key]} charge are free")
     return tuple(pools)
 
 

@@ -294,3 +294,34 @@ def test_a_discount_on_all_counts_for_committed_fees_too() -> None:
     }
     (document,) = bill(usage=[used("a", 100, "2026-10-05")], plan={"p": [version]})
     assert exact(document) == {"a": "100", "base": "50", "invoice_discount": "-15", "true_up": "65"}
+
+
+@pytest.mark.parametrize("applies_to", ["usage", ["usage"], ["a"]])
+def test_a_grant_for_usage_covers_all_usage_charges(applies_to: object) -> None:
+    grant = {"id": "g", "kind": "promo", "amount": "4", "currency": "USD", "effective": "2026-01-01"}
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "1"}
+    (document,) = bill(price, usage=[used("a", 5, "2026-10-05")], credits=[grant | {"applies_to": applies_to}])
+    assert exact(document) == {"a": "5", "credit.g": "-4"}
+
+
+def test_a_grant_that_names_a_fee_is_refused_and_never_taken_to_cover_nothing() -> None:
+    grant = {"id": "g", "kind": "promo", "amount": "4", "currency": "USD", "effective": "2026-01-01"}
+    with pytest.raises(oracle.CaseError, match=r"credits\.g\.applies_to"):
+        bill({"key": "base", "model": "flat", "fee": "5"}, credits=[grant | {"applies_to": ["base"]}])
+
+
+def test_units_that_are_free_by_their_charge_and_by_a_pool_are_free_once() -> None:
+    price = {"key": "a", "model": "per_unit", "metric": "a", "price": "1", "allowance": 10}
+    pool = {"pool": "x", "units": 12, "charges": ["a"]}
+    plan = {"p": [{"version": "v1", "charges": [price], "allowances": [pool]}]}
+    (document,) = bill(plan=plan, usage=[used("a", 15, "2026-10-05")])
+    assert exact(document) == {"a": "3"}  # the first 10 are among the first 12
+
+
+PREPAID = {"key": "k", "model": "prepaid", "metric": "k", "included": 10, "fee": "100", "overage_price": "1"}
+
+
+def test_free_units_of_a_charge_that_prices_none_are_refused_and_never_left_out() -> None:
+    pool = {"pool": "x", "units": 5, "charges": ["k"]}
+    with pytest.raises(oracle.CaseError, match="no units of a prepaid charge are free"):
+        bill(plan={"p": [{"version": "v1", "charges": [PREPAID], "allowances": [pool]}]})

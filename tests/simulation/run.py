@@ -136,6 +136,7 @@ def _rate_bills(seed: int, invoices: int, report: Report) -> int:
     began = time.monotonic()
     total = money.rated(seed, invoices, os.cpu_count() or 1, alone=False)
     money.print_coverage(total)
+    money.print_features(total)
     if total.kinds:
         money.print_differences(total, seed, alone=False, shrinking=True)
     report.add("invoices", "documents", [total.invoices], goal=INVOICES)

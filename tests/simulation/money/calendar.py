@@ -9,6 +9,8 @@ from random import Random
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
+Periods = tuple[dict[str, object], str, list[tuple[int, int]]]
+"""(fields that give a case its periods, their length, the periods)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -30,8 +32,8 @@ def _add_months(day: date, months: int) -> date:
     return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
 
 
-def periods(random: Random) -> tuple[dict[str, object], str, list[tuple[int, int]]]:
-    """(fields that give a case its periods, their length, the periods): months, quarters, years, or anniversaries."""
+def periods(random: Random) -> Periods:
+    """Months, quarters, years, or anniversaries."""
     count = random.choice((1, 1, 2, 2, 2, 3))
     year = random.choice((2024, 2025, 2026, 2027, 2028))
     kind = random.choice(("month", "month", "month", "quarter", "year", "anniversary", "anniversary"))
@@ -48,6 +50,17 @@ def periods(random: Random) -> tuple[dict[str, object], str, list[tuple[int, int
         fields = {"periods": [f"{start}..{end}" for start, end in pairwise(days)]}
     edges = [of(day) for day in days]
     return fields, "month" if kind == "anniversary" else kind, list(pairwise(edges))
+
+
+def longer(random: Random, fields: dict[str, object], length: str, spans: list[tuple[int, int]]) -> Periods:
+    """The same periods; now and then anniversaries are by the quarter or year."""
+    if "anchor" not in fields or random.random() < 0.7:
+        return fields, length, spans
+    length, size = random.choice((("quarter", 3), ("quarter", 3), ("year", 12)))
+    anchor, first = date.fromisoformat(str(fields["anchor"])), random.choice((0, 0, size, 4 * size))
+    offsets = [first + size * i for i in range(len(spans))]
+    edges = [of(_add_months(anchor, offset)) for offset in [*offsets, first + size * len(spans)]]
+    return {**fields, "anchor_months": offsets}, length, list(pairwise(edges))
 
 
 def months(start: int, end: int) -> list[int]:

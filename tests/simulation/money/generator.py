@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
-from tests.simulation.money import calendar, plans, usages
+from tests.simulation.money import calendar, plans, rarities, usages
 from tests.simulation.money.calendar import DAY, SECOND, written
 from tests.simulation.money.plans import Plain, Shape
 from tests.simulation.money.usages import Met, Setting
@@ -48,8 +48,10 @@ def cases(seed: int, first: int, count: int) -> Iterator[Simulated]:
 def simulated(seed: int, number: int) -> Simulated:
     """Case `number` of a seed."""
     random = Random(f"{seed}/{number}")
-    fields, length, spans = calendar.periods(random)
+    fields, length, spans = calendar.longer(Random(f"{seed}/{number}/longer"), *calendar.periods(random))
     account, groups = _account(random)
+    if account["currency"] == "ISK" and Random(f"{seed}/{number}/currency").random() < 0.5:
+        account["currency"] = "UGX"  # rounded alike
     credits = random.choices(("none", "price_reduction", "payment", "both"), (65, 17, 10, 8))[0]
     form = plans.shape(random, groups, [start for start, _ in spans])
     starts = {name: _version_starts(random, spans) for name in ("a", "b")[: random.choice((1, 1, 2))]}
@@ -65,6 +67,7 @@ def simulated(seed: int, number: int) -> Simulated:
     _corrections(Random(f"{seed}/{number}/corrections"), case, forms)
     _tier_periods(Random(f"{seed}/{number}/tiers"), case, length, spans, edges)
     vary(Random(f"{seed}/{number}/versions"), case, form, groups if "tax" in account else ["std", "reduced"])
+    rarities.in_plans(Random(f"{seed}/{number}/rare plans"), case)
     case["subscription"] = changes
     if credits != "none":
         case["credits"] = _grants(random, form, spans, credits, account["currency"], edges)
@@ -73,6 +76,7 @@ def simulated(seed: int, number: int) -> Simulated:
     setting.meet_fees()
     case["usage"] = usages.usage(setting, spans)
     _late(case, setting, spans)
+    rarities.in_usage(Random(f"{seed}/{number}/rare usage"), case, setting, spans)
     _prior_credit(random, case, spans)
     if not case["contract"]:
         del case["contract"]

@@ -30,6 +30,8 @@ def broken(case: Plain, rating: Rating, number: int) -> Iterator[str]:
             yield f"{name}: {found}"
     yield from _more_never_costs_less(case, documents, rating, random)
     yield from _a_version_that_changes_nothing(case, documents, rating, random)
+    yield from _a_plan_that_changes_nothing(case, documents, rating, random)
+    yield from _when_fees_are_billed(case, documents, rating)
 
 
 def _adds_up(case: Plain, document: Mapping[str, Any]) -> Iterator[str]:
@@ -98,14 +100,11 @@ def _in_batches(case: Plain, random: Random) -> Plain:
 
 
 def _models(case: Plain) -> set[str]:
-    return {
-        charge["model"] for versions in case["plan"].values() for version in versions for charge in version["charges"]
-    }
+    return {charge["model"] for charge in _charges(case)}
 
 
 def _by_context(case: Plain) -> bool:
-    charges = (charge for versions in case["plan"].values() for one in versions for charge in one["charges"])
-    return any(name.startswith("context_") for charge in charges for name in charge.get("where", {}))
+    return any(name.startswith("context_") for charge in _charges(case) for name in charge.get("where", {}))
 
 
 def exact_sum(documents: Sequence[Mapping[str, Any]]) -> Fraction:
@@ -146,12 +145,7 @@ def _a_version_that_changes_nothing(
     towards a commitment to some charges. Not with credits, which are drawn by time of usage, nor where earlier credit
     notes name lines: a version's name becomes part of a line's.
     """
-    if "credits" in case or "prior_credits" in case:
-        return
-    pools = [pool for versions in case["plan"].values() for one in versions for pool in one.get("allowances", ())]
-    every = [one for versions in case["plan"].values() for one in versions]
-    amounts = any("amount" in one.get("invoice_discount", {}) for one in every)
-    if any(len(pool["charges"]) > 1 for pool in pools) or (amounts and any("commitment" in one for one in every)):
+    if _drawn_or_shared(case):
         return
     name = random.choice(sorted(case["plan"]))
     other = copy.deepcopy(case)
@@ -169,6 +163,75 @@ def _a_version_that_changes_nothing(
     again = rating(other)
     if _sums(documents) != _sums(again):
         yield f"a version that changes nothing changes the bill: from {calendar.written(at)} on"
+
+
+def _a_plan_that_changes_nothing(
+    case: Plain, documents: Sequence[Plain], rating: Rating, random: Random
+) -> Iterator[str]:
+    """A change to a plan of the same content begins a segment, which is cut by itself: to the last few of 10⁻¹².
+
+    Where counters go on, and what is due once is not due again; not with a trial, which a change ends, nor prices as of
+    the start, which come before those of later versions in one segment only. For the rest as above.
+    """
+    charges = _charges(case)
+    due_again = any(charge["model"] == "one_off" or not charge.get("prorated", True) for charge in charges)
+    anew = any(charge.get("tier_continuity", "carry") != "carry" for charge in charges)
+    if due_again or anew or _drawn_or_shared(case) or {"trial_days", "price_at"} & case.get("contract", {}).keys():
+        return
+    instants = [one["completed"] for one in case["usage"] if "completed" in one]
+    if not instants:
+        return
+    at = calendar.read(random.choice(instants)) // calendar.SECOND * calendar.SECOND
+    before = [one for one in case["subscription"] if calendar.read(one["at"]) < at]
+    named = [one["plan"] for one in before if "plan" in one]
+    if not named or before[-1].get("cancel") or any(calendar.read(one["at"]) == at for one in case["subscription"]):
+        return
+    other = copy.deepcopy(case)
+    other["plan"]["same"] = copy.deepcopy(case["plan"][named[-1]])
+    other["subscription"].insert(len(before), {"at": calendar.written(at), "plan": "same"})
+    if _differ(documents, rating(other)):
+        yield f"a plan that changes nothing changes the bill: from {calendar.written(at)} on"
+
+
+def _when_fees_are_billed(case: Plain, documents: Sequence[Plain], rating: Rating) -> Iterator[str]:
+    """Fees come to the same in advance and in arrears (4), but for the last few of 10⁻¹².
+
+    Not where an amount is taken off, which goes back in part with what is unused; nor with limits, which fees in
+    advance do not have; nor where a fee was credited by hand.
+    """
+    charges = _charges(case)
+    every = [one for versions in case["plan"].values() for one in versions]
+    discounts = [one["discount"] for one in charges if "discount" in one]
+    discounts += [one["invoice_discount"] for one in every if "invoice_discount" in one]
+    if any(isinstance(one, dict) and "amount" in one for one in discounts) or "prior_credits" in case:
+        return
+    in_advance = {charge["key"] for charge in charges if "timing" in charge}
+    limited = {charge["key"] for charge in charges if "minimum" in charge or "maximum" in charge}
+    if "credits" in case or not in_advance or in_advance & limited:
+        return
+    other = copy.deepcopy(case)
+    for charge in _charges(other):
+        charge.pop("timing", None)
+    if _differ(documents, rating(other)):
+        yield "fees in arrears come to another bill than in advance"
+
+
+def _charges(case: Plain) -> list[Plain]:
+    return [charge for versions in case["plan"].values() for one in versions for charge in one["charges"]]
+
+
+def _differ(documents: Sequence[Plain], others: Sequence[Plain]) -> bool:
+    return abs(exact_sum(documents) - exact_sum(others)) > Fraction(1, 10**9)
+
+
+def _drawn_or_shared(case: Plain) -> bool:
+    """Whether credits, pools or amounts make it matter which of two segments some usage is in."""
+    if "credits" in case or "prior_credits" in case:
+        return True
+    pools = [pool for versions in case["plan"].values() for one in versions for pool in one.get("allowances", ())]
+    every = [one for versions in case["plan"].values() for one in versions]
+    amounts = any("amount" in one.get("invoice_discount", {}) for one in every)
+    return any(len(pool["charges"]) > 1 for pool in pools) or (amounts and any("commitment" in one for one in every))
 
 
 def _sums(documents: Sequence[Plain]) -> list[tuple[str, str, Fraction]]:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import yaml
@@ -25,6 +26,8 @@ import yaml
 from reconciliation import oracle
 from tests.simulation.money import generator, invariants, shrink
 from tests.simulation.money.compare import Difference, Rating, difference
+from tests.simulation.money.features import features
+from tests.simulation.money.generator import Simulated
 from tests.simulation.money.usages import Met
 
 BATCH = 100
@@ -41,6 +44,7 @@ class Tally:
     invoices: int = 0
     documents: Counter[str] = field(default_factory=Counter)
     met: Counter[Met] = field(default_factory=Counter)
+    features: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
 
@@ -49,15 +53,17 @@ class Tally:
         self.invoices += other.invoices
         self.documents += other.documents
         self.met += other.met
+        self.features += other.features
         self.kinds += other.kinds
         for kind, number in other.first.items():
             self.first[kind] = min(number, self.first.get(kind, number))
 
-    def count(self, documents: list[dict[str, Any]], met: Counter[Met]) -> None:
+    def count(self, simulated: Simulated, documents: list[dict[str, Any]]) -> None:
         self.cases += 1
         self.invoices += len(documents)
         self.documents.update(f"{one['doc']} {one['state']}" for one in documents)
-        self.met.update(met)
+        self.met.update(simulated.met)
+        self.features.update(features(simulated.case, documents))
 
     def found(self, kind: str, number: int) -> None:
         self.kinds[kind] += 1
@@ -78,7 +84,7 @@ def batch(seed: int, first: int, alone: bool) -> Tally:
     result = Tally()
     for number, simulated in enumerate(generator.cases(seed, first, BATCH), first):
         documents = oracle.documents_of(simulated.case)
-        result.count(documents, simulated.met)
+        result.count(simulated, documents)
         if rating is None:
             for what in invariants.broken(simulated.case, oracle.documents_of, number):
                 result.found(what.split(":")[0], number)
@@ -144,6 +150,15 @@ def print_coverage(total: Tally) -> None:
         print(f"\n{title:<26}" + "".join(f"{model:>12}" for model in models))
         for name in names:
             print(f"{name:<26}" + "".join(f"{table[model, name]:>12,}" for model in models))
+
+
+def print_features(total: Tally) -> None:
+    """How many cases have each feature that the rules name, by group."""
+    print("\ncases by what they have:")
+    names = sorted(total.features, key=lambda name: (name.split(": ")[0], -total.features[name], name))
+    for group, of_group in groupby(names, key=lambda name: name.split(": ")[0]):
+        told = ", ".join(f"{name.split(': ', 1)[1]} {total.features[name]:,}" for name in of_group)
+        print(f"- {group}: {told}")
 
 
 def print_differences(total: Tally, seed: int, *, alone: bool, shrinking: bool) -> None:
@@ -215,6 +230,7 @@ def main() -> int:
         return _one(seed, given.case, given.alone)
     total = rated(seed, given.invoices, given.processes, alone=given.alone)
     print_coverage(total)
+    print_features(total)
     if total.kinds:
         print_differences(total, seed, alone=given.alone, shrinking=given.shrinking)
         return 1

@@ -149,7 +149,7 @@ def _quantity(setting: Setting, start: int, end: int, kind: str) -> Plain:
 def _event(setting: Setting, start: int, end: int, kind: str) -> Plain:
     random = setting.random
     times, boundary = _times(setting, start, end)
-    result: Plain = {"id": setting.next_id(), **times, **_counts(setting)}
+    result: Plain = {"id": setting.next_id(), **times, **counts(setting)}
     if random.random() < 0.15:
         name, value = random.choice(
             (
@@ -165,16 +165,16 @@ def _event(setting: Setting, start: int, end: int, kind: str) -> Plain:
         )
         result[name] = value
         kind = f"{kind}, {value}" if name != "fault" else f"{kind}, fault {value}"
-    setting.meet(_event_models(setting), kind, boundary)
+    setting.meet(event_models(setting), kind, boundary)
     setting.meet({charge.model for charge in setting.form.charges if charge.where}, kind, "filter")
     return result
 
 
-def _event_models(setting: Setting) -> set[str]:
+def event_models(setting: Setting) -> set[str]:
     return {charge.model for charge in setting.form.charges if charge.key.startswith("u")}
 
 
-def _counts(setting: Setting) -> Plain:
+def counts(setting: Setting) -> Plain:
     random = setting.random
     uncached, _ = _units(setting, "input")
     cached = random.choice((0, random.randint(0, 40)))
@@ -213,14 +213,14 @@ def _attempts(setting: Setting, start: int, end: int, kind: str) -> list[Plain]:
         if attempt == count:
             status = random.choice(("ok", "ok", "aborted", "error"))
         event: Plain = {"request_id": request, "attempt": attempt, "completed": written(completed)}
-        event |= {"status": status, **_counts(setting)}
+        event |= {"status": status, **counts(setting)}
         if random.random() < 0.1:
             event["fault"] = "platform"
         result.append(event)
         completed += random.choice((1, SECOND, 9 * SECOND))
         if completed >= end:
             break
-    setting.meet(_event_models(setting), f"{kind}, attempts", boundary)
+    setting.meet(event_models(setting), f"{kind}, attempts", boundary)
     return result
 
 
@@ -240,7 +240,7 @@ def correction(setting: Setting, event: Plain, kind: str) -> Plain | None:
     else:
         uncached = now["input"] - now["cached_input"]
         result |= {"input": -random.randint(0, uncached), "output": random.choice((-now["output"], 7))}
-        models = _event_models(setting)
+        models = event_models(setting)
         now["input"] += result["input"]
         now["output"] += result["output"]
     setting.meet(models, kind, "inside")

@@ -32,7 +32,7 @@ def test_invariants_hold_for_random_cases() -> None:
 def test_every_model_and_document_comes_up() -> None:
     total = run.Tally()
     for simulated in generator.cases(SEED, 0, 400):
-        total.count(oracle.documents_of(simulated.case), simulated.met)
+        total.count(simulated, oracle.documents_of(simulated.case))
     models = "per_unit graduated volume package percentage prepaid flat seat one_off"
     assert {model for model, _, _ in total.met} == set(models.split())
     assert {name.split()[0] for name in total.documents} == {"usage", "advance", "credit_note", "adjustment"}

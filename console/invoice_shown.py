@@ -9,9 +9,10 @@ from typing import Any
 
 from billing.invoicing.invoice_file import invoice_file
 from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.invoices import Invoice
 from billing.invoicing.stripe_lines import percent
 from billing.money import currency as currency_of
-from billing.money import from_minor
+from billing.money import from_minor, plain
 from console.output import listing, out
 
 
@@ -23,6 +24,22 @@ def note_told(note: StoredInvoice) -> str:
         f"credit note {note.number or 'of nothing'} for {of.identity.billing_account}, {of.identity.period.name}:"
         f" {taken} {of.identity.currency}"
     )
+
+
+def print_draft(of: Invoice) -> None:
+    """An invoice that would be drawn up, which is stored nowhere."""
+    money, code = of.identity.money, of.identity.currency
+    out.print(f"Would be invoiced to {of.identity.billing_account}, {of.identity.period.name}", style="bold")
+    lines = [
+        {"line_key": line.line_key, "tenant_id": line.rated.identity.tenant_id,
+         "amount_exact": Decimal(plain(line.rated.amount)), "amount": from_minor(line.amount_minor, money)}
+        for line in of.lines
+    ]  # fmt: skip
+    listing(lines, ("line_key", "tenant_id", "amount_exact", "amount"))
+    for row in of.taxes:
+        base, tax = (from_minor(amount, money) for amount in (row.base_minor, row.tax_minor))
+        out.print(f"tax {row.group} {percent(row.rate)} of {base}: {tax}")
+    out.print(f"total {from_minor(of.total_minor, money)} {code}, due {from_minor(of.amount_due_minor, money)} {code}")
 
 
 def print_invoice(found: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from billing.periods import BillingPeriod, parse_period
 from billing.plans.charge_models import Percentage
 from billing.plans.price_plans import BILL_STATUSES, PlanVersion, PricePlan, version_at
 from billing.plans.subscriptions import in_force_since
-from billing.posting.deferrals import deferred, deferred_by_tenant, earned_by_tenant
+from billing.posting.deferrals import deferred, deferred_by_tenant, earned_by_tenant, tax_on_reductions
 from billing.rating import LineKind, RatedLine, is_billable, quantities
 from reconciliation.comparison import Difference, Value, differences
 from streams.rules.rating_bands import parse_band
@@ -263,8 +263,8 @@ def invoices_in_ledger(invoices: Iterable[Invoice]) -> dict[str, Value]:
             found[f"5900//{code}"] += invoice.rounding
             found[f"2200//{code}"] -= tax
             in_advance = invoice.in_advance
-            if invoice.tax_mode is TaxMode.INCLUSIVE and not in_advance:
-                found[f"{REVENUE}//{code}"] += tax
+            if invoice.tax_mode is TaxMode.INCLUSIVE:
+                found[f"{REVENUE}//{code}"] += total(tax_on_reductions(invoice).values()) if in_advance else tax
             for credit in invoice.credits:
                 owed = credit.kind is GrantKind.PAID
                 found[f"2100/{credit.grant_id}/{code}" if owed else f"{REVENUE}//{code}"] += credit.amount

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from fractions import Fraction
 from functools import partial
 
 from billing.bills import credits
+from billing.bills.credit_application import PriceReductions, given_back_with_fees, grant_of, price_reductions
 from billing.bills.credit_notes import (
     Remaining,
     credit_note,
@@ -31,7 +31,7 @@ from billing.bills.late_usage import adjusted, as_billed, changed_key, dated_key
 from billing.bills.payment_credits import fees_to_cover, given_back, more_to_cover, paid_by_credits
 from billing.money import ZERO, exactly, from_minor, total
 from billing.periods import BillingPeriod
-from billing.plans.price_plans import PlanVersion, Terms
+from billing.plans.price_plans import DEFAULT_TAX_GROUP, PlanVersion, Terms
 from billing.plans.subscriptions import Piece, Subscription, pieces
 from billing.rating.advance import AdvanceBill, advance_bills
 from billing.rating.lines import LineIdentity, LineKind, Naming, RatedLine
@@ -86,17 +86,23 @@ class Bills:
 
 @dataclass(slots=True)
 class _Invoiced:
-    """What remains of an invoice, and of what credits paid on it, after its credit notes."""
+    """What remains of an invoice, and of what credits paid on it, after its credit notes; `lines`: those of all of them
+    where it is over fees in advance."""
 
     remaining: Remaining = field(default_factory=Remaining)
     paid: list[PaidByCredit] = field(default_factory=list)
+    lines: list[RatedLine] = field(default_factory=list)
+
+    def of_credit(self, naming: Naming) -> set[str]:
+        """The keys of lines of credit."""
+        return {naming.key(line.identity) for line in self.lines if line.identity.kind == LineKind.CREDIT}
 
 
 @dataclass(slots=True)
 class _Billed:
     """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
     draw, as last rated; its invoice; by tax group the invoice that its fees in advance are on, the tax groups of these
-    fees, which prior credits are in what remains of them."""
+    fees, what price reductions draw for them, which prior credits are in what remains of them."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
@@ -104,7 +110,14 @@ class _Billed:
     invoice: _Invoiced = field(default_factory=_Invoiced)
     in_advance: dict[str, _Invoiced] = field(default_factory=dict)
     fee_groups: dict[str, str] = field(default_factory=dict)
+    drawn_in_advance: dict[str, Decimal] = field(default_factory=lambda: defaultdict(lambda: ZERO))
     noted: set[int] = field(default_factory=set)
+
+    def draw_in_advance(self, lines: Iterable[RatedLine], grants: Sequence[Grant]) -> None:
+        """Price reductions are on a document in advance, or come back by its credit note."""
+        for line in lines:
+            with exactly():
+                self.drawn_in_advance[grant_of(line, [grant.grant_id for grant in grants])] -= line.amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,27 +196,40 @@ class _Cycle:
             original = billed.in_advance.setdefault(group, _Invoiced())
             if not net[group]:
                 after = self._taken_back(each.service, own, original)[1]
-                original.remaining = on_no_document(original.remaining, after)
+                original.remaining = on_no_document(original.remaining, after, original.of_credit(naming))
             elif of_original := next((listed for of, listed in less if of is original), None):
                 of_original |= own
             else:
                 less.append((original, own))
         for original, own in less:
-            document, after = self._taken_back(each.service, own, original)
-            original.remaining = net_of_discounts(after)
+            back, closing = given_back_with_fees(original.lines, list(own.values()), self._grants())
+            billed.draw_in_advance(back, self._grants())
+            own |= {naming.key(line.identity): line for line in back}
+            document, after = self._taken_back(each.service, own, original, map(naming.key, closing))
+            original.lines += own.values()
+            original.remaining = net_of_discounts(after, original.of_credit(naming))
             self.documents.append(self._restore(document, original.paid))
         if more := {key: line for key, line in lines.items() if net[line.tax_group] > 0}:
+            off = self._reduced(list(more.values()))
+            billed.draw_in_advance(off.lines, self._grants())
+            more |= {naming.key(line.identity): line for line in off.lines}
             document = draw_up(DocumentKind.ADVANCE, each.service, more, self.of.payer)
-            document = self._issue(document, fees_to_cover(list(more.values())))
-            invoiced = _Invoiced(net_of_discounts(remaining_of(document)), list(document.paid))
+            document = self._issue(document, off.open)
+            invoiced = _Invoiced(remaining_of(document), list(document.paid), list(more.values()))
+            invoiced.remaining = net_of_discounts(invoiced.remaining, invoiced.of_credit(naming))
             billed.in_advance |= {line.tax_group: invoiced for line in more.values()}
 
+    def _reduced(self, fees: Sequence[RatedLine]) -> PriceReductions:
+        """What grants that cover fees take off those that an invoice in advance is over (docs/decisions/0051)."""
+        left = {grant.grant_id: self._left(grant) for grant in self._grants()}
+        return price_reductions(fees_to_cover(fees), self._grants(), left, min(fees, key=lambda line: line.identity))
+
     def _taken_back(
-        self, service: BillingPeriod, lines: Mapping[str, RatedLine], original: _Invoiced
+        self, service: BillingPeriod, lines: Mapping[str, RatedLine], original: _Invoiced, closing: Iterable[str] = ()
     ) -> tuple[Document, Remaining]:
         unused = [key for key, line in lines.items() if line.identity.kind == LineKind.UNUSED]
         against = {key: without_ending(key) for key in unused}
-        return credit_note(service, lines, against, original.remaining, self.of.payer)
+        return credit_note(service, lines, against, original.remaining, self.of.payer, closing)
 
     def _note_prior_credits(self, billed: _Billed, at: datetime) -> None:
         """Take the credit notes by hand until a moment off what remains of the fees in advance."""
@@ -238,22 +264,10 @@ class _Cycle:
         rated = rate_period(period, used, of.terms, by_model=credits.by_model(of.grants))
         if not rated.lines:
             return NOTHING_RATED, {}
-        grants = [grant for grant in self._grants() if credits.reduces_price(grant)]
-        left = {grant.grant_id: Fraction(self._left(grant, but=number)) for grant in grants}
-        draws = credits.draw(rated.coverable, grants, left)
-        amounts = credits.by_grant_and_group(draws)
-        groups: dict[str, int] = defaultdict(int)
-        for grant_id, _ in amounts:
-            groups[grant_id] += 1
-        cut = [each.piece for each in used]
-        lines = list(rated.lines)
-        drawn: dict[str, Decimal] = defaultdict(lambda: ZERO)
-        for (grant_id, group), amount in amounts.items():
-            key = f"credit.{grant_id}" + (f".{group}" if groups[grant_id] > 1 else "")
-            lines.append(period_line(cut, key, LineKind.CREDIT, -amount, group))
-            with exactly():
-                drawn[grant_id] += amount
-        return RatedPeriod(tuple(lines), tuple(credits.after(rated.coverable, draws))), drawn
+        left = {grant.grant_id: self._left(grant, but=number) for grant in self._grants()}
+        like = period_line([each.piece for each in used], "", LineKind.CREDIT, ZERO, DEFAULT_TAX_GROUP)
+        less = price_reductions(rated.coverable, self._grants(), left, like)
+        return RatedPeriod((*rated.lines, *less.lines), less.open), dict(less.drawn)
 
     # -- late usage --------------------------------------------------------------------------------------------------
 
@@ -336,7 +350,8 @@ class _Cycle:
 
     def _left(self, grant: Grant, *, but: int | None = None) -> Decimal:
         """What price reductions leave of a grant, those of one period not counted."""
-        drawn = (b.drawn.get(grant.grant_id, ZERO) for n, b in enumerate(self.billed) if n != but)
+        drawn = [b.drawn.get(grant.grant_id, ZERO) for n, b in enumerate(self.billed) if n != but]
+        drawn += [b.drawn_in_advance.get(grant.grant_id, ZERO) for b in self.billed]
         with exactly():
             return grant.amount - total(drawn)
 

@@ -7,7 +7,7 @@ never take back a cent too much or too little.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -49,20 +49,23 @@ def without_ending(key: str) -> str:
     return key
 
 
-def net_of_discounts(remaining: Remaining) -> Remaining:
-    """The same with each line's discount taken into it: the credit for unused time starts from the net (13.9)."""
+def net_of_discounts(remaining: Remaining, of_credit: Collection[str]) -> Remaining:
+    """The same with each line's discount taken into it: the credit for unused time starts from the net (13.9).
+
+    `of_credit`: keys of lines of credit, which are no discounts and stay as they are.
+    """
     lines: dict[str, tuple[Decimal, int]] = {}
     for key, (exact, minor) in remaining.lines.items():
-        name = without_ending(key)
+        name = key if key in of_credit else without_ending(key)
         before = lines.get(name, (ZERO, 0))
         with exactly():
             lines[name] = (before[0] + exact, before[1] + minor)
     return Remaining(lines, remaining.groups)
 
 
-def on_no_document(before: Remaining, after: Remaining) -> Remaining:
+def on_no_document(before: Remaining, after: Remaining, of_credit: Collection[str]) -> Remaining:
     """What remains of a document when fees give way to others without one: its groups are those on paper still."""
-    return net_of_discounts(Remaining(after.lines, before.groups))
+    return net_of_discounts(Remaining(after.lines, before.groups), of_credit)
 
 
 def reduced(remaining: Remaining, key: str, tax_group: str, amount: Decimal, payer: Payer) -> Remaining:
@@ -79,10 +82,12 @@ def credit_note(
     against: Mapping[str, str],
     remaining: Remaining,
     payer: Payer,
+    closing: Iterable[str] = (),
 ) -> tuple[Document, Remaining]:
     """A credit note of lines by key, and what remains after it.
 
-    `against` names the line of the original that a line changes; a line without one is new.
+    `against` names the line of the original that a line changes; a line without one is new. `closing`: lines of credit
+    after which nothing remains of their tax groups; they take what rounding would leave of these.
     """
     now: dict[str, tuple[Decimal, int]] = {}
     minor: dict[str, int] = {}
@@ -93,6 +98,12 @@ def credit_note(
             left = exact + line.amount
         now[original] = (left, _rounded(left, payer))
         minor[key] = now[original][1] - before
+    for key in closing:
+        group = lines[key].tax_group
+        own = sum(minor[other] for other, line in lines.items() if line.tax_group == group)
+        rest = remaining.groups.get(group, (0, 0))[0] + own
+        exact, rounded = now[against.get(key, key)]
+        minor[key], now[against.get(key, key)] = minor[key] - rest, (exact, rounded - rest)
     groups = {against.get(key, key): line.tax_group for key, line in lines.items()}
     after, taxes = _moved(remaining, now, groups, payer)
     return of_lines(DocumentKind.CREDIT_NOTE, service, lines, minor, taxes, payer), after

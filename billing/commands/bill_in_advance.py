@@ -12,10 +12,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from billing.bills.credits import reduces_price
 from billing.bills.documents import Payer
 from billing.bills.payment_credits import fees_to_cover
-from billing.database import retrying, transaction
+from billing.database import raw, retrying, transaction
 from billing.errors import AmountTooLarge, CorrectionRefused, CreditRefused, UnknownTaxGroup
 from billing.invoicing import credit_store, invoice_parts, invoice_store, tax_store
 from billing.invoicing.advance_fees import ByShare, Service, by_share, changed_tenants, differ, fees_due
@@ -26,8 +25,9 @@ from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, Invo
 from billing.money import ZERO, currency, exactly, plain, total
 from billing.plans import account_store, plan_store
 from billing.posting.note_issuing import issue_note
-from billing.rating import RatedLine
+from billing.rating import RatedLine, difference
 from billing.rating.period import AMOUNT_MAX
+from streams import audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,14 @@ class AdvanceBilled:
 @dataclass(slots=True)
 class StillDue:
     """Fees due at a moment that are on no frozen document, by tenant and tax group: `more` to be invoiced, `less` to be
-    credited, `nothing` what nets to nothing and has no document; `problems` is what cannot be billed, in words."""
+    credited, `nothing` what nets to nothing and has no document; `adjusted` the tenants of whom it is the difference to
+    what is invoiced; `problems` is what cannot be billed, in words."""
 
     more: ByShare = field(default_factory=dict)
     less: ByShare = field(default_factory=dict)
     nothing: ByShare = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    adjusted: list[str] = field(default_factory=list)
 
 
 @retrying
@@ -60,6 +62,7 @@ def bill_in_advance(
     actor: str,
     dry_run: bool = False,
     billing_accounts: Collection[str] | None = None,
+    adjust: Collection[str] = (),
 ) -> AdvanceBilled:
     """Draw up each billing account's next invoice for fees in advance that become due until a moment.
 
@@ -67,6 +70,9 @@ def bill_in_advance(
     stays, and periods of closed books are over. A tenant that comes to a frozen invoice's moment later gets a further
     revision. What comes to less than zero is a credit note against the invoice that the fees are on, issued here once
     that invoice is (docs/spec/money.md 13.10).
+
+    `adjust`: tenants whose invoices say otherwise than is due by now, of whom the difference is billed: nothing else
+    bills it, since it is no change that anybody made.
     """
     with transaction(engine, dry_run=dry_run) as connection:
         invoice_store.lock_kind(connection, InvoiceKind.ADVANCE)
@@ -77,29 +83,51 @@ def bill_in_advance(
             stored[each.invoice.identity.billing_account, each.invoice.identity.period].append(each)
         altered = altered_by_account(found)
         services = {service for service in due.keys() | stored.keys() if service[0] not in altered}
-        run = _Run(connection, {account for account, _ in services}, now, actor)
+        run = _Run(connection, {account for account, _ in services}, now, actor, adjust)
         run.blocked += sorted(altered.items())
         for service in sorted(services, key=lambda service: (service[1], service[0])):
             run.bill(service, due.get(service, {}), stored.get(service, ()))
         return AdvanceBilled(tuple(run.drafts.values()), tuple(run.blocked), tuple(run.notes))
 
 
-def still_due(service: Service, due: ByShare, stored: Sequence[StoredInvoice]) -> StillDue:
-    """What of the fees due at a moment is on no frozen document yet. A tenant with one that says otherwise waits."""
-    billed = by_share(line.rated for each in stored if each.frozen_at is not None for line in each.invoice.lines)
+def still_due(
+    service: Service, due: ByShare, stored: Sequence[StoredInvoice], adjust: Collection[str] = ()
+) -> StillDue:
+    """What of the fees due at a moment is on no frozen document yet. A tenant with one that says otherwise waits; of
+    those in `adjust` it is the difference, once their documents are issued."""
+    frozen = [each for each in stored if each.frozen_at is not None]
+    billed = by_share(line.rated for each in frozen for line in each.invoice.lines)
     changed = {tenant for tenant, group in billed if differ(billed[tenant, group], due.get((tenant, group), []))}
+    adjusted = {tenant for tenant in changed if tenant in adjust and all(each.state in ISSUED for each in frozen)}
     found = StillDue(
-        problems=[
-            f"tenant {tenant_id}: {_told(service)} are invoiced otherwise than they are due by now"
-            for tenant_id in sorted(changed)
-        ]
+        problems=[_otherwise(service, tenant, due, billed) for tenant in sorted(changed - adjusted)],
+        adjusted=sorted(adjusted),
     )
-    for share, lines in sorted(due.items()):
-        if share[0] not in changed and share not in billed:
-            comes_to = total(line.amount for line in lines)
-            of = found.more if comes_to > 0 else found.less if comes_to < 0 else found.nothing
-            of[share] = lines
+    for share in sorted(due.keys() | billed.keys()):
+        if share[0] in adjusted:
+            lines = list(difference(due.get(share, ()), billed.get(share, ())))
+        elif share[0] in changed or share in billed:
+            continue
+        else:
+            lines = due[share]
+        if not lines:
+            continue
+        comes_to = total(line.amount for line in lines)
+        of = found.more if comes_to > 0 else found.less if comes_to < 0 else found.nothing
+        of[share] = lines
     return found
+
+
+def _otherwise(service: Service, tenant: str, due: ByShare, billed: ByShare) -> str:
+    """That a tenant's invoices say otherwise than is due: by which lines, and what a person can do."""
+    ours, theirs = ([line for share, listed in of.items() if share[0] == tenant for line in listed]
+                    for of in (due, billed))  # fmt: skip
+    lines = difference(ours, theirs)
+    told = ", ".join(f"{line.identity.charge_key} ({line.identity.kind}) {plain(line.amount)}" for line in lines)
+    return (
+        f"tenant {tenant}: {_told(service)} are invoiced otherwise than they are due by now: {told}"
+        f" {lines[0].currency}; `tollbook invoice advance --adjust {tenant}` bills that difference"
+    )
 
 
 def _told(service: Service) -> str:
@@ -109,8 +137,11 @@ def _told(service: Service) -> str:
 class _Run:
     """Goes from moment to moment. What all accounts need is read once; an account with a draft waits for it."""
 
-    def __init__(self, connection: Connection, accounts: Collection[str], now: datetime, actor: str) -> None:
+    def __init__(
+        self, connection: Connection, accounts: Collection[str], now: datetime, actor: str, adjust: Collection[str]
+    ) -> None:
         self._connection = connection
+        self._adjust = adjust
         self._accounts = account_store.accounts(connection, accounts)
         self._plan_versions = {name: len(plan.versions) for name, plan in plan_store.plans(connection).items()}
         self._invoiced: dict[tuple[str, datetime], InvoicedFees] = defaultdict(InvoicedFees)
@@ -123,7 +154,7 @@ class _Run:
     def bill(self, service: Service, due: ByShare, stored: Sequence[StoredInvoice]) -> None:
         """What becomes due at a moment for an account, and what is stored of it."""
         account, period = service
-        wanted = still_due(service, due, stored)
+        wanted = still_due(service, due, stored, self._adjust)
         self.blocked += [(account, problem) for problem in wanted.problems]
         invoiced = self._invoiced[account, period.end]
         for each in stored:
@@ -133,6 +164,9 @@ class _Run:
                 self.drafts.setdefault(account, each.invoice)
         if account in self.drafts:
             return
+        for tenant_id in wanted.adjusted:
+            detail = {"billing_account": account, "fees": _told(service)}
+            audit.record(raw(self._connection), self._actor, "invoice.advance.adjust", tenant_id, detail)
         try:
             for share, lines in wanted.nothing.items():
                 invoiced.go_on(period, share, lines, self._payer(service, invoiced.invoices.get(share)))
@@ -204,17 +238,14 @@ class _Run:
         )
 
     def _credits(self, identity: InvoiceIdentity, lines: Sequence[RatedLine]) -> AccountCredits:
-        """Credits that pay; those that lower prices are for usage."""
-        states = [
-            state
-            for state in credit_store.states(self._connection, accounts=[identity.billing_account])
-            if not reduces_price(state.grant)
-        ]
-        if not states:
+        """What credits can give: those that lower prices and cover fees (docs/decisions/0051), those that pay."""
+        states = credit_store.states(self._connection, accounts=[identity.billing_account])
+        if not states or not lines:
             return NO_CREDITS
         ids = [state.grant.grant_id for state in states]
         reserved = credit_store.reserved(self._connection, ids, before=identity.period.start, but=identity.invoice_id)
         with exactly():
             left = {s.grant.grant_id: s.drawable - reserved.get(s.grant.grant_id, ZERO) for s in states}
         grants = [state.grant for state in states if left[state.grant.grant_id] > 0]
-        return AccountCredits(grants, left, fees_to_cover(lines)) if grants else NO_CREDITS
+        like = min(lines, key=lambda line: line.identity)
+        return AccountCredits(grants, left, fees_to_cover(lines), like) if grants else NO_CREDITS

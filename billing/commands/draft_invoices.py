@@ -220,7 +220,7 @@ class _Drawing:
         )
         coverables = _coverables(late)
         if any(not reduces_price(grant) for grant in credits.grants):
-            open_ = price_reductions(credits.coverable, credits.grants, credits.left, credits.cut).open
+            open_ = price_reductions(credits.coverable, credits.grants, credits.left, credits.like).open
             groups = {line.tax_group for line in invoice.lines if line.original_period is None}
             coverables[self._period] = by_group(groups, open_)
         return invoice, coverables
@@ -267,9 +267,9 @@ class _Drawing:
                 grant_id = state.grant.grant_id
                 left[grant_id] = state.drawable - self._reserved.get(grant_id, ZERO) - carried[grant_id]
         given = [s.grant for s in states if s.grant.effective < self._period.end and left[s.grant.grant_id] > 0]
-        coverable, cut = self._usage.of(name, posted, given) if given and posted else ([], [])
+        coverable, like = self._usage.of(name, posted, given) if given and posted else ([], None)
         known = given + [s.grant for s in states if s.grant not in given and s.grant.grant_id in carried]
-        return AccountCredits(known, left, coverable, cut, carried) if known else NO_CREDITS
+        return AccountCredits(known, left, coverable, like, carried) if known else NO_CREDITS
 
 
 def _coverables(late: Sequence[LatePeriod]) -> dict[BillingPeriod, dict[str, list[Coverable]]]:

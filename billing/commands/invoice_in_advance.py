@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -46,15 +46,16 @@ def invoice_in_advance(
     now: datetime,
     actor: str,
     dry_run: bool = False,
+    adjust: Collection[str] = (),
 ) -> AdvanceInvoiced:
     """Invoice the fees in advance that become due until a moment, but not after `now`; each account's in their order.
 
-    Raises what sending raises.
+    `adjust`: as of `bill_in_advance`. Raises what sending raises.
     """
     sent: dict[uuid.UUID, InvoiceSent] = {}
     notes: list[StoredInvoice] = []
     while True:
-        billed = bill_in_advance(engine, until=until, now=now, actor=actor, dry_run=dry_run)
+        billed = bill_in_advance(engine, until=until, now=now, actor=actor, dry_run=dry_run, adjust=adjust)
         notes += billed.notes
         ids = [invoice.invoice_id for invoice in billed.drafts if invoice.invoice_id not in sent]
         if not ids:

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from billing.invoicing import invoice_store
 from billing.invoicing.invoices import Invoice
 from billing.money import ZERO
 from billing.periods import INSTANT, BillingPeriod
@@ -20,7 +21,7 @@ from billing.plans.charge_models import Timing
 from billing.plans.price_plans import PlanVersion, PricePlan
 from billing.plans.schedules import by_schedule
 from billing.plans.subscriptions import Subscription, pieces
-from billing.rating import RatedLine, net
+from billing.rating import LineKind, RatedLine, net
 from billing.rating.advance import advance_bills
 
 Service = tuple[str, BillingPeriod]
@@ -62,15 +63,23 @@ def fees_due(
 
 
 def changed_tenants(connection: Connection, document: Invoice) -> list[str]:
-    """Tenants whose fees on a document are not those due by now. Neither changes until the transaction ends."""
+    """Tenants whose fees on a document, with those that others have of the same time, are not those due by now. Neither
+    changes until the transaction ends."""
     identity = document.identity
     account, start = identity.billing_account, identity.period.start
     on_it = by_share(line.rated for line in document.lines)
     for tenant_id in sorted({tenant_id for tenant_id, _ in on_it}):
         account_store.lock_tenant(connection, tenant_id)
     due = fees_due(connection, start, [account], since=start).get((account, identity.period), {})
-    changed = {tenant for (tenant, group), lines in on_it.items() if differ(lines, due.get((tenant, group), []))}
-    return sorted(changed)
+    billed = by_share(
+        line.rated
+        for each in invoice_store.fees_of(connection, account, identity.period)
+        if each.frozen_at is not None and each.invoice.invoice_id != document.invoice_id
+        for line in each.invoice.lines
+    )
+    return sorted(
+        {share[0] for share, lines in on_it.items() if differ([*billed.get(share, ()), *lines], due.get(share, []))}
+    )
 
 
 def bills_in_advance(plan: PricePlan) -> bool:
@@ -79,10 +88,11 @@ def bills_in_advance(plan: PricePlan) -> bool:
 
 
 def by_share(lines: Iterable[RatedLine]) -> ByShare:
-    """Lines by tenant and tax group."""
+    """Fees by tenant and tax group; lines of credit, which are the account's, are none."""
     found: ByShare = defaultdict(list)
     for line in lines:
-        found[line.identity.tenant_id, line.tax_group].append(line)
+        if line.identity.kind != LineKind.CREDIT:
+            found[line.identity.tenant_id, line.tax_group].append(line)
     return dict(found)
 
 

@@ -252,6 +252,18 @@ def fees_until(connection: Connection, until: datetime, accounts: Collection[str
     return selected(connection, *where)
 
 
+def fees_of(connection: Connection, billing_account: str, period: BillingPeriod) -> list[StoredInvoice]:
+    """An account's invoices for fees in advance of one service time, and credit notes against such, altered or not."""
+    table = tables.invoices
+    where = (
+        in_advance(),
+        table.c.billing_account == billing_account,
+        table.c.service_start == period.start,
+        table.c.service_end == period.end,
+    )
+    return selected(connection, *where)
+
+
 def notes_of(connection: Connection, billing_account: str, period: BillingPeriod) -> int:
     """How many credit notes an account has of a period."""
     table = tables.invoices

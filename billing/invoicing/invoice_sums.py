@@ -69,11 +69,14 @@ def invoiced_by_tenant(connection: Connection, states: Collection[InvoiceState])
 
 
 def invoiced_in_advance(connection: Connection, states: Collection[InvoiceState]) -> dict[str, Decimal]:
-    """The fees of all invoices for fees in advance in some states: currency → exact amount."""
-    table = tables.invoices
+    """The fees of all invoices for fees in advance in some states, before credits: currency → exact amount."""
+    lines, table = tables.invoice_lines, tables.invoices
     query = (
-        select(table.c.currency, func.sum(table.c.exact_total))
-        .where(table.c.state.in_([state.value for state in states]), in_advance())
+        select(table.c.currency, func.sum(lines.c.amount_exact))
+        .join(table, table.c.invoice_id == lines.c.invoice_id)
+        .where(
+            table.c.state.in_([state.value for state in states]), in_advance(), lines.c.kind != LineKind.CREDIT.value
+        )
         .group_by(table.c.currency)
     )
     return {row[0]: row[1] for row in connection.execute(query)}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from billing.bills import credit_notes
+from billing.bills.credit_application import given_back_with_fees
 from billing.bills.credit_notes import Remaining, on_no_document, without_ending
 from billing.bills.credits import Grant
 from billing.bills.documents import Document, Payer
@@ -20,7 +21,7 @@ from billing.bills.payment_credits import given_back
 from billing.invoicing import invoices
 from billing.invoicing.advance_fees import ByShare, Share, by_share
 from billing.invoicing.billed_documents import paid_by_grants
-from billing.invoicing.invoices import INVOICED, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind
+from billing.invoicing.invoices import INVOICED, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, InvoiceLine
 from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
 from billing.rating import LineIdentity, LineKind, Naming, RatedLine, net, segments_of
@@ -39,7 +40,12 @@ class InvoicedFees:
         """An invoice for fees in advance was issued, or a credit note against one."""
         of = document.credits_invoice_id
         if of is None:
-            self.invoices |= dict.fromkeys(by_share(line.rated for line in document.lines), document)
+            for share in by_share(line.rated for line in document.lines):
+                known = self.invoices.get(share)
+                if known is None or known.identity.period != document.identity.period:
+                    self.invoices[share] = (
+                        document  # else it is a revision over a difference: the fees are on the first
+                    )
             self._remaining[document.invoice_id] = _added(Remaining(), document)
         elif of in self._remaining:
             self._notes[of].append(document)
@@ -51,7 +57,15 @@ class InvoicedFees:
         if original is not None:
             before = self._remaining[original.invoice_id]
             _, after = self._note(original, service, {_name(line): line for line in lines}, payer)
-            self._remaining[original.invoice_id] = on_no_document(before, after)
+            of_credit = {
+                _name(line.rated) for line in self._lines(original) if line.rated.identity.kind == LineKind.CREDIT
+            }
+            self._remaining[original.invoice_id] = on_no_document(before, after, of_credit)
+
+    def _lines(self, original: Invoice) -> Iterator[InvoiceLine]:
+        """Those of an invoice and its credit notes."""
+        for each in (original, *self._notes[original.invoice_id]):
+            yield from each.lines
 
     def by_invoice(self, less: ByShare) -> list[tuple[Invoice, list[RatedLine]]]:
         """Fees that come to less, by the invoice that they are taken back from; those that are on none are left out."""
@@ -75,11 +89,15 @@ class InvoicedFees:
     ) -> Invoice:
         """The credit note over fees that come to less from a moment on, against the invoice that they are on.
 
-        What credits paid of the invoice comes back to them. Raises UnknownTaxGroup.
+        What credits paid of the invoice comes back to them, and what price reductions took off beyond what is left of
+        the fees. Raises UnknownTaxGroup.
         """
-        lines = [replace(line, reason=INVOICED) for line in net(taken_back).values()]
+        less = list(net(taken_back).values())
+        back, closing = given_back_with_fees([line.rated for line in self._lines(original)], less, credits.grants)
+        lines = [replace(line, reason=INVOICED) for line in (*less, *back)]
         naming = Naming(segments_of(lines), plan_versions)
-        document, _ = self._note(original, service, {naming.key(line.identity): line for line in lines}, payer)
+        keyed = {naming.key(line.identity): line for line in lines}
+        document, _ = self._note(original, service, keyed, payer, map(naming.key, closing))
         grants: dict[str, Grant] = {grant.grant_id: grant for grant in credits.grants}
         paid = paid_by_grants(original, self._notes[original.invoice_id], grants)
         document = replace(document, paid=given_back(paid, -document.total_minor))
@@ -91,13 +109,14 @@ class InvoicedFees:
         return replace(note, credits_invoice_id=original.invoice_id)
 
     def _note(
-        self, original: Invoice, service: BillingPeriod, lines: Mapping[str, RatedLine], payer: Payer
-    ) -> tuple[Document, Remaining]:
+        self, original: Invoice, service: BillingPeriod, lines: Mapping[str, RatedLine], payer: Payer,
+        closing: Iterable[str] = (),
+    ) -> tuple[Document, Remaining]:  # fmt: skip
         against = {
-            key: without_ending(_name(line)) if line.identity.kind == LineKind.UNUSED else _name(line)
-            for key, line in lines.items()
+            key: _fee(line) if line.identity.kind == LineKind.UNUSED else _name(line) for key, line in lines.items()
         }
-        return credit_notes.credit_note(service, lines, against, self._remaining[original.invoice_id], payer)
+        remaining = self._remaining[original.invoice_id]
+        return credit_notes.credit_note(service, lines, against, remaining, payer, closing)
 
 
 def _added(remaining: Remaining, document: Invoice) -> Remaining:
@@ -105,7 +124,7 @@ def _added(remaining: Remaining, document: Invoice) -> Remaining:
     lines: dict[str, tuple[Decimal, int]] = dict(remaining.lines)
     groups = defaultdict(lambda: (0, 0), remaining.groups)
     for line in document.lines:
-        fee = without_ending(_name(line.rated))
+        fee = _fee(line.rated)
         exact, minor = lines.get(fee, (ZERO, 0))
         with exactly():
             lines[fee] = exact + line.rated.amount, minor + line.amount_minor
@@ -115,6 +134,11 @@ def _added(remaining: Remaining, document: Invoice) -> Remaining:
         amount, tax = groups[row.group]
         groups[row.group] = amount, tax + row.tax_minor
     return Remaining(lines, dict(groups))
+
+
+def _fee(line: RatedLine) -> str:
+    """What a fee has in common with its discounts and the credit for its unused time; a line of credit by itself."""
+    return _name(line) if line.identity.kind == LineKind.CREDIT else without_ending(_name(line))
 
 
 def _name(line: RatedLine) -> str:

@@ -23,7 +23,6 @@ from billing.errors import CurrencyMismatch
 from billing.money import ZERO, Currency, Rounding, currency, exactly, from_minor, plain, total
 from billing.periods import BillingPeriod
 from billing.plans.price_plans import DEFAULT_TAX_GROUP
-from billing.plans.subscriptions import Piece
 from billing.rating import LineKind, Naming, RatedLine, net, segments_of
 from billing.rating.period import Coverable
 
@@ -121,8 +120,8 @@ class CarriedIn:
 
 @dataclass(frozen=True, slots=True)
 class AccountCredits:
-    """What grants can give for an account's usage: `left` of each in major units, what they can cover, and the pieces
-    of the period that lines of credit belong to.
+    """What grants can give for an account's usage or fees: `left` of each in major units, what they can cover, and the
+    line whose names and time lines of credit have.
 
     `carried` is what late usage on the same document draws of each; it is no longer in `left`.
     """
@@ -130,7 +129,7 @@ class AccountCredits:
     grants: Sequence[Grant] = ()
     left: Mapping[str, Decimal] = field(default_factory=dict)
     coverable: Sequence[Coverable] = ()
-    cut: Sequence[Piece] = ()
+    like: RatedLine | None = None
     carried: Mapping[str, Decimal] = field(default_factory=dict)
 
     def left_before(self, grant_id: str) -> Decimal:
@@ -233,7 +232,7 @@ def draw_up(
     `plan_versions` says how many versions each plan has, for the line keys; `late` is what it carries of earlier
     periods, `left` of the credits what that leaves. Raises CurrencyMismatch, UnknownTaxGroup.
     """
-    reduced = price_reductions(credits.coverable, credits.grants, credits.left, credits.cut)
+    reduced = price_reductions(credits.coverable, credits.grants, credits.left, credits.like)
     own = [replace(line, reason=INVOICED) for line in (*net(posted).values(), *reduced.lines)]
     lines = _named(own, plan_versions)
     original: dict[str, BillingPeriod] = {}

@@ -165,7 +165,7 @@ class LateUsage:
         if period not in self._usage:
             self._subscribed[period] = account_store.subscriptions_in(self._connection, period)
             self._usage[period] = CoverableUsage(self._connection, period, self._subscribed[period], self._plans)
-        coverable, cut = self._usage[period].of(billed.invoice.identity.billing_account, posted, grants)
+        coverable, like = self._usage[period].of(billed.invoice.identity.billing_account, posted, grants)
         reserved = credit_store.reserved(self._connection, [g.grant_id for g in grants], before=before)
         with exactly():
             left = {
@@ -175,7 +175,7 @@ class LateUsage:
                 - drawn.get(state.grant.grant_id, ZERO)
                 for state in known
             }
-        reduced = price_reductions(coverable, grants, left, cut)
+        reduced = price_reductions(coverable, grants, left, like)
         return RatedPeriod((*lines, *reduced.lines), reduced.open)
 
 

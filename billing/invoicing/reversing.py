@@ -24,7 +24,8 @@ from billing.invoicing.billed_documents import BilledPeriod
 from billing.invoicing.invoices import INVOICED, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, InvoiceLine
 from billing.money import ZERO, exactly, plain, total
 from billing.periods import BillingPeriod
-from billing.rating import LineKind, RatedLine
+from billing.rating import RatedLine
+from billing.rating.made_lines import credit_line
 
 REVERSIBLE: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 
@@ -71,8 +72,8 @@ def goodwill_note(
     of = billed.invoice
     _check_reversible(of)
     lines = {
-        (key := f"credit.{grant.grant_id}" + (f".{group}" if len(amounts) > 1 else "")): _reduction(
-            of.lines[0].rated, key, group, amount
+        (key := f"credit.{grant.grant_id}" + (f".{group}" if len(amounts) > 1 else "")): replace(
+            credit_line(of.lines[0].rated, key, -amount, group), reason=INVOICED
         )
         for group, amount in amounts.items()
     }
@@ -145,14 +146,6 @@ def _taxes_left(documents: Sequence[Invoice]) -> tuple[TaxRow, ...]:
                 before, base_minor=before.base_minor - row.base_minor, tax_minor=before.tax_minor - row.tax_minor
             )
     return tuple(rows[group] for group in sorted(rows))
-
-
-def _reduction(like: RatedLine, key: str, group: str, amount: Decimal) -> RatedLine:
-    identity = replace(like.identity, charge_key=key, segment_no=0, tier_no=0, kind=LineKind.CREDIT.value)
-    return replace(
-        like, identity=identity, metric="", where=("", "", "", ""), unit_price=None, quantity=ZERO, amount=-amount,
-        units=None, free=ZERO, included=None, reason=INVOICED, tax_group=group,
-    )  # fmt: skip
 
 
 def note_grant_id(invoice_id: uuid.UUID, what: str) -> str:

@@ -17,6 +17,7 @@ from billing.bills.tax import TaxMode
 from billing.invoicing.invoices import Invoice, InvoiceLine
 from billing.money import ZERO, exactly, from_minor, quantise_line, quantise_pieces
 from billing.periods import BillingPeriod
+from billing.rating import LineKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,12 @@ class Deferred:
 
 
 def deferred(invoice: Invoice) -> tuple[Deferred, ...]:
-    """What an invoice for fees in advance defers, line by line."""
+    """What an invoice for fees in advance defers, line by line. Price reductions are none: contra income when drawn."""
     taxed = _tax_within(invoice)
     found = []
     for line in invoice.lines:
+        if line.rated.identity.kind == LineKind.CREDIT:
+            continue
         with exactly():
             amount = line.rated.amount - taxed.get(line.line_key, ZERO)
         service = BillingPeriod(line.rated.service_start, line.rated.service_end)
@@ -70,6 +73,17 @@ def deferred_by_tenant(invoice: Invoice) -> dict[str, Decimal]:
 def earned_by_tenant(invoice: Invoice, month: BillingPeriod) -> dict[str, Decimal]:
     """What of an invoice is earned in an accounting period, by tenant."""
     return by_tenant((each.tenant_id, each.earned_in(month)) for each in deferred(invoice))
+
+
+def tax_on_reductions(invoice: Invoice) -> dict[str, Decimal]:
+    """By line of credit on a document over fees in advance, the tax that it takes off prices that contain tax: less
+    than nothing."""
+    taxed = _tax_within(invoice)
+    return {
+        line.line_key: taxed[line.line_key]
+        for line in invoice.lines
+        if line.rated.identity.kind == LineKind.CREDIT and line.line_key in taxed
+    }
 
 
 def _tax_within(invoice: Invoice) -> Mapping[str, Decimal]:

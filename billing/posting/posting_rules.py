@@ -17,7 +17,7 @@ from billing.invoicing.invoices import CreditUsed, Invoice, InvoiceKind
 from billing.ledger.journal import BREAKAGE_EXPECTED, FEES_EARNED, AccountCode, JournalEntry, Posting
 from billing.money import ZERO, currency, exactly, from_minor, plain, quantise_pieces, total
 from billing.periods import BillingPeriod, accounting_month
-from billing.posting.deferrals import deferred_by_tenant, earned_by_tenant
+from billing.posting.deferrals import deferred_by_tenant, earned_by_tenant, tax_on_reductions
 from billing.rating import LineKind, RatedLine
 
 _REVENUE: Final[dict[str, AccountCode]] = {
@@ -187,11 +187,20 @@ def _tax_in_prices(invoice: Invoice) -> dict[tuple[AccountCode, str], Decimal]:
     """The tax that inclusive prices contain, on the accounts that carry them gross: debits, in all the tax.
 
     A price reduction of a paid grant is a debit of its liability in full: its part of the tax is taken from revenue.
+    Of fees in advance the price reductions alone: what is deferred is without tax.
     """
-    if invoice.tax_mode is not TaxMode.INCLUSIVE or invoice.in_advance:
+    if invoice.tax_mode is not TaxMode.INCLUSIVE:
         return {}
     credits = {credit.grant_id: credit for credit in invoice.credits if not credit.pays}
     found: dict[tuple[AccountCode, str], Decimal] = defaultdict(lambda: ZERO)
+    if invoice.in_advance:
+        reduced = tax_on_reductions(invoice)
+        for line in invoice.lines:
+            if line.line_key in reduced:
+                given = granted_account(credits[grant_of(line.rated, credits)])
+                with exactly():
+                    found[(AccountCode.FEE_REVENUE, "") if given[1] else given] += reduced[line.line_key]
+        return found
     for row in invoice.taxes:
         on: dict[tuple[AccountCode, str], Fraction] = defaultdict(Fraction)
         for line in invoice.lines:

@@ -68,6 +68,15 @@ def period_line(pieces: Sequence[Piece], key: str, kind: LineKind, amount: Decim
     )
 
 
+def credit_line(like: RatedLine, key: str, amount: Decimal, tax_group: str) -> RatedLine:
+    """A line of credit of an amount: whose and of what time a line is like which it stands among."""
+    identity = replace(like.identity, charge_key=key, segment_no=0, tier_no=0, kind=LineKind.CREDIT.value)
+    return replace(
+        like, identity=identity, metric="", where=("", "", "", ""), unit_price=None, quantity=Decimal(0), amount=amount,
+        units=None, free=Decimal(0), included=None, reason=LineKind.CREDIT.value, tax_group=tax_group,
+    )  # fmt: skip
+
+
 def fee_line(fee: FeeAmount) -> RatedLine:
     """The line of a fee."""
     line = line_of(fee.piece, fee.charge, fee.kind, fee.amount)

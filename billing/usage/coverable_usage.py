@@ -16,10 +16,12 @@ from sqlalchemy import Connection
 from billing.bills.credits import Grant, by_model
 from billing.database import raw
 from billing.errors import CreditRefused
+from billing.money import ZERO
 from billing.periods import BillingPeriod
-from billing.plans.price_plans import BillAttempts, PricePlan
+from billing.plans.price_plans import DEFAULT_TAX_GROUP, BillAttempts, PricePlan
 from billing.plans.subscriptions import Piece, Subscription, pieces
-from billing.rating import RatedLine, difference, distribute, is_billable
+from billing.rating import LineKind, RatedLine, difference, distribute, is_billable
+from billing.rating.made_lines import period_line
 from billing.rating.period import Coverable, rate_period
 from billing.rating.usage import PieceUsage, Usage, usage_of_sums
 from billing.usage import unbillable_store
@@ -52,8 +54,9 @@ class CoverableUsage:
 
     def of(
         self, account: str, posted: Mapping[str, Sequence[RatedLine]], grants: Collection[Grant]
-    ) -> tuple[list[Coverable], list[Piece]]:
-        """What grants can cover of an account's posted lines (by tenant), and the pieces of its first tenant's period.
+    ) -> tuple[list[Coverable], RatedLine | None]:
+        """What grants can cover of an account's posted lines (by tenant), and the line that those of credit are like:
+        of its first tenant's period.
 
         Raises CreditRefused where the usage is not what was rated, or its payer changes.
         """
@@ -73,7 +76,8 @@ class CoverableUsage:
                 raise CreditRefused(f"the usage of tenant {tenant_id} is not what was rated: rate it again")
             found += rated.coverable
             first = first or cut
-        return found, first
+        like = period_line(first, "", LineKind.CREDIT, ZERO, DEFAULT_TAX_GROUP) if first else None
+        return found, like
 
     def _used(self, cut: Sequence[Piece], *, exact: bool) -> list[PieceUsage]:
         tenant_id = cut[0].subscription.tenant_id

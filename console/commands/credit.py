@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -180,7 +181,7 @@ def _row(state: CreditState, at: datetime) -> dict[str, Any]:
         "state": _state(state, at),
         "currency": grant.currency,
         "amount": grant.amount,
-        "remaining": state.remaining,
+        "remaining": Decimal(plain(state.remaining)),
         "from": grant.effective,
         "expires": grant.expires,
         "paid_at": grant.paid_at,

@@ -14,7 +14,7 @@ from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
 from console import session
 from console.commands import invoice_correction, invoice_evidence
-from console.invoice_shown import major, note_told, print_invoice, write_forms
+from console.invoice_shown import major, note_told, print_draft, print_invoice, write_forms
 from console.output import AsCsv, AsJson, document, end_with, listing, out, problems
 from console.progress import bars
 
@@ -114,6 +114,10 @@ def bill_advance(
     actor: session.Actor,
     test: Annotated[bool, typer.Option("--test", help="On a Stripe test key or a twin.")] = False,
     now: session.Now = None,
+    adjust: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TENANT", help="Bill the difference where its invoices say otherwise than is due by now."),
+    ] = None,
     dry_run: session.DryRun = False,
 ) -> None:
     """Invoice the fees in advance whose time has begun: draw up, send, finalize. Safe to repeat.
@@ -125,10 +129,13 @@ def bill_advance(
     at = session.clock(now)
     with session.engine() as engine:
         found = invoice_in_advance(
-            engine, until=at, gateway=session.stripe(test=test), now=at, actor=actor, dry_run=dry_run
-        )
+            engine, until=at, gateway=session.stripe(test=test), now=at, actor=actor, dry_run=dry_run,
+            adjust=adjust or (),
+        )  # fmt: skip
     invoices = found.billed.drafts if dry_run else found.sent.invoices
     out.print(f"{len(invoices)} invoices for fees in advance {'would be drawn up and sent' if dry_run else 'taken up'}")
+    for draft in found.billed.drafts if dry_run else ():
+        print_draft(draft)
     for note in found.billed.notes:
         out.print(f"{'would be issued: ' if dry_run else ''}{note_told(note)}")
     for outcome in Outcome:

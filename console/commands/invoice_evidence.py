@@ -49,7 +49,10 @@ def preview(
     if as_json:
         document(found)
     elif found is None:
-        out.print(f"no document: {tenant_id} has no usage, fee or change in {period}")
+        out.print(
+            f"no document: {tenant_id} has no usage, fee in arrears or change in {period};"
+            " fees in advance: `tollbook invoice advance --dry-run`"
+        )
     else:
         print_invoice(found)
 

@@ -314,6 +314,13 @@ MUTATIONS: Final = (
         GOLDEN,
     ),
     Mutation(
+        "a grant has nothing back of a fee in advance that ends",
+        "billing/bills/credit_application.py",
+        "beyond = -left[group]",
+        "beyond = ZERO",
+        GOLDEN,
+    ),
+    Mutation(
         "a charge that names no minimum has one of nothing",
         "billing/rating/adjustments.py",
         "if floored and least > comes_to:",

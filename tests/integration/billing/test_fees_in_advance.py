@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -33,6 +34,7 @@ from billing.plans import account_store, plan_store
 from billing.plans.charge_models import Flat, OneOff, PerUnit, Prepaid, Pricing, Seat, Timing
 from billing.plans.price_plans import Charge, Discount, Filters, InvoiceDiscount, PlanVersion, PricePlan
 from billing.posting.period_closing import close_book
+from billing.rating import advance
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, subscription
@@ -64,8 +66,8 @@ def close(world: World, gateway: StripeGateway, period: BillingPeriod = OCTOBER,
     return bill_month(world.engine, period=period, gateway=gateway, **(values | changed))
 
 
-def in_advance(world: World, gateway: StripeGateway, at: datetime) -> list[str]:
-    return invoice_in_advance(world.engine, until=at, gateway=gateway, now=at, actor="ada").problems
+def in_advance(world: World, gateway: StripeGateway, at: datetime, adjust: Collection[str] = ()) -> list[str]:
+    return invoice_in_advance(world.engine, until=at, gateway=gateway, now=at, actor="ada", adjust=adjust).problems
 
 
 def stored(world: World, account: str = "acme") -> list[StoredInvoice]:
@@ -211,6 +213,50 @@ def test_a_fee_that_moves_to_another_tax_group_is_credited_in_the_old_one_and_in
     assert_it_reconciles(world, gateway, NOVEMBER)
 
 
+def test_a_grant_for_fees_lowers_fees_in_advance_and_gets_back_what_it_took_off_beyond_what_is_left_of_them(
+    world: World, gateway: StripeGateway
+) -> None:
+    customer(world)
+    give(world, grant("welcome", "40", applies_to=Applicability(fees=True)))
+    assert in_advance(world, gateway, OCTOBER.start + DAY) == []
+    assert balances(world) == {1100: "21", 2110: "-61", 4900: "40"}
+    # 10 of 31 days: of 31 + 30 are left 10 + 9.68, all of which the grant takes off: the rest of its 40 comes back.
+    cancel_subscription(world.engine, tenant_id="acme", at=OCTOBER.start + 10 * DAY, actor="ada")
+    assert in_advance(world, gateway, OCTOBER.start + 11 * DAY) == []
+    note = stored(world)[-1].invoice
+    amounts = {line.line_key: line.amount_minor for line in note.lines}
+    assert amounts == {"base.unused": -2100, "seats.unused": -2032, "credit.welcome": 2032}
+    assert note.total_minor == -2100
+    assert close(world, gateway).problems == []
+    assert balances(world) == {4010: "-19.677419354839", 4900: "19.677419354839"}
+    assert_it_reconciles(world, gateway, OCTOBER)
+    assert world.reports_tie(OCTOBER, NOVEMBER)
+
+
+def test_what_is_invoiced_otherwise_than_it_is_due_by_other_rules_is_billed_when_somebody_says_so(
+    world: World, gateway: StripeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer(world, PLAN + '    invoice_discount: {percent: "0.1"}\n')
+    with monkeypatch.context() as before:
+        before.setattr(advance, "_less_of_invoice", lambda piece, begun, *_: begun)  # as it was before decision 38
+        assert in_advance(world, gateway, OCTOBER.start) == []
+    (problem,) = in_advance(world, gateway, OCTOBER.start + DAY)
+    assert "base (invoice_discount) -3.1, seats (invoice_discount) -3 USD" in problem
+    assert "tollbook invoice advance --adjust acme" in problem
+    assert len(stored(world)) == 1
+    for _ in range(2):
+        assert in_advance(world, gateway, OCTOBER.start + DAY, adjust=["acme"]) == []
+    assert in_advance(world, gateway, OCTOBER.start + 2 * DAY) == []
+    assert [s.invoice.total_minor for s in stored(world)] == [6100, -610]
+    # What is unused of a fee is of what it came to by then: 21 of 31 days of 54.90.
+    cancel_subscription(world.engine, tenant_id="acme", at=OCTOBER.start + 10 * DAY, actor="ada")
+    assert in_advance(world, gateway, OCTOBER.start + 11 * DAY) == []
+    assert stored(world)[-1].invoice.total_minor == -3719
+    assert close(world, gateway).problems == []
+    assert_it_reconciles(world, gateway, OCTOBER)
+    assert world.rows("select count(*) from usage.audit_log where action = 'invoice.advance.adjust'") == [(1,)]
+
+
 def test_a_change_that_comes_to_less_waits_until_its_invoice_is_issued(world: World, gateway: StripeGateway) -> None:
     customer(world)
     cancel_subscription(world.engine, tenant_id="acme", at=OCTOBER.start + 9 * DAY, actor="ada")
@@ -337,7 +383,7 @@ def random_tenant(world: World, seed: int) -> tuple[History, list[Wire]]:
     rules = random.choice([NO_TAX, TaxRules(TaxMode.EXCLUSIVE, rates), TaxRules(TaxMode.INCLUSIVE, rates)])
     grants = (
         grant(f"{name}-paid", "40", kind=GrantKind.PAID, paid_at=SINCE, applies_to=Applicability(fees=True)),
-        grant(f"{name}-promo", "0.3"),
+        grant(f"{name}-promo", "25", applies_to=Applicability(fees=True)),
     )
     world.tenant(name)
     world.account(name)

@@ -19,7 +19,7 @@ from billing.rating import LineKind, RatedLine
 from billing.rating.period import Coverable
 from billing.reports.focus import COLUMNS, FocusDocument, focus_report
 from billing.reports.report import Report
-from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, charge, cut, rated, usage, version
+from tests.billing_builders import NOVEMBER, OCTOBER, SINCE, charge, rated, usage, version
 
 # https://focus.finops.org, version 1.2: the columns whose feature level is Mandatory
 MANDATORY = {
@@ -41,7 +41,7 @@ def used(inputs: int, outputs: int = 0) -> Sequence[RatedLine]:
 def made(lines: Sequence[RatedLine], tax: TaxRules = NO_TAX, grants: Sequence[Grant] = ()) -> Invoice:
     identity = InvoiceIdentity("default", "acme", InvoiceKind.USAGE, OCTOBER, "USD")
     of = [Coverable(OCTOBER.start, line.identity.charge_key, "std", Fraction(line.amount)) for line in lines]
-    credits = AccountCredits(grants, {grant.grant_id: grant.amount for grant in grants}, of, cut([PRICES]))
+    credits = AccountCredits(grants, {grant.grant_id: grant.amount for grant in grants}, of, lines[0])
     return draw_up(identity, lines, plan_versions={"p": 1}, tax=tax, credits=credits)
 
 

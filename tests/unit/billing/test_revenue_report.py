@@ -21,7 +21,7 @@ from billing.rating import RatedLine
 from billing.rating.period import Coverable
 from billing.reports.report import Report
 from billing.reports.revenue import Place, Sources, revenue_report
-from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, charge, cut, rated, usage, version
+from tests.billing_builders import NOVEMBER, NOW, OCTOBER, SINCE, charge, rated, usage, version
 from tests.unit.billing.test_deferrals import invoice as advance_invoice
 from tests.unit.billing.test_deferrals import line as fee
 
@@ -105,7 +105,7 @@ def inclusive(*used: tuple[str, int], grant: Grant | None = None) -> Invoice:
     credits = AccountCredits()
     if grant is not None:
         of = [Coverable(OCTOBER.start, line.identity.charge_key, "std", Fraction(line.amount)) for line in lines]
-        credits = AccountCredits([grant], {grant.grant_id: grant.amount}, of, cut([prices]))
+        credits = AccountCredits([grant], {grant.grant_id: grant.amount}, of, lines[0])
     return draw_up(identity, lines, plan_versions={"p": 1}, tax=rules, credits=credits)
 
 

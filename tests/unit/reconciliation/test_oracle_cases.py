@@ -22,6 +22,11 @@ BEYOND_IT = {
     "G26",
     "G105",
     "G208",
+    "G650",
+    "G651",
+    "G652",
+    "G653",
+    "G654",
 }
 """Cases of ours that ask for what the second rating does not have (reconciliation/oracle/README.md)."""
 

@@ -16,7 +16,7 @@ from billing.database import raw, transaction
 from billing.errors import PlanConflict
 from billing.invoicing import billed_until_store
 from billing.plans import account_store, plan_store
-from billing.plans.plan_documents import differences
+from billing.plans.plan_documents import differences, plan_differences
 from billing.plans.plan_file import parse_plan
 from billing.plans.price_plans import PlanVersion, PricePlan, counted_twice, unpriced_token_classes
 from billing.usage import estimates, rating_bands
@@ -90,7 +90,8 @@ def _new_versions(given: PricePlan, applied: PricePlan | None, recorded: Iterabl
         )
     if applied.terms != given.terms:
         raise PlanConflict(
-            f"plan {given.name} is applied already with other terms: give other terms a plan of their own"
+            f"plan {given.name} is applied already with other terms: give other terms a plan of their own."
+            f" {'; '.join(plan_differences(applied, given))}"
         )
     by_name = {version.version: version for version in recorded}
     for version in given.versions:

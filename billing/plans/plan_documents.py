@@ -18,7 +18,16 @@ from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hin
 from billing.money import PRICE_DECIMALS, parse_decimal, plain
 from billing.periods import rfc3339
 from billing.plans.charge_models import MODELS
-from billing.plans.price_plans import Allowance, Charge, Commitment, Filters, InvoiceDiscount, PlanVersion, Terms
+from billing.plans.price_plans import (
+    Allowance,
+    Charge,
+    Commitment,
+    Filters,
+    InvoiceDiscount,
+    PlanVersion,
+    PricePlan,
+    Terms,
+)
 
 T = TypeVar("T")
 
@@ -140,6 +149,15 @@ def _document(value: Any) -> Any:
 
 def _default(field: Field[Any]) -> Any:
     return MISSING if field.default is MISSING else field.default
+
+
+def plan_differences(applied: PricePlan, given: PricePlan) -> list[str]:
+    """What a plan says otherwise than the applied one beside its versions: its currency and terms, which it keeps."""
+    before, after = (
+        {"currency": plan.currency, **{name: _document(getattr(plan.terms, name)) for name in _hints(Terms)}}
+        for plan in (applied, given)
+    )
+    return _told_apart("", before, after)
 
 
 def differences(applied: PlanVersion, given: PlanVersion) -> list[str]:

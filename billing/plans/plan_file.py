@@ -37,6 +37,7 @@ from billing.money import currency
 from billing.plans.charge_models import FEES, MODELS, Percentage, PerUnit
 from billing.plans.plan_reader import Reader, compose, field_names
 from billing.plans.price_plans import (
+    WITH_ALLOWANCE,
     Allowance,
     Charge,
     Commitment,
@@ -131,11 +132,16 @@ def _version(reader: Reader, plan: str, code: str, context: _Context) -> PlanVer
 
 def _check_references(readers: dict[str, Reader], version: PlanVersion) -> None:
     """Allowances and commitments name charges that there are; a charge is in one pool, a pool counts over one time."""
-    metered = {charge.key for charge in version.charges if not charge.is_fee}
+    metered = {charge.key: charge for charge in version.charges if not charge.is_fee}
     pooled = [(pool.pool, key) for pool in version.pools for key in pool.charges]
     for name, key in pooled:
         if key not in metered:
             readers["allowances"].problem(f"pool {name}: there is no charge {key} that counts usage")
+        elif (model := metered[key].pricing.model) not in WITH_ALLOWANCE:
+            readers["allowances"].problem(f"pool {name}: charge {key} is {model}: it counts no units that are priced")
+    names = [pool.pool for pool in version.pools]  # a charge's own has the charge's key
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        readers["allowances"].problem(f"pool {name}: another one, or a charge with an allowance, has that name")
     for key in sorted({key for _, key in pooled}):
         pools = [pool for pool, other in pooled if other == key]
         if len(pools) > 1:

@@ -5,6 +5,7 @@ The charge models: charge_models.py; the file: plan_file.py; how a version is st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -19,6 +20,8 @@ from billing.plans.charge_models import FEES, PerUnit, Prepaid, Pricing, Problem
 __all__ = ["PerUnit", "Pricing"]
 
 DEFAULT_TAX_GROUP: Final = "std"
+TAX_GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""What a tax group can be called: `@` and `.` stand before and after it in names of lines and rates."""
 
 
 class Metric(StrEnum):
@@ -207,7 +210,7 @@ class Commitment:
 
     def problems(self) -> list[Problem]:
         """What is wrong with these values."""
-        return _repeated("charges", self.charges)
+        return _repeated("charges", self.charges) + _group_problems(self.tax_group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +247,7 @@ class Charge:
             found.append(("maximum", "is less than the minimum"))
         if self.timing is Timing.ADVANCE and self.pricing.model not in ("flat", "seat", "one_off", "prepaid"):
             found.append(("timing", "only fees are billed in advance: usage is known afterwards"))
-        if self.allowance is not None and self.pricing.model not in _WITH_ALLOWANCE:
+        if self.allowance is not None and self.pricing.model not in WITH_ALLOWANCE:
             found.append(("allowance", f"has no meaning for {self.pricing.model}: it counts no units that are priced"))
         if self.tier_period is not None and self.pricing.model not in _COUNTS_OVER_TIME:
             found.append(("tier_period", f"has no meaning for {self.pricing.model}: it counts nothing over a time"))
@@ -259,11 +262,12 @@ class Charge:
             found += [(name, "a fee in advance is on an earlier invoice and cannot be limited") for name in limits]
         if not self.is_fee and not self.prorated and not isinstance(self.pricing, Prepaid):
             found.append(("prorated", "only fees are prorated"))
-        return found
+        return found + _group_problems(self.tax_group)
 
 
-_WITH_ALLOWANCE: Final = ("per_unit", "graduated", "volume", "package")
-_COUNTS_OVER_TIME: Final = (*_WITH_ALLOWANCE, "prepaid")
+WITH_ALLOWANCE: Final = ("per_unit", "graduated", "volume", "package")
+"""Models of which units can be free."""
+_COUNTS_OVER_TIME: Final = (*WITH_ALLOWANCE, "prepaid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +420,12 @@ def counted_twice(version: PlanVersion) -> tuple[tuple[str, str], ...]:
 
 def _repeated(field: str, names: tuple[str, ...]) -> list[Problem]:
     return [(field, f"{name} stands there twice") for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
+def _group_problems(tax_group: str | None) -> list[Problem]:
+    if tax_group is not None and not TAX_GROUP.fullmatch(tax_group):
+        return [("tax_group", f"{tax_group!r} does not fit: letters, digits and _ -, at most 64")]
+    return []
 
 
 def _discount_problems(percent: Decimal | None, amount: Decimal | None) -> list[Problem]:

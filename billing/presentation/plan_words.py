@@ -10,7 +10,7 @@ from typing import Final
 from billing.bills.documents import DocumentKind, Payer, draw_up
 from billing.errors import NoPriceVersion
 from billing.money import ZERO, currency, exactly, from_minor, plain, total
-from billing.periods import BillingPeriod, period_of
+from billing.periods import BillingPeriod, period_of, written
 from billing.plans.charge_models import (
     Flat,
     Graduated,
@@ -25,8 +25,18 @@ from billing.plans.charge_models import (
     Timing,
     Volume,
 )
-from billing.plans.price_plans import Charge, Discount, InvoiceDiscount, PlanVersion, PricePlan, counts_by_part
-from billing.plans.subscriptions import Piece, Subscription, pieces, subscription_id
+from billing.plans.plan_documents import terms_document
+from billing.plans.price_plans import (
+    Anchor,
+    Charge,
+    Discount,
+    InvoiceDiscount,
+    PlanVersion,
+    PricePlan,
+    Terms,
+    counts_by_part,
+)
+from billing.plans.subscriptions import Piece, Subscription, check_start, pieces, subscription_id
 from billing.rating import LineKind, Naming, RatedLine, Usage, distribute, rate_period
 from billing.rating.advance import advance_bills
 from billing.rating.usage import Part
@@ -98,21 +108,34 @@ def version_in_words(version: PlanVersion) -> Iterator[tuple[str, str]]:
     for pool in version.allowances:
         yield "allowance", f"{plain(pool.units)} free of {', '.join(pool.charges)} together"
     if (discount := version.invoice_discount) is not None:
-        yield "invoice discount", f"{_less(discount)} of {discount.base}"
+        yield "invoice discount", _less(discount)
     if (commitment := version.commitment) is not None:
         of = ", ".join(commitment.charges) or "all usage"
-        yield "commitment", f"{of} at least {plain(commitment.amount)}"
+        tax = f", tax {commitment.tax_group}" if commitment.tax_group else ""
+        yield "commitment", f"{of} at least {plain(commitment.amount)}{tax}"
 
 
-def explain(plan: PricePlan, usage: Usage) -> list[str]:
-    """What a usage costs on a plan, as if it were all of its calendar period, step by step. Raises NoPriceVersion."""
+def contract_in_words(terms: Terms) -> Iterator[str]:
+    """What a plan's contracts say, one by one: how they are billed, and where they differ from the defaults."""
+    of = "calendar" if terms.anchor is Anchor.CALENDAR else "subscription's day"
+    yield f"billed by the {terms.period}, from the {of}"
+    for name, told in terms_document(terms).items():
+        if name not in ("period", "anchor"):
+            yield f"{name}: {', '.join(told) if isinstance(told, list) else told}".lower()
+
+
+def explain(plan: PricePlan, usage: Usage, *, seats: int | None = None) -> list[str]:
+    """What a usage costs on a plan, as if it were all of its calendar period, step by step; `seats` for fees by the
+    seat that name none. Raises NoPriceVersion, SubscriptionRefused."""
     period = _period(plan, usage.at)
     since = max(period.start, min(version.valid_from for version in plan.versions))
     if usage.at < since:
         raise NoPriceVersion(f"no version of plan {plan.name} is valid at {usage.at:%Y-%m-%d %H:%M} UTC")
+    check_start(since, plan.versions, seats)
     tenant = Subscription(
-        subscription_id("preview", since), "preview", "preview", plan.name, since, terms=plan.terms, begins_plan=False
-    )
+        subscription_id("preview", since), "preview", "preview", plan.name, since, terms=plan.terms, seats=seats,
+        begins_plan=False,
+    )  # fmt: skip
     cut = pieces([tenant], {plan.name: plan.versions}, period)
     told = [f"period {period.name}"]
     used = []
@@ -126,6 +149,9 @@ def explain(plan: PricePlan, usage: Usage) -> list[str]:
                      for key, parts in priced.parts.items()]  # fmt: skip
             told += [step for key, parts in priced.parts.items() for step in _by_event(piece, key, parts)]
             told += [str(each) for each in missing]
+            priced_by = {charge.metric for charge in piece.version.charges}
+            told += [f"{plain(q)} {metric}: no charge counts it" for metric, q in usage.quantities.items()
+                     if metric not in priced_by]  # fmt: skip
     rated = rate_period(period, used, plan.terms)
     told += _steps(rated.lines, plan, period)
     for each in advance_bills(cut, period, lambda of, at: ZERO):
@@ -190,7 +216,13 @@ def _period(plan: PricePlan, at: datetime) -> BillingPeriod:
 
 
 def _less(of: Discount | InvoiceDiscount) -> str:
-    return f"less {plain(of.percent * 100)} %" if of.percent is not None else f"less {plain(of.amount or Decimal(0))}"
+    told = f"less {plain(of.percent * 100)} %" if of.percent is not None else f"less {plain(of.amount or Decimal(0))}"
+    if isinstance(of, InvoiceDiscount):
+        told += f" of {of.base}"
+    if of.periods is not None:
+        told += f" for {of.periods} period" + ("s" if of.periods > 1 else "")
+    told += f" from {written(of.since)}" if of.since is not None else ""
+    return told + (f" until {written(of.until)}" if of.until is not None else "")
 
 
 def _per(per: int) -> str:

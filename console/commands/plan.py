@@ -12,10 +12,16 @@ from billing.database import transaction
 from billing.money import parse_decimal
 from billing.periods import written
 from billing.plans import plan_store
-from billing.plans.plan_documents import differences
+from billing.plans.plan_documents import differences, plan_differences
 from billing.plans.plan_file import parse_plan
-from billing.plans.price_plans import version_at
-from billing.presentation.plan_words import explain, price_in_words, terms_in_words, version_in_words
+from billing.plans.price_plans import Metric, version_at
+from billing.presentation.plan_words import (
+    contract_in_words,
+    explain,
+    price_in_words,
+    terms_in_words,
+    version_in_words,
+)
 from billing.rating import Usage
 from console import session
 from console.output import AsCsv, AsJson, err, listing, out
@@ -106,6 +112,8 @@ def show(
     ]  # fmt: skip
     rows.sort(key=lambda row: row["from"])
     columns = ("version", "from", "charge", "model", "metric", "where", "price", "terms")
+    of_all = {"from": None, "model": "terms", "terms": "; ".join(contract_in_words(plan.terms))}
+    rows.insert(0, dict.fromkeys(columns, "") | of_all)
     listing(rows, columns, as_json=as_json, as_csv=as_csv, title=f"{plan.name}, {plan.currency}")
 
 
@@ -122,6 +130,8 @@ def diff(
     known = {version.version: version for version in applied.versions} if applied else {}
     begun = {version.valid_from: version for version in known.values()}
     rows: list[dict[str, Any]] = []
+    if applied is not None:
+        rows += [{"version": "", "difference": each} for each in plan_differences(applied, given)]
     for version in given.versions:
         if version.version in known:
             told = differences(known[version.version], version)
@@ -148,10 +158,15 @@ def price(
     region: Annotated[str, typer.Option(help="In which region.")] = "",
     tier: Annotated[str, typer.Option(help="In which service tier, such as batch.")] = "",
     context: Annotated[int | None, typer.Option(min=0, help="Input tokens of the request, for context steps.")] = None,
+    seats: Annotated[int | None, typer.Option(min=0, help="How many seats, for fees by the seat.")] = None,
 ) -> None:
-    """What a usage costs by a plan's file, step by step, as if it were all of its month. Nothing is stored."""
+    """What a usage costs by a plan's file, step by step, as if it were all of its period. Nothing is stored."""
     plan = parse_plan(session.read_text(file), file=file.name)
+    if metric not in (known := {*Metric, *plan.declared_metrics}):
+        raise typer.BadParameter(f"{metric} is no metric of plan {plan.name}: {', '.join(sorted(known))}")
+    if parse_decimal(quantity, decimals=GPU_DECIMALS) < 0:
+        raise typer.BadParameter(f"{quantity}: a usage is not less than nothing")
     counted = {metric: parse_decimal(quantity, decimals=GPU_DECIMALS)}
     used = Usage(session.clock(at), counted, model, adapter, region, tier, context)
-    for step in explain(plan, used):
+    for step in explain(plan, used, seats=seats):
         out.print(step)

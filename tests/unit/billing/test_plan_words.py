@@ -7,9 +7,9 @@ from decimal import Decimal
 
 import pytest
 
-from billing.errors import NoPriceVersion
+from billing.errors import NoPriceVersion, SubscriptionRefused
 from billing.plans.plan_file import parse_plan
-from billing.presentation.plan_words import explain, price_in_words, terms_in_words, version_in_words
+from billing.presentation.plan_words import contract_in_words, explain, price_in_words, terms_in_words, version_in_words
 from billing.rating import Usage
 
 PLAN = parse_plan(
@@ -133,13 +133,29 @@ versions:
       - {key: in, model: per_unit, metric: input, price: "1"}
       - {key: out, model: per_unit, metric: output, price: "1"}
     allowances: [{pool: both, units: "100", charges: [in, out]}]
-    commitment: {amount: "100", charges: [in, out]}
-    invoice_discount: {percent: "0.1", base: usage}
+    commitment: {amount: "100", charges: [in, out], tax_group: low}
+    invoice_discount: {percent: "0.1", base: usage, periods: 3, from: 2026-02-01, until: 2026-08-01}
+terms: {period: quarter, anchor: anniversary, trial_days: 14, bill_statuses: [ok], weighted_allowances: true}
 """,
         file="p.yaml",
     )
     assert list(version_in_words(plan.versions[0])) == [
         ("allowance", "100 free of in, out together"),
-        ("invoice discount", "less 10 % of usage"),
-        ("commitment", "in, out at least 100"),
+        ("invoice discount", "less 10 % of usage for 3 periods from 2026-02-01 until 2026-08-01"),
+        ("commitment", "in, out at least 100, tax low"),
     ]
+    assert list(contract_in_words(plan.terms)) == [
+        "billed by the quarter, from the subscription's day",
+        "bill_statuses: ok",
+        "weighted_allowances: true",
+        "trial_days: 14",
+    ]
+
+
+def test_a_fee_by_the_seat_is_priced_for_the_seats_that_are_said() -> None:
+    text = "plan: p\ncurrency: USD\nversions: [{version: v1, from: 2026-01-01, charges: [%s]}]"
+    plan = parse_plan(text % '{key: seats, model: seat, fee: "3"}', file="p.yaml")
+    with pytest.raises(SubscriptionRefused, match="--seats"):
+        explain(plan, Usage(OCTOBER, {"request": Decimal(1)}))
+    told = explain(plan, Usage(OCTOBER, {"request": Decimal(1)}), seats=7)
+    assert {"seats: 7 × 3 = 21", "1 request: no charge counts it"} <= set(told)

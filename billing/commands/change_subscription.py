@@ -60,12 +60,8 @@ def change_subscription(
                 return SubscriptionChanged(_before(connection, held), held, False)
             if goes_on and held.seats == wanted_seats:
                 raise SubscriptionRefused(f"tenant {tenant_id} is on plan {plan} at {at:%Y-%m-%d %H:%M} already")
-            account = account_store.accounts(connection, [held.billing_account])[held.billing_account]
-            if account.currency != priced.currency:
-                raise SubscriptionRefused(
-                    f"billing account {account.billing_account} pays in {account.currency},"
-                    f" plan {plan} is in {priced.currency}"
-                )
+            payer = account_store.accounts(connection, [held.billing_account])[held.billing_account]
+            account_store.check_plan(payer, priced)
             in_trial = held.bills_from > at
             after = replace(
                 held,

@@ -13,7 +13,7 @@ from billing.errors import PartyRefused, UnknownCurrency
 from billing.invoicing import number_store, party_store
 from billing.invoicing.parties import Party, changed, party_document
 from billing.invoicing.party_store import PartyKey
-from billing.money import CURRENCIES
+from billing.money import CURRENCIES, Rounding
 from billing.plans import account_store
 from billing.plans.account_store import DEFAULT_LEGAL_ENTITY, BillingAccount
 from streams import audit
@@ -38,10 +38,13 @@ def add_account(
     currency: str | None = None,
     legal_entity: str = DEFAULT_LEGAL_ENTITY,
     payment_terms_days: int | None = None,
+    rounding: Rounding | None = None,
     values: Mapping[str, str],
     dry_run: bool = False,
 ) -> AccountShown:
     """Make a billing account, or say of one that is there how it stands on documents from now on. Safe to repeat.
+
+    `rounding`: which way its contracts round an invoice's net, half-even unless said.
 
     Raises PartyRefused, UnknownCurrency.
     """
@@ -59,12 +62,20 @@ def add_account(
             days = 30 if payment_terms_days is None else payment_terms_days
             if not 0 <= days <= TERMS_DAYS_MAX:
                 raise PartyRefused(f"payment terms of {days} days: 0 to {TERMS_DAYS_MAX}")
-            known = BillingAccount(name, legal_entity, values.get("name") or name, currency, payment_terms_days=days)
+            named, how = values.get("name") or name, rounding or Rounding.HALF_EVEN
+            known = BillingAccount(name, legal_entity, named, currency, how, days)
             account_store.add_account(connection, known)
             detail = {"legal_entity": legal_entity, "currency": currency}
             audit.record(raw(connection), actor, "account.add", name, detail)
-        elif currency not in (None, known.currency) or payment_terms_days not in (None, known.payment_terms_days):
-            raise PartyRefused(f"{name} is there with {known.currency} and {known.payment_terms_days} days: they stay")
+        elif (
+            currency not in (None, known.currency)
+            or payment_terms_days not in (None, known.payment_terms_days)
+            or rounding not in (None, known.rounding)
+        ):
+            raise PartyRefused(
+                f"{name} is there with {known.currency}, {known.payment_terms_days} days, and rounded {known.rounding}:"
+                " they stay"
+            )
         return AccountShown(name, known, describe(connection, (None, name), known.name, values, actor))
 
 

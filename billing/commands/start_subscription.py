@@ -161,11 +161,7 @@ def _account_for(
         if email:
             describe(connection, (None, name), name, {"email": email}, actor)
         return
-    found = account_store.accounts(connection, [name])[name]
-    if found.currency != plan.currency:
-        raise SubscriptionRefused(
-            f"billing account {name} pays in {found.currency}, plan {plan.name} is in {plan.currency}"
-        )
+    account_store.check_plan(account_store.accounts(connection, [name])[name], plan)
     billed = billed_until_store.frozen_until(connection, [name])
     if billed is not None and wanted.starts_at < billed:
         raise SubscriptionRefused(

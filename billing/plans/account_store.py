@@ -12,9 +12,11 @@ from sqlalchemy import ARRAY, Connection, Row, String, any_, cast, func, or_, se
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
+from billing.errors import SubscriptionRefused
 from billing.money import Rounding
 from billing.periods import BillingPeriod
 from billing.plans.plan_documents import terms_document, terms_of_document
+from billing.plans.price_plans import PricePlan
 from billing.plans.schedules import has_period
 from billing.plans.subscriptions import Subscription, with_contracts
 
@@ -34,6 +36,21 @@ class BillingAccount:
     currency: str
     rounding: Rounding = Rounding.HALF_EVEN
     payment_terms_days: int = 30
+
+
+def check_plan(account: BillingAccount, plan: PricePlan) -> None:
+    """Raises SubscriptionRefused unless an account can pay by a plan: in its currency, rounded as its contract says."""
+    if account.currency != plan.currency:
+        raise SubscriptionRefused(
+            f"billing account {account.billing_account} pays in {account.currency}, plan {plan.name} is in"
+            f" {plan.currency}"
+        )
+    if account.rounding is not plan.terms.rounding:
+        raise SubscriptionRefused(
+            f"invoices of billing account {account.billing_account} are rounded {account.rounding}, by the terms of"
+            f" plan {plan.name} {plan.terms.rounding}: an account rounds one way; `tollbook account add NAME --currency"
+            f" {plan.currency} --rounding {plan.terms.rounding}` makes one that does, `--account NAME` pays by it"
+        )
 
 
 def add_account(connection: Connection, account: BillingAccount) -> bool:

@@ -8,6 +8,7 @@ import typer
 
 from billing.commands.keep_accounts import AccountShown, add_account, add_entity, shown
 from billing.invoicing.parties import FIELDS, party_document
+from billing.money import Rounding
 from console import session
 from console.output import AsCsv, AsJson, document, listing, out
 
@@ -24,6 +25,9 @@ def add(
     ] = None,
     legal_entity: Annotated[str, typer.Option(help="Who invoices a new billing account.")] = "default",
     payment_terms: Annotated[int | None, typer.Option(help="Days until an invoice is due; default 30.")] = None,
+    rounding: Annotated[
+        Rounding | None, typer.Option(help="Where half a cent of a new account's net goes; default half_even.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="As it stands on documents.")] = None,
     street: Annotated[str | None, typer.Option()] = None,
     street_2: Annotated[str | None, typer.Option("--street-2", help="Building, department.")] = None,
@@ -56,7 +60,7 @@ def add(
         else:
             done = add_account(
                 engine, name=account, actor=actor, currency=currency, legal_entity=legal_entity,
-                payment_terms_days=payment_terms, values=values, dry_run=dry_run,
+                payment_terms_days=payment_terms, rounding=rounding, values=values, dry_run=dry_run,
             )  # fmt: skip
     _print(done)
     if dry_run:
@@ -92,12 +96,13 @@ def _row(of: AccountShown) -> dict[str, Any]:
         "legal_entity": None if account is None else account.legal_entity,
         "currency": None if account is None else account.currency,
         "payment_terms_days": None if account is None else account.payment_terms_days,
+        "rounding": None if account is None else account.rounding.value,
         **party_document(of.party),
     }
 
 
 def _print(of: AccountShown) -> None:
     row = _row(of)
-    names = ("role", "legal_entity", "currency", "payment_terms_days", *FIELDS)
+    names = ("role", "legal_entity", "currency", "payment_terms_days", "rounding", *FIELDS)
     listing([{"field": name, "value": row[name]} for name in names if row[name] not in (None, "")], ("field", "value"),
             title=of.name)  # fmt: skip

@@ -29,6 +29,10 @@ def start(
     starts: Annotated[str, typer.Option("--from", help="First day (UTC), e.g. 2026-10-01, or an RFC 3339 time.")] = "",
     account: Annotated[str | None, typer.Option("--account", help="Default: the tenant's own.")] = None,
     seats: Seats = None,
+    bill_status: Annotated[
+        list[str] | None,
+        typer.Option(help="A status that bills by these contracts, in place of the plan's; several times."),
+    ] = None,
     email: Annotated[str, typer.Option(help="Where billing accounts that are made now get their invoices.")] = "",
     dry_run: session.DryRun = False,
 ) -> None:
@@ -44,7 +48,7 @@ def start(
     with session.engine() as engine:
         done = start_subscriptions(
             engine, tenant_ids=tenants, plan=plan, starts_at=starts_at, actor=actor, billing_account=account,
-            seats=seats, email=email, dry_run=dry_run,
+            bill_statuses=bill_status or None, seats=seats, email=email, dry_run=dry_run,
         )  # fmt: skip
     session.warn_of_stale(each.stale for each in done if each.stale is not None)
     started = sum(1 for each in done if each.created)
@@ -120,7 +124,9 @@ def list_subscriptions(
         found = account_store.subscriptions(connection, tenant_id=tenant, as_of=known)
     rows = [
         {"tenant_id": s.tenant_id, "plan": s.plan, "from": s.starts_at, "to": s.ends_at,
-         "seats": s.seats, "account": s.billing_account}
+         "seats": s.seats, "account": s.billing_account, "trial_until": s.trial_ends_at,
+         "bill_statuses": list(s.bill_statuses)}
         for s in found
     ]  # fmt: skip
-    listing(rows, ("tenant_id", "plan", "from", "to", "seats", "account"), as_json=as_json, as_csv=as_csv, empty="none")
+    columns = ("tenant_id", "plan", "from", "to", "seats", "account", "trial_until")
+    listing(rows, (*columns, "bill_statuses") if as_json else columns, as_json=as_json, as_csv=as_csv, empty="none")

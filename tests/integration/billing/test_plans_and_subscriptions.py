@@ -9,10 +9,12 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from billing.commands.change_subscription import cancel_subscription
+from billing.commands.change_subscription import cancel_subscription, change_subscription
+from billing.commands.keep_accounts import add_account
 from billing.commands.start_subscription import start_subscriptions
 from billing.database import transaction
 from billing.errors import PlanConflict, PlanInvalid, SubscriptionRefused, UnknownPlan
+from billing.money import Rounding
 from billing.plans import account_store, plan_store
 from billing.plans.plan_file import parse_plan
 from billing.plans.price_plans import version_at
@@ -223,3 +225,20 @@ def test_a_price_that_reaches_into_billed_time_is_refused(world: World) -> None:
     with pytest.raises(SubscriptionRefused, match="frozen up to 2026-11-01"):
         world.subscribe("late", billing_account="acme")
     assert world.subscribe("late", billing_account="acme", starts_at=NOVEMBER.start).created
+
+
+def test_a_plan_that_rounds_otherwise_than_its_payer_is_refused(world: World) -> None:
+    world.customers("acme")
+    world.tenant("beta")
+    world.account("beta")
+    world.plan(PLAN.replace("plan: p", "plan: up").replace("versions:", "terms: {rounding: half_up}\nversions:"))
+    with pytest.raises(
+        SubscriptionRefused, match=r"rounded half_even, by the terms of plan up half_up.*--rounding half_up"
+    ):
+        world.subscribe("beta", plan="up")
+    with pytest.raises(SubscriptionRefused, match="rounded half_even"):
+        change_subscription(world.engine, tenant_id="acme", plan="up", at=OCTOBER.start, actor="ada")
+    add_account(world.engine, name="b2", currency="USD", rounding=Rounding.HALF_UP, actor="ada", values={})
+    assert world.subscribe("beta", plan="up", billing_account="b2").created
+    with transaction(world.engine) as connection:
+        assert account_store.accounts(connection, ["b2"])["b2"].rounding is Rounding.HALF_UP

@@ -247,6 +247,10 @@ class OtherStripeAccount(StripeAccessRefused):
     """The key is of another account of Stripe's, or another mode, than the one that the books follow."""
 
 
+class NoStripeAccount(BillingError):
+    """A legal entity without a key of an account of Stripe's."""
+
+
 class StripeRefused(StripeError):
     """A definite no to these parameters."""
 

@@ -286,13 +286,13 @@ stripe_requests = _table(
 
 stripe_events = _table(
     "stripe_events",
-    *_text("event_id", "type", "object_id", "body", "received_as", "outcome"),
+    *_text("event_id", "legal_entity", "type", "object_id", "body", "received_as", "outcome"),
     *_times("created_at", "received_at", "handled_at"),
 )
 
 stripe_balance_transactions = _table(
     "stripe_balance_transactions",
-    *_text("transaction_id", "reporting_category", "currency", "source_id", "stripe_customer_id"),
+    *_text("transaction_id", "legal_entity", "reporting_category", "currency", "source_id", "stripe_customer_id"),
     *_bigints("amount", "fee", "net", "entry_id"),
     *_times("created_at", "recorded_at"),
 )
@@ -325,7 +325,7 @@ stripe_disputes = _table(
     *_times("created_at", "evidence_due_at", "seen_at"),
 )
 
-stripe_unbooked = _table("stripe_unbooked", *_text("transaction_id", "because"), *_times("created_at"))
+stripe_unbooked = _table("stripe_unbooked", *_text("transaction_id", "legal_entity", "because"), *_times("created_at"))
 
 stripe_by_hand = _table(
     "stripe_by_hand",
@@ -337,12 +337,15 @@ stripe_by_hand = _table(
 )
 
 stripe_account = _table(
-    "stripe_account", Column("the_only", Boolean), *_text("account_id"), Column("live", Boolean), *_times("kept_at")
+    "stripe_account",
+    *_text("legal_entity", "account_id", "shares_with"),
+    Column("live", Boolean),
+    *_times("kept_at"),
 )
 
-stripe_cursors = _table("stripe_cursors", *_text("name"), *_times("read_to"))
+stripe_cursors = _table("stripe_cursors", *_text("legal_entity", "name"), *_times("read_to"))
 
-stripe_passes = _table("stripe_passes", *_text("name", "page_after"), *_times("newest"))
+stripe_passes = _table("stripe_passes", *_text("legal_entity", "name", "page_after"), *_times("newest"))
 
 credit_grants = _table(
     "credit_grants",

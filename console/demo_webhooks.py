@@ -19,6 +19,7 @@ from billing.commands.show_invoices import invoice_list
 from billing.database import transaction
 from billing.invoicing.invoice_states import InvoiceState
 from billing.periods import parse_period
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 from billing.settings import StripeSettings
 from billing.stripe import returns, returns_store
 from console import session
@@ -67,11 +68,13 @@ def pay_and_tell_twice(engine: Engine, month: str) -> Delivered | None:
     try:
         with transaction(engine) as connection:
             before = returns_store.kept(connection)
-        app = _Counting(build_app(engine, session.stripe(), endpoint["secret"], every_s=WITHIN_S, poll_first=False))
+        stripe = session.stripe().of(DEFAULT_LEGAL_ENTITY)
+        secrets = {stripe.legal_entity: endpoint["secret"]}
+        app = _Counting(build_app(engine, stripe, secrets, every_s=WITHIN_S, poll_first=False))
         with _served(app, listener):
             ask("POST", "acts/pay", {"key": key, "invoice": largest["stripe_invoice_id"]})
             _wait(engine, app, 2 * len(EVENTS))
-        moved = [each.transaction_id for page in returns.balance_transactions(session.stripe(), None) for each in page]
+        moved = [each.transaction_id for page in returns.balance_transactions(stripe, None) for each in page]
         with transaction(engine) as connection:
             events, booked = returns_store.kept(connection) - before, returns_store.booked(connection, moved)
         return Delivered(largest["number"], app.answered, events, len(moved), len(booked))

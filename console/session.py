@@ -14,7 +14,6 @@ import psycopg
 import typer
 
 from billing.periods import BillingPeriod, parse_period
-from billing.settings import StripeSettings
 from console.output import err
 from devstack import stack
 from serving_adapter.settings import KafkaSettings
@@ -28,7 +27,7 @@ from streams.settings import DatabaseSettings, archive_address
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from billing.stripe.stripe_gateway import StripeGateway
+    from billing.stripe.stripe_accounts import StripeAccounts
     from streams.retention.archive_files import Archive
     from streams.rules.stale_bands import StaleBands
 
@@ -130,21 +129,26 @@ def archive() -> Archive:
     return Archive(archive_address())
 
 
-def stripe(*, test: bool | None = None) -> StripeGateway:
-    """Stripe as the environment names it. For changes a test key or a twin needs `test`, a live key its absence."""
-    from billing.stripe.stripe_gateway import StripeGateway
+def stripe(*, test: bool | None = None) -> StripeAccounts:
+    """Each legal entity's account of Stripe's as the environment names them. For changes test keys or a twin need
+    `test`, live keys its absence."""
+    from billing.database import transaction
+    from billing.plans import account_store
+    from billing.stripe import stripe_accounts
 
-    settings = StripeSettings.from_environment()
+    found = stripe_accounts.settings_in()
+    name, settings = next(iter(found.items()))
     if test is True and settings.is_live:
-        raise typer.BadParameter("--test with a live key: unset TOLLBOOK_STRIPE_KEY, or leave --test out")
+        raise typer.BadParameter(f"--test with a live key: unset {name}, or leave --test out")
     if test is False and not settings.is_live:
-        raise typer.BadParameter("TOLLBOOK_STRIPE_KEY is a test key: say --test, and the audit log says so too")
-    return StripeGateway(settings)
+        raise typer.BadParameter(f"{name} is a test key: say --test, and the audit log says so too")
+    with engine() as opened, transaction(opened) as connection:
+        return stripe_accounts.of_entities(account_store.legal_entities(connection), found)
 
 
-def stripe_to_follow(*, test: bool) -> StripeGateway:
+def stripe_to_follow(*, test: bool) -> StripeAccounts:
     """The same for what takes in what Stripe has. A twin, which nobody's books follow by mistake, needs no `test`."""
-    return stripe(test=test or None) if StripeSettings.from_environment().api else stripe(test=test)
+    return stripe(test=(test or None) if os.environ.get(stack.STRIPE_API) else test)
 
 
 def shown(file: Path) -> str:

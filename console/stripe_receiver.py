@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final
@@ -21,7 +21,7 @@ from billing.commands.sync_stripe import sync_stripe
 from billing.database import transaction
 from billing.errors import BillingError, EventRefused
 from billing.stripe import returns, returns_store
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe
 from streams.errors import StreamsError
 
 BODY_MAX: Final = 2_000_000
@@ -33,10 +33,14 @@ log = logging.getLogger(__name__)
 
 
 def build_app(
-    engine: Engine, gateway: StripeGateway, secret: str, *, every_s: float, poll_first: bool = True
+    engine: Engine, gateway: Stripe, secrets: Mapping[str, str], *, every_s: float, poll_first: bool = True
 ) -> Starlette:
-    """The receiver. `every_s`: seconds between two readings of the list of events, which closes gaps; the first one at
-    once (`poll_first`)."""
+    """The receiver of all accounts' webhooks.
+
+    `secrets`: by legal entity that of its account's endpoint, by which it is known whose account an event is of.
+    `every_s`: seconds between two readings of the list of events, which closes gaps; the first one at once
+    (`poll_first`).
+    """
     handler = _Handler(engine, gateway, every_s, poll_first)
 
     async def take(request: Request) -> Response:
@@ -47,10 +51,10 @@ def build_app(
                 return JSONResponse({"error": "too large"}, status_code=413)
         try:
             header = request.headers.get("stripe-signature", "")
-            event = returns.signed_event(payload, header, secret, datetime.now(UTC))
+            event, whose = _signed(payload, header, secrets)
         except EventRefused as refused:
             return JSONResponse({"error": str(refused)}, status_code=400)
-        await run_in_threadpool(_keep, engine, event)
+        await run_in_threadpool(_keep, engine, event, whose)
         handler.wake()
         return JSONResponse({"received": True})
 
@@ -68,15 +72,26 @@ def build_app(
     return Starlette(routes=[Route(PATH, take, methods=["POST"]), Route("/healthz", health)], lifespan=beside)
 
 
-def _keep(engine: Engine, event: returns_store.StripeEvent) -> None:
+def _signed(payload: bytes, header: str, secrets: Mapping[str, str]) -> tuple[returns_store.StripeEvent, str]:
+    """The event of a webhook, and whose account's secret it is signed with. Raises EventRefused."""
+    refused = EventRefused("no account of Stripe's has an endpoint here")
+    for entity, secret in secrets.items():
+        try:
+            return returns.signed_event(payload, header, secret, datetime.now(UTC)), entity
+        except EventRefused as error:
+            refused = error
+    raise refused
+
+
+def _keep(engine: Engine, event: returns_store.StripeEvent, whose: str) -> None:
     with transaction(engine) as connection:
-        returns_store.keep_event(connection, event, received_as="webhook")
+        returns_store.keep_event(connection, event, received_as="webhook", legal_entity=whose)
 
 
 class _Handler:
     """Takes in what webhooks brought, as soon as there is something, and all of it every so often."""
 
-    def __init__(self, engine: Engine, gateway: StripeGateway, every_s: float, poll_first: bool) -> None:
+    def __init__(self, engine: Engine, gateway: Stripe, every_s: float, poll_first: bool) -> None:
         self._engine = engine
         self._gateway = gateway
         self._every_s = every_s

@@ -57,7 +57,7 @@ class Stack:
             self.kafka.name: self._given(KAFKA, self.kafka),
             self.postgres.name: self._given(DATABASE, self.postgres),
             self.stripe_twin.name: self._given(STRIPE_API, self.stripe_twin)
-            or ("Stripe itself" if self._environ.get(STRIPE_KEY) and not self._environ.get(STRIPE_API) else None),
+            or ("Stripe itself" if self._stripe_keys() and not self._environ.get(STRIPE_API) else None),
         }
         return {name: address for name, address in given.items() if address}
 
@@ -81,10 +81,15 @@ class Stack:
         if self.stripe_twin.name not in elsewhere and self.stripe_twin.port:
             found[STRIPE_API] = self.stripe_twin.address()
             found[STRIPE_KEY] = self.stripe_twin.key()
-        given = [KAFKA, "TOLLBOOK_KAFKA_CONFIG", DATABASE, STRIPE_API, STRIPE_KEY, "TOLLBOOK_STRIPE_WEBHOOK_SECRET"]
+        given = [KAFKA, "TOLLBOOK_KAFKA_CONFIG", DATABASE, STRIPE_API, *self._stripe_keys()]
+        given += [name for name in self._environ if name.startswith("TOLLBOOK_STRIPE_WEBHOOK_SECRET")]
         if DEV_KAFKA not in found:
             given.append(DEV_KAFKA)
         return {**found, **{name: self._environ[name] for name in given if self._environ.get(name)}}
+
+    def _stripe_keys(self) -> list[str]:
+        """The variables with keys of Stripe: `TOLLBOOK_STRIPE_KEY`, and one for each further legal entity."""
+        return [name for name, value in self._environ.items() if name.startswith(STRIPE_KEY) and value]
 
     def up(self, progress: Progress) -> None:
         """Start what does not run, side by side, and wait until all of it works; raises DevstackError."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Final
 
 import psycopg
@@ -39,7 +40,7 @@ from billing.posting.proposal_store import ProposalKind
 from billing.posting.stripe_money import BalanceTransaction
 from billing.rating import RatedLine
 from billing.stripe import customer_store, returns, returns_store
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Everywhere, Stripe, all_followed
 from billing.usage import unbillable_store
 from billing.usage.attempts import less
 from reconciliation import agreement, stripe_agreement, stripe_receivables, stripe_records
@@ -82,13 +83,16 @@ def reconcile_period(
     *,
     period: BillingPeriod,
     now: datetime,
-    gateway: StripeGateway | None,
+    gateway: Stripe | None,
     log: ReadLog | None,
 ) -> PeriodReport:
     """Compare every record of a calendar month: its usage, what was accrued for it, the periods that it bills.
 
-    Without `gateway` or `log`, Stripe or Kafka's end is left out. Raises PeriodNotReconcilable for anything else.
+    Without `gateway` or `log`, Stripe or Kafka's end is left out. Raises PeriodNotReconcilable for anything else, and
+    OtherStripeAccount where a gateway is not of the account that the books follow.
     """
+    if gateway is not None:
+        all_followed(engine, gateway, dry_run=True)
     asked = ask(gateway, log)
     with one_moment(engine) as connection:
         report = compare_period(connection, period=period, now=now, asked=asked)
@@ -108,7 +112,7 @@ class Asked:
     """Where Kafka ended, and what Stripe's balance had moved by, before the database was read: what has come since is
     in the database and not here, and no difference."""
 
-    gateway: StripeGateway | None = None
+    gateway: Stripe | None = None
     log: ReadLog | None = None
     ended: Log | None = None
     moved: Mapping[str, BalanceTransaction] = field(default_factory=dict)
@@ -116,9 +120,10 @@ class Asked:
     """What was paid of Stripe's invoices, noted as they are read."""
 
 
-def ask(gateway: StripeGateway | None, log: ReadLog | None) -> Asked:
+def ask(gateway: Stripe | None, log: ReadLog | None) -> Asked:
     """Ask what can be asked; None: not asked, and its comparisons are left out."""
-    pages = returns.balance_transactions(gateway, None) if gateway is not None else ()
+    accounts = () if gateway is None else gateway.each
+    pages = chain.from_iterable(returns.balance_transactions(account, None) for account in accounts)
     moved = {each.transaction_id: each for page in pages for each in page}
     return Asked(gateway, log, log() if log is not None else None, moved)
 
@@ -185,9 +190,11 @@ def _afterwards(
     yield from engine_checks(engines)
     yield _trial_balance(connection)
     if (gateway := asked.gateway) is not None:
-        listed = stripe_receivables.noting(gateway.invoices(), asked.paid)
-        yield stripe_agreement.in_stripe(ours, listed, lambda at: gateway.invoice(at)[1])
-        yield stripe_receivables.credit_notes(connection, ours.invoices, gateway.pages("/v1/credit_notes"))
+        there = Everywhere(gateway)
+        listed = stripe_receivables.noting(there.invoices(), asked.paid)
+        yield stripe_agreement.in_stripe(ours, listed, lambda at: there.gateway_of(at).invoice(at)[1])
+        notes = chain.from_iterable(each.pages("/v1/credit_notes") for each in gateway.each)
+        yield stripe_receivables.credit_notes(connection, ours.invoices, notes)
         yield stripe_records.money(connection, ours.period, gateway, asked.moved)
 
 

@@ -18,7 +18,7 @@ from billing.ledger import ledger_store
 from billing.periods import BillingPeriod
 from billing.posting.stripe_money import BalanceTransaction
 from billing.stripe import customer_store, returns, returns_store
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe
 from reconciliation import stripe_agreement
 from reconciliation.agreement import Check
 from reconciliation.comparison import Value
@@ -31,12 +31,14 @@ _KEPT: Final = tables.stripe_balance_transactions.c
 def money(
     connection: Connection,
     month: BillingPeriod,
-    gateway: StripeGateway,
+    gateway: Stripe,
     moved: Mapping[str, BalanceTransaction],
 ) -> Check:
     """Each balance transaction is booked once, and kept as it is: of those that were made by the month's end, or before
-    what `stripe sync` has read Stripe's money to. What is younger waits for it (docs/spec/money.md 10)."""
-    read_to = max(month.end, returns_store.read_to(connection, returns_store.MONEY) or month.end)
+    what `stripe sync` has read Stripe's money to, in all accounts. What is younger waits for it (docs/spec/money.md
+    10)."""
+    cursors = [returns_store.read_to(connection, returns_store.MONEY, each.legal_entity) for each in gateway.each]
+    read_to = max(month.end, min((each or month.end for each in cursors), default=month.end))
     booked: dict[str, Value] = dict(returns_store.booked_nets(connection))
     kept = connection.execute(select(_KEPT.transaction_id, _KEPT.amount, _KEPT.fee, _KEPT.net)).all()
     younger = {f"stripe:{name}" for name, each in moved.items() if name not in booked and each.created_at >= read_to}
@@ -44,8 +46,9 @@ def money(
     there = {name: each for name, each in moved.items() if f"stripe:{name}" not in younger}
     # Booked since the listing: each is asked for by its id
     for name in sorted(booked.keys() - there.keys())[:ASKED_BY_ID]:
-        with suppress(StripeRefused):
-            there[name] = returns.balance_transaction(gateway, name)
+        for account in gateway.each:
+            with suppress(StripeRefused):
+                there[name] = returns.balance_transaction(account, name)
     listed: dict[str, Value] = {name: each.net for name, each in there.items()}
     for name, *amounts in kept:
         if name in there:
@@ -55,10 +58,10 @@ def money(
     return stripe_agreement.money_in_stripe(listed, booked)
 
 
-def customers(engine: Engine | Connection, gateway: StripeGateway) -> Check:
+def customers(engine: Engine | Connection, gateway: Stripe) -> Check:
     """Our customers stand in Stripe as we can explain: what was overpaid, and does not leave their balance yet."""
-    found = list(gateway.customers(None))
-    pending = list(gateway.pages("/v1/invoiceitems", pending=True))
+    found = [customer for each in gateway.each for customer in each.customers(None)]
+    pending = [item for each in gateway.each for item in each.pages("/v1/invoiceitems", pending=True)]
     with transaction(engine) as connection:
         ours, billed = customer_store.current(connection), customer_store.being_billed(connection)
         open_ = correction_store.listed(connection, state=CorrectionState.OPEN, kind=CorrectionKind.OVERPAYMENT)

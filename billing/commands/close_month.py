@@ -46,7 +46,7 @@ from billing.money import plain, total
 from billing.periods import BillingPeriod
 from billing.posting.breakage_recognition import recognise_breakage
 from billing.posting.fee_recognition import recognise_fees
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe
 from billing.usage import settled_periods
 from streams import audit
 
@@ -138,7 +138,7 @@ def foresee_month(
     engine: Engine,
     *,
     period: BillingPeriod,
-    gateway: StripeGateway,
+    gateway: Stripe,
     now: datetime,
     actor: str,
     test: bool = False,
@@ -159,7 +159,7 @@ def prepare_month(
     engine: Engine,
     *,
     period: BillingPeriod,
-    gateway: StripeGateway,
+    gateway: Stripe,
     now: datetime,
     actor: str,
     test: bool = False,
@@ -210,7 +210,7 @@ def finalize_month(
     engine: Engine,
     prepared: MonthClosed,
     *,
-    gateway: StripeGateway,
+    gateway: Stripe,
     now: datetime,
     actor: str,
     progress: StageProgress | None = None,

@@ -19,7 +19,7 @@ from billing.invoicing.sending import SendingStep
 from billing.periods import BillingPeriod
 from billing.plans import account_store
 from billing.plans.schedules import periods_in
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe
 
 NOTHING_SENT: Final = InvoicesSent(())
 
@@ -90,7 +90,7 @@ def bill_other_periods(
     rated: Iterable[PeriodClosed],
     *,
     month: BillingPeriod,
-    gateway: StripeGateway,
+    gateway: Stripe,
     now: datetime,
     actor: str,
     dry_run: bool = False,

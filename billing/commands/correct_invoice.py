@@ -36,7 +36,7 @@ from billing.posting.note_issuing import issue_note
 from billing.posting.stripe_money import major
 from billing.stripe import returns, returns_store, standing_store
 from billing.stripe.returns import Payment
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe, followed
 from streams import audit
 
 CREDITABLE: Final = (InvoiceState.FINALIZED, InvoiceState.PAID)
@@ -44,7 +44,7 @@ CREDITABLE: Final = (InvoiceState.FINALIZED, InvoiceState.PAID)
 
 @retrying
 def void_invoice(
-    engine: Engine, reference: str, *, reason: str, now: datetime, actor: str, gateway: StripeGateway | None = None,
+    engine: Engine, reference: str, *, reason: str, now: datetime, actor: str, gateway: Stripe | None = None,
     dry_run: bool = False,
 ) -> Correction:  # fmt: skip
     """Void an invoice that nobody has got yet and nothing was paid of: all it billed is to be billed anew.
@@ -59,16 +59,17 @@ def void_invoice(
         return begin_void(connection, reference, reason=reason, now=now, actor=actor)
 
 
-def _ask_whether_delivered(engine: Engine, reference: str, gateway: StripeGateway) -> None:
+def _ask_whether_delivered(engine: Engine, reference: str, stripe: Stripe) -> None:
     """Keep what Stripe's events tell of its delivery since it was finalized there."""
     stored = find_invoice(engine, reference)
     if stored.state is not InvoiceState.FINALIZED or stored.stripe_invoice_id is None:
         return
+    gateway = followed(engine, stripe, stored.invoice.identity.legal_entity)
     theirs, _ = gateway.invoice(stored.stripe_invoice_id)
     since = datetime.fromtimestamp(theirs.finalized_s or theirs.created_s, UTC)
     for event in returns.deliveries(gateway, theirs.invoice_id, since):
         with transaction(engine) as connection:
-            returns_store.keep_event(connection, event, received_as="poll")
+            returns_store.keep_event(connection, event, received_as="poll", legal_entity=gateway.legal_entity)
 
 
 def begin_void(connection: Connection, reference: str, *, reason: str, now: datetime, actor: str) -> Correction:
@@ -109,7 +110,7 @@ def credit_invoice(
     reason: str,
     now: datetime,
     actor: str,
-    refund_from: StripeGateway | None = None,
+    refund_from: Stripe | None = None,
     dry_run: bool = False,
 ) -> StoredInvoice:
     """Issue a credit note against an invoice: over amounts by tax group, in major units before tax that comes on top;
@@ -190,12 +191,13 @@ def _planned(
     amounts: Mapping[str, Decimal] | None,
     reason: str,
     now: datetime,
-    gateway: StripeGateway,
+    stripe: Stripe,
 ) -> list[tuple[str, int]]:
     """From which payments a credit note's part that was paid goes back; as of what Stripe has now."""
     with transaction(engine, dry_run=True) as connection:
         note = begin_note(connection, reference, amounts, reason=reason, now=now, actor="plan", content={}).invoice
         stripe_id = correctable(connection, reference, CREDITABLE).stripe_invoice_id or ""
+    gateway = followed(engine, stripe, note.identity.legal_entity, dry_run=True)
     theirs, _ = gateway.invoice(stripe_id)
     beyond = max(0, credited(note) - theirs.amount_remaining)
     return from_payments(returns.payments(gateway, stripe_id) if beyond else [], beyond, note.identity.money)

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from billing.commands.bill_in_advance import AdvanceBilled, bill_in_advance
 from billing.commands.send_invoices import InvoiceSent, InvoicesSent, Outcome, send_invoices
 from billing.invoicing.invoice_rows import StoredInvoice
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def invoice_in_advance(
     engine: Engine,
     *,
     until: datetime,
-    gateway: StripeGateway,
+    gateway: Stripe,
     now: datetime,
     actor: str,
     dry_run: bool = False,

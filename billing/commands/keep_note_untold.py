@@ -17,12 +17,13 @@ from billing.posting.correction_amounts import book, booked
 from billing.posting.stripe_money import major
 from billing.stripe import standing_store
 from billing.stripe.sender_lock import only_sender
+from billing.stripe.stripe_accounts import Stripe, followed
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 
 
 def keep_note_untold(
-    engine: Engine, reference: str, *, gateway: StripeGateway, reason: str, now: datetime, actor: str,
+    engine: Engine, reference: str, *, gateway: Stripe, reason: str, now: datetime, actor: str,
     dry_run: bool = False,
 ) -> StoredInvoice:  # fmt: skip
     """Let a credit note that Stripe refuses, or that somebody has voided there, stay in our books alone.
@@ -34,15 +35,16 @@ def keep_note_untold(
     with connected(engine) as opened:
         with opened.begin():
             note = invoice_store.find(opened, reference)
+        account = followed(engine, gateway, note.invoice.identity.legal_entity, dry_run=dry_run)
         with only_sender(opened, note.invoice.identity.billing_account):
             with opened.begin():
                 correction = _telling(opened, note)
-                if correction is None or not _never_taken(gateway, correction):
+                if correction is None or not _never_taken(account, correction):
                     raise CorrectionRefused(
                         f"{reference} is no credit note that Stripe has refused, or that is void there"
                     )
                 of = invoice_store.load(opened, correction.invoice_id)
-            theirs, _ = gateway.invoice(of.stripe_invoice_id or "")
+            theirs, _ = account.invoice(of.stripe_invoice_id or "")
             if theirs.seen.status not in ("paid", "void"):
                 left = plain(major(theirs.amount_remaining, of.invoice.identity.money))
                 raise CorrectionRefused(

@@ -27,7 +27,7 @@ from billing.posting.correction_amounts import booked
 from billing.posting.stripe_money import major
 from billing.stripe import returns
 from billing.stripe.returns import Payment
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe, followed
 
 REFUNDABLE: Final = (InvoiceState.FINALIZED, InvoiceState.PAID, InvoiceState.UNCOLLECTIBLE)
 
@@ -62,7 +62,7 @@ def refund_invoice(
     reference: str,
     amount: Decimal | None,
     *,
-    gateway: StripeGateway,
+    gateway: Stripe,
     reason: str,
     actor: str,
     note: str | None = None,
@@ -80,7 +80,8 @@ def refund_invoice(
         _check_notes_told(connection, reference, stored, number)
         unapplied = _unapplied(connection, stored)
     of, stripe_id = stored.invoice, stored.stripe_invoice_id or ""
-    payments, money = returns.payments(gateway, stripe_id), of.identity.money
+    account = followed(engine, gateway, of.identity.legal_entity, dry_run=dry_run)
+    payments, money = returns.payments(account, stripe_id), of.identity.money
     if number is None:
         wanted = _without_note(reference, amount, unapplied, payments, money)
     else:

@@ -24,12 +24,13 @@ from billing.stripe import customer_store, restart_store, returns, stripe_reques
 from billing.stripe.hindrances import CREDIT_IT, customer_deleted, draft_of
 from billing.stripe.invoice_sender import final_columns, issue
 from billing.stripe.sender_lock import account_held
+from billing.stripe.stripe_accounts import Stripe, followed
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 from streams import audit
 
 
 def restart_sending(
-    engine: Engine, reference: str, *, gateway: StripeGateway, reason: str, now: datetime, actor: str,
+    engine: Engine, reference: str, *, gateway: Stripe, reason: str, now: datetime, actor: str,
     customer: str | None = None, dry_run: bool = False,
 ) -> str:  # fmt: skip
     """Begin anew with an invoice that is not finalized: what was done, in words. `invoice send` goes on from there.
@@ -53,9 +54,10 @@ def restart_sending(
                 stored = invoice_store.find(opened, reference)
                 former = restart_store.former_drafts(opened, stored.invoice.invoice_id)
                 _check(opened, reference, stored)
-            gone = _customer_gone(gateway, stored)
-            there = _there(gateway, stored, former, gone)
-            used_up = _used_up(gateway, stored, there, gone)
+            of = followed(engine, gateway, stored.invoice.identity.legal_entity, dry_run=dry_run)
+            gone = _customer_gone(of, stored)
+            there = _there(of, stored, former, gone)
+            used_up = _used_up(of, stored, there, gone)
             paid = sum(found.amount_paid for found in there)
             if used_up is not None:
                 with opened.begin() as transaction:
@@ -64,7 +66,7 @@ def restart_sending(
                         transaction.rollback()
                 return f"{stored.number} is void, as in Stripe, with the next `tollbook stripe sync`: draw it up anew"
             if customer is not None:
-                _check_customer(opened, gateway, account, customer, gone)
+                _check_customer(opened, of, account, customer, gone)
             with opened.begin() as transaction:
                 _keep_what_was_paid(opened, stored, paid, reason, now, actor)
                 _restart(opened, stored, gone, customer, reason, actor)

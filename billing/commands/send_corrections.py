@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import (
     BillingError,
+    NoStripeAccount,
     StripeAccessRefused,
     StripeBusy,
     StripeOutcomeUnknown,
@@ -25,7 +26,7 @@ from billing.invoicing.correcting import Correction, CorrectionEvent, Correction
 from billing.stripe.correction_sender import CorrectionSender, tell_refused
 from billing.stripe.request_sender import Circumstances, Parked
 from billing.stripe.sender_lock import account_held
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe, followed
 
 FINAL = tuple(CorrectionKind(kind) for kind in ("void", "write_off", "paid_elsewhere", "refund", "evidence"))
 """What Stripe refuses of these is over: nothing was done, neither there nor here."""
@@ -50,7 +51,7 @@ class CorrectionSent:
 def send_corrections(
     engine: Engine,
     *,
-    gateway: StripeGateway,
+    gateway: Stripe,
     now: datetime,
     actor: str = "tollbook",
     correction_nos: Collection[int] | None = None,
@@ -70,15 +71,28 @@ def send_corrections(
         open_ = [c for c in open_ if correction_nos is None or c.correction_no in correction_nos]
         open_ = [c for c in open_ if c.correction_no not in but]
         invoices = invoice_store.listed(opened, invoice_ids={c.invoice_id for c in open_}) if open_ else []
-    accounts = {s.invoice.invoice_id: s.invoice.identity.billing_account for s in invoices}
-    by_account: dict[str, list[Correction]] = defaultdict(list)
+    of = {s.invoice.invoice_id: s.invoice.identity for s in invoices}
+    by_account: dict[tuple[str, str], list[Correction]] = defaultdict(list)
     for correction in open_:
-        by_account[accounts[correction.invoice_id]].append(correction)
-    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s, again)
-    executor = ThreadPoolExecutor(min(gateway.limiter.senders, SENDERS_MAX), thread_name_prefix="correct")
+        identity = of[correction.invoice_id]
+        by_account[identity.legal_entity, identity.billing_account].append(correction)
+    passed = checkpoint or (lambda invoice_id, name: None)
+    given: dict[str, Circumstances] = {}
+    left: list[CorrectionSent] = []
+    for entity in sorted({entity for entity, _ in by_account}):
+        try:
+            given[entity] = Circumstances(followed(engine, gateway, entity), now, actor, passed, pause_s, again)
+        except (NoStripeAccount, StripeBusy, StripeOutcomeUnknown) as error:
+            left += [CorrectionSent(c, str(error)) for c in open_ if of[c.invoice_id].legal_entity == entity]
+    senders = min(sum(each.limiter.senders for each in gateway.each), SENDERS_MAX)
+    executor = ThreadPoolExecutor(senders, thread_name_prefix="correct")
     try:
-        runs = [executor.submit(_all_of, engine, name, listed, given) for name, listed in by_account.items()]
-        return [sent for run in runs for sent in run.result()]
+        runs = [
+            executor.submit(_all_of, engine, name, listed, given[entity])
+            for (entity, name), listed in by_account.items()
+            if entity in given
+        ]
+        return [*(sent for run in runs for sent in run.result()), *left]
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +15,14 @@ from typing import Final
 from sqlalchemy import Engine
 
 from billing.database import SENDERS_MAX, connection, transaction
-from billing.errors import BillingError, StripeAccessRefused, StripeBusy, StripeLater, StripeOutcomeUnknown
+from billing.errors import (
+    BillingError,
+    NoStripeAccount,
+    StripeAccessRefused,
+    StripeBusy,
+    StripeLater,
+    StripeOutcomeUnknown,
+)
 from billing.invoicing import invoice_store
 from billing.invoicing.invoice_rows import StoredInvoice, why_altered
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
@@ -26,7 +33,7 @@ from billing.stripe.invoice_sender import InvoiceSender
 from billing.stripe.rate_limits import SENDERS
 from billing.stripe.request_sender import Circumstances
 from billing.stripe.sender_lock import account_held
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe, followed
 
 UNREACHABLE_AFTER: Final = SENDERS
 """So many invoices in a row without an answer from Stripe: the rest is left to a later run."""
@@ -81,7 +88,7 @@ def send_invoices(
     *,
     period: BillingPeriod | None = None,
     invoice_ids: Collection[uuid.UUID] | None = None,
-    gateway: StripeGateway,
+    gateway: Stripe,
     now: datetime,
     actor: str = "tollbook",
     progress: Callable[[int, int], None] | None = None,
@@ -100,7 +107,8 @@ def send_invoices(
     step before the last one nothing is issued: drafts are frozen, or built in Stripe and compared. What a close has
     begun with, and nobody has approved, goes no further either.
 
-    Raises StripeAccessRefused when the key is not accepted: then none is sent.
+    An invoice goes to the account of its legal entity. Raises StripeAccessRefused when a key is not accepted, or is of
+    another account than the one that the entity's books follow: then none is sent.
     """
     with transaction(engine) as opened:
         stored = invoice_store.listed(
@@ -115,11 +123,18 @@ def send_invoices(
         stored = [s for s in stored if s.invoice.identity.billing_account in billing_accounts]
     if dry_run:
         return InvoicesSent(tuple(_foreseen(s) for s in stored))
-    given = Circumstances(gateway, now, actor, checkpoint or (lambda invoice_id, name: None), pause_s, again=True)
     open_ = [s for s in stored if s.state in (InvoiceState.DRAFT, InvoiceState.APPROVED)]
     sent = {s.invoice.invoice_id: _seen(s, changed=False) for s in stored if s not in open_}
+    given: dict[str, Circumstances | str] = {}
+    for entity in sorted({s.invoice.identity.legal_entity for s in open_}):
+        try:
+            account = followed(engine, gateway, entity)
+            passed = checkpoint or (lambda invoice_id, name: None)
+            given[entity] = Circumstances(account, now, actor, passed, pause_s, again=True)
+        except (NoStripeAccount, StripeBusy, StripeOutcomeUnknown) as error:
+            given[entity] = str(error)
     run = _Run(engine, given, until)
-    senders = min(gateway.limiter.senders, SENDERS_MAX)
+    senders = min(sum(each.limiter.senders for each in gateway.each), SENDERS_MAX)
     executor = ThreadPoolExecutor(max_workers=senders, thread_name_prefix="send")
     try:
         by_account: dict[str, list[StoredInvoice]] = defaultdict(list)
@@ -139,9 +154,12 @@ def send_invoices(
 
 
 class _Run:
-    """Sends invoices from several threads, and stops trying when Stripe does not answer at all."""
+    """Sends invoices from several threads, and stops trying when Stripe does not answer at all.
 
-    def __init__(self, engine: Engine, given: Circumstances, until: SendingStep) -> None:
+    `given`: by legal entity what its invoices are sent with, or why they are left to a later run.
+    """
+
+    def __init__(self, engine: Engine, given: Mapping[str, Circumstances | str], until: SendingStep) -> None:
         self._engine = engine
         self._until = until
         self._given = given
@@ -158,12 +176,14 @@ class _Run:
             return _left(stored, why_altered([stored]), Outcome.PARKED)
         if self._unanswered >= UNREACHABLE_AFTER:
             return _left(stored, "Stripe does not answer: run it again later")
-        account = stored.invoice.identity.billing_account
+        account, given = stored.invoice.identity.billing_account, self._given[stored.invoice.identity.legal_entity]
+        if isinstance(given, str):
+            return _left(stored, given)
         with connection(self._engine) as opened, account_held(opened, account) as held:
             if not held:
                 return _left(stored, "another sender is at it")
             try:
-                sender = InvoiceSender(opened, stored.invoice.invoice_id, self._given, until=self._until)
+                sender = InvoiceSender(opened, stored.invoice.invoice_id, given, until=self._until)
                 sent = sender.run()
                 self._answered(True)
                 if sender.held_by is not None:

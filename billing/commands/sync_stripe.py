@@ -21,7 +21,6 @@ from billing.database import connection as connected
 from billing.database import raw, transaction
 from billing.errors import (
     BillingError,
-    OtherStripeAccount,
     StripeAccessRefused,
     StripeBusy,
     StripeOutcomeUnknown,
@@ -37,6 +36,7 @@ from billing.stripe.event_handlers import HANDLERS, PAID, PERSON, WAITS, kind_of
 from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns_store import EVENTS, MONEY, Pass, StripeEvent
 from billing.stripe.sender_lock import sync_held
+from billing.stripe.stripe_accounts import Stripe, all_followed
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import audit
 
@@ -64,26 +64,31 @@ class StripeSynced:
 
 
 def sync_stripe(
-    engine: Engine, *, gateway: StripeGateway, now: datetime, actor: str = "tollbook", poll: bool = True,
+    engine: Engine, *, gateway: Stripe, now: datetime, actor: str = "tollbook", poll: bool = True,
     again: bool = False, since: datetime | None = None,
 ) -> StripeSynced:  # fmt: skip
     """Take in what is new in Stripe; without `poll` only the events that webhooks brought, and the money.
 
     What was done to invoices here and waits to be told is told (`send_corrections`), `again` also what Stripe refused a
     moment ago. `since` reads Stripe's lists again from then on (events are kept there for 30 days). One run goes after
-    another.
+    another, and one account after another.
 
     Raises OtherStripeAccount where the books follow another account or mode: the first run says which.
     """
     with connected(engine) as opened, sync_held(opened):
-        _check_account(engine, gateway)
+        all_followed(engine, gateway)
         if since is not None:
             _read_again(engine, since, actor)
         told = send_corrections(engine, gateway=gateway, now=now, actor=actor, again=again)
-        booked, unbooked = _take_money(engine, gateway, now)
-        if poll:
-            _take_events(engine, gateway)
-        outcomes, stuck = _handle(engine, gateway, now, actor)
+        booked, unbooked = 0, list[str]()
+        outcomes, stuck = list[tuple[str, list[StripeEvent]]](), list[str]()
+        for account in gateway.each:
+            count, left = _take_money(engine, account, now)
+            booked, unbooked = booked + count, unbooked + left
+            if poll:
+                _take_events(engine, account)
+            handled_, waits = _handle(engine, account, now, actor)
+            outcomes, stuck = outcomes + handled_, stuck + waits
         before = {each.correction.correction_no for each in told}
         told += send_corrections(engine, gateway=gateway, now=now, actor=actor, but=before, again=again)
     with transaction(engine) as connection:
@@ -103,17 +108,19 @@ def sync_stripe(
     )
 
 
-def look_ahead(engine: Engine, *, gateway: StripeGateway, since: datetime | None = None) -> StripeSynced:
+def look_ahead(engine: Engine, *, gateway: Stripe, since: datetime | None = None) -> StripeSynced:
     """What a run would begin with: balance transactions to book, events to handle, corrections to tell. Nothing is
     kept, booked or told.
 
     Raises OtherStripeAccount.
     """
-    _check_account(engine, gateway, dry_run=True)
-    money = partial(returns.balance_transactions, gateway)
-    to_book = _not_there(engine, MONEY, money, lambda moved: moved.transaction_id, returns_store.booked, since)
-    events = partial(returns.events, gateway)
-    to_keep = _not_there(engine, EVENTS, events, lambda event: event.event_id, returns_store.known, since)
+    all_followed(engine, gateway, dry_run=True)
+    to_book = to_keep = 0
+    for account in gateway.each:
+        money = partial(_not_there, engine, account, MONEY, partial(returns.balance_transactions, account))
+        to_book += money(lambda moved: moved.transaction_id, returns_store.booked, since)
+        events = partial(_not_there, engine, account, EVENTS, partial(returns.events, account))
+        to_keep += events(lambda event: event.event_id, returns_store.known, since)
     with transaction(engine) as connection:
         waiting = returns_store.waiting(connection)
         to_tell = len(correction_store.listed(connection, state=CorrectionState.OPEN))
@@ -121,11 +128,12 @@ def look_ahead(engine: Engine, *, gateway: StripeGateway, since: datetime | None
 
 
 def _not_there(
-    engine: Engine, name: str, listed: Callable[[datetime | None, str | None], Iterable[list[T]]],
-    id_of: Callable[[T], str], there: Callable[[Connection, Collection[str]], set[str]], since: datetime | None,
+    engine: Engine, gateway: StripeGateway, name: str,
+    listed: Callable[[datetime | None, str | None], Iterable[list[T]]], id_of: Callable[[T], str],
+    there: Callable[[Connection, Collection[str]], set[str]], since: datetime | None,
 ) -> int:  # fmt: skip
     with transaction(engine) as connection:
-        read_to = returns_store.read_to(connection, name)
+        read_to = returns_store.read_to(connection, name, gateway.legal_entity)
     if read_to is not None and since is not None:
         read_to = min(read_to, since)
     count = 0
@@ -136,20 +144,6 @@ def _not_there(
     return count
 
 
-def _check_account(engine: Engine, gateway: StripeGateway, *, dry_run: bool = False) -> None:
-    asked = (gateway.account_id, gateway.live)
-    with connected(engine) as opened, opened.begin() as begun:
-        followed = returns_store.follow(opened, *asked)
-        if dry_run:
-            begun.rollback()
-    if followed != asked:
-        (theirs, of_key) = (f"{name} ({'live' if live else 'test'})" for name, live in (followed, asked))
-        raise OtherStripeAccount(
-            f"these books follow Stripe's account {theirs}, and TOLLBOOK_STRIPE_KEY is of {of_key}: set a key of the"
-            " former, or use another database"
-        )
-
-
 def _read_again(engine: Engine, since: datetime, actor: str) -> None:
     with transaction(engine) as connection:
         returns_store.read_again(connection, since)
@@ -157,13 +151,14 @@ def _read_again(engine: Engine, since: datetime, actor: str) -> None:
 
 
 def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[int, list[str]]:
-    """Book balance transactions that are not booked yet, page by page: how many, and which cannot be.
+    """Book an account's balance transactions that are not booked yet, page by page: how many, and which cannot be.
 
     One that cannot be booked holds up no other, and not the reading of the list: it is kept aside by its id, asked for
     by it and tried again by each run.
     """
+    whose = gateway.legal_entity
     with transaction(engine) as connection:
-        aside = returns_store.unbooked(connection)
+        aside = returns_store.unbooked(connection, whose)
     count = 0
     unbooked: list[str] = []
 
@@ -175,7 +170,7 @@ def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[
             customer = moved.stripe_customer_id or customer_who_paid(engine, gateway, moved.charge_id)
             with transaction(engine) as connection:
                 if not returns_store.booked(connection, [transaction_id]):
-                    _book(connection, moved, customer, now)
+                    _book(connection, whose, moved, customer, now)
                     count += 1
         except UNREACHABLE:
             raise
@@ -183,12 +178,12 @@ def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[
             because = _said(error)
             unbooked.append(f"{transaction_id} of {at:%Y-%m-%d} is not booked: {because}")
         with transaction(engine) as connection:
-            returns_store.set_aside(connection, transaction_id, at, because)
+            returns_store.set_aside(connection, whose, transaction_id, at, because)
 
     for transaction_id, at in aside.items():
         take(transaction_id, at, None)
     listed = partial(returns.balance_transactions, gateway)
-    for page in _new_pages(engine, MONEY, listed, lambda moved: moved.transaction_id):
+    for page in _new_pages(engine, whose, MONEY, listed, lambda moved: moved.transaction_id):
         with transaction(engine) as connection:
             known = returns_store.booked(connection, [moved.transaction_id for moved in page])
         for moved in page:
@@ -198,57 +193,61 @@ def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[
 
 
 def _new_pages(
-    engine: Engine, name: str, listed: Callable[[datetime | None, str | None], Iterable[list[T]]],
+    engine: Engine, whose: str, name: str, listed: Callable[[datetime | None, str | None], Iterable[list[T]]],
     id_of: Callable[[T], str],
 ) -> Iterator[list[T]]:  # fmt: skip
-    """What a list has had since it was read to its end last, page by page, each the oldest first.
+    """What a list of an entity's account has had since it was read to its end last, page by page, each the oldest
+    first.
 
     Where that is broken off, the next run goes on with the page after the last one that was taken in, and then reads
     what is new since.
     """
     while True:
         with transaction(engine) as connection:
-            read_to, begun = returns_store.read_to(connection, name), returns_store.broken_off(connection, name)
+            read_to = returns_store.read_to(connection, name, whose)
+            begun = returns_store.broken_off(connection, whose, name)
         newest = begun.newest if begun else None
         try:
             for page in listed(read_to and read_to - OVERLAP, begun.page_after if begun else None):
                 newest = newest or page[0].created_at
                 yield page[::-1]
                 with transaction(engine) as connection:
-                    returns_store.keep_page(connection, name, Pass(id_of(page[-1]), newest))
+                    returns_store.keep_page(connection, whose, name, Pass(id_of(page[-1]), newest))
         except StripeRefused as error:
             if begun is None or error.code != "resource_missing":
                 raise
             newest = None  # where it was broken off is not there any more: from the beginning again
         with transaction(engine) as connection:
-            returns_store.end_pass(connection, name)
+            returns_store.end_pass(connection, whose, name)
             if newest is not None:
-                returns_store.set_read_to(connection, name, newest)
+                returns_store.set_read_to(connection, whose, name, newest)
         if begun is None:
             return
 
 
-def _book(connection: Connection, moved: BalanceTransaction, customer: str | None, now: datetime) -> None:
-    account, entity = payer(connection, customer)
+def _book(connection: Connection, whose: str, moved: BalanceTransaction, customer: str | None, now: datetime) -> None:
+    account, entity = payer(connection, customer, whose)
     key = f"stripe:{moved.transaction_id}"
     where = booking(connection, key, legal_entity=entity, at=moved.created_at, now=now)
     entry = money_moved(moved, account, booking=where)
     entry_id = None if entry is None else ledger_store.post(connection, [entry])[key]
-    returns_store.keep_transaction(connection, moved, customer, entry_id)
+    returns_store.keep_transaction(connection, whose, moved, customer, entry_id)
 
 
 def _take_events(engine: Engine, gateway: StripeGateway) -> None:
     """Keep what the list of events has since it was read last: what webhooks did not bring."""
-    for page in _new_pages(engine, EVENTS, partial(returns.events, gateway), lambda event: event.event_id):
+    whose, listed = gateway.legal_entity, partial(returns.events, gateway)
+    for page in _new_pages(engine, whose, EVENTS, listed, lambda event: event.event_id):
         with transaction(engine) as connection:
             for event in page:
-                returns_store.keep_event(connection, event, received_as="poll")
+                returns_store.keep_event(connection, event, received_as="poll", legal_entity=whose)
 
 
 def _handle(
     engine: Engine, gateway: StripeGateway, now: datetime, actor: str
 ) -> tuple[list[tuple[str, list[StripeEvent]]], list[str]]:
-    """Handle the events that wait, object by object: what became of each object's, and what stands in the way of some.
+    """Handle an account's events that wait, object by object: what became of each object's, and what stands in the way
+    of some.
 
     Those wait on, and are tried again by each run.
     """
@@ -257,7 +256,7 @@ def _handle(
     after: StripeEvent | None = None
     while True:
         with transaction(engine) as connection:
-            found = returns_store.unhandled(connection, AT_ONCE, after)
+            found = returns_store.unhandled(connection, AT_ONCE, after, gateway.legal_entity)
         if not found:
             return outcomes, stuck
         after = found[-1]

@@ -22,12 +22,13 @@ from billing.posting.stripe_money import major
 from billing.stripe import standing_store
 from billing.stripe.event_handlers import settle
 from billing.stripe.sender_lock import only_sender
-from billing.stripe.stripe_gateway import Json, StripeGateway, StripeInvoice
+from billing.stripe.stripe_accounts import Stripe, followed
+from billing.stripe.stripe_gateway import Json, StripeInvoice
 from streams import audit
 
 
 def take_over_note(
-    engine: Engine, reference: str, made: str, amounts: Mapping[str, Decimal] | None, *, gateway: StripeGateway,
+    engine: Engine, reference: str, made: str, amounts: Mapping[str, Decimal] | None, *, gateway: Stripe,
     reason: str, now: datetime, actor: str, dry_run: bool = False,
 ) -> StoredInvoice:  # fmt: skip
     """Issue our credit note for one that is in Stripe already (`made`: its id), over amounts as for `credit_invoice`.
@@ -36,12 +37,13 @@ def take_over_note(
     to the customer's balance: that is booked, or found, by itself. An invoice that it leaves nothing to pay of is paid.
     Raises CorrectionRefused, UnknownInvoice.
     """
-    found = gateway.get("/v1/credit_notes/{}", made)
     with connected(engine) as opened:
         with opened.begin():
             stored = invoice_store.find(opened, reference)
+        account = followed(engine, gateway, stored.invoice.identity.legal_entity, dry_run=dry_run)
+        found = account.get("/v1/credit_notes/{}", made)
         with only_sender(opened, stored.invoice.identity.billing_account):
-            theirs, _ = gateway.invoice(stored.stripe_invoice_id or "")
+            theirs, _ = account.invoice(stored.stripe_invoice_id or "")
             with opened.begin() as transaction:
                 _check(opened, reference, stored, found)
                 note = _take_over(opened, stored, found, amounts, reason, now, actor)

@@ -295,7 +295,7 @@ def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
     customer = customer_who_paid(engine, gateway, found.charge_id)
     theirs = None if found.payment_intent is None else returns.invoice_of_payment(gateway, found.payment_intent)
     with transaction(engine) as connection:
-        account, entity = payer(connection, customer)
+        account, entity = payer(connection, customer, gateway.legal_entity)
         standing_store.keep_dispute(connection, found, account, _known_invoice(connection, theirs))
     with transaction(engine) as connection:
         lost: tuple[int, JournalEntry] | None = None
@@ -325,7 +325,7 @@ def _cash(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent],
     """
     customer = str(json.loads(events[-1].body)["data"]["object"]["customer"])
     with transaction(engine) as connection:
-        account, entity = payer(connection, customer)
+        account, entity = payer(connection, customer, gateway.legal_entity)
     if account is None:
         return "not ours"
     new: list[CashMove] = []

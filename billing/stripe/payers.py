@@ -19,9 +19,16 @@ def customer_who_paid(engine: Engine, gateway: StripeGateway, charge_id: str | N
     return known or returns.customer_of_charge(gateway, charge_id)
 
 
-def payer(connection: Connection, customer: str | None) -> tuple[str | None, str]:
-    """The billing account of a customer, and whose books its money goes to."""
+def payer(connection: Connection, customer: str | None, whose: str) -> tuple[str | None, str]:
+    """The billing account of a customer, and to whose books its money goes.
+
+    In an entity's own account of Stripe's (`whose`) all money is that entity's, or of one that shares the account: what
+    no customer of theirs has paid is nobody's that we know.
+    """
     account = returns_store.account_of_customer(connection, customer) if customer else None
     if account is None:
-        return None, account_store.DEFAULT_LEGAL_ENTITY
-    return account, account_store.accounts(connection, [account])[account].legal_entity
+        return None, whose
+    entity = account_store.accounts(connection, [account])[account].legal_entity
+    if returns_store.paid_to(connection, entity) not in (None, whose):
+        return None, whose
+    return account, entity

@@ -28,6 +28,7 @@ from billing.invoicing import correction_store
 from billing.invoicing.invoice_states import InvoiceState
 from billing.ledger.journal import ACCOUNTS, AccountCode, Posting
 from billing.money import currency, to_minor, to_stripe
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 from billing.posting.stripe_money import BalanceTransaction
 from billing.posting.suspense import Suspended, unexplained
 
@@ -61,10 +62,24 @@ class Outcome:
     outcome: str
 
 
-def keep_event(connection: Connection, event: StripeEvent, *, received_as: str) -> bool:
-    """Keep an event as it came; False if it is there already."""
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The account of Stripe's, and whether its live mode, that a legal entity's books follow: its own, or the one that
+    is `shares_with`'s."""
+
+    legal_entity: str
+    account_id: str
+    live: bool
+    shares_with: str | None = None
+
+
+def keep_event(
+    connection: Connection, event: StripeEvent, *, received_as: str, legal_entity: str = DEFAULT_LEGAL_ENTITY
+) -> bool:
+    """Keep an event of an entity's account as it came; False if it is there already."""
     table = tables.stripe_events
     values = {"event_id": event.event_id, "type": event.type, "object_id": event.object_id}
+    values["legal_entity"] = legal_entity
     made = connection.execute(
         insert(table)
         .values(**values, created_at=event.created_at, body=event.body, received_as=received_as)
@@ -82,15 +97,17 @@ def known(connection: Connection, event_ids: Collection[str]) -> set[str]:
 
 
 def unhandled(
-    connection: Connection, limit: int | None = None, after: StripeEvent | None = None
-) -> Sequence[StripeEvent]:
-    """Events that wait, the oldest first; those after one."""
+    connection: Connection, limit: int | None = None, after: StripeEvent | None = None,
+    legal_entity: str | None = None,
+) -> Sequence[StripeEvent]:  # fmt: skip
+    """Events that wait, the oldest first; those after one; those of an entity's account."""
     table = tables.stripe_events
     place = tuple_(table.c.created_at, table.c.event_id)
     later = true() if after is None else place > tuple_(literal(after.created_at), literal(after.event_id))
+    whose = true() if legal_entity is None else table.c.legal_entity == legal_entity
     rows = connection.execute(
         select(table)
-        .where(table.c.handled_at.is_(None), later)
+        .where(table.c.handled_at.is_(None), later, whose)
         .order_by(table.c.created_at, table.c.event_id)
         .limit(limit)
     )
@@ -107,26 +124,40 @@ def handled(connection: Connection, events: Collection[StripeEvent], outcome: st
     )
 
 
-def follow(connection: Connection, account_id: str, live: bool) -> tuple[str, bool]:
-    """The account of Stripe's, and whether its live mode, that the books follow: these, if they follow none yet."""
+def follow(connection: Connection, asked: Followed) -> Followed | None:
+    """What an entity's books follow: this, if they follow none yet; None where another's follow this account."""
     table = tables.stripe_account
-    connection.execute(insert(table).values(account_id=account_id, live=live).on_conflict_do_nothing())
-    row = connection.execute(select(table)).one()
-    return row.account_id, row.live
+    values = {"legal_entity": asked.legal_entity, "account_id": asked.account_id, "live": asked.live}
+    connection.execute(insert(table).values(**values, shares_with=asked.shares_with).on_conflict_do_nothing())
+    return next((each for each in all_followed(connection) if each.legal_entity == asked.legal_entity), None)
 
 
-def read_to(connection: Connection, name: str) -> datetime | None:
-    """How far a list is read."""
+def all_followed(connection: Connection) -> list[Followed]:
+    """What each entity's books follow."""
+    table = tables.stripe_account
+    rows = connection.execute(select(table).order_by(table.c.legal_entity))
+    return [Followed(row.legal_entity, row.account_id, row.live, row.shares_with) for row in rows]
+
+
+def paid_to(connection: Connection, legal_entity: str) -> str | None:
+    """Whose account of Stripe's has the money of an entity; None where its books follow none yet."""
+    known = (each for each in all_followed(connection) if each.legal_entity == legal_entity)
+    return next((each.shares_with or each.legal_entity for each in known), None)
+
+
+def read_to(connection: Connection, name: str, legal_entity: str = DEFAULT_LEGAL_ENTITY) -> datetime | None:
+    """How far a list of an entity's account is read."""
     table = tables.stripe_cursors
-    return connection.execute(select(table.c.read_to).where(table.c.name == name)).scalar()
+    query = select(table.c.read_to).where(table.c.legal_entity == legal_entity, table.c.name == name)
+    return connection.execute(query).scalar()
 
 
-def set_read_to(connection: Connection, name: str, at: datetime) -> None:
+def set_read_to(connection: Connection, legal_entity: str, name: str, at: datetime) -> None:
     """A list is read to here; never back."""
     table = tables.stripe_cursors
-    made = insert(table).values(name=name, read_to=at)
+    made = insert(table).values(legal_entity=legal_entity, name=name, read_to=at)
     further = {"read_to": func.greatest(table.c.read_to, made.excluded.read_to)}
-    connection.execute(made.on_conflict_do_update(index_elements=[table.c.name], set_=further))
+    connection.execute(made.on_conflict_do_update(index_elements=[table.c.legal_entity, table.c.name], set_=further))
 
 
 def read_again(connection: Connection, since: datetime) -> None:
@@ -136,24 +167,27 @@ def read_again(connection: Connection, since: datetime) -> None:
     connection.execute(tables.stripe_passes.delete())
 
 
-def broken_off(connection: Connection, name: str) -> Pass | None:
+def broken_off(connection: Connection, legal_entity: str, name: str) -> Pass | None:
     """Where reading a list was broken off."""
     table = tables.stripe_passes
-    row = connection.execute(select(table).where(table.c.name == name)).first()
+    query = select(table).where(table.c.legal_entity == legal_entity, table.c.name == name)
+    row = connection.execute(query).first()
     return None if row is None else Pass(row.page_after, row.newest)
 
 
-def keep_page(connection: Connection, name: str, reached: Pass) -> None:
+def keep_page(connection: Connection, legal_entity: str, name: str, reached: Pass) -> None:
     """A list is read to the end of a page."""
     table = tables.stripe_passes
-    made = insert(table).values(name=name, page_after=reached.page_after, newest=reached.newest)
+    values = {"legal_entity": legal_entity, "name": name}
+    made = insert(table).values(**values, page_after=reached.page_after, newest=reached.newest)
     changed = {"page_after": made.excluded.page_after, "newest": made.excluded.newest}
-    connection.execute(made.on_conflict_do_update(index_elements=[table.c.name], set_=changed))
+    connection.execute(made.on_conflict_do_update(index_elements=[table.c.legal_entity, table.c.name], set_=changed))
 
 
-def end_pass(connection: Connection, name: str) -> None:
+def end_pass(connection: Connection, legal_entity: str, name: str) -> None:
     """A list is read to its end, or from its beginning again."""
-    connection.execute(tables.stripe_passes.delete().where(tables.stripe_passes.c.name == name))
+    table = tables.stripe_passes
+    connection.execute(table.delete().where(table.c.legal_entity == legal_entity, table.c.name == name))
 
 
 def booked(connection: Connection, transaction_ids: Collection[str]) -> set[str]:
@@ -164,28 +198,34 @@ def booked(connection: Connection, transaction_ids: Collection[str]) -> set[str]
     return set(connection.execute(select(table.c.transaction_id).where(table.c.transaction_id == wanted)).scalars())
 
 
-def unbooked(connection: Connection) -> dict[str, datetime]:
-    """The balance transactions that could not be booked, and when they were made; the oldest first."""
+def unbooked(connection: Connection, legal_entity: str | None = None) -> dict[str, datetime]:
+    """The balance transactions that could not be booked, and when they were made; the oldest first; of an entity's
+    account alone, if one is named."""
     table = tables.stripe_unbooked
     query = select(table.c.transaction_id, table.c.created_at).order_by(table.c.created_at, table.c.transaction_id)
+    if legal_entity is not None:
+        query = query.where(table.c.legal_entity == legal_entity)
     return {row.transaction_id: row.created_at for row in connection.execute(query)}
 
 
-def set_aside(connection: Connection, transaction_id: str, created_at: datetime, because: str | None) -> None:
+def set_aside(
+    connection: Connection, legal_entity: str, transaction_id: str, created_at: datetime, because: str | None
+) -> None:
     """Keep why a balance transaction cannot be booked; None where it is booked by now."""
     table = tables.stripe_unbooked
     connection.execute(table.delete().where(table.c.transaction_id == transaction_id))
     if because is not None:
-        values = {"transaction_id": transaction_id, "created_at": created_at, "because": because}
-        connection.execute(table.insert().values(**values))
+        values = {"legal_entity": legal_entity, "transaction_id": transaction_id, "because": because}
+        connection.execute(table.insert().values(**values, created_at=created_at))
 
 
 def keep_transaction(
-    connection: Connection, moved: BalanceTransaction, customer: str | None, entry_id: int | None
+    connection: Connection, legal_entity: str, moved: BalanceTransaction, customer: str | None, entry_id: int | None
 ) -> None:
-    """Keep a balance transaction with the entry that books it."""
+    """Keep a balance transaction of an entity's account with the entry that books it."""
     connection.execute(
         tables.stripe_balance_transactions.insert().values(
+            legal_entity=legal_entity,
             transaction_id=moved.transaction_id,
             reporting_category=moved.category,
             currency=moved.currency,
@@ -299,11 +339,12 @@ def suspense(connection: Connection) -> list[Suspended]:
     return unexplained(booked, by_hand)
 
 
-def nets(connection: Connection) -> dict[str, int]:
-    """What Stripe's balance came to by all that is booked, by currency, in Stripe's integers."""
+def nets(connection: Connection) -> dict[tuple[str, str], int]:
+    """What the balance of each entity's account came to by all that is booked, by currency, in Stripe's integers."""
     table = tables.stripe_balance_transactions
-    rows = connection.execute(select(table.c.currency, func.sum(table.c.net)).group_by(table.c.currency))
-    return {row[0]: int(row[1]) for row in rows}
+    key = (table.c.legal_entity, table.c.currency)
+    rows = connection.execute(select(*key, func.sum(table.c.net)).group_by(*key))
+    return {(row[0], row[1]): int(row[2]) for row in rows}
 
 
 def kept(connection: Connection) -> int:

@@ -6,7 +6,7 @@ costs more time than the request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -24,6 +24,7 @@ from billing.errors import (
 )
 from billing.invoicing.sending import DraftSeen, Operation, Request
 from billing.invoicing.stripe_lines import LineSeen
+from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 from billing.settings import StripeSettings
 from billing.stripe.rate_limits import LIVE_PER_S, SANDBOX_PER_S, Limits, RateLimiter
 
@@ -87,9 +88,17 @@ def limits_of(settings: StripeSettings) -> Limits | None:
 
 
 class StripeGateway:
-    """Stripe, or a twin of it. Safe to use from several threads. Raises the StripeErrors of billing/errors.py."""
+    """An account of Stripe's, or of a twin. Safe to use from several threads. Raises the StripeErrors of
+    billing/errors.py.
 
-    def __init__(self, settings: StripeSettings, limits: Limits | None = None) -> None:
+    `legal_entity`: whose account it is; to its books goes what belongs to no customer. By itself it is all of Stripe
+    (`stripe_accounts.Stripe`): an account that every legal entity shares.
+    """
+
+    def __init__(
+        self, settings: StripeSettings, limits: Limits | None = None, legal_entity: str = DEFAULT_LEGAL_ENTITY
+    ) -> None:
+        self.legal_entity = legal_entity
         self.limiter = RateLimiter(limits or limits_of(settings))
         self.live = settings.is_live
         self._client = stripe.StripeClient(
@@ -105,6 +114,19 @@ class StripeGateway:
     def account_id(self) -> str:
         """The id of the account that the key is of; asked for once."""
         return str(self.get("/v1/account")["id"])
+
+    def of(self, legal_entity: str) -> StripeGateway:
+        """Whoever invoices: this account."""
+        return self
+
+    @property
+    def each(self) -> tuple[StripeGateway, ...]:
+        """Every account: this one."""
+        return (self,)
+
+    def wrapped(self, wrap: Callable[[StripeGateway], StripeGateway]) -> StripeGateway:
+        """The same account through another gateway."""
+        return wrap(self)
 
     def create_customer(self, request: Request) -> str:
         """Create a customer as the frozen request says; its id."""

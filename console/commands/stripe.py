@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from billing.commands import sync_stripe
 from billing.commands.show_returns import returns_shown
+from billing.stripe.stripe_accounts import SECRET, secrets_of, variable
 from console import session
 from console.output import AsJson, document, end_with, err, out, problems, table
 
@@ -29,9 +29,9 @@ def sync(
     actor: session.Actor, test: Test = False, again: Again = False, since: Since = None,
     dry_run: session.DryRun = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Take in payments, refunds, disputes, payouts and events since the last time. Safe to repeat.
+    """Take in payments, refunds, disputes, payouts and events since the last time, of every account. Safe to repeat.
 
-    The books follow the account of the first key that is used, and take no other's.
+    The books of an entity follow the account of the first key that is used for it, and take no other's.
     """
     gateway, from_then = session.stripe_to_follow(test=test), None if since is None else session.moment(since)
     with session.engine() as engine:
@@ -63,7 +63,9 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         document(found.document)
     else:
-        out.print(table(found.balances, ("currency", "taken_in", "books", "difference"), "Booked from Stripe"))
+        out.print(
+            table(found.balances, ("legal_entity", "currency", "taken_in", "books", "difference"), "Booked from Stripe")
+        )
         if found.cash:
             columns = ("billing_account", "currency", "amount")
             out.print(table(found.cash, columns, "Customers' cash in Stripe, applied to no payment yet"))
@@ -86,10 +88,11 @@ def listen(
 
     from console.stripe_receiver import build_app
 
-    secret = os.environ.get("TOLLBOOK_STRIPE_WEBHOOK_SECRET")
-    if not secret:
-        raise typer.BadParameter("TOLLBOOK_STRIPE_WEBHOOK_SECRET is not set: it is shown where the endpoint was made")
+    gateway = session.stripe_to_follow(test=test)
+    secrets = secrets_of(gateway)
+    if missing := [variable(SECRET, entity) for entity, secret in secrets.items() if not secret]:
+        raise typer.BadParameter(f"{missing[0]} is not set: it is shown where the endpoint was made")
     with session.engine() as engine:
-        app = build_app(engine, session.stripe_to_follow(test=test), secret, every_s=every)
+        app = build_app(engine, gateway, secrets, every_s=every)
         err.print(f"listening on http://{host}:{port}/stripe/webhooks")
         uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")

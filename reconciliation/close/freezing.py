@@ -161,14 +161,15 @@ def _coordinates(connection: Connection, period: BillingPeriod, sums: Mapping[st
         for entity in journal_chain_store.legal_entities(connection)
         for seal in [journal_chain_store.last_seal(connection, entity)]
     }
-    cursors = connection.execute(select(tables.stripe_cursors.c.name, tables.stripe_cursors.c.read_to))
+    lists = tables.stripe_cursors.c
+    cursors = connection.execute(select(lists.legal_entity, lists.name, lists.read_to))
     return {
         "begins": rfc3339(period.start),
         "ends": rfc3339(period.end),
         "offsets": positions(raw(connection)),
         "rated_line_no": rated_line_store.last_line(connection),
         "ledger_seals": seals,
-        "stripe_cursors": {name: rfc3339(read_to) for name, read_to in cursors},
+        "stripe_cursors": {f"{entity}/{name}": rfc3339(read_to) for entity, name, read_to in cursors},
         "terms": dict(sorted(term_digests(connection, period, sums.keys()).items())),
         "tax_rules": _tax_rules(connection, sums),
         "tax_rule_no": _highest(connection, tables.tax_rules.c.tax_rule_no),

@@ -108,8 +108,11 @@ class Issuing:
         seal_journals(self._run.engine)
         with transaction(self._run.engine) as connection:
             ids = _in_stripe(connection, self._run.month)
-        read = stripe_read.ReadingGateway(self._run.gateway, self._run.month, ids)
-        outside = Outside(read, self._run.log, APPLIED_WITHIN_S)
+        read: dict[tuple[str, str], str] = {}
+        reading = self._run.gateway.wrapped(
+            lambda gateway: stripe_read.ReadingGateway(gateway, self._run.month, ids, read)
+        )
+        outside = Outside(reading, self._run.log, APPLIED_WITHIN_S)
         found = evaluate(self._run.engine, self._run.month, now=self._run.now, outside=outside, rated_again=())
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
@@ -118,7 +121,7 @@ class Issuing:
             self._run.keep(
                 connection, {gate: found[gate] for gate in (*AFTER_SENDING, Gate.R4, *OF_BOOK) if gate in found}
             )
-            stripe_read.keep(connection, self._run.month.name, read.read)
+            stripe_read.keep(connection, self._run.month.name, read)
         self._run.checkpoint("accounts closed")
 
     def close_books(self) -> None:

@@ -14,7 +14,7 @@ from billing.commands.send_invoices import send_invoices
 from billing.database import transaction
 from billing.invoicing.sending import SendingStep
 from billing.periods import BillingPeriod
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe
 from reconciliation.close import close_store
 from reconciliation.close.close_store import Standing
 from reconciliation.close.gates import gate_store
@@ -58,7 +58,7 @@ class Run:
         self,
         engine: Engine,
         month: BillingPeriod,
-        gateway: StripeGateway,
+        gateway: Stripe,
         log: Callable[[], Log],
         now: datetime,
         actor: str,

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from billing.commands.close_month import StageProgress
 from billing.periods import BillingPeriod
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe
 from reconciliation.close.issuing import Issuing
 from reconciliation.close.preparing import Preparing
 from reconciliation.close.run_context import Checkpoint, CloseRun, Run
@@ -22,7 +22,7 @@ def run_close(
     engine: Engine,
     month: BillingPeriod,
     *,
-    gateway: StripeGateway,
+    gateway: Stripe,
     log: Callable[[], Log],
     now: datetime,
     actor: str,

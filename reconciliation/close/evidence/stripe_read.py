@@ -32,14 +32,17 @@ Objects = Mapping[tuple[str, str], str]
 
 
 class ReadingGateway(StripeGateway):
-    """Reads through another gateway, and keeps what is a month's: invoices by their Stripe `ids`, with their lines, and
-    the balance transactions that were made in it."""
+    """Reads through another gateway, and keeps in `read` what is a month's: invoices by their Stripe `ids`, with their
+    lines, and the balance transactions that were made in it."""
 
-    def __init__(self, gateway: StripeGateway, month: BillingPeriod, ids: Collection[str]) -> None:
+    def __init__(
+        self, gateway: StripeGateway, month: BillingPeriod, ids: Collection[str], read: dict[tuple[str, str], str]
+    ) -> None:
         self._gateway = gateway
+        self.legal_entity, self.live = gateway.legal_entity, gateway.live
         self._begins, self._ends = month.start.timestamp(), month.end.timestamp()
         self._ids = ids
-        self.read: dict[tuple[str, str], str] = {}
+        self.read = read
 
     def get(self, path: str, target: str = "", **parameters: Any) -> Json:
         """As the gateway's; what it read is kept."""

@@ -27,7 +27,7 @@ from billing.plans import account_store
 from billing.posting import proposal_store
 from billing.posting.proposal_store import ProposalKind
 from billing.stripe import returns_store, stripe_request_store
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_accounts import Stripe, all_followed
 from reconciliation.agreement import Check, Made, compare, told
 from reconciliation.close import close_store, freezing
 from reconciliation.close.close_store import APPROVED
@@ -49,7 +49,7 @@ LOOK_AGAIN_S: Final = 0.2
 class Outside:
     """What is asked beside the database; None: not asked, and its comparisons are left out."""
 
-    gateway: StripeGateway | None = None
+    gateway: Stripe | None = None
     log: ReadLog | None = None
     patience_s: float = 0
     """So long it is waited for what is in Kafka to be applied."""
@@ -68,6 +68,8 @@ def evaluate(
 
     Stripe and Kafka are asked before it: a platform goes on while its books are closed.
     """
+    if outside.gateway is not None:
+        all_followed(engine, outside.gateway, dry_run=True)
     asked = ask(outside.gateway, outside.log)
     if asked.ended is not None:
         _await_applied(engine, asked.ended, outside.patience_s)

@@ -24,6 +24,7 @@ from billing.periods import BillingPeriod
 from billing.reports.erp import OWN_CHART
 from billing.reports.report import Report
 from billing.settings import StripeSettings
+from billing.stripe.stripe_accounts import Stripe
 from billing.stripe.stripe_gateway import StripeGateway
 from streams import tenants
 from streams.database import connect
@@ -89,7 +90,7 @@ class World:
         """Draw up the invoices of a period."""
         return draft_invoices(self.engine, period=period, now=now, **changed)
 
-    def send(self, gateway: StripeGateway, period: BillingPeriod = OCTOBER, **changed: Any) -> InvoicesSent:
+    def send(self, gateway: Stripe, period: BillingPeriod = OCTOBER, **changed: Any) -> InvoicesSent:
         """Send the invoices of a period."""
         values: dict[str, Any] = {"now": NOW, "actor": "ada", "pause_s": 0.01}
         return send_invoices(self.engine, period=period, gateway=gateway, **(values | changed))

@@ -9,6 +9,7 @@ from typing import Any
 from billing.commands.send_invoices import Outcome
 from billing.commands.sync_stripe import StripeSynced, sync_stripe
 from billing.commands.trial_balance import trial_balance
+from billing.stripe.stripe_accounts import Stripe
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.integration.billing.conftest import World
 
@@ -25,7 +26,7 @@ def finalized(world: World, gateway: StripeGateway, *names: str) -> dict[str, st
     return {i.billing_account: str(i.stripe_invoice_id) for i in done.invoices}
 
 
-def sync(world: World, gateway: StripeGateway, **changed: Any) -> StripeSynced:
+def sync(world: World, gateway: Stripe, **changed: Any) -> StripeSynced:
     """Take in what Stripe has."""
     return sync_stripe(world.engine, gateway=gateway, now=datetime.now(UTC), **changed)
 

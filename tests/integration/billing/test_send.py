@@ -24,6 +24,7 @@ from billing.settings import StripeSettings
 from billing.stripe import stripe_request_store
 from billing.stripe.rate_limits import Limits
 from billing.stripe.sender_lock import lock_account, unlock_account
+from billing.stripe.stripe_accounts import Stripe
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.agreement import Check
 from reconciliation.period import reconcile_period
@@ -52,7 +53,7 @@ def outcomes(sent: InvoicesSent) -> dict[str, Outcome]:
     return {invoice.billing_account: invoice.outcome for invoice in sent.invoices}
 
 
-def reconcile(world: World, gateway: StripeGateway) -> tuple[Check, ...]:
+def reconcile(world: World, gateway: Stripe) -> tuple[Check, ...]:
     return reconcile_period(world.engine, period=OCTOBER, now=NOW, gateway=gateway, log=None).checks
 
 

@@ -100,7 +100,7 @@ def test_a_receiver_outlives_any_error_says_so_and_polls_though_webhooks_keep_co
 
     monkeypatch.setattr(stripe_receiver, "sync_stripe", sync_stripe)
     monkeypatch.setattr(stripe_receiver, "AGAIN_S", 0.01)
-    app = stripe_receiver.build_app(world.engine, gateway, "whsec_test", every_s=0.2)
+    app = stripe_receiver.build_app(world.engine, gateway, {gateway.legal_entity: "whsec_test"}, every_s=0.2)
     with TestClient(app) as client:
         _until(lambda: client.get("/healthz").status_code == 503)
         fails.clear()

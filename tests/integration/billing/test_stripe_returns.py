@@ -120,7 +120,7 @@ def test_lists_are_read_page_by_page_and_on_from_where_that_was_broken_off(
     with pytest.raises(OtherStripeAccount, match=r"follow Stripe's account acct_.* set a key of the former"):
         sync(world, StripeGateway(StripeSettings(other, stripe_twin.url)))
     # Where it was broken off is not there any more: all of it is read again.
-    world.execute("insert into ledger.stripe_passes values ('events', 'evt_gone', now())")
+    world.execute("insert into ledger.stripe_passes (name, page_after, newest) values ('events', 'evt_gone', now())")
     assert sync(world, gateway).waiting == 0
     assert world.count("ledger.stripe_passes") == 0
 
@@ -271,7 +271,7 @@ def signed(event: dict[str, Any], *, secret: str = SECRET, at: datetime | None =
 @contextmanager
 def receiver(world: World, gateway: StripeGateway) -> Iterator[Callable[[bytes, str], int]]:
     """A receiver over HTTP; gives a function that posts a body with its signature, and returns the status."""
-    app = build_app(world.engine, gateway, SECRET, every_s=3600)
+    app = build_app(world.engine, gateway, {gateway.legal_entity: SECRET}, every_s=3600)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -167,6 +167,9 @@ class _Untold:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._gateway, name)
 
+    def of(self, _: str) -> _Untold:
+        return self
+
     def change(self, _: object) -> Any:
         from billing.errors import StripeBusy
 

@@ -283,7 +283,8 @@ def _received(world: World, gateway: StripeGateway, twin: StripeTwin, seed: int)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
     webhooks = twin.client().v1.webhook_endpoints
     endpoint = webhooks.create({"url": url, "enabled_events": ["*"]})
-    app = build_app(world.engine, gateway, str(endpoint.secret), every_s=3600, poll_first=False)
+    secrets = {gateway.legal_entity: str(endpoint.secret)}
+    app = build_app(world.engine, gateway, secrets, every_s=3600, poll_first=False)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

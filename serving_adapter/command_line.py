@@ -18,7 +18,7 @@ from pathlib import Path
 from serving_adapter.adapters import commands
 from serving_adapter.engine.gpu_reports import VARIABLE as GPU_SOCKET
 from serving_adapter.errors import AdapterError
-from serving_adapter.probe import Probe, Tokens
+from serving_adapter.probe import Agreed, Probe
 from serving_adapter.report_sender import ReportSender
 from serving_adapter.scrape import Scraper, Target, keep_scraping
 from serving_adapter.serving.adapter_settings import PROBE, AdapterSettings, metrics_secret, read_gateway_keys, read_key
@@ -71,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commands.run(given)
         elif given.verb == "probe":
             agreed = _probe(given)
-            print(f"all agree: {agreed.prompt} prompt and {agreed.generated} generated tokens")
+            counted = f"{agreed.prompt} prompt and {agreed.generated} generated tokens"
+            if agreed.by_engine:
+                print(f"all agree: {counted}")
+            else:
+                print(f"answers and events agree: {counted}; the engine's page has none of vLLM's counters: no third")
         elif given.verb == "proxy":
             _proxy()
         else:
@@ -118,7 +122,7 @@ def _proxy() -> None:
     run_proxy()
 
 
-def _probe(given: argparse.Namespace) -> Tokens:
+def _probe(given: argparse.Namespace) -> Agreed:
     settings = AdapterSettings.from_environment()
     if settings.probe_key is not None:
         key_id, key = PROBE, read_key(settings.probe_key)

@@ -55,6 +55,11 @@ class Run:
     """Whether all since the run's beginning is in the counters: false where the first look came at an unknown time."""
 
 
+def is_known(text: str) -> bool:
+    """Whether a page has counters that can be read here: vLLM's. Raises BadMetrics where it is not in the format."""
+    return any(True for _ in samples(text, (PROMPT, GENERATION)))
+
+
 def read(text: str) -> Page:
     """A page of metrics. Raises BadMetrics where it is not vLLM's, breaks off, or is not in the format."""
     found: dict[str, list[Sample]] = defaultdict(list)

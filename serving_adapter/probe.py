@@ -3,6 +3,8 @@
 What the answers state, what the replica's own figures grew by (they are made of the events), and what the engine's
 counters grew by. Other requests at the same time would be counted too: then it is tried again. Probes are the
 platform's own requests.
+
+Counters are vLLM's. Before an engine with another page, or none, answers and events are compared, and that is said.
 """
 
 from __future__ import annotations
@@ -51,10 +53,21 @@ class Tokens(NamedTuple):
         return Tokens(self.prompt - other.prompt, self.generated - other.generated, self.cached - other.cached)
 
 
+class Agreed(NamedTuple):
+    """What the probes came to."""
+
+    prompt: int
+    generated: int
+    cached: int
+    by_engine: bool
+    """Its counters say so, too; else answers and events alone."""
+
+
 class Reading(NamedTuple):
     """One page of metrics: the engine's counters, the probes' own figures, requests of anybody."""
 
-    engine: Tokens
+    engine: Tokens | None
+    """None: it has none that can be read."""
     probes: Tokens
     probe_requests: int
     requests: int
@@ -82,44 +95,47 @@ class Probe:
     tell: bool = False
     """Tell the replica that it has passed (`ready_after_probe`)."""
 
-    def run(self, sleep: Callable[[float], None] = time.sleep) -> Tokens:
-        """What all three agree upon. Raises ProbeFailed."""
+    def run(self, sleep: Callable[[float], None] = time.sleep) -> Agreed:
+        """What all three agree upon. Raises ProbeFailed, BadMetrics."""
         for _ in range(TRIES):
             before = self._read()
-            stated, asked = self._ask()
+            cut = self.cut and before.engine is not None  # nobody else knows what was made of it
+            stated, asked = self._ask(cut)
             after = self._settled(before, asked, sleep)
             if after.requests - before.requests == asked:
                 break
         else:
             raise ProbeFailed("other requests came at the same time: probe a replica before its traffic")
-        engine, probes = after.engine.less(before.engine), after.probes.less(before.probes)
-        if not self.within:  # answers need not state what was cached
-            engine = engine._replace(cached=probes.cached)
-        if engine != probes:
-            raise ProbeFailed(f"the engine counted {engine}, the events say {probes}")
+        probes = after.probes.less(before.probes)
+        if before.engine is not None and after.engine is not None:
+            engine = after.engine.less(before.engine)
+            if not self.within:  # answers need not state what was cached
+                engine = engine._replace(cached=probes.cached)
+            if engine != probes:
+                raise ProbeFailed(f"the engine counted {engine}, the events say {probes}")
         if stated.prompt > probes.prompt or stated.generated > probes.generated or not probes.prompt:
             raise ProbeFailed(f"the answers state {stated}, the events say {probes}")
-        if not self.cut and stated[:2] != probes[:2]:
+        if not cut and stated[:2] != probes[:2]:
             raise ProbeFailed(f"the answers state {stated}, the events say {probes}")
         if self.gpu and after.gpu_s <= before.gpu_s:
             raise ProbeFailed("no GPU time was told of the probes: --scheduler-cls, one TOLLBOOK_GPU_SOCKET for all?")
         if self.tell:
             self._call("POST", PASSED, b"", self._signed(), None)
-        return probes
+        return Agreed(*probes, by_engine=before.engine is not None)
 
-    def _ask(self) -> tuple[Tokens, int]:
-        """What the answers state in all, and how many requests there were."""
+    def _ask(self, cut: bool) -> tuple[Tokens, int]:
+        """What the answers state in all, and how many requests there were. `cut`: a stream is left, too."""
         body = {"model": self.model, "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
-        whole_one, streamed, cut = StatedUsage(time.monotonic), StatedUsage(time.monotonic), StatedUsage(time.monotonic)
+        whole_one, streamed = StatedUsage(time.monotonic), StatedUsage(time.monotonic)
         whole_one.whole(self._post(body))
         stream = EventStream(streamed, Hidden())
         stream.feed(self._post(body | {"stream": True, "stream_options": {"include_usage": True}}))
-        if self.cut:
-            EventStream(cut, Hidden()).feed(self._post(body | {"stream": True, "max_tokens": 500}, most=600))
-        told = [usage.look() for usage in (whole_one, streamed) if usage.final]
+        if cut:
+            self._post(body | {"stream": True, "max_tokens": 500}, most=600)
+        told = [usage.look() for usage in (whole_one, streamed) if usage.stated]
         if len(told) < 2:
             raise ProbeFailed("the engine's answers state no usage")
-        return Tokens(sum(s.prompt_tokens for s in told), sum(s.output_tokens for s in told)), 2 + self.cut
+        return Tokens(sum(s.prompt_tokens for s in told), sum(s.output_tokens for s in told)), 2 + cut
 
     def _settled(self, before: Reading, asked: int, sleep: Callable[[float], None]) -> Reading:
         """The first reading in which everything asked has ended."""
@@ -132,11 +148,13 @@ class Probe:
 
     def _read(self) -> Reading:
         page = self._get("/metrics").decode("utf-8", "replace")
-        counted = engine_counters.read(page).models
-        engine = Tokens(
-            sum(m.prompt_tokens for m in counted), sum(m.generation_tokens for m in counted),
-            sum(m.cached_tokens or 0 for m in counted),
-        )  # fmt: skip
+        engine = None
+        if self.within or engine_counters.is_known(page):
+            counted = engine_counters.read(page).models
+            engine = Tokens(
+                sum(m.prompt_tokens for m in counted), sum(m.generation_tokens for m in counted),
+                sum(m.cached_tokens or 0 for m in counted),
+            )  # fmt: skip
         prompt = generated = cached = own = everybody = flying = 0
         gpu_s = 0.0
         for sample in samples(page, FIGURES):

@@ -35,7 +35,7 @@ def unchunked(data: bytes) -> bytes:
 
 @dataclass
 class RecordedEngine:
-    """`cut_after`: the connection breaks after so many pieces. `stay_after`: nothing more comes after so many.
+    """`cut_after`: the connection breaks after so many pieces. `stay_after`: after so many nothing comes until `go_on`.
 
     `endless`: the last token's piece but one comes again and again.
     """
@@ -51,6 +51,7 @@ class RecordedEngine:
     loras: list[tuple[str, str]] = field(default_factory=list)
     """Adapters that were loaded and unloaded."""
     sent_bytes: int = 0
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """A connection was closed from the other side before its answer was whole."""
     port: int = 0
@@ -97,7 +98,9 @@ class RecordedEngine:
                     writer.transport.abort()
                     return
                 if watching is not None and number == self.stay_after:
-                    await watching
+                    going_on = asyncio.ensure_future(self.go_on.wait())
+                    await asyncio.wait({watching, going_on}, return_when=asyncio.FIRST_COMPLETED)
+                    going_on.cancel()
                 if watching is not None and watching.done():
                     self.gone.set()
                     return

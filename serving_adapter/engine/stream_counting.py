@@ -1,7 +1,8 @@
 """Counting from what an engine's server answers, for engines whose insides are not known: `usage_source` is `stream`.
 
 An ASGI app around the engine's: usage is asked of every stream, read as it passes, and kept from tenants who had not
-asked for it. An abort is counted as far as the answer had come.
+asked for it. An abort is counted as far as the answer had come; who leaves before it has stated anything is let go once
+it has, or after a while (docs/decisions/0055-who-leaves-before-anything-is-stated.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from serving_adapter.engine.attempts import CURRENT, Attempt
 from serving_adapter.engine.token_check import MOST_CHARS, MOST_WAITING, TokenCheck, TokenChecks
 from serving_adapter.metering.stated_usage import MOST_HELD_BYTES, SEQUENCE, EventStream, Hidden, StatedUsage
 
+READ_ON_S: Final = 30.0
+"""So long an engine is read from that has stated no usage when its client left, where no file says another time."""
 TAKE_OPTIONS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Where a stream states its usage if `stream_options` say so; elsewhere it does without."""
 
@@ -28,12 +31,16 @@ _encode: Final = msgspec.json.Encoder().encode
 class StreamCounting:
     """Reads the usage of each metered request's answer into its attempt."""
 
-    def __init__(self, app: App, *, continuous: bool, check: TokenCheck | None = None) -> None:
+    def __init__(
+        self, app: App, *, continuous: bool, check: TokenCheck | None = None, read_on_s: float = READ_ON_S
+    ) -> None:
         """`continuous`: ask for usage in each piece of a stream, as vLLM and SGLang can.
 
-        `check`: count whole answers once more, after they were given.
+        `check`: count whole answers once more, after they were given. `read_on_s`: after a client has left that nothing
+        was stated to yet.
         """
         self._app = app
+        self._read_on_s = read_on_s
         self._continuous = continuous
         self._check = check
         self._checking: set[asyncio.Task[None]] = set()
@@ -60,6 +67,7 @@ class StreamCounting:
             return message if message is not None else await receive()
 
         counted = _Counted(attempt, send, hidden, n)
+        attempt.read_on_s = self._read_on_s
         if self._check is not None and scope["path"] in TAKE_OPTIONS:
             counted.usage.texts = {}
         try:
@@ -96,6 +104,7 @@ class _Counted:
         self._whole: bytearray | None = bytearray()
         attempt.await_gpu = None  # what the engine may tell is of sequences that nobody here knows
         attempt.began(SEQUENCE, self.usage.look)
+        self._stated = attempt.stated = asyncio.get_running_loop().create_future()
 
     async def send(self, message: Message) -> None:
         """ASGI's."""
@@ -111,6 +120,7 @@ class _Counted:
                 body = self._stream.feed(body)
                 if last:
                     body += self._stream.rest()
+                self._tell(last)
                 if not body and not last:
                     return
                 message = {**message, "body": body}
@@ -120,7 +130,13 @@ class _Counted:
                     self._whole = None
                 elif last:
                     self.usage.whole(bytes(self._whole))
+                self._tell(last)
         await self._send(message)
+
+    def _tell(self, last: bool) -> None:
+        """Nobody needs to read on for the counts."""
+        if (self.usage.stated or last) and not self._stated.done():
+            self._stated.set_result(None)
 
     def close(self) -> None:
         """The counts are final."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from serving_adapter.engine.stream_counting import READ_ON_S
 from serving_adapter.events import KeyName, Name
 from serving_adapter.isolation.fields import KnownFields, of_engine_behind
 from serving_adapter.isolation.rules import Rules
@@ -55,25 +56,34 @@ class ProxySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """`tollbook-adapter proxy`: the engine's server, and where tenants' gateways find it.
 
     `continuous_usage`: the engine can state usage in each piece of a stream (vLLM, SGLang), so that what was cut off is
-    counted. `engine_fields`: it takes `cache_salt` and `priority`.
+    counted. `engine_fields`: it takes `cache_salt` and `priority`. `states_all`: the usage of an answer is that of all
+    its choices and prompts (vLLM, SGLang); llama.cpp states one's. Without it: as `engine_fields`.
     """
 
     upstream: str
     listen: Annotated[str, Meta(pattern=r"^.+:\d{1,5}$")] = "0.0.0.0:8000"
     continuous_usage: bool = False
     engine_fields: bool = True
+    states_all: bool | None = None
     upstream_key: str | None = None
     """A file with the bearer secret that the engine's server wants."""
     tokenizer: str | None = None
     """The model's `tokenizer.json`: what answers state is compared with a count of our own."""
     fields: list[str] = []
     """What tenants may ask of it beside OpenAI's fields and the usual ones (`isolation/fields.py`)."""
+    read_on_s: Annotated[float, Meta(ge=0, le=3600)] = READ_ON_S
+    """A client has left, and the engine has stated no usage yet: it is read from for so long, until it has."""
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     """After SIGTERM requests in flight have so long."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a field that may not pass."""
         assert self.known_fields
+
+    @property
+    def counts_several(self) -> bool:
+        """Whether a request may have several choices or prompts, and is counted."""
+        return self.engine_fields if self.states_all is None else self.states_all
 
     @property
     def known_fields(self) -> KnownFields:

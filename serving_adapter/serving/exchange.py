@@ -75,7 +75,7 @@ class Exchange:
         self, body: bytes, request_id: str, came_at: float, scope: Scope, receive: Receive, send: Send
     ) -> None:
         caller, replica = self._caller, self._replica
-        asked = parse(body, self._route, replica.rules.limits, replica.rules.media, replica.known_fields)
+        asked = parse(body, self._route, replica.limits(self._route), replica.rules.media, replica.known_fields)
         model = self._resolved or replica.resolver.resolve(caller.tenant_id, asked.model, request_id)
         tier = replica.rules.tiers.get(caller.tier, _NO_TIER)
         admission = await self._admitting.ask(asked, model, request_id)
@@ -134,6 +134,9 @@ class Exchange:
                 return {"type": "http.disconnect"}
             if message["type"] == "http.disconnect" and not seen.answered:
                 seen.client_gone = True
+                if attempt.stated is not None:  # an engine that is let go before it has stated its counts never will
+                    wanted = {attempt.stated, too_long}
+                    await asyncio.wait(wanted, timeout=attempt.read_on_s, return_when=asyncio.FIRST_COMPLETED)
             return message
 
         passed = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED]
@@ -198,8 +201,8 @@ async def _read(receive: Receive, headers: dict[bytes, bytes], most: int) -> byt
 
 
 def _expire(too_long: asyncio.Future[None], seen: Ending) -> None:
-    if not seen.answered and not seen.client_gone:
-        seen.timed_out = True
+    if not seen.answered:
+        seen.timed_out = not seen.client_gone
         too_long.set_result(None)
 
 

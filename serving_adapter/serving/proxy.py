@@ -30,7 +30,9 @@ def proxy_server(settings: AdapterSettings) -> uvicorn.Server:
         raise SettingsError("the adapter's file has no [proxy] (docs/adapter.md)")
     key = read_key(section.upstream_key) if section.upstream_key else None
     check = TokenCheck(section.tokenizer) if section.tokenizer else None
-    engine = StreamCounting(Upstream(section.upstream, key), continuous=section.continuous_usage, check=check)
+    engine = StreamCounting(
+        Upstream(section.upstream, key), continuous=section.continuous_usage, check=check, read_on_s=section.read_on_s
+    )
     replica = Replica(settings, engine_fields=section.engine_fields)
     replica.metrics.beside.append(engine.checks.page)
     app = Middleware(engine, replica, hooked=False)

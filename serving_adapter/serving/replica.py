@@ -22,7 +22,8 @@ from serving_adapter.events import UsageEvent
 from serving_adapter.isolation.callers import HEADER, Caller, nobody, verified
 from serving_adapter.isolation.fields import VLLM
 from serving_adapter.isolation.refusal import Refusal
-from serving_adapter.isolation.rules import Resolver, Rules, salt
+from serving_adapter.isolation.routes import Route
+from serving_adapter.isolation.rules import Limits, Resolver, Rules, salt
 from serving_adapter.isolation.token_settings import TokenSettings
 from serving_adapter.metering.counts import first_token_after
 from serving_adapter.metering.tenant_metrics import TenantMetrics
@@ -66,6 +67,7 @@ class Replica:
         self.engine_fields = engine_fields
         """Whether the engine takes salts and priorities."""
         self.known_fields = settings.proxy.known_fields if settings.proxy is not None else VLLM
+        self._counts_several = settings.proxy is None or settings.proxy.counts_several
         self.rules = settings.rules
         self.unready: dict[str, str] = {}
         """The engine's names of adapters that cannot be served yet, with the reason."""
@@ -177,6 +179,11 @@ class Replica:
         self.names_known = True
         for told in not_served(self._served_names, rules):
             self._say(f"ALERT: {told}")
+
+    def limits(self, route: Route) -> Limits:
+        """The rules'; one choice of one prompt before an engine that would state the tokens of one alone."""
+        limits = self.rules.limits
+        return limits if self._counts_several or route is Route.EMBEDDINGS else replace(limits, n=1, prompts=1)
 
     def runs(self, engine_model: str) -> bool:
         """Whether a request for this name of the engine's is in flight."""

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from serving_adapter import command_line
+from serving_adapter.errors import BadMetrics
 from serving_adapter.isolation.callers import Caller, sign
 from serving_adapter.probe import PASSED, PROMPT, Probe, ProbeFailed
 from serving_adapter.replica_reports import EngineCounters
@@ -32,8 +33,13 @@ from tests.fixtures_adapter import KEY
 
 
 @contextmanager
-def replica_at_a_port(settings: AdapterSettings, uncounted: int = 0, tale: bool = False) -> Iterator[str]:
-    """A replica whose engine forgets so many generated tokens of each page, or tells of cached ones each time."""
+def replica_at_a_port(
+    settings: AdapterSettings, uncounted: int = 0, tale: bool = False, names: str = "vllm"
+) -> Iterator[str]:
+    """A replica whose engine forgets so many generated tokens of each page, or tells of cached ones each time.
+
+    `names`: before the names on its page.
+    """
     uncached = 0
     app = engine_app(step=0.002)
 
@@ -44,8 +50,8 @@ def replica_at_a_port(settings: AdapterSettings, uncounted: int = 0, tale: bool 
         generated = max(0, counters["generation"] - uncounted)
         labels = '{model_name="tiny"}'
         told = {"prompt": counters["prompt"], "generation": generated}
-        page = "".join(f"vllm:{name}_tokens_total{labels} {n}\n" for name, n in told.items())
-        return PlainTextResponse(page + f"vllm:prompt_tokens_cached_total{labels} {counters['cached'] + uncached}\n")
+        page = "".join(f"{names}:{name}_tokens_total{labels} {n}\n" for name, n in told.items())
+        return PlainTextResponse(page + f"{names}:prompt_tokens_cached_total{labels} {counters['cached'] + uncached}\n")
 
     next(route for route in app.routes if route.path == "/metrics").app = _as_app(metrics)  # type: ignore[attr-defined]
     listening = socket.create_server(("127.0.0.1", 0))
@@ -144,3 +150,11 @@ def test_an_engine_that_counts_otherwise_does_not_pass(adapter_settings: Adapter
         pytest.raises(ProbeFailed, match=r"the engine counted .*generated=9.*, the events say .*generated=10"),
     ):
         Probe(url, "tiny", "k1", KEY, cut=False).run()
+
+
+def test_before_an_engine_with_another_page_answers_and_events_are_compared(adapter_settings: AdapterSettings) -> None:
+    with replica_at_a_port(adapter_settings, names="sglang") as url:
+        agreed = Probe(url, "tiny", "k1", KEY, within=False).run()
+        assert agreed == (2 * len(PROMPT.split()), 10, agreed.cached, False)
+        with pytest.raises(BadMetrics, match="vLLM"):
+            Probe(url, "tiny", "k1", KEY).run()

@@ -24,6 +24,7 @@ from serving_adapter.isolation.callers import Caller, sign
 from serving_adapter.serving import adapter_loading
 from serving_adapter.serving.adapter_settings import AdapterSettings, ProxySection
 from serving_adapter.serving.proxy import proxy_server
+from serving_adapter.serving.replica import Replica
 from serving_adapter.spool.folders import boots
 from serving_adapter.spool.recovery import replay
 from tests.adapter_builders import events
@@ -40,10 +41,11 @@ USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 class Proxied:
     """A proxy, its engine, and how to ask."""
 
-    def __init__(self, settings: AdapterSettings, engine: RecordedEngine, port: int) -> None:
+    def __init__(self, settings: AdapterSettings, engine: RecordedEngine, port: int, replica: Replica) -> None:
         self.settings = settings
         self.engine = engine
         self.port = port
+        self.replica = replica
 
     async def connect(self, body: Any, path: str, tenant: str = "tenant_a") -> Any:
         """A connection on which a request was sent."""
@@ -94,7 +96,8 @@ async def proxying(
         while not server.started:
             await asyncio.sleep(0.002)
         try:
-            yield Proxied(settings, double, server.servers[0].sockets[0].getsockname()[1])
+            port = server.servers[0].sockets[0].getsockname()[1]
+            yield Proxied(settings, double, port, server.config.app._replica)  # type: ignore[union-attr]
         finally:
             server.should_exit = True
             await serving
@@ -180,6 +183,8 @@ def test_tenants_stay_apart_before_an_engine_that_knows_nothing_of_them(adapter_
             assert (status, json.loads(refused)["error"]["param"], proxied.engine.asked) == (400, "lora_path", [])
             await proxied.ask(COMPLETION | {"cache_salt": "mine", "priority": -99, "grammar": "g"})
             assert proxied.engine.asked[0]["grammar"] == "g"
+            for several in ({"n": 2}, {"prompt": ["a", "b"]}):
+                assert (await proxied.ask(COMPLETION | several))[0] == 400, "it may state the tokens of one alone"
             assert {"cache_salt", "priority"} & set(proxied.engine.asked[0]) == set()
             await proxied.ask(CHAT, "/v1/chat/completions")
             asked = proxied.engine.asked[-1]
@@ -190,7 +195,8 @@ def test_tenants_stay_apart_before_an_engine_that_knows_nothing_of_them(adapter_
 
 def test_a_client_that_leaves_takes_the_engines_request_with_it(adapter_settings: AdapterSettings) -> None:
     async def run(continuous: bool, expected: tuple[Any, ...]) -> None:
-        async with proxying(adapter_settings, {"stay_after": 2}, continuous_usage=continuous) as proxied:
+        how = {"continuous_usage": continuous, "read_on_s": 0}
+        async with proxying(adapter_settings, {"stay_after": 2}, **how) as proxied:
             reader, writer = await proxied.connect(COMPLETION | STREAM, "/v1/completions")
             while b"text" not in await reader.readline():
                 pass
@@ -205,6 +211,49 @@ def test_a_client_that_leaves_takes_the_engines_request_with_it(adapter_settings
     for boot in boots(Path(adapter_settings.spool.folder)):
         os.rename(boot.path, boot.path.with_name(f".{boot.path.name}"))
     asyncio.run(run(False, ("estimate", 0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("body", "stays", "continuous", "least"),
+    [(COMPLETION, 0, True, 4), (COMPLETION | STREAM, 2, False, 4), (COMPLETION | STREAM, 0, True, 1)],
+    ids=["whole", "usage at the end", "before the first piece"],
+)
+def test_who_leaves_before_anything_was_stated_is_read_on_for_until_it_is(
+    adapter_settings: AdapterSettings, body: dict[str, Any], stays: int, continuous: bool, least: int
+) -> None:
+    async def run() -> None:
+        async with proxying(adapter_settings, {"stay_after": stays}, continuous_usage=continuous) as proxied:
+            _, writer = await proxied.connect(body, "/v1/completions")
+            while not proxied.engine.asked:
+                await asyncio.sleep(0.002)
+            writer.transport.abort()
+            while not any(attempt.seen.client_gone for attempt, *_ in proxied.replica._open.values()):
+                await asyncio.sleep(0.002)
+            assert not proxied.engine.gone.is_set()
+            proxied.engine.go_on.set()
+            (event,) = await proxied.told()
+            told = (event.status, event.fault, event.finish_reason, event.usage_source)
+            assert told == ("aborted", "client", "client_gone", "stream")
+            assert (event.input_tokens, least <= event.output_tokens <= 4) == (4, True)
+
+    asyncio.run(run())
+
+
+def test_nobody_is_read_on_for_beyond_the_time_that_a_request_may_take(adapter_settings: AdapterSettings) -> None:
+    limits = replace(adapter_settings.rules.limits, seconds=0.3)
+    settings = replace(adapter_settings, rules=replace(adapter_settings.rules, limits=limits))
+
+    async def run() -> None:
+        async with proxying(settings, {"stay_after": 0}, read_on_s=3600) as proxied:
+            _, writer = await proxied.connect(COMPLETION, "/v1/completions")
+            while not proxied.engine.asked:
+                await asyncio.sleep(0.002)
+            writer.transport.abort()
+            await asyncio.wait_for(proxied.engine.gone.wait(), 60)
+            (event,) = await proxied.told()
+            assert (event.finish_reason, event.usage_source, event.input_tokens) == ("client_gone", "estimate", 0)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("spaced", [False, True])
@@ -290,7 +339,7 @@ def test_an_answer_ends_where_it_says_and_its_connection_is_used_again_only_if_t
 
 def test_an_engine_sends_no_faster_than_the_tenant_reads(adapter_settings: AdapterSettings) -> None:
     async def run() -> None:
-        async with proxying(adapter_settings, {"endless": True}) as proxied:
+        async with proxying(adapter_settings, {"endless": True}, read_on_s=0) as proxied:
             reader, writer = await proxied.connect(COMPLETION | STREAM, "/v1/completions")
             await reader.readuntil(b"keep-alive")
             before = -1

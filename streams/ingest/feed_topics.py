@@ -16,8 +16,8 @@ from streams.ingest.positions import Applied
 from streams.ingest.sources import Feed, Partition, SourceState
 from streams.rules.chunks import Chunk, Record
 
-_LAST_MS: Final = 253_402_300_799_999
-"""The end of the year 9999, in milliseconds since 1970."""
+_LAST_MS: Final = 221_845_392_000_000
+"""The beginning of the year 9000, in milliseconds since 1970: days can still be added to it."""
 BAD_HEADER: Final = "headers: a name is not UTF-8"
 
 
@@ -57,10 +57,7 @@ def appended_at(timestamp_ms: int) -> datetime:
 
     What no broker says, only a producer that may set the time (a topic not fit for production), is held within bounds.
     """
-    try:
-        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(0 if timestamp_ms < 0 else _LAST_MS / 1000, UTC)
+    return datetime.fromtimestamp(min(max(timestamp_ms, 0), _LAST_MS) / 1000, UTC)
 
 
 class Applier(Protocol):

@@ -85,6 +85,8 @@ def priceable(message: bytes) -> Priceable:
         raise NotEstimable(f"{field}: {why}" if field else why) from None
     except UNREADABLE:
         raise NotEstimable("not JSON") from None
+    if "\0" in found.model:
+        raise NotEstimable("model: holds a NUL character")  # which PostgreSQL is not asked about, and does not keep
     if found.purpose != "tenant" or found.tenant_id.startswith("_"):
         raise NotEstimable("it is never billed")
     uncached = found.input_tokens - found.cache_hit_tokens

@@ -186,6 +186,7 @@ class Traffic:
                 ("torn", b"\xff\xfe\x00"),
                 ("torn", b""),
                 ("invalid", json.dumps(event | {"output_tokens": -1}).encode()),
+                ("invalid", json.dumps(event | {"model": "a\0b"}).encode()),
                 ("unknown_tenant", json.dumps(event | {"tenant_id": "stranger"}).encode()),
                 ("unsupported", json.dumps(event | {"schema_version": 2}).encode()),
                 ("future", json.dumps(event | {"timestamp": "2099-01-01T00:00:00Z"}).encode()),

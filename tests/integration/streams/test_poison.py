@@ -27,6 +27,9 @@ WIDE = "漢" * 85
         event_json(model="漢" * 256),
         event_json(gpu_us=2**53 - 1),
         event_json(replica_id="r", boot_id="b", seq=2**63 - 1),
+        event_json(model="a\0b"),
+        event_json(model="a\0b", tenant_id="stranger"),
+        event_json(model="a\0b", schema_version=9),
     ],
 )
 def test_a_poison_message_is_kept_and_its_neighbours_are_applied(

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streams.errors import PositionGap
-from streams.rules.chunks import Accepted, Refused, digest, holes, not_yet_applied, read
+from streams.ingest.feed_topics import appended_at
+from streams.rules.chunks import Accepted, Refused, digest, holes, late_before, not_yet_applied, read
 from tests.builders import RECEIVED, event_json, make_record
 
 
@@ -94,3 +95,10 @@ def test_the_digest_depends_on_every_message_and_position() -> None:
     assert base == digest([make_record(0, b"ab"), make_record(1, b"c")])
     assert base != digest([make_record(0, b"a"), make_record(1, b"bc")])
     assert base != digest([make_record(1, b"ab"), make_record(2, b"c")])
+
+
+@pytest.mark.parametrize("timestamp_ms", [-(2**63), -62_135_596_800_000, -1, 0, 253_402_300_799_999, 2**63 - 1])
+def test_an_append_time_that_no_broker_gives_can_be_reckoned_with(timestamp_ms: int) -> None:
+    record = make_record(0)._replace(appended_at=appended_at(timestamp_ms))
+    assert isinstance(read(record), Accepted if timestamp_ms > 0 else Refused)
+    assert late_before(record.appended_at) - timedelta(days=45) < record.appended_at

@@ -99,14 +99,19 @@ def raw_quantities(
 
 
 # Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: the
-# later ones by a partial index, the first by its identity's key; read from the events by tenant and time.
+# later ones by a partial index, the first by its identity's key, or, where that may be forgotten, among the events of
+# the period and of the days around it; read from the events by tenant and time.
 _RETRIED: Final = """
     with retried as (
         select tenant_id, request_id, attempt, completed_at from usage.events where attempt > 1
         union select tenant_id, request_id, attempt, completed_at from usage.recalled_events where attempt > 1
     ), first_key as materialized (
-        select distinct tenant_id, request_id, usage.identity_key(tenant_id, request_id, 1, 'usage', 0) as key
-        from retried
+        select tenant_id, request_id, usage.identity_key(tenant_id, request_id, 1, 'usage', 0) as key,
+            min(completed_at) as earliest
+        from retried group by tenant_id, request_id
+    ), forgotten as materialized (
+        select tenant_id, request_id from first_key
+        where usage.identified_at(key, earliest) < (select forgotten_before + interval '1 day' from usage.ingest_rules)
     ), known as materialized (
         select tenant_id, request_id, attempt, completed_at from retried
         union
@@ -115,6 +120,11 @@ _RETRIED: Final = """
         select tenant_id, request_id, 1, completed_at from first_key join usage.event_versions using (key)
         union
         select tenant_id, request_id, 1, completed_at from first_key join usage.replayed_identities using (key)
+        union
+        select tenant_id, request_id, 1, e.completed_at
+        from forgotten join usage.events as e using (tenant_id, request_id)
+        where e.attempt = 1 and e.completed_at >= %(start)s - interval '7 days'
+          and e.completed_at < %(end)s + interval '7 days'
         union
         select r.tenant_id, r.request_id, r.attempt, r.completed_at
         from usage.recalled_events as r join retried using (tenant_id, request_id)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
 from streams.ingest.apply import ChunkApplier
+from streams.retention import retention_store
 from streams.usage import usage_store
+from tests.builders import uuid_v7
 from tests.integration.streams.test_further_arrivals import ENGINE, STREAM, correction, send
+from tests.integration.streams.test_retention import retain
 
 OCTOBER = (datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
 NOVEMBER = (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
@@ -37,3 +40,18 @@ def test_corrections_come_along_and_what_was_superseded_does_not(
     for measure in ("requests", "output_tokens", "input_tokens"):
         assert sum(getattr(u.quantity, measure) for u in found) == sum(getattr(q, measure) for q in raw)
     assert sum(u.quantity.requests for u in found) == 2
+
+
+@pytest.mark.parametrize("request_id", ["req-0", uuid_v7(datetime(2026, 10, 31, 23, 59, tzinfo=UTC))])
+def test_first_attempts_are_found_also_where_their_identities_are_forgotten_and_their_events_are_not(
+    applier: ChunkApplier, connection: psycopg.Connection, request_id: str
+) -> None:
+    """Else a month that is rated once more would bill both attempts."""
+    send(applier, connection, FIRST | {"request_id": request_id}, SECOND | {"request_id": request_id})
+    found = [list(usage_store.retried_usage(connection, *month)) for month in (OCTOBER, NOVEMBER)]
+    assert [len(each) for each in found] == [2, 2]
+    closed = NOVEMBER[1] + timedelta(days=31)
+    retention_store.set_closed_before(connection, closed, actor="ada")
+    retain(connection, closed + timedelta(days=60))
+    assert connection.execute("select count(*) from usage.event_identities").fetchone() == (0,)
+    assert [list(usage_store.retried_usage(connection, *month)) for month in (OCTOBER, NOVEMBER)] == found

@@ -2,7 +2,8 @@
 
 A boot announces itself, sends a heartbeat each second straight to Kafka, and says farewell when it ends. A heartbeat's
 `at` must be read before its `last_seq`: it promises that whatever was completed up to `at` is numbered 1…`last_seq`,
-but for `lost` events that a kill would leave to recovery: those are dated from `lost_from` on.
+but for `lost` events that a kill would leave to recovery, and GPU time that follows as a correction: those are dated
+from `lost_from` on.
 Its `totals` are cumulative since the boot, for each tenant and model that changed since the last heartbeat that Kafka
 acknowledged; what does not fit comes with the next. Another process sends the engine's own counters.
 
@@ -93,7 +94,8 @@ class Heartbeat(_Report, tag="heartbeat", frozen=True, kw_only=True, omit_defaul
     not_durable: bool = False
     """Requests of this boot were served that no disk had (docs/spec/metering.md 8.3): they may be missing."""
     lost_from: Rfc3339 | EpochMs | None = None
-    """No `lost` event of what is under way would be dated before this; without it, none before `at`."""
+    """No `lost` event of what is under way would be dated before this, nor GPU time that follows; without it, none
+    before `at`."""
     totals: Totals = []
 
 

@@ -40,6 +40,7 @@ class GpuTimes:
         self._journal = journal
         self._metrics = metrics
         self._told_something = True
+        self._ever_told = False
         self._attempts: dict[str, Attempt] = {}
         self._waiting: set[int] = set()
         self._owed: dict[int, _Owed] = {}
@@ -49,8 +50,7 @@ class GpuTimes:
         """A sequence begins whose time the engine will tell."""
         self._attempts[sequence_id] = attempt
         if len(self._attempts) > MOST_OWED:
-            given_up = self._attempts.pop(next(iter(self._attempts)))
-            self._owed.pop(given_up.no, None)
+            self._over_with(self._attempts.pop(next(iter(self._attempts))))
         attempt.gpu_late |= not self._told_something
 
     def wait(self, attempt: Attempt) -> None:
@@ -60,6 +60,10 @@ class GpuTimes:
             self._journal.progress([attempt.so_far()])
             asyncio.get_running_loop().call_later(WITHIN_S, self._give_up, attempt)
 
+    def may_follow(self, attempt: Attempt) -> bool:
+        """Whether GPU time of an attempt may come after its event: not of an engine that never told any."""
+        return self._ever_told and bool(attempt.gpu_awaited)
+
     def ended(self, attempt: Attempt, event: UsageEvent) -> None:
         """Its event is told; what of its time comes now is a correction."""
         self._waiting.discard(attempt.no)
@@ -68,7 +72,7 @@ class GpuTimes:
 
     def told(self, report: GpuReport) -> None:
         """The engine's word."""
-        self._told_something = True
+        self._told_something = self._ever_told = True
         self._metrics.engine_gpu(report.busy_us, report.since_us, report.gpus)
         for sequence_id, gpu_us in report.ended:
             attempt = self._attempts.pop(sequence_id, None)
@@ -80,7 +84,7 @@ class GpuTimes:
                     self._correct(attempt, more_us)
                 attempt.took(sequence_id, gpu_us)
                 if attempt.over and not attempt.gpu_awaited:
-                    self._owed.pop(attempt.no, None)
+                    self._over_with(attempt)
         for sequence_id, so_far_us in report.running:
             attempt = self._attempts.get(sequence_id)
             if attempt is not None and not attempt.over:
@@ -94,6 +98,11 @@ class GpuTimes:
         if not attempt.over:
             self._told_something = False
             attempt.without_gpu()
+
+    def _over_with(self, attempt: Attempt) -> None:
+        """No correction of it will come."""
+        self._owed.pop(attempt.no, None)
+        self._journal.told_all(attempt.no)
 
     def _correct(self, attempt: Attempt, gpu_us: int) -> None:
         owed = self._owed.get(attempt.no)

@@ -265,7 +265,8 @@ class Replica:
         _, lost, came_at, may_be_followed = self._open.pop(attempt.no)
         first_token_s = first_token_after(attempt.ended, came_at)
         event = ended_event(lost, attempt, duration_s=time.monotonic() - came_at, first_token_s=first_token_s)
-        event = self.journal.end(attempt.no, event)
+        follows = self._gpu is not None and self._gpu.may_follow(attempt)
+        event = self.journal.end(attempt.no, event, gpu_follows=follows)
         if first_token_s is not None:
             self.metrics.first_token(event.tenant_id, first_token_s)
         if self._gpu is not None:

@@ -2,7 +2,8 @@
 
 The lock makes one step of reading the clock, numbering an event and putting it in order: a heartbeat that says a time
 and a last number promises that whatever was completed by then has that number or a lower one. But for what a kill would
-leave to recovery, which dates it by what the disk has: of that the heartbeat says the earliest time (`lost_from`).
+leave to recovery, which dates it by what the disk has, and for GPU time that follows an event as a correction: of both
+the heartbeat says the earliest time (`lost_from`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from serving_adapter.spool.writer import SEGMENT_BYTES, Pwrite, SpoolFailed, Spo
 
 BOUND_BYTES: Final = 4 * 1024**3
 CLOSED_WITHIN_S: Final = 5.0
+OWED_FOR_NS: Final = 60 * 10**9
+"""What an engine tells of an event so long after it is still waited for: one that never tells it holds nobody back."""
 
 
 class NoRoom(AdapterError):
@@ -56,7 +59,8 @@ class Standing(NamedTuple):
     open: int
     totals: list[Total]
     lost_from: str | None
-    """The earliest time of a `lost` event, if the process died now; None where it would leave none."""
+    """The earliest time of what may still be told of the time before `at`: of a `lost` event, if the process died now,
+    or of an event whose GPU time may follow; None where there is neither."""
 
 
 class BootJournal:
@@ -89,6 +93,8 @@ class BootJournal:
         self._open: set[int] = set()
         self._dated: dict[int, int] = {}
         """Times (ns) of the events that recovery would have to make now: of what is open, or has no end on disk."""
+        self._owed: dict[int, int] = {}
+        """Times (ns) of the events whose GPU time may follow as a correction, in their order."""
         self._in_memory: set[int] = set()
         """Those of which the spool has no start, and gets no end."""
         self._past_the_disk = 0
@@ -202,13 +208,19 @@ class BootJournal:
         lost = replace(lost, timestamp=rfc3339(now_ns), replica_id=self.replica_id, boot_id=self.boot_id)
         return no, Start(no=no, lost=lost)
 
-    def end(self, no: int, event: UsageEvent) -> UsageEvent:
-        """A request has ended now: number its event, give it its time, and put it into the next group."""
+    def end(self, no: int, event: UsageEvent, *, gpu_follows: bool = False) -> UsageEvent:
+        """A request has ended now: number its event, give it its time, and put it into the next group.
+
+        `gpu_follows`: corrections (`amend`) may bring its GPU time, until `told_all`.
+        """
         with self._lock:
             self._last_seq += 1
+            now_ns = self.clock.now_ns()
+            if gpu_follows:
+                self._owed[no] = now_ns
             event = replace(
                 event,
-                timestamp=rfc3339(self.clock.now_ns()),
+                timestamp=rfc3339(now_ns),
                 replica_id=self.replica_id,
                 boot_id=self.boot_id,
                 seq=self._last_seq,
@@ -239,6 +251,11 @@ class BootJournal:
             else:
                 self._writer.put(event)
         self._send_undurable(event, in_memory)
+
+    def told_all(self, no: int) -> None:
+        """No GPU time of this request follows any more."""
+        with self._lock:
+            self._owed.pop(no, None)
 
     def _memory_alone(self) -> bool:
         """Whether what begins now is not for the disk."""
@@ -274,11 +291,13 @@ class BootJournal:
     def standing(self, most_totals: int = MOST_TOTALS) -> Standing:
         """For a heartbeat."""
         with self._lock:
-            at = rfc3339(self.clock.now_ns())
+            now_ns = self.clock.now_ns()
             totals = self._tally.changed(most_totals)
             started, ended = self._started, self._ended
-            lost_from = rfc3339(min(self._dated.values())) if self._dated else None
-            return Standing(at, self._last_seq, started, ended, started - ended, totals, lost_from)
+            self._owed = {no: at for no, at in self._owed.items() if at > now_ns - OWED_FOR_NS}
+            dated = [*self._dated.values(), *self._owed.values()]
+            lost_from = rfc3339(min(dated)) if dated else None
+            return Standing(rfc3339(now_ns), self._last_seq, started, ended, started - ended, totals, lost_from)
 
     def confirm(self, totals: list[Total]) -> None:
         """A heartbeat with these totals has arrived."""

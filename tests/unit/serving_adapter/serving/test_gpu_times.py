@@ -14,6 +14,7 @@ from serving_adapter.identity import event_id_text_of, identity_of
 from serving_adapter.quota import QuotaGate
 from serving_adapter.serving import gpu_times
 from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.spool import journal
 from tests.adapter_builders import events
 from tests.engine_double import OutputProcessor
 from tests.fixtures_adapter import Served, serving
@@ -92,6 +93,41 @@ def test_what_comes_late_is_a_correction_of_gpu_time_alone(
     asyncio.run(run())
 
 
+def told_from(served: Served) -> str | None:
+    """What a heartbeat would say."""
+    assert served.replica.journal._writer.flush(30)
+    return served.replica.journal.standing().lost_from
+
+
+def test_until_all_gpu_time_is_told_heartbeats_prove_no_time_behind_the_event_for_a_minute(
+    adapter_settings: AdapterSettings, sender: GpuSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_times, "WITHIN_S", 0.02)
+
+    async def run() -> None:
+        async with serving(adapter_settings) as served:
+            await served.ask(ASK)
+            await served.told(1)
+            sender.send([(name, 1) for name in ids(served)], 2, 1)  # now it has told some
+            await seen(served, 3)
+            await served.ask(ASK)
+            *_, event = await served.told(4)
+            assert told_from(served) == event.timestamp
+            first, second = ids(served)[2:]
+            sender.send([(first, 30)], 30, 1)
+            await seen(served, 5)
+            assert told_from(served) == event.timestamp
+            sender.send([(second, 12)], 42, 1)
+            await seen(served, 6)
+            assert told_from(served) is None
+            monkeypatch.setattr(journal, "OWED_FOR_NS", 0)
+            await served.ask(ASK)
+            await served.told(7)
+            assert told_from(served) is None
+
+    asyncio.run(run())
+
+
 def test_what_was_told_of_running_sequences_is_in_progress_and_event_and_a_correction_is_the_rest(
     adapter_settings: AdapterSettings, sender: GpuSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +164,7 @@ def test_an_engine_that_tells_nothing_is_waited_for_once(
             monkeypatch.setattr(gpu_times, "WITHIN_S", 0.02)
             await served.ask(ASK)
             await served.told(1)
+            assert told_from(served) is None
             monkeypatch.setattr(gpu_times, "WITHIN_S", 60.0)
             await served.ask(ASK)
             await served.told(2)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, Connection, String, any_, cast, select
@@ -102,19 +103,17 @@ class RawUsage:
 
 
 class RawUsageReader:
-    """Reads tenants' raw events of a period below a cut. What belongs to all tenants is read once."""
+    """Reads tenants' raw events of a period below a cut. What belongs to all tenants is read once, with the first."""
 
     def __init__(self, connection: Connection, period: BillingPeriod, below: Mapping[str, int]) -> None:
         self._connection = connection
         self._period = period
         self._below = below
-        payers = account_store.subscriptions_in(connection, period)
-        self._passed_over = passed_over_in(connection, period, payers)
+        self._payers = account_store.subscriptions_in(connection, period)
         self._cuts: dict[str, list[Piece]] = defaultdict(list)
-        for cut in cut_by_account(connection, period, payers).values():
+        for cut in cut_by_account(connection, period, self._payers).values():
             for tenant_id, pieces in cut.items():
                 self._cuts[tenant_id] += pieces
-        self._elsewhere = self._other_attempts()
         self._too_old = {
             tenant_id: {each.key for each in listed}
             for tenant_id, listed in unbillable_store.of_period(connection, period).items()
@@ -123,6 +122,7 @@ class RawUsageReader:
     def of(self, tenant_id: str) -> RawUsage:
         """A tenant's usage. Raises EventsArchived."""
         opened, period = raw(self._connection), self._period
+        passed_over: Collection[Attempt] = self._passed_over.get(tenant_id, ())
         found = events_of(opened, _not_opened, tenant_id, period.start, period.end)
         too_old = self._too_old.get(tenant_id, set())
         events = [
@@ -131,13 +131,17 @@ class RawUsageReader:
             if (each.request_id, each.attempt, each.kind, each.correction_no) not in too_old
         ]
         pieces = sorted(self._cuts[tenant_id], key=lambda piece: piece.start)
-        passed_over: Collection[Attempt] = self._passed_over.get(tenant_id, ())
         billed = list(billed_events(events, tenant_id, pieces, passed_over))
         altered: list[Difference] = []
         used = [*_used(events, tenant_id, altered), *self._elsewhere.get(tenant_id, ())]
         return RawUsage(used, billed, altered)
 
-    def _other_attempts(self) -> dict[str, list[Used]]:
+    @cached_property
+    def _passed_over(self) -> Mapping[str, Collection[Attempt]]:
+        return passed_over_in(self._connection, self._period, self._payers)
+
+    @cached_property
+    def _elsewhere(self) -> dict[str, list[Used]]:
         """Attempts of the period's requests that completed outside of it: which one bills is decided over all."""
         period = self._period
         found: dict[str, list[Used]] = defaultdict(list)

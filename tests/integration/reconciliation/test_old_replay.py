@@ -15,7 +15,12 @@ from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
 from billing.invoicing import adjustment_store
 from billing.usage import settled_periods
+from reconciliation.close.freezing import keeping_late
+from reconciliation.close.gates.collecting import participants
+from reconciliation.close.gates.evaluating import evaluate_late
+from reconciliation.close.gates.gate import Gate
 from reconciliation.errors import ReplayRefused
+from reconciliation.period import reconcile_period
 from reconciliation.replay import applying, behind, plan_store
 from reconciliation.replay.behind import OpenArchive
 from reconciliation.replay.plan_store import StoredPlan
@@ -290,8 +295,35 @@ def test_a_closed_and_archived_month_bills_it_with_the_next(replays: Replays, wo
     assert "a line on the next invoice of acme" in told["follows"]
     replays.apply(made)
     assert rated_again() == ["2026-10"]
-    (late,) = rate_period(world.engine, period=OCTOBER, now=LATER).late
+    (late,) = rate_period(world.engine, period=OCTOBER, now=LATER, keep=keeping_late(NOVEMBER, "ada")).late
     assert late.amount == Decimal("0.036")
     rate_period(world.engine, period=NOVEMBER, now=LATER)
     (invoice,) = draft_invoices(world.engine, period=NOVEMBER, now=LATER).changed
     assert [line.original_period for line in invoice.lines] == [OCTOBER] * len(late.lines)
+    assert_the_gates_of_what_came_late_say_what_to_do_once_it_is_archived_again(replays, world)
+
+
+def assert_the_gates_of_what_came_late_say_what_to_do_once_it_is_archived_again(replays: Replays, world: World) -> None:
+    """And ask about all others."""
+
+    def differences() -> dict[Gate, list[str]]:
+        with world.engine.connect() as opened:
+            accounts = participants(opened, NOVEMBER)
+        found = evaluate_late(world.engine, NOVEMBER, accounts)
+        return {gate: [each.key for each in found[gate].found] for gate in (Gate.R2, Gate.R3)}
+
+    def reconciled() -> dict[str, bool]:
+        found = reconcile_period(world.engine, period=OCTOBER, now=LATER, gateway=None, log=None)
+        return {check.name: check.agrees for check in found.checks}
+
+    assert differences() == {Gate.R2: [], Gate.R3: []}
+    of_usage = ("every message has one outcome", "what was counted is stored", "events are in their minute",
+                "events are in their hour", "usage is rated", "rated lines are accrued")  # fmt: skip
+    assert {name: agrees for name, agrees in reconciled().items() if name in of_usage} == dict.fromkeys(of_usage, True)
+    with owner(replays) as opened:
+        archive.let_go(opened, actor="ada")
+    with pytest.raises(EventsArchived, match="`tollbook events recall` brings them back"):
+        reconciled()
+    hindered = differences()[Gate.R3]
+    assert len(hindered) >= 1
+    assert all("only in the archive: `tollbook events recall` brings them back" in key for key in hindered), hindered

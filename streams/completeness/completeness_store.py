@@ -74,6 +74,19 @@ def all_boots(connection: psycopg.Connection) -> list[Boot]:
         return cursor.execute(_BOOTS + " order by replica_id, boot_id").fetchall()
 
 
+def get_boot(connection: psycopg.Connection, key: BootKey) -> Boot:
+    """One boot. Raises UnknownBoot, also where it is so long over that its numbers were let go of."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        boot = cursor.execute(_BOOTS + " where replica_id = %s and boot_id = %s", key).fetchone()
+    if boot is not None:
+        return boot
+    if forgotten_boots(connection, [key]):
+        raise UnknownBoot(
+            f"boot {key[1]} of replica {key[0]} is over, and its numbers were let go of (docs/retention.md)"
+        )
+    raise UnknownBoot(f"no boot {key[1]} of replica {key[0]}: `tollbook streams status --json` lists them")
+
+
 def last_farewell(connection: psycopg.Connection) -> datetime | None:
     """The latest time at which a boot said farewell; none that was written off."""
     row = connection.execute(
@@ -253,10 +266,8 @@ def write_off(connection: psycopg.Connection, key: BootKey, *, actor: str, reaso
     Raises UnknownBoot.
     """
     replica_id, boot_id = key
-    with connection.transaction(), connection.cursor(row_factory=class_row(Boot)) as cursor:
-        boot = cursor.execute(_BOOTS + " where replica_id = %s and boot_id = %s", key).fetchone()
-        if boot is None:
-            raise UnknownBoot(f"no boot {boot_id} of replica {replica_id}: `tollbook streams status --json` lists them")
+    with connection.transaction():
+        boot = get_boot(connection, key)
         if boot.written_off:
             return False
         connection.execute(

@@ -16,7 +16,7 @@ import psycopg
 
 from streams.completeness import gaps, number_sets
 from streams.completeness.complete_to import BootKey
-from streams.completeness.completeness_store import forgotten_boots
+from streams.completeness.completeness_store import forgotten_boots, get_boot
 from streams.completeness.gaps import Gap, Looked
 from streams.completeness.number_sets import Ranges, Segments
 
@@ -144,12 +144,15 @@ def name_gaps(connection: psycopg.Connection, now: datetime, settle: timedelta) 
 
 
 def missing_numbers(connection: psycopg.Connection, key: BootKey) -> Ranges:
-    """The numbers in a boot's open gaps that have not arrived, one by one: what a gap that grew over others holds."""
-    through, _ = _positions(connection, [key])[key]
+    """The numbers in a boot's open gaps that have not arrived, one by one: what a gap that grew over others holds.
+
+    Raises UnknownBoot.
+    """
+    boot = get_boot(connection, key)
     return tuple(
         run
         for gap in sorted(_open_gaps(connection, [key])[key], key=lambda gap: gap.first)
-        for run in _missing(connection, key, through, gap.first, gap.last)
+        for run in _missing(connection, key, boot.received_through, gap.first, gap.last)
     )
 
 

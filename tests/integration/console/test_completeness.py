@@ -73,6 +73,13 @@ def test_write_off_of_an_unknown_boot_is_refused(run: Run) -> None:
     assert "no boot b9 of replica r1" in done.stderr
 
 
+def test_gaps_are_listed_run_by_run_and_of_an_unknown_boot_nothing_is_said(run: Run, a_gap: None) -> None:
+    told = json.loads(run("streams", "gaps", "r1", "b1", "--json").stdout)
+    assert told == [{"first_number": 2, "last_number": 2, "missing": 1}]
+    done = run("streams", "gaps", "nobody", "nothing")
+    assert (done.returncode, done.stdout, "no boot nothing of replica nobody" in done.stderr) == (1, "", True)
+
+
 @pytest.mark.parametrize("feed", ["usage", "replicas"])
 def test_a_partition_that_stands_still_goes_on_where_a_person_says_and_of_that_feed_alone(
     run: Run, kafka: KafkaSettings, connection: psycopg.Connection, feed: Feed

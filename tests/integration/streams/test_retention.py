@@ -10,9 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from streams.completeness import number_store
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.database import connect
-from streams.errors import NotReleased
+from streams.errors import NotReleased, UnknownBoot
 from streams.ingest import log_proof, passed_positions, positions
 from streams.ingest.apply import ChunkApplier
 from streams.ingest.positions import register as register_source
@@ -323,6 +324,8 @@ def test_a_boot_that_ended_long_ago_leaves_one_row_and_its_stragglers_open_no_ga
     check.run()
     check.run()
     assert connection.execute("select count(*) from usage.gaps where boot_id = 'b1'").fetchone() == (0,)
+    with pytest.raises(UnknownBoot, match="its numbers were let go of"):
+        number_store.missing_numbers(connection, ("r1", "b1"))
     assert connection.execute("select count(*) from usage.boots where boot_id = 'b1'").fetchone() == (0,)
 
 

@@ -73,7 +73,7 @@ class LogMapping:
                 else:
                     found = json.loads(text)
                     yield number, line, found if isinstance(found, dict) else "no JSON object"
-            except (ValueError, csv.Error) as error:
+            except (ValueError, RecursionError, csv.Error) as error:
                 yield number, line, f"no {self.form.upper()}: {error}"
 
     def concerns(self, row: Mapping[str, Any]) -> bool:
@@ -135,7 +135,10 @@ def _text(value: Any) -> str:
 def _converted(name: str, field: Field, value: Any) -> Any:
     try:
         if name in _COUNTS:
-            return int(value)
+            whole = int(value)
+            if not isinstance(value, str) and whole != value:
+                raise ValueError
+            return whole
         if name in _TIMES:
             return _time(field.form, value)
     except (ValueError, TypeError, OverflowError):

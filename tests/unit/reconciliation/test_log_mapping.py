@@ -50,6 +50,7 @@ def test_a_line_becomes_the_event_that_it_tells_of() -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [({"id": "-"}, "request_id: the line has no id"), ({"tokens_in": "many"}, "input_tokens: 'many' is not a whole"),
+     ({"tokens_in": 7.5}, "input_tokens: 7.5 is not a whole"),
      ({"ended": "noon"}, "timestamp: 'noon' is not epoch_s"), ({"who": {"tenant": "not valid"}}, "tenant_id")],
 )  # fmt: skip
 def test_a_line_that_cannot_be_an_event_names_field_and_reason(changed: dict[str, Any], told: str) -> None:
@@ -81,7 +82,7 @@ def test_a_mapping_that_says_too_little_is_refused(text: str, told: str) -> None
 
 def test_a_log_is_read_line_by_line_and_what_is_no_event_is_named(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
-    lines = [json.dumps(LINE), "{", json.dumps(LINE | {"path": "/health"}), json.dumps(LINE | {"id": "-"})]
+    lines = [json.dumps(LINE), "[" * 100_000, json.dumps(LINE | {"path": "/health"}), json.dumps(LINE | {"id": "-"})]
     log.write_text("\n".join(lines) + "\n")
     found = list(logged(str(log), mapping()))
     assert [(type(each), each.origin) for each in found] == [

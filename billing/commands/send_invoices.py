@@ -131,8 +131,10 @@ def send_invoices(
             account = followed(engine, gateway, entity)
             passed = checkpoint or (lambda invoice_id, name: None)
             given[entity] = Circumstances(account, now, actor, passed, pause_s, again=True)
-        except (NoStripeAccount, StripeBusy, StripeOutcomeUnknown) as error:
+        except NoStripeAccount as error:
             given[entity] = str(error)
+        except (StripeBusy, StripeOutcomeUnknown) as error:
+            given[entity] = f"Stripe does not answer: {error}"
     run = _Run(engine, given, until)
     senders = min(sum(each.limiter.senders for each in gateway.each), SENDERS_MAX)
     executor = ThreadPoolExecutor(max_workers=senders, thread_name_prefix="send")

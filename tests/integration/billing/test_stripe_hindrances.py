@@ -49,11 +49,11 @@ def test_money_that_cannot_be_booked_is_told_and_holds_up_no_other(
 
     booked = sync_module._book
 
-    def book(connection: Any, moved: Any, customer: str | None, now: datetime) -> None:
+    def book(connection: Any, whose: str, moved: Any, customer: str | None, now: datetime) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if moved.transaction_id in broken:
                 patch.setattr(stripe_money, "currency", currency)
-            booked(connection, moved, customer, now)
+            booked(connection, whose, moved, customer, now)
 
     monkeypatch.setattr(sync_module, "_book", book)
     found = sync(world, gateway)

@@ -155,7 +155,7 @@ class Busy(StripeGateway):
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self.limiter = line.gateway.limiter
+        self.limiter, self.legal_entity, self.live = line.gateway.limiter, line.gateway.legal_entity, line.gateway.live
         self._number = 100
         self._applying: Timer | None = None
         ((self._invoice,),) = line.rows("select stripe_invoice_id from ledger.invoices")

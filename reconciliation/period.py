@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
 from typing import Final
@@ -37,9 +37,8 @@ from billing.plans.subscriptions import Piece, pieces
 from billing.posting import proposal_store
 from billing.posting.breakage_recognition import expected_as_booked
 from billing.posting.proposal_store import ProposalKind
-from billing.posting.stripe_money import BalanceTransaction
 from billing.rating import RatedLine
-from billing.stripe import customer_store, returns, returns_store
+from billing.stripe import customer_store, returns_store
 from billing.stripe.stripe_accounts import Everywhere, Stripe, all_followed
 from billing.usage import unbillable_store
 from billing.usage.attempts import less
@@ -100,7 +99,8 @@ def reconcile_period(
         return report
     with transaction(engine) as connection:
         paid = stripe_receivables.payments(connection, customer_store.customers(connection), asked.paid)
-    return replace(report, checks=(*report.checks, paid, stripe_records.customers(engine, gateway)))
+    about_today = (paid, stripe_records.disputes(engine, gateway), stripe_records.customers(engine, gateway))
+    return replace(report, checks=(*report.checks, *about_today))
 
 
 ReadLog = Callable[[], Log]
@@ -109,13 +109,13 @@ ReadLog = Callable[[], Log]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Where Kafka ended, and what Stripe's balance had moved by, before the database was read: what has come since is
-    in the database and not here, and no difference."""
+    """Where Kafka ended, and what Stripe's money was, by the entity whose account it is, before the database was read:
+    what has come since is in the database and not here, and no difference."""
 
     gateway: Stripe | None = None
     log: ReadLog | None = None
     ended: Log | None = None
-    moved: Mapping[str, BalanceTransaction] = field(default_factory=dict)
+    money: Mapping[str, stripe_records.MoneySeen] = field(default_factory=dict)
     paid: stripe_receivables.Paid = field(default_factory=dict)
     """What was paid of Stripe's invoices, noted as they are read."""
 
@@ -123,9 +123,8 @@ class Asked:
 def ask(gateway: Stripe | None, log: ReadLog | None) -> Asked:
     """Ask what can be asked; None: not asked, and its comparisons are left out."""
     accounts = () if gateway is None else gateway.each
-    pages = chain.from_iterable(returns.balance_transactions(account, None) for account in accounts)
-    moved = {each.transaction_id: each for page in pages for each in page}
-    return Asked(gateway, log, log() if log is not None else None, moved)
+    money = {account.legal_entity: stripe_records.money_seen(account) for account in accounts}
+    return Asked(gateway, log, log() if log is not None else None, money)
 
 
 def compare_period(
@@ -141,7 +140,7 @@ def compare_period(
     ours = stripe_agreement.Ours(
         period, invoices, invoice_sums.stripe_invoice_ids(connection), customer_store.customers(connection)
     )
-    checks += told(_afterwards(connection, engines, ours, asked), made)
+    checks += told(_afterwards(connection, engines, ours, asked, now.date()), made)
     return PeriodReport(period, tuple(checks), engines)
 
 
@@ -185,7 +184,7 @@ def _checks(
 
 
 def _afterwards(
-    connection: Connection, engines: EngineReport, ours: stripe_agreement.Ours, asked: Asked
+    connection: Connection, engines: EngineReport, ours: stripe_agreement.Ours, asked: Asked, today: date
 ) -> Iterator[Check]:
     yield from engine_checks(engines)
     yield _trial_balance(connection)
@@ -195,7 +194,8 @@ def _afterwards(
         yield stripe_agreement.in_stripe(ours, listed, lambda at: there.gateway_of(at).invoice(at)[1])
         notes = chain.from_iterable(each.pages("/v1/credit_notes") for each in gateway.each)
         yield stripe_receivables.credit_notes(connection, ours.invoices, notes)
-        yield stripe_records.money(connection, ours.period, gateway, asked.moved)
+        yield stripe_records.money(connection, ours.period, gateway, asked.money)
+        yield stripe_records.balances(connection, asked.money, today)
 
 
 def _log_end(usage: psycopg.Connection, before: Log, read_again: ReadLog) -> Check:

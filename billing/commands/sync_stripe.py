@@ -21,6 +21,7 @@ from billing.database import connection as connected
 from billing.database import raw, transaction
 from billing.errors import (
     BillingError,
+    MoneyNotBooked,
     StripeAccessRefused,
     StripeBusy,
     StripeOutcomeUnknown,
@@ -34,6 +35,7 @@ from billing.posting.stripe_money import BalanceTransaction, money_moved
 from billing.stripe import returns, returns_store
 from billing.stripe.event_handlers import HANDLERS, PAID, PERSON, WAITS, kind_of
 from billing.stripe.payers import customer_who_paid, payer
+from billing.stripe.returns import Unreadable
 from billing.stripe.returns_store import EVENTS, MONEY, Pass, StripeEvent
 from billing.stripe.sender_lock import sync_held
 from billing.stripe.stripe_accounts import Stripe, all_followed
@@ -43,7 +45,7 @@ from streams import audit
 OVERLAP: Final = timedelta(hours=1)
 """Lists are read again from so long before where they were read to: what Stripe dates back is not missed."""
 AT_ONCE: Final = 500
-T = TypeVar("T", BalanceTransaction, StripeEvent)
+T = TypeVar("T", BalanceTransaction | Unreadable, StripeEvent)
 UNREACHABLE: Final = (StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, InterfaceError, OperationalError)
 """What stops a run: Stripe or the database is not there. The next one goes on. Anything else is about one object."""
 
@@ -162,10 +164,12 @@ def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[
     count = 0
     unbooked: list[str] = []
 
-    def take(transaction_id: str, at: datetime, moved: BalanceTransaction | None) -> None:
+    def take(transaction_id: str, at: datetime, moved: BalanceTransaction | Unreadable | None) -> None:
         nonlocal count
         because = None
         try:
+            if isinstance(moved, Unreadable):
+                raise MoneyNotBooked(moved.because)
             moved = moved or returns.balance_transaction(gateway, transaction_id)
             customer = moved.stripe_customer_id or customer_who_paid(engine, gateway, moved.charge_id)
             with transaction(engine) as connection:

@@ -63,6 +63,7 @@ class Operation(StrEnum):
     """The requests that change something in Stripe."""
 
     CREATE_CUSTOMER = "customer"
+    UPDATE_CUSTOMER = "customer_update"
     CREATE_DRAFT = "draft"
     ADD_LINES = "lines"
     SET_NUMBER = "number"
@@ -122,6 +123,14 @@ def customer_request(legal_entity: str, billing_account: str, name: str, email: 
     key = key_of(legal_entity, billing_account, "customer", epoch=epoch)
     parameters = {"name": name, "email": email, "metadata": customer_metadata(legal_entity, billing_account)}
     return request_of(key, Operation.CREATE_CUSTOMER, "", parameters, epoch=epoch)
+
+
+def customer_update_request(
+    legal_entity: str, billing_account: str, customer: str, email: str, times: int, epoch: int = 0
+) -> Request:
+    """Tell Stripe of a customer's other e-mail address; `times`: how often it was told of one before."""
+    key = key_of(legal_entity, billing_account, "customer_update", customer, str(times), epoch=epoch)
+    return request_of(key, Operation.UPDATE_CUSTOMER, customer, {"email": email}, epoch=epoch)
 
 
 def customer_metadata(legal_entity: str, billing_account: str) -> dict[str, str]:

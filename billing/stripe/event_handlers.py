@@ -32,7 +32,7 @@ from billing.posting.stripe_money import CashMove, cash_moved, dispute_lost, dis
 from billing.stripe import customer_store, returns, returns_store, standing_store
 from billing.stripe.hindrances import GONE, TAKE_OVER, customer_deleted
 from billing.stripe.payers import customer_who_paid, payer
-from billing.stripe.returns_store import StripeEvent
+from billing.stripe.returns_store import UNREADABLE, StripeEvent
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 
 PERSON: Final = "needs a person: "
@@ -57,6 +57,8 @@ Handler = Callable[[Engine, StripeGateway, Sequence[StripeEvent], datetime, str]
 def kind_of(event: StripeEvent) -> str:
     """What an event is about, as HANDLERS has it; an echo says nothing that our request's reply has not said. An object
     without an id (`invoice.upcoming`) is a forecast or a sum: there is nothing to ask for."""
+    if event.type == UNREADABLE:
+        return UNREADABLE
     if not event.object_id:
         return "nothing"
     if event.type.startswith("charge.dispute."):
@@ -365,8 +367,18 @@ def _known_invoice(connection: Connection, stripe_id: str | None) -> uuid.UUID |
         return None
 
 
+def _unreadable(
+    engine: Engine, gateway: StripeGateway, events: Sequence[StripeEvent], now: datetime, actor: str
+) -> str:
+    """Ask for it by itself, and handle what it tells of. Raises EventRefused as long as it cannot be read: it waits."""
+    event = returns.event(gateway, events[-1].event_id)
+    handle = HANDLERS.get(kind_of(event))
+    return "kept" if handle is None else handle(engine, gateway, [event], now, actor)
+
+
 HANDLERS: Final[Mapping[str, Handler]] = {
     "invoice": _invoice, "credit_note": _credit_note, "refund": _refund, "dispute": _dispute,
     "customer_cash_balance_transaction": _cash, "customer": _customer, "invoiceitem": _item,
+    UNREADABLE: _unreadable,
 }  # fmt: skip
 """By the kind of object; events of all others are kept and nothing more."""

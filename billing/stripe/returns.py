@@ -14,7 +14,7 @@ from typing import Any, Final
 from billing.errors import EventRefused
 from billing.invoicing.correcting import CORRECTION
 from billing.posting.stripe_money import CREDIT_NOTE, BalanceTransaction, CashMove
-from billing.stripe.returns_store import StripeEvent
+from billing.stripe.returns_store import UNREADABLE, StripeEvent
 from billing.stripe.stripe_gateway import StripeGateway
 
 TOLERANCE_S: Final = 300
@@ -23,6 +23,15 @@ SENT: Final = "invoice.sent"
 NOT_GIVEN: Final = ("failed", "canceled")
 """States of a refund that gave nothing back."""
 _SIGNED: Final = re.compile(r"(t|v1)=([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An entry of the list of balance transactions that cannot be read, and why."""
+
+    transaction_id: str
+    created_at: datetime
+    because: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +74,12 @@ class Refund:
 
 
 def events(gateway: StripeGateway, since: datetime | None, after: str | None = None) -> Iterator[list[StripeEvent]]:
-    """Pages of events from a moment on, the newest first, those after one; Stripe keeps them for 30 days."""
+    """Pages of events from a moment on, the newest first, those after one; Stripe keeps them for 30 days.
+
+    One that cannot be read is as it came, of type UNREADABLE.
+    """
     pages = gateway.each_page("/v1/events", after=after, **_since(since))
-    return ([event_of(found) for found in page] for page in pages)
+    return ([_listed_event(found) for found in page] for page in pages)
 
 
 def deliveries(gateway: StripeGateway, stripe_invoice: str, since: datetime) -> list[StripeEvent]:
@@ -78,15 +90,55 @@ def deliveries(gateway: StripeGateway, stripe_invoice: str, since: datetime) -> 
 
 def balance_transactions(
     gateway: StripeGateway, since: datetime | None, after: str | None = None
-) -> Iterator[list[BalanceTransaction]]:
+) -> Iterator[list[BalanceTransaction | Unreadable]]:
     """Pages of balance transactions from a moment on, the newest first, those after one; each with what it is about."""
     pages = gateway.each_page("/v1/balance_transactions", after=after, expand=["data.source"], **_since(since))
-    return ([_balance_transaction(found) for found in page] for page in pages)
+    return ([_listed_transaction(found) for found in page] for page in pages)
 
 
 def balance_transaction(gateway: StripeGateway, transaction_id: str) -> BalanceTransaction:
     """One balance transaction, with what it is about."""
     return _balance_transaction(gateway.get("/v1/balance_transactions/{}", transaction_id, expand=["source"]))
+
+
+def _listed_transaction(found: Mapping[str, Any]) -> BalanceTransaction | Unreadable:
+    try:
+        return _balance_transaction(found)
+    except Exception as error:  # of a shape that nobody thought of: the others of its page can be read
+        return Unreadable(*_place(found), f"it cannot be read: {error!r}")
+
+
+def _listed_event(found: Mapping[str, Any]) -> StripeEvent:
+    try:
+        return event_of(found)
+    except EventRefused:
+        name, created_at = _place(found)
+        return StripeEvent(name, UNREADABLE, name, created_at, json.dumps(found, ensure_ascii=False))
+
+
+def _place(found: Any) -> tuple[str, datetime]:
+    """The id and the time of an entry that cannot be read, as far as it has them: else one that its content gives."""
+    told = found if isinstance(found, Mapping) else {}
+    name, created = told.get("id"), told.get("created")
+    if not isinstance(name, str):
+        name = f"{UNREADABLE}:{hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:24]}"
+    return name, _moment(created if isinstance(created, int) else 0)
+
+
+def event(gateway: StripeGateway, event_id: str) -> StripeEvent:
+    """An event as Stripe has it. Raises EventRefused where it cannot be read."""
+    return event_of(gateway.get("/v1/events/{}", event_id))
+
+
+def balance(gateway: StripeGateway) -> dict[str, int]:
+    """Stripe's balance by currency, in its integers: what is available and what is pending
+    (https://docs.stripe.com/api/balance/balance_object)."""
+    found = gateway.get("/v1/balance")
+    there: dict[str, int] = {}
+    for each in (*found["available"], *found["pending"]):
+        code = each["currency"].upper()
+        there[code] = there.get(code, 0) + each["amount"]
+    return there
 
 
 def _balance_transaction(found: Mapping[str, Any]) -> BalanceTransaction:
@@ -142,6 +194,13 @@ def dispute(gateway: StripeGateway, dispute_id: str) -> Dispute:
         _moment(found["created"]), due_by and _moment(due_by), details["submission_count"], found["payment_intent"],
         tuple(each["id"] for each in found["balance_transactions"]),
     )  # fmt: skip
+
+
+def disputes(gateway: StripeGateway) -> Iterator[tuple[str, str, list[BalanceTransaction]]]:
+    """Every dispute: its id, its status, and what moved because of it."""
+    for found in gateway.pages("/v1/disputes"):
+        moved = [_balance_transaction({**each, "source": found}) for each in found["balance_transactions"]]
+        yield found["id"], found["status"], moved
 
 
 def refund(gateway: StripeGateway, refund_id: str) -> Refund:

@@ -33,6 +33,9 @@ from billing.posting.stripe_money import BalanceTransaction
 from billing.posting.suspense import Suspended, unexplained
 
 EVENTS, MONEY = "events", "balance_transactions"
+UNREADABLE = "unreadable"
+"""The type of an event that was listed in a shape that cannot be read: it is kept as it came, under its own id, and
+waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +293,24 @@ def received(connection: Connection) -> dict[tuple[str, str], Decimal]:
         .join(accounts, accounts.c.account_id == postings.c.account_id)
         .where(accounts.c.code == AccountCode.ACCOUNTS_RECEIVABLE.code)
         .group_by(*key)
+    )
+    return {(row[0], row[1]): row[2] for row in connection.execute(query) if row[2]}
+
+
+def disputed(connection: Connection) -> dict[tuple[str, str], Decimal]:
+    """What is in 1180, by what brought it there (a dispute, or an entry by hand) and currency; zeros left out."""
+    moved, entries = tables.stripe_balance_transactions, tables.journal_entries
+    postings, accounts = tables.postings, tables.accounts
+    by_hand = literal("entry ").concat(cast(entries.c.entry_id, String))
+    name = func.coalesce(moved.c.source_id, entries.c.source["dispute"].astext, by_hand)
+    query = (
+        select(name, accounts.c.currency, func.sum(postings.c.amount))
+        .select_from(postings)
+        .join(entries, entries.c.entry_id == postings.c.entry_id)
+        .join(accounts, accounts.c.account_id == postings.c.account_id)
+        .join(moved, moved.c.entry_id == postings.c.entry_id, isouter=True)
+        .where(accounts.c.code == AccountCode.DISPUTE_RECEIVABLE.code)
+        .group_by(name, accounts.c.currency)
     )
     return {(row[0], row[1]): row[2] for row in connection.execute(query) if row[2]}
 

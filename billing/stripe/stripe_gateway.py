@@ -37,6 +37,7 @@ TOO_MANY: Final = 429
 
 _CHANGES: Final[Mapping[Operation, str]] = {
     Operation.CREATE_CUSTOMER: "/v1/customers",
+    Operation.UPDATE_CUSTOMER: "/v1/customers/{}",
     Operation.CREATE_DRAFT: "/v1/invoices",
     Operation.ADD_LINES: "/v1/invoices/{}/add_lines",
     Operation.SET_NUMBER: "/v1/invoices/{}",
@@ -185,7 +186,7 @@ class StripeGateway:
                 yield page["data"]
             if not page["has_more"]:
                 return
-            after = page["data"][-1]["id"]
+            after = next(each["id"] for each in reversed(page["data"]) if isinstance(each, Mapping) and each.get("id"))
 
     def get(self, path: str, target: str = "", **parameters: Any) -> Json:
         """An object or a page, as Stripe's JSON; `target` takes the place of the path's braces."""

@@ -173,6 +173,15 @@ class Session:
         ).fetchone()
         return int(row["total"])
 
+    def sums_by(self, kind: str, summed: str, name: str) -> dict[str, int]:
+        """The sums of one number over all objects of a type, by one of their values."""
+        rows = self._connection.execute(
+            "SELECT json_extract(body, '$.' || ?) AS value, sum(json_extract(body, '$.' || ?)) AS total FROM objects"
+            " WHERE account = ? AND type = ? AND deleted = 0 GROUP BY 1",
+            (name, summed, self.account, kind),
+        )
+        return {row["value"]: int(row["total"]) for row in rows}
+
     def invoice_with_number(self, number: str) -> str | None:
         row = self._connection.execute(
             "SELECT id FROM objects WHERE account = ? AND type = 'invoice' AND deleted = 0 AND number = ?",

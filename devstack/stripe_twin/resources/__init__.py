@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from devstack.stripe_twin.resources import (
     account,
+    balance,
     cash_balance,
     credit_notes,
     customer_balance,
@@ -21,6 +22,7 @@ from devstack.stripe_twin.resources import (
 
 ROUTES = (
     *account.ROUTES,
+    *balance.ROUTES,
     *customers.ROUTES,
     *customer_balance.ROUTES,
     *cash_balance.ROUTES,

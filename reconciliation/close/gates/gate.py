@@ -74,6 +74,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "customers are kept": Gate.R5B,
     "money in Stripe is booked once": Gate.R6,
     "money is somebody's": Gate.R6,
+    "Stripe's balance is booked": Gate.R6,
     "credits are owed": Gate.R7,
     "breakage is as estimated": Gate.R7,
     "credits are drawn as invoiced": Gate.R7,
@@ -85,15 +86,16 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "the journal is as sealed": Gate.R10,
     "movement is explained": Gate.R11,
 }
-"""Which gate a comparison belongs to. Four of `reconcile` are no gates: engine counters; "usage is rated", which asks
-of all usage that is there by now, also of what came after the cut; "customers in Stripe are explained" and "payments in
-Stripe are booked", which are about today: a balance of a customer's own stops its next invoice."""
+"""Which gate a comparison belongs to. Five of `reconcile` are no gates: engine counters; "usage is rated", which asks
+of all usage that is there by now, also of what came after the cut; "customers in Stripe are explained", "payments in
+Stripe are booked" and "disputes in Stripe are in 1180", which are about today: a balance of a customer's own stops its
+next invoice."""
 WAIVABLE: Final = ("numbered events are here", "tenants are complete", "nothing waits", "movement is explained")
 """What a person may let stay: gaps (R1), what waits (R9), what moved, which is explained (R11). Nothing else."""
 IN_STRIPE: Final = "finalized invoices are in Stripe"
 BY_ACCOUNT: Final[Mapping[str, int]] = {"rated lines are invoiced": 0, "customers are kept": 0, IN_STRIPE: 1}
 """Comparisons whose keys have a billing account, and at which place; those of ledger accounts behind RECEIVABLE."""
-BY_ENTITY: Final = frozenset({"numbers have no gaps", "the journal is as sealed"})
+BY_ENTITY: Final = frozenset({"numbers have no gaps", "the journal is as sealed", "Stripe's balance is booked"})
 """Comparisons whose keys begin with a legal entity."""
 RECEIVABLE: Final = "1100"
 

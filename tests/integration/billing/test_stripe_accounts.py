@@ -21,7 +21,7 @@ from tests.fixtures_stripe_twin import StripeTwin, act, new_test_key
 from tests.integration.billing.conftest import World
 from tests.integration.billing.stripe_months import sync
 from tests.integration.billing.test_send import reconcile
-from tests.integration.billing.test_stripe_returns import paid_by_a_stranger, signed
+from tests.integration.billing.test_stripe_returns import differing, paid_by_a_stranger, signed
 
 FEE = Decimal("0.88")
 """2.9 % of 20.00 and 0.30."""
@@ -72,6 +72,7 @@ def test_two_legal_entities_have_an_account_of_stripes_each_and_1010_is_each_one
     assert [(row["legal_entity"], row["books"], row["difference"]) for row in shown.balances] == [
         ("default", str(20 - FEE), "0"), ("eu", "0", "0"),
     ]  # fmt: skip
+    assert differing(world, stripe) == {}
     assert {i["state"] for i in invoice_list(world.engine)} == {"paid"}
     # A key of another's account, or of none that is known, is refused before anything is read or told.
     swapped = StripeAccounts({"default": gateways["default"], "eu": _of("eu", twins["default"].key, stripe_twin.url)})

@@ -7,11 +7,13 @@ import hmac
 import json
 import random
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ from billing.errors import OtherStripeAccount, StripeBusy
 from billing.posting.proposal_store import ProposalKind
 from billing.settings import StripeSettings
 from billing.stripe import returns, returns_store, stripe_gateway
+from billing.stripe.stripe_accounts import Stripe
 from billing.stripe.stripe_gateway import StripeGateway
 from console.stripe_receiver import PATH, build_app
 from tests.billing_builders import NOW
@@ -62,9 +65,12 @@ def test_payments_refunds_disputes_and_payouts_are_booked_from_balance_transacti
     assert sync(world, gateway).booked == 3
     now = books(world)
     assert (now[4920], now[1180], now[5110]) == (5, 40, 30)
+    assert differing(world, gateway) == {}
     act(stripe_twin, "decide", dispute=won, won=True)
     act(stripe_twin, "decide", dispute=lost, won=False)
+    assert differing(world, gateway) == {"disputes in Stripe are in 1180": [f"{lost}/USD"]}, "not taken in yet"
     sync(world, gateway)
+    assert differing(world, gateway) == {}
     now = books(world)
     assert (now[1180], now[4930], now[5110]) == (0, 20, 30)
     out = act(stripe_twin, "payout")["amount"]
@@ -74,6 +80,26 @@ def test_payments_refunds_disputes_and_payouts_are_booked_from_balance_transacti
     assert sync(world, gateway).booked == 0
     assert world.count("ledger.journal_entries") == entries
     assert returns_shown(world.engine, datetime.now(UTC)).agrees
+    # What two people book past Stripe is found: its balance does not have it, nor has any dispute.
+    legs = [(1010, "1"), (1180, "2"), (1020, "-3")]
+    entry = {"effective_at": NOW.isoformat(), "memo": "by hand", "legs": [
+        {"account": code, "currency": "USD", "amount": amount, "subledger": "acme" if code == 1180 else ""}
+        for code, amount in legs
+    ]}  # fmt: skip
+    number = propose(world.engine, ProposalKind.POST_ENTRY, "default", entry, document="d", now=NOW, actor="ada")
+    decide(world.engine, number, approved=True, now=NOW, actor="bob")
+    ((by_hand,),) = world.rows("select max(entry_id) from ledger.journal_entries")
+    assert differing(world, gateway) == {
+        "Stripe's balance is booked": ["default/USD"], "disputes in Stripe are in 1180": [f"entry {by_hand}/USD"],
+    }  # fmt: skip
+
+
+def differing(world: World, gateway: Stripe) -> dict[str, list[str]]:
+    """What reconciliation finds of Stripe's money, by check."""
+    names = ("money in Stripe is booked once", "Stripe's balance is booked", "disputes in Stripe are in 1180")
+    checks = [check for check in reconcile(world, gateway) if check.name in names]
+    assert len(checks) == len(names)
+    return {check.name: [each.key for each in check.differences] for check in checks if check.differences}
 
 
 def test_what_our_own_requests_caused_is_not_asked_for_again_and_all_that_waits_is_handled(
@@ -152,6 +178,40 @@ def test_what_somebody_does_by_hand_in_stripe_is_told_and_never_taken_over(
     assert any("made void in Stripe by hand" in problem for problem in found.problems)
     assert {i["state"] for i in invoice_list(world.engine)} == {"finalized"}
     assert books(world)[1100] == 60
+
+
+def changed_in(folder: Path, object_id: str, **changed: Any) -> None:
+    """Change an object in the twin's own file; None takes a field away."""
+    with closing(sqlite3.connect(folder / "twin.sqlite3", timeout=30)) as twin, twin:
+        ((body,),) = twin.execute("select body from objects where id = ?", (object_id,)).fetchall()
+        values = {name: value for name, value in (json.loads(body) | changed).items() if value is not None}
+        twin.execute("update objects set body = ? where id = ?", (json.dumps(values), object_id))
+
+
+def test_entries_that_cannot_be_read_wait_by_themselves_and_the_lists_are_read_on(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str], stripe_twin_data: Path
+) -> None:
+    for invoice in sent.values():
+        act(stripe_twin, "pay", invoice=invoice)
+    client = stripe_twin.client()
+    moved = client.v1.balance_transactions.list().data[1]
+    (paid, *_) = (e for e in client.v1.events.list().data if e.type == "invoice.paid")
+    changed_in(stripe_twin_data, moved.id, reporting_category=None)
+    changed_in(stripe_twin_data, paid.id, data=None)
+    found = sync(world, gateway)
+    assert (found.booked, found.waiting, len(found.problems)) == (2, 1, 2)
+    assert found.problems[0].startswith(f"{moved.id} of ")
+    assert found.problems[1].startswith(f"{paid.id}: this is no event of Stripe")
+    shown = returns_shown(world.engine, datetime.now(UTC))
+    assert shown.events_read_to is not None, "to its end"
+    (told,) = [check for check in reconcile(world, gateway) if check.name == "money in Stripe is booked once"]
+    assert [each.key for each in told.differences] == [moved.id]
+    # It is tried again by each run, by its id.
+    changed_in(stripe_twin_data, moved.id, reporting_category="charge")
+    changed_in(stripe_twin_data, paid.id, data=json.loads(str(paid))["data"])
+    found = sync(world, gateway)
+    assert (found.booked, found.waiting, found.problems) == (1, 0, ())
+    assert {i["state"] for i in invoice_list(world.engine)} == {"paid"}
 
 
 def paid_by_a_stranger(twin: StripeTwin, currency: str, **settled: str) -> str:

@@ -47,10 +47,14 @@ def keep_note_untold(
             theirs, _ = account.invoice(of.stripe_invoice_id or "")
             if theirs.seen.status not in ("paid", "void"):
                 left = plain(major(theirs.amount_remaining, of.invoice.identity.money))
+                way_on = "mend what makes Stripe refuse the note, and `tollbook stripe sync --again` tells it"
+                if theirs.seen.status == "uncollectible":
+                    way_on = (
+                        f"`tollbook invoice write-off {of.number} --document …` takes that over, and the note with it"
+                    )
                 raise CorrectionRefused(
                     f"{of.number} is {theirs.seen.status} in Stripe, and {left} {of.invoice.identity.currency} of it"
-                    " remain to be paid there: mend what makes Stripe refuse the note, and `tollbook stripe sync"
-                    " --again` tells it"
+                    f" remain to be paid there: {way_on}"
                 )
             with opened.begin() as transaction:
                 unapplied = credited(note.invoice) if theirs.seen.status == "paid" else 0

@@ -23,6 +23,7 @@ from billing.errors import (
 )
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import Correction, CorrectionEvent, CorrectionKind, CorrectionState
+from billing.stripe import standing_store
 from billing.stripe.correction_sender import CorrectionSender, tell_refused
 from billing.stripe.request_sender import Circumstances, Parked
 from billing.stripe.sender_lock import account_held
@@ -121,8 +122,15 @@ def _all_of(engine: Engine, account: str, listed: Sequence[Correction], given: C
 
 
 def _check_turn(opened: Connection, correction: Correction) -> None:
-    """Those of one invoice go in order: what comes later may rest on what was before. Raises Parked."""
+    """Those of one invoice go in order: what comes later may rest on what was before. Raises Parked.
+
+    But for the write-off of what somebody has made uncollectible there: Stripe takes no credit note on it before that,
+    and none after it (`CorrectionSender`).
+    """
     if correction.kind in ALONE:
+        return
+    standing = standing_store.standings(opened, [correction.invoice_id]).get(correction.invoice_id)
+    if correction.kind is CorrectionKind.WRITE_OFF and standing is not None and standing.status == "uncollectible":
         return
     open_ = correction_store.listed(opened, state=CorrectionState.OPEN, invoice_ids=[correction.invoice_id])
     first = next((each for each in open_ if each.kind not in ALONE), correction)

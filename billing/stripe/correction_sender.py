@@ -203,6 +203,7 @@ class CorrectionSender:
                 entry_id = book(self._connection, made, identity, lowered, self._given.now)
                 correction_store.end(self._connection, made, CorrectionEvent.ANSWER, entry_id=entry_id)
             because = "not told: Stripe takes no credit note on an uncollectible invoice"
+            invoice_store.set_columns(self._connection, note, parked_because=None)
             self._end(None, self._book(amount - lowered), because=because)
 
     def _refund(self) -> None:

@@ -23,6 +23,7 @@ from billing.invoicing.sending import (
     SendingStep,
     customer_metadata,
     customer_request,
+    customer_update_request,
     draft_differences,
     draft_request,
     due_date,
@@ -42,7 +43,7 @@ from billing.stripe import customer_store, restart_store, stripe_request_store
 from billing.stripe.draft_checks import check_current
 from billing.stripe.hindrances import hindrance
 from billing.stripe.request_sender import EPOCH_LIMIT, Circumstances, Differs, Parked, RequestSender
-from billing.stripe.stripe_gateway import StripeInvoice
+from billing.stripe.stripe_gateway import Json, StripeInvoice
 
 CLOCKS_DIFFER: Final = timedelta(hours=1)
 """Stripe's clock and the database's are no further apart."""
@@ -188,8 +189,7 @@ class InvoiceSender:
 
     def _email(self) -> str:
         """Where the payer gets its invoices. Raises Parked where nobody has said: Stripe makes no draft then."""
-        account = self._account.billing_account
-        email = party_store.present(self._connection, (None, account), self._account.name).email
+        account, email = self._account.billing_account, self._address()
         if not email:
             raise Parked(
                 f"billing account {account} has no e-mail address, and Stripe makes no invoice without one:"
@@ -325,7 +325,34 @@ class InvoiceSender:
                 parked_because=None,
             )
 
+    def _tell_address(self, customer: str) -> None:
+        """Stripe's customer has the account's e-mail address of now: an invoice takes it when it is finalized."""
+        account = self._account
+        while True:
+            with self._connection.begin():
+                told, times = stripe_request_store.customer_told(self._connection, account.billing_account, customer)
+                email = self._address()
+            if told is None or not email or told == email:
+                return
+
+            def make(epoch: int, email: str = email, times: int = times) -> Request:
+                of = (account.legal_entity, account.billing_account, customer)
+                return customer_update_request(*of, email, times, epoch)
+
+            def look(email: str = email) -> Json | None:
+                there = self._given.gateway.get("/v1/customers/{}", customer)
+                return there if there.get("email") == email else None
+
+            key, _ = self._requests.ask(make, self._given.gateway.change, look)
+            with self._connection.begin():
+                stripe_request_store.record_reply(self._connection, key, customer)
+
+    def _address(self) -> str | None:
+        account = self._account
+        return party_store.present(self._connection, (None, account.billing_account), account.name).email
+
     def _set_number(self, stored: StoredInvoice) -> StoredInvoice:
+        self._tell_address(_known(stored.stripe_customer_id))
         target, number = _known(stored.stripe_invoice_id), _known(stored.number)
 
         def look() -> StripeInvoice | None:

@@ -35,6 +35,8 @@ AGAIN_AFTER: Final = timedelta(hours=1)
 AGAIN_MAX: Final = timedelta(days=1)
 """What Stripe has refused is asked for again, if nobody asks, after an hour, then two, four, and so on up to a day."""
 
+OF_CUSTOMERS: Final = (Operation.CREATE_CUSTOMER, Operation.UPDATE_CUSTOMER)
+
 T = TypeVar("T")
 
 
@@ -166,7 +168,7 @@ class RequestSender:
 
     def _freeze(self, request: Request) -> FrozenRequest | None:
         # A customer outlives the invoice that it was made for.
-        invoice_id = None if request.operation is Operation.CREATE_CUSTOMER else self._invoice_id
+        invoice_id = None if request.operation in OF_CUSTOMERS else self._invoice_id
         return stripe_request_store.freeze(
             self._connection, request, billing_account=self._account, invoice_id=invoice_id
         )

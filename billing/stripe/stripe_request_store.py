@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -130,6 +131,21 @@ def first_frozen(connection: Connection, billing_account: str, operation: Operat
         table.c.billing_account == billing_account, table.c.step == operation.value
     )
     return connection.execute(query).scalar()
+
+
+def customer_told(connection: Connection, billing_account: str, customer: str) -> tuple[str | None, int]:
+    """The e-mail address that Stripe was told last of a customer of an account, and how often it was told of another
+    one; None where a customer that somebody made there was never told of any."""
+    table = tables.stripe_requests
+    steps = (Operation.CREATE_CUSTOMER.value, Operation.UPDATE_CUSTOMER.value)
+    query = (
+        select(table.c.step, table.c.parameters)
+        .where(table.c.billing_account == billing_account, table.c.step.in_(steps), table.c.reply_id == customer)
+        .order_by(table.c.replied_at.desc())
+    )
+    rows = connection.execute(query).all()
+    told = None if not rows else str(json.loads(rows[0].parameters).get("email", ""))
+    return told, sum(row.step == Operation.UPDATE_CUSTOMER.value for row in rows)
 
 
 def under_way(connection: Connection, invoice_id: uuid.UUID) -> bool:

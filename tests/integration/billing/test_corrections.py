@@ -337,6 +337,28 @@ def test_a_write_off_takes_two_people_and_comes_back_when_it_is_paid_after_all(
     assert (books(world)[1100], books(world).get(5200, 0)) == (0, 0)
 
 
+def test_what_is_made_uncollectible_in_stripe_while_a_credit_note_waits_is_written_off_and_the_note_with_it(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    note = note_over(world, sent["acme"], "5")
+    stripe_twin.client().v1.invoices.mark_uncollectible(sent["acme"])
+    by_hand, refused = sync(world, gateway).problems
+    assert "write-off" in by_hand
+    assert "note-untold" in refused
+    with pytest.raises(CorrectionRefused, match=r"write-off .* takes that over, and the note with it"):
+        keep_note_untold(world.engine, note, gateway=gateway, reason="r", now=NOW, actor="ada")
+    two_people(world, ProposalKind.WRITE_OFF, sent["acme"])
+    sync(world, gateway)
+    agrees(world, gateway)
+    assert shown(world, sent["acme"])["state"] == "uncollectible"
+    assert shown(world, note)["parked_because"] is None
+    assert (books(world)[1100], books(world)[5200]) == (20, 15)
+    # Stripe knows nothing of the note: what is paid of it after all is unapplied cash.
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    agrees(world, gateway)
+    assert (books(world)[1100], books(world).get(5200, 0), books(world)[2150]) == (20, 0, -5)
+
+
 def test_what_was_paid_elsewhere_takes_two_people_and_is_refused_where_it_was_paid_in_stripe_meanwhile(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
 ) -> None:

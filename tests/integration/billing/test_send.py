@@ -157,7 +157,14 @@ def test_a_customer_is_made_once_for_all_invoices_of_an_account_and_not_without_
     world.use("acme", at=NOVEMBER.start, output_tokens=500)
     world.rate(NOVEMBER)
     world.draft(NOVEMBER)
+    # An address that changed is told once, before the invoice is final and has it.
+    add_account(world.engine, name="acme", actor="ada", values={"email": "new@acme.example"})
+    with pytest.raises(Crash):
+        world.send(gateway, NOVEMBER, checkpoint=crash_at("unrecorded customer_update 0"))
     assert outcomes(world.send(gateway, NOVEMBER)) == {"acme": Outcome.FINALIZED}
+    assert [invoice.customer_email for invoice in in_stripe(stripe_twin)] == ["new@acme.example", "ap@acme.example"]
+    told = "select step, reply_id is not null from ledger.stripe_requests where step like 'customer%' order by 1"
+    assert world.rows(told) == [("customer", True), ("customer_update", True)]
     assert len(stripe_twin.client().v1.customers.list().data) == 1
     assert sorted(str(invoice.number) for invoice in in_stripe(stripe_twin)) == ["INV-000001", "INV-000002"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -14,6 +15,7 @@ from billing.commands.correct_invoice import credit_invoice, void_invoice
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.refund_invoice import refund_invoice
 from billing.commands.show_invoices import invoice_document, invoice_list
+from billing.commands.take_over_note import take_over_note
 from billing.commands.trial_balance import trial_balance
 from billing.database import transaction
 from billing.errors import CorrectionRefused, ProposalRefused, StripeError
@@ -43,6 +45,8 @@ class Month:
         self.charges: list[str] = []
         self.disputes: list[str] = []
         self.lost: list[str] = []
+        self.by_hand: list[str] = []
+        """Credit notes that somebody made in Stripe, and nobody has taken over."""
         self.done: dict[str, int] = {}
 
     def step(self) -> None:
@@ -140,11 +144,53 @@ class Month:
         reason = f"r{self.chance.random()}"
         credit_invoice(self.world.engine, invoice, amount, reason=reason, now=NOW, actor="ada", refund_from=back)
 
+    def credits_by_hand(self, invoice: str) -> None:
+        """Somebody makes a credit note in Stripe's dashboard; of what is paid, one that pays nothing out."""
+        client, amount = self.twin.client(), self.chance.randint(1, 200)
+        paid = client.v1.invoices.retrieve(invoice).status == "paid"
+        note = client.v1.credit_notes.create(
+            {"invoice": invoice, "amount": amount, "out_of_band_amount": amount}
+            if paid
+            else {"invoice": invoice, "amount": amount}
+        )
+        self.by_hand.append(note.id)
+
+    def undoes_a_note_by_hand(self, _: str) -> None:
+        """Somebody voids the note again that was made there last, before anybody here took it over."""
+        if self.by_hand:
+            self.twin.client().v1.credit_notes.void_credit_note(self.by_hand[-1])
+            self.by_hand.pop()
+
+    def ends_by_hand(self, invoice: str) -> None:
+        """Somebody voids an invoice there, or gives it up; rarely: there are four."""
+        if self.chance.random() < 0.2:
+            invoices = self.twin.client().v1.invoices
+            self.chance.choice((invoices.void_invoice, invoices.mark_uncollectible))(invoice)
+
+    def follows(self, invoice: str) -> None:
+        """A person here lets the books follow what was done to an invoice by hand, by the verbs that are told."""
+        theirs, _ = self.gateway.invoice(invoice)
+        for found in self.gateway.pages("/v1/credit_notes", invoice=invoice):
+            if found["id"] in self.by_hand:
+                amounts = {"std": Decimal(found["total"]) / 100}
+                take_over_note(
+                    self.world.engine, invoice, found["id"], amounts, gateway=self.gateway, reason=found["id"], now=NOW,
+                    actor="ada",
+                )  # fmt: skip
+                self.by_hand.remove(found["id"])
+        ours = invoice_document(self.world.engine, invoice)["state"]
+        if theirs.seen.status == "void" and ours in ("finalized", "uncollectible"):
+            void_invoice(self.world.engine, invoice, reason="r", now=NOW, actor="ada", gateway=self.gateway)
+        elif theirs.seen.status == "uncollectible" and ours == "finalized":
+            self.by_two(ProposalKind.WRITE_OFF, invoice)
+
     def voids(self, invoice: str) -> None:
         void_invoice(self.world.engine, invoice, reason="r", now=NOW, actor="ada")
 
     def ends(self, invoice: str) -> None:
-        kind = self.chance.choice([ProposalKind.WRITE_OFF, ProposalKind.PAID_ELSEWHERE])
+        self.by_two(self.chance.choice([ProposalKind.WRITE_OFF, ProposalKind.PAID_ELSEWHERE]), invoice)
+
+    def by_two(self, kind: ProposalKind, invoice: str) -> None:
         number = propose(self.world.engine, kind, invoice, {}, document="d", now=NOW, actor="ada")
         decide(self.world.engine, number, approved=True, now=NOW, actor="bob")
 
@@ -170,9 +216,13 @@ class Month:
         sync(self.world, self.gateway, poll=False)
 
     def catch_up(self) -> None:
-        """Take in and tell all, as long as something is open; what Stripe stored as a 5xx is looked up in time."""
+        """Take in and tell all, as long as something is open; what Stripe stored as a 5xx is looked up in time.
+        Somebody here follows what was done by hand."""
         for _ in range(6):
             sync(self.world, self.gateway)
+            for invoice in self.invoices:
+                with suppress(*REFUSED):
+                    self.follows(invoice)
             self.world.age_requests(hours=1)
 
     def agrees(self) -> None:
@@ -199,6 +249,7 @@ class Month:
 STEPS: Final = (
     "pays", "pays", "pays", "fails", "fails_to_refund", "hears", "hears",
     "disputed", "decided", "regained", "paid_out", "refunds", "refunds",
+    "credits_by_hand", "undoes_a_note_by_hand", "ends_by_hand", "follows", "follows",
     "refunds_by_hand", "credits", "credits", "voids", "ends", "sends_cash", "applies_cash", "returns_cash",
     "transfers_cash", "applies_cash_by_itself", "syncs", "syncs",
 )  # fmt: skip
@@ -225,8 +276,15 @@ def run(world: World, gateway: StripeGateway, twin: StripeTwin, *, seed: int, st
             receivable += Decimal(theirs.amount_remaining if invoice["state"] == "finalized" else 0) / 100
         elif invoice["state"] == "issued_locally" and not _voided(world, invoice):
             wrong.append(f"Stripe was not told of {invoice['number']}")
-    told = {str(n["metadata"]["credit_note"]): n["total"] for n in gateway.pages("/v1/credit_notes")}
-    issued = {i["number"]: -i["total"] for i in listed if i["state"] == "issued"}
+    there = {note["id"]: note["total"] for note in gateway.pages("/v1/credit_notes") if note["status"] == "issued"}
+    told = {name: total for name, total in there.items() if name not in month.by_hand}
+    states = {invoice["stripe_invoice_id"]: invoice["state"] for invoice in listed}
+    wrong += [
+        f"nobody could take over {note['id']} on an invoice that is {states[note['invoice']]}"
+        for note in gateway.pages("/v1/credit_notes")
+        if note["id"] in month.by_hand and states[note["invoice"]] != "void"
+    ]
+    issued = {i["stripe_invoice_id"]: -i["total"] for i in listed if i["state"] == "issued"}
     if told != issued:
         wrong.append(f"credit notes in Stripe {told}, here {issued}")
     owed = month.books().get((1100, "USD"), Decimal(0))

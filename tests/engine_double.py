@@ -125,7 +125,7 @@ class EngineClient:
         self._ids = itertools.count()
 
     async def generate(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
-        """Outputs, one for each step; `params`: n, max_tokens, and at which token the engine fails."""
+        """Outputs, one for each step; `params`: n, max_tokens, at which token the engine fails, or a sequence does."""
         if self.dead:
             raise EngineDead
         words = prompt.split()
@@ -147,6 +147,11 @@ class EngineClient:
                 last = token == params.max_tokens or token == params.stop_at
                 for inner in children:
                     self.output_processor.token(inner)
+                if token == params.error_at:  # its first sequence alone
+                    self.output_processor._finish_request(self.output_processor.request_states[children[0]])
+                    yield SimpleNamespace(
+                        finished=params.n == 1, outputs=[SimpleNamespace(finish_reason="error")], token=token
+                    )
                 if last:
                     for inner in children:
                         self.output_processor._finish_request(self.output_processor.request_states[inner])
@@ -224,8 +229,9 @@ def engine_app(step: float = 0.001) -> Starlette:
             return JSONResponse({"error": {"message": "temperature"}}, 400)
         told = body.get("metadata") or {}
         params = SimpleNamespace(
-            n=body.get("n", 1), max_tokens=bound, fail_at=told.get("fail_at"), stop_at=told.get("stop_at")
-        )
+            n=body.get("n", 1), max_tokens=bound, fail_at=told.get("fail_at"), stop_at=told.get("stop_at"),
+            error_at=told.get("error_at"),
+        )  # fmt: skip
         more = {"cache_salt": body.get("cache_salt"), "priority": body.get("priority", 0)}
         if body["model"] in client.loras:
             if body["model"] in client.broken:
@@ -291,14 +297,22 @@ def engine_app(step: float = 0.001) -> Starlette:
 async def _drain(run: AsyncIterator[Any]) -> int:
     tokens = 0
     async for output in run:
+        _raise_if_error(output)
         tokens += len(output.outputs)
     return tokens
+
+
+def _raise_if_error(output: Any) -> None:
+    """As vLLM's handlers: the sequences that go on are left to themselves, until somebody closes them."""
+    if any(part is not None and part.finish_reason == "error" for part in output.outputs):
+        raise EngineDead
 
 
 async def _stream(runs: list[AsyncIterator[Any]], model: str, usage: dict[str, int] | None) -> AsyncIterator[str]:
     try:
         for run in runs:
             async for output in run:
+                _raise_if_error(output)
                 yield _piece({"model": model, "token": output.token})
     except EngineDead:
         yield 'data: {"error":{"code":500}}\n\n'

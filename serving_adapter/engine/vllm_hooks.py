@@ -167,7 +167,7 @@ class _Hooks:
             outputs = run(*args, **kwargs)
             try:
                 async for output in outputs:
-                    if attempt is not None and output.finished:
+                    if attempt is not None:  # of several sequences each says its own, in whichever output it ends
                         attempt.seen.reasons.update(_reasons(output))
                     yield output
             except Exception:

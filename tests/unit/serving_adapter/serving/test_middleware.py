@@ -62,8 +62,23 @@ def test_the_start_is_on_disk_before_the_engine_sees_the_request(adapter_setting
             {"prompt": PROMPT, "max_tokens": 9, "metadata": {"fail_at": 4}, "stream": True},
             ("error", "platform", "engine_error", 9, 3, None),
         ),
+        (
+            "/v1/completions",
+            {"prompt": PROMPT, "max_tokens": 9, "n": 2, "metadata": {"error_at": 2}, "stream": True},
+            ("error", "platform", "engine_error", 9, 4, 18),
+        ),
+        (
+            "/v1/completions",
+            {"prompt": PROMPT, "max_tokens": 6, "stream": True, "stream_options": {"include_usage": True}},
+            ("ok", "none", "length", 9, 6, None),
+        ),
+        ("/v1/completions", {"prompt": PROMPT, "max_tokens": 3, "best_of": 1}, ("ok", "none", "length", 9, 3, None)),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 0, "echo": True}, ("ok", "none", "length", 1, 1, None)),
     ],
-    ids=["plain", "stream", "stop", "n3", "batch", "chat", "responses", "embeddings", "refused", "fails-midway"],
+    ids=[
+        "plain", "stream", "stop", "n3", "batch", "chat", "responses", "embeddings", "refused", "fails-midway",
+        "one-of-n-fails", "stream-usage", "best-of", "no-tokens",
+    ],
 )  # fmt: skip
 def test_each_attempt_has_one_event_with_the_engines_own_counts(
     adapter_settings: AdapterSettings, path: str, body: dict[str, Any], expected: tuple[Any, ...]
@@ -238,7 +253,12 @@ def test_what_runs_without_a_request_is_the_platforms(adapter_settings: AdapterS
 
     async def drained(engine: EngineClient) -> None:
         params = msgspec.defstruct(
-            "P", [("n", int, 1), ("max_tokens", int, 3), ("fail_at", Any, None), ("stop_at", Any, None)]
+            "P",
+            [
+                ("n", int, 1),
+                ("max_tokens", int, 3),
+                *((name, Any, None) for name in ("fail_at", "stop_at", "error_at")),
+            ],
         )()
         async for _ in engine.generate("a b", params, "x"):
             pass
@@ -378,7 +398,7 @@ def test_many_mixed_requests_are_conserved_and_each_has_one_event(adapter_settin
                     "n": chance.choice([1, 1, 1, 3]), "stream": chance.random() < 0.6,
                 }  # fmt: skip
                 if chance.random() < 0.1:
-                    body["metadata"] = {"fail_at": 2}
+                    body["metadata"] = {chance.choice(["fail_at", "error_at"]): 2}
                 if chance.random() < 0.1:
                     body["temperature"] = -1
                 leave = chance.randint(1, 4) if body["stream"] and chance.random() < 0.3 else None

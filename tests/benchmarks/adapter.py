@@ -2,24 +2,27 @@
 
 In one process and without sockets, so that what is measured is the adapter: an engine that answers at once for what is
 added to a request; one that takes 20 ms for requests a second with 32 in flight; 16 streams of a token each 2 ms, which
-is vLLM's pace with the tests' model. The loop is uvloop, as in vLLM's server. A request is over when the last byte of
-its answer is handed to the server: what follows (the event, its counts) no client waits for; it is in the CPU and the
-rate. Requests with and without take turns, because the machine is shared. The proxy is measured over HTTP, as a process
-of its own (proxy.py).
+is vLLM's pace with the tests' model. Each request is a sequence of an engine's double, which calls what the adapter's
+hooks are in; the one that is measured without has none. The loop is uvloop, as in vLLM's server. A request is over when
+the last byte of its answer is handed to the server: what follows (the event, its counts) no client waits for; it is in
+the CPU and the rate. Requests with and without take turns, because the machine is shared. The proxy is measured over
+HTTP, as a process of its own (proxy.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -46,6 +49,7 @@ GOAL_MS = 0.3
 PARTS = ("cpu_us_checks", "cpu_us_start", "cpu_us_engine_and_answer", "cpu_us_end")
 """Of the loop's thread: until the start is handed over; until the engine sees it; the answer; what follows it."""
 PROMPT = "count every token once " * 100
+NUMBERS = itertools.count()
 
 Message = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -63,7 +67,7 @@ class Bench:
             replica_id="bench", spool=SpoolSection(folder=str(folder / "spool")), salt_key=str(folder / "salt"),
             gateway_keys=str(folder / "keys"), rules=msgspec.convert({"models": {"tiny": [{"engine": "tiny"}]}}, Rules),
         )  # fmt: skip
-        self.engine = engine_app()
+        self._bare, self._hooked = engine_app(0), engine_app(0)
         self.replica = Replica(settings)
         self.metered: App = Middleware(at_once, self.replica)
         self.working: App = Middleware(in_a_while, self.replica)
@@ -75,11 +79,12 @@ class Bench:
         signed = sign(caller, "k1", KEY, now=int(time.time()))
         return [(b"content-type", b"application/json"), (b"x-tollbook-caller", signed.encode())]
 
-    def scope(self) -> dict[str, Any]:
-        """An HTTP request to the completions route."""
+    def scope(self, app: App) -> dict[str, Any]:
+        """An HTTP request to the completions route, of the engine that is the app's."""
+        engine = self._hooked if isinstance(app, Middleware) else self._bare
         return {
             "type": "http", "method": "POST", "path": "/v1/completions", "headers": self.headers(),
-            "client": ("127.0.0.1", 1), "app": self.engine,
+            "client": ("127.0.0.1", 1), "app": engine,
         }  # fmt: skip
 
 
@@ -87,9 +92,19 @@ BODY = json.dumps({"model": "tiny", "prompt": PROMPT, "max_tokens": 64, "tempera
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 
 
+def generated(scope: Any, body: dict[str, Any], tokens: int) -> AsyncIterator[Any]:
+    """The outputs of a sequence of the engine's, as vLLM's handlers ask for them."""
+    params = SimpleNamespace(n=1, max_tokens=tokens, fail_at=None, stop_at=None, error_at=None)
+    outputs: AsyncIterator[Any] = scope["app"].state.engine_client.generate(
+        "x", params, f"cmpl-{next(NUMBERS)}", cache_salt=body.get("cache_salt")
+    )
+    return outputs
+
+
 async def at_once(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the request, as any server does, and answers."""
-    json.loads((await receive())["body"])
+    """Reads the request, as any server does, and answers with a token."""
+    async for _ in generated(scope, json.loads((await receive())["body"]), 1):
+        pass
     await send(START)
     await send({"type": "http.response.body", "body": b'{"model":"tiny"}'})
 
@@ -102,10 +117,10 @@ async def in_a_while(scope: Any, receive: Any, send: Any) -> None:
 
 async def streamed(scope: Any, receive: Any, send: Any) -> None:
     """Tokens, each written as a server-sent event."""
-    await receive()
+    body = json.loads((await receive())["body"])
     await send(START)
-    for number in range(TOKENS):
-        piece = json.dumps({"model": "tiny", "choices": [{"index": 0, "text": "token", "n": number}]}).encode()
+    async for output in generated(scope, body, TOKENS):
+        piece = json.dumps({"model": "tiny", "choices": [{"index": 0, "text": "token", "n": output.token}]}).encode()
         await send({"type": "http.response.body", "body": b"data: " + piece + b"\n\n", "more_body": True})
         await asyncio.sleep(TOKEN_S)
     await send({"type": "http.response.body", "body": b""})
@@ -154,7 +169,7 @@ async def rate(app: App, bench: Bench) -> float:
         nonlocal left
         while left > 0:
             left -= 1
-            await call(app, bench.scope())
+            await call(app, bench.scope(app))
 
     begun = time.perf_counter()
     await asyncio.gather(*(lane() for _ in range(IN_FLIGHT)))
@@ -164,7 +179,7 @@ async def rate(app: App, bench: Bench) -> float:
 async def token_rate(app: App, bench: Bench) -> tuple[float, float]:
     """Tokens a second of all streams together, and microseconds of CPU for each."""
     begun, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(call(app, bench.scope()) for _ in range(STREAMS)))
+    await asyncio.gather(*(call(app, bench.scope(app)) for _ in range(STREAMS)))
     tokens = STREAMS * TOKENS
     return tokens / (time.perf_counter() - begun), (time.process_time() - cpu) / tokens * 1e6
 
@@ -188,7 +203,7 @@ async def by_part(bench: Bench) -> dict[str, float]:
     written = time.clock_gettime_ns(clock)
     for _ in range(REQUESTS // 2):
         marks[:] = [time.thread_time_ns()]
-        await call(metered, bench.scope())
+        await call(metered, bench.scope(metered))
         marks.append(time.thread_time_ns())
         for name, (begun, ended) in zip(PARTS, pairwise(marks), strict=True):
             parts[name].append(ended - begun)
@@ -203,8 +218,8 @@ async def measure(bench: Bench, folder: Path, report: Report) -> None:
     for _ in range(RUNS):
         bare, metered, syncs = [], [], []
         for _ in range(REQUESTS // 2):
-            bare.append(await call(at_once, bench.scope()))
-            metered.append(await call(bench.metered, bench.scope()))
+            bare.append(await call(at_once, bench.scope(at_once)))
+            metered.append(await call(bench.metered, bench.scope(bench.metered)))
         syncs = bare_sync(folder, REQUESTS // 2)
         cpu, groups = time.process_time(), bench.replica.journal.syncs
         metered_rate = await rate(bench.working, bench)

@@ -6,8 +6,7 @@ request that was aborted leaves the exchange before the engine has let go of it.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
@@ -44,10 +43,8 @@ class Attempt:
     gpu_awaited: set[str] = field(default_factory=set)
     gpu_late: bool = False
     """Nobody waits for it any longer: what comes now is a correction."""
-    stated: asyncio.Future[None] | None = None
-    """Where counts are read from the answer: done once it has stated them, or is whole."""
-    read_on_s: float = 0.0
-    """How long that is waited for once the client has left."""
+    read_on: Callable[[], Awaitable[None]] | None = None
+    """Where counts are read from the answer: waits until it has stated them, for who has left; not for ever."""
     seen: Ending = field(default_factory=Ending)
     running: dict[str, Look] = field(default_factory=dict)
     ended: list[Sequence] = field(default_factory=list)

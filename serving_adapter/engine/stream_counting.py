@@ -8,6 +8,7 @@ it has, or after a while (docs/decisions/0055-who-leaves-before-anything-is-stat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from typing import Any, Final
@@ -66,8 +67,7 @@ class StreamCounting:
             message, first = first, None
             return message if message is not None else await receive()
 
-        counted = _Counted(attempt, send, hidden, n)
-        attempt.read_on_s = self._read_on_s
+        counted = _Counted(attempt, send, hidden, n, self._read_on_s)
         if self._check is not None and scope["path"] in TAKE_OPTIONS:
             counted.usage.texts = {}
         try:
@@ -95,7 +95,7 @@ class StreamCounting:
 class _Counted:
     """One answer on its way."""
 
-    def __init__(self, attempt: Attempt, send: Send, hidden: Hidden, n: int) -> None:
+    def __init__(self, attempt: Attempt, send: Send, hidden: Hidden, n: int, read_on_s: float) -> None:
         self._attempt = attempt
         self._send = send
         self.usage = StatedUsage(time.monotonic, attempt.on_gap, n)
@@ -104,7 +104,9 @@ class _Counted:
         self._whole: bytearray | None = bytearray()
         attempt.await_gpu = None  # what the engine may tell is of sequences that nobody here knows
         attempt.began(SEQUENCE, self.usage.look)
-        self._stated = attempt.stated = asyncio.get_running_loop().create_future()
+        attempt.read_on = self._read_on
+        self._read_on_s = read_on_s
+        self._stated = asyncio.Event()
 
     async def send(self, message: Message) -> None:
         """ASGI's."""
@@ -135,8 +137,14 @@ class _Counted:
 
     def _tell(self, last: bool) -> None:
         """Nobody needs to read on for the counts."""
-        if (self.usage.stated or last) and not self._stated.done():
-            self._stated.set_result(None)
+        if self.usage.stated or last:
+            self._stated.set()
+
+    async def _read_on(self) -> None:
+        """Until counts are stated, or the answer is whole, or that takes too long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._read_on_s):
+                await self._stated.wait()
 
     def close(self) -> None:
         """The counts are final."""

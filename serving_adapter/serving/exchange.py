@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
 
 from serving_adapter.asgi import Message, Receive, Scope, Send
 from serving_adapter.engine.attempts import CURRENT, Attempt
@@ -32,6 +32,7 @@ STRIPPED: Final = frozenset(
 """Headers that vLLM obeys, or that are for us alone."""
 JSON: Final = b"application/json"
 _NO_TIER: Final = Tier()
+T = TypeVar("T")
 
 
 class Exchange:
@@ -134,9 +135,8 @@ class Exchange:
                 return {"type": "http.disconnect"}
             if message["type"] == "http.disconnect" and not seen.answered:
                 seen.client_gone = True
-                if attempt.stated is not None:  # an engine that is let go before it has stated its counts never will
-                    wanted = {attempt.stated, too_long}
-                    await asyncio.wait(wanted, timeout=attempt.read_on_s, return_when=asyncio.FIRST_COMPLETED)
+                if attempt.read_on is not None:  # an engine that is let go before it has stated its counts never will
+                    await _before(too_long, attempt.read_on)
             return message
 
         passed = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED]
@@ -206,8 +206,8 @@ def _expire(too_long: asyncio.Future[None], seen: Ending) -> None:
         too_long.set_result(None)
 
 
-async def _before(too_long: asyncio.Future[None], receive: Receive) -> Message | None:
-    """What comes next from the client; None if the time is over first."""
+async def _before(too_long: asyncio.Future[None], receive: Callable[[], Awaitable[T]]) -> T | None:
+    """What comes next; None if the time is over first."""
     if too_long.done():
         return None
     coming = asyncio.ensure_future(receive())

@@ -16,7 +16,7 @@ from billing.plans import account_store, plan_store
 from billing.plans.subscriptions import pieces
 from billing.rating import is_billable
 from billing.rating.differences import net
-from billing.rating.lines import Naming, RatedLine
+from billing.rating.lines import LineKind, Naming, RatedLine
 from billing.usage.billed_events import Billed
 from reconciliation.agreement import Check, Made, compare
 from reconciliation.close import freezing
@@ -178,8 +178,8 @@ def namings(connection: Connection, period: BillingPeriod, tenants: Collection[s
 
 def _told(lines: Iterable[RatedLine], naming: Naming) -> Iterator[Told]:
     for line in net(lines).values():
-        quantity = None if line.unit_price is None else line.quantity
         of = line.identity
+        quantity = line.quantity if line.unit_price is not None or of.kind == LineKind.USAGE else None
         charge = of.plan, of.version, of.charge_key
         key, metric = naming.key(of), str(line.metric)
         yield Told(of.kind, key, line.tax_group, line.amount, quantity, charge, metric, line.where)

@@ -22,7 +22,7 @@ DISCOUNT = "invoice_discount"
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a rated line comes to: amount in major units; its quantity, where it has a price.
+    """What a rated line comes to: amount in major units; its quantity, where it has a price or counts events.
 
     `charge`: plan, version and charge that it is of, which say its `metric`, and of which `names` (model, adapter,
     region, tier; '' for any) it counts.

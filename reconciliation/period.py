@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 import psycopg
@@ -29,7 +29,7 @@ from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.invoices import InvoiceKind
 from billing.ledger import ledger_store
 from billing.ledger.journal import FEES_EARNED
-from billing.periods import INSTANT, BillingPeriod
+from billing.periods import INSTANT, BillingPeriod, rfc3339
 from billing.plans import account_store, plan_store
 from billing.plans.price_plans import BillAttempts, PlanVersion, PriceAt
 from billing.plans.schedules import MONTHLY, periods_in
@@ -60,6 +60,8 @@ BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 BILLS_USAGE: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
+NAMED: Final = 100
+"""So many events, tenants and windows of each are named where sums differ: others, once these are mended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _checks(
     if asked.log is not None and asked.ended is not None:
         yield _log_end(usage, asked.ended, asked.log)
     yield agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage))
-    yield _stored(usage)
+    yield _stored(usage, period)
     yield from numbers_received(usage, period.start, period.end)
     yield from _windows(usage, period)
     lines = rated_line_store.accrued_in(connection, period)
@@ -222,9 +224,16 @@ def _log_end(usage: psycopg.Connection, before: Log, read_again: ReadLog) -> Che
     return Check(check.name, check.left, check.right, check.compared + len(others), (*found, *check.differences))
 
 
-def _stored(usage: psycopg.Connection) -> Check:
+def _stored(usage: psycopg.Connection, period: BillingPeriod) -> Check:
+    """Of a source of which it is not, the period's events that are gone are named."""
     recorded, there = passed_positions.counted_outcomes(usage), passed_positions.stored_counts(usage)
-    return compare("what was counted is stored", "chunks", "events and quarantine", _pairs(recorded), _pairs(there))
+    check = compare("what was counted is stored", "chunks", "events and quarantine", _pairs(recorded), _pairs(there))
+    gone = [
+        Difference(f"{source}@{position}/event", "counted", None)
+        for source in sorted({each.key.rpartition("/")[0] for each in check.differences})
+        for position in passed_positions.events_gone(usage, source, period.start, period.end, at_most=NAMED)
+    ]
+    return replace(check, differences=(*check.differences, *gone))
 
 
 def _pairs(counts: Mapping[str, tuple[int, int]]) -> dict[str, Value]:
@@ -236,10 +245,51 @@ def _windows(usage: psycopg.Connection, period: BillingPeriod) -> list[Check]:
     events = agreement.usage_by_key(usage_store.raw_quantities(usage, period.start, period.end))
     minutes = agreement.usage_by_key(usage_store.minute_quantities(usage, period.start, period.end))
     hours = agreement.usage_by_key(usage_store.rating_quantities(usage, period.start, period.end))
+    by_minute = compare("events are in their minute", "raw events", "1-minute windows", events, minutes)
+    by_hour = compare("events are in their hour", "raw events", "1-hour windows", events, hours)
     return [
-        compare("events are in their minute", "raw events", "1-minute windows", events, minutes),
-        compare("events are in their hour", "raw events", "1-hour windows", events, hours),
+        _placed(by_minute, Windows(usage, usage_store.minute_quantities, timedelta(minutes=1)), period),
+        _placed(by_hour, Windows(usage, usage_store.rating_quantities, timedelta(hours=1)), period),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Windows of one width, and raw events beside them."""
+
+    usage: psycopg.Connection
+    read: Callable[[psycopg.Connection, datetime, datetime, str], Iterable[UsageQuantity]]
+    width: timedelta
+
+    def differences(self, tenant_id: str, start: datetime, end: datetime) -> tuple[Difference, ...]:
+        """What of a tenant differs in [start, end)."""
+        events = agreement.usage_by_key(usage_store.raw_quantities(self.usage, start, end, tenant_id))
+        windows = agreement.usage_by_key(self.read(self.usage, start, end, tenant_id))
+        return compare("", "", "", events, windows).differences
+
+    def places(self, tenant_id: str, start: datetime, end: datetime) -> Iterator[Difference]:
+        """The same window by window, found by halving: what differs in none of two halves is in neither."""
+        found = self.differences(tenant_id, start, end)
+        if not found:
+            return
+        if (windows := (end - start) // self.width) > 1:
+            middle = start + windows // 2 * self.width
+            yield from self.places(tenant_id, start, middle)
+            yield from self.places(tenant_id, middle, end)
+        else:
+            yield from (replace(each, key=f"{each.key} at {rfc3339(start)}") for each in found)
+
+
+def _placed(check: Check, windows: Windows, period: BillingPeriod) -> Check:
+    """A comparison over a whole month, told window by window where something differs."""
+    found: list[Difference] = []
+    tenants = sorted({each.key.split("/")[0] for each in check.differences})
+    for tenant_id in tenants[:NAMED]:
+        placed = islice(windows.places(tenant_id, period.start, period.end), NAMED)
+        # Two windows may make up for each other: then the month's sums say less
+        found += list(placed) or [each for each in check.differences if each.key.split("/")[0] == tenant_id]
+    found += [each for each in check.differences if each.key.split("/")[0] in tenants[NAMED:]]
+    return replace(check, differences=tuple(found))
 
 
 def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedLine]) -> Check:
@@ -380,7 +430,19 @@ def _credits(connection: Connection, invoices: int) -> list[Check]:
         agreement.credits_owed(left, liability),
         agreement.breakage_expected(expected_as_booked(connection), breakage),
         agreement.credits_drawn(on_invoices, credit_store.drawn(connection), invoices),
+        _registered_credits(connection),
     ]
+
+
+def _registered_credits(connection: Connection) -> Check:
+    """Grants, paid or not, and all that moved them are what the memo register has of them (R7)."""
+    found = []
+    for each in credit_store.not_as_registered(connection):
+        what = "granted" if each.movement_no is None else f"{each.kind} {each.movement_no}"
+        key = "/".join(filter(None, (each.billing_account, each.grant_id, what, each.field)))
+        found.append(Difference(key, each.registered, each.there))
+    count = credit_store.registered(connection)
+    return Check("credits are as registered", "memo register", "credits and movements", count, tuple(found))
 
 
 def _invoiced(
@@ -456,7 +518,8 @@ def _numbers(connection: Connection) -> Check:
         issued |= {f"{series}/how many": count, f"{series}/last": highest}
     check = compare("numbers have no gaps", "counters", "numbers issued", counters, issued)
     others = [Difference(*each) for each in number_store.miswritten(connection)]
-    return Check(check.name, check.left, check.right, check.compared, (*check.differences, *others))
+    missing = [Difference(each, "issued", None) for each in number_store.missing(connection)]
+    return replace(check, differences=(*check.differences, *missing, *others))
 
 
 def _invoices(invoices: list[StoredInvoice]) -> list[Check]:
@@ -491,7 +554,7 @@ def _issued(invoices: list[StoredInvoice], *, ended: bool) -> Check:
 def _suspense(connection: Connection) -> Check:
     """Money of nobody waits in 1090 until two people have posted it where it belongs (docs/spec/money.md 9)."""
     left = returns_store.suspense(connection)
-    found = [Difference(f"{each.name}/{each.currency}", None, each.amount) for each in left]
+    found = [Difference(f"{each.legal_entity}/{each.name}/{each.currency}", None, each.amount) for each in left]
     return Check("money is somebody's", "what people posted", "ledger 1090", 1 + len(left), tuple(found))
 
 

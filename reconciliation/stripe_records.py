@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from itertools import accumulate
@@ -148,7 +148,18 @@ def money(connection: Connection, month: BillingPeriod, gateway: Stripe, seen: M
             each = there[name]
             listed[f"{name}/kept"] = f"{each.amount} - {each.fee} = {each.net}"
             booked[f"{name}/kept"] = "{} - {} = {}".format(*amounts)
-    return stripe_agreement.money_in_stripe(listed, booked)
+    return _of_books(connection, stripe_agreement.money_in_stripe(listed, booked))
+
+
+def _of_books(connection: Connection, check: Check) -> Check:
+    """Differences of what is booked begin with the legal entity in whose books it is; what is in none is nobody's."""
+    keys = {each.key: f"stripe:{each.key.partition('/')[0]}" for each in check.differences}
+    of = ledger_store.entities(connection, set(keys.values()))
+    found = [
+        replace(each, key=f"{of[keys[each.key]]}/{each.key}") if keys[each.key] in of else each
+        for each in check.differences
+    ]
+    return replace(check, differences=tuple(found))
 
 
 def customers(engine: Engine | Connection, gateway: Stripe) -> Check:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, UUID, Connection, Row, String, and_, any_, case, cast, func, not_, or_, select
+from sqlalchemy import ARRAY, UUID, Connection, Row, String, and_, any_, case, cast, func, not_, or_, select, text
 
 from billing import tables
 from billing.bills.credits import Applicability, Grant, GrantKind, TaxTreatment
@@ -242,6 +242,55 @@ def drawn_unpaid(connection: Connection) -> dict[str, Decimal]:
         .group_by(grants.c.currency)
     )
     return {row[0]: row[1] for row in connection.execute(query)}
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A field of a grant, or of one of its movements (`movement_no`, else None), that is not as the memo register has
+    it; as text, None where there is none. `field` is empty where one of the two is missing as a whole."""
+
+    billing_account: str
+    grant_id: str
+    movement_no: int | None
+    kind: str
+    field: str
+    registered: str | None
+    there: str | None
+
+
+_REGISTER: Final = text("""
+    with there as (
+        select billing_account, grant_id, null::bigint as movement_no, to_jsonb(g) as row
+        from ledger.credit_grants as g
+        union all
+        select g.billing_account, m.grant_id, m.movement_no, to_jsonb(m)
+        from ledger.credit_movements as m left join ledger.credit_grants as g using (grant_id)
+    )
+    select coalesce(t.billing_account, r.said ->> 'billing_account', ''), coalesce(t.grant_id, r.grant_id),
+        coalesce(t.movement_no, r.movement_no), coalesce(r.said, t.row) ->> 'kind', f.name,
+        case when f.name = '' then r.said ->> 'amount' else r.said ->> f.name end,
+        case when f.name = '' then t.row ->> 'amount' else t.row ->> f.name end
+    from there as t
+    full join ledger.credit_register as r
+        on r.grant_id = t.grant_id and coalesce(r.movement_no, 0) = coalesce(t.movement_no, 0)
+    cross join lateral (
+        select '' as name where r.said is null or t.row is null
+        union all
+        select name from jsonb_object_keys(r.said) as name
+        where t.row is not null and r.said -> name is distinct from t.row -> name
+    ) as f
+    order by 1, 2, 3 nulls first, 5
+""")
+
+
+def not_as_registered(connection: Connection) -> list[Registered]:
+    """What of grants and movements is not what was written down when they were added."""
+    return [Registered(*row) for row in connection.execute(_REGISTER)]
+
+
+def registered(connection: Connection) -> int:
+    """How many grants and movements there are in the memo register."""
+    return int(connection.execute(text("select count(*) from ledger.credit_register")).scalar_one())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, UUID, Connection, and_, any_, cast, func, select
+from sqlalchemy import ARRAY, UUID, Connection, and_, any_, cast, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import tables
@@ -15,6 +15,8 @@ from billing.plans.account_store import DEFAULT_LEGAL_ENTITY
 INVOICE_SERIES: Final = "invoice"
 CREDIT_NOTE_SERIES: Final = "credit_note"
 _PREFIX: Final = {INVOICE_SERIES: "", CREDIT_NOTE_SERIES: "CN-"}
+MISSING_MAX: Final = 100
+"""More are told by their count."""
 _DEFAULT: Final = frozenset({"INV-", "CN-"})
 """How numbers of the first legal entity begin: its series are there from the beginning."""
 
@@ -85,16 +87,31 @@ def issued_around(connection: Connection, legal_entity: str, invoice_ids: Iterab
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def miswritten(connection: Connection) -> list[tuple[str, str, str | None]]:
-    """Numbers that their documents do not bear: `entity/series/number`, as it was issued, and what is borne."""
+def miswritten(connection: Connection) -> list[tuple[str, str | None, str | None]]:
+    """Numbers that their documents do not bear, and that documents bear and nobody issued: `entity/series/number`
+    (of the latter `entity/` and what is borne), as it was issued, and what is borne."""
     issued, invoices = tables.issued_numbers, tables.invoices
+    entity = func.coalesce(issued.c.legal_entity, invoices.c.legal_entity)
     query = (
-        select(issued.c.legal_entity, issued.c.series, issued.c.number, issued.c.written, invoices.c.number)
-        .join(invoices, invoices.c.invoice_id == issued.c.invoice_id)
+        select(entity, issued.c.series, issued.c.number, issued.c.written, invoices.c.number, invoices.c.invoice_id)
+        .join_from(issued, invoices, invoices.c.invoice_id == issued.c.invoice_id, full=True)
         .where(invoices.c.number.is_distinct_from(issued.c.written))
-        .order_by(issued.c.legal_entity, issued.c.series, issued.c.number)
+        .order_by(entity, issued.c.series, issued.c.number, invoices.c.number)
     )
-    return [(f"{row[0]}/{row[1]}/{row[2]}", row[3], row[4]) for row in connection.execute(query)]
+    return [
+        (f"{row[0]}/{row[4]}" if row[1] is None else f"{row[0]}/{row[1]}/{row[2]}", row[3], row[4])
+        for row in connection.execute(query)
+    ]
+
+
+def missing(connection: Connection) -> list[str]:
+    """Numbers that a counter has passed and that are nobody's: `entity/series/number`, in order, some of them."""
+    query = text(
+        "select s.legal_entity, s.series, n from ledger.number_series as s, generate_series(1, s.last_number) as n"
+        " where not exists (select from ledger.issued_numbers as i"
+        " where (i.legal_entity, i.series, i.number) = (s.legal_entity, s.series, n)) order by 1, 2, 3 limit :at_most"
+    )
+    return [f"{row[0]}/{row[1]}/{row[2]}" for row in connection.execute(query, {"at_most": MISSING_MAX})]
 
 
 def numbers(connection: Connection) -> dict[str, tuple[int, int, int]]:

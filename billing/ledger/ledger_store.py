@@ -103,6 +103,14 @@ def booked(connection: Connection, keys: Collection[str]) -> set[str]:
     return set(connection.execute(select(column).where(column == any_(cast(list(keys), ARRAY(String))))).scalars())
 
 
+def entities(connection: Connection, keys: Collection[str]) -> dict[str, str]:
+    """By idempotency key in whose books its entry is; nothing of a key that has none."""
+    table = tables.journal_entries
+    query = select(table.c.idempotency_key, table.c.legal_entity)
+    query = query.where(table.c.idempotency_key == any_(cast(list(keys), ARRAY(String))))
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
 def books(connection: Connection) -> dict[str, dict[str, bool]]:
     """Per legal entity that somebody pays to, its months and whether each is closed."""
     rows = connection.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 import psycopg
@@ -55,6 +56,20 @@ def stored_counts(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:
         " where feed = 'usage'"
     )
     return {source: (events, held) for source, events, held in rows}
+
+
+def events_gone(
+    connection: psycopg.Connection, source: str, start: datetime, end: datetime, *, at_most: int
+) -> list[int]:
+    """The first positions of a source at which an event was counted that completed in [start, end) and is gone."""
+    rows = connection.execute(
+        "select i.position from usage.event_identities as i join usage.sources as s using (source_no)"
+        " where s.source = %s and i.completed_at >= %s and i.completed_at < %s and not exists"
+        " (select from usage.events as e where e.source = s.source and e.position = i.position)"
+        " order by 1 limit %s",
+        (source, start, end, at_most),
+    )
+    return [row[0] for row in rows]
 
 
 def counted_outcomes(connection: psycopg.Connection) -> dict[str, tuple[int, int]]:

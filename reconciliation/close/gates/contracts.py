@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, Connection, String, any_, cast, select
@@ -36,6 +37,8 @@ SAID: Final = (
 )  # fmt: skip
 """What of each event its message says."""
 SAID_OF_USAGE: Final = ("model", "adapter", "region", "tier", "status", "fault", "purpose", "usage_source")
+_SAID: Final = attrgetter(*SAID)
+_OF_USAGE: Final = attrgetter(*SAID_OF_USAGE)
 
 
 def contracts(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -163,13 +166,10 @@ def _used(events: Iterable[StoredEvent], tenant_id: str, altered: list[Differenc
     if tenant_id.startswith("_"):
         return
     context: dict[Attempt, int] = {}
+    there: set[tuple[str, int]] = set()
     for event in events:
-        if event.purpose != "tenant":
-            continue
         attempt = event.request_id, event.attempt
         usage = event.kind == "usage"
-        if usage and (event.counts or attempt not in context):
-            context[attempt] = event.input_tokens
         identity = f"{event.request_id}#{event.attempt}"
         try:
             said, completed_at = decode_completed(event.raw)
@@ -177,6 +177,13 @@ def _used(events: Iterable[StoredEvent], tenant_id: str, altered: list[Differenc
             altered.append(Difference(f"{tenant_id}/event {identity}", "a usage event", str(error)))
             continue
         altered += _altered(event, tenant_id, said, completed_at)
+        if (event.source, event.position) in there:
+            altered.append(Difference(f"{tenant_id}/event {identity}", "once", "twice"))
+        there.add((event.source, event.position))
+        if event.purpose != "tenant":
+            continue
+        if usage and (event.counts or attempt not in context):
+            context[attempt] = event.input_tokens
         yield Used(
             identity if usage else f"{identity}/{event.correction_no}", written_time(event.completed_at), event.model,
             event.adapter, event.region, event.tier, event.status, event.fault, event.usage_source, int(usage),
@@ -190,6 +197,11 @@ def _used(events: Iterable[StoredEvent], tenant_id: str, altered: list[Differenc
 
 def _altered(event: StoredEvent, tenant_id: str, said: UsageEvent, completed_at: datetime) -> Iterator[Difference]:
     """What of an event is not as its message says it. Keys and time of a correction are those of what it corrects."""
+    same = said.tenant_id == tenant_id and _SAID(said) == _SAID(event)
+    if same and event.kind == "usage":
+        same = completed_at == event.completed_at and tuple(v or "" for v in _OF_USAGE(said)) == _OF_USAGE(event)
+    if same:
+        return  # as it is with millions: nothing is named
     pairs: dict[str, tuple[Value, Value]] = {name: (getattr(said, name), getattr(event, name)) for name in SAID}
     pairs["tenant_id"] = said.tenant_id, tenant_id
     if event.kind == "usage":

@@ -29,6 +29,7 @@ from tests.integration.reconciliation.damages import (
     alter_row,
     delete_row,
     double_row,
+    window,
 )
 
 Expected = tuple[Gate, str]
@@ -62,9 +63,14 @@ def _other(names: Sequence[str], expected: Expected, value: str = "'x{n}'") -> d
 COUNTS: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
 KEYS: Final = ("model", "adapter", "region", "tier")
 CUSTOMERS: Final = "tenant_id in ('acme', 'beta')"
-_USED: Final = Gate.R2, "tenant_id || '/' || model"
-_EVENT: Final = Gate.R2, "'/event ' || request_id || '#'"
+_EVENT: Final = Gate.R2, "'event ' || request_id || '#'"
+_WINDOW: Final = Gate.R2, window("requests")
 _CUT_ROW: Final = Gate.R2, "tenant_id || '/cut ' || cut_id || '/row ' || row_no"
+_FROZEN: Final = (
+    Gate.R2,
+    "concat_ws('/', tenant_id, segment_no, version, model, adapter, region, tier, status, fault, usage_source,"
+    " 'requests')",
+)
 _RATED: Final = Gate.R3, "tenant_id || '/2026-10/' || charge_key"
 _BILLED: Final = Gate.R5A, "billing_account || '/' || tenant_id || '/' || plan || '/' || version || '/' || charge_key"
 _INVOICE: Final = Gate.R5A, "invoice_id::text"
@@ -81,18 +87,19 @@ ROWS: Final = (
         "cache_hit_tokens": ("cache_hit_tokens - 1", _EVENT),
         "completed_at": ("completed_at - {n} * interval '1 second'", _EVENT),
         "tenant_id": ("case tenant_id when 'acme' then 'beta' else 'acme' end", _EVENT),
-        "purpose": ("'x{n}'", _USED),
+        "purpose": ("'x{n}'", _EVENT),
         "raw": ("raw || '!'::bytea", _EVENT),
-    }, gone=_USED, twice=_USED),
+    }, gone=(Gate.R1, "source || '@' || position || '/event'"), twice=_EVENT),
     *(
         Rows(table, CUSTOMERS, {
-            **_more(COUNTS, _USED), **_other(("adapter", "region", "tier", "fault", "status", "usage_source"), _USED),
-        }, gone=_USED, twice=_USED, again={"region": "again"})
+            **{name: (f"{name} + {{n}}", (Gate.R2, window(name))) for name in COUNTS},
+            **_other(("adapter", "region", "tier", "fault", "status", "usage_source"), _WINDOW),
+        }, gone=_WINDOW, twice=(Gate.R2, window("requests", region="'again'")), again={"region": "again"})
         for table in (HOURS, MINUTES)
     ),
     Rows(FROZEN, CUSTOMERS, {
         **_more(COUNTS, _CUT_ROW), **_other((*KEYS, "fault", "status", "usage_source", "version"), _CUT_ROW),
-    }, gone=(Gate.R2, "tenant_id || '/' || segment_no || '/' || version")),
+    }, gone=_FROZEN),
     Rows(RATED, f"{CUSTOMERS} and amount <> 0", {
         "amount": ("amount + {n} * 0.000000000001", _RATED), "quantity": ("quantity + {n}", _RATED),
         "charge_key": ("'x{n}'", _RATED), "tax_group": ("'x{n}'", _RATED),
@@ -114,7 +121,11 @@ ROWS: Final = (
         "exact_total": ("exact_total + {n}", _INVOICE), "amount_due_minor": ("amount_due_minor + {n}", _INVOICE),
         "lines_hash": ("md5(lines_hash)", _INVOICE),
         "rounding": ("rounding + {n}", (Gate.R8, "invoice_id::text")),
-        "number": ("number || '{n}'", (Gate.R9, "legal_entity || '/invoice/'")),
+        "number": ("number || '{n}'", (
+            Gate.R9,
+            "legal_entity || '/invoice/' || (select number from ledger.issued_numbers as n"
+            " where n.invoice_id = r.invoice_id)",
+        )),
         "state": ("'void'", (Gate.R5B, "stripe_invoice_id")),
         "stripe_customer_id": ("'cus_{n}'", (Gate.R5B, "billing_account || '/customer'")),
     }),
@@ -124,8 +135,9 @@ ROWS: Final = (
         "tax_group": ("'x{n}'", _INVOICE), "quantity": ("quantity + {n}", _INVOICE),
     }, gone=_INVOICE, twice=_LINE, again={"line_key": "again"}),
     Rows(TAXES, "tax_minor <> 0", {"tax_minor": ("tax_minor + {n}", _INVOICE)}, gone=_INVOICE),
-    Rows(CHUNKS, "applied > 0 and next_position = first_position + 4", {}, gone=(Gate.R1, "source"),
-         twice=(Gate.R1, "source"), again={"first_position": 1000, "next_position": 1004}),
+    Rows(CHUNKS, "applied > 0 and next_position = first_position + 4", {},
+         gone=(Gate.R1, "source || '@' || next_position"),
+         twice=(Gate.R1, "source || '@1000'"), again={"first_position": 1000, "next_position": 1004}),
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from tests.integration.reconciliation.conftest import Line, event, found
 
 BOOKED, EXPLAINED = "issued invoices are booked", "the books are explained"
 DECEMBER = parse_period("2026-12")
-OWED, DRAWN = "credits are owed", "credits are drawn as invoiced"
+OWED, DRAWN, REGISTERED = "credits are owed", "credits are drawn as invoiced", "credits are as registered"
 ADD_UP, AS_DRAWN_UP, IN_STRIPE = "invoices add up", "invoices are as drawn up", "finalized invoices are in Stripe"
 PROMO = Grant("promo", GrantKind.PROMO, Decimal("0.5"), "USD", SINCE, granted_at=SINCE)
 PAID = replace(PROMO, grant_id="paid", kind=GrantKind.PAID, amount=Decimal("0.75"))
@@ -97,10 +97,11 @@ def assert_reports_tie(line: Line) -> None:
 
 TAMPERED: tuple[tuple[str, str, set[str]], ...] = (
     ("ledger.credit_movements", "update ledger.credit_movements set amount = amount / 2 where grant_id = 'paid'",
-     {OWED, DRAWN}),
-    ("ledger.credit_movements", "delete from ledger.credit_movements where kind = 'expired'", {OWED}),
+     {OWED, DRAWN, REGISTERED}),
+    ("ledger.credit_movements", "delete from ledger.credit_movements where kind = 'expired'",
+     {OWED, REGISTERED}),
     ("ledger.credit_movements", "update ledger.credit_movements set amount = amount / 2 where grant_id = 'promo'",
-     {EXPLAINED, DRAWN}),
+     {EXPLAINED, DRAWN, REGISTERED}),
     ("ledger.invoice_credits", "update ledger.invoice_credits set amount = amount / 2 where grant_id = 'promo'",
      {AS_DRAWN_UP, BOOKED, DRAWN, IN_STRIPE}),
     ("ledger.invoice_taxes", "update ledger.invoice_taxes set tax_minor = tax_minor + 1",

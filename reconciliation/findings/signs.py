@@ -158,8 +158,9 @@ def overcounted(found: Iterable[BootDifference]) -> list[Finding]:
 
 
 _DOUBLED: Final = (
-    "events of it came twice under other ids, or with tokens that were never made; stop what sends them, and take back"
-    " what it was counted for by corrections"
+    "events of it came twice under other ids, or with tokens that were never made, or under another tenant, and were"
+    " added to the right one since; stop what sends them, take back by corrections what is too much, and then settle"
+    " this: corrections are no boot's, so that no look sees them (`tollbook reconcile settle`)"
 )
 
 

@@ -508,11 +508,20 @@ close_gate_results = _table(
     *_bigints("result_no", "compared"),
     *_text("month", "gate", "part"),
     Column("differences", JSONB),
+    Column("shown", JSONB),
     *_times("at"),
 )
 
 close_stripe_objects = _table(
     "close_stripe_objects", *_bigints("object_no"), *_text("month", "kind", "stripe_id", "body"), *_times("at")
+)
+
+close_events = _table(
+    "close_events",
+    *_bigints("cut_id", "events"),
+    *_text("tenant_id", "digest"),
+    Column("body", LargeBinary),
+    *_times("at"),
 )
 
 close_waivers = _table(

@@ -75,6 +75,9 @@ def show_status(name: str, found: dict[str, Any]) -> None:
     listing(gate_rows(found), GATE_COLUMNS, title="Gates", empty="no gate was asked yet")
     for each in found["parked"]:
         out.print(f"parked: {each['billing_account']}, by {each['actor']}: {each['reason']}")
+    if found["to_sign"]:
+        waiting = found["to_sign"]
+        out.print(f"to sign: {waiting['accounts']:,} accounts, --hash {waiting['hash']}", soft_wrap=True)
 
 
 def _beside(month: MonthClosed) -> Iterator[str]:

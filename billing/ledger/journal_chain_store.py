@@ -6,7 +6,7 @@ only entries below the oldest transaction under way are sealed: nothing can stil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -163,13 +163,20 @@ def _store(
     )
 
 
-def waiting(connection: Connection, legal_entity: str, *, up_to: str | None = None) -> int:
-    """How many booked entries have no place in the chain yet; `up_to`: of accounting periods up to this one."""
+def waiting(
+    connection: Connection, legal_entity: str, *, up_to: str | None = None, documents: Collection[str] = ()
+) -> int:
+    """How many booked entries have no place in the chain yet; `up_to`: of those that are of accounting periods up to
+    this one, whenever they were booked, or that book one of these `documents`."""
     last = last_seal(connection, legal_entity)
     query = f"select count(*) from ledger.journal_entries e where e.legal_entity = :entity and {not_sealed(last)}"
     values: dict[str, object] = {"entity": legal_entity, **not_sealed_values(last)}
     if up_to is not None:
-        query, values["up_to"] = f"{query} and e.accounting_period <= :up_to", up_to
+        query += (
+            " and (e.accounting_period <= :up_to or e.original_period <= :up_to"
+            " or e.source ->> 'invoice_id' = any(cast(:documents as text[])))"
+        )
+        values |= {"up_to": up_to, "documents": sorted(documents)}
     return int(connection.execute(text(query), values).scalar_one())
 
 

@@ -9,7 +9,7 @@ import typer
 from billing.money import parse_decimal
 from console import session
 from console.output import out
-from reconciliation.close import deciding
+from reconciliation.close import close_store, deciding
 from reconciliation.close.deciding import Worth
 from reconciliation.close.gates.evaluating import evaluate_waivable
 from reconciliation.close.gates.gate import Gate
@@ -76,14 +76,17 @@ def approve(
         list[str] | None, typer.Option(help="Park this account instead; the book closes without it.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Why it is left.")] = "",
+    hash_: Annotated[
+        str | None, typer.Option("--hash", help="What `close status` shows to sign: refused if that is other by now.")
+    ] = None,
 ) -> None:
     """Sign what every reconciled account comes to. Never the person who ran the close (TOLLBOOK_TEAM_OF_ONE)."""
     period = session.month_of(month)
     with session.engine() as engine:
-        signed = deciding.approve(engine, period, actor=actor, leave=leave or (), reason=reason)
+        signed = deciding.approve(engine, period, actor=actor, leave=leave or (), reason=reason, seen=hash_)
     out.print(f"{period.name}: {len(signed)} accounts approved by {actor}" + (f", {len(leave)} left" if leave else ""))
     if signed:
-        out.print(f"  signed {deciding.signed(signed)}", soft_wrap=True)
+        out.print(f"  signed {close_store.signed(signed)}", soft_wrap=True)
 
 
 def release(month: session.Month, account: AccountName, actor: session.Actor, reason: Reason) -> None:

@@ -31,11 +31,14 @@ def evidence(
 
 def verify(
     folder: Annotated[Path, typer.Argument(exists=True, metavar="FOLDER|TAR")],
+    manifest: Annotated[
+        str | None, typer.Option(help="The manifest's hash as `close evidence` printed it, kept apart from the pack.")
+    ] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Check an evidence pack without database or network: rated again, summed again. Exit code 1 if broken."""
-    checks = verify_evidence(folder)
+    checks = verify_evidence(folder, manifest=manifest)
     found: list[dict[str, Any]] = [
         {"check": check.name, "key": each.key, "left": told(each.left), "right": told(each.right)}
         for check in checks

@@ -131,6 +131,11 @@ def book_key(legal_entity: str) -> str:
     return f"book {legal_entity}"
 
 
+def is_under_way(standing: Standing) -> bool:
+    """Whether something still comes of it: an account that is neither closed nor parked."""
+    return standing.billing_account != BOOK and standing.state not in (State.CLOSED, State.PARKED)
+
+
 def months_before(connection: Connection, month: str) -> dict[str, str]:
     """Accounts of which an earlier month is being closed and is neither closed nor parked: account → that month."""
     table = tables.close_transitions
@@ -254,6 +259,17 @@ def latest_contents(connection: Connection, month: str, accounts: Collection[str
     )  # fmt: skip
     found = [Content(*row) for row in connection.execute(query)]
     return [each for each in found if accounts is None or each.billing_account in accounts]
+
+
+def to_sign(connection: Connection, month: str) -> list[Content]:
+    """What waits for another person's approval: the content of each account that is reconciled."""
+    ready = [name for name, standing in standings(connection, month).items() if standing.state is State.RECONCILED]
+    return latest_contents(connection, month, ready)
+
+
+def signed(contents: Sequence[Content]) -> str:
+    """One hash over the hashes of accounts' contents, in order."""
+    return content_hash("\n".join(f"{each.billing_account} {each.hash}" for each in contents))
 
 
 def preparers(transitions: Iterable[Transition]) -> dict[str, set[str]]:

@@ -16,13 +16,13 @@ from billing.money import plain
 from billing.periods import BillingPeriod, rfc3339
 from billing.rating.differences import net
 from billing.rating.lines import Naming, RatedLine
-from reconciliation.close import freezing
+from reconciliation.close import freezing, priced_events
 from reconciliation.close.close_store import APPROVED
 from reconciliation.close.gates.collecting import Account
 from reconciliation.close.gates.contracts import contracts
 from reconciliation.close.gates.cut_checks import namings
 
-FORMAT: Final = "tollbook.close_content.v2"
+FORMAT: Final = "tollbook.close_content.v3"
 CHANGES_LATER: Final = (
     "state",
     "parked_because",
@@ -39,7 +39,8 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
     """By account what it comes to: a function of its cuts, and of its drafts, which are frozen.
 
     A tenant that several accounts pay for in turn is with each of them, as a whole, since it was rated as a whole;
-    rows and lines name the account that pays. Its `late_lines` are the part of its `rated_lines` that came to a frozen
+    rows and lines name the account that pays. `events`: the digest of its single events, where it is priced by them
+    (`priced_events`, kept before this). Its `late_lines` are the part of its `rated_lines` that came to a frozen
     draft: a later invoice has them.
     """
     found: dict[str, dict[str, Any]] = {
@@ -64,6 +65,7 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
             late[each.line.identity.tenant_id].append(each.line)
         naming = namings(connection, cut.period, cut.tenants)
         ratings = rated_line_store.tenant_periods(connection, cut.period, cut.tenants)
+        single = priced_events.digests(connection, cut.cut_id)
         for tenant_id in sorted(cut.tenants):
             rated = {
                 "tenant_id": tenant_id,
@@ -72,6 +74,7 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
                 "rating_no": ratings[tenant_id].rating_no,
                 "contract": agreements.get(tenant_id),
                 "usage": rows[tenant_id],
+                "events": single.get(tenant_id),
                 "rated_lines": [_line(each, naming[tenant_id]) for each in net(lines.get(tenant_id, ())).values()],
                 "late_lines": [_line(each, naming[tenant_id]) for each in net(late[tenant_id]).values()],
             }

@@ -18,7 +18,7 @@ from billing.periods import BillingPeriod, parse_period
 from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import Proposal, ProposalKind
 from reconciliation.close import close_store
-from reconciliation.close.close_store import Content, Standing, book_key
+from reconciliation.close.close_store import Content, Standing, book_key, is_under_way
 from reconciliation.close.gates.collecting import participants
 from reconciliation.close.gates.gate import GATE_OF, WAIVABLE, Gate, Result, seen
 from reconciliation.close.states import Event, State
@@ -77,7 +77,7 @@ def waive(
         close_store.lock(connection, month.name)
         standings = close_store.standings(connection, month.name)
         entities = {account.legal_entity for account in participants(connection, month).values()}
-        if all(book_key(entity) in standings for entity in entities):
+        if all(book_key(entity) in standings for entity in entities) and not any(map(is_under_way, standings.values())):
             raise CloseRefused(f"the books of {month.name} are closed: their evidence stays as it is")
         rows = [
             {"gate": gate.value, "key": key, "seen_left": left, "seen_right": right, "actor": actor, "reason": reason,
@@ -92,16 +92,26 @@ def waive(
 
 
 def approve(
-    engine: Engine, month: BillingPeriod, *, actor: str, leave: Sequence[str] = (), reason: str = ""
+    engine: Engine,
+    month: BillingPeriod,
+    *,
+    actor: str,
+    leave: Sequence[str] = (),
+    reason: str = "",
+    seen: str | None = None,
 ) -> list[Content]:
     """Sign the content of every account that is reconciled; those named in `leave` are parked instead.
 
-    Raises CloseRefused where somebody would approve what they have prepared themselves, unless TEAM_OF_ONE is set.
+    `seen`: the hash over all that is reconciled, as `close status` shows it (`to_sign`), of what the person has read.
+    Raises CloseRefused where something else waits by now, or where somebody would approve what they have prepared
+    themselves, unless TEAM_OF_ONE is set.
     """
     alone = os.environ.get(TEAM_OF_ONE) == "yes"
     with transaction(engine) as connection:
         close_store.lock(connection, month.name)
         standings = close_store.standings(connection, month.name)
+        if seen is not None and seen != (now := close_store.signed(close_store.to_sign(connection, month.name))):
+            raise CloseRefused(f"what waits to be signed has the hash {now}, not {seen}: read it, and sign that")
         if unknown := [name for name in leave if name not in standings]:
             raise CloseRefused(f"{unknown[0]} takes no part in the close of {month.name}")
         if leave and not reason.strip():
@@ -116,14 +126,9 @@ def approve(
         close_store.approve(connection, month.name, contents, actor, alone=alone)
         details = {each.billing_account: {"content_hash": each.hash} for each in contents}
         close_store.move(connection, ready.values(), Event.APPROVE, actor, details=details)
-        hashes = {"accounts": len(contents), "signed": signed(contents), "parked": list(leave)}
+        hashes = {"accounts": len(contents), "signed": close_store.signed(contents), "parked": list(leave)}
         audit.record(raw(connection), actor, "close.approve", month.name, hashes)
     return contents
-
-
-def signed(contents: Sequence[Content]) -> str:
-    """One hash over the hashes of accounts' contents, in order."""
-    return close_store.content_hash("\n".join(f"{each.billing_account} {each.hash}" for each in contents))
 
 
 def release(engine: Engine, month: BillingPeriod, account: str, *, actor: str, reason: str) -> Standing:

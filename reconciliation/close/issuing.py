@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -117,12 +117,27 @@ class Issuing:
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
             green = [n for n in finalized if not self._run.hold(found, AFTER_SENDING, n)]
-            self._run.move(connection, [standings[name] for name in green], Event.CLOSE)
-            self._run.keep(
-                connection, {gate: found[gate] for gate in (*AFTER_SENDING, Gate.R4, *OF_BOOK) if gate in found}
-            )
+            late = {n: standings[n] for n in green if book_key(standings[n].legal_entity) in standings}
+            waiting = [name for name, standing in late.items() if not self._is_sealed(connection, standing)]
+            done = [standings[name] for name in green if name not in waiting]
+            # Of what was parked when its book was closed the evidence has its own journal's end
+            ends = {name: _journal_end(connection, standing.legal_entity) for name, standing in late.items()}
+            self._run.move(connection, done, Event.CLOSE, details=ends)
+            books = {account.legal_entity for account in self._run.accounts.values()}
+            is_open = any(book_key(entity) not in standings for entity in books)
+            of_books = (Gate.R4, *OF_BOOK) if is_open else ()  # of a closed one they were asked when it was closed
+            self._run.keep(connection, {gate: found[gate] for gate in (*AFTER_SENDING, *of_books) if gate in found})
             stripe_read.keep(connection, self._run.month.name, read)
         self._run.checkpoint("accounts closed")
+
+    def _is_sealed(self, connection: Connection, standing: Standing) -> bool:
+        """Whether all that was booked for the month, or of its invoices, is sealed; what is not is told."""
+        month = self._run.month.name
+        documents = map(str, _issued_by(connection, month))
+        waiting = journal_chain_store.waiting(connection, standing.legal_entity, up_to=month, documents=list(documents))
+        if waiting:
+            self._run.held[standing.billing_account].append(f"{waiting} entries of it are not sealed yet: run it again")
+        return not waiting
 
     def close_books(self) -> None:
         """A book is closed when all its accounts are, or are left by an approval, and its own gates are green."""
@@ -158,13 +173,14 @@ class Issuing:
             try:
                 with transaction(self._run.engine) as connection:
                     close_book(connection, entity, self._run.month.name, self._run.now, parked=parked)
-                    if waiting := journal_chain_store.waiting(connection, entity, up_to=self._run.month.name):
+                    documents = list(map(str, _issued_by(connection, self._run.month.name)))
+                    if waiting := journal_chain_store.waiting(
+                        connection, entity, up_to=self._run.month.name, documents=documents
+                    ):
                         raise ProposalRefused(f"{waiting} entries of it are not sealed yet: run it again")
                     book = Standing(self._run.month.name, entity, close_store.BOOK)
-                    seal = journal_chain_store.last_seal(connection, entity)
-                    detail = {
-                        "position": seal.last_position, "chain_hash": seal.chain_hash.hex(), "parked": parked,
-                        "unbillable_no": unbillable_store.last(connection),
+                    detail = _journal_end(connection, entity) | {
+                        "parked": parked, "unbillable_no": unbillable_store.last(connection),
                     }  # fmt: skip
                     close_store.move(
                         connection, [book], Event.CLOSE, self._run.actor, details={close_store.BOOK: detail}
@@ -194,9 +210,19 @@ class Issuing:
         return found
 
 
+def _journal_end(connection: Connection, entity: str) -> dict[str, Any]:
+    """How far a legal entity's journal is sealed."""
+    seal = journal_chain_store.last_seal(connection, entity)
+    return {"position": seal.last_position, "chain_hash": seal.chain_hash.hex()}
+
+
+def _issued_by(connection: Connection, month: str) -> list[uuid.UUID]:
+    """The invoices that a month's close issues: what it has put before a person."""
+    put = [json.loads(each.content)["documents"] for each in close_store.latest_contents(connection, month)]
+    return [uuid.UUID(document["invoice_id"]) for documents in put for document in documents]
+
+
 def _in_stripe(connection: Connection, month: BillingPeriod) -> set[str]:
-    """Stripe's ids of the invoices that a month's close issues: what it has put before a person."""
-    put = [json.loads(each.content)["documents"] for each in close_store.latest_contents(connection, month.name)]
-    ids = [uuid.UUID(document["invoice_id"]) for documents in put for document in documents]
-    listed = invoice_store.listed(connection, invoice_ids=ids, as_stored=True)
+    """Stripe's ids of them."""
+    listed = invoice_store.listed(connection, invoice_ids=_issued_by(connection, month.name), as_stored=True)
     return {s.stripe_invoice_id for s in listed if s.stripe_invoice_id}

@@ -14,7 +14,7 @@ from billing.invoicing import rated_line_store
 from billing.invoicing.sending import SendingStep
 from billing.periods import BillingPeriod
 from billing.posting.fee_recognition import recognise_fees
-from reconciliation.close import close_store
+from reconciliation.close import close_store, priced_events
 from reconciliation.close.close_store import Standing
 from reconciliation.close.contents import contents
 from reconciliation.close.freezing import keeping, keeping_late
@@ -137,7 +137,9 @@ class Preparing:
             found[Gate.R5A] = _merged(found[Gate.R5A], again[Gate.R5A], stripe_drafts)
             green = [name for name in green if not self._run.hold(again, [Gate.R5A], name)]
             close_store.lock(connection, self._run.month.name)
-            texts = contents(connection, self._run.month, {name: self._run.accounts[name] for name in green})
+            accounts = {name: self._run.accounts[name] for name in green}
+            priced_events.keep(connection, self._run.month, {t for each in accounts.values() for t in each.tenants})
+            texts = contents(connection, self._run.month, accounts)
             close_store.add_contents(connection, self._run.month.name, texts, self._run.actor)
             standings = self._run.standings(connection)
             self._run.move(connection, [standings[name] for name in green], Event.RECONCILE)

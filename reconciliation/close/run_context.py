@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
@@ -121,9 +122,16 @@ class Run:
         """The accounts in a state."""
         return [name for name in self.accounts if name in standings and standings[name].state is state]
 
-    def move(self, connection: Connection, standings: Collection[Standing], event: Event, reason: str = "") -> None:
-        """Let the same happen to accounts, by who runs the close."""
-        for moved in close_store.move(connection, standings, event, self.actor, reason=reason):
+    def move(
+        self,
+        connection: Connection,
+        standings: Collection[Standing],
+        event: Event,
+        reason: str = "",
+        details: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Let the same happen to accounts, by who runs the close. `details` are by account."""
+        for moved in close_store.move(connection, standings, event, self.actor, reason=reason, details=details):
             self.found.moved[moved.state] = self.found.moved.get(moved.state, 0) + 1
 
     def keep(self, connection: Connection, found: Mapping[Gate, Result]) -> None:

@@ -15,11 +15,13 @@ from reconciliation.close.states import State
 
 
 def close_status(engine: Engine, month: BillingPeriod) -> dict[str, Any]:
-    """`accounts` by state, `books` that are closed, `parked` with reasons, `gates` with differences, `waivers`."""
+    """`accounts` by state, `books` that are closed, `parked` with reasons, what an approval would sign, `gates` with
+    differences, `waivers`."""
     with transaction(engine) as connection:
         standings = close_store.standings(connection, month.name).values()
         gates = gate_store.latest(connection, month.name)
         waivers = close_store.waivers(connection, month.name)
+        to_sign = close_store.to_sign(connection, month.name)
     counts = Counter(each.state for each in standings if each.billing_account)
     return {
         "accounts": [{"state": state.value, "accounts": counts[state]} for state in State if state in counts],
@@ -29,6 +31,7 @@ def close_status(engine: Engine, month: BillingPeriod) -> dict[str, Any]:
             for each in standings
             if each.state is State.PARKED
         ],
+        "to_sign": {"accounts": len(to_sign), "hash": close_store.signed(to_sign)} if to_sign else None,
         "gates": [
             {"gate": gate.value, "compared": stored.result.compared, "at": rfc3339(stored.at),
              "differences": [each.document() for each in stored.result.found]}

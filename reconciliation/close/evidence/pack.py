@@ -17,10 +17,14 @@ from reconciliation.errors import EvidenceBroken
 
 
 class Pack:
-    """The folder that `close evidence` wrote. Raises EvidenceBroken for another format, and for what is no JSON."""
+    """The folder that `close evidence` wrote. `kept`: its manifest's hash, where somebody has it from elsewhere.
 
-    def __init__(self, folder: Path) -> None:
+    Raises EvidenceBroken for another format, and for what is no JSON.
+    """
+
+    def __init__(self, folder: Path, kept: str | None = None) -> None:
         self.folder = folder
+        self._kept = kept
         self.content = folder / CONTENT
         self.signatures = folder / SIGNATURES
         manifest: dict[str, Any] = json.loads((self.content / MANIFEST).read_text())
@@ -31,6 +35,8 @@ class Pack:
     def files(self) -> Check:
         """Every file of the content is that of the manifest, and the manifest that which was written."""
         said = self._said | {MANIFEST: (self.signatures / MANIFEST_HASH).read_text().split(" ")[0]}
+        if self._kept is not None:
+            said[MANIFEST] = self._kept
         there: dict[str, Value] = {
             path.relative_to(self.content).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.content.rglob("*"))

@@ -19,6 +19,7 @@ from reconciliation.close.evidence.pack_files import table
 from reconciliation.close.evidence.registers import Row
 from reconciliation.close.evidence.signed import same_lines, states
 from reconciliation.close.evidence.writing import DOCUMENTS_FILE, GATES_FILE, INVOICES_FILE
+from reconciliation.close.gates import movement
 from reconciliation.close.gates.gate import Gate
 from reconciliation.close.states import State
 from reconciliation.comparison import Value
@@ -37,6 +38,7 @@ def register_checks(pack: Pack) -> list[Check]:
         _registers(pack, booked),
         _numbers(pack, documents, booked),
         _in_stripe(pack),
+        _movements(pack),
         stripe_read.money_check(
             pack.of(stripe_read.FILE), [pack.journal(entity) for entity in pack.journals], pack.month
         ),
@@ -118,6 +120,20 @@ def _numbers(pack: Pack, documents: Iterable[Row], booked: Mapping[str, Row]) ->
         if f"{key}/number" in ours:
             theirs[f"{key}/number"] = row["written"]
     return compare("numbers are those of the documents", "documents", registers.NUMBERS_FILE, ours, theirs)
+
+
+def _movements(pack: Pack) -> Check:
+    """What R11 had explained is in the register of movements, whose parts add up."""
+    found = [each for each in pack.of(GATES_FILE) if each["gate"] == Gate.R11]
+    told = {each["key"]: each["right"] for result in found for each in result["differences"]}
+    ours: dict[str, Value] = dict(told)
+    theirs: dict[str, Value] = {}
+    for row in _rows((pack.content / registers.MOVED_FILE).read_bytes()):
+        moved = movement.read(row)
+        if moved.key in told:
+            theirs[moved.key] = moved.told
+        ours[f"{moved.key}/parts"], theirs[f"{moved.key}/parts"] = str(moved.row), str(row)
+    return compare("movements are as explained", "gates", registers.MOVED_FILE, ours, theirs)
 
 
 def _in_stripe(pack: Pack) -> Check:

@@ -44,11 +44,13 @@ def page_of(month: str, content: Mapping[str, bytes]) -> str:
 
 def write_tar(file: Path, root: str, pack: Mapping[str, bytes], cut_at: datetime) -> None:
     """All files under one folder, in order, owned by nobody, dated by the cut: the same pack gives the same bytes."""
-    with tarfile.open(file, "w") as tar:
+    part = file.with_name(f".{file.name}.part")
+    with tarfile.open(part, "w") as tar:
         for name, data in sorted(pack.items()):
             member = tarfile.TarInfo(f"{root}/{name}")
             member.size, member.mtime, member.mode = len(data), int(cut_at.timestamp()), 0o644
             tar.addfile(member, io.BytesIO(data))
+    os.replace(part, file)
 
 
 @contextmanager

@@ -71,17 +71,42 @@ def invoices(pack: Pack) -> Check:
 
 
 def books(pack: Pack, ends: Mapping[str, tuple[int, bytes]]) -> Check:
-    """Each closed book's journal ends where the book was closed. `ends`: of each journal's chain, where it is whole."""
+    """Each closed book's journal ends where the book was closed; or, of accounts that were parked then, where the last
+    of them was. It goes on while one of these is under way. `ends`: of each journal's chain, where it is whole."""
     said: dict[str, Value] = {}
     there: dict[str, Value] = {}
-    for step in pack.transitions:
-        if step["billing_account"] == BOOK:
-            entity, detail = step["legal_entity"], step["detail"]
-            said[entity] = f"{detail['position']} {detail['chain_hash']}"
-            if entity in ends:
-                position, head = ends[entity]
-                there[entity] = f"{position} {head.hex()}"
+    for entity, closed in _closed_at(pack).items():
+        hashes = {line["position"]: line["chain_hash"] for line in pack.journal(entity) if "entry" in line}
+        for name, position, chain_hash in closed:
+            said[name] = f"{position} {chain_hash}"
+            if entity in ends and position in hashes:
+                there[name] = f"{position} {hashes[position]}"
+        if entity in ends and not _goes_on(pack, entity):
+            said[f"{entity}/end"], there[f"{entity}/end"] = max(at for _, at, _ in closed), ends[entity][0]
     return compare("journals end where their books were closed", "book's close", "journal", said, there)
+
+
+def _closed_at(pack: Pack) -> dict[str, list[tuple[str, int, str]]]:
+    """By legal entity how far the journal was when its book was closed, and each account that was parked then: a name,
+    the position, its hash."""
+    found: dict[str, list[tuple[str, int, str]]] = {}
+    for step in pack.transitions:
+        entity, detail = step["legal_entity"], step["detail"]
+        if step["event"] == Event.CLOSE and "position" in detail:
+            name = "/".join(filter(None, (entity, step["billing_account"])))
+            found.setdefault(entity, []).append((name, int(detail["position"]), detail["chain_hash"]))
+    return found
+
+
+def _goes_on(pack: Pack, entity: str) -> bool:
+    """Whether an account was let go on after the book was closed, and is not closed."""
+    last: dict[str, str] = {}
+    closed = False
+    for step in pack.transitions:
+        if step["legal_entity"] == entity:
+            closed = closed or step["billing_account"] == BOOK
+            last |= {step["billing_account"]: step["to"]} if closed else {}
+    return any(state != State.CLOSED for state in last.values())
 
 
 def waivers(pack: Pack) -> Check:

@@ -15,22 +15,27 @@ from billing.errors import JournalBroken
 from billing.ledger.journal_chain import verified_export
 from billing.money import ZERO, exactly, plain
 from reconciliation.agreement import Check, compare
+from reconciliation.close import priced_events
 from reconciliation.close.evidence import signed
 from reconciliation.close.evidence.pack import Pack
 from reconciliation.close.evidence.register_checks import register_checks
 from reconciliation.close.evidence.writing import BALANCE_FILE, balances_table, trial_balance
 from reconciliation.close.freezing import cut_digest, row_digest
 from reconciliation.close.gates.contracts import frozen_as_used
-from reconciliation.close.gates.rated_twice import RatedTwice, Told
-from reconciliation.close.gates.second_rating import priced_by_event
+from reconciliation.close.gates.rated_twice import USAGE, RatedTwice, Told
+from reconciliation.close.gates.second_rating import Used, priced_by_event
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import EvidenceBroken
 
 ACCRUED = 1150
 
 
-def verify_evidence(folder: Path) -> list[Check]:
-    """Everything that can be compared in a pack, a folder or the tar of one. Raises EvidenceBroken for what is none."""
+def verify_evidence(folder: Path, *, manifest: str | None = None) -> list[Check]:
+    """Everything that can be compared in a pack, a folder or the tar of one. Raises EvidenceBroken for what is none.
+
+    `manifest`: the manifest's hash that `close evidence` printed, as somebody kept it apart from the pack: whoever
+    changes a pack can write all of its hashes anew, but not that one.
+    """
     if folder.is_file():
         with TemporaryDirectory() as unpacked:
             try:
@@ -41,9 +46,9 @@ def verify_evidence(folder: Path) -> list[Check]:
             roots = list(Path(unpacked).iterdir())
             if len(roots) != 1:
                 raise EvidenceBroken(f"{folder} has {len(roots)} folders and files at its top: a pack's tar has one")
-            return verify_evidence(roots[0])
+            return verify_evidence(roots[0], manifest=manifest)
     try:
-        return _checks(Pack(folder))
+        return _checks(Pack(folder, manifest))
     except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise EvidenceBroken(f"{folder} is no whole evidence of a close: {type(error).__name__}: {error}") from None
 
@@ -72,7 +77,7 @@ def _checks(pack: Pack) -> list[Check]:
         signed.contents(pack),
         _cuts(pack.tenants, list(pack.of("cuts.jsonl"))),
         signed.tables(pack),
-        _rated(pack.tenants),
+        *_rated(pack),
         _drafted(pack.accounts),
         signed.invoices(pack),
         signed.waivers(pack),
@@ -98,19 +103,34 @@ def _cuts(tenants: Iterable[Mapping[str, Any]], cuts: Iterable[Mapping[str, Any]
     return compare("frozen usage is that of its cut", "digests", "rows", said, there)
 
 
-def _rated(tenants: Iterable[Mapping[str, Any]]) -> Check:
-    """The second rating of frozen usage. What is priced request by request was rated again at the close alone (R3)."""
+def _rated(pack: Pack) -> list[Check]:
+    """The second rating of frozen usage; where prices hang on single events, of these, which are what was signed."""
     rated = RatedTwice()
-    for tenant in tenants:
-        if tenant["contract"] is not None and not priced_by_event(tenant["contract"]):
+    said: dict[str, Value] = {}
+    there: dict[str, Value] = {}
+    events: dict[str, list[Used]] = {}
+    for line in pack.of(priced_events.FILE):
+        key = f"{line['tenant_id']}/{line['period']}"
+        there[key], events[key] = priced_events.of_pack(line)
+    for tenant in pack.tenants:
+        key = f"{tenant['tenant_id']}/{tenant['period']}"
+        if tenant["contract"] is None:
+            continue
+        if priced_by_event(tenant["contract"]):
+            said[key] = tenant["events"]
+            used = events.get(key, [])
+        else:
             used = [frozen_as_used(row, number) for number, row in enumerate(tenant["usage"], start=1)]
-            told = map(_told, tenant["rated_lines"])
-            rated.add(f"{tenant['tenant_id']}/{tenant['period']}", tenant["contract"], used, told)
-    return rated.check("second rating of frozen usage")
+        rated.add(key, tenant["contract"], used, map(_told, tenant["rated_lines"]))
+    return [
+        compare("single events are what was signed", "accounts", priced_events.FILE, said, there),
+        rated.check("second rating of frozen usage"),
+    ]
 
 
 def _told(line: Mapping[str, Any]) -> Told:
-    quantity = None if line["unit_price"] is None else Decimal(line["quantity"])
+    counted = line["unit_price"] is not None or line["kind"] == USAGE
+    quantity = Decimal(line["quantity"]) if counted else None
     charge = line["plan"], line["version"], line["charge_key"]
     names = line["model"], line["adapter"], line["region"], line["tier"]
     amount = Decimal(line["amount"])

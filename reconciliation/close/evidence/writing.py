@@ -26,16 +26,19 @@ from billing.ledger import journal_chain_store
 from billing.ledger.journal_chain import exported
 from billing.money import ZERO, exactly, plain
 from billing.periods import BillingPeriod, rfc3339
-from reconciliation.close import close_store, freezing
-from reconciliation.close.close_store import Content, book_key
+from reconciliation.close import close_store, freezing, priced_events
+from reconciliation.close.close_store import Content, Standing, book_key, is_under_way
 from reconciliation.close.contents import CHANGES_LATER
-from reconciliation.close.evidence import register_store, registers, renderings, stripe_read
+from reconciliation.close.evidence import pack_files, register_store, registers, renderings, stripe_read
 from reconciliation.close.evidence.pack_files import lines, table
 from reconciliation.close.freezing import Cut
 from reconciliation.close.gates import gate_store
+from reconciliation.close.gates.gate import Gate
+from reconciliation.close.gates.movement import MOVED
+from reconciliation.close.states import State
 from reconciliation.errors import CloseRefused
 
-FORMAT: Final = "tollbook.close_evidence.v2"
+FORMAT: Final = "tollbook.close_evidence.v3"
 CONTENT, SIGNATURES, README = "content", "signatures", "README.md"
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 ACCOUNTS_FILE, GATES_FILE, INVOICES_FILE = "accounts.jsonl", "gates.jsonl", "invoices.jsonl"
@@ -64,18 +67,20 @@ page against the content.
 |---|---|
 | cuts.jsonl | when usage was cut, up to which message of each source, and where all else stood |
 | accounts.jsonl | an account a line, as it was approved: contract, frozen usage, rated lines, drafts |
+| priced_events.jsonl | of tenants whose prices hang on single events: these, as the second rating read them |
 | usage.csv, rated_lines.csv | the same as tables |
 | gates.jsonl, waivers.jsonl | what each gate compared and found; what a person let stay, why, what it may be worth |
 | invoices.jsonl | what was approved as it was issued, with numbers and Stripe's ids |
 | stripe.jsonl | those invoices, and the month's balance transactions, as Stripe had them when they were compared last |
 | documents.jsonl | other documents that are booked since the month began: fees in advance, top-ups, credit notes |
-| journal-ENTITY.jsonl | the sealed journal up to the close of its book |
+| journal-ENTITY.jsonl | the sealed journal up to the close of its book, or of an account that was released later |
 | trial_balance.csv | the month's debits and credits by account, and the balance after it |
 | registers/late_usage.csv | what is billed of earlier periods; what came when the draft was built already |
 | registers/unbillable_usage.csv | what came later than its contract bills, and who approved that |
 | registers/credit_notes.csv | credit notes booked since the month began, in minor units |
 | registers/disputes.csv | what disputes withdrew, gave back, cost, and lost for good in the month |
 | registers/manual_journals.csv | entries by hand in the month, leg by leg, and who proposed and approved them |
+| registers/movements.csv | what changed against the month before (R11) by tenant and model, also what is small |
 | registers/number_series.csv | every number of each series from the first to the last that such a document bears |
 """
 
@@ -92,8 +97,8 @@ class Written:
 def write_evidence(engine: Engine, month: BillingPeriod, folder: Path, *, tar: Path | None = None) -> Written:
     """Write the evidence of a month's close into a folder that is empty or holds an earlier pack of it.
 
-    And as a tar if asked, whose order, owners and times are the same each time. Raises CloseRefused where the close has
-    not begun.
+    And as a tar if asked, whose order, owners and times are the same each time. Cut off anywhere it is no pack, or the
+    one before, and written again it is whole. Raises CloseRefused where the close has not begun.
     """
     with transaction(engine) as connection:
         files = dict(_content(connection, month))
@@ -113,9 +118,7 @@ def write_evidence(engine: Engine, month: BillingPeriod, folder: Path, *, tar: P
     pack[README] = EXPLAINED.format(month=month.name).encode()
     rendered, without_pdf = renderings.rendered(month.name, files, cut_at)
     pack |= rendered
-    for place, data in pack.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(data)
+    pack_files.put(folder, pack, last=f"{SIGNATURES}/{MANIFEST_HASH}")
     if tar is not None:
         renderings.write_tar(tar, f"close-{month.name}", pack, cut_at)
     return Written(len(pack), manifest, without_pdf)
@@ -130,6 +133,7 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
     accounts = [json.loads(each.content) for each in contents]
     yield ACCOUNTS_FILE, "".join(f"{each.content}\n" for each in contents).encode()
     yield "cuts.jsonl", lines(_cuts(connection, month, accounts))
+    yield priced_events.FILE, _priced_events(connection, month, accounts)
     yield "usage.csv", usage_table(accounts)
     yield "rated_lines.csv", rated_table(accounts)
     stored = gate_store.latest(connection, month.name)
@@ -144,6 +148,8 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
             for gate, one in stored.items()
         ),
     )
+    moved = stored[Gate.R11].result.shown if Gate.R11 in stored else ()
+    yield registers.MOVED_FILE, table(MOVED, moved)
     yield "waivers.jsonl", lines(each.document() for each in close_store.waivers(connection, month.name))
     ids = sorted(uuid.UUID(document["invoice_id"]) for each in accounts for document in each["documents"])
     issued = [s for s in invoice_store.listed(connection, invoice_ids=ids) if s.state in ISSUED]
@@ -163,7 +169,7 @@ def _books(
     unbillable: list[int] = []
     for entity in sorted({each["legal_entity"] for each in accounts}):
         book = standings.get(book_key(entity))
-        last = int(book.detail["position"]) if book is not None else None
+        last = _journal_end(entity, standings)
         unbillable += [int(book.detail.get("unbillable_no", 0))] if book is not None else []
         journal = list(_journal(connection, entity, last))
         yield f"journal-{entity}.jsonl", "".join(journal).encode()
@@ -178,8 +184,20 @@ def _books(
     )
 
 
+def _journal_end(entity: str, standings: Mapping[str, Standing]) -> int | None:
+    """Up to which entry the month's documents are booked: where the book was closed, or, of an account that was parked
+    then, where that account was. None: something is still to come, and all of it is shown."""
+    book = standings.get(book_key(entity))
+    if book is None or book.at is None:
+        return None
+    own = [each for each in standings.values() if each.legal_entity == entity and each.billing_account]
+    if any(is_under_way(each) or (each.state is State.PARKED and each.at and each.at > book.at) for each in own):
+        return None
+    return max(int(each.detail["position"]) for each in (book, *own) if "position" in each.detail)
+
+
 def _journal(connection: Connection, entity: str, last: int | None) -> Iterator[str]:
-    """The sealed journal, as far as it went when the book was closed; of an open book all of it."""
+    """The sealed journal up to an entry; all of it."""
     links = journal_chain_store.links(connection, entity)
     yield from exported(entity, links if last is None else takewhile(lambda link: link.position <= last, links))
 
@@ -215,6 +233,17 @@ def _cuts(
             "coordinates": cut.coordinates,
             "rows": freezing.digests_of(connection, cut.cut_id),
         }
+
+
+def _priced_events(connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]) -> bytes:
+    """Of the tenants whose contents name them; the digest tells whether they are those that were signed."""
+    signed = {tenant["events"] for account in accounts for tenant in account["tenants"]}
+    return b"".join(
+        priced_events.in_pack(each, cut.period)
+        for cut in _taken(connection, month, accounts)
+        for each in priced_events.of_cut(connection, cut.cut_id)
+        if each.tenant_id in cut.tenants and each.digest in signed
+    )
 
 
 def _taken(connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]) -> list[Cut]:

@@ -85,9 +85,12 @@ def evaluate(
             of_cuts.add(each)
         checks += of_cuts.checks
         checks += told(_checks(connection, month, accounts.values(), invoices, now), made)
+        moved = _moved(connection, month)
+        checks += told([moved.check], made)
         owned = owners(connection, month, accounts, invoices)
         checks += told(_sealed(connection), made)
-    return _with_parts(results(checks, owned, waived), of_cuts, owned)
+    found = _with_parts(results(checks, owned, waived), of_cuts, owned)
+    return found | {Gate.R11: replace(found[Gate.R11], shown=moved.rows)}
 
 
 def evaluate_late(engine: Engine, month: BillingPeriod, accounts: Mapping[str, Account]) -> dict[Gate, Result]:
@@ -140,7 +143,6 @@ def _checks(
     yield from kept_checks(connection, invoices)
     yield _waiting(connection, month, invoices)
     yield _complete(connection, month, accounts, now)
-    yield _moved(connection, month)
 
 
 def evaluate_waivable(engine: Engine, month: BillingPeriod, *, now: datetime) -> dict[Gate, Result]:
@@ -152,7 +154,7 @@ def evaluate_waivable(engine: Engine, month: BillingPeriod, *, now: datetime) ->
             *numbers_received(raw(connection), month.start, month.end),
             _complete(connection, month, accounts.values(), now),
             _waiting(connection, month, invoices),
-            _moved(connection, month),
+            _moved(connection, month).check,
         ]
         waived = close_store.waived(connection, month.name)
         return results(checks, owners(connection, month, accounts, invoices), waived)
@@ -241,11 +243,21 @@ def _complete(connection: Connection, month: BillingPeriod, accounts: Iterable[A
     return Check("tenants are complete", "the month's end", "complete to", tenants, tuple(missing.values()))
 
 
-def _moved(connection: Connection, month: BillingPeriod) -> Check:
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """R11, and all that moved."""
+
+    check: Check
+    rows: tuple[Mapping[str, str], ...]
+
+
+def _moved(connection: Connection, month: BillingPeriod) -> _Moved:
     before = BillingPeriod((month.start - timedelta(days=1)).replace(day=1), month.start)
     then, now = (rated_line_store.accrued_in(connection, each) for each in (before, month))
     found = movements(then, now)
-    return Check("movement is explained", "the month before", "this month", len(found), tuple(to_explain(found, then)))
+    explain = tuple(to_explain(found, then))
+    check = Check("movement is explained", "the month before", "this month", len(found), explain)
+    return _Moved(check, tuple(each.row for each in found))
 
 
 def _sealed(connection: Connection) -> Iterator[Check]:

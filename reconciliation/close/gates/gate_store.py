@@ -26,14 +26,14 @@ class StoredResult:
 
 def keep(connection: Connection, month: str, found: Mapping[Gate, Result]) -> None:
     """Append results that differ from what was found last; of what is asked in parts, part by part."""
-    last = {key: (row.compared, row.differences) for key, row in _stored(connection, month).items()}
+    last = {key: (row.compared, row.differences, row.shown) for key, row in _stored(connection, month).items()}
     rows = []
     for gate, result in found.items():
         for part, of_part in _in_parts(result).items():
-            said = of_part.compared, [each.document() for each in of_part.found]
+            said = of_part.compared, [each.document() for each in of_part.found], [dict(row) for row in of_part.shown]
             if last.get((gate, part)) != said:
                 named = {"month": month, "gate": gate.value, "part": part}
-                rows.append(named | {"compared": said[0], "differences": said[1]})
+                rows.append(named | {"compared": said[0], "differences": said[1], "shown": said[2]})
     add_rows(connection, tables.close_gate_results, rows)
 
 
@@ -41,7 +41,8 @@ def _in_parts(result: Result) -> dict[str, Result]:
     """A result by its parts; '' is what is of none."""
     compared = result.compared - sum(part.compared for part in result.parts.values())
     of_parts = {each for part in result.parts.values() for each in part.found}
-    rest = Result(result.gate, compared, tuple(each for each in result.found if each not in of_parts))
+    found = tuple(each for each in result.found if each not in of_parts)
+    rest = Result(result.gate, compared, found, shown=result.shown)
     return {**result.parts, **({"": rest} if rest.compared or rest.found or not result.parts else {})}
 
 
@@ -57,7 +58,8 @@ def latest(connection: Connection, month: str) -> dict[Gate, StoredResult]:
     for gate, listed in parts.items():
         rows = [row for _, (_, row) in sorted(listed.items())]
         differences = tuple(dict.fromkeys(each for row in rows for each in of_documents(row.differences)))
-        result = Result(gate, sum(row.compared for row in rows), differences)
+        shown = tuple(each for row in rows for each in row.shown)
+        result = Result(gate, sum(row.compared for row in rows), differences, shown=shown)
         found[gate] = StoredResult(result, max(row.at for row in rows))
     return {gate: found[gate] for gate in Gate if gate in found}
 

@@ -17,6 +17,7 @@ THRESHOLD: Final = Decimal("0.05")
 """A movement is explained by a person that is more than this share of the currency's whole in the month before."""
 _CENT: Final = Decimal("0.01")
 
+MOVED: Final = ("tenant_id", "model", "currency", "before", "now", "change", "volume", "price", "mix")
 Cell = tuple[str, str, str]
 """(tenant, model, currency)."""
 
@@ -55,6 +56,12 @@ class Movement:
         return f"{self.tenant_id}/{self.model or 'any model'}/{self.currency}"
 
     @property
+    def row(self) -> dict[str, str]:
+        """As the evidence shows it: by MOVED, amounts in major units."""
+        amounts = (self.before, self.now, self.change, self.volume, self.price, self.mix)
+        return dict(zip(MOVED, (self.tenant_id, self.model, self.currency, *map(plain, amounts)), strict=True))
+
+    @property
     def told(self) -> str:
         """The change with its parts."""
         parts = ", ".join(
@@ -63,6 +70,12 @@ class Movement:
             if value
         )
         return f"{_shown(self.now)} ({parts})"
+
+
+def read(row: Mapping[str, str]) -> Movement:
+    """A movement from its row."""
+    amounts = (Decimal(row[name]) for name in ("before", "now", "volume", "price"))
+    return Movement(row["tenant_id"], row["model"], row["currency"], *amounts)
 
 
 def movements(before: Iterable[RatedLine], now: Iterable[RatedLine]) -> list[Movement]:

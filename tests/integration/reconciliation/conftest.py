@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from billing.settings import StripeSettings
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.period import PeriodReport, reconcile_period
 from serving_adapter.settings import KafkaSettings
-from serving_adapter.topics import USAGE
+from serving_adapter.topics import USAGE, ensure_topics
 from streams.completeness import number_store
 from streams.ingest import sources
 from streams.ingest.apply import ChunkApplier
@@ -30,6 +31,7 @@ from streams.rules.chunks import Chunk
 from tests.billing_builders import NOW, OCTOBER
 from tests.builders import event_json, make_record
 from tests.closing import bill_month
+from tests.fixtures_services import Databases, delete_topics
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World
 
@@ -136,20 +138,40 @@ def event(number: int, **changed: Any) -> bytes:
     return event_json(**(values | {"output_tokens": 1000} | changed))
 
 
-@pytest.fixture
-def open_line(
-    own_database_url: str, kafka: KafkaSettings, stripe_twin: StripeTwin, stripe_twin_data: Path
-) -> Iterator[Line]:
+@contextmanager
+def opened_line(url: str, kafka: KafkaSettings, twin: StripeTwin, twin_data: Path) -> Iterator[Line]:
     """October of one tenant with three requests and a bad message, none of it billed."""
-    engine = engine_for(own_database_url)
-    gateway = StripeGateway(StripeSettings(stripe_twin.key, stripe_twin.url))
-    made = Line(engine, kafka, gateway, stripe_twin, stripe_twin_data)
+    engine = engine_for(url)
+    made = Line(engine, kafka, StripeGateway(StripeSettings(twin.key, twin.url)), twin, twin_data)
     made.customers("acme")
     made.send_events(event(1, replica_id="r1", boot_id="b1", seq=1), event(2), event(3), b"torn")
     with transaction(engine) as opened:
         number_store.fold(raw(opened), NOW)
     yield made
     engine.dispose()
+
+
+@pytest.fixture
+def open_line(
+    own_database_url: str, kafka: KafkaSettings, stripe_twin: StripeTwin, stripe_twin_data: Path
+) -> Iterator[Line]:
+    """As `opened_line`."""
+    with opened_line(own_database_url, kafka, stripe_twin, stripe_twin_data) as made:
+        yield made
+
+
+@pytest.fixture
+def second_line(
+    make_database: Databases, kafka: KafkaSettings, stripe_twin_url: str, stripe_twin_data: Path
+) -> Iterator[Line]:
+    """Another one that has seen the same, on a topic and in an account of Stripe's of its own."""
+    settings = replace(kafka, topic_prefix=f"test-{secrets.token_hex(5)}")
+    ensure_topics(settings)
+    url = make_database()
+    with opened_line(url, settings, StripeTwin(stripe_twin_url), stripe_twin_data) as made:
+        yield made
+    make_database.drop(url)
+    delete_topics(settings)
 
 
 @pytest.fixture

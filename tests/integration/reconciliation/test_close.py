@@ -41,6 +41,7 @@ from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_wa
 from reconciliation.close.gates.gate import Found, Gate, Result
 from reconciliation.close.running import CloseRun, run_close
 from reconciliation.close.states import CUT, Event, State, after, book_after
+from reconciliation.close.status import close_status
 from reconciliation.errors import CloseRefused
 from streams.ingest.logs import Log
 from tests.billing_builders import NOW, OCTOBER, PLAN, SINCE
@@ -106,7 +107,11 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
                 "insert into ledger.close_approvals (content_no, approved_by, alone)"
                 " select content_no, :actor, false from ledger.close_contents", actor=preparer,
             )  # fmt: skip
-    approve(line.engine, OCTOBER, actor="bob")
+    waiting = close_status(line.engine, OCTOBER)["to_sign"]
+    with pytest.raises(CloseRefused, match=f"what waits to be signed has the hash {waiting['hash']}, not 0a"):
+        approve(line.engine, OCTOBER, actor="bob", seen="0a")
+    approve(line.engine, OCTOBER, actor="bob", seen=waiting["hash"])
+    assert close_status(line.engine, OCTOBER)["to_sign"] is None
     # The torn message is nobody's: it holds up the book alone
     assert [text.split(":")[0] for text in run(line).problems] == ["R9"]
     assert_only_what_has_no_answer_yet_waits(line)
@@ -138,14 +143,14 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     assert broken(tmp_path / "a.tar") == broken(tmp_path / "a") == set()
-    # No money moved in October in the twin, whose clock is the machine's
+    # No money moved in October in the twin, whose clock is the machine's; nobody is priced by single events
     nothing = {check.name for check in verify_evidence(tmp_path / "a") if not check.compared}
-    assert nothing == {"Stripe's money is the journal's"}
+    assert nothing == {"Stripe's money is the journal's", "single events are what was signed"}
     assert_what_nobody_signs_is_there(tmp_path / "a")
     assert_all_that_was_booked_is_there(line, tmp_path / "a")
     (approval,) = [json.loads(text) for text in (tmp_path / "a/signatures/approvals.jsonl").read_text().splitlines()]
     assert (approval["prepared_by"], approval["approved_by"], approval["alone"]) == ("dan", "bob", False)
-    assert_forgery_is_found(tmp_path / "a")
+    assert_forgery_is_found(tmp_path / "a", written.manifest)
 
 
 class Busy(StripeGateway):
@@ -352,6 +357,27 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     with pytest.raises(CloseRefused, match="say why"):
         release(line.engine, OCTOBER, "delta", actor="bob", reason="")
     assert release(line.engine, OCTOBER, "delta", actor="bob", reason="answered").state is State.COLLECTING
+    assert_what_is_released_late_has_its_evidence(line, "delta", tmp_path)
+
+
+def assert_what_is_released_late_has_its_evidence(line: Line, account: str, folder: Path) -> None:
+    """After its book was closed; what its gates were then stays as it was told."""
+    asked = files(folder)["content/gates.jsonl"].splitlines()
+    run(line)
+    assert states(line)[account] == "reconciled"
+    write_evidence(line.engine, OCTOBER, folder)
+    assert broken(folder) == set()
+    approve(line.engine, OCTOBER, actor="bob")
+    line.send_events(event(17, timestamp="2026-11-01T10:00:00Z"), b"torn")
+    assert run(line).problems == []
+    assert states(line)[account] == "closed"
+    write_evidence(line.engine, OCTOBER, folder)
+    assert broken(folder) == set()
+    ((invoice,),) = line.rows(f"select invoice_id::text from ledger.invoices where billing_account = '{account}'")
+    assert invoice in (folder / "content/journal-default.jsonl").read_text()
+    told = files(folder)["content/gates.jsonl"].splitlines()
+    for_books = (b'"gate":"R1"', b'"gate":"R9"', b'"gate":"R11"')
+    assert [x for x in told if any(g in x for g in for_books)] == [x for x in asked if any(g in x for g in for_books)]
 
 
 def leave_what_has_no_price(line: Line, tenant: str) -> None:

@@ -6,15 +6,16 @@ import hashlib
 import io
 import json
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reconciliation.close import contents
-from reconciliation.close.evidence import writing
+from reconciliation.close.evidence import pack_files, renderings, writing
 from reconciliation.close.evidence.verifying import verify_evidence
-from reconciliation.errors import EvidenceBroken
+from reconciliation.errors import CloseRefused, EvidenceBroken
 
 
 def pack(folder: Path, of_pack: str, of_content: str) -> Path:
@@ -70,3 +71,60 @@ def test_a_tar_has_no_links(tmp_path: Path) -> None:
         tar.addfile(link)
     with pytest.raises(EvidenceBroken, match="pack/link is no file of a pack"):
         verify_evidence(file)
+
+
+class Killed(BaseException):
+    """Nothing runs after it."""
+
+
+def test_a_pack_that_was_cut_off_anywhere_is_none_and_written_again_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = f"{writing.SIGNATURES}/{writing.MANIFEST_HASH}"
+    pack = {name: name.encode() * 2 for name in ("README.md", "content/a.csv", "content/registers/b.csv", last)}
+    earlier = {"README.md": b"", "content/gone.csv": b"", last: b"other"}
+    write = Path.write_bytes
+    for stop in range(len(pack)):
+        folder, left = tmp_path / str(stop), [stop]
+        pack_files.put(folder, earlier, last=last)
+
+        def half(path: Path, data: bytes, left: list[int] = left) -> int:
+            left[0] -= 1
+            if left[0] < 0:
+                write(path, data[: len(data) // 2])
+                raise Killed
+            return write(path, data)
+
+        monkeypatch.setattr(Path, "write_bytes", half)
+        with pytest.raises(Killed):
+            pack_files.put(folder, pack, last=last)
+        monkeypatch.undo()
+        assert not (folder / last).exists() or (folder / last).read_bytes() not in (pack[last], earlier[last])
+        pack_files.put(folder, pack, last=last)
+        written = {each.relative_to(folder).as_posix(): each.read_bytes() for each in folder.rglob("*.*")}
+        assert written == pack
+
+
+def test_a_folder_that_holds_anything_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(CloseRefused, match=r"holds letter.txt, which is of no pack: name a new folder"):
+        pack_files.put(tmp_path, {"content/a": b""}, last="content/a")
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_tar_that_was_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, at = tmp_path / "pack.tar", datetime(2026, 11, 2, tzinfo=UTC)
+    renderings.write_tar(file, "close", {"a": b"1"}, at)
+    whole = file.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", killed)
+    with pytest.raises(Killed):
+        renderings.write_tar(file, "close", {"a": b"2"}, at)
+    monkeypatch.undo()
+    assert file.read_bytes() == whole
+    renderings.write_tar(file, "close", {"a": b"2"}, at)
+    assert [path.name for path in tmp_path.iterdir()] == ["pack.tar"]
+    assert file.read_bytes() != whole

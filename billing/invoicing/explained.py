@@ -114,7 +114,7 @@ class Explanation:
                         held_by.waits += waits * line.counted
 
     def add(self, billed: Billed, sign: int = 1) -> Iterator[Share]:
-        """Count an event (−1: one that does not bill any more); its share in each counter. Raises NotAnAmount."""
+        """Count an event (−1: one that does not bill any more); its share in each counter."""
         event, piece = billed.event, self._priced_by(billed)
         for charge, quantity in charges_of(billed, piece, self._metrics.get(piece.version.plan, ())):
             counter = Counter(event.tenant_id, charge.key, piece.segment_no, piece.version.version, self._period)

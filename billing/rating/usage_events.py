@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -26,7 +26,8 @@ BILLED_PURPOSE = "tenant"
 class UsageEvent:
     """One attempt of a request, or one counted quantity; `corrects` names the event whose counts it changes.
 
-    `request_id` is '' for what is no attempt of a request.
+    `request_id` is '' for what is no attempt of a request. `unreadable`: by metric why what it says of it is no number;
+    a correction that says it takes its place.
     """
 
     event_id: str
@@ -45,6 +46,7 @@ class UsageEvent:
     tier: str = ""
     context: int | None = None
     corrects: str | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 def billable(events: Iterable[UsageEvent], terms: Terms) -> list[UsageEvent]:
@@ -81,7 +83,10 @@ def corrected(events: Iterable[UsageEvent]) -> list[UsageEvent]:
                 metric: original.quantities.get(metric, ZERO) + correction.quantities.get(metric, ZERO)
                 for metric in {**original.quantities, **correction.quantities}
             }
-        by_id[original.event_id] = replace(original, quantities=counts)
+        unreadable = {name: why for name, why in original.unreadable.items() if name not in correction.quantities}
+        by_id[original.event_id] = replace(
+            original, quantities=counts, unreadable={**unreadable, **correction.unreadable}
+        )
     return list(by_id.values())
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from billing.money import LINE_DECIMALS, parse_decimal
 from billing.plans.charge_models import Percentage
 from billing.plans.price_plans import BillAttempts, Charge
 from billing.plans.subscriptions import Piece
 from billing.rating.usage import GPU_MICROSECOND, bills, by_metric
 from billing.rating.usage_events import BILLED_PURPOSE
+from billing.usage.event_usage import amount_of
 from billing.usage.usage_digest import BilledEvent
 from serving_adapter.events import decode
 from streams.rules.rating_bands import started_at
@@ -44,9 +44,10 @@ class Billed:
         return started_at(decode(self.request_raw), self.event.completed_at)
 
     def counts(self, metrics: Collection[str]) -> dict[str, Decimal]:
-        """What it counts of the metrics that a plan declares: its labels of their names. Raises NotAnAmount."""
+        """What it counts of the metrics that a plan declares: its labels of their names, those that are numbers."""
         labels = (decode(self.raw).labels or {}) if metrics else {}
-        return {name: parse_decimal(labels[name], decimals=LINE_DECIMALS) for name in metrics if name in labels}
+        said = {name: amount_of(labels[name]) for name in metrics if name in labels}
+        return {name: amount for name, amount in said.items() if amount is not None}
 
 
 def billed_events(
@@ -102,7 +103,7 @@ def charges_of(billed: Billed, piece: Piece, metrics: Collection[str] = ()) -> I
     """The charges of the piece that prices an event which take it, each with what it counts there, in units.
 
     A percentage counts events, also such as have nothing to take it of, and a correction is none. `metrics` are those
-    that the plan declares. Raises NotAnAmount.
+    that the plan declares.
     """
     event = billed.event
     counted: dict[str, Decimal] = {

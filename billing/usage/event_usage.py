@@ -2,7 +2,8 @@
 that count over a part of the billing period, in which each event has its place.
 
 A metric that a plan declares is what the events' label of its name says, a decimal number; an event without the label
-is none of that metric's, also for what is due per event. A correction's label is what it adds.
+is none of that metric's, also for what is due per event. A correction's label is what it adds; to a label that is no
+number, all of it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def needs_events(plan: PricePlan) -> bool:
 
 
 def as_usage_events(stored: Iterable[RequestEvent], metrics: Collection[str]) -> Iterator[UsageEvent]:
-    """Stored events as rating takes them, with the declared metrics. Raises UsageUnavailable for what is no number."""
+    """Stored events as rating takes them, with the declared metrics."""
     for event in stored:
         started_at, labels = event.said()
         counts: Mapping[str, Decimal] = {
@@ -43,12 +44,14 @@ def as_usage_events(stored: Iterable[RequestEvent], metrics: Collection[str]) ->
                 event.gpu_us * GPU_MICROSECOND,
                 1 if event.kind == "usage" else 0,
             ).items()
-        } | {metric: _counted(event, metric, labels[metric]) for metric in metrics if metric in labels}
+        }
+        said = {metric: labels[metric] for metric in metrics if metric in labels}
+        counted = {metric: amount for metric, label in said.items() if (amount := amount_of(label)) is not None}
         of = Identity(event.tenant_id, event.request_id, event.attempt, "usage", 0)
         yield UsageEvent(
             event_id=str(event_id_of(of)) + (f"/{event.correction_no}" if event.correction_no else ""),
             completed_at=event.completed_at,
-            quantities=counts,
+            quantities={**counts, **counted},
             started_at=started_at,
             request_id=event.request_id,
             attempt=event.attempt,
@@ -61,6 +64,7 @@ def as_usage_events(stored: Iterable[RequestEvent], metrics: Collection[str]) ->
             tier=event.tier,
             context=event.input_tokens,
             corrects=str(event_id_of(of)) if event.kind == "correction" else None,
+            unreadable={metric: label for metric, label in said.items() if metric not in counted},
         )
 
 
@@ -71,7 +75,10 @@ def usage_of_events(
     versions: Mapping[str, Sequence[PlanVersion]],
     period: BillingPeriod,
 ) -> list[tuple[Piece, list[Usage]]]:
-    """Billable usage by piece, every piece once. `left_out`: (request, attempt) that were not delivered."""
+    """Billable usage by piece, every piece once. `left_out`: (request, attempt) that were not delivered.
+
+    Raises UsageUnavailable for a label that is no number, which no correction says otherwise; NegativeUsage.
+    """
     by_piece: dict[tuple[int, str], tuple[Piece, list[Usage]]] = {
         (piece.segment_no, piece.version.version): (piece, []) for piece in cut
     }
@@ -84,6 +91,12 @@ def usage_of_events(
             continue
         if not bills(event.status, event.fault, event.source, terms.bill_statuses):
             continue
+        for metric, label in event.unreadable.items():
+            raise UsageUnavailable(
+                f"tenant {held.subscription.tenant_id}, request {event.request_id}: label {metric}, which its plan"
+                f" bills: {label!r} is no decimal number; an event of kind `correction` that corrects {event.event_id}"
+                " says by that label what it counts"
+            )
         for metric, quantity in event.quantities.items():
             if quantity < 0:
                 raise NegativeUsage(f"request {event.request_id}: {plain(quantity)} {metric}")
@@ -98,10 +111,9 @@ def usage_of_events(
     return list(by_piece.values())
 
 
-def _counted(event: RequestEvent, metric: str, label: str) -> Decimal:
+def amount_of(label: str) -> Decimal | None:
+    """The number that a label says; None if it is none."""
     try:
         return parse_decimal(label, decimals=LINE_DECIMALS)
-    except NotAnAmount as error:
-        raise UsageUnavailable(
-            f"tenant {event.tenant_id}, request {event.request_id}: label {metric}, which its plan bills: {error}"
-        ) from None
+    except NotAnAmount:
+        return None

@@ -239,7 +239,11 @@ class _Assignment:
     def counts(self, used: Used) -> dict[str, str]:
         """The quantity of each charge that takes it, by the name that the charge's metric has in the case."""
         counted = used.counted()
-        labels = {name: Fraction(value) for name, value in used.labels.items() if self._declared(name)}
+        labels = {
+            name: number
+            for name, value in used.labels.items()
+            if self._declared(name) and (number := _number(value)) is not None
+        }
         found = {}
         for name, metric, base, by_event in self._taking(used):
             amount = (counted | labels).get(base)
@@ -265,6 +269,14 @@ class _Assignment:
                 for c in _most_specific(charges, used)
             ]
         return self._known[key]
+
+
+def _number(label: str) -> Fraction | None:
+    """What a label says; None where it is no number: nothing is billed of it unless a correction says what it is."""
+    try:
+        return Fraction(label)
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def _most_specific(charges: Sequence[Plain], used: Used) -> list[Plain]:

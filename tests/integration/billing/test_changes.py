@@ -17,6 +17,7 @@ from billing.database import raw, transaction
 from billing.errors import SubscriptionRefused
 from billing.money import plain, total
 from billing.plans import account_store
+from serving_adapter.identity import Identity, event_id_of
 from streams.quotas import definition_store
 from streams.quotas.calendar import Anchor, microseconds
 from tests.billing_builders import NOVEMBER, OCTOBER, PLAN, SINCE
@@ -198,10 +199,23 @@ def test_a_label_that_is_billed_and_no_number_keeps_its_tenant_out_by_name(world
     )
     (tenant,) = world.rate().tenants
     assert plain(tenant.amount) == "3.5"
-    ingest(own_database_url, [event(3, MIDDLE) | {"labels": {"pages": "many"}}], first=2)
-    assert world.rate().unratable == (
-        "tenant acme, request r3: label pages, which its plan bills: 'many' is no decimal number",
-    )
+    many = event(3, MIDDLE) | {"labels": {"pages": "many"}}
+    ingest(own_database_url, [many, many | {"request_id": "r4", "status": "error"}], first=2)
+    (problem,) = world.rate().unratable
+    assert "request r3: label pages, which its plan bills: 'many' is no decimal number" in problem
+    # r4 bills nothing, whatever it says. What r3 counts is said by a correction: 8 pages more.
+    corrects = str(event_id_of(Identity("acme", "r3", 1, "usage", 0)))
+    assert f"that corrects {corrects} says" in problem
+    said = {
+        "kind": "correction",
+        "correction_no": 1,
+        "corrects": corrects,
+        "output_tokens": 0,
+        "labels": {"pages": "8"},
+    }
+    ingest(own_database_url, [event(3, MIDDLE) | said], first=4)
+    (tenant,) = world.rate().tenants
+    assert plain(tenant.amount) == "7.5"
 
 
 def test_a_metric_that_a_later_version_declares_is_billed(world: World, own_database_url: str) -> None:

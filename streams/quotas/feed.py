@@ -33,8 +33,6 @@ ROWS_AT_MOST: Final = 20_000
 """In one look: what is more is read in the next."""
 _HOUR_US: Final = 3_600_000_000
 NOT_BILLED_SOURCES: Final = "('estimate')"
-NEWLY_REGISTERED: Final = "60 s"
-"""So long new tenants are told in every look, so that they are known when their first request comes."""
 BILLS: Final = (
     f"(status = any(coalesce(billed.statuses, array{list(estimates.BILL_STATUSES)})) and status <> 'lost'"
     f" and fault <> 'platform' and usage_source not in {NOT_BILLED_SOURCES})"
@@ -109,6 +107,8 @@ class Wanted:
     """(tenant, request, attempt) of which it is not known whether their usage was counted."""
     tenants: Sequence[str] = ()
     """Whose registration is not known."""
+    tenants_since: int = 0
+    """`tenants_through` of the look before: only tenants that are new or changed since are told; 0: all."""
 
 
 @dataclass(slots=True)
@@ -129,7 +129,9 @@ class Look:
     counted: list[tuple[str, str, int]] = field(default_factory=list)
     """Those of the attempts asked for that are among what was counted. Empty unless caught up: their rows may come."""
     states: dict[str, str] = field(default_factory=dict)
-    """The states of the tenants asked for, of new ones, and of all that are not active."""
+    """The states of the tenants asked for, and of those that are new or changed."""
+    tenants_through: int = 0
+    """Tenants that this snapshot does not show as they are to be are changed by this transaction or a later one."""
 
 
 def look(
@@ -157,7 +159,7 @@ def look_within(
     if found.caught_up:
         _load(connection, found, wanted)
         found.counted = counted_among(connection, wanted.attempts)
-    found.states = _states(connection, wanted.tenants)
+    _read_tenants(connection, found, wanted, shard, of)
     return found
 
 
@@ -264,18 +266,14 @@ def counted_among(
     return [keys[row[0]] for row in rows]
 
 
-def registered(connection: psycopg.Connection, shard: int, of: int) -> dict[str, str]:
-    """The states of all tenants of a shard."""
+def _read_tenants(connection: psycopg.Connection, found: Look, wanted: Wanted, shard: int, of: int) -> None:
+    row = connection.execute("select pg_snapshot_xmin(pg_current_snapshot())::text::int8").fetchone()
+    assert row is not None, "a function always has a row"
+    found.tenants_through = row[0]
     rows = connection.execute(
-        "select tenant_id, state from usage.tenants where usage.quota_group(tenant_id) %% %s = %s", (of, shard)
+        "select tenant_id, state from usage.tenants where tenant_id = any(%s) union all"
+        " select tenant_id, state from usage.tenants where changed_in >= %s::text::xid8"
+        " and usage.quota_group(tenant_id) %% %s = %s",
+        (list(wanted.tenants), wanted.tenants_since, of, shard),
     )
-    return dict(rows.fetchall())
-
-
-def _states(connection: psycopg.Connection, asked: Sequence[str]) -> dict[str, str]:
-    rows = connection.execute(
-        "select tenant_id, state from usage.tenants"
-        " where state <> 'active' or tenant_id = any(%s) or registered_at > now() - %s::interval",
-        (list(asked), NEWLY_REGISTERED),
-    )
-    return dict(rows.fetchall())
+    found.states = dict(rows.fetchall())

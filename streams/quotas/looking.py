@@ -21,8 +21,9 @@ SPANS_A_LOOK: Final = 200
 _UNREADY: Final[Mapping[str, Unready]] = {"suspended": "suspended", "closed": "closed"}
 
 
-def wanted(shard: Shard, at_most: int = SPANS_A_LOOK) -> Wanted:
-    """What the next look should find out; of tenants' windows so many at most."""
+def wanted(shard: Shard, at_most: int = SPANS_A_LOOK, tenants_since: int = 0) -> Wanted:
+    """What the next look should find out; of tenants' windows so many at most. `tenants_since`: the
+    `tenants_through` of the look before."""
     spans = {}
     for tenant_id in list(shard.waited_for | shard.to_load)[:at_most]:
         held = shard.books.get(tenant_id)
@@ -31,7 +32,7 @@ def wanted(shard: Shard, at_most: int = SPANS_A_LOOK) -> Wanted:
             found = {Span(meter.start, meter.end) for meter in budgets}
             found |= {Span(*meter.period_before()) for meter in _held_before(shard, held, budgets)}
             spans[tenant_id] = sorted(found, key=lambda span: (span.start, span.end))
-    return Wanted(spans, list(shard.doubtful), list(shard.to_look_up))
+    return Wanted(spans, list(shard.doubtful), list(shard.to_look_up), tenants_since)
 
 
 def _held_before(shard: Shard, held: Held, budgets: Sequence[BudgetMeter]) -> list[BudgetMeter]:
@@ -100,9 +101,11 @@ def _told_tier(held: Held) -> str:
 
 
 def register(shard: Shard, states: Mapping[str, str], asked: Sequence[str] = ()) -> list[str]:
-    """Take which tenants there are, and which of those asked for there are not. Returns those that are new."""
+    """Take tenants that are new or changed, and which of those asked for there are not. Returns those that are new."""
     new = [tenant_id for tenant_id in states if tenant_id not in shard.registered]
-    shard.barred = {tenant_id: _UNREADY[state] for tenant_id, state in states.items() if state != "active"}
+    for tenant_id in [each for each, why in shard.barred.items() if why == "unknown" or each in states]:
+        del shard.barred[tenant_id]
+    shard.barred |= {tenant_id: _UNREADY[state] for tenant_id, state in states.items() if state != "active"}
     shard.registered.update(states)
     for tenant_id in asked:
         shard.to_look_up.pop(tenant_id, None)

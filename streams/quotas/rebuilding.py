@@ -53,7 +53,7 @@ def rebuild(connection: psycopg.Connection, mine: Ownership, limits: Limits, *, 
         look = feed.look_within(connection, {}, NOTHING, Wanted(), mine.shard, mine.of)
         shard = Shard(mine.shard, mine.of, limits, look.definitions or Definitions())
         shard.learning_until = look.at + limits.held_us if learn or mine.lost else mine.learning_until
-        looking.register(shard, feed.registered(connection, mine.shard, mine.of))
+        looking.register(shard, look.states)
         taken, newest = restore(shard, journal.states(connection, mine), journal.batches(connection), look.at)
         live = shard.live()
         resolved = 0
@@ -97,7 +97,7 @@ def load_all(connection: psycopg.Connection, rebuilt: Rebuilt) -> Rebuilt:
     shard, look = rebuilt.shard, rebuilt.look
     shard.expect(sorted(shard.registered), look.at)
     while shard.to_load or not look.caught_up:
-        wanted = looking.wanted(shard, TENANTS_A_LOOK)
+        wanted = looking.wanted(shard, TENANTS_A_LOOK, look.tenants_through)
         look = feed.look(connection, look.positions, shard.definitions.marks, wanted, shard.shard, shard.of)
         for _ in looking.take_look(shard, look, wanted):
             pass

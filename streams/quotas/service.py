@@ -68,6 +68,7 @@ class QuotaService:
         self.parked: dict[str, list[Parked]] = defaultdict(list)
         self._database = database
         self._positions = rebuilt.look.positions
+        self._tenants_through = rebuilt.look.tenants_through
         self._clock = ServiceClock(rebuilt.look.at, rebuilt.look.monotonic, rebuilt.newest)
         self.shard.lead.us = self._clock.ahead(time.monotonic())
         self._prepared: list[Prepared] = []
@@ -187,7 +188,7 @@ class QuotaService:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), RETRY_S if failing else LOOK_EVERY_S)
             self._wake.clear()
-            wanted = looking.wanted(self.shard)
+            wanted = looking.wanted(self.shard, tenants_since=self._tenants_through)
             try:
                 look, keys = await asyncio.to_thread(self._look, wanted)
             except (psycopg.Error, DatabaseUnavailable) as error:
@@ -201,6 +202,7 @@ class QuotaService:
             for _ in looking.take_look(self.shard, look, wanted):
                 await asyncio.sleep(0)
             self._positions, self._is_taking = look.positions, False
+            self._tenants_through = look.tenants_through
             self.looked_at = time.monotonic()
             self._set_clock(look)
             if keys is not None:

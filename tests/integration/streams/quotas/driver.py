@@ -71,6 +71,7 @@ class Driver:
         if self.shard.learning_until > self.mine.learning_until:
             journal.keep_learning(self.writing, self.mine, self.shard.learning_until)
         self.positions = self.rebuilt.look.positions
+        self.tenants_through = self.rebuilt.look.tenants_through
         self._last = 0
         self.write()
         self.keep_read()
@@ -82,10 +83,10 @@ class Driver:
         return self._last
 
     def look(self) -> None:
-        wanted = looking.wanted(self.shard)
+        wanted = looking.wanted(self.shard, tenants_since=self.tenants_through)
         marks = self.shard.definitions.marks
         found = feed.look(self.reading, self.positions, marks, wanted, self.mine.shard, self.mine.of)
-        self.positions = found.positions
+        self.positions, self.tenants_through = found.positions, found.tenants_through
         for _ in looking.take_look(self.shard, found, wanted):
             pass
 

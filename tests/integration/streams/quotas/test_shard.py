@@ -18,6 +18,7 @@ from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definition_store import DatedAnchor
 from streams.quotas.entries import Leased, Reserved
 from streams.quotas.errors import Fenced, ShardsTaken
+from streams.quotas.feed import Wanted
 from streams.quotas.journal import MadeState
 from streams.quotas.rebuilding import rebuild
 from streams.rules import estimates
@@ -537,6 +538,34 @@ def test_unknown_and_suspended_tenants_are_told(
     connection.execute("update usage.tenants set state = 'suspended' where tenant_id = 'nobody'")
     driver.look()
     assert driver.ask("r2", tenant="nobody") == "suspended"
+    driver.look()
+    assert driver.ask("r3", tenant="nobody") == "suspended"
+    connection.execute("update usage.tenants set state = 'active' where tenant_id = 'nobody'")
+    driver.look()
+    assert isinstance(driver.ask("r4", tenant="nobody"), Reserved)
+
+
+def test_a_look_reads_the_tenants_that_are_new_or_changed_and_no_others(
+    connection: psycopg.Connection, own_database_url: str, usage: Usage
+) -> None:
+    driver = Driver(own_database_url)
+
+    def told() -> set[str]:
+        wanted = Wanted(tenants_since=driver.tenants_through)
+        found = feed.look(driver.reading, driver.positions, driver.shard.definitions.marks, wanted, 0, 1)
+        driver.tenants_through = found.tenants_through
+        return set(found.states)
+
+    told()
+    assert told() == set()
+    with connection.transaction():
+        add_tenants(connection, "late")
+        with connect(own_database_url) as other:
+            add_tenants(other, "soon")
+        assert told() == {"soon"}
+    assert "late" in told()
+    connection.execute("update usage.tenants set state = 'suspended' where tenant_id = 't1'")
+    assert "t1" in told()
 
 
 def test_sql_and_python_agree_about_groups(connection: psycopg.Connection) -> None:

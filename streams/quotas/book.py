@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from msgspec import structs
+
 from streams.quotas import meter_set
 from streams.quotas.amounts import Counts, PriceList
 from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
@@ -84,10 +86,14 @@ class TenantBook:
         request = self.requests.get(ask.request_id)
         if request is not None and self.admitted(ask) is not None:
             return None
-        return judge(
+        answer = judge(
             ask, self.meters, self.outputs, self.limits, now, priority=self.priority, share=share,
             in_flight=request is not None and request.in_slot,
         )  # fmt: skip
+        if isinstance(answer, Reserved) and answer.tier != self.tier:
+            # While the quotas of another tier are being read: a rebuild goes by those that decided
+            answer = structs.replace(answer, tier=self.tier)
+        return answer
 
     def admitted(self, ask: Ask) -> Reserved | None:
         """What was answered when the same was asked before, unless it has ended unused since. Raises OtherContent."""
@@ -135,7 +141,7 @@ class TenantBook:
             if part.state is State.RESERVED and part.reserved is not None:
                 self.meters.correct(part.reserved, row.counts)
             self._move(part, Step.CONFIRM)
-            part.settled, part.settled_at = row.counts, row.completed_at
+            part.settled, part.settled_at, part.bills = row.counts, row.completed_at, row.bills
             self._end_if_done(row.request_id, row.completed_at)
         return Progress(known, over, unreserved)
 

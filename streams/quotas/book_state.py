@@ -27,6 +27,7 @@ class PartState(msgspec.Struct, frozen=True, array_like=True):
     settled_at: int
     lease_id: str
     withdrawn: str = ""
+    bills: bool = True
 
 
 class RequestState(msgspec.Struct, frozen=True, array_like=True):
@@ -90,7 +91,7 @@ def restore(book: TenantBook, state: BookState) -> int:
             part = request.parts[each.attempt] = Part(each.model, each.adapter)
             part.state, part.reserved = State(each.state), each.reserved
             part.settled, part.settled_at, part.lease_id = each.settled, each.settled_at, each.lease_id
-            part.withdrawn = each.withdrawn
+            part.withdrawn, part.bills = each.withdrawn, each.bills
             newest = max(newest, each.reserved.at if each.reserved else 0)
         book.new_requests.append(stored.request_id)
     for leased in state.leases:
@@ -120,7 +121,7 @@ def _request_states(requests: Mapping[str, Request]) -> list[RequestState]:
             request_id, request.deadline, request.in_slot, request.ended_at,
             [
                 PartState(attempt, p.model, p.adapter, p.state.value, p.reserved, p.settled, p.settled_at, p.lease_id,
-                          p.withdrawn)
+                          p.withdrawn, p.bills)
                 for attempt, p in request.parts.items()
             ],
         )

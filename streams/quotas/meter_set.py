@@ -65,7 +65,7 @@ class MeterSet:
         self.prices = PriceList()
         self.anchor: Anchor = CALENDAR_MONTHS
         self.rate_states: dict[str, list[int]] = {}
-        """Of rates from before a restart, until their definitions are here."""
+        """Of rates that do not hold now: from before a restart, or of a tier that was told before, and may be again."""
         self.unreserved: dict[str, tuple[int, int]] = {}
         """The same of what nobody had reserved: a period's start, and how much."""
         self._covering: dict[tuple[str, str], Covering] = {}
@@ -76,11 +76,14 @@ class MeterSet:
         """Whether anything was: what a rate that comes later did not charge is not given back by it."""
 
     def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
-        """Take definitions. What is known of a rate or a budget stays where its id does; new budgets
-        are empty until they are loaded."""
+        """Take definitions. What is known of a rate or a budget stays where its id does, and of a rate also until its
+        id comes back; new budgets are empty until they are loaded."""
         quotas = list(quotas)
+        rates, unreserved = self.rate_state(), self.unreserved_state()
         self.all = self._made(quotas, now, prices, anchor)
-        self.rate_states, self.unreserved = {}, {}
+        held = {meter.quota.quota_id for meter in self.all}
+        self.rate_states = {quota_id: state for quota_id, state in rates.items() if quota_id not in held}
+        self.unreserved = {quota_id: state for quota_id, state in unreserved.items() if quota_id not in held}
         self.prices, self.anchor = prices, anchor
         self._is_defined = True
         self._is_priced = any(quota.metric == "spend" for quota in quotas)
@@ -96,12 +99,18 @@ class MeterSet:
     def _made(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> list[Meter]:
         rates, unreserved = self.rate_state(), self.unreserved_state()
         before = {meter.quota.quota_id: meter for meter in self.budgets if meter.loaded}
+        away = self.rate_states.keys() if self._is_defined else ()
         if prices != self.prices:
             before = {quota_id: meter for quota_id, meter in before.items() if meter.quota.metric != "spend"}
         made: list[Meter] = []
         for quota in quotas:
             if quota.is_rate:
-                made.append(RateMeter(quota, rates.get(quota.quota_id), now if self._is_defined else 0))
+                rate = RateMeter(quota, now if self._is_defined else 0)
+                if quota.quota_id in rates:
+                    rate.go_on_from(rates[quota.quota_id])
+                if quota.quota_id in away:
+                    rate.rate.resume(now)
+                made.append(rate)
             elif quota.is_budget:
                 meter = BudgetMeter(quota, anchor, now - self._lead.us)
                 start, units = unreserved.get(quota.quota_id, (0, 0))
@@ -220,11 +229,17 @@ class MeterSet:
                 meter.unconfirmed += sign * self.settled(meter, part)
 
     def settled(self, meter: BudgetMeter, part: Part) -> int:
-        """What a settled attempt counts in a budget's period."""
+        """What a settled attempt counts in a budget's period: in money at the highest prices since it was admitted, as
+        nobody has told yet when it was completed."""
         is_covered = not part.model or meter.quota.covers(part.model, part.adapter)
         if not is_covered or not meter.counts_settled(part.settled_at):
             return 0
-        return amount(meter.quota.metric, part.settled, self.price(part.model, part.settled_at))
+        if meter.quota.metric != "spend":
+            return amount(meter.quota.metric, part.settled, FREE)
+        since = part.settled_at - self._held_us if part.reserved is None else part.reserved.at
+        return amount(
+            "spend", part.settled, self.prices.highest(part.model, min(since, part.settled_at), part.settled_at)
+        )
 
     def confirm(self, row: Row, *, reserved: bool) -> list[tuple[str, int, int]]:
         """Count confirmed usage in its periods; what of it nobody had reserved: quota, its period's start, units."""
@@ -249,7 +264,7 @@ class MeterSet:
         return [
             (meter.quota.quota_id, meter.start, -amount(meter.quota.metric, part.settled, price))
             for meter in self.covering(part.model, part.adapter).budgets
-            if meter.start <= part.settled_at < meter.end
+            if meter.start <= part.settled_at < meter.end and (part.bills or meter.quota.metric != "spend")
         ]
 
     def fill_rates(self, percent: int, since_us: int, now: int) -> None:

@@ -204,10 +204,14 @@ class RateMeter:
 
     __slots__ = ("quota", "rate")
 
-    def __init__(self, quota: Quota, state: list[int] | None = None, since: int = 0) -> None:
+    def __init__(self, quota: Quota, since: int = 0) -> None:
+        """`since`: nothing was charged before."""
         self.quota = quota
-        period = RATE_US[quota.period]
-        self.rate = Rate(quota.limit, period, since) if state is None else Rate.restored(quota.limit, period, state)
+        self.rate = Rate(quota.limit, RATE_US[quota.period], since)
+
+    def go_on_from(self, state: list[int]) -> None:
+        """Take the state of an older version of the same quota, or of one from before a restart."""
+        self.rate = Rate.restored(self.quota.limit, RATE_US[self.quota.period], state)
 
 
 class SlotMeter:

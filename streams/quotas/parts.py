@@ -77,6 +77,8 @@ class Part(msgspec.Struct, gc=False):
     settled_at: int = 0
     withdrawn: str = ""
     """The nonce of the question that was withdrawn last; '': of any."""
+    bills: bool = True
+    """Whether what was confirmed of it counts in money."""
     lease_id: str = ""
     """The slice out of which it was admitted elsewhere."""
     is_finding: bool = False

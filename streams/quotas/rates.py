@@ -98,6 +98,14 @@ class Rate:
         missing = self._level + units * self.period_us - self.limit * self.period_us
         return max(-(-missing // self.limit), 0)
 
+    def resume(self, now: int) -> None:
+        """It did not hold for a while, and does again: what is left in the bucket stays, and nothing of what was
+        charged before is corrected any more, as what was admitted meanwhile was not charged here."""
+        self._level = self._base = self._exact(now)
+        self._level_at = self._base_at = now
+        self._corrected = False
+        self._slots.clear()
+
     def drained_in_us(self, now: int) -> int:
         """In how many microseconds nothing is in the bucket, if nothing else comes."""
         self._drain(now)

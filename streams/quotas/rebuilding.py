@@ -110,6 +110,7 @@ def restore(
     """Take stored states and the entries after them; what has ended meanwhile ends. Returns how many entries, and the
     time of the newest."""
     as_of: dict[int, int] = {}
+    switched: set[str] = set()
     newest = taken = 0
     unreserved: set[Unreserved] = set()
     for group, no, stored in states:
@@ -136,14 +137,28 @@ def restore(
                 unreserved.add(entry)
             told = entry.tier if isinstance(entry, Reserved) else ""
             known = shard.books.get(entry.tenant_id)
-            if known is None or (told and told != known.told_tier):
+            if known is None:
                 known = shard.open(entry.tenant_id, now, told)
+            elif told and told != known.told_tier:  # rates hold from then on; budgets need not be here, as nobody asks
+                known.is_loading = True
+                known = shard.open(entry.tenant_id, entry.at, told)
+                switched.add(entry.tenant_id)
             known.book.apply(entry)
             shard.states.note(group, no)
             newest = max(newest, entry.at)
             taken += 1
+    for tenant_id in switched:
+        known = shard.books[tenant_id]
+        known.is_loading = True
+        shard.define(known, now, known.told_tier)
     shard.end_what_is_over(now)
     shard.deadlines.start(now)
     for held in shard.books.values():
-        shard.deadlines.watch(held)
+        for request_id in held.book.new_requests:
+            request = held.book.requests.get(request_id)
+            if request is not None:
+                soon = now + shard.limits.keep_ended_us
+                due = soon if request.ended_at is not None else min(request.deadline, soon)
+                shard.deadlines.again(held, request_id, due)
+        held.book.new_requests.clear()
     return taken, newest

@@ -133,6 +133,19 @@ def test_a_price_that_rises_while_a_request_may_run_is_reserved_at() -> None:
         assert admit(made, ask("a", 0, 1000)).max_tokens == granted
 
 
+def test_what_is_settled_after_a_price_fell_counts_as_dear_as_it_may_be_until_it_is_confirmed() -> None:
+    falls = NOW + 10 * SECOND
+    prices = PriceList(
+        [DatedPrice("", "output", Decimal("0.01"), 0), DatedPrice("", "output", Decimal("0.001"), falls)]
+    )
+    made = book(quota(metric="spend", limit="1"), prices=prices)
+    admit(made, ask(max_tokens=100))
+    made.apply(settled(output=100, at=falls + SECOND))  # told late
+    assert budget(made, "day-spend").used == 10**18
+    made.confirm(row(output=100, at=falls - SECOND))
+    assert budget(made, "day-spend").used == 10**18
+
+
 def test_the_same_again_is_answered_the_same_and_other_content_refused() -> None:
     made = book(quota(limit=150))
     entry = admit(made, ask(max_tokens=None))
@@ -477,6 +490,15 @@ def test_what_is_used_out_of_a_slice_leaves_it_and_is_not_unreserved() -> None:
     made.apply(settled("x", 120, lease_id="l1", input=0))
     made.confirm(row("x", output=120))
     assert (meter.leased, meter.unconfirmed, meter.confirmed, meter.unreserved) == (180, 0, 120, 0)
+
+
+def test_an_event_that_bills_nothing_and_is_faster_than_the_settle_of_a_slice_leaves_money_alone() -> None:
+    made = book(quota(metric="spend", limit=9), prices=PriceList([DatedPrice("", "request", Decimal(1), 0)]))
+    made.apply(lease())
+    confirm(made, row("foreign"))
+    confirm(made, row("x", bills=False))
+    note(made, made.apply(settled("x", 50, lease_id="l1")))
+    assert (budget(made, "day-spend").confirmed, budget(made, "day-spend").unreserved) == (10**18, 10**18)
 
 
 def test_an_event_may_be_faster_than_the_settle_of_a_slice() -> None:

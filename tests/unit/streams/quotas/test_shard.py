@@ -148,6 +148,19 @@ def test_what_has_ended_while_no_service_ran_counts_no_more_after_a_restart() ->
         assert sum(request.in_slot for request in book.requests.values()) == held[0] // 100
 
 
+def test_a_reservation_ends_at_its_deadline_also_shortly_after_a_restart() -> None:
+    before = shard_of(quota(limit=1000))
+    entry = before.ask(ask(), NOW)
+    assert isinstance(entry, Reserved)
+    due = before.next_batch()
+    assert due is not None
+    shard = Shard(0, 1, LIMITS, defined(quota(limit=1000)), registered={"t1"})
+    restore(shard, [], [(1, due[0].entries)], entry.deadline - 2 * SECOND)
+    for now, reserved in ((entry.deadline - SECOND, 100), (entry.deadline + SECOND, 0)):
+        shard.tend(now)
+        assert budget(shard.books["t1"].book).reserved == reserved
+
+
 def test_the_database_is_asked_once_about_an_attempt_that_is_overdue() -> None:
     shard = shard_of(quota(limit=1000))
     shard.tend(NOW)
@@ -159,3 +172,40 @@ def test_the_database_is_asked_once_about_an_attempt_that_is_overdue() -> None:
         look(shard, NOW + seconds * SECOND)
     assert len(asked) == 2, "when it was settled by a stranger, and when it was overdue"
     assert [alert.kind for alert in shard.alerts] == ["quota_unconfirmed"]
+
+
+def test_a_request_that_the_tier_before_decided_is_charged_to_it_after_a_restart_too() -> None:
+    tiers = {"a": [quota("minute", "output_tokens", 300)], "b": [quota("minute", "requests", 9), quota(limit=1000)]}
+    shard = Shard(0, 1, LIMITS, Definitions(of_tiers=tiers), registered={"t1"})
+    for number, tier in enumerate("aba"):  # b waits for its budget to be read
+        assert isinstance(shard.ask(ask(f"r{number}", tier=tier), NOW + number), Reserved)
+    due = shard.next_batch()
+    assert due is not None
+    again = Shard(0, 1, LIMITS, Definitions(of_tiers=tiers), registered={"t1"})
+    restore(again, [], [(1, due[0].entries)], NOW + 9)
+    assert isinstance(again.ask(ask("r3", tier="a"), NOW + 9), Refused)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_rate_goes_on_when_callers_tell_its_tier_again_and_gives_back_what_it_charged(restarted: bool) -> None:
+    tiers = {"a": [quota("minute", "output_tokens", 300)], "b": [quota("minute", "requests", 9), quota(limit=1000)]}
+    shard = Shard(0, 1, LIMITS, Definitions(of_tiers=tiers), registered={"t1"})
+    journal: list[tuple[int, bytes]] = []
+    granted = []
+    for number, tier in enumerate("abba"):
+        now = NOW + number * 1000
+        shard.ready("t1", now, tier)
+        look(shard, now)  # the budget of b is read
+        answer = shard.ask(ask(f"r{number}", max_tokens=300 if number == 3 else 100, tier=tier), now)
+        assert isinstance(answer, Reserved)
+        granted.append(answer.max_tokens)
+        if tier == "b":
+            shard.settle(settled(f"r{number}", output=1, at=now + 1))
+        due = shard.next_batch()
+        assert due is not None
+        journal.append((number + 1, due[0].entries))
+        if restarted:
+            shard = Shard(0, 1, LIMITS, Definitions(of_tiers=tiers), registered={"t1"})
+            restore(shard, [], journal, now + 2)
+            look(shard, now + 2)
+    assert granted == [100, 100, 100, 200]

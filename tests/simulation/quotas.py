@@ -17,19 +17,15 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final, Protocol
 
-from serving_adapter.quota import slices
-from streams.quotas import looking
 from streams.quotas.amounts import Counts
-from streams.quotas.calendar import bounds, microseconds
+from streams.quotas.calendar import bounds, microseconds, moment
 from streams.quotas.decisions import Ask, Limits, Refused, Row
 from streams.quotas.definition_store import NOTHING, Definitions, Tier
 from streams.quotas.definitions import quota_from
-from streams.quotas.entries import Leased, Reserved, Returned, Settled
-from streams.quotas.feed import Look, Span, Used, Wanted
-from streams.quotas.granting import Slice, grant
-from streams.quotas.held import Held
-from streams.quotas.rebuilding import restore
-from streams.quotas.shard import Shard
+from streams.quotas.entries import Settled
+from streams.quotas.granting import Slice
+from tests.simulation.played_holders import Holders, Key
+from tests.simulation.played_service import PlayedService
 
 SECOND: Final = 1_000_000
 MIDNIGHT: Final = microseconds(datetime(2026, 11, 22, tzinfo=UTC))
@@ -39,8 +35,6 @@ LIMIT: Final = 8_000
 LIMITS: Final = Limits(longest_request_us=60 * SECOND, lag_us=70 * SECOND)
 LATEST_US: Final = 60 * SECOND
 LOOK_US: Final = 200_000
-SLICE_US: Final = 2 * SECOND
-"""How long a slice is granted for."""
 SLICE: Final = Slice(5, 2000, 2000, 5)
 ASSUMED_OUTPUT: Final = 4096
 """What the second naive limiter reserves where a request does not say."""
@@ -278,101 +272,80 @@ class ReserveAll(CheckThenCharge):
 
 
 class Product:
-    """The product's shard, its journal in a list, its database the events that were counted so far."""
+    """The product's shard, and holders of slices in processes of their own."""
 
     def __init__(self, seed: int, tenants: int, crash_every_s: float) -> None:
         self._rng = Random(seed + 2)
         self._crash_every_s = crash_every_s
-        start = datetime.fromtimestamp((MIDNIGHT - 3600 * SECOND) // SECOND, UTC)
+        begin = MIDNIGHT - BEFORE_S * SECOND
+        start = moment(MIDNIGHT - 3600 * SECOND)
         quotas = [
             quota_from({"tier": "sim", "period": "day", "metric": "output_tokens", "limit": LIMIT}, now=start),
             quota_from({"tier": "sim", "period": "none", "metric": "concurrency", "limit": 200}, now=start),
         ]
         names = [f"t{number}" for number in range(tenants)]
-        tiers = {name: [Tier("sim", start)] for name in names}
-        self._definitions = Definitions(NOTHING, {}, {"sim": quotas}, tiers, {})
-        self._names = set(names)
-        self._journal: list[tuple[int, bytes]] = []
-        self._states: dict[int, tuple[int, bytes]] = {}
-        self._counted: dict[tuple[str, int], Counts] = defaultdict(Counts)
-        self._identities: set[tuple[str, str, int]] = set()
+        definitions = Definitions(NOTHING, {}, {"sim": quotas}, {name: [Tier("sim", start)] for name in names}, {})
+        self._service = PlayedService(LIMITS, definitions, names, begin)
+        self._holders = Holders(self._service, self._rng, SLICE)
         self._new: list[Row] = []
+        """In the feed, and not read yet."""
         self._down_until = 0
-        self._no = 0
         self.crashes = 0
         self.refused_below_bound = 0
         """Refusals though what is known to be used, the bounds of what is in flight and this request's least fit."""
         self._bounds: dict[str, dict[str, int]] = defaultdict(dict)
         self._told: dict[str, dict[str, int]] = defaultdict(dict)
         self._seen: dict[tuple[str, int], int] = defaultdict(int)
-        self._slices: dict[str, slices.Slice] = {}
-        """Of one holder for each tenant, in a process of its own."""
-        self._out_of: dict[str, slices.Slice] = {}
-        """By request: the slice that it was admitted out of."""
+        self._counted: set[tuple[str, str]] = set()
         self._to_settle: list[tuple[Arrival, int]] = []
         """Requests of slices that ended while the service was away: their holders tell it later."""
-        self._busy: set[str] = set()
-        """Who asked the service since the last look."""
         self._never_told: Counter[str] = Counter()
         """Tokens at most of requests out of slices whose holders never told of them: they look unreserved."""
-        self._lease_no = 0
         self.out_of_slices = 0
-        self._crash_at = MIDNIGHT - BEFORE_S * SECOND + int(self._rng.expovariate(1 / crash_every_s) * SECOND)
-        self.shard = self._rebuilt(MIDNIGHT - BEFORE_S * SECOND)
+        self._sliced: set[str] = set()
+        self._crash_at = begin + int(self._rng.expovariate(1 / crash_every_s) * SECOND)
 
     def admit(self, arrival: Arrival, now: int) -> int | None:
         """Out of a slice, or ask; without the service half of the callers allow, half deny."""
-        held = self._slices.get(arrival.tenant)
-        asked = arrival.max_tokens
-        fits = held is not None and asked is not None
-        if fits and held.admit(arrival.name, 1, arrival.input_tokens, asked, now / SECOND):
-            self._out_of[arrival.name] = held
+        tenant, asked = arrival.tenant, arrival.max_tokens
+        may_lease = asked is not None and ord(tenant[-1]) % 3 == 0
+        if may_lease and self._holders.admit(Key(tenant, "m"), arrival.name, 1, arrival.input_tokens, asked or 0, now):
+            self._sliced.add(arrival.name)
             self.out_of_slices += 1
-            self._never_told[arrival.tenant] += asked if arrival.settle_after is None else 0
+            self._never_told[tenant] += (asked or 0) if arrival.settle_after is None else 0
             return asked
-        self._busy.add(arrival.tenant)
         if self.is_down(now):
-            return -1 if ord(arrival.tenant[-1]) % 2 else None
-        ask = Ask(arrival.tenant, arrival.name, "m", arrival.input_tokens, max_tokens=arrival.max_tokens)
-        answer = self.shard.ask(ask, now)
-        if answer == "loading":
-            self._look(now)
-            answer = self.shard.ask(ask, now)
-        self._write()
+            return -1 if ord(tenant[-1]) % 2 else None
+        ask = Ask(tenant, arrival.name, "m", arrival.input_tokens, max_tokens=asked)
+        answer = self._service.ask(ask, now)
         if isinstance(answer, Refused):
-            least = min(16, arrival.max_tokens or 16)
+            least = min(16, asked or 16)
             apart = abs(now - MIDNIGHT - LATEST_US) > LATEST_US + 10 * SECOND  # which period a settle was of is sure
-            self.refused_below_bound += apart and self._taken(arrival.tenant, now) + least <= LIMIT
+            self.refused_below_bound += apart and self._taken(tenant, now) + least <= LIMIT
             return None
-        assert isinstance(answer, Reserved), answer
-        self._bounds[arrival.tenant][arrival.name] = answer.output_cap
+        self._bounds[tenant][arrival.name] = answer.output_cap
         return answer.max_tokens
 
     def settle(self, arrival: Arrival, output: int, now: int) -> None:
         """Tell it; while it is down nobody listens, but holders of slices tell it later."""
-        held, lease_no = self._out_of.get(arrival.name), 0
-        if held is not None and self.is_down(now):
-            self._to_settle.append((arrival, output))
-        if not self.is_down(now):
-            if held is not None and held.settle(arrival.name, 1, arrival.input_tokens, output):
-                held.settled_no += 1
-                lease_no = held.settled_no
-            entry = Settled(
-                arrival.tenant, arrival.name, 1, now, True, True, "m", "", arrival.input_tokens, 0, output, 0,
-                held.lease_id if held is not None and lease_no else "", lease_no,
-            )  # fmt: skip
-            self.shard.settle(entry)
-            self._write()
-            self._bounds[arrival.tenant].pop(arrival.name, None)
-            if (arrival.tenant, arrival.name, 1) not in self._identities:
-                self._told[arrival.tenant][arrival.name] = output
+        tenant = arrival.tenant
+        if self.is_down(now):
+            if arrival.name in self._sliced:
+                self._to_settle.append((arrival, output))
+            return
+        lease_id, lease_no = self._holders.settle(arrival.name, 1, arrival.input_tokens, output)
+        entry = Settled(
+            tenant, arrival.name, 1, now, True, True, "m", "", arrival.input_tokens, 0, output, 0, lease_id, lease_no
+        )  # fmt: skip
+        self._service.settle(entry)
+        self._bounds[tenant].pop(arrival.name, None)
+        if (tenant, arrival.name) not in self._counted:
+            self._told[tenant][arrival.name] = output
 
     def ingest(self, events: list[Row], now: int) -> None:
         """The windows have them at once; the shard hears of them with the next look."""
-        for row in events:
-            key = (row.tenant_id, bounds("day", row.completed_at)[0])
-            self._counted[key] = Counts(*(a + b for a, b in zip(self._counted[key], row.counts, strict=True)))
-            self._identities.add((row.tenant_id, row.request_id, row.attempt))
+        self._service.ingest(events)
+        self._counted.update((row.tenant_id, row.request_id) for row in events)
         self._new += events
 
     def tick(self, now: int) -> None:
@@ -381,16 +354,16 @@ class Product:
             self._crash_at = now + int(self._rng.expovariate(1 / self._crash_every_s) * SECOND) + 5 * SECOND
             self._down_until = now + self._rng.randrange(1, 4) * SECOND
             self.crashes += 1
-            self.shard = Shard(0, 1, LIMITS)
+            self._service.crash()
         elif now >= self._down_until:
-            if not self.shard.registered:
-                self.shard = self._rebuilt(now)
-            self._look(now)
-            self.shard.tend(now)
-            self.shard.each_second(now)
-            self._holders(now)
-            self._keep_a_state()
-            self._write(begin_a_state=True)
+            if not self._service.is_up:
+                self._service.restart(now)
+            self._service.tick(now)
+            self._note_read()
+            waiting, self._to_settle = self._to_settle, []
+            for arrival, output in waiting:
+                self.settle(arrival, output, now)
+            self._holders.turn(now)
 
     def is_down(self, now: int) -> bool:
         """Between a crash and the restart."""
@@ -399,7 +372,7 @@ class Product:
     def in_the_end(self, outcome: Outcome) -> list[str]:
         """What does not hold when everything is over."""
         wrong = []
-        for name, held in self.shard.books.items():
+        for name, held in self._service.shard.books.items():
             for meter in held.book.meters.budgets:
                 true, unasked = outcome.used[name, meter.start], outcome.unasked[name, meter.start]
                 is_now = (meter.confirmed, meter.unconfirmed, meter.reserved, meter.leased, meter.unreserved)
@@ -408,107 +381,18 @@ class Product:
                     wrong.append(f"{name}: {is_now}; used {true}, of it {unasked} without asking")
         return wrong
 
-    def _holders(self, now: int) -> None:
-        """They tell what waits, renew slices that are used, give back those that are over; some crash."""
-        waiting, self._to_settle = self._to_settle, []
-        for arrival, output in waiting:
-            self.settle(arrival, output, now)
-        for tenant, held in list(self._slices.items()):
-            if self._rng.random() < 0.0005 or now / SECOND > held.until + 60:
-                del self._slices[tenant]  # nobody gives back what is left of it
-            elif held.used_requests:
-                held.used_requests = 0
-                self._lease(tenant, held, now)
-            elif now / SECOND >= held.until and not held.in_flight:
-                del self._slices[tenant]
-                unused = (held.requests, held.input_tokens, held.output_tokens, held.slots)
-                self.shard.lease(Returned(tenant, held.lease_id, now, *(max(n, 0) for n in unused), closed=True))
-                self._write()
-        for tenant in sorted(self._busy - self._slices.keys()):
-            if ord(tenant[-1]) % 3 == 0:
-                self._lease(tenant, None, now)
-        self._busy.clear()
-
-    def _lease(self, tenant: str, held: slices.Slice | None, now: int) -> None:
-        """As the service grants a slice, or adds to one."""
-        ready = self.shard.ready(tenant, now)
-        if not isinstance(ready, Held) or (held is not None and ready.book.leases.get(held.lease_id) is None):
-            return
-        want = SLICE if held is None else Slice(*(max(a - b, 0) for a, b in zip(SLICE, _left(held), strict=True)))
-        got = grant(ready.book, "m", "", want, now, holders=1)
-        if not any(got):
-            return
-        if held is None:
-            self._lease_no += 1
-            held = self._slices[tenant] = slices.Slice(f"{tenant}~{self._lease_no}", 0)
-        until = now + SLICE_US
-        self.shard.lease(Leased(tenant, held.lease_id, tenant, now, "m", "", *got, held_until=until + LIMITS.held_us))
-        self._write()
-        held.add(*got, until / SECOND)
-
-    def _look(self, now: int) -> None:
-        wanted: Wanted = looking.wanted(self.shard)
-        rows, self._new = self._new, []
-        self._note(rows)
-        look = Look(now, 0.0, {}, rows, True, None)
-        look.loaded = {name: {span: self._used(name, span) for span in spans} for name, spans in wanted.spans.items()}
-        look.counted = [attempt for attempt in wanted.attempts if attempt in self._identities]
-        for _ in looking.take_look(self.shard, look, wanted):
-            pass
-
-    def _note(self, rows: list[Row]) -> None:
-        for row in rows:
+    def _note_read(self) -> None:
+        for row in self._new:
             self._seen[row.tenant_id, bounds("day", row.completed_at)[0]] += row.counts.output_tokens
             self._bounds[row.tenant_id].pop(row.request_id, None)
             self._told[row.tenant_id].pop(row.request_id, None)
+        self._new.clear()
 
     def _taken(self, tenant: str, now: int) -> int:
         """The same as the book has it, added up from what the shard was told."""
         known = self._seen[tenant, bounds("day", now)[0]] + sum(self._told[tenant].values())
-        leased = sum(meter.leased for meter in self.shard.books[tenant].book.meters.budgets)
+        leased = sum(meter.leased for meter in self._service.shard.books[tenant].book.meters.budgets)
         return known + sum(self._bounds[tenant].values()) + leased
-
-    def _used(self, name: str, span: Span) -> list[Used]:
-        found = []
-        for start in (span.start, span.end):
-            counts = self._counted.get((name, start))
-            if counts is not None:
-                found.append(Used("m", "", True, start >= span.end, start, counts))
-        return found
-
-    def _write(self, *, begin_a_state: bool = False) -> None:
-        due = self.shard.next_batch(begin_a_state=begin_a_state)
-        if due is not None:
-            batch, changed = due
-            self._no += 1
-            self._journal.append((self._no, batch.entries))
-            self.shard.states.written(self._no, changed)
-
-    def _keep_a_state(self) -> None:
-        """What was begun a tick before, and much has changed since."""
-        made = self.shard.states.make()
-        if made is not None:
-            group, no, state = made
-            self._states[group] = (no, state)
-            self.shard.states.kept(group)
-
-    def _rebuilt(self, now: int) -> Shard:
-        shard = Shard(0, 1, LIMITS, self._definitions)
-        shard.registered = set(self._names)
-        restore(shard, [(g, no, state) for g, (no, state) in self._states.items()], self._journal, now)
-        for tenant_id, request_id, attempt in shard.live():
-            if (tenant_id, request_id, attempt) in self._identities:
-                shard.books[tenant_id].book.resolve(request_id, attempt)
-        rows, self._new = self._new, []  # what the feed has brought since it was read last
-        self._note(rows)
-        unreserved: Counter[tuple[str, str, int]] = Counter()
-        looking.confirm(shard, rows, now, unreserved)
-        shard.note_unreserved(unreserved, now, {})
-        return shard
-
-
-def _left(held: slices.Slice) -> Slice:
-    return Slice(held.requests, held.input_tokens, held.output_tokens, held.slots)
 
 
 def simulate(seed: int, *, tenants: int, requests: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 from envoy.extensions.common.ratelimit.v3 import ratelimit_pb2
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 
+from streams.quotas.envoy_calls import Names
+from streams.quotas.envoy_server import EnvoyCall, RateLimits
 from tests.fixtures_quota_server import QuotaServerProcess
 from tests.integration.streams.quotas.driver import add_tenants, define
 
@@ -89,3 +92,25 @@ def test_envoy_asks_is_refused_and_tells_what_was_used(
         ask(descriptor(**named, request_id="r3"))
     assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED
     channel.close()
+
+
+def test_a_tenant_of_another_shard_is_an_error_to_envoy_and_neither_allowed_nor_refused() -> None:
+    """Envoy goes by its `failure_mode_deny` then."""
+
+    class Aborted(Exception):
+        pass
+
+    class Context:
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        async def abort(self, code: grpc.StatusCode, text: str) -> None:
+            raise Aborted(code, text)
+
+    def other_shards(call: EnvoyCall) -> None:
+        call.answer(421, b"t1 is of shard 1", [("x-tollbook-shard", "1")])
+
+    request = rls_pb2.RateLimitRequest(descriptors=[descriptor(tenant_id="t1", request_id="r1", model="m-1")])
+    with pytest.raises(Aborted) as told:
+        asyncio.run(RateLimits(other_shards, Names()).ShouldRateLimit(request, Context()))
+    assert told.value.args == (grpc.StatusCode.FAILED_PRECONDITION, "t1 is of shard 1")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0097"
-down_revision = "0092"
+down_revision = "0094"
 branch_labels = None
 depends_on = None
 

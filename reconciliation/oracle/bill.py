@@ -129,14 +129,17 @@ class _Bill:
         self._issue(document)
 
     def _waiting_lines(self) -> list[Line]:
-        """Earlier periods first; a key that is taken says its period (tests/money/README.md)."""
+        """Earlier periods first; a key that is taken says its period (tests/money/README.md), or, where that is the
+        same, that it is a second one of it."""
         result: dict[str, Line] = {}
+        periods: dict[str, int] = {}
         for i, waiting in sorted(self._waiting.items()):
             for line in waiting.lines:
                 key = line.key
                 if key in result:
-                    key += f"@{self._plans[i].period.name.split('..')[0]}"
-                result[key] = replace(line, key=key)
+                    second = periods[key] == i
+                    key += ".repriced" if second else f"@{self._plans[i].period.name.split('..')[0]}"
+                result[key], periods[key] = replace(line, key=key), i
         return list(result.values())
 
     def _waiting_is_billed(self) -> None:

@@ -14,7 +14,13 @@ from decimal import Decimal
 from functools import partial
 
 from billing.bills import credits
-from billing.bills.credit_application import PriceReductions, given_back_with_fees, grant_of, price_reductions
+from billing.bills.credit_application import (
+    PriceReductions,
+    closing_lines,
+    given_back_with_fees,
+    grant_of,
+    price_reductions,
+)
 from billing.bills.credit_notes import (
     Remaining,
     credit_note,
@@ -93,16 +99,12 @@ class _Invoiced:
     paid: list[PaidByCredit] = field(default_factory=list)
     lines: list[RatedLine] = field(default_factory=list)
 
-    def of_credit(self, naming: Naming) -> set[str]:
-        """The keys of lines of credit."""
-        return {naming.key(line.identity) for line in self.lines if line.identity.kind == LineKind.CREDIT}
-
 
 @dataclass(slots=True)
 class _Billed:
     """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
     draw, as last rated; its invoice; by tax group the invoice that its fees in advance are on, the tax groups of these
-    fees, what price reductions draw for them, which prior credits are in what remains of them."""
+    fees, what price reductions draw for them, all lines of their documents, which prior credits are in what remains."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
@@ -111,7 +113,12 @@ class _Billed:
     in_advance: dict[str, _Invoiced] = field(default_factory=dict)
     fee_groups: dict[str, str] = field(default_factory=dict)
     drawn_in_advance: dict[str, Decimal] = field(default_factory=lambda: defaultdict(lambda: ZERO))
+    advance_lines: list[RatedLine] = field(default_factory=list)
     noted: set[int] = field(default_factory=set)
+
+    def of_credit(self, naming: Naming) -> set[str]:
+        """The keys of lines of credit on documents over its fees in advance."""
+        return {naming.key(line.identity) for line in self.advance_lines if line.identity.kind == LineKind.CREDIT}
 
     def draw_in_advance(self, lines: Iterable[RatedLine], grants: Sequence[Grant]) -> None:
         """Price reductions are on a document in advance, or come back by its credit note."""
@@ -196,18 +203,20 @@ class _Cycle:
             original = billed.in_advance.setdefault(group, _Invoiced())
             if not net[group]:
                 after = self._taken_back(each.service, own, original)[1]
-                original.remaining = on_no_document(original.remaining, after, original.of_credit(naming))
+                original.remaining = on_no_document(original.remaining, after, billed.of_credit(naming))
             elif of_original := next((listed for of, listed in less if of is original), None):
                 of_original |= own
             else:
                 less.append((original, own))
         for original, own in less:
-            back, closing = given_back_with_fees(original.lines, list(own.values()), self._grants())
+            back = given_back_with_fees(billed.advance_lines, list(own.values()), self._grants())
             billed.draw_in_advance(back, self._grants())
             own |= {naming.key(line.identity): line for line in back}
+            closing = closing_lines(original.lines, list(own.values()))
             document, after = self._taken_back(each.service, own, original, map(naming.key, closing))
             original.lines += own.values()
-            original.remaining = net_of_discounts(after, original.of_credit(naming))
+            billed.advance_lines += own.values()
+            original.remaining = net_of_discounts(after, billed.of_credit(naming))
             self.documents.append(self._restore(document, original.paid))
         if more := {key: line for key, line in lines.items() if net[line.tax_group] > 0}:
             off = self._reduced(list(more.values()))
@@ -216,7 +225,8 @@ class _Cycle:
             document = draw_up(DocumentKind.ADVANCE, each.service, more, self.of.payer)
             document = self._issue(document, off.open)
             invoiced = _Invoiced(remaining_of(document), list(document.paid), list(more.values()))
-            invoiced.remaining = net_of_discounts(invoiced.remaining, invoiced.of_credit(naming))
+            billed.advance_lines += more.values()
+            invoiced.remaining = net_of_discounts(invoiced.remaining, billed.of_credit(naming))
             billed.in_advance |= {line.tax_group: invoiced for line in more.values()}
 
     def _reduced(self, fees: Sequence[RatedLine]) -> PriceReductions:

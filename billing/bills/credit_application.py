@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
 from billing.bills import credits
 from billing.bills.credit_notes import net_by_group
 from billing.bills.credits import Grant
-from billing.money import ZERO, exactly
+from billing.money import ZERO, exactly, total
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
 from billing.rating.made_lines import credit_line
 from billing.rating.period import Coverable
@@ -56,32 +56,55 @@ def price_reductions(
 
 def given_back_with_fees(
     billed: Iterable[RatedLine], less: Sequence[RatedLine], grants: Iterable[Grant]
-) -> tuple[list[RatedLine], list[LineIdentity]]:
-    """What price reductions give back of a document over fees in advance when these come to less: what they take off
-    beyond what is left of the fees, tax group by tax group, the last drawn first (docs/decisions/0051).
+) -> list[RatedLine]:
+    """What price reductions give back of fees in advance when these come to less: what they took off beyond what is
+    left of the fees that they cover, tax group by tax group, the last drawn first (docs/decisions/0051).
 
-    `billed`: all lines of the document and its credit notes so far, `less` what is taken back of them now. With the
-    lines come back those of them, one for a tax group, after which nothing is left of the group.
+    `billed`: all lines so far of the documents over a period's fees in advance, `less` what is taken back of them now.
     """
     billed, known = list(billed), {grant.grant_id: grant for grant in grants}
     drawn: dict[tuple[str, str], list[RatedLine]] = defaultdict(list)
     for line in billed:
         if line.identity.kind == LineKind.CREDIT:
             drawn[line.tax_group, grant_of(line, known)].append(line)
-    left = net_by_group([*billed, *less])
     found: list[RatedLine] = []
-    closing = []
     for group in sorted({line.tax_group for line in less}):
-        beyond = -left[group]
-        for grant in sorted(known.values(), key=credits.draw_order, reverse=True):
-            listed = drawn.get((group, grant.grant_id), [])
-            with exactly():
-                back = min(beyond, -sum((line.amount for line in listed), ZERO))
-                if back > 0:
-                    found.append(replace(listed[0], amount=back))
-                    beyond -= back
-                    closing += [listed[0].identity] if not beyond else []
-    return found, closing
+        left = _fees_left(line for line in (*billed, *less) if line.tax_group == group)
+        for grant in sorted(known.values(), key=credits.draw_order):
+            if (group, grant.grant_id) not in drawn:
+                continue
+            first, *_ = listed = drawn[group, grant.grant_id]
+            back = -total(line.amount for line in listed)
+            for key in sorted(left):
+                if grant.applies_to.covers(Coverable(first.service_start, key, group, Fraction(1), is_fee=True)):
+                    with exactly():
+                        kept = max(ZERO, min(back, left[key]))
+                        back, left[key] = back - kept, left[key] - kept
+            if back > 0:
+                key = first.identity.charge_key
+                taken = any(line.identity.charge_key == key for line in found)
+                found.append(credit_line(first, f"credit.{grant.grant_id}.{group}" if taken else key, back, group))
+    return found
+
+
+def _fees_left(lines: Iterable[RatedLine]) -> dict[str, Decimal]:
+    """What fees in advance come to by now, by the key that a credit covers them under: a prepaid fee is not its
+    charge."""
+    lines = [line for line in lines if line.identity.kind != LineKind.CREDIT]
+    prepaid = {line.identity.charge_key for line in lines if line.identity.kind == LineKind.PREPAID_FEE}
+    found: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for line in lines:
+            key = line.identity.charge_key
+            found[f"{key}.fee" if key in prepaid else key] += line.amount
+    return dict(found)
+
+
+def closing_lines(of_document: Iterable[RatedLine], taken: Sequence[RatedLine]) -> list[LineIdentity]:
+    """Of what is taken back of a document a line of credit for each tax group of which then nothing is left on it."""
+    left = net_by_group([*of_document, *taken])
+    last = {line.tax_group: line.identity for line in taken if line.identity.kind == LineKind.CREDIT}
+    return [identity for group, identity in sorted(last.items()) if not left[group]]
 
 
 def grant_of(line: RatedLine, grant_ids: Iterable[str]) -> str:

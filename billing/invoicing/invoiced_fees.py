@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from billing.bills import credit_notes
-from billing.bills.credit_application import given_back_with_fees
+from billing.bills.credit_application import closing_lines, given_back_with_fees
 from billing.bills.credit_notes import Remaining, on_no_document, without_ending
 from billing.bills.credits import Grant
 from billing.bills.documents import Document, Payer
@@ -21,7 +21,7 @@ from billing.bills.payment_credits import given_back
 from billing.invoicing import invoices
 from billing.invoicing.advance_fees import ByShare, Share, by_share
 from billing.invoicing.billed_documents import paid_by_grants
-from billing.invoicing.invoices import INVOICED, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, InvoiceLine
+from billing.invoicing.invoices import INVOICED, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind
 from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
 from billing.rating import LineIdentity, LineKind, Naming, RatedLine, net, segments_of
@@ -35,9 +35,11 @@ class InvoicedFees:
     invoices: dict[Share, Invoice] = field(default_factory=dict)
     _remaining: dict[uuid.UUID, Remaining] = field(default_factory=dict)
     _notes: dict[uuid.UUID, list[Invoice]] = field(default_factory=lambda: defaultdict(list))
+    _documents: list[Invoice] = field(default_factory=list)
 
     def take_in(self, document: Invoice) -> None:
         """An invoice for fees in advance was issued, or a credit note against one."""
+        self._documents.append(document)
         of = document.credits_invoice_id
         if of is None:
             for share in by_share(line.rated for line in document.lines):
@@ -57,15 +59,12 @@ class InvoicedFees:
         if original is not None:
             before = self._remaining[original.invoice_id]
             _, after = self._note(original, service, {_name(line): line for line in lines}, payer)
-            of_credit = {
-                _name(line.rated) for line in self._lines(original) if line.rated.identity.kind == LineKind.CREDIT
-            }
+            of_credit = {_name(line) for line in self._lines(self._documents) if line.identity.kind == LineKind.CREDIT}
             self._remaining[original.invoice_id] = on_no_document(before, after, of_credit)
 
-    def _lines(self, original: Invoice) -> Iterator[InvoiceLine]:
-        """Those of an invoice and its credit notes."""
-        for each in (original, *self._notes[original.invoice_id]):
-            yield from each.lines
+    @staticmethod
+    def _lines(documents: Iterable[Invoice]) -> Iterator[RatedLine]:
+        return (line.rated for each in documents for line in each.lines)
 
     def by_invoice(self, less: ByShare) -> list[tuple[Invoice, list[RatedLine]]]:
         """Fees that come to less, by the invoice that they are taken back from; those that are on none are left out."""
@@ -93,8 +92,9 @@ class InvoicedFees:
         the fees. Raises UnknownTaxGroup.
         """
         less = list(net(taken_back).values())
-        back, closing = given_back_with_fees([line.rated for line in self._lines(original)], less, credits.grants)
+        back = given_back_with_fees(self._lines(self._documents), less, credits.grants)
         lines = [replace(line, reason=INVOICED) for line in (*less, *back)]
+        closing = closing_lines(self._lines([original, *self._notes[original.invoice_id]]), lines)
         naming = Naming(segments_of(lines), plan_versions)
         keyed = {naming.key(line.identity): line for line in lines}
         document, _ = self._note(original, service, keyed, payer, map(naming.key, closing))

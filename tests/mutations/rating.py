@@ -316,8 +316,8 @@ MUTATIONS: Final = (
     Mutation(
         "a grant has nothing back of a fee in advance that ends",
         "billing/bills/credit_application.py",
-        "beyond = -left[group]",
-        "beyond = ZERO",
+        "            if back > 0:\n                key = first",
+        "            if False:\n                key = first",
         GOLDEN,
     ),
     Mutation(

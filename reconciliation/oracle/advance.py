@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from reconciliation.oracle import discounts, fees
 from reconciliation.oracle.calendar import Period
 from reconciliation.oracle.case import Case, Charge, Discount, PriorCredit
 from reconciliation.oracle.document import Document, Tax, credit_note, invoice, rounding, tax_on
-from reconciliation.oracle.line import Line, totals
+from reconciliation.oracle.line import Draw, Line, totals
 from reconciliation.oracle.rational import ZERO, at_twelve, pieces_that_add_up
 from reconciliation.oracle.segments import PeriodPlan, Stretch
 
@@ -37,12 +37,22 @@ class Paid:
     given: Mapping[str, Fraction]
 
 
+@dataclass(slots=True)
+class Standing:
+    """What of an invoice its credit notes have left: its tax groups, and what each grant paid of it, in quanta."""
+
+    taxes: dict[str, Tax]
+    paid: list[tuple[str, int]] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A document and the instant at which it is issued."""
+    """A document, the instant at which it is issued, the invoice that it is or is against, and its fees by charge."""
 
     at: int
     document: Document
+    invoice: Standing
+    draws: list[Draw]
 
 
 def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
@@ -73,7 +83,7 @@ def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Sums]:
     result = []
     fees_and_back: list[Line] = []
     paid: list[Paid] = []
-    on: dict[str, dict[str, Tax]] = {}
+    on: dict[str, Standing] = {}
     given: dict[str, Fraction] = defaultdict(Fraction)
     for at in _changes(plan.stretches, plan.period):
         starting = next((stretch for stretch in plan.stretches if stretch.start == at), None)
@@ -93,33 +103,51 @@ def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Sums]:
         changed += [(line, ZERO, 0) for line in new]
         fees_and_back += [line for line, _, _ in changed]
         issued = _documents(case, Period(at, plan.period.end), changed, on)
-        result += [Issued(at, document) for document in issued]
-        paid = _paid(case, fees_due, of_fees, issued, Period(at, plan.period.end), on)
+        result += [Issued(at, document, standing, _draws(plan, document, at)) for document, standing in issued]
+        documents = [document for document, _ in issued]
+        paid = _paid(case, fees_due, of_fees, documents, Period(at, plan.period.end), on)
     return result, Sums(given, totals(fees_and_back, lambda line: line.charge))
 
 
 def _documents(
-    case: Case, service: Period, changed: Sequence[tuple[Line, Fraction, int]], on: dict[str, dict[str, Tax]]
-) -> list[Document]:
+    case: Case, service: Period, changed: Sequence[tuple[Line, Fraction, int]], on: dict[str, Standing]
+) -> list[tuple[Document, Standing]]:
     """Each tax group's net by itself: more on one invoice, less on a credit note against the invoice that the group is
-    on, nothing on none (13.10). `on`: the taxes of that invoice, by tax group; of more, they are the new invoice's."""
+    on, nothing on none (13.10). `on`: that invoice, by tax group; of more, the new one."""
     net = totals((line for line, _, _ in changed), lambda line: line.group)
-    notes: list[tuple[dict[str, Tax], list[tuple[Line, Fraction, int]]]] = []
+    notes: list[tuple[Standing, list[tuple[Line, Fraction, int]]]] = []
     for group in sorted(group for group, amount in net.items() if amount < 0):
         of_group = [one for one in changed if one[0].group == group]
-        same = [lines for taxes, lines in notes if taxes is on[group]]
+        same = [lines for standing, lines in notes if standing is on[group]]
         if same:
             same[0].extend(of_group)
         else:
             notes.append((on[group], of_group))
-    result = [credit_note(case.account, case.contract, service, lines, taxes) for taxes, lines in notes]
+    result = [
+        (credit_note(case.account, case.contract, service, lines, standing.taxes), standing)
+        for standing, lines in notes
+    ]
     more = [line for line, _, _ in changed if net[line.group] > 0]
     if more:
         document = invoice(case.account, case.contract, "advance", service, more)
-        taxes = {group: Tax(tax.amount, tax.tax) for group, tax in document.taxes.items()}
-        on |= {line.group: taxes for line in more}
-        result.append(document)
+        standing = Standing({group: Tax(tax.amount, tax.tax) for group, tax in document.taxes.items()})
+        on |= {line.group: standing for line in more}
+        result.append((document, standing))
     return result
+
+
+def _draws(plan: PeriodPlan, document: Document, at: int) -> list[Draw]:
+    """What each new fee on an invoice comes to, less its share of what came back in its tax group: what credits for
+    fees may pay (6)."""
+    lines = [line for line, _ in document.lines]
+    net = totals(lines, lambda line: line.group)
+    new = [line for line in lines if line.kind != "unused"]
+    whole, found = totals(new, lambda line: line.group), totals(new, lambda line: (fees.named(plan, line), line.group))
+    return [
+        Draw(at, key, group, 0, value * net[group] / whole[group], fee=True)
+        for (key, group), value in found.items()
+        if value > 0
+    ]
 
 
 def _changes(stretches: Sequence[Stretch], period: Period) -> list[int]:
@@ -239,7 +267,7 @@ def _paid(
     of_fees: Sequence[Discounted],
     issued: Sequence[Document],
     service: Period,
-    on: Mapping[str, dict[str, Tax]],
+    on: Mapping[str, Standing],
 ) -> list[Paid]:
     """The new fees, as they stand on their documents."""
     rounded = {line.key: quanta for document in issued for line, quanta in document.lines}
@@ -250,6 +278,6 @@ def _paid(
             rounded.get(one.key, rounding(case.contract, one.amount / case.account.quantum)) for one in of_line
         )
         lasts = line.kind != "one_off" and charge.prorated
-        taxes = on.get(line.group, {})
+        taxes = on[line.group].taxes if line.group in on else {}
         result.append(Paid(line, charge, amount, service.start, service.end, amount, quanta, taxes, lasts, given))
     return result

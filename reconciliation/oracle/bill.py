@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from reconciliation.oracle import adjustment, advance, credits
+from reconciliation.oracle.advance import Issued
 from reconciliation.oracle.calendar import DAY, Period
 from reconciliation.oracle.case import Case, Usage
 from reconciliation.oracle.document import Document, Tax, credit_note, gross_per_group, invoice, plain
@@ -88,7 +89,7 @@ class _Bill:
         """Advance documents at their instants; a period's invoice when it is frozen; late usage after that (7, 11)."""
         steps: list[tuple[int, int, Callable[[], None]]] = []
         for i, plan in enumerate(self._plans):
-            steps += [(one.at, 0, self._issuing(one.document)) for one in advance.documents(self.case, plan)]
+            steps += [(one.at, 0, self._issuing(one)) for one in advance.documents(self.case, plan)]
             frozen = plan.period.end + GRACE
             steps.append((frozen, 1, self._billing(i)))
             steps += [(frozen, 2, self._taking_in(i, late.usage)) for late in self.case.late if late.of_period == i]
@@ -96,8 +97,8 @@ class _Bill:
         for _, _, step in sorted(steps, key=lambda step: step[:2]):
             step()
 
-    def _issuing(self, document: Document) -> Callable[[], None]:
-        return lambda: self._issue(document)
+    def _issuing(self, issued: Issued) -> Callable[[], None]:
+        return lambda: self._issue_in_advance(issued)
 
     def _billing(self, i: int) -> Callable[[], None]:
         return lambda: self._bill(i)
@@ -107,6 +108,15 @@ class _Bill:
 
     def _closing(self, i: int) -> Callable[[], None]:
         return lambda: self._bill_what_waits(i)
+
+    def _issue_in_advance(self, issued: Issued) -> None:
+        """Credits for fees pay an invoice in advance when it is issued, and come back with its credit notes (6)."""
+        if issued.document.doc == "credit_note":
+            self._give_back(issued.document, issued.invoice.paid)
+        else:
+            self._pay(issued.document, issued.draws)
+            issued.invoice.paid = list(issued.document.payments)
+        self._issue(issued.document)
 
     def _bill(self, i: int) -> None:
         """The period's invoice, with what waits from earlier ones; none without any line (10)."""
@@ -227,7 +237,7 @@ class _Bill:
             self._waiting[i] = _Waiting(more, _added(billed.draws, then[1]), then)
 
     def _credit(self, period: Period, billed: _Billed, less: Sequence[Line]) -> None:
-        """A credit note against the period's invoice; what payment credits paid goes back to them first (6)."""
+        """A credit note against the period's invoice."""
         keys = [line.key.removeprefix("adj.") for line in less]
         changed = [(line, *billed.remains.get(key, (ZERO, 0))) for line, key in zip(less, keys, strict=True)]
         account = self.case.account
@@ -235,15 +245,19 @@ class _Bill:
         quanta_of = {line.key: quanta for line, quanta in note.lines}
         for (line, before, quanta), key in zip(changed, keys, strict=True):
             billed.remains[key] = (before + line.amount, quanta + quanta_of[line.key])
-        open_quanta = -note.total(account)
-        for n, (grant, quanta) in reversed(list(enumerate(billed.paid))):
+        self._give_back(note, billed.paid)
+        self._issue(note)
+
+    def _give_back(self, note: Document, paid: list[tuple[str, int]]) -> None:
+        """What payment credits paid of an invoice goes back to them first, the last one's first (6)."""
+        open_quanta = -note.total(self.case.account)
+        for n, (grant, quanta) in reversed(list(enumerate(paid))):
             back = min(quanta, open_quanta)
             if back > 0:
                 note.payments.append((grant, -back))
-                billed.paid[n] = (grant, quanta - back)
-                self._draw({grant: -back * account.quantum})
+                paid[n] = (grant, quanta - back)
+                self._draw({grant: -back * self.case.account.quantum})
                 open_quanta -= back
-        self._issue(note)
 
 
 def _with_groups(
@@ -261,7 +275,7 @@ def _added(before: Sequence[Draw], after: Sequence[Draw]) -> list[Draw]:
     """What came to be draws that were not, at their own times; what fell takes its share off all of it (6, 7)."""
     change: dict[tuple[int, str, str, str], Fraction] = {}
     for sign, draws in ((-1, before), (1, after)):
-        for draw in draws:
+        for draw in (one for one in draws if not one.fee):
             at = (draw.completed, draw.charge, draw.group, draw.model)
             change[at] = change.get(at, ZERO) + sign * draw.value
     grown = sum((value for value in change.values() if value > 0), ZERO)

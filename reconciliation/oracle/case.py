@@ -261,7 +261,10 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A credit. `usable_from` is None for a paid one that was never paid (6, 13.12)."""
+    """A credit. `usable_from` is None for a paid one that was never paid (6, 13.12).
+
+    It covers all `usage`, all `fees`, and what the named charges come to.
+    """
 
     id: str
     kind: str
@@ -272,7 +275,9 @@ class Grant:
     usable_from: int | None
     expires: int | None
     granted_at: int
-    applies_to: frozenset[str] | None
+    usage: bool
+    fees: bool
+    charges: frozenset[str]
     models: frozenset[str] | None
 
 

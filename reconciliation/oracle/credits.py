@@ -107,10 +107,10 @@ def _drawn(
 
 def _covers(grant: Grant, draw: Draw) -> bool:
     """Valid in [usable, expires) by usage time; without applicability all usage charges (6, 13.8, 13.12)."""
-    return (
+    meant = (grant.fees if draw.fee else grant.usage) or draw.charge in grant.charges
+    return meant and (
         grant.usable_from is not None
         and grant.usable_from <= draw.completed
         and (grant.expires is None or draw.completed < grant.expires)
-        and (grant.applies_to is None or draw.charge in grant.applies_to)
         and (grant.models is None or draw.model in grant.models)
     )

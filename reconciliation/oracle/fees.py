@@ -9,7 +9,7 @@ from reconciliation.oracle.calendar import Period
 from reconciliation.oracle.case import Charge
 from reconciliation.oracle.line import Line
 from reconciliation.oracle.rational import ZERO, at_twelve
-from reconciliation.oracle.segments import Naming, Stretch, share
+from reconciliation.oracle.segments import Naming, PeriodPlan, Stretch, share
 
 
 def in_arrears(period: Period, stretches: Sequence[Stretch], name: Naming) -> list[Line]:
@@ -43,6 +43,12 @@ def fee_line(charge: Charge, stretch: Stretch, period: Period, end: int, name: N
     seats = stretch.segment.seats if charge.model == "seat" else None
     kind = "one_off" if charge.model == "one_off" else "fee"
     return Line(key, kind, charge.key, stretch.pair, charge.tax_group, amount, quantity=seats)
+
+
+def named(plan: PeriodPlan, line: Line) -> str:
+    """By what a grant can name the fee that a line is of: its charge, but not a prepaid one (6)."""
+    prepaid = line.pair is not None and plan.charge(line.charge, line.pair).model == "prepaid"
+    return f"{line.charge}.fee" if prepaid else line.charge
 
 
 def _full_fee(charge: Charge, stretch: Stretch) -> Fraction:

@@ -18,7 +18,10 @@ class CaseError(ValueError):
     """The case says something that no rule here reads; `where` is the path to it."""
 
     def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where}: {what}")
+        super().__init__(where, what)  # as given, so that it can go from process to process
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 def only(plain: Plain, known: frozenset[str], where: str) -> None:

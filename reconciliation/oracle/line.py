@@ -42,7 +42,8 @@ class Line:
 class Draw:
     """What one event's usage of one charge costs after discounts and maximum: what credits may cover (6, 13.8).
 
-    `model`: the event's, where some grant asks for it.
+    `model`: the event's, where some grant asks for it. `fee`: it is a fee, when its time begins; a prepaid charge's has
+    the key of its line, which no grant names.
     """
 
     completed: int
@@ -51,6 +52,7 @@ class Draw:
     order: int
     value: Fraction
     model: str = ""
+    fee: bool = False
 
 
 def totals(lines: Iterable[Line], by: Callable[[Line], By]) -> dict[By, Fraction]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from fractions import Fraction
@@ -24,7 +24,7 @@ from reconciliation.oracle.case import (
     Terms,
     Usage,
 )
-from reconciliation.oracle.fields import CaseError, Plain, each, one_of, only, optional, spread, words
+from reconciliation.oracle.fields import Plain, each, one_of, only, optional, spread, words
 from reconciliation.oracle.rational import exact
 from reconciliation.oracle.reading_plans import read_plan
 
@@ -56,8 +56,6 @@ def read_case(plain: Plain) -> Case:
     known_at = optional(plain, "known_at", instant)
     plans = {name: read_plan(name, versions, known_at) for name, versions in plain["plan"].items()}
     changes = _after_trial(_changes(plain["subscription"], plans), plain.get("contract", {}).get("trial_days", 0))
-    charges = [charge for plan in plans.values() for version in plan.versions for charge in version.charges.values()]
-    fees = {charge.key for charge in charges if not charge.counts_usage}
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
     return Case(
@@ -68,7 +66,7 @@ def read_case(plain: Plain) -> Case:
         agreed=_agreed(plain, changes),
         usage=usage,
         late=_late(plain.get("late", ()), anywhere, len(usage.events)),
-        grants=tuple(_grant(grant, _when_owed(plain), fees) for grant in plain.get("credits", ())),
+        grants=tuple(_grant(grant, _when_owed(plain)) for grant in plain.get("credits", ())),
         prior_credits=tuple(_prior_credit(credit) for credit in plain.get("prior_credits", ())),
     )
 
@@ -271,16 +269,14 @@ def _when_owed(plain: Plain) -> tuple[str, ...]:
     return ("paid_at", "invoiced_at") if by_invoice else ("paid_at",)
 
 
-def _grant(plain: Plain, when_owed: Sequence[str], fees: Set[str]) -> Grant:
+def _grant(plain: Plain, when_owed: Sequence[str]) -> Grant:
     """A paid grant is usable from max(effective, paid_at), never before it is paid, or invoiced (6, 13.12).
 
-    `fees`: the charges that count no usage, which no grant can name here.
+    For `fees`, or `all`, is for usage and fees.
     """
     only(plain, _GRANT, f"credits.{plain['id']}")
     told = plain.get("applies_to", "usage")
     named = {told} if isinstance(told, str) else {*told}
-    if named & ({"fees", "all"} | fees):
-        raise CaseError(f"credits.{plain['id']}.applies_to", "only charges that count usage are read here")
     kind = one_of(plain["kind"], (_PAID, "promo", "sla", "goodwill"), f"credits.{plain['id']}.kind")
     effective = instant(plain["effective"])
     usable: int | None = effective
@@ -301,7 +297,9 @@ def _grant(plain: Plain, when_owed: Sequence[str], fees: Set[str]) -> Grant:
         usable_from=usable,
         expires=optional(plain, "expires", instant),
         granted_at=instant(plain["granted_at"]) if "granted_at" in plain else effective,
-        applies_to=None if "usage" in named else frozenset(named),
+        usage=bool(named & {"usage", "fees", "all"}),
+        fees=bool(named & {"fees", "all"}),
+        charges=frozenset(named - {"usage", "fees", "all"}),
         models=frozenset(plain["models"]) if "models" in plain else None,
     )
 

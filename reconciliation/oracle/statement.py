@@ -263,7 +263,24 @@ def _draws(
         for pair, amount in above.items():
             share = amount / sum(above.values(), ZERO)
             result += _in_time(plan.charge(key, pair), measured[key, pair], share * whole, by_model)
-    return [draw for draw in result if draw.value > 0]
+    return [draw for draw in [*result, *_of_fees(plan, lines, off)] if draw.value > 0]
+
+
+def _of_fees(plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts) -> list[Draw]:
+    """What fees in arrears come to after discounts, when their time begins: as they would be in advance.
+
+    Invoice discounts change all of a charge alike, as they do its usage.
+    """
+    begins = {stretch.pair: stretch.start for stretch in plan.stretches}
+    of_fees = [line for line in lines if line.is_fee]
+    costs = totals(of_fees, lambda line: line.charge)
+    left = totals_of(of_fees, lambda line: line.charge, lambda line: line.amount - off.of(line))
+    found = totals(of_fees, lambda line: (line.charge, fees.named(plan, line), line.pair, line.group))
+    return [
+        Draw(begins[pair], name, group, 0, amount * left[key] / costs[key], fee=True)
+        for (key, name, pair, group), amount in found.items()
+        if pair and costs[key]
+    ]
 
 
 def _in_time(

@@ -153,6 +153,9 @@ _EVENTS = (("corrects", "correction"), ("request_id", "attempts"), ("started", "
 def _of_grant(grant: Plain) -> Iterator[str]:
     default = "payment" if grant["kind"] == "paid" else "price_reduction"
     yield f"credit: {grant['kind']}, {grant.get('tax_treatment', default)}"
+    told = grant.get("applies_to", "usage")
+    if {"fees", "all"} & ({told} if isinstance(told, str) else {*told}):
+        yield "credit: for fees"
     for name in ("expires", "priority", "applies_to", "models", "invoiced_at", "granted_at"):
         if name in grant:
             yield f"credit: {name}"

@@ -71,6 +71,7 @@ def simulated(seed: int, number: int) -> Simulated:
     case["subscription"] = changes
     if credits != "none":
         case["credits"] = _grants(random, form, spans, credits, account["currency"], edges)
+        rarities.in_credits(Random(f"{seed}/{number}/rare credits"), case)
         _invoiced(Random(f"{seed}/{number}/invoiced"), case, spans, edges)
     setting = Setting(random, form, spans[0][0], spans[-1][1], edges, case["contract"].get("price_at") == "start")
     setting.meet_fees()

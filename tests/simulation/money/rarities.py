@@ -36,6 +36,16 @@ def in_plans(random: Random, case: Plain) -> None:
             priced["overage_price" if charge["model"] == "prepaid" else "price"] = "0"
 
 
+def in_credits(random: Random, case: Plain) -> None:
+    """Grants that cover fees, by name or all of them."""
+    charges = [charge for versions in case["plan"].values() for version in versions for charge in version["charges"]]
+    fees = sorted({charge["key"] for charge in charges if charge["model"] in ("flat", "seat", "one_off")})
+    for grant in case.get("credits", ()):
+        if random.random() < 0.25:
+            named = random.sample(fees, random.randint(1, len(fees))) if fees else ["fees"]
+            grant["applies_to"] = random.choice([["fees"], named])
+
+
 def in_usage(random: Random, case: Plain, setting: Setting, spans: Spans) -> None:
     """Requests with an attempt in the next period, or one that comes late; events that a better source tells again."""
     if not setting.form.by_events:

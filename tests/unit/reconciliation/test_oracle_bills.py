@@ -304,10 +304,33 @@ def test_a_grant_for_usage_covers_all_usage_charges(applies_to: object) -> None:
     assert exact(document) == {"a": "5", "credit.g": "-4"}
 
 
-def test_a_grant_that_names_a_fee_is_refused_and_never_taken_to_cover_nothing() -> None:
+@pytest.mark.parametrize("applies_to", ["fees", "all", ["base"]])
+def test_a_grant_for_fees_covers_them_from_the_beginning_of_their_time(applies_to: object) -> None:
+    fee = {"key": "base", "model": "flat", "fee": "31"}
+    grant = {"id": "g", "kind": "promo", "amount": "100", "currency": "USD", "effective": "2026-01-01"}
+    (document,) = bill(fee, credits=[grant | {"applies_to": applies_to, "expires": "2026-10-02"}])
+    assert exact(document) == {"base": "31", "credit.g": "-31"}
+    (document,) = bill(fee, credits=[grant | {"applies_to": applies_to, "expires": "2026-10-01"}])
+    assert exact(document) == {"base": "31"}
+
+
+def test_a_credit_that_paid_a_fee_in_advance_comes_back_with_its_credit_note() -> None:
+    fee = {"key": "base", "model": "flat", "fee": "31", "timing": "advance"}
+    grant = {"id": "g", "kind": "paid", "amount": "25", "currency": "USD", "applies_to": ["base"]}
+    grant |= {"effective": "2026-01-01", "paid_at": "2026-01-01"}
+    cancelled = [{"at": "2026-09-01", "plan": "p"}, {"at": "2026-10-11", "cancel": True}]
+    rated = oracle.rate(case(fee, credits=[grant], subscription=cancelled))
+    invoice, note = rated["documents"]
+    assert (invoice["payment_credits"], invoice["due_minor"]) == ([{"grant": "g", "used_minor": 2500}], 600)
+    assert (note["payment_credits"], note["due_minor"]) == ([{"grant": "g", "used_minor": -2100}], 0)
+    assert rated["credits_after"] == {"g": {"used": "4", "left": "21"}}
+
+
+def test_a_price_reduction_does_not_reach_a_fee_in_advance() -> None:
     grant = {"id": "g", "kind": "promo", "amount": "4", "currency": "USD", "effective": "2026-01-01"}
-    with pytest.raises(oracle.CaseError, match=r"credits\.g\.applies_to"):
-        bill({"key": "base", "model": "flat", "fee": "5"}, credits=[grant | {"applies_to": ["base"]}])
+    fee = {"key": "base", "model": "flat", "fee": "5", "timing": "advance"}
+    (document,) = bill(fee, credits=[grant | {"applies_to": ["base"]}])
+    assert (document["doc"], exact(document)) == ("advance", {"base": "5"})
 
 
 def test_units_that_are_free_by_their_charge_and_by_a_pool_are_free_once() -> None:

@@ -39,6 +39,8 @@ from billing.stripe.returns import Payment
 from billing.stripe.stripe_accounts import Stripe, followed
 from streams import audit
 
+MADE_IN_STRIPE: Final = "made_in_stripe"
+"""In the content of a credit note's correction: the id of one that somebody made in Stripe by hand."""
 CREDITABLE: Final = (InvoiceState.FINALIZED, InvoiceState.PAID)
 
 
@@ -140,8 +142,12 @@ def begin_note(
     actor: str,
     content: Mapping[str, Any],
 ) -> StoredInvoice:
-    """As `credit_invoice`, in the caller's transaction, without its line in the audit log."""
-    stored = correctable(connection, reference, CREDITABLE)
+    """As `credit_invoice`, in the caller's transaction, without its line in the audit log.
+
+    One that Stripe has already (`content`) is issued also while what ends the invoice is under way: that may wait for
+    it.
+    """
+    stored = correctable(connection, reference, CREDITABLE, ending=MADE_IN_STRIPE in content)
     if amounts is None:
         return cancel(connection, stored, reason=reason, now=now, actor=actor, tell=True, content=content)
     of = stored.invoice
@@ -237,15 +243,19 @@ def check_amounts(*amounts: Decimal) -> None:
             raise CorrectionRefused(f"{plain(amount)} is no amount: say more than 0")
 
 
-def correctable(connection: Connection, reference: str, states: tuple[InvoiceState, ...]) -> StoredInvoice:
-    """An invoice that Stripe has, in one of these states, and nothing is under way that ends it.
+def correctable(
+    connection: Connection, reference: str, states: tuple[InvoiceState, ...], *, ending: bool = False
+) -> StoredInvoice:
+    """An invoice that Stripe has, in one of these states, and nothing is under way that ends it, unless it may be
+    `ending`.
 
     Raises CorrectionRefused, UnknownInvoice.
     """
     stored = invoice_store.find(connection, reference)
     if stored.state not in states or stored.stripe_invoice_id is None:
         raise CorrectionRefused(f"{reference} is {stored.state}: it must be {' or '.join(states)}, and in Stripe")
-    if (other := correction_store.open_end(connection, stored.invoice.invoice_id)) is not None:
+    other = correction_store.open_end(connection, stored.invoice.invoice_id)
+    if other is not None and not ending:
         raise CorrectionRefused(f"{other.kind} of {reference} is under way: `tollbook stripe sync` goes on with it")
     return stored
 

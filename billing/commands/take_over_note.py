@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, Engine
 
-from billing.commands.correct_invoice import begin_note
+from billing.commands.correct_invoice import MADE_IN_STRIPE, begin_note
 from billing.database import connection as connected
 from billing.database import raw
 from billing.errors import CorrectionRefused
@@ -75,7 +75,7 @@ def _take_over(
     identity, of = stored.invoice.identity, stored.invoice.invoice_id
     # It is none that was made by hand any more, and takes no room beside ours.
     standing_store.keep_by_hand(connection, found["id"], "credit_note", of, found["total"], over=True)
-    content = {"made_in_stripe": found["id"]}
+    content = {MADE_IN_STRIPE: found["id"]}
     note = begin_note(connection, str(of), amounts, reason=reason, now=now, actor=actor, content=content)
     if credited(note.invoice) != found["total"]:
         ours, theirs = (plain(major(each, identity.money)) for each in (credited(note.invoice), found["total"]))

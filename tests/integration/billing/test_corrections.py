@@ -357,6 +357,16 @@ def test_what_is_made_uncollectible_in_stripe_while_a_credit_note_waits_is_writt
     act(stripe_twin, "pay", invoice=sent["acme"])
     agrees(world, gateway)
     assert (books(world)[1100], books(world).get(5200, 0), books(world)[2150]) == (20, 0, -5)
+    # What is paid elsewhere waits for a note that was made there by hand, which can be taken over beside it.
+    made = stripe_twin.client().v1.credit_notes.create({"invoice": sent["bolt"], "amount": 100}).id
+    two_people(world, ProposalKind.PAID_ELSEWHERE, sent["bolt"])
+    assert any("take that over first" in problem for problem in sync(world, gateway).problems)
+    take_over_note(
+        world.engine, sent["bolt"], made, {"std": Decimal(1)}, gateway=gateway, reason="r", now=NOW, actor="ada"
+    )
+    agrees(world, gateway)
+    assert shown(world, sent["bolt"])["state"] == "paid"
+    assert (books(world).get(1100, 0), books(world)[1020]) == (0, 19)
 
 
 def test_what_was_paid_elsewhere_takes_two_people_and_is_refused_where_it_was_paid_in_stripe_meanwhile(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -38,7 +39,8 @@ READ_FAULTS: Final = tuple(kind for kind in FaultKind if kind is not FaultKind.R
 class Month:
     """A random month: payers, banks, people here and in Stripe do things to invoices, while requests fail."""
 
-    def __init__(self, world: World, gateway: StripeGateway, twin: StripeTwin, seed: int) -> None:
+    def __init__(self, world: World, gateway: StripeGateway, twin: StripeTwin, seed: int, steps: Sequence[str]) -> None:
+        self.steps = steps
         self.world, self.gateway, self.twin = world, gateway, twin
         self.chance = random.Random(seed)
         self.invoices = list(finalized(world, gateway, "acme", "bolt", "cord", "dent").values())
@@ -51,7 +53,7 @@ class Month:
 
     def step(self) -> None:
         """Do something; what is refused did not happen."""
-        did = self.chance.choice(STEPS)
+        did = self.chance.choice(self.steps)
         if self.chance.random() < 0.3:
             method = self.chance.choice(("POST", "GET"))
             kind = self.chance.choice(READ_FAULTS if method == "GET" else tuple(FaultKind))
@@ -220,7 +222,7 @@ class Month:
         Somebody here follows what was done by hand."""
         for _ in range(6):
             sync(self.world, self.gateway)
-            for invoice in self.invoices:
+            for invoice in self.invoices if self.steps is BY_HAND else ():
                 with suppress(*REFUSED):
                     self.follows(invoice)
             self.world.age_requests(hours=1)
@@ -249,16 +251,20 @@ class Month:
 STEPS: Final = (
     "pays", "pays", "pays", "fails", "fails_to_refund", "hears", "hears",
     "disputed", "decided", "regained", "paid_out", "refunds", "refunds",
-    "credits_by_hand", "undoes_a_note_by_hand", "ends_by_hand", "follows", "follows",
     "refunds_by_hand", "credits", "credits", "voids", "ends", "sends_cash", "applies_cash", "returns_cash",
     "transfers_cash", "applies_cash_by_itself", "syncs", "syncs",
 )  # fmt: skip
+BY_HAND: Final = (*STEPS, "credits_by_hand", "undoes_a_note_by_hand", "ends_by_hand", "follows", "follows")
+"""Also what people do to invoices in Stripe's dashboard, and what a person here does about it."""
 REFUSED: Final = (ActRefused, CorrectionRefused, ProposalRefused, StripeError, stripe.StripeError)
 
 
-def run(world: World, gateway: StripeGateway, twin: StripeTwin, *, seed: int, steps: int) -> list[str]:
-    """Let a random month happen, catch up, and say what does not agree."""
-    month = Month(world, gateway, twin, seed)
+def run(
+    world: World, gateway: StripeGateway, twin: StripeTwin, *, seed: int, steps: int, by_hand: bool = False
+) -> list[str]:
+    """Let a random month happen, catch up, and say what does not agree. `by_hand`: people also credit, void and give
+    up invoices in Stripe."""
+    month = Month(world, gateway, twin, seed, BY_HAND if by_hand else STEPS)
     for _ in range(steps):
         month.step()
     month.catch_up()

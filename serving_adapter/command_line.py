@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if agreed.by_engine:
                 print(f"all agree: {counted}")
             else:
-                print(f"answers and events agree: {counted}; the engine's page has none of vLLM's counters: no third")
+                print(
+                    f"answers and events agree: {counted}; the engine's page has no counters that are known: no third"
+                )
         elif given.verb == "proxy":
             _proxy()
         else:

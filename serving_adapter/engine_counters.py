@@ -32,6 +32,10 @@ FINISHED: Final = "vllm:request_success_total"
 STARTED: Final = "process_start_time_seconds"
 BOOT: Final = "tollbook_boot_info"
 """What the adapter inside the engine adds to the page: a gauge of 1 with the label `boot_id`."""
+LLAMA_CPP: Final = (
+    "llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total", "llamacpp:tokens_predicted_total",
+)  # fmt: skip
+"""llama.cpp's (`--metrics`), which names no model: the first without what was cached. Seen to be its events' sums."""
 _WANTED: Final = frozenset({PROMPT, GENERATION, CACHED, FINISHED, STARTED, BOOT})
 
 
@@ -55,9 +59,22 @@ class Run:
     """Whether all since the run's beginning is in the counters: false where the first look came at an unknown time."""
 
 
-def is_known(text: str) -> bool:
-    """Whether a page has counters that can be read here: vLLM's. Raises BadMetrics where it is not in the format."""
-    return any(True for _ in samples(text, (PROMPT, GENERATION)))
+def totals(text: str) -> tuple[int, int, int] | None:
+    """Tokens of prompts, made, and cached of the prompts, of all models: by vLLM's page, or llama.cpp's.
+
+    None: the page has neither's. Raises BadMetrics where it is not in the format.
+    """
+    found = {sample.name: whole(sample) for sample in samples(text, LLAMA_CPP)}
+    if len(found) == len(LLAMA_CPP):
+        worked_on, cached, made = (found[name] for name in LLAMA_CPP)
+        return worked_on + cached, made, cached
+    if not any(True for _ in samples(text, (PROMPT, GENERATION))):
+        return None
+    models = read(text).models
+    return (
+        sum(m.prompt_tokens for m in models), sum(m.generation_tokens for m in models),
+        sum(m.cached_tokens or 0 for m in models),
+    )  # fmt: skip
 
 
 def read(text: str) -> Page:

@@ -4,7 +4,8 @@ What the answers state, what the replica's own figures grew by (they are made of
 counters grew by. Other requests at the same time would be counted too: then it is tried again. Probes are the
 platform's own requests.
 
-Counters are vLLM's. Before an engine with another page, or none, answers and events are compared, and that is said.
+Counters are vLLM's or llama.cpp's. Before an engine with another page, or none, answers and events are compared, and
+that is said.
 """
 
 from __future__ import annotations
@@ -148,13 +149,10 @@ class Probe:
 
     def _read(self) -> Reading:
         page = self._get("/metrics").decode("utf-8", "replace")
-        engine = None
-        if self.within or engine_counters.is_known(page):
-            counted = engine_counters.read(page).models
-            engine = Tokens(
-                sum(m.prompt_tokens for m in counted), sum(m.generation_tokens for m in counted),
-                sum(m.cached_tokens or 0 for m in counted),
-            )  # fmt: skip
+        counted = engine_counters.totals(page)
+        if counted is None and self.within:
+            engine_counters.read(page)  # raises
+        engine = Tokens(*counted) if counted is not None else None
         prompt = generated = cached = own = everybody = flying = 0
         gpu_s = 0.0
         for sample in samples(page, FIGURES):

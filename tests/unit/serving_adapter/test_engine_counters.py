@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from serving_adapter.engine_counters import Page, Run, follow, read
+from serving_adapter.engine_counters import Page, Run, follow, read, totals
 from serving_adapter.errors import BadMetrics
 from serving_adapter.replica_reports import EngineModel
 from tests.fake_engine import FakeEngine
@@ -89,3 +89,14 @@ def test_a_run_found_by_a_reset_stays_the_same_until_the_next() -> None:
     reset = follow(follow(None, page(5, STARTED), AT), page(1, STARTED), AT + timedelta(seconds=15))
     assert reset.since == AT + timedelta(seconds=15)
     assert follow(reset, page(7, STARTED), AT + timedelta(seconds=30)).since == reset.since
+
+
+def test_the_sums_of_a_page_are_vllms_or_llama_cpps() -> None:
+    engine = FakeEngine()
+    engine.serve(135, 12, 64)
+    assert totals(engine.page().decode()) == (135, 12, 64)
+    counted = {"prompt_tokens": 5, "prompt_tokens_cached": 3, "tokens_predicted": 8}
+    lines = [f"llamacpp:{name}_total {number}\n" for name, number in counted.items()]
+    assert totals("".join(lines)) == (5 + 3, 8, 3)
+    assert totals(lines[0] + lines[2]) is None, "an older one does not say what it found in its cache"
+    assert totals("sglang:prompt_tokens_total 5\n") is None

@@ -61,8 +61,9 @@ def own_database_url(make_database: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def connection(own_database_url: str) -> Iterator[psycopg.Connection]:
-    """An autocommit connection to an empty database."""
+    """An autocommit connection to an empty database, which a busy machine may keep waiting in mid-transaction."""
     with connect(own_database_url) as opened:
+        opened.execute("set idle_in_transaction_session_timeout = 0")
         yield opened
 
 

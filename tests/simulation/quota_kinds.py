@@ -55,7 +55,7 @@ SWITCH_US: Final = 25 * SECOND
 """How often another tier is told."""
 REQUESTS_EACH: Final = 60
 KINDS: Final = ("money", "rates", "soft", "changing", "models", "tiers", "slices")
-BUSY: Final = {"slices": 8}
+BUSY: Final = {"slices": 3}
 """So many times as many requests as others."""
 PRICE_ROWS: Final = (
     PriceRow("", "request", Fraction("0.0001"), 0),
@@ -113,9 +113,9 @@ def rules_of(kind: str, number: int) -> list[Rule]:
         ]
     return [
         Rule("day", "output_tokens", Fraction(120_000)),
-        Rule("day", "requests", Fraction(400)),
+        Rule("day", "requests", Fraction(350)),
         Rule("day", "spend", Fraction("2.2")),
-        Rule("none", "concurrency", Fraction(24)),
+        Rule("none", "concurrency", Fraction(80)),
     ]
 
 
@@ -163,10 +163,11 @@ class Arrival:
 def arrivals(rng: Random, tenants: Sequence[str]) -> Iterator[Arrival]:
     """All requests."""
     for tenant in tenants:
-        count = REQUESTS_EACH * BUSY.get(tenant.partition("-")[0], 1)
-        for number in range(count):
+        kind = tenant.partition("-")[0]
+        bursts = (1, 2, 6, 12) if kind == "slices" else (1, 1, 1, 3)
+        for number in range(REQUESTS_EACH * BUSY.get(kind, 1)):
             at = BEGIN + int(rng.random() * (END - BEGIN))
-            for burst in range(rng.choice((1, 1, 1, 3))):
+            for burst in range(rng.choice(bursts)):
                 adapter = "fr" if rng.random() < 0.15 else ""
                 yield arrival(rng, at + burst * 50_000, tenant, f"r{number}.{burst}", adapter)
 
@@ -174,8 +175,8 @@ def arrivals(rng: Random, tenants: Sequence[str]) -> Iterator[Arrival]:
 def arrival(rng: Random, at: int, tenant: str, request_id: str, adapter: str, no: int = 1) -> Arrival:
     """A request, or another attempt of one."""
     tokens = rng.randrange(1, 400)
-    lost, late = rng.random() < 0.05, rng.random() < 0.03
-    after = rng.randrange(140, 240) * SECOND if late and lost else int(rng.random() * (60 if late else 2) * SECOND)
+    lost, late, vanishes = rng.random() < 0.05, rng.random() < 0.03, rng.random() < 0.02
+    after = rng.randrange(140, 240) * SECOND if vanishes else int(rng.random() * (60 if late else 2) * SECOND)
     return Arrival(
         at=at,
         tenant=tenant,
@@ -191,7 +192,7 @@ def arrival(rng: Random, at: int, tenant: str, request_id: str, adapter: str, no
         runs_us=int(min(rng.expovariate(1 / 8), 58) * SECOND),
         gpu_us=rng.randrange(0, 3 * SECOND),
         bills=rng.random() > 0.1,
-        settle_after=None if lost else int(rng.random() * 0.2 * SECOND),
+        settle_after=None if lost or vanishes else int(rng.random() * 0.2 * SECOND),
         settled_twice=rng.random() < 0.05,
         event_after=after,
         asked=rng.random() > 0.01,

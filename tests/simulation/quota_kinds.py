@@ -169,7 +169,7 @@ def arrivals(rng: Random, tenants: Sequence[str]) -> Iterator[Arrival]:
             at = BEGIN + int(rng.random() * (END - BEGIN))
             for burst in range(rng.choice(bursts)):
                 adapter = "fr" if rng.random() < 0.15 else ""
-                yield arrival(rng, at + burst * 50_000, tenant, f"r{number}.{burst}", adapter)
+                yield arrival(rng, at + burst * 50_000, tenant, f"{tenant}.r{number}.{burst}", adapter)
 
 
 def arrival(rng: Random, at: int, tenant: str, request_id: str, adapter: str, no: int = 1) -> Arrival:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -66,13 +67,33 @@ async def adapters_at_run_time(server: Server) -> None:
           f" refused: {served[large.engine].why}", flush=True)  # fmt: skip
 
 
+async def killed_while_it_loads(server: Server) -> None:
+    """`kill -9` of all, while the engine does not answer to an adapter that is being loaded."""
+    _, others = server.processes()
+    for process, words in others.items():
+        if b"EngineCore" in words:
+            os.kill(process, signal.SIGSTOP)
+    assert register(server, lora(server.home / "slow", fill=3), "tenant_c", "slow") == 0
+    (version,) = RegistryFolder(server.home / "registry").read().versions
+    while _standing(server, version.engine) != "trying":
+        await asyncio.sleep(0.05)
+    server.kill()
+
+
+def _standing(server: Server, engine: str) -> str | None:
+    for status in RegistryFolder(server.home / "registry").statuses():
+        if engine in status.adapters:
+            return status.adapters[engine].state
+    return None
+
+
 async def proxied(server: Server) -> None:
     """The same engine, untouched, behind the proxy: what its answers state is what it counted."""
     home, port = server.home / "proxy", free_port()
     home.mkdir()
     file = CONFIG.format(home=server.home).replace(f"{server.home}/spool", f"{home}/spool")
     section = f'\n[proxy]\nupstream = "http://127.0.0.1:{server.port}"\nlisten = "127.0.0.1:{port}"\n'
-    (home / "adapter.toml").write_text(f"{file}{section}continuous_usage = true\n")
+    (home / "adapter.toml").write_text(f"{file}{section}continuous_usage = true\nread_on_s = 300\n")
     environ = {**os.environ, "TOLLBOOK_ADAPTER_CONFIG": str(home / "adapter.toml")}
     command_line = [sys.executable, "-m", "serving_adapter.command_line"]
     proxy = Server.at(server.home, port, home / "spool")
@@ -82,15 +103,18 @@ async def proxied(server: Server) -> None:
         counted = await _counters(server)
         for body, path in ASKED:
             assert (await proxy.ask(body, f"/v1/{path}"))[0] == 200, body
-        left = {"model": "tiny", "prompt": "z", "max_tokens": 900, "ignore_eos": True, "stream": True}
+        left = {"model": "tiny", "prompt": "z", "max_tokens": 400, "ignore_eos": True, "stream": True}
         await proxy.ask(left, leave_after=(6000, 60.0))
-        while len(found := _usage(proxy)) < len(ASKED) + 1 or replay(proxy.boot)[0].open:
+        await proxy.ask({name: value for name, value in left.items() if name != "stream"}, leave_after=(0, 0.1))
+        while len(found := _usage(proxy)) < len(ASKED) + 2 or replay(proxy.boot)[0].open:
             await asyncio.sleep(0.05)
         grown = [now - then for now, then in zip(await _settled_counters(server), counted, strict=True)]
-        *whole, cut = found
+        *whole, cut, unstated = found
         assert {event.usage_source for event in found} == {"stream"}
         assert {event.status for event in whole} == {"ok"}
-        assert (cut.status, cut.finish_reason) == ("aborted", "client_gone")
+        for gone in (cut, unstated):
+            assert (gone.status, gone.finish_reason) == ("aborted", "client_gone")
+        assert (unstated.input_tokens, unstated.output_tokens) == (1, 400), "its engine was read on from"
         assert sum(event.input_tokens for event in found) == grown[0]
         missed = grown[1] - sum(event.output_tokens for event in found)
         assert missed >= 0

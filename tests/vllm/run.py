@@ -32,9 +32,11 @@ from tests.adapter_builders import events
 from tests.vllm.adapter_holes import ADAPTER_HOLES
 from tests.vllm.embeddings import SERVED_SO, embeddings
 from tests.vllm.environment import REPOSITORY, prepare
+from tests.vllm.failing import FAILING, FAILS
 from tests.vllm.holes import HOLES
 from tests.vllm.kills import random_kills
-from tests.vllm.platform_steps import adapters_at_run_time, probed, proxied
+from tests.vllm.media_holes import MEDIA_HOLES
+from tests.vllm.platform_steps import adapters_at_run_time, killed_while_it_loads, probed, proxied
 from tests.vllm.server import Server
 
 QUICK = bool(os.environ.get("QUICK"))
@@ -55,6 +57,7 @@ CALL: dict[str, Any] = {
 }  # fmt: skip
 LONG = "count every token once " * 12
 """60 tokens: one block of 32 can be cached."""
+PROMPT_OF_1500 = "count every token once " * 300
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
 FOREVER = {"model": "tiny", "prompt": "z", "max_tokens": 1900, "ignore_eos": True}
 
@@ -62,6 +65,8 @@ OK = ("ok", "none", "length")
 GONE = ("aborted", "client", "client_gone")
 REFUSED = ("rejected", "client", "http_400", 0, 0, None)
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+FAILED = ("error", "platform", "engine_error")
+UNWELL = {"model": "tiny", "prompt": "z", "max_tokens": 40, "ignore_eos": True, "seed": FAILS}
 
 # body, path, when the client leaves (after so many bytes; 0: once each of its sequences has tokens; -1: once it was
 # read); then: status, fault, finish_reason, input, output, engine's input (None: any)
@@ -87,6 +92,9 @@ ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     (CHAT | CALL | {"stream": True}, "chat/completions", None, ("ok", "none", None, 7, None, None)),
     (RESPONSE | {"max_output_tokens": 6}, "responses", None, (*OK, 11, 6, None)),
     (RESPONSE | {"max_output_tokens": 6, "stream": True}, "responses", None, (*OK, 11, 6, None)),
+    (UNWELL, "completions", None, (*FAILED, 1, None, None)),
+    (UNWELL | {"stream": True}, "completions", None, (*FAILED, 1, None, None)),
+    (UNWELL | {"n": 2, "stream": True}, "completions", None, (*FAILED, 1, None, 2)),
     (RESPONSE | {"max_output_tokens": 1900, "ignore_eos": True, "stream": True}, "responses", 9000,
      (*GONE, 11, None, None)),
     (FOREVER, "completions", -1, ("aborted", "client", "client_gone", None, None, None)),
@@ -139,7 +147,37 @@ async def every_end(server: Server) -> None:
         wrong = [f"{a} is not {b}" for a, b in zip(told, expected, strict=True) if b is not None and a != b]
         assert not wrong, (body, told, wrong)
         print(f"  {body.get('stream', False)!s:5} {path:17}", *told, flush=True)
+    asked += await left_while_prefilling(server, asked)
     await out_of_time(server, asked + 1)
+
+
+async def left_while_prefilling(server: Server, asked: int) -> int:
+    """Some of a request's prompts are read when its client leaves, and others never are: billed is what was.
+
+    Gives how many requests that took.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        prompts = [f"{attempt} {number} {PROMPT_OF_1500}" for number in range(24)]
+        before = await read_by_engine(server)
+        asking = asyncio.create_task(server.ask({"model": "tiny", "prompt": prompts, "max_tokens": 1}))
+        while not asking.done() and await read_by_engine(server) == before:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        event = (await settled(server, asked + attempt))[-1]
+        read = await read_by_engine(server) - before
+        assert event.input_tokens == read, (event, read)
+        if (event.status, event.fault, event.finish_reason) == GONE and read < 24 * 1500:
+            break  # else it was over before its client left
+    assert 0 < read < 24 * 1500, read
+    print("  False completions      ", event.status, event.finish_reason, read, "of 24 prompts of 1500", flush=True)
+    return attempt
+
+
+async def read_by_engine(server: Server) -> int:
+    """Prompt tokens that the engine has counted."""
+    (model,) = engine_counters.read((await server.ask(None, "/metrics", method="GET"))[1].decode()).models
+    return model.prompt_tokens
 
 
 async def out_of_time(server: Server, number: int) -> None:
@@ -167,12 +205,19 @@ async def closed_holes(server: Server) -> None:
         print(f"  closed: {hole.what}{f' ({told})' if told else ''}", flush=True)
 
 
+async def open_media(server: Server) -> None:
+    """Those of images, on a bare server with a model that sees."""
+    for hole in MEDIA_HOLES:
+        told = await hole.opened(server)
+        print(f"  open: {hole.what}{f' ({told})' if told else ''}", flush=True)
+
+
 def any_request(chance: random.Random) -> tuple[dict[str, Any], str]:
-    """A body without its model, and its path: of each kind some, some that the engine refuses."""
+    """A body without its model, and its path: of each kind some, some that the engine refuses, or fails at."""
     words, tokens = "count tokens " * chance.randint(1, 30), chance.randint(1, 30)
     asked: dict[str, Any] = {"max_tokens": tokens, "n": chance.choice([1, 1, 3]), "ignore_eos": True}
     kind = chance.choices(
-        ["prompt", "prompts", "chat", "responses", "stop", "refused", "too long"], [50, 12, 15, 10, 5, 4, 4]
+        ["prompt", "prompts", "chat", "responses", "stop", "refused", "too long", "fails"], [46, 12, 15, 10, 5, 4, 4, 4]
     )[0]
     if kind == "responses":
         return {"input": words, "max_output_tokens": tokens}, "responses"
@@ -184,12 +229,19 @@ def any_request(chance: random.Random) -> tuple[dict[str, Any], str]:
         return asked | {"prompt": words, "stop": ["e", " "]}, "completions"
     if kind == "refused":
         return asked | {"prompt": words, "temperature": -1}, "completions"
+    if kind == "fails":
+        asked |= {"seed": FAILS, "max_tokens": tokens + 5}
+        if chance.random() < 0.5:
+            return asked | {"messages": [{"role": "user", "content": words}]}, "chat/completions"
+        return asked | {"prompt": words}, "completions"
     return asked | {"prompt": TOO_LONG if kind == "too long" else words}, "completions"
 
 
 async def mixed(server: Server) -> None:
-    """Random requests of three tenants, with aborts and refusals; all sums of the boot are the engine's own."""
+    """Random requests of three tenants, with aborts, refusals, errors; all sums of the boot are the engine's own."""
     chance, before = random.Random(SEED), len(await settled(server, 0))
+    failing: set[str] = set()
+    unwell = sum("seed" in body for body, *_ in ENDS)
 
     async def one() -> None:
         tenant = chance.choice(["tenant_a", "tenant_b", "tenant_c"])
@@ -197,7 +249,13 @@ async def mixed(server: Server) -> None:
         body, path = any_request(chance)
         body |= {"model": chance.choice(["tiny", own]), "stream": chance.random() < 0.6}
         gone = (chance.randint(200, 4000), 60.0) if body["stream"] else (0, chance.random())
-        await server.ask(body, f"/v1/{path}", tenant=tenant, leave_after=gone if chance.random() < 0.3 else None)
+        nonlocal unwell
+        unwell += "seed" in body
+        leave = gone if chance.random() < 0.3 else None
+        request_id = f"fails-{len(failing)}" if "seed" in body and leave is None else None
+        if request_id is not None:
+            failing.add(request_id)
+        await server.ask(body, f"/v1/{path}", tenant=tenant, leave_after=leave, request_id=request_id)
 
     begun = time.monotonic()
     for first in range(0, REQUESTS, 20):
@@ -212,24 +270,30 @@ async def mixed(server: Server) -> None:
     )
     assert len(found) == before + REQUESTS
     assert len({event.request_id for event in found}) == len(found)
+    failed = {e.request_id for e in found if (e.status, e.fault, e.finish_reason) == FAILED and e.output_tokens >= 2}
+    assert failing <= failed, failing - failed
     numbered = events(server.boot)
     assert [event.seq for event in numbered] == list(range(1, len(numbered) + 1))
     assert sums == (engine.prompt_tokens, engine.generation_tokens, engine.cached_tokens), (sums, engine)
     assert engine_counters.read(page).boot_id == server.boot.boot_id
     took = time.monotonic() - begun
-    print(f"  {REQUESTS} requests in {took:.0f} s, {dict(Counter(e.status for e in found))}", flush=True)
+    told = dict(Counter(e.status for e in found))
+    print(f"  {REQUESTS} requests in {took:.0f} s, {told}; the engine failed at {len(failing)}", flush=True)
     print(f"  events = engine: {sums[0]} prompt, {sums[1]} generated, {sums[2]} cached tokens", flush=True)
-    print(f"  between tokens: {between_tokens(page)} s, as the engine's", flush=True)
+    print(f"  between tokens: {between_tokens(page, unwell)} s, as the engine's", flush=True)
     await gpu_time(server)
 
 
-def between_tokens(page: str) -> tuple[int, float]:
-    """How often a token followed another, and how long they took in all: of all tenants as of the engine."""
+def between_tokens(page: str, unwell: int) -> tuple[int, float]:
+    """How often a token followed another, and how long they took in all: of all tenants as of the engine.
+
+    Of each request that fails, of which there are `unwell` at most, the engine counts an end without a token as one.
+    """
     ours, engine = "tenant_inter_token_latency_seconds", "vllm:inter_token_latency_seconds"
     sums = Counter[str]()
     for sample in samples(page, {f"{name}_{part}" for name in (ours, engine) for part in ("sum", "count")}):
         sums[sample.name] += float(sample.value)  # type: ignore[assignment]
-    assert sums[f"{ours}_count"] == sums[f"{engine}_count"] > 0, sums
+    assert 0 <= sums[f"{engine}_count"] - sums[f"{ours}_count"] <= unwell < sums[f"{ours}_count"], sums
     assert abs(sums[f"{ours}_sum"] - sums[f"{engine}_sum"]) < 0.001, sums
     return int(sums[f"{ours}_count"]), round(sums[f"{ours}_sum"], 3)
 
@@ -267,9 +331,9 @@ async def in_flight(server: Server, number: int) -> list[asyncio.Task[tuple[int,
 
 
 async def killed(server: Server) -> None:
-    """`kill -9` with requests in flight: each is lost, with the count of its last progress."""
+    """`kill -9` with requests in flight, and an adapter: each is lost, with the count of its last progress."""
     asked = await in_flight(server, 4)
-    server.kill()
+    await killed_while_it_loads(server)
     await asyncio.gather(*asked, return_exceptions=True)
     found = recover(server.boot, ReplicaClock().now_ns)
     assert found is not None
@@ -283,14 +347,16 @@ async def killed(server: Server) -> None:
 
 async def stopped(server: Server) -> None:
     """SIGTERM with requests in flight: each has its event, and the boot its farewell."""
+    before = len(await settled(server, 0))
     asked = await in_flight(server, 4)
     await asyncio.get_running_loop().run_in_executor(None, server.stop)
     await asyncio.gather(*asked, return_exceptions=True)
     recovered = recover(server.boot, ReplicaClock().now_ns)
     state, _, _ = replay(server.boot)
-    told = [(event.status, event.finish_reason, event.output_tokens) for event in events(server.boot)]
-    assert len(told) == state.started == 4
-    assert {(event.status, event.fault, event.finish_reason) for event in events(server.boot)} == {
+    ended = [event for event in events(server.boot) if event.kind == "usage"]
+    told = [(event.status, event.finish_reason, event.output_tokens) for event in ended[before:]]
+    assert len(ended) == state.started == before + 4
+    assert {(event.status, event.fault, event.finish_reason) for event in ended[before:]} == {
         ("aborted", "platform", "shutdown")
     }, told
     print(f"  SIGTERM: {told}; recovered afterwards: {recovered is not None}", flush=True)
@@ -307,8 +373,8 @@ def main() -> None:
     with _home() as home:
         server = Server(home)
         try:
-            for metered, flags, steps in STEPS:
-                server.start(*flags, metered=metered)
+            for how, flags, steps in STEPS:
+                server.start(*flags, **how)
                 for step in steps:
                     print(step.__name__, flush=True)
                     asyncio.run(step(server))
@@ -341,13 +407,16 @@ def _ended_from_outside(number: int, _: object) -> None:
 
 
 Step = Callable[[Server], Coroutine[Any, Any, None]]
-STEPS: Final[list[tuple[bool, Sequence[str], list[Step]]]] = [
-    (False, (), [proxied, open_holes]),
-    (True, (), [every_end, closed_holes, probed, adapters_at_run_time, mixed, killed]),
-    (True, SERVED_SO, [embedded]),
-    (True, (), [stopped]),
+BARE: Final = {"metered": False}
+SEEING: Final = {"sees": True}
+STEPS: Final[list[tuple[dict[str, bool], Sequence[str], list[Step]]]] = [
+    (BARE, (), [proxied, open_holes]),
+    (BARE | SEEING, (), [open_media]),
+    ({}, FAILING, [every_end, closed_holes, probed, adapters_at_run_time, mixed, killed]),
+    ({}, SERVED_SO, [embedded]),
+    ({}, (), [stopped]),
 ]
-"""Each start of the server: whether with the adapter, with which further flags, and what is done with it."""
+"""Each start of the server: how, with which further flags, and what is done with it."""
 
 
 if __name__ == "__main__":

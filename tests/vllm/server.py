@@ -104,23 +104,28 @@ class Server:
             except OSError:
                 await asyncio.sleep(0.1)
 
-    def start(self, *flags: str, metered: bool = True, **more: str) -> None:
-        """Return once it answers. `metered` False: a bare vLLM. `flags`, `more`: further flags and variables."""
+    def start(self, *flags: str, metered: bool = True, sees: bool = False, **more: str) -> None:
+        """Return once it answers. `metered` False: a bare vLLM. `flags`, `more`: further flags and variables.
+
+        `sees`: the model that takes images, and has no adapters.
+        """
         python, model = prepare(), folder() / "model"
-        command = [
-            python, "-m", "vllm.entrypoints.openai.api_server", "--model", model / "model", "--served-model-name",
-            "tiny", "--host", "127.0.0.1", "--port", self.port, "--dtype", "bfloat16", "--max-model-len", 2048,
-            "--max-num-seqs", 16, "--enforce-eager", "--enable-prefix-caching", "--block-size", 32, "--enable-lora",
-            "--max-lora-rank", 8, "--max-loras", 2, "--max-cpu-loras", 4, "--scheduling-policy", "priority",
-            "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
-            "--generation-config", "vllm", "--shutdown-timeout", DRAIN_S, "--enable-prompt-tokens-details",
+        of_model = ["--model", model / "seeing", "--enable-mm-embeds"] if sees else [
+            "--model", model / "model", "--enable-lora", "--max-lora-rank", 8, "--max-loras", 2, "--max-cpu-loras", 4,
             "--lora-modules",
             *(f"{name}={model}/adapters/{name}" for name in ("tenant_a--fr--1", "tenant_b--law--1")),
+        ]  # fmt: skip
+        command = [
+            python, "-m", "vllm.entrypoints.openai.api_server", *of_model, "--served-model-name",
+            "tiny", "--host", "127.0.0.1", "--port", self.port, "--dtype", "bfloat16", "--max-model-len", 2048,
+            "--max-num-seqs", 16, "--enforce-eager", "--enable-prefix-caching", "--block-size", 32,
+            "--scheduling-policy", "priority", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+            "--generation-config", "vllm", "--shutdown-timeout", DRAIN_S, "--enable-prompt-tokens-details",
             *(METERED if metered else []), *flags,
         ]  # fmt: skip
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TOLLBOOK_")}, **QUIET,
-            "PYTHONPATH": str(adapter_site() if metered else REPOSITORY),
+            "PYTHONPATH": f"{adapter_site()}:{REPOSITORY}" if metered else str(REPOSITORY),  # its wheel comes first
             "TOLLBOOK_ADAPTER_CONFIG": str(self.home / "adapter.toml"),
             "VLLM_CACHE_ROOT": str(folder() / "cache"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_ENABLE_RESPONSES_API_STORE": "1", "VLLM_LORA_RESOLVER_CACHE_DIR": str(model / "model"),

@@ -84,3 +84,20 @@ def test_engine_and_helpers_are_started_as_they_understand_it(
         assert program == "tollbook-adapter"
         assert main([re.sub(r"\$[({].*[)}]", "x", word) for word in words]) == 1
         assert "TOLLBOOK_KAFKA is not set" in capsys.readouterr().err, "the command line itself was understood"
+
+
+def test_each_end_of_a_request_names_tests_and_steps_that_there_are() -> None:
+    tests = Path(__file__).parents[2]
+    told = (EXAMPLES.parent / "adapter-ends.md").read_text()
+    there = "\n".join(
+        file.read_text() for folder in ("unit", "integration", "vllm") for file in tests.rglob(f"{folder}/**/*.py")
+    )
+    names = {
+        name
+        for line in told.splitlines()
+        if line.startswith("| ")
+        for name in re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", line)
+    }
+    fields = {"client_gone", "engine_error", "http_400", "max_tokens", "best_of", "read_on_s"}
+    assert len(names - fields) > 10
+    assert [name for name in names - fields if f"def {name}(" not in there] == []

@@ -67,6 +67,17 @@ def test_pieces_of_a_stream_are_timed_choice_by_choice_and_by_their_tokens() -> 
     assert usage.look().first_at == 1.0
 
 
+def test_a_tool_call_in_pieces_is_output() -> None:
+    usage = StatedUsage(lambda: 0.0)
+    for part in ('{"name": "look", "arguments": ""}', '{"arguments": "{}"}'):
+        piece = f'{{"choices": [{{"delta": {{"tool_calls": [{{"index": 0, "function": {part}}}]}}}}]}}'
+        assert usage.piece(piece.encode(), Hidden()) == piece.encode()
+    assert usage.look().output_tokens == 2
+    usage.piece(b'{"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}', Hidden())
+    usage.piece(b'{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 15}}', Hidden())
+    assert (usage.look().prompt_tokens, usage.look().output_tokens, usage.reasons) == (7, 15, {"tool_calls"})
+
+
 def test_a_stream_of_several_prompts_that_is_cut_off_has_read_all_that_were_answered() -> None:
     """vLLM and SGLang state in each piece what its own prompt comes to, and the sum in the last one alone."""
     usage = StatedUsage(lambda: 0.0, n=2)

@@ -80,6 +80,18 @@ async def killed_while_it_loads(server: Server) -> None:
     server.kill()
 
 
+async def died_of_it(server: Server) -> None:
+    """After a start, nobody loads again what the one before was at when it ended, and its tenant is told."""
+    served = await all_served(server, 1)
+    ((engine, standing),) = served.items()
+    assert standing.state == "died", standing
+    status, answer = await server.ask({"model": "slow", "prompt": "x", "max_tokens": 1}, tenant="tenant_c")
+    assert (status, b"adapter_not_ready" in answer, b"ended while it was loaded" in answer) == (503, True, True), answer
+    assert f"ALERT: adapter {engine}" in server.log.read_text()
+    print(f"  {standing.why}", flush=True)
+    await removed(server, "tenant_c", "slow")
+
+
 def _standing(server: Server, engine: str) -> str | None:
     for status in RegistryFolder(server.home / "registry").statuses():
         if engine in status.adapters:

@@ -36,7 +36,7 @@ from tests.vllm.failing import FAILING, FAILS
 from tests.vllm.holes import HOLES
 from tests.vllm.kills import random_kills
 from tests.vllm.media_holes import MEDIA_HOLES
-from tests.vllm.platform_steps import adapters_at_run_time, killed_while_it_loads, probed, proxied
+from tests.vllm.platform_steps import adapters_at_run_time, died_of_it, killed_while_it_loads, probed, proxied
 from tests.vllm.server import Server
 
 QUICK = bool(os.environ.get("QUICK"))
@@ -210,6 +210,18 @@ async def open_media(server: Server) -> None:
     for hole in MEDIA_HOLES:
         told = await hole.opened(server)
         print(f"  open: {hole.what}{f' ({told})' if told else ''}", flush=True)
+
+
+async def closed_media(server: Server) -> None:
+    """The same, with the adapter; what is answered of images is counted as the engine counts it."""
+    before, read = len(await settled(server, 0)), await read_by_engine(server)
+    for hole in MEDIA_HOLES:
+        told = await hole.closed(server)
+        print(f"  closed: {hole.what}{f' ({told})' if told else ''}", flush=True)
+    found = (await settled(server, before + 2))[before:]
+    read = await read_by_engine(server) - read
+    assert sum(event.input_tokens for event in found) == read > 0, (found, read)
+    print(f"  {len(found)} events, {read} prompt tokens with images, as the engine's", flush=True)
 
 
 def any_request(chance: random.Random) -> tuple[dict[str, Any], str]:
@@ -414,7 +426,7 @@ STEPS: Final[list[tuple[dict[str, bool], Sequence[str], list[Step]]]] = [
     (BARE | SEEING, (), [open_media]),
     ({}, FAILING, [every_end, closed_holes, probed, adapters_at_run_time, mixed, killed]),
     ({}, SERVED_SO, [embedded]),
-    ({}, (), [stopped]),
+    (SEEING, (), [died_of_it, closed_media, stopped]),
 ]
 """Each start of the server: how, with which further flags, and what is done with it."""
 

@@ -326,11 +326,12 @@ def test_a_credit_that_paid_a_fee_in_advance_comes_back_with_its_credit_note() -
     assert rated["credits_after"] == {"g": {"used": "4", "left": "21"}}
 
 
-def test_a_price_reduction_does_not_reach_a_fee_in_advance() -> None:
+@pytest.mark.parametrize("applies_to", ["fees", ["base"]])
+def test_a_price_reduction_of_a_fee_in_advance_is_refused(applies_to: object) -> None:
     grant = {"id": "g", "kind": "promo", "amount": "4", "currency": "USD", "effective": "2026-01-01"}
     fee = {"key": "base", "model": "flat", "fee": "5", "timing": "advance"}
-    (document,) = bill(fee, credits=[grant | {"applies_to": ["base"]}])
-    assert (document["doc"], exact(document)) == ("advance", {"base": "5"})
+    with pytest.raises(oracle.CaseError, match=r"credits\.g\.applies_to"):
+        bill(fee, credits=[grant | {"applies_to": applies_to}])
 
 
 def test_units_that_are_free_by_their_charge_and_by_a_pool_are_free_once() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from itertools import chain, islice
+from itertools import chain
 from typing import Final
 
 import psycopg
@@ -60,8 +60,11 @@ BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 BILLS_USAGE: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
-NAMED: Final = 100
+NAMED: Final = 20
 """So many events, tenants and windows of each are named where sums differ: others, once these are mended."""
+
+
+ReadWindows = Callable[[psycopg.Connection, datetime, datetime, str], Iterable[UsageQuantity]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,47 +251,31 @@ def _windows(usage: psycopg.Connection, period: BillingPeriod) -> list[Check]:
     by_minute = compare("events are in their minute", "raw events", "1-minute windows", events, minutes)
     by_hour = compare("events are in their hour", "raw events", "1-hour windows", events, hours)
     return [
-        _placed(by_minute, Windows(usage, usage_store.minute_quantities, timedelta(minutes=1)), period),
-        _placed(by_hour, Windows(usage, usage_store.rating_quantities, timedelta(hours=1)), period),
+        _placed(by_minute, usage, "minute", usage_store.minute_quantities, period),
+        _placed(by_hour, usage, "hour", usage_store.rating_quantities, period),
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Windows of one width, and raw events beside them."""
-
-    usage: psycopg.Connection
-    read: Callable[[psycopg.Connection, datetime, datetime, str], Iterable[UsageQuantity]]
-    width: timedelta
-
-    def differences(self, tenant_id: str, start: datetime, end: datetime) -> tuple[Difference, ...]:
-        """What of a tenant differs in [start, end)."""
-        events = agreement.usage_by_key(usage_store.raw_quantities(self.usage, start, end, tenant_id))
-        windows = agreement.usage_by_key(self.read(self.usage, start, end, tenant_id))
-        return compare("", "", "", events, windows).differences
-
-    def places(self, tenant_id: str, start: datetime, end: datetime) -> Iterator[Difference]:
-        """The same window by window, found by halving: what differs in none of two halves is in neither."""
-        found = self.differences(tenant_id, start, end)
-        if not found:
-            return
-        if (windows := (end - start) // self.width) > 1:
-            middle = start + windows // 2 * self.width
-            yield from self.places(tenant_id, start, middle)
-            yield from self.places(tenant_id, middle, end)
-        else:
-            yield from (replace(each, key=f"{each.key} at {rfc3339(start)}") for each in found)
-
-
-def _placed(check: Check, windows: Windows, period: BillingPeriod) -> Check:
+def _placed(
+    check: Check, usage: psycopg.Connection, width: usage_store.Width, read: ReadWindows, period: BillingPeriod
+) -> Check:
     """A comparison over a whole month, told window by window where something differs."""
+    of_tenants: dict[str, list[Difference]] = defaultdict(list)
+    for each in check.differences:
+        of_tenants[each.key.split("/")[0]].append(each)
     found: list[Difference] = []
-    tenants = sorted({each.key.split("/")[0] for each in check.differences})
-    for tenant_id in tenants[:NAMED]:
-        placed = islice(windows.places(tenant_id, period.start, period.end), NAMED)
-        # Two windows may make up for each other: then the month's sums say less
-        found += list(placed) or [each for each in check.differences if each.key.split("/")[0] == tenant_id]
-    found += [each for each in check.differences if each.key.split("/")[0] in tenants[NAMED:]]
+    for number, (tenant_id, of_month) in enumerate(of_tenants.items()):
+        placed: list[Difference] = []
+        if number < NAMED:
+            for start in usage_store.windows_that_differ(
+                usage, width, tenant_id, period.start, period.end, at_most=NAMED
+            ):
+                end = start + timedelta(**{f"{width}s": 1})
+                events = agreement.usage_by_key(usage_store.raw_quantities(usage, start, end, tenant_id))
+                windows = agreement.usage_by_key(read(usage, start, end, tenant_id))
+                differ = compare(check.name, check.left, check.right, events, windows).differences
+                placed += [replace(each, key=f"{each.key} at {rfc3339(start)}") for each in differ]
+        found += placed or of_month
     return replace(check, differences=tuple(found))
 
 

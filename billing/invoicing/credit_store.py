@@ -266,13 +266,15 @@ _REGISTER: Final = text("""
         select g.billing_account, m.grant_id, m.movement_no, to_jsonb(m)
         from ledger.credit_movements as m left join ledger.credit_grants as g using (grant_id)
     )
-    select coalesce(t.billing_account, r.said ->> 'billing_account', ''), coalesce(t.grant_id, r.grant_id),
+    select coalesce(t.billing_account, r.said ->> 'billing_account', of.billing_account, ''),
+        coalesce(t.grant_id, r.grant_id),
         coalesce(t.movement_no, r.movement_no), coalesce(r.said, t.row) ->> 'kind', f.name,
         case when f.name = '' then r.said ->> 'amount' else r.said ->> f.name end,
         case when f.name = '' then t.row ->> 'amount' else t.row ->> f.name end
     from there as t
     full join ledger.credit_register as r
         on r.grant_id = t.grant_id and coalesce(r.movement_no, 0) = coalesce(t.movement_no, 0)
+    left join ledger.credit_grants as of on of.grant_id = r.grant_id
     cross join lateral (
         select '' as name where r.said is null or t.row is null
         union all

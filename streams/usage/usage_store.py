@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, LiteralString
+from typing import Final, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -13,6 +13,7 @@ from psycopg import sql
 from streams.retention.archive_store import require_present
 from streams.rules.windows import AttemptUsage, UsageQuantity
 
+Width = Literal["minute", "hour"]
 BY: Final[dict[str, LiteralString]] = {
     "model": "model",
     "adapter": "adapter",
@@ -96,6 +97,35 @@ def raw_quantities(
     """The same from the raw events: the windows' independent witness. Any bounds. Raises EventsArchived."""
     require_present(connection, start, end)
     return _quantities(connection, "counting_events", "completed_at", _REQUESTS_OF_EVENTS, start, end, tenant_id)
+
+
+def windows_that_differ(
+    connection: psycopg.Connection, width: Width, tenant_id: str, start: datetime, end: datetime, *, at_most: int
+) -> list[datetime]:
+    """When windows of a tenant in [start, end) begin that are not the sums of its events. Raises EventsArchived."""
+    require_present(connection, start, end)
+    sums = sql.SQL("sum(input_tokens)::int8, sum(cache_hit_tokens)::int8, sum(output_tokens)::int8, sum(gpu_us)::int8")
+    side = sql.SQL(
+        "select {bucket} as bucket, {keys}, {requests}, {sums} from usage.{table} where {time} >= %(start)s and"
+        " {time} < %(end)s and purpose = 'tenant' and tenant_id = %(tenant)s group by 1, {keys}"
+    )
+    time = sql.Identifier("completed_at")
+    bucket = sql.SQL("date_trunc({}, completed_at, 'UTC')").format(sql.Literal(width))
+    events = side.format(
+        bucket=bucket, keys=_KEYS, requests=sql.SQL(_REQUESTS_OF_EVENTS), sums=sums,
+        table=sql.Identifier("counting_events"), time=time,
+    )  # fmt: skip
+    windows = side.format(
+        bucket=sql.Identifier("bucket"), keys=_KEYS, requests=sql.SQL(_REQUESTS_OF_WINDOWS), sums=sums,
+        table=sql.Identifier("windows_1m" if width == "minute" else "windows_1h"), time=sql.Identifier("bucket"),
+    )  # fmt: skip
+    query = sql.SQL(
+        "with events as ({events}), windows as ({windows}) select distinct bucket from"
+        " ((table events except table windows) union all (table windows except table events)) as differing"
+        " order by 1 limit %(at_most)s"
+    ).format(events=events, windows=windows)
+    given = {"tenant": tenant_id, "start": start, "end": end, "at_most": at_most}
+    return [row[0] for row in connection.execute(query, given)]
 
 
 # Requests with an attempt > 1 that have any attempt in the period, and all their attempts, in whatever period: the

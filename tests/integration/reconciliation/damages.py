@@ -139,7 +139,7 @@ BILLED_LINE: Final = "acme/acme/p/v1/out/0/usage/0.002/metric=output"
 def window(measure: str, *, model: str = "model", region: str = "region") -> Sql:
     """A measure of a row of windows, and when that begins."""
     columns = ("tenant_id", model, "adapter", region, "tier", "status", "fault", "usage_source", "rating_band")
-    at = "to_char(bucket, 'YYYY-MM-DD\"T\"HH24:MI:SS')"
+    at = 'to_char(bucket, \'YYYY-MM-DD"T"HH24:MI:SS"Z"\')'
     return Sql(f"concat_ws('/', {', '.join(columns)}, '{measure} at ' || {at})")
 
 
@@ -273,8 +273,9 @@ DAMAGES: Final = (
     in_twin("alter", "invoice", {"total": 1}, "another total is collected", Gate.R5B,
             Sql("id || '/total'")),
     in_twin("alter", "invoiceitem", {"amount": 1}, "another amount is shown", Gate.R5B,
-            Sql("json_extract(body, '$.invoice') || '/' || json_extract(body, '$.description')")),
-    in_twin("delete", "invoice", {}, "nobody collects it", Gate.R5B, ACME_INVOICE),
+            Sql("json_extract(body, '$.invoice') || '/' || json_extract(body, '$.metadata.line_key')")),
+    in_twin("delete", "invoice", {}, "nobody collects it", Gate.R5B,
+            Sql("json_extract(body, '$.metadata.invoice_id')")),
     in_twin("double", "invoice", {"id": "in_again", "number": "AGAIN"}, "it is collected twice", Gate.R5B, "in_again"),
     in_twin("delete", "balance_transaction", {}, "a payment that never was", Gate.R6, Sql("id")),
     in_twin("double", "balance_transaction", {"id": "txn_again", "created": 1}, "a payment that is not booked", Gate.R6,

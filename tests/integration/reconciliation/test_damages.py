@@ -83,7 +83,9 @@ def name_of(opened: Connection, damage: Damage) -> str:
     if not isinstance(damage.names, Sql):
         return damage.names
     query = f"select {damage.names} from {damage.table} as r where {damage.row}"
-    return str(opened.exec_driver_sql(query.replace("%", "%%")).scalar_one())
+    name = str(opened.exec_driver_sql(query).scalar_one())
+    opened.rollback()
+    return name
 
 
 def name_in_twin(line: Line, damage: Damage) -> str:

@@ -12,7 +12,8 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +125,7 @@ class EngineClient:
         self._blocks: set[tuple[Any, ...]] = set()
         self._ids = itertools.count()
 
-    async def generate(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
+    async def generate(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncGenerator[Any, None]:
         """Outputs, one for each step; `params`: n, max_tokens, at which token the engine fails, or a sequence does."""
         if self.dead:
             raise EngineDead
@@ -169,7 +170,7 @@ class EngineClient:
         """As vLLM's client says it."""
         return self.dead
 
-    async def encode(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncIterator[Any]:
+    async def encode(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncGenerator[Any, None]:
         """An embedding."""
         inner = f"{request_id}-{next(self._ids)}"
         request = SimpleNamespace(
@@ -294,26 +295,31 @@ def engine_app(step: float = 0.001) -> Starlette:
     return app
 
 
-async def _drain(run: AsyncIterator[Any]) -> int:
+async def _drain(run: AsyncGenerator[Any, None]) -> int:
     tokens = 0
-    async for output in run:
-        _raise_if_error(output)
-        tokens += len(output.outputs)
+    async with aclosing(run):
+        async for output in run:
+            _raise_if_error(output)
+            tokens += len(output.outputs)
     return tokens
 
 
 def _raise_if_error(output: Any) -> None:
-    """As vLLM's handlers: the sequences that go on are left to themselves, until somebody closes them."""
+    """As vLLM's handlers. The sequences that go on, which vLLM leaves to themselves, are closed with their run here:
+    nobody can say when the garbage collector would do it."""
     if any(part is not None and part.finish_reason == "error" for part in output.outputs):
         raise EngineDead
 
 
-async def _stream(runs: list[AsyncIterator[Any]], model: str, usage: dict[str, int] | None) -> AsyncIterator[str]:
+async def _stream(
+    runs: list[AsyncGenerator[Any, None]], model: str, usage: dict[str, int] | None
+) -> AsyncIterator[str]:
     try:
         for run in runs:
-            async for output in run:
-                _raise_if_error(output)
-                yield _piece({"model": model, "token": output.token})
+            async with aclosing(run):
+                async for output in run:
+                    _raise_if_error(output)
+                    yield _piece({"model": model, "token": output.token})
     except EngineDead:
         yield 'data: {"error":{"code":500}}\n\n'
     if usage is not None:

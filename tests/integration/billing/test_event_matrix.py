@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from billing.stripe.event_handlers import HANDLERS
+from billing.stripe.returns_store import UNREADABLE
 from billing.stripe.stripe_gateway import StripeGateway
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import World
@@ -16,7 +17,8 @@ def test_whatever_becomes_of_webhooks_each_account_stands_the_same_in_the_end(
     found = webhooks.run(world, gateway, stripe_twin, mishaps=("as told", "backwards"), kills_max=0)
     assert found.wrong == []
     assert found.right.total() == 4 * len(STORIES)
-    assert {kind for kind, _ in found.killed} == set(HANDLERS), "each handler is killed"
+    # What cannot be read comes by Stripe's lists alone
+    assert {kind for kind, _ in found.killed} == set(HANDLERS) - {UNREADABLE}, "each handler is killed"
     assert found.killed["dispute", 1] == found.killed["dispute", 2] == 1
     assert found.received > len(STORIES), "some are lost, some come twice, most come"
     assert found.kinds >= HANDLED, HANDLED - found.kinds

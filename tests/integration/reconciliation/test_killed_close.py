@@ -154,6 +154,8 @@ def content(line: Line, folder: Path) -> dict[str, str]:
         before, value = found.groups()
         if kind == "time" and datetime.fromisoformat(value) < BEGUN:
             return found[0]  # of the data
+        if kind == "second" or (kind == "time" and "." not in value):
+            return before + kind  # of whole seconds two may be the same one by chance
         return before + known.setdefault((kind, value), f"{kind} {sum(each == kind for each, _ in known)}")
 
     found = {}

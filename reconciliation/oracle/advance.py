@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import combinations
 
-from reconciliation.oracle import discounts, fees
+from reconciliation.oracle import credits, discounts, fees
 from reconciliation.oracle.calendar import Period
-from reconciliation.oracle.case import Case, Charge, Discount, PriorCredit
-from reconciliation.oracle.document import Document, Tax, credit_note, invoice, rounding, tax_on
+from reconciliation.oracle.case import Case, Charge, Discount, Grant, PriorCredit
+from reconciliation.oracle.document import Document, Tax, changes, credit_note, invoice, rounding, tax_on
 from reconciliation.oracle.line import Draw, Line, totals
 from reconciliation.oracle.rational import ZERO, at_twelve, pieces_that_add_up
 from reconciliation.oracle.segments import PeriodPlan, Stretch
@@ -47,20 +48,25 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A document, the instant at which it is issued, the invoice that it is or is against, and its fees by charge."""
+    """A document, the invoice that it is or is against, what credits for fees may still pay of it, and what its lines
+    of credit use of each grant (less than nothing: give back)."""
 
-    at: int
     document: Document
     invoice: Standing
     draws: list[Draw]
+    used: Mapping[str, Fraction]
 
 
-def documents(case: Case, plan: PeriodPlan) -> list[Issued]:
-    """Advance invoices and credit notes of a period, in order. What nets to nothing has none.
+@dataclass(slots=True)
+class Reduction:
+    """What a price reduction took off a tax group of an invoice, on a line of this key, and what of it no credit note
+    gave back."""
 
-    A new stretch in which every fee goes on is no change of a fee (13.10).
-    """
-    return _billed(case, plan)[0]
+    key: str
+    grant: Grant
+    group: str
+    left: Fraction
+    left_quanta: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,74 +78,205 @@ class Sums:
     net: Mapping[str, Fraction]
 
 
+def moments(plan: PeriodPlan) -> list[int]:
+    """When fees in advance may be due or come back: where a stretch begins, or ends before its period does."""
+    ends = {stretch.end for stretch in plan.stretches if stretch.end < plan.period.end}
+    return sorted({stretch.start for stretch in plan.stretches} | ends)
+
+
 def sums(case: Case, plan: PeriodPlan) -> Sums:
-    """As they are rated: a credit by hand gives back money, and lowers no fee."""
+    """As they are rated: a credit by hand gives back money, and lowers no fee; a grant is none, either (13.8)."""
     if not any(charge.in_advance for stretch in plan.stretches for charge in stretch.version.charges.values()):
         return Sums({}, {})
-    return _billed(replace(case, prior_credits=()), plan)[1]
+    found = InAdvance(replace(case, prior_credits=(), grants=()), plan)
+    for at in moments(plan):
+        list(found.issued(at, {}))
+    return Sums(found.given, totals(found.lines, lambda line: line.charge))
 
 
-def _billed(case: Case, plan: PeriodPlan) -> tuple[list[Issued], Sums]:
-    result = []
-    fees_and_back: list[Line] = []
-    paid: list[Paid] = []
-    on: dict[str, Standing] = {}
-    given: dict[str, Fraction] = defaultdict(Fraction)
-    for at in _changes(plan.stretches, plan.period):
+class InAdvance:
+    """A period's fees in advance, from one moment to the next.
+
+    `given`: what they had of discounts of an amount per period, by charge; `lines`: all that was due or came back.
+    """
+
+    def __init__(self, case: Case, plan: PeriodPlan) -> None:
+        self.given: dict[str, Fraction] = defaultdict(Fraction)
+        self.lines: list[Line] = []
+        self._case = case
+        self._plan = plan
+        self._paid: list[Paid] = []
+        self._on: dict[str, Standing] = {}
+        self._reductions: list[Reduction] = []
+        self._fees: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
+        """By the name that a grant can have for it, and tax group: what is left of the period's fees."""
+        self._quanta: dict[str, int] = defaultdict(int)
+        """By tax group: what is left of it on all of the period's documents, with its lines of credit."""
+
+    def issued(self, at: int, left: Mapping[str, Fraction]) -> Iterator[Issued]:
+        """Credit notes and the invoice of a moment, in order. What nets to nothing has none.
+
+        A new stretch in which every fee goes on is no change of a fee (13.10). `left`: what grants have; it is read
+        again for each document, which may use what the one before gave back.
+        """
+        plan, given = self._plan, self.given
         starting = next((stretch for stretch in plan.stretches if stretch.start == at), None)
         fees_due = _new_fees(plan, starting) if starting else []
-        lasting = [one for one in paid if one.lasts]
+        lasting = [one for one in self._paid if one.lasts]
         if starting and _all_go_on(plan, lasting, fees_due):
-            continue
-        for one in paid:
-            _credits_by_hand(case, one, at)
+            return
+        for one in self._paid:
+            self._credits_by_hand(one, at)
         back = [(_unused(one, at), one) for one in lasting]
         for one in lasting:
             for key, amount in one.given.items():
                 given[key] -= amount * Fraction(one.end - at, one.end - one.start)
         of_fees = _off_invoice(plan, [_with_discount(plan, *fee, given) for fee in fees_due], given)
-        new = [line for lines, _ in of_fees for line in lines]
         changed = [(line, one.left, one.left_quanta) for line, one in back if line.amount]
-        changed += [(line, ZERO, 0) for line in new]
-        fees_and_back += [line for line, _, _ in changed]
-        issued = _documents(case, Period(at, plan.period.end), changed, on)
-        result += [Issued(at, document, standing, _draws(plan, document, at)) for document, standing in issued]
-        documents = [document for document, _ in issued]
-        paid = _paid(case, fees_due, of_fees, documents, Period(at, plan.period.end), on)
-    return result, Sums(given, totals(fees_and_back, lambda line: line.charge))
+        changed += [(line, ZERO, 0) for lines, _ in of_fees for line in lines]
+        for line, _, _ in changed:
+            self.lines.append(line)
+            self._fees[fees.named(plan, line), line.group] += line.amount
+        service = Period(at, plan.period.end)
+        documents = []
+        for one_issued in self._documents(service, changed, left):
+            for line, quanta in one_issued.document.lines:
+                self._quanta[line.group] += quanta
+            documents.append(one_issued.document)
+            yield one_issued
+        self._paid = _paid(self._case, fees_due, of_fees, documents, service, self._on)
 
+    def _documents(
+        self, service: Period, changed: Sequence[tuple[Line, Fraction, int]], left: Mapping[str, Fraction]
+    ) -> Iterator[Issued]:
+        """Each tax group's net by itself: more on one invoice, less on a credit note against the invoice that the group
+        is on, nothing on none (13.10). `_on`: that invoice, by tax group; of more, the new one."""
+        net = totals((line for line, _, _ in changed), lambda line: line.group)
+        notes: list[tuple[Standing, list[tuple[Line, Fraction, int]]]] = []
+        for group in sorted(group for group, amount in net.items() if amount < 0):
+            of_group = [one for one in changed if one[0].group == group]
+            same = [lines for standing, lines in notes if standing is self._on[group]]
+            if same:
+                same[0].extend(of_group)
+            else:
+                notes.append((self._on[group], of_group))
+        for standing, lines in notes:
+            yield self._note(service, lines, standing)
+        more = [line for line, _, _ in changed if net[line.group] > 0]
+        if more:
+            yield self._invoice(service, more, left)
 
-def _documents(
-    case: Case, service: Period, changed: Sequence[tuple[Line, Fraction, int]], on: dict[str, Standing]
-) -> list[tuple[Document, Standing]]:
-    """Each tax group's net by itself: more on one invoice, less on a credit note against the invoice that the group is
-    on, nothing on none (13.10). `on`: that invoice, by tax group; of more, the new one."""
-    net = totals((line for line, _, _ in changed), lambda line: line.group)
-    notes: list[tuple[Standing, list[tuple[Line, Fraction, int]]]] = []
-    for group in sorted(group for group, amount in net.items() if amount < 0):
-        of_group = [one for one in changed if one[0].group == group]
-        same = [lines for standing, lines in notes if standing is on[group]]
-        if same:
-            same[0].extend(of_group)
-        else:
-            notes.append((on[group], of_group))
-    result = [
-        (credit_note(case.account, case.contract, service, lines, standing.taxes), standing)
-        for standing, lines in notes
-    ]
-    more = [line for line, _, _ in changed if net[line.group] > 0]
-    if more:
-        document = invoice(case.account, case.contract, "advance", service, more)
+    def _invoice(self, service: Period, lines: Sequence[Line], left: Mapping[str, Fraction]) -> Issued:
+        """With what price reductions take off its fees when these begin, before tax (3, 6)."""
+        case = self._case
+        reduced = credits.price_reductions(case, _draws(self._plan, lines, service.start), left)
+        document = invoice(case.account, case.contract, "advance", service, [*lines, *reduced.lines])
+        quanta = {line.key: rounded for line, rounded in document.lines}
+        for line, grant in zip(reduced.lines, reduced.grants, strict=True):
+            self._reductions.append(Reduction(line.key, grant, line.group, -line.amount, quanta[line.key]))
         standing = Standing({group: Tax(tax.amount, tax.tax) for group, tax in document.taxes.items()})
-        on |= {line.group: standing for line in more}
-        result.append((document, standing))
-    return result
+        self._on |= {line.group: standing for line in lines}
+        return Issued(document, standing, reduced.draws, reduced.used)
+
+    def _note(self, service: Period, changed: Sequence[tuple[Line, Fraction, int]], standing: Standing) -> Issued:
+        """A credit note, with what grants took off beyond what is left of the fees that they cover (6, 7, 13.12).
+
+        Where that leaves nothing of a tax group, the line of credit that does so takes what rounding line by line would
+        leave (13.17); nor does rounding make anybody pay by a credit note.
+        """
+        case = self._case
+        net = totals((line for line, _, _ in changed), lambda line: line.group)
+        returned = [each for group in sorted(net) for each in self._returned(group, -net[group])]
+        used: dict[str, Fraction] = defaultdict(Fraction)
+        rounded = changes(case.account, case.contract, changed)
+        for group in sorted(net):
+            of_group = [each for each in returned if each[0].group == group]
+            of_note = sum(quanta for line, quanta in rounded if line.group == group)
+            for n, (reduction, back) in enumerate(of_group, 1):
+                reduction.left -= back
+                used[reduction.grant.id] -= back
+                quanta = rounding(case.contract, -reduction.left / case.account.quantum) - reduction.left_quanta
+                if n == len(of_group) and not self._net(group):
+                    quanta = -(self._quanta[group] + of_note)
+                elif n == len(of_group):
+                    quanta = min(quanta, -of_note)
+                of_note += quanta
+                reduction.left_quanta += quanta
+                rounded.append((self._credit(reduction, back, net), quanta))
+        return Issued(credit_note(case.account, service, _together(rounded), standing.taxes), standing, [], used)
+
+    def _credit(self, reduction: Reduction, back: Fraction, groups: Mapping[str, Fraction]) -> Line:
+        """Named as where the grant first took off the tax group, with the group if another on the note has that key,
+        too: one line per grant and group (13.12)."""
+        keys: dict[str, str] = {}
+        for one in self._reductions:
+            if one.grant is reduction.grant and one.group in groups:
+                keys.setdefault(one.group, one.key)
+        key = keys[reduction.group]
+        if list(keys.values()).count(key) > 1:
+            key = f"credit.{reduction.grant.id}.{reduction.group}"
+        return Line(key, "credit", "", None, reduction.group, back)
+
+    def _net(self, group: str) -> Fraction:
+        """What is left of a tax group of the period's fees in advance, less what grants took off it."""
+        left = sum((amount for (_, of), amount in self._fees.items() if of == group), ZERO)
+        return left - sum((one.left for one in self._reductions if one.group == group), ZERO)
+
+    def _returned(self, group: str, most: Fraction) -> list[tuple[Reduction, Fraction]]:
+        """What comes back to grants of a tax group, the last drawn first, and at most so much: what the first one took
+        off stays as far as there is a fee left that it covers, of the next one what fits beside that, and so on."""
+        fees_left = {name: amount for (name, of), amount in self._fees.items() if of == group and amount > 0}
+        of_group = [one for one in self._reductions if one.group == group]
+        fitting = [_fitting(of_group[:n], fees_left) for n in range(len(of_group) + 1)]
+        result = []
+        for n, one in reversed(list(enumerate(of_group))):
+            back = min(one.left - (fitting[n + 1] - fitting[n]), most)
+            if back > 0:
+                result.append((one, back))
+                most -= back
+        return result
+
+    def _credits_by_hand(self, paid: Paid, at: int) -> None:
+        """What was credited of any fee on the invoice, until a moment, lowers what is left of it (13.17)."""
+        before, quanta = paid.left, paid.left_quanta
+        for credit in self._case.prior_credits:
+            if credit.line == paid.line.key and paid.start <= credit.at <= at:
+                _credit_by_hand(self._case, paid, credit)
+        self._fees[fees.named(self._plan, paid.line), paid.line.group] -= before - paid.left
+        self._quanta[paid.line.group] -= quanta - paid.left_quanta
 
 
-def _draws(plan: PeriodPlan, document: Document, at: int) -> list[Draw]:
+def _fitting(taken: Sequence[Reduction], fees_left: Mapping[str, Fraction]) -> Fraction:
+    """The most that reductions can take off fees, each off those that it covers.
+
+    Whichever of them are held to what the fees that these cover come to, and the others to what they took, it is no
+    more than that; and the least of these bounds is it. Those that cover the same are held together.
+    """
+    covered = [frozenset(name for name in fees_left if credits.covers_fee(one.grant, name)) for one in taken]
+    different = sorted({*covered}, key=sorted)
+    bounds = []
+    for size in range(len(different) + 1):
+        for held in combinations(different, size):
+            names = {name for each in held for name in each}
+            others = sum((one.left for one, of in zip(taken, covered, strict=True) if of not in held), ZERO)
+            bounds.append(others + sum((fees_left[name] for name in names), ZERO))
+    return min(bounds)
+
+
+def _together(rounded: Sequence[tuple[Line, int]]) -> list[tuple[Line, int]]:
+    """One line per key: of a grant that several invoices drew on."""
+    result: dict[str, tuple[Line, int]] = {}
+    for line, quanta in rounded:
+        if line.key in result:
+            other, before = result[line.key]
+            line, quanta = replace(line, amount=other.amount + line.amount), before + quanta
+        result[line.key] = line, quanta
+    return list(result.values())
+
+
+def _draws(plan: PeriodPlan, lines: Sequence[Line], at: int) -> list[Draw]:
     """What each new fee on an invoice comes to, less its share of what came back in its tax group: what credits for
     fees may pay (6)."""
-    lines = [line for line, _ in document.lines]
     net = totals(lines, lambda line: line.group)
     new = [line for line in lines if line.kind != "unused"]
     whole, found = totals(new, lambda line: line.group), totals(new, lambda line: (fees.named(plan, line), line.group))
@@ -148,12 +285,6 @@ def _draws(plan: PeriodPlan, document: Document, at: int) -> list[Draw]:
         for (key, group), value in found.items()
         if value > 0
     ]
-
-
-def _changes(stretches: Sequence[Stretch], period: Period) -> list[int]:
-    """Where a stretch begins or ends before its period does."""
-    ends = {stretch.end for stretch in stretches if stretch.end < period.end}
-    return sorted({stretch.start for stretch in stretches} | ends)
 
 
 def _new_fees(plan: PeriodPlan, stretch: Stretch) -> list[tuple[Charge, Line]]:
@@ -230,13 +361,6 @@ def _terms(plan: PeriodPlan, charge: Charge, line: Line) -> tuple[object, ...]:
     discount = discounts.of_charge(charge, plan, line.pair) if line.pair else None
     offs = [(one.percent, one.amount) if one else None for one in (discount, _of_invoice(plan, line))]
     return charge.key, charge.model, charge.fee, charge.prorated, line.quantity, *offs, charge.tax_group
-
-
-def _credits_by_hand(case: Case, paid: Paid, at: int) -> None:
-    """What was credited of any fee on the invoice, until a moment, lowers what remains of it and of its tax (13.17)."""
-    for credit in case.prior_credits:
-        if credit.line == paid.line.key and paid.start <= credit.at <= at:
-            _credit_by_hand(case, paid, credit)
 
 
 def _unused(paid: Paid, at: int) -> Line:

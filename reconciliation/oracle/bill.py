@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Any
 
 from reconciliation.oracle import adjustment, advance, credits
-from reconciliation.oracle.advance import Issued
+from reconciliation.oracle.advance import InAdvance
 from reconciliation.oracle.calendar import DAY, Period
 from reconciliation.oracle.case import Case, Usage
-from reconciliation.oracle.document import Document, Tax, credit_note, gross_per_group, invoice, plain
+from reconciliation.oracle.document import Document, Tax, changes, credit_note, gross_per_group, invoice, plain
 from reconciliation.oracle.line import Draw, Line
 from reconciliation.oracle.rational import ZERO, written
 from reconciliation.oracle.reading import read_case
@@ -89,7 +89,8 @@ class _Bill:
         """Advance documents at their instants; a period's invoice when it is frozen; late usage after that (7, 11)."""
         steps: list[tuple[int, int, Callable[[], None]]] = []
         for i, plan in enumerate(self._plans):
-            steps += [(one.at, 0, self._issuing(one)) for one in advance.documents(self.case, plan)]
+            in_advance = InAdvance(self.case, plan)
+            steps += [(at, 0, self._billing_in_advance(in_advance, at)) for at in advance.moments(plan)]
             frozen = plan.period.end + GRACE
             steps.append((frozen, 1, self._billing(i)))
             steps += [(frozen, 2, self._taking_in(i, late.usage)) for late in self.case.late if late.of_period == i]
@@ -97,8 +98,8 @@ class _Bill:
         for _, _, step in sorted(steps, key=lambda step: step[:2]):
             step()
 
-    def _issuing(self, issued: Issued) -> Callable[[], None]:
-        return lambda: self._issue_in_advance(issued)
+    def _billing_in_advance(self, in_advance: InAdvance, at: int) -> Callable[[], None]:
+        return lambda: self._bill_in_advance(in_advance, at)
 
     def _billing(self, i: int) -> Callable[[], None]:
         return lambda: self._bill(i)
@@ -109,14 +110,16 @@ class _Bill:
     def _closing(self, i: int) -> Callable[[], None]:
         return lambda: self._bill_what_waits(i)
 
-    def _issue_in_advance(self, issued: Issued) -> None:
+    def _bill_in_advance(self, in_advance: InAdvance, at: int) -> None:
         """Credits for fees pay an invoice in advance when it is issued, and come back with its credit notes (6)."""
-        if issued.document.doc == "credit_note":
-            self._give_back(issued.document, issued.invoice.paid)
-        else:
-            self._pay(issued.document, issued.draws)
-            issued.invoice.paid = list(issued.document.payments)
-        self._issue(issued.document)
+        for issued in in_advance.issued(at, self.left):
+            self._draw(issued.used)
+            if issued.document.doc == "credit_note":
+                self._give_back(issued.document, issued.invoice.paid)
+            else:
+                self._pay(issued.document, issued.draws)
+                issued.invoice.paid = list(issued.document.payments)
+            self._issue(issued.document)
 
     def _bill(self, i: int) -> None:
         """The period's invoice, with what waits from earlier ones; none without any line (10)."""
@@ -241,7 +244,7 @@ class _Bill:
         keys = [line.key.removeprefix("adj.") for line in less]
         changed = [(line, *billed.remains.get(key, (ZERO, 0))) for line, key in zip(less, keys, strict=True)]
         account = self.case.account
-        note = credit_note(account, self.case.contract, period, changed, billed.taxes)
+        note = credit_note(account, period, changes(account, self.case.contract, changed), billed.taxes)
         quanta_of = {line.key: quanta for line, quanta in note.lines}
         for (line, before, quanta), key in zip(changed, keys, strict=True):
             billed.remains[key] = (before + line.amount, quanta + quanta_of[line.key])

@@ -16,9 +16,10 @@ _NEVER = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """Lines of price reductions, what each grant gave, and what of the usage is left to pay."""
+    """Lines of price reductions, the grant of each, what each grant gave, and what of the usage is left to pay."""
 
     lines: list[Line]
+    grants: list[Grant]
     used: dict[str, Fraction]
     draws: list[Draw]
 
@@ -47,7 +48,7 @@ def price_reductions(case: Case, draws: Sequence[Draw], left: Mapping[str, Fract
     """
     grants = in_draw_order(case, "price_reduction", "taxed_at_sale")
     taken, rest = _drawn(grants, draws, {grant.id: left[grant.id] for grant in grants})
-    lines, used = [], {}
+    lines, of_lines, used = [], [], {}
     for grant in grants:
         groups = sorted(group for of, group in taken if of == grant.id)
         amounts = pieces_that_add_up(taken[grant.id, group] for group in groups)
@@ -55,7 +56,8 @@ def price_reductions(case: Case, draws: Sequence[Draw], left: Mapping[str, Fract
         for group, amount in zip(groups, amounts, strict=True):
             key = f"credit.{grant.id}" if len(groups) == 1 else f"credit.{grant.id}.{group}"
             lines.append(Line(key, "credit", "", None, group, -amount))
-    return Reduced(lines, used, rest)
+            of_lines.append(grant)
+    return Reduced(lines, of_lines, used, rest)
 
 
 def payments(
@@ -105,9 +107,14 @@ def _drawn(
     return taken, rest
 
 
+def covers_fee(grant: Grant, name: str) -> bool:
+    """All fees, or this one by its name (6)."""
+    return grant.fees or name in grant.charges
+
+
 def _covers(grant: Grant, draw: Draw) -> bool:
     """Valid in [usable, expires) by usage time; without applicability all usage charges (6, 13.8, 13.12)."""
-    meant = (grant.fees if draw.fee else grant.usage) or draw.charge in grant.charges
+    meant = covers_fee(grant, draw.charge) if draw.fee else grant.usage or draw.charge in grant.charges
     return meant and (
         grant.usable_from is not None
         and grant.usable_from <= draw.completed

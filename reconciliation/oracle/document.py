@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -91,23 +91,28 @@ def tax_on(account: Account, group: str, amount: int) -> int:
     return half_up(amount * r / (ONE + r) if account.tax_mode == "inclusive" else amount * r)
 
 
-def credit_note(
-    account: Account,
-    contract: Contract,
-    period: Period,
-    lines: Sequence[tuple[Line, Fraction, int]],
-    against: dict[str, Tax],
-) -> Document:
-    """Each line, and each group's tax, is rounded(original) − rounded(what remains), negated (5, 13.17).
+def changes(
+    account: Account, contract: Contract, lines: Iterable[tuple[Line, Fraction, int]]
+) -> list[tuple[Line, int]]:  # fmt: skip
+    """Each line rounded: rounded(original) − rounded(what remains), negated (5, 13.17).
 
     Args:
-        lines: with each the exact amount and the quanta of what it changes, before this note.
-        against: the original's tax groups less earlier notes; this note's are taken off.
+        lines: with each the exact amount and the quanta of what it changes, before.
     """
-    rounded = [
+    return [
         (line, rounding(contract, (before + line.amount) / account.quantum) - quanta) for line, before, quanta in lines
     ]
-    rounded.sort(key=lambda at: at[0].key.encode())
+
+
+def credit_note(
+    account: Account, period: Period, lines: Iterable[tuple[Line, int]], against: dict[str, Tax]
+) -> Document:  # fmt: skip
+    """Of rounded lines; each group's tax is rounded(original) − rounded(what remains), negated (5, 13.17).
+
+    Args:
+        against: the original's tax groups less earlier notes; this note's are taken off.
+    """
+    rounded = sorted(lines, key=lambda at: at[0].key.encode())
     taxes = {}
     for group, change in taxes_of(account, rounded).items():
         original = against.setdefault(group, Tax(0, 0))

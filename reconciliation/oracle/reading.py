@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from fractions import Fraction
@@ -24,7 +24,7 @@ from reconciliation.oracle.case import (
     Terms,
     Usage,
 )
-from reconciliation.oracle.fields import CaseError, Plain, each, one_of, only, optional, spread, words
+from reconciliation.oracle.fields import Plain, each, one_of, only, optional, spread, words
 from reconciliation.oracle.rational import exact
 from reconciliation.oracle.reading_plans import read_plan
 
@@ -56,9 +56,6 @@ def read_case(plain: Plain) -> Case:
     known_at = optional(plain, "known_at", instant)
     plans = {name: read_plan(name, versions, known_at) for name, versions in plain["plan"].items()}
     changes = _after_trial(_changes(plain["subscription"], plans), plain.get("contract", {}).get("trial_days", 0))
-    charges = [charge for plan in plans.values() for version in plan.versions for charge in version.charges.values()]
-    in_advance = {charge.key for charge in charges if charge.in_advance and not charge.counts_usage}
-    in_advance |= {"fees", "all"} if any(charge.in_advance for charge in charges) else set()
     anywhere = max(periods[0].start, next(change.at for change in changes if change.plan))
     usage = _usage(plain.get("usage", ()), anywhere, 0)
     return Case(
@@ -69,7 +66,7 @@ def read_case(plain: Plain) -> Case:
         agreed=_agreed(plain, changes),
         usage=usage,
         late=_late(plain.get("late", ()), anywhere, len(usage.events)),
-        grants=tuple(_grant(grant, _when_owed(plain), in_advance) for grant in plain.get("credits", ())),
+        grants=tuple(_grant(grant, _when_owed(plain)) for grant in plain.get("credits", ())),
         prior_credits=tuple(_prior_credit(credit) for credit in plain.get("prior_credits", ())),
     )
 
@@ -272,11 +269,10 @@ def _when_owed(plain: Plain) -> tuple[str, ...]:
     return ("paid_at", "invoiced_at") if by_invoice else ("paid_at",)
 
 
-def _grant(plain: Plain, when_owed: Sequence[str], in_advance: Set[str]) -> Grant:
+def _grant(plain: Plain, when_owed: Sequence[str]) -> Grant:
     """A paid grant is usable from max(effective, paid_at), never before it is paid, or invoiced (6, 13.12).
 
-    For `fees`, or `all`, is for usage and fees. `in_advance`: names of fees in advance, of which no price reduction is
-    read here.
+    For `fees`, or `all`, is for usage and fees.
     """
     only(plain, _GRANT, f"credits.{plain['id']}")
     told = plain.get("applies_to", "usage")
@@ -287,19 +283,16 @@ def _grant(plain: Plain, when_owed: Sequence[str], in_advance: Set[str]) -> Gran
     if kind == _PAID:
         owed = [instant(plain[name]) for name in when_owed if name in plain]
         usable = max(effective, min(owed)) if owed else None
-    treatment = one_of(
-        plain.get("tax_treatment", "payment" if kind == _PAID else "price_reduction"),
-        ("price_reduction", "payment", "taxed_at_sale"),
-        f"credits.{plain['id']}.tax_treatment",
-    )
-    if treatment != "payment" and named & in_advance:
-        raise CaseError(f"credits.{plain['id']}.applies_to", "price reductions of fees in advance are not read here")
     return Grant(
         id=plain["id"],
         kind=kind,
         amount=exact(plain["amount"]),
         currency=plain["currency"],
-        treatment=treatment,
+        treatment=one_of(
+            plain.get("tax_treatment", "payment" if kind == _PAID else "price_reduction"),
+            ("price_reduction", "payment", "taxed_at_sale"),
+            f"credits.{plain['id']}.tax_treatment",
+        ),
         priority=plain.get("priority", 50),
         usable_from=usable,
         expires=optional(plain, "expires", instant),

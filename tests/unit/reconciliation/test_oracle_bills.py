@@ -326,12 +326,62 @@ def test_a_credit_that_paid_a_fee_in_advance_comes_back_with_its_credit_note() -
     assert rated["credits_after"] == {"g": {"used": "4", "left": "21"}}
 
 
-@pytest.mark.parametrize("applies_to", ["fees", ["base"]])
-def test_a_price_reduction_of_a_fee_in_advance_is_refused(applies_to: object) -> None:
-    grant = {"id": "g", "kind": "promo", "amount": "4", "currency": "USD", "effective": "2026-01-01"}
-    fee = {"key": "base", "model": "flat", "fee": "5", "timing": "advance"}
-    with pytest.raises(oracle.CaseError, match=r"credits\.g\.applies_to"):
-        bill(fee, credits=[grant | {"applies_to": applies_to}])
+def in_advance(key: str, fee: str, **more: Any) -> Plain:
+    return {"key": key, "model": "flat", "fee": fee, "timing": "advance", **more}
+
+
+def promo(grant: str, amount: str, *fees: str, **more: Any) -> Plain:
+    told = {"id": grant, "kind": "promo", "amount": amount, "currency": "USD", "effective": "2026-01-01"}
+    return told | {"applies_to": list(fees)} | more
+
+
+CANCELLED = [{"at": "2026-09-01", "plan": "p"}, {"at": "2026-10-11", "cancel": True}]
+
+
+def test_a_price_reduction_for_a_fee_in_advance_takes_off_what_its_own_discount_left() -> None:
+    fees = [in_advance("f", "60", discount={"amount": "20"}), in_advance("g", "40")]
+    (document,) = bill(*fees, credits=[promo("c", "500", "f")])
+    assert exact(document) == {"credit.c": "-40", "f": "60", "f.discount": "-20", "g": "40"}
+    (document,) = bill(*fees, credits=[{key: value for key, value in promo("c", "500").items() if key != "applies_to"}])
+    assert "credit.c" not in exact(document)
+
+
+def test_price_reductions_give_back_what_no_longer_fits_the_fees_that_they_cover_together() -> None:
+    """10 and 10 are left of 31 and 31: what the first took off fits `f`, the second keeps all of `g`."""
+    grants = [promo("c", "10", "fees", priority=1), promo("d", "500", "g", priority=2)]
+    invoice, note = bill(in_advance("f", "31"), in_advance("g", "31"), credits=grants, subscription=CANCELLED)
+    assert exact(invoice) == {"credit.c": "-10", "credit.d": "-31", "f": "31", "g": "31"}
+    assert exact(note) == {"credit.d": "21", "f.unused": "-21", "g.unused": "-21"}
+    assert (invoice["due_minor"], note["due_minor"]) == (2100, -2100)
+
+
+def test_a_tax_group_that_comes_to_nothing_over_two_invoices_is_paid_back_to_the_cent() -> None:
+    """3.00 were paid before the grant was there. The three lines by themselves came to 1.26 - 4.27 = -3.01."""
+    plan = {
+        "p": [{"version": "v1", "charges": [in_advance("g", "3")]}],
+        "q": [{"version": "v1", "charges": [in_advance("f", "7.77")]}],
+    }
+    changes = [CANCELLED[0], {"at": "2026-10-09", "plan": "q"}, {"at": "2026-10-15", "cancel": True}]
+    first, second, note = bill(
+        plan=plan, subscription=changes, credits=[promo("c", "50", "fees", effective="2026-10-05")]
+    )
+    assert exact(second) == {"credit.c": "-3.539032258064", "f.s2": "5.764838709677", "g.s1.unused": "-2.225806451613"}
+    assert exact(note) == {"credit.c": "1.260967741935", "f.s2.unused": "-4.260967741935"}
+    assert minor(note) == {"credit.c": 127, "f.s2.unused": -427}
+    assert [one["due_minor"] for one in (first, second, note)] == [300, 0, -300]
+
+
+def test_what_comes_back_to_a_grant_is_never_more_than_what_its_credit_note_takes_off() -> None:
+    """10 are left of the fee, so 21 would come back; but the fees come to 1 less. Nobody pays by a credit note."""
+    plan = {
+        "p": [{"version": "v1", "charges": [in_advance("f", "31")]}],
+        "q": [{"version": "v1", "charges": [in_advance("g", "20", prorated=False)]}],
+    }
+    changes = [CANCELLED[0], {"at": "2026-10-11", "plan": "q"}]
+    rated = oracle.rate(case(plan=plan, subscription=changes, credits=[promo("c", "31", "f")]))
+    _, note = rated["documents"]
+    assert exact(note) == {"credit.c": "1", "f.s1.unused": "-21", "g.s2": "20"}
+    assert (note["due_minor"], rated["credits_after"]) == (0, {"c": {"used": "30", "left": "1"}})
 
 
 def test_units_that_are_free_by_their_charge_and_by_a_pool_are_free_once() -> None:

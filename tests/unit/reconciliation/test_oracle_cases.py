@@ -20,11 +20,6 @@ BEYOND_IT = {
     "G20",
     "G23",
     "G26",
-    "G650",
-    "G651",
-    "G652",
-    "G653",
-    "G654",
 }
 """Cases of ours that ask for what the second rating does not have (reconciliation/oracle/README.md)."""
 

@@ -269,17 +269,19 @@ def _draws(
 def _of_fees(plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts) -> list[Draw]:
     """What fees in arrears come to after discounts, when their time begins: as they would be in advance.
 
-    Invoice discounts change all of a charge alike, as they do its usage.
+    Invoice discounts change all of a charge alike, and so does what is less than nothing, as with its usage.
     """
     begins = {stretch.pair: stretch.start for stretch in plan.stretches}
     of_fees = [line for line in lines if line.is_fee]
-    costs = totals(of_fees, lambda line: line.charge)
     left = totals_of(of_fees, lambda line: line.charge, lambda line: line.amount - off.of(line))
     found = totals(of_fees, lambda line: (line.charge, fees.named(plan, line), line.pair, line.group))
+    above: dict[str, Fraction] = defaultdict(Fraction)
+    for (key, _, _, _), amount in found.items():
+        above[key] += max(amount, ZERO)
     return [
-        Draw(begins[pair], name, group, 0, amount * left[key] / costs[key], fee=True)
+        Draw(begins[pair], name, group, 0, amount * left[key] / above[key], fee=True)
         for (key, name, pair, group), amount in found.items()
-        if pair and costs[key]
+        if pair and amount > 0
     ]
 
 

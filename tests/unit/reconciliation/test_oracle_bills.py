@@ -314,6 +314,24 @@ def test_a_grant_for_fees_covers_them_from_the_beginning_of_their_time(applies_t
     assert exact(document) == {"base": "31"}
 
 
+def test_a_grant_takes_no_more_off_a_fee_than_what_is_left_where_a_piece_is_cut_below_nothing() -> None:
+    """A discount of less than a piece's last digit moves it to the next piece, which then is -10^-12."""
+    fee = {"key": "f", "model": "flat"}
+    versions = [
+        {"version": "v1", "charges": [fee | {"fee": "28", "discount": {"amount": "0.0000000000005"}}]},
+        {"version": "v2", "from": "2026-02-27", "charges": [fee | {"fee": "185", "discount": {"amount": "198.74"}}]},
+    ]
+    grant = {"id": "g", "kind": "promo", "amount": "100", "currency": "USD", "effective": "2025-01-01"}
+    (document,) = bill(
+        plan={"p": versions},
+        periods=["2026-01-01..2026-04-01"],
+        contract={"period": "quarter"},
+        subscription=[{"at": "2025-11-22", "plan": "p"}],
+        credits=[grant | {"applies_to": "fees"}],
+    )
+    assert (exact(document)["credit.g"], document["exact_net"]) == ("-17.733333333332", "0")
+
+
 def test_a_credit_that_paid_a_fee_in_advance_comes_back_with_its_credit_note() -> None:
     fee = {"key": "base", "model": "flat", "fee": "31", "timing": "advance"}
     grant = {"id": "g", "kind": "paid", "amount": "25", "currency": "USD", "applies_to": ["base"]}

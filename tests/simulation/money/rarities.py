@@ -37,13 +37,11 @@ def in_plans(random: Random, case: Plain) -> None:
 
 
 def in_credits(random: Random, case: Plain) -> None:
-    """Grants that cover fees, by name or all of them; of fees in advance payments alone, as the second rating reads."""
+    """Grants that cover fees, by name or all of them."""
     charges = [charge for versions in case["plan"].values() for version in versions for charge in version["charges"]]
     fees = sorted({charge["key"] for charge in charges if charge["model"] in ("flat", "seat", "one_off")})
-    in_advance = any("timing" in charge for charge in charges)
     for grant in case.get("credits", ()):
-        pays = grant["kind"] == "paid" and "tax_treatment" not in grant
-        if random.random() < 0.25 and (pays or not in_advance):
+        if random.random() < 0.25:
             named = random.sample(fees, random.randint(1, len(fees))) if fees else ["fees"]
             grant["applies_to"] = random.choice([["fees"], named])
 

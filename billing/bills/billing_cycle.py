@@ -16,13 +16,14 @@ from functools import partial
 from billing.bills import credits
 from billing.bills.credit_application import (
     PriceReductions,
-    closing_lines,
+    Written,
     given_back_with_fees,
     grant_of,
     price_reductions,
 )
 from billing.bills.credit_notes import (
     Remaining,
+    Returned,
     credit_note,
     net_by_group,
     net_of_discounts,
@@ -92,39 +93,41 @@ class Bills:
 
 @dataclass(slots=True)
 class _Invoiced:
-    """What remains of an invoice, and of what credits paid on it, after its credit notes; `lines`: those of all of them
-    where it is over fees in advance."""
+    """What remains of an invoice, and of what credits paid on it, after its credit notes."""
 
     remaining: Remaining = field(default_factory=Remaining)
     paid: list[PaidByCredit] = field(default_factory=list)
-    lines: list[RatedLine] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Billed:
     """A period that was billed: its lines on documents so far and what credits can cover of them; what price reductions
-    draw, as last rated; its invoice; by tax group the invoice that its fees in advance are on, the tax groups of these
-    fees, what price reductions draw for them, all lines of their documents, which prior credits are in what remains."""
+    draw, as last rated; its invoice; by tax group the invoice that its fees in advance are on, these fees by key, what
+    price reductions draw for them, all lines of their documents and what lowered or replaced them without one, which
+    prior credits are in what remains."""
 
     lines: list[RatedLine] = field(default_factory=list)
     drawn: dict[str, Decimal] = field(default_factory=dict)
     open: list[Coverable] = field(default_factory=list)
     invoice: _Invoiced = field(default_factory=_Invoiced)
     in_advance: dict[str, _Invoiced] = field(default_factory=dict)
-    fee_groups: dict[str, str] = field(default_factory=dict)
+    fees: dict[str, RatedLine] = field(default_factory=dict)
     drawn_in_advance: dict[str, Decimal] = field(default_factory=lambda: defaultdict(lambda: ZERO))
-    advance_lines: list[RatedLine] = field(default_factory=list)
+    advance_lines: list[Written] = field(default_factory=list)
     noted: set[int] = field(default_factory=set)
 
     def of_credit(self, naming: Naming) -> set[str]:
         """The keys of lines of credit on documents over its fees in advance."""
-        return {naming.key(line.identity) for line in self.advance_lines if line.identity.kind == LineKind.CREDIT}
+        return {naming.key(line.identity) for line, _ in self.advance_lines if line.identity.kind == LineKind.CREDIT}
 
-    def draw_in_advance(self, lines: Iterable[RatedLine], grants: Sequence[Grant]) -> None:
-        """Price reductions are on a document in advance, or come back by its credit note."""
-        for line in lines:
-            with exactly():
-                self.drawn_in_advance[grant_of(line, [grant.grant_id for grant in grants])] -= line.amount
+    def take_in(self, document: Document, grants: Sequence[Grant]) -> None:
+        """A document over its fees in advance: price reductions are on an invoice, or come back by a credit note."""
+        for each in document.lines:
+            line = each.rated
+            self.advance_lines.append((line, each.amount_minor))
+            if line.identity.kind == LineKind.CREDIT:
+                with exactly():
+                    self.drawn_in_advance[grant_of(line, [grant.grant_id for grant in grants])] -= line.amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,7 @@ class _Cycle:
         billed, naming = self.billed[number], self._naming(number)
         self._note_prior_credits(billed, each.service.start)
         lines = {naming.key(line.identity): line for line in each.lines}
-        billed.fee_groups |= {without_ending(key): line.tax_group for key, line in lines.items()}
+        billed.fees |= {without_ending(key): line for key, line in lines.items()}
         net = net_by_group(each.lines)
         less: list[tuple[_Invoiced, dict[str, RatedLine]]] = []
         for group in sorted(group for group, amount in net.items() if amount <= 0):
@@ -204,28 +207,25 @@ class _Cycle:
             if not net[group]:
                 after = self._taken_back(each.service, own, original)[1]
                 original.remaining = on_no_document(original.remaining, after, billed.of_credit(naming))
+                billed.advance_lines += ((line, 0) for line in own.values())
             elif of_original := next((listed for of, listed in less if of is original), None):
                 of_original |= own
             else:
                 less.append((original, own))
         for original, own in less:
             back = given_back_with_fees(billed.advance_lines, list(own.values()), self._grants())
-            billed.draw_in_advance(back, self._grants())
-            own |= {naming.key(line.identity): line for line in back}
-            closing = closing_lines(original.lines, list(own.values()))
-            document, after = self._taken_back(each.service, own, original, map(naming.key, closing))
-            original.lines += own.values()
-            billed.advance_lines += own.values()
+            returned = [(naming.key(each.line.identity), each) for each in back]
+            document, after = self._taken_back(each.service, own, original, returned)
+            billed.take_in(document, self._grants())
             original.remaining = net_of_discounts(after, billed.of_credit(naming))
             self.documents.append(self._restore(document, original.paid))
         if more := {key: line for key, line in lines.items() if net[line.tax_group] > 0}:
             off = self._reduced(list(more.values()))
-            billed.draw_in_advance(off.lines, self._grants())
             more |= {naming.key(line.identity): line for line in off.lines}
             document = draw_up(DocumentKind.ADVANCE, each.service, more, self.of.payer)
             document = self._issue(document, off.open)
-            invoiced = _Invoiced(remaining_of(document), list(document.paid), list(more.values()))
-            billed.advance_lines += more.values()
+            invoiced = _Invoiced(remaining_of(document), list(document.paid))
+            billed.take_in(document, self._grants())
             invoiced.remaining = net_of_discounts(invoiced.remaining, billed.of_credit(naming))
             billed.in_advance |= {line.tax_group: invoiced for line in more.values()}
 
@@ -235,21 +235,26 @@ class _Cycle:
         return price_reductions(fees_to_cover(fees), self._grants(), left, min(fees, key=lambda line: line.identity))
 
     def _taken_back(
-        self, service: BillingPeriod, lines: Mapping[str, RatedLine], original: _Invoiced, closing: Iterable[str] = ()
-    ) -> tuple[Document, Remaining]:
+        self, service: BillingPeriod, lines: Mapping[str, RatedLine], original: _Invoiced,
+        returned: Sequence[tuple[str, Returned]] = (),
+    ) -> tuple[Document, Remaining]:  # fmt: skip
         unused = [key for key, line in lines.items() if line.identity.kind == LineKind.UNUSED]
         against = {key: without_ending(key) for key in unused}
-        return credit_note(service, lines, against, original.remaining, self.of.payer, closing)
+        return credit_note(service, lines, against, original.remaining, self.of.payer, returned)
 
     def _note_prior_credits(self, billed: _Billed, at: datetime) -> None:
         """Take the credit notes by hand until a moment off what remains of the fees in advance."""
         for number, credit in enumerate(self.of.prior_credits):
             key = without_ending(credit.line_key)
-            group = billed.fee_groups.get(key, "")
-            original = billed.in_advance.get(group, _Invoiced())
-            if number not in billed.noted and credit.at <= at and key in original.remaining.lines:
+            fee = billed.fees.get(key)
+            original = billed.in_advance.get(fee.tax_group if fee else "", _Invoiced())
+            if fee and number not in billed.noted and credit.at <= at and key in original.remaining.lines:
                 billed.noted.add(number)
-                original.remaining = reduced(original.remaining, key, group, credit.amount, self.of.payer)
+                before, minor = original.remaining.line(key)
+                off = min(credit.amount, max(before, ZERO))
+                original.remaining = reduced(original.remaining, key, fee.tax_group, off, self.of.payer)
+                by_hand = replace(fee, identity=replace(fee.identity, kind=LineKind.UNUSED), amount=-off)
+                billed.advance_lines.append((by_hand, original.remaining.line(key)[1] - minor))
 
     def _bill_usage(self, number: int) -> None:
         period, naming = self.of.periods[number], self._naming(number)

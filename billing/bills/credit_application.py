@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
 from billing.bills import credits
-from billing.bills.credit_notes import net_by_group
+from billing.bills.credit_notes import Returned, net_by_group
 from billing.bills.credits import Grant
 from billing.money import ZERO, exactly, total
-from billing.rating.lines import LineIdentity, LineKind, RatedLine
+from billing.rating.lines import LineKind, RatedLine, fees_by_key
 from billing.rating.made_lines import credit_line
 from billing.rating.period import Coverable
 
@@ -54,57 +54,121 @@ def price_reductions(
     return PriceReductions(tuple(lines), dict(drawn), tuple(credits.after(coverable, draws)))
 
 
-def given_back_with_fees(
-    billed: Iterable[RatedLine], less: Sequence[RatedLine], grants: Iterable[Grant]
-) -> list[RatedLine]:
-    """What price reductions give back of fees in advance when these come to less: what they took off beyond what is
-    left of the fees that they cover, tax group by tax group, the last drawn first (docs/decisions/0051).
+Written = tuple[RatedLine, int]
+"""A line of a document over fees in advance, and its amount there in minor units: 0 where it is on none."""
 
-    `billed`: all lines so far of the documents over a period's fees in advance, `less` what is taken back of them now.
+
+def given_back_with_fees(
+    billed: Sequence[Written], less: Sequence[RatedLine], grants: Iterable[Grant]
+) -> list[Returned]:
+    """What price reductions give back of fees in advance when these come to less: what they took off beyond what is
+    left of the period's fees that they cover, tax group by tax group, the last drawn first, and no more of a tax group
+    than is taken back of it: nobody pays by a credit note (docs/decisions/0051).
+
+    `billed`: all lines so far of the documents over a period's fees in advance, and of what lowered or replaced these
+    without one; `less` what is taken back of them now.
     """
-    billed, known = list(billed), {grant.grant_id: grant for grant in grants}
-    drawn: dict[tuple[str, str], list[RatedLine]] = defaultdict(list)
-    for line in billed:
-        if line.identity.kind == LineKind.CREDIT:
-            drawn[line.tax_group, grant_of(line, known)].append(line)
-    found: list[RatedLine] = []
-    for group in sorted({line.tax_group for line in less}):
-        left = _fees_left(line for line in (*billed, *less) if line.tax_group == group)
-        for grant in sorted(known.values(), key=credits.draw_order):
-            if (group, grant.grant_id) not in drawn:
-                continue
-            first, *_ = listed = drawn[group, grant.grant_id]
-            back = -total(line.amount for line in listed)
-            for key in sorted(left):
-                if grant.applies_to.covers(Coverable(first.service_start, key, group, Fraction(1), is_fee=True)):
-                    with exactly():
-                        kept = max(ZERO, min(back, left[key]))
-                        back, left[key] = back - kept, left[key] - kept
+    known = {grant.grant_id: grant for grant in grants}
+    drawn, nets = _drawn_in_advance(billed, known), net_by_group(less)
+    lines = [*(line for line, _ in billed), *less]
+    first = {(each.line.tax_group, each.grant.grant_id): each.line for each in reversed(drawn)}
+    keys = [(id_, line.identity.charge_key) for (group, id_), line in first.items() if group in nets]
+    found: list[Returned] = []
+    for group in sorted(nets):
+        listed = [each for each in drawn if each.line.tax_group == group and each.exact]
+        left = fees_by_key(line for line in lines if line.tax_group == group)
+        fitting = _fitting(listed, {key: amount for key, amount in left.items() if amount > 0})
+        most, of_group = -nets[group], list[Returned]()
+        for each, kept in reversed(list(zip(listed, fitting, strict=True))):
+            with exactly():
+                back = min(-each.exact - kept, most)
+                most -= max(back, ZERO)
             if back > 0:
-                key = first.identity.charge_key
-                taken = any(line.identity.charge_key == key for line in found)
-                found.append(credit_line(first, f"credit.{grant.grant_id}.{group}" if taken else key, back, group))
+                id_, like = each.grant.grant_id, first[group, each.grant.grant_id]
+                key = like.identity.charge_key
+                key = f"credit.{id_}.{group}" if keys.count((id_, key)) > 1 else key
+                of_group.append(Returned(credit_line(like, key, back, group), (each.exact, each.minor)))
+        if of_group and not total(
+            line.amount for line in [*lines, *(r.line for r in of_group)] if line.tax_group == group
+        ):
+            rest = sum(minor for line, minor in billed if line.tax_group == group)
+            of_group[-1] = replace(of_group[-1], rest_minor=rest)
+        found += of_group
     return found
 
 
-def _fees_left(lines: Iterable[RatedLine]) -> dict[str, Decimal]:
-    """What fees in advance come to by now, by the key that a credit covers them under: a prepaid fee is not its
-    charge."""
-    lines = [line for line in lines if line.identity.kind != LineKind.CREDIT]
-    prepaid = {line.identity.charge_key for line in lines if line.identity.kind == LineKind.PREPAID_FEE}
-    found: dict[str, Decimal] = defaultdict(lambda: ZERO)
+@dataclass(slots=True)
+class _Drawn:
+    """What is left of a line of credit on an invoice for fees in advance: negative, exact and in minor units."""
+
+    line: RatedLine
+    grant: Grant
+    exact: Decimal
+    minor: int
+
+
+def _drawn_in_advance(billed: Iterable[Written], known: Mapping[str, Grant]) -> list[_Drawn]:
+    """In order of drawing; a credit note gives back what its grant drew last."""
+    found: list[_Drawn] = []
+    for line, minor in billed:
+        if line.identity.kind != LineKind.CREDIT:
+            continue
+        grant = known[grant_of(line, known)]
+        if line.amount < 0:
+            found.append(_Drawn(line, grant, line.amount, minor))
+            found.sort(key=lambda each: (each.line.service_start, credits.draw_order(each.grant)))
+            continue
+        back, touched = line.amount, None
+        for each in reversed(found):
+            if each.grant is grant and each.line.tax_group == line.tax_group and back > 0 and each.exact:
+                if touched is not None:
+                    minor, touched.minor = minor + touched.minor, 0
+                with exactly():
+                    part = min(back, -each.exact)
+                    back, each.exact = back - part, each.exact + part
+                touched = each
+        if touched is not None:
+            touched.minor += minor
+    return found
+
+
+def _fitting(drawn: Sequence[_Drawn], left: Mapping[str, Decimal]) -> list[Decimal]:
+    """What of each reduction fits the fees left, together with what fits of those before it: these give way to it where
+    they cover others, too."""
+    free = dict(left)
+    on: dict[tuple[int, str], Decimal] = defaultdict(lambda: ZERO)
+    covered = [[key for key in sorted(left) if _covers(each, key)] for each in drawn]
+
+    def place(number: int, most: Decimal, seen: set[str]) -> Decimal:
+        for key in covered[number]:
+            if key in seen:
+                continue
+            seen.add(key)
+            placed = min(most, free[key])
+            if placed:
+                free[key] -= placed
+            for other in range(len(drawn)) if not placed else ():
+                if other != number and on[other, key] and (placed := place(other, min(most, on[other, key]), seen)):
+                    on[other, key] -= placed
+                    break
+            if placed:
+                on[number, key] += placed
+                return placed
+        return ZERO
+
+    found: list[Decimal] = []
     with exactly():
-        for line in lines:
-            key = line.identity.charge_key
-            found[f"{key}.fee" if key in prepaid else key] += line.amount
-    return dict(found)
+        for number, each in enumerate(drawn):
+            kept = ZERO
+            while kept < -each.exact and (placed := place(number, -each.exact - kept, set())):
+                kept += placed
+            found.append(kept)
+    return found
 
 
-def closing_lines(of_document: Iterable[RatedLine], taken: Sequence[RatedLine]) -> list[LineIdentity]:
-    """Of what is taken back of a document a line of credit for each tax group of which then nothing is left on it."""
-    left = net_by_group([*of_document, *taken])
-    last = {line.tax_group: line.identity for line in taken if line.identity.kind == LineKind.CREDIT}
-    return [identity for group, identity in sorted(last.items()) if not left[group]]
+def _covers(drawn: _Drawn, key: str) -> bool:
+    of = Coverable(drawn.line.service_start, key, drawn.line.tax_group, Fraction(1), is_fee=True)
+    return drawn.grant.applies_to.covers(of)
 
 
 def grant_of(line: RatedLine, grant_ids: Iterable[str]) -> str:

@@ -7,8 +7,8 @@ never take back a cent too much or too little.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from billing.bills.documents import Document, DocumentKind, Payer, of_lines
@@ -76,18 +76,29 @@ def reduced(remaining: Remaining, key: str, tax_group: str, amount: Decimal, pay
     return _moved(remaining, {key: (now, _rounded(now, payer))}, {key: tax_group}, payer)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a credit note gives back of a line of credit, on whichever document that is: `before`, what was left of it
+    (exact, minor). `rest_minor`: what all documents say so far of its tax group, if nothing is left of that now."""
+
+    line: RatedLine
+    before: tuple[Decimal, int]
+    rest_minor: int | None = None
+
+
 def credit_note(
     service: BillingPeriod,
     lines: Mapping[str, RatedLine],
     against: Mapping[str, str],
     remaining: Remaining,
     payer: Payer,
-    closing: Iterable[str] = (),
+    returned: Sequence[tuple[str, Returned]] = (),
 ) -> tuple[Document, Remaining]:
     """A credit note of lines by key, and what remains after it.
 
-    `against` names the line of the original that a line changes; a line without one is new. `closing`: lines of credit
-    after which nothing remains of their tax groups; they take what rounding would leave of these.
+    `against` names the line of the original that a line changes; a line without one is new. `returned`: by key what is
+    given back to price reductions. The last of a tax group takes what rounding would leave of one of which nothing is
+    left, and never rounds to what somebody would pay.
     """
     now: dict[str, tuple[Decimal, int]] = {}
     minor: dict[str, int] = {}
@@ -98,12 +109,21 @@ def credit_note(
             left = exact + line.amount
         now[original] = (left, _rounded(left, payer))
         minor[key] = now[original][1] - before
-    for key in closing:
-        group = lines[key].tax_group
-        own = sum(minor[other] for other, line in lines.items() if line.tax_group == group)
-        rest = remaining.groups.get(group, (0, 0))[0] + own
-        exact, rounded = now[against.get(key, key)]
-        minor[key], now[against.get(key, key)] = minor[key] - rest, (exact, rounded - rest)
+    on_note = {**lines}
+    for key, each in returned:
+        group = each.line.tax_group
+        own = sum(minor[other] for other, line in on_note.items() if line.tax_group == group)
+        with exactly():
+            change = _rounded(each.before[0] + each.line.amount, payer) - each.before[1]
+            same = on_note.get(key)
+            on_note[key] = each.line if same is None else replace(same, amount=same.amount + each.line.amount)
+            exact, before = now.get(key, remaining.line(key))
+            exact += each.line.amount
+        if each is [other for _, other in returned if other.line.tax_group == group][-1]:
+            change = min(change, -own) if each.rest_minor is None else -each.rest_minor - own
+        minor[key] = minor.get(key, 0) + change
+        now[key] = exact, before + change
+    lines = on_note
     groups = {against.get(key, key): line.tax_group for key, line in lines.items()}
     after, taxes = _moved(remaining, now, groups, payer)
     return of_lines(DocumentKind.CREDIT_NOTE, service, lines, minor, taxes, payer), after

@@ -13,8 +13,8 @@ from billing.bills import credits
 from billing.bills.credit_notes import net_by_group
 from billing.bills.credits import Grant
 from billing.bills.documents import Document, PaidByCredit, Payer
-from billing.money import ZERO, to_minor
-from billing.rating.lines import LineKind, RatedLine
+from billing.money import ZERO, to_minor, total
+from billing.rating.lines import LineKind, RatedLine, fees_by_key
 from billing.rating.period import Coverable
 
 
@@ -64,23 +64,23 @@ def _whole_quanta(amount: Decimal, payer: Payer) -> int:
 
 
 def fees_to_cover(lines: Sequence[RatedLine]) -> list[Coverable]:
-    """What credits can cover of fees in advance: the new ones, less what the credit for unused time takes off.
-
-    A prepaid fee is not what a grant means that names its charge.
-    """
-    grown: dict[str, Decimal] = net_by_group([line for line in lines if line.amount > 0])
+    """What credits can cover of fees in advance: each new one net of its discounts, less its share of what the credit
+    for unused time takes off its tax group."""
     nets = net_by_group(lines)
-    return [
-        Coverable(
-            line.service_start,
-            line.identity.charge_key + (".fee" if line.identity.kind == LineKind.PREPAID_FEE else ""),
-            line.tax_group,
-            Fraction(line.amount) * Fraction(nets[line.tax_group]) / Fraction(grown[line.tax_group]),
-            is_fee=True,
-        )
-        for line in lines
-        if line.amount > 0 and nets[line.tax_group] > 0
-    ]
+    by_group: dict[str, list[RatedLine]] = defaultdict(list)
+    for line in lines:
+        by_group[line.tax_group].append(line)
+    found: list[Coverable] = []
+    for group, listed in by_group.items():
+        new = fees_by_key(line for line in listed if line.identity.kind != LineKind.UNUSED)
+        grown = total(amount for amount in new.values() if amount > 0)
+        start = min(line.service_start for line in listed)
+        found += [
+            Coverable(start, key, group, Fraction(amount) * Fraction(nets[group]) / Fraction(grown), is_fee=True)
+            for key, amount in new.items()
+            if amount > 0 and nets[group] > 0
+        ]
+    return found
 
 
 def more_to_cover(before: Iterable[Coverable], after: Iterable[Coverable]) -> tuple[Coverable, ...]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from billing.bills import credit_notes
-from billing.bills.credit_application import closing_lines, given_back_with_fees
-from billing.bills.credit_notes import Remaining, on_no_document, without_ending
+from billing.bills.credit_application import Written, given_back_with_fees
+from billing.bills.credit_notes import Remaining, Returned, on_no_document, without_ending
 from billing.bills.credits import Grant
 from billing.bills.documents import Document, Payer
 from billing.bills.payment_credits import given_back
@@ -35,11 +35,11 @@ class InvoicedFees:
     invoices: dict[Share, Invoice] = field(default_factory=dict)
     _remaining: dict[uuid.UUID, Remaining] = field(default_factory=dict)
     _notes: dict[uuid.UUID, list[Invoice]] = field(default_factory=lambda: defaultdict(list))
-    _documents: list[Invoice] = field(default_factory=list)
+    _lines: list[Written] = field(default_factory=list)
 
     def take_in(self, document: Invoice) -> None:
         """An invoice for fees in advance was issued, or a credit note against one."""
-        self._documents.append(document)
+        self._lines += ((line.rated, line.amount_minor) for line in document.lines)
         of = document.credits_invoice_id
         if of is None:
             for share in by_share(line.rated for line in document.lines):
@@ -59,12 +59,9 @@ class InvoicedFees:
         if original is not None:
             before = self._remaining[original.invoice_id]
             _, after = self._note(original, service, {_name(line): line for line in lines}, payer)
-            of_credit = {_name(line) for line in self._lines(self._documents) if line.identity.kind == LineKind.CREDIT}
+            of_credit = {_name(line) for line, _ in self._lines if line.identity.kind == LineKind.CREDIT}
             self._remaining[original.invoice_id] = on_no_document(before, after, of_credit)
-
-    @staticmethod
-    def _lines(documents: Iterable[Invoice]) -> Iterator[RatedLine]:
-        return (line.rated for each in documents for line in each.lines)
+            self._lines += ((line, 0) for line in lines)
 
     def by_invoice(self, less: ByShare) -> list[tuple[Invoice, list[RatedLine]]]:
         """Fees that come to less, by the invoice that they are taken back from; those that are on none are left out."""
@@ -92,12 +89,15 @@ class InvoicedFees:
         the fees. Raises UnknownTaxGroup.
         """
         less = list(net(taken_back).values())
-        back = given_back_with_fees(self._lines(self._documents), less, credits.grants)
-        lines = [replace(line, reason=INVOICED) for line in (*less, *back)]
-        closing = closing_lines(self._lines([original, *self._notes[original.invoice_id]]), lines)
-        naming = Naming(segments_of(lines), plan_versions)
+        lines = [replace(line, reason=INVOICED) for line in less]
+        back = [
+            replace(each, line=replace(each.line, reason=INVOICED))
+            for each in given_back_with_fees(self._lines, less, credits.grants)
+        ]
+        naming = Naming(segments_of([*lines, *(each.line for each in back)]), plan_versions)
         keyed = {naming.key(line.identity): line for line in lines}
-        document, _ = self._note(original, service, keyed, payer, map(naming.key, closing))
+        returned = [(naming.key(each.line.identity), each) for each in back]
+        document, _ = self._note(original, service, keyed, payer, returned)
         grants: dict[str, Grant] = {grant.grant_id: grant for grant in credits.grants}
         paid = paid_by_grants(original, self._notes[original.invoice_id], grants)
         document = replace(document, paid=given_back(paid, -document.total_minor))
@@ -110,13 +110,13 @@ class InvoicedFees:
 
     def _note(
         self, original: Invoice, service: BillingPeriod, lines: Mapping[str, RatedLine], payer: Payer,
-        closing: Iterable[str] = (),
+        returned: Sequence[tuple[str, Returned]] = (),
     ) -> tuple[Document, Remaining]:  # fmt: skip
         against = {
             key: _fee(line) if line.identity.kind == LineKind.UNUSED else _name(line) for key, line in lines.items()
         }
         remaining = self._remaining[original.invoice_id]
-        return credit_notes.credit_note(service, lines, against, remaining, payer, closing)
+        return credit_notes.credit_note(service, lines, against, remaining, payer, returned)
 
 
 def _added(remaining: Remaining, document: Invoice) -> Remaining:

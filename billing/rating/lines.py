@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -128,3 +129,21 @@ def segments_of(lines: Iterable[RatedLine]) -> dict[str, int]:
         tenant = line.identity.tenant_id
         found[tenant] = max(found.get(tenant, 0), line.identity.segment_no)
     return found
+
+
+def fees_by_key(lines: Iterable[RatedLine]) -> dict[str, Decimal]:
+    """What fees come to with their discounts, by the key that a credit covers them under: a prepaid fee is not its
+    charge. Lines of credit are none."""
+    lines = [line for line in lines if line.identity.kind != LineKind.CREDIT]
+
+    def of(line: RatedLine) -> tuple[str, ...]:
+        identity = line.identity
+        return identity.tenant_id, identity.plan, identity.version, identity.charge_key
+
+    prepaid = {of(line) for line in lines if line.identity.kind == LineKind.PREPAID_FEE}
+    found: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for line in lines:
+            key = line.identity.charge_key
+            found[f"{key}.fee" if of(line) in prepaid else key] += line.amount
+    return dict(found)

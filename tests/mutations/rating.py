@@ -316,8 +316,8 @@ MUTATIONS: Final = (
     Mutation(
         "a grant has nothing back of a fee in advance that ends",
         "billing/bills/credit_application.py",
-        "            if back > 0:\n                key = first",
-        "            if False:\n                key = first",
+        "            if back > 0:\n                id_",
+        "            if False:\n                id_",
         GOLDEN,
     ),
     Mutation(

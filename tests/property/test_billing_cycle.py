@@ -205,6 +205,7 @@ def test_what_is_drawn_of_a_grant_is_on_documents_and_no_reduction_of_fees_in_ad
                 used[line.identity.charge_key.split(".")[1]] -= line.amount
             if of_fees:
                 in_advance[document.service.end, line.tax_group] += line.amount
+        assert not of_fees or document.kind is DocumentKind.ADVANCE or document.due_minor <= 0
         for each in document.paid:
             used[each.grant_id] += Decimal(each.used_minor).scaleb(-2)
     assert {name: amount for name, amount in bills.drawn.items() if amount} == {n: a for n, a in used.items() if a}

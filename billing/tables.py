@@ -368,6 +368,14 @@ credit_movements = _table(
     Column("invoice_id", _Uuid),
 )
 
+credit_register = _table(
+    "credit_register",
+    *_bigints("register_no", "movement_no"),
+    *_text("grant_id"),
+    Column("said", JSONB),
+    *_times("at"),
+)
+
 tax_rules = _table(
     "tax_rules",
     *_bigints("tax_rule_no"),

@@ -111,10 +111,11 @@ class Served:
         return answer
 
     async def told(self, least: int = 1) -> list[UsageEvent]:
-        """The events that are on disk, once there are so many and nothing is open."""
-        while self.replica.journal.standing().open or len(events(self.replica.journal.folder)) < least:
+        """The events, once there are so many, nothing is open, and all of them are on disk."""
+        journal = self.replica.journal
+        while (now := journal.standing()).open or len(events(journal.folder)) < max(least, now.last_seq):
             await asyncio.sleep(0.002)
-        return events(self.replica.journal.folder)
+        return events(journal.folder)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_a_credit_is_granted_settled_by_two_listed_and_in_the_audit_log(finance:
     other = finance(*("200.00" if text == "100.00" else text for text in grant))
     assert (other.returncode, "another --id" in other.stderr) == (1, True)
     (before,) = rows(finance, "credit", "list", "--account", "acme")
-    assert (before["state"], before["remaining"], before["models"]) == ("unpaid", "100.00", ["mini"])
+    assert (before["state"], before["remaining"], before["models"]) == ("unpaid", "100", ["mini"])
     settle = ("credit", "settle", "topup", "--paid-at", "2026-10-02T00:00:00Z", "--document", "bank 7", "--as", "ada")
     assert "proposal 1: another person approves it" in finance(*settle).stdout
     assert finance("approval", "approve", "1", "--as", "ada").returncode == 1

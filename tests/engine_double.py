@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -47,6 +47,13 @@ class RequestState:
     )
 
 
+class Output(NamedTuple):
+    """Of a step, for one sequence. `prefill_stats`: of its prompt, once, where that was read."""
+
+    tokens: int
+    prefill_stats: Any
+
+
 class OutputProcessor:
     """Where running sequences live."""
 
@@ -73,25 +80,33 @@ class OutputProcessor:
         self._stepped(state, 1)
         return True
 
-    def _stepped(self, state: RequestState, new_tokens: int) -> None:
-        """The statistics come first, and only then what its first step tells of the prompt."""
-        self._update_stats_from_output(state, new_tokens)
+    def _stepped(self, state: RequestState, new_tokens: int, *, read: bool = True) -> None:
+        """The statistics come first, and only then what its first step tells of the prompt, if it was `read`."""
+        self._update_stats_from_output(state, Output(new_tokens, state if read and state.is_prefilling else None))
         self.counters["generation"] += new_tokens
         if state.is_prefilling:
-            state.is_prefilling, state.num_cached_tokens = False, state.cached
-            self.counters["prompt"] += state.prompt_len
-            self.counters["cached"] += state.cached
+            state.is_prefilling = False
+            if read:
+                state.num_cached_tokens = state.cached
+                self.counters["prompt"] += state.prompt_len
+                self.counters["cached"] += state.cached
 
-    def _update_stats_from_output(self, state: RequestState, new_tokens: int) -> None:
-        """As vLLM calls it at each step of each sequence; only its first parameter is the adapter's business."""
-        state.stats.num_generation_tokens += new_tokens
-        if new_tokens:
+    def _update_stats_from_output(self, state: RequestState, output: Output) -> None:
+        """As vLLM calls it at each step of each sequence."""
+        state.stats.num_generation_tokens += output.tokens
+        if output.tokens:
             state.stats.last_token_ts = time.monotonic()
             state.stats.first_token_ts = state.stats.first_token_ts or state.stats.last_token_ts
 
     def encoded(self, request_id: str) -> None:
         """A prompt was read, and nothing is generated."""
         self._stepped(self.request_states[request_id], 0)
+
+    def unread(self, request_id: str) -> None:
+        """It ends before its prompt was read, by an output without a word of that: a grammar that does not compile."""
+        state = self.request_states[request_id]
+        self._stepped(state, 0, read=False)
+        self._finish_request(state)
 
     def _finish_request(self, state: RequestState) -> None:
         self._pop(state.request_id)
@@ -126,7 +141,8 @@ class EngineClient:
         self._ids = itertools.count()
 
     async def generate(self, prompt: str, params: Any, request_id: str, **more: Any) -> AsyncGenerator[Any, None]:
-        """Outputs, one for each step; `params`: n, max_tokens, at which token the engine fails, or a sequence does."""
+        """Outputs, one for each step; `params`: n, max_tokens, at which token the engine fails, or a sequence does (0:
+        before its prompt is read)."""
         if self.dead:
             raise EngineDead
         words = prompt.split()
@@ -145,6 +161,9 @@ class EngineClient:
                 await asyncio.sleep(self.step)
                 if self.dead or token == params.fail_at:
                     raise EngineDead
+                if params.error_at == 0:
+                    self.output_processor.unread(children[0])
+                    yield SimpleNamespace(finished=params.n == 1, outputs=[SimpleNamespace(finish_reason="error")])
                 last = token == params.max_tokens or token == params.stop_at
                 for inner in children:
                     self.output_processor.token(inner)

@@ -118,13 +118,15 @@ class _Hooks:
             attempt.began(request.request_id, lambda: look(state))
         return result
 
-    def update_stats(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """A step has made tokens of a sequence: how long after the ones before."""
+    def update_stats(self, state: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+        """A step has made tokens of a sequence: how long after the ones before. The first one tells of its prompt."""
         stats = state.stats
         if stats is None:
-            return self._update(state, *args, **kwargs)
+            return self._update(state, output, *args, **kwargs)
+        if state.is_prefilling and _ended_unread(output):
+            state._tollbook_unread = True
         tokens, at = stats.num_generation_tokens, stats.last_token_ts
-        result = self._update(state, *args, **kwargs)
+        result = self._update(state, output, *args, **kwargs)
         number = stats.num_generation_tokens - tokens
         attempt = self._owners.get(state.request_id) if tokens and number else None
         if attempt is not None:
@@ -190,7 +192,7 @@ class _Hooks:
 
 
 def look(state: Any) -> Sequence:
-    """A `RequestState` as it stands."""
+    """A `RequestState` as it stands. One that ended before its prompt was read is not prefilling any more, either."""
     stats = state.stats
     output = stats.num_generation_tokens if stats is not None else 0
     return Sequence(
@@ -199,9 +201,15 @@ def look(state: Any) -> Sequence:
         prompt_tokens=state.prompt_len,
         output_tokens=output,
         cached_tokens=max(state.num_cached_tokens, 0),
-        counted=not state.is_prefilling,
+        counted=not state.is_prefilling and not hasattr(state, "_tollbook_unread"),
         first_at=stats.first_token_ts if output else 0.0,  # the engine's monotonic
     )
+
+
+def _ended_unread(output: Any) -> bool:
+    """Whether a sequence's first output has no figures of its prompt, by which vLLM counts it: it ended before that was
+    read (refused while the engine goes down, a grammar that does not compile, a transfer that failed)."""
+    return getattr(output, "prefill_stats", output) is None
 
 
 def _check(request: Any, attempt: Attempt) -> None:

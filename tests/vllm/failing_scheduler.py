@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.request import RequestStatus
+
 from serving_adapter.engine.vllm_scheduler import MeteringScheduler
-from tests.vllm.failing import FAILS
+from tests.vllm.failing import ENDS_ENGINE, FAILS, FAILS_UNREAD
 
 
 class FailingScheduler(MeteringScheduler):
-    """The adapter's, with errors that are made."""
+    """The adapter's, with errors that are made where vLLM notes requests whose grammar it could not compile."""
+
+    def add_request(self, request: Any) -> None:
+        """One that fails unread waits for its grammar as such requests do."""
+        if _seed(request) == FAILS_UNREAD:
+            request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+            self.grammar_compile_error_reqs.add(request.request_id)
+        super().add_request(request)
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
-        """Those that fail stand where vLLM notes requests whose grammar it could not compile."""
+        """Those that fail after some tokens, and one that ends the engine."""
         for name, request in self.requests.items():
-            if _seed(request) == FAILS and request.num_output_tokens >= 2:
-                self.grammar_compile_error_reqs.add(name)
+            if request.num_output_tokens >= 2:
+                if _seed(request) == ENDS_ENGINE:
+                    raise RuntimeError("made by the tests")
+                if _seed(request) == FAILS:
+                    self.grammar_compile_error_reqs.add(name)
         return super().update_from_output(*args, **kwargs)
 
 

@@ -32,7 +32,7 @@ from tests.adapter_builders import events
 from tests.vllm.adapter_holes import ADAPTER_HOLES
 from tests.vllm.embeddings import SERVED_SO, embeddings
 from tests.vllm.environment import REPOSITORY, prepare
-from tests.vllm.failing import FAILING, FAILS
+from tests.vllm.failing import FAILING, FAILS, FAILS_UNREAD
 from tests.vllm.holes import HOLES
 from tests.vllm.kills import random_kills
 from tests.vllm.media_holes import MEDIA_HOLES
@@ -95,6 +95,7 @@ ENDS: Sequence[tuple[dict[str, Any], str, int | None, tuple[Any, ...]]] = [
     (UNWELL, "completions", None, (*FAILED, 1, None, None)),
     (UNWELL | {"stream": True}, "completions", None, (*FAILED, 1, None, None)),
     (UNWELL | {"n": 2, "stream": True}, "completions", None, (*FAILED, 1, None, 2)),
+    (UNWELL | {"seed": FAILS_UNREAD}, "completions", None, (*FAILED, 0, 0, None)),
     (RESPONSE | {"max_output_tokens": 1900, "ignore_eos": True, "stream": True}, "responses", 9000,
      (*GONE, 11, None, None)),
     (FOREVER, "completions", -1, ("aborted", "client", "client_gone", None, None, None)),

@@ -69,6 +69,11 @@ def test_the_start_is_on_disk_before_the_engine_sees_the_request(adapter_setting
         ),
         (
             "/v1/completions",
+            {"prompt": PROMPT, "max_tokens": 9, "metadata": {"error_at": 0}, "stream": True},
+            ("error", "platform", "engine_error", 0, 0, None),
+        ),
+        (
+            "/v1/completions",
             {"prompt": PROMPT, "max_tokens": 6, "stream": True, "stream_options": {"include_usage": True}},
             ("ok", "none", "length", 9, 6, None),
         ),
@@ -77,7 +82,7 @@ def test_the_start_is_on_disk_before_the_engine_sees_the_request(adapter_setting
     ],
     ids=[
         "plain", "stream", "stop", "n3", "batch", "chat", "responses", "embeddings", "refused", "fails-midway",
-        "one-of-n-fails", "stream-usage", "best-of", "no-tokens",
+        "one-of-n-fails", "fails-unread", "stream-usage", "best-of", "no-tokens",
     ],
 )  # fmt: skip
 def test_each_attempt_has_one_event_with_the_engines_own_counts(
@@ -123,10 +128,10 @@ def test_a_token_that_took_long_is_seen_among_those_that_did_not(adapter_setting
             await served.ask({"model": "tiny", "input": "a b"}, "/v1/embeddings")  # the hooks are in now
             update = served.engine.output_processor._update_stats_from_output
 
-            def late(state: Any, new_tokens: int) -> None:
+            def late(state: Any, output: Any) -> None:
                 if state.stats.num_generation_tokens == 4:
                     state.stats.last_token_ts -= 9.0  # the fifth token comes nine seconds after the fourth
-                update(state, new_tokens)
+                update(state, output)
 
             served.engine.output_processor._update_stats_from_output = late  # type: ignore[method-assign]
             await served.ask({"model": "tiny", "prompt": PROMPT, "max_tokens": 6})
@@ -398,7 +403,7 @@ def test_many_mixed_requests_are_conserved_and_each_has_one_event(adapter_settin
                     "n": chance.choice([1, 1, 1, 3]), "stream": chance.random() < 0.6,
                 }  # fmt: skip
                 if chance.random() < 0.1:
-                    body["metadata"] = {chance.choice(["fail_at", "error_at"]): 2}
+                    body["metadata"] = chance.choice([{"fail_at": 2}, {"error_at": 2}, {"error_at": 0}])
                 if chance.random() < 0.1:
                     body["temperature"] = -1
                 leave = chance.randint(1, 4) if body["stream"] and chance.random() < 0.3 else None

@@ -55,22 +55,25 @@ def attached(client: Any) -> bool:
 def attach(
     client: Any,
     attempt_of_nobody: AttemptOfNobody,
+    goes_down: Callable[[], None],
     shut_down: Callable[[], None],
     on_broken: Alarm,
     let_in: Collection[str] = (),
 ) -> None:
     """Put the hooks in. `attempt_of_nobody` makes the attempt that work without a request belongs to.
 
+    `goes_down` hears that the engine takes in nothing more, `shut_down` that it does nothing more; both on any thread.
     `let_in`: untested versions that are used all the same. Raises EngineUnfit.
     """
     check_version(getattr(sys.modules.get("vllm"), "__version__", None), let_in)
-    client._tollbook_hooks = _Hooks(client, attempt_of_nobody, shut_down, on_broken)
+    client._tollbook_hooks = _Hooks(client, attempt_of_nobody, goes_down, shut_down, on_broken)
 
 
 class _Hooks:
     def __init__(
-        self, client: Any, attempt_of_nobody: AttemptOfNobody, shut_down: Callable[[], None], on_broken: Alarm
-    ) -> None:
+        self, client: Any, attempt_of_nobody: AttemptOfNobody, goes_down: Callable[[], None],
+        shut_down: Callable[[], None], on_broken: Alarm,
+    ) -> None:  # fmt: skip
         processor: Any = getattr(client, "output_processor", None)
         self._processor = processor
         for owner, names in (
@@ -86,6 +89,7 @@ class _Hooks:
         if not getattr(processor, "log_stats", True):
             raise EngineUnfit("--disable-log-stats: without statistics the engine counts no tokens")
         self._attempt_of_nobody = attempt_of_nobody
+        self._goes_down = goes_down
         self._shut_down = shut_down
         self._on_broken = on_broken
         self._owners: dict[str, Attempt] = {}
@@ -157,7 +161,9 @@ class _Hooks:
         return await self._abort(named if internal else request_id, internal=internal)
 
     def shutdown(self, *args: Any, **kwargs: Any) -> Any:
-        """The engine ends: at once, or after it has let requests finish."""
+        """The engine ends: at once, or after it has let requests finish. vLLM calls it on a thread of its own, and its
+        server goes on taking requests meanwhile, which the engine answers with nothing."""
+        self._goes_down()
         draining = kwargs.get("timeout", args[0] if args else None)
         result = self._stop(*args, **kwargs) if draining else None
         self._shut_down()

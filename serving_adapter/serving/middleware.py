@@ -101,6 +101,8 @@ class Middleware:
                         raise Refusal(404, "not_found", "There is nothing here.")
                     self._replica.probed = True
                     await answer(send, 200, b"{}")
+                elif self._replica.goes_down:
+                    raise Refusal(503, "going_down", "This replica is going down.")
                 elif not self._replica.names_known:
                     raise Refusal(503, "not_ready", "The names of models and adapters are not known here yet.")
                 elif route is Route.MODELS:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -81,6 +82,8 @@ class Replica:
         self._gateway_keys = read_gateway_keys(settings.gateway_keys) if settings.gateway_keys else {}
         if settings.probe_key is not None:
             self._gateway_keys[PROBE] = read_key(settings.probe_key)
+        self.goes_down = False
+        """Whether the engine takes in nothing more."""
         self.probed = False
         """Whether `adapter probe` has passed."""
         self._tokens = _tokens(settings.tokens) if settings.tokens else None
@@ -102,6 +105,9 @@ class Replica:
         self._salts: dict[str, str] = {}
         self.dispatched = Dispatched()
         self._open: dict[int, Work] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        """The loop's."""
         self._ticking: asyncio.Task[None] | None = None
         self._turned_at = 0.0
         """When what is done each second was done last (monotonic)."""
@@ -114,7 +120,8 @@ class Replica:
         if self._ticking is not None:
             return
         self._turned_at = time.monotonic()
-        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._ticking = self._loop.create_task(self._tick())
         try:
             await self._start()
         except BaseException:  # the next request tries again, and not half of it runs
@@ -170,7 +177,7 @@ class Replica:
             for told in check_settings(client, args, self.rules, os.environ):
                 print(f"tollbook: WARNING: {told}", file=sys.stderr, flush=True)
             let_in = self.settings.untested_vllm
-            attach(client, self._attempt_of_nobody, self.cut_off_all, self._isolation_broken, let_in)
+            attach(client, self._attempt_of_nobody, self.go_down, self.shut_down, self._isolation_broken, let_in)
 
     def use(self, rules: Rules) -> None:
         """Other rules, for the requests from now on."""
@@ -190,9 +197,9 @@ class Replica:
         return any(attempt.engine_model == engine_model for attempt, *_ in self._open.values())
 
     def ready(self) -> bool:
-        """Whether requests may come: names are known, the spool can be written, progress is, the clock is right, the
-        probe has passed if it must."""
-        if not self.names_known or (self.settings.ready_after_probe and not self.probed):
+        """Whether requests may come: the engine goes on, names are known, the spool can be written and has room,
+        progress is, the clock is right, the probe has passed if it must."""
+        if self.goes_down or not self.names_known or (self.settings.ready_after_probe and not self.probed):
             return False
         if self._ticking is not None and time.monotonic() - self._turned_at > TURNS_WITHIN_S:
             return False
@@ -254,6 +261,27 @@ class Replica:
         self._open[no] = (attempt, lost, came_at, may_be_followed)
         self.metrics.began(lost.tenant_id)
         return attempt
+
+    def go_down(self) -> None:
+        """The engine takes in nothing more: from now on requests are refused. On any thread."""
+        self.goes_down = True
+
+    def shut_down(self) -> None:
+        """The engine does nothing more: end what is open, on the loop that it is on. On any thread."""
+        loop = self._loop
+        if loop is None or not loop.is_running() or threading.get_ident() == self._thread:
+            self.cut_off_all()
+            return
+        done = threading.Event()
+
+        def cut_off() -> None:
+            try:
+                self.cut_off_all()
+            finally:
+                done.set()
+
+        loop.call_soon_threadsafe(cut_off)
+        done.wait(SETTLED_WITHIN_S)
 
     def cut_off_all(self) -> None:
         """The engine goes down: end what is open with the counts as they stand."""

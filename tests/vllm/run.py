@@ -358,11 +358,24 @@ async def killed(server: Server) -> None:
     print(f"  kill -9: lost with {[event.output_tokens for event in lost]} tokens", flush=True)
 
 
+async def refused_meanwhile(server: Server) -> int:
+    """What a request is answered once a server goes down; 0 where nobody listens any more."""
+    try:
+        while (await server.ask(None, "/health", method="GET"))[0] == 200:
+            await asyncio.sleep(0.02)
+        return (await server.ask(FOREVER))[0]
+    except OSError:
+        return 0
+
+
 async def stopped(server: Server) -> None:
-    """SIGTERM with requests in flight: each has its event, and the boot its farewell."""
+    """SIGTERM with requests in flight: each has its event, and the boot its farewell; what comes meanwhile has none."""
     before = len(await settled(server, 0))
     asked = await in_flight(server, 4)
-    await asyncio.get_running_loop().run_in_executor(None, server.stop)
+    stopping = asyncio.create_task(asyncio.to_thread(server.stop))
+    refused = await refused_meanwhile(server)
+    assert refused in (0, 503), refused
+    await stopping
     await asyncio.gather(*asked, return_exceptions=True)
     recovered = recover(server.boot, ReplicaClock().now_ns)
     state, _, _ = replay(server.boot)
@@ -372,7 +385,7 @@ async def stopped(server: Server) -> None:
     assert {(event.status, event.fault, event.finish_reason) for event in ended[before:]} == {
         ("aborted", "platform", "shutdown")
     }, told
-    print(f"  SIGTERM: {told}; recovered afterwards: {recovered is not None}", flush=True)
+    print(f"  SIGTERM: {told}; who came meanwhile: {refused}; recovered: {recovered is not None}", flush=True)
 
 
 def main() -> None:

@@ -98,6 +98,6 @@ def test_each_end_of_a_request_names_tests_and_steps_that_there_are() -> None:
         if line.startswith("| ")
         for name in re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", line)
     }
-    fields = {"client_gone", "engine_error", "http_400", "max_tokens", "best_of", "read_on_s"}
+    fields = {"client_gone", "engine_error", "http_400", "max_tokens", "best_of", "read_on_s", "going_down"}
     assert len(names - fields) > 10
     assert [name for name in names - fields if f"def {name}(" not in there] == []

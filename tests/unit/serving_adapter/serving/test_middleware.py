@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -218,18 +219,31 @@ def test_a_dead_engine_a_timeout_and_a_shutdown_end_what_is_open(adapter_setting
             (late,) = await served.told()
             assert (late.status, late.fault, late.finish_reason) == ("error", "platform", "timeout")
             assert 3 < late.output_tokens < 100
-            asked = asyncio.create_task(
-                served.ask({"model": "tiny", "prompt": "c d", "max_tokens": 25, "stream": True})
-            )
+            served.engine.dead = True
+            await served.ask({"model": "tiny", "prompt": "e f", "stream": True})
+            dead = (await served.told(2))[1]
+            assert (dead.status, dead.fault, dead.output_tokens) == ("error", "platform", 0)
+            served.engine.dead = False
+            body = {"model": "tiny", "prompt": "c d", "max_tokens": 25, "stream": True}
+            asked = asyncio.create_task(served.ask(body))
             while not served.engine.output_processor.request_states:
                 await asyncio.sleep(0.002)
-            served.engine.shutdown()
+            threads, end = [], served.replica.journal.end
+
+            def ended(*args: Any, **more: Any) -> Any:
+                threads.append(threading.current_thread())
+                return end(*args, **more)
+
+            served.replica.journal.end = ended  # type: ignore[method-assign]
+            await asyncio.to_thread(served.engine.shutdown)  # where vLLM calls it
             await asked
-            down = (await served.told(2))[1]
+            down = (await served.told(3))[2]
             assert (down.status, down.fault, down.finish_reason) == ("aborted", "platform", "shutdown")
-            answer = await served.ask({"model": "tiny", "prompt": "e f", "stream": True})
-            dead = (await served.told(3))[2]
-            assert (dead.status, dead.fault, dead.output_tokens) == ("error", "platform", 0)
+            assert threads == [threading.current_thread()], "attempts end on the loop"
+            refused = await served.ask(body)
+            health = await served.ask(b"", "/health", method="GET")
+            assert (refused.status, b"going_down" in refused.body, health.status) == (503, True, 503)
+            assert len(await served.told(3)) == 3, "the engine would have answered nothing"
 
     asyncio.run(run())
 

@@ -1,8 +1,9 @@
 """`kill -9` at random on a real vLLM with its shipper, to the database: each request that began is there, once.
 
 In each boot the shipper is killed while requests go on, then the engine's process, the server with the adapter in it,
-or both. What the killed boots leave is recovered and shipped by the next shipper; what the engine counted and no event
-has is listed for each boot. The replica's supervisor is played here: what is left of its process group is killed too.
+or both; or the engine ends by an error of its own. What the killed boots leave is recovered and shipped by the next
+shipper; what the engine counted and no event has is listed for each boot. The replica's supervisor is played here: what
+is left of its process group is killed too.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ from serving_adapter.spool.recovery import recover, replay
 from streams.database import connect
 from tests.adapter_builders import events
 from tests.vllm.environment import REPOSITORY
+from tests.vllm.failing import ENDS_ENGINE, FAILING
 from tests.vllm.server import Server
 
 AT_ONCE: Final = 12
-KINDS: Final = ("engine", "server", "both")
+KINDS: Final = ("engine", "server", "both", "by itself")
+"""What ends: `by itself` is an engine that raises."""
+OF_THE_ENGINE: Final = ("engine", "by itself")
+"""After which the server ends by itself."""
 OWN: Final = {"tenant_a": "fr", "tenant_b": "law"}
 COLUMNS: Final = ("killed", "started", "ended", "lost", "standing", "engine − events (prompt, generated, cached)")
 
@@ -57,7 +62,7 @@ class Killing:
 
     def boot(self, what: str) -> None:
         """From a start of the server to the end of its last process."""
-        self.server.start(TOLLBOOK_KAFKA=self._environ["TOLLBOOK_KAFKA"])
+        self.server.start(*FAILING, TOLLBOOK_KAFKA=self._environ["TOLLBOOK_KAFKA"])
         self._ship()
         url = f"http://127.0.0.1:{self.server.port}/metrics"
         Scraper(Target(url, "r1"), self._reports.send).scrape()  # one at least, however soon the kill comes
@@ -100,6 +105,8 @@ class Killing:
             self._ship()
             self.shippers_killed += 1
         await asyncio.sleep(self._chance.uniform(0.5, 2.5))
+        if what == "by itself":
+            await self._end_engine()
         await asyncio.to_thread(self._kill, what)
         over.set()
         await asyncio.gather(*lanes)
@@ -127,14 +134,23 @@ class Killing:
             whole = b"data: [DONE]" in answer if body["stream"] else answer.endswith(b"}")
             self.answered[request_id] = status == 200 and whole and b'"error"' not in answer
 
+    async def _end_engine(self) -> None:
+        """A request at which the engine raises, which ends it for all."""
+        request_id = uuid7(time.time_ns())
+        self.answered[request_id] = False
+        body = {"model": "tiny", "prompt": "the end", "max_tokens": 9, "ignore_eos": True, "seed": ENDS_ENGINE}
+        with contextlib.suppress(OSError):
+            assert (await self.server.ask(body, request_id=request_id))[0] in (0, 500)
+
     def _kill(self, what: str) -> None:
         """`kill -9`; what is left of the group goes a moment later, as a supervisor would see to it."""
-        server, others = self.server.processes()
-        (engine,) = (process for process, command in others.items() if b"EngineCore" in command)
-        for process, killed in ((server, what != "engine"), (engine, what != "server")):
-            if killed:
-                os.kill(process, signal.SIGKILL)
-        if what == "engine":
+        if what != "by itself":
+            server, others = self.server.processes()
+            (engine,) = (process for process, command in others.items() if b"EngineCore" in command)
+            for process, killed in ((server, what != "engine"), (engine, what != "server")):
+                if killed:
+                    os.kill(process, signal.SIGKILL)
+        if what in OF_THE_ENGINE:
             self.server.wait_for_end()
         else:
             time.sleep(0.5)
@@ -190,7 +206,7 @@ def _list_boots(killing: Killing, status: dict[str, Any]) -> None:
         lost = sum(event.status == "lost" for event in events(boot))
         assert (state.started, damage) == (state.ended + lost, []), (state.started, state.ended, lost, damage)
         failed = [event for event in events(boot) if event.finish_reason == "engine_error"]
-        assert what != "engine" or failed, "nothing was at work in the engine that was killed"
+        assert what not in OF_THE_ENGINE or failed, "nothing was at work in the engine that was killed"
         assert all((event.status, event.fault) == ("error", "platform") for event in failed)
         (found,) = [told for told in engines["boots"] if told["boot_id"] == boot.boot_id and told["model"] == "tiny"]
         assert found["standing"] in ("equal", "cut_off"), found

@@ -127,7 +127,7 @@ def adapter_settings(tmp_path: Path) -> AdapterSettings:
 
     return AdapterSettings(
         replica_id="r1", spool=SpoolSection(folder=str(tmp_path / "spool")), region="eu", pool="h100",
-        salt_key=secret("salt", b"s" * 32), gateway_keys=secret("keys", b"k1 " + KEY),
+        salt_key=secret("salt", b"s" * 32), gateway_keys=secret("keys", b"k1 " + KEY), ready_after_probe=False,
         rules=msgspec.convert(RULES, Rules),
     )  # fmt: skip
 

@@ -114,7 +114,7 @@ class AdapterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """A file with the bearer secret for `/metrics`; without it only this machine may read them."""
     probe_key: str | None = None
     """A file with the secret that `adapter probe` signs with, for `_platform` alone; a key of a gateway without it."""
-    ready_after_probe: bool = False
+    ready_after_probe: bool = True
     """`/health` says 503 until `adapter probe` has passed."""
     quota: QuotaSection = QuotaSection()
     places: PlacesSection | None = None

@@ -32,6 +32,7 @@ SPECIAL: Final = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system
 TEXT: Final = ["count every token once", "tenants are kept apart", "prefix caches know whose blocks they hold"] * 50
 CONFIG: Final = """
 replica_id = "r1"
+ready_after_probe = false
 salt_key = "{home}/salt"
 gateway_keys = "{home}/keys"
 spool = {{ folder = "{home}/spool" }}

@@ -27,6 +27,7 @@ DRAIN_S: Final = 1
 CONFIG: Final = """
 replica_id = "r1"
 region = "eu"
+ready_after_probe = false
 registry = "{home}/registry"
 salt_key = "{home}/salt"
 gateway_keys = "{home}/keys"

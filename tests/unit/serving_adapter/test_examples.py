@@ -50,6 +50,7 @@ def test_the_file_is_one_and_its_paths_are_mounted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TOLLBOOK_ADAPTER_CONFIG", str(EXAMPLES / "adapter.toml"))
     settings = AdapterSettings.from_environment()
     assert settings.registry is not None
+    assert settings.ready_after_probe, "where the file does not say otherwise"
     for name in ("compose.yaml", "kubernetes.yaml"):
         for container in containers(name).values():
             secrets = (settings.salt_key, str(settings.gateway_keys), str(settings.metrics_secret))

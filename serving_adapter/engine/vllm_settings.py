@@ -10,13 +10,13 @@ from serving_adapter.isolation.rules import Rules
 
 
 class EngineUnsafe(EngineUnfit):
-    """An engine that keeps no tenants apart, or is several: counting from its answers would not mend that."""
+    """An engine that keeps no tenants apart, is several, or answers nobody: counting from its answers mends nothing."""
 
 
 def check_settings(client: Any, args: Any, rules: Rules, environ: Mapping[str, str]) -> list[str]:
-    """What to warn of. `args`: the command line's, as vLLM read it. Raises EngineUnsafe, EngineUnfit."""
+    """What to warn of. `args`: the command line's, as vLLM read it. Raises EngineUnsafe."""
     if getattr(args, "api_key", None) or environ.get("VLLM_API_KEY"):
-        raise EngineUnfit(
+        raise EngineUnsafe(
             "--api-key (VLLM_API_KEY): who asks is the adapter's to know, and no request would have this key: every one"
             " would be 401. Start vLLM without it"
         )

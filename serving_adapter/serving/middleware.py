@@ -18,6 +18,7 @@ from serving_adapter.asgi import App, Message, Receive, Scope, Send
 from serving_adapter.engine.stream_counting import StreamCounting
 from serving_adapter.engine.vllm_hooks import EngineUnfit
 from serving_adapter.engine.vllm_settings import EngineUnsafe
+from serving_adapter.errors import AdapterError
 from serving_adapter.isolation.refusal import Refusal
 from serving_adapter.isolation.routes import ONE_MODEL, Route, route_of
 from serving_adapter.isolation.rules import unknown_model
@@ -30,6 +31,8 @@ from serving_adapter.serving.replica import Replica
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
 FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
 """Headers of a request that came through somebody on this machine."""
+HEALTH: Final = ("/health", "/ping")
+"""The same under two names: the second one is SageMaker's."""
 TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 ENGINES_PAGE_WITHIN_S: Final = 5.0
 
@@ -49,17 +52,19 @@ class Middleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
         await self._replica.start()
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """From the server's start to its end. An engine that cannot be metered stops it before it has begun."""
+        """From the server's start to its end. What cannot be started, or metered, stops it before it has begun. Where
+        an error is raised here, servers go on without the lifespan, and without a word of it."""
 
         async def stop_and_send(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown"):  # the server waits for this word, and for nothing after
@@ -68,15 +73,19 @@ class Middleware:
 
         state = getattr(scope.get("app"), "state", None)
         client = getattr(state, "engine_client", None)
+        try:
+            await self._replica.start()
+            if client is not None and self._hooked:
+                self._attach(client, getattr(state, "args", None))
+        except (AdapterError, OSError) as error:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            self._replica.stop_now()
+            return
         loading = AdapterLoading(self._replica, lambda: self._app, scope.get("app"))
         keeping = asyncio.get_running_loop().create_task(loading.keep())
         try:
-            if client is not None and self._hooked:
-                self._attach(client, getattr(state, "args", None))
             await self._app(scope, receive, stop_and_send)
-        except EngineUnfit as error:
-            await receive()
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
         finally:
             keeping.cancel()
             self._replica.stop_now()
@@ -141,7 +150,7 @@ class Middleware:
             self._app, self._hooked = StreamCounting(self._app, continuous=True), False
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/health" and not self._replica.ready():
+        if scope["path"] in HEALTH and not self._replica.ready():
             await refuse(send, Refusal(503, "not_ready", "The adapter cannot meter now."))
         else:
             await self._app(_bare(scope), receive, send)

@@ -203,7 +203,7 @@ class Replica:
             return False
         if self._ticking is not None and time.monotonic() - self._turned_at > TURNS_WITHIN_S:
             return False
-        spool_works = self.journal.failing is None or self._direct is not None
+        spool_works = not self.journal.disk().full or self._direct is not None
         return spool_works and abs(self.clock.offset_ms()) <= MOST_OFFSET_MS
 
     async def caller(self, headers: dict[bytes, bytes]) -> Caller:

@@ -17,7 +17,7 @@ from serving_adapter.engine.vllm_hooks import EngineUnfit, check_version
 from serving_adapter.identity import identity_of
 from serving_adapter.isolation.callers import Caller
 from serving_adapter.isolation.rules import Resolved, Target
-from serving_adapter.serving.adapter_settings import AdapterSettings
+from serving_adapter.serving.adapter_settings import AdapterSettings, QuotaSection
 from serving_adapter.serving.attempt_events import lost_event
 from serving_adapter.serving.dispatched import KEPT_S, AttemptId, Dispatched
 from serving_adapter.serving.middleware import Middleware
@@ -288,8 +288,8 @@ def test_what_runs_without_a_request_is_the_platforms(adapter_settings: AdapterS
 def test_an_engine_that_cannot_be_metered_stops_the_server_before_it_begins(
     adapter_settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def started() -> list[str]:
-        replica = Replica(adapter_settings)
+    async def started(settings: AdapterSettings = adapter_settings) -> list[str]:
+        replica = Replica(settings)
         app, said = engine_app(), list[str]()
         messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
 
@@ -305,6 +305,10 @@ def test_an_engine_that_cannot_be_metered_stops_the_server_before_it_begins(
         return said
 
     assert asyncio.run(started()) == ["lifespan.startup.complete", "farewell", "lifespan.shutdown.complete"]
+    with monkeypatch.context() as mistaken:  # uvicorn would go on without a lifespan where one raises
+        mistaken.setenv("TOLLBOOK_QUOTA_URL", "https://quota")
+        asking = msgspec.structs.replace(adapter_settings, quota=QuotaSection(enabled=True))
+        assert asyncio.run(started(asking)) == ["lifespan.startup.failed"]
     monkeypatch.setattr(OutputProcessor, "log_stats", False)
     assert asyncio.run(started()) == ["lifespan.startup.failed"]
     monkeypatch.undo()
@@ -329,10 +333,10 @@ def test_an_engine_that_was_started_unsafely_is_refused_and_one_started_badly_wa
                 served.engine.vllm_config = config  # type: ignore[attr-defined]
                 assert [(await served.ask(body)).status for _ in "ab"] == [status, status]
         monkeypatch.delenv("VLLM_SKIP_MODEL_NAME_VALIDATION")
-        async with serving(adapter_settings) as served:
+        async with serving(msgspec.structs.replace(adapter_settings, on_unknown_engine="stream")) as served:
             served.app.state.args = SimpleNamespace(api_key=["secret"])
             refused = await served.ask(body)
-            assert (refused.status, b"--api-key" in refused.body) == (503, True)
+            assert (refused.status, b"--api-key" in refused.body) == (503, True), "whoever counts"
 
     asyncio.run(run())
     told = capsys.readouterr().err

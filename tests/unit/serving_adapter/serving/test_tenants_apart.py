@@ -19,6 +19,7 @@ from serving_adapter.serving.adapter_settings import AdapterSettings
 from serving_adapter.serving.middleware import TEXT
 from serving_adapter.serving.replica import Replica
 from serving_adapter.shipping.position import Shipped, store
+from serving_adapter.spool.disk_bound import DiskState
 from tests.fixtures_adapter import PROMPT, serving
 
 OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -178,6 +179,13 @@ def test_regions_limits_and_a_full_spool_refuse_before_the_engine(adapter_settin
             assert (await served.ask(body)).status == 503
             assert (await served.ask(b"", "/health", method="GET")).status == 503
             served.replica.journal._writer.failed = None
+            full = DiskState(used_bytes=1, bound_bytes=1, open_requests=0, failing=False)
+            served.replica.journal.disk = lambda: full  # type: ignore[method-assign]
+            assert (await served.ask(body)).status == 503
+            for page in ("/health", "/ping"):
+                assert (await served.ask(b"", page, method="GET")).status == 503, "it would refuse all that comes"
+            del served.replica.journal.disk  # type: ignore[method-assign]
+            assert (await served.ask(b"", "/health", method="GET")).status == 200
             assert served.engine.seen == []
             await served.ask(body | {"model": "nothing"})
             await served.ask(body, headers={})
@@ -187,7 +195,7 @@ def test_regions_limits_and_a_full_spool_refuse_before_the_engine(adapter_settin
             told = re.findall(r'tenant_refused_total{tenant="(.*)",reason="(.*)"} (.*)', page)
             assert {(tenant, why): int(count) for tenant, why, count in told} == {
                 ("tenant_a", "region_not_allowed"): 1, ("tenant_a", "too_large"): 1, ("tenant_a", "too_many"): 3,
-                ("tenant_a", "invalid_json"): 1, ("tenant_a", "no_room"): 1, ("tenant_a", "model_not_found"): 1,
+                ("tenant_a", "invalid_json"): 1, ("tenant_a", "no_room"): 2, ("tenant_a", "model_not_found"): 1,
                 ("tenant_a", "media_not_allowed"): 1, ("", nobody().code): 1, ("", "metrics_closed"): 1,
                 ("", "not_found"): 1,
             }  # fmt: skip

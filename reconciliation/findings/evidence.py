@@ -15,14 +15,14 @@ from reconciliation.findings.signs import AT_LEAST, CLOCK_OFF, BootClock, SameAt
 from serving_adapter.events import UsageEvent, completed_at, decode, decode_known_fields
 from streams.completeness import number_sets, number_store
 from streams.completeness.complete_to import BootKey
-from streams.completeness.completeness_store import counts_of_boots
+from streams.completeness.completeness_store import SINCE_LAST_HEARD, counts_of_boots
 from streams.completeness.number_sets import Segments
 from streams.completeness.witnesses import Counts
 
 MOST_ROWS: Final = 200_000
 """Events of one kind that a look takes into memory, some 200 MB: what is more is found once these are mended."""
 ALONE: Final = "unnumbered events"
-_MISSING: Final = """
+_MISSING: Final = f"""
     select g.replica_id, g.boot_id, sum(g.missing)::int8, coalesce(max(b.last_seq), 0), max(n.proven_to),
         coalesce(max(m.reported_at), max(b.heartbeat_at)), min(b.begun_at),
         bool_or(f.replica_id is not null and b.farewell_at is null), max(g.last_number), coalesce(max(n.highest), 0)
@@ -31,7 +31,7 @@ _MISSING: Final = """
     left join usage.boot_numbers as n using (replica_id, boot_id)
     left join usage.boot_write_offs as w using (replica_id, boot_id)
     left join usage.boot_findings as f on f.replica_id = g.replica_id and f.boot_id = g.boot_id
-        and f.finding = 'no_farewell'
+        and f.finding = 'no_farewell' and {SINCE_LAST_HEARD}
     left join lateral (
         select min(reported_at) as reported_at from usage.heartbeat_marks as m
         where m.replica_id = g.replica_id and m.boot_id = g.boot_id and m.last_seq >= g.last_number

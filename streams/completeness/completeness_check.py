@@ -106,13 +106,15 @@ class CompletenessCheck:
         return since
 
     def _ended_without_farewell(self, now: datetime, watching_since: datetime) -> list[Alert]:
-        """Report each boot that broke off, once."""
+        """Report each boot that broke off, once; one that was heard of again, once more."""
         latest = completeness_store.latest_beginnings(self.connection)
         raised = []
         for boot in completeness_store.reported_boots(self.connection, "no_farewell"):
             state = state_of(boot, [latest[boot.replica_id]], now, watching_since, self.settings.silent_after)
             if state.ended_without_farewell:
-                raised.append(self._found(boot, "no_farewell", _broke_off(boot, state), now))
+                heard = boot.last_received_at.isoformat() if boot.last_received_at else ""
+                found = self._found(boot, "no_farewell", _broke_off(boot, state), now, last_heard_of=heard)
+                raised.append(found)
         return raised
 
     def _clocks_that_are_off(self, now: datetime) -> list[Alert]:
@@ -132,8 +134,8 @@ class CompletenessCheck:
             if boot.not_durable
         ]
 
-    def _found(self, boot: Boot, finding: str, detail: str, now: datetime) -> Alert:
-        subject = {"replica_id": boot.replica_id, "boot_id": boot.boot_id}
+    def _found(self, boot: Boot, finding: str, detail: str, now: datetime, **more: str) -> Alert:
+        subject = {"replica_id": boot.replica_id, "boot_id": boot.boot_id} | more
         alert = Alert(finding, boot.replica_id, subject, f"boot {boot.boot_id}: {detail}", now)
         completeness_store.record_finding(self.connection, boot, finding, alert)
         return alert

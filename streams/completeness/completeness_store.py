@@ -31,6 +31,9 @@ _UNFINISHED: Final = """
           or coalesce(n.received_through, 0) < greatest(b.last_seq, coalesce(n.highest, 0)))
 """
 _THESE_BOOTS: Final = "(replica_id, boot_id) in (select * from unnest(%s::text[], %s::text[]))"
+_OF_THIS_BOOT: Final = "f.replica_id = b.replica_id and f.boot_id = b.boot_id"
+SINCE_LAST_HEARD: Final = "f.found_at >= b.last_received_at"
+"""Of a finding that a boot is over: whether it stands. While Kafka is away all boots are silent, and they go on."""
 ALERT_AGAIN_AFTER: Final = timedelta(hours=1)
 CountsTable = Literal["replica_reported", "replica_counts"]
 
@@ -212,13 +215,13 @@ def gap_alerts(connection: psycopg.Connection, now: datetime, after: timedelta) 
 def reported_boots(connection: psycopg.Connection, finding: str) -> list[Boot]:
     """Boots that have reported and are not over, or are not durable, and of which `finding` is not known yet.
 
-    None that was written off.
+    None that was written off. That a boot broke off is known for as long as nothing more is heard of it.
     """
     with connection.cursor(row_factory=class_row(Boot)) as cursor:
         return cursor.execute(
             _BOOTS + " where w.replica_id is null and (b.farewell_at is null or b.not_durable)"
             " and b.replica_id is not null and not exists (select from usage.boot_findings as f"
-            " where f.replica_id = b.replica_id and f.boot_id = b.boot_id and f.finding = %s)",
+            f" where {_OF_THIS_BOOT} and f.finding = %s and (f.finding <> 'no_farewell' or {SINCE_LAST_HEARD}))",
             (finding,),
         ).fetchall()
 
@@ -243,11 +246,11 @@ def record_finding(connection: psycopg.Connection, boot: Boot, finding: str, ale
 
 
 def broken_off(connection: psycopg.Connection) -> list[Boot]:
-    """Boots that were found to have ended without a farewell, and have not said it since."""
+    """Boots that were found to have ended without a farewell, and have not been heard of since."""
     with connection.cursor(row_factory=class_row(Boot)) as cursor:
         return cursor.execute(
-            _BOOTS + " join usage.boot_findings as f using (replica_id, boot_id)"
-            " where f.finding = 'no_farewell' and b.farewell_at is null and w.replica_id is null"
+            _BOOTS + " where b.farewell_at is null and w.replica_id is null and exists (select from"
+            f" usage.boot_findings as f where {_OF_THIS_BOOT} and f.finding = 'no_farewell' and {SINCE_LAST_HEARD})"
             " order by b.last_received_at"
         ).fetchall()
 

@@ -11,7 +11,7 @@ import pytest
 from serving_adapter.identity import Identity, event_id_of
 from streams import tenants
 from streams.alerts import Alert
-from streams.completeness import completeness_store, number_sets, number_store
+from streams.completeness import completeness_store, engine_store, number_sets, number_store
 from streams.completeness.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged, UnknownBoot
@@ -316,7 +316,8 @@ def test_alerts_are_delivered_until_acknowledged_and_then_no_more(line: Line) ->
     assert sent == [["r1", "r2", "r3"], ["r1"]]
 
 
-def test_a_boot_that_falls_silent_without_a_farewell_is_reported_once(line: Line) -> None:
+def test_a_boot_that_falls_silent_without_a_farewell_is_reported_once_each_time(line: Line) -> None:
+    """What silences a boot may be Kafka that is away: heard of again, it is no more over than before."""
     line.report("heartbeat", 0, last_seq=0)
     for at in range(0, 30, 5):
         line.check(at)
@@ -324,6 +325,16 @@ def test_a_boot_that_falls_silent_without_a_farewell_is_reported_once(line: Line
     for at in (30, 35, 40):
         line.check(at)
     assert line.alerts == [("no_farewell", "r1")]
+    assert [boot.key for boot in completeness_store.broken_off(line.connection)] == [R1]
+    line.report("heartbeat", 41, last_seq=0, started=2, ended=1, open=1)
+    for at in range(45, 70, 5):
+        line.check(at)
+    assert completeness_store.broken_off(line.connection) == []
+    assert engine_store.report(line.connection).unexplained == [], "what is open has not ended"
+    assert line.alerts == [("no_farewell", "r1")]
+    for at in (71, 75):
+        line.check(at)
+    assert line.alerts == [("no_farewell", "r1")] * 2
     assert [boot.key for boot in completeness_store.broken_off(line.connection)] == [R1]
 
 

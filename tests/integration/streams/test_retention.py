@@ -19,7 +19,7 @@ from streams.ingest.apply import ChunkApplier
 from streams.ingest.positions import register as register_source
 from streams.ingest.release import Releaser
 from streams.ingest.replica_apply import ReplicaChunkApplier
-from streams.retention import retention_store
+from streams.retention import hypertables, retention_store
 from streams.retention.expiry import Forgotten, Retention
 from streams.rules import ingest_rules
 from streams.rules.chunks import Chunk, Record
@@ -293,8 +293,10 @@ def test_a_sweep_goes_on_where_the_last_step_ended(connection: psycopg.Connectio
 
 
 def test_the_feed_for_quotas_is_dropped_by_age(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+    """In chunks that are few while it is kept: its readers ask for its end by its number, of each of them."""
     apply(applier, at(0, OCTOBER, OCTOBER))
     now = datetime.now(UTC)
+    assert RetentionSettings().feed_kept / hypertables.intervals(connection)["quota_feed"] <= 12
     assert retain(connection, now + 2 * DAY).feed_chunks == 0
     assert retain(connection, now + 4 * DAY).feed_chunks == 1
     assert connection.execute("select count(*) from usage.quota_feed").fetchone() == (0,)

@@ -34,6 +34,7 @@ STATE: Final[Mapping[str, str]] = {
     "usage.archived_days": "update",
     "usage.archived_counts": "delete",
     "usage.events": "update (rating_band)",
+    "usage.recalled_events": "update (rating_band)",
     "usage.windows_1m": "update",
     "usage.windows_1h": "update",
     "usage.number_fills": "delete",

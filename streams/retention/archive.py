@@ -8,7 +8,7 @@ Each step can be killed and repeated.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -17,18 +17,24 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
+from serving_adapter.events import decode
 from streams import audit
 from streams.errors import ArchiveDamaged, CannotArchive
 from streams.retention import archive_store, retention_store
 from streams.retention.archive_manifest import COLUMNS, Manifest, buckets_for
 from streams.retention.archive_store import EVER, ArchivedDay, midnight
 from streams.rules import ingest_rules
+from streams.rules.horizon import ATTEMPTS_APART
+from streams.rules.rating_bands import RatingBands
 
 if TYPE_CHECKING:
-    from streams.retention.archive_files import Archive
+    from streams.retention.archive_files import Archive, Row
 
 ARCHIVE_LOCK: Final = 0x6172_6368
 """The letters "arch": one at a time writes to the archive."""
+_COMPLETED, _TENANT, _REQUEST, _ATTEMPT, _KIND, _BAND, _RAW = map(
+    COLUMNS.index, ("completed_at", "tenant_id", "request_id", "attempt", "kind", "rating_band", "raw")
+)
 
 Progress = Callable[[str], None]
 
@@ -150,12 +156,15 @@ def _written(manifest: Manifest, *, changed: bool) -> DayWritten:
 
 
 def droppable(connection: psycopg.Connection, now: datetime) -> Dropping:
-    """Days that may be dropped at `now`: closed, behind the horizon, in the archive with all before them."""
+    """Days that may be dropped at `now`: closed, behind the horizon, in the archive with all before them.
+
+    Of those before an open period the last stay: requests may have been attempted there first.
+    """
     horizon = ingest_rules.horizon(connection)
     behind = horizon.forget_before(now)
     if horizon.closed_before is None or behind is None:
         return Dropping(None, (), "no period is closed")
-    latest = min(horizon.closed_before, behind)
+    latest = min(horizon.closed_before - ATTEMPTS_APART, behind)
     before, hindered_by = latest.replace(hour=0, minute=0, second=0, microsecond=0), None
     held = archive_store.archived_days(connection, *EVER)
     if any(each.recalled for each in held):
@@ -206,13 +215,17 @@ def recall(
     actor: str,
     progress: Progress = lambda _: None,
 ) -> list[date]:
-    """Bring the dropped days of [start, end) back into the database, to be rated, rebuilt or disputed again."""
+    """Bring the dropped days of [start, end) back into the database, to be rated, rebuilt or disputed again.
+
+    With the rating bands of today's rules, which may have changed since these days were dropped.
+    """
     recalled = []
     with _alone(connection):
+        bands = RatingBands(ingest_rules.band_rules(connection))
         for held in recallable(connection, start, end):
             manifest = archive.manifest(held.day, held.manifest_sha256, held.part)
             archive.verify(manifest)
-            events = (row[: COLUMNS.index("counts")] for row in archive.rows(manifest))
+            events = _by_todays_rules(archive.rows(manifest), bands)
             with connection.transaction():
                 count = archive_store.recall(connection, held, events, actor=actor)
                 if count != held.rows:
@@ -221,6 +234,22 @@ def recall(
             progress(f"{held.day}: {count:,} events are back")
             recalled.append(held.day)
     return recalled
+
+
+def _by_todays_rules(rows: Iterable[Row], bands: RatingBands) -> Iterator[Row]:
+    """Rows without whether they count, each with its band. A correction follows what it corrects, whose band it has."""
+    of: tuple[object, ...] = ()
+    given = ""
+    for *row, counts in rows:
+        named = row[_TENANT], row[_COMPLETED], row[_REQUEST], row[_ATTEMPT]
+        if row[_KIND] != "usage":
+            row[_BAND] = given if named == of else row[_BAND]
+        else:
+            if row[_TENANT] in bands.tenants or row[_BAND]:
+                row[_BAND] = bands.of_event(decode(row[_RAW]), row[_COMPLETED])
+            if counts or named != of:
+                of, given = named, row[_BAND]
+        yield tuple(row)
 
 
 def let_go(connection: psycopg.Connection, *, actor: str) -> int:

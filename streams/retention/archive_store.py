@@ -245,9 +245,14 @@ def hold_archive(connection: psycopg.Connection) -> None:
 
 def require_present(connection: psycopg.Connection, start: datetime, end: datetime) -> None:
     """Raises EventsArchived where raw events of [start, end) are only in the archive: sums would silently lack them."""
-    gone = [held.day for held in archived_days(connection, start, end) if held.is_gone]
+    gone = gone_days(connection, start, end)
     if gone:
         raise EventsArchived(
             f"raw events of {gone[0]}{f' to {gone[-1]}' if len(gone) > 1 else ''} are only in the archive:"
             " `tollbook events recall` brings them back"
         )
+
+
+def gone_days(connection: psycopg.Connection, start: datetime, end: datetime) -> list[date]:
+    """Days that overlap [start, end) of which raw events are only in the archive."""
+    return [held.day for held in archived_days(connection, start, end) if held.is_gone]

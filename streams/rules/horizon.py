@@ -18,6 +18,9 @@ SHORTEST: Final = timedelta(days=45)
 KEPT_LONGER: Final = timedelta(minutes=5)
 """Keys outlive the horizon by this, so that no forgotten one can be accepted."""
 
+ATTEMPTS_APART: Final = timedelta(days=7)
+"""Attempts of one request are told within this: which of them bills is decided over all (docs/spec/money.md 2)."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

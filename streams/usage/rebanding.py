@@ -23,7 +23,7 @@ FETCHED: Final = 5000
 MOVED_AT_ONCE: Final = 2000
 """Events that change their band while the sources are stopped: a chunk waits for about as long as for another chunk."""
 _STORED: Final = """
-    select tenant_id, source, position, completed_at, rating_band, raw from usage.events
+    select tenant_id, source, position, completed_at, rating_band, raw from usage.present_events
     where completed_at >= %(start)s and completed_at < %(end)s and kind = 'usage'
       and (tenant_id = any(%(tenants)s) or rating_band <> '')
 """
@@ -57,7 +57,7 @@ _SUM: Final = f"""
     group by minute, {_KEYS_BUT_BAND}, band
 """
 _MARK: Final = """
-    update usage.events as e set rating_band = m.rating_band from moving as m
+    update usage.{} as e set rating_band = m.rating_band from moving as m
     where e.tenant_id = m.tenant_id and e.completed_at = m.completed_at and e.source = m.source
       and e.position = m.position and e.rating_band <> m.rating_band
 """
@@ -125,4 +125,4 @@ def _move_some(connection: psycopg.Connection) -> tuple[int, int]:
     connection.execute("analyze moving")
     connection.execute(_SUM)
     windows = sum(connection.execute(add_to_windows(*each)).rowcount for each in WIDTHS.items())
-    return windows, connection.execute(_MARK).rowcount
+    return windows, sum(connection.execute(_MARK.format(table)).rowcount for table in ("events", "recalled_events"))

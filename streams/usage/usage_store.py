@@ -10,7 +10,8 @@ from typing import Final, Literal, LiteralString
 import psycopg
 from psycopg import sql
 
-from streams.retention.archive_store import require_present
+from streams.retention.archive_store import gone_days, require_present
+from streams.rules.horizon import ATTEMPTS_APART
 from streams.rules.windows import AttemptUsage, UsageQuantity
 
 Width = Literal["minute", "hour"]
@@ -153,8 +154,7 @@ _RETRIED: Final = """
         union
         select tenant_id, request_id, 1, e.completed_at
         from forgotten join usage.events as e using (tenant_id, request_id)
-        where e.attempt = 1 and e.completed_at >= %(start)s - interval '7 days'
-          and e.completed_at < %(end)s + interval '7 days'
+        where e.attempt = 1 and e.completed_at >= %(start)s - %(apart)s and e.completed_at < %(end)s + %(apart)s
         union
         select r.tenant_id, r.request_id, r.attempt, r.completed_at
         from usage.recalled_events as r join retried using (tenant_id, request_id)
@@ -177,12 +177,17 @@ def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime
     """Every event of the requests with more than one attempt of which any completed in [start, end).
 
     Also their events outside of it: which attempt bills is decided over all of them (docs/spec/money.md 2).
-    Raises EventsArchived.
+    Raises EventsArchived, also where an earlier attempt may be in the days before, and these are only in the archive.
     """
     require_present(connection, start, end)
+    since = start - ATTEMPTS_APART
+    is_gone, request = bool(gone_days(connection, since, start)), ("", "")
     with connection.cursor() as cursor:
-        cursor.execute(_RETRIED, {"start": start, "end": end})
+        cursor.execute(_RETRIED, {"start": start, "end": end, "apart": ATTEMPTS_APART})
         for request_id, attempt, completed_at, *quantity in cursor:
+            before, request = request, (quantity[0], request_id)
+            if is_gone and before != request and attempt > 1 and completed_at < start + ATTEMPTS_APART:
+                require_present(connection, since, start)
             yield AttemptUsage(request_id, attempt, completed_at, UsageQuantity(*quantity))
 
 

@@ -11,6 +11,7 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
+from serving_adapter.identity import Identity, event_id_of
 from streams.database import connect
 from streams.errors import ArchiveDamaged, EventsArchived
 from streams.ingest import passed_positions
@@ -18,7 +19,10 @@ from streams.ingest.apply import ChunkApplier
 from streams.retention import archive, archive_store, retention_store
 from streams.retention.archive_files import Archive
 from streams.retention.expiry import Retention
+from streams.rules import stale_bands
 from streams.rules.chunks import Chunk, Record
+from streams.rules.ingest_rules import set_band_rules
+from streams.rules.rating_bands import BandKind, BandRule
 from streams.settings import RetentionSettings
 from streams.usage import usage_store
 from streams.usage.event_reader import events_of, totals_of
@@ -69,9 +73,9 @@ def october(applier: ChunkApplier, connection: psycopg.Connection) -> ChunkAppli
     return applier
 
 
-def close_and_drop(connection: psycopg.Connection, files: Archive) -> list[date]:
+def close_and_drop(connection: psycopg.Connection, files: Archive, closed: datetime = NOVEMBER) -> list[date]:
     """As `streams retain` does it."""
-    retention_store.set_closed_before(connection, NOVEMBER, actor="ada")
+    retention_store.set_closed_before(connection, closed, actor="ada")
     Retention(connection, RetentionSettings()).step(LATER, at_once=True)
     return archive.drop(connection, files, LATER, actor="ada")
 
@@ -141,6 +145,39 @@ def test_a_sum_of_raw_events_that_are_only_in_the_archive_is_refused_until_they_
         list(usage_store.raw_quantities(connection, *MONTH))
 
 
+def test_events_that_are_recalled_have_the_bands_of_todays_rules_and_follow_them(
+    connection: psycopg.Connection, october: ChunkApplier, files: Archive, own_database_url: str
+) -> None:
+    corrects = str(event_id_of(Identity("tenant_1", "req-0", 1, "usage", 0)))
+    less = {"request_id": "req-0", "kind": "correction", "correction_no": 1, "corrects": corrects, "input_tokens": -2}
+    october.apply(Chunk(SOURCE, [at(125, OCTOBER, OCTOBER, **less, output_tokens=0, cache_hit_tokens=0)]))
+    archive.archive_days(connection, files, *MONTH, actor="ada")
+    close_and_drop(connection, files)
+
+    def rule(step: int) -> list[BandRule]:
+        return [BandRule("tenant_1", "", BandKind.CONTEXT, OCTOBER, steps=(step,))]
+
+    def bands() -> list[list[object]]:
+        sums = "select rating_band, sum({})::int8, sum(input_tokens)::int8 from usage.{} where {} < %s group by 1"
+        asked = [("requests", "windows_1h", "bucket"), ("requests", "windows_1m", "bucket"),
+                 ("(kind = 'usage')::int", "counting_events", "completed_at")]  # fmt: skip
+        rows = [connection.execute(sums.format(*each), (NOVEMBER,)).fetchall() for each in asked]
+        return [[row for row in each if any(row[1:])] for each in rows]
+
+    set_band_rules(connection, "tenant_1", rule(10))
+    archive.recall(connection, files, *MONTH, actor="ada")
+    with connect(own_database_url) as application:
+        rebuild(application, *MONTH, actor="ada", apply=True)
+        assert stale_bands.stale_bands(connection, *MONTH) == []
+        assert bands() == [[("context=10", 123, 1228)]] * 3
+        set_band_rules(connection, "tenant_1", rule(11))
+        rebuild(application, *MONTH, actor="ada", apply=True)
+    assert bands() == [[("context=0", 123, 1228)]] * 3
+    archive.let_go(connection, actor="ada")
+    archive.recall(connection, files, *MONTH, actor="ada")
+    assert bands() == [[("context=0", 123, 1228)]] * 3
+
+
 def test_nothing_is_dropped_while_its_period_is_open_its_horizon_not_over_or_its_archive_missing(
     connection: psycopg.Connection, october: ChunkApplier, files: Archive
 ) -> None:
@@ -165,6 +202,27 @@ def test_days_behind_the_horizon_alone_are_dropped(
     Retention(connection, RetentionSettings()).step(now, at_once=True)
     assert archive.drop(connection, files, now, actor="ada") == [date(2026, 10, 1), date(2026, 10, 2)]
     assert count(connection, "events") == 43
+
+
+def test_what_was_attempted_before_an_open_month_stays_until_it_is_closed_and_is_asked_for_afterwards(
+    connection: psycopg.Connection, applier: ChunkApplier, files: Archive
+) -> None:
+    """Else both attempts of a request would bill."""
+    second = timedelta(seconds=1)
+    times = [NOVEMBER - 8 * DAY, NOVEMBER - second, NOVEMBER + second]
+    named: list[dict[str, object]] = [{}, {"request_id": "r", "status": "aborted"}, {"request_id": "r", "attempt": 2}]
+    applier.apply(Chunk(SOURCE, [at(n, *[times[n]] * 2, **each) for n, each in enumerate(named)]))
+    month = (NOVEMBER, NOVEMBER + 30 * DAY)
+    archive.archive_days(connection, files, OCTOBER, month[1], actor="ada")
+    assert close_and_drop(connection, files) == [date(2026, 10, 24)]
+    both = list(usage_store.retried_usage(connection, *month))
+    assert [each.attempt for each in both] == [1, 2]
+    assert close_and_drop(connection, files, month[1]) == [date(2026, 10, 31), date(2026, 11, 1)]
+    archive.recall(connection, files, *month, actor="ada")
+    with pytest.raises(EventsArchived, match="2026-10-31 are only in the archive"):
+        list(usage_store.retried_usage(connection, *month))
+    archive.recall(connection, files, NOVEMBER - DAY, NOVEMBER, actor="ada")
+    assert list(usage_store.retried_usage(connection, *month)) == both
 
 
 def test_a_file_that_was_damaged_is_written_again_while_the_database_has_its_rows_and_refused_afterwards(

@@ -98,7 +98,7 @@ def credit_note(
 
     `against` names the line of the original that a line changes; a line without one is new. `returned`: by key what is
     given back to price reductions. The last of a tax group takes what rounding would leave of one of which nothing is
-    left, and never rounds to what somebody would pay.
+    left. A tax group that comes to less never rounds to what somebody would pay (docs/decisions/0058).
     """
     now: dict[str, tuple[Decimal, int]] = {}
     minor: dict[str, int] = {}
@@ -124,9 +124,29 @@ def credit_note(
         minor[key] = minor.get(key, 0) + change
         now[key] = exact, before + change
     lines = on_note
+    for key, too_much in _charged(lines, minor).items():
+        original = against.get(key, key)
+        minor[key] -= too_much
+        now[original] = now[original][0], now[original][1] - too_much
     groups = {against.get(key, key): line.tax_group for key, line in lines.items()}
     after, taxes = _moved(remaining, now, groups, payer)
     return of_lines(DocumentKind.CREDIT_NOTE, service, lines, minor, taxes, payer), after
+
+
+def _charged(lines: Mapping[str, RatedLine], minor: Mapping[str, int]) -> dict[str, int]:
+    """By line what it gives up so that no tax group that comes to less charges anybody, the last key first."""
+    nets = net_by_group(list(lines.values()))
+    over = {group: 0 for group, amount in nets.items() if amount <= 0}
+    for key, line in lines.items():
+        if line.tax_group in over:
+            over[line.tax_group] += minor[key]
+    found: dict[str, int] = {}
+    for key in sorted(lines, key=str.encode, reverse=True):
+        less = min(minor[key], over.get(lines[key].tax_group, 0))
+        if less > 0:
+            found[key] = less
+            over[lines[key].tax_group] -= less
+    return found
 
 
 def _rounded(amount: Decimal, payer: Payer) -> int:

@@ -76,23 +76,17 @@ def plain_group(tax_group: str) -> str:
 
 
 def adjusted(
-    rated: Iterable[RatedLine],
-    billed: Iterable[RatedLine],
-    key_of: Callable[[LineIdentity], str],
-    *,
-    covered: bool = False,
+    rated: Iterable[RatedLine], billed: Iterable[RatedLine], key_of: Callable[[LineIdentity], str]
 ) -> Adjusted:
-    """What brings a period from what was billed to what it is rated at; groups that come to nothing are left out.
-
-    `covered`: but those that do because credits take off all of it, which the books have to show.
+    """What brings a period from what was billed to what it is rated at; groups that come to nothing are left out, but
+    those that do because credits take off all of it: what is drawn stands on a document.
     """
     rated, billed = list(rated), list(billed)
     changes = difference(rated, billed)
     first = _first_groups(net(billed).values(), rated)
     nets = net_by_group(changes)
-    if covered:
-        used = net_by_group([line for line in changes if line.identity.kind != LineKind.CREDIT])
-        nets |= {group: amount for group, amount in used.items() if not nets[group]}
+    used = net_by_group([line for line in changes if line.identity.kind != LineKind.CREDIT])
+    nets |= {group: amount for group, amount in used.items() if not nets[group]}
     keyed: dict[str, RatedLine] = {}
     for line in changes:
         key = ADJUSTMENT + key_of(line.identity)

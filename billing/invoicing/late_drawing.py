@@ -127,7 +127,7 @@ class LateUsage:
             ids = [s.invoice.invoice_id for s in documents]
             open_ = adjustment_store.coverables(self._connection, ids, period)
             rated = self._with_credits(period, billed, posted, lines, known, drawn, before)
-        change = adjusted(rated.lines, billed.lines, _naming(billed, lines, self._versions), covered=True)
+        change = adjusted(rated.lines, billed.lines, _naming(billed, lines, self._versions))
         tax = tax_store.in_force(self._connection, [account], period.end - INSTANT)[account]
         then = None if open_ is None else as_billed(rated, (), open_, {**change.more, **change.less}).coverable
         more = () if open_ is None else as_billed(rated, (), open_, change.more).coverable

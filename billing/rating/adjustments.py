@@ -27,16 +27,22 @@ NOTHING = Fraction(0)
 
 @dataclass(frozen=True, slots=True)
 class ChargeLine:
-    """A line with the piece it comes from and its charge."""
+    """A line with the piece it comes from and its charge.
+
+    `of_fee`: what a prepaid charge's discount or maximum takes off its fee; the rest is off its usage.
+    """
 
     piece_no: int
     charge: Charge
     line: RatedLine
+    of_fee: Fraction = NOTHING
 
-    @property
-    def is_usage(self) -> bool:
-        """Whether it is for usage, as opposed to a fee."""
-        return not self.charge.is_fee and self.line.identity.kind != LineKind.PREPAID_FEE
+    def part(self, *, usage: bool) -> Fraction:
+        """What of its amount is for usage, or else a fee's."""
+        amount, kind = Fraction(self.line.amount), self.line.identity.kind
+        if kind == LineKind.PREPAID_FEE or (self.charge.is_fee and kind != LineKind.MINIMUM):
+            return NOTHING if usage else amount
+        return amount - self.of_fee if usage else self.of_fee
 
 
 Lines = Sequence[ChargeLine]
@@ -93,6 +99,15 @@ def line_discounts(
         for (number, charge, _), amount in zip(found, quantise_pieces(less for _, _, less in found), strict=True)
         if amount
     ]
+
+
+def share_of_fees(lines: Iterable[ChargeLine]) -> Fraction:
+    """What share of what lines of a charge come to is its fee's: as much of what is taken off them all is."""
+    fees, whole = NOTHING, NOTHING
+    for each in lines:
+        fees += each.part(usage=False)
+        whole += Fraction(each.line.amount)
+    return fees / whole if whole else NOTHING
 
 
 def limit(
@@ -161,7 +176,7 @@ def invoice_discount(
     for number, piece in enumerate(pieces):
         discount = piece.version.invoice_discount
         if discount is not None and holds(discount, piece, period):
-            found.append((discount, [each for each in _based_on(discount.base, lines) if each.piece_no == number]))
+            found.append((discount, _based_on(discount.base, (each for each in lines if each.piece_no == number))))
     left = sum((_sum(own) for discount, own in found if discount.amount is not None), NOTHING)
     given = NOTHING
     for discount, own in found:
@@ -171,24 +186,28 @@ def invoice_discount(
             part = max(NOTHING, min(comes_to, left - given, Fraction(discount.amount) - used - given))
             given += part
             share = part / comes_to if part else NOTHING
-        for each in own:
-            part = Fraction(each.line.amount) * share
-            less[each.line.tax_group] -= part
-            bases[each.charge.key, each.line.tax_group, each.is_usage] += part
+        for of, amount in own:
+            less[of[1]] -= amount * share
+            bases[of] += amount * share
     groups = sorted(less)
     amounts = quantise_pieces(less[group] for group in groups)
     by_group = {group: amount for group, amount in zip(groups, amounts, strict=True) if amount}
     return InvoiceDiscounted(by_group, {share: -base for share, base in bases.items()})
 
 
-def _sum(lines: Iterable[ChargeLine]) -> Fraction:
-    return sum((Fraction(each.line.amount) for each in lines), NOTHING)
+def _sum(parts: Iterable[tuple[Share, Fraction]]) -> Fraction:
+    return sum((amount for _, amount in parts), NOTHING)
 
 
-def _based_on(base: DiscountBase, lines: Lines) -> Lines:
-    if base is DiscountBase.ALL:
-        return lines
-    return [each for each in lines if each.is_usage is (base is DiscountBase.USAGE)]
+def _based_on(base: DiscountBase, lines: Iterable[ChargeLine]) -> list[tuple[Share, Fraction]]:
+    """What a discount is of: the usage in lines, the fees in them, or both."""
+    kinds = {DiscountBase.USAGE: (True,), DiscountBase.FEES: (False,)}.get(base, (True, False))
+    return [
+        ((each.charge.key, each.line.tax_group, usage), amount)
+        for each in lines
+        for usage in kinds
+        if (amount := each.part(usage=usage))
+    ]
 
 
 def true_up(
@@ -213,9 +232,14 @@ def true_up(
             named += commitment.charges
             all_usage = all_usage or not commitment.charges
             tax_group = commitment.tax_group
-    counting = [each for each in lines if each.charge.key in named or (all_usage and each.is_usage)]
-    reached = sum((Fraction(each.line.amount) for each in counting), NOTHING)
-    for key, usage in {(each.charge.key, each.is_usage) for each in counting}:
+    counting = [
+        (each.charge.key, usage, each.part(usage=usage))
+        for each in lines
+        for usage in (True, False)
+        if each.charge.key in named or (all_usage and usage)
+    ]
+    reached = sum((amount for _, _, amount in counting), NOTHING)
+    for key, usage in {(key, usage) for key, usage, _ in counting}:
         reached += discounted.on(key, usage=usage)
     reached += Fraction(total(in_advance[key] for key in set(named) & in_advance.keys()))
     missing = quantise_line(max(NOTHING, committed - reached))

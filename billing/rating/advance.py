@@ -16,7 +16,7 @@ from billing.plans.charge_models import Flat, OneOff, Prepaid, Seat, Timing
 from billing.plans.price_plans import Charge, DiscountBase
 from billing.plans.subscriptions import Piece
 from billing.rating.adjustments import ChargeLine, holds, line_discounts
-from billing.rating.fees import fee_for
+from billing.rating.fees import due_whole, fee_for
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
 from billing.rating.made_lines import fee_line, line_of
 
@@ -128,7 +128,6 @@ def _billed(
     bills: list[AdvanceBill] = []
     used: dict[str, Fraction] = defaultdict(Fraction)
     for number, piece in enumerate(held):
-        opens = number == 0 or held[number - 1].segment_no != piece.segment_no
         if running and held[number - 1].end < piece.start:
             ended = held[number - 1].end
             _add(bills, ended, period, [_unused(each, ended, credited) for each in running])
@@ -138,7 +137,7 @@ def _billed(
         begun = [
             found
             for charge in charges
-            if (found := _begin(piece, charge, period, number, held, until_here[charge.key], opens=opens))
+            if (found := _begin(piece, charge, period, number, held, until_here[charge.key]))
         ]
         begun = _less_of_invoice(piece, begun, period, until_here[INVOICE])
         if _all_go_on(running, [fee for fee, _ in begun]):
@@ -180,11 +179,10 @@ def _discounts_used(before: Mapping[str, Fraction], running: Sequence[_Running],
 
 
 def _begin(
-    piece: Piece, charge: Charge, period: BillingPeriod, number: int, held: Sequence[Piece], used: Fraction,
-    *, opens: bool,
-) -> _Begun | None:  # fmt: skip
+    piece: Piece, charge: Charge, period: BillingPeriod, number: int, held: Sequence[Piece], used: Fraction
+) -> _Begun | None:
     """A fee from the piece's start to the period's end, with its discount, of which so much is used."""
-    fee = fee_for(piece, charge, period.end, period, opens_segment=opens)
+    fee = fee_for(piece, charge, period.end, period, whole=due_whole(held, number))
     if fee is None:
         return None
     lines = [replace(fee_line(fee), service_end=period.end)]

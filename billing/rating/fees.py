@@ -32,26 +32,52 @@ class FeeAmount:
     unit_price: Decimal | None
 
 
+@dataclass(frozen=True, slots=True)
+class DueWhole:
+    """What of fees that are not prorated a piece owes: all of them, or those of seats that are more than before."""
+
+    all: bool
+    more_seats: int = 0
+
+
+def due_whole(held: Sequence[Piece], number: int) -> DueWhole:
+    """What a piece of a period owes of fees that are not prorated (docs/decisions/0058).
+
+    All where the period or the plan begins; where other seats hold on, or a pause is over, only what seats are more
+    than the period had of them since then.
+    """
+    begins = [n for n in range(number + 1) if n == 0 or (_begins(held, n) and held[n].subscription.begins_plan)]
+    if begins[-1] == number:
+        return DueWhole(True)
+    if not _begins(held, number):
+        return DueWhole(False)
+    seats = [piece.subscription.seats or 0 for piece in held[begins[-1] : number + 1]]
+    return DueWhole(False, max(0, seats[-1] - max(seats[:-1])))
+
+
+def _begins(held: Sequence[Piece], number: int) -> bool:
+    return held[number].segment_no != held[number - 1].segment_no
+
+
 def fees_in_arrears(pieces: Sequence[Piece], period: BillingPeriod) -> list[FeeAmount]:
     """What the pieces of a period that have a length owe at its end."""
     found = []
     held = [piece for piece in pieces if piece.start < piece.end]
     for number, piece in enumerate(held):
-        opens = number == 0 or held[number - 1].segment_no != piece.segment_no
         for charge in piece.version.charges:
             if charge.timing is Timing.ARREARS:
-                fee = fee_for(piece, charge, piece.end, period, opens_segment=opens)
+                fee = fee_for(piece, charge, piece.end, period, whole=due_whole(held, number))
                 if fee is not None:
                     found.append(fee)
     return found
 
 
 def fee_for(
-    piece: Piece, charge: Charge, until: datetime, period: BillingPeriod, *, opens_segment: bool
+    piece: Piece, charge: Charge, until: datetime, period: BillingPeriod, *, whole: DueWhole
 ) -> FeeAmount | None:
     """The fee of a charge from the piece's start until a moment; None if it has none or none is due.
 
-    A fee that is not prorated is due whole once for each subscription segment in the period.
+    `whole`: what is due where it is not prorated.
     """
     pricing, seats, unit_price = charge.pricing, None, None
     match pricing:
@@ -59,6 +85,8 @@ def fee_for(
             price = pricing.fee
         case Seat():
             seats = pricing.seats if pricing.seats is not None else Decimal(piece.subscription.seats or 0)
+            if not charge.prorated and not whole.all:
+                seats = Decimal(whole.more_seats if pricing.seats is None else 0)
             with exactly():
                 price, unit_price = pricing.fee * seats, pricing.fee
         case OneOff():
@@ -68,7 +96,7 @@ def fee_for(
     if isinstance(pricing, OneOff):
         amount = quantise_line(price) if piece.begins_plan else Decimal(0)
     elif not charge.prorated:
-        amount = quantise_line(price) if opens_segment else Decimal(0)
+        amount = quantise_line(price) if whole.all or seats else Decimal(0)
     else:
         amount = prorated(price, period.elapsed(piece.start), period.elapsed(until))
     if not amount:

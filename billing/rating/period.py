@@ -85,7 +85,7 @@ def _rated(
 ) -> tuple[tuple[RatedLine, ...], dict[str, list[ChargeLine]], Mapping[str, Sequence[Counted]], InvoiceDiscounted]:
     """The lines; what they come from by charge; what was counted; what the invoice discount takes of which."""
     pieces = [each.piece for each in used]
-    counted = by_charge(used, period, terms)
+    counted = by_charge(used, period)
     lines = _usage_lines(counted, terms)
     for fee in fees_in_arrears(pieces, period):
         lines[fee.charge.key].append(ChargeLine(pieces.index(fee.piece), fee.charge, fee_line(fee)))
@@ -163,13 +163,16 @@ def _adjust(
 ) -> None:  # fmt: skip
     """Add a charge's discounts, of which `given` was had in advance, and what brings it to its minimum or maximum."""
     for number, charge, amount in adjustments.line_discounts(lines, pieces, period, given):
-        lines.append(ChargeLine(number, charge, line_of(pieces[number], charge, LineKind.DISCOUNT, amount)))
+        of_fee = Fraction(amount) * adjustments.share_of_fees(each for each in lines if each.piece_no == number)
+        lines.append(ChargeLine(number, charge, line_of(pieces[number], charge, LineKind.DISCOUNT, amount), of_fee))
     limited = adjustments.limit(lines, charges, pieces, period) if charges else None
     if limited is not None:
         kind, amount = limited
         number, charge = max(charges.items())
         line = period_line(pieces, charge.key, kind, amount, charge.tax_group)
-        lines.append(ChargeLine(number, charge, replace(line, metric=charge.metric)))
+        off = kind is LineKind.MAXIMUM
+        of_fee = Fraction(amount) * adjustments.share_of_fees(lines) if off else adjustments.NOTHING
+        lines.append(ChargeLine(number, charge, replace(line, metric=charge.metric), of_fee))
 
 
 def _closing_lines(
@@ -208,24 +211,26 @@ def _coverable(
     found: list[Coverable] = []
     for key, listed in lines.items():
         for is_usage in (True, False):
-            own = [each for each in listed if each.is_usage is is_usage]
-            comes_to = Fraction(total(each.line.amount for each in own)) + discounted.on(key, usage=is_usage)
+            own = [(each, amount) for each in listed if (amount := each.part(usage=is_usage))]
+            comes_to = sum((amount for _, amount in own), discounted.on(key, usage=is_usage))
             if comes_to > 0:
-                found += _by_time(own, comes_to, counted.get(key, ()) if is_usage else (), pieces, by_model)
+                of = counted.get(key, ()) if is_usage else ()
+                found += _by_time(own, not is_usage, comes_to, of, pieces, by_model)
     found = [each for each in found if each.amount > 0]
     return [replace(each, model=each.model or "") for each in found] if by_model else found
 
 
 def _by_time(
-    lines: Sequence[ChargeLine], comes_to: Fraction, counted: Sequence[Counted], pieces: Sequence[Piece], by_model: bool
-) -> list[Coverable]:
-    last, is_fee = lines[-1].charge, not lines[-1].is_usage
+    lines: Sequence[tuple[ChargeLine, Fraction]], is_fee: bool, comes_to: Fraction, counted: Sequence[Counted],
+    pieces: Sequence[Piece], by_model: bool,
+) -> list[Coverable]:  # fmt: skip
+    last = lines[-1][0].charge
     key = f"{last.key}.fee" if is_fee and not last.is_fee else last.key
     by_piece: dict[int, Fraction] = defaultdict(Fraction)
     charges: dict[int, Charge] = {}
-    for each in lines:
+    for each, amount in lines:
         if each.line.identity.segment_no:
-            by_piece[each.piece_no] += Fraction(each.line.amount)
+            by_piece[each.piece_no] += amount
             charges[each.piece_no] = each.charge
     whole = sum(by_piece.values(), Fraction(0))
     if whole <= 0:  # a minimum stands alone, which is the last line

@@ -22,7 +22,7 @@ from billing.plans.charge_models import (
     Volume,
     for_one,
 )
-from billing.plans.price_plans import Charge, Terms
+from billing.plans.price_plans import Charge
 from billing.plans.schedules import schedule_of
 from billing.plans.subscriptions import Piece
 from billing.rating.usage import Part, PieceUsage
@@ -59,7 +59,7 @@ def share_of(piece: Piece, period: BillingPeriod) -> Fraction:
     return period.elapsed(piece.end) - period.elapsed(piece.start)
 
 
-def by_charge(used: Sequence[PieceUsage], period: BillingPeriod, terms: Terms) -> dict[str, list[Counted]]:
+def by_charge(used: Sequence[PieceUsage], period: BillingPeriod) -> dict[str, list[Counted]]:
     """Every charge that counts usage, with its pieces in order, also those in which it counted nothing.
 
     Where it counts over parts of the period the pieces of one part stand after those of the part before.
@@ -79,7 +79,7 @@ def by_charge(used: Sequence[PieceUsage], period: BillingPeriod, terms: Terms) -
                 for one in _by_part(number, each.piece, charge, parts, period):
                     by_time.setdefault(one.over, []).append(one)
     pieces = [each.piece for each in used]
-    return {key: _in_all_times(by_time, pieces, terms) for key, by_time in found.items()}
+    return {key: _in_all_times(by_time, pieces) for key, by_time in found.items()}
 
 
 def _by_part(
@@ -102,14 +102,12 @@ def parts_of(period: BillingPeriod, piece: Piece, charge: Charge) -> list[Billin
     return list(replace(schedule, months=charge.tier_period.months).periods(period.start, period.end))
 
 
-def _in_all_times(
-    by_time: Mapping[BillingPeriod, Sequence[Counted]], pieces: Sequence[Piece], terms: Terms
-) -> list[Counted]:
+def _in_all_times(by_time: Mapping[BillingPeriod, Sequence[Counted]], pieces: Sequence[Piece]) -> list[Counted]:
     """Each time's pieces with their positions: every counter begins anew with it."""
     found: list[Counted] = []
     for over in sorted(by_time, key=lambda over: (over.start, over.end)):
         before = found[-1].run + 1 if found else 0
-        placed = _placed(by_time[over], _held(over, pieces), terms)
+        placed = _placed(by_time[over], _held(over, pieces))
         found += [replace(each, run=before + each.run) for each in placed]
     return found
 
@@ -130,28 +128,29 @@ def _held(over: BillingPeriod, pieces: Sequence[Piece]) -> dict[int, Fraction]:
     return held
 
 
-def _placed(listed: Sequence[Counted], held: Mapping[int, Fraction], terms: Terms) -> list[Counted]:
+def _continuity(of: Counted) -> TierContinuity:
+    """As the charge says, or else the contract of its segment."""
+    return of.charge.tier_continuity or of.piece.subscription.terms.tier_continuity
+
+
+def _placed(listed: Sequence[Counted], held: Mapping[int, Fraction]) -> list[Counted]:
     """The pieces of a charge with their positions: a counter goes on over price versions, and over a change of plan
     if the contract carries it: as the first version says that has the charge there for a time."""
     if len(listed) == 1:
         (only,) = listed
-        prorated = (only.charge.tier_continuity or terms.tier_continuity) is TierContinuity.PRORATE
-        scale = held.get(only.piece.segment_no, Fraction(0)) if prorated else Fraction(1)
-        return [replace(only, total=only.quantity, scale=scale)]
+        return [replace(only, total=only.quantity, scale=_scale(only, held))]
     begins: dict[int, TierContinuity] = {}
     for each in sorted(listed, key=lambda each: each.piece.start == each.piece.end):
-        begins.setdefault(each.piece.segment_no, each.charge.tier_continuity or terms.tier_continuity)
+        begins.setdefault(each.piece.segment_no, _continuity(each))
     runs: list[list[tuple[Counted, Fraction, Fraction]]] = []
     for each in listed:
-        continuity = each.charge.tier_continuity or terms.tier_continuity
         before = runs[-1][-1] if runs else None
         changed = before is not None and before[0].piece.segment_no != each.piece.segment_no
         if before is None or (changed and begins[each.piece.segment_no] is not TierContinuity.CARRY):
             runs.append([])
             before = None
         start = before[1] + before[0].quantity if before else Fraction(0)
-        scale = held.get(each.piece.segment_no, Fraction(0)) if continuity is TierContinuity.PRORATE else Fraction(1)
-        runs[-1].append((each, start, scale))
+        runs[-1].append((each, start, _scale(each, held)))
     return [
         replace(
             each,
@@ -163,6 +162,10 @@ def _placed(listed: Sequence[Counted], held: Mapping[int, Fraction], terms: Term
         for number, run in enumerate(runs)
         for each, start, scale in run
     ]
+
+
+def _scale(of: Counted, held: Mapping[int, Fraction]) -> Fraction:
+    return held.get(of.piece.segment_no, Fraction(0)) if _continuity(of) is TierContinuity.PRORATE else Fraction(1)
 
 
 def steps(of: Counted) -> list[Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,7 +61,7 @@ def commitment_report(
         if not committed and not later:
             continue
         with exactly():
-            used = total(line.amount for line in counting(each.lines, cut)) + _fees_counting(cut, each.period)
+            used = counting(each.lines, cut) + _fees_counting(cut, each.period)
             missing = max(ZERO, committed - used) if until < each.period.end else ZERO
         rows.append(
             {
@@ -103,21 +104,42 @@ def committed_in(cut: Iterable[Piece], period: BillingPeriod) -> Decimal:
     return quantise_line(sum(shares, Fraction()))
 
 
-def counting(lines: Iterable[RatedLine], cut: Sequence[Piece]) -> list[RatedLine]:
-    """The lines that count towards a commitment: charges that it names whole; all usage and no fee if it names none."""
+def counting(lines: Iterable[RatedLine], cut: Sequence[Piece]) -> Decimal:
+    """What counts towards a commitment: charges that it names whole; all usage and no fee if it names none."""
     commitments = [piece.version.commitment for piece in cut if piece.version.commitment is not None]
     named = {key for commitment in commitments for key in commitment.charges}
     all_usage = any(not commitment.charges for commitment in commitments)
     fees = {charge.key for piece in cut for charge in piece.version.charges if charge.is_fee}
-    return [
-        line
-        for line in lines
-        if line.identity.kind not in _NEVER_COUNT
-        and (
-            line.identity.charge_key in named
-            or (all_usage and line.identity.kind not in _FEES and line.identity.charge_key not in fees)
-        )
-    ]
+    by_charge: dict[str, list[RatedLine]] = defaultdict(list)
+    for line in lines:
+        if line.identity.kind not in _NEVER_COUNT:
+            by_charge[line.identity.charge_key].append(line)
+    found = Fraction(total(line.amount for key in named & by_charge.keys() for line in by_charge[key]))
+    if all_usage:
+        found += sum((_usage(of) for key, of in by_charge.items() if key not in named | fees), Fraction())
+    return quantise_line(found)
+
+
+def _usage(lines: Iterable[RatedLine]) -> Fraction:
+    """What of a charge's lines is usage: its fee bears discounts, and a maximum, by what it costs (decision 58)."""
+    costs, fees, less = (defaultdict[tuple[int, str], Fraction](Fraction) for _ in range(3))
+    limits: dict[str, Fraction] = defaultdict(Fraction)
+    for line in lines:
+        kind, piece = line.identity.kind, (line.identity.segment_no, line.identity.version)
+        if kind in (LineKind.MINIMUM, LineKind.MAXIMUM):
+            limits[kind] += Fraction(line.amount)
+        elif kind == LineKind.DISCOUNT:
+            less[piece] += Fraction(line.amount)
+        else:
+            costs[piece] += Fraction(line.amount)
+            fees[piece] += Fraction(line.amount) if kind in _FEES else 0
+    usage, whole = Fraction(), Fraction()
+    for piece, cost in costs.items():
+        left = cost + less[piece]
+        whole += left
+        usage += left * (1 - fees[piece] / cost) if cost else left
+    off = limits[LineKind.MAXIMUM] * (usage / whole if whole else 1)
+    return usage + limits[LineKind.MINIMUM] + off
 
 
 def _fees_counting(cut: Sequence[Piece], period: BillingPeriod) -> Decimal:

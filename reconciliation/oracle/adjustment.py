@@ -52,6 +52,16 @@ def _difference(before: Line | None, after: Line | None, ending: str) -> Line:
 
 
 def netted(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
-    """(lines of groups that come to more, lines of groups that come to less); a group that nets to nothing has none."""
+    """(lines of groups that come to more, lines of groups that come to less); a group that nets to nothing has none.
+
+    One that does because price reductions take off all of it is on a document by what they are of: what is drawn of a
+    grant is shown (6).
+    """
     net = totals(lines, lambda line: line.group)
+    of_usage = totals([line for line in lines if line.charge or not line.key.startswith("adj.credit.")], _group)
+    net |= {group: amount for group, amount in of_usage.items() if not net[group]}
     return [line for line in lines if net[line.group] > 0], [line for line in lines if net[line.group] < 0]
+
+
+def _group(line: Line) -> str:
+    return line.group

@@ -290,7 +290,10 @@ def _draws(plan: PeriodPlan, lines: Sequence[Line], at: int) -> list[Draw]:
 def _new_fees(plan: PeriodPlan, stretch: Stretch) -> list[tuple[Charge, Line]]:
     """Each fee to the period's end: nobody knows yet that it will end before."""
     charges = [charge for charge in stretch.version.charges.values() if charge.in_advance]
-    found = [(charge, fees.fee_line(charge, stretch, plan.period, plan.period.end, plan.name)) for charge in charges]
+    earlier = [one for one in plan.stretches if one.start < stretch.start]
+    found = [
+        (charge, fees.fee_line(charge, stretch, earlier, plan.period, plan.period.end, plan.name)) for charge in charges
+    ]
     return [(charge, line) for charge, line in found if line]
 
 

@@ -275,10 +275,19 @@ def _with_groups(
 
 
 def _added(before: Sequence[Draw], after: Sequence[Draw]) -> list[Draw]:
-    """What came to be draws that were not, at their own times; what fell takes its share off all of it (6, 7)."""
+    """What came to be draws that were not, at their own times; what fell takes its share off all of it, usage off usage
+    and fees off fees (6, 7, 13.8)."""
+    return [
+        draw
+        for fee in (False, True)
+        for draw in _grown(*([one for one in draws if one.fee is fee] for draws in (before, after)), fee=fee)
+    ]
+
+
+def _grown(before: Sequence[Draw], after: Sequence[Draw], *, fee: bool) -> list[Draw]:
     change: dict[tuple[int, str, str, str], Fraction] = {}
     for sign, draws in ((-1, before), (1, after)):
-        for draw in (one for one in draws if not one.fee):
+        for draw in draws:
             at = (draw.completed, draw.charge, draw.group, draw.model)
             change[at] = change.get(at, ZERO) + sign * draw.value
     grown = sum((value for value in change.values() if value > 0), ZERO)
@@ -286,7 +295,7 @@ def _added(before: Sequence[Draw], after: Sequence[Draw]) -> list[Draw]:
     if whole <= 0:
         return []
     return [
-        Draw(completed, charge, group, 0, value * whole / grown, model)
+        Draw(completed, charge, group, 0, value * whole / grown, model, fee)
         for (completed, charge, group, model), value in change.items()
         if value > 0
     ]

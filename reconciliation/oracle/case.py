@@ -105,7 +105,8 @@ class Where:
 class Charge:
     """One charge of a plan version; what a model does not use is zero or None.
 
-    `counted_months`: the length of its tier period, None for the billing period (4).
+    `counted_months`: the length of its tier period, None for the billing period (4). `seats`: None for as many as are
+    subscribed.
     """
 
     key: str
@@ -125,6 +126,7 @@ class Charge:
     included: Fraction
     overage_price: Fraction
     fee: Fraction
+    seats: Fraction | None
     in_advance: bool
     prorated: bool
     discount: Discount | None

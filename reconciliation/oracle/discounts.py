@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import groupby
 
@@ -46,10 +46,11 @@ def of_charges(plan: PeriodPlan, lines: Sequence[Line], given: Mapping[str, Frac
     """Off what a charge costs in a pair, fees included: a line of its own, cut like what it is of (3, 13.1).
 
     Cumulatively per (charge, subscription segment), in order of version. `given`: by charge what of this period's
-    amount its fees in advance have had.
+    amount its fees in advance have had. A prepaid charge's fee and overage bear it by what they cost.
     """
     result = []
-    costs = sorted(in_pairs(lines).items(), key=lambda cost: (cost[0][0].encode(), cost[0][1]))
+    of_fees = in_pairs(lines, lambda line: line.fee)
+    costs = sorted(in_pairs(lines, _amount).items(), key=lambda cost: (cost[0][0].encode(), cost[0][1]))
     for key, of_key in groupby(costs, key=lambda cost: cost[0][0]):
         so_far = given.get(key, ZERO)
         offs = []
@@ -57,21 +58,21 @@ def of_charges(plan: PeriodPlan, lines: Sequence[Line], given: Mapping[str, Frac
             discount = of_charge(plan.charge(key, pair), plan, pair)
             amount = off(discount, cost, so_far)
             so_far += amount if discount and discount.amount is not None else ZERO
-            offs.append((pair, amount))
+            offs.append((pair, amount, of_fees[key, pair] / cost if cost else ZERO))
         for _, of_segment in groupby(offs, key=lambda each: each[0][0]):
             found = list(of_segment)
-            cut = pieces_that_add_up(-amount for _, amount in found)
+            cut = pieces_that_add_up(-amount for _, amount, _ in found)
             result += [
-                _line(plan, plan.charge(key, pair), pair, amount)
-                for (pair, _), amount in zip(found, cut, strict=True)
+                _line(plan, plan.charge(key, pair), pair, amount, amount * fee)
+                for (pair, _, fee), amount in zip(found, cut, strict=True)
                 if amount
             ]
     return result
 
 
-def _line(plan: PeriodPlan, charge: Charge, pair: Pair, amount: Fraction) -> Line:
-    kind = "discount" if charge.counts_usage else "fee_discount"
-    return Line(plan.name(charge.key, pair) + ".discount", kind, charge.key, pair, charge.tax_group, amount)
+def _line(plan: PeriodPlan, charge: Charge, pair: Pair, amount: Fraction, of_fee: Fraction) -> Line:
+    kind, key = "discount" if charge.counts_usage else "fee_discount", plan.name(charge.key, pair) + ".discount"
+    return Line(key, kind, charge.key, pair, charge.tax_group, amount, of_fee=of_fee)
 
 
 class InvoiceDiscounts:
@@ -100,18 +101,26 @@ class InvoiceDiscounts:
     def of(self, line: Line) -> Fraction:
         """What is taken off a line."""
         pair = self._pair(line)
-        return line.amount * self._share.get(pair, ZERO) if self._is_of(line, pair) else ZERO
+        return self._base(line, pair) * self._share.get(pair, ZERO)
+
+    def of_usage(self, line: Line) -> Fraction:
+        """What of it is taken off what is usage in the line."""
+        found = self._plan.version(self._pair(line)).invoice_discount
+        return ZERO if found is None or found.base == "fees" else line.usage * self._share.get(self._pair(line), ZERO)
 
     def _pair(self, line: Line) -> Pair:
         return line.pair or self._plan.carriers(line.charge)[-1][0].pair
 
-    def _is_of(self, line: Line, pair: Pair) -> bool:
+    def _base(self, line: Line, pair: Pair) -> Fraction:
+        """What of a line the discount of its pair's version is of."""
         found = self._plan.version(pair).invoice_discount
-        return found is not None and (found.base == "all" or (found.base == "fees") == line.is_fee)
+        if found is None:
+            return ZERO
+        return {"all": line.amount, "fees": line.fee, "usage": line.usage}[found.base]
 
     def _shares(self, lines: Sequence[Line]) -> dict[Pair, Fraction]:
         """By pair which share of its lines is taken off."""
-        bases = totals_of((line for line in lines if self._is_of(line, self._pair(line))), self._pair, _amount)
+        bases = totals_of(lines, self._pair, lambda line: self._base(line, self._pair(line)))
         found = {pair: self._plan.version(pair).invoice_discount for pair in sorted(bases)}
         held = {pair: in_force(one.discount, self._plan, pair) for pair, one in found.items() if one}
         left = sum((bases[pair] for pair, one in held.items() if one and one.amount is not None), ZERO)
@@ -129,11 +138,11 @@ def _amount(line: Line) -> Fraction:
     return line.amount
 
 
-def in_pairs(lines: Sequence[Line]) -> dict[tuple[str, Pair], Fraction]:
-    """What each charge costs in each pair: its lines that belong to one."""
+def in_pairs(lines: Sequence[Line], amount: Callable[[Line], Fraction]) -> dict[tuple[str, Pair], Fraction]:
+    """What each charge costs in each pair: an amount of its lines that belong to one."""
     result: dict[tuple[str, Pair], Fraction] = {}
     for line in lines:
         if line.pair is not None:
             at = (line.charge, line.pair)
-            result[at] = result.get(at, ZERO) + line.amount
+            result[at] = result.get(at, ZERO) + amount(line)
     return result

@@ -112,7 +112,7 @@ def credit_note(
     Args:
         against: the original's tax groups less earlier notes; this note's are taken off.
     """
-    rounded = sorted(lines, key=lambda at: at[0].key.encode())
+    rounded = _charging_nobody(sorted(lines, key=lambda at: at[0].key.encode()))
     taxes = {}
     for group, change in taxes_of(account, rounded).items():
         original = against.setdefault(group, Tax(0, 0))
@@ -120,6 +120,24 @@ def credit_note(
         taxes[group] = Tax(change.amount, remains.tax - original.tax)
         against[group] = remains
     return Document("credit_note", period, rounded, taxes, state="issued")
+
+
+def _charging_nobody(lines: Sequence[tuple[Line, int]]) -> list[tuple[Line, int]]:
+    """Where a tax group comes to less, and its lines by themselves round to more than nothing: those of them that are
+    more give that up, the last key first (7 has a credit note for what is negative; decision 58)."""
+    exact = totals((line for line, _ in lines), lambda line: line.group)
+    too_much = {
+        group: max(0, sum(quanta for line, quanta in lines if line.group == group))
+        for group, amount in exact.items()
+        if amount <= 0
+    }
+    result = []
+    for line, quanta in reversed(lines):
+        given_up = max(0, min(quanta, too_much.get(line.group, 0)))
+        if given_up:
+            too_much[line.group] -= given_up
+        result.append((line, quanta - given_up))
+    return result[::-1]
 
 
 def plain(account: Account, document: Document) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class Line:
     """`amount` in major units with at most 12 decimals, gross where tax is inclusive.
 
     `kind` is usage, discount, minimum, maximum, fee, one_off, fee_discount, invoice_discount, true_up, credit, unused
-    or adjustment; `charge` is empty and `pair` None where the line belongs to none.
+    or adjustment; `charge` is empty and `pair` None where the line belongs to none. `of_fee`: what a prepaid charge's
+    discount or maximum takes off its fee, the rest being off its overage.
     """
 
     key: str
@@ -32,10 +33,17 @@ class Line:
     free: Fraction = ZERO
     units: Fraction | None = None
     included: Fraction | None = None
+    of_fee: Fraction = ZERO
 
     @property
-    def is_fee(self) -> bool:
-        return self.kind in ("fee", "one_off", "fee_discount")
+    def fee(self) -> Fraction:
+        """What of the amount is a fee's: all of it, none, or a part."""
+        return self.amount if self.kind in ("fee", "one_off", "fee_discount") else self.of_fee
+
+    @property
+    def usage(self) -> Fraction:
+        """What of the amount is usage's."""
+        return self.amount - self.fee
 
 
 @dataclass(frozen=True, slots=True)

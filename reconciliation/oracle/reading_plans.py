@@ -22,7 +22,7 @@ from reconciliation.oracle.rational import exact
 _VERSION = words("version from recorded charges allowances commitment invoice_discount")
 _CHARGE = words(
     "key model metric tax_group tier_continuity tier_period price tiers size rate base fixed_per_event min_per_event"
-    " max_per_event included overage_price fee timing prorated discount minimum maximum allowance where"
+    " max_per_event included overage_price fee seats timing prorated discount minimum maximum allowance where"
 )
 _MODELS = words("per_unit graduated volume package percentage prepaid flat seat one_off")
 _WITH_FREE_UNITS = ("per_unit", "graduated", "volume", "package")
@@ -137,6 +137,7 @@ def _charge(plain: Plain, where: str) -> Charge:
         included=exact(plain.get("included", 0)),
         overage_price=exact(plain.get("overage_price", 0)),
         fee=exact(plain.get("fee", 0)),
+        seats=optional(plain, "seats", exact),
         in_advance=one_of(plain.get("timing", "arrears"), ("arrears", "advance"), f"{where}.timing") == "advance",
         prorated=plain.get("prorated", True),
         discount=_discount(plain["discount"], f"{where}.discount") if "discount" in plain else None,

@@ -195,15 +195,15 @@ def _limits(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
     """Weighted minimums (maximums) of all segments, added, compared once with the charge's total (13.7).
 
     A stretch whose version sets no maximum leaves the charge without one; where none sets a minimum there is none, also
-    for what comes to less than nothing.
+    for what comes to less than nothing. A prepaid charge's fee and overage bear what a maximum takes off by what they
+    cost; what a minimum adds is no fee.
     """
     costs = totals(lines, lambda line: line.charge)
+    of_fees = totals_of(lines, lambda line: line.charge, lambda line: line.fee)
     result = []
     for key in sorted({key for stretch in plan.stretches for key in stretch.version.charges}):
         carriers = plan.carriers(key)
         last = carriers[-1][1]
-        if not last.counts_usage:
-            continue
         total = costs.get(key, ZERO)
         least = segments.weighted([(stretch, charge.minimum) for stretch, charge in carriers], plan.period)
         if total < least and any(charge.minimum is not None for _, charge in carriers):
@@ -211,7 +211,9 @@ def _limits(plan: PeriodPlan, lines: Sequence[Line]) -> list[Line]:
         if all(charge.maximum is not None for _, charge in carriers):
             most = segments.weighted([(stretch, charge.maximum) for stretch, charge in carriers], plan.period)
             if total > most:
-                result.append(Line(f"{key}.maximum", "maximum", key, None, last.tax_group, -at_twelve(total - most)))
+                off = -at_twelve(total - most)
+                of_fee = off * of_fees[key] / total
+                result.append(Line(f"{key}.maximum", "maximum", key, None, last.tax_group, off, of_fee=of_fee))
     return result
 
 
@@ -230,8 +232,9 @@ def _true_up(
     if not held:
         return []
     every = any(not one.charges for one in held)
-    counting = [line for line in lines if line.charge in keys or (every and not line.is_fee)]
-    committed = sum((line.amount - off.of(line) for line in counting), ZERO)
+    committed = sum((line.amount - off.of(line) for line in lines if line.charge in keys), ZERO)
+    if every:
+        committed += sum((line.usage - off.of_usage(line) for line in lines if line.charge not in keys), ZERO)
     committed += sum((in_advance.get(key, ZERO) for key in {*keys}), ZERO)
     amount = at_twelve(max(ZERO, due - committed))
     if not amount:
@@ -248,10 +251,9 @@ def _draws(
     """What each charge's usage comes to, over its pairs by their lines, over their events by units (by amount for
     percentage): limits and invoice discounts change all alike, and so does what is less than nothing, as a refund.
     What has no usage counts at the end (6, 13.8)."""
-    usage = [line for line in lines if not line.is_fee]
-    costs = in_pairs(usage)
+    costs = in_pairs(lines, lambda line: line.usage)
     result = []
-    for key, whole in totals_of(usage, lambda line: line.charge, lambda line: line.amount - off.of(line)).items():
+    for key, whole in totals_of(lines, lambda line: line.charge, lambda line: line.usage - off.of_usage(line)).items():
         in_charge = sum((amount for (of, _), amount in costs.items() if of == key), ZERO)
         if whole <= 0:
             continue
@@ -272,9 +274,11 @@ def _of_fees(plan: PeriodPlan, lines: Sequence[Line], off: InvoiceDiscounts) -> 
     Invoice discounts change all of a charge alike, and so does what is less than nothing, as with its usage.
     """
     begins = {stretch.pair: stretch.start for stretch in plan.stretches}
-    of_fees = [line for line in lines if line.is_fee]
-    left = totals_of(of_fees, lambda line: line.charge, lambda line: line.amount - off.of(line))
-    found = totals(of_fees, lambda line: (line.charge, fees.named(plan, line), line.pair, line.group))
+    of_pairs = [line for line in lines if line.fee and line.pair]
+    left = totals_of(lines, lambda line: line.charge, lambda line: line.fee - off.of(line) + off.of_usage(line))
+    found = totals_of(
+        of_pairs, lambda line: (line.charge, fees.named(plan, line), line.pair, line.group), lambda line: line.fee
+    )
     above: dict[str, Fraction] = defaultdict(Fraction)
     for (key, _, _, _), amount in found.items():
         above[key] += max(amount, ZERO)

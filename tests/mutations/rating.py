@@ -314,6 +314,27 @@ MUTATIONS: Final = (
         GOLDEN,
     ),
     Mutation(
+        "a discount of a prepaid charge is off its usage alone",
+        "billing/rating/period.py",
+        "of_fee = Fraction(amount) * adjustments.share_of_fees(each",
+        "of_fee = 0 * adjustments.share_of_fees(each",
+        GOLDEN,
+    ),
+    Mutation(
+        "a change of seats has fees that are not prorated due again",
+        "billing/rating/fees.py",
+        "if begins[-1] == number:",
+        "if _begins(held, number) or number == 0:",
+        GOLDEN,
+    ),
+    Mutation(
+        "a credit note rounds to what somebody would pay",
+        "billing/bills/credit_notes.py",
+        "less = min(minor[key], over.get(lines[key].tax_group, 0))",
+        "less = 0",
+        GOLDEN,
+    ),
+    Mutation(
         "a grant has nothing back of a fee in advance that ends",
         "billing/bills/credit_application.py",
         "            if back > 0:\n                id_",

@@ -156,6 +156,16 @@ def test_charges_that_a_commitment_names_count_alone_and_true_ups_tie_to_the_boo
     assert not commitment_report([running_], {"p": (named,)}, OCTOBER.end, [], {("USD", ""): Decimal(70)}).holds
 
 
+def test_of_a_prepaid_charge_a_commitment_without_names_counts_what_is_left_of_its_usage() -> None:
+    # 100 and 10 less 11 are 99, of which 9 are usage; half of it is more than the maximum
+    (line,) = rated(ONE_EACH, [usage(input_tokens=30)]).lines
+    amounts = {LineKind.PREPAID_FEE: "100", LineKind.OVERAGE: "10", LineKind.DISCOUNT: "-11", LineKind.MAXIMUM: "-49.5"}
+    lines = [replace(line, amount=Decimal(a), identity=replace(line.identity, kind=k)) for k, a in amounts.items()]
+    of = RunningCommitment([subscription()], OCTOBER, lines)
+    found = commitment_report([of], {"p": (COMMITTED,)}, OCTOBER.end, [], {})
+    assert [row["used"] for row in found.rows] == [Decimal("4.5")]
+
+
 def test_a_tenant_without_a_commitment_is_not_in_the_report() -> None:
     of = RunningCommitment([subscription()], BillingPeriod(OCTOBER.start, OCTOBER.end))
     assert commitment_report([of], {"p": (ONE_EACH,)}, OCTOBER.end, [], {}).rows == []

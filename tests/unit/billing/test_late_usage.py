@@ -28,8 +28,8 @@ def lines(**used: int) -> tuple[RatedLine, ...]:
     return rated(PLAN, [usage(**used)]).lines
 
 
-def changes(before: tuple[RatedLine, ...], now: tuple[RatedLine, ...], **given: bool) -> tuple[list[str], list[str]]:
-    found = adjusted(now, before, lambda of: of.charge_key, **given)
+def changes(before: tuple[RatedLine, ...], now: tuple[RatedLine, ...]) -> tuple[list[str], list[str]]:
+    found = adjusted(now, before, lambda of: of.charge_key)
     more, less = ([f"{key} {plain(line.amount)}" for key, line in each.items()] for each in (found.more, found.less))
     return more, less
 
@@ -48,11 +48,10 @@ def test_what_comes_to_nothing_is_on_no_document() -> None:
     assert changes(before, before) == ([], [])
 
 
-def test_what_credits_take_off_whole_is_left_out_unless_the_books_have_to_show_it() -> None:
+def test_what_credits_take_off_whole_is_on_a_document() -> None:
     before, now = lines(output_tokens=50), lines(output_tokens=80)
     off = period_line(cut([PLAN]), "credit.g", LineKind.CREDIT, Decimal(-3), "std")
-    assert changes(before, (*now, off)) == ([], [])
-    assert changes(before, (*now, off), covered=True) == (["adj.credit.g -3", "adj.out 3"], [])
+    assert changes(before, (*now, off)) == (["adj.credit.g -3", "adj.out 3"], [])
 
 
 @pytest.mark.parametrize("kind", [LineKind.INVOICE_DISCOUNT, LineKind.TRUE_UP, LineKind.CREDIT, LineKind.MINIMUM])

@@ -9,7 +9,9 @@ from decimal import Decimal
 import pytest
 
 from billing.errors import AmountTooLarge, NegativeUsage
-from billing.plans.price_plans import Metric
+from billing.plans.charge_models import Graduated, Tier, TierContinuity
+from billing.plans.price_plans import Charge, Filters, Metric, Terms
+from billing.plans.subscriptions import pieces
 from billing.rating import difference, is_billable, net, quantities, rate
 from tests.billing_builders import NOVEMBER, OCTOBER, charge, cut, rated, subscription, usage, version
 
@@ -157,6 +159,16 @@ def test_another_unit_price_posts_a_reversal_and_a_new_line() -> None:
     after = rated(version(charge("a", OUTPUT, "5")), [usage(output_tokens=16)]).lines
     found = [(line.unit_price, line.quantity, line.amount, line.reason) for line in difference(after, before)]
     assert found == [(5, 16, 80, "usage"), (10, -15, -150, "reversal: priced otherwise now")]
+
+
+def test_tier_bounds_go_by_the_contract_of_their_own_segment_not_the_last_ones() -> None:
+    half = OCTOBER.start + (OCTOBER.end - OCTOBER.start) / 2
+    prorated = subscription(ends_at=half, terms=Terms(tier_continuity=TierContinuity.PRORATE))
+    tiers = Graduated((Tier(Decimal(1), up_to=Decimal(100)), Tier(Decimal(2))))
+    plans = {"p": [version(Charge("k", OUTPUT, Filters(), tiers))], "q": [version(charge("i", INPUT, "1"), plan="q")]}
+    first, second = pieces([prorated, subscription(starts_at=half, plan="q")], plans, OCTOBER)
+    found = rate([(first, [usage(output_tokens=80)]), (second, [usage(input_tokens=1)])], OCTOBER)
+    assert [line.amount for line in found.lines] == [1, 50, 60]  # 50 of 80 at 1, 30 at 2
 
 
 def test_two_segments_of_one_charge_are_two_lines() -> None:

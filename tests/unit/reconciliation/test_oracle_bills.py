@@ -417,3 +417,28 @@ def test_free_units_of_a_charge_that_prices_none_are_refused_and_never_left_out(
     pool = {"pool": "x", "units": 5, "charges": ["k"]}
     with pytest.raises(oracle.CaseError, match="no units of a prepaid charge are free"):
         bill(plan={"p": [{"version": "v1", "charges": [PREPAID], "allowances": [pool]}]})
+
+
+def prepaid(charge: Plain, **more: Any) -> Plain:
+    credits = more.pop("credits", [])
+    plan = {"p": [{"version": "v1", "charges": [PREPAID | charge], **more}]}
+    (document,) = bill(usage=[used("k", 20, "2026-10-05")], plan=plan, credits=credits)
+    return document
+
+
+def test_a_discount_on_a_prepaid_charge_is_taken_off_its_fee_and_its_overage_each() -> None:
+    paid = {"id": "g", "kind": "paid", "amount": "50", "currency": "USD"}
+    grant = paid | {"effective": "2026-01-01", "paid_at": "2026-01-01"}
+    document = prepaid({"discount": "0.1"}, credits=[grant])
+    assert exact(document) == {"k.fee": "100", "k.overage": "10", "k.discount": "-11"}
+    assert document["payment_credits"] == [{"grant": "g", "used_minor": 900}]  # 10 - 1: usage alone (13.8)
+    of_usage = prepaid({"discount": "0.1"}, invoice_discount={"percent": "0.1", "base": "usage"})
+    assert exact(of_usage)["invoice_discount"] == "-0.9"  # (10 - 1) x 0.1
+    of_fees = prepaid({"discount": "0.1"}, invoice_discount={"percent": "0.1", "base": "fees"})
+    assert exact(of_fees)["invoice_discount"] == "-9"  # (100 - 10) x 0.1
+    assert exact(prepaid({"discount": "0.1"}, commitment={"amount": "50"}))["true_up"] == "41"  # 50 - (10 - 1)
+
+
+def test_a_maximum_of_a_prepaid_charge_is_borne_by_its_fee_and_its_overage() -> None:
+    document = prepaid({"maximum": "55"}, invoice_discount={"percent": "0.1", "base": "usage"})
+    assert exact(document) == {"k.fee": "100", "k.overage": "10", "k.maximum": "-55", "invoice_discount": "-0.5"}

@@ -19,7 +19,6 @@ BEYOND_IT = {
     "G06",
     "G20",
     "G23",
-    "G26",
 }
 """Cases of ours that ask for what the second rating does not have (reconciliation/oracle/README.md)."""
 

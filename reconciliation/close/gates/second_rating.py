@@ -23,8 +23,8 @@ NO_DECIMAL: Final = "n/d"
 TWELVE: Final = 10**12
 _FEES: Final = ("flat", "seat", "one_off")
 _AS_IS: Final = (
-    "size", "rate", "fixed_per_event", "min_per_event", "max_per_event", "included", "fee", "allowance", "minimum",
-    "maximum", "tax_group", "timing", "prorated",
+    "size", "rate", "fixed_per_event", "min_per_event", "max_per_event", "included", "fee", "seats", "allowance",
+    "minimum", "maximum", "tax_group", "timing", "prorated",
 )  # fmt: skip
 _READ: Final = frozenset(
     (*_AS_IS, "key", "model", "metric", "where", "price", "per", "tiers", "base", "overage_price", "tier_continuity",
@@ -133,19 +133,18 @@ def priced_by_event(contract: Plain) -> bool:
 
 
 def _terms(subscriptions: Sequence[Plain]) -> dict[str, Any]:
-    """Terms of the contract, and what they change to; the oracle reads one weighting for a period."""
+    """Terms of the contract, and what they change to. Quantities of a period are weighted as its last contract says."""
     if unknown := sorted({name for each in subscriptions for name in each["terms"]} - _ELSEWHERE):
         raise NotRerated(f"the term {unknown[0]}")
-    weighted = {bool(each["terms"].get(_WEIGHTED, False)) for each in subscriptions}
-    if len(weighted) > 1:
-        raise NotRerated(f"the term {_WEIGHTED}, which changes within what is rated")
+    weighted = False
     dated: list[dict[str, Any]] = []
     for each in sorted(filter(_bills, subscriptions), key=lambda each: str(each["bills_from"])):
+        weighted = bool(each["terms"].get(_WEIGHTED, False))
         terms = {name: each["terms"].get(name, default) for name, default in _OF_SEGMENT.items()}
         if not dated or any(dated[-1][name] != value for name, value in terms.items()):
             dated.append({"from": each["bills_from"], **terms})
     (first, *changes) = dated
-    return {name: first[name] for name in _OF_SEGMENT} | {_WEIGHTED: True in weighted, "changes": changes}
+    return {name: first[name] for name in _OF_SEGMENT} | {_WEIGHTED: weighted, "changes": changes}
 
 
 def _continuity(subscriptions: Sequence[Plain]) -> dict[str, str]:
@@ -166,7 +165,8 @@ def _changes(subscriptions: Sequence[Plain]) -> list[dict[str, Any]]:
             continue
         if ended is not None and ended != each["bills_from"]:
             found.append({"at": ended, "cancel": True})
-        change = {"at": each["bills_from"], "plan": each["plan"], "seats": each["seats"] or 1}
+        seats = 1 if each["seats"] is None else each["seats"]
+        change = {"at": each["bills_from"], "plan": each["plan"], "seats": seats}
         found.append(change | ({} if each["begins_plan"] else {"resume": True}))
         ended = each["ends_at"]
     return [*found, {"at": ended, "cancel": True}] if ended is not None else found

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
+from billing.plans.charge_models import MODELS
+from billing.plans.plan_documents import FILE_NAMES
+from billing.plans.price_plans import Charge, Terms
+from reconciliation.close.gates import second_rating
 from reconciliation.close.gates.agreements import agreed, held_in
 from reconciliation.close.gates.second_rating import NotRerated, Used, priced_by_event, rated_again
 
@@ -85,6 +90,21 @@ def test_what_it_has_no_reading_of_is_refused_by_name(given: dict[str, Any], nam
         rated_again(given, [used()])
 
 
+def test_there_is_a_reading_of_all_that_a_charge_and_a_contract_can_say() -> None:
+    # R3 cannot be waived: what it has no reading of could never be invoiced.
+    of_charges = {FILE_NAMES.get(field.name, field.name) for of in (Charge, *MODELS.values()) for field in fields(of)}
+    assert of_charges - {"pricing"} <= second_rating._READ
+    assert {field.name for field in fields(Terms)} <= second_rating._ELSEWHERE
+
+
+def test_seats_are_the_plans_or_the_subscriptions_also_none() -> None:
+    seat = {"key": "s", "model": "seat", "fee": "10", "metric": "", "where": {}}
+    assert rated_again(contract(seat | {"seats": "3"}), []) == {"s/std/amount": "30", "s/std/quantity": "3"}
+    given = contract(seat)
+    given["subscriptions"][0]["seats"] = 0
+    assert rated_again(given, []) == {}
+
+
 def subscribed(start: str, end: str | None, **changed: Any) -> dict[str, Any]:
     """A subscription as stored, from and to a day."""
     at, ended = f"{start}T00:00:00.000000Z", f"{end}T00:00:00.000000Z" if end else None
@@ -130,9 +150,17 @@ def test_terms_that_change_within_a_period_are_those_of_the_segment_in_which_a_r
     before = [used(id=f"r#{n}", request_id="r", attempt=n, status="aborted", input_tokens=n) for n in (1, 2)]
     found = rated_again(given, [*before, *later])
     assert (found["in.s1/std/quantity"], found["in.s2/std/quantity"]) == ("2", "200")
-    second["terms"] = second["terms"] | {"weighted_allowances": True}
-    with pytest.raises(NotRerated, match="the term weighted_allowances, which changes"):
-        rated_again(given, [used()])
+
+
+def test_free_units_are_weighted_as_the_periods_last_contract_says() -> None:
+    given = contract(CHARGE | {"allowance": "62", "price": "1", "per": 1})
+    first = given["subscriptions"][0] | {"ends_at": "2026-10-17T00:00:00Z"}
+    second = first | {"starts_at": first["ends_at"], "bills_from": first["ends_at"], "ends_at": "2026-10-24T00:00:00Z"}
+    second = second | {"plan": "q", "terms": first["terms"] | {"weighted_allowances": True}}
+    given |= {"subscriptions": [first, second], "plans": given["plans"] | {"q": given["plans"]["p"]}}
+    assert rated_again(given, [used()])["in.s1/std/quantity"] == "54"  # 100 less 62 x 23/31
+    given["subscriptions"] = [first | {"terms": second["terms"]}, second | {"terms": first["terms"]}]
+    assert rated_again(given, [used()])["in.s1/std/quantity"] == "38"
 
 
 def test_what_goes_on_after_a_pause_has_no_one_off_fee_again() -> None:

@@ -82,17 +82,18 @@ class CoverableUsage:
     def _used(self, cut: Sequence[Piece], *, exact: bool) -> list[PieceUsage]:
         tenant_id = cut[0].subscription.tenant_id
         statuses = {status for piece in cut for status in piece.subscription.bill_statuses}
-        delivered = cut[-1].subscription.terms.bill_attempts is BillAttempts.DELIVERED
         too_old = self._unbillable.get(tenant_id, ())
         late = [each.usage for each in too_old]
         attempts = [usage for usage in self._attempts(tenant_id) if usage not in late]
-        not_delivered = left_out(attempts, statuses) if delivered else []
+        not_delivered = left_out(attempts, statuses)
         plans = [self._plans[name] for name in {piece.version.plan for piece in cut}]
         if any(map(needs_events, plans)) or any(needs_bands(piece.subscription, self._versions) for piece in cut):
             metrics = {metric for plan in plans for metric in plan.declared_metrics}
             return self._by_event(cut, metrics, not_delivered, {each.key for each in too_old})
-        without = [*late, *not_delivered]
-        return [distribute(piece, self._usage(piece, without, exact))[0] for piece in cut]
+        return [
+            distribute(piece, self._usage(piece, [*late, *(not_delivered if _delivered(piece) else ())], exact))[0]
+            for piece in cut
+        ]
 
     def _by_event(
         self,
@@ -127,6 +128,11 @@ class CoverableUsage:
             for usage in retried_usage(self._connection, self._period.start, self._period.end):
                 self._retried[usage.quantity.tenant_id].append(usage)
         return self._retried.get(tenant_id, [])
+
+
+def _delivered(piece: Piece) -> bool:
+    """Whether of a request's attempts one alone bills."""
+    return piece.subscription.terms.bill_attempts is BillAttempts.DELIVERED
 
 
 def needs_each_time(grants: Collection[Grant], cut: Sequence[Piece], period: BillingPeriod) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
-from billing.invoicing.sending import seen_header, wanted_header
+from billing.invoicing.sending import customer_shown, seen_header, wanted_header
 from billing.invoicing.stripe_lines import LineSeen, told, wanted_lines
 from billing.periods import BillingPeriod
 from billing.stripe.stripe_gateway import Json, StripeInvoice
@@ -79,15 +79,19 @@ def money_in_stripe(listed: Mapping[str, Value], booked: Mapping[str, Value]) ->
 
 
 def customers_in_stripe(
-    ours: Mapping[str, str], explained: Mapping[str, int], billed: Collection[str], found: Iterable[Json],
-    pending: Iterable[Json],
+    ours: Mapping[str, str], explained: Mapping[str, int], as_told: Mapping[str, Json], billed: Collection[str],
+    found: Iterable[Json], pending: Iterable[Json],
 ) -> Check:  # fmt: skip
-    """Our customers (with whose they are) have the balances that we can explain (Stripe's integers; else 0), and no
-    items that somebody left to be billed (docs/spec/money.md 10); those that are being `billed` are there."""
-    there = {each["id"]: each["balance"] for each in found if each["id"] in ours}
+    """Our customers (with whose they are) have the balances that we can explain (Stripe's integers; else 0), the names
+    and addresses that Stripe was told, and no items that somebody left to be billed (docs/spec/money.md 10); those
+    that are being `billed` are there."""
+    there = {each["id"]: each for each in found if each["id"] in ours}
     asked = {name: account for name, account in ours.items() if name in there or name in billed}
     wanted: dict[str, Value] = {f"{account}/{name}/balance": explained.get(name, 0) for name, account in asked.items()}
-    seen: dict[str, Value] = {f"{ours[name]}/{name}/balance": balance for name, balance in there.items()}
+    seen: dict[str, Value] = {f"{ours[name]}/{name}/balance": each["balance"] for name, each in there.items()}
+    for name in there.keys() & as_told.keys():
+        for side, data in ((wanted, as_told[name]), (seen, there[name])):
+            side |= {f"{ours[name]}/{name}/{what}": text for what, text in customer_shown(data).items()}
     different = differences(wanted, seen)
     for item in pending:
         if (name := _name(item["customer"])) in ours:

@@ -23,7 +23,7 @@ from billing.ledger.journal import AccountCode
 from billing.money import ZERO, currency, exactly, plain
 from billing.periods import BillingPeriod
 from billing.posting.stripe_money import BalanceTransaction, major
-from billing.stripe import customer_store, returns, returns_store
+from billing.stripe import customer_store, returns, returns_store, stripe_request_store
 from billing.stripe.returns import Unreadable
 from billing.stripe.stripe_accounts import Stripe
 from billing.stripe.stripe_gateway import StripeGateway
@@ -163,11 +163,13 @@ def _of_books(connection: Connection, check: Check) -> Check:
 
 
 def customers(engine: Engine | Connection, gateway: Stripe) -> Check:
-    """Our customers stand in Stripe as we can explain: what was overpaid, and does not leave their balance yet."""
+    """Our customers stand in Stripe as we can explain: what was overpaid, and does not leave their balance yet; who
+    they are, as Stripe was told."""
     found = [customer for each in gateway.each for customer in each.customers(None)]
     pending = [item for each in gateway.each for item in each.pages("/v1/invoiceitems", pending=True)]
     with transaction(engine) as connection:
         ours, billed = customer_store.current(connection), customer_store.being_billed(connection)
+        told = {name: each.data for name, each in stripe_request_store.customers_told(connection).items()}
         open_ = correction_store.listed(connection, state=CorrectionState.OPEN, kind=CorrectionKind.OVERPAYMENT)
         of = {
             s.invoice.invoice_id: s for s in invoice_store.listed(connection, invoice_ids={c.invoice_id for c in open_})
@@ -176,4 +178,4 @@ def customers(engine: Engine | Connection, gateway: Stripe) -> Check:
     for each in open_:
         if each.note_id is None:
             explained[of[each.invoice_id].stripe_customer_id or ""] -= each.content["amount"]
-    return stripe_agreement.customers_in_stripe(ours, explained, billed, found, pending)
+    return stripe_agreement.customers_in_stripe(ours, explained, told, billed, found, pending)

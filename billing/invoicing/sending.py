@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from billing.errors import IllegalTransition
 from billing.invoicing.invoices import Invoice, InvoiceIdentity
+from billing.invoicing.parties import Party
 from billing.invoicing.stripe_lines import LineSeen, line_parameters, stripe_lines, told, wanted_lines
 from billing.money import to_stripe
 
@@ -26,6 +27,8 @@ COLLECTION_METHOD: Final = "send_invoice"
 METADATA: Final = "metadata "
 OURS: Final = "tollbook:"
 """Every idempotency key of ours begins so."""
+ADDRESS: Final = ("line1", "line2", "postal_code", "city", "state", "country")
+"""The fields of an address in Stripe (https://docs.stripe.com/api/customers/object)."""
 KEY_PART_MAX: Final = 127
 """Stripe takes keys of 255 characters; a longer part is replaced by its hash."""
 
@@ -118,19 +121,41 @@ class DraftSeen:
     metadata: Mapping[str, str]
 
 
-def customer_request(legal_entity: str, billing_account: str, name: str, email: str, epoch: int = 0) -> Request:
+def customer_data(payer: Party) -> dict[str, Any]:
+    """What Stripe is told of a payer, and has on its invoices; an address with all its fields, or "" for none."""
+    fields = (payer.street, payer.street_2, payer.postal_code, payer.city, payer.region, payer.country)
+    address = dict(zip(ADDRESS, fields, strict=True)) if any(fields) else ""
+    return {"name": payer.name, "email": payer.email, "address": address}
+
+
+def customer_shown(data: Mapping[str, Any]) -> dict[str, str]:
+    """The same as texts, of what Stripe was told or has; "" where there is none."""
+    address = data.get("address") or {}
+    lines = ", ".join(filter(None, (address.get(name) for name in ADDRESS)))
+    return {"name": data.get("name") or "", "email": data.get("email") or "", "address": lines}
+
+
+def customer_changes(data: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a payer's data Stripe has not been told; not that it has no e-mail address any more."""
+    now, before = customer_shown(data), customer_shown(told)
+    changed = {name: value for name, value in data.items() if now[name] != before[name]}
+    return {name: value for name, value in changed.items() if value or name == "address"}
+
+
+def customer_request(legal_entity: str, billing_account: str, data: Mapping[str, Any], epoch: int = 0) -> Request:
     """Create the customer of a billing account; without an e-mail address Stripe sends it no invoice."""
     key = key_of(legal_entity, billing_account, "customer", epoch=epoch)
-    parameters = {"name": name, "email": email, "metadata": customer_metadata(legal_entity, billing_account)}
+    told = {name: value for name, value in data.items() if value}
+    parameters = {**told, "metadata": customer_metadata(legal_entity, billing_account)}
     return request_of(key, Operation.CREATE_CUSTOMER, "", parameters, epoch=epoch)
 
 
 def customer_update_request(
-    legal_entity: str, billing_account: str, customer: str, email: str, times: int, epoch: int = 0
+    legal_entity: str, billing_account: str, customer: str, changed: Mapping[str, Any], times: int, epoch: int = 0
 ) -> Request:
-    """Tell Stripe of a customer's other e-mail address; `times`: how often it was told of one before."""
+    """Tell Stripe what has changed of a customer's data; `times`: how often it was told so before."""
     key = key_of(legal_entity, billing_account, "customer_update", customer, str(times), epoch=epoch)
-    return request_of(key, Operation.UPDATE_CUSTOMER, customer, {"email": email}, epoch=epoch)
+    return request_of(key, Operation.UPDATE_CUSTOMER, customer, changed, epoch=epoch)
 
 
 def customer_metadata(legal_entity: str, billing_account: str) -> dict[str, str]:

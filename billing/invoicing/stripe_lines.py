@@ -132,16 +132,13 @@ def percent(rate: Decimal) -> str:
 
 
 def line_parameters(invoice: Invoice, line: StripeLine) -> dict[str, Any]:
-    """A line as `add_lines` takes it."""
-    start, end = line.period
+    """A line as `add_lines` takes it: whole seconds, also of a service that lasted no second."""
+    start, end = (timegm(at.utctimetuple()) for at in line.period)
     return {
         "amount": to_stripe(line.amount_minor, invoice.identity.money),
         "description": line.description,
         "discountable": False,
-        "period": {
-            "start": timegm(start.utctimetuple()),
-            "end": timegm(end.utctimetuple()) - PERIOD_END_IS_INCLUSIVE_S,
-        },
+        "period": {"start": start, "end": max(start, end - PERIOD_END_IS_INCLUSIVE_S)},
         "metadata": {"line_key": line.key, **line.metadata},
     }
 

@@ -6,9 +6,10 @@ Nothing external happens inside a transaction. Only the holder of the billing ac
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -17,10 +18,13 @@ from billing.invoicing import invoice_store, number_store, party_store, rated_li
 from billing.invoicing.close_holds import close_that_holds
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState, settled_locally
+from billing.invoicing.parties import Party
 from billing.invoicing.sending import (
     Operation,
     Request,
     SendingStep,
+    customer_changes,
+    customer_data,
     customer_metadata,
     customer_request,
     customer_update_request,
@@ -162,7 +166,7 @@ class InvoiceSender:
             before = customer_store.count(self._connection, account.billing_account)
             if known is not None:
                 return self._with_customer(stored, known)
-            email = self._email()
+            data = customer_data(self._payer_with_email())
             since = stripe_request_store.first_frozen(
                 self._connection, account.billing_account, Operation.CREATE_CUSTOMER
             )
@@ -177,7 +181,7 @@ class InvoiceSender:
             return str(found[0]) if found else None
 
         key, customer = self._requests.ask(
-            lambda epoch: customer_request(account.legal_entity, account.billing_account, account.name, email, epoch),
+            lambda epoch: customer_request(account.legal_entity, account.billing_account, data, epoch),
             self._given.gateway.create_customer,
             look,
             before * EPOCH_LIMIT,
@@ -187,15 +191,15 @@ class InvoiceSender:
             customer_store.add(self._connection, account.billing_account, customer)
             return self._with_customer(stored, customer)
 
-    def _email(self) -> str:
-        """Where the payer gets its invoices. Raises Parked where nobody has said: Stripe makes no draft then."""
-        account, email = self._account.billing_account, self._address()
-        if not email:
+    def _payer_with_email(self) -> Party:
+        """Who gets the account's invoices. Raises Parked without an e-mail address: Stripe makes no draft then."""
+        account, payer = self._account.billing_account, self._payer()
+        if not payer.email:
             raise Parked(
                 f"billing account {account} has no e-mail address, and Stripe makes no invoice without one:"
                 f" `tollbook account add {account} --email …`, then send it again"
             )
-        return email
+        return payer
 
     def _with_customer(self, stored: StoredInvoice, customer: str, **columns: object) -> StoredInvoice:
         self._requests.freeze_ahead([self._draft_request(stored, customer, self._first)])
@@ -325,34 +329,34 @@ class InvoiceSender:
                 parked_because=None,
             )
 
-    def _tell_address(self, customer: str) -> None:
-        """Stripe's customer has the account's e-mail address of now: an invoice takes it when it is finalized."""
+    def _tell_changes(self, customer: str) -> None:
+        """Stripe's customer has the account's name and addresses of now: an invoice takes them when it is finalized."""
         account = self._account
         while True:
             with self._connection.begin():
-                told, times = stripe_request_store.customer_told(self._connection, account.billing_account, customer)
-                email = self._address()
-            if told is None or not email or told == email:
+                told = stripe_request_store.customers_told(self._connection, account.billing_account).get(customer)
+                changed = {} if told is None else customer_changes(customer_data(self._payer()), told.data)
+            if told is None or not changed:
                 return
 
-            def make(epoch: int, email: str = email, times: int = times) -> Request:
+            def make(epoch: int, changed: Mapping[str, Any] = changed, times: int = told.times) -> Request:
                 of = (account.legal_entity, account.billing_account, customer)
-                return customer_update_request(*of, email, times, epoch)
+                return customer_update_request(*of, changed, times, epoch)
 
-            def look(email: str = email) -> Json | None:
+            def look(changed: Mapping[str, Any] = changed) -> Json | None:
                 there = self._given.gateway.get("/v1/customers/{}", customer)
-                return there if there.get("email") == email else None
+                return None if customer_changes(changed, there) else there
 
             key, _ = self._requests.ask(make, self._given.gateway.change, look)
             with self._connection.begin():
                 stripe_request_store.record_reply(self._connection, key, customer)
 
-    def _address(self) -> str | None:
+    def _payer(self) -> Party:
         account = self._account
-        return party_store.present(self._connection, (None, account.billing_account), account.name).email
+        return party_store.present(self._connection, (None, account.billing_account), account.name)
 
     def _set_number(self, stored: StoredInvoice) -> StoredInvoice:
-        self._tell_address(_known(stored.stripe_customer_id))
+        self._tell_changes(_known(stored.stripe_customer_id))
         target, number = _known(stored.stripe_invoice_id), _known(stored.number)
 
         def look() -> StripeInvoice | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import UUID, Connection, String, any_, cast, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
@@ -52,6 +52,14 @@ class FrozenRequest:
     fading: bool = False
     fresh: bool = False
     silent: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerTold:
+    """What Stripe was told of a customer, as parameters, and how often it was told of changes."""
+
+    data: Mapping[str, Any]
+    times: int
 
 
 def freeze(
@@ -133,19 +141,21 @@ def first_frozen(connection: Connection, billing_account: str, operation: Operat
     return connection.execute(query).scalar()
 
 
-def customer_told(connection: Connection, billing_account: str, customer: str) -> tuple[str | None, int]:
-    """The e-mail address that Stripe was told last of a customer of an account, and how often it was told of another
-    one; None where a customer that somebody made there was never told of any."""
+def customers_told(connection: Connection, billing_account: str | None = None) -> dict[str, CustomerTold]:
+    """By customer what Stripe was told, of all or of an account's; not of one that somebody made there."""
     table = tables.stripe_requests
     steps = (Operation.CREATE_CUSTOMER.value, Operation.UPDATE_CUSTOMER.value)
-    query = (
-        select(table.c.step, table.c.parameters)
-        .where(table.c.billing_account == billing_account, table.c.step.in_(steps), table.c.reply_id == customer)
-        .order_by(table.c.replied_at.desc())
+    query = select(table.c.step, table.c.reply_id, table.c.parameters).where(
+        table.c.step.in_(steps), table.c.reply_id.is_not(None)
     )
-    rows = connection.execute(query).all()
-    told = None if not rows else str(json.loads(rows[0].parameters).get("email", ""))
-    return told, sum(row.step == Operation.UPDATE_CUSTOMER.value for row in rows)
+    if billing_account is not None:
+        query = query.where(table.c.billing_account == billing_account)
+    found: dict[str, CustomerTold] = {}
+    for step, customer, parameters in connection.execute(query.order_by(table.c.replied_at)):
+        before = found.get(customer, CustomerTold({}, 0))
+        is_change = step == Operation.UPDATE_CUSTOMER.value
+        found[customer] = CustomerTold({**before.data, **json.loads(parameters)}, before.times + is_change)
+    return found
 
 
 def under_way(connection: Connection, invoice_id: uuid.UUID) -> bool:

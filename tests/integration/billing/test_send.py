@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -21,7 +22,7 @@ from billing.database import connection, transaction
 from billing.errors import PartyRefused, StripeAccessRefused
 from billing.invoicing.stripe_lines import LINES_MAX
 from billing.settings import StripeSettings
-from billing.stripe import stripe_request_store
+from billing.stripe import stripe_gateway, stripe_request_store
 from billing.stripe.rate_limits import Limits
 from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_accounts import Stripe
@@ -33,6 +34,7 @@ from tests.fixtures_stripe_twin import StripeTwin, control
 from tests.integration.billing.conftest import Crash, World, all_done, crash_at
 from tests.integration.billing.stripe_months import sync
 
+WITHIN_S = 60.0
 NOWHERE = StripeGateway(StripeSettings("sk_test_1", "http://127.0.0.1:9"))
 
 
@@ -150,23 +152,36 @@ def test_a_customer_is_made_once_for_all_invoices_of_an_account_and_not_without_
     assert "`tollbook account add acme --email" in str(parked.reason)
     assert stripe_twin.client().v1.customers.list().data == []
     assert world.count("ledger.stripe_requests") == 0, "nothing was going to be sent"
-    add_account(world.engine, name="acme", actor="ada", values={"email": "ap@acme.example"})
+    party = {"name": "Acme Inc", "street": "1 Main St", "country": "US"}
+    add_account(world.engine, name="acme", actor="ada", values={"email": "ap@acme.example", **party})
     world.send(gateway)
-    (customer,) = stripe_twin.client().v1.customers.list().data
-    assert customer.email == "ap@acme.example"
+    client = stripe_twin.client()
+    (customer,) = client.v1.customers.list().data
+    assert (customer.email, customer.name) == ("ap@acme.example", "Acme Inc")
+    assert customer.address is not None
+    assert (customer.address.line1, customer.address.country) == ("1 Main St", "US")
     world.use("acme", at=NOVEMBER.start, output_tokens=500)
     world.rate(NOVEMBER)
     world.draft(NOVEMBER)
-    # An address that changed is told once, before the invoice is final and has it.
-    add_account(world.engine, name="acme", actor="ada", values={"email": "new@acme.example"})
+    # What changed is told once, before the invoice is final and has it.
+    add_account(world.engine, name="acme", actor="ada", values={"email": "new@acme.example", "name": "Acme Ltd"})
     with pytest.raises(Crash):
         world.send(gateway, NOVEMBER, checkpoint=crash_at("unrecorded customer_update 0"))
     assert outcomes(world.send(gateway, NOVEMBER)) == {"acme": Outcome.FINALIZED}
-    assert [invoice.customer_email for invoice in in_stripe(stripe_twin)] == ["new@acme.example", "ap@acme.example"]
+    assert [(invoice.customer_email, invoice.customer_name) for invoice in in_stripe(stripe_twin)] == [
+        ("new@acme.example", "Acme Ltd"), ("ap@acme.example", "Acme Inc"),
+    ]  # fmt: skip
     told = "select step, reply_id is not null from ledger.stripe_requests where step like 'customer%' order by 1"
     assert world.rows(told) == [("customer", True), ("customer_update", True)]
-    assert len(stripe_twin.client().v1.customers.list().data) == 1
+    assert len(client.v1.customers.list().data) == 1
     assert sorted(str(invoice.number) for invoice in in_stripe(stripe_twin)) == ["INV-000001", "INV-000002"]
+    # What somebody changes of it in Stripe by hand is found, and stays.
+    client.v1.customers.update(customer.id, {"email": "else@where.example", "address": ""})
+    (check,) = [each for each in reconcile(world, gateway) if each.name == "customers in Stripe are explained"]
+    assert [(d.key, d.left, d.right) for d in check.differences] == [
+        (f"acme/{customer.id}/address", "1 Main St, US", ""),
+        (f"acme/{customer.id}/email", "new@acme.example", "else@where.example"),
+    ]
 
 
 def test_numbers_have_no_gaps_per_legal_entity_however_many_are_released_at_once(
@@ -520,21 +535,24 @@ def test_whoever_knows_the_limits_that_a_twin_keeps_gets_there_and_so_does_who_f
 
 
 def test_a_slow_reply_does_not_hold_up_the_others(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+    world: World, stripe_twin: StripeTwin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drafted(world, a=1000, b=1000)
-    hold = stripe_twin.hold("after_commit", "POST", "/v1/customers")
-    done = threading.Event()
+    monkeypatch.setattr(stripe_gateway, "TIMEOUT_S", 10 * WITHIN_S)
+    gateway = StripeGateway(StripeSettings(stripe_twin.key, stripe_twin.url))
+    with pytest.raises(Crash):
+        world.send(gateway, billing_accounts=["a"], checkpoint=crash_at("stored draft_created"))
+    hold = stripe_twin.hold("after_commit", "POST", f"/v1/invoices/{in_stripe(stripe_twin)[0].id}/add_lines")
     result: list[Any] = []
-
-    def send() -> None:
-        result.append(world.send(gateway))
-        done.set()
-
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=lambda: result.append(world.send(gateway)))
     thread.start()
-    hold.wait()
-    assert not done.is_set()
-    hold.release()
-    thread.join(60)
+    try:
+        hold.wait()
+        until = time.monotonic() + WITHIN_S
+        while "open" not in [i.status for i in in_stripe(stripe_twin)] and time.monotonic() < until:
+            time.sleep(0.05)
+        assert sorted(str(i.status) for i in in_stripe(stripe_twin)) == ["draft", "open"]
+    finally:
+        hold.release()
+        thread.join()
     assert set(outcomes(result[0]).values()) == {Outcome.FINALIZED}

@@ -94,7 +94,7 @@ def test_every_answer_is_told_apart(
     monkeypatch.setattr(stripe_gateway, "TIMEOUT_S", (0.5, 0.3))
     gateway, seen = serve(status, body)
     with pytest.raises(StripeError) as caught:
-        gateway.create_customer(customer_request("default", "acme", "Acme", "ap@acme.example"))
+        gateway.create_customer(customer_request("default", "acme", {"name": "Acme"}))
     assert type(caught.value) is expected
     assert str(caught.value).startswith("Stripe: ")
     assert len(seen) == 1, "the SDK must not repeat anything by itself"
@@ -102,7 +102,7 @@ def test_every_answer_is_told_apart(
 
 def test_each_change_carries_our_key_and_the_pinned_version(serve: Serve) -> None:
     gateway, seen = serve(200, {"id": "cus_1", "object": "customer"})
-    request = customer_request("default", "acme", "Acme", "ap@acme.example")
+    request = customer_request("default", "acme", {"name": "Acme"})
     assert gateway.create_customer(request) == "cus_1"
     assert seen[0]["idempotency-key"] == request.idempotency_key == "tollbook:default:acme:customer:e0"
     assert seen[0]["stripe-version"] == stripe_gateway.API_VERSION
@@ -111,7 +111,7 @@ def test_each_change_carries_our_key_and_the_pinned_version(serve: Serve) -> Non
 def test_what_stripe_said_is_kept_with_its_code_and_request_id(serve: Serve) -> None:
     gateway, _ = serve(400, error("invalid_request_error", "parameter_unknown"))
     with pytest.raises(StripeRefused) as caught:
-        gateway.create_customer(customer_request("default", "acme", "Acme", "ap@acme.example"))
+        gateway.create_customer(customer_request("default", "acme", {"name": "Acme"}))
     assert (caught.value.code, caught.value.request_id) == ("parameter_unknown", "req_1")
 
 

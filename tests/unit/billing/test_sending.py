@@ -10,10 +10,13 @@ import pytest
 
 from billing.errors import IllegalTransition
 from billing.invoicing.invoices import Invoice
+from billing.invoicing.parties import Party
 from billing.invoicing.sending import (
     LINES_PER_REQUEST,
     DraftSeen,
     SendingStep,
+    customer_changes,
+    customer_data,
     customer_request,
     draft_differences,
     draft_request,
@@ -24,12 +27,13 @@ from billing.invoicing.sending import (
     lines_requests,
     number_request,
 )
-from billing.invoicing.stripe_lines import LineSeen
+from billing.invoicing.stripe_lines import LineSeen, line_parameters, stripe_lines
 from billing.plans.price_plans import Metric
-from tests.billing_builders import bill, charge, usage, version
+from tests.billing_builders import OCTOBER, bill, charge, usage, version
 
 PLAN = version(charge("in", Metric.INPUT, "0.01", model="llama"), charge("out", Metric.OUTPUT, "0.03"))
 INVOICE = bill(PLAN, [usage(input_tokens=1234, output_tokens=100)], account="acme")
+ACME = Party("Acme Inc", street="1 Main St", city="Springfield", country="US", email="ap@acme.example")
 
 
 def test_keys_are_deterministic_and_name_the_invoice_step_chunk_and_epoch() -> None:
@@ -41,13 +45,34 @@ def test_keys_are_deterministic_and_name_the_invoice_step_chunk_and_epoch() -> N
         "tollbook:default:acme:usage:2026-10:r0:number:0:e2"
     )
     assert finalize_request(INVOICE, stripe_invoice="in_1").idempotency_key.endswith(":r0:finalize:0:e0")
-    customer = customer_request("default", "acme", "Acme", "ap@acme.example")
+    customer = customer_request("default", "acme", customer_data(ACME))
     assert customer.idempotency_key == "tollbook:default:acme:customer:e0"
     assert draft.key_at(3) == "tollbook:default:acme:usage:2026-10:r0:draft:0:e3"
 
 
+def test_stripe_is_told_who_pays_and_later_only_what_has_changed() -> None:
+    address = {
+        "line1": "1 Main St", "line2": "", "postal_code": "", "city": "Springfield", "state": "", "country": "US"
+    }  # fmt: skip
+    told = customer_request("default", "acme", customer_data(ACME)).decoded
+    assert told == {
+        "name": "Acme Inc", "email": "ap@acme.example", "address": address,
+        "metadata": {"legal_entity": "default", "billing_account": "acme"},
+    }  # fmt: skip
+    assert "address" not in customer_request("default", "acme", customer_data(Party("Acme"))).decoded
+    # As Stripe shows it: what it has not is null.
+    there = {**told, "address": {name: value or None for name, value in address.items()}}
+    for known in (told, there):
+        assert customer_changes(customer_data(ACME), known) == {}
+        moved = customer_data(replace(ACME, street="2 Main St"))
+        assert customer_changes(moved, known) == {"address": {**address, "line1": "2 Main St"}}
+        assert customer_changes({"name": "Acme Inc"}, known) == {}
+        nowhere = customer_data(Party("Acme Ltd"))
+        assert customer_changes(nowhere, known) == {"name": "Acme Ltd", "address": ""}, "its e-mail address stays"
+
+
 def test_an_account_with_a_colon_cannot_take_the_key_of_another() -> None:
-    odd = customer_request("default", "acme:usage", "x", "").idempotency_key
+    odd = customer_request("default", "acme:usage", {}).idempotency_key
     assert odd == "tollbook:default:acme%3Ausage:customer:e0"
 
 
@@ -107,6 +132,15 @@ def test_lines_carry_integer_amounts_their_key_and_an_inclusive_period() -> None
         },
     }
     assert "." not in json.dumps([line["amount"] for line in request.decoded["lines"]])
+
+
+def test_a_line_of_less_than_a_second_ends_no_earlier_than_it_begins() -> None:
+    """Stripe refuses a period that does, and with it every line of the request."""
+    at = OCTOBER.start
+    (line, *_) = stripe_lines(INVOICE)
+    for first, last in ((100, 700), (0, 999_999)):
+        of = replace(line, period=(at.replace(microsecond=first), at.replace(microsecond=last)))
+        assert line_parameters(INVOICE, of)["period"] == {"start": 1790812800, "end": 1790812800}
 
 
 def test_currencies_without_a_minor_unit_go_as_stripe_counts_them() -> None:

@@ -273,3 +273,8 @@ class StripeOutcomeUnknown(StripeError):
 
 class StripeServerError(StripeOutcomeUnknown):
     """Stripe answered 5xx. It may repeat that answer for the key as long as it remembers the key."""
+
+
+def in_words(error: Exception) -> str:
+    """What an error says; one that is none of ours with its type."""
+    return str(error) if isinstance(error, BillingError) else f"{type(error).__name__}: {error}"

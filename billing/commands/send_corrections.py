@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import (
-    BillingError,
     NoStripeAccount,
     StripeAccessRefused,
     StripeBusy,
     StripeOutcomeUnknown,
     StripeRefused,
     StripeRefusedBefore,
+    in_words,
 )
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import Correction, CorrectionEvent, CorrectionKind, CorrectionState
@@ -109,9 +110,9 @@ def _all_of(engine: Engine, account: str, listed: Sequence[Correction], given: C
                 with opened.begin():
                     _check_turn(opened, correction)
                 CorrectionSender(opened, correction.correction_no, given).run()
-            except StripeAccessRefused:
+            except (StripeAccessRefused, InterfaceError, OperationalError):
                 raise
-            except BillingError as error:
+            except Exception as error:  # also a reply of a shape that nobody thought of: it stops no other correction
                 with opened.begin():
                     reason = _hindered(opened, correction, error)
             with opened.begin():
@@ -138,9 +139,9 @@ def _check_turn(opened: Connection, correction: Correction) -> None:
         raise Parked(f"first this invoice's {first.kind}: {first.told_because or 'it is not told yet'}")
 
 
-def _hindered(opened: Connection, correction: Correction, error: BillingError) -> str:
+def _hindered(opened: Connection, correction: Correction, error: Exception) -> str:
     """Keep what hinders a correction, or that it is over; that, in words."""
-    reason = str(error)
+    reason = in_words(error)
     if isinstance(error, StripeRefusedBefore) and correction.kind not in FINAL:
         return correction.told_because or reason
     if isinstance(error, StripeRefused) and correction.kind in FINAL:

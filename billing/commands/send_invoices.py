@@ -13,15 +13,16 @@ from enum import StrEnum
 from typing import Final
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from billing.database import SENDERS_MAX, connection, transaction
 from billing.errors import (
-    BillingError,
     NoStripeAccount,
     StripeAccessRefused,
     StripeBusy,
     StripeLater,
     StripeOutcomeUnknown,
+    in_words,
 )
 from billing.invoicing import invoice_store
 from billing.invoicing.invoice_rows import StoredInvoice, why_altered
@@ -191,15 +192,15 @@ class _Run:
                 if sender.held_by is not None:
                     return _left(sent, f"compared; the close of {sender.held_by} issues it once it is approved")
                 return _seen(sent, changed=True)
-            except StripeAccessRefused:
+            except (StripeAccessRefused, InterfaceError, OperationalError):
                 raise
             except (StripeBusy, StripeOutcomeUnknown) as error:
                 self._answered(isinstance(error, StripeLater))
                 return _left(stored, str(error))
-            except BillingError as error:
+            except Exception as error:  # also a reply of a shape that nobody thought of: it stops no other invoice
                 with opened.begin():
-                    invoice_store.park(opened, stored.invoice.invoice_id, str(error))
-                return _left(stored, str(error), Outcome.PARKED)
+                    invoice_store.park(opened, stored.invoice.invoice_id, in_words(error))
+                return _left(stored, in_words(error), Outcome.PARKED)
 
     def _answered(self, yes: bool) -> None:
         with self._guard:

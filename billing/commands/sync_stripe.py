@@ -20,12 +20,12 @@ from billing.commands.send_corrections import send_corrections
 from billing.database import connection as connected
 from billing.database import raw, transaction
 from billing.errors import (
-    BillingError,
     MoneyNotBooked,
     StripeAccessRefused,
     StripeBusy,
     StripeOutcomeUnknown,
     StripeRefused,
+    in_words,
 )
 from billing.invoicing import correction_store
 from billing.invoicing.correcting import CorrectionState
@@ -179,7 +179,7 @@ def _take_money(engine: Engine, gateway: StripeGateway, now: datetime) -> tuple[
         except UNREACHABLE:
             raise
         except Exception as error:  # also of a shape that nobody thought of
-            because = _said(error)
+            because = in_words(error)
             unbooked.append(f"{transaction_id} of {at:%Y-%m-%d} is not booked: {because}")
         with transaction(engine) as connection:
             returns_store.set_aside(connection, whose, transaction_id, at, because)
@@ -273,18 +273,13 @@ def _handle(
             except UNREACHABLE:
                 raise
             except Exception as error:  # also of a shape that nobody thought of
-                stuck.append(f"{object_id}: {_said(error)}")
+                stuck.append(f"{object_id}: {in_words(error)}")
                 continue
             if outcome == WAITS:
                 continue
             with transaction(engine) as connection:
                 returns_store.handled(connection, events, outcome)
             outcomes.append((outcome, events))
-
-
-def _said(error: Exception) -> str:
-    """An error in words; one that is none of ours with its type."""
-    return str(error) if isinstance(error, BillingError) else f"{type(error).__name__}: {error}"
 
 
 def _outcome(

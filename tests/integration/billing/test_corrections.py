@@ -19,11 +19,13 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.show_returns import returns_shown
 from billing.commands.take_over_note import take_over_note
 from billing.errors import CorrectionRefused
+from billing.invoicing.sending import Operation, Request
 from billing.periods import accounting_month, parse_period
 from billing.posting.proposal_store import ProposalKind
+from billing.settings import StripeSettings
 from billing.stripe import request_sender, returns
 from billing.stripe.sender_lock import account_held
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_gateway import Json, StripeGateway
 from devstack.stripe_twin.faults import FaultKind
 from tests.billing_builders import NOVEMBER, OCTOBER
 from tests.fixtures_stripe_twin import StripeTwin, act, control
@@ -255,6 +257,25 @@ def test_what_stripe_refuses_is_asked_again_in_time_or_when_a_person_asks_howeve
     stripe_twin.call("DELETE", "/_twin/faults")
     assert sync(world, gateway).corrected == 0
     assert sync(world, gateway, again=True).corrected == 1
+    agrees(world, gateway)
+
+
+def test_an_error_that_nobody_thought_of_hinders_its_correction_alone(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    class Odd(StripeGateway):
+        """Whose replies to credit notes have another shape."""
+
+        def change(self, request: Request) -> Json:
+            found = super().change(request)
+            return {} if request.operation is Operation.CREDIT_NOTE else found
+
+    note_over(world, sent["acme"], "5")
+    act(stripe_twin, "pay", invoice=sent["bolt"])
+    found = sync(world, Odd(StripeSettings(stripe_twin.key, stripe_twin.url)))
+    assert (found.booked, found.paid, found.corrected) == (1, 1, 0)
+    assert [problem.partition(": ")[2] for problem in found.problems] == ["KeyError: 'total'"]
+    assert sync(world, gateway).corrected == 1
     agrees(world, gateway)
 
 

@@ -20,13 +20,14 @@ from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.trial_balance import trial_balance
 from billing.database import connection, transaction
 from billing.errors import PartyRefused, StripeAccessRefused
+from billing.invoicing.sending import Operation, Request
 from billing.invoicing.stripe_lines import LINES_MAX
 from billing.settings import StripeSettings
 from billing.stripe import stripe_gateway, stripe_request_store
 from billing.stripe.rate_limits import Limits
 from billing.stripe.sender_lock import lock_account, unlock_account
 from billing.stripe.stripe_accounts import Stripe
-from billing.stripe.stripe_gateway import StripeGateway
+from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 from reconciliation.agreement import Check
 from reconciliation.period import reconcile_period
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN
@@ -495,6 +496,28 @@ def test_a_finalization_that_stripe_refuses_is_parked_with_its_code_and_goes_on_
     assert outcomes(world.send(gateway)) == {"acme": Outcome.FINALIZED, "bolt": Outcome.FINALIZED}
     refused = "select epoch, answer from ledger.stripe_requests where step = 'finalize' and billing_account = 'acme'"
     assert world.rows(f"{refused} order by 1") == [(0, "refused"), (1, "refused"), (2, None)]
+
+
+def test_an_error_that_nobody_thought_of_parks_its_invoice_and_stops_no_other(
+    world: World, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, a=1000, b=1000, c=1000)
+
+    class Odd(StripeGateway):
+        """Whose reply to one draft has another shape."""
+
+        def change_invoice(self, request: Request) -> StripeInvoice:
+            made = super().change_invoice(request)
+            if request.operation is Operation.CREATE_DRAFT and '"billing_account": "a"' in request.parameters:
+                raise KeyError("lines")
+            return made
+
+    settings = StripeSettings(stripe_twin.key, stripe_twin.url)
+    sent = world.send(Odd(settings))
+    assert outcomes(sent) == {"a": Outcome.PARKED, "b": Outcome.FINALIZED, "c": Outcome.FINALIZED}
+    assert sent.having(Outcome.PARKED)[0].reason == "KeyError: 'lines'"
+    assert outcomes(world.send(StripeGateway(settings)))["a"] is Outcome.FINALIZED
+    assert len(in_stripe(stripe_twin)) == 3
 
 
 def test_a_dry_run_tells_and_sends_nothing(world: World, stripe_twin: StripeTwin) -> None:

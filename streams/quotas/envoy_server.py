@@ -1,7 +1,8 @@
 """`envoy.service.ratelimit.v3` over gRPC, so that any Envoy asks without code of its own.
 
-Each question goes the way of an HTTP call (`routes.py`): the same keys, the same journal, the same answers. The
-caller's key comes as `authorization` metadata (Envoy: `grpc_service.initial_metadata`).
+Each question goes the way of an HTTP call (`routes.py`): the same keys, the same journal, the same answers; one about a
+tenant of another shard is passed on to that one's process. The caller's key comes as `authorization` metadata (Envoy:
+`grpc_service.initial_metadata`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ import msgspec
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 
+from serving_adapter.quota.connection import NoAnswer
 from streams.quotas.envoy_calls import Descriptor, Names, NotUnderstood, http_call
+from streams.quotas.other_shards import OtherShards
 
 ANSWERED_WITHIN_S: Final = 5.0
 MAX_MESSAGE_BYTES: Final = 64 * 1024
+OTHER_SHARD: Final = 421
 _FAILURES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED,
-    409: grpc.StatusCode.ALREADY_EXISTS, 421: grpc.StatusCode.FAILED_PRECONDITION,
+    409: grpc.StatusCode.ALREADY_EXISTS, OTHER_SHARD: grpc.StatusCode.FAILED_PRECONDITION,
 }  # fmt: skip
+Reply = tuple[int, bytes, Iterable[tuple[str, str]]]
+"""Status, body, headers."""
 _OK, _OVER_LIMIT = rls_pb2.RateLimitResponse.OK, rls_pb2.RateLimitResponse.OVER_LIMIT
 
 
@@ -58,9 +64,10 @@ class EnvoyCall:
 class RateLimits(rls_pb2_grpc.RateLimitServiceServicer):  # type: ignore[misc]
     """Answers Envoy."""
 
-    def __init__(self, routes: Callable[[Any], None], names: Names) -> None:
+    def __init__(self, routes: Callable[[Any], None], names: Names, others: OtherShards) -> None:
         self._routes = routes
         self._names = names
+        self._others = others
 
     async def ShouldRateLimit(self, request: Any, context: Any) -> Any:
         """Whether a request may go on; or the note of what it has used."""
@@ -76,18 +83,30 @@ class RateLimits(rls_pb2_grpc.RateLimitServiceServicer):  # type: ignore[misc]
         call = EnvoyCall(asked.target, str(metadata.get("authorization", "")), asked.body)
         self._routes(call)
         try:
-            status, body, headers = await asyncio.wait_for(call.reply, ANSWERED_WITHIN_S)
-        except TimeoutError:
-            status, body, headers = 503, b"", []
+            status, body, headers = await self._answer(call)
+        except (TimeoutError, NoAnswer) as error:
+            status, body, headers = 503, str(error).encode(), ()
         if status not in (200, 204, 429):
             await context.abort(_FAILURES.get(status, grpc.StatusCode.UNAVAILABLE), body.decode("utf-8", "replace"))
         return _response(status, body, headers, len(found))
 
+    async def _answer(self, call: EnvoyCall) -> Reply:
+        """The answer of this shard, or of the one that it says is the tenant's. Raises TimeoutError, NoAnswer."""
+        reply: Reply = await asyncio.wait_for(call.reply, ANSWERED_WITHIN_S)
+        shard = dict(reply[2]).get("x-tollbook-shard") if reply[0] == OTHER_SHARD else None
+        if shard is None:
+            return reply
+        key = call.authorization.decode("latin-1").partition(" ")[2].strip()
+        found = await self._others.ask(int(shard), key, call.target.decode(), call.body, ANSWERED_WITHIN_S)
+        return found.status, found.body, [each for each in found.headers if not each[0].startswith("content-")]
 
-async def serve_envoy(routes: Callable[[Any], None], host: str, port: int, names: Names) -> tuple[Any, int]:
+
+async def serve_envoy(
+    routes: Callable[[Any], None], host: str, port: int, names: Names, others: OtherShards
+) -> tuple[Any, int]:  # fmt: skip
     """A running server and its port. Raises RuntimeError if it cannot listen."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
-    rls_pb2_grpc.add_RateLimitServiceServicer_to_server(RateLimits(routes, names), server)
+    rls_pb2_grpc.add_RateLimitServiceServicer_to_server(RateLimits(routes, names, others), server)
     bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     await server.start()
     return server, bound

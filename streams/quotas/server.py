@@ -22,6 +22,7 @@ from streams.quotas import journal
 from streams.quotas.decisions import Limits
 from streams.quotas.envoy_calls import Names
 from streams.quotas.http_protocol import Connections
+from streams.quotas.other_shards import OtherShards
 from streams.quotas.rebuilding import Rebuilt, load_all, rebuild
 from streams.quotas.routes import Routes
 from streams.quotas.service import QuotaService
@@ -78,12 +79,12 @@ async def _serve(
     routes = Routes(service, database)
     connections = Connections(routes, MAX_CONNECTIONS)
     server = await loop.create_server(connections, sock=listener, backlog=MAX_CONNECTIONS)
-    envoy = None
+    envoy, others = None, OtherShards(database)
     if envoy_port is not None:
         from streams.quotas.envoy_server import serve_envoy  # loads gRPC, 40 MiB, only where it is asked for
 
         host = listener.getsockname()[0]
-        envoy, bound = await serve_envoy(routes, host, envoy_port, envoy_names)
+        envoy, bound = await serve_envoy(routes, host, envoy_port, envoy_names, others)
         say(f"gRPC envoy.service.ratelimit.v3 on {host}:{bound}")
     say(f"POST {url_of(listener)}/v1/reservations")
     waiting = [loop.create_task(each.wait()) for each in (ending, service.fenced)]
@@ -99,6 +100,7 @@ async def _serve(
             raise CannotServe(f"shard {mine.shard} cannot go on: {error}") from error
     if envoy is not None:
         await envoy.stop(DRAIN_WITHIN_S)
+    others.close()
     await service.stop()
     await connections.drain(DRAIN_WITHIN_S)
     with contextlib.suppress(TimeoutError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import yaml
 from envoy.extensions.common.ratelimit.v3 import ratelimit_pb2
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 
-from streams.quotas.envoy_calls import Names
-from streams.quotas.envoy_server import EnvoyCall, RateLimits
+from serving_adapter.quota.groups import shard_of
 from tests.fixtures_quota_server import QuotaServerProcess
 from tests.integration.streams.quotas.driver import add_tenants, define
 
@@ -50,19 +48,23 @@ def envoy_gateway(headers: dict[str, str], costs: dict[str, int] | None = None) 
     return made
 
 
-def test_envoy_asks_is_refused_and_tells_what_was_used(
+def test_envoy_asks_is_refused_and_tells_what_was_used_at_whichever_shard(
     quota_server: Callable[..., QuotaServerProcess], connection: psycopg.Connection
 ) -> None:
     add_tenants(connection, "t1")
     define(connection)
-    names = (each for name in ENVOY_GATEWAYS for each in ("--envoy-name", name))
-    server = quota_server("--envoy-port", "0", *names)
-    channel = grpc.insecure_channel(f"127.0.0.1:{server.envoy_port}")
-    stub = rls_pb2_grpc.RateLimitServiceStub(channel)
+    names = [each for name in ENVOY_GATEWAYS for each in ("--envoy-name", name)]
+    shard = shard_of("t1", 2)
+    server, other = (
+        quota_server("--shards", "2", "--shard", str(number), "--envoy-port", "0", *names)
+        for number in (shard, 1 - shard)
+    )
+    channels = {each.port: grpc.insecure_channel(f"127.0.0.1:{each.envoy_port}") for each in (server, other)}
     metadata = [("authorization", f"Bearer {server.secret}")]
 
-    def ask(*descriptors: Any) -> Any:
+    def ask(*descriptors: Any, at: QuotaServerProcess = other) -> Any:
         request = rls_pb2.RateLimitRequest(domain="tollbook", descriptors=descriptors)
+        stub = rls_pb2_grpc.RateLimitServiceStub(channels[at.port])
         return stub.ShouldRateLimit(request, metadata=metadata, timeout=20)
 
     named = {"tenant_id": "t1", "model": "m-1"}
@@ -78,7 +80,7 @@ def test_envoy_asks_is_refused_and_tells_what_was_used(
     assert ask(descriptor(40, **done, used="output_tokens"), descriptor(9, used="input_tokens")).overall_code == OK
     assert (server.quota()["unconfirmed"], server.quota()["reserved"]) == (40, 0)
     headers = {"x-tenant-id": "t1", "x-request-id": "3f1c", "x-ai-eg-model": "m-1"}
-    assert ask(*envoy_gateway(headers)).overall_code == OK
+    assert ask(*envoy_gateway(headers), at=server).overall_code == OK
     assert ask(*envoy_gateway(headers)).overall_code == OK, "asked again, the same"
     assert server.quota()["reserved"] == 960
     costs = {"llm_output_token": 70, "llm_input_token": 10}
@@ -91,26 +93,10 @@ def test_envoy_asks_is_refused_and_tells_what_was_used(
     with pytest.raises(grpc.RpcError) as told:
         ask(descriptor(**named, request_id="r3"))
     assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    channel.close()
-
-
-def test_a_tenant_of_another_shard_is_an_error_to_envoy_and_neither_allowed_nor_refused() -> None:
-    """Envoy goes by its `failure_mode_deny` then."""
-
-    class Aborted(Exception):
-        pass
-
-    class Context:
-        def invocation_metadata(self) -> tuple[()]:
-            return ()
-
-        async def abort(self, code: grpc.StatusCode, text: str) -> None:
-            raise Aborted(code, text)
-
-    def other_shards(call: EnvoyCall) -> None:
-        call.answer(421, b"t1 is of shard 1", [("x-tollbook-shard", "1")])
-
-    request = rls_pb2.RateLimitRequest(descriptors=[descriptor(tenant_id="t1", request_id="r1", model="m-1")])
-    with pytest.raises(Aborted) as told:
-        asyncio.run(RateLimits(other_shards, Names()).ShouldRateLimit(request, Context()))
-    assert told.value.args == (grpc.StatusCode.FAILED_PRECONDITION, "t1 is of shard 1")
+    metadata[0] = ("authorization", f"Bearer {server.secret}")
+    server.kill()
+    with pytest.raises(grpc.RpcError) as told:
+        ask(descriptor(**named, request_id="r4"))
+    assert told.value.code() is grpc.StatusCode.UNAVAILABLE, "it goes by its failure_mode_deny"
+    for channel in channels.values():
+        channel.close()

@@ -18,6 +18,7 @@ from streams.usage import quarantine
 from streams.workers import status
 
 GAPS_SHOWN: Final = 20
+HELD_BACK_SHOWN: Final = 5
 PARTITION_COLUMNS: Final = (
     "partition", "next_offset", "end_offset", "lag", "per_second", "applied", "duplicates", "quarantined", "late",
     "last_applied_at",
@@ -121,6 +122,10 @@ def _print_completeness(connection: psycopg.Connection) -> None:
         out.print("complete to: unknown, some replicas number their events but have not reported")
     else:
         out.print("complete to: unknown, no replica has reported")
+    if held := complete.held_back_by:
+        named = ", ".join(f"{replica}/{boot}" for replica, boot in held[:HELD_BACK_SHOWN])
+        more = f" and {len(held) - HELD_BACK_SHOWN:,} more" if len(held) > HELD_BACK_SHOWN else ""
+        out.print(f"no later because of {named}{more}", markup=False, soft_wrap=True)
     unnumbered = sum(completeness_store.unnumbered(connection).values())
     if unnumbered:
         out.print(f"unnumbered: {unnumbered:,} events, whose completeness cannot be proven")

@@ -51,6 +51,7 @@ def test_status_names_what_is_missing_and_who_holds_back(run: Run, a_gap: None) 
     assert told["unnumbered"] == {"total": 1, "by_tenant": {"tenant_1": 1}}
     shown = run("streams", "status").stdout
     assert "complete to: 2026-11-01 12:00:00" in shown
+    assert "no later because of r1/b1\n" in shown
     assert "open gaps" in shown
     assert "unnumbered: 1 events" in shown
 

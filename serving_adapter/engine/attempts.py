@@ -45,6 +45,8 @@ class Attempt:
     """Nobody waits for it any longer: what comes now is a correction."""
     read_on: Callable[[], Awaitable[None]] | None = None
     """Where counts are read from the answer: waits until it has stated them, for who has left; not for ever."""
+    let_go: Callable[[], None] = lambda: None
+    """Ends its exchange, if that goes on: the engine answers nothing more."""
     seen: Ending = field(default_factory=Ending)
     running: dict[str, Look] = field(default_factory=dict)
     ended: list[Sequence] = field(default_factory=list)

@@ -34,3 +34,8 @@ class Refusal(AdapterError):
         )
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": error})
+
+
+def going_down() -> Refusal:
+    """For whoever comes to an engine that takes in nothing more, or waits for one that says nothing more."""
+    return Refusal(503, "going_down", "This replica is going down.")

@@ -30,6 +30,8 @@ class Ending:
     """Serving it raised."""
     timed_out: bool = False
     shut_down: bool = False
+    let_go: bool = False
+    """For one of the two the engine's server was let go, as if its client had left."""
     reasons: set[str] = field(default_factory=set)
     """Why the engine ended its sequences."""
 

@@ -25,11 +25,16 @@ class Answering:
         self.begun = False
         """Whether the tenant has seen, or will see, the beginning of an answer."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the engine's server was let go before it had begun: what it answers then is for nobody."""
+        return self._attempt.seen.let_go and not self.begun
+
     async def send(self, message: Message) -> None:
         """ASGI's."""
         seen = self._attempt.seen
-        if seen.timed_out and not self.begun:
-            return  # what the engine's server answers to nobody
+        if self.is_ours:
+            return
         if message["type"] == "http.response.start":
             self.begun = True
             seen.http_status = message["status"]

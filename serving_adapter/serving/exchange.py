@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from serving_adapter.asgi import Message, Receive, Scope, Send
 from serving_adapter.engine.attempts import CURRENT, Attempt
 from serving_adapter.isolation.body import parse, rewritten
 from serving_adapter.isolation.callers import Caller
-from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.refusal import Refusal, going_down
 from serving_adapter.isolation.routes import Route
 from serving_adapter.isolation.rules import Resolved, Tier
 from serving_adapter.metering.outcome import Ending
@@ -122,21 +123,22 @@ class Exchange:
         answering = Answering(attempt, model, self._extra, send)
         asked_for_body = False
         loop = asyncio.get_running_loop()
-        too_long: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(self._replica.longest_request_s, _expire, too_long, seen)
+        over: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(self._replica.longest_request_s, _expire, over, seen)
+        attempt.let_go = partial(_end, over, seen)
 
         async def receive_on() -> Message:
             nonlocal asked_for_body
             if not asked_for_body:
                 asked_for_body = True
                 return {"type": "http.request", "body": body, "more_body": False}
-            message = await _before(too_long, receive)
+            message = await _before(over, receive)
             if message is None:  # the engine's server lets go of a request whose client is gone, and of no other
                 return {"type": "http.disconnect"}
             if message["type"] == "http.disconnect" and not seen.answered:
                 seen.client_gone = True
                 if attempt.read_on is not None:  # an engine that is let go before it has stated its counts never will
-                    await _before(too_long, attempt.read_on)
+                    await _before(over, attempt.read_on)
             return message
 
         passed = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED]
@@ -144,9 +146,10 @@ class Exchange:
         token = CURRENT.set(attempt)
         try:
             await self._app({**scope, "headers": passed}, receive_on, answering.send)
-            if seen.timed_out and not answering.begun:
-                seen.http_status = 504
-                await answer(send, 504, Refusal(504, "timeout", "The request took too long.").body)
+            if answering.is_ours:
+                refusal = going_down() if seen.shut_down else Refusal(504, "timeout", "The request took too long.")
+                seen.http_status = refusal.status
+                await refuse(send, refusal)
         except asyncio.CancelledError:
             seen.shut_down = True
             raise
@@ -200,18 +203,24 @@ async def _read(receive: Receive, headers: dict[bytes, bytes], most: int) -> byt
             return b"".join(parts)
 
 
-def _expire(too_long: asyncio.Future[None], seen: Ending) -> None:
-    if not seen.answered:
-        seen.timed_out = not seen.client_gone
-        too_long.set_result(None)
+def _expire(over: asyncio.Future[None], seen: Ending) -> None:
+    if not seen.answered and not over.done():
+        seen.timed_out = seen.let_go = not seen.client_gone
+        over.set_result(None)
 
 
-async def _before(too_long: asyncio.Future[None], receive: Callable[[], Awaitable[T]]) -> T | None:
-    """What comes next; None if the time is over first."""
-    if too_long.done():
+def _end(over: asyncio.Future[None], seen: Ending) -> None:
+    if not seen.answered and not over.done():
+        seen.let_go = True
+        over.set_result(None)
+
+
+async def _before(over: asyncio.Future[None], receive: Callable[[], Awaitable[T]]) -> T | None:
+    """What comes next; None if the request's time is over first."""
+    if over.done():
         return None
     coming = asyncio.ensure_future(receive())
-    waiting: set[asyncio.Future[Any]] = {coming, too_long}
+    waiting: set[asyncio.Future[Any]] = {coming, over}
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         return coming.result() if coming.done() else None

@@ -19,7 +19,7 @@ from serving_adapter.engine.stream_counting import StreamCounting
 from serving_adapter.engine.vllm_hooks import EngineUnfit
 from serving_adapter.engine.vllm_settings import EngineUnsafe
 from serving_adapter.errors import AdapterError
-from serving_adapter.isolation.refusal import Refusal
+from serving_adapter.isolation.refusal import Refusal, going_down
 from serving_adapter.isolation.routes import ONE_MODEL, Route, route_of
 from serving_adapter.isolation.rules import unknown_model
 from serving_adapter.serving.adapter_loading import AdapterLoading
@@ -111,7 +111,7 @@ class Middleware:
                     self._replica.probed = True
                     await answer(send, 200, b"{}")
                 elif self._replica.goes_down:
-                    raise Refusal(503, "going_down", "This replica is going down.")
+                    raise going_down()
                 elif not self._replica.names_known:
                     raise Refusal(503, "not_ready", "The names of models and adapters are not known here yet.")
                 elif route is Route.MODELS:

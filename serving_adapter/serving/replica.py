@@ -287,7 +287,10 @@ class Replica:
         """The engine goes down: end what is open with the counts as they stand."""
         for attempt, *_ in list(self._open.values()):
             attempt.seen.shut_down |= attempt.is_at_work  # what has ended before has ended as it did
+            is_waiting = bool(attempt.running) or not attempt.ended
             attempt.cut_off()
+            if is_waiting:  # for what the engine says no more; the server would wait along
+                attempt.let_go()
 
     def _ended(self, attempt: Attempt) -> None:
         _, lost, came_at, may_be_followed = self._open.pop(attempt.no)

@@ -248,6 +248,23 @@ def test_a_dead_engine_a_timeout_and_a_shutdown_end_what_is_open(adapter_setting
     asyncio.run(run())
 
 
+def test_a_shutdown_ends_the_answers_that_would_go_on_for_ever(adapter_settings: AdapterSettings) -> None:
+    async def run() -> None:
+        async with serving(adapter_settings, step=3600) as served:
+            body = {"model": "tiny", "prompt": "c d", "max_tokens": 25}
+            asked = [asyncio.create_task(served.ask(body | more)) for more in ({}, {"stream": True})]
+            while len(served.engine.output_processor.request_states) < 2:
+                await asyncio.sleep(0.002)
+            await asyncio.to_thread(served.engine.shutdown)
+            async with asyncio.timeout(60):
+                whole, streamed = await asyncio.gather(*asked)
+            assert (whole.status, b"going_down" in whole.body, whole.headers["retry-after"]) == (503, True, "1")
+            assert (streamed.status, streamed.whole) == (200, False)
+            assert {(event.status, event.finish_reason) for event in await served.told(2)} == {("aborted", "shutdown")}
+
+    asyncio.run(run())
+
+
 def test_what_runs_without_a_request_is_the_platforms(adapter_settings: AdapterSettings) -> None:
     async def run() -> None:
         async with serving(adapter_settings) as served:

@@ -174,7 +174,8 @@ def random_kills(home: Path, environ: Mapping[str, str], seed: int, number: int)
     _tollbook(environ, "streams", "run", "--drain")
     stored = _stored(environ)
     spooled = Counter(_key(event) for boot in boots(killing.server.spool) for event in events(boot))
-    assert not [key for key, times in spooled.items() if times > 1], "an event twice in the spool"
+    twice = [key for key, times in spooled.items() if times > 1]
+    assert not twice, f"twice in the spool: {twice}"
     assert stored == spooled, ((stored - spooled), (spooled - stored))
     _check_requests(killing, stored)
     _list_boots(killing, json.loads(_tollbook(environ, "streams", "status", "--json")))
@@ -216,8 +217,8 @@ def _list_boots(killing: Killing, status: dict[str, Any]) -> None:
 
 def _key(event: UsageEvent) -> tuple[Any, ...]:
     return (
-        event.tenant_id, event.request_id, event.kind, event.status, event.input_tokens, event.output_tokens,
-        event.gpu_us,
+        event.tenant_id, event.request_id, event.kind, event.status, event.correction_no, event.input_tokens,
+        event.output_tokens, event.gpu_us,
     )  # fmt: skip
 
 
@@ -225,7 +226,8 @@ def _stored(environ: Mapping[str, str]) -> Counter[tuple[Any, ...]]:
     """The database's events."""
     with connect(environ["TOLLBOOK_DATABASE_URL"]) as connection, contextlib.closing(connection.cursor()) as cursor:
         rows = cursor.execute(
-            "select tenant_id, request_id, kind, status, input_tokens, output_tokens, gpu_us from usage.events"
+            "select tenant_id, request_id, kind, status, correction_no, input_tokens, output_tokens, gpu_us"
+            " from usage.events"
         )
         return Counter(tuple(row) for row in rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,12 +15,15 @@ import stripe
 
 from billing.commands.correct_invoice import credit_invoice, void_invoice
 from billing.commands.decide_proposal import decide, propose
+from billing.commands.keep_note_untold import keep_note_untold
 from billing.commands.refund_invoice import refund_invoice
 from billing.commands.show_invoices import invoice_document, invoice_list
 from billing.commands.take_over_note import take_over_note
 from billing.commands.trial_balance import trial_balance
 from billing.database import transaction
 from billing.errors import CorrectionRefused, ProposalRefused, StripeError
+from billing.invoicing import correction_store
+from billing.invoicing.correcting import CorrectionKind, CorrectionState
 from billing.posting.proposal_store import ProposalKind
 from billing.stripe import returns, returns_store
 from billing.stripe.stripe_gateway import StripeGateway
@@ -49,6 +53,8 @@ class Month:
         self.lost: list[str] = []
         self.by_hand: list[str] = []
         """Credit notes that somebody made in Stripe, and nobody has taken over."""
+        self.untold: set[str] = set()
+        """Credit notes of ours that Stripe never takes, and a person keeps here alone."""
         self.done: dict[str, int] = {}
 
     def step(self) -> None:
@@ -180,11 +186,27 @@ class Month:
                     actor="ada",
                 )  # fmt: skip
                 self.by_hand.remove(found["id"])
-        ours = invoice_document(self.world.engine, invoice)["state"]
+        of = invoice_document(self.world.engine, invoice)
+        ours = of["state"]
+        if theirs.seen.status in ("paid", "void"):
+            self.keeps_notes_untold(uuid.UUID(of["invoice_id"]))
         if theirs.seen.status == "void" and ours in ("finalized", "uncollectible"):
             void_invoice(self.world.engine, invoice, reason="r", now=NOW, actor="ada", gateway=self.gateway)
         elif theirs.seen.status == "uncollectible" and ours == "finalized":
             self.by_two(ProposalKind.WRITE_OFF, invoice)
+
+    def keeps_notes_untold(self, invoice_id: uuid.UUID) -> None:
+        """What Stripe never takes of our credit notes stays here alone."""
+        with transaction(self.world.engine) as connection:
+            open_ = correction_store.listed(
+                connection, state=CorrectionState.OPEN, invoice_ids=[invoice_id], kind=CorrectionKind.CREDIT_NOTE
+            )
+        for each in open_:
+            if each.told_because is not None:
+                keep_note_untold(
+                    self.world.engine, str(each.note_id), gateway=self.gateway, reason="r", now=NOW, actor="ada"
+                )
+                self.untold.add(str(each.note_id))
 
     def voids(self, invoice: str) -> None:
         void_invoice(self.world.engine, invoice, reason="r", now=NOW, actor="ada")
@@ -280,7 +302,9 @@ def run(
             if theirs.seen.status != {"finalized": "open"}.get(invoice["state"], invoice["state"]):
                 wrong.append(f"{invoice['number']} is {theirs.seen.status} in Stripe and {invoice['state']} here")
             receivable += Decimal(theirs.amount_remaining if invoice["state"] == "finalized" else 0) / 100
-        elif invoice["state"] == "issued_locally" and not _voided(world, invoice):
+        elif invoice["state"] == "issued_locally" and not (
+            str(invoice["invoice_id"]) in month.untold or _voided(world, invoice)
+        ):
             wrong.append(f"Stripe was not told of {invoice['number']}")
     there = {note["id"]: note["total"] for note in gateway.pages("/v1/credit_notes") if note["status"] == "issued"}
     told = {name: total for name, total in there.items() if name not in month.by_hand}

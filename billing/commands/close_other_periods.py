@@ -72,7 +72,7 @@ def rate_other_periods(
     In order of their ends. `of` says what of a period is rated.
     """
     with transaction(engine) as connection:
-        held = account_store.subscriptions_during(connection, month).values()
+        held = account_store.subscriptions_billed_in(connection, month).values()
     found = []
     for period in periods_in((each for listed in held for each in listed), month):
         if period != month:

@@ -17,7 +17,7 @@ from billing.money import Rounding
 from billing.periods import BillingPeriod
 from billing.plans.plan_documents import terms_document, terms_of_document
 from billing.plans.price_plans import PricePlan
-from billing.plans.schedules import has_period
+from billing.plans.schedules import has_period, is_billed_in
 from billing.plans.subscriptions import Subscription, with_contracts
 
 DEFAULT_LEGAL_ENTITY: Final = "default"
@@ -187,6 +187,14 @@ def subscriptions_during(connection: Connection, span: BillingPeriod) -> dict[st
         for each in subscriptions(connection)
         if each.starts_at < span.end and (each.ends_at is None or each.ends_at > span.start)
     )
+
+
+def subscriptions_billed_in(connection: Connection, month: BillingPeriod) -> dict[str, list[Subscription]]:
+    """Subscriptions that began before a month's end and of which a billing period has time in it, by tenant.
+
+    Also those that ended before it, within a period that goes on.
+    """
+    return _by_tenant(each for each in subscriptions(connection) if is_billed_in(each, month))
 
 
 def _by_tenant(listed: Iterable[Subscription]) -> dict[str, list[Subscription]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Final
 
-from billing.periods import BillingPeriod, period_of
+from billing.periods import INSTANT, BillingPeriod, period_of
 from billing.plans.price_plans import Anchor, Cycle
 from billing.plans.subscriptions import Subscription
 
@@ -57,11 +57,26 @@ def has_period(subscription: Subscription, period: BillingPeriod) -> bool:
     return holds and schedule_of(subscription).period_of(period.start) == period
 
 
+def billed_until(subscription: Subscription) -> datetime | None:
+    """The end of the billing period in which a subscription ends; None while it goes on."""
+    ends = subscription.ends_at
+    return None if ends is None else schedule_of(subscription).period_of(ends - INSTANT).end
+
+
+def is_billed_in(subscription: Subscription, month: BillingPeriod) -> bool:
+    """Whether a subscription began before a month's end, and a billing period of it has time in that."""
+    until = billed_until(subscription)
+    return subscription.starts_at < month.end and (until is None or until > month.start)
+
+
 def periods_in(subscriptions: Iterable[Subscription], span: BillingPeriod) -> list[BillingPeriod]:
-    """Every billing period of some subscriptions that has time in a span, the first that ends first."""
+    """Every billing period of some subscriptions that has time in a span, the first that ends first.
+
+    Also one that goes on after its subscription has ended.
+    """
     found: set[BillingPeriod] = set()
     for each in subscriptions:
-        since, until = max(each.starts_at, span.start), min(each.ends_at or span.end, span.end)
+        since, until = max(each.starts_at, span.start), min(billed_until(each) or span.end, span.end)
         found.update(schedule_of(each).periods(since, until))
     return sorted(found, key=lambda period: (period.end, period.start))
 

@@ -15,6 +15,7 @@ from billing.bills.documents import GRACE
 from billing.database import raw
 from billing.periods import BillingPeriod, rfc3339
 from billing.plans import account_store
+from billing.plans.schedules import is_billed_in
 from reconciliation.close import close_store
 from reconciliation.close.gates.gate import Gate, Waived, seen
 from reconciliation.comparison import Difference
@@ -27,8 +28,8 @@ MISSING: Final = (Gate.R1, Gate.R9)
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A billing account that takes part in a month's close, with the tenants that it pays for in the month, and those
-    that it paid for `before`."""
+    """A billing account that takes part in a month's close, with the tenants that it pays for in the month (or in a
+    billing period that has time in it), and those that it paid for `before`."""
 
     name: str
     legal_entity: str
@@ -42,8 +43,7 @@ def participants(connection: Connection, month: BillingPeriod) -> dict[str, Acco
     before: dict[str, set[str]] = defaultdict(set)
     for each in account_store.subscriptions(connection):
         if each.starts_at < month.end:
-            during = each.ends_at is None or each.ends_at > month.start
-            tenants[each.billing_account] |= {each.tenant_id} if during else set()
+            tenants[each.billing_account] |= {each.tenant_id} if is_billed_in(each, month) else set()
             before[each.billing_account] |= {each.tenant_id} if each.starts_at < month.start else set()
     accounts = account_store.accounts(connection, tenants)
     return {

@@ -13,7 +13,7 @@ import pytest
 
 from billing.bills.billing_cycle import History, bill
 from billing.bills.documents import DocumentKind, Payer
-from billing.commands.change_subscription import change_subscription
+from billing.commands.change_subscription import cancel_subscription, change_subscription
 from billing.commands.preview_invoice import preview_invoice
 from billing.database import transaction
 from billing.errors import PreviewRefused
@@ -98,6 +98,18 @@ def test_a_quarter_that_goes_on_is_accrued_month_by_month_and_billed_at_its_end(
     for month in (OCTOBER, NOVEMBER, DECEMBER):
         assert close(world, gateway, month, now=AFTER).problems == []
     assert (world.count("ledger.journal_entries"), world.count("ledger.rated_lines")) == before
+
+
+def test_what_ended_within_a_quarter_is_billed_with_it(world: World, gateway: StripeGateway) -> None:
+    """Though nothing of it holds in the quarter's last month, and nobody else is billed by quarters."""
+    customer(world)
+    use(world, OCTOBER.start)
+    cancel_subscription(world.engine, tenant_id="acme", at=OCTOBER.start + 46 * DAY, actor="ada")
+    for month in (OCTOBER, NOVEMBER, DECEMBER):
+        assert close(world, gateway, month).problems == []
+    # 46 of 92 days of the fee of 92, and of the minimum of 100
+    assert [(s.invoice.identity.period, s.invoice.total_minor) for s in stored(world)] == [(QUARTER, 9600)]
+    assert balances(world) == {1100: "96", 4000: "-50", 4010: "-46"}
 
 
 def test_usage_that_comes_while_the_quarter_goes_on_is_accrued_in_its_own_month(

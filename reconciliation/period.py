@@ -17,6 +17,7 @@ from billing.commands.trial_balance import trial_balance
 from billing.database import one_moment, raw, transaction
 from billing.invoicing import (
     adjustment_store,
+    billed_until_store,
     credit_store,
     invoice_parts,
     invoice_store,
@@ -452,6 +453,7 @@ def _invoiced(
     for period in _earlier(connection, month, invoices):
         issued = invoice_store.listed(connection, period=period, kind=InvoiceKind.USAGE, as_stored=True)
         of = {s.invoice.identity.billing_account for s in issued if s.frozen_at is not None}
+        of |= {account for account, _ in billed_until_store.closed_without_invoice(connection, [period])}
         came = [each for each in adjustment_store.late_lines(connection, period) if each.line.billing_account in of]
         late |= {(each.line.billing_account, each.line.tax_group) for each in came}
         waiting += [each.line for each in came if each.waits and each.line.billing_account not in drawn_up]

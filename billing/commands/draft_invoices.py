@@ -18,7 +18,15 @@ from billing.bills.tax import NO_TAX, TaxRules
 from billing.commands.digest_usage import digest_usage
 from billing.database import retrying, transaction
 from billing.errors import CreditRefused, InvoiceAltered, PeriodNotEnded, UnknownTaxGroup
-from billing.invoicing import adjustment_store, credit_store, invoice_parts, invoice_store, rated_line_store, tax_store
+from billing.invoicing import (
+    adjustment_store,
+    billed_until_store,
+    credit_store,
+    invoice_parts,
+    invoice_store,
+    rated_line_store,
+    tax_store,
+)
 from billing.invoicing.adjustment_store import by_group
 from billing.invoicing.credit_store import CreditState
 from billing.invoicing.invoice_rows import StoredInvoice, altered_by_account
@@ -166,6 +174,7 @@ class _Drawing:
         self._carried = invoice_parts.carried_to_next(connection, names, ids)
         self._usage = CoverableUsage(connection, period, subscribed, plans)
         self._here = payers_in(subscribed, period)
+        self._closed = {of for of, _ in billed_until_store.closed_without_invoice(connection, [period], names)}
         self._next: set[str] = set()
         self._running: set[str] = set()
         for each in account_store.subscriptions(connection):
@@ -190,7 +199,7 @@ class _Drawing:
 
         Raises CreditRefused, UnknownTaxGroup, EventsArchived.
         """
-        billed = old is not None and old.frozen_at is not None
+        billed = (old is not None and old.frozen_at is not None) or name in self._closed
         late: list[LatePeriod] = []
         if name in self._late.accounts:
             found = self._late.of(name, before=self._period.end + GRACE)

@@ -22,8 +22,10 @@ from billing.periods import BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.price_plans import PriceAt
 from billing.plans.subscriptions import Piece, priced_at_start
+from billing.rating import RatedLine
 from billing.usage import unbillable_store, usage_digest_store
 from billing.usage.billed_events import Billed
+from billing.usage.usage_digest_store import UsageCounted
 from streams.usage.event_reader import positions
 
 if TYPE_CHECKING:
@@ -101,20 +103,25 @@ def _changed(
     period: BillingPeriod,
     explanation: Explanation,
 ) -> Iterator[tuple[Billed, int]]:
-    """What came to bill of a period since its own invoice, or does no longer; `explanation` is told what else changes
-    the period. Nothing where it is not kept what that invoice counted."""
+    """What came to bill of a period since its own invoice (all of it, where that was closed without one), or does no
+    longer; `explanation` is told what else changes the period. Nothing where what that invoice counted is not kept."""
     account = stored.invoice.identity.billing_account
     listed = invoice_store.listed(connection, billing_account=account)
     this = stored.invoice.invoice_id
     documents = [s.invoice for s in listed if s.frozen_at is not None or s.invoice.invoice_id == this]
     grants = {s.grant.grant_id: s.grant for s in credit_store.states(connection, accounts=[account])}
     billed = billed_period(documents, period, grants)
-    counted = {} if billed is None else usage_digest_store.of_invoices(connection, [billed.invoice.invoice_id])
-    if billed is None or not counted:
-        return
-    own = [line.rated for line in billed.invoice.lines if line.original_period is None]
+    own: list[RatedLine] = []
+    lines = [line.rated for d in documents for line in d.lines if line.original_period == period]
+    since = UsageCounted(())
+    if billed is not None:
+        counted = usage_digest_store.of_invoices(connection, [billed.invoice.invoice_id])
+        if not counted:
+            return
+        own = [line.rated for line in billed.invoice.lines if line.original_period is None]
+        lines, since = list(billed.lines), counted[billed.invoice.invoice_id]
     posted = rated_line_store.posted(connection, period, billing_account=account)
-    explanation.of_earlier(own, billed.lines, [line for lines in posted.values() for line in lines])
+    explanation.of_earlier(own, lines, [line for each in posted.values() for line in each])
     payers = account_store.subscriptions_in(connection, period)
     cut = cut_by_account(connection, period, payers).get(account, {})
     too_old = {
@@ -122,7 +129,7 @@ def _changed(
         for tenant_id, listed in unbillable_store.of_period(connection, period).items()
         for each in listed
     }
-    since, passed_over = counted[billed.invoice.invoice_id], passed_over_in(connection, period, payers)
+    passed_over = passed_over_in(connection, period, payers)
     for found, sign in read_changed(connection, open_archive, period, cut, since, passed_over):
         of = found.event
         if (of.tenant_id, of.request_id, of.attempt, of.kind, of.correction_no) not in too_old:

@@ -20,6 +20,7 @@ from billing.rating.usage_events import BILLED_PURPOSE
 from billing.usage import unbillable_store, usage_digest_store
 from billing.usage.unbillable_store import UnbillableEvent
 from billing.usage.usage_digest import TenantCount
+from billing.usage.usage_digest_store import UsageCounted
 from streams.errors import EventsArchived
 from streams.retention.archive_files import Archive
 from streams.rules.windows import AttemptUsage, UsageQuantity
@@ -36,10 +37,12 @@ class FrozenUsage:
 
 
 def frozen_usage(connection: Connection, period: BillingPeriod) -> FrozenUsage:
-    """What was counted when a period's invoices were drawn up, of those that are frozen."""
+    """What was counted when a period's invoices were drawn up, of those that are frozen; nothing, of who was closed
+    without one."""
     ids = billed_until_store.frozen_usage_invoices(connection, period)
     found = usage_digest_store.of_invoices(connection, list(ids.values()))
-    return FrozenUsage(period, {account: found[i] for account, i in ids.items() if i in found})
+    nothing = {of: UsageCounted(()) for of, _ in billed_until_store.closed_without_invoice(connection, [period])}
+    return FrozenUsage(period, nothing | {account: found[i] for account, i in ids.items() if i in found})
 
 
 def register_unbillable(
@@ -65,8 +68,7 @@ def register_unbillable(
         return
     found: list[UnbillableEvent] = []
     for tenant_id, (account, days) in sorted(limited.items()):
-        billed_to = billed_until_store.usage_billed_until(connection, account)
-        assert billed_to is not None, "an invoice of it is frozen"
+        billed_to = billed_until_store.usage_billed_until(connection, account) or period.end
         seen = {
             source: max(position, frozen.counted[account].below.get(source, 0))
             for source, position in {**frozen.counted[account].below, **before}.items()

@@ -11,11 +11,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from sqlalchemy import UUID, Connection, case, cast, func, select, text
+from sqlalchemy import ARRAY, UUID, Connection, String, any_, case, cast, func, or_, select, text
 
 from billing import tables
 from billing.bills.late_usage import plain_group
 from billing.database import raw
+from billing.invoicing import billed_until_store
 from billing.invoicing.invoices import InvoiceKind
 from billing.invoicing.rated_line_store import rated_line
 from billing.periods import BillingPeriod
@@ -36,6 +37,9 @@ _OUTSTANDING: Final = text(
         from asked join ledger.invoices as i on (i.service_start, i.service_end) = (since, until)
         where i.kind = 'usage' and i.frozen_at is not null
           and (cast(:accounts as text[]) is null or i.billing_account = any(cast(:accounts as text[])))
+        union all
+        select null::uuid, account, since, until from unnest(cast(:closed as text[]),
+            cast(:closed_starts as timestamptz[]), cast(:closed_ends as timestamptz[])) as c (account, since, until)
     ), moved as (
         select account, since, until, {_LINE}, l.amount, l.quantity
         from own join ledger.rated_lines as l
@@ -67,9 +71,14 @@ def outstanding(
 ) -> Outstanding:
     """By billing account and billed period what is rated and on no frozen document: tax group → exact, before credits.
 
-    A group may come to nothing by lines that differ. Accounts whose invoice of the period is not frozen are left out.
+    A group may come to nothing by lines that differ. Accounts whose invoice of the period is not frozen are left out,
+    but those whose close has ended without one.
     """
+    closed = billed_until_store.closed_without_invoice(connection, periods, accounts)
     given = {
+        "closed": [account for account, _ in closed],
+        "closed_starts": [period.start for _, period in closed],
+        "closed_ends": [period.end for _, period in closed],
         "starts": [period.start for period in periods],
         "ends": [period.end for period in periods],
         "accounts": None if accounts is None else list(accounts),
@@ -82,7 +91,7 @@ def outstanding(
 
 @dataclass(frozen=True, slots=True)
 class LateLine:
-    """A line that was rated of a period after the account's invoice of it was frozen.
+    """A line that was rated of a period after the account's invoice of it was frozen, or its close ended without one.
 
     `waits`: no frozen invoice of the account can carry it yet, because none was frozen since.
     """
@@ -115,13 +124,14 @@ def late_lines(connection: Connection, period: BillingPeriod, *, up_to_line: int
         if at is not None:
             of = account, plain_group(group)
             billed_at[of] = max(at, billed_at.get(of, at))
+    closed = [account for account, _ in billed_until_store.closed_without_invoice(connection, [period])]
     query = (
         select(rated, frozen.c.last)
-        .join(frozen, frozen.c.billing_account == rated.c.billing_account)
+        .join(frozen, frozen.c.billing_account == rated.c.billing_account, isouter=True)
         .where(
             rated.c.period_start == period.start,
             rated.c.period_end == period.end,
-            rated.c.recorded_at > frozen.c.own,
+            or_(rated.c.recorded_at > frozen.c.own, rated.c.billing_account == any_(cast(closed, ARRAY(String)))),
         )
     )
     if up_to_line is not None:
@@ -131,8 +141,9 @@ def late_lines(connection: Connection, period: BillingPeriod, *, up_to_line: int
         came = rated_line(
             row, billing_account=row.billing_account, currency=row.currency, amount=row.amount, reason=row.reason
         )
-        billed = max(row.last, billed_at.get((row.billing_account, row.tax_group), row.last))
-        found.append(LateLine(came, row.recorded_at > billed))
+        of = row.billing_account, row.tax_group
+        waits = all(at is None or row.recorded_at > at for at in (row.last, billed_at.get(of)))
+        found.append(LateLine(came, waits))
     return found
 
 

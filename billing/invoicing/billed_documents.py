@@ -48,8 +48,9 @@ class BilledPeriod:
 
     @property
     def bearers(self) -> tuple[Bearer, ...]:
-        """What a credit note can go against: its own invoice first."""
-        return (Bearer(self.invoice, self.remaining, self.paid), *self.later)
+        """What a credit note can go against: its own invoice first, where that has billed anything."""
+        own = (Bearer(self.invoice, self.remaining, self.paid),) if self.invoice.lines else ()
+        return (*own, *self.later)
 
     @property
     def keys(self) -> dict[LineIdentity, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection
 from datetime import datetime
+from typing import Final
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, String, any_, case, cast, func, not_, or_, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, String, any_, case, cast, func, not_, or_, select, text
 
 from billing import tables
 from billing.invoicing.invoice_store import in_advance
@@ -15,8 +16,42 @@ from billing.periods import INSTANT, BillingPeriod
 
 
 def frozen_accounts(connection: Connection, period: BillingPeriod) -> set[str]:
-    """Billing accounts whose usage invoice of the period is frozen: later usage belongs to another document."""
-    return set(frozen_usage_invoices(connection, period))
+    """Billing accounts whose usage invoice of the period is frozen, or whose close has ended without one: later usage
+    belongs to another document."""
+    closed = closed_without_invoice(connection, [period])
+    return set(frozen_usage_invoices(connection, period)) | {account for account, _ in closed}
+
+
+_CLOSED_WITHOUT: Final = text(
+    """
+    with stands as (
+        select distinct on (since, until, t.billing_account)
+            since, until, t.billing_account as account, t.to_state, t.at
+        from unnest(cast(:starts as timestamptz[]), cast(:ends as timestamptz[])) as p (since, until)
+        join ledger.close_transitions as t
+            on t.month = to_char((until - interval '1 microsecond') at time zone 'UTC', 'YYYY-MM')
+        where t.billing_account <> ''
+          and (cast(:accounts as text[]) is null or t.billing_account = any(cast(:accounts as text[])))
+        order by since, until, t.billing_account, t.step desc
+    )
+    select account, since, until, at from stands
+    where to_state = 'closed' and not exists (
+        select from ledger.invoices as i
+        where (i.billing_account, i.service_start, i.service_end) = (account, since, until) and i.kind = 'usage')
+    """
+)
+
+
+def closed_without_invoice(
+    connection: Connection, periods: Collection[BillingPeriod], accounts: Collection[str] | None = None
+) -> dict[tuple[str, BillingPeriod], datetime]:
+    """Billing accounts (or those named of them) of which nothing was billed of a period when its close ended; when."""
+    given = {
+        "starts": [period.start for period in periods],
+        "ends": [period.end for period in periods],
+        "accounts": None if accounts is None else list(accounts),
+    }
+    return {(row[0], BillingPeriod(row[1], row[2])): row[3] for row in connection.execute(_CLOSED_WITHOUT, given)}
 
 
 def frozen_usage_invoices(connection: Connection, period: BillingPeriod) -> dict[str, uuid.UUID]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -28,7 +28,7 @@ from billing.invoicing.billed_documents import BilledPeriod, billed_period
 from billing.invoicing.credit_store import CreditState
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceState
-from billing.invoicing.invoices import Invoice, InvoiceKind
+from billing.invoicing.invoices import Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.money import ZERO, exactly
 from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
@@ -94,8 +94,11 @@ class LateUsage:
         states = credit_store.states(self._connection, accounts=[account])
         drawn: dict[str, Decimal] = defaultdict(lambda: ZERO)
         for period in self._periods:
-            own = next((s for s in documents if _bills(s.invoice, period)), None)
-            if own is None or not (states or (account, period) in self.outstanding):
+            is_open = (account, period) in self.outstanding
+            own = next((_Own(s.invoice, s.frozen_at, s.state) for s in documents if _bills(s.invoice, period)), None)
+            if own is None and is_open:
+                own = self._without_lines(account, period)
+            if own is None or not (states or is_open):
                 continue
             found = self._late(account, own, documents, states, drawn, before)
             changed = [*found.change.more.values(), *found.change.less.values()]
@@ -105,19 +108,26 @@ class LateUsage:
                 for state in states:
                     drawn[state.grant.grant_id] += _drawn_by(changed, state.grant)
 
+    def _without_lines(self, account: str, period: BillingPeriod) -> _Own:
+        """In place of the invoice of a period of which there was nothing to bill when it was closed."""
+        of = account_store.accounts(self._connection, [account])[account]
+        identity = InvoiceIdentity(of.legal_entity, account, InvoiceKind.USAGE, period, of.currency)
+        closed = billed_until_store.closed_without_invoice(self._connection, [period], [account])
+        return _Own(draw_up(identity, (), plan_versions={}), closed[account, period], InvoiceState.ZERO)
+
     def _late(
         self,
         account: str,
-        own: StoredInvoice,
+        own: _Own,
         documents: Sequence[StoredInvoice],
         states: Sequence[CreditState],
         drawn: Mapping[str, Decimal],
         before: datetime | None,
     ) -> LatePeriod:
         period = own.invoice.identity.period
-        billed = billed_period(
-            [s.invoice for s in documents], period, {state.grant.grant_id: state.grant for state in states}
-        )
+        others = [s.invoice for s in documents if s.invoice.invoice_id != own.invoice.invoice_id]
+        grants = {state.grant.grant_id: state.grant for state in states}
+        billed = billed_period([own.invoice, *others], period, grants)
         assert billed is not None, "its invoice is among the documents"
         posted = rated_line_store.posted(self._connection, period, billing_account=account)
         lines = list(net(line for listed in posted.values() for line in listed).values())
@@ -179,11 +189,19 @@ class LateUsage:
         return RatedPeriod((*lines, *reduced.lines), reduced.open)
 
 
+class _Own(NamedTuple):
+    """The usage invoice of a period, or what stands for it."""
+
+    invoice: Invoice
+    frozen_at: datetime | None
+    state: InvoiceState
+
+
 def _bills(invoice: Invoice, period: BillingPeriod) -> bool:
     return invoice.identity.kind is InvoiceKind.USAGE and invoice.identity.period == period
 
 
-def _known(state: CreditState, own: StoredInvoice) -> bool:
+def _known(state: CreditState, own: _Own) -> bool:
     """Whether a grant was there when the period was billed: one that was given later covers nothing of it."""
     grant = state.grant
     assert own.frozen_at is not None, "only frozen documents are asked for"

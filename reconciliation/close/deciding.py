@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 
 from billing.commands.decide_proposal import propose
 from billing.database import raw, transaction
+from billing.invoicing import billed_until_store, invoice_store, rated_line_store
 from billing.money import currency
 from billing.periods import BillingPeriod, parse_period
 from billing.posting.period_closing import close_book
@@ -162,8 +163,21 @@ def _reopen(connection: Connection, proposal: Proposal, now: datetime, actor: st
         raise CloseRefused(
             f"the book of {month} is closed: what changes now is billed by the next month (docs/late-usage.md)"
         )
+    _check_not_billed_since(connection, parse_period(month), account)
     people = {account: {"proposed_by": proposal.proposed_by, "proposal_no": proposal.proposal_no}}
     close_store.move(connection, [standing], Event.REOPEN, actor, reason=proposal.document, details=people)
+
+
+def _check_not_billed_since(connection: Connection, month: BillingPeriod, account: str) -> None:
+    """What came to a month that was closed without an invoice, and is on a later one, would be billed twice."""
+    for period in rated_line_store.periods_ending_in(connection, month):
+        if not billed_until_store.closed_without_invoice(connection, [period], [account]):
+            continue
+        found = invoice_store.listed(connection, billing_account=account, adjusts=period, as_stored=True)
+        if numbers := [each.number or str(each.stored_id) for each in found if each.frozen_at is not None]:
+            raise CloseRefused(
+                f"{account} was closed without an invoice for {period.name}, and what came since is on {numbers[0]}"
+            )
 
 
 def _close_book(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import ARRAY, Column, Connection, String, all_, any_, cast, func
 from billing import tables
 from billing.commands.rate_period import Keep, KeptRating
 from billing.database import add_rows, raw
-from billing.invoicing import rated_line_store
+from billing.invoicing import billed_until_store, rated_line_store
 from billing.ledger import journal_chain_store
 from billing.ledger.journal_chain import canonical, written_time
 from billing.periods import BillingPeriod, parse_period, rfc3339
@@ -107,10 +107,11 @@ _LATE_AND_UNCUT: Final = text(
     """
     select distinct l.tenant_id
     from ledger.rated_lines as l
-    join ledger.invoices as i
+    left join ledger.invoices as i
         on (i.billing_account, i.service_start, i.service_end) = (l.billing_account, l.period_start, l.period_end)
+        and i.kind = 'usage'
     where (l.period_start, l.period_end) = (:start, :end)
-      and i.kind = 'usage' and l.recorded_at > i.frozen_recorded_at
+      and (l.recorded_at > i.frozen_recorded_at or l.billing_account = any(cast(:closed as text[])))
       and not exists (
           select from ledger.close_cuts as c
           where (c.period_start, c.period_end) = (:start, :end) and l.tenant_id = any(c.tenants)
@@ -121,7 +122,9 @@ _LATE_AND_UNCUT: Final = text(
 
 
 def _late_and_uncut(connection: Connection, period: BillingPeriod) -> list[str]:
-    return list(connection.execute(_LATE_AND_UNCUT, {"start": period.start, "end": period.end}).scalars())
+    closed = [account for account, _ in billed_until_store.closed_without_invoice(connection, [period])]
+    given = {"start": period.start, "end": period.end, "closed": closed}
+    return list(connection.execute(_LATE_AND_UNCUT, given).scalars())
 
 
 def _add(

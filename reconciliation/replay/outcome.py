@@ -30,6 +30,8 @@ class MoneyEffect:
     """Cut by a close that has not frozen its invoice yet."""
     reopen: str = ""
     """The month of that close, where the account may be reopened; '' where it may not."""
+    without_invoice: bool = False
+    """Closed with nothing to bill."""
 
     @property
     def follows(self) -> str:
@@ -46,7 +48,8 @@ class MoneyEffect:
         if not self.frozen:
             return f"counted: on the invoice of {self.period} when it is drawn up"
         booked = ", booked in the open month" if self.books_closed else ""
-        return f"{self.period} is {'cut' if self.cut else 'invoiced'}{self._late(booked)}{self._reopening}"
+        stands = "cut" if self.cut else "closed without an invoice" if self.without_invoice else "invoiced"
+        return f"{self.period} is {stands}{self._late(booked)}{self._reopening}"
 
     def _late(self, booked: str) -> str:
         if not self.amount:
@@ -71,7 +74,8 @@ class MoneyEffect:
         return {
             "tenant_id": self.tenant_id, "billing_account": self.billing_account, "period": self.period,
             "currency": self.currency, "amount": plain(self.amount), "frozen": self.frozen,
-            "cut": self.cut, "tenant_closed": self.tenant_closed, "unbillable": self.unbillable,
+            "cut": self.cut, "without_invoice": self.without_invoice, "tenant_closed": self.tenant_closed,
+            "unbillable": self.unbillable,
             "problem": self.problem, "follows": self.follows,
         }  # fmt: skip
 
@@ -94,6 +98,17 @@ def came_out(
 
 _ADDED: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens")
 _NONE: Final = (0,) * len(_ADDED)
+_RECORDED_LATE: Final = (
+    "Usage that was recorded late",
+    "Some of your requests between {first} and {last} (UTC) were served, but their usage records did not reach our"
+    " billing system at the time. We found the records and have added them, each once.",
+    "What was added",
+)
+_TAKEN_BACK: Final = (
+    "Usage that is taken back",
+    "Between {first} and {last} (UTC) more was recorded for you than you used. We have taken it back.",
+    "What was taken back",
+)
 
 
 def customer_message(
@@ -103,18 +118,13 @@ def customer_message(
 
     `usage` is what was added for the tenant by month, `money` what that comes to.
     """
-    lines = [
-        f"To: {tenant_id}",
-        "Subject: Usage that was recorded late",
-        "",
-        f"Some of your requests between {first} and {last} (UTC) were served, but their usage records did not reach"
-        " our billing system at the time. We found the records and have added them, each once.",
-        "",
-        "What was added:",
-    ]
+    taken_back = all(row[name] <= 0 for row in usage for name in _ADDED)
+    subject, what, done = _TAKEN_BACK if taken_back else _RECORDED_LATE
+    lines = [f"To: {tenant_id}", f"Subject: {subject}", "", what.format(first=first, last=last), "", f"{done}:"]
+    sign = -1 if taken_back else 1
     lines += [
-        f"  {row['month']}: {row['requests']:,} requests, {row['input_tokens']:,} input tokens"
-        f" ({row['cache_hit_tokens']:,} of them cached), {row['output_tokens']:,} output tokens"
+        f"  {row['month']}: {sign * row['requests']:,} requests, {sign * row['input_tokens']:,} input tokens"
+        f" ({sign * row['cache_hit_tokens']:,} of them cached), {sign * row['output_tokens']:,} output tokens"
         for row in usage
     ]
     lines += ["", "What it means for your bill:"]
@@ -145,10 +155,13 @@ def _where(row: Mapping[str, Any], amount: Decimal) -> str:
     if not row["frozen"]:
         return f"It is part of your invoice for {row['period']}, which is not issued yet."
     if not amount:
-        return f"Your invoice for {row['period']} stays as it is."
+        stays = f"Your invoice for {row['period']} stays as it is."
+        return "Nothing is charged." if row.get("without_invoice") else stays
     if amount < 0:
         return f"You get a credit note for your invoice of {row['period']}."
     next_one = "the amount is a line of its own on the next one"
     on = "you get an invoice of its own for the amount" if row.get("tenant_closed") else next_one
+    if row.get("without_invoice"):
+        return f"You had no invoice for {row['period']}; {on}."
     stays = "is drawn up without it" if row.get("cut") else "stays as it is"
     return f"Your invoice for {row['period']} {stays}; {on}."

@@ -127,11 +127,13 @@ def _how_far(
 
 
 class _Standings:
-    """How far a billing period is: whose invoice is frozen, and whose usage is cut by the close that bills it."""
+    """How far a billing period is: whose invoice is frozen (or who was closed without one), and whose usage is cut by
+    the close that bills it."""
 
     def __init__(self, connection: Connection, period: BillingPeriod) -> None:
         self.month = f"{period.end - INSTANT:%Y-%m}"
         self.invoiced = billed_until_store.frozen_accounts(connection, period)
+        self._without = {of for of, _ in billed_until_store.closed_without_invoice(connection, [period])}
         self.books_closed = bool(closed_books(connection, self.month))
         self._of = close_store.standings(connection, self.month)
 
@@ -150,7 +152,7 @@ class _Standings:
         reopens = cut and not self.books_closed and _reopens(self._of[account].state)
         return MoneyEffect(
             tenant_id, account, period.name, currency, amount, cut or account in self.invoiced, self.books_closed,
-            closed, unbillable, problem, cut, self.month if reopens else "",
+            closed, unbillable, problem, cut, self.month if reopens else "", account in self._without,
         )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ from billing.posting.period_closing import close_book
 from billing.presentation.pages import html_of
 from billing.presentation.ubl import ubl_of
 from billing.stripe.stripe_gateway import StripeGateway
+from reconciliation.close import close_store
+from reconciliation.close.states import Event
 from tests.billing_builders import NOVEMBER, OCTOBER, PLAN, SINCE, subscription
 from tests.fixtures_stripe_twin import StripeTwin
 from tests.integration.billing.conftest import Crash, World
@@ -179,6 +181,37 @@ def test_an_account_without_a_next_invoice_gets_one_of_its_own(months: Months) -
     )
     in_stripe = months.differences(NOVEMBER)["2026-11 finalized invoices are in Stripe"]
     assert [key.partition("/")[2] for key in in_stripe] == ["status", "status"]
+
+
+def test_of_who_was_closed_without_an_invoice_what_comes_late_is_on_the_next_one(months: Months) -> None:
+    """There was nothing to bill, so that no invoice is there to be adjusted."""
+    world, late = months.world, used("late-of-beta", OCTOBER.start + DAY, 30_000, "beta")
+    world.tenant("beta")
+    world.subscribe("beta")
+    months.close(OCTOBER)
+    with transaction(world.engine) as connection:
+        standing = close_store.Standing(OCTOBER.name, "default", "beta")
+        for each in (Event.COLLECT, Event.FREEZE, Event.DRAFT, Event.RECONCILE, Event.APPROVE, Event.FINALIZE):
+            (standing,) = close_store.move(connection, [standing], each, "ada")
+        close_store.move(connection, [standing], Event.CLOSE, "ada")
+    months.comes(late)
+    months.close(OCTOBER)
+    assert months.balance() == {1100: 100, 1150: 60, 4000: -160}
+    assert months.differences(OCTOBER) == {}
+    months.close(NOVEMBER)
+    (document,) = invoice_list(world.engine, billing_account="beta")
+    assert [(line["line_key"], line["original_period"], line["amount"]) for line in document["lines"]] == [
+        ("adj.out", "2026-10", 6000)
+    ]
+    explained = explain_invoice(world.engine, _no_archive, document["number"], lambda _: None)
+    assert ([of.counted for of in explained.counters], explained.agrees) == ([30_000], True)
+    months.comes(correction(late, -10_000))
+    months.close(NOVEMBER)
+    assert [(d["kind"], d["total"]) for d in invoice_list(world.engine, billing_account="beta")] == [
+        ("credit_note", -2000), ("usage", 6000)
+    ]  # fmt: skip
+    assert months.balance() == {1100: 140, 4000: -140}
+    assert months.differences(OCTOBER, NOVEMBER) == {}
 
 
 STEPS = ("issue_credit_notes", "draft_invoices", "send_invoices", "expire_credits", "seal_journals")

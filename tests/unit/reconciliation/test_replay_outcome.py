@@ -31,6 +31,23 @@ def test_a_closed_tenant_is_told_of_an_invoice_of_its_own_as_the_plan_says() -> 
     assert "credit note" in told(tenant_closed=True, amount=Decimal(-5))
 
 
+def test_who_is_given_back_usage_is_not_told_that_some_was_added() -> None:
+    """As of a tenant under whose name another's was counted."""
+    usage = {"month": "2026-10", "requests": 0, "input_tokens": -60, "cache_hit_tokens": -24, "output_tokens": -30}
+    message = customer_message("t", [usage], [], first="", last="")
+    assert "2026-10: 0 requests, 60 input tokens (24 of them cached), 30 output tokens" in message
+    assert "taken it back" in message
+    assert "added" not in message
+
+
+def test_who_had_no_invoice_is_not_told_of_one() -> None:
+    said = told(without_invoice=True)
+    assert "You had no invoice for 2026-10; the amount is a line of its own on the next one" in said
+    assert "stays as it is" not in told(without_invoice=True, amount=Decimal(0))
+    values = ("t", "t", "2026-10", "USD", Decimal(5), True, True)
+    assert MoneyEffect(*values, without_invoice=True).follows.startswith("2026-10 is closed without an invoice: a line")
+
+
 def test_of_what_is_cut_no_invoice_is_promised_and_reopening_only_where_it_may_be() -> None:
     assert "is drawn up without it; the amount is a line of its own on the next one" in told(cut=True)
     values = ("t", "t", "2026-10", "USD", Decimal(5), True, False)

@@ -102,7 +102,7 @@ class Issuing:
         with transaction(self._run.engine) as connection:
             standings = self._run.standings(connection)
             finalized = self._run.of_state(standings, State.FINALIZED)
-            waits_for_books = not self._run.found.results and self._books_that_could_close(standings)
+            waits_for_books = self._books_that_could_close(standings)
         if not finalized and not waits_for_books:
             return
         seal_journals(self._run.engine)

@@ -12,7 +12,7 @@ from billing.commands.close_other_periods import Choice
 from billing.database import transaction
 from billing.invoicing import rated_line_store
 from billing.invoicing.sending import SendingStep
-from billing.periods import BillingPeriod
+from billing.periods import INSTANT, BillingPeriod, accounting_month, parse_period
 from billing.posting.fee_recognition import recognise_fees
 from reconciliation.close import close_store, priced_events
 from reconciliation.close.close_store import Standing
@@ -77,12 +77,13 @@ class Preparing:
     def _choice(self, ready: Collection[Account], period: BillingPeriod) -> Choice:
         """What of a period is rated: not what a close has cut and not closed, which would then have two ratings."""
         earlier = period.end <= self._run.month.start
+        month = parse_period(accounting_month(period.end - INSTANT)) if earlier else self._run.month
         with transaction(self._run.engine) as connection:
-            standings = close_store.standings(connection, period.name if earlier else self._run.month.name)
+            standings = close_store.standings(connection, month.name)
             cut = {n for n, s in standings.items() if s.state in CUT or s.parked_from in CUT}
             tenants: set[str] | None = None
             if cut:
-                accounts = participants(connection, self._run.month)
+                accounts = participants(connection, month)
                 left_out = {t for name in cut if name in accounts for t in accounts[name].tenants}
                 known = {t for account in accounts.values() for t in account.tenants}
                 tenants = (known | rated_line_store.posted(connection, period).keys()) - left_out

@@ -39,12 +39,14 @@ from reconciliation.close.gates import gate_store
 from reconciliation.close.gates.collecting import quarantined
 from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_waivable
 from reconciliation.close.gates.gate import Found, Gate, Result
+from reconciliation.close.preparing import Preparing
+from reconciliation.close.run_context import Run
 from reconciliation.close.running import CloseRun, run_close
 from reconciliation.close.states import CUT, Event, State, after, book_after
 from reconciliation.close.status import close_status
 from reconciliation.errors import CloseRefused
 from streams.ingest.logs import Log
-from tests.billing_builders import NOW, OCTOBER, PLAN, SINCE
+from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN, SINCE
 from tests.fixtures_stripe_twin import act
 from tests.integration.billing.conftest import Crash
 from tests.integration.billing.test_exchange_rates import book, set_rate
@@ -257,11 +259,15 @@ def assert_all_that_was_booked_is_there(line: Line, folder: Path) -> None:
 
 def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: Path) -> None:
     line = open_line
-    line.tenant("beta", "changed", "delta", "gamma", "gone", "shared", "trial")
+    line.tenant("beta", "changed", "delta", "gamma", "gone", "idle", "left", "shared", "trial")
     bill_september_of_who_then_left(line, "gone")
+    close_september_without_an_invoice(line, "idle")
     line.plan(PLAN.replace("plan: p", "plan: by-anniversary\nterms: {anchor: anniversary}"))
     add_entity(line.engine, name="eu", actor="ada", currency="USD", values={})
     line.subscribe("beta", plan="by-anniversary", starts_at=datetime(2026, 8, 17, tzinfo=UTC), legal_entity="eu")
+    # Gone before the month, within a billing period that ends in it
+    line.subscribe("left", plan="by-anniversary", starts_at=datetime(2026, 8, 20, tzinfo=UTC), legal_entity="eu")
+    cancel_subscription(line.engine, tenant_id="left", at=datetime(2026, 9, 25, tzinfo=UTC), actor="ada")
     line.subscribe("delta")
     line.subscribe("gamma", legal_entity="eu")
     line.subscribe("shared", billing_account="acme")
@@ -276,6 +282,8 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     cancel_subscription(line.engine, tenant_id="trial", at=OCTOBER.start + timedelta(days=7), actor="ada")
     line.send_events(
         event(15, tenant_id="gone", timestamp="2026-09-11T10:00:00Z"),
+        event(18, tenant_id="idle", timestamp="2026-09-11T10:00:00Z"),
+        event(19, tenant_id="left", timestamp="2026-09-22T10:00:00Z"),
         event(4, tenant_id="trial", timestamp="2026-10-03T10:00:00Z"),
         event(5, tenant_id="beta", timestamp="2026-10-10T10:00:00Z"), event(6, tenant_id="beta"),
         event(7, tenant_id="gamma"), event(7, tenant_id="gamma", output_tokens=7),
@@ -286,7 +294,7 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     )  # fmt: skip
     waive_all(line, Gate.R1)
     held = run(line)
-    green = dict.fromkeys(("acme", "beta", "changed", "gone", "trial"), "reconciled")
+    green = dict.fromkeys(("acme", "beta", "changed", "gone", "idle", "left", "trial"), "reconciled")
     assert states(line) == green | {"delta": "collecting", "gamma": "collecting"}
     assert [text.split("/")[0] for text in held.problems] == [
         "delta: not frozen: quarantine", "gamma: not frozen: quarantine",
@@ -295,8 +303,9 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     periods = "select billing_account, service_start::date::text from ledger.invoices order by 1"
     assert line.rows(periods) == [
         ("acme", "2026-10-01"), ("beta", "2026-09-17"), ("changed", "2026-10-01"), ("gone", "2026-09-01"),
-        ("gone", "2026-09-01"),
+        ("gone", "2026-09-01"), ("idle", "2026-10-01"), ("left", "2026-09-20"),
     ]  # fmt: skip
+    assert_no_later_close_rates_what_is_cut(line)
     ((deltas,),) = line.rows("select 'quarantine/' || quarantine_id from usage.quarantine where tenant_id = 'delta'")
     waive_all(line, Gate.R9, but=deltas)
     alter_an_invoice(line, "acme", 1)
@@ -305,7 +314,9 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     assert_damage_holds_all_that_pay(line, "shared", {"acme", "gamma"})
     # What came late to September is cut, rated again and compared with its documents by October's close
     late = "select period_start::date::text, tenants from ledger.close_cuts where period_end <= '2026-10-01'"
-    assert line.rows(late) == [("2026-09-01", ["gone"])]
+    assert line.rows(late) == [("2026-09-01", ["gone", "idle"])]
+    own = "select tenants from ledger.close_cuts where period_start = '2026-09-20'"
+    assert line.rows(own) == [(["left"],)]
     assert_damage_holds_all_that_pay(line, "gone", {"gone"})
     # Gates that were asked of some accounts at a time tell of all
     with transaction(line.engine) as connection:
@@ -322,6 +333,7 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     assert states(line)["acme"] == "drafted"
     told = run(line).problems
     assert told[0].startswith("billing account acme has no invoice: 1 stored invoices are not what was drawn up")
+    assert "R11: 1 differences hold up the book of eu" in " ".join(told), "asked whoever else is stuck"
     assert {text.split(": ")[1] for text in told[1:] if text.startswith("acme")} == {"R5a"}
     alter_an_invoice(line, "acme", -1)
     run(line)
@@ -340,13 +352,15 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     line.plan(WITHOUT_A_PRICE + PRICED_FROM_OCTOBER)
     assert [text.split(":")[0] for text in run(line).problems] == ["R11"]
     waive_all(line, Gate.R11)
+    with transaction(line.engine) as connection:
+        close_book(connection, "eu", SEPTEMBER.name, NOW)
     assert run(line).problems == []
-    accounts = ("acme", "beta", "changed", "gamma", "gone", "trial")
+    accounts = ("acme", "beta", "changed", "gamma", "gone", "idle", "left", "trial")
     closed = dict.fromkeys((*accounts, "book default", "book eu"), "closed")
     assert states(line) == closed | {"delta": "parked", "odd": "parked"}
     # Two legal entities in one close: numbers, a book and a journal of each.
     assert line.rows("select written from ledger.issued_numbers order by 1") == [
-        ("EU-000001",), ("EU-000002",), *((f"INV-00000{number}",) for number in range(1, 5)),
+        *((f"EU-00000{number}",) for number in range(1, 4)), *((f"INV-00000{number}",) for number in range(1, 6)),
     ]  # fmt: skip
     write_evidence(line.engine, OCTOBER, tmp_path)
     assert broken(tmp_path) == set()
@@ -414,6 +428,25 @@ def bill_september_of_who_then_left(line: Line, tenant: str) -> None:
     assert line.close(SEPTEMBER).problems == []
     with transaction(line.engine) as connection:
         close_book(connection, "default", SEPTEMBER.name, NOW)
+
+
+def close_september_without_an_invoice(line: Line, tenant: str) -> None:
+    """There was nothing to bill; what comes late is on October's invoice."""
+    line.subscribe(tenant)
+    with transaction(line.engine) as connection:
+        standing = close_store.Standing(SEPTEMBER.name, "default", tenant)
+        for each in (Event.COLLECT, Event.FREEZE, Event.DRAFT, Event.RECONCILE, Event.APPROVE, Event.FINALIZE):
+            (standing,) = close_store.move(connection, [standing], each, "ada")
+        close_store.move(connection, [standing], Event.CLOSE, "ada")
+
+
+def assert_no_later_close_rates_what_is_cut(line: Line) -> None:
+    """Whatever its billing period is called, and also of who is gone by then."""
+    november = Run(line.engine, NOVEMBER, line.gateway, line.log, NOW, "ada", None, lambda name: None)
+    for period, tenant in (("2026-09-17..2026-10-17", "beta"), ("2026-09-20..2026-10-20", "left")):
+        chosen = Preparing(november)._choice((), parse_period(period)).tenants
+        assert chosen is not None
+        assert tenant not in chosen
 
 
 def assert_an_adjustment_in_stripe_is_there(folder: Path) -> None:

@@ -23,6 +23,8 @@ from reconciliation.close.gates.contracts import contracts
 from reconciliation.close.gates.cut_checks import namings
 
 FORMAT: Final = "tollbook.close_content.v3"
+READABLE: Final = (FORMAT, "tollbook.close_content.v2")
+"""Formats that evidence is made of, and verified: the one before had no `events`, nor kept what moved (R11)."""
 CHANGES_LATER: Final = (
     "state",
     "parked_because",

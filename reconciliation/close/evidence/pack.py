@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Pack:
         self.content = folder / CONTENT
         self.signatures = folder / SIGNATURES
         manifest: dict[str, Any] = json.loads((self.content / MANIFEST).read_text())
-        _expect(FORMAT, manifest["format"], str(self.content / MANIFEST))
+        _expect((FORMAT,), manifest["format"], str(self.content / MANIFEST))
         self.month = str(manifest["month"])
         self._said: dict[str, Value] = {each["file"]: each["sha256"] for each in manifest["files"]}
 
@@ -47,7 +47,7 @@ class Pack:
     def expect_readable_contents(self) -> None:
         """Raises EvidenceBroken where what was signed of an account is of another format."""
         for each in self.accounts:
-            _expect(contents.FORMAT, each["format"], f"{self.content / 'accounts.jsonl'}: {each['billing_account']}")
+            _expect(contents.READABLE, each["format"], f"{self.content / 'accounts.jsonl'}: {each['billing_account']}")
 
     def of(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of a file of the content."""
@@ -72,6 +72,11 @@ class Pack:
         return [tenant for account in self.accounts for tenant in account["tenants"]]
 
     @property
+    def is_of_before(self) -> bool:
+        """Whether what was signed is of the format before, in which nothing is kept of single events and movements."""
+        return any(each["format"] != contents.FORMAT for each in self.accounts)
+
+    @property
     def journals(self) -> dict[str, Path]:
         """The journal's files by legal entity."""
         return {path.stem.removeprefix("journal-"): path for path in sorted(self.content.glob("journal-*.jsonl"))}
@@ -82,12 +87,12 @@ class Pack:
         return list(self.signed("transitions.jsonl"))
 
 
-def _expect(known: str, there: object, where: str) -> None:
-    """Only the format that this version writes is read: another one has other fields."""
-    if there != known:
+def _expect(known: Collection[str], there: object, where: str) -> None:
+    """Only formats that this version knows are read: another one has other fields."""
+    if there not in known:
         raise EvidenceBroken(
-            f"{where}: written by an older or newer version of Tollbook, as {there}; this one reads {known}: verify it"
-            " with the version that wrote it"
+            f"{where}: written by an older or newer version of Tollbook, as {there}; this one reads"
+            f" {', '.join(known)}: verify it with the version that wrote it"
         )
 
 

@@ -117,6 +117,8 @@ def _rated(pack: Pack) -> list[Check]:
         if tenant["contract"] is None:
             continue
         if priced_by_event(tenant["contract"]):
+            if pack.is_of_before:
+                continue
             said[key] = tenant["events"]
             used = events.get(key, [])
         else:

@@ -237,7 +237,7 @@ def _cuts(
 
 def _priced_events(connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]) -> bytes:
     """Of the tenants whose contents name them; the digest tells whether they are those that were signed."""
-    signed = {tenant["events"] for account in accounts for tenant in account["tenants"]}
+    signed = {tenant.get("events") for account in accounts for tenant in account["tenants"]}
     return b"".join(
         priced_events.in_pack(each, cut.period)
         for cut in _taken(connection, month, accounts)

@@ -190,6 +190,7 @@ def test_a_close_killed_everywhere_leaves_the_evidence_of_one_that_was_not(
                          "deciding.approve", "invoice_sender._finalize", "issuing.close_books"}  # fmt: skip
     assert content(open_line, tmp_path / "killed") == content(second_line, tmp_path / "whole")
     assert_single_events_are_rated_again(tmp_path / "whole")
+    assert_what_an_earlier_version_signed_is_still_shown(second_line, tmp_path / "before")
 
 
 def assert_single_events_are_rated_again(folder: Path) -> None:
@@ -203,3 +204,20 @@ def assert_single_events_are_rated_again(folder: Path) -> None:
     file.write_text(edited(more_pages)(file.read_text()))
     (folder / "signatures/manifest.sha256").write_text(forge_manifest(folder / "content"))
     assert broken(folder) == {"single events are what was signed", "rated again"}
+
+
+def assert_what_an_earlier_version_signed_is_still_shown(line: Line, folder: Path) -> None:
+    """It had no digest of single events, and kept no movements."""
+    for table, change in (
+        ("close_contents", "content = was.told, hash = encode(sha256(convert_to(was.told, 'utf8')), 'hex')"
+         " from (select content_no as no, regexp_replace(replace(content, 'content.v3', 'content.v2'),"
+         " '\"events\":(null|\"[0-9a-f]+\"),', '', 'g') as told from ledger.close_contents) as was"
+         " where no = content_no"),
+        ("close_transitions", "detail = jsonb_set(detail, '{content_hash}', (select to_jsonb(hash) from"
+         " ledger.close_contents order by content_no desc limit 1)) where detail ? 'content_hash'"),
+        ("close_gate_results", "shown = '[]'"),
+    ):  # fmt: skip
+        line.tamper(f"ledger.{table}", f"update ledger.{table} set {change}")
+    write_evidence(line.engine, OCTOBER, folder)
+    assert re.search(r'content\.v3|"events":(null|")', (folder / "content/accounts.jsonl").read_text()) is None
+    assert broken(folder) == set()

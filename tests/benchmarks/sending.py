@@ -28,8 +28,11 @@ from billing.periods import BillingPeriod, parse_period
 from billing.settings import StripeSettings
 from billing.stripe.rate_limits import ENDPOINT_PER_S, LIVE_PER_S, SANDBOX_PER_S, Limits
 from billing.stripe.stripe_gateway import StripeGateway
+from reconciliation.close.gates.evaluating import Outside, evaluate
+from reconciliation.close.gates.gate import Gate
 from streams import tenants
 from streams.database import connect
+from tests.benchmarks.gates import Stopwatch
 from tests.benchmarks.report import QUICK, Report
 from tests.billing_builders import EMAIL, NOW, PLAN, SINCE
 from tests.fixtures_stripe_twin import TwinProcess, new_test_key
@@ -64,6 +67,7 @@ def main(report: Report, url: str) -> None:
                 gateway = StripeGateway(StripeSettings(key, address), limits)
                 _limit(address, limits)
                 _measure(report, mode, engine, month, gateway, limits)
+            _compare(report, engine, month, gateway)
         finally:
             twin.kill()
             engine.dispose()
@@ -85,6 +89,14 @@ def _measure(
     print("  " + ", ".join(f"{count:,} {endpoint}" for endpoint, count in sorted(calls.items())), flush=True)
     full = floor_s(calls, Limits(limits.all_per_s / SCALE)) * 10_000 / INVOICES
     print(f"  10,000 invoices under Stripe's own limits: at least {full:,.0f} s", flush=True)
+
+
+def _compare(report: Report, engine: Engine, month: BillingPeriod, gateway: StripeGateway) -> None:
+    """What R5b takes, which asks Stripe for every invoice; that windows have no events is no matter of it."""
+    watch = Stopwatch()
+    found = evaluate(engine, month, now=NOW, outside=Outside(gateway), made=watch)
+    assert found[Gate.R5B].is_green, found[Gate.R5B].open[:3]
+    report.add("gates_r5b_seconds", "s", [watch.seconds[Gate.R5B]])
 
 
 def floor_s(calls: Counter[str], limits: Limits) -> float:

@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from serving_adapter.quota.groups import LEASE_MARK
 from streams.quotas.decisions import Ask, Attempt, Count, Nonce, Refused, RequestId, Scope, Standing, TenantId
 from streams.quotas.definitions import RATE_US, UNITS, shown
 from streams.quotas.entries import Reserved, Settled
@@ -168,11 +169,12 @@ read_unasked: Final = msgspec.json.Decoder(UnaskedDecisions).decode
 
 
 def settled_of(tenant_id: str, request_id: str, told: Settlement, at: int) -> Settled:
-    """The journal's entry of a settlement."""
+    """The journal's entry of a settlement. A slice of another tenant is none: nobody had reserved what it tells."""
+    is_own = told.lease_id.partition(LEASE_MARK)[0] == tenant_id
     return Settled(
         tenant_id, request_id, told.attempt, at, told.final, told.dispatched, told.model, told.adapter,
         told.input_tokens, min(told.cache_hit_tokens, told.input_tokens), told.output_tokens, told.gpu_us,
-        told.lease_id, told.lease_no, told.nonce,
+        told.lease_id if is_own else "", told.lease_no if is_own else 0, told.nonce,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import structs
 
@@ -21,7 +21,7 @@ from streams.quotas.entries import Leased, Reserved, Returned, Settled, Unreserv
 from streams.quotas.errors import OtherContent
 from streams.quotas.lead import Lead
 from streams.quotas.lease_book import LeaseBook
-from streams.quotas.meter_set import MeterSet
+from streams.quotas.meter_set import NONE_BEGAN, MeterSet
 from streams.quotas.outputs import RecentOutputs
 from streams.quotas.parts import Part, Request, State, Step, after
 from streams.quotas.volume import Volume
@@ -55,11 +55,12 @@ class TenantBook:
 
     def define(
         self, quotas: Iterable[Quota], now: int, *, tier: str = "", priority: int = 0, prices: PriceList | None = None,
-        anchor: Anchor = CALENDAR_MONTHS,
+        anchor: Anchor = CALENDAR_MONTHS, began: Mapping[str, int] = NONE_BEGAN,
     ) -> None:  # fmt: skip
-        """Take definitions, prices and the billing periods' anchor; new budgets have to be loaded then."""
+        """Take definitions, prices, the billing periods' anchor, and when rates began (`MeterSet.define`); new budgets
+        have to be loaded then."""
         self.tier, self.priority = tier, priority
-        self.meters.define(quotas, now, prices or PriceList(), anchor)
+        self.meters.define(quotas, now, prices or PriceList(), anchor, began)
         self._settled.clear()
         for request in self.requests.values():
             for part in request.parts.values():
@@ -108,6 +109,11 @@ class TenantBook:
             raise OtherContent(f"{ask.request_id}, attempt {ask.attempt}, was asked for with other content")
         return None if part.state is State.RELEASED else was
 
+    def knows_end(self, request_id: str, attempt: int) -> bool:
+        """Whether it is known what an attempt has used."""
+        part = self._part(request_id, attempt)
+        return part is not None and part.state in (State.SETTLED, State.CONFIRMED)
+
     def apply(self, entry: Reserved | Settled | Leased | Returned | Unreserved) -> Progress:
         """Take an entry of the journal. Twice, or in another order, it leaves the same."""
         if entry.at >= self.meters.next_roll:
@@ -138,8 +144,7 @@ class TenantBook:
         over = 0
         if part is not None:
             over = _over(part, row.counts)
-            if part.state is State.RESERVED and part.reserved is not None:
-                self.meters.correct(part.reserved, row.counts)
+            self._correct_rates(part, row.counts)
             self._move(part, Step.CONFIRM)
             part.settled, part.settled_at, part.bills = row.counts, row.completed_at, row.bills
             self._end_if_done(row.request_id, row.completed_at)
@@ -167,7 +172,7 @@ class TenantBook:
             self._end(request, now)
         if request.ended_at is None:
             return Tended(min(now + self.limits.keep_ended_us, request.deadline), expired)
-        keep_us = self.limits.keep_expired_us if request.is_expired else self.limits.keep_ended_us
+        keep_us = self.limits.keep_expired_us if request.may_be_told_late else self.limits.keep_ended_us
         if now < request.ended_at + keep_us or self._may_be_confirmed(request, now):
             return Tended(now + keep_us, expired)
         del self.requests[request_id]
@@ -247,7 +252,7 @@ class TenantBook:
         told_twice = was is not None and entry.at <= was.at
         if told_twice or part.state not in (State.UNKNOWN, State.RELEASED, State.WITHDRAWN):
             return _KNOWN
-        part.reserved = entry
+        part.reserved, part.is_charged_whole = entry, True
         part.state = after(part.state, Step.RESERVE)
         self.meters.admit(entry)
         request = self.requests[entry.request_id]
@@ -279,14 +284,15 @@ class TenantBook:
                 return Progress(known)  # asked for again since: that may be running
             self._release(part)
             part.state = after(part.state, Step.RELEASE)
-        elif part.state not in (State.SETTLED, State.CONFIRMED):
-            over = _over(part, used)
-            if part.state is State.RESERVED and part.reserved is not None:
-                self.meters.correct(part.reserved, used)
-            elif not known:
-                self.meters.charge(part.model, part.adapter, used, entry.at)
-            self._move(part, Step.SETTLE, used, entry.at)
-            self.outputs.add(entry.output_tokens)
+            part.settled_at = part.settled_at or entry.at
+        else:
+            self._correct_rates(part, used)  # also where its event was counted while nobody saw how much it used
+            if part.state not in (State.SETTLED, State.CONFIRMED):
+                over = _over(part, used)
+                if not known and not entry.again:
+                    self.meters.charge(part.model, part.adapter, used, entry.at)
+                self._move(part, Step.SETTLE, used, entry.at)
+                self.outputs.add(entry.output_tokens)
         if entry.final:
             for other in request.parts.values():
                 self._release(other)
@@ -296,10 +302,21 @@ class TenantBook:
         return Progress(known, over, unreserved)
 
     def _release(self, part: Part) -> None:
-        """An attempt that is reserved will use nothing."""
-        if part.state is State.RESERVED and part.reserved is not None:
-            self.meters.correct(part.reserved, Counts())
+        """An attempt that is reserved, or was until its deadline, will use nothing."""
+        if part.state in (State.RESERVED, State.RELEASED):
+            self._correct_rates(part, Counts())
             self._move(part, Step.RELEASE)
+
+    def _correct_rates(self, part: Part, used: Counts) -> None:
+        """Rates are charged what an attempt has used in the place of what it might have; once, whoever tells it first,
+        and however long after its deadline. One that was said to use nothing may turn out to have used something."""
+        if part.reserved is None:
+            return
+        if part.is_charged_whole:
+            part.is_charged_whole = False
+            self.meters.correct(part.reserved, used)
+        elif part.state is State.RELEASED:
+            self.meters.correct(part.reserved, used, Counts())
 
     def _move(self, part: Part, step: Step, used: Counts | None = None, at: int = 0) -> None:
         """Take a step; what the budgets hold for the attempt follows from its state alone."""

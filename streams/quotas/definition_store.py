@@ -6,7 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
@@ -82,6 +82,17 @@ class Definitions:
         found += [each.starts_at for each in self.tiers.get(tenant_id, ())]
         found += [each.starts_at for each in self.anchors.get(tenant_id, ())]
         return min((each for each in found if each > at), default=None)
+
+    def began(self, tenant_id: str, told: str, quota_id: str, at: datetime, after: datetime) -> datetime | None:
+        """When a quota that holds at a time began to, of whichever version; None if that was not `after` another."""
+        found = [quota.starts_at for quota in self.versions_of(tenant_id, self.tier_of(tenant_id, at, told))]
+        found += [each.starts_at for each in self.tiers.get(tenant_id, ())]
+        for change in sorted({each for each in found if after < each <= at}, reverse=True):
+            before = change - timedelta(microseconds=1)
+            held = self.quotas_of(tenant_id, self.tier_of(tenant_id, before, told), before)
+            if all(quota.quota_id != quota_id for quota in held):
+                return change
+        return None
 
     def anchor_of(self, tenant_id: str, at: datetime) -> Anchor:
         """When a tenant's billing periods begin."""

@@ -59,6 +59,8 @@ class Settled(msgspec.Struct, frozen=True, gc=False, tag="s", array_like=True):
     """Which settlement out of its slice it is, from 1 on; 0: not told."""
     nonce: str = ""
     """Of what was never dispatched: the question that is withdrawn by it; '': whichever it was."""
+    again: bool = False
+    """It was told before, or its event was counted: to a rebuild that does not know the attempt any more it is over."""
 
 
 class Leased(msgspec.Struct, frozen=True, gc=False, tag="l", array_like=True):

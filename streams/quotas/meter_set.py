@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from streams.quotas.amounts import FREE, Counts, Price, PriceList, amount, bound
 from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
@@ -18,6 +19,7 @@ from streams.quotas.standings import StandingsText, standing
 NEVER: int = 2**62
 MODELS_AT_MOST = 256
 """Of how many models and adapters the quotas that cover them are remembered."""
+NONE_BEGAN: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class Bounds(NamedTuple):
@@ -72,20 +74,24 @@ class MeterSet:
         self.next_roll = NEVER
         """When the first of the budgets' periods ends."""
         self._is_priced = False
-        self._is_defined = False
+        self.is_defined = False
         """Whether anything was: what a rate that comes later did not charge is not given back by it."""
 
-    def define(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> None:
+    def define(
+        self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor,
+        began: Mapping[str, int] = NONE_BEGAN,
+    ) -> None:  # fmt: skip
         """Take definitions. What is known of a rate or a budget stays where its id does, and of a rate also until its
-        id comes back; new budgets are empty until they are loaded."""
+        id comes back; new budgets are empty until they are loaded. `began`: of the first definitions the rates that did
+        not hold always, by id: entries of before may follow."""
         quotas = list(quotas)
         rates, unreserved = self.rate_state(), self.unreserved_state()
-        self.all = self._made(quotas, now, prices, anchor)
+        self.all = self._made(quotas, now, prices, anchor, began)
         held = {meter.quota.quota_id for meter in self.all}
         self.rate_states = {quota_id: state for quota_id, state in rates.items() if quota_id not in held}
         self.unreserved = {quota_id: state for quota_id, state in unreserved.items() if quota_id not in held}
         self.prices, self.anchor = prices, anchor
-        self._is_defined = True
+        self.is_defined = True
         self._is_priced = any(quota.metric == "spend" for quota in quotas)
         self._covering.clear()
         self.budgets = [meter for meter in self.all if isinstance(meter, BudgetMeter)]
@@ -96,16 +102,19 @@ class MeterSet:
         made = self._made(quotas, now, prices, anchor)
         return [meter for meter in made if isinstance(meter, BudgetMeter) and not meter.loaded]
 
-    def _made(self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor) -> list[Meter]:
+    def _made(
+        self, quotas: Iterable[Quota], now: int, prices: PriceList, anchor: Anchor,
+        began: Mapping[str, int] = NONE_BEGAN,
+    ) -> list[Meter]:  # fmt: skip
         rates, unreserved = self.rate_state(), self.unreserved_state()
         before = {meter.quota.quota_id: meter for meter in self.budgets if meter.loaded}
-        away = self.rate_states.keys() if self._is_defined else ()
+        away = self.rate_states.keys() if self.is_defined else ()
         if prices != self.prices:
             before = {quota_id: meter for quota_id, meter in before.items() if meter.quota.metric != "spend"}
         made: list[Meter] = []
         for quota in quotas:
             if quota.is_rate:
-                rate = RateMeter(quota, now if self._is_defined else 0)
+                rate = RateMeter(quota, now if self.is_defined else began.get(quota.quota_id, 0))
                 if quota.quota_id in rates:
                     rate.go_on_from(rates[quota.quota_id])
                 if quota.quota_id in away:
@@ -203,16 +212,21 @@ class MeterSet:
         for rate, each, per_input, per_output in rates:
             rate.rate.charge(at, each + per_input * tokens + per_output * cap)
 
-    def correct(self, entry: Reserved, used: Counts) -> None:
-        """What the rates were charged at admission becomes what was used."""
+    def correct(self, entry: Reserved, used: Counts, told: Counts | None = None) -> None:
+        """What the rates were charged at admission, or what they were `told` of it before, becomes what was used."""
         for meter, each, per_input, per_output in self.bounds(entry.model, entry.adapter, entry.at).rates:
-            charged = each + per_input * entry.input_tokens + per_output * entry.output_cap
+            if told is None:
+                charged = each + per_input * entry.input_tokens + per_output * entry.output_cap
+            else:
+                charged = amount(meter.quota.metric, told, FREE)
             meter.rate.correct(entry.at, amount(meter.quota.metric, used, FREE) - charged)
 
     def charge(self, model: str, adapter: str, used: Counts, at: int) -> None:
-        """Charge the rates for usage that was never admitted."""
+        """Charge the rates for usage that was never admitted, until they are full: an outage's is told when it is over,
+        all at once, and would keep its tenant waiting for as long as that took."""
         for meter in self.covering(model, adapter).rates:
-            meter.rate.charge(at, amount(meter.quota.metric, used, FREE))
+            units = amount(meter.quota.metric, used, FREE)
+            meter.rate.charge(at, min(units, meter.rate.room(at, units)))
 
     def hold(self, part: Part, sign: int) -> None:
         """Add (+1) or take away (-1) what budgets hold for an attempt: its bound while reserved, its usage once

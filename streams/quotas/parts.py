@@ -75,12 +75,15 @@ class Part(msgspec.Struct, gc=False):
     """As it was admitted; None if nobody asked."""
     settled: Counts = Counts()
     settled_at: int = 0
+    """When its end was told; also of one that no engine saw."""
     withdrawn: str = ""
     """The nonce of the question that was withdrawn last; '': of any."""
     bills: bool = True
     """Whether what was confirmed of it counts in money."""
     lease_id: str = ""
     """The slice out of which it was admitted elsewhere."""
+    is_charged_whole: bool = False
+    """Whether rates are charged the most that it might use, as nobody has told what it has."""
     is_finding: bool = False
     """Whether it was noted that its usage event is overdue."""
 
@@ -104,6 +107,15 @@ class Request(msgspec.Struct, gc=False):
     def is_expired(self) -> bool:
         """Whether it ended because its deadline passed."""
         return self.ended_at is not None and self.ended_at >= self.deadline
+
+    @property
+    def may_be_told_late(self) -> bool:
+        """Whether an event of it may come long after its end: its deadline passed, or it ended by another attempt than
+        one that nobody has told of."""
+        return self.is_expired or any(
+            part.state is State.RELEASED and part.reserved is not None and not part.settled_at
+            for part in self.parts.values()
+        )
 
     @property
     def is_running(self) -> bool:

@@ -59,7 +59,9 @@ class Rate:
         return self.room(now, self.limit if now - self._exact_at >= self.width_us else 0)
 
     def charge(self, now: int, units: int) -> None:
-        """Count units at admission; more than there is room for if the caller says so."""
+        """Count units at admission; more than there is room for if the caller says so. Nothing of before it held."""
+        if now < self._base_at:
+            return
         self._drain(now)
         self._level += units * self.period_us
         number = self._level_at // self.width_us

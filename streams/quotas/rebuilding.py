@@ -8,6 +8,7 @@ first request waits for them.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def restore(
     as_of: dict[int, int] = {}
     switched: set[str] = set()
     newest = taken = 0
-    unreserved: set[Unreserved] = set()
+    with_unreserved: set[bytes] = set()
     for group, no, stored in states:
         as_of[group] = no
         for state in book_state.decode(stored):
@@ -123,6 +124,7 @@ def restore(
         shard.fill_rates(held, now)
     for no, batch in batches:
         shard.states.read(no)
+        is_twice: bool | None = None
         for entry in entries.decode(batch):
             if isinstance(entry, Read):
                 if entry.shard == shard.shard:
@@ -131,10 +133,13 @@ def restore(
             group = group_of(entry.tenant_id)
             if group % shard.of != shard.shard or no <= as_of.get(group, 0) or isinstance(entry, Unasked):
                 continue
-            if isinstance(entry, Unreserved):  # a batch may have been written twice
-                if entry in unreserved:
+            if isinstance(entry, Unreserved):  # of one batch several may be alike; but it may have been written twice
+                if is_twice is None:
+                    digest = hashlib.blake2b(batch, digest_size=16).digest()
+                    is_twice = digest in with_unreserved
+                    with_unreserved.add(digest)
+                if is_twice:
                     continue
-                unreserved.add(entry)
             told = entry.tier if isinstance(entry, Reserved) else ""
             known = shard.books.get(entry.tenant_id)
             if known is None:

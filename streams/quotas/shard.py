@@ -23,7 +23,7 @@ from streams.quotas.counters import Counters
 from streams.quotas.deadlines import Deadlines
 from streams.quotas.decisions import Ask, Limits, Progress, Refused
 from streams.quotas.definition_store import Definitions
-from streams.quotas.definitions import strictest
+from streams.quotas.definitions import RATE_US, Quota, strictest
 from streams.quotas.entries import Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
 from streams.quotas.feed import Span
 from streams.quotas.findings import unconfirmed_alert
@@ -79,7 +79,7 @@ class Shard:
     deadlines: Deadlines = field(init=False)
 
     def __post_init__(self) -> None:
-        self.deadlines = Deadlines(self.limits.keep_ended_us)
+        self.deadlines = Deadlines(min(self.limits.keep_ended_us, self.limits.held_us))
 
     def owns(self, tenant_id: str) -> bool:
         """Whether the tenant is of this shard."""
@@ -130,9 +130,11 @@ class Shard:
         """Take the end of an attempt."""
         held = self.books.get(settled.tenant_id) or self.open(settled.tenant_id, settled.at)
         self.counters.settled += 1
-        part = held.book.requests.get(settled.request_id)
-        if part is None and settled.dispatched:
+        request = held.book.requests.get(settled.request_id)
+        if settled.dispatched and (request is None or settled.attempt not in request.parts):
             self.doubtful[settled.tenant_id, settled.request_id, settled.attempt] = None
+        if held.book.knows_end(settled.request_id, settled.attempt):
+            settled = msgspec.structs.replace(settled, again=True)
         progress = self._take(held, settled)
         self.counters.over += progress.over
         for quota_id, start, units in progress.unreserved:
@@ -246,14 +248,28 @@ class Shard:
         held.told_tier = told_tier
         held.changes_at = NEVER if changes is None else microseconds(changes)
         held.is_shed = policy_of(tier).is_shed
+        if held.is_shed and held.book.volume.is_shed:
+            self.shed.add(held)
         own = strictest(quota.on_unavailable for quota in quotas if quota.on_unavailable is not None)
         held.on_unavailable = own or policy_of(tier).on_unavailable
         if not same:
             priority = policy_of(tier).priority
-            held.book.define(quotas, now, tier=tier, priority=priority, prices=prices, anchor=anchor)
+            began = {} if meters.is_defined else self._rates_began(quotas, tenant_id, told_tier, now)
+            held.book.define(quotas, now, tier=tier, priority=priority, prices=prices, anchor=anchor, began=began)
         held.is_loading = held.book.needs_loading
         if held.is_loading:
             self.to_load[tenant_id] = None
+
+    def _rates_began(self, quotas: Iterable[Quota], tenant_id: str, told_tier: str, now: int) -> dict[str, int]:
+        """Of the rates that hold now those that did not a while ago, and since when they do: a rebuild reads what was
+        admitted before."""
+        after = moment(now - 2 * max(RATE_US.values()))
+        began = {
+            quota.quota_id: self.definitions.began(tenant_id, told_tier, quota.quota_id, moment(now), after)
+            for quota in quotas
+            if quota.is_rate
+        }
+        return {quota_id: microseconds(at) for quota_id, at in began.items() if at is not None}
 
     def _take(self, held: Held, entry: Reserved | Settled) -> Progress:
         self.states.before_change(held, entry.request_id)

@@ -9,13 +9,31 @@ from msgspec import structs
 
 from streams.quotas import answers, book_state
 from streams.quotas.amounts import DatedPrice, PriceList
+from streams.quotas.book import TenantBook
 from streams.quotas.decisions import Ask, Limits, Refused
+from streams.quotas.definitions import RATE_US
 from streams.quotas.entries import Leased, Reserved, Returned, Settled
 from streams.quotas.errors import OtherContent
 from streams.quotas.granting import Slice, grant
 from streams.quotas.loading import spent_alerts
 from streams.quotas.meters import RateMeter, SlotMeter
-from tests.quota_builders import DAY, NOW, SECOND, admit, ask, book, budget, confirm, load, note, quota, row, settled
+from tests.quota_builders import (
+    DAY,
+    LIMITS,
+    NOW,
+    SECOND,
+    admit,
+    ask,
+    book,
+    budget,
+    confirm,
+    load,
+    note,
+    quota,
+    rebuilt,
+    row,
+    settled,
+)
 
 
 def refused(made: object, asked: Ask, now: int = NOW) -> Refused:
@@ -242,6 +260,67 @@ def test_an_expired_reservation_is_corrected_by_its_late_event() -> None:
     assert (budget(made).used, budget(made).unreserved) == (70, 0)
 
 
+LATE = NOW + LIMITS.held_us
+
+
+def hour_left(made: TenantBook) -> int:
+    """How much of the rate of an hour is left at the deadline of a request of now."""
+    meter = made.meters.named("hour-output_tokens")
+    assert isinstance(meter, RateMeter)
+    return meter.rate.room(LATE, 1000)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [],
+        ["expires"],
+        ["crash"],
+        ["crash", "expires"],
+        ["told by the windows"],
+        ["crash", "told by the windows"],
+        ["told by the windows", "crash"],
+    ],
+)
+@pytest.mark.parametrize("told", ["event", "settle"])
+def test_a_rate_gets_back_what_was_not_used_whoever_tells_it_and_however_late(first: list[str], told: str) -> None:
+    quotas = (quota("hour", limit=1000), quota())
+    made = book(*quotas)
+    admit(made, ask(max_tokens=1000))
+    for step in first:
+        if step == "expires":
+            assert made.tend("r1", LATE).expired == 1
+        elif step == "told by the windows":  # a process that begins knows that its event was counted, and no more
+            made.resolve("r1", 1)
+        else:
+            made = rebuilt([], quotas, LIMITS, NOW, book_state.joined([book_state.encoded(book_state.state_of(made))]))
+    assert hour_left(made) == 1000 * LIMITS.held_us // RATE_US["hour"], "it may have used all of it"
+    for _ in range(2):
+        if told == "event":
+            made.confirm(row(output=10))
+        else:
+            made.apply(settled(output=10, at=LATE))
+        assert hour_left(made) == 1000
+
+
+def test_a_rate_is_charged_what_an_attempt_has_used_that_was_said_to_be_over() -> None:
+    made = book(quota("hour", limit=1000))
+    admit(made, ask(max_tokens=500))
+    admit(made, ask(max_tokens=400, attempt=2))
+    made.apply(settled(output=10, attempt=2, at=NOW + SECOND))
+    assert hour_left(made) == 1000
+    made.apply(settled(output=500, at=NOW + 2 * SECOND))
+    assert hour_left(made) < 1000
+
+
+def test_what_an_outage_let_in_fills_a_rate_and_keeps_nobody_waiting_for_longer_than_a_period() -> None:
+    made = book(quota("minute", "requests", 10))
+    for number in range(100):  # ten minutes' worth, told when the service is back
+        made.apply(settled(f"unasked-{number}", at=NOW + number))
+    assert refused(made, ask(), NOW + SECOND).walls[0].because == "rate"
+    admit(made, ask(), NOW + 7 * SECOND)
+
+
 def test_what_was_reserved_is_known_long_after_it_expired_or_was_confirmed_by_a_weaker_source() -> None:
     made = book(quota())
     entry = admit(made, ask("late"))
@@ -261,6 +340,22 @@ def test_what_was_reserved_is_known_long_after_it_expired_or_was_confirmed_by_a_
         confirm(made, usage)
     assert (budget(made).confirmed, budget(made).unreserved) == (50 + 80 + 6, 5), "what replaces it is judged as it was"
     assert made.tend("late", entry.deadline + DAY + SECOND).again_at is None
+
+
+def test_an_attempt_that_another_one_followed_is_known_when_its_event_comes_at_last() -> None:
+    """As of a replica that was killed: its request went on elsewhere, and what it had used is found in its spool."""
+    made = book(quota())
+    admit(made, ask())
+    admit(made, ask(attempt=2))
+    made.apply(settled(attempt=2))
+    confirm(made, row(attempt=2))
+    assert made.tend("r1", NOW + 60 * SECOND).again_at is not None
+    confirm(made, row(at=NOW))
+    assert budget(made).unreserved == 0
+    assert made.tend("r1", NOW + 60 * SECOND).again_at is None
+    admit(made, ask("withdrawn"))
+    made.apply(settled("withdrawn", dispatched=False))
+    assert made.tend("withdrawn", NOW + 60 * SECOND).again_at is None, "nothing comes of it"
 
 
 def test_what_is_never_confirmed_ends_with_the_period_that_it_counts_in() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -11,16 +12,17 @@ import pytest
 
 from streams.quotas import entries
 from streams.quotas.amounts import Counts, DatedPrice, PriceList
+from streams.quotas.answers import Settlement, settled_of
 from streams.quotas.calendar import moment
 from streams.quotas.decisions import Refused
 from streams.quotas.definition_store import NOTHING, Definitions
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Leased, Reserved
 from streams.quotas.feed import Look, Used, Wanted
-from streams.quotas.looking import take_look, wanted
+from streams.quotas.looking import confirm, take_look, wanted
 from streams.quotas.rebuilding import restore
 from streams.quotas.shard import Shard
-from tests.quota_builders import DAY, LIMITS, NOON, NOW, SECOND, ask, budget, quota, settled
+from tests.quota_builders import DAY, LIMITS, NOON, NOW, SECOND, ask, budget, quota, row, settled
 
 
 def look(
@@ -174,6 +176,13 @@ def test_the_database_is_asked_once_about_an_attempt_that_is_overdue() -> None:
     assert [alert.kind for alert in shard.alerts] == ["quota_unconfirmed"]
 
 
+def test_the_database_is_asked_about_an_attempt_that_nobody_knows_of_a_request_that_is_known() -> None:
+    shard = shard_of(quota(limit=1000))
+    assert isinstance(shard.ask(ask(), NOW), Reserved)
+    shard.settle(settled(attempt=2, at=NOW + SECOND))  # a fail mode let it in, and its event may be counted already
+    assert wanted(shard).attempts == [("t1", "r1", 2)]
+
+
 def test_a_request_that_the_tier_before_decided_is_charged_to_it_after_a_restart_too() -> None:
     tiers = {"a": [quota("minute", "output_tokens", 300)], "b": [quota("minute", "requests", 9), quota(limit=1000)]}
     shard = Shard(0, 1, LIMITS, Definitions(of_tiers=tiers), registered={"t1"})
@@ -209,3 +218,76 @@ def test_a_rate_goes_on_when_callers_tell_its_tier_again_and_gives_back_what_it_
             restore(shard, [], journal, now + 2)
             look(shard, now + 2)
     assert granted == [100, 100, 100, 200]
+
+
+def test_a_rate_that_has_just_begun_counts_nothing_of_before_after_a_restart_either() -> None:
+    begins = replace(quota("minute", "requests", 2), starts_at=moment(NOW + SECOND), version=2)
+    journal: list[tuple[int, bytes]] = []
+    shard = shard_of(begins)
+    for number, allowed in enumerate((True, True, True, True, True, False)):  # it begins after the third
+        now = NOW + number * SECOND * 2 // 5
+        assert isinstance(shard.ask(ask(f"r{number}"), now), Reserved) is allowed
+        if (due := shard.next_batch()) is not None:
+            journal.append((number + 1, due[0].entries))
+        shard = Shard(0, 1, LIMITS, defined(begins), registered={"t1"})
+        restore(shard, [], journal, now)
+
+
+def test_a_settlement_that_is_told_twice_is_charged_to_no_rate_by_who_comes_after() -> None:
+    """A stored state leaves out what is over."""
+    rate = quota("hour", "requests", 10)
+    shard = shard_of(rate)
+    assert isinstance(shard.ask(ask(), NOW), Reserved)
+    shard.settle(settled(at=NOW))
+    confirm(shard, [row()], NOW, Counter())
+    due = shard.next_batch()
+    assert due is not None
+    shard.states.written(1, due[1])
+    assert shard.next_batch(begin_a_state=True) is None
+    made = shard.states.make()
+    assert made is not None
+    shard.settle(settled(at=NOW + SECOND))
+    due = shard.next_batch()
+    assert due is not None
+    again = Shard(0, 1, LIMITS, defined(rate), registered={"t1"})
+    restore(again, [(made.group, made.no, made.state)], [(2, due[0].entries)], NOW + SECOND)
+    (one,) = again.books["t1"].book.meters.standings("", "", NOW + SECOND)
+    assert one.remaining == 9
+
+
+def test_what_several_settlements_tell_at_once_to_be_out_of_a_slice_is_unreserved_no_more_after_a_restart() -> None:
+    shard = shard_of(quota(metric="requests"))
+    shard.lease(Leased("t1", "t1~1", "gw", NOW, "m-1", "", 5, 100, 300, 0, NOW + DAY))
+    for name in ("a", "b"):
+        unreserved: Counter[tuple[str, str, int]] = Counter()
+        confirm(shard, [row(name)], NOW, unreserved)
+        shard.note_unreserved(unreserved, NOW + len(shard.pending), {})
+    assert budget(shard.books["t1"].book, "day-requests").unreserved == 2
+    for name in ("a", "b"):
+        shard.settle(settled(name, at=NOW + SECOND, lease_id="t1~1"))
+    due = shard.next_batch()
+    assert due is not None
+    again = Shard(0, 1, LIMITS, defined(quota(metric="requests")), registered={"t1"})
+    restore(again, [], [(1, due[0].entries), (2, due[0].entries)], NOW + SECOND)
+    for each in (shard, again):  # also of a batch that was written twice
+        assert budget(each.books["t1"].book, "day-requests").unreserved == 0
+
+
+def test_a_request_ends_at_its_deadline_also_where_that_is_sooner_than_it_would_be_looked_at() -> None:
+    limits = LIMITS._replace(longest_request_us=4 * SECOND, lag_us=SECOND)
+    shard = Shard(0, 1, limits, defined(quota(limit=1000)), registered={"t1"})
+    shard.expect(["t1"], NOW)
+    look(shard, NOW)
+    shard.tend(NOW)
+    assert isinstance(shard.ask(ask(), NOW), Reserved)
+    for seconds, reserved in ((4, 100), (6, 0)):
+        shard.tend(NOW + seconds * SECOND)
+        assert budget(shard.books["t1"].book).reserved == reserved
+
+
+@pytest.mark.parametrize(("lease_id", "taken"), [("t1~1", ("t1~1", 3)), ("t2~1", ("", 0)), ("", ("", 0))])
+def test_a_settlement_out_of_another_tenants_slice_is_one_that_nobody_had_reserved(
+    lease_id: str, taken: tuple[str, int]
+) -> None:
+    entry = settled_of("t1", "r1", Settlement(lease_id=lease_id, lease_no=3), NOW)
+    assert (entry.lease_id, entry.lease_no) == taken

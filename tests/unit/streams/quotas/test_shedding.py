@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from streams.quotas import answers
+from serving_adapter.quota.groups import group_of
+from streams.quotas import answers, book_state
 from streams.quotas.decisions import Limits, Refused
 from streams.quotas.definition_store import NOTHING, Definitions, Tier
 from streams.quotas.entries import Reserved
+from streams.quotas.rebuilding import restore
 from streams.quotas.shard import Shard
 from streams.quotas.volume import KNOWN_FROM, MINUTE_US
 from tests.quota_builders import NOON, NOW, ask, quota
@@ -62,6 +64,19 @@ def test_a_free_tenant_that_floods_is_limited_told_of_and_let_go() -> None:
     assert [alert.kind for alert in shard.alerts] == ["quota_flood", "quota_flood_over"]
     assert shard.alerts[0].subject == shard.alerts[1].subject
     assert not minute(shard, 27, 200)
+
+
+def test_a_flood_from_before_a_restart_is_over_when_nothing_more_is_asked() -> None:
+    shard = a_shard("free")
+    for number in range(KNOWN_FROM + 1):
+        minute(shard, number, 100)
+    assert minute(shard, 20, 2000)
+    state = book_state.joined([book_state.encoded(book_state.state_of(shard.books["t1"].book))])
+    again = a_shard("free")
+    restore(again, [(group_of("t1"), 1, state)], [], NOW + 21 * MINUTE_US)
+    for number in range(21, 25):
+        again.each_second(NOW + number * MINUTE_US)
+    assert [alert.kind for alert in again.alerts] == ["quota_flood_over"]
 
 
 def test_others_are_not() -> None:

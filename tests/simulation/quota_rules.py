@@ -249,13 +249,13 @@ class Tenant:
     def level(self, rule: Rule, now: int) -> Fraction:
         """Of a rate: GCRA's bucket before `now`, of what admitted requests have really used."""
         mine = (each for each in self.covered(rule) if each.via == "service" and each.tier == rule.told_tier)
-        charges = [(each.at, self.used(rule, each)) for each in mine if each.is_accounted_for(now)]
+        charges = [(each.at, self.used(rule, each), True) for each in mine if each.is_accounted_for(now)]
         return self._bucket(rule, charges, now)
 
     def level_as_told(self, rule: Rule, now: int) -> Fraction:
         """The same with the bounds of those of which nothing was heard within two windows, and what requests used that
-        never asked and were settled; of those that nobody settled, a restart does not know how much they used. Of
-        tiers: with all bounds, whichever tier was told."""
+        never asked and were settled, as far as there was room; of those that nobody settled, a restart does not know
+        how much they used. Of tiers: with all bounds, whichever tier was told."""
         window = WINDOW_US[rule.period]
         charges = []
         for each in self.covered(rule):
@@ -263,9 +263,9 @@ class Tenant:
                 late = not each.heard or each.heard_at > each.at + 2 * window
                 late |= not each.settled_at and each.heard_at <= self.restarted_at
                 units = self.most_of(rule, each) if late or rule.told_tier else self.used(rule, each)
-                charges.append((each.at, units))
+                charges.append((each.at, units, True))
             elif each.settled_at:
-                charges.append((each.settled_at, self.used(rule, each)))
+                charges.append((each.settled_at, self.used(rule, each), False))
         return self._bucket(rule, charges, now)
 
     def unsettled(self, rule: Rule, now: int) -> Fraction:
@@ -278,10 +278,12 @@ class Tenant:
         )
 
     @staticmethod
-    def _bucket(rule: Rule, charges: Iterable[tuple[int, Fraction]], now: int) -> Fraction:
+    def _bucket(rule: Rule, charges: Iterable[tuple[int, Fraction, bool]], now: int) -> Fraction:
+        """Of charges at a time; of those that nobody admitted (False) what there was room for."""
         level, last, window = Fraction(0), 0, WINDOW_US[rule.period]
-        for at, units in sorted(charges):
+        for at, units, is_admitted in sorted(charges):
             if rule.begins <= at < now:
-                level = max(Fraction(0), level - rule.limit * (at - last) / window) + units
+                level = max(Fraction(0), level - rule.limit * (at - last) / window)
+                level += units if is_admitted else min(units, max(rule.limit - level, Fraction(0)))
                 last = at
         return max(Fraction(0), level - rule.limit * (now - last) / window)

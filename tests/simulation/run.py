@@ -25,7 +25,7 @@ from typing import Final
 from devstack.stack import environment
 from tests.benchmarks.report import QUICK, Report
 from tests.integration.reconciliation.damages import TOLD
-from tests.simulation import kills, quotas
+from tests.simulation import kills, quota_kinds, quotas
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
 from tests.simulation.stripe.run import corrections_matrix, crash_matrix, random_months, webhook_matrix
@@ -40,6 +40,8 @@ INVOICES: Final = 300_000
 INVOICES_QUICK: Final = 2_000
 QUOTAS: Final = 60_000
 QUOTAS_QUICK: Final = 6_000
+OF_A_KIND: Final = 6_000
+"""Requests for each tenant of each kind of quota, who make some 900 of their own."""
 SENDINGS_QUICK: Final = "90"
 MONTHS: Final = 10
 MONTHS_QUICK: Final = 2
@@ -112,9 +114,11 @@ def _damage_months(seed: int, count: int, report: Report) -> int:
 
 def _limit_requests(seed: int, requests: int, report: Report) -> int:
     figures = quotas.simulate(seed, tenants=max(requests // 15, 20), requests=requests, say=print)
+    figures |= quota_kinds.simulate(seed, each=max(requests // OF_A_KIND, 1), say=print)
+    zero = (*quotas.ZERO, *quota_kinds.ZERO)
     for key, value in figures.items():
-        report.add(key, "", [value], goal=0 if key in quotas.ZERO else None)
-    return sum(bool(figures[key]) for key in quotas.ZERO)
+        report.add(key, "", [value], goal=0 if key in zero else None)
+    return sum(bool(figures[key]) for key in zero)
 
 
 def _tell_kills(figures: Figures, report: Report) -> int:

@@ -417,6 +417,7 @@ class World:
                 self._untold.append(entry)
             return
         self.service.settle(structs.replace(entry, at=now))
+        attempt.told_at = attempt.told_at or now
         if not attempt.heard:
             attempt.heard, attempt.heard_at, attempt.settled_at = "settled", now, now
         if entry.lease_id:

@@ -84,6 +84,8 @@ class Attempt:
     heard_at: int = 0
     """When the service knew first what it has used."""
     settled_at: int = 0
+    told_at: int = 0
+    """When it was settled first, also where its event had been counted before."""
     deadline: int = FOR_EVER
     held_until: int = FOR_EVER
     """The latest deadline of its request's attempts."""
@@ -264,8 +266,8 @@ class Tenant:
                 late |= not each.settled_at and each.heard_at <= self.restarted_at
                 units = self.most_of(rule, each) if late or rule.told_tier else self.used(rule, each)
                 charges.append((each.at, units, True))
-            elif each.settled_at:
-                charges.append((each.settled_at, self.used(rule, each), False))
+            elif each.told_at:
+                charges.append((each.told_at, self.used(rule, each), False))
         return self._bucket(rule, charges, now)
 
     def unsettled(self, rule: Rule, now: int) -> Fraction:

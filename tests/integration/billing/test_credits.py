@@ -277,24 +277,6 @@ def test_a_crash_at_any_step_draws_once(world: World, gateway: StripeGateway, st
 
 
 @pytest.mark.parametrize("treatment", [TaxTreatment.PRICE_REDUCTION, TaxTreatment.PAYMENT])
-def test_credits_reach_a_month_in_which_another_plan_lets_other_attempts_bill(
-    world: World, own_database_url: str
-) -> None:
-    world.tenant("acme")
-    world.plan(PLAN)
-    world.plan(PLAN.replace("plan: p", "plan: q\nterms: {bill_attempts: all}"))
-    world.subscribe("acme", plan="q")
-    change_subscription(world.engine, tenant_id="acme", plan="p", at=OCTOBER.start + 15 * DAY, actor="ada")
-    attempts = [(n, status, f"2026-10-{day}T10:00:0{n}Z", r) for r, day in (("a", "05"), ("b", "20"))
-                for n, status in ((1, "aborted"), (2, "ok"))]  # fmt: skip
-    apply(own_database_url, *(event(n, status, at, n * 100, request) for n, status, at, request in attempts))
-    give(world, grant("g", "0.1"))
-    assert world.rate().ok
-    drafted = world.draft()
-    assert all_done(drafted), drafted.blocked
-    assert [document["exact"] for document in stored(world)] == ["0.9"]  # (100 + 200 + 200) x 0.002 - 0.1
-
-
 def test_grants_of_one_kind_of_usage_are_drawn_in_order_by_the_hour(
     world: World, gateway: StripeGateway, treatment: TaxTreatment
 ) -> None:
@@ -313,6 +295,24 @@ def test_grants_of_one_kind_of_usage_are_drawn_in_order_by_the_hour(
     assert stored(world) == said(bills, taxed=True)
     assert {g.grant_id: g.amount - bills.drawn[g.grant_id] for g in grants} == left(world)
     assert_the_liability_is_what_is_left(world)
+
+
+def test_credits_reach_a_month_in_which_another_plan_lets_other_attempts_bill(
+    world: World, own_database_url: str
+) -> None:
+    world.tenant("acme")
+    world.plan(PLAN)
+    world.plan(PLAN.replace("plan: p", "plan: q\nterms: {bill_attempts: all}"))
+    world.subscribe("acme", plan="q")
+    change_subscription(world.engine, tenant_id="acme", plan="p", at=OCTOBER.start + 15 * DAY, actor="ada")
+    attempts = [(n, status, f"2026-10-{day}T10:00:0{n}Z", r) for r, day in (("a", "05"), ("b", "20"))
+                for n, status in ((1, "aborted"), (2, "ok"))]  # fmt: skip
+    apply(own_database_url, *(event(n, status, at, n * 100, request) for n, status, at, request in attempts))
+    give(world, grant("g", "0.1"))
+    assert world.rate().ok
+    drafted = world.draft()
+    assert all_done(drafted), drafted.blocked
+    assert [document["exact"] for document in stored(world)] == ["0.9"]  # (100 + 200 + 200) x 0.002 - 0.1
 
 
 def test_drawing_up_and_closing_again_changes_nothing(world: World, gateway: StripeGateway) -> None:

@@ -291,6 +291,11 @@ def _fee(random: Random, traits: Traits) -> Plain:
     return {"fee": random.choice((decimal(random, 99, 2), str(random.randint(1, 200)), "100", "31"))}
 
 
+def _seat(random: Random, traits: Traits) -> Plain:
+    """Now and then as many seats as the plan says, whatever is subscribed."""
+    return _fee(random, traits) | ({"seats": random.randint(1, 9)} if random.random() < 0.25 else {})
+
+
 _PARAMETERS = {
     "per_unit": _counted,
     "graduated": _tiered,
@@ -299,6 +304,6 @@ _PARAMETERS = {
     "prepaid": _prepaid,
     "percentage": _percentage,
     "flat": _fee,
-    "seat": _fee,
+    "seat": _seat,
     "one_off": _fee,
 }

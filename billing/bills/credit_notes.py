@@ -15,7 +15,7 @@ from billing.bills.documents import Document, DocumentKind, Payer, of_lines
 from billing.bills.tax import TaxRow, tax_row
 from billing.money import ZERO, exactly, round_to_quantum, to_minor
 from billing.periods import BillingPeriod
-from billing.rating.lines import RatedLine
+from billing.rating.lines import LineKind, RatedLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,13 @@ def credit_note(
 
 
 def _charged(lines: Mapping[str, RatedLine], minor: Mapping[str, int]) -> dict[str, int]:
-    """By line what it gives up so that no tax group that comes to less charges anybody, the last key first."""
+    """By line what it gives up so that no tax group that comes to less charges anybody, the last key first.
+
+    One that comes to nothing without any credit is fees that give way to others, on no document: they stay as they are.
+    """
     nets = net_by_group(list(lines.values()))
-    over = {group: 0 for group, amount in nets.items() if amount <= 0}
+    credited = {line.tax_group for line in lines.values() if line.identity.kind == LineKind.CREDIT}
+    over = {group: 0 for group, amount in nets.items() if amount < 0 or (not amount and group in credited)}
     for key, line in lines.items():
         if line.tax_group in over:
             over[line.tax_group] += minor[key]

@@ -7,15 +7,16 @@ from decimal import Decimal
 
 import pytest
 
+from billing.bills.credit_notes import Remaining, credit_note
 from billing.bills.credits import Grant, GrantKind
-from billing.bills.documents import PaidByCredit
+from billing.bills.documents import PaidByCredit, Payer
 from billing.bills.late_usage import Waiting, adjusted, changed_key, plain_group
 from billing.bills.payment_credits import given_back
 from billing.bills.tax import NO_TAX, TaxMode, TaxRules
 from billing.invoicing.billed_documents import billed_period
 from billing.invoicing.invoices import CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.invoicing.reversing import cancelling_note
-from billing.money import plain
+from billing.money import currency, plain
 from billing.plans.price_plans import Metric
 from billing.rating import LineKind, RatedLine
 from billing.rating.period import period_line
@@ -153,3 +154,12 @@ def test_what_was_drawn_last_is_given_back_first_and_never_more_than_was_paid() 
     assert given_back(paid, 350) == (PaidByCredit("a", -300), PaidByCredit("b", -50))
     assert given_back(paid, 900) == (PaidByCredit("a", -300), PaidByCredit("b", -200))
     assert given_back(paid, 0) == ()
+
+
+def test_fees_that_give_way_to_others_at_no_difference_and_on_no_document_round_each_by_itself() -> None:
+    (line,) = lines(output_tokens=50)
+    amounts = {"a": "-0.994", "b": "0.497", "c": "0.497"}
+    fees = {key: replace(line, amount=Decimal(amount)) for key, amount in amounts.items()}
+    before = Remaining({"a": (Decimal(1), 100)}, {"std": (100, 0)})
+    _, after = credit_note(OCTOBER, fees, {}, before, Payer(currency("USD", SINCE.date())))
+    assert [minor for _, minor in after.lines.values()] == [1, 50, 50]

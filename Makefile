@@ -64,7 +64,7 @@ bench-replay: install ## How fast lost events come back from spools, and what li
 	eval "$$(.venv/bin/python -m devstack env)"; .venv/bin/python -m tests.benchmarks.replay
 
 simulate: up ## Kill workers in dirty traffic, spend quotas, damage closed months, rate random bills twice (KILLS=, QUOTAS=, SENDINGS=, MONTHS=, FAULTS=, INVOICES=, QUICK=1, TOLLBOOK_SEED=)
-	.venv/bin/python -m tests.simulation.run
+	.venv/bin/python -m tests.simulation
 
 up: install ## Install what is missing and start Kafka, TimescaleDB and the Stripe twin (TOLLBOOK_HOME, default .tollbook)
 	.venv/bin/python -m devstack up

@@ -10,6 +10,8 @@
     TOLLBOOK_SEED     repeats a run
 
 Prints for people, writes `build/simulate.json` for machines. Exit code 1 if anything was lost, doubled or differs.
+
+A `__main__`: the processes that are killed do not import it, as they would any other module that runs.
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ def main() -> None:
         home = Path(name)
         (home / "plan.yaml").write_text(PLAN)
         tollbook("plan", "apply", str(home / "plan.yaml"))
-        tollbook("subscription", "start", "demo-vllm", *TENANTS, "--from", f"{MONTH}-01")
+        tollbook(
+            "subscription", "start", "demo-vllm", *TENANTS, "--from", f"{MONTH}-01", "--email", "billing@example.com"
+        )
         server = Server(home)
         try:
             print("\n$ vllm serve … --middleware serving_adapter.Middleware", flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from serving_adapter.events import UsageEvent
 from serving_adapter.quota import GateSettings, QuotaGate
@@ -44,9 +45,10 @@ async def use_up(served: Served) -> list[UsageEvent]:
 
 def test_what_a_quota_counts_in_the_end_is_what_the_events_say(
     quota_server: Callable[..., QuotaServerProcess], connection: psycopg.Connection, own_database_url: str,
-    kafka: KafkaSettings, adapter_settings: AdapterSettings,
+    kafka: KafkaSettings, adapter_settings: AdapterSettings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The service is killed when all requests have ended and none is confirmed."""
+    monkeypatch.setenv("TOLLBOOK_TOPIC_PREFIX", kafka.topic_prefix)  # the replica's heartbeats, too, are this test's
     add_tenants(connection, TENANT)
     define(connection, tenant=TENANT, limit=LIMIT, on_unavailable="deny")
     define(connection, tenant=TENANT, metric="requests", limit=10**6)

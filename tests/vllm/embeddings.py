@@ -40,7 +40,7 @@ async def embeddings(server: Server, settled: Settled) -> None:
         ("ok", tokens, 0) for tokens in stated
     ]
     again = [event.cache_hit_tokens for event in found]
-    status, _ = await server.ask({"model": "tiny", "input": "x " * 3000}, PATH)
+    status, _ = await server.ask({"model": "tiny", "input": "x " * 40_000}, PATH)
     assert status == 400
     await server.ask({"model": "tiny", **LONG}, PATH, leave_after=(0, 0.0))
     found = await settled(server, len(stated) + 2)

@@ -184,7 +184,7 @@ async def _overtakes(server: Server, headers: dict[str, str] | None = None, **mo
         await asked(server, ASKED | {"max_tokens": tokens, "ignore_eos": True, **more}, headers=headers)
         order.append(name)
 
-    running = [asyncio.create_task(one("running", 1900)) for _ in range(SLOTS)]
+    running = [asyncio.create_task(one("running", 32_000)) for _ in range(SLOTS)]
     await _queued(server, SLOTS, 0)
     tasks = [asyncio.create_task(one("waiting", 30)) for _ in range(WAITING)]
     await _queued(server, SLOTS, WAITING)

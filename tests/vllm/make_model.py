@@ -33,6 +33,8 @@ TEMPLATE = (
 )
 HIDDEN, RANK = 64, 8
 SIDE = 28
+POSITIONS = 32_768
+"""So many that no machine is through them while a test looks away."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -54,7 +56,7 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast), hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, bos_token_id=fast.bos_token_id,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=POSITIONS, bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id, tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model", safe_serialization=True)
@@ -69,7 +71,7 @@ def make_seeing(folder: Path, fast: PreTrainedTokenizerFast) -> None:
     processor = Blip2Processor(image_processor=eyes, tokenizer=fast, num_query_tokens=2)  # adds its token for images
     text = OPTConfig(
         vocab_size=len(fast), hidden_size=HIDDEN, word_embed_proj_dim=HIDDEN, ffn_dim=128, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=2048, bos_token_id=fast.bos_token_id,
+        num_attention_heads=2, max_position_embeddings=POSITIONS, bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id,
     )  # fmt: skip
     vision = Blip2VisionConfig(

@@ -118,7 +118,7 @@ class Server:
         ]  # fmt: skip
         command = [
             python, "-m", "vllm.entrypoints.openai.api_server", *of_model, "--served-model-name",
-            "tiny", "--host", "127.0.0.1", "--port", self.port, "--dtype", "bfloat16", "--max-model-len", 2048,
+            "tiny", "--host", "127.0.0.1", "--port", self.port, "--dtype", "bfloat16", "--max-model-len", 32768,
             "--max-num-seqs", 16, "--enforce-eager", "--enable-prefix-caching", "--block-size", 32,
             "--scheduling-policy", "priority", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
             "--generation-config", "vllm", "--shutdown-timeout", DRAIN_S, "--enable-prompt-tokens-details",

@@ -32,6 +32,7 @@ from streams.quotas import definition_store
 from streams.quotas.definitions import quota_from
 from streams.quotas.http_protocol import Call, Connections
 from tests.benchmarks.databases import database
+from tests.benchmarks.quota_floor import committing_server
 from tests.benchmarks.report import REPOSITORY, Report
 from tests.benchmarks.traffic import tenant_weights
 from tests.fixtures_quota_server import QuotaServerProcess, start_quota_server
@@ -400,6 +401,7 @@ def main(report: Report) -> None:
         finally:
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(30)
+        committed(report, url)
 
 
 def remote(report: Report, port: int, pid: int, secret: str) -> None:
@@ -442,6 +444,17 @@ def paced_at_10k(report: Report, port: int, secret: str) -> None:
         report.add(f"remote_p99_ms_at_10k{kind}", "ms", [percentile(each, 99) * 1000 for each in took], goal=1, floor=2)
         report.add(f"remote_p50_ms_at_10k{kind}", "ms", [percentile(each, 50) * 1000 for each in took])
         report.add(f"answered_share_at_10k{kind}", "", [len(each) / (PACED * SECONDS) for each in took])
+
+
+def committed(report: Report, url: str) -> None:
+    """The same pace where nothing is decided, and each answer waits for its commit all the same."""
+    with committing_server(url) as port:
+        took = []
+        for run in range(RUNS):
+            requests, _ = stream_of("none", 60 + run, skewed(60 + run))
+            took.append(uvloop.run(paced(port, requests, lambda _: [], PACED, SECONDS)))
+    for percent in (50, 99):
+        report.add(f"committed_p{percent}_ms_at_10k", "ms", [percentile(each, percent) * 1000 for each in took])
 
 
 if __name__ == "__main__":

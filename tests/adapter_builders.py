@@ -6,10 +6,13 @@ from pathlib import Path
 
 from serving_adapter.clock import ReplicaClock
 from serving_adapter.events import UsageEvent
+from serving_adapter.spool import writer
 from serving_adapter.spool.folders import BEGIN, BootFolder
 from serving_adapter.spool.journal import BootJournal, SpoolSettings
 from serving_adapter.spool.reader import Spooled, read_from
 from serving_adapter.spool.records import Record, read
+
+writer.HANGS_AFTER_S = 60.0  # type: ignore[misc]  # no test is about how long this machine's disk takes
 
 BEGUN_AT = "2026-11-05T10:00:00+00:00"
 

@@ -2,8 +2,10 @@
 
 from hypothesis import HealthCheck, settings
 
-# No test is judged by how fast the machine happens to be.
-settings.register_profile("tollbook", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No test is judged by how fast the machine happens to be, nor by what happens to be drawn: the same examples each time.
+# `pytest --hypothesis-profile=random` looks for others.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("tollbook", settings.get_profile("random"), derandomize=True)
 settings.load_profile("tollbook")
 
 pytest_plugins = [

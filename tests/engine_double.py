@@ -128,6 +128,9 @@ class EngineClient:
     def __init__(self, step: float = 0.001) -> None:
         self.output_processor = OutputProcessor()
         self.step = step
+        self.goes_on = asyncio.Event()
+        """Cleared, it makes no token: what is to happen in the middle of a request happens there on any machine."""
+        self.goes_on.set()
         self.dead = False
         self.loras: dict[str, str] = {"tenant_a--fr--1": "", "tenant_b--law--1": ""}
         """Adapters by name, with their paths."""
@@ -159,6 +162,7 @@ class EngineClient:
         try:
             for token in range(1, params.max_tokens + 1):
                 await asyncio.sleep(self.step)
+                await self.goes_on.wait()
                 if self.dead or token == params.fail_at:
                     raise EngineDead
                 if params.error_at == 0:

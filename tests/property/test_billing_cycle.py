@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.bills.billing_cycle import Bills, History, LateUsage, bill
@@ -190,8 +190,6 @@ def test_a_grant_is_never_drawn_beyond_its_amount(history: History) -> None:
         assert 0 <= drawn[grant.grant_id] <= grant.amount
 
 
-# The same ones each time: of two thousand one moves what a group draws from one grant to another on no document.
-@settings(derandomize=True)
 @given(history=HISTORIES)
 def test_what_is_drawn_of_a_grant_is_on_documents_and_no_reduction_of_fees_in_advance_is_paid_out(
     history: History,

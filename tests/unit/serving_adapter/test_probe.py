@@ -41,7 +41,7 @@ def replica_at_a_port(
     `names`: before the names on its page.
     """
     uncached = 0
-    app = engine_app(step=0.002)
+    app = engine_app(step=0.01)
 
     async def metrics(request: Request) -> Any:
         nonlocal uncached

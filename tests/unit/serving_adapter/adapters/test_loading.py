@@ -70,6 +70,7 @@ def test_an_adapter_is_served_after_a_first_request_and_unloaded_once_nothing_of
             )
             assert RegistryFolder(root).statuses()[0].adapters[version.engine].state == "serving"
             assert (await served.ask(request, tenant="tenant_b")).status == 404
+            served.engine.goes_on.clear()
             asked = asyncio.create_task(served.ask(request))
             while not served.replica.runs(version.engine):
                 await asyncio.sleep(0.001)
@@ -77,6 +78,7 @@ def test_an_adapter_is_served_after_a_first_request_and_unloaded_once_nothing_of
             await loader.look()
             assert version.engine in served.engine.loras, "a request with it is still running"
             assert (await served.ask(request)).status == 404
+            served.engine.goes_on.set()
             assert (await asked).body.count(b"data:") == 21
             event = (await served.told(2))[1]
             assert (event.adapter, event.adapter_revision, event.purpose) == ("it", version.revision, "tenant")

@@ -193,7 +193,7 @@ def test_who_brings_a_known_key_does_not_wait_for_one_who_does_not(tmp_path: Pat
     def fetch(_: str) -> bytes:
         asked.append(threading.current_thread())
         if len(asked) > 1:
-            assert answer.wait(10)
+            assert answer.wait(60)
             return jwks(a=RSA_KEY, b=NEW_KEY)
         return jwks(a=RSA_KEY)
 

@@ -134,7 +134,8 @@ def test_what_was_told_of_running_sequences_is_in_progress_and_event_and_a_corre
     monkeypatch.setattr(gpu_times, "WITHIN_S", 0.02)
 
     async def run() -> None:
-        async with serving(adapter_settings, step=0.02) as served:
+        async with serving(adapter_settings) as served:
+            served.engine.goes_on.clear()
             asked = asyncio.create_task(served.ask(ASK | {"max_tokens": 5}))
             while len(served.engine.seen) < 2:
                 await asyncio.sleep(0.002)
@@ -144,6 +145,7 @@ def test_what_was_told_of_running_sequences_is_in_progress_and_event_and_a_corre
             ((attempt, *_),) = served.replica._open.values()
             assert attempt.so_far().gpu_us == 45
             served.replica.gate = gate = create_autospec(QuotaGate, instance=True)
+            served.engine.goes_on.set()
             await asked
             (event,) = await served.told()
             assert gate.settle.call_args.kwargs["gpu_us"] == 45

@@ -74,7 +74,7 @@ def test_it_ends_though_kafka_stays_away_and_memory_is_full_and_says_what_is_los
         shipper.put(ended(f"q{number}"))
     stopping = threading.Thread(target=shipper.stop, daemon=True)
     stopping.start()
-    stopping.join(20)
+    stopping.join(60)
     assert not stopping.is_alive()
     assert (shipper.sent, shipper.lost) == (0, 4)
 

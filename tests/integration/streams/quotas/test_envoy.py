@@ -65,7 +65,7 @@ def test_envoy_asks_is_refused_and_tells_what_was_used_at_whichever_shard(
     def ask(*descriptors: Any, at: QuotaServerProcess = other) -> Any:
         request = rls_pb2.RateLimitRequest(domain="tollbook", descriptors=descriptors)
         stub = rls_pb2_grpc.RateLimitServiceStub(channels[at.port])
-        return stub.ShouldRateLimit(request, metadata=metadata, timeout=20)
+        return stub.ShouldRateLimit(request, metadata=metadata, timeout=60)
 
     named = {"tenant_id": "t1", "model": "m-1"}
     allowed = ask(descriptor(**named, request_id="r1", input_tokens="10", max_tokens="900"))

@@ -202,5 +202,4 @@ def test_a_service_that_can_find_out_nothing_more_ends_and_says_why(
     assert server.ask("r1").status == 200
     with connect(own_database_url, as_login=True) as owner:
         owner.execute("alter table usage.tenant_tiers rename to gone")
-    server.process.wait(20)
-    assert server.process.returncode not in (0, None)
+    assert server.process.wait(60) != 0

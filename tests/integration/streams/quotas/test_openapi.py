@@ -36,7 +36,7 @@ def test_answers_are_those_of_the_openapi_document(
         [Path(sys.executable).with_name("schemathesis"), "run", f"http://127.0.0.1:{server.port}/openapi.json",
          "--header", f"Authorization: Bearer {server.secret}", "--max-examples", EXAMPLES, "--seed", "20261121",
          "--no-color", "--phases", "examples,coverage,fuzzing", "--exclude-checks", "positive_data_acceptance"],
-        capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path,
+        capture_output=True, text=True, timeout=540, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert judged.returncode == 0, judged.stdout[-5000:]
     assert server.process.poll() is None

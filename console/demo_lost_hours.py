@@ -99,7 +99,8 @@ def get_back(engine: Engine, connection: psycopg.Connection, actor: str) -> Back
     )
     trial.complete(engine, plan_id, now)
     begun = applying.begin(engine, plan_id, actor)
-    replayed = applying.Replayer(connection, begun, actor, session.archive).run(rate=None, progress=lambda *_: None)
+    replayer = applying.Replayer(engine, connection, begun, actor, session.archive)
+    replayed = replayer.run(rate=None, progress=lambda *_: None)
     return Back(plan_store.get(connection, plan_id), replayed, find(connection))
 
 

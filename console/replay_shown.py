@@ -63,12 +63,14 @@ def report(stored: StoredPlan, found: Replayed) -> None:
     )
     if found.done:
         _usage(found.added, "Usage that was added")
-        listing(_money(stored, found.added), MONEY, title="Money")
+        listing(_money(stored, found.added, found.moved), MONEY, title="Money")
         out.print(f"messages to the customers: tollbook replay show {stored.plan_id} --messages")
 
 
-def _money(stored: StoredPlan, added: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return came_out(stored.money or [], stored.effects["usage"], added)
+def _money(
+    stored: StoredPlan, added: Sequence[Mapping[str, Any]], moved: Sequence[str]
+) -> list[Mapping[str, Any]]:  # fmt: skip
+    return came_out(stored.money or [], stored.effects["usage"], added, moved)
 
 
 def _usage(usage: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -90,12 +92,16 @@ def messages(stored: StoredPlan) -> dict[str, str]:
     usage: dict[str, list[Any]] = defaultdict(list)
     for row in added:
         usage[row["tenant_id"]].append(row)
-    first, last = (_told(stored.effects[name]) for name in ("first", "last"))
-    money = _money(stored, added)
-    return {
-        tenant: customer_message(tenant, rows, [m for m in money if m["tenant_id"] == tenant], first=first, last=last)
-        for tenant, rows in sorted(usage.items())
-    }
+    money = _money(stored, added, stored.report.get("moved", ()))
+    drafts = {}
+    for tenant, rows in sorted(usage.items()):
+        mine = [row for row in money if row["tenant_id"] == tenant]
+        first, last = (
+            _told(of(filter(None, (row.get(name) for row in rows)), default=stored.effects[name]))
+            for of, name in ((min, "first"), (max, "last"))
+        )
+        drafts[tenant] = customer_message(tenant, rows, mine, first=first, last=last)
+    return drafts
 
 
 def origin(stored: StoredPlan) -> str:

@@ -73,13 +73,12 @@ def apply_plan(
     as_json: AsJson = False,
 ) -> None:
     """Apply a plan. Refused if the world has changed since. Safe to repeat, to kill, to start several times at once."""
-    with session.engine() as engine:
+    with session.engine() as engine, session.connection() as connection, bars() as progress:
         begun = applying.begin(engine, plan_id, actor, dry_run=dry_run)
-    if dry_run:
-        out.print(f"{plan_id}: {begun.records:,} events would be applied; dry run, nothing is changed")
-        return
-    with session.connection() as connection, bars() as progress:
-        replayer = applying.Replayer(connection, begun, actor, session.archive)
+        if dry_run:
+            out.print(f"{plan_id}: {begun.records:,} events would be applied; dry run, nothing is changed")
+            return
+        replayer = applying.Replayer(engine, connection, begun, actor, session.archive)
         found = replayer.run(rate=rate or None, progress=lambda done, total: progress("replay", done, total))
         stored = plan_store.get(connection, plan_id)
     if as_json:

@@ -38,7 +38,8 @@ Progress = Callable[[int, int], None]
 class Replayed:
     """How a plan stands: its records, how many are through, and what they came to. `done` once all are.
 
-    `added`: then, what usage they have added, by tenant and month.
+    `added`: then, what usage they have added, by tenant and month. `moved`: `account period` of those that were cut or
+    invoiced while it was applied.
     """
 
     plan_id: str
@@ -49,6 +50,7 @@ class Replayed:
     quarantined: int
     done: bool
     added: Sequence[Mapping[str, Any]] = ()
+    moved: Sequence[str] = ()
 
     def as_counts(self) -> dict[str, Any]:
         """For the audit log."""
@@ -59,7 +61,7 @@ class Replayed:
 
     def as_report(self) -> dict[str, Any]:
         """For the plan's end."""
-        return self.as_counts() | {"added": list(self.added)}
+        return self.as_counts() | {"added": list(self.added), "moved": list(self.moved)}
 
 
 def begin(engine: Engine, plan_id: str, actor: str, *, dry_run: bool = False) -> StoredPlan:
@@ -87,6 +89,7 @@ class Replayer:
 
     def __init__(
         self,
+        engine: Engine,
         connection: psycopg.Connection,
         plan: StoredPlan,
         actor: str,
@@ -95,7 +98,9 @@ class Replayer:
         chunk: int = CHUNK,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
-        """`open_archive` is called where something lies behind the horizon, and all of some days is only there."""
+        """`engine` is of the same database. `open_archive` is called where something lies behind the horizon, and all
+        of some days is only there."""
+        self._engine = engine
         self._connection = connection
         self._plan = plan
         self._actor = actor
@@ -158,16 +163,18 @@ class Replayer:
         return compare(self._connection, self._open_archive, behind)
 
     def _ended(self) -> Replayed:
-        connection, plan = self._connection, self._plan
-        with connection.transaction():
-            connection.execute("select pg_advisory_xact_lock(%s)", (plan_store.lock_number(plan.plan_id),))
-            found = standing(connection, plan)
-            if found.done:
-                ended = plan_store.get(connection, plan.plan_id).report
-                added = plan_store.added(connection, plan) if ended is None else ended.get("added", ())
-                found = replace(found, added=added)
-                if plan_store.note_run(connection, plan.plan_id, "ended", self._actor, found.as_report()):
-                    audit.record(connection, self._actor, "replay.end", plan.plan_id, found.as_counts())
+        plan = self._plan
+        with transaction(self._engine) as connection:
+            usage = raw(connection)
+            usage.execute("select pg_advisory_xact_lock(%s)", (plan_store.lock_number(plan.plan_id),))
+            found = standing(usage, plan)
+            if not found.done:
+                return found
+            if (ended := plan_store.get(usage, plan.plan_id).report) is not None:
+                return replace(found, added=ended.get("added", ()), moved=ended.get("moved", ()))
+            found = replace(found, added=plan_store.added(usage, plan), moved=trial.moved(connection, plan))
+            plan_store.note_run(usage, plan.plan_id, "ended", self._actor, found.as_report())
+            audit.record(usage, self._actor, "replay.end", plan.plan_id, found.as_counts())
         return found
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from streams.quotas.amounts import FREE, Counts, PriceList, amount
 from streams.quotas.calendar import Anchor, bounds, microseconds, moment
 from streams.quotas.definitions import Quota
 from streams.rules.chunks import Accepted
+from streams.rules.estimates import BILL_STATUSES
 
+_HOUR_US: Final = 3_600_000_000
 SUMS: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens", "gpu_us")
+"""In the order of `Counts`."""
 Hour = tuple[str, str, str, datetime]
 """(tenant, model, adapter, hour)."""
 
@@ -22,6 +26,10 @@ class Effects:
     """What is added by hour, for each tenant, model and adapter; how many windows of a minute and of an hour change."""
 
     by_hour: dict[Hour, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0] * len(SUMS)))
+    that_may_bill: dict[tuple[str, str, str, datetime, str], list[int]] = field(
+        default_factory=lambda: defaultdict(lambda: [0] * len(SUMS))
+    )
+    """By hour and status, what bills where the contract bills that status."""
     billable: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By tenant and month, events of purpose `tenant`."""
     minutes: set[int] = field(default_factory=set)
@@ -29,15 +37,19 @@ class Effects:
     first: datetime | None = None
     last: datetime | None = None
 
-    def add(self, message: Accepted) -> None:
-        """An event that would be counted."""
-        event, at = message.event, message.completed_at
-        if event.purpose == "tenant":
-            self._count(event, event.adapter or "", at, 1)
+    def add(self, message: Accepted, enters_at: datetime | None = None, corrected: Any = None) -> None:
+        """An event that would be counted.
+
+        A correction enters the bucket of what it corrects (docs/spec/metering.md 1.3): `enters_at` its time, with the
+        keys of `corrected`, its row, where that is stored.
+        """
+        event, at = message.event, enters_at or message.completed_at
+        keys, band = (event, message.rating_band) if corrected is None else (corrected, corrected.rating_band)
+        if keys.purpose == "tenant":
+            self._count(event, keys, at, 1)
         self.minutes.add(
-            hash((at.replace(second=0, microsecond=0), event.tenant_id, event.model, event.adapter, event.region,
-                  event.tier, event.pool, event.status, event.fault, event.purpose, event.usage_source,
-                  message.rating_band))
+            hash((at.replace(second=0, microsecond=0), keys.tenant_id, keys.model, keys.adapter or "", keys.region,
+                  keys.tier, keys.pool, keys.status, keys.fault, keys.purpose, keys.usage_source, band))
         )  # fmt: skip
         self.first = at if self.first is None else min(self.first, at)
         self.last = at if self.last is None else max(self.last, at)
@@ -45,14 +57,17 @@ class Effects:
     def leave(self, row: Any) -> None:
         """A stored event that would count no more, with the columns of `usage.events`."""
         if row.purpose == "tenant":
-            self._count(row, row.adapter, row.completed_at, -1)
+            self._count(row, row, row.completed_at, -1)
 
-    def _count(self, of: Any, adapter: str, at: datetime, sign: int) -> None:
-        self.billable[of.tenant_id, f"{at:%Y-%m}"] += sign
-        sums = self.by_hour[of.tenant_id, of.model, adapter, at.replace(minute=0, second=0, microsecond=0)]
+    def _count(self, of: Any, keys: Any, at: datetime, sign: int) -> None:
+        self.billable[keys.tenant_id, f"{at:%Y-%m}"] += sign
+        hour = at.replace(minute=0, second=0, microsecond=0)
+        key = (keys.tenant_id, keys.model, keys.adapter or "", hour)
         counts = (int(of.kind == "usage"), of.input_tokens, of.cache_hit_tokens, of.output_tokens, of.gpu_us)
-        for index, count in enumerate(counts):
-            sums[index] += sign * count
+        may_bill = keys.status != "lost" and keys.fault != "platform" and keys.usage_source != "estimate"
+        for sums in [self.by_hour[key], *([self.that_may_bill[(*key, keys.status)]] if may_bill else ())]:
+            for index, count in enumerate(counts):
+                sums[index] += sign * count
 
     def by_tenant_and_month(self) -> list[dict[str, Any]]:
         """Requests and tokens by tenant and calendar month, in order."""
@@ -70,9 +85,6 @@ class Effects:
         ]  # fmt: skip
 
 
-_UNITS: Final = {"requests": 0, "input_tokens": 1, "cached_input_tokens": 2, "output_tokens": 3, "gpu_seconds": 4}
-
-
 @dataclass(frozen=True, slots=True)
 class QuotaEffect:
     """What one period of a quota gets beyond what it has: smallest units, as its limit."""
@@ -85,19 +97,37 @@ class QuotaEffect:
 
 
 def quota_effects(
-    by_hour: Mapping[Hour, list[int]], quotas: Mapping[str, Iterable[Quota]], anchors: Mapping[str, Anchor]
+    effects: Effects,
+    quotas: Mapping[str, Iterable[Quota]],
+    anchors: Mapping[str, Anchor],
+    prices: Mapping[str, PriceList],
+    statuses: Mapping[str, Collection[str]],
 ) -> list[QuotaEffect]:
-    """The budgets that are touched, with what each of their periods gets. Spend is money's matter, and left out."""
+    """The budgets that are touched, with what each of their periods gets.
+
+    Spend is counted as the quota service does (docs/spec/metering.md 7.1): what bills, at the highest price that may
+    apply; in an hour in which that changes, at the higher one. `statuses` that bill, where not as by default.
+    """
     added: dict[tuple[str, str, int, int], int] = defaultdict(int)
     by_id: dict[tuple[str, str], Quota] = {}
-    for (tenant_id, model, adapter, hour), sums in by_hour.items():
+
+    def note(tenant_id: str, quota: Quota, hour: datetime, units: int) -> None:
+        start, end = bounds(quota.period, microseconds(hour), anchors[tenant_id])
+        added[tenant_id, quota.quota_id, start, end] += units
+        by_id[tenant_id, quota.quota_id] = quota
+
+    for (tenant_id, model, adapter, hour), sums in effects.by_hour.items():
         for quota in quotas.get(tenant_id, ()):
-            if not quota.is_budget or quota.metric == "spend" or not quota.covers(model, adapter):
-                continue
-            units = sums[1] + sums[3] if quota.metric == "total_tokens" else sums[_UNITS[quota.metric]]
-            start, end = bounds(quota.period, microseconds(hour), anchors[tenant_id])
-            added[tenant_id, quota.quota_id, start, end] += units
-            by_id[tenant_id, quota.quota_id] = quota
+            if quota.is_budget and quota.metric != "spend" and quota.covers(model, adapter):
+                note(tenant_id, quota, hour, amount(quota.metric, Counts(*sums), FREE))
+    for (tenant_id, model, adapter, hour, status), sums in effects.that_may_bill.items():
+        if status not in (statuses.get(tenant_id) or BILL_STATUSES):
+            continue
+        for quota in quotas.get(tenant_id, ()):
+            if quota.metric == "spend" and quota.covers(model, adapter):
+                at = microseconds(hour)
+                price = prices.get(tenant_id, PriceList()).highest(model, at, at + _HOUR_US - 1)
+                note(tenant_id, quota, hour, price.of(Counts(*sums)))
     return [
         QuotaEffect(by_id[tenant, quota_id], tenant, moment(start), moment(end), units)
         for (tenant, quota_id, start, end), units in sorted(added.items())

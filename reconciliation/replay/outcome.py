@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -81,19 +81,33 @@ class MoneyEffect:
 
 
 def came_out(
-    money: Sequence[Mapping[str, Any]], planned: Sequence[Mapping[str, Any]], added: Sequence[Mapping[str, Any]]
+    money: Sequence[Mapping[str, Any]],
+    planned: Sequence[Mapping[str, Any]],
+    added: Sequence[Mapping[str, Any]],
+    moved: Collection[str] = (),
 ) -> list[Mapping[str, Any]]:
     """A plan's money effects once it is applied: of tenants of whom other usage was added than planned, none is known.
 
-    `planned` and `added` are usage by tenant and month, as in a plan's effects.
+    Nor of accounts whose period was cut or invoiced meanwhile: `moved`, as `account period`. `planned` and `added` are
+    usage by tenant and month, as in a plan's effects.
     """
     then, now = (
         {(r["tenant_id"], r["month"]): tuple(r[name] for name in _ADDED) for r in of} for of in (planned, added)
     )
     others = {key[0] for key in then.keys() | now.keys() if then.get(key, _NONE) != now.get(key, _NONE)}
-    why = "not what was planned was added, since more came meanwhile: it is billed as any usage"
-    unknown = {"amount": "0", "currency": "", "unbillable": 0, "problem": why, "follows": why}
-    return [{**row, **unknown} if row["tenant_id"] in others else row for row in money]
+    told = []
+    for row in money:
+        if row["tenant_id"] in others:
+            row = {**row, **_unknown("not what was planned was added, since more came meanwhile")}
+        elif f"{row['billing_account']} {row['period']}" in moved:
+            row = {**row, **_unknown(f"how far {row['period']} is changed while it was applied: some may be late")}
+        told.append(row)
+    return told
+
+
+def _unknown(why: str) -> dict[str, Any]:
+    why += ": it is billed as any usage"
+    return {"amount": "0", "currency": "", "unbillable": 0, "problem": why, "follows": why}
 
 
 _ADDED: Final = ("requests", "input_tokens", "cache_hit_tokens", "output_tokens")

@@ -158,13 +158,16 @@ _ADDED: Final = """
     select tenant_id, to_char(completed_at at time zone 'UTC', 'YYYY-MM') as month,
         coalesce(sum(sign) filter (where kind = 'usage'), 0)::int8 as requests,
         sum(sign * input_tokens)::int8 as input_tokens, sum(sign * cache_hit_tokens)::int8 as cache_hit_tokens,
-        sum(sign * output_tokens)::int8 as output_tokens
+        sum(sign * output_tokens)::int8 as output_tokens,
+        to_char(min(completed_at) filter (where sign > 0) at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as first,
+        to_char(max(completed_at) filter (where sign > 0) at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as last
     from own where purpose = 'tenant' group by 1, 2 order by 1, 2
 """
 
 
 def added(connection: psycopg.Connection, plan: StoredPlan) -> list[dict[str, Any]]:
-    """What applying a plan has added, by tenant and month: as `effects` says it of what was planned."""
+    """What applying a plan has added, by tenant and month: as `effects` says it of what was planned; `first`, `last`:
+    when its first and last were completed."""
     first, last = plan.effects["first"], plan.effects["last"]
     if first is None:
         return []

@@ -20,17 +20,19 @@ from psycopg.types.json import Jsonb
 
 from reconciliation.errors import ReplayRefused
 from reconciliation.replay import behind
-from reconciliation.replay.effects import Effects, QuotaEffect, quota_effects
+from reconciliation.replay.effects import Effects, quota_effects
 from reconciliation.replay.material import Found, NotMappable
 from serving_adapter.events import UNREADABLE, key_of
 from streams import audit
 from streams.ingest import stored_versions
 from streams.ingest.apply import adapt
 from streams.ingest.dry_run import DryRun, Expected, Fate
-from streams.quotas import definition_store
+from streams.quotas import definition_store, feed
+from streams.quotas.amounts import PriceList
 from streams.quotas.calendar import CALENDAR_MONTHS
 from streams.quotas.definitions import shown
-from streams.rules.chunks import Record
+from streams.rules import estimates
+from streams.rules.chunks import Accepted, Record
 
 PARTS: Final = 8
 """Sources of a plan, by tenant: so many may be applied side by side."""
@@ -147,13 +149,10 @@ class Planner:
 
     def _keep(self, kept: list[Expected]) -> None:
         """Add what would change anything to the plan's records, and to its effects."""
-        better = [each for each in kept if each.fate is Fate.SUPERSEDE]
-        asked = [(e.message.event, e.beside.completed_at) for e in better if e.message and e.beside]
-        for row in (row for rows in stored_versions.counting(self._connection, asked) for row in rows):
-            self._effects.leave(row)
+        beside = self._beside(kept)
         with self._connection.cursor() as cursor, cursor.copy(_COPY_RECORDS) as copy:
             copy.set_types(_RECORD_TYPES)
-            for each in kept:
+            for each, there in zip(kept, beside, strict=True):
                 part = part_of(each.tenant_id or "")
                 position = self._positions[part]
                 self._positions[part] += 1
@@ -162,7 +161,28 @@ class Planner:
                 self._counts["counted"] += each.is_counted
                 self._digest.update(b"%d:%d:%d:" % (part, position, len(record.value)) + record.value)
                 if each.message is not None and each.fate is not Fate.FILL:
-                    self._effects.add(each.message)
+                    self._enter(each.message, each.enters_at, there)
+
+    def _beside(self, kept: Sequence[Expected]) -> list[list[Any]]:
+        """Of each, what counts of its request's attempt: of what it takes the place of, or corrects."""
+        asked = {}
+        for at, each in enumerate(kept):
+            moment = each.enters_at or (each.beside.completed_at if each.beside is not None else None)
+            if each.message is not None and moment is not None and each.fate is not Fate.FILL:
+                asked[at] = (each.message.event, moment)
+        rows = dict(zip(asked, stored_versions.counting(self._connection, list(asked.values())), strict=True))
+        return [rows.get(at, []) for at in range(len(kept))]
+
+    def _enter(self, message: Accepted, enters_at: datetime | None, beside: Sequence[Any]) -> None:
+        """Add a message to the effects, and take out of them what it takes the place of; `beside`: what counts now."""
+        event = message.event
+        told = (event.kind, event.correction_no)
+        for row in beside:
+            # With an event its corrections leave, but never the other way round
+            if event.kind == "usage" or (row.kind, row.correction_no) == told:
+                self._effects.leave(row)
+        corrected = next((row for row in beside if row.kind == "usage"), None) if event.kind != "usage" else None
+        self._effects.add(message, enters_at, corrected)
 
     def _leave_out(
         self, fate: str, reason: str, detail: str, tenant_id: str | None, origin: str, message: bytes
@@ -206,27 +226,15 @@ def _quotas(connection: psycopg.Connection, effects: Effects) -> Iterator[dict[s
     definitions, at = definition_store.read(connection), effects.last
     quotas = {t: definitions.quotas_of(t, definitions.tier_of(t, at), at) for t in tenants}
     anchors = {t: definitions.anchor_of(t, at) if quotas[t] else CALENDAR_MONTHS for t in tenants}
-    for effect in quota_effects(effects.by_hour, quotas, anchors):
-        used, metric = _used(connection, effect), effect.quota.metric
+    spenders = [t for t in tenants if any(quota.metric == "spend" for quota in quotas[t])]
+    prices = definition_store.price_lists(connection, spenders)
+    statuses = estimates.bill_statuses_of(connection, spenders)
+    for effect in quota_effects(effects, quotas, anchors, prices, statuses):
+        used = feed.used_of(connection, effect.tenant_id, effect.quota, effect.start, effect.end,
+                            prices.get(effect.tenant_id, PriceList()))  # fmt: skip
+        metric = effect.quota.metric
         yield {
             "tenant_id": effect.tenant_id, "quota_id": effect.quota.quota_id, "from": effect.start.isoformat(),
             "to": effect.end.isoformat(), "limit": shown(effect.quota.limit, metric), "used": shown(used, metric),
             "after": shown(used + effect.added, metric), "passes": used + effect.added > effect.quota.limit,
         }  # fmt: skip
-
-
-_METRICS: Final = {
-    "requests": "requests", "input_tokens": "input_tokens", "cached_input_tokens": "cache_hit_tokens",
-    "output_tokens": "output_tokens", "total_tokens": "input_tokens + output_tokens", "gpu_seconds": "gpu_us",
-}  # fmt: skip
-
-
-def _used(connection: psycopg.Connection, effect: QuotaEffect) -> int:
-    row = connection.execute(
-        f"select coalesce(sum({_METRICS[effect.quota.metric]}), 0)::int8 from usage.windows_1h"
-        " where tenant_id = %s and bucket >= %s and bucket < %s and purpose = 'tenant'"
-        " and (%s = '' or model = %s) and (%s = '' or adapter = %s)",
-        (effect.tenant_id, effect.start, effect.end, effect.quota.model, effect.quota.model, effect.quota.adapter,
-         effect.quota.adapter),
-    ).fetchone()  # fmt: skip
-    return int(row[0]) if row else 0

@@ -9,6 +9,7 @@ its effect says so.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -18,7 +19,7 @@ from typing import Any, Final
 import psycopg
 from sqlalchemy import Connection, Engine
 
-from billing.commands.rate_period import PeriodRated, rate_period
+from billing.commands.rate_period import PeriodRated, TenantRated, rate_period
 from billing.database import raw, transaction
 from billing.invoicing import adjustment_store, billed_until_store
 from billing.money import ZERO, total
@@ -27,6 +28,7 @@ from billing.plans import account_store
 from billing.plans.schedules import periods_in
 from billing.plans.subscriptions import Subscription
 from billing.posting.booking import closed_books
+from billing.rating import RatedLine
 from reconciliation.close import close_store
 from reconciliation.close.states import CUT, Event, State, after
 from reconciliation.errors import CloseRefused, ReplayRefused
@@ -45,6 +47,7 @@ MOST_TRIED: Final = 500_000
 """Half a minute of applying, in which live events of the same hours and tenants would wait."""
 BATCH: Final = 2000
 COUNTED: Final = "events of it that are counted"
+HOW_FAR: Final = "how far its billing periods are"
 
 
 def complete(engine: Engine, plan_id: str, now: datetime) -> None:
@@ -95,12 +98,19 @@ def world(connection: Connection, plan: StoredPlan) -> dict[str, Any]:
     return (_behind(usage) if plan.reaches_behind else {}) | {
         COUNTED: plan_store.counted_already(usage, plan.plan_id),
         "states of its tenants": dict(states.fetchall()),
-        "how far its billing periods are": _how_far(connection, _periods(connection, plan)),
+        HOW_FAR: _how_far(connection, _periods(connection, plan)),
         "its books that are closed": {month: sorted(closed_books(connection, month)) for month in months},
         "the time that is sealed": horizon.sealed_before.isoformat() if horizon.sealed_before else None,
         "the identities that are forgotten": horizon.forgotten_before.isoformat() if horizon.forgotten_before else None,
         "prices of its tenants": int(prices[0]) if prices else 0,
     }
+
+
+def moved(connection: Connection, plan: StoredPlan) -> list[str]:
+    """`account period` of those that were cut, invoiced or reopened since the plan was made, or while it is applied."""
+    then = (plan.world or {}).get(HOW_FAR, {})
+    now = _how_far(connection, _periods(connection, plan))
+    return sorted(name for name, how_far in now.items() if then.get(name) != how_far)
 
 
 def _behind(usage: psycopg.Connection) -> dict[str, Any]:
@@ -134,8 +144,15 @@ class _Standings:
         self.month = f"{period.end - INSTANT:%Y-%m}"
         self.invoiced = billed_until_store.frozen_accounts(connection, period)
         self._without = {of for of, _ in billed_until_store.closed_without_invoice(connection, [period])}
-        self.books_closed = bool(closed_books(connection, self.month))
         self._of = close_store.standings(connection, self.month)
+        self._closed_books = closed_books(connection, self.month)
+        self._connection = connection
+
+    def _book_is_closed(self, account: str) -> bool:
+        """Whether its legal entity's book is."""
+        if not self._closed_books:
+            return False
+        return account_store.accounts(self._connection, {account})[account].legal_entity in self._closed_books
 
     def is_cut(self, account: str) -> bool:
         """Whether its usage is cut and its invoice not frozen yet."""
@@ -148,10 +165,10 @@ class _Standings:
         unbillable: int = 0, problem: str = "",
     ) -> MoneyEffect:  # fmt: skip
         """What a replay changes of it, and what follows."""
-        cut = self.is_cut(account)
-        reopens = cut and not self.books_closed and _reopens(self._of[account].state)
+        cut, book_closed = self.is_cut(account), self._book_is_closed(account)
+        reopens = cut and not book_closed and _reopens(self._of[account].state)
         return MoneyEffect(
-            tenant_id, account, period.name, currency, amount, cut or account in self.invoiced, self.books_closed,
+            tenant_id, account, period.name, currency, amount, cut or account in self.invoiced, book_closed,
             closed, unbillable, problem, cut, self.month if reopens else "", account in self._without,
         )  # fmt: skip
 
@@ -208,18 +225,38 @@ def _money(connection: Connection, plan: StoredPlan, of: Collection[str], now: d
         now_rated = _rated(connection, period, tenants, now)
         waited = {tenant_id for tenant_id, _ in before[period].unbillable}
         for tenant_id, subscribed in sorted(tenants.items()):
-            account = subscribed[-1].billing_account
             rated = next((t for t in now_rated.tenants if t.tenant_id == tenant_id), None)
             late = 0 if tenant_id in waited else sum(t == tenant_id for t, _ in now_rated.unbillable)
-            why = "; ".join(text for text in now_rated.unratable if tenant_id in text) or "not rated"
-            amount = total(line.amount for line in rated.posted) if rated else ZERO
-            effects.append(
-                standings.effect(
-                    tenant_id, account, period, _currency(rated), amount, closed=states.get(tenant_id) == "closed",
-                    unbillable=late, problem="" if rated else why,
+            closed, last = states.get(tenant_id) == "closed", subscribed[-1].billing_account
+            if rated is None:
+                why = _why_not(now_rated, tenant_id)
+                effects.append(standings.effect(tenant_id, last, period, "", ZERO, closed=closed, problem=why))
+                continue
+            payers = _by_payer(rated, last)
+            for account, lines in payers.items():
+                amount, currency = total(line.amount for line in lines), _currency(lines or rated.lines)
+                is_told = account == last or (last not in payers and account == min(payers))
+                effects.append(
+                    standings.effect(
+                        tenant_id, account, period, currency, amount, closed=closed, unbillable=late if is_told else 0
+                    )
                 )
-            )  # fmt: skip
     return effects
+
+
+def _by_payer(rated: TenantRated, last: str) -> dict[str, list[RatedLine]]:
+    """What is posted of a tenant by who pays for it; the `last` one, where nothing is."""
+    found: dict[str, list[RatedLine]] = defaultdict(list)
+    for line in rated.posted:
+        found[line.billing_account].append(line)
+    return found or {last: []}
+
+
+def _why_not(rated: PeriodRated, tenant_id: str) -> str:
+    """Why a tenant's usage is not rated."""
+    named = re.compile(rf"(?<![\w.:-]){re.escape(tenant_id)}(?![\w-]|[.:]\w)")
+    unpriced = [str(each) for each in rated.unpriced if each.tenant_id == tenant_id]
+    return "; ".join(unpriced or [text for text in rated.unratable if named.search(text)]) or "not rated"
 
 
 def _archived(period: BillingPeriod) -> str:
@@ -261,8 +298,8 @@ def _untold(
     ]
 
 
-def _currency(rated: Any) -> str:
-    return next((line.currency for line in (*rated.posted, *rated.lines)), "") if rated else ""
+def _currency(lines: Iterable[RatedLine]) -> str:
+    return next((line.currency for line in lines), "")
 
 
 def _rated(connection: Connection, period: BillingPeriod, tenants: Iterable[str], now: datetime) -> PeriodRated:

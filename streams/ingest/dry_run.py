@@ -7,6 +7,7 @@ identity (`rules/duplicates`). Messages that came before in the same dry run cou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from streams.ingest import old_events, resends
 from streams.ingest.judging import Judge
 from streams.ingest.resends import Due
 from streams.rules.chunks import Accepted, Record, number_of
-from streams.rules.duplicates import Verdict, Version, arriving, compared_with, judge, why_conflict
+from streams.rules.duplicates import Verdict, Version, arriving, compared_with, in_force, judge, why_conflict
 from streams.rules.replayed import Compared, Held, Standing, refused, standing
 
 
@@ -61,6 +62,8 @@ class Expected(NamedTuple):
     """Behind the horizon, and compared."""
     is_counted: bool = False
     """Its identity is counted: by what was applied, and not by what is planned alone."""
+    enters_at: datetime | None = None
+    """When it counts, where that is not its own time: a correction, when what it corrects was completed."""
 
 
 class DryRun:
@@ -108,26 +111,31 @@ class DryRun:
     def _expected(self, each: Due, stored: resends.Stored) -> Expected:
         message, arrived = each.message, arriving(each.message)
         versions = [*stored.get(each.key, ()), *self._planned.get(each.key, ())]
-        tenant_id = message.event.tenant_id
+        tenant_id, corrected = message.event.tenant_id, None
         if each.original is not None:
-            is_known = each.original_key in stored or each.original_key in self._planned
+            originals = [*stored.get(each.original_key, ()), *self._planned.get(each.original_key, ())]
             if message.event.corrects != str(event_id_of(each.original)):
                 return Expected(message.record, Fate.REFUSED, "invalid", "corrects: names another event", tenant_id)
-            if not is_known:
+            if not originals:
                 detail = "what it corrects is not here, nor in what is replayed"
                 return Expected(message.record, Fate.REFUSED, "orphan", detail, tenant_id)
+            corrected = in_force(originals)
         beside = compared_with(versions, arrived) if versions else None
         verdict = judge(versions, arrived) if versions else None
         if verdict is Verdict.CONFLICT and beside is not None:
             detail = f"{why_conflict(beside, arrived)}, of {beside.completed_at.isoformat()}"
             return Expected(message.record, Fate.CONFLICT, "conflict", detail, tenant_id, message, each.key, beside)
         fate = Fate.ADD if verdict is None else Fate.SUPERSEDE if verdict is Verdict.STRONGER else Fate.THERE
+        if corrected is not None and corrected.strength > arrived.strength:
+            fate = Fate.THERE  # what counts is a better telling than the one that it corrects
         if fate is Fate.THERE and self._fills_a_number(message):
             fate = Fate.FILL
         elif fate.changes:
             self._planned.setdefault(each.key, []).append(arrived)
-        known = each.key in stored
-        return Expected(message.record, fate, "", "", tenant_id, message, each.key, beside, is_counted=known)
+        known, at = each.key in stored, corrected.completed_at if corrected is not None else None
+        return Expected(
+            message.record, fate, "", "", tenant_id, message, each.key, beside, is_counted=known, enters_at=at
+        )
 
     def _look_up_numbers(self, messages: Sequence[Accepted]) -> None:
         """Which numbers have come, of boots that were not met before."""

@@ -22,10 +22,11 @@ from psycopg.types.json import Jsonb
 
 from serving_adapter.identity import Identity
 from streams.quotas import definition_store
-from streams.quotas.amounts import Counts, PriceList
+from streams.quotas.amounts import Counts, PriceList, amount
 from streams.quotas.calendar import microseconds, moment
 from streams.quotas.decisions import Row
 from streams.quotas.definition_store import Definitions, Marks
+from streams.quotas.definitions import Quota
 from streams.rules import estimates
 from streams.rules.identity_keys import identity_key
 
@@ -250,6 +251,19 @@ def _used(
     for tenant_id, model, adapter, bills, ahead, priced, *counts in connection.execute(_WINDOWS, given):
         priced_at = microseconds(priced) if priced else span.start
         yield tenant_id, Used(model, adapter, bills, ahead, priced_at, Counts(*counts))
+
+
+def used_of(
+    connection: psycopg.Connection, tenant_id: str, quota: Quota, start: datetime, end: datetime, prices: PriceList
+) -> int:  # fmt: skip
+    """What is used of a budget in [start, end), in its smallest units, as the service counts it from the windows."""
+    span = Span(microseconds(start), microseconds(end))
+    changes = prices.changes_us if quota.metric == "spend" else ()
+    return sum(
+        amount(quota.metric, used.counts, prices.at(used.model, used.priced_at))
+        for _, used in _used(connection, [tenant_id], span, changes)
+        if not used.ahead and quota.covers(used.model, used.adapter) and (used.bills or quota.metric != "spend")
+    )
 
 
 def counted_among(

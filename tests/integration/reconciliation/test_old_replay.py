@@ -160,7 +160,7 @@ def test_it_is_added_once_whoever_adds_it_however_often_and_whatever_is_forgotte
     for step in ("counted", "committed"):
         with dropped.connection() as opened:
             replayer = applying.Replayer(
-                opened, begun[0], "ada", dropped.archive, chunk=7, checkpoint=kill_at(step)
+                dropped.engine, opened, begun[0], "ada", dropped.archive, chunk=7, checkpoint=kill_at(step)
             )  # fmt: skip
             with pytest.raises(Killed):
                 replayer.run(rate=None, progress=lambda *_: None)
@@ -168,7 +168,7 @@ def test_it_is_added_once_whoever_adds_it_however_often_and_whatever_is_forgotte
 
     def run(number: int) -> None:
         with dropped.connection() as opened:
-            applying.Replayer(opened, begun[number], "ada", dropped.archive, chunk=4).run(
+            applying.Replayer(dropped.engine, opened, begun[number], "ada", dropped.archive, chunk=4).run(
                 rate=None, progress=lambda *_: None
             )
 
@@ -211,7 +211,8 @@ def test_what_was_counted_and_forgotten_after_the_planning_does_not_count_again(
         told.append(through)
 
     with replays.connection() as opened:
-        done = applying.Replayer(opened, begun, "ada", replays.archive, chunk=5).run(rate=None, progress=forget_more)
+        replayer = applying.Replayer(replays.engine, opened, begun, "ada", replays.archive, chunk=5)
+        done = replayer.run(rate=None, progress=forget_more)
     assert told == [5, 10, 15, 20]
     assert (done.done, done.applied, done.duplicates) == (True, 19, 1)
     assert requests(replays) == 23

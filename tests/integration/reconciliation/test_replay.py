@@ -18,6 +18,7 @@ import pytest
 from pyarrow import fs
 from sqlalchemy import Engine
 
+from billing.commands.change_subscription import cancel_subscription
 from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
 from billing.database import transaction
@@ -31,6 +32,7 @@ from reconciliation.replay.applying import Replayed
 from reconciliation.replay.material import Found, NotMappable
 from reconciliation.replay.plan_store import StoredPlan
 from reconciliation.replay.planning import Planner
+from serving_adapter.identity import Identity, event_id_of
 from serving_adapter.spool.frames import framed
 from streams.database import connect
 from streams.ingest.apply import ChunkApplier
@@ -113,7 +115,8 @@ class Replays:
     def apply(self, plan: StoredPlan) -> Replayed:
         begun = applying.begin(self.engine, plan.plan_id, "ada")
         with self.connection() as opened:
-            return applying.Replayer(opened, begun, "ada", self.archive).run(rate=None, progress=lambda *_: None)
+            replayer = applying.Replayer(self.engine, opened, begun, "ada", self.archive)
+            return replayer.run(rate=None, progress=lambda *_: None)
 
     def counted(self) -> dict[str, tuple[int, int]]:
         """(raw events, requests in hourly windows) by tenant."""
@@ -250,7 +253,9 @@ def test_a_killed_replay_goes_on_where_it_stopped_and_leaves_what_another_does(
     begun = applying.begin(replays.engine, killed.plan_id, "ada")
     for step in ("staged", "counted", "advanced", "committed"):
         with replays.connection() as opened:
-            replayer = applying.Replayer(opened, begun, "ada", replays.archive, chunk=7, checkpoint=kill_at(step))
+            replayer = applying.Replayer(
+                replays.engine, opened, begun, "ada", replays.archive, chunk=7, checkpoint=kill_at(step)
+            )
             with pytest.raises(Killed):
                 replayer.run(rate=None, progress=lambda *_: None)
     with monkeypatch.context() as patched:
@@ -319,7 +324,7 @@ def test_what_came_while_a_plan_was_made_or_applied_is_not_told_as_planned(repla
     begun = applying.begin(replays.engine, plan.plan_id, "ada")
     replays.live(event(7, output_tokens=99))
     with replays.connection() as opened:
-        replayer = applying.Replayer(opened, begun, "ada", replays.archive)
+        replayer = applying.Replayer(replays.engine, opened, begun, "ada", replays.archive)
         done = replayer.run(rate=None, progress=lambda *_: None)
     assert (done.applied, done.quarantined) == (2, 1)
     assert [(row["tenant_id"], row["requests"], row["output_tokens"]) for row in done.added] == [
@@ -329,6 +334,7 @@ def test_what_came_while_a_plan_was_made_or_applied_is_not_told_as_planned(repla
     assert "2026-10: 1 requests" in drafts["acme"]
     assert "2026-10: We are still working out what it comes to" in drafts["acme"]
     assert "0.02 USD before tax" in drafts["beta"]
+    assert "between 2026-10-14 08:08 and 2026-10-14 08:08 (UTC)" in drafts["beta"], "its own times"
     assert replays.apply(plan).added == done.added
 
 
@@ -342,7 +348,12 @@ def freeze(world: World) -> None:
 
 def test_of_a_cut_or_frozen_period_the_plan_says_what_follows(replays: Replays, world: World) -> None:
     before = replays.plan(event(4), now=OCTOBER.end + timedelta(days=3))
+    begun = replays.plan(event(5), now=OCTOBER.end + timedelta(days=3))
+    applying.begin(replays.engine, begun.plan_id, "ada")
     cut(world, Event.COLLECT, Event.FREEZE)
+    assert replays.apply(begun).moved == ["acme 2026-10"]
+    (draft,) = replay_shown.messages(replays.stored(begun.plan_id)).values()
+    assert "2026-10: We are still working out what it comes to" in draft, "what was planned was of an open period"
     with pytest.raises(ReplayRefused, match=r"out of date .*'acme 2026-10': 'open'.* now .*'acme 2026-10': 'cut'"):
         replays.apply(before)
     plan = replays.plan(event(4), now=OCTOBER.end + timedelta(days=3))
@@ -376,6 +387,53 @@ def test_a_better_telling_takes_the_place_of_an_estimate(replays: Replays) -> No
     done = replays.apply(plan)
     assert (done.applied, [(row["requests"], row["output_tokens"]) for row in done.added]) == (1, [(0, 3)])
     assert replays.counted()["acme"] == (4, 4)
+
+
+def test_a_correction_is_planned_told_and_billed_where_what_it_corrects_is(replays: Replays, world: World) -> None:
+    """Made in November of October's usage; one of a weaker telling than the one that counts is left out."""
+    now = OCTOBER.end + timedelta(days=3)
+    with replays.connection() as opened:
+        quota = {"tenant_id": "acme", "period": "month", "metric": "spend", "limit": "0.05", "hard": True}
+        definition_store.define(opened, quota_from(quota, now=OCTOBER.start), actor="ada")
+    back = {
+        "timestamp": (now - timedelta(days=1)).isoformat(), "kind": "correction", "correction_no": 1,
+        "input_tokens": -10, "output_tokens": -5, "cache_hit_tokens": -4,
+    }  # fmt: skip
+    corrects = {n: str(event_id_of(Identity("acme", f"q{n}", 1, "usage", 0))) for n in (2, 3)}
+    plan = replays.plan(
+        event(2, corrects=corrects[2], **back), event(3, corrects=corrects[3], usage_source="gateway", **back), now=now
+    )
+    assert (plan.records, plan.counts["there"]) == (1, 1)
+    (row,) = plan.effects["usage"]
+    assert (row["month"], row["requests"], row["output_tokens"]) == ("2026-10", 0, -5)
+    (money,) = plan.money or ()
+    assert (money["period"], Decimal(money["amount"])) == ("2026-10", Decimal("-0.018"))
+    assert spend_of(plan) == ("0.054", "0.036", False)
+    done = replays.apply(plan)
+    assert [(row["month"], row["output_tokens"]) for row in done.added] == [("2026-10", -5)]
+    drafts = replay_shown.messages(replays.stored(plan.plan_id))
+    assert "2026-10: 0 requests, 10 input tokens (4 of them cached), 5 output tokens" in drafts["acme"]
+    # 0.018 each; an error is not billed, nor an estimate
+    unbilled = [event(5, status="error"), event(6, usage_source="estimate"), event(7, fault="platform")]
+    assert spend_of(replays.plan(event(4), *unbilled)) == ("0.036", "0.054", True)
+    assert_what_two_payers_of_one_period_get_is_told_apart(replays, world)
+
+
+def spend_of(plan: StoredPlan) -> tuple[str, str, bool]:
+    (told,) = plan.effects["quotas"]
+    assert told["quota_id"] == "month-spend"
+    return told["used"], told["after"], told["passes"]
+
+
+def assert_what_two_payers_of_one_period_get_is_told_apart(replays: Replays, world: World) -> None:
+    change = AT + timedelta(minutes=10)
+    cancel_subscription(world.engine, tenant_id="acme", at=change, actor="ada")
+    world.account("group")
+    world.subscribe("acme", starts_at=change, billing_account="group")
+    plan = replays.plan(event(4), event(12), event(13))
+    assert {row["billing_account"]: Decimal(row["amount"]) for row in plan.money or ()} == {
+        "acme": Decimal("0.018"), "group": 2 * Decimal("0.018")
+    }  # fmt: skip
 
 
 def test_what_a_budget_gets_is_told_with_its_limit_and_known_to_the_quota_service_once_it_is_applied(

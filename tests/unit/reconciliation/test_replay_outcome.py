@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reconciliation.replay.outcome import MoneyEffect, customer_message
+from reconciliation.replay.outcome import MoneyEffect, came_out, customer_message
 
 USAGE = {"month": "2026-10", "requests": 3, "input_tokens": 30, "cache_hit_tokens": 0, "output_tokens": 3}
 
@@ -64,6 +64,16 @@ def test_what_is_later_than_the_contract_bills_is_not_said_to_be_on_an_invoice(f
     some = told(unbillable=2, frozen=frozen)
     assert "2 of these requests" in some
     assert "your invoice for 2026-10" in some.lower(), "the rest is billed"
+
+
+def test_of_a_period_that_was_cut_while_a_plan_was_applied_nothing_is_promised() -> None:
+    values: dict[str, Any] = {"currency": "USD", "amount": Decimal(5), "frozen": False, "books_closed": False}
+    money = [MoneyEffect("t", payer, "2026-10", **values).as_document() for payer in ("t", "group")]
+    usage = [USAGE | {"tenant_id": "t"}]
+    cut, open_ = came_out(money, usage, usage, ["t 2026-10"])
+    assert "2026-10 is changed while it was applied" in cut["follows"]
+    assert "billed as any usage" in cut["problem"]
+    assert open_ == money[1]
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -15,10 +15,10 @@ import typer
 from billing.periods import parse_period
 from console import findings_shown, session, witnesses
 from console.output import AsCsv, AsJson, document, err, listing, out, problems
-from reconciliation.errors import FindingRefused
+from reconciliation.errors import MaterialUnreadable
 from reconciliation.findings import finding_store
 from reconciliation.findings.finding import Kind
-from reconciliation.findings.look import AdmissionLog, look
+from reconciliation.findings.look import FURTHEST, AdmissionLog, look
 from reconciliation.period import PeriodReport, reconcile_period
 from reconciliation.replay import log_source
 from streams.errors import DatabaseUnavailable
@@ -27,9 +27,9 @@ app = typer.Typer(help="Do all records agree?", no_args_is_help=True, add_comple
 LOOKED_BACK: Final = 8
 """Days: a week and what may still be under way of the day before."""
 AGAIN_AFTER_S: Final = 60
-"""After a look for which the database was not there."""
-LOOKED_BACK_DAILY: Final = 46
-"""Days: a month and a half, as long as late usage may still come to a month (docs/late-usage.md)."""
+"""After a look for which the database was not there, or the log: its files may be rotated away as they are read."""
+LOOKED_BACK_DAILY: Final = FURTHEST.days
+"""Days: as long as late usage may still come to a month (docs/late-usage.md)."""
 
 
 @app.callback()
@@ -76,7 +76,7 @@ def run(
         back = days_back(days, today, looked_on) if watch else days
         try:
             found = _look(back, begin, end, admission_log, mapping, as_json=as_json, as_csv=as_csv)
-        except (DatabaseUnavailable, psycopg.OperationalError) as error:
+        except (DatabaseUnavailable, psycopg.OperationalError, MaterialUnreadable) as error:
             if not watch:
                 raise
             wait_s = min(every, AGAIN_AFTER_S)
@@ -116,10 +116,7 @@ def list_findings(
 def show_finding(number: Annotated[int, typer.Argument(metavar="NO")], as_json: AsJson = False) -> None:
     """One finding: its cause, its size by tenant and model, and how it went."""
     with session.connection() as connection:
-        found = finding_store.get(connection, number)
-        if found is None:
-            err.print(f"tollbook: there is no finding {number}: `tollbook reconcile list --all` lists them")
-            raise typer.Exit(1)
+        found = finding_store.require(connection, number)
         history = finding_store.history(connection, found.finding_id)
     findings_shown.whole(found, history, as_json=as_json)
 
@@ -133,9 +130,7 @@ def settle(
 ) -> None:
     """Let a finding stay that no look will find gone: what was counted at wrong times, what was mended by hand."""
     with session.connection() as connection, session.change(connection, dry_run):
-        found = finding_store.get(connection, number)
-        if found is None:
-            raise FindingRefused(f"there is no finding {number}: `tollbook reconcile list --all` lists them")
+        found = finding_store.require(connection, number)
         finding_store.settle(connection, found, session.clock(None), reason=reason, actor=actor)
     out.print(f"finding {number} {'would be' if dry_run else 'is'} settled")
 
@@ -159,11 +154,19 @@ def _look(
     with session.connection() as connection:
         done = look(connection, since, until, now, admitted=_admitted(log, mapping))
         found = finding_store.listed(connection)
+    if as_json and done.by_hour is not None:
+        document(
+            {"witnesses": done.witnesses, "findings": findings_shown.documents(found)}
+            | {"by_hour": findings_shown.hours_document(done.by_hour)}
+        )
+        return bool(found)
     if as_json or as_csv:
         findings_shown.table(found, as_json=as_json, as_csv=as_csv)
         return bool(found)
     out.print(f"looked at events from {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M}; {done.witnesses}")
     findings_shown.table(found, as_json=False, as_csv=False)
+    if done.by_hour is not None:
+        findings_shown.hours(done.by_hour)
     written = done.written
     out.print(
         f"{len(found)} open: {len(written.new)} new, {len(written.changed)} changed; {len(written.healed)} healed",

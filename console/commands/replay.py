@@ -12,6 +12,7 @@ import typer
 from console import replay_shown, session
 from console.output import AsCsv, AsJson, document, err, listing, out
 from console.progress import bars
+from reconciliation.findings import finding_store, taking_back
 from reconciliation.replay import applying, kafka_source, log_source, plan_store, spool_source, trial
 from reconciliation.replay.material import Material, Wanted
 from reconciliation.replay.planning import Planner
@@ -33,14 +34,17 @@ def plan(
     log: Annotated[str | None, typer.Option(help=f"A gateway's access log: {Where}; with --mapping.")] = None,
     mapping: Annotated[Path | None, typer.Option(help="How the log's lines become events (docs/replay.md).")] = None,
     export: Annotated[str | None, typer.Option(help=f"Usage events as JSON lines: {Where}.")] = None,
+    take_back: Annotated[
+        int | None, typer.Option(help="Corrections of what this finding says is counted too much.", metavar="NO")
+    ] = None,
     begin: Annotated[str | None, typer.Option("--from", help="Only events completed from here on.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="Only events completed before this.")] = None,
     tenant: Annotated[list[str] | None, typer.Option(help="Only of this tenant; may be given again.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """A dry run: what applying would add, what conflicts, and what that changes in windows, quotas and money."""
-    if [bool(spool), kafka, bool(log), bool(export)].count(True) != 1:
-        raise typer.BadParameter("give one of --spool, --kafka, --log, --export")
+    if [bool(spool), kafka, bool(log), bool(export), take_back is not None].count(True) != 1:
+        raise typer.BadParameter("give one of --spool, --kafka, --log, --export, --take-back")
     if bool(log) != bool(mapping):
         raise typer.BadParameter("--log and --mapping go together")
     since, until = (session.moment(text) if text else None for text in (begin, end))
@@ -59,6 +63,10 @@ def plan(
     elif log and mapping:
         read = log_source.mapping_of(session.read_text(mapping), str(mapping))
         origin, material = origin | {"log": log, "name": read.log}, log_source.logged(log, read)
+    elif take_back is not None:
+        with session.connection() as connection:
+            found = finding_store.require(connection, take_back)
+            origin, material = origin | {"finding": take_back}, iter(taking_back.corrections(connection, found))
     else:
         origin, material = origin | {"export": export}, log_source.exported(str(export))
     _plan(wanted.of(material), origin, actor, now, as_json=as_json)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Final
+from uuid import UUID
 
 import psycopg
 
 from reconciliation.findings.numbers import MissingNumbers, PassedOver, Sample
-from reconciliation.findings.signs import AT_LEAST, CLOCK_OFF, BootClock, SameAttempt, Seen, Twins
+from reconciliation.findings.signs import AT_LEAST, CLOCK_OFF, BootClock, Copied, SameAttempt, Seen, Twins
 from serving_adapter.events import UsageEvent, completed_at, decode, decode_known_fields
+from serving_adapter.identity import Identity, content_digest_of, identity_of
 from streams.completeness import number_sets, number_store
 from streams.completeness.complete_to import BootKey
 from streams.completeness.completeness_store import SINCE_LAST_HEARD, counts_of_boots
 from streams.completeness.number_sets import Segments
 from streams.completeness.witnesses import Counts
+from streams.ingest import stored_versions
+from streams.rules.identity_keys import identity_key
 
 MOST_ROWS: Final = 200_000
 """Events of one kind that a look takes into memory, some 200 MB: what is more is found once these are mended."""
+BATCH: Final = 2000
 ALONE: Final = "unnumbered events"
 _MISSING: Final = f"""
     select g.replica_id, g.boot_id, sum(g.missing)::int8, coalesce(max(b.last_seq), 0), max(n.proven_to),
@@ -97,6 +102,29 @@ _IN_TIME: Final = """
         and completed_at <= %(last)s and ingested_at between %(first)s and %(last)s
         and ingested_at - completed_at < %(off)s and position(%(boot)s::bytea in raw) > 0)
 """
+_UP: Final = """
+    cross join (
+        select least(begun_at, heartbeat_at, first_received_at) - interval '2 days' as first,
+            greatest(heartbeat_at, last_received_at) + interval '2 days' as last
+        from usage.boots where replica_id = %(replica)s and boot_id = %(boot)s
+    ) as up
+"""
+# In the bucket of what they correct; by tenant, since events have no index of kinds
+_CORRECTED: Final = f"""
+    select c.raw, e.raw from usage.counting_events as c join usage.counting_events as e
+        using (tenant_id, completed_at, request_id, attempt)
+    {_UP}
+    where c.tenant_id = any(%(tenants)s) and c.kind = 'correction' and e.kind = 'usage'
+      and c.completed_at between up.first and up.last
+    limit %(most)s
+"""
+_NUMBERED: Final = f"""
+    select e.raw from usage.counting_events as e {_UP}
+    where e.tenant_id = any(%(tenants)s) and e.model = %(model)s and e.kind = 'usage'
+      and e.completed_at between up.first and up.last and position(%(mark)s::bytea in e.raw) > 0
+    order by e.ingested_at, e.source, e.position limit %(most)s
+"""
+_COUNTED_AT: Final = "select uuid_send(key), completed_at from usage.event_identities where key = any(%s)"
 _HELD: Final = """
     select message, appended_at from usage.quarantine as q where reason = %s and strpos(detail, %s) > 0
       and not exists (select from usage.quarantine_resolutions as r where r.quarantine_id = q.quarantine_id)
@@ -179,6 +207,41 @@ def unreported_boots(connection: psycopg.Connection) -> list[tuple[BootKey, list
     return found
 
 
+def taken_back(
+    connection: psycopg.Connection, boots: Iterable[BootKey]
+) -> dict[BootKey, dict[tuple[str, str], Counts]]:  # fmt: skip
+    """Of each of some boots the tokens of its events that corrections have taken back whole, by tenant and model.
+
+    Not what a boot numbers itself: that is counted as its own.
+    """
+    keys = sorted(set(boots))
+    counted = counts_of_boots(connection, "replica_counts", keys)
+    found: dict[BootKey, dict[tuple[str, str], Counts]] = {}
+    for key in keys:
+        tenants = sorted({tenant_id for tenant_id, _ in counted.get(key, ())})
+        given = {"replica": key[0], "boot": key[1], "tenants": tenants, "most": MOST_ROWS}
+        left: dict[Identity, tuple[UsageEvent, Counts]] = {}
+        for correction, event in connection.execute(_CORRECTED, given, binary=True):
+            back, of = decode(correction), decode(event)
+            if back.seq is None and of.seq is not None and (of.replica_id, of.boot_id) == key:
+                _, before = left.get(identity_of(of), (of, _tokens(of)))
+                left[identity_of(of)] = of, _plus(before, _tokens(back))
+        sums: dict[tuple[str, str], Counts] = defaultdict(Counts)
+        for of, remains in left.values():
+            if not any(remains):
+                sums[of.tenant_id, of.model] = _plus(sums[of.tenant_id, of.model], _tokens(of))
+        found[key] = dict(sums)
+    return found
+
+
+def _tokens(event: UsageEvent) -> Counts:
+    return Counts(0, event.input_tokens, event.output_tokens, event.cache_hit_tokens)
+
+
+def _plus(one: Counts, other: Counts) -> Counts:
+    return Counts(*(a + b for a, b in zip(one, other, strict=True)))
+
+
 def clocks(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[BootClock], bool]:
     """Boots whose events came late or lie in the future, all of them for a while; and whether these are all."""
     given = {"begin": begin, "end": end, "off": CLOCK_OFF, "most": MOST_ROWS}
@@ -223,6 +286,43 @@ def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tup
 
     One whose tokens corrections have taken back is none.
     """
+    again, is_all = _again(connection, begin, end)
+    found = [
+        Twins(emitter, of, _seen(events), min(map(completed_at, events)), max(map(completed_at, events)))
+        for (emitter, of), events in sorted(again.items())
+    ]
+    return found, is_all
+
+
+def near_twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[Twins], bool]:
+    """The same to the millisecond, where one emitter stamps no finer, between two emitters; and whether these are all.
+
+    Only where contents differ: among equal requests chance makes as many.
+    """
+    again, is_all = _nearly_again(connection, begin, end)
+    found = []
+    for (emitter, of), events in sorted(again.items()):
+        contents = {(e.tenant_id, e.model, e.input_tokens, e.output_tokens, e.cache_hit_tokens) for e in events}
+        times = [completed_at(event) for event in events]
+        if len(contents) >= AT_LEAST:
+            mark = b'"seq"' if of == ALONE else of.rpartition("/")[2].encode()
+            row = connection.execute(_BESIDE, (min(times), max(times), mark, of != ALONE)).fetchone()
+            beside = int(row[0]) if row else 0
+            found.append(Twins(emitter, of, _seen(events), min(times), max(times), beside))
+    return found, is_all
+
+
+def sent_again(
+    connection: psycopg.Connection, begin: datetime, end: datetime, emitter: str, of: str
+) -> list[UsageEvent]:  # fmt: skip
+    """The events of `emitter` in [begin, end) that are twins of another one's."""
+    exactly, _ = _again(connection, begin, end)
+    return exactly.get((emitter, of)) or _nearly_again(connection, begin, end)[0].get((emitter, of), [])
+
+
+def _again(
+    connection: psycopg.Connection, begin: datetime, end: datetime
+) -> tuple[dict[tuple[str, str], list[UsageEvent]], bool]:
     rows = connection.execute(_TWINS, {"begin": begin, "end": end, "most": MOST_ROWS}, binary=True).fetchall()
     again: dict[tuple[str, str], list[UsageEvent]] = defaultdict(list)
     first: tuple[object, str] | None = None
@@ -233,18 +333,12 @@ def twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tup
             again[emitter, first[1]].append(event)
         else:
             first = (same, emitter)
-    found = [
-        Twins(emitter, of, _seen(events), min(map(completed_at, events)), max(map(completed_at, events)))
-        for (emitter, of), events in sorted(again.items())
-    ]
-    return found, len(rows) < MOST_ROWS
+    return again, len(rows) < MOST_ROWS
 
 
-def near_twins(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[Twins], bool]:
-    """The same to the millisecond, where one emitter stamps no finer, between two emitters; and whether these are all.
-
-    Only where contents differ: among equal requests chance makes as many.
-    """
+def _nearly_again(
+    connection: psycopg.Connection, begin: datetime, end: datetime
+) -> tuple[dict[tuple[str, str], list[UsageEvent]], bool]:
     rows = connection.execute(_NEAR_TWINS, {"begin": begin, "end": end, "most": MOST_ROWS}, binary=True).fetchall()
     again: dict[tuple[str, str], list[UsageEvent]] = defaultdict(list)
     for _, group in groupby(rows, key=lambda row: row[:6]):
@@ -255,40 +349,70 @@ def near_twins(connection: psycopg.Connection, begin: datetime, end: datetime) -
         of, *others = sorted(by_emitter, key=lambda emitter: (emitter == ALONE, emitter))
         for other in others:
             again[other, of] += by_emitter[other][: len(by_emitter[of])]
-    found = []
-    for (emitter, of), events in sorted(again.items()):
-        contents = {(e.tenant_id, e.model, e.input_tokens, e.output_tokens, e.cache_hit_tokens) for e in events}
-        times = [completed_at(event) for event in events]
-        if len(contents) >= AT_LEAST:
-            mark = b'"seq"' if of == ALONE else of.rpartition("/")[2].encode()
-            row = connection.execute(_BESIDE, (min(times), max(times), mark, of != ALONE)).fetchone()
-            beside = int(row[0]) if row else 0
-            found.append(Twins(emitter, of, _seen(events), min(times), max(times), beside))
-    return found, len(rows) < MOST_ROWS
+    return again, len(rows) < MOST_ROWS
+
+
+def numbered_by(connection: psycopg.Connection, key: BootKey, model: str) -> tuple[list[UsageEvent], bool]:
+    """A boot's events of a model that count, as they came; and whether these are all."""
+    tenants = sorted({tenant for tenant, _ in counts_of_boots(connection, "replica_counts", [key]).get(key, ())})
+    given = {"replica": key[0], "boot": key[1], "tenants": tenants, "model": model, "mark": key[1].encode(),
+             "most": MOST_ROWS}  # fmt: skip
+    rows = connection.execute(_NUMBERED, given, binary=True).fetchall()
+    events = (decode(raw) for (raw,) in rows)
+    mine = [event for event in events if event.seq is not None and (event.replica_id, event.boot_id) == key]
+    return mine, len(rows) < MOST_ROWS
 
 
 def _emitter(event: UsageEvent) -> str:
     return f"{event.replica_id}/{event.boot_id}" if event.replica_id and event.seq else ALONE
 
 
-def same_attempts(connection: psycopg.Connection) -> tuple[list[SameAttempt], bool]:
-    """What waits in quarantine because another replica had numbered the same attempt; and whether that is all."""
-    given = ("conflict", "numbered by another replica or boot", MOST_ROWS)
-    held = connection.execute(_HELD, given, binary=True).fetchall()
-    by_replica: dict[str, list[UsageEvent]] = defaultdict(list)
-    for message, _ in held:
-        if (event := decode_known_fields(message)) is not None:
-            by_replica[event.replica_id or ""].append(event)
-    found = [
-        SameAttempt(replica_id, _seen(events), min(map(completed_at, events)), max(map(completed_at, events)))
-        for replica_id, events in sorted(by_replica.items())
-    ]
-    return found, len(held) < MOST_ROWS
+def same_attempts(connection: psycopg.Connection) -> tuple[list[SameAttempt], list[Copied], bool]:
+    """What waits in quarantine because another boot had numbered its identity: served twice, or a copy; and whether
+    that is all.
+
+    A copy has the same content and the same time. Two dispatches of a request never have.
+    """
+    held = connection.execute(_HELD, ("conflict", "", MOST_ROWS), binary=True).fetchall()
+    read = (decode_known_fields(message) for message, _ in held)
+    events = [event for event in read if event is not None and event.kind == "usage" and event.seq is not None]
+    served: dict[str, list[UsageEvent]] = defaultdict(list)
+    copied: dict[tuple[str, str], list[UsageEvent]] = defaultdict(list)
+    for begin in range(0, len(events), BATCH):
+        part = events[begin : begin + BATCH]
+        for event, other in zip(part, _counted(connection, part), strict=True):
+            if other is None or other.seq is None or other.usage_source != event.usage_source:
+                continue
+            if _emitter(other) == _emitter(event):
+                continue  # a conflict of content: one boot tells two things
+            same = completed_at(other) == completed_at(event) and content_digest_of(other) == content_digest_of(event)
+            if same:
+                copied[_emitter(event), _emitter(other)].append(event)
+            else:
+                served[event.replica_id or ""].append(event)
+    attempts = [SameAttempt(replica_id, _seen(found), *_span(found)) for replica_id, found in sorted(served.items())]
+    copies = [Copied(*pair, _seen(found), *_span(found)) for pair, found in sorted(copied.items())]
+    return attempts, copies, len(held) < MOST_ROWS
+
+
+def _counted(connection: psycopg.Connection, events: Sequence[UsageEvent]) -> list[UsageEvent | None]:
+    """What counts of the identity of each."""
+    keys = [identity_key(identity_of(event)) for event in events]
+    rows = connection.execute(_COUNTED_AT, ([UUID(bytes=key) for key in keys],), binary=True)
+    times = {bytes(key): at for key, at in rows}
+    asked = [(event, times[key]) for event, key in zip(events, keys, strict=True) if key in times]
+    found = iter(stored_versions.counting(connection, asked))
+    counted = (next(found) if key in times else [] for key in keys)
+    return [next((decode(row.raw) for row in rows if row.kind == "usage"), None) for rows in counted]
+
+
+def _span(events: Sequence[UsageEvent]) -> tuple[datetime, datetime]:
+    times = [completed_at(event) for event in events]
+    return min(times), max(times)
 
 
 def _seen(events: Iterable[UsageEvent]) -> tuple[Seen, ...]:
     sums: dict[tuple[str, str], Counts] = defaultdict(Counts)
     for e in events:
-        one = (1, e.input_tokens, e.output_tokens, e.cache_hit_tokens)
-        sums[e.tenant_id, e.model] = Counts(*(a + b for a, b in zip(sums[e.tenant_id, e.model], one, strict=True)))
+        sums[e.tenant_id, e.model] = _plus(sums[e.tenant_id, e.model], _tokens(e)._replace(events=1))
     return tuple(Seen(*key, counts) for key, counts in sorted(sums.items()))

@@ -55,6 +55,8 @@ class Interval(NamedTuple):
 
 
 NOTHING: Final = Interval(0, 0)
+HOURS_KEPT: Final = 500
+"""Of a finding, by tenant and model: some 60 kB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,24 @@ class Share:
     cache_hit_tokens: Interval = NOTHING
 
     @property
+    def sizes(self) -> tuple[Interval, Interval, Interval, Interval]:
+        """Events, input, output and cached tokens."""
+        return self.events, self.input_tokens, self.output_tokens, self.cache_hit_tokens
+
+    @property
     def tokens(self) -> Interval:
         """Input and output."""
         return self.input_tokens.plus(self.output_tokens)
+
+
+class HourShare(NamedTuple):
+    """A tenant's and model's part of a finding in one hour, where requests are known one by one."""
+
+    tenant_id: str
+    model: str
+    hour: datetime
+    events: int
+    tokens: int
 
 
 class Money(NamedTuple):
@@ -95,6 +112,8 @@ class Finding:
     estimated_from: str = ""
     """What the size was estimated from; '' where it is exact."""
     money: tuple[Money, ...] = ()
+    hours: tuple[HourShare, ...] = ()
+    """What it is of, hour by hour, where that is known."""
 
     @property
     def key(self) -> str:
@@ -135,7 +154,14 @@ class Finding:
                  "cache_hit_tokens": list(s.cache_hit_tokens)}
                 for s in sorted(self.shares, key=lambda share: (share.tenant_id, share.model))
             ],
-        }  # fmt: skip
+        } | self._hours()  # fmt: skip
+
+    def _hours(self) -> dict[str, Any]:
+        """The first of them: `reconcile run` shows all that differ."""
+        if not self.hours:
+            return {}
+        kept = [each._asdict() | {"hour": each.hour.isoformat()} for each in self.hours[:HOURS_KEPT]]
+        return {"hours": kept, "more_hours": len(self.hours) - len(kept)}
 
     def told(self) -> str:
         """In a line, for an alert."""
@@ -152,7 +178,7 @@ def is_news(known: Mapping[str, Any], now: Mapping[str, Any], *, settled: bool =
     Sizes of a boot that works are taken while events are under way, and are intervals then. One that may be of what is
     known is no news; what is known at last is, but of what a person has settled.
     """
-    if known == now:
+    if all(known[name] == now[name] for name in ("events", "tokens", "money", "estimated_from", "shares")):
         return False
     if _is_exact(known) and _is_exact(now):
         return True

@@ -85,6 +85,14 @@ def get(connection: psycopg.Connection, finding_no: int) -> StoredFinding | None
         return cursor.execute(_STORED + " where finding_no = %s", (finding_no,)).fetchone()
 
 
+def require(connection: psycopg.Connection, finding_no: int) -> StoredFinding:
+    """One finding. Raises FindingRefused where there is none."""
+    found = get(connection, finding_no)
+    if found is None:
+        raise FindingRefused(f"there is no finding {finding_no}: `tollbook reconcile list --all` lists them")
+    return found
+
+
 def history(connection: psycopg.Connection, finding_id: UUID) -> list[tuple[datetime, str, str]]:
     """When it was in which state, and what was said of it."""
     rows = connection.execute(
@@ -96,15 +104,15 @@ def history(connection: psycopg.Connection, finding_id: UUID) -> list[tuple[date
 def write(
     connection: psycopg.Connection,
     found: Sequence[Finding],
-    looked_at: Iterable[StoredFinding],
+    gone: Iterable[StoredFinding],
     now: datetime,
 ) -> Written:
     """Write down what a look has found, in the caller's transaction, and raise an alert for each thing that is new.
 
-    `looked_at` are the open findings that the look would have found again: those that it did not are healed. What a
-    person has settled is open again, with an alert, where it is not what was settled any more.
+    `gone` are the open findings that the look would have found again and did not: they are healed. What a person has
+    settled is open again, with an alert, where it is not what was settled any more.
     """
-    known = {stored.key: stored for stored in _not_healed(connection)}
+    known = {stored.key: stored for stored in not_healed(connection)}
     new, changed = [], []
     for finding in found:
         stored = known.get(finding.key)
@@ -116,8 +124,7 @@ def write(
             changed.append(finding)
             if not stored.is_open:
                 _alert(connection, finding, {"occurrence": stored.occurrence, "state": stored.state_no + 1}, now)
-    keys = {finding.key for finding in found}
-    healed = [stored for stored in looked_at if stored.key not in keys]
+    healed = list(gone)
     for stored in healed:
         connection.execute(
             "insert into usage.finding_states (finding_id, state_no, state, at, begins, ends, cause, size)"
@@ -147,7 +154,8 @@ def settle(connection: psycopg.Connection, stored: StoredFinding, now: datetime,
     audit.record(connection, actor, "finding.settle", str(stored.finding_no), detail)
 
 
-def _not_healed(connection: psycopg.Connection) -> list[StoredFinding]:
+def not_healed(connection: psycopg.Connection) -> list[StoredFinding]:
+    """Those that are open, and those that a person has settled."""
     with connection.cursor(row_factory=class_row(StoredFinding)) as cursor:
         return cursor.execute(_STORED + " where s.state <> 'healed'").fetchall()
 

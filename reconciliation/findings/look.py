@@ -1,14 +1,15 @@
 """One look at everything that may not agree: find, size, price, write down, close what is healed.
 
 What is judged by state that is kept (numbers, boots, counters, quarantine) is looked at whole each time; what is judged
-by raw events (clocks, twins) within a span of completion times. A finding is healed by a look that covers its time and
-does not find it again, unless there was more of its kind than a look takes in.
+by raw events (clocks, twins) or by a log within a span of completion times, which reaches back to where what is known
+of them begins. A finding is healed by a look that covers its time and does not find it again, unless there was more of
+its kind than a look takes in. A look that covers a part of its time says nothing of the rest.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,9 +19,10 @@ from typing import Final
 import psycopg
 
 from reconciliation.findings import admissions, evidence, finding_store, numbers, signs
-from reconciliation.findings.admissions import Missing
+from reconciliation.findings.admissions import Read
 from reconciliation.findings.finding import Finding, Interval, Kind, Money, Share
 from reconciliation.findings.finding_store import StoredFinding, Written
+from reconciliation.findings.hours import Admitted, ByHour
 from reconciliation.replay.material import Material
 from streams.completeness import completeness_store, engine_store
 from streams.completeness.engine_witness import named_witnesses
@@ -30,6 +32,8 @@ from streams.rules.estimates import EstimatePrice
 
 ON_THE_WAY: Final = timedelta(minutes=10)
 """A request that ended so lately may have its event in a spool or in Kafka yet: by a log it is judged after that."""
+FURTHEST: Final = timedelta(days=46)
+"""As far back as a look goes by itself: a month and a half, as long as late usage may still come to a month."""
 OF_RAW_EVENTS: Final = (Kind.DUPLICATE_EMITTER.value, Kind.CLOCK_SKEW.value)
 """Kinds that are judged by raw events: a look at another time says nothing about them."""
 
@@ -44,11 +48,47 @@ class AdmissionLog:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look found, and what it changed of what was known."""
+    """What a look found, and what it changed of what was known. `by_hour`: where there was a log."""
 
     found: tuple[Finding, ...]
     written: Written
     witnesses: str
+    by_hour: ByHour | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was looked at: raw events of [begin, end), a log of the part that it reaches; of which kinds (or of which
+    log, by its name) not all."""
+
+    begin: datetime
+    end: datetime
+    log: str = ""
+    reach: tuple[datetime, datetime] | None = None
+    partly: Collection[str] = ()
+
+    def _span_of(self, stored: StoredFinding) -> tuple[datetime, datetime] | None:
+        """The time of which the look can say whether such a finding is there; None: of any."""
+        if (log := stored.subject.get("log")) is not None:
+            return self.reach if log == self.log and self.reach is not None else (self.begin, self.begin)
+        return (self.begin, self.end) if _is_of_raw_events(stored) else None
+
+    def covers(self, stored: StoredFinding) -> bool:
+        """Whether the look would have found all of it again."""
+        if stored.kind in self.partly or stored.subject.get("log") in self.partly:
+            return False
+        if (span := self._span_of(stored)) is None:
+            return True
+        begins, ends = stored.begins, stored.ends
+        return begins is not None and ends is not None and span[0] <= begins and ends < span[1]
+
+    def is_known(self, found: Finding, stored: StoredFinding) -> bool:
+        """Whether what was found is a part of what is known, of whose time the look covers no more."""
+        if self.covers(stored) or self._span_of(stored) is None:
+            return False
+        goes_on = found.ends is not None and stored.ends is not None and found.ends > stored.ends
+        size = found.size()
+        return not goes_on and all(size[of][1] <= stored.size[of][1] for of in ("events", "tokens"))
 
 
 def look(
@@ -62,7 +102,8 @@ def look(
 ) -> Look:
     """Look at everything; at raw events that completed in [begin, end). One look at a time, of one moment.
 
-    At a gateway's log up to ON_THE_WAY before `now` alone.
+    At a gateway's log up to ON_THE_WAY before `now` alone. What is known and lies across `begin` is looked at from
+    where it begins, up to FURTHEST before `end`.
 
     A look that is killed has changed nothing. `checkpoint` is told "looked" and "written". `admitted` is the log of a
     witness that is not in the database: what was found by it is judged by it alone.
@@ -70,16 +111,36 @@ def look(
     with _alone(connection), connection.transaction():
         # What was reported, counted and numbered is compared as it stood at one moment
         connection.execute("set transaction isolation level repeatable read")
-        settled = min(end, now - ON_THE_WAY)
-        found, witnesses, partly = _find(connection, begin, end, settled, admitted)
+        known = finding_store.not_healed(connection)
+        begin = _reaching_back(known, begin, end, admitted)
+        found, witnesses, looked, by_hour = _find(connection, begin, end, min(end, now - ON_THE_WAY), admitted)
         checkpoint("looked")
         prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
-        priced = [replace(finding, money=worth(finding, prices, now)) for finding in _once(found)]
-        open_ = finding_store.listed(connection, limit=1_000_000)
-        covered = [stored for stored in open_ if _covers(stored, begin, end, settled, admitted, partly)]
-        written = finding_store.write(connection, priced, covered, now)
+        priced = {f.key: replace(f, money=worth(f, prices, now)) for f in _once(found)}
+        of_known = {stored.key for stored in known if (f := priced.get(stored.key)) and looked.is_known(f, stored)}
+        told = [finding for key, finding in priced.items() if key not in of_known]
+        gone = [s for s in known if s.is_open and s.key not in priced and looked.covers(s)]
+        written = finding_store.write(connection, told, gone, now)
         checkpoint("written")
-    return Look(tuple(priced), written, witnesses)
+    return Look(tuple(priced.values()), written, witnesses, by_hour)
+
+
+def _is_of_raw_events(stored: StoredFinding) -> bool:
+    return stored.kind in OF_RAW_EVENTS and "held" not in stored.subject
+
+
+def _reaching_back(
+    known: Iterable[StoredFinding], begin: datetime, end: datetime, admitted: AdmissionLog | None
+) -> datetime:
+    """Where to begin, so that what is known and lies across `begin` is looked at whole."""
+    logs = [admitted.name] if admitted is not None else []
+    across = [
+        max(stored.begins, end - FURTHEST)
+        for stored in known
+        if stored.begins is not None and stored.ends is not None and stored.begins < begin <= stored.ends
+        and (stored.subject["log"] in logs if "log" in stored.subject else _is_of_raw_events(stored))
+    ]  # fmt: skip
+    return min([begin, *across])
 
 
 @contextmanager
@@ -95,11 +156,9 @@ def _alone(connection: psycopg.Connection) -> Iterator[None]:
 
 def _find(
     connection: psycopg.Connection, begin: datetime, end: datetime, settled: datetime, admitted: AdmissionLog | None
-) -> tuple[list[Finding], str, set[str]]:
-    """What there is, the witnesses, and of which kinds (or logs, by their name) not all was looked at.
-
-    By a log there is what ended before `settled`.
-    """
+) -> tuple[list[Finding], str, _Looked, ByHour | None]:
+    """What there is, the witnesses, what was looked at, and the log by hour: by it there is what ended before
+    `settled`."""
     passed = evidence.passed_over(connection)
     found = [numbers.judge(boot, passed) for boot in evidence.missing_numbers(connection)]
     reports, differing = engine_store.report(connection), completeness_store.boot_differences(connection)
@@ -108,10 +167,10 @@ def _find(
     clocks, all_clocks = evidence.clocks(connection, begin, end)
     twins, all_twins = evidence.twins(connection, begin, end)
     near_twins, all_near = evidence.near_twins(connection, begin, end)
-    attempts, all_attempts = evidence.same_attempts(connection)
+    attempts, copies, all_attempts = evidence.same_attempts(connection)
     wholly = {
         Kind.CLOCK_SKEW: all_clocks,
-        Kind.DUPLICATE_EMITTER: all_twins and all_near,
+        Kind.DUPLICATE_EMITTER: all_twins and all_near and all_attempts,
         Kind.DOUBLE_ATTEMPT: all_attempts,
     }
     partly: set[str] = {kind for kind, is_all in wholly.items() if not is_all}
@@ -121,30 +180,33 @@ def _find(
         *compared,
     ]
     found += [finding for finding in judged if finding is not None]
-    found += [*signs.wrong_tenant(differing), *signs.overcounted(differing)]
-    found += filter(None, map(signs.overmetered, reports.comparisons))
-    found += map(signs.double_attempt, attempts)
+    found += signs.wrong_tenant(differing)
+    too_much = [*signs.overcounted(differing), *filter(None, map(signs.overmetered, reports.comparisons))]
+    taken = evidence.taken_back(connection, map(signs.boot_of, too_much))
+    found += filter(None, (signs.less(finding, taken[signs.boot_of(finding)]) for finding in too_much))
+    found += [*map(signs.double_attempt, attempts), *map(signs.copied, copies)]
     found += [
         signs.unreported_boot(*key, seen, since) for key, seen, since in evidence.unreported_boots(connection)
     ]  # fmt: skip
     if admitted is None:
-        return found, reports.witnesses, partly
-    absent, is_all = admissions.missing(connection, admitted.material, begin, settled)
-    if not is_all:
+        return found, reports.witnesses, _Looked(begin, end, partly=partly), None
+    sums = Admitted()
+    read = admissions.read(connection, admitted.material, begin, settled, sums)
+    if not read.is_all:
         partly.add(admitted.name)
-    found += _by_the_log(connection, admitted.name, absent, [each for each in found if _within(each, begin, settled)])
+    found += _by_the_log(connection, admitted.name, read, [each for each in found if _within(each, begin, settled)])
     witnesses = named_witnesses(any(each.scraped_at for each in reports.comparisons), admission_log=True)
-    return found, witnesses, partly
+    looked = _Looked(begin, end, admitted.name, read.reach(begin, settled), partly)
+    return found, witnesses, looked, sums.compare(connection, begin, settled)
 
 
-def _by_the_log(
-    connection: psycopg.Connection, log: str, absent: Sequence[Missing], found: Iterable[Finding]
-) -> list[Finding]:
+def _by_the_log(connection: psycopg.Connection, log: str, read: Read, found: Iterable[Finding]) -> list[Finding]:
     """What a log's missing requests mean, beside what was found of the same time."""
     lost: dict[str, list[Share]] = defaultdict(list)
     for each in found:
         if each.kind is Kind.LOST_EVENTS:
             lost[each.subject["replica_id"]] += each.shares
+    absent = admissions.not_held(connection, read.missing)
     others = admissions.counted_as(connection, absent)
     return admissions.judge(log, absent, others, admissions.known_replicas(connection), lost)
 
@@ -161,26 +223,6 @@ def _once(found: Iterable[Finding]) -> list[Finding]:
     for finding in found:
         by_key.setdefault(finding.key, finding)
     return list(by_key.values())
-
-
-def _covers(
-    stored: StoredFinding,
-    begin: datetime,
-    end: datetime,
-    settled: datetime,
-    admitted: AdmissionLog | None,
-    partly: Collection[str],
-) -> bool:
-    """Whether a look would have found it again. What has no time is found by state that is kept."""
-    if stored.kind in partly or stored.subject.get("log") in partly:
-        return False
-    if (log := stored.subject.get("log")) is not None:
-        if admitted is None or admitted.name != log:
-            return False
-        end = settled
-    elif stored.kind not in OF_RAW_EVENTS:
-        return True
-    return stored.begins is not None and stored.ends is not None and begin <= stored.begins and stored.ends < end
 
 
 def worth(finding: Finding, prices: dict[str, list[EstimatePrice]], now: datetime) -> tuple[Money, ...]:

@@ -8,7 +8,7 @@ does not, the size is estimated from what else was counted, with an interval of 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -74,6 +74,9 @@ def judge(boot: MissingNumbers, passed: Sequence[PassedOver] = ()) -> Finding:
     shares = _estimated(boot.missing, samples)
     seen = sum(sample.events for sample in samples.values())
     source = f"{seen:,} events that were counted around that time" if seen else "nothing: only their number is known"
+    if boot.reported:
+        shares = _down_to(shares, _known(boot)[0])
+        source += "; at least what heartbeats told of and is not counted, the other numbers may be of no event"
     return _finding(Kind.LOST_EVENTS, boot, _cause(boot, shares, passed), shares, source)
 
 
@@ -122,6 +125,19 @@ def _estimated(missing: int, samples: Mapping[TenantModel, Sample]) -> tuple[Sha
         tokens = [_tokens(events, *of) for of in sample[1:]]
         shares.append(Share(tenant_id, model, events, *tokens))
     return tuple(shares)
+
+
+def _down_to(shares: Iterable[Share], told: Collection[Share]) -> tuple[Share, ...]:
+    """Estimates with what is known to be lost as their least. `told`: what heartbeats told of and is not counted."""
+    known = {(each.tenant_id, each.model): each for each in told}
+    anybodys = Share("", "", Interval.exactly(sum(each.events.low for each in told)))
+    found = []
+    for share in shares:
+        least = known.get((share.tenant_id, share.model), anybodys if not share.tenant_id else Share("", ""))
+        sizes = [Interval(min(size.low, at_least.low), max(size.high, at_least.low))
+                 for size, at_least in zip(share.sizes, least.sizes, strict=True)]  # fmt: skip
+        found.append(Share(share.tenant_id, share.model, *sizes))
+    return tuple(found)
 
 
 def _tokens(events: Interval, mean: float, deviation: float) -> Interval:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -15,6 +15,7 @@ from streams.completeness.witnesses import Comparable, Counts
 
 CLOCK_OFF: Final = timedelta(seconds=60)
 """Beyond this a replica is not ready (docs/spec/metering.md 3): whatever it sends is off."""
+_TAKE_BACK: Final = "`tollbook replay plan --take-back` and this finding's number propose them"
 AT_LEAST: Final = 5
 """Fewer may be chance: two equal requests that ended in the same microsecond, or the rest of an old boot."""
 
@@ -95,7 +96,7 @@ def duplicate_emitter(twins: Twins) -> Finding | None:
         Kind.DUPLICATE_EMITTER,
         {"emitter": twins.emitter, "of": twins.of},
         f"{twins.emitter} sends under ids of its own what {twins.of} sends: a second shipper, or a sender that makes up"
-        " ids anew; stop it, and take back what it was counted for by corrections",
+        f" ids anew; stop it, and take back what it was counted for by corrections: {_TAKE_BACK}",
         tuple(seen.share() for seen in twins.seen),
         twins.begins,
         twins.ends,
@@ -159,9 +160,28 @@ def overcounted(found: Iterable[BootDifference]) -> list[Finding]:
 
 _DOUBLED: Final = (
     "events of it came twice under other ids, or with tokens that were never made, or under another tenant, and were"
-    " added to the right one since; stop what sends them, take back by corrections what is too much, and then settle"
-    " this: corrections are no boot's, so that no look sees them (`tollbook reconcile settle`)"
+    f" added to the right one since; stop what sends them, and take back by corrections what is too much: {_TAKE_BACK}"
 )
+
+
+def boot_of(found: Finding) -> tuple[str, str]:
+    """The replica and boot that a finding is about."""
+    return found.subject["replica_id"], found.subject["boot_id"]
+
+
+def less(found: Finding, taken: Mapping[tuple[str, str], Counts]) -> Finding | None:
+    """What is too much of a boot without the tokens that corrections have taken back of its events, by tenant and
+    model; None where they took all of them. What no tenant is named of, of any."""
+    shares = []
+    for share in found.shares:
+        mine = [counts for (tenant, model), counts in taken.items()
+                if model == share.model and share.tenant_id in ("", tenant)]  # fmt: skip
+        back = [sum(sizes) for sizes in zip(*mine, strict=True)] or [0] * len(Counts._fields)
+        sizes = [Interval(max(size.low - less, 0), max(size.high - less, 0))
+                 for size, less in zip(share.sizes, back, strict=True)]  # fmt: skip
+        if any(size.high for size in sizes[1:]) or not any(size.high for size in share.sizes[1:]):
+            shares.append(Share(share.tenant_id, share.model, *sizes))
+    return replace(found, shares=tuple(shares)) if shares else None
 
 
 def _by_boot(found: Iterable[BootDifference]) -> list[tuple[tuple[str, str, str], list[BootDifference]]]:
@@ -191,8 +211,10 @@ def wrong_tenant(found: Iterable[BootDifference]) -> list[Finding]:
         beyond = [[r - c for r, c in zip(each.reported, each.counted, strict=True)] for each in differing]
         if any(map(sum, zip(*beyond, strict=True))):
             continue
-        made = [(e.tenant_id, b) for e, b in zip(differing, beyond, strict=True) if b[0] > 0]
-        under = sorted(e.tenant_id for e, b in zip(differing, beyond, strict=True) if b[0] < 0)
+        # As many events of each, and not the same ones: then their tokens say whose they are
+        more = [b[0] or b[1] + b[2] for b in beyond]
+        made = [(e.tenant_id, b) for e, b, m in zip(differing, beyond, more, strict=True) if m > 0]
+        under = sorted(e.tenant_id for e, m in zip(differing, more, strict=True) if m < 0)
         if not made or not under:
             continue
         names = ", ".join(sorted(tenant for tenant, _ in made))
@@ -201,15 +223,39 @@ def wrong_tenant(found: Iterable[BootDifference]) -> list[Finding]:
                 Kind.WRONG_TENANT,
                 {"replica_id": replica_id, "boot_id": boot_id, "model": model, "counted_as": ", ".join(under)},
                 f"the replica made them for {names}, and they are counted as {', '.join(under)}'s",
-                tuple(Share(tenant, model, *map(Interval.exactly, counts)) for tenant, counts in made),
+                tuple(Share(tenant, model, *(Interval.exactly(max(size, 0)) for size in b)) for tenant, b in made),
             )
         )
     return findings
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """Events in quarantine that another boot had sent and numbered before, content and time and all."""
+
+    emitter: str
+    of: str
+    seen: tuple[Seen, ...]
+    begins: datetime
+    ends: datetime
+
+
+def copied(found: Copied) -> Finding:
+    """A second shipper of the same events, with the same ids and numbers of its own: none of it is counted twice."""
+    return Finding(
+        Kind.DUPLICATE_EMITTER,
+        {"emitter": found.emitter, "of": found.of, "held": "quarantine"},
+        f"{found.emitter} numbers anew what {found.of} sends: a second shipper of the same records; stop it. None of it"
+        " is counted twice: it waits in quarantine, and can be discarded",
+        tuple(seen.share() for seen in found.seen),
+        found.begins,
+        found.ends,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class SameAttempt:
-    """Events in quarantine whose identity another replica or boot had numbered before."""
+    """Events in quarantine whose identity another replica or boot had numbered before, with another end."""
 
     replica_id: str
     seen: tuple[Seen, ...]

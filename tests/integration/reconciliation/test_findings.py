@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 
+from console import findings_shown
 from reconciliation.errors import FindingRefused
-from reconciliation.findings import evidence, finding_store
+from reconciliation.findings import admissions, evidence, finding_store, taking_back
 from reconciliation.findings.finding_store import StoredFinding, Written
 from reconciliation.findings.look import AdmissionLog, Look, look
 from reconciliation.numbers_received import numbers_received
 from reconciliation.replay.material import Found
-from serving_adapter.identity import Identity, event_id_of
 from streams import alerts, audit, tenants
 from streams.completeness.completeness_check import CompletenessCheck
 from streams.ingest.apply import ChunkApplier
@@ -176,7 +177,11 @@ def test_a_second_shipper_with_ids_of_its_own_is_found(connection: psycopg.Conne
     assert found["duplicate_emitter"].subject == {"emitter": "unnumbered events", "of": "r1/b1"}
     assert "take back what it was counted for by corrections" in found["duplicate_emitter"].cause
     assert look(connection, NOW, NOW + timedelta(days=1), NOW).written.healed == (), "another time says nothing of it"
-    corrections = [correction(12 + i, f"again-{i}", at[i]) for i in range(6)]
+    stored = {each.kind: each for each in finding_store.listed(connection)}
+    messages = taking_back.corrections(connection, stored["duplicate_emitter"])
+    corrections = [Record(12 + i, b"tenant_1", each.message, RECEIVED) for i, each in enumerate(messages)]
+    with pytest.raises(FindingRefused, match="is known of duplicate_emitter and overcounted alone"):
+        taking_back.corrections(connection, replace(stored["duplicate_emitter"], kind="clock_skew"))
     applier.apply(make_chunk(*corrections[:3]))
     assert "duplicate_emitter" in kinds(connection)
     applier.apply(make_chunk(*corrections[3:]))
@@ -217,20 +222,17 @@ def test_more_than_a_replica_reports_is_found(
     (found,) = looked(connection).found
     assert (found.kind, found.events, found.tokens) == ("overcounted", (1, 1), (15, 15))
     assert looked(connection).written == Written((), (), ())
-
-
-def correction(position: int, request_id: str, timestamp: str) -> Record:
-    """Takes back what a request was counted for."""
-    of = str(event_id_of(Identity("tenant_1", request_id, 1, "usage", 0)))
-    message = event_json(
-        request_id=request_id, timestamp=timestamp, kind="correction", correction_no=1, corrects=of,
-        input_tokens=-10, output_tokens=-5, cache_hit_tokens=-4,
-    )  # fmt: skip
-    return Record(position, b"tenant_1", message, RECEIVED)
+    (stored,) = finding_store.listed(connection)
+    (back,) = taking_back.corrections(connection, stored)
+    with pytest.raises(FindingRefused, match="are not as much"):
+        taking_back.corrections(connection, replace(stored, size=replace(found, shares=()).size()))
+    applier.apply(make_chunk(Record(3, b"tenant_1", back.message, RECEIVED)))
+    assert [each.kind for each in looked(connection).written.healed] == ["overcounted"], "taken back"
+    assert looked(connection).found == ()
 
 
 def test_a_clock_two_hours_behind_is_found_and_a_backlog_is_not(
-    connection: psycopg.Connection, applier: ChunkApplier
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skewed = [numbered(i, i + 1, timestamp=f"2026-11-01T09:59:4{i}Z", boot="skewed") for i in range(6)]
     backlog = [numbered(6 + i, i + 1, timestamp=f"2026-11-01T1{i // 3}:0{i % 3}:00Z", boot="late") for i in range(6)]
@@ -238,11 +240,11 @@ def test_a_clock_two_hours_behind_is_found_and_a_backlog_is_not(
     applier.apply(make_chunk(*skewed, *backlog, *in_time))
     found = [each for each in looked(connection).found if each.kind == "clock_skew"]
     assert [(each.subject["boot_id"], each.events) for each in found] == [("skewed", (6, 6))]
-    assert_what_is_settled_is_told_again_only_where_it_is_more(connection, applier)
+    assert_what_is_settled_is_told_again_only_where_it_is_more(connection, applier, monkeypatch)
 
 
 def assert_what_is_settled_is_told_again_only_where_it_is_more(
-    connection: psycopg.Connection, applier: ChunkApplier
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def skew() -> StoredFinding:
         (stored,) = finding_store.listed(connection, healed=True, kind="clock_skew")
@@ -264,6 +266,21 @@ def assert_what_is_settled_is_told_again_only_where_it_is_more(
     assert (skew().state, skew().size["events"]) == ("open", [7, 7])
     alerts_of_it = [each for each in alerts.undelivered(connection) if each.kind == "finding.clock_skew"]
     assert len(alerts_of_it) == 2
+    assert_a_look_at_a_part_of_its_time_is_no_news(connection, monkeypatch)
+    finding_store.settle(connection, skew(), NOW, reason="billed in their hours as they are", actor="ada")
+    assert_a_look_at_a_part_of_its_time_is_no_news(connection, monkeypatch)
+
+
+def assert_a_look_at_a_part_of_its_time_is_no_news(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that an hourly look covers moves on; whoever gives one himself may give less."""
+    later, end = datetime(2026, 11, 1, 9, 59, 41, tzinfo=UTC), RECEIVED + timedelta(days=1)
+    assert look(connection, later, end, NOW).written == Written((), (), ()), "it reaches back"
+    with monkeypatch.context() as patched:
+        patched.setattr("reconciliation.findings.look.FURTHEST", timedelta(0))
+        assert look(connection, later, end, NOW).written == Written((), (), ()), "so far back no look reaches"
+    assert look(connection, RECEIVED - timedelta(days=2), later + timedelta(seconds=8), NOW).written.changed == ()
 
 
 def test_a_look_that_cannot_take_in_all_heals_nothing_of_that_kind(
@@ -294,10 +311,27 @@ def test_a_tenants_events_under_anothers_name_are_found(
     assert (found.kind, found.subject["counted_as"], found.events) == ("wrong_tenant", "tenant_2", (1, 1))
 
 
-def test_one_attempt_number_for_two_dispatches_is_found(connection: psycopg.Connection, applier: ChunkApplier) -> None:
-    applier.apply(make_chunk(numbered(0, 1, request_id="q"), numbered(1, 1, request_id="q", replica="r2", boot="b9")))
-    found = [each for each in looked(connection).found if each.kind == "double_attempt"]
-    assert [each.subject for each in found] == [{"replica_id": "r2"}]
+def test_one_attempt_number_for_two_dispatches_is_found_and_told_from_a_copy(
+    connection: psycopg.Connection, applier: ChunkApplier
+) -> None:
+    """Two engines end apart, and mostly answer differently; whoever copies a spool changes neither."""
+    first = [numbered(at, at + 1, request_id=f"q{at}") for at in range(4)]
+    elsewhere = {"replica": "r2", "boot": "b9"}
+    later = "2026-11-01T10:00:31Z"
+    again = [
+        numbered(4, 1, request_id="q0", timestamp=later, output_tokens=6, **elsewhere),
+        numbered(5, 2, request_id="q1", timestamp=later, **elsewhere),
+        numbered(6, 3, request_id="q2", **elsewhere),
+        numbered(7, 5, request_id="q3", output_tokens=9),
+    ]
+    applier.apply(make_chunk(*first, *again))
+    found = {each.kind: each for each in looked(connection).found}
+    assert found.keys() == {"double_attempt", "duplicate_emitter"}
+    assert (found["double_attempt"].subject, found["double_attempt"].events) == ({"replica_id": "r2"}, (2, 2))
+    copied = found["duplicate_emitter"]
+    assert (copied.subject["emitter"], copied.subject["of"], copied.events) == ("r2/b9", "r1/b1", (1, 1))
+    later_look = look(connection, NOW, NOW + timedelta(days=1), NOW).written
+    assert later_look == Written((), (), ()), "the quarantine is looked at whole"
 
 
 def test_a_replica_that_never_reported_is_found(connection: psycopg.Connection, applier: ChunkApplier) -> None:
@@ -319,10 +353,15 @@ def test_findings_are_facts(
             owner.execute(statement)  # type: ignore[call-overload]
 
 
-def test_a_gateways_log_is_a_witness_from_outside(connection: psycopg.Connection, applier: ChunkApplier) -> None:
+def test_a_gateways_log_is_a_witness_from_outside(
+    connection: psycopg.Connection, applier: ChunkApplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tenants.register(connection, [("tenant_2", "Two")], actor="test")
-    applier.apply(make_chunk(*(Record(at, b"k", event_json(request_id=f"q{at}"), RECEIVED) for at in range(3))))
+    held = event_json(request_id="q7", timestamp="2026-11-01T14:00:00Z")
+    counted = [*(event_json(request_id=f"q{at}") for at in range(3)), held]
+    applier.apply(make_chunk(*(Record(at, b"k", event, RECEIVED) for at, event in enumerate(counted))))
     seen = [event_json(request_id="q0"), event_json(request_id="q1", tenant_id="tenant_2"), event_json(request_id="q9")]
+    monkeypatch.setattr(admissions, "BATCH", 1)
 
     def by_the_log(name: str, lines: list[bytes], now: datetime = NOW) -> Look:
         log = AdmissionLog(name, iter([Found(f"line {at}", line) for at, line in enumerate(lines)]))
@@ -330,10 +369,34 @@ def test_a_gateways_log_is_a_witness_from_outside(connection: psycopg.Connection
         return look(connection, begin, end, now, admitted=log)
 
     assert by_the_log("gateway", seen, NOW - timedelta(hours=2)).found == (), "their events may be on the way"
-    found = by_the_log("gateway", seen)
+    found = by_the_log("gateway", [*seen, seen[2], event_json(request_id="q7")])
     assert "admission log" in found.witnesses
     assert {each.kind: (each.tenants, each.events) for each in found.found} == {
         "wrong_tenant": (["tenant_2"], (1, 1)), "unmetered_requests": (["tenant_1"], (1, 1))
-    }  # fmt: skip
+    }, "a line that is there twice is one request, and the quarantine says where q7 is"  # fmt: skip
+    assert_they_are_told_by_hour(connection, found)
+    rotated = [event_json(request_id="q0", timestamp="2026-11-01T11:00:30Z")]
+    assert by_the_log("gateway", rotated).written.healed == (), "it does not reach back to them any more"
     assert looked(connection).written.healed == by_the_log("another", []).written.healed == ()
-    assert len(by_the_log("gateway", seen[:1]).written.healed) == 2
+    agreeing = by_the_log("gateway", [*counted[:3], seen[0]])
+    assert len(agreeing.written.healed) == 2
+    assert agreeing.by_hour is not None
+    assert [hour.agrees for hour in agreeing.by_hour.hours] == [True]
+
+
+def assert_they_are_told_by_hour(connection: psycopg.Connection, found: Look) -> None:
+    """By tenant, model and hour: what the log has, what is counted, what only one of them has."""
+    at = datetime(2026, 11, 1, 10, tzinfo=UTC)
+    assert found.by_hour is not None
+    assert (found.by_hour.begin, found.by_hour.end) == (at, at + timedelta(hours=1))
+    assert [(hour[:5], hour.missing, hour.beyond) for hour in found.by_hour.hours] == [
+        (("tenant_1", "llama", at, (3, 30, 15), (3, 30, 15)), 2, 2),
+        (("tenant_2", "llama", at, (1, 10, 5), (0, 0, 0)), 1, 0),
+    ]
+    assert found.by_hour.differing == list(found.by_hour.hours), "as many, and not the same ones"
+    stored = {each.kind: each for each in finding_store.listed(connection)}["unmetered_requests"]
+    assert stored.size["hours"] == [
+        {"tenant_id": "tenant_1", "model": "llama", "hour": at.isoformat(), "events": 1, "tokens": 15}
+    ]
+    findings_shown.whole(stored, [], as_json=False)
+    findings_shown.hours(found.by_hour)

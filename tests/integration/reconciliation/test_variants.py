@@ -155,7 +155,7 @@ def test_of_a_lost_spool_the_gateways_log_is_what_is_left_and_the_truth_may_come
 
 
 def test_a_tenants_events_under_anothers_name_are_added_to_it_and_taken_back_there(replays: Replays) -> None:
-    """Corrections are no events of a boot, and beside the right ones its wrong ones are too many: somebody says why."""
+    """Corrections are no events of a boot, and beside the right ones its wrong ones are too many: but for those."""
     right = [numbered(number, request_id=f"n{number}") for number in range(1, 10)]
     mistaken = [numbered(number, request_id=f"n{number}", tenant_id="beta") for number in LOST]
     replays.live(*right[:3], *mistaken)
@@ -178,11 +178,7 @@ def test_a_tenants_events_under_anothers_name_are_added_to_it_and_taken_back_the
     with replays.connection() as opened:
         sums = "select tenant_id, sum(output_tokens)::int8 from usage.windows_1h group by 1 order by 1"
         assert opened.execute(sums).fetchall() == [("acme", 60), ("beta", 0)]
-        assert "wrong_tenant" not in looked(opened)
-        (left,) = finding_store.listed(opened)
-        assert (left.kind, left.size["events"], "settle this" in left.cause) == ("overcounted", [6, 6], True)
-        finding_store.settle(opened, left, NOW, reason="beta's were taken back by corrections", actor="ada")
-        looked(opened)
+        assert looked(opened) == {}
         assert finding_store.listed(opened) == []
 
 

@@ -103,6 +103,16 @@ def test_without_reports_the_size_is_estimated_from_what_came_around_that_time()
     assert (nothing.events, nothing.tokens) == (Interval(3, 3), Interval(0, 0))
 
 
+def test_where_numbers_were_left_out_and_events_lost_the_size_is_from_what_was_told_of_to_all() -> None:
+    """Six of nine numbers are of events, of which two were lost; the other three are of none, for all that is known."""
+    samples = {A: Sample(300, (100.0, 0.0), (10.0, 0.0), (0.0, 0.0))}
+    boot = replace(LOST, missing=5, last_seq=9, reported={A: LOST.reported[A]}, counted={A: LOST.counted[A]})
+    found = judge(replace(boot, samples=samples))
+    assert (found.kind, found.events) == (Kind.LOST_EVENTS, Interval(2, 5))
+    assert found.tokens.low <= 250 + 15 <= found.tokens.high
+    assert judge(replace(boot, samples={})).events == Interval(2, 5)
+
+
 def test_what_belongs_into_one_partition_that_was_cut_was_lost_there() -> None:
     gone = PassedOver(partition_of("a", 8), 8, "it was truncated")
     only_a = replace(LOST, missing=2, counted=LOST.reported | {A: LOST.counted[A]})
@@ -200,6 +210,14 @@ def test_as_much_as_was_made_but_for_others_is_the_wrong_tenant() -> None:
     assert found.kind is Kind.WRONG_TENANT
     assert found.subject["counted_as"] == "b"
     assert found.shares == (Share("a", "llama", Interval(4, 4), Interval(40, 40)),)
+
+
+def test_as_many_of_each_under_the_others_name_are_told_by_their_tokens() -> None:
+    big, small = Counts(2, 200, 20, 0), Counts(2, 20, 2, 0)
+    swapped = [BootDifference("r1", "b1", "a", "llama", "exact", big, small),
+               BootDifference("r1", "b1", "b", "llama", "exact", small, big)]  # fmt: skip
+    (found,) = wrong_tenant(swapped)
+    assert (found.subject["counted_as"], found.tenants, found.tokens) == ("b", ["a"], Interval(198, 198))
 
 
 @pytest.mark.parametrize(

@@ -146,13 +146,13 @@ def _post(connection: Connection, proposal: Proposal, now: datetime, actor: str)
     return ledger_store.post(connection, [manual_entries.entry_of(content, where, document=proposal.document)])[key]
 
 
-def _correct(kind: CorrectionKind) -> CarryOut:
+def _correct(kind: CorrectionKind, *states: InvoiceState) -> CarryOut:
     """Stripe is told of it by `tollbook stripe sync`, and the books follow its answer."""
 
     def carry_out(connection: Connection, proposal: Proposal, now: datetime, actor: str) -> None:
         stored = invoice_store.find(connection, proposal.subject)
-        if stored.state is not InvoiceState.FINALIZED:
-            raise ProposalRefused(f"invoice {proposal.subject} is {stored.state}: it must be finalized and not paid")
+        if stored.state not in states:
+            raise ProposalRefused(f"invoice {proposal.subject} is {stored.state}: it must be {' or '.join(states)}")
         reason = f"proposal {proposal.proposal_no}: {proposal.document}"
         made = correction_store.add(connection, stored.invoice.invoice_id, kind, reason=reason, actor=actor)
         detail = {"correction": made.correction_no, "proposal_no": proposal.proposal_no}
@@ -165,8 +165,10 @@ _CARRY_OUT: Final[Mapping[ProposalKind, CarryOut]] = {
     ProposalKind.SETTLE_CREDIT: _settle,
     ProposalKind.REFUND_CREDIT: _refund,
     ProposalKind.POST_ENTRY: _post,
-    ProposalKind.WRITE_OFF: _correct(CorrectionKind.WRITE_OFF),
-    ProposalKind.PAID_ELSEWHERE: _correct(CorrectionKind.PAID_ELSEWHERE),
+    ProposalKind.WRITE_OFF: _correct(CorrectionKind.WRITE_OFF, InvoiceState.FINALIZED),
+    ProposalKind.PAID_ELSEWHERE: _correct(
+        CorrectionKind.PAID_ELSEWHERE, InvoiceState.FINALIZED, InvoiceState.UNCOLLECTIBLE
+    ),
 }
 
 

@@ -36,6 +36,7 @@ from billing.posting.cancelling import cancel
 from billing.posting.correction_amounts import bad_debt, book, left_of
 from billing.posting.stripe_money import major
 from billing.stripe import stripe_request_store
+from billing.stripe.event_handlers import recover
 from billing.stripe.hindrances import TAKE_OVER
 from billing.stripe.request_sender import Circumstances, Parked, RequestSender
 from billing.stripe.returns import NOT_GIVEN
@@ -98,6 +99,7 @@ class CorrectionSender:
         """Void, write off, mark as paid elsewhere: Stripe first, then the books by what it answered.
 
         What somebody has voided there is void here, too: its usage is billed anew, or what is left of it is bad debt.
+        What was written off is none any more once it is paid.
         """
         correction, identity = self._correction, self._stored.invoice.identity
 
@@ -139,7 +141,10 @@ class CorrectionSender:
         with self._connection.begin():
             stripe_request_store.record_reply(self._connection, key, theirs.invoice_id)
             if self._stored.state is InvoiceState.UNCOLLECTIBLE:
-                amounts[correction.kind] = 0  # nothing is owed of it any more
+                if correction.kind is CorrectionKind.PAID_ELSEWHERE:
+                    recover(self._connection, self._stored, theirs, now, correction.made_by)
+                else:
+                    amounts[correction.kind] = 0  # nothing is owed of it any more
             elif correction.kind is CorrectionKind.VOID:
                 cancel(self._connection, self._stored, reason=correction.reason, now=now,
                        actor=correction.made_by, tell=False)  # fmt: skip

@@ -126,7 +126,7 @@ def settle(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice,
             connection, stored.invoice.invoice_id, theirs.overpaid, f"{name} was paid twice or with too much", actor
         )
     if stored.state is InvoiceState.UNCOLLECTIBLE:
-        _recover(connection, stored, theirs, now, actor)
+        recover(connection, stored, theirs, now, actor)
     if status == "paid" and stored.state in UNPAID:
         if theirs.paid_off_stripe:
             by_hand = (
@@ -166,7 +166,7 @@ def _unapply(connection: Connection, invoice_id: uuid.UUID, overpaid: int, reaso
         )  # fmt: skip
 
 
-def _recover(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> None:
+def recover(connection: Connection, stored: StoredInvoice, theirs: StripeInvoice, now: datetime, actor: str) -> None:
     """What of a write-off is paid after all, also in part, is no bad debt; what credit notes had lowered of it by then
     is unapplied cash of theirs."""
     money = stored.invoice.identity.money

@@ -231,7 +231,7 @@ def payments(gateway: StripeGateway, stripe_invoice: str) -> list[Payment]:
     """An invoice's payments as they stand, the newest first; what failed to be given back was not."""
     found = []
     for paid in gateway.pages("/v1/invoice_payments", invoice=stripe_invoice, status="paid"):
-        if (intent := paid["payment"]["payment_intent"]) is not None:
+        if (intent := paid["payment"].get("payment_intent")) is not None:  # left out of payments of other kinds
             left, back = paid["amount_paid"], dict[str, int]()
             for refund in gateway.pages("/v1/refunds", payment_intent=intent):
                 if refund["status"] not in NOT_GIVEN:

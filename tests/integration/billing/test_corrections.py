@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from tests.integration.billing.conftest import Crash, World, crash_at
 from tests.integration.billing.late_months import Arrivals, correction, used
 from tests.integration.billing.stripe_months import books, finalized, sync
 from tests.integration.billing.test_send import reconcile
+from tests.integration.billing.test_stripe_returns import changed_in
 
 NOW = datetime(2026, 12, 3, tzinfo=UTC)
 
@@ -407,12 +409,30 @@ def test_what_was_paid_elsewhere_takes_two_people_and_is_refused_where_it_was_pa
     agrees(world, gateway)
 
 
+def test_what_was_written_off_and_is_paid_outside_stripe_after_all_comes_back(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    for invoice in sent.values():
+        two_people(world, ProposalKind.WRITE_OFF, invoice)
+    agrees(world, gateway)
+    act(stripe_twin, "pay", invoice=sent["acme"], amount=500)
+    stripe_twin.client().v1.invoices.pay(sent["bolt"], {"paid_out_of_band": True})
+    (by_hand,) = sync(world, gateway).problems
+    assert "--out-of-band --document" in by_hand
+    for invoice in sent.values():
+        two_people(world, ProposalKind.PAID_ELSEWHERE, invoice)
+    agrees(world, gateway)
+    assert {i["state"] for i in invoice_list(world.engine)} == {"paid"}
+    now = books(world)
+    assert (now.get(1100, 0), now.get(5200, 0), now[1020]) == (0, 0, 15 + 20)
+
+
 def iid(world: World, reference: str) -> str:
     return str(shown(world, reference)["invoice_id"])
 
 
 def test_refunds_are_booked_from_stripes_balance_and_not_more_than_was_paid(
-    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, stripe_twin_data: Path, sent: dict[str, str]
 ) -> None:
     act(stripe_twin, "pay", invoice=sent["acme"], amount=1200)
     act(stripe_twin, "pay", invoice=sent["acme"])
@@ -454,6 +474,10 @@ def test_refunds_are_booked_from_stripes_balance_and_not_more_than_was_paid(
     assert (shown(world, number)["state"], audited(world, "invoice.refund.refused")) == ("issued", 1)
     agrees(world, gateway)
     assert (books(world)[4920], books(world)[2150]) == (20 + 8 + 7, -1)
+    for paid in stripe_twin.client().v1.invoice_payments.list({"invoice": sent["bolt"]}).data:
+        changed_in(stripe_twin_data, paid.id, payment={"type": "payment_record", "payment_record": "pr_1"})
+    with pytest.raises(CorrectionRefused, match="nothing was paid"):
+        refund_invoice(world.engine, sent["bolt"], None, gateway=gateway, reason="r", actor="ada")
 
 
 def test_what_is_paid_too_much_is_unapplied_cash_and_leaves_stripes_balance_of_the_customer(

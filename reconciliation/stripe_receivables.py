@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
 from sqlalchemy import Connection
 
+from billing.errors import UnknownCurrency
 from billing.invoicing import correction_store, invoice_store
 from billing.invoicing.correcting import CorrectionKind, CorrectionState, credited
 from billing.invoicing.invoice_rows import StoredInvoice
@@ -32,13 +34,14 @@ Paid = dict[tuple[str, str], Decimal]
 
 
 def noting(found: Iterable[StripeInvoice], paid: Paid) -> Iterator[StripeInvoice]:
-    """The same invoices; what was paid of each through Stripe is added to `paid`."""
+    """The same invoices; what was paid of each through Stripe is added to `paid`, but for currencies that we do not
+    know: of those nothing is in 1100."""
     for theirs in found:
         amount = theirs.amount_paid - theirs.paid_off_stripe + theirs.overpaid
         if amount:
             code = theirs.seen.currency.upper()
             key, at = (theirs.seen.customer, code), theirs.finalized_s or theirs.created_s
-            with exactly():
+            with exactly(), suppress(UnknownCurrency):
                 paid[key] = paid.get(key, ZERO) + major(amount, currency(code, datetime.fromtimestamp(at, UTC).date()))
         yield theirs
 

@@ -22,7 +22,7 @@ from billing.ledger import balance_store, ledger_store
 from billing.ledger.journal import AccountCode
 from billing.money import ZERO, currency, exactly, plain
 from billing.periods import BillingPeriod
-from billing.posting.stripe_money import BalanceTransaction, major
+from billing.posting.stripe_money import PAYMENTS, BalanceTransaction, major
 from billing.stripe import customer_store, returns, returns_store, stripe_request_store
 from billing.stripe.returns import Unreadable
 from billing.stripe.stripe_accounts import Stripe
@@ -39,8 +39,8 @@ _KEPT: Final = tables.stripe_balance_transactions.c
 
 @dataclass(frozen=True, slots=True)
 class MoneySeen:
-    """An account's balance transactions, those that cannot be read, its balance by currency, and what those come to
-    that the balance counts."""
+    """An account's balance transactions, those that cannot be read, its balance of payments by currency, and what those
+    come to that the balance counts: not those of reserves."""
 
     moved: Mapping[str, BalanceTransaction]
     unreadable: Mapping[str, Unreadable]
@@ -64,9 +64,10 @@ def money_seen(gateway: StripeGateway) -> MoneySeen:
     ]  # fmt: skip
     counted: dict[str, int] = defaultdict(int)
     for each in moved.values():
-        counted[each.currency] += each.net
+        counted[each.currency] += each.net if each.balance == PAYMENTS else 0
     for code, amount in balance.items():
-        sums = list(accumulate((each.net for each in more if each.currency == code), initial=counted[code]))
+        since_then = (each.net for each in more if each.currency == code and each.balance == PAYMENTS)
+        sums = list(accumulate(since_then, initial=counted[code]))
         counted[code] = amount if amount in sums else sums[0]
     return MoneySeen(moved | {each.transaction_id: each for each in more}, unreadable, balance, counted)
 
@@ -74,7 +75,8 @@ def money_seen(gateway: StripeGateway) -> MoneySeen:
 def balances(connection: Connection, seen: Mapping[str, MoneySeen], today: date) -> Check:
     """By account and currency what Stripe says its balance is, and what 1010 is of the books that follow it.
 
-    What is not taken in yet, or was after Stripe was asked, is no difference of this one.
+    What is not taken in yet, or was after Stripe was asked, is no difference of this one. What Stripe holds in reserve
+    is in 1010 as well: of that as much as its balance transactions say.
     """
     follow = returns_store.all_followed(connection)
     kept = returns_store.nets(connection)

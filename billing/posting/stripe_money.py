@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Final
 
+from billing.errors import UnknownCurrency
 from billing.ledger.journal import AccountCode, JournalEntry, Posting, Subledger
 from billing.money import Currency, currency, exactly
 from billing.posting.posting_rules import Booking
@@ -34,6 +35,8 @@ OTHER_SIDE: Final[Mapping[str, AccountCode]] = {
 }
 """By reporting category; what is not here is unknown and goes to 1090, for a person to look at."""
 DISPUTES: Final = ("dispute", "dispute_reversal")
+PAYMENTS: Final = "payments"
+"""The balance that `/v1/balance` shows as available and pending; reserves and what is prefunded are kept beside it."""
 CREDIT_NOTE, CREDIT = "credit_note", "credit"
 """Metadata of a refund: it pays back what a credit note of ours took off, or what is left of a paid credit."""
 
@@ -42,7 +45,8 @@ CREDIT_NOTE, CREDIT = "credit_note", "credit"
 class BalanceTransaction:
     """A balance transaction; amounts in Stripe's integers of `currency`, which is written as we write it.
 
-    `paid` is what the payer's side moved, in its own currency, where it is another one: (amount, currency).
+    `paid` is what the payer's side moved, in its own currency, where it is another one: (amount, currency). `balance`:
+    which of Stripe's balances changed.
     """
 
     transaction_id: str
@@ -56,6 +60,7 @@ class BalanceTransaction:
     stripe_customer_id: str | None = None
     charge_id: str | None = None
     paid: tuple[int, str] | None = None
+    balance: str = PAYMENTS
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -94,12 +99,15 @@ def cash_moved(moved: CashMove, billing_account: str, *, booking: Booking) -> Jo
 def money_moved(moved: BalanceTransaction, billing_account: str | None, *, booking: Booking) -> JournalEntry | None:
     """Dr 1010 net · Dr 5100 (5110 for a dispute) fee · Cr the other side amount. None if nothing moved.
 
-    What is owed by nobody that we know goes to 1090. A payer's other currency goes through 1190, at Stripe's rate.
+    What is owed by nobody that we know goes to 1090, and so does what was paid in a currency that we do not know. A
+    payer's other currency goes through 1190, at Stripe's rate. Raises UnknownCurrency of what Stripe settled in.
     """
     on = booking.effective_at.date()
     money = currency(moved.currency, on)
     fees = AccountCode.DISPUTE_FEES if moved.category in DISPUTES else AccountCode.STRIPE_FEES
-    other = _other_side(moved)
+    paid = moved.paid if moved.paid is not None and moved.paid[1] != moved.currency else None
+    payers = None if paid is None else _known(paid[1], on)
+    other = _other_side(moved) if paid is None or payers else AccountCode.SUSPENSE
     subledger = ""
     if other.subledger is Subledger.BILLING_ACCOUNT:
         subledger = billing_account or ""
@@ -108,11 +116,11 @@ def money_moved(moved: BalanceTransaction, billing_account: str | None, *, booki
         (AccountCode.STRIPE_BALANCE_CLEARING, moved.currency, major(moved.net, money), ""),
         (fees, moved.currency, major(moved.fee, money), ""),
     ]
-    if moved.paid is None or moved.paid[1] == moved.currency:
+    if paid is None or payers is None:
         legs.append((other, moved.currency, major(-moved.amount, money), subledger))
     else:
-        amount, code = moved.paid
-        theirs = major(amount, currency(code, on))
+        amount, code = paid
+        theirs = major(amount, payers)
         legs += [
             (AccountCode.FX_CLEARING, moved.currency, major(-moved.amount, money), ""),
             (AccountCode.FX_CLEARING, code, theirs, ""),
@@ -175,6 +183,13 @@ def major(amount: int, money: Currency) -> Decimal:
     """Stripe's integer as an amount in major units, exactly."""
     with exactly():
         return Decimal(amount) / money.stripe_factor * money.minor_unit
+
+
+def _known(code: str, on: date) -> Currency | None:
+    try:
+        return currency(code, on)
+    except UnknownCurrency:
+        return None
 
 
 def _other_side(moved: BalanceTransaction) -> AccountCode:

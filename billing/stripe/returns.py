@@ -131,7 +131,7 @@ def event(gateway: StripeGateway, event_id: str) -> StripeEvent:
 
 
 def balance(gateway: StripeGateway) -> dict[str, int]:
-    """Stripe's balance by currency, in its integers: what is available and what is pending
+    """Stripe's balance of payments by currency, in its integers: what is available and what is pending
     (https://docs.stripe.com/api/balance/balance_object)."""
     found = gateway.get("/v1/balance")
     there: dict[str, int] = {}
@@ -161,6 +161,7 @@ def _balance_transaction(found: Mapping[str, Any]) -> BalanceTransaction:
         stripe_customer_id=source.get("customer"),
         charge_id=source.get("charge"),
         paid=paid,
+        balance=found["balance_type"],
         metadata=dict(source.get("metadata") or {}),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from devstack.stripe_twin.errors import invalid
 from devstack.stripe_twin.events import emit
-from devstack.stripe_twin.resources import cash_balance, money_objects, payments
+from devstack.stripe_twin.resources import balance, cash_balance, money_objects, payments
 from devstack.stripe_twin.routing import Call
 from devstack.stripe_twin.rules.invoice_status import InvoiceStatus
 from devstack.stripe_twin.session import State
@@ -154,10 +154,22 @@ def return_cash(call: Call) -> dict[str, Any]:
     return money_objects.public(moved)
 
 
+def reserve(call: Call) -> dict[str, Any]:
+    """Stripe holds ``amount`` of ``currency`` in reserve: it leaves the payments balance, and is kept beside it
+    (docs.stripe.com/changelog/clover/2026-01-28/monitor-reserve-activity-on-balance-transactions)."""
+    currency, amount = call.params.get("currency", "usd"), call.params["amount"]
+    kind, category = "reserve_hold", "risk_reserved_funds"
+    money_objects.add_balance_transaction(call, kind, category, None, -amount, currency)
+    held = money_objects.add_balance_transaction(
+        call, kind, category, None, amount, currency, balance_type="risk_reserved"
+    )
+    return money_objects.public(held)
+
+
 def payout(call: Call) -> dict[str, Any]:
     """Stripe pays the whole balance of ``currency`` out to the bank."""
     currency = call.params.get("currency", "usd")
-    amount = call.session.sum_of("balance_transaction", "net", "currency", currency)
+    amount = balance.payments(call).get(currency, 0)
     if amount <= 0:
         raise invalid("There is no balance to pay out.")
     made = money_objects.new_payout(call, amount, currency)
@@ -178,4 +190,5 @@ ACTS: dict[str, Callable[[Call], dict[str, Any]]] = {
     "transfer_cash": transfer_cash,
     "return_cash": return_cash,
     "payout": payout,
+    "reserve": reserve,
 }

@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from devstack.stripe_twin.errors import resource_missing
@@ -164,21 +165,13 @@ class Session:
                 shown[about["id"]] = about
         return [about for about in shown.values() if not about.get("deleted")]
 
-    def sum_of(self, kind: str, summed: str, name: str, value: str) -> int:
-        """The sum of one number over the objects of a type that have a value."""
-        row = self._connection.execute(
-            "SELECT coalesce(sum(json_extract(body, '$.' || ?)), 0) AS total FROM objects"
-            " WHERE account = ? AND type = ? AND deleted = 0 AND json_extract(body, '$.' || ?) = ?",
-            (summed, self.account, kind, name, value),
-        ).fetchone()
-        return int(row["total"])
-
-    def sums_by(self, kind: str, summed: str, name: str) -> dict[str, int]:
-        """The sums of one number over all objects of a type, by one of their values."""
+    def sums_by(self, kind: str, summed: str, name: str, **having: str) -> dict[str, int]:
+        """The sums of one number over the objects of a type that have some values, by one of their values."""
+        wanted = "".join(" AND json_extract(body, '$.' || ?) = ?" for _ in having)
         rows = self._connection.execute(
             "SELECT json_extract(body, '$.' || ?) AS value, sum(json_extract(body, '$.' || ?)) AS total FROM objects"
-            " WHERE account = ? AND type = ? AND deleted = 0 GROUP BY 1",
-            (name, summed, self.account, kind),
+            f" WHERE account = ? AND type = ? AND deleted = 0{wanted} GROUP BY 1",
+            (name, summed, self.account, kind, *chain.from_iterable(having.items())),
         )
         return {row["value"]: int(row["total"]) for row in rows}
 

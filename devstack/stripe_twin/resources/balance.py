@@ -14,7 +14,7 @@ from devstack.stripe_twin.routing import Call, Route
 
 def retrieve(call: Call) -> dict[str, Any]:
     """What is there in each currency that something moved in, and in the account's own."""
-    sums = {"usd": 0} | call.session.sums_by("balance_transaction", "net", "currency")
+    sums = {"usd": 0} | payments(call)
     return {
         "object": "balance",
         "available": [
@@ -26,6 +26,11 @@ def retrieve(call: Call) -> dict[str, Any]:
             {"amount": 0, "currency": currency, "source_types": {"card": 0}} for currency in sorted(sums)
         ],
     }  # fmt: skip
+
+
+def payments(call: Call) -> dict[str, int]:
+    """By currency what the payments balance came to: what is held in reserve is none of it."""
+    return call.session.sums_by("balance_transaction", "net", "currency", balance_type="payments")
 
 
 ROUTES = (Route("GET", "/v1/balance", retrieve, BalanceRetrieveParams),)

@@ -34,8 +34,9 @@ def settled(charge: State, amount: int) -> tuple[int, str, str | None]:
 
 
 def add_balance_transaction(
-    call: Call, kind: str, category: str, source: str, amount: int, currency: str, fee: int = 0, rate: str | None = None
-) -> State:
+    call: Call, kind: str, category: str, source: str | None, amount: int, currency: str, fee: int = 0,
+    rate: str | None = None, balance_type: str = "payments",
+) -> State:  # fmt: skip
     """Money moves: ``amount`` is positive where it comes in, and ``net`` is what is left of it after the fee."""
     description = "Dispute fee" if category == "dispute" else "Stripe processing fees"
     details = [{"amount": fee, "application": None, "currency": currency, "description": description,
@@ -45,7 +46,7 @@ def add_balance_transaction(
         "object": "balance_transaction",
         "amount": amount,
         "available_on": call.told_at,
-        "balance_type": "payments",
+        "balance_type": balance_type,
         "created": call.told_at,
         "currency": currency,
         "description": None,

@@ -73,9 +73,13 @@ def test_payments_refunds_disputes_and_payouts_are_booked_from_balance_transacti
     assert differing(world, gateway) == {}
     now = books(world)
     assert (now[1180], now[4930], now[5110]) == (0, 20, 30)
+    # What Stripe holds in reserve is no part of the balance that it shows, and still ours: 1010.
+    act(stripe_twin, "reserve", amount=200)
+    assert sync(world, gateway).booked == 2
+    assert differing(world, gateway) == {}
     out = act(stripe_twin, "payout")["amount"]
     sync(world, gateway)
-    assert (books(world)[1010], books(world)[1020]) == (0, Decimal(out) / 100)
+    assert (books(world)[1010], books(world)[1020]) == (2, Decimal(out) / 100)
     entries = world.count("ledger.journal_entries")
     assert sync(world, gateway).booked == 0
     assert world.count("ledger.journal_entries") == entries
@@ -227,7 +231,8 @@ def paid_by_a_stranger(twin: StripeTwin, currency: str, **settled: str) -> str:
 def test_money_of_nobody_waits_in_suspense_and_what_cannot_be_taken_in_holds_up_nothing_else(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    charge = paid_by_a_stranger(stripe_twin, "hkd", settle="usd", rate="0.13")
+    charge = paid_by_a_stranger(stripe_twin, "hkd")
+    paid_by_a_stranger(stripe_twin, "hkd", settle="usd", rate="0.13")
     lost = act(stripe_twin, "dispute", charge=charge)["id"]
     act(stripe_twin, "decide", dispute=lost, won=False)
     paid_by_a_stranger(stripe_twin, "usd")
@@ -237,13 +242,14 @@ def test_money_of_nobody_waits_in_suspense_and_what_cannot_be_taken_in_holds_up_
             returns_store.keep_event(connection, returns.event_of(event), received_as="webhook")
     act(stripe_twin, "pay", invoice=sent["acme"])
     found = sync(world, gateway)
-    assert (found.paid, found.booked) == (1, 2)
+    assert (found.paid, found.booked) == (1, 3)
     told = {problem.partition(": ")[0]: problem for problem in found.problems}
     assert {name for name in told if "_gone" in name} == {"cn_gone", "dp_gone"}
     assert "of it cannot be booked" in told[lost]
     assert (found.waiting, len(told)) == (3, 5), "the dispute in HKD waits, and two movements of money"
     assert [(d["status"], d["amount"], d["stripe_amount"]) for d in dispute_list(world.engine)] == [("lost", None, 900)]
-    assert books(world)[1090] == -9
+    assert books(world)[1090] == Decimal("-10.17"), "9.00, and 9.00 of HKD as it was settled"
+    assert "Stripe's balance is booked" not in differing(world, gateway), "what nobody knows ends no comparison"
     shown = returns_shown(world.engine, datetime.now(UTC))
     assert [problem.partition(" ")[2] for problem in shown.problems][:2] == ["is not booked"] * 2
     # What is listed is read on all the same: what cannot be booked is asked for by itself.

@@ -67,6 +67,13 @@ def test_a_payment_in_another_currency_goes_through_exchange_at_stripes_rate() -
     }
 
 
+def test_a_payment_in_a_currency_that_we_do_not_know_is_in_suspense_as_it_was_settled() -> None:
+    for each in (moved("charge", 2160, paid=(780_000, "HUF")), moved("dispute", 2160, paid=(780_000, "HUF"))):
+        assert legs(each) == {
+            (Code.STRIPE_BALANCE_CLEARING, "USD", ""): Decimal("21.60"), (Code.SUSPENSE, "USD", ""): Decimal("-21.60"),
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("code", "amount", "major"), [("JPY", 2000, "2000"), ("KWD", 20010, "20.010"), ("ISK", 200_000, "2000")]
 )

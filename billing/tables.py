@@ -272,7 +272,7 @@ sending_restarts = _table(
     "sending_restarts",
     *_bigints("restart_no"),
     Column("invoice_id", _Uuid),
-    *_text("stripe_invoice_id", "customer_gone", "reason", "actor"),
+    *_text("stripe_invoice_id", "customer_gone", "number_gone", "number_taken_by", "reason", "actor"),
     *_times("recorded_at"),
 )
 
@@ -342,6 +342,8 @@ stripe_account = _table(
     Column("live", Boolean),
     *_times("kept_at"),
 )
+
+stripe_openings = _table("stripe_openings", *_text("legal_entity", "actor"), *_times("opens_at", "recorded_at"))
 
 stripe_cursors = _table("stripe_cursors", *_text("legal_entity", "name"), *_times("read_to"))
 

@@ -13,7 +13,7 @@ from billing.commands.correct_invoice import begin_void
 from billing.database import connection as connected
 from billing.database import raw
 from billing.errors import CorrectionRefused
-from billing.invoicing import correction_store, invoice_store
+from billing.invoicing import correction_store, invoice_store, number_store
 from billing.invoicing.correcting import CorrectionEvent, CorrectionKind
 from billing.invoicing.invoice_rows import StoredInvoice
 from billing.invoicing.invoice_states import InvoiceEvent, InvoiceState
@@ -31,15 +31,16 @@ from streams import audit
 
 def restart_sending(
     engine: Engine, reference: str, *, gateway: Stripe, reason: str, now: datetime, actor: str,
-    customer: str | None = None, dry_run: bool = False,
+    customer: str | None = None, number_taken: str | None = None, dry_run: bool = False,
 ) -> str:  # fmt: skip
     """Begin anew with an invoice that is not finalized: what was done, in words. `invoice send` goes on from there.
 
     What somebody finalized there under another number is no document of ours: it is void there by then, or wholly
     credited, and what was paid of it becomes unapplied cash. Ours keeps its number, if it has one. Where its customer
     is deleted it goes to another one: `customer`, which somebody made in Stripe, or one that is made with the next
-    sending. A number that is on a void invoice in Stripe is used up: then ours becomes what that one is, and what it
-    bills is billed anew.
+    sending. A number that is on a void invoice in Stripe, made of our draft, is used up: then ours becomes what that
+    one is, and what it bills is billed anew. Where another invoice there has our number (`number_taken`: its id), ours
+    gets the next one; the number that it had stays used.
 
     Raises CorrectionRefused where nothing is gone, or what is there must go first, and UnknownInvoice.
     """
@@ -67,13 +68,16 @@ def restart_sending(
                 return f"{stored.number} is void, as in Stripe, with the next `tollbook stripe sync`: draw it up anew"
             if customer is not None:
                 _check_customer(opened, of, account, customer, gone)
+            if number_taken is not None:
+                _check_number(of, stored, number_taken)
             with opened.begin() as transaction:
                 _keep_what_was_paid(opened, stored, paid, reason, now, actor)
-                _restart(opened, stored, gone, customer, reason, actor)
+                number = _restart(opened, stored, gone, customer, number_taken, reason, actor)
                 if dry_run:
                     transaction.rollback()
     to = f", billed to customer {customer or 'that is made then'} in place of {gone}" if gone else ""
-    return f"{reference} begins anew with the next `tollbook invoice send`{to}"
+    as_number = f", as {number}" if number_taken is not None else ""
+    return f"{reference} begins anew with the next `tollbook invoice send`{to}{as_number}"
 
 
 def _check(connection: Connection, reference: str, stored: StoredInvoice) -> None:
@@ -174,18 +178,35 @@ def _check_customer(
         raise CorrectionRefused(f"{customer} is not in Stripe, or deleted there")
 
 
+def _check_number(gateway: StripeGateway, stored: StoredInvoice, number_taken: str) -> None:
+    theirs = draft_of(gateway, number_taken)
+    if stored.number is None or theirs is None or theirs.seen.number != stored.number:
+        raise CorrectionRefused(f"{number_taken} is not in Stripe, or its number is not {stored.number or 'ours'}")
+    if theirs.seen.metadata.get("invoice_id") == str(stored.invoice.invoice_id):
+        raise CorrectionRefused(f"{number_taken} was made of this invoice's draft: without --number-taken")
+    if theirs.seen.status == "draft":
+        raise CorrectionRefused(f"{number_taken} is a draft: give it another number there, and send ours again")
+
+
 def _restart(
-    connection: Connection, stored: StoredInvoice, gone: str | None, customer: str | None, reason: str, actor: str
-) -> None:
-    account, invoice_id = stored.invoice.identity.billing_account, stored.invoice.invoice_id
+    connection: Connection, stored: StoredInvoice, gone: str | None, customer: str | None, number_taken: str | None,
+    reason: str, actor: str,
+) -> str | None:  # fmt: skip
+    """Let it begin anew; the number that it has from then on, if it has one."""
+    identity, invoice_id = stored.invoice.identity, stored.invoice.invoice_id
+    lost = (stored.number, number_taken) if stored.number and number_taken else None
     restart_store.add(
-        connection, invoice_id, stripe_invoice=stored.stripe_invoice_id, customer_gone=gone, reason=reason, actor=actor
-    )
+        connection, invoice_id, stripe_invoice=stored.stripe_invoice_id, customer_gone=gone, number=lost, reason=reason,
+        actor=actor,
+    )  # fmt: skip
     if customer is not None:
-        customer_store.add(connection, account, customer)
+        customer_store.add(connection, identity.billing_account, customer)
+    number = number_store.issue_number(connection, identity.legal_entity, invoice_id) if lost else stored.number
     invoice_store.set_columns(
         connection, stored, sending_step=SendingStep.FROZEN.value, stripe_customer_id=None, stripe_invoice_id=None,
-        parked_because=None,
+        parked_because=None, number=number,
     )  # fmt: skip
     detail = {"reason": reason, "draft": stored.stripe_invoice_id, "customer_gone": gone, "customer": customer}
-    audit.record(raw(connection), actor, "invoice.restart", str(invoice_id), detail)
+    taken = {"number_gone": stored.number, "number_taken_by": number_taken, "number": number} if lost else {}
+    audit.record(raw(connection), actor, "invoice.restart", str(invoice_id), detail | taken)
+    return number

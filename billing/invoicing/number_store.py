@@ -89,13 +89,18 @@ def issued_around(connection: Connection, legal_entity: str, invoice_ids: Iterab
 
 def miswritten(connection: Connection) -> list[tuple[str, str | None, str | None]]:
     """Numbers that their documents do not bear, and that documents bear and nobody issued: `entity/series/number`
-    (of the latter `entity/` and what is borne), as it was issued, and what is borne."""
-    issued, invoices = tables.issued_numbers, tables.invoices
+    (of the latter `entity/` and what is borne), as it was issued, and what is borne.
+
+    Not one that an invoice has lost to somebody's own in Stripe: it stays used, and is listed beside the next.
+    """
+    issued, invoices, restarts = tables.issued_numbers, tables.invoices, tables.sending_restarts
+    of_it = and_(restarts.c.invoice_id == issued.c.invoice_id, restarts.c.number_gone == issued.c.written)
+    lost = select(restarts.c.restart_no).where(of_it).correlate(issued)
     entity = func.coalesce(issued.c.legal_entity, invoices.c.legal_entity)
     query = (
         select(entity, issued.c.series, issued.c.number, issued.c.written, invoices.c.number, invoices.c.invoice_id)
         .join_from(issued, invoices, invoices.c.invoice_id == issued.c.invoice_id, full=True)
-        .where(invoices.c.number.is_distinct_from(issued.c.written))
+        .where(invoices.c.number.is_distinct_from(issued.c.written), ~lost.exists())
         .order_by(entity, issued.c.series, issued.c.number, invoices.c.number)
     )
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from billing.errors import BillingError, StripeRefused
 from billing.invoicing.invoice_rows import StoredInvoice
+from billing.invoicing.sending import SendingStep
 from billing.stripe.stripe_gateway import StripeGateway, StripeInvoice
 
 GONE = "resource_missing"
@@ -29,7 +30,10 @@ def hindrance(gateway: StripeGateway, stored: StoredInvoice, why: BillingError) 
         first = CREDIT_IT if there.seen.status == "paid" else "void it there"
         return f"its draft {draft} was finalized in Stripe by hand ({as_what}): {first}, then {anew}"
     code = f" ({why.code})" if isinstance(why, StripeRefused) and why.code else ""
-    return f"{why}{code}: mend it there, then send it again"
+    number = stored.number if stored.sending_step is SendingStep.RELEASED and isinstance(why, StripeRefused) else None
+    taken = f"; where another invoice there has the number {number}, delete draft {draft} there, then {anew[:-1]}"
+    other_number = f"{taken} --number-taken in_…` sends it with the next one" if number else ""
+    return f"{why}{code}: mend it there, then send it again{other_number}"
 
 
 def draft_of(gateway: StripeGateway, stripe_invoice: str) -> StripeInvoice | None:

@@ -58,6 +58,9 @@ def restart(
     customer: Annotated[
         str | None, typer.Option(help="A customer in Stripe (cus_…) in place of one that is deleted there.")
     ] = None,
+    number_taken: Annotated[
+        str | None, typer.Option(help="Another invoice in Stripe (in_…) that has its number: it gets the next one.")
+    ] = None,
     test: Test = False,
     dry_run: session.DryRun = False,
 ) -> None:
@@ -68,7 +71,7 @@ def restart(
     with session.engine() as engine:
         done = restart_sending(
             engine, reference, gateway=session.stripe(test=test), reason=reason, now=session.clock(None), actor=actor,
-            customer=customer, dry_run=dry_run,
+            customer=customer, number_taken=number_taken, dry_run=dry_run,
         )  # fmt: skip
     out.print(f"{'would be done: ' if dry_run else ''}{done}")
 

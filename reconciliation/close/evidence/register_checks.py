@@ -147,7 +147,7 @@ def _in_stripe(pack: Pack) -> Check:
         if result["gate"] == Gate.R5B
         for each in result["differences"]
     }
-    return stripe_read.documents_check(pack.of(stripe_read.FILE), issued, compared, named)
+    return stripe_read.documents_check(pack.of(stripe_read.FILE), issued, compared, named, pack.of(DOCUMENTS_FILE))
 
 
 def _page(pack: Pack) -> Check:

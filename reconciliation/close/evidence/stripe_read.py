@@ -23,17 +23,17 @@ from reconciliation.close.evidence.registers import Row, entries
 from reconciliation.comparison import Value
 
 FILE: Final = "stripe.jsonl"
-INVOICE, LINE, MONEY = "invoice", "line_item", "balance_transaction"
-KEPT: Final = (INVOICE, LINE, MONEY)
+INVOICE, LINE, MONEY, NOTE, BALANCE = "invoice", "line_item", "balance_transaction", "credit_note", "balance"
+KEPT: Final = (INVOICE, LINE, MONEY, NOTE)
 CASH: Final = 1010
 
 Objects = Mapping[tuple[str, str], str]
-"""(kind, Stripe's id) → the object as canonical JSON, all its fields."""
+"""(kind, Stripe's id; of a balance whose it is) → the object as canonical JSON, all its fields."""
 
 
 class ReadingGateway(StripeGateway):
     """Reads through another gateway, and keeps in `read` what is a month's: invoices by their Stripe `ids`, with their
-    lines, and the balance transactions that were made in it."""
+    lines and credit notes, and the balance transactions that were made in it; and what the balance was."""
 
     def __init__(
         self, gateway: StripeGateway, month: BillingPeriod, ids: Collection[str], read: dict[tuple[str, str], str]
@@ -47,6 +47,9 @@ class ReadingGateway(StripeGateway):
     def get(self, path: str, target: str = "", **parameters: Any) -> Json:
         """As the gateway's; what it read is kept."""
         found = self._gateway.get(path, target, **parameters)
+        if found.get("object") == BALANCE:
+            whose = {"legal_entity": self.legal_entity}
+            self.read[BALANCE, self.legal_entity] = canonical({**found, **whose}).decode()
         for each in found["data"] if found.get("object") == "list" else (found,):
             kind = each.get("object")
             if kind in KEPT and self._is_ours(kind, each, target):
@@ -56,7 +59,7 @@ class ReadingGateway(StripeGateway):
     def _is_ours(self, kind: str, found: Json, target: str) -> bool:
         if kind == MONEY:
             return self._begins <= int(found["created"]) < self._ends
-        return (target if kind == LINE else found["id"]) in self._ids
+        return {LINE: target, NOTE: found.get("invoice")}.get(kind, found["id"]) in self._ids
 
 
 def keep(connection: Connection, month: str, read: Objects) -> None:
@@ -88,16 +91,21 @@ def written(objects: Objects) -> bytes:
 
 
 def documents_check(
-    objects: Iterable[Row], documents: Iterable[Row], required: Collection[str], excused: Collection[str]
-) -> Check:
+    objects: Iterable[Row], documents: Iterable[Row], required: Collection[str], excused: Collection[str],
+    notes: Iterable[Row] = (),
+) -> Check:  # fmt: skip
     """Invoices as Stripe had them are our documents, both ways: number, currency, what is due, and what lines sum to.
 
     `required`: ids of documents that were compared with Stripe, so that they must be there; `excused`: Stripe's ids
-    that a gate has named as different.
+    that a gate has named as different; `notes`: documents of which the credit notes are what Stripe had under their
+    numbers.
     """
     invoices: dict[str, Row] = {}
+    noted: dict[str, Row] = {}
     summed: dict[str, int] = defaultdict(int)
     for each in objects:
+        if each["object"] == NOTE and each["status"] == "issued":
+            noted[(each["metadata"] or {}).get(NOTE, "")] = each
         if each["object"] == INVOICE:
             invoices[each["id"]] = each
             if not each["lines"]["has_more"]:
@@ -127,8 +135,20 @@ def documents_check(
             f"{key}/number": found["number"], f"{key}/currency": found["currency"], f"{key}/total": found["total"],
             f"{key}/lines": summed[key], f"{key}/id": key,
         }  # fmt: skip
+    for note in notes:
+        if note["kind"] == NOTE and (there := noted.get(note["number"])) is not None:
+            key = there["id"]
+            ours |= {f"{key}/currency": note["currency"].lower(), f"{key}/total": -_due(note)}
+            theirs |= {f"{key}/currency": there["currency"], f"{key}/total": there["total"]}
     theirs |= {f"{name} is nobody's": name for name in invoices.keys() - known - set(excused)}
     return compare("Stripe's invoices are the documents", "documents", FILE, ours, theirs)
+
+
+def _due(document: Row) -> int:
+    """What is asked for, in Stripe's integer: of a credit note less than nothing."""
+    paid = sum(credit["amount"] for credit in document["credits"] if credit["pays"])
+    ends = datetime.fromisoformat(document["service_end"]).date()
+    return to_stripe(document["total"] - paid, currency(document["currency"], ends))
 
 
 def money_check(objects: Iterable[Row], journals: Iterable[Iterable[Row]], month: str) -> Check:

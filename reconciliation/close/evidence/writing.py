@@ -71,7 +71,7 @@ page against the content.
 | usage.csv, rated_lines.csv | the same as tables |
 | gates.jsonl, waivers.jsonl | what each gate compared and found; what a person let stay, why, what it may be worth |
 | invoices.jsonl | what was approved as it was issued, with numbers and Stripe's ids |
-| stripe.jsonl | those invoices, and the month's balance transactions, as Stripe had them when they were compared last |
+| stripe.jsonl | those invoices, their credit notes, the month's balance transactions, the balance, as Stripe had them |
 | documents.jsonl | other documents that are booked since the month began: fees in advance, top-ups, credit notes |
 | journal-ENTITY.jsonl | the sealed journal up to the close of its book, or of an account that was released later |
 | trial_balance.csv | the month's debits and credits by account, and the balance after it |

@@ -131,6 +131,44 @@ def test_a_number_that_is_used_up_in_stripe_by_another_document_is_void_here_too
     assert books(world)[1100] == 2
 
 
+def test_a_number_that_somebodys_own_invoice_in_stripe_has_stays_used_and_ours_gets_the_next(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin
+) -> None:
+    drafted(world, acme=1000)
+    invoices, customers = stripe_twin.client().v1.invoices, stripe_twin.client().v1.customers
+    stranger = customers.create({"name": "somebody", "email": "ap@other.example"}).id
+    terms: dict[str, Any] = {"collection_method": "send_invoice", "days_until_due": 14, "auto_advance": False}
+    made = invoices.create({"customer": stranger, "number": "INV-000001", **terms}).id
+    invoices.add_lines(made, {"lines": [{"amount": 500, "description": "by hand"}]})
+    told = parked(one(world, gateway, "acme"))
+    (draft,) = (i.id for i in in_stripe(stripe_twin) if i.id != made)
+    assert told.endswith(
+        f"where another invoice there has the number INV-000001, delete draft {draft} there, then `tollbook invoice"
+        " restart INV-000001 --number-taken in_…` sends it with the next one"
+    )
+    said: dict[str, Any] = {"gateway": gateway, "reason": "r", "now": NOW, "actor": "ada"}
+
+    def refused(number_taken: str, why: str) -> None:
+        with pytest.raises(CorrectionRefused, match=why):
+            restart_sending(world.engine, "INV-000001", **said, number_taken=number_taken)
+
+    refused(made, f"its draft {draft} is in Stripe: delete it there first")
+    invoices.delete(draft)
+    refused(made, "is a draft: give it another number there")
+    refused(draft, "is not in Stripe, or its number is not INV-000001")
+    invoices.finalize_invoice(made, {"auto_advance": False})
+    restart_sending(world.engine, "INV-000001", **said, number_taken=made, dry_run=True)
+    done = restart_sending(world.engine, "INV-000001", **said, number_taken=made)
+    assert done.endswith("with the next `tollbook invoice send`, as INV-000002")
+    assert one(world, gateway, "acme").outcome is Outcome.FINALIZED
+    numbers = {(i.number, i.customer == stranger, i.status) for i in in_stripe(stripe_twin)}
+    assert numbers == {("INV-000001", True, "open"), ("INV-000002", False, "open")}
+    assert next(c for c in reconcile(world, gateway) if c.name == "numbers have no gaps").agrees
+    with transaction(world.engine) as connection:
+        (act_,) = [entry for entry in audit.entries(raw(connection)) if entry.action == "invoice.restart"]
+    assert (act_.detail["number_gone"], act_.detail["number_taken_by"]) == ("INV-000001", made)
+
+
 def test_what_was_finalized_under_another_number_and_paid_is_credited_there_and_what_was_paid_is_unapplied_cash(
     world: World, gateway: StripeGateway, stripe_twin: StripeTwin
 ) -> None:

@@ -99,7 +99,7 @@ FORGERIES: Final[tuple[tuple[str, Change, str], ...]] = (
     ("gates.jsonl", edited(waived_by_bob), "what is waived has its waiver"),
     ("waivers.jsonl", lambda text: "", "what is waived has its waiver"),
     ("stripe.jsonl", edited(lambda found: found.update(total=1)), IN_STRIPE),
-    ("stripe.jsonl", edited(lambda found: found["lines"]["data"].pop()), IN_STRIPE),
+    ("stripe.jsonl", edited(lambda found: found.get("lines", {"data": [0]})["data"].pop()), IN_STRIPE),
     ("stripe.jsonl", edited(lambda found: found.update(metadata={})), IN_STRIPE),
     ("stripe.jsonl", lambda text: "", IN_STRIPE),
     ("documents.jsonl", a_note_nobody_booked, "documents are booked"),

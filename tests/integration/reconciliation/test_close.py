@@ -229,7 +229,8 @@ def assert_explained_as_it_was_seen(line: Line) -> None:
 
 def assert_what_nobody_signs_is_there(folder: Path) -> None:
     """Stripe's invoice with all its fields, registers, a page to read and to print."""
-    (there,) = [json.loads(text) for text in (folder / "content/stripe.jsonl").read_text().splitlines()]
+    balance, there = [json.loads(text) for text in (folder / "content/stripe.jsonl").read_text().splitlines()]
+    assert (balance["object"], balance["legal_entity"], len(balance["available"])) == ("balance", "default", 1)
     (issued,) = [json.loads(text) for text in (folder / "content/invoices.jsonl").read_text().splitlines()]
     assert (there["object"], there["id"], there["status"]) == ("invoice", issued["stripe_invoice_id"], "open")
     with (folder / "content/registers/manual_journals.csv").open(newline="") as rows:

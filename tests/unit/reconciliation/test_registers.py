@@ -37,6 +37,10 @@ IN_STRIPE: dict[str, Any] = {
     "metadata": {"invoice_id": "i1"}, "lines": {"has_more": True, "data": []},
 }  # fmt: skip
 LINE = {"object": "line_item", "invoice": "in_1", "amount": 602}
+NOTE = {"kind": "credit_note", "number": "CN-1", "total": -3, "credits": [{"pays": True, "amount": -1}],
+        "currency": "USD", "service_end": "2026-10-01T00:00:00Z"}  # fmt: skip
+NOTE_IN_STRIPE = {"object": "credit_note", "id": "cn_1", "invoice": "in_1", "status": "issued", "currency": "usd",
+                  "total": 2, "metadata": {"credit_note": "CN-1"}}  # fmt: skip
 MONEY = {"object": "balance_transaction", "id": "txn_1", "net": -3500, "currency": "usd", "created": 1_791_000_000}
 
 
@@ -68,7 +72,8 @@ def test_numbers_that_are_missing_or_there_twice_are_named() -> None:
 
 def test_stripes_invoices_are_the_documents_both_ways() -> None:
     def keys(objects: list[dict[str, Any]], required: tuple[str, ...] = ("i1",), excused: tuple[str, ...] = ()) -> Any:
-        return [each.key for each in documents_check(objects, [DOCUMENT], required, excused).differences]
+        found = documents_check(objects, [DOCUMENT], required, excused, [NOTE, NOTE | {"number": "CN-2"}])
+        return [each.key for each in found.differences]
 
     assert keys([IN_STRIPE, LINE]) == []
     assert keys([]) == ["i1"]
@@ -76,6 +81,9 @@ def test_stripes_invoices_are_the_documents_both_ways() -> None:
     assert keys([IN_STRIPE, LINE | {"amount": 1}]) == ["in_1/lines"]
     assert keys([IN_STRIPE | {"total": 1}, LINE]) == ["in_1/total"]
     assert keys([IN_STRIPE | {"total": 1}, LINE], excused=("in_1",)) == []
+    assert keys([IN_STRIPE, LINE, NOTE_IN_STRIPE]) == []
+    assert keys([IN_STRIPE, LINE, NOTE_IN_STRIPE | {"total": 3}]) == ["cn_1/total"]
+    assert keys([IN_STRIPE, LINE, NOTE_IN_STRIPE | {"total": 3, "status": "void"}]) == []
     assert keys([IN_STRIPE, LINE, IN_STRIPE | {"id": "in_2", "metadata": {}}]) == ["in_2 is nobody's"]
 
 

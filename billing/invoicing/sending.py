@@ -29,6 +29,7 @@ OURS: Final = "tollbook:"
 """Every idempotency key of ours begins so."""
 ADDRESS: Final = ("line1", "line2", "postal_code", "city", "state", "country")
 """The fields of an address in Stripe (https://docs.stripe.com/api/customers/object)."""
+CUSTOM_FIELD_MAX: Final = 140
 KEY_PART_MAX: Final = 127
 """Stripe takes keys of 255 characters; a longer part is replaced by its hash."""
 
@@ -196,9 +197,15 @@ def lines_requests(invoice: Invoice, *, stripe_invoice: str, epoch: int = 0) -> 
     ]
 
 
-def number_request(invoice: Invoice, *, stripe_invoice: str, number: str, epoch: int = 0) -> Request:
-    """Give the draft our number."""
-    return _invoice_request(invoice.identity, Operation.SET_NUMBER, stripe_invoice, {"number": number}, epoch=epoch)
+def number_request(invoice: Invoice, *, stripe_invoice: str, number: str, payer: Party, epoch: int = 0) -> Request:
+    """Give the draft our number, and what of its payer stands on the document (docs/spec/money.md 8).
+
+    A tax id is a field in our words: Stripe's own kinds refuse what a country writes otherwise, and with it the draft.
+    """
+    said = {"Tax ID": payer.tax_id, "Purchase order": payer.purchase_order, "Reference": payer.reference}
+    fields = [{"name": name, "value": value[:CUSTOM_FIELD_MAX]} for name, value in said.items() if value]
+    parameters = {"number": number, **({"custom_fields": fields} if fields else {})}
+    return _invoice_request(invoice.identity, Operation.SET_NUMBER, stripe_invoice, parameters, epoch=epoch)
 
 
 def finalize_request(invoice: Invoice, *, stripe_invoice: str, epoch: int = 0) -> Request:

@@ -80,6 +80,7 @@ class InvoiceSender:
                 self.held_by = close_that_holds(connection, self._stored.invoice.identity)
             account = self._stored.invoice.identity.billing_account
             self._account = account_store.accounts(connection, [account])[account]
+            self._payer = party_store.present(connection, (None, account), self._account.name)
             self._former = restart_store.former_drafts(connection, invoice_id)
         # Each time it begins anew it uses keys of its own.
         self._first = len(self._former) * EPOCH_LIMIT
@@ -193,13 +194,13 @@ class InvoiceSender:
 
     def _payer_with_email(self) -> Party:
         """Who gets the account's invoices. Raises Parked without an e-mail address: Stripe makes no draft then."""
-        account, payer = self._account.billing_account, self._payer()
-        if not payer.email:
+        account = self._account.billing_account
+        if not self._payer.email:
             raise Parked(
                 f"billing account {account} has no e-mail address, and Stripe makes no invoice without one:"
                 f" `tollbook account add {account} --email …`, then send it again"
             )
-        return payer
+        return self._payer
 
     def _with_customer(self, stored: StoredInvoice, customer: str, **columns: object) -> StoredInvoice:
         self._requests.freeze_ahead([self._draft_request(stored, customer, self._first)])
@@ -313,9 +314,7 @@ class InvoiceSender:
         """
         with self._connection.begin():
             target, number = _known(stored.stripe_invoice_id), stored.number or self._number(stored)
-            self._requests.freeze_ahead(
-                [number_request(stored.invoice, stripe_invoice=target, number=number, epoch=self._first)]
-            )
+            self._requests.freeze_ahead([self._number_request(stored, target, number, self._first)])
             if stored.state is InvoiceState.APPROVED:
                 return self._set(stored, SendingStep.RELEASED)
             return invoice_store.move(
@@ -335,7 +334,7 @@ class InvoiceSender:
         while True:
             with self._connection.begin():
                 told = stripe_request_store.customers_told(self._connection, account.billing_account).get(customer)
-                changed = {} if told is None else customer_changes(customer_data(self._payer()), told.data)
+                changed = {} if told is None else customer_changes(customer_data(self._payer), told.data)
             if told is None or not changed:
                 return
 
@@ -351,9 +350,8 @@ class InvoiceSender:
             with self._connection.begin():
                 stripe_request_store.record_reply(self._connection, key, customer)
 
-    def _payer(self) -> Party:
-        account = self._account
-        return party_store.present(self._connection, (None, account.billing_account), account.name)
+    def _number_request(self, stored: StoredInvoice, target: str, number: str, epoch: int) -> Request:
+        return number_request(stored.invoice, stripe_invoice=target, number=number, payer=self._payer, epoch=epoch)
 
     def _set_number(self, stored: StoredInvoice) -> StoredInvoice:
         self._tell_changes(_known(stored.stripe_customer_id))
@@ -364,7 +362,7 @@ class InvoiceSender:
             return found if found.seen.number == number else None
 
         key, numbered = self._requests.ask(
-            lambda epoch: number_request(stored.invoice, stripe_invoice=target, number=number, epoch=epoch),
+            lambda epoch: self._number_request(stored, target, number, epoch),
             self._given.gateway.change_invoice,
             look,
             self._first,

@@ -153,7 +153,7 @@ def test_a_customer_is_made_once_for_all_invoices_of_an_account_and_not_without_
     assert "`tollbook account add acme --email" in str(parked.reason)
     assert stripe_twin.client().v1.customers.list().data == []
     assert world.count("ledger.stripe_requests") == 0, "nothing was going to be sent"
-    party = {"name": "Acme Inc", "street": "1 Main St", "country": "US"}
+    party = {"name": "Acme Inc", "street": "1 Main St", "country": "US", "tax_id": "12-3456789"}
     add_account(world.engine, name="acme", actor="ada", values={"email": "ap@acme.example", **party})
     world.send(gateway)
     client = stripe_twin.client()
@@ -172,6 +172,9 @@ def test_a_customer_is_made_once_for_all_invoices_of_an_account_and_not_without_
     assert [(invoice.customer_email, invoice.customer_name) for invoice in in_stripe(stripe_twin)] == [
         ("new@acme.example", "Acme Ltd"), ("ap@acme.example", "Acme Inc"),
     ]  # fmt: skip
+    assert [[(f.name, f.value) for f in i.custom_fields or ()] for i in in_stripe(stripe_twin)] == [
+        [("Tax ID", "12-3456789")]
+    ] * 2
     told = "select step, reply_id is not null from ledger.stripe_requests where step like 'customer%' order by 1"
     assert world.rows(told) == [("customer", True), ("customer_update", True)]
     assert len(client.v1.customers.list().data) == 1

@@ -41,7 +41,7 @@ def test_keys_are_deterministic_and_name_the_invoice_step_chunk_and_epoch() -> N
     (lines,) = lines_requests(INVOICE, stripe_invoice="in_1")
     assert draft.idempotency_key == "tollbook:default:acme:usage:2026-10:r0:draft:0:e0"
     assert lines.idempotency_key == "tollbook:default:acme:usage:2026-10:r0:lines:0:e0"
-    assert number_request(INVOICE, stripe_invoice="in_1", number="INV-1", epoch=2).idempotency_key == (
+    assert number_request(INVOICE, stripe_invoice="in_1", number="INV-1", payer=ACME, epoch=2).idempotency_key == (
         "tollbook:default:acme:usage:2026-10:r0:number:0:e2"
     )
     assert finalize_request(INVOICE, stripe_invoice="in_1").idempotency_key.endswith(":r0:finalize:0:e0")
@@ -69,6 +69,22 @@ def test_stripe_is_told_who_pays_and_later_only_what_has_changed() -> None:
         assert customer_changes({"name": "Acme Inc"}, known) == {}
         nowhere = customer_data(Party("Acme Ltd"))
         assert customer_changes(nowhere, known) == {"name": "Acme Ltd", "address": ""}, "its e-mail address stays"
+
+
+def test_stripes_invoice_says_of_its_payer_what_our_document_says() -> None:
+    def told(payer: Party) -> object:
+        request = number_request(INVOICE, stripe_invoice="in_1", number="INV-1", payer=payer)
+        return request.decoded
+
+    assert told(ACME) == {"number": "INV-1"}
+    long = "P" * 200
+    assert told(replace(ACME, tax_id="DE 123", purchase_order=long, reference="Ann")) == {
+        "number": "INV-1",
+        "custom_fields": [
+            {"name": "Tax ID", "value": "DE 123"}, {"name": "Purchase order", "value": long[:140]},
+            {"name": "Reference", "value": "Ann"},
+        ],
+    }  # fmt: skip
 
 
 def test_an_account_with_a_colon_cannot_take_the_key_of_another() -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import create_engine as _create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from billing.errors import NotAnAmount
-from streams.database import CONNECT_WITHIN_S, role_option, unavailable
+from streams.database import CONNECT_WITHIN_S, KEPT_ALIVE, SERVER_GONE, role_option, unavailable
 from streams.errors import DatabaseUnavailable
 
 SENDERS_MAX: Final = 32
@@ -35,7 +35,8 @@ Given = ParamSpec("Given")
 
 
 def engine_for(url: str) -> Engine:
-    """An engine for a `postgresql://` URL. Its sessions speak UTC, work as the application's role, send no float."""
+    """An engine for a `postgresql://` URL. Its sessions speak UTC, work as the application's role, send no float, and
+    end with their locks (`billing/stripe/sender_lock.py`) when one of their ends is gone."""
     engine = _create_engine(
         "postgresql+psycopg://" + url.split("://", 1)[1],
         pool_size=POOL_SIZE,
@@ -43,8 +44,9 @@ def engine_for(url: str) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": CONNECT_WITHIN_S,
-            "options": "-c timezone=UTC" + role_option(),
+            "options": "-c timezone=UTC" + KEPT_ALIVE + role_option(),
             "application_name": "tollbook-billing",
+            **SERVER_GONE,
         },
     )
     event.listen(engine, "connect", _refuse_floats)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import psycopg
 
@@ -14,11 +14,16 @@ from streams.settings import application_role
 CONNECT_WITHIN_S: Final = 10
 SILENT_AT_MOST_S: Final = 6
 """Like a worker's session in its group: who is silent for longer in mid-transaction loses it, and the row it locks."""
+KEPT_ALIVE: Final = " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=5"
+"""Of a session's options: whose machine is gone loses the session, and its locks, within a quarter of a minute."""
+SERVER_GONE: Final[Mapping[str, Any]] = {
+    "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 5, "tcp_user_timeout": 15_000
+}  # fmt: skip
+"""The same the other way round, for the driver."""
 _SESSION: Final = (
     "-c timezone=UTC"
     f" -c idle_in_transaction_session_timeout={SILENT_AT_MOST_S}s"
-    " -c client_connection_check_interval=1s"
-    " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=5"
+    " -c client_connection_check_interval=1s" + KEPT_ALIVE
 )
 
 
@@ -42,11 +47,7 @@ def connect(
             connect_timeout=CONNECT_WITHIN_S,
             application_name=application,
             options=_SESSION + ("" if as_login else role_option()),
-            # A server whose machine is gone is noticed within a quarter of a minute
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=5,
-            tcp_user_timeout=15_000,
+            **SERVER_GONE,
         )
     except psycopg.OperationalError as error:
         raise unavailable(error) from None

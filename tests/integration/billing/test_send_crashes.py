@@ -205,3 +205,8 @@ def test_a_sender_that_is_killed_again_and_again_sends_each_invoice_once(
             process.kill()
     assert kills >= 2, "it was never killed at work"
     check(world, gateway, stripe_twin, names)
+
+
+def test_a_sender_whose_machine_is_gone_loses_its_locks_soon(world: World) -> None:
+    ((idle_s, over_tcp),) = world.rows("select current_setting('tcp_keepalives_idle'), inet_client_addr() is not null")
+    assert idle_s == ("5" if over_tcp else "0"), "a socket file has none"

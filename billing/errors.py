@@ -247,6 +247,10 @@ class OtherStripeAccount(StripeAccessRefused):
     """The key is of another account of Stripe's, or another mode, than the one that the books follow."""
 
 
+class OpeningRefused(BillingError):
+    """What was in Stripe before is said with the first run: money of the account is taken in already."""
+
+
 class NoStripeAccount(BillingError):
     """A legal entity without a key of an account of Stripe's."""
 

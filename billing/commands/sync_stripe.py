@@ -6,6 +6,7 @@ it is now, so that their order and repeats do not matter. Nothing external happe
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,19 +22,20 @@ from billing.database import connection as connected
 from billing.database import raw, transaction
 from billing.errors import (
     MoneyNotBooked,
+    OpeningRefused,
     StripeAccessRefused,
     StripeBusy,
     StripeOutcomeUnknown,
     StripeRefused,
     in_words,
 )
-from billing.invoicing import correction_store
-from billing.invoicing.correcting import CorrectionState
+from billing.invoicing import correction_store, invoice_store
+from billing.invoicing.correcting import CORRECTION, CorrectionState
 from billing.ledger import ledger_store
 from billing.posting.booking import booking
-from billing.posting.stripe_money import BalanceTransaction, money_moved
-from billing.stripe import returns, returns_store
-from billing.stripe.event_handlers import HANDLERS, PAID, PERSON, WAITS, kind_of
+from billing.posting.stripe_money import BalanceTransaction, money_moved, opening_moved
+from billing.stripe import customer_store, returns, returns_store
+from billing.stripe.event_handlers import HANDLERS, PAID, PERSON, UNPAID, WAITS, kind_of
 from billing.stripe.payers import customer_who_paid, payer
 from billing.stripe.returns import Unreadable
 from billing.stripe.returns_store import EVENTS, MONEY, Pass, StripeEvent
@@ -45,6 +47,8 @@ from streams import audit
 OVERLAP: Final = timedelta(hours=1)
 """Lists are read again from so long before where they were read to: what Stripe dates back is not missed."""
 AT_ONCE: Final = 500
+EVENTS_KEPT: Final = timedelta(days=30)
+"""So long Stripe keeps events (https://docs.stripe.com/api/events)."""
 T = TypeVar("T", BalanceTransaction | Unreadable, StripeEvent)
 UNREACHABLE: Final = (StripeAccessRefused, StripeBusy, StripeOutcomeUnknown, InterfaceError, OperationalError)
 """What stops a run: Stripe or the database is not there. The next one goes on. Anything else is about one object."""
@@ -67,20 +71,25 @@ class StripeSynced:
 
 def sync_stripe(
     engine: Engine, *, gateway: Stripe, now: datetime, actor: str = "tollbook", poll: bool = True,
-    again: bool = False, since: datetime | None = None,
+    again: bool = False, since: datetime | None = None, opening: datetime | None = None,
 ) -> StripeSynced:  # fmt: skip
     """Take in what is new in Stripe; without `poll` only the events that webhooks brought, and the money.
 
     What was done to invoices here and waits to be told is told (`send_corrections`), `again` also what Stripe refused a
-    moment ago. `since` reads Stripe's lists again from then on (events are kept there for 30 days). One run goes after
-    another, and one account after another.
+    moment ago. `since` reads Stripe's lists again from then on; where its events do not reach back so far (30 days),
+    all that they may have been about is looked at. One run goes after another, and one account after another.
 
-    Raises OtherStripeAccount where the books follow another account or mode: the first run says which.
+    `opening`, with the first run of an account: what moved in it before then is one sum in 1090 for each currency.
+
+    Raises OpeningRefused where money of each is taken in already, OtherStripeAccount where the books follow another
+    account or mode: the first run says which.
     """
     with connected(engine) as opened, sync_held(opened):
         all_followed(engine, gateway)
         if since is not None:
             _read_again(engine, since, actor)
+        if opening is not None:
+            _open(engine, gateway, opening, actor)
         told = send_corrections(engine, gateway=gateway, now=now, actor=actor, again=again)
         booked, unbooked = 0, list[str]()
         outcomes, stuck = list[tuple[str, list[StripeEvent]]](), list[str]()
@@ -89,6 +98,8 @@ def sync_stripe(
             booked, unbooked = booked + count, unbooked + left
             if poll:
                 _take_events(engine, account)
+            if since is not None and since < now - EVENTS_KEPT:
+                _look_at_all(engine, account, now)
             handled_, waits = _handle(engine, account, now, actor)
             outcomes, stuck = outcomes + handled_, stuck + waits
         before = {each.correction.correction_no for each in told}
@@ -144,6 +155,18 @@ def _not_there(
         with transaction(engine) as connection:
             count += len(ids - there(connection, ids))
     return count
+
+
+def _open(engine: Engine, gateway: Stripe, opening: datetime, actor: str) -> None:
+    with transaction(engine) as connection:
+        homes = [account.legal_entity for account in gateway.each]
+        opened = [home for home in homes if returns_store.open_at(connection, home, opening, actor)]
+        if not opened:
+            raise OpeningRefused(
+                f"the books of {', '.join(homes)} follow Stripe already: an opening is said with an account's first"
+                " `stripe sync`, and once"
+            )
+        audit.record(raw(connection), actor, "stripe.open", ", ".join(opened), {"opening": opening.isoformat()})
 
 
 def _read_again(engine: Engine, since: datetime, actor: str) -> None:
@@ -230,10 +253,15 @@ def _new_pages(
 
 
 def _book(connection: Connection, whose: str, moved: BalanceTransaction, customer: str | None, now: datetime) -> None:
-    account, entity = payer(connection, customer, whose)
+    opening = returns_store.opening(connection, whose)
+    before = opening is not None and moved.created_at < opening
+    account, entity = (None, whose) if before else payer(connection, customer, whose)
     key = f"stripe:{moved.transaction_id}"
     where = booking(connection, key, legal_entity=entity, at=moved.created_at, now=now)
-    entry = money_moved(moved, account, booking=where)
+    if opening is not None and before:
+        entry = opening_moved(moved, opening, booking=where)
+    else:
+        entry = money_moved(moved, account, booking=where)
     entry_id = None if entry is None else ledger_store.post(connection, [entry])[key]
     returns_store.keep_transaction(connection, whose, moved, customer, entry_id)
 
@@ -245,6 +273,28 @@ def _take_events(engine: Engine, gateway: StripeGateway) -> None:
         with transaction(engine) as connection:
             for event in page:
                 returns_store.keep_event(connection, event, received_as="poll", legal_entity=whose)
+
+
+def _look_at_all(engine: Engine, gateway: StripeGateway, now: datetime) -> None:
+    """Let all that may have changed be looked at, as if an event of it had come: Stripe has those of then no more."""
+    whose = gateway.legal_entity
+    with transaction(engine) as connection:
+        unpaid = invoice_store.listed(connection, states=UNPAID, as_stored=True)
+        homes = {e: returns_store.paid_to(connection, e) for e in {s.invoice.identity.legal_entity for s in unpaid}}
+        customers = customer_store.current(connection)
+    about = [("invoice", s.stripe_invoice_id or "") for s in unpaid if homes[s.invoice.identity.legal_entity] == whose]
+    about += [("charge.dispute", each["id"]) for each in gateway.pages("/v1/disputes")]
+    for kind, path in (("credit_note", "/v1/credit_notes"), ("refund", "/v1/refunds")):
+        by_hand = (each for each in gateway.pages(path) if CORRECTION not in (each["metadata"] or {}))
+        about += [(kind, each["id"]) for each in by_hand]
+    about += [
+        ("customer_cash_balance_transaction", each["id"]) for each in gateway.customers(None) if each["id"] in customers
+    ]
+    with transaction(engine) as connection:
+        for kind, name in about:
+            told = {"data": {"object": {"id": name, "customer": name}}}
+            event = StripeEvent(f"looked_at:{name}:{now.isoformat()}", f"{kind}.looked_at", name, now, json.dumps(told))
+            returns_store.keep_event(connection, event, received_as="poll", legal_entity=whose)
 
 
 def _handle(

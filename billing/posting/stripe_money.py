@@ -141,6 +141,29 @@ def money_moved(moved: BalanceTransaction, billing_account: str | None, *, booki
     )
 
 
+def opening_moved(moved: BalanceTransaction, opens_at: datetime, *, booking: Booking) -> JournalEntry | None:
+    """What moved before an account's books here opened, whatever it was: Dr 1010 / Cr 1090 net, all under one name.
+
+    docs/decisions/0066-what-was-in-stripe-before.md
+    """
+    net = major(moved.net, currency(moved.currency, booking.effective_at.date()))
+    if not net:
+        return None
+    return JournalEntry(
+        idempotency_key=booking.key,
+        kind="stripe_opening",
+        legal_entity=booking.legal_entity,
+        accounting_period=booking.accounting_period,
+        effective_at=booking.effective_at,
+        postings=(
+            Posting(AccountCode.STRIPE_BALANCE_CLEARING, moved.currency, net),
+            Posting(AccountCode.SUSPENSE, moved.currency, -net),
+        ),
+        original_period=booking.original_period,
+        source={"balance_transaction": moved.transaction_id, "opening": f"opening_{opens_at:%Y%m%d}"},
+    )
+
+
 def dispute_lost(dispute_id: str, withdrawn: Sequence[Posting], *, booking: Booking) -> JournalEntry:
     """A dispute is lost, and what the bank withdrew stays away: Dr 4930 / Cr 1180 (1090 where the payer is not known).
 

@@ -299,6 +299,9 @@ def _dispute(engine: Engine, gateway: StripeGateway, events: Sequence[StripeEven
     with transaction(engine) as connection:
         account, entity = payer(connection, customer, gateway.legal_entity)
         standing_store.keep_dispute(connection, found, account, _known_invoice(connection, theirs))
+        opens_at = returns_store.opening(connection, gateway.legal_entity)
+    if opens_at is not None and found.created_at < opens_at:
+        return f"dispute {found.status}, of before the opening"
     with transaction(engine) as connection:
         lost: tuple[int, JournalEntry] | None = None
         for turn in itertools.count():

@@ -148,6 +148,23 @@ def paid_to(connection: Connection, legal_entity: str) -> str | None:
     return next((each.shares_with or each.legal_entity for each in known), None)
 
 
+def open_at(connection: Connection, legal_entity: str, opens_at: datetime, actor: str) -> bool:
+    """An entity's books follow its account from a moment on: what moved before is its opening. False where another one
+    is said, or money of it is taken in."""
+    known, taken_in = opening(connection, legal_entity), any(of == legal_entity for of, _ in nets(connection))
+    if known is None and not taken_in:
+        values = {"legal_entity": legal_entity, "opens_at": opens_at, "actor": actor}
+        connection.execute(tables.stripe_openings.insert().values(**values))
+        return True
+    return known == opens_at
+
+
+def opening(connection: Connection, legal_entity: str) -> datetime | None:
+    """From when on an entity's books follow its account; None: from its beginning."""
+    table = tables.stripe_openings
+    return connection.execute(select(table.c.opens_at).where(table.c.legal_entity == legal_entity)).scalar()
+
+
 def read_to(connection: Connection, name: str, legal_entity: str = DEFAULT_LEGAL_ENTITY) -> datetime | None:
     """How far a list of an entity's account is read."""
     table = tables.stripe_cursors
@@ -355,7 +372,7 @@ def suspense(connection: Connection) -> list[Suspended]:
     booked: list[Suspended] = []
     by_hand: list[Suspended] = []
     for source, *rest in connection.execute(query):
-        name = source.get("balance_transaction") or source.get("dispute")
+        name = source.get("opening") or source.get("balance_transaction") or source.get("dispute")
         (booked if name else by_hand).append(Suspended(name or source.get("memo", ""), *rest))
     return unexplained(booked, by_hand)
 

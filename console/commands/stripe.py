@@ -20,13 +20,22 @@ Again = Annotated[bool, typer.Option("--again", help="Tell Stripe again at once 
 
 Test = Annotated[bool, typer.Option("--test", help="On a test key of Stripe itself: else it is refused.")]
 Since = Annotated[
-    str | None, typer.Option("--since", help="Read Stripe's lists again from this day or time on (events: 30 days).")
+    str | None,
+    typer.Option("--since", help="Read Stripe's lists again from this day or time on, or look at all."),
+]
+
+
+Opening = Annotated[
+    str | None,
+    typer.Option(
+        "--opening", help="With the first run: what moved in Stripe before this day or time is one sum, in 1090."
+    ),
 ]
 
 
 @app.command()
 def sync(
-    actor: session.Actor, test: Test = False, again: Again = False, since: Since = None,
+    actor: session.Actor, test: Test = False, again: Again = False, since: Since = None, opening: Opening = None,
     dry_run: session.DryRun = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Take in payments, refunds, disputes, payouts and events since the last time, of every account. Safe to repeat.
@@ -34,12 +43,19 @@ def sync(
     The books of an entity follow the account of the first key that is used for it, and take no other's.
     """
     gateway, from_then = session.stripe_to_follow(test=test), None if since is None else session.moment(since)
+    opens_at = None if opening is None else session.moment(opening)
     with session.engine() as engine:
         if dry_run:
             found = sync_stripe.look_ahead(engine, gateway=gateway, since=from_then)
         else:
             found = sync_stripe.sync_stripe(
-                engine, gateway=gateway, now=session.clock(None), actor=actor, again=again, since=from_then
+                engine,
+                gateway=gateway,
+                now=session.clock(None),
+                actor=actor,
+                again=again,
+                since=from_then,
+                opening=opens_at,
             )
     if as_json:
         document({"booked": found.booked, "events": found.events, "invoices_paid": found.paid,

@@ -28,7 +28,7 @@ from billing.commands.send_invoices import Outcome
 from billing.commands.show_invoices import invoice_list
 from billing.commands.show_returns import returns_shown
 from billing.database import transaction
-from billing.errors import OtherStripeAccount, StripeBusy
+from billing.errors import OpeningRefused, OtherStripeAccount, StripeBusy
 from billing.posting.proposal_store import ProposalKind
 from billing.settings import StripeSettings
 from billing.stripe import returns, returns_store, stripe_gateway
@@ -266,6 +266,57 @@ def test_money_of_nobody_waits_in_suspense_and_what_cannot_be_taken_in_holds_up_
     found = sync(world, gateway)
     assert (found.booked, found.waiting, found.problems) == (2, 0, ())
     assert dispute_list(world.engine)[0]["amount"] == "9"
+
+
+def test_what_happened_before_stripes_events_reach_back_is_looked_at_where_a_person_reads_again_from_then(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, stripe_twin_data: Path, sent: dict[str, str]
+) -> None:
+    sync(world, gateway)
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    note = stripe_twin.client().v1.credit_notes.create({"invoice": sent["bolt"], "amount": 100})
+    with closing(sqlite3.connect(stripe_twin_data / "twin.sqlite3", timeout=30)) as twin, twin:
+        for name in (sent["acme"], note.id):
+            twin.execute("update objects set deleted = 1 where type = 'event' and instr(body, ?)", (name,))
+    found = sync(world, gateway)
+    assert (found.booked, found.paid, found.problems) == (1, 0, ()), "its money came, and no word of what for"
+    found = sync(world, gateway, since=datetime.now(UTC) - timedelta(days=29))
+    assert (found.paid, found.problems) == (0, ())
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    found = sync(world, gateway, since=long_ago)
+    assert (found.paid, [problem.partition(":")[0] for problem in found.problems]) == (1, [note.id])
+    assert sync(world, gateway, since=long_ago).paid == 0
+    assert {i["state"] for i in invoice_list(world.engine) if i["stripe_invoice_id"] == sent["acme"]} == {"paid"}
+
+
+def test_what_moved_before_the_opening_is_one_sum_that_two_people_post(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, stripe_twin_data: Path, sent: dict[str, str]
+) -> None:
+    charges = [paid_by_a_stranger(stripe_twin, "usd") for _ in range(2)]
+    lost = act(stripe_twin, "dispute", charge=charges[0])["id"]
+    act(stripe_twin, "decide", dispute=lost, won=False)
+    before = stripe_twin.client().v1.balance_transactions.list({"limit": 100}).data
+    for name in (lost, *(moved.id for moved in before)):
+        changed_in(stripe_twin_data, name, created=1_700_000_000)
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    opening = datetime(2024, 1, 1, tzinfo=UTC)
+    found = sync(world, gateway, opening=opening)
+    assert (found.booked, found.problems) == (4, ())
+    now, sum_before = books(world), Decimal(sum(moved.net for moved in before)) / 100
+    assert (now[1090], now[1010], now[5100]) == (-sum_before, sum_before + 20 - Decimal("0.88"), Decimal("0.88"))
+    assert not {1180, 4930, 5110} & {code for code, amount in now.items() if amount}
+    assert differing(world, gateway) == {}
+    (told,) = returns_shown(world.engine, datetime.now(UTC)).problems
+    assert told.startswith(f"opening_20240101: {-sum_before} USD of default is in 1090")
+    assert sync(world, gateway, opening=opening).booked == 0
+    with pytest.raises(OpeningRefused, match="and once"):
+        sync(world, gateway, opening=opening + timedelta(days=1))
+    legs = [(1090, sum_before), (1020, -sum_before)]
+    entry = {"effective_at": NOW.isoformat(), "memo": "opening_20240101 of the books before", "legs": [
+        {"account": code, "currency": "USD", "amount": str(amount), "subledger": ""} for code, amount in legs
+    ]}  # fmt: skip
+    number = propose(world.engine, ProposalKind.POST_ENTRY, "default", entry, document="d", now=NOW, actor="ada")
+    decide(world.engine, number, approved=True, now=NOW, actor="bob")
+    assert returns_shown(world.engine, datetime.now(UTC)).problems == ()
 
 
 def test_a_cash_balance_is_unapplied_cash_beside_stripes_balance_until_it_is_applied(

@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from sqlalchemy import ARRAY, UUID, Connection, String, any_, case, cast, func, or_, select, text
+from sqlalchemy import ARRAY, UUID, Connection, String, and_, any_, case, cast, func, or_, select, text
 
 from billing import tables
 from billing.bills.late_usage import plain_group
@@ -103,11 +103,12 @@ class LateLine:
 def late_lines(connection: Connection, period: BillingPeriod, *, up_to_line: int | None = None) -> list[LateLine]:
     """What was rated of a period after its invoices were frozen; `up_to_line`: as in `rated_line_store.posted`."""
     rated, invoice, line = tables.rated_lines, tables.invoices, tables.invoice_lines
+    of_period = and_(invoice.c.service_start == period.start, invoice.c.service_end == period.end)
     frozen = (
         select(
             invoice.c.billing_account,
             func.max(invoice.c.frozen_recorded_at).label("last"),
-            func.min(case((invoice.c.service_start == period.start, invoice.c.frozen_recorded_at))).label("own"),
+            func.min(case((of_period, invoice.c.frozen_recorded_at))).label("own"),
         )
         .where(invoice.c.kind == InvoiceKind.USAGE.value, invoice.c.service_start >= period.start)
         .group_by(invoice.c.billing_account)

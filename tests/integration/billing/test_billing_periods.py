@@ -17,6 +17,7 @@ from billing.commands.change_subscription import cancel_subscription, change_sub
 from billing.commands.preview_invoice import preview_invoice
 from billing.database import transaction
 from billing.errors import PreviewRefused
+from billing.invoicing import adjustment_store
 from billing.money import currency, plain
 from billing.periods import BillingPeriod, parse_period
 from billing.plans import account_store, plan_store
@@ -124,6 +125,21 @@ def test_usage_that_comes_while_the_quarter_goes_on_is_accrued_in_its_own_month(
         " join ledger.accounts a using (account_id) where a.code = 4000"
     )
     assert [(month, plain(amount)) for month, amount in accrued] == [("2026-10", "-4")]
+
+
+def test_a_quarter_that_goes_on_beside_an_invoiced_month_of_the_same_account_has_nothing_late(
+    world: World, gateway: StripeGateway
+) -> None:
+    customer(world)
+    world.tenant("beta")
+    world.plan(PLAN.replace("plan: p", "plan: monthly").replace("quarter", "month"))
+    world.subscribe("beta", plan="monthly", billing_account="acme", starts_at=OCTOBER.start)
+    close(world, gateway, OCTOBER)
+    assert [s.invoice.identity.period for s in stored(world)] == [OCTOBER]
+    use(world, NOVEMBER.start)
+    close(world, gateway, NOVEMBER)
+    with transaction(world.engine) as connection:
+        assert adjustment_store.late_lines(connection, QUARTER) == []
 
 
 def test_an_anniversary_on_the_31st_uses_the_last_day_and_returns(world: World, gateway: StripeGateway) -> None:

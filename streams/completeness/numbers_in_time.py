@@ -12,8 +12,12 @@ from streams.completeness.completeness_store import StoredGap
 
 _WITHIN: Final = """
     coalesce(n.proven_to, b.begun_at, b.first_received_at, '-infinity') < %(end)s
-    and coalesce(b.farewell_at, b.heartbeat_at, 'infinity') >= %(begin)s
+    and coalesce((
+        select min(m.reported_at) from usage.heartbeat_marks as m
+        where (m.replica_id, m.boot_id) = (g.replica_id, g.boot_id) and m.last_seq >= g.last_number
+    ), b.farewell_at, b.heartbeat_at, 'infinity') >= %(begin)s
 """
+"""From what was proven before it to the first heartbeat that knew of all of it; where none is kept, to the last."""
 
 
 def missing_between(connection: psycopg.Connection, begin: datetime, end: datetime) -> list[StoredGap]:

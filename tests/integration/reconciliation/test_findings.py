@@ -81,6 +81,9 @@ def test_lost_events_are_found_once_sized_to_the_token_and_healed_when_they_come
     assert len(told) == 1
     (gate,) = numbers_received(connection, RECEIVED - timedelta(days=1), RECEIVED + timedelta(days=1))
     assert [each.key for each in gate.differences] == ["r1/b1/3-4"]
+    # It lives on, and what it lost is of the time before the first heartbeat that knew of it
+    (gate,) = numbers_received(connection, RECEIVED + timedelta(minutes=1), RECEIVED + timedelta(days=1))
+    assert (gate.compared, gate.differences) == (1, ())
 
     applier.apply(make_chunk(numbered(5, 3), numbered(6, 4)))
     check(connection)

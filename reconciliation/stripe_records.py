@@ -150,17 +150,23 @@ def money(connection: Connection, month: BillingPeriod, gateway: Stripe, seen: M
             each = there[name]
             listed[f"{name}/kept"] = f"{each.amount} - {each.fee} = {each.net}"
             booked[f"{name}/kept"] = "{} - {} = {}".format(*amounts)
-    return _of_books(connection, stripe_agreement.money_in_stripe(listed, booked))
+    return _of_books(connection, stripe_agreement.money_in_stripe(listed, booked), seen)
 
 
-def _of_books(connection: Connection, check: Check) -> Check:
-    """Differences of what is booked begin with the legal entity in whose books it is; what is in none is nobody's."""
-    keys = {each.key: f"stripe:{each.key.partition('/')[0]}" for each in check.differences}
-    of = ledger_store.entities(connection, set(keys.values()))
-    found = [
-        replace(each, key=f"{of[keys[each.key]]}/{each.key}") if keys[each.key] in of else each
-        for each in check.differences
-    ]
+def _of_books(connection: Connection, check: Check, seen: Mapping[str, MoneySeen]) -> Check:
+    """Differences begin with the legal entity in whose books the money is, or whose account alone it moved in; what is
+    in no books yet of an account that several share is nobody's."""
+    names = {each.key: each.key.partition("/")[0] for each in check.differences}
+    booked = ledger_store.entities(connection, {f"stripe:{name}" for name in names.values()})
+    shared = {each.shares_with for each in returns_store.all_followed(connection)}
+    own = {
+        name: home
+        for home, account in seen.items()
+        if home not in shared
+        for name in (*account.moved, *account.unreadable)
+    }
+    of = {key: booked.get(f"stripe:{name}") or own.get(name) for key, name in names.items()}
+    found = [replace(each, key="/".join(filter(None, (of[each.key], each.key)))) for each in check.differences]
     return replace(check, differences=tuple(found))
 
 

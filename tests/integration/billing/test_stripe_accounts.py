@@ -17,6 +17,9 @@ from billing.settings import StripeSettings
 from billing.stripe.stripe_accounts import StripeAccounts, followed
 from billing.stripe.stripe_gateway import StripeGateway
 from console.stripe_receiver import _signed
+from reconciliation.period import ask
+from reconciliation.stripe_records import money
+from tests.billing_builders import OCTOBER
 from tests.fixtures_stripe_twin import StripeTwin, act, new_test_key
 from tests.integration.billing.conftest import World
 from tests.integration.billing.stripe_months import sync
@@ -40,7 +43,8 @@ def test_two_legal_entities_have_an_account_of_stripes_each_and_1010_is_each_one
     gateways = {
         entity: StripeGateway(StripeSettings(twin.key, twin.url), legal_entity=entity) for entity, twin in twins.items()
     }
-    add_entity(world.engine, name="eu", actor="ada", currency="USD", values={})
+    for name in ("eu", "uk"):
+        add_entity(world.engine, name=name, actor="ada", currency="USD", values={})
     world.tenant("acme", "euro")
     world.plan()
     world.subscribe("acme")
@@ -66,6 +70,7 @@ def test_two_legal_entities_have_an_account_of_stripes_each_and_1010_is_each_one
     assert books(world, "default") | {4000: 0} == {1010: 20 - FEE, 4000: 0, 5100: FEE}
     assert books(world, "eu") | {4000: 0} == {1010: 20 - FEE + stranger, 1090: -9, 4000: 0, 5100: FEE + 9 - stranger}
     act(twins["eu"], "payout")
+    assert_what_is_not_booked_is_the_entitys_whose_account_it_is_in(world, stripe)
     sync(world, stripe)
     assert (books(world, "eu").get(1010), books(world, "eu")[1020]) == (None, 20 - FEE + stranger)
     shown = returns_shown(world.engine, datetime.now(UTC))
@@ -84,6 +89,20 @@ def test_two_legal_entities_have_an_account_of_stripes_each_and_1010_is_each_one
     # To share one account is no way to go on from two.
     with pytest.raises(OtherStripeAccount, match="shared with default"):
         followed(world.engine, StripeAccounts(dict.fromkeys(gateways, gateways["default"])), "eu")
+
+
+def assert_what_is_not_booked_is_the_entitys_whose_account_it_is_in(world: World, stripe: StripeAccounts) -> None:
+    """So that it holds up no other's book; in an account that two share it is nobody's."""
+    seen = ask(stripe, None).money
+    with world.engine.connect() as rolled_back:
+        rolled_back.exec_driver_sql("update ledger.stripe_cursors set read_to = now() + interval '1 hour'")
+        keys = [each.key.split("/") for each in money(rolled_back, OCTOBER, stripe, seen).differences]
+        assert [(entity, name[:4]) for entity, name in keys] == [("eu", "txn_")]
+        rolled_back.exec_driver_sql(
+            "insert into ledger.stripe_account (legal_entity, account_id, live, shares_with)"
+            " select 'uk', account_id, live, 'eu' from ledger.stripe_account where legal_entity = 'eu'"
+        )
+        assert [each.key for each in money(rolled_back, OCTOBER, stripe, seen).differences] == [keys[0][1]]
 
 
 def _of(entity: str, key: str, url: str) -> StripeGateway:

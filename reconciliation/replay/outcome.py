@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from billing.money import plain
+from billing.money import currency, plain, round_to_quantum
+from billing.periods import parse_period
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,8 @@ def customer_message(
 def _plain(row: Mapping[str, Any], amount: Decimal) -> str:
     if row.get("problem"):
         return "We are still working out what it comes to, and will tell you."
-    billed = f"{amount:,.2f} {row['currency']} before tax. {_where(row, amount)}"
+    money = currency(row["currency"], parse_period(row["period"]).end.date())
+    billed = f"{round_to_quantum(amount, money.quantum):,} {money.code} before tax. {_where(row, amount)}"
     if not row.get("unbillable"):
         return billed
     late = f"{row['unbillable']:,} of these requests are older than what we bill: they are not charged."

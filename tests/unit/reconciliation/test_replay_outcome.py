@@ -25,6 +25,7 @@ def told(**changed: Any) -> str:
 def test_a_closed_tenant_is_told_of_an_invoice_of_its_own_as_the_plan_says() -> None:
     said = told(tenant_closed=True)
     assert "5.00 USD" in said
+    assert "1,235 JPY" in told(currency="JPY", amount=Decimal("1234.5678"))
     assert "an invoice of its own" in said
     assert "next" not in said
     assert "a line of its own on the next one" in told()

@@ -61,7 +61,8 @@ def judge(
         fits = (room - by_input) // (per_output * copies) if per_output else -1
         least = min(quota.min_tokens, wanted) if quota.on_shrink == "allow" else wanted
         if fits < least:
-            walls.append(_wall(wall, by_input + per_output * least * copies, max(room, 0), share, now))
+            needed, probably = (by_input + per_output * output for output in (least * copies, expected))
+            walls.append(_wall(wall, needed, probably, max(room, 0), share, now))
         else:
             limited_by.append(quota.quota_id)
             granted = min(granted, fits)
@@ -74,7 +75,7 @@ def judge(
     )  # fmt: skip
 
 
-def _wall(meter: Meter, needed: int, room: int, share: int, now: int) -> Wall:
+def _wall(meter: Meter, needed: int, probably: int, room: int, share: int, now: int) -> Wall:
     quota = meter.quota
     because: Because
     wait: int | None = SOON_US
@@ -83,9 +84,9 @@ def _wall(meter: Meter, needed: int, room: int, share: int, now: int) -> Wall:
         because = "rate" if wait is not None else "never"
     elif isinstance(meter, SlotMeter):
         because = "concurrency"
-    elif needed > quota.limit:
+    elif needed > meter.room_alone(probably, 0):
         because, wait = "never", None
-    elif meter.used + needed > quota.limit or quota.metric == "gpu_seconds":
+    elif needed > meter.room_alone(probably, meter.used) or quota.metric == "gpu_seconds":
         because, wait = "spent", meter.end - now
     else:
         because = "learning" if share != 100 and meter.remaining >= needed else "in_flight"

@@ -190,6 +190,11 @@ class BudgetMeter:
         self.alerted = now.alerted
         return found
 
+    def room_alone(self, expected: int, used: int) -> int:
+        """The same beside so much usage, if nothing else were in flight."""
+        left = self.quota.limit - used
+        return left + self.quota.overshoot_allowance if left >= expected else left
+
     def _crossed(self, period: UsedIn, least: int) -> list[Crossed]:
         limit = self.quota.limit
         percent = max(period.confirmed * 100 // limit if limit else 100 * (period.confirmed > 0), least)

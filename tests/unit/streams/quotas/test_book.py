@@ -70,6 +70,29 @@ def test_a_spent_budget_says_when_its_period_ends() -> None:
     assert (wall.because, wall.wait_us) == ("spent", DAY // 2)
 
 
+@pytest.mark.parametrize(
+    ("used", "reserved", "max_tokens", "because"),
+    [
+        (990, 60, 30, "in_flight"),
+        (970, 60, 75, "in_flight"),
+        (970, 60, 85, "spent"),
+        (1000, 0, 16, "spent"),
+        (0, 1000, 1050, "in_flight"),
+        (0, 0, 1051, "never"),
+    ],
+)
+def test_a_budget_with_an_allowance_is_spent_where_nothing_that_ends_makes_room(
+    used: int, reserved: int, max_tokens: int, because: str
+) -> None:
+    made = book(quota(limit=1000, overshoot_allowance=50, on_shrink="deny"))
+    for _ in range(16):
+        made.outputs.add(10)
+    load(made, used)
+    if reserved:
+        admit(made, ask("other", max_tokens=reserved))
+    assert refused(made, ask(max_tokens=max_tokens)).walls[0].because == because
+
+
 def test_a_request_that_never_fits_is_told_so() -> None:
     made = book(quota(metric="input_tokens", limit=5), quota("second", "input_tokens", 5, model="m-1"))
     assert {wall.because for wall in refused(made, ask(input_tokens=6)).walls} == {"never"}

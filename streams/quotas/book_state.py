@@ -49,8 +49,8 @@ class BookState(msgspec.Struct, frozen=True, array_like=True):
     requests: list[RequestState]
     leases: list[Leased]
     rates: dict[str, list[int]]
-    unreserved: dict[str, tuple[int, int]]
-    """By quota: the period's start, and what was used in it that nobody had reserved."""
+    unreserved: dict[str, list[int]]
+    """By quota, a period's start and what was used in it that nobody had reserved, by turns."""
     volume: list[int] = []
 
 
@@ -66,7 +66,10 @@ def state_of(book: TenantBook, *, with_requests: bool = True) -> BookState:
         _request_states(book.requests) if with_requests else [],
         [_lease_state(book.tenant_id, lease_id, lease) for lease_id, lease in book.leases.all().items()],
         book.meters.rate_state(),
-        book.meters.unreserved_state(),
+        {
+            quota_id: [each for period in units.items() for each in period]
+            for quota_id, units in book.meters.unreserved_state().items()
+        },
         book.volume.stored(),
     )
 
@@ -82,7 +85,8 @@ def restore(book: TenantBook, state: BookState) -> int:
     newest = 0
     book.tier = state.tier or book.tier
     book.meters.rate_states |= state.rates
-    book.meters.unreserved |= state.unreserved
+    for quota_id, flat in state.unreserved.items():
+        book.meters.unreserved[quota_id] = dict(zip(flat[::2], flat[1::2], strict=True))
     if state.volume:
         book.volume = Volume(state.volume)
     for stored in state.requests:

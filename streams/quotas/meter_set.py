@@ -68,8 +68,8 @@ class MeterSet:
         self.anchor: Anchor = CALENDAR_MONTHS
         self.rate_states: dict[str, list[int]] = {}
         """Of rates that do not hold now: from before a restart, or of a tier that was told before, and may be again."""
-        self.unreserved: dict[str, tuple[int, int]] = {}
-        """The same of what nobody had reserved: a period's start, and how much."""
+        self.unreserved: dict[str, dict[int, int]] = {}
+        """The same of what nobody had reserved, by its period's start."""
         self._covering: dict[tuple[str, str], Covering] = {}
         self.next_roll = NEVER
         """When the first of the budgets' periods ends."""
@@ -122,8 +122,8 @@ class MeterSet:
                 made.append(rate)
             elif quota.is_budget:
                 meter = BudgetMeter(quota, anchor, now - self._lead.us)
-                start, units = unreserved.get(quota.quota_id, (0, 0))
-                meter.unreserved = units if start == meter.start else 0
+                for start, units in unreserved.get(quota.quota_id, {}).items():
+                    meter.note_unreserved(start, units)
                 if quota.quota_id in before:
                     meter.go_on_from(before[quota.quota_id])
                 made.append(meter)
@@ -141,9 +141,9 @@ class MeterSet:
             meter.quota.quota_id: meter.rate.state() for meter in self.all if isinstance(meter, RateMeter)
         }
 
-    def unreserved_state(self) -> dict[str, tuple[int, int]]:
-        """Of every budget the period's start, and what was used in it that nobody had reserved."""
-        return self.unreserved | {m.quota.quota_id: (m.start, m.unreserved) for m in self.budgets}
+    def unreserved_state(self) -> dict[str, dict[int, int]]:
+        """Of every budget what was used that nobody had reserved, by its period's start."""
+        return self.unreserved | {meter.quota.quota_id: meter.unreserved_in for meter in self.budgets}
 
     def of(self, model: str, adapter: str) -> list[Meter]:
         """The meters of the quotas that cover a model and an adapter; all, where the model is not known ('')."""
@@ -262,23 +262,24 @@ class MeterSet:
         for meter in self.covering(row.model, row.adapter).budgets:
             if row.bills or meter.quota.metric != "spend":
                 units = amount(meter.quota.metric, row.counts, price)
-                if meter.confirm(row.completed_at, units) and not reserved:
-                    unreserved.append((meter.quota.quota_id, meter.start, units))
+                start = meter.confirm(row.completed_at, units)
+                if start is not None and not reserved:
+                    unreserved.append((meter.quota.quota_id, start, units))
         return unreserved
 
     def note_unreserved(self, quota_id: str, start: int, units: int) -> None:
         """Count confirmed usage of a period as reserved by nobody."""
         for meter in self.budgets:
-            if meter.quota.quota_id == quota_id and meter.start == start:
-                meter.unreserved += units
+            if meter.quota.quota_id == quota_id:
+                meter.note_unreserved(start, units)
 
     def was_reserved(self, part: Part) -> list[tuple[str, int, int]]:
         """Usage that was confirmed as nobody's turns out to be of a slice: what is unreserved no more, below 0."""
         price = self.price(part.model, part.settled_at)
         return [
-            (meter.quota.quota_id, meter.start, -amount(meter.quota.metric, part.settled, price))
+            (meter.quota.quota_id, start, -amount(meter.quota.metric, part.settled, price))
             for meter in self.covering(part.model, part.adapter).budgets
-            if meter.start <= part.settled_at < meter.end and (part.bills or meter.quota.metric != "spend")
+            if (start := meter.period_of(part.settled_at)) is not None and (part.bills or meter.quota.metric != "spend")
         ]
 
     def fill_rates(self, percent: int, since_us: int, now: int) -> None:

@@ -55,7 +55,7 @@ class BudgetMeter:
         "reserves_the_usual",
         "start",
         "unconfirmed",
-        "unreserved",
+        "unreserved_in",
     )  # fmt: skip
 
     def __init__(self, quota: Quota, anchor: Anchor, now: int) -> None:
@@ -74,8 +74,8 @@ class BudgetMeter:
         self.expected = 0
         """What probably will."""
         self.leased = 0
-        self.unreserved = 0
-        """Of the confirmed, what nobody had reserved."""
+        self.unreserved_in: dict[int, int] = {}
+        """Of the confirmed, what nobody had reserved, by its period's start: of this one, and of those to come."""
         self.alerted = 0
         """The highest threshold that was told in this period, in percent."""
         self.is_spent = False
@@ -89,6 +89,11 @@ class BudgetMeter:
     def used(self) -> int:
         """Confirmed and settled usage of the period."""
         return self.confirmed + self.unconfirmed
+
+    @property
+    def unreserved(self) -> int:
+        """Of the confirmed, what nobody had reserved."""
+        return self.unreserved_in.get(self.start, 0)
 
     @property
     def remaining(self) -> int:
@@ -112,7 +117,8 @@ class BudgetMeter:
         self.start, self.end = bounds(self.quota.period, now, self.anchor)
         self.confirmed = self._ahead.pop(self.start, 0)
         self._ahead.clear()
-        self.unconfirmed = self.unreserved = self.alerted = 0
+        self.unconfirmed = self.alerted = 0
+        self.unreserved_in = {start: units for start, units in self.unreserved_in.items() if start >= self.start}
         self.is_spent = False
         return True
 
@@ -139,17 +145,27 @@ class BudgetMeter:
         """Take the windows' sum of the period before: what was told of it is not known here, and told again."""
         self.before = UsedIn(*self.period_before(), confirmed, 0)
 
-    def confirm(self, completed_at: int, units: int) -> bool:
-        """Count confirmed usage in its period; False if it is not of this one."""
-        if self.start <= completed_at < self.end:
+    def period_of(self, at: int) -> int | None:
+        """The start of the period that holds a moment; None if that is over."""
+        if at >= self.end:
+            return bounds(self.quota.period, at, self.anchor)[0]
+        return self.start if at >= self.start else None
+
+    def confirm(self, completed_at: int, units: int) -> int | None:
+        """Count confirmed usage in its period; returns that one's start, None if it is over."""
+        start = self.period_of(completed_at)
+        if start == self.start:
             self.confirmed += units
-            return True
-        if self.before is not None and self.before.start <= completed_at < self.before.end:
-            self.before.confirmed += units
-        if completed_at >= self.end:
-            start, _ = bounds(self.quota.period, completed_at, self.anchor)
+        elif start is not None:
             self._ahead[start] = self._ahead.get(start, 0) + units
-        return False
+        elif self.before is not None and self.before.start <= completed_at < self.before.end:
+            self.before.confirmed += units
+        return start
+
+    def note_unreserved(self, start: int, units: int) -> None:
+        """Count confirmed usage of a period as reserved by nobody."""
+        if start >= self.start:
+            self.unreserved_in[start] = self.unreserved_in.get(start, 0) + units
 
     def room(self, expected: int, share: int) -> int:
         """The most units that a request may reserve now, of which it will probably use `expected`.
@@ -174,6 +190,11 @@ class BudgetMeter:
                 room = min(room, probable)
         return room
 
+    def room_alone(self, expected: int, used: int) -> int:
+        """The same beside so much usage, if nothing else were in flight."""
+        left = self.quota.limit - used
+        return left + self.quota.overshoot_allowance if left >= expected else left
+
     def refused_as_spent(self, needed: int) -> None:
         """A request of so many units at least did not fit under what is left. Where it is a small one, a tenth of the
         limit or the shortest answer, the budget is as good as used: a hard one is seldom used to the last unit."""
@@ -189,11 +210,6 @@ class BudgetMeter:
         found += self._crossed(now, 100 * self.is_spent)
         self.alerted = now.alerted
         return found
-
-    def room_alone(self, expected: int, used: int) -> int:
-        """The same beside so much usage, if nothing else were in flight."""
-        left = self.quota.limit - used
-        return left + self.quota.overshoot_allowance if left >= expected else left
 
     def _crossed(self, period: UsedIn, least: int) -> list[Crossed]:
         limit = self.quota.limit

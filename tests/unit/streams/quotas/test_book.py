@@ -461,6 +461,23 @@ def test_at_midnight_what_is_in_flight_moves_and_what_is_used_stays() -> None:
 
 def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
     made = book(quota(limit=100, hard=False, thresholds=[50, 100]))
+def test_what_nobody_had_reserved_is_told_apart_also_where_it_completes_before_its_period_has_begun_here() -> None:
+    """As of a replica whose clock is fast."""
+    midnight, quotas = NOW + DAY // 2, (quota(), quota(metric="requests"))
+    made = book(*quotas)
+    made.apply(lease(until=midnight + DAY))
+    for name, at in (("before", midnight - 1), ("after", midnight), ("of a slice", midnight)):
+        confirm(made, row(name.replace(" ", "-"), at=at))
+    note(made, made.apply(settled("of-a-slice", at=midnight - 1, lease_id="l1")), midnight - 1)
+    assert [meter.unreserved for meter in made.meters.budgets] == [50, 1]
+    again = rebuilt([], quotas, LIMITS, NOW, book_state.joined([book_state.encoded(book_state.state_of(made))]))
+    for each in (made, again):
+        each.roll(midnight)
+        assert [meter.unreserved for meter in each.meters.budgets] == [50, 1]
+        each.roll(midnight + DAY)
+        assert [meter.unreserved for meter in each.meters.budgets] == [0, 0]
+
+
     for number in range(16):
         made.outputs.add(number + 20)
     assert admit(made, ask("a")).priority == 0

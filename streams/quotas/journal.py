@@ -17,6 +17,7 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
+from serving_adapter.quota.groups import GROUPS
 from streams import alerts
 from streams.alerts import Alert
 from streams.quotas.calendar import microseconds, moment
@@ -40,6 +41,8 @@ class Ownership:
     """Until when it is not known what was promised, as an owner before has found; microseconds since 1970, or 0."""
     feed_read: Mapping[str, int] | None = None
     """Up to where the owner before had read the feed at least; None if nobody knows."""
+    read_by: int | None = None
+    """Which shard has read it, where that is another one: of a group that is only looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,17 @@ def take(connection: psycopg.Connection, shard: int, of: int, *, owner: str, add
         lost = bool(row[1]) and not _is_whole(connection, shard, row[1])
     learning_until = max((microseconds(row[2]) for row in rows if row[2] is not None), default=0)
     return Ownership(shard, of, row[0], lost, row[0] == 1, learning_until, row[2])
+
+
+def looked_at(connection: psycopg.Connection, group: int) -> Ownership:
+    """A group of tenants by itself, without taking the shard that it is of. In the snapshot of what is read of it."""
+    row = connection.execute(
+        "select shard, p.feed_read from usage.quota_shards as s left join usage.quota_progress as p using (shard)"
+        " where shard = %s %% s.of",
+        (group,),
+    ).fetchone()
+    shard, read = row or (None, None)
+    return Ownership(group, GROUPS, 0, lost=False, first=False, feed_read=read, read_by=shard)
 
 
 def divide(connection: psycopg.Connection, of: int) -> bool:

@@ -55,7 +55,8 @@ def rebuild(connection: psycopg.Connection, mine: Ownership, limits: Limits, *, 
         shard = Shard(mine.shard, mine.of, limits, look.definitions or Definitions())
         shard.learning_until = look.at + limits.held_us if learn or mine.lost else mine.learning_until
         looking.register(shard, look.states)
-        taken, newest = restore(shard, journal.states(connection, mine), journal.batches(connection), look.at)
+        stored, batches = journal.states(connection, mine), journal.batches(connection)
+        taken, newest = restore(shard, stored, batches, look.at, mine.read_by)
         live = shard.live()
         resolved = 0
         for start in range(0, len(live), KEYS_A_QUERY):
@@ -106,10 +107,11 @@ def load_all(connection: psycopg.Connection, rebuilt: Rebuilt) -> Rebuilt:
 
 
 def restore(
-    shard: Shard, states: Iterable[tuple[int, int, bytes]], batches: Iterable[tuple[int, bytes]], now: int
+    shard: Shard, states: Iterable[tuple[int, int, bytes]], batches: Iterable[tuple[int, bytes]], now: int,
+    read_by: int | None = None,
 ) -> tuple[int, int]:  # fmt: skip
-    """Take stored states and the entries after them; what has ended meanwhile ends. Returns how many entries, and the
-    time of the newest."""
+    """Take stored states and the entries after them; what has ended meanwhile ends. `read_by`: which shard has read
+    the feed for these tenants, if not this one. Returns how many entries, and the time of the newest."""
     as_of: dict[int, int] = {}
     switched: set[str] = set()
     newest = taken = 0
@@ -127,7 +129,7 @@ def restore(
         is_twice: bool | None = None
         for entry in entries.decode(batch):
             if isinstance(entry, Read):
-                if entry.shard == shard.shard:
+                if entry.shard == (shard.shard if read_by is None else read_by):
                     shard.read |= entry.positions
                 continue
             group = group_of(entry.tenant_id)

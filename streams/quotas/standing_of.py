@@ -15,7 +15,6 @@ from streams.quotas.calendar import moment
 from streams.quotas.decisions import Limits
 from streams.quotas.definitions import shown
 from streams.quotas.held import Held
-from streams.quotas.journal import Ownership
 from streams.quotas.meters import BudgetMeter, Meter, SlotMeter
 from streams.quotas.parts import State
 from streams.quotas.rebuilding import rebuild
@@ -85,8 +84,8 @@ def _book(connection: psycopg.Connection, tenant_id: str) -> tuple[TenantBook, i
     """A tenant's book as a service would have it now. Raises UnknownTenant."""
     tenants.get(connection, tenant_id)
     group = group_of(tenant_id)
-    nobodys = Ownership(group, GROUPS, 0, lost=False, first=False)
-    rebuilt = rebuild(connection, nobodys, Limits())
+    with feed.one_snapshot(connection):
+        rebuilt = rebuild(connection, journal.looked_at(connection, group), Limits())
     shard, look = rebuilt.shard, rebuilt.look
     shard.registered.add(tenant_id)
     held = shard.ready(tenant_id, look.at)

@@ -21,6 +21,7 @@ from streams.quotas.errors import Fenced, ShardsTaken
 from streams.quotas.feed import Wanted
 from streams.quotas.journal import MadeState
 from streams.quotas.rebuilding import rebuild
+from streams.quotas.standing_of import standing_of
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
 from tests.integration.streams.quotas.driver import Driver, Usage, add_tenants, define
@@ -325,6 +326,10 @@ def test_usage_that_nobody_had_reserved_is_told_apart_also_over_crashes(
     usage.happens("lately", output=4)
     last = Driver(own_database_url)
     assert (last.budget()[0], last.unreserved(), last.rebuilt.left_out) == (100, 41, 1)
+    last.crash()
+    usage.happens("after-all", output=6)  # no service runs, and nobody has read it
+    shown = {each["quota_id"]: (each["used"], each["unreserved"]) for each in standing_of(connection, "t1")}
+    assert shown == {"month-output_tokens": (106, 47), "month-spend": ("1.06", "0.47")}
 
 
 def test_usage_of_other_purposes_and_platform_tenants_is_left_out(

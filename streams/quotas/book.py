@@ -17,7 +17,7 @@ from streams.quotas.calendar import CALENDAR_MONTHS, Anchor
 from streams.quotas.deciding import judge
 from streams.quotas.decisions import Ask, Limits, Progress, Refused, Row, Tended
 from streams.quotas.definitions import Quota
-from streams.quotas.entries import Leased, Reserved, Returned, Settled, Unreserved
+from streams.quotas.entries import Charged, Leased, Reserved, Returned, Settled, Unreserved
 from streams.quotas.errors import OtherContent
 from streams.quotas.lead import Lead
 from streams.quotas.lease_book import LeaseBook
@@ -109,12 +109,12 @@ class TenantBook:
             raise OtherContent(f"{ask.request_id}, attempt {ask.attempt}, was asked for with other content")
         return None if part.state is State.RELEASED else was
 
-    def knows_end(self, request_id: str, attempt: int) -> bool:
-        """Whether it is known what an attempt has used."""
+    def is_uncharged(self, request_id: str, attempt: int) -> bool:
+        """Whether rates wait for whether an attempt's event was counted before it was told."""
         part = self._part(request_id, attempt)
-        return part is not None and part.state in (State.SETTLED, State.CONFIRMED)
+        return part is not None and part.is_uncharged
 
-    def apply(self, entry: Reserved | Settled | Leased | Returned | Unreserved) -> Progress:
+    def apply(self, entry: Reserved | Settled | Charged | Leased | Returned | Unreserved) -> Progress:
         """Take an entry of the journal. Twice, or in another order, it leaves the same."""
         if entry.at >= self.meters.next_roll:
             self.roll(entry.at)
@@ -122,6 +122,8 @@ class TenantBook:
             return self._reserve(entry)
         if isinstance(entry, Settled):
             return self._settle(entry)
+        if isinstance(entry, Charged):
+            return self._charge(entry)
         if isinstance(entry, Unreserved):
             self.meters.note_unreserved(entry.quota_id, entry.start, entry.units)
             return _KNOWN
@@ -151,9 +153,11 @@ class TenantBook:
         return Progress(known, over, unreserved)
 
     def resolve(self, request_id: str, attempt: int) -> None:
-        """An attempt's usage is among what was loaded: what was promised for it ends, and nothing is counted."""
+        """An attempt's usage is among what was loaded: what was promised for it ends, and nothing is counted. Rates
+        that wait for that had it before, or leave it be; unless its event has come here since it was told."""
         part = self._part(request_id, attempt)
         if part is not None:
+            part.is_uncharged &= part.state is State.CONFIRMED
             self._move(part, Step.CONFIRM)
             self._end_if_done(request_id, part.settled_at or (part.reserved.at if part.reserved else 0))
 
@@ -211,10 +215,10 @@ class TenantBook:
         return is_new
 
     def live(self) -> Iterator[tuple[str, int]]:
-        """Every attempt whose usage is not confirmed, and may yet be."""
+        """Every attempt whose usage is not confirmed, and may yet be, or that rates wait for."""
         for request_id, request in self.requests.items():
             for attempt, part in request.parts.items():
-                if part.state is not State.CONFIRMED:
+                if part.state is not State.CONFIRMED or part.is_uncharged:
                     yield request_id, attempt
 
     def _replaces_another(self, row: Row) -> bool:
@@ -269,7 +273,7 @@ class TenantBook:
         about = lease if lease is not None and lease.model else entry
         part = self._new_part(entry.request_id, entry.attempt, about.model, about.adapter, entry.at)
         request = self.requests[entry.request_id]
-        known, over = part.reserved is not None or bool(entry.lease_id), 0
+        known, over, doubtful = part.reserved is not None or bool(entry.lease_id), 0, False
         unreserved: list[tuple[str, int, int]] = []
         used = Counts(1, entry.input_tokens, entry.cached_tokens, entry.output_tokens, entry.gpu_us)
         if entry.lease_id and not part.lease_id:
@@ -288,9 +292,7 @@ class TenantBook:
         else:
             self._correct_rates(part, used)  # also where its event was counted while nobody saw how much it used
             if part.state not in (State.SETTLED, State.CONFIRMED):
-                over = _over(part, used)
-                if not known and not entry.again:
-                    self.meters.charge(part.model, part.adapter, used, entry.at)
+                over, doubtful, part.is_uncharged = _over(part, used), part.reserved is None, not known
                 self._move(part, Step.SETTLE, used, entry.at)
                 self.outputs.add(entry.output_tokens)
         if entry.final:
@@ -299,7 +301,14 @@ class TenantBook:
             self._end(request, entry.at)
         elif not request.is_running:
             self._leave_slot(request)
-        return Progress(known, over, unreserved)
+        return Progress(known, over, unreserved, doubtful)
+
+    def _charge(self, entry: Charged) -> Progress:
+        part = self._part(entry.request_id, entry.attempt)
+        if part is not None and part.is_uncharged:
+            part.is_uncharged = False
+            self.meters.charge(part.model, part.adapter, part.settled, entry.at)
+        return _KNOWN
 
     def _release(self, part: Part) -> None:
         """An attempt that is reserved, or was until its deadline, will use nothing."""

@@ -29,6 +29,7 @@ class PartState(msgspec.Struct, frozen=True, array_like=True):
     withdrawn: str = ""
     bills: bool = True
     is_charged_whole: bool = False
+    is_uncharged: bool = False
 
 
 class RequestState(msgspec.Struct, frozen=True, array_like=True):
@@ -96,7 +97,8 @@ def restore(book: TenantBook, state: BookState) -> int:
             part = request.parts[each.attempt] = Part(each.model, each.adapter)
             part.state, part.reserved = State(each.state), each.reserved
             part.settled, part.settled_at, part.lease_id = each.settled, each.settled_at, each.lease_id
-            part.withdrawn, part.bills, part.is_charged_whole = each.withdrawn, each.bills, each.is_charged_whole
+            part.withdrawn, part.bills = each.withdrawn, each.bills
+            part.is_charged_whole, part.is_uncharged = each.is_charged_whole, each.is_uncharged
             newest = max(newest, each.reserved.at if each.reserved else 0)
         book.new_requests.append(stored.request_id)
     for leased in state.leases:
@@ -126,7 +128,7 @@ def _request_states(requests: Mapping[str, Request]) -> list[RequestState]:
             request_id, request.deadline, request.in_slot, request.ended_at,
             [
                 PartState(attempt, p.model, p.adapter, p.state.value, p.reserved, p.settled, p.settled_at, p.lease_id,
-                          p.withdrawn, p.bills, p.is_charged_whole)
+                          p.withdrawn, p.bills, p.is_charged_whole, p.is_uncharged)
                 for attempt, p in request.parts.items()
             ],
         )

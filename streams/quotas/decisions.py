@@ -126,6 +126,8 @@ class Progress(NamedTuple):
     """Output and input tokens beyond what was reserved."""
     unreserved: Sequence[tuple[str, int, int]] = ()
     """Confirmed, and reserved by nobody: quota, its period's start, units."""
+    doubtful: bool = False
+    """Whether its event may have been counted long ago: nobody knows the attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,16 @@ class Settled(msgspec.Struct, frozen=True, gc=False, tag="s", array_like=True):
     """Which settlement out of its slice it is, from 1 on; 0: not told."""
     nonce: str = ""
     """Of what was never dispatched: the question that is withdrawn by it; '': whichever it was."""
-    again: bool = False
-    """It was told before, or its event was counted: to a rebuild that does not know the attempt any more it is over."""
+
+
+class Charged(msgspec.Struct, frozen=True, gc=False, tag="c", array_like=True):
+    """The event of an attempt was not counted before the attempt was told to have ended, and nobody had admitted it:
+    rates are charged for it."""
+
+    tenant_id: str
+    request_id: str
+    attempt: int
+    at: int
 
 
 class Leased(msgspec.Struct, frozen=True, gc=False, tag="l", array_like=True):
@@ -129,7 +137,7 @@ class Read(msgspec.Struct, frozen=True, tag="p", array_like=True):
     positions: dict[str, int]
 
 
-Entry = Reserved | Settled | Leased | Returned | Unasked | Unreserved | Read
+Entry = Reserved | Settled | Charged | Leased | Returned | Unasked | Unreserved | Read
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(list[Entry])

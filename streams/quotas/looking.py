@@ -90,10 +90,8 @@ def take_look(shard: Shard, look: Look, wanted: Wanted) -> Iterator[None]:
     if not look.caught_up:
         return  # an attempt whose row is yet to come would count neither as settled nor as confirmed
     found = set(look.counted)
-    for tenant_id, request_id, attempt in wanted.attempts:
-        shard.doubtful.pop((tenant_id, request_id, attempt), None)
-        if (tenant_id, request_id, attempt) in found:
-            shard.books[tenant_id].book.resolve(request_id, attempt)
+    for each in wanted.attempts:
+        shard.asked_about(*each, look.at, counted=each in found)
 
 
 def _told_tier(held: Held) -> str:

@@ -84,6 +84,9 @@ class Part(msgspec.Struct, gc=False):
     """The slice out of which it was admitted elsewhere."""
     is_charged_whole: bool = False
     """Whether rates are charged the most that it might use, as nobody has told what it has."""
+    is_uncharged: bool = False
+    """Whether it was told to have ended and nobody knew it: rates wait for whether its event was counted before. They
+    had it then, if it was admitted; else they leave it be."""
     is_finding: bool = False
     """Whether it was noted that its usage event is overdue."""
 
@@ -125,4 +128,6 @@ class Request(msgspec.Struct, gc=False):
     @property
     def is_over(self) -> bool:
         """Whether nothing more is to come of it."""
-        return self.ended_at is not None and all(part.state is State.CONFIRMED for part in self.parts.values())
+        return self.ended_at is not None and all(
+            part.state is State.CONFIRMED and not part.is_uncharged for part in self.parts.values()
+        )

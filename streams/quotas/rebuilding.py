@@ -63,6 +63,7 @@ def rebuild(connection: psycopg.Connection, mine: Ownership, limits: Limits, *, 
             for tenant_id, request_id, attempt in feed.counted_among(connection, live[start : start + KEYS_A_QUERY]):
                 shard.books[tenant_id].book.resolve(request_id, attempt)
                 resolved += 1
+        shard.doubt(live)
         left_out = _read_on(connection, shard, mine, look)
     return Rebuilt(shard, look, taken, resolved, newest, left_out)
 

@@ -24,7 +24,7 @@ from streams.quotas.deadlines import Deadlines
 from streams.quotas.decisions import Ask, Limits, Progress, Refused
 from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import RATE_US, Quota, strictest
-from streams.quotas.entries import Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
+from streams.quotas.entries import Charged, Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
 from streams.quotas.feed import Span
 from streams.quotas.findings import unconfirmed_alert
 from streams.quotas.held import Awaited, Held
@@ -79,7 +79,8 @@ class Shard:
     deadlines: Deadlines = field(init=False)
 
     def __post_init__(self) -> None:
-        self.deadlines = Deadlines(min(self.limits.keep_ended_us, self.limits.held_us))
+        # By then most have ended for as long as they are remembered: one look at each
+        self.deadlines = Deadlines(min(2 * self.limits.keep_ended_us, self.limits.held_us))
 
     def owns(self, tenant_id: str) -> bool:
         """Whether the tenant is of this shard."""
@@ -130,15 +131,27 @@ class Shard:
         """Take the end of an attempt."""
         held = self.books.get(settled.tenant_id) or self.open(settled.tenant_id, settled.at)
         self.counters.settled += 1
-        request = held.book.requests.get(settled.request_id)
-        if settled.dispatched and (request is None or settled.attempt not in request.parts):
-            self.doubtful[settled.tenant_id, settled.request_id, settled.attempt] = None
-        if held.book.knows_end(settled.request_id, settled.attempt):
-            settled = msgspec.structs.replace(settled, again=True)
         progress = self._take(held, settled)
+        if progress.doubtful:
+            self.doubtful[settled.tenant_id, settled.request_id, settled.attempt] = None
         self.counters.over += progress.over
         for quota_id, start, units in progress.unreserved:
             self._note_unreserved(Unreserved(settled.tenant_id, settled.at, quota_id, start, units))
+
+    def doubt(self, attempts: Iterable[tuple[str, str, int]]) -> None:
+        """Ask the database about those of these attempts that rates wait for."""
+        for tenant_id, request_id, attempt in attempts:
+            if self.books[tenant_id].book.is_uncharged(request_id, attempt):
+                self.doubtful[tenant_id, request_id, attempt] = None
+
+    def asked_about(self, tenant_id: str, request_id: str, attempt: int, now: int, *, counted: bool) -> None:
+        """The database has said whether the event of an attempt that was doubtful is counted."""
+        self.doubtful.pop((tenant_id, request_id, attempt), None)
+        held = self.books[tenant_id]
+        if counted:
+            held.book.resolve(request_id, attempt)
+        if held.book.is_uncharged(request_id, attempt):
+            self._take(held, Charged(tenant_id, request_id, attempt, now))
 
     def lease(self, entry: Leased | Returned) -> None:
         """Take a slice that was granted, or one that comes back."""
@@ -271,7 +284,7 @@ class Shard:
         }
         return {quota_id: microseconds(at) for quota_id, at in began.items() if at is not None}
 
-    def _take(self, held: Held, entry: Reserved | Settled) -> Progress:
+    def _take(self, held: Held, entry: Reserved | Settled | Charged) -> Progress:
         self.states.before_change(held, entry.request_id)
         progress = held.book.apply(entry)
         self.pending.append(entry)

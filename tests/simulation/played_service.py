@@ -118,7 +118,6 @@ class PlayedService:
         look.prices = {name: self.prices[name] for name in self._repriced | (self.prices.keys() & wanted.spans.keys())}
         self._repriced.clear()
         self._load(look, wanted)
-        look.counted = [attempt for attempt in wanted.attempts if attempt in self._identities]
         for _ in looking.take_look(self.shard, look, wanted):
             pass
 
@@ -147,9 +146,11 @@ class PlayedService:
         shard = Shard(0, 1, self.limits, self.definitions)
         shard.registered = set(self._names)
         restore(shard, [(group, no, state) for group, (no, state) in self._states.items()], self._journal, now)
-        for tenant_id, request_id, attempt in shard.live():
+        live = shard.live()
+        for tenant_id, request_id, attempt in live:
             if (tenant_id, request_id, attempt) in self._identities:
                 shard.books[tenant_id].book.resolve(request_id, attempt)
+        shard.doubt(live)
         reached = max(shard.read.get(_PARTITION, 0), self._durably_read)
         rows = self._feed[reached:]
         shard.expect(sorted({row.tenant_id for row in rows}), now)
@@ -170,6 +171,7 @@ class PlayedService:
         return shard
 
     def _load(self, look: Look, wanted: Wanted) -> None:
+        look.counted = [attempt for attempt in wanted.attempts if attempt in self._identities]
         look.loaded = {
             name: {span: list(self._used(name, span)) for span in spans} for name, spans in wanted.spans.items()
         }

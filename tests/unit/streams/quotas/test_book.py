@@ -12,7 +12,7 @@ from streams.quotas.amounts import DatedPrice, PriceList
 from streams.quotas.book import TenantBook
 from streams.quotas.decisions import Ask, Limits, Refused
 from streams.quotas.definitions import RATE_US
-from streams.quotas.entries import Leased, Reserved, Returned, Settled
+from streams.quotas.entries import Charged, Leased, Reserved, Returned, Settled
 from streams.quotas.errors import OtherContent
 from streams.quotas.granting import Slice, grant
 from streams.quotas.loading import spent_alerts
@@ -340,6 +340,8 @@ def test_what_an_outage_let_in_fills_a_rate_and_keeps_nobody_waiting_for_longer_
     made = book(quota("minute", "requests", 10))
     for number in range(100):  # ten minutes' worth, told when the service is back
         made.apply(settled(f"unasked-{number}", at=NOW + number))
+        for _ in range(2):  # the database does not know their events
+            made.apply(Charged("t1", f"unasked-{number}", 1, NOW + number))
     assert refused(made, ask(), NOW + SECOND).walls[0].because == "rate"
     admit(made, ask(), NOW + 7 * SECOND)
 
@@ -459,8 +461,6 @@ def test_at_midnight_what_is_in_flight_moves_and_what_is_used_stays() -> None:
     assert (meter.used, meter.reserved) == (7 + 30 + 9, 0)
 
 
-def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
-    made = book(quota(limit=100, hard=False, thresholds=[50, 100]))
 def test_what_nobody_had_reserved_is_told_apart_also_where_it_completes_before_its_period_has_begun_here() -> None:
     """As of a replica whose clock is fast."""
     midnight, quotas = NOW + DAY // 2, (quota(), quota(metric="requests"))
@@ -478,6 +478,8 @@ def test_what_nobody_had_reserved_is_told_apart_also_where_it_completes_before_i
         assert [meter.unreserved for meter in each.meters.budgets] == [0, 0]
 
 
+def test_soft_budgets_refuse_nothing_but_put_back_and_shorten() -> None:
+    made = book(quota(limit=100, hard=False, thresholds=[50, 100]))
     for number in range(16):
         made.outputs.add(number + 20)
     assert admit(made, ask("a")).priority == 0

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
-from streams.quotas import entries
+from serving_adapter.quota.groups import group_of
+from streams.quotas import book_state, entries
 from streams.quotas.amounts import Counts, DatedPrice, PriceList
 from streams.quotas.answers import Settlement, settled_of
+from streams.quotas.book import TenantBook
 from streams.quotas.calendar import moment
-from streams.quotas.decisions import Refused
+from streams.quotas.decisions import Refused, Tended
 from streams.quotas.definition_store import NOTHING, Definitions
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Leased, Reserved
@@ -31,6 +33,7 @@ def look(
     definitions: Definitions | None = None,
     used: Mapping[int, int] = {},
     prices: PriceList | None = None,
+    counted: Sequence[tuple[str, str, int]] = (),
 ) -> None:
     """The shard looks at a database with so many output tokens in the periods that begin at these times."""
     looked_for = wanted(shard)
@@ -45,6 +48,7 @@ def look(
             for span in spans
         }
     found.prices = {"t1": prices} if prices is not None else {}
+    found.counted = [each for each in counted if each in looked_for.attempts]
     for _ in take_look(shard, found, looked_for):
         pass
 
@@ -255,6 +259,48 @@ def test_a_settlement_that_is_told_twice_is_charged_to_no_rate_by_who_comes_afte
     assert one.remaining == 9
 
 
+@pytest.mark.parametrize(
+    ("name", "counted", "charged"),
+    [("r1", "before", 1), ("unasked", "never", 2), ("unasked", "before", 1), ("unasked", "after", 2)],
+)
+@pytest.mark.parametrize("restarts", ["never", "before the look", "with a state before the look", "after the look"])
+def test_what_is_told_long_after_its_event_is_charged_to_no_rate_a_second_time(
+    name: str, counted: str, charged: int, restarts: str
+) -> None:
+    """Of an attempt that nobody knows (any more) the database says whether its event was counted before."""
+    rate, late = quota("hour", "requests", 10), NOW + 61 * SECOND
+    shard = shard_of(rate)
+    journal: list[tuple[int, bytes]] = []
+    shard.tend(NOW)
+    assert isinstance(shard.ask(ask(), NOW), Reserved)
+    confirm(shard, [row()], NOW, Counter())
+    shard.tend(late)
+    assert not shard.books["t1"].book.requests, "it is forgotten"
+
+    def again(shard: Shard) -> Shard:
+        if (due := shard.next_batch()) is not None:
+            journal.append((len(journal) + 1, due[0].entries))
+        stored = book_state.joined([book_state.encoded(book_state.state_of(shard.books["t1"].book))])
+        states = [(group_of("t1"), len(journal), stored)] if restarts == "with a state before the look" else []
+        shard = Shard(0, 1, LIMITS, defined(rate), registered={"t1"})
+        restore(shard, states, journal, late)
+        shard.books["t1"].book.resolve("r1", 1)
+        shard.doubt(shard.live())
+        return shard
+
+    shard.settle(settled(name, at=late))
+    if "before" in restarts:
+        shard = again(shard)
+    if counted == "after":
+        confirm(shard, [row(name)], late, Counter())
+    for _ in range(2):
+        look(shard, late + 1, counted=[] if counted == "never" else [("t1", name, 1)])
+    if restarts == "after the look":
+        shard = again(shard)
+    (one,) = shard.books["t1"].book.meters.standings("", "", late)
+    assert one.remaining == 10 - charged
+
+
 def test_what_several_settlements_tell_at_once_to_be_out_of_a_slice_is_unreserved_no_more_after_a_restart() -> None:
     shard = shard_of(quota(metric="requests"))
     shard.lease(Leased("t1", "t1~1", "gw", NOW, "m-1", "", 5, 100, 300, 0, NOW + DAY))
@@ -283,6 +329,24 @@ def test_a_request_ends_at_its_deadline_also_where_that_is_sooner_than_it_would_
     for seconds, reserved in ((4, 100), (6, 0)):
         shard.tend(NOW + seconds * SECOND)
         assert budget(shard.books["t1"].book).reserved == reserved
+
+
+def test_a_request_that_is_over_soon_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are 300 looks in a turn of ten milliseconds."""
+    shard, looks, tend = shard_of(quota()), [], TenantBook.tend
+
+    def counted(book: TenantBook, request_id: str, now: int) -> Tended:
+        looks.append(now)
+        return tend(book, request_id, now)
+
+    monkeypatch.setattr(TenantBook, "tend", counted)
+    shard.tend(NOW)
+    assert isinstance(shard.ask(ask(), NOW), Reserved)
+    shard.settle(settled(at=NOW + 20 * SECOND))
+    confirm(shard, [row(at=NOW + 20 * SECOND)], NOW + 21 * SECOND, Counter())
+    for seconds in range(100):
+        shard.tend(NOW + seconds * SECOND)
+    assert (len(looks), shard.books["t1"].book.requests) == (1, {})
 
 
 @pytest.mark.parametrize(("lease_id", "taken"), [("t1~1", ("t1~1", 3)), ("t2~1", ("", 0)), ("", ("", 0))])

@@ -86,13 +86,15 @@ class QuotaGate:
         """How long a request may run until its reservation ends, as the service told it last."""
         self._clock = clock
         self._lines = Lines(settings, connect, clock)
-        self._keeper = SliceKeeper(settings, self._lines, clock, self.counts, self._heard)
+        self._untold: Counter[str] = Counter()
+        """By slice: requests out of it that are settled, and of which the service was not told yet."""
+        self._keeper = SliceKeeper(settings, self._lines, clock, self.counts, self._heard, self._untold)
         self._slices = self._keeper.slices
         self._of_slice: dict[tuple[str, str, int], Slice] = {}
         self._modes: dict[str, Mode] = {}
         self._safe: Counter[str] = Counter()
         self._without_service: dict[tuple[str, str, int], None] = {}
-        self._settlements = Outbox("/v1/settlements", "settlements", self._lines, self.counts)
+        self._settlements = Outbox("/v1/settlements", "settlements", self._lines, self.counts, self._is_told)
         self._decisions = Outbox("/v1/decisions", "decisions", self._lines, self.counts)
         self._nonces = map((secrets.token_hex(6) + ".{:x}").format, itertools.count())
         self._kept: KeptDecisions | None = None
@@ -211,6 +213,7 @@ class QuotaGate:
         if held is not None and held.settle(request_id, attempt, input_tokens, output_tokens):
             held.settled_no += 1
             lease_id, lease_no = held.lease_id, held.settled_no
+            self._untold[lease_id] += 1
         self._ends_without_service(key)
         self._settlements.add(
             {"tenant_id": tenant_id, "request_id": request_id, "attempt": attempt, "final": final, "model": model,
@@ -308,6 +311,12 @@ class QuotaGate:
             self._safe[key[0]] -= 1
             if not self._safe[key[0]]:
                 del self._safe[key[0]]
+
+    def _is_told(self, settlement: dict[str, Any]) -> None:
+        if lease_id := settlement["lease_id"]:
+            self._untold[lease_id] -= 1
+            if not self._untold[lease_id]:
+                del self._untold[lease_id]
 
     async def _again_and_again(self, work: Callable[[], Awaitable[object]]) -> None:
         while True:

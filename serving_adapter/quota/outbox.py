@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -25,13 +26,18 @@ class _Moved(Exception):
 
 
 class Outbox:
-    """Entries of one kind, each with its `tenant_id`, in the order of their coming for each shard."""
+    """Entries of one kind, each with its `tenant_id`, in the order of their coming for each shard. `told` hears of each
+    that the service has, or will never take."""
 
-    def __init__(self, path: str, name: str, lines: Lines, counts: Counter[str]) -> None:
+    def __init__(
+        self, path: str, name: str, lines: Lines, counts: Counter[str],
+        told: Callable[[dict[str, Any]], None] = lambda entry: None,
+    ) -> None:  # fmt: skip
         self._path = path
         self._name = name
         self._lines = lines
         self._counts = counts
+        self._told = told
         self._waiting: dict[int, deque[dict[str, Any]]] = {}
         self._size = 0
         self._shards = lines.shards
@@ -45,7 +51,7 @@ class Outbox:
         waiting = self._waiting.setdefault(self._lines.shard_of(entry["tenant_id"]), deque())
         longest = max(self._waiting.values(), key=len)
         if self._size >= KEPT_AT_MOST and longest:
-            longest.popleft()
+            self._told(longest.popleft())
             self._size -= 1
             self._counts[f"{self._name}_dropped"] += 1
         waiting.append(entry)
@@ -75,6 +81,8 @@ class Outbox:
             try:
                 while part:
                     done = await self._send_part(shard, part)
+                    for entry in part[:done]:
+                        self._told(entry)
                     del part[:done]
                     self._size -= done
             except _Moved:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -58,11 +58,12 @@ _read: Final = msgspec.json.Decoder(LeaseTold).decode
 
 
 class SliceKeeper:
-    """All slices of this process. `heard` is told each answer of the service, with its tenant."""
+    """All slices of this process. `heard` is told each answer of the service, with its tenant; `untold`: by slice, how
+    many requests out of it have ended of which the service does not know yet: what they used must stay held."""
 
     def __init__(
         self, settings: GateSettings, lines: Lines, clock: Callable[[], float], counts: Counter[str],
-        heard: Callable[[str, LeaseTold], None],
+        heard: Callable[[str, LeaseTold], None], untold: Mapping[str, int],
     ) -> None:  # fmt: skip
         self.slices: dict[Key, Slice] = {}
         self.busy: Counter[Key] = Counter()
@@ -74,6 +75,7 @@ class SliceKeeper:
         self._clock = clock
         self._counts = counts
         self._heard = heard
+        self._untold = untold
 
     async def renew(self) -> None:
         """Give back what is over, renew what is in use, ask for those who are busy: together, so that one that gets no
@@ -83,8 +85,8 @@ class SliceKeeper:
         due: list[Callable[[], Awaitable[None]]] = []
         for key, held in list(self.slices.items()):
             if now >= held.until and not held.in_flight:
-                del self.slices[key]
-                due.append(partial(self._give_back, key[0], held))
+                if not self._untold.get(held.lease_id):
+                    due.append(partial(self._end, key, held))
             elif now > held.until - self._settings.slice_ttl / 2:
                 due.append(partial(self._ask, key, held))
         due += [partial(self._forget, key) for key in self._names if busy[key] < BUSY_FROM]
@@ -159,11 +161,17 @@ class SliceKeeper:
         held.add(got.requests, got.input_tokens, got.output_tokens, got.concurrency, until)
         self._counts["slices_granted"] += 1
 
+    async def _end(self, key: Key, held: Slice) -> None:
+        """A slice that is over stays until the service has it back: who does not know of that holds it for long."""
+        await self._give_back(key[0], held)
+        del self.slices[key]
+
     async def _give_back(self, tenant_id: str, held: Slice) -> None:
         unused = {"requests": max(held.requests, 0), "input_tokens": max(held.input_tokens, 0),
                   "output_tokens": max(held.output_tokens, 0), "concurrency": held.slots}  # fmt: skip
         path = f"/v1/leases/{quote(held.lease_id, safe='')}"
-        await self._call(tenant_id, "DELETE", path, {"unused": unused, "in_flight": len(held.in_flight)})
+        in_flight = len(held.in_flight) + self._untold.get(held.lease_id, 0)
+        await self._call(tenant_id, "DELETE", path, {"unused": unused, "in_flight": in_flight})
 
     async def _forget(self, key: Key) -> None:
         """A slice whose answer was lost is needed no more: nothing runs out of it."""

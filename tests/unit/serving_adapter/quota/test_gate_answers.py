@@ -268,6 +268,57 @@ def test_a_slice_whose_answer_was_lost_is_the_same_when_it_is_asked_for_again_or
         assert bool(gate._slices) == again
 
 
+GRANTED = (
+    b'{"lease_id":"x","granted":{"requests":5,"input_tokens":90,"output_tokens":90,"concurrency":5},"ttl_ms":1000}'
+)
+
+
+def test_a_slice_that_is_over_is_given_back_until_the_service_has_it_and_after_what_it_was_used_for() -> None:
+    """What its requests used is held by the slice until it is told: given back before, others could have it."""
+    now, away = 0.0, {"/v1/settlements", "/v1/leases/x"}
+
+    def say(path: str, body: Any) -> Answer:
+        if path in away:
+            raise NoAnswer(path)
+        return Answer(200, (), GRANTED)
+
+    def turn() -> list[tuple[str, Any]]:
+        """What the service is asked in one."""
+        played.asked.clear()
+        asyncio.run(gate._send_waiting())
+        asyncio.run(gate._keeper.renew())
+        return played.asked
+
+    gate, played = made(say, lambda: now)
+    asyncio.run(gate._keeper._ask(("t1", "m", ""), None))
+    assert asyncio.run(gate.admit("t1", "r1", "m", 10, 50)).source == "slice"
+    now = 2.0
+    gate.settle("t1", "r1", input_tokens=10, output_tokens=30)
+    assert [path for path, _ in turn()] == ["/v1/settlements"]
+    away.remove("/v1/settlements")
+    for _ in range(2):
+        (path, body), *_ = reversed(turn())
+        assert (path, body["unused"]["output_tokens"], body["in_flight"]) == ("/v1/leases/x", 60, 0)
+    away.clear()
+    assert [path for path, _ in turn()] == ["/v1/leases/x"]
+    assert turn() == []
+
+
+def test_a_slice_that_is_given_back_at_the_end_keeps_what_the_service_could_not_be_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gates, "STOP_WITHIN_S", 0.01)
+    gate, played = made(lambda path, body: Answer(503 if path == "/v1/settlements" else 200, (), GRANTED))
+    asyncio.run(gate._keeper._ask(("t1", "m", ""), None))
+    for request_id in ("r1", "r2", "r3"):
+        assert asyncio.run(gate.admit("t1", request_id, "m", 10, 20)).source == "slice"
+    for request_id in ("r1", "r2"):
+        gate.settle("t1", request_id, input_tokens=10, output_tokens=5)
+    asyncio.run(gate.stop())
+    assert played.asked[-1][0] == "/v1/leases/x"
+    assert (played.asked[-1][1]["in_flight"], played.asked[-1][1]["unused"]["output_tokens"]) == (3, 60)
+
+
 def test_decisions_outlive_the_process_that_made_them(tmp_path: Path) -> None:
     async def run(gate: QuotaGate, *request_ids: str) -> None:
         await gate.start()

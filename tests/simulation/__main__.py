@@ -1,7 +1,8 @@
 """`make simulate`: processes killed in dirty traffic, requests against quotas, random bills rated twice; seeded.
 
     KILLS=200         kills in all; one in four is of a whole worker (0: none)
-    QUOTAS=60000      requests against quotas, in virtual time (0: none)
+    QUOTAS=60000      requests against quotas, in virtual time; and two minutes of them on the real parts, while Kafka
+                      lags (0: none)
     SENDINGS=all      cells of the crash matrix of sending to Stripe, each twice (0: none)
     FAULTS=100        damage one row between any two stages of a closed month, and ask the gates: those that are listed,
                       and so many that the seed chooses (0: none)
@@ -27,7 +28,7 @@ from typing import Final
 from devstack.stack import environment
 from tests.benchmarks.report import QUICK, Report
 from tests.integration.reconciliation.damages import TOLD
-from tests.simulation import kills, quota_kinds, quotas
+from tests.simulation import kills, quota_kinds, quota_lag, quotas
 from tests.simulation.kills import Figures
 from tests.simulation.money import run as money
 from tests.simulation.stripe.run import corrections_matrix, crash_matrix, random_months, webhook_matrix
@@ -117,7 +118,8 @@ def _damage_months(seed: int, count: int, report: Report) -> int:
 def _limit_requests(seed: int, requests: int, report: Report) -> int:
     figures = quotas.simulate(seed, tenants=max(requests // 15, 20), requests=requests, say=print)
     figures |= quota_kinds.simulate(seed, each=max(requests // OF_A_KIND, 1), say=print)
-    zero = (*quotas.ZERO, *quota_kinds.ZERO)
+    figures |= quota_lag.simulate(seed, quick=QUICK, say=print)
+    zero = (*quotas.ZERO, *quota_kinds.ZERO, *quota_lag.ZERO)
     for key, value in figures.items():
         report.add(key, "", [value], goal=0 if key in zero else None)
     return sum(bool(figures[key]) for key in zero)

@@ -59,7 +59,7 @@ class Figures:
 
 def killed(seed: int, kills: int, *, of_workers: int) -> Figures:
     """Kill so many processes, `of_workers` of them whole workers; prints what each half did."""
-    with _services() as (databases, kafka):
+    with services() as (databases, kafka):
         appliers = _kill_appliers(databases(), seed, kills - of_workers)
         _say("processes that apply chunks", appliers)
         workers = _kill_workers(kafka, databases(), seed, of_workers)
@@ -215,7 +215,7 @@ def _kill_at_once(line: Line, workers: Sequence[tuple[Worker, str | None]], dice
 
 
 @contextmanager
-def _services() -> Iterator[tuple[Databases, KafkaSettings]]:
+def services() -> Iterator[tuple[Databases, KafkaSettings]]:
     """Databases and topics of the run's own, removed at the end."""
     databases = Databases(DatabaseSettings.from_environment().url)
     given = KafkaSettings.from_environment()

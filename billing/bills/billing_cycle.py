@@ -299,11 +299,15 @@ class _Cycle:
             self._adjust(number)
 
     def _adjust(self, number: int) -> None:
-        """What waits for an invoice is not billed yet, and is worked out anew."""
+        """What waits for an invoice is not billed yet, and is worked out anew.
+
+        A period of which nothing is to be billed or given back keeps the grants that it was billed with.
+        """
         billed, naming, period = self.billed[number], self._naming(number), self.of.periods[number]
-        rated, billed.drawn = self._rated(number)
+        rated, drawn = self._rated(number)
         self.waiting = [waiting for waiting in self.waiting if waiting.number != number]
         late = adjusted(rated.lines, billed.lines, naming.key)
+        billed.drawn = drawn if late.less or late.more else self._drawn_on(billed.lines)
         if late.less:
             against = {key: changed_key(key) for key in late.less}
             document, noted = credit_note(period, late.less, against, billed.invoice.remaining, self.of.payer)
@@ -369,6 +373,16 @@ class _Cycle:
         drawn += [b.drawn_in_advance.get(grant.grant_id, ZERO) for b in self.billed]
         with exactly():
             return grant.amount - total(drawn)
+
+    def _drawn_on(self, lines: Iterable[RatedLine]) -> dict[str, Decimal]:
+        """What lines of documents take off by price reductions."""
+        grant_ids = [grant.grant_id for grant in self.of.grants]
+        found: dict[str, Decimal] = defaultdict(lambda: ZERO)
+        with exactly():
+            for line in lines:
+                if line.identity.kind == LineKind.CREDIT:
+                    found[grant_of(line, grant_ids)] -= line.amount
+        return found
 
     def _drawn(self, grant: Grant) -> Decimal:
         with exactly():

@@ -6,6 +6,7 @@ what is owed goes on the next invoice, what is owed back is a credit note.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -13,6 +14,7 @@ from typing import Final
 
 from billing.bills.credit_notes import net_by_group
 from billing.bills.tax import NO_TAX, TaxRules
+from billing.money import ZERO, exactly
 from billing.periods import BillingPeriod
 from billing.rating.differences import difference, net
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
@@ -78,15 +80,21 @@ def plain_group(tax_group: str) -> str:
 def adjusted(
     rated: Iterable[RatedLine], billed: Iterable[RatedLine], key_of: Callable[[LineIdentity], str]
 ) -> Adjusted:
-    """What brings a period from what was billed to what it is rated at; groups that come to nothing are left out, but
-    those that do because credits take off all of it: what is drawn stands on a document.
+    """What brings a period from what was billed to what it is rated at; groups that come to nothing are left out.
+
+    But what is drawn stands on a document (6): of such a group of which a grant takes off more or less than was billed,
+    it goes by what that is taken off of, as credits take off whole what came late. Where that comes to nothing, too, as
+    one grant only takes the place of another, it goes with the period's other changes (docs/decisions/0063).
     """
     rated, billed = list(rated), list(billed)
     changes = difference(rated, billed)
     first = _first_groups(net(billed).values(), rated)
     nets = net_by_group(changes)
     used = net_by_group([line for line in changes if line.identity.kind != LineKind.CREDIT])
-    nets |= {group: amount for group, amount in used.items() if not nets[group]}
+    drawn = _drawn_otherwise(changes)
+    nets |= {group: used.get(group, ZERO) for group in drawn if not nets[group]}
+    others = max(nets.values(), default=ZERO) or min(nets.values(), default=ZERO)
+    nets |= {group: others for group in drawn if not nets[group]}
     keyed: dict[str, RatedLine] = {}
     for line in changes:
         key = ADJUSTMENT + key_of(line.identity)
@@ -99,6 +107,18 @@ def adjusted(
         {key: line for key, line in keyed.items() if nets[line.tax_group] > 0},
         {key: line for key, line in keyed.items() if nets[line.tax_group] < 0},
     )
+
+
+def _drawn_otherwise(changes: Iterable[RatedLine]) -> set[str]:
+    """The tax groups of which some grant takes off more or less than was billed, whatever its lines are called: a key
+    ends with the tax group where its grant takes off several (docs/spec/money.md 13.12)."""
+    changed: dict[tuple[str, str], Decimal] = defaultdict(lambda: ZERO)
+    with exactly():
+        for line in changes:
+            if line.identity.kind == LineKind.CREDIT:
+                key = line.identity.charge_key.removesuffix(f".{line.tax_group}")
+                changed[line.tax_group, key] += line.amount
+    return {group for (group, _), amount in changed.items() if amount}
 
 
 def _first_groups(billed: Iterable[RatedLine], rated: Iterable[RatedLine]) -> dict[LineIdentity, str]:

@@ -32,7 +32,7 @@ from billing.invoicing.credit_store import CreditState
 from billing.invoicing.invoice_rows import StoredInvoice, altered_by_account
 from billing.invoicing.invoices import NO_CREDITS, AccountCredits, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.invoicing.late_drawing import LatePeriod, LateUsage, parked_accounts
-from billing.money import ZERO, exactly
+from billing.money import ZERO, exactly, plain
 from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.schedules import schedule_of
@@ -249,8 +249,9 @@ class _Drawing:
         tax: TaxRules,
         posted: Sequence[RatedLine] = (),
     ) -> Invoice:
+        """Raises CreditRefused where it draws what is not there yet: nobody else's drafts wait for that."""
         name = identity.billing_account
-        return draw_up(
+        drawn = draw_up(
             identity,
             posted,
             plan_versions=self._plan_versions,
@@ -260,6 +261,13 @@ class _Drawing:
             carried=self._carried.pop(name, ()) if posted or late else (),
             late=[each.waiting for each in late],
         )
+        for credit in drawn.credits:
+            if credit.left < 0:
+                raise CreditRefused(
+                    f"it draws {plain(credit.amount)} of credit {credit.grant_id}, which a document that is not issued"
+                    " yet gives back: drawn up after that"
+                )
+        return drawn
 
     def _credits_of(
         self, name: str, posted: Mapping[str, Sequence[RatedLine]], late: Sequence[LatePeriod]

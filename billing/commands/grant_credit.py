@@ -143,8 +143,8 @@ def void_credit(
 
 
 def unreserved(connection: Connection, state: CreditState) -> Decimal:
-    """What is left of a credit beside what frozen invoices are about to draw."""
-    held = credit_store.reserved(connection, [state.grant.grant_id]).get(state.grant.grant_id, ZERO)
+    """What is left of a credit beside what frozen invoices are about to draw. What they give back is not there yet."""
+    held = credit_store.reserved(connection, [state.grant.grant_id], draws_alone=True).get(state.grant.grant_id, ZERO)
     with exactly():
         return max(ZERO, state.remaining - held)
 

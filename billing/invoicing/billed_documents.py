@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 
-from billing.bills.credit_notes import Remaining
+from billing.bills.credit_notes import Remaining, net_by_group
 from billing.bills.credits import Grant, draw_order
 from billing.bills.documents import PaidByCredit
 from billing.bills.late_usage import changed_key, of_period, plain_group
@@ -125,13 +125,17 @@ def paid_by_grants(own: Invoice, notes: Sequence[Invoice], grants: Mapping[str, 
 
 
 def billed_on(bearer: Bearer, less: Mapping[str, RatedLine]) -> dict[str, RatedLine]:
-    """As much of lines that take something back as a document has left of what they change."""
+    """As much of lines that take something back as a document has left of what they change.
+
+    Of tax groups of which that is more than nothing, none of it: a credit note charges nobody.
+    """
     found: dict[str, RatedLine] = {}
     for key, line in less.items():
         billed, _ = bearer.remaining.line(changed_key(key))
         if billed and (billed < 0) != (line.amount < 0):
             found[key] = line if abs(line.amount) <= abs(billed) else _part(line, -billed)
-    return found
+    nets = net_by_group(list(found.values()))
+    return {key: line for key, line in found.items() if nets[line.tax_group] <= 0}
 
 
 def _part(line: RatedLine, amount: Decimal) -> RatedLine:

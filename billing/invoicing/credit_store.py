@@ -196,9 +196,16 @@ def one(connection: Connection, grant_id: str) -> CreditState:
 
 
 def reserved(
-    connection: Connection, grant_ids: Collection[str], *, before: datetime | None = None, but: uuid.UUID | None = None
+    connection: Connection,
+    grant_ids: Collection[str],
+    *,
+    before: datetime | None = None,
+    but: uuid.UUID | None = None,
+    draws_alone: bool = False,
 ) -> dict[str, Decimal]:
     """What invoices that are not issued yet will draw of grants: the frozen ones, and drafts that are due `before`.
+
+    Less what they will give back, unless it is `draws_alone` that count: that is there once they are issued.
 
     One over usage is due a day after its period, one for fees in advance when its time begins. A draft of an adjustment
     holds nothing: it is drawn up anew with the others.
@@ -221,6 +228,8 @@ def reserved(
     )
     if but is not None:
         query = query.where(invoices.c.invoice_id != cast(but, UUID))
+    if draws_alone:
+        query = query.where(table.c.amount > 0)
     return {row[0]: row[1] for row in connection.execute(query)}
 
 

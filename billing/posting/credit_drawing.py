@@ -42,6 +42,8 @@ def draw(connection: Connection, invoice: Invoice, entry_id: int | None, now: da
     """Take from the grants what an invoice that is issued now draws; what had expired of that is reinstated.
 
     What a document gives back is there again, also where the grant has expired: it expires once more.
+
+    Raises CreditRefused where it draws what another document gives back, which is not issued yet.
     """
     grant_ids = [credit.grant_id for credit in invoice.credits]
     credit_store.lock(connection, grant_ids)
@@ -52,6 +54,11 @@ def draw(connection: Connection, invoice: Invoice, entry_id: int | None, now: da
         state, key = states[credit.grant_id], f"credit:{credit.grant_id}:{invoice.invoice_id}"
         if credit.amount == 0:
             continue
+        if credit.amount > max(state.drawable, ZERO):
+            raise CreditRefused(
+                f"it draws {plain(credit.amount)} of credit {credit.grant_id}, which has {plain(state.drawable)} until"
+                " another invoice of the account gives back: issued after that"
+            )
         with exactly():
             missing = credit.amount - state.remaining
         if missing > 0:

@@ -115,7 +115,7 @@ def left_of_prepaid(connection: Connection, billing_account: str, at: datetime) 
         for state in credit_store.states(connection, accounts=[billing_account])
         if state.grant.kind is GrantKind.PAID and _counts(state, at, waiting)
     ]
-    reserved = credit_store.reserved(connection, [state.grant.grant_id for state in held])
+    reserved = credit_store.reserved(connection, [state.grant.grant_id for state in held], draws_alone=True)
     unbilled = connection.execute(_UNBILLED, {"account": billing_account, "no_usage": list(_NO_USAGE)}).scalar_one()
     with exactly():
         left: Decimal = total(state.remaining for state in held) - total(reserved.values()) - max(ZERO, unbilled)

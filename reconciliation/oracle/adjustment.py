@@ -54,13 +54,24 @@ def _difference(before: Line | None, after: Line | None, ending: str) -> Line:
 def netted(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
     """(lines of groups that come to more, lines of groups that come to less); a group that nets to nothing has none.
 
-    One that does because price reductions take off all of it is on a document by what they are of: what is drawn of a
-    grant is shown (6).
+    But what is drawn of a grant is shown (6): where price reductions differ in such a group, it goes by what they are
+    of; where that comes to nothing either, as one grant gives for another, with the other groups: those that come to
+    more, else those that come to less.
     """
-    net = totals(lines, lambda line: line.group)
-    of_usage = totals([line for line in lines if line.charge or not line.key.startswith("adj.credit.")], _group)
-    net |= {group: amount for group, amount in of_usage.items() if not net[group]}
+    net = totals(lines, _group)
+    of_usage = totals([line for line in lines if not _reduces(line)], _group)
+    given = totals(filter(_reduces, lines), lambda line: (line.group, line.key.removesuffix(f".{line.group}")))
+    drawn = {group for (group, _), amount in given.items() if amount}
+    for group in drawn:
+        net[group] = net[group] or of_usage.get(group, ZERO)
+    others = max(net.values(), default=ZERO) or min(net.values(), default=ZERO)
+    for group in drawn:
+        net[group] = net[group] or others
     return [line for line in lines if net[line.group] > 0], [line for line in lines if net[line.group] < 0]
+
+
+def _reduces(line: Line) -> bool:
+    return not line.charge and line.key.startswith("adj.credit.")
 
 
 def _group(line: Line) -> str:

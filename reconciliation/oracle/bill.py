@@ -223,21 +223,31 @@ class _Bill:
     def _adjust(self, i: int) -> None:
         """Re-rate(all) − billed, at the period's credit state: less → credit note, more → the next invoice (7).
 
-        What waits for an invoice is not billed yet: it is worked out anew.
+        What waits for an invoice is not billed yet: it is worked out anew. A period of which nothing is to be billed or
+        given back keeps the grants that are on its documents.
         """
         billed, plan = self._billed[i], self._plans[i]
         self._draw({grant: -amount for grant, amount in billed.reduced.items()})
         lines, reduced = self._rated(plan)
-        self._draw(reduced.used)
-        billed.reduced = dict(reduced.used)
         self._waiting.pop(i, None)
         more, less = adjustment.netted(adjustment.differences(billed.lines, lines))
+        billed.reduced = dict(reduced.used) if more or less else self._given(billed.lines)
+        self._draw(billed.reduced)
         if less:
             self._credit(plan.period, billed, less)
             billed.lines, billed.draws = _with_groups(less, billed, lines, reduced.draws)
         if more:
             then = _with_groups(more, billed, lines, reduced.draws)
             self._waiting[i] = _Waiting(more, _added(billed.draws, then[1]), then)
+
+    def _given(self, lines: Sequence[Line]) -> dict[str, Fraction]:
+        """What price reductions give on some lines, by grant."""
+        credit = [line for line in lines if line.kind == "credit"]
+        return {
+            grant.id: -sum((line.amount for line in credit if line.key in (key, f"{key}.{line.group}")), ZERO)
+            for grant in self.case.grants
+            for key in (f"credit.{grant.id}",)
+        }
 
     def _credit(self, period: Period, billed: _Billed, less: Sequence[Line]) -> None:
         """A credit note against the period's invoice."""

@@ -244,6 +244,20 @@ MUTATIONS: Final = (
         GOLDEN,
     ),
     Mutation(
+        "what one credit takes off in place of another is on no document",
+        "billing/bills/late_usage.py",
+        "    nets |= {group: others for group in drawn if not nets[group]}\n",
+        "",
+        GOLDEN,
+    ),
+    Mutation(
+        "a month of which nothing changed draws what another gives back",
+        "billing/bills/billing_cycle.py",
+        "drawn if late.less or late.more else self._drawn_on(billed.lines)",
+        "drawn",
+        GOLDEN,
+    ),
+    Mutation(
         "an amount below the minimum is forgotten instead of carried",
         "billing/bills/billing_cycle.py",
         "settled.due_minor if carried else 0",

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from billing.bills.credits import GrantKind
+from billing.bills.credits import Applicability, Grant, GrantKind
 from billing.bills.tax import TaxMode, TaxRules
 from billing.commands import close_month
 from billing.commands.change_subscription import cancel_subscription
+from billing.commands.expire_credits import expire_credits
 from billing.commands.explain_invoice import explain_invoice
 from billing.commands.keep_accounts import add_account, add_entity
 from billing.commands.set_tax import set_tax
@@ -26,6 +27,7 @@ from billing.invoicing import invoice_store, number_store
 from billing.invoicing.explained import Share
 from billing.invoicing.invoice_check import check_document
 from billing.invoicing.invoice_file import invoice_file
+from billing.invoicing.sending import SendingStep
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.plans.plan_file import parse_plan
 from billing.posting.period_closing import close_book
@@ -53,6 +55,16 @@ def months(world: World, gateway: StripeGateway, own_database_url: str) -> Month
     found = Months(world, gateway, Arrivals(own_database_url))
     found.comes(FIRST)
     return found
+
+
+def two_groups(world: World, gateway: StripeGateway, url: str, *grants: Grant) -> Months:
+    """Acme on a plan of two tax groups: output at 0.002 and input at 0.001, which is `low`."""
+    plan = PLAN.replace('metric: input, price: "0.001"', 'metric: input, price: "0.001", tax_group: low')
+    world.tenant("acme")
+    world.plan(plan)
+    world.subscribe("acme")
+    give(world, *grants)
+    return Months(world, gateway, Arrivals(url), plan, grants=grants)
 
 
 def entries(world: World, kind: str) -> list[tuple[str, str | None, dict[int, Decimal]]]:
@@ -297,15 +309,75 @@ def test_late_usage_draws_on_what_was_valid_at_its_time_though_it_expired_since(
     assert months.differences(OCTOBER, NOVEMBER) == {}
 
 
-def test_a_promotion_that_covers_all_of_what_came_late_is_shown_with_it(months: Months) -> None:
-    months.grants = (grant("promo", "150"),)
-    give(months.world, *months.grants)
+def test_what_an_invoice_gives_back_that_is_not_issued_yet_is_not_there_to_expire(months: Months) -> None:
+    ends = NOVEMBER.start + 20 * DAY
+    promo = grant("promo", "50", expires=ends, applies_to=Applicability(charges=frozenset({"in"})))
+    give(months.world, promo)
+    asked = used("input", OCTOBER.start + DAY, 0, input_tokens=20_000)
+    months.comes(asked)
     months.close(OCTOBER)
-    months.comes(used("late", OCTOBER.start + DAY, 5_000))
+    months.comes(correction(asked, 0) | {"input_tokens": -5_000}, LATE)
+    at, world = NOVEMBER.end + 2 * DAY, months.world
+    for period in (OCTOBER, NOVEMBER):
+        assert world.rate(period, at).ok
+    assert world.draft(NOVEMBER, at).blocked == ()
+    world.send(months.gateway, NOVEMBER, now=at, until=SendingStep.FROZEN)
+    # 30 are left. The invoice will give back 5: not before it is issued.
+    assert [each.amount for each in expire_credits(world.engine, up_to=NOVEMBER.end, now=at, actor="ada")] == [30]
     months.close(NOVEMBER)
-    assert months.stored()[1]["lines"] == {"adj.credit.promo": (-1000, "-10"), "adj.out": (1000, "10")}
-    assert left(months.world) == {"promo": 40}
-    assert months.balance() == {4000: -110, 4900: 110}
+    assert left(world) == {"promo": 0}
+    assert world.rows("select kind, amount from ledger.credit_movements order by movement_no") == [
+        ("drawn", -20), ("expired", -30), ("restored", 5), ("expired", -5),
+    ]  # fmt: skip
+
+
+def test_who_draws_what_a_note_that_is_not_issued_yet_gives_back_waits_alone(
+    world: World, gateway: StripeGateway, own_database_url: str
+) -> None:
+    months = two_groups(world, gateway, own_database_url, grant("promo", "10"))
+    world.tenant("beta")
+    world.subscribe("beta")
+    first = used("first", OCTOBER.start + DAY, 3_000)
+    months.comes(first, used("input", OCTOBER.start + 9 * DAY, 0, input_tokens=10_000))
+    at = OCTOBER.end + 2 * DAY
+    world.rate(OCTOBER, at)
+    world.draft(OCTOBER, at)
+    world.send(gateway, OCTOBER, now=at, until=SendingStep.FROZEN)
+    more = used("more", OCTOBER.start + 10 * DAY, 0, input_tokens=10_000)
+    months.comes(correction(first, -2_000), more, used("other", NOVEMBER.start, 1_000, tenant_id="beta"))
+    at = NOVEMBER.end + 2 * DAY
+    world.rate(OCTOBER, at)
+    world.rate(NOVEMBER, at)
+    drafted = world.draft(NOVEMBER, at)
+    # The credit that the note for the output gives back is drawn for the input.
+    assert [name for name, _ in drafted.blocked] == ["acme"]
+    assert [invoice.identity.billing_account for invoice in drafted.changed] == ["beta"]
+    world.send(gateway, OCTOBER, now=at)
+    months.close(NOVEMBER)
+    assert left(world) == {"promo": 0}
+    assert [(each["kind"], each["total"]) for each in months.stored()] == [
+        ("credit_note", 0), ("usage", 600), ("usage", 600),
+    ]  # fmt: skip
+    assert months.differences(OCTOBER, NOVEMBER) == {}
+
+
+def test_what_promotions_take_off_what_came_late_and_then_off_other_usage_in_its_place_is_shown(
+    world: World, gateway: StripeGateway, own_database_url: str
+) -> None:
+    grants = grant("first", "110", priority=10), grant("second", "100")
+    months = two_groups(world, gateway, own_database_url, *grants)
+    months.comes(FIRST, used("input", OCTOBER.start + 9 * DAY, 0, input_tokens=20_000))
+    months.close(OCTOBER)
+    months.comes(used("late", OCTOBER.start + 2 * DAY, 2_500))
+    months.close(NOVEMBER)
+    # The first has no more than 110: the 5 that it takes off what came late, it takes off the input no more.
+    assert months.stored()[1]["lines"] == {
+        "adj.credit.first.low": (500, "5"), "adj.credit.first.std": (-500, "-5"), "adj.credit.second": (-500, "-5"),
+        "adj.out": (500, "5"),
+    }  # fmt: skip
+    assert months.stored() == said(months.core((OCTOBER, NOVEMBER)))
+    assert left(world) == {"first": 0, "second": 85}
+    assert months.balance() == {4000: -125, 4900: 125}
     assert months.differences(OCTOBER, NOVEMBER) == {}
 
 

@@ -13,7 +13,7 @@ from billing.bills.documents import PaidByCredit, Payer
 from billing.bills.late_usage import Waiting, adjusted, changed_key, plain_group
 from billing.bills.payment_credits import given_back
 from billing.bills.tax import NO_TAX, TaxMode, TaxRules
-from billing.invoicing.billed_documents import billed_period
+from billing.invoicing.billed_documents import Bearer, billed_on, billed_period
 from billing.invoicing.invoices import CreditUsed, Invoice, InvoiceIdentity, InvoiceKind, draw_up
 from billing.invoicing.reversing import cancelling_note
 from billing.money import currency, plain
@@ -53,6 +53,30 @@ def test_what_credits_take_off_whole_is_on_a_document() -> None:
     before, now = lines(output_tokens=50), lines(output_tokens=80)
     off = period_line(cut([PLAN]), "credit.g", LineKind.CREDIT, Decimal(-3), "std")
     assert changes(before, (*now, off)) == (["adj.credit.g -3", "adj.out 3"], [])
+
+
+def test_what_one_grant_takes_off_in_place_of_another_goes_with_the_other_changes() -> None:
+    def off(key: str, amount: int, group: str = "low") -> RatedLine:
+        return period_line(cut([PLAN]), f"credit.{key}", LineKind.CREDIT, Decimal(amount), group)
+
+    before, dearer, cheaper = lines(output_tokens=50), lines(output_tokens=80), lines(output_tokens=20)
+    was, now = off("g", -5), (off("g.low", -2), off("h", -3))
+    moved = ["adj.credit.g 5", "adj.credit.g.low -2", "adj.credit.h -3"]
+    assert changes((*before, was), (*dearer, *now)) == ([*moved, "adj.out 3"], [])
+    assert changes((*before, was), (*cheaper, *now)) == ([], [*moved, "adj.out -3"])
+    assert changes((*before, was), (*before, *now)) == ([], [])
+    assert changes((*before, was), (*dearer, off("g.low", -5))) == (["adj.out 3"], []), "its name alone changed"
+
+
+def test_a_note_over_what_one_document_billed_charges_nobody() -> None:
+    back = {
+        f"adj.credit.{name}": period_line(cut([PLAN]), f"credit.{name}", LineKind.CREDIT, Decimal(amount), "low")
+        for name, amount in (("g", -4), ("h", 4))
+    }
+    left = Remaining({"credit.g": (Decimal(-4), -400), "credit.h": (Decimal(-6), -600), "out": (Decimal(3), 300)})
+    less = lines(output_tokens=30)[0]
+    taken = {"adj.out": replace(less, amount=-less.amount, quantity=-less.quantity)}
+    assert billed_on(Bearer(invoice(lines(output_tokens=30)), left, ()), back | taken) == taken
 
 
 @pytest.mark.parametrize("kind", [LineKind.INVOICE_DISCOUNT, LineKind.TRUE_UP, LineKind.CREDIT, LineKind.MINIMUM])

@@ -28,6 +28,7 @@ from billing.commands.trial_balance import account_balances, trial_balance
 from billing.database import transaction
 from billing.errors import CreditRefused, TaxRuleRefused
 from billing.invoicing.credit_store import CreditState, GivenCredit
+from billing.invoicing.sending import SendingStep
 from billing.invoicing.tax_store import DatedTaxRules
 from billing.money import currency, plain
 from billing.periods import BillingPeriod, parse_period
@@ -473,7 +474,7 @@ def test_a_credit_that_makes_no_sense_is_refused(world: World, changed: dict[str
 def test_the_database_itself_takes_no_more_than_is_left_and_nothing_unsettled(
     world: World, gateway: StripeGateway
 ) -> None:
-    customer(world, [(OCTOBER.start, 1000)])
+    customer(world, [(OCTOBER.start, 1000), (NOVEMBER.start, 1000)])
     give(world, grant("a", "3"), grant("unpaid", "3", kind=GrantKind.PAID))
     close(world, gateway)
     move = "insert into ledger.credit_movements (idempotency_key, grant_id, kind, amount, at, recorded_by) values "
@@ -495,6 +496,14 @@ def test_the_database_itself_takes_no_more_than_is_left_and_nothing_unsettled(
     ):
         with pytest.raises(DBAPIError, match=r"append-only|permission denied|frozen"):
             world.execute(statement)
+    # Nor does an invoice draw what is not there any more as if it had expired.
+    world.rate(NOVEMBER)
+    world.draft(NOVEMBER)
+    world.send(gateway, NOVEMBER, until=SendingStep.FROZEN)
+    world.execute(move + "('k', 'a', 'voided', -1, now(), 'x')")
+    (parked,) = world.send(gateway, NOVEMBER).invoices
+    assert (parked.outcome, "of credit a, which has 0" in str(parked.reason)) == (Outcome.PARKED, True)
+    assert left(world) == {"a": 0, "unpaid": 3}
 
 
 @pytest.mark.parametrize("mode", [TaxMode.EXCLUSIVE, TaxMode.INCLUSIVE])

@@ -101,11 +101,11 @@ def approve(
     reason: str = "",
     seen: str | None = None,
 ) -> list[Content]:
-    """Sign the content of every account that is reconciled; those named in `leave` are parked instead.
+    """Sign the content of every account that is reconciled; those named in `leave` are parked instead, or stay so.
 
     `seen`: the hash over all that is reconciled, as `close status` shows it (`to_sign`), of what the person has read.
-    Raises CloseRefused where something else waits by now, or where somebody would approve what they have prepared
-    themselves, unless TEAM_OF_ONE is set.
+    Raises CloseRefused where something else waits by now, or where somebody would approve, or leave, what they have
+    prepared themselves, unless TEAM_OF_ONE is set.
     """
     alone = os.environ.get(TEAM_OF_ONE) == "yes"
     with transaction(engine) as connection:
@@ -117,6 +117,14 @@ def approve(
             raise CloseRefused(f"{unknown[0]} takes no part in the close of {month.name}")
         if leave and not reason.strip():
             raise CloseRefused("say why they are left: the evidence shows it")
+        prepared = close_store.preparers(close_store.history(connection, month.name)) if leave else {}
+        if own := [name for name in leave if actor in prepared.get(name, ()) and not alone]:
+            raise CloseRefused(f"{actor} has prepared {own[0]}: another person leaves it")
+        parked = [standings[name] for name in leave if standings[name].state is State.PARKED]
+        standings |= {
+            each.billing_account: each
+            for each in close_store.move(connection, parked, Event.RELEASE, actor, reason=reason)
+        }
         close_store.move(connection, [standings[name] for name in leave], Event.PARK, actor, reason=reason)
         ready = {
             name: standing

@@ -27,10 +27,12 @@ from reconciliation.close.close_store import APPROVED, Standing, book_key
 from reconciliation.close.contents import contents
 from reconciliation.close.evidence import stripe_read
 from reconciliation.close.gates.evaluating import Outside, evaluate
-from reconciliation.close.gates.gate import AFTER_SENDING, OF_BOOK, Gate
+from reconciliation.close.gates.gate import AFTER_SENDING, OF_BOOK, OF_LEDGER, Gate
 from reconciliation.close.run_context import Run
 from reconciliation.close.states import Event, State
 
+BY_SENDING: Final = "sending"
+"""What is parked since Stripe needs a person is left by nobody yet, so that its book waits."""
 APPLIED_WITHIN_S: Final = 30.0
 """What is in Kafka is applied within a second or two; a stream that is longer behind is told."""
 
@@ -77,7 +79,8 @@ class Issuing:
             self._run.move(connection, done, Event.FINALIZE)
             for name in accounts:
                 if name in parked:
-                    self._run.move(connection, [standings[name]], Event.PARK, parked[name])
+                    why = {name: {"parked_by": BY_SENDING}}
+                    self._run.move(connection, [standings[name]], Event.PARK, parked[name], details=why)
                     self._run.held[name].append(f"parked: {parked[name]}")
         self._run.checkpoint("finalized")
 
@@ -125,8 +128,9 @@ class Issuing:
             self._run.move(connection, done, Event.CLOSE, details=ends)
             books = {account.legal_entity for account in self._run.accounts.values()}
             is_open = any(book_key(entity) not in standings for entity in books)
-            of_books = (Gate.R4, *OF_BOOK) if is_open else ()  # of a closed one they were asked when it was closed
-            self._run.keep(connection, {gate: found[gate] for gate in (*AFTER_SENDING, *of_books) if gate in found})
+            of_books = (*OF_LEDGER, *OF_BOOK) if is_open else ()  # of a closed one they were asked when it was closed
+            asked = dict.fromkeys((*AFTER_SENDING, *of_books))
+            self._run.keep(connection, {gate: found[gate] for gate in asked if gate in found})
             stripe_read.keep(connection, self._run.month.name, read)
         self._run.checkpoint("accounts closed")
 
@@ -142,12 +146,20 @@ class Issuing:
     def close_books(self) -> None:
         """A book is closed when all its accounts are, or are left by an approval, and its own gates are green."""
         with transaction(self._run.engine) as connection:
-            entities = self._books_that_could_close(self._run.standings(connection))
+            standings = self._run.standings(connection)
+        entities = self._books_that_could_close(standings)
         if not entities or Gate.R6 not in self._run.found.results:
             return
         green = dict(sorted(entities.items()))
+        for entity, parked in entities.items():
+            for name in (each for each in parked if standings[each].detail.get("parked_by") == BY_SENDING):
+                self._run.found.book.append(
+                    f"the book of {entity}: {name} is parked, and nobody has left it: mend that and release it, or"
+                    f" `tollbook close approve {self._run.month.name} --leave {name} --reason …`"
+                )
+                green.pop(entity, None)
         legal_entities = {name: account.legal_entity for name, account in self._run.accounts.items()}
-        for gate in (Gate.R4, Gate.R5B, *OF_BOOK):
+        for gate in (*OF_LEDGER, *OF_BOOK):
             held = self._run.found.results[gate].held_books(legal_entities)
             if red := [entity for entity in entities if entity in held]:
                 count = len({each.key for entity in red for each in held[entity]})

@@ -78,13 +78,13 @@ def held_back(
 def quarantined(connection: psycopg.Connection, month: BillingPeriod) -> dict[str | None, list[Difference]]:
     """Messages that wait in quarantine and may be about a month, by tenant (None where nobody can tell).
 
-    What the log took in before the month began is about none of its usage. However many there are: one that is not
-    seen would be billed without.
+    What the log took in before the month began is about none of its usage, unless it was refused for a time that is to
+    come: it waits in each month after it. However many there are: one that is not seen would be billed without.
     """
     rows = connection.execute(
         "select q.quarantine_id, q.tenant_id, q.reason, t.tenant_id is not null from usage.quarantine as q"
         " left join usage.tenants as t using (tenant_id)"
-        " where q.appended_at >= %s and not exists"
+        " where (q.appended_at >= %s or q.reason = 'future') and not exists"
         " (select from usage.quarantine_resolutions as r where r.quarantine_id = q.quarantine_id)"
         " order by q.quarantine_id",
         (month.start,),

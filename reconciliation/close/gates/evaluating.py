@@ -33,7 +33,7 @@ from reconciliation.close import close_store, freezing
 from reconciliation.close.close_store import APPROVED
 from reconciliation.close.gates.collecting import Account, held_back, participants, quarantined
 from reconciliation.close.gates.cut_checks import CutChecks
-from reconciliation.close.gates.gate import Gate, Owners, Result, results
+from reconciliation.close.gates.gate import WAITING, Gate, Owners, Result, results
 from reconciliation.close.gates.kept_checks import kept_checks
 from reconciliation.close.gates.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
@@ -175,7 +175,9 @@ def owners(
         for reference in (str(s.stored_id), str(s.invoice.invoice_id), s.stripe_invoice_id):
             if reference:
                 documents[reference] = s.invoice.identity.billing_account
-    return Owners(once | payers, accounts, documents)
+    waiting = quarantined(raw(connection), month).items()
+    messages = {each.key: tenant_id for tenant_id, listed in waiting if tenant_id is not None for each in listed}
+    return Owners(once | payers, accounts, documents, messages)
 
 
 def _rounding(connection: Connection, invoices: Iterable[StoredInvoice]) -> list[Check]:
@@ -232,7 +234,7 @@ def _waiting(connection: Connection, month: BillingPeriod, invoices: Iterable[St
     waiting += [
         Difference(f"parked/{s.stored_id}", None, s.parked_because) for s in listed if s.parked_because is not None
     ]
-    return Check("nothing waits", "nothing", "outbox, inbox, quarantine, parked", len(waiting), tuple(waiting))
+    return Check(WAITING, "nothing", "outbox, inbox, quarantine, parked", len(waiting), tuple(waiting))
 
 
 def _complete(connection: Connection, month: BillingPeriod, accounts: Iterable[Account], now: datetime) -> Check:

@@ -47,6 +47,10 @@ BEFORE_APPROVAL: Final = (Gate.R2, Gate.R3, Gate.R4, Gate.R5A, Gate.R7, Gate.R8)
 """Asked of each account before it is RECONCILED. None of them can be waived."""
 AFTER_SENDING: Final = (Gate.R5B,)
 OF_BOOK: Final = (Gate.R1, Gate.R6, Gate.R9, Gate.R10, Gate.R11)
+OF_LEDGER: Final = (Gate.R4, Gate.R5B, Gate.R7, Gate.R8)
+"""Asked of the book once more before it is closed: what is issued is booked by then."""
+BOOKED: Final = "issued invoices are booked"
+WAITING: Final = "nothing waits"
 GATE_OF: Final[Mapping[str, Gate]] = {
     "everything in Kafka is applied": Gate.R1,
     "every message has one outcome": Gate.R1,
@@ -63,12 +67,12 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "the books balance": Gate.R4,
     "fees in advance are earned": Gate.R4,
     "rated lines are invoiced": Gate.R5A,
-    "issued invoices are booked": Gate.R5A,
     "invoices are as drawn up": Gate.R5A,
     "invoices add up": Gate.R5A,
     "drafts are in Stripe": Gate.R5A,
     "usage digests are those of the counts": Gate.R5A,
     "invoices are issued": Gate.R5B,
+    BOOKED: Gate.R5B,
     "finalized invoices are in Stripe": Gate.R5B,
     "credit notes are in Stripe": Gate.R5B,
     "customers are kept": Gate.R5B,
@@ -81,7 +85,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "credits are as registered": Gate.R7,
     "rounding is booked": Gate.R8,
     "rounding is small": Gate.R8,
-    "nothing waits": Gate.R9,
+    WAITING: Gate.R9,
     "numbers have no gaps": Gate.R9,
     "requests to Stripe are kept": Gate.R9,
     "the journal is as sealed": Gate.R10,
@@ -91,7 +95,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
 of all usage that is there by now, also of what came after the cut; "customers in Stripe are explained", "payments in
 Stripe are booked" and "disputes in Stripe are in 1180", which are about today: a balance of a customer's own stops its
 next invoice."""
-WAIVABLE: Final = ("numbered events are here", "tenants are complete", "nothing waits", "movement is explained")
+WAIVABLE: Final = ("numbered events are here", "tenants are complete", WAITING, "movement is explained")
 """What a person may let stay: gaps (R1), what waits (R9), what moved, which is explained (R11). Nothing else."""
 IN_STRIPE: Final = "finalized invoices are in Stripe"
 BY_ACCOUNT: Final[Mapping[str, int]] = {
@@ -113,18 +117,22 @@ class Owners:
     """Whose the parts of a difference's key are.
 
     `payers`: by tenant the billing accounts that pay for it; `accounts`: names of billing accounts; `documents`: by the
-    id of an invoice, here or in Stripe, its billing account. A tenant and an account may have one name.
+    id of an invoice, here or in Stripe, its billing account; `messages`: by the key of a message in quarantine its
+    tenant. A tenant and an account may have one name, and a tenant be called by a number.
     """
 
     payers: Mapping[str, Collection[str]]
     accounts: Collection[str] = ()
     documents: Mapping[str, str] = field(default_factory=dict)
+    messages: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, check: str, key: str) -> tuple[str, ...]:
         """The billing accounts that a difference belongs to, in order; none where it is nobody's."""
         pieces = key.split("/")
         if check in BY_ENTITY:
             return ()
+        if check == WAITING and pieces[0] != "parked":
+            return tuple(sorted(self.payers.get(self.messages.get(key, ""), ())))
         by_account = 1 if pieces[0] == RECEIVABLE else BY_ACCOUNT.get(check)
         for position, piece in enumerate(pieces):
             for name in (piece, piece.split(" ")[0]):
@@ -198,8 +206,8 @@ class Result:
         """What holds up books, by legal entity. `entities`: by billing account the legal entity that bills it.
 
         A difference is that of its accounts' entities, or of the entity that its key begins with; one that is nobody's
-        holds up all, unless it is a sum in R4 that goes with somebody's. Of R5b, which asks before an account is
-        closed, only what is nobody's holds up a book.
+        holds up all, unless it is a sum of the ledger that goes with somebody's. Of R5b, which asks before an account
+        is closed, only what is nobody's holds up a book.
         """
         books = sorted(set(entities.values()))
         whose: dict[str, set[str]] = defaultdict(set)
@@ -210,7 +218,7 @@ class Result:
             of = {entities[name] for name in each.accounts if name in entities}
             if each.check in BY_ENTITY and (first := each.key.split("/")[0]) in books:
                 of = {first}
-            elif self.gate is Gate.R4 and not each.accounts:
+            elif (self.gate is Gate.R4 or each.check == BOOKED) and not each.accounts:
                 of = whose[each.check]
             elif self.gate is Gate.R5B and each.accounts:
                 continue

@@ -214,7 +214,7 @@ DAMAGES: Final = (
     alter(POSTINGS, ON_2200, "account_id", REVENUE, "tax becomes revenue", Gate.R4, "2200//USD"),
     alter(ENTRIES, "kind = 'accrual'", "accounting_period", "'2026-12'", "revenue of another month", Gate.R4,
           Sql("(source ->> 'tenant_id') || '/USD'")),
-    alter(ENTRIES, THE_ENTRY, "source", "'{}'", "of which invoice, nobody knows", Gate.R5A, "1100/acme/USD"),
+    alter(ENTRIES, THE_ENTRY, "source", "'{}'", "of which invoice, nobody knows", Gate.R5B, "1100/acme/USD"),
     alter("ledger.accounts", "code = 1150 and subledger = 'acme'", "subledger", "'other'", "another owes it", Gate.R4,
           "other/USD"),
     delete(SEALED, "true", "what was booked can be changed", Gate.R10,

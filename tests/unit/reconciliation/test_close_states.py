@@ -112,6 +112,13 @@ def test_a_difference_holds_whoever_pays_for_the_tenant_not_who_bears_its_name(
         ("the books are explained", ["revenue//EUR"], ["eu", "us"]),
         ("the books balance", ["USD"], ["eu", "us"]),
         ("nothing waits", ["quarantine/1", "parked/d1"], ["eu", "us"]),
+        ("nothing waits", ["quarantine/2", "parked/d1"], ["eu", "us"]),
+        ("nothing waits", ["quarantine/2"], ["eu"]),
+        ("nothing waits", ["parked/d1"], ["us"]),
+        ("nothing waits", ["quarantine/17"], ["eu", "us"]),  # a message, not the tenant that is called so
+        ("issued invoices are booked", ["1100/acme/USD", "2200//USD"], ["us"]),
+        ("issued invoices are booked", ["1100/acme/USD"], []),
+        ("issued invoices are booked", ["2200//USD"], ["eu", "us"]),
         ("numbers have no gaps", ["eu/invoice/last"], ["eu"]),
         ("the journal is as sealed", ["us"], ["us"]),
         ("finalized invoices are in Stripe", ["in_1 (without our id)/acme"], []),
@@ -119,7 +126,8 @@ def test_a_difference_holds_whoever_pays_for_the_tenant_not_who_bears_its_name(
     ],
 )
 def test_a_difference_holds_up_the_books_of_whose_it_is(check: str, keys: list[str], held: list[str]) -> None:
-    owners = Owners({"acme": ["acme"], "eva": ["eva"]}, ["acme", "eva"], {"d1": "acme"})
+    payers = {"acme": ["acme"], "eva": ["eva"], "17": ["eva"]}
+    owners = Owners(payers, ["acme", "eva"], {"d1": "acme"}, {"quarantine/2": "eva"})
     made = Check(check, "", "", 1, tuple(Difference(key, 1, 2) for key in keys))
     books = [result.held_books({"acme": "us", "eva": "eu"}) for result in results([made], owners, {}).values()]
     assert [sorted(each) for each in books] == [held]

@@ -91,12 +91,12 @@ def keeping(month: BillingPeriod, tenants: Collection[str], actor: str, freeze: 
 
 def keeping_late(month: BillingPeriod, actor: str) -> Keep:
     """What the rating of an earlier period is told to do in its transaction: cut anew the usage of each tenant of which
-    something was rated after its invoice was frozen, and is in no cut yet."""
+    something was rated after its invoice was frozen, and is in no cut yet; or in one of another month's close, none of
+    whose documents could bill it."""
 
     def keep(connection: Connection, rated: KeptRating) -> None:
-        late = {
-            name: rated.sums_of(name) for name in _late_and_uncut(connection, rated.period) if name in rated.tenants
-        }
+        uncut = _late_and_uncut(connection, rated.period, month)
+        late = {name: rated.sums_of(name) for name in uncut if name in rated.tenants}
         if late:
             _add(connection, month, rated.period, late, actor)
 
@@ -115,15 +115,21 @@ _LATE_AND_UNCUT: Final = text(
       and not exists (
           select from ledger.close_cuts as c
           where (c.period_start, c.period_end) = (:start, :end) and l.tenant_id = any(c.tenants)
-            and (c.coordinates ->> 'rated_line_no')::bigint >= l.rated_line_no)
+            and (c.coordinates ->> 'rated_line_no')::bigint >= l.rated_line_no
+            and (c.month = :month or exists (
+                select from ledger.invoices as billed
+                where billed.billing_account = l.billing_account and billed.frozen_recorded_at > l.recorded_at
+                  and case when billed.kind = 'usage' then billed.service_start >= :start
+                      else billed.kind in ('adjustment', 'credit_note')
+                        and (billed.service_start, billed.service_end) = (:start, :end) end)))
     order by 1
     """
 )
 
 
-def _late_and_uncut(connection: Connection, period: BillingPeriod) -> list[str]:
+def _late_and_uncut(connection: Connection, period: BillingPeriod, month: BillingPeriod) -> list[str]:
     closed = [account for account, _ in billed_until_store.closed_without_invoice(connection, [period])]
-    given = {"start": period.start, "end": period.end, "closed": closed}
+    given = {"start": period.start, "end": period.end, "closed": closed, "month": month.name}
     return list(connection.execute(_LATE_AND_UNCUT, given).scalars())
 
 
@@ -251,6 +257,20 @@ def cuts(connection: Connection, month: str, tenants: Collection[str], *, late: 
         taken |= {(period, tenant_id) for tenant_id in own}
         if own:
             found.append(Cut(row.cut_id, period, own, row.coordinates, row.digest, row.taken_at))
+    return sorted(found, key=lambda cut: (cut.period, cut.cut_id))
+
+
+def by_digest(connection: Connection, digests: Collection[str]) -> list[Cut]:
+    """The cuts of all closes that have these digests, of all their tenants, by period."""
+    table = tables.close_cuts
+    query = select(table).where(table.c.digest == any_(cast(sorted(digests), ARRAY(String))))
+    found = [
+        Cut(
+            row.cut_id, BillingPeriod(row.period_start, row.period_end), frozenset(row.tenants), row.coordinates,
+            row.digest, row.taken_at,
+        )
+        for row in connection.execute(query)
+    ]  # fmt: skip
     return sorted(found, key=lambda cut: (cut.period, cut.cut_id))
 
 

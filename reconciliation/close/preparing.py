@@ -16,7 +16,7 @@ from billing.periods import INSTANT, BillingPeriod, accounting_month, parse_peri
 from billing.posting.fee_recognition import recognise_fees
 from reconciliation.close import close_store, priced_events
 from reconciliation.close.close_store import Standing
-from reconciliation.close.contents import contents
+from reconciliation.close.contents import contents, signed_cuts
 from reconciliation.close.freezing import keeping, keeping_late
 from reconciliation.close.gates.collecting import Account, held_back, participants
 from reconciliation.close.gates.evaluating import Outside, drafts_in_stripe, evaluate, evaluate_late, owners
@@ -139,7 +139,7 @@ class Preparing:
             green = [name for name in green if not self._run.hold(again, [Gate.R5A], name)]
             close_store.lock(connection, self._run.month.name)
             accounts = {name: self._run.accounts[name] for name in green}
-            priced_events.keep(connection, self._run.month, {t for each in accounts.values() for t in each.tenants})
+            priced_events.keep(connection, signed_cuts(connection, self._run.month, accounts))
             texts = contents(connection, self._run.month, accounts)
             close_store.add_contents(connection, self._run.month.name, texts, self._run.actor)
             standings = self._run.standings(connection)

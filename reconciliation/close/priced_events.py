@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 from billing import tables
 from billing.ledger.journal_chain import canonical
 from billing.periods import BillingPeriod
-from reconciliation.close import freezing
+from reconciliation.close.freezing import Cut
 from reconciliation.close.gates.contracts import RawUsageReader, contracts
 from reconciliation.close.gates.second_rating import TOKENS, Used, priced_by_event
 
@@ -32,9 +32,9 @@ class KeptEvents:
     digest: str
 
 
-def keep(connection: Connection, month: BillingPeriod, tenants: Collection[str]) -> None:
-    """Keep what is not there yet of the latest cuts of tenants priced by single events. Raises EventsArchived."""
-    for cut in freezing.cuts(connection, month.name, tenants):
+def keep(connection: Connection, cuts: Iterable[Cut]) -> None:
+    """Keep what is not there yet of cuts' tenants that are priced by single events. Raises EventsArchived."""
+    for cut in cuts:
         agreements = contracts(connection, cut.period, cut.tenants)
         known = digests(connection, cut.cut_id).keys()
         wanted = {t for t, contract in agreements.items() if t in cut.tenants and priced_by_event(contract)} - known

@@ -72,9 +72,18 @@ class Pack:
         return [tenant for account in self.accounts for tenant in account["tenants"]]
 
     @property
-    def is_of_before(self) -> bool:
-        """Whether what was signed is of the format before, in which nothing is kept of single events and movements."""
-        return any(each["format"] != contents.FORMAT for each in self.accounts)
+    def late(self) -> list[dict[str, Any]]:
+        """The tenants' earlier periods that accounts' documents bill something of, with the `billing_account`."""
+        return [
+            late | {"billing_account": account["billing_account"]}
+            for account in self.accounts
+            for late in account.get("late", ())
+        ]
+
+    @property
+    def is_without_events(self) -> bool:
+        """Whether what was signed is of the format in which nothing is kept of single events and movements."""
+        return any(each["format"] == contents.WITHOUT_EVENTS for each in self.accounts)
 
     @property
     def journals(self) -> dict[str, Path]:

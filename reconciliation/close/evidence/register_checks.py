@@ -126,7 +126,7 @@ def _movements(pack: Pack) -> Check:
     """What R11 had explained is in the register of movements, whose parts add up."""
     found = [each for each in pack.of(GATES_FILE) if each["gate"] == Gate.R11]
     told = {each["key"]: each["right"] for result in found for each in result["differences"]}
-    ours: dict[str, Value] = {} if pack.is_of_before else dict(told)
+    ours: dict[str, Value] = {} if pack.is_without_events else dict(told)
     theirs: dict[str, Value] = {}
     for row in _rows((pack.content / registers.MOVED_FILE).read_bytes()):
         moved = movement.read(row)

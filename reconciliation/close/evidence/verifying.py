@@ -11,11 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from billing.bills.late_usage import plain_group
 from billing.errors import JournalBroken
 from billing.ledger.journal_chain import verified_export
 from billing.money import ZERO, exactly, plain
+from billing.periods import parse_period
 from reconciliation.agreement import Check, compare
 from reconciliation.close import priced_events
+from reconciliation.close.contents import OF_BEFORE
 from reconciliation.close.evidence import signed
 from reconciliation.close.evidence.pack import Pack
 from reconciliation.close.evidence.register_checks import register_checks
@@ -75,10 +78,11 @@ def _checks(pack: Pack) -> list[Check]:
     return [
         files,
         signed.contents(pack),
-        _cuts(pack.tenants, list(pack.of("cuts.jsonl"))),
+        _cuts([*pack.tenants, *pack.late], list(pack.of("cuts.jsonl"))),
         signed.tables(pack),
         *_rated(pack),
         _drafted(pack.accounts),
+        _billed_late(pack),
         signed.invoices(pack),
         signed.waivers(pack),
         chains,
@@ -96,11 +100,16 @@ def _cuts(tenants: Iterable[Mapping[str, Any]], cuts: Iterable[Mapping[str, Any]
         known[cut["digest"]] = set(cut["rows"])
     for tenant in tenants:
         for number, row in enumerate(tenant["usage"], start=1):
-            key = f"{tenant['tenant_id']}/{tenant['period']}/row {number}"
+            key = f"{_where(tenant)}/row {number}"
             digest = row_digest(row)
             said[key] = row["digest"]
             there[key] = digest if digest in known.get(tenant["cut"], ()) else f"{digest}, in no cut"
     return compare("frozen usage is that of its cut", "digests", "rows", said, there)
+
+
+def _where(tenant: Mapping[str, Any]) -> str:
+    """What is told of a tenant's period; of what came late, by the account that is billed for it, too."""
+    return "/".join(tenant[name] for name in ("tenant_id", "period", "billing_account") if name in tenant)
 
 
 def _rated(pack: Pack) -> list[Check]:
@@ -108,22 +117,28 @@ def _rated(pack: Pack) -> list[Check]:
     rated = RatedTwice()
     said: dict[str, Value] = {}
     there: dict[str, Value] = {}
-    events: dict[str, list[Used]] = {}
-    for line in pack.of(priced_events.FILE):
-        key = f"{line['tenant_id']}/{line['period']}"
-        there[key], events[key] = priced_events.of_pack(line)
-    for tenant in pack.tenants:
-        key = f"{tenant['tenant_id']}/{tenant['period']}"
+    events: dict[tuple[str, str, str], list[Used]] = {}
+    for number, line in enumerate(pack.of(priced_events.FILE), start=1):
+        digest, used = priced_events.of_pack(line)
+        events[line["tenant_id"], line["period"], digest] = used
+        there[f"line {number}"] = digest
+    named: set[str] = set()
+    for tenant in (*pack.tenants, *pack.late):
+        key = _where(tenant)
         if tenant["contract"] is None:
             continue
         if priced_by_event(tenant["contract"]):
-            if pack.is_of_before:
+            if pack.is_without_events:
                 continue
+            of = tenant["tenant_id"], tenant["period"], tenant["events"]
+            named.add(tenant["events"])
             said[key] = tenant["events"]
-            used = events.get(key, [])
+            there |= {key: tenant["events"]} if of in events else {}
+            used = events.get(of, [])
         else:
             used = [frozen_as_used(row, number) for number, row in enumerate(tenant["usage"], start=1)]
         rated.add(key, tenant["contract"], used, map(_told, tenant["rated_lines"]))
+    said |= {key: digest for key, digest in there.items() if digest in named}
     return [
         compare("single events are what was signed", "accounts", priced_events.FILE, said, there),
         rated.check("second rating of frozen usage"),
@@ -158,6 +173,38 @@ def _drafted(accounts: Iterable[Mapping[str, Any]]) -> Check:
                         drafted[key] += Decimal(line["amount_exact"])
     ours, theirs = ({k: Decimal(plain(v)) for k, v in each.items() if v} for each in (rated, drafted))
     return compare("rated lines are drafted", "rated lines", "lines of drafts", dict(ours), dict(theirs))
+
+
+def _billed_late(pack: Pack) -> Check:
+    """What documents bill of earlier periods is what these were rated at, less what others had billed of them before:
+    by account, tenant, period and tax group, but for credits. In major units.
+
+    Groups of which they bill nothing are left out: what came to them is on credit notes, or comes to nothing.
+    """
+    begins = parse_period(pack.month).start
+    rated: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    billed: dict[str, Decimal] = defaultdict(lambda: ZERO)
+    groups: dict[str, set[str]] = defaultdict(set)
+    with exactly():
+        for account in pack.accounts:
+            if account["format"] in OF_BEFORE:
+                continue
+            name = account["billing_account"]
+            for document in account["documents"]:
+                for line in document["lines"]:
+                    period, group = line["original_period"], plain_group(line["tax_group"])
+                    if line["kind"] != "credit" and parse_period(period).end <= begins:
+                        groups[f"{name}/{period}"].add(group)
+                        billed[f"{name}/{line['tenant_id']}/{period}/{group}"] += Decimal(line["amount_exact"])
+            for late in account["late"]:
+                of = f"{name}/{late['tenant_id']}/{late['period']}"
+                own = (line for line in late["rated_lines"] if line["billing_account"] == name)
+                for sign, lines in ((1, own), (-1, late["billed_before"])):
+                    for line in lines:
+                        if line["tax_group"] in groups[f"{name}/{late['period']}"]:
+                            rated[f"{of}/{line['tax_group']}"] += sign * Decimal(line["amount"])
+    ours, theirs = ({k: Decimal(plain(v)) for k, v in each.items() if v} for each in (rated, billed))
+    return compare("what came late is billed as rated", "rated, not billed before", "lines of drafts", ours, theirs)
 
 
 def _chains(journals: Mapping[str, Path]) -> tuple[Check, dict[str, tuple[int, bytes]]]:

@@ -58,7 +58,8 @@ EXPLAINED: Final = """# The close of {month}
 checks, without database or network: every file against `content/manifest.json`, and that against
 `signatures/manifest.sha256`, the hash that `close evidence` printed; every account's content against the hash that was
 signed; tables against contents; frozen usage against its cut; rated lines against a second, independent rating of the
-frozen usage; invoices against what was approved, both ways, and against their lines; what gates call waived against the
+frozen usage, of earlier periods that drafts bill something of, too; invoices against what was approved, both ways, and
+against their lines; what gates call waived against the
 waivers; the journal's chain of hashes, that it ends where its book was closed, its sums, and its accruals against the
 rated lines; Stripe's objects against invoices and journal, both ways; the registers against journal and documents; the
 page against the content.
@@ -66,7 +67,7 @@ page against the content.
 | file in content/ | holds |
 |---|---|
 | cuts.jsonl | when usage was cut, up to which message of each source, and where all else stood |
-| accounts.jsonl | an account a line, as it was approved: contract, frozen usage, rated lines, drafts |
+| accounts.jsonl | an account a line, as it was approved: contract, frozen usage, rated lines, drafts; what came late |
 | priced_events.jsonl | of tenants whose prices hang on single events: these, as the second rating read them |
 | usage.csv, rated_lines.csv | the same as tables |
 | gates.jsonl, waivers.jsonl | what each gate compared and found; what a person let stay, why, what it may be worth |
@@ -103,7 +104,7 @@ def write_evidence(engine: Engine, month: BillingPeriod, folder: Path, *, tar: P
     with transaction(engine) as connection:
         files = dict(_content(connection, month))
         signatures = dict(_signatures(connection, month))
-        cut_at = max((cut.taken_at for cut in _taken(connection, month, _accounts(files))), default=month.end)
+        cut_at = max((cut.taken_at for cut in _taken(connection, _accounts(files))), default=month.end)
     if not files[ACCOUNTS_FILE]:
         raise CloseRefused(f"nothing of {month.name} is reconciled yet: there is no evidence of it")
     listed = [
@@ -132,8 +133,8 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
     contents = close_store.latest_contents(connection, month.name)
     accounts = [json.loads(each.content) for each in contents]
     yield ACCOUNTS_FILE, "".join(f"{each.content}\n" for each in contents).encode()
-    yield "cuts.jsonl", lines(_cuts(connection, month, accounts))
-    yield priced_events.FILE, _priced_events(connection, month, accounts)
+    yield "cuts.jsonl", lines(_cuts(connection, accounts))
+    yield priced_events.FILE, _priced_events(connection, accounts)
     yield "usage.csv", usage_table(accounts)
     yield "rated_lines.csv", rated_table(accounts)
     stored = gate_store.latest(connection, month.name)
@@ -222,10 +223,8 @@ def trial_balance(entity: str, month: str, journal: Iterable[Mapping[str, Any]])
     ]  # fmt: skip
 
 
-def _cuts(
-    connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    for cut in _taken(connection, month, accounts):
+def _cuts(connection: Connection, accounts: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for cut in _taken(connection, accounts):
         yield {
             "period": cut.period.name,
             "taken_at": rfc3339(cut.taken_at),
@@ -235,19 +234,28 @@ def _cuts(
         }
 
 
-def _priced_events(connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]) -> bytes:
+def _priced_events(connection: Connection, accounts: Sequence[Mapping[str, Any]]) -> bytes:
     """Of the tenants whose contents name them; the digest tells whether they are those that were signed."""
-    signed = {tenant.get("events") for account in accounts for tenant in account["tenants"]}
+    signed = {(each["tenant_id"], each["cut"], each.get("events")) for each in rated_in(accounts)}
     return b"".join(
         priced_events.in_pack(each, cut.period)
-        for cut in _taken(connection, month, accounts)
+        for cut in _taken(connection, accounts)
         for each in priced_events.of_cut(connection, cut.cut_id)
-        if each.tenant_id in cut.tenants and each.digest in signed
+        if (each.tenant_id, cut.digest, each.digest) in signed
     )
 
 
-def _taken(connection: Connection, month: BillingPeriod, accounts: Iterable[Mapping[str, Any]]) -> list[Cut]:
-    return freezing.cuts(connection, month.name, {t["tenant_id"] for account in accounts for t in account["tenants"]})
+def _taken(connection: Connection, accounts: Iterable[Mapping[str, Any]]) -> list[Cut]:
+    """The cuts that accounts' contents name."""
+    return freezing.by_digest(connection, {each["cut"] for each in rated_in(accounts)})
+
+
+def rated_in(accounts: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """What accounts' contents have of tenants' periods: of what the month bills, and of what came late to earlier
+    ones."""
+    for account in accounts:
+        yield from account["tenants"]
+        yield from account.get("late", ())
 
 
 def usage_table(accounts: Iterable[Mapping[str, Any]]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import product
@@ -19,6 +20,7 @@ from billing.bills.tax import TaxMode, TaxRules
 from billing.commands.change_subscription import cancel_subscription
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.keep_accounts import add_entity
+from billing.commands.rate_period import rate_period
 from billing.commands.send_invoices import Outcome
 from billing.commands.set_tax import set_tax
 from billing.commands.sync_stripe import sync_stripe
@@ -35,6 +37,7 @@ from reconciliation.close import close_store
 from reconciliation.close.deciding import CARRIED_OUT, Worth, approve, propose_reopening, release, waive
 from reconciliation.close.evidence.verifying import verify_evidence
 from reconciliation.close.evidence.writing import write_evidence
+from reconciliation.close.freezing import keeping_late
 from reconciliation.close.gates import gate_store
 from reconciliation.close.gates.collecting import quarantined
 from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_waivable
@@ -51,7 +54,14 @@ from tests.fixtures_stripe_twin import act
 from tests.integration.billing.conftest import Crash
 from tests.integration.billing.test_exchange_rates import book, set_rate
 from tests.integration.reconciliation.conftest import Line, event
-from tests.integration.reconciliation.forgeries import assert_forgery_is_found, broken, files
+from tests.integration.reconciliation.forgeries import (
+    Change,
+    assert_forgery_is_found,
+    broken,
+    edited,
+    files,
+    forge_manifest,
+)
 
 SEPTEMBER: Final = parse_period("2026-09")
 MIDDLE: Final = OCTOBER.start + timedelta(days=14)
@@ -114,6 +124,7 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
         approve(line.engine, OCTOBER, actor="bob", seen="0a")
     approve(line.engine, OCTOBER, actor="bob", seen=waiting["hash"])
     assert close_status(line.engine, OCTOBER)["to_sign"] is None
+    assert_what_is_booked_otherwise_is_not_closed(line)
     # The torn message is nobody's: it holds up the book alone
     assert [text.split(":")[0] for text in run(line).problems] == ["R9"]
     assert_only_what_has_no_answer_yet_waits(line)
@@ -145,14 +156,51 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     assert broken(tmp_path / "a.tar") == broken(tmp_path / "a") == set()
-    # No money moved in October in the twin, whose clock is the machine's; nobody is priced by single events
+    # No money moved in October in the twin, whose clock is the machine's; nobody is priced by single events, or late
     nothing = {check.name for check in verify_evidence(tmp_path / "a") if not check.compared}
-    assert nothing == {"Stripe's money is the journal's", "single events are what was signed"}
+    assert nothing == {
+        "Stripe's money is the journal's", "single events are what was signed", "what came late is billed as rated",
+    }  # fmt: skip
     assert_what_nobody_signs_is_there(tmp_path / "a")
     assert_all_that_was_booked_is_there(line, tmp_path / "a")
     (approval,) = [json.loads(text) for text in (tmp_path / "a/signatures/approvals.jsonl").read_text().splitlines()]
     assert (approval["prepared_by"], approval["approved_by"], approval["alone"]) == ("dan", "bob", False)
     assert_forgery_is_found(tmp_path / "a", written.manifest)
+
+
+def assert_what_is_booked_otherwise_is_not_closed(line: Line) -> None:
+    """Once it is issued: before that nothing of it is booked."""
+    booked = "update ledger.journal_entries set source = source || {} where kind = 'invoice'"
+
+    def otherwise(name: str) -> None:
+        if name == "finalized":
+            line.tamper("ledger.journal_entries", booked.format("""'{"invoice_id": ""}'"""))
+
+    told, *_ = (text for text in run(line, checkpoint=otherwise).problems if text.startswith("acme"))
+    assert told.startswith("acme: R5b: issued invoices are booked: 1100/acme/USD: ")
+    assert states(line) == {"acme": "finalized"}
+    its_own = "jsonb_build_object('invoice_id', (select invoice_id from ledger.invoices))"
+    line.tamper("ledger.journal_entries", booked.format(its_own))
+
+
+def test_what_stripe_needs_a_person_for_is_left_by_one_who_has_not_prepared_it(open_line: Line) -> None:
+    line = open_line
+    waive_all(line, Gate.R1)
+    run(line)
+    approve(line.engine, OCTOBER, actor="bob")
+    ((draft,),) = line.rows("select stripe_invoice_id from ledger.invoices")
+    line.stripe.v1.invoices.add_lines(draft, {"lines": [{"amount": 5, "description": "by hand"}]})
+    run(line)
+    assert states(line) == {"acme": "parked"}
+    waive_all(line, Gate.R9)
+    (told,) = (text for text in run(line).problems if text.startswith("the book"))
+    assert told.startswith("the book of default: acme is parked, and nobody has left it: ")
+    with pytest.raises(CloseRefused, match="ada has prepared acme: another person leaves it"):
+        approve(line.engine, OCTOBER, actor="ada", leave=["acme"], reason="it is looked at")
+    approve(line.engine, OCTOBER, actor="bob", leave=["acme"], reason="it is looked at")
+    run(line)
+    assert states(line) == {"acme": "parked", "book default": "closed"}
+    assert release(line.engine, OCTOBER, "acme", actor="bob", reason="mended").state is State.APPROVED
 
 
 class Busy(StripeGateway):
@@ -365,6 +413,8 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     ]  # fmt: skip
     write_evidence(line.engine, OCTOBER, tmp_path)
     assert broken(tmp_path) == set()
+    assert_what_came_late_is_rated_again(tmp_path)
+    assert_what_was_closed_without_an_invoice_is_not_billed_twice(line, "idle")
     assert {path.name for path in tmp_path.rglob("journal-*")} == {"journal-default.jsonl", "journal-eu.jsonl"}
     assert_an_adjustment_in_stripe_is_there(tmp_path)
     # A conflict keeps what came first: its usage is accrued though nobody is billed
@@ -441,6 +491,45 @@ def close_september_without_an_invoice(line: Line, tenant: str) -> None:
         close_store.move(connection, [standing], Event.CLOSE, "ada")
 
 
+def assert_what_was_closed_without_an_invoice_is_not_billed_twice(line: Line, account: str) -> None:
+    """What came to September is on October's invoice: no invoice of September's own is drawn up any more. What comes
+    now is asked of by the close that bills it, though another month's has rated it."""
+    with pytest.raises(CloseRefused, match=f"{account} was closed without an invoice for 2026-09, .* is on INV-"):
+        propose_reopening(line.engine, SEPTEMBER, account, actor="ada", reason="it used something", now=NOW)
+    line.send_events(event(20, tenant_id=account, timestamp="2026-09-12T10:00:00Z"))
+    for month in (OCTOBER, NOVEMBER, NOVEMBER):
+        rate_period(line.engine, period=SEPTEMBER, now=NOW, keep=keeping_late(month, "ada"))
+    cuts = "select month from ledger.close_cuts where period_start = '2026-09-01' and :name = any(tenants) order by 1"
+    assert line.rows(cuts, name=account) == [("2026-10",), ("2026-10",), ("2026-11",)]
+
+
+def assert_what_came_late_is_rated_again(folder: Path) -> None:
+    """From what is in the pack alone: what it was rated from, and what other documents had billed of it before."""
+    file, whole = folder / "content/accounts.jsonl", files(folder)
+    late = {
+        account["billing_account"]: [(each["tenant_id"], each["period"], len(each["billed_before"])) for each in found]
+        for account in map(json.loads, file.read_text().splitlines())
+        if (found := account["late"])
+    }
+    assert late == {"gone": [("gone", "2026-09", 1)], "idle": [("idle", "2026-09", 0)]}
+
+    def of_late(change: Callable[[Any], Any]) -> Change:
+        return edited(lambda account: [change(each) for each in account["late"]])
+
+    billed, frozen = "what came late is billed as rated", "frozen usage is that of its cut"
+    for change, checks in (
+        (of_late(lambda each: each["usage"][0].update(output_tokens=7)), {frozen, "rated again"}),
+        (of_late(lambda each: each["rated_lines"][0].update(amount="7")), {"rated again", billed}),
+        (of_late(lambda each: each["billed_before"].clear()), {billed}),
+        (edited(lambda account: account["late"].clear()), {billed}),
+    ):  # fmt: skip
+        file.write_text(change(file.read_text()))
+        (folder / "signatures/manifest.sha256").write_text(forge_manifest(folder / "content"))
+        assert broken(folder) == checks | {"contents are what was signed"}
+        for path, data in whole.items():
+            (folder / path).write_bytes(data)
+
+
 def assert_no_later_close_rates_what_is_cut(line: Line) -> None:
     """Whatever its billing period is called, and also of who is gone by then."""
     november = Run(line.engine, NOVEMBER, line.gateway, line.log, NOW, "ada", None, lambda name: None)
@@ -480,6 +569,17 @@ def assert_no_message_is_overlooked(line: Line) -> None:
             " from usage.quarantine, generate_series(1, 10001) as number where reason = 'torn' order by number"
         )
         assert len(quarantined(raw(rolled_back), OCTOBER)["beta"]) == 1
+        # Of a time that is to come it says itself: it may be of any month after it was refused
+        refused = (
+            "insert into usage.quarantine (source, position, reason, detail, message, appended_at, tenant_id)"
+            " select source, 2000000, '{}', '', '', '2026-09-30T23:59:00Z', 'gamma' from usage.quarantine limit 1"
+        )
+        waiting = len(quarantined(raw(rolled_back), OCTOBER)["gamma"])
+        for reason, more in (("conflict", 0), ("future", 1)):
+            with rolled_back.begin_nested() as nested:
+                rolled_back.exec_driver_sql(refused.format(reason))
+                assert len(quarantined(raw(rolled_back), OCTOBER)["gamma"]) == waiting + more
+                nested.rollback()
 
 
 def test_a_kill_after_any_step_resumes_to_the_same_content_and_reopening_needs_two(

@@ -207,11 +207,11 @@ def assert_single_events_are_rated_again(folder: Path) -> None:
 
 
 def assert_what_an_earlier_version_signed_is_still_shown(line: Line, folder: Path) -> None:
-    """It had no digest of single events, and kept no movements."""
+    """It had nothing of what came late, no digest of single events, and kept no movements."""
     for table, change in (
         ("close_contents", "content = was.told, hash = encode(sha256(convert_to(was.told, 'utf8')), 'hex')"
-         " from (select content_no as no, regexp_replace(replace(content, 'content.v3', 'content.v2'),"
-         " '\"events\":(null|\"[0-9a-f]+\"),', '', 'g') as told from ledger.close_contents) as was"
+         " from (select content_no as no, regexp_replace(replace(content, 'content.v4', 'content.v2'),"
+         " '\"(events\":(null|\"[0-9a-f]+\")|late\":\\[\\]),', '', 'g') as told from ledger.close_contents) as was"
          " where no = content_no"),
         ("close_transitions", "detail = jsonb_set(detail, '{content_hash}', (select to_jsonb(hash) from"
          " ledger.close_contents order by content_no desc limit 1)) where detail ? 'content_hash'"),
@@ -219,5 +219,5 @@ def assert_what_an_earlier_version_signed_is_still_shown(line: Line, folder: Pat
     ):  # fmt: skip
         line.tamper(f"ledger.{table}", f"update ledger.{table} set {change}")
     write_evidence(line.engine, OCTOBER, folder)
-    assert re.search(r'content\.v3|"events":(null|")', (folder / "content/accounts.jsonl").read_text()) is None
+    assert re.search(r'content\.v4|"late":|"events":(null|")', (folder / "content/accounts.jsonl").read_text()) is None
     assert broken(folder) == set()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from pathlib import Path
 
 import pytest
 
@@ -48,10 +50,32 @@ def test_the_state_of_a_month_can_be_had_as_csv(billed: Run) -> None:
     ]
 
 
-def test_differences_can_be_had_as_csv_and_end_with_one(billed: Run) -> None:
+def test_differences_can_be_had_as_csv_and_end_with_one(billed: Run, tmp_path: Path) -> None:
     done = billed("reconcile", "run", "2026-10", "--csv")
     assert done.returncode == 1
     assert {"check": "usage is rated", "key": "acme/output", "left": "", "right": "1000"} in rows(done)
+    assert_a_gateways_log_is_compared_by_hour(billed, tmp_path)
+
+
+def assert_a_gateways_log_is_compared_by_hour(billed: Run, folder: Path) -> None:
+    (folder / "log").write_text('{"t": "acme", "id": "q1", "m": "llama", "n": 7, "at": "2026-10-01T00:30:00Z"}\n')
+    (folder / "mapping.yaml").write_text(
+        "{log: gw, fields: {tenant_id: t, request_id: id, model: m, input_tokens: n, output_tokens: n, timestamp: at}}"
+    )
+    by_the_log = ("reconcile", "run", "--admission-log", str(folder / "log"), "--mapping", str(folder / "mapping.yaml"))
+    done = billed(*by_the_log, "--from", "2026-10-01", "--to", "2026-10-02", "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert [each["kind"] for each in found["findings"]] == ["unmetered_requests"]
+    (hour,) = found["by_hour"]["hours"]
+    assert {name: hour[name] for name in ("hour", "admitted", "counted", "missing", "beyond", "counted_output")} == {
+        "hour": "2026-10-01T00:00:00Z", "admitted": 1, "counted": 1, "missing": 1, "beyond": 1, "counted_output": 1000
+    }  # fmt: skip
+    assert "0 agree, 1 do not" in billed(*by_the_log, "--from", "2026-10-01", "--to", "2026-10-02").stdout
+    number = str(found["findings"][0]["finding_no"])
+    assert "2026-10-01T00:00:00" in billed("reconcile", "show", number).stdout
+    refused = billed("replay", "plan", "--take-back", number)
+    assert (refused.returncode, "is of kind unmetered_requests" in refused.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,10 @@ def assert_what_is_settled_is_told_again_only_where_it_is_more(
     assert_a_look_at_a_part_of_its_time_is_no_news(connection, monkeypatch)
     finding_store.settle(connection, skew(), NOW, reason="billed in their hours as they are", actor="ada")
     assert_a_look_at_a_part_of_its_time_is_no_news(connection, monkeypatch)
+    applier.apply(make_chunk(numbered(14, 8, timestamp="2026-11-01T09:59:51Z", boot="skewed")))
+    later = datetime(2026, 11, 1, 9, 59, 41, tzinfo=UTC)
+    assert [each.kind for each in look(connection, later, NOW, NOW).written.changed] == ["clock_skew"]
+    assert skew().size["events"] == [8, 8], "what goes on is told whole"
 
 
 def assert_a_look_at_a_part_of_its_time_is_no_news(

@@ -22,11 +22,12 @@ from reconciliation.errors import ReplayRefused
 from reconciliation.replay import behind
 from reconciliation.replay.effects import Effects, quota_effects
 from reconciliation.replay.material import Found, NotMappable
-from serving_adapter.events import UNREADABLE, key_of
+from serving_adapter.events import UNREADABLE, UsageEvent, key_of
 from streams import audit
 from streams.ingest import stored_versions
 from streams.ingest.apply import adapt
 from streams.ingest.dry_run import DryRun, Expected, Fate
+from streams.ingest.moved_corrections import impossible
 from streams.quotas import definition_store, feed
 from streams.quotas.amounts import PriceList
 from streams.quotas.calendar import CALENDAR_MONTHS
@@ -131,12 +132,17 @@ class Planner:
 
     def _sort(self, told: Sequence[Told]) -> list[Told]:
         """Keep or leave out messages, told with their origins, by their fates; return what is to be compared yet."""
-        kept: list[Expected] = []
-        for expected, origin in told:
+        kept: list[tuple[Expected, list[Any]]] = []
+        beside = self._beside([expected for expected, _ in told])
+        for (expected, origin), there in zip(told, beside, strict=True):
             if expected.fate is Fate.BEHIND:
                 continue
+            if expected.message is not None and (why := _impossible(expected.message.event, there)):
+                message = expected.message.record.value
+                self._leave_out(Fate.REFUSED.value, "invalid", why, expected.tenant_id, origin, message)
+                continue
             if expected.fate.changes:
-                kept.append(expected)
+                kept.append((expected, there))
             elif expected.fate is not Fate.THERE:
                 fate, detail = expected.fate.value, expected.detail
                 self._leave_out(fate, expected.reason, detail, expected.tenant_id, origin, expected.record.value)
@@ -147,12 +153,11 @@ class Planner:
         self._keep(kept)
         return [each for each in told if each[0].fate is Fate.BEHIND]
 
-    def _keep(self, kept: list[Expected]) -> None:
-        """Add what would change anything to the plan's records, and to its effects."""
-        beside = self._beside(kept)
+    def _keep(self, kept: Sequence[tuple[Expected, Sequence[Any]]]) -> None:
+        """Add what would change anything to the plan's records, and to its effects; each with what counts beside it."""
         with self._connection.cursor() as cursor, cursor.copy(_COPY_RECORDS) as copy:
             copy.set_types(_RECORD_TYPES)
-            for each, there in zip(kept, beside, strict=True):
+            for each, there in kept:
                 part = part_of(each.tenant_id or "")
                 position = self._positions[part]
                 self._positions[part] += 1
@@ -163,15 +168,15 @@ class Planner:
                 if each.message is not None and each.fate is not Fate.FILL:
                     self._enter(each.message, each.enters_at, there)
 
-    def _beside(self, kept: Sequence[Expected]) -> list[list[Any]]:
-        """Of each, what counts of its request's attempt: of what it takes the place of, or corrects."""
+    def _beside(self, told: Sequence[Expected]) -> list[list[Any]]:
+        """Of each that would count, what counts of its request's attempt: what it takes the place of, or corrects."""
         asked = {}
-        for at, each in enumerate(kept):
+        for at, each in enumerate(told):
             moment = each.enters_at or (each.beside.completed_at if each.beside is not None else None)
-            if each.message is not None and moment is not None and each.fate is not Fate.FILL:
+            if each.message is not None and moment is not None and each.fate in (Fate.ADD, Fate.SUPERSEDE):
                 asked[at] = (each.message.event, moment)
         rows = dict(zip(asked, stored_versions.counting(self._connection, list(asked.values())), strict=True))
-        return [rows.get(at, []) for at in range(len(kept))]
+        return [rows.get(at, []) for at in range(len(told))]
 
     def _enter(self, message: Accepted, enters_at: datetime | None, beside: Sequence[Any]) -> None:
         """Add a message to the effects, and take out of them what it takes the place of; `beside`: what counts now."""
@@ -204,6 +209,12 @@ class Planner:
             "usage": effects.by_tenant_and_month(),
             "quotas": list(_quotas(self._connection, effects)),
         }
+
+
+def _impossible(event: UsageEvent, beside: Sequence[Any]) -> str:
+    """What a correction would leave of what counts, if that cannot be; '' if it can, or nothing counts yet."""
+    others = [row for row in beside if (row.kind, row.correction_no) != (event.kind, event.correction_no)]
+    return impossible(others, event) if event.kind != "usage" and others else ""
 
 
 def part_of(tenant_id: str) -> int:

@@ -401,9 +401,12 @@ def test_a_correction_is_planned_told_and_billed_where_what_it_corrects_is(repla
     }  # fmt: skip
     corrects = {n: str(event_id_of(Identity("acme", f"q{n}", 1, "usage", 0))) for n in (2, 3)}
     plan = replays.plan(
-        event(2, corrects=corrects[2], **back), event(3, corrects=corrects[3], usage_source="gateway", **back), now=now
+        event(2, corrects=corrects[2], **back),
+        event(3, corrects=corrects[3], usage_source="gateway", **back),
+        event(3, corrects=corrects[3], **(back | {"output_tokens": -6})),
+        now=now,
     )
-    assert (plan.records, plan.counts["there"]) == (1, 1)
+    assert (plan.records, plan.counts["there"], plan.counts["reasons"]) == (1, 1, {"invalid": 1})
     (row,) = plan.effects["usage"]
     assert (row["month"], row["requests"], row["output_tokens"]) == ("2026-10", 0, -5)
     (money,) = plan.money or ()

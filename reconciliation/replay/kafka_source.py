@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from reconciliation.errors import MaterialUnreadable
 from reconciliation.replay.material import Found, Material
@@ -22,10 +22,7 @@ BATCH: Final = 1000
 def appended(kafka: KafkaSettings, topic: str, begin: datetime, end: datetime) -> Material:
     """Every message appended in [begin, end), partition by partition. Raises MaterialUnreadable, KafkaUnavailable."""
     admin_client(kafka)
-    consumer = Consumer(
-        kafka.client(**{"group.id": GROUP, "enable.auto.commit": False, "isolation.level": "read_committed"}),
-        logger=quiet_log,
-    )
+    consumer = _consumer(kafka)
     try:
         for partition, first, after in _bounds(consumer, topic, begin, end):
             for message in _read(consumer, topic, partition, first, after):
@@ -34,6 +31,15 @@ def appended(kafka: KafkaSettings, topic: str, begin: datetime, end: datetime) -
         raise MaterialUnreadable(f"cannot read {topic}: {error.args[0].str()}") from None
     finally:
         consumer.close()
+
+
+def _consumer(kafka: KafkaSettings) -> Consumer:
+    """One that tells where what it is to read is gone; by default it would go on at the end."""
+    settings = {
+        "group.id": GROUP, "enable.auto.commit": False, "isolation.level": "read_committed",
+        "auto.offset.reset": "error",
+    }  # fmt: skip
+    return Consumer(kafka.client(**settings), logger=quiet_log)
 
 
 def _bounds(consumer: Consumer, topic: str, begin: datetime, end: datetime) -> list[tuple[int, int, int]]:
@@ -57,7 +63,9 @@ def _read(consumer: Consumer, topic: str, partition: int, first: int, after: int
     while True:
         messages = consumer.consume(BATCH, timeout=1.0)
         for message in messages:
-            if (error := message.error()) is not None:
+            if (error := message.error()) is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise MaterialUnreadable(f"{topic}/{partition} was cut off while it was read: plan what is left of it")
+            if error is not None:
                 raise KafkaUnavailable(f"{topic}/{partition}: {error.str()}")
             if (message.offset() or 0) >= after:
                 return

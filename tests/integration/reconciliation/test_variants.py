@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 
+from reconciliation.errors import MaterialUnreadable
 from reconciliation.findings import finding_store
 from reconciliation.findings.finding import Finding
 from reconciliation.findings.look import AdmissionLog, look
@@ -225,3 +226,10 @@ def test_what_the_topic_holds_is_read_by_the_time_it_was_appended(replays: Repla
     assert list(kafka_source.appended(kafka, name, now - 2 * hour, now - hour)) == []
     plan = replays.plan(*(each.message for each in found if isinstance(each, Found)))
     assert (plan.counts["add"], plan.counts["there"]) == (2, 1)
+    partition = int(found[0].origin.rpartition("/")[2].partition("@")[0])
+    cut, admin = TopicPartition(name, partition, 2), admin_client(kafka)  # what is under way ends with it
+    admin.delete_records([cut])[cut].result()
+    consumer = kafka_source._consumer(kafka)
+    with pytest.raises(MaterialUnreadable, match="was cut off while it was read"):
+        list(kafka_source._read(consumer, name, partition, 0, 3))
+    consumer.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 import time
 import urllib.request
@@ -22,7 +23,9 @@ from billing.commands.apply_plan import apply_plan
 from billing.commands.draft_invoices import draft_invoices
 from billing.commands.rate_period import rate_period
 from billing.commands.send_invoices import Outcome, send_invoices
+from billing.commands.show_invoices import invoice_list
 from billing.commands.start_subscription import start_subscriptions
+from billing.commands.sync_stripe import sync_stripe
 from billing.database import engine_for, transaction
 from billing.periods import BillingPeriod, parse_period
 from billing.settings import StripeSettings
@@ -30,17 +33,24 @@ from billing.stripe.rate_limits import ENDPOINT_PER_S, LIVE_PER_S, SANDBOX_PER_S
 from billing.stripe.stripe_gateway import StripeGateway
 from reconciliation.close.gates.evaluating import Outside, evaluate
 from reconciliation.close.gates.gate import Gate
+from reconciliation.stripe_records import money_seen
+from serving_adapter.settings import KafkaSettings
+from serving_adapter.topics import USAGE, ensure_topics
 from streams import tenants
 from streams.database import connect
+from streams.ingest.logs import LogReader
 from tests.benchmarks.gates import Stopwatch
 from tests.benchmarks.report import QUICK, Report
 from tests.billing_builders import EMAIL, NOW, PLAN, SINCE
-from tests.fixtures_stripe_twin import TwinProcess, new_test_key
+from tests.fixtures_services import delete_topics
+from tests.fixtures_stripe_twin import StripeTwin, TwinProcess, act, new_test_key
 
 INVOICES: Final = int(os.environ.get("BENCH_INVOICES") or (60 if QUICK else 1_000))
 SCALE: Final = float(os.environ.get("BENCH_STRIPE_SCALE") or 0.5)
 """Of Stripe's limits, so that two cores keep up with the sender and the twin at once."""
 GOAL: Final = 1.25
+NO_LIMITS: Final = Limits(1e6, 1e6)
+"""While what is compared is made, and while it is compared: what Stripe allows for that is no matter of the gates."""
 MODES: Final = {"live": (LIVE_PER_S, parse_period("2026-10")), "sandbox": (SANDBOX_PER_S, parse_period("2026-11"))}
 RATIO: Final = {"live": "stripe_ratio_to_floor", "sandbox": "sending_sandbox_to_floor"}
 
@@ -67,6 +77,9 @@ def main(report: Report, url: str) -> None:
                 gateway = StripeGateway(StripeSettings(key, address), limits)
                 _limit(address, limits)
                 _measure(report, mode, engine, month, gateway, limits)
+            _limit(address, NO_LIMITS)
+            gateway = StripeGateway(StripeSettings(key, address), NO_LIMITS)
+            _pay(engine, StripeTwin(address, key), month, gateway)
             _compare(report, engine, month, gateway)
         finally:
             twin.kill()
@@ -92,11 +105,33 @@ def _measure(
 
 
 def _compare(report: Report, engine: Engine, month: BillingPeriod, gateway: StripeGateway) -> None:
-    """What R5b takes, which asks Stripe for every invoice; that windows have no events is no matter of it."""
+    """What R5b and R6 take, which ask Stripe for every invoice and for all that moved, and what it takes to ask Kafka's
+    end for R1, of a topic that nothing waits in; that windows have no events is no matter of these."""
+    kafka = KafkaSettings(os.environ["TOLLBOOK_KAFKA"], topic_prefix=f"bench-{secrets.token_hex(4)}")
+    ensure_topics(kafka)
+    log = LogReader(kafka, USAGE.name(kafka.topic_prefix)).read
+    begun = time.monotonic()
+    log()
+    report.add("gates_kafkas_end_seconds", "s", [time.monotonic() - begun])
+    begun = time.monotonic()
+    moved = len(money_seen(gateway).moved)
+    listed = time.monotonic() - begun
     watch = Stopwatch()
-    found = evaluate(engine, month, now=NOW, outside=Outside(gateway), made=watch)
-    assert found[Gate.R5B].is_green, found[Gate.R5B].open[:3]
+    found = evaluate(engine, month, now=NOW, outside=Outside(gateway, log), made=watch)
+    for gate in (Gate.R5B, Gate.R6):
+        assert found[gate].is_green, found[gate].open[:3]
+    assert found[Gate.R6].compared > moved == INVOICES
     report.add("gates_r5b_seconds", "s", [watch.seconds[Gate.R5B]])
+    report.add("gates_r6_moved", "balance transactions", [moved])
+    report.add("gates_r6_seconds", "s", [listed + watch.seconds[Gate.R6]])
+    delete_topics(kafka)
+
+
+def _pay(engine: Engine, twin: StripeTwin, month: BillingPeriod, gateway: StripeGateway) -> None:
+    """Each invoice of a month is paid, and that is booked."""
+    for invoice in invoice_list(engine, period=month):
+        act(twin, "pay", invoice=invoice["stripe_invoice_id"])
+    assert sync_stripe(engine, gateway=gateway, now=NOW).problems == ()
 
 
 def floor_s(calls: Counter[str], limits: Limits) -> float:

@@ -144,10 +144,12 @@ def begin_note(
 ) -> StoredInvoice:
     """As `credit_invoice`, in the caller's transaction, without its line in the audit log.
 
-    One that Stripe has already (`content`) is issued also while what ends the invoice is under way: that may wait for
-    it.
+    One that Stripe has already (`content`) is issued also while what ends the invoice is under way, which may wait for
+    it, and after it was written off: Stripe takes none after that, so that the note had lowered what was.
     """
-    stored = correctable(connection, reference, CREDITABLE, ending=MADE_IN_STRIPE in content)
+    is_there = MADE_IN_STRIPE in content
+    states = (*CREDITABLE, InvoiceState.UNCOLLECTIBLE) if is_there else CREDITABLE
+    stored = correctable(connection, reference, states, ending=is_there)
     if amounts is None:
         return cancel(connection, stored, reason=reason, now=now, actor=actor, tell=True, content=content)
     of = stored.invoice

@@ -427,6 +427,22 @@ def test_what_was_written_off_and_is_paid_outside_stripe_after_all_comes_back(
     assert (now.get(1100, 0), now.get(5200, 0), now[1020]) == (0, 0, 15 + 20)
 
 
+def test_a_note_that_was_made_in_stripe_before_a_write_off_is_taken_over_after_it(
+    world: World, gateway: StripeGateway, stripe_twin: StripeTwin, sent: dict[str, str]
+) -> None:
+    made = stripe_twin.client().v1.credit_notes.create({"invoice": sent["acme"], "amount": 100}).id
+    two_people(world, ProposalKind.WRITE_OFF, sent["acme"])
+    sync(world, gateway)
+    act(stripe_twin, "pay", invoice=sent["acme"])
+    assert any("take that over first" in problem for problem in sync(world, gateway).problems)
+    take_over_note(
+        world.engine, sent["acme"], made, {"std": Decimal(1)}, gateway=gateway, reason="r", now=NOW, actor="ada"
+    )
+    agrees(world, gateway)
+    assert shown(world, sent["acme"])["state"] == "paid"
+    assert (books(world)[1100], books(world).get(5200, 0)) == (20, 0)
+
+
 def iid(world: World, reference: str) -> str:
     return str(shown(world, reference)["invoice_id"])
 

@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 import stripe
 
-START_TIMEOUT_S = 30
-STOP_TIMEOUT_S = 10
+from devstack import ports
+from tests.waiting import PATIENCE_S
+
+START_TIMEOUT_S = STOP_TIMEOUT_S = PATIENCE_S
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -107,7 +109,8 @@ class TwinProcess:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.log = data.with_name(f"{data.name}.log")
-        self.port = 0
+        self.port = ports.choose()
+        """Below those of passing connections, one of which might have it while the twin is stopped."""
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> StripeTwin:

@@ -452,7 +452,7 @@ def test_whoever_closes_a_period_waits_for_postings_that_are_under_way(book: Boo
         assert not got_it.wait(0.3)
         book.leg(entry, 1, "unbilled", "1")
         book.leg(entry, 2, "revenue", "-1")
-    assert got_it.wait(10)
+    assert got_it.wait(60)
     closer.join()
 
 

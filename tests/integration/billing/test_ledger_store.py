@@ -166,7 +166,7 @@ def test_processes_that_post_the_same_facts_at_once_book_each_once(world: World,
 
 def test_a_deadlock_is_tried_again_and_both_are_booked(world: World) -> None:
     post(world.engine, entry("first"))  # makes the accounts
-    met, tries = threading.Barrier(2, timeout=20), Counter[str]()
+    met, tries = threading.Barrier(2, timeout=60), Counter[str]()
 
     def two(first: str, second: str) -> None:
         def work(connection: Connection) -> None:
@@ -180,7 +180,7 @@ def test_a_deadlock_is_tried_again_and_both_are_booked(world: World) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(two, "a", "b"), pool.submit(two, "b", "a")]:
-            done.result(60)
+            done.result(120)
     assert sorted(tries.values()) == [1, 2]
     assert world.count("ledger.journal_entries") == 3
 

@@ -180,11 +180,13 @@ from billing.commands.send_invoices import send_invoices
 from billing.database import engine_for
 from billing.periods import parse_period
 from billing.settings import StripeSettings
+from billing.stripe.rate_limits import Limits
 from billing.stripe.stripe_gateway import StripeGateway
 sending.LINES_PER_REQUEST = 2
 url, key, api = sys.argv[1:]
 print("begins", flush=True)
-send_invoices(engine_for(url), period=parse_period("2026-10"), gateway=StripeGateway(StripeSettings(key, api)),
+slow = StripeGateway(StripeSettings(key, api), Limits(100, 100))  # a fast machine is not through before it is killed
+send_invoices(engine_for(url), period=parse_period("2026-10"), gateway=slow,
               now=datetime(2026, 12, 2, tzinfo=UTC), pause_s=0.05)
 """
 

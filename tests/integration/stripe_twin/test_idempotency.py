@@ -85,7 +85,7 @@ def test_the_same_key_while_the_first_still_runs_conflicts(stripe_twin: StripeTw
             assert client.v1.customers.retrieve(customer.id).name is None
         finally:
             hold.release()
-        assert first.result(timeout=30).name == "first"
+        assert first.result(timeout=60).name == "first"
     assert client.v1.customers.update(customer.id, {"name": "first"}, KEY).name == "first"
 
 
@@ -100,7 +100,7 @@ def test_a_retrying_client_gets_the_first_reply_after_a_conflict(stripe_twin: St
         patient = stripe_twin.client(max_network_retries=10)
         second = pool.submit(patient.v1.customers.update, customer.id, {"name": "A"}, KEY)
         hold.release()
-        assert first.result(timeout=30).to_dict() == second.result(timeout=30).to_dict()
+        assert first.result(timeout=60).to_dict() == second.result(timeout=60).to_dict()
 
 
 def test_many_at_once_make_one_object(stripe_twin: StripeTwin) -> None:
@@ -128,7 +128,7 @@ def test_a_reply_that_is_slow_is_already_stored(stripe_twin: StripeTwin) -> None
             again = client.v1.customers.update(customer.id, {"name": "A"}, KEY)
         finally:
             hold.release()
-        assert first.result(timeout=30).to_dict() == again.to_dict()
+        assert first.result(timeout=60).to_dict() == again.to_dict()
     assert again.last_response is not None
     assert again.last_response.headers["idempotent-replayed"] == "true"
 

@@ -89,6 +89,7 @@ class CompletenessCheck:
             raised += self._ended_without_farewell(now, watching_since)
             raised += self._clocks_that_are_off(now)
             raised += self._not_durable(now)
+            raised += self._written_off_in_vain(now)
             alerts.raise_all(self.connection, raised)
         return _Outcome.DONE
 
@@ -133,6 +134,17 @@ class CompletenessCheck:
             for boot in completeness_store.reported_boots(self.connection, "not_durable")
             if boot.not_durable
         ]
+
+    def _written_off_in_vain(self, now: datetime) -> list[Alert]:
+        """Tell, once, of each boot that goes on though a person said that nothing more would come of it."""
+        detail = 'goes on, though it was written off: "complete to" waits for nothing that it makes (restart it)'
+        return [
+            Alert(
+                "written_off_in_vain", boot.replica_id, {"replica_id": boot.replica_id, "boot_id": boot.boot_id},
+                f"boot {boot.boot_id}: {detail}", now,
+            )
+            for boot in completeness_store.written_off_in_vain(self.connection)
+        ]  # fmt: skip
 
     def _found(self, boot: Boot, finding: str, detail: str, now: datetime, **more: str) -> Alert:
         subject = {"replica_id": boot.replica_id, "boot_id": boot.boot_id} | more

@@ -263,6 +263,14 @@ def not_durable(connection: psycopg.Connection) -> list[Boot]:
         ).fetchall()
 
 
+def written_off_in_vain(connection: psycopg.Connection) -> list[Boot]:
+    """Boots that were written off, have been heard of since, and have not said farewell."""
+    with connection.cursor(row_factory=class_row(Boot)) as cursor:
+        return cursor.execute(
+            _BOOTS + " where b.last_received_at > w.written_off_at and b.farewell_at is null order by replica_id"
+        ).fetchall()
+
+
 def write_off(connection: psycopg.Connection, key: BootKey, *, actor: str, reason: str) -> bool:
     """Note a person's word that nothing more will come of a boot; audited. False if it was written off already.
 

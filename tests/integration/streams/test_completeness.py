@@ -466,6 +466,13 @@ def test_a_broken_boot_holds_back_until_somebody_writes_it_off(line: Line) -> No
     assert line.complete_to == after(9)
     audited = line.connection.execute("select actor, action, subject from usage.audit_log where action like 'streams%'")
     assert audited.fetchall() == [("ada", "streams.write-off", "r1/b1")]
+    line.check(10)
+    assert line.alerts == []
+    far = 10**9  # seconds; it was written off by the database's clock
+    line.report("heartbeat", far, last_seq=1)
+    line.check(far)
+    line.check(far + 1)
+    assert line.alerts == [("gap", "r1"), ("written_off_in_vain", "r1")]
 
 
 def test_a_boot_that_served_what_no_disk_had_holds_back_after_its_farewell_until_it_is_written_off(line: Line) -> None:

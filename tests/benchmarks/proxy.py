@@ -21,9 +21,9 @@ from typing import Any
 
 import uvicorn
 
+from devstack import ports
 from serving_adapter.isolation.callers import Caller, sign
 from tests.benchmarks.report import REPOSITORY, Report
-from tests.vllm.server import free_port
 
 KEY = b"k" * 32
 BODY = json.dumps({"model": "tiny", "prompt": "count every token once " * 100, "max_tokens": 64}).encode()
@@ -98,7 +98,7 @@ def running(*words: str, **environ: str) -> Iterator[int]:
 
 async def measure_proxy(folder: Path, report: Report, runs: int, requests: int) -> None:
     """Its figures. `folder` has the keys."""
-    engine, port = free_port(), free_port()
+    engine, port = ports.choose(), ports.choose()
     file = folder / "proxy.toml"
     file.write_text(CONFIG.format(home=folder, engine=engine, port=port))
     command = ("serving_adapter.command_line", "proxy")

@@ -200,7 +200,7 @@ async def _overtakes(server: Server, headers: dict[str, str] | None = None, **mo
 async def _queued(server: Server, running: int, waiting: int) -> None:
     """Return once so many requests run in the engine, and so many wait."""
     names = {"vllm:num_requests_running": running, "vllm:num_requests_waiting": waiting}
-    for _ in range(600):
+    for _ in range(2400):
         page = (await asked(server, None, "/metrics")).decode()
         found = {sample.name: float(sample.value) for sample in samples(page, set(names))}
         if found == names:

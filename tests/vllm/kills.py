@@ -72,14 +72,14 @@ class Killing:
         finally:
             self.server.kill()
             scraper.terminate()
-            scraper.wait(30)
+            scraper.wait(120)
         self.killed.append(what)
 
     def finish(self) -> None:
         """Recover and ship the rest."""
         self.close()
         done = self._adapter("ship", "--spool", str(self.server.spool), "--dev", "--once")
-        assert done.wait(60) == 0
+        assert done.wait(300) == 0
 
     def close(self) -> None:
         """No shipper any more."""

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from devstack import ports
 from serving_adapter import engine_counters
 from serving_adapter.adapters.registry_folder import RegistryFolder
 from serving_adapter.probe import Probe
@@ -20,7 +21,7 @@ from tests.adapter_builders import events
 from tests.lora_builders import AT, lora, safetensors
 from tests.vllm.adapter_holes import all_served, register, removed
 from tests.vllm.environment import REPOSITORY, folder
-from tests.vllm.server import CONFIG, KEY, Server, free_port
+from tests.vllm.server import CONFIG, KEY, Server
 
 ASKED: list[tuple[dict[str, Any], str]] = [
     ({"model": "tiny", "prompt": "count every token", "max_tokens": 7}, "completions"),
@@ -31,6 +32,8 @@ ASKED: list[tuple[dict[str, Any], str]] = [
     ({"model": "tiny", "input": "hello there", "max_output_tokens": 6}, "responses"),
     ({"model": "tiny", "input": "hello there", "max_output_tokens": 6, "stream": True}, "responses"),
 ]  # fmt: skip
+READ_ON = 2000
+"""Tokens of a request whose client leaves half a second after it was read: no engine has made them by then."""
 
 
 async def probed(server: Server) -> None:
@@ -101,7 +104,7 @@ def _standing(server: Server, engine: str) -> str | None:
 
 async def proxied(server: Server) -> None:
     """The same engine, untouched, behind the proxy: what its answers state is what it counted."""
-    home, port = server.home / "proxy", free_port()
+    home, port = server.home / "proxy", ports.choose()
     home.mkdir()
     file = CONFIG.format(home=server.home).replace(f"{server.home}/spool", f"{home}/spool")
     section = f'\n[proxy]\nupstream = "http://127.0.0.1:{server.port}"\nlisten = "127.0.0.1:{port}"\n'
@@ -115,9 +118,9 @@ async def proxied(server: Server) -> None:
         counted = await _counters(server)
         for body, path in ASKED:
             assert (await proxy.ask(body, f"/v1/{path}"))[0] == 200, body
-        left = {"model": "tiny", "prompt": "z", "max_tokens": 400, "ignore_eos": True, "stream": True}
-        await proxy.ask(left, leave_after=(6000, 60.0))
-        await proxy.ask({name: value for name, value in left.items() if name != "stream"}, leave_after=(0, 0.1))
+        left = {"model": "tiny", "prompt": "z", "ignore_eos": True}
+        await proxy.ask(left | {"max_tokens": 30_000, "stream": True}, leave_after=(6000, 60.0))
+        await proxy.ask(left | {"max_tokens": READ_ON}, leave_after=(0, 0.5))
         while len(found := _usage(proxy)) < len(ASKED) + 2 or replay(proxy.boot)[0].open:
             await asyncio.sleep(0.05)
         grown = [now - then for now, then in zip(await _settled_counters(server), counted, strict=True)]
@@ -126,7 +129,7 @@ async def proxied(server: Server) -> None:
         assert {event.status for event in whole} == {"ok"}
         for gone in (cut, unstated):
             assert (gone.status, gone.finish_reason) == ("aborted", "client_gone")
-        assert (unstated.input_tokens, unstated.output_tokens) == (1, 400), "its engine was read on from"
+        assert (unstated.input_tokens, unstated.output_tokens) == (1, READ_ON), "its engine was read on from"
         assert sum(event.input_tokens for event in found) == grown[0]
         missed = grown[1] - sum(event.output_tokens for event in found)
         assert missed >= 0

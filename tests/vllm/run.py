@@ -41,7 +41,7 @@ from tests.vllm.server import Server
 
 QUICK = bool(os.environ.get("QUICK"))
 REQUESTS = int(os.environ.get("REQUESTS") or (100 if QUICK else 2000))
-LIMIT_S = int(os.environ.get("LIMIT_S") or 1500)
+LIMIT_S = int(os.environ.get("LIMIT_S") or 3000)
 """Of the whole run, once vLLM is installed: then it ends, and its server with it."""
 KILLS = int(os.environ.get("KILLS") or (1 if QUICK else 6))
 SEED = int(os.environ.get("TOLLBOOK_SEED") or 20261121)
@@ -111,7 +111,7 @@ ATTEMPTS = 5
 
 async def settled(server: Server, least: int) -> list[UsageEvent]:
     """The boot's events, once there are so many and nothing is open."""
-    for _ in range(1200):
+    for _ in range(2400):
         found = [event for event in events(server.boot) if event.kind == "usage"]
         if len(found) >= least and not replay(server.boot)[0].open:
             return found
@@ -316,7 +316,7 @@ def between_tokens(page: str, unwell: int) -> tuple[int, float]:
 
 async def gpu_time(server: Server) -> None:
     """Shares of events, and of what was told after them, are what the engine was busy for, to the microsecond."""
-    for _ in range(100):
+    for _ in range(600):
         page = (await server.ask(None, "/metrics", method="GET"))[1].decode()
         told = {s.name: s.value for s in samples(page, {f"engine_gpu_{n}_seconds_total" for n in GPU})}
         busy, idle, unowned = (round(float(told[f"engine_gpu_{name}_seconds_total"]) * 1e6) for name in GPU)

@@ -7,13 +7,13 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from devstack import ports
 from serving_adapter.isolation.callers import Caller, sign
 from serving_adapter.spool.folders import BootFolder, boots
 from tests.vllm.environment import QUIET, REPOSITORY, adapter_site, folder, prepare
@@ -21,7 +21,7 @@ from tests.vllm.environment import QUIET, REPOSITORY, adapter_site, folder, prep
 KEY: Final = b"k" * 32
 SALT_KEY: Final = b"s" * 32
 READY_WITHIN_S: Final = 600.0
-TAKEN_UP_S: Final = 2.5
+TAKEN_UP_S: Final = 5.0
 DRAIN_S: Final = 1
 """What SIGTERM leaves to requests in flight: less than the tests' long ones take, however fast the machine."""
 CONFIG: Final = """
@@ -51,13 +51,6 @@ METERED: Final = (
 )  # fmt: skip
 
 
-def free_port() -> int:
-    """A port of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 class Server:
     """One after another on the same spool: each start is a boot."""
 
@@ -66,7 +59,7 @@ class Server:
         for name, text in (("salt", SALT_KEY), ("keys", b"k1 " + KEY), ("adapter.toml", CONFIG.format(home=home))):
             (home / name).write_bytes(text if isinstance(text, bytes) else text.encode())
             (home / name).chmod(0o600)
-        self.port = free_port()
+        self.port = ports.choose()
         self.spool = home / "spool"
         self.log = home / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -149,7 +142,7 @@ class Server:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """SIGTERM, and wait; what is left of its own group after a minute is killed."""
+        """SIGTERM, and wait; what is left of its own group after two minutes is killed."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -168,10 +161,10 @@ class Server:
         return self._process.pid, others
 
     def wait_for_end(self) -> None:
-        """Until the server has ended by itself; a minute at most."""
+        """Until the server has ended by itself; two minutes at most."""
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(60)
+            self._process.wait(120)
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
@@ -182,7 +175,7 @@ class Server:
         else:
             self._process.send_signal(number)
         try:
-            self._process.wait(60)
+            self._process.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

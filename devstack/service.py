@@ -28,7 +28,7 @@ class Service(ABC):
     title: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]]  # the first is the one that clients use
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    start_patience_s: ClassVar[float] = 60.0
+    start_patience_s: ClassVar[float] = 120.0
     stop_patience_s: ClassVar[float] = 30.0
 
     def __init__(self, places: Locations, settings: Settings) -> None:

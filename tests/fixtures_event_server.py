@@ -24,10 +24,9 @@ from serving_adapter.topics import USAGE
 from streams.http import access_keys
 from streams.http.event_server import PATH
 from tests.builders import EVENT
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
-STARTS_WITHIN_S = 30.0
-STOPS_WITHIN_S = 30.0
+STOPS_WITHIN_S = PATIENCE_S
 JSON = "application/json"
 
 
@@ -107,12 +106,12 @@ def start_server(kafka: KafkaSettings, own_database_url: str, secret: str) -> It
         server = EventServerProcess(process, 0, secret)
         started.append(server)
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], STARTS_WITHIN_S)
+        ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
         line = process.stdout.readline() if ready else ""
         found = re.search(r"http://127\.0\.0\.1:(\d+)/v1/events", line)
         assert found, f"the server did not start: {line}{process.stdout.read() if process.poll() is not None else ''}"
         server.port = int(found.group(1))
-        wait_for(lambda: server.request("GET", "/readyz").status == 200, "a server that is ready", STARTS_WITHIN_S)
+        wait_for(lambda: server.request("GET", "/readyz").status == 200, "a server that is ready")
         return server
 
     yield start
@@ -153,7 +152,7 @@ def messages(kafka: KafkaSettings) -> list[Message]:
     consumer = Consumer(kafka.client(**{"group.id": "test", "enable.auto.commit": False, "check.crcs": True}))
     with closing(consumer):
         partitions = [TopicPartition(topic, number, 0) for number in range(USAGE.partitions)]
-        due = sum(consumer.get_watermark_offsets(partition, timeout=30)[1] for partition in partitions)
+        due = sum(consumer.get_watermark_offsets(partition, timeout=60)[1] for partition in partitions)
         consumer.assign(partitions)
         found: list[Message] = []
         while len(found) < due:

@@ -183,7 +183,7 @@ class SecureKafkaBroker(KafkaBroker):
             info = ScramCredentialInfo(mechanism, 4096)
             user = UserScramCredentialUpsertion(USER, info, self.password.encode())
             for done in admin.alter_user_scram_credentials([user]).values():
-                done.result(timeout=30)
+                done.result(timeout=60)
         ensure_topics(KafkaSettings(self.address(), self.login(), PREFIX))
         needs = (AclOperation.WRITE, AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS)
         allowed = [
@@ -195,7 +195,7 @@ class SecureKafkaBroker(KafkaBroker):
             for operation in operations
         ]  # fmt: skip
         for done in admin.create_acls(allowed).values():
-            done.result(timeout=30)
+            done.result(timeout=60)
 
 
 def make_certificates(folder: Path) -> Certificates:

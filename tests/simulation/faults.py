@@ -14,7 +14,9 @@ from typing import Final, Literal
 import psycopg
 
 HOLD_S: Final = 1.5
-"""How long a chunk is held in mid-transaction while something else goes on (a shutdown, a timer)."""
+"""How long a chunk is held in mid-transaction while a shutdown goes on."""
+HELD_S: Final = 60.0
+"""The same, until somebody has seen it and kills the worker."""
 
 How = Literal["kill", "commit unseen", "stop", "raise", "terminate", "hold"]
 
@@ -75,7 +77,8 @@ class Injector:
             os.kill(me, signal.SIGSTOP)
         elif how == "raise":
             raise RuntimeError("an error that nobody foresaw")
-        else:
-            if how == "terminate":
-                os.kill(me, signal.SIGTERM)
+        elif how == "terminate":
+            os.kill(me, signal.SIGTERM)
             self.hold()
+        else:
+            time.sleep(HELD_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from streams.settings import CompletenessSettings
 from streams.usage import quarantine
 from streams.usage.rebuild import rebuild
 from tests.simulation.traffic import Expected, Row
+from tests.waiting import wait_for
 
 EVER: Final = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
@@ -88,10 +88,8 @@ def consistent(connection: psycopg.Connection) -> None:
 
 def numbers(connection: psycopg.Connection) -> dict[BootKey, tuple[int, int]]:
     """Of each boot, up to where all numbers have arrived, and the highest of them; without a gap they are equal."""
-    for _ in range(50):  # a worker may be at it
-        if CompletenessCheck(connection, CompletenessSettings()).run():
-            break
-        time.sleep(0.1)
+    check = CompletenessCheck(connection, CompletenessSettings())
+    wait_for(check.run, "no worker is at it")
     rows = connection.execute("select replica_id, boot_id, received_through, highest from usage.boot_numbers")
     return {(replica_id, boot_id): (through, highest) for replica_id, boot_id, through, highest in rows}
 

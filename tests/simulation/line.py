@@ -154,6 +154,7 @@ class Line:
     def process(self, command: list[str]) -> Worker:
         """Start a process on this line's topics and database; it is killed when the line ends."""
         environ = os.environ | {
+            "MALLOC_ARENA_MAX": "2",  # else how much memory it takes hangs on how many processors there are
             "TOLLBOOK_KAFKA": self.kafka.bootstrap,
             "TOLLBOOK_TOPIC_PREFIX": self.kafka.topic_prefix,
             "TOLLBOOK_DATABASE_URL": self.database_url,
@@ -280,6 +281,12 @@ def ended(worker: Worker, code: int) -> str:
     return said
 
 
+def told_to_end(worker: Worker) -> None:
+    """Tell a worker to end (SIGTERM), once it listens: before that the signal would end it like any process."""
+    wait_for(lambda: _catches(worker, signal.SIGTERM), "the worker listens to signals", worker)
+    worker.terminate()
+
+
 def killed(worker: Worker) -> None:
     """Wait for a worker that kills itself."""
     ended(worker, -signal.SIGKILL)
@@ -302,6 +309,12 @@ def _end(worker: Worker) -> str:
     """Kill a worker; returns what it had said."""
     worker.kill()
     return worker.communicate()[0]
+
+
+def _catches(worker: Worker, number: signal.Signals) -> bool:
+    with open(f"/proc/{worker.pid}/status", encoding="ascii") as status:
+        (caught,) = (line.split()[1] for line in status if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _is_stopped(worker: Worker) -> bool:

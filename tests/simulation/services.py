@@ -9,6 +9,7 @@ from io import StringIO
 from devstack import ports, processes
 from devstack.progress import Progress
 from devstack.service import Service
+from tests.waiting import PATIENCE_S
 
 
 def kill(service: Service) -> None:
@@ -19,7 +20,7 @@ def kill(service: Service) -> None:
     # All of its threads must be gone: with its port still held, another would be chosen
     port = service.port
     assert port is not None
-    assert processes.wait_until(lambda: not process.alive() and ports.is_free(port), 10)
+    assert processes.wait_until(lambda: not process.alive() and ports.is_free(port), PATIENCE_S)
 
 
 def start(service: Service) -> None:

@@ -32,12 +32,12 @@ def set_config(kafka: KafkaSettings, name: str, value: str) -> None:
     resource = ConfigResource(ResourceType.TOPIC, USAGE.name(kafka.topic_prefix), incremental_configs=[entry])
     admin = admin_client(kafka)  # whose end would be that of its requests
     for done in admin.incremental_alter_configs([resource]).values():
-        done.result(timeout=30)
+        done.result(timeout=60)
     asked = ConfigResource(ResourceType.TOPIC, USAGE.name(kafka.topic_prefix))
 
     def told() -> str:
         (config,) = admin.describe_configs([asked]).values()
-        return str(config.result(timeout=30)[name].value)
+        return str(config.result(timeout=60)[name].value)
 
     while told() != value:  # bounded by the test's own time
         time.sleep(0.05)

@@ -158,12 +158,12 @@ def test_it_keeps_on_over_failures_says_them_once_and_scrapes_a_last_time(
     scraper = Scraper(Target(server.url, "r1"), kafka.send)
     thread = threading.Thread(target=lambda: done.append(keep_scraping(scraper, stop, 0.02, said.append)))
     thread.start()
-    assert kafka.enough.wait(30)
+    assert kafka.enough.wait(60)
     assert server.engine is not None
     server.engine.serve(7, 7)
     before = len(kafka.reports)
     stop.set()
-    thread.join(30)
+    thread.join(60)
     assert done == [True]
     assert said == ["no answer; trying again", "scraping again after 3 failures"]
     assert len(kafka.reports) > before

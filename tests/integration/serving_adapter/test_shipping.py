@@ -38,11 +38,11 @@ def read_all(kafka: KafkaSettings, topic: str) -> Iterator[bytes]:
     """Every message of a topic, up to its end as it is now."""
     consumer = Consumer(kafka.client(**{"group.id": "reader", "enable.auto.commit": False}))
     try:
-        numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        bounds = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in numbers}
+        numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
+        bounds = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=60) for n in numbers}
         consumer.assign([TopicPartition(topic, n, begin) for n, (begin, _) in bounds.items()])
         for _ in range(sum(end - begin for begin, end in bounds.values())):
-            message = consumer.poll(10)
+            message = consumer.poll(60)
             assert message is not None
             assert message.error() is None
             yield message.value() or b""

@@ -193,7 +193,7 @@ def test_two_workers_with_the_same_chunk_at_the_same_time_apply_it_once(
 
 def wait_until_blocked(watching: psycopg.Connection, blocked: psycopg.Connection) -> None:
     waiting = "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not watching.execute(waiting, (blocked.info.backend_pid,)).fetchone():
         assert time.monotonic() < deadline, "the second does not wait"
 

@@ -47,10 +47,13 @@ def test_windows_are_rebuilt_again_and_again_beside_a_running_worker(line: Line)
                 " (select min(tenant_id) from usage.windows_1h)"
             )
         rounds += bool(rebuild(line.connection, *invariants.EVER, actor="test", apply=True).replaced)
-        return sum(line.next_positions().values()) >= line.traffic.expected.messages
+        if sum(line.next_positions().values()) < line.traffic.expected.messages:
+            return False
+        if rounds <= 2:  # a fast worker was through with it before
+            line.send(50)
+        return rounds > 2
 
-    wait_for(rebuilt, "everything is applied", worker)
+    wait_for(rebuilt, "everything is applied, and was rebuilt meanwhile", worker)
     line.settled()
-    assert rounds > 2
     worker.terminate()
     ended(worker, 0)

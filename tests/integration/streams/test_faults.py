@@ -27,7 +27,16 @@ from streams.ingest.replica_apply import REPORT_STEPS
 from tests.builders import report_json
 from tests.integration.streams.conftest import BOTH_READERS
 from tests.simulation.faults import Fault
-from tests.simulation.line import Line, Worker, ended, killed, memory_of, wait_for, wait_until_stopped
+from tests.simulation.line import (
+    Line,
+    Worker,
+    ended,
+    killed,
+    memory_of,
+    told_to_end,
+    wait_for,
+    wait_until_stopped,
+)
 from tests.simulation.slow_link import SlowLink
 from tests.simulation.traffic import BEGIN
 
@@ -99,7 +108,7 @@ def test_a_worker_killed_at_any_step_of_the_replicas_reports(line: Line) -> None
         for _ in range(60):  # more than a chunk
             last_seq += 3
             report("heartbeat", last_seq)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
         killed(line.worker(Fault(step, nth=2), "--chunk", "20"))
     line.drain()
     assert state() == (last_seq, last_seq, last_seq, 10 * last_seq, reports)
@@ -173,7 +182,7 @@ def test_a_worker_that_wakes_after_its_partitions_were_given_away_writes_nothing
     line.send(200)
     line.wait_for_positions(line.traffic.expected.messages, zombie)
     line.settled()
-    zombie.terminate()
+    told_to_end(zombie)
     ended(zombie, 0)
 
 
@@ -190,7 +199,7 @@ def test_a_rebalance_storm(line: Line) -> None:
     line.wait_for_positions(line.traffic.expected.messages, workers[-1])
     line.settled()
     for worker in workers:
-        worker.terminate()
+        told_to_end(worker)
         ended(worker, 0)
 
 
@@ -290,7 +299,7 @@ def test_messages_that_nobody_can_read_and_large_ones(
     producer = Producer(kafka.client(**{"message.max.bytes": 1_040_000}))
     for key, value in [*rubbish, (tenant.encode(), large), (tenant.encode(), too_large)]:
         producer.produce(line.topic, value, key, partition=0, headers=[("content-type", b"\xff"), ("empty", None)])
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     for module in ("producer", "message_accumulator"):
         builder = f"aiokafka.producer.{module}.DefaultRecordBatchBuilder"
         monkeypatch.setattr(builder, _DefaultRecordBatchBuilderPy)
@@ -352,7 +361,7 @@ def test_a_database_that_is_slow_and_then_stands_still(line: Line) -> None:
         link.go()
         line.wait_for_positions(line.traffic.expected.messages, worker)
         line.settled()
-        worker.terminate()
+        told_to_end(worker)
         ended(worker, 0)
 
 

@@ -183,7 +183,7 @@ def test_two_workers_release_an_orphan_once(
             Releaser(connection).release(held.quarantine_id, actor="ada")
             slower = thread.submit(Orphans(other).release_all)
             waiting = "select 1 from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not watching.execute(waiting, (other.info.backend_pid,)).fetchone():
                 assert time.monotonic() < deadline, "the slower one does not wait"
         assert slower.result() == 0

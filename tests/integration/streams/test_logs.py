@@ -65,7 +65,7 @@ class Topic:
 
     def wait_for_end(self, offset: int) -> None:
         """Wait until the log reaches so far: a transaction's marker is written after its commit has returned."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while LogReader(self.kafka, self.name).read().ends[PARTITION] < offset:
             assert time.monotonic() < deadline, "the marker is not written"
             time.sleep(0.05)
@@ -78,7 +78,7 @@ class Topic:
     def make_again(self) -> None:
         """Delete the topic and create it under the same name."""
         self.admin.delete_topics([self.name])[self.name].result()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while self.name in self.admin.list_topics().topics or self.name not in self._created():
             assert time.monotonic() < deadline, "the topic does not go away"
             time.sleep(0.1)

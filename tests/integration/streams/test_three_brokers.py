@@ -52,8 +52,16 @@ def test_leaders_change_and_brokers_come_back(three_brokers: list[BrokerOfThree]
 
 
 def leader_of(line: Line) -> int:
-    """The broker that leads a partition."""
-    return int(_described(line).leader.id)
+    """The broker that leads a partition; between two leaders it is waited for."""
+    found: list[int] = []
+
+    def there() -> bool:
+        leader = _described(line).leader
+        found.extend([] if leader is None else [int(leader.id)])
+        return bool(found) and found[-1] >= 0
+
+    wait_for(there, "the partition has a leader")
+    return found[-1]
 
 
 def copies_in_sync(line: Line) -> int:
@@ -63,5 +71,5 @@ def copies_in_sync(line: Line) -> int:
 
 def _described(line: Line):  # type: ignore[no-untyped-def]
     admin = AdminClient(line.kafka.client())
-    topics = admin.describe_topics(TopicCollection([line.topic]), request_timeout=30)
+    topics = admin.describe_topics(TopicCollection([line.topic]), request_timeout=60)
     return topics[line.topic].result().partitions[PARTITION]

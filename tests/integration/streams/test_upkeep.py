@@ -124,6 +124,7 @@ def test_a_long_reader_of_identities_stops_no_chunk_when_the_partition_of_a_week
 ) -> None:
     there = drop_last_week(owner)
     with connect(own_database_url, autocommit=False) as reader, ThreadPoolExecutor(1) as thread:
+        reader.execute("set idle_in_transaction_session_timeout = 0")  # it stays as long as it takes
         reader.execute("select count(*) from usage.event_identities")
         made = thread.submit(upkeep.round)
         for position in count():

@@ -36,7 +36,7 @@ def ask(line: Line, kafka: KafkaSettings, reader: str) -> Iterator[Ask]:
     assert found, said
 
     def get(path: str) -> tuple[int, str]:
-        with closing(http.client.HTTPConnection("127.0.0.1", int(found.group(1)), timeout=30)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", int(found.group(1)), timeout=60)) as connection:
             connection.request("GET", path)
             reply = connection.getresponse()
             return reply.status, reply.read().decode()

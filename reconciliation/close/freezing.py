@@ -105,6 +105,12 @@ def keeping_late(month: BillingPeriod, actor: str) -> Keep:
 
 _LATE_AND_UNCUT: Final = text(
     """
+    with taken as materialized (
+        select month, tenants, (coordinates ->> 'rated_line_no')::bigint as last_line from ledger.close_cuts
+        where (period_start, period_end) = (:start, :end)
+    ), cut as materialized (
+        select month, tenant_id, max(last_line) as last_line from taken, unnest(tenants) as tenant_id group by 1, 2
+    )
     select distinct l.tenant_id
     from ledger.rated_lines as l
     left join ledger.invoices as i
@@ -113,9 +119,8 @@ _LATE_AND_UNCUT: Final = text(
     where (l.period_start, l.period_end) = (:start, :end)
       and (l.recorded_at > i.frozen_recorded_at or l.billing_account = any(cast(:closed as text[])))
       and not exists (
-          select from ledger.close_cuts as c
-          where (c.period_start, c.period_end) = (:start, :end) and l.tenant_id = any(c.tenants)
-            and (c.coordinates ->> 'rated_line_no')::bigint >= l.rated_line_no
+          select from cut as c
+          where c.tenant_id = l.tenant_id and c.last_line >= l.rated_line_no
             and (c.month = :month or exists (
                 select from ledger.invoices as billed
                 where billed.billing_account = l.billing_account and billed.frozen_recorded_at > l.recorded_at

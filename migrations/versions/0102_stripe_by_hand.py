@@ -1,13 +1,13 @@
 """A number that is on somebody's own invoice in Stripe; what gates have read there; from when on books follow it.
 
-Revision ID: 0106
+Revision ID: 0102
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0106"
+revision = "0102"
 down_revision = "0101"
 branch_labels = None
 depends_on = None

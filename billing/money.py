@@ -55,7 +55,9 @@ class Currency:
 
     `minor_unit` is what minor amounts count (0.01 for USD). `quantum` is the smallest step of a rounded amount.
     Stripe's integer is the minor amount × `stripe_factor`. `stripe_minimum` (minor units) is the least Stripe
-    charges: https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts; None where none is published.
+    charges: https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts. Where none is published Stripe goes by
+    that of the currency it settles in, at the day's rate: the amount here is above any of those (some 1 USD, the highest
+    being near 0.65), since a smaller invoice would be marked paid there and become a balance of the customer's.
     """
 
     code: str
@@ -63,10 +65,10 @@ class Currency:
     minor_unit: Decimal
     quantum: Decimal
     stripe_factor: int
-    stripe_minimum: int | None
+    stripe_minimum: int
 
 
-def _row(code: str, minimum: int | None, minor: str = "0.01", quantum: str = "", factor: int = 1) -> Currency:
+def _row(code: str, minimum: int, minor: str = "0.01", quantum: str = "", factor: int = 1) -> Currency:
     return Currency(code, date(2020, 1, 1), Decimal(minor), Decimal(quantum or minor), factor, minimum)
 
 
@@ -75,12 +77,12 @@ CURRENCIES: Final = (
     _row("AUD", 50), _row("CAD", 50), _row("CHF", 50), _row("DKK", 250), _row("EUR", 50), _row("GBP", 30),
     _row("INR", 50), _row("NOK", 300), _row("NZD", 50), _row("PLN", 200), _row("SEK", 300), _row("SGD", 50),
     _row("USD", 50),
-    _row("JPY", 50, "1"), _row("KRW", None, "1"), _row("VND", None, "1"),
+    _row("JPY", 50, "1"), _row("KRW", 1500, "1"), _row("VND", 30000, "1"),
     # Three decimals, of which Stripe wants the last to be 0.
-    _row("BHD", None, "0.001", "0.010"), _row("JOD", None, "0.001", "0.010"), _row("KWD", None, "0.001", "0.010"),
-    _row("OMR", None, "0.001", "0.010"), _row("TND", None, "0.001", "0.010"),
+    _row("BHD", 400, "0.001", "0.010"), _row("JOD", 800, "0.001", "0.010"), _row("KWD", 400, "0.001", "0.010"),
+    _row("OMR", 400, "0.001", "0.010"), _row("TND", 3500, "0.001", "0.010"),
     # No minor unit, but Stripe counts hundredths.
-    _row("ISK", None, "1", factor=100), _row("UGX", None, "1", factor=100),
+    _row("ISK", 150, "1", factor=100), _row("UGX", 4000, "1", factor=100),
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class Payer:
     @property
     def minimum_minor(self) -> int:
         """Below it an amount is carried to the next document; an amount equal to it is not below."""
-        return self.money.stripe_minimum or 0
+        return self.money.stripe_minimum
 
 
 @dataclass(frozen=True, slots=True)

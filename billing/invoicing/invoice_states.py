@@ -73,6 +73,6 @@ def settled_locally(invoice: Invoice) -> InvoiceEvent | None:
     """
     if invoice.amount_due_minor == 0:
         return InvoiceEvent.SETTLE_AS_ZERO
-    if invoice.amount_due_minor < (invoice.identity.money.stripe_minimum or 0):
+    if invoice.amount_due_minor < invoice.identity.money.stripe_minimum:
         return InvoiceEvent.CARRY
     return None

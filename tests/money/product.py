@@ -148,7 +148,7 @@ def _money(account: Mapping[str, Any]) -> Currency:
         minor,
         _number(account.get("quantum", account["minor_unit"])),
         1,
-        None if minimum is None else int(_number(minimum) / minor),
+        0 if minimum is None else int(_number(minimum) / minor),
     )
 
 

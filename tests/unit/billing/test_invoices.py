@@ -112,15 +112,17 @@ def test_every_move_is_either_legal_or_an_error_that_names_it(state: InvoiceStat
         assert after(state, event) is leads_to
 
 
-def test_a_currency_without_a_published_minimum_is_sent_down_to_its_smallest_amount() -> None:
+def test_a_currency_without_a_published_minimum_is_carried_below_what_any_comes_to() -> None:
+    """Stripe would mark it paid, and let the customer owe it as a balance."""
     won = version(charge("out", OUTPUT, "1"), currency="KRW")
-    assert settled_locally(bill(won, [usage(output_tokens=1)], currency="KRW")) is None
+    of = {amount: settled_locally(bill(won, [usage(output_tokens=amount)], currency="KRW")) for amount in (1499, 1500)}
+    assert of == {1499: InvoiceEvent.CARRY, 1500: None}
 
 
 @pytest.mark.parametrize("currency", ["USD", "KRW"])
 def test_a_negative_amount_is_carried_and_never_sent(currency: str) -> None:
     """At Stripe it would become a balance of the customer's, which no invoice of ours knows of."""
     plan = version(charge("out", OUTPUT, "1"), currency=currency)
-    owed = bill(plan, [usage(output_tokens=700)], currency=currency)
+    owed = bill(plan, [usage(output_tokens=7000)], currency=currency)
     assert settled_locally(owed) is None
-    assert settled_locally(replace(owed, amount_due_minor=-700)) is InvoiceEvent.CARRY
+    assert settled_locally(replace(owed, amount_due_minor=-7000)) is InvoiceEvent.CARRY

@@ -55,9 +55,9 @@ class Currency:
 
     `minor_unit` is what minor amounts count (0.01 for USD). `quantum` is the smallest step of a rounded amount.
     Stripe's integer is the minor amount × `stripe_factor`. `stripe_minimum` (minor units) is the least Stripe
-    charges: https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts. Where none is published Stripe goes by
-    that of the currency it settles in, at the day's rate: the amount here is above any of those (some 1 USD, the highest
-    being near 0.65), since a smaller invoice would be marked paid there and become a balance of the customer's.
+    charges: https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts. Where none is published Stripe goes
+    by that of the currency it settles in, at the day's rate: the amount here is above any of those (some 1 USD, the
+    highest being near 0.65), since a smaller invoice would be marked paid there and become a customer's balance.
     """
 
     code: str

@@ -101,8 +101,13 @@ def adjusted(
         # So has one that is of another tax group by now: a price reduction, an invoice discount, a true-up.
         if first[line.identity] != line.tax_group:
             key += f".{line.tax_group}"
-        # A line that is reversed and billed anew at another price has two.
-        keyed[key if key not in keyed else key + _REPRICED] = line
+        if key in keyed and line.identity.kind == LineKind.CREDIT:
+            # Billed as the only tax group's that its grant took off, and one of several by now
+            with exactly():
+                keyed[key] = replace(line, amount=keyed[key].amount + line.amount)
+        else:  # a line that is reversed and billed anew at another price has two
+            keyed[key if key not in keyed else key + _REPRICED] = line
+    keyed = {key: line for key, line in keyed.items() if line.amount or line.identity.kind != LineKind.CREDIT}
     return Adjusted(
         {key: line for key, line in keyed.items() if nets[line.tax_group] > 0},
         {key: line for key, line in keyed.items() if nets[line.tax_group] < 0},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from reconciliation.oracle.line import Line, totals
@@ -13,18 +14,33 @@ def differences(billed: Sequence[Line], rerated: Sequence[Line]) -> list[Line]:
     """A line `adj.` + key for every line that changed: same unit price → delta, other unit price → another key (4).
 
     A price reduction has a line for each tax group (13.12): one that is drawn for another group by now is two changes,
-    and the key of the group that was not billed first ends with its name.
+    and the key of the group that was not billed first ends with its name. Where it was billed as the only group's, and
+    is one of several by now, both are that one line.
     """
     before = {(line.key, line.group): line for line in billed}
     after = {(line.key, line.group): line for line in rerated}
     first: dict[str, str] = {}
     for key, group in [*sorted(before), *sorted(after)]:
         first.setdefault(key, group)
-    lines = [
+    lines = _together(
         _difference(before.get(at), after.get(at), "" if first[at[0]] == at[1] else f".{at[1]}")
         for at in sorted(before.keys() | after.keys())
-    ]
+    )
     return [line for line in lines if line.amount or line.quantity or line.units or line.free or line.included]
+
+
+def _together(lines: Iterable[Line]) -> list[Line]:
+    """Price reductions of one key are one line."""
+    found: dict[str, Line] = {}
+    others: list[Line] = []
+    for line in lines:
+        if not _reduces(line):
+            others.append(line)
+        elif line.key in found:
+            found[line.key] = replace(line, amount=found[line.key].amount + line.amount)
+        else:
+            found[line.key] = line
+    return [*others, *found.values()]
 
 
 def _difference(before: Line | None, after: Line | None, ending: str) -> Line:

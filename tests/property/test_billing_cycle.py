@@ -125,7 +125,7 @@ def history_of(seed: int) -> History:
     if random.random() < 0.7:
         subscribed += (subscription(starts_at=change, plan="q"),)
     rates = {"std": Decimal("0.19"), "low": Decimal("0.07")}
-    payer = Payer(replace(USD, stripe_minimum=random.choice([None, 50])), TaxRules(random.choice([*TaxMode]), rates))
+    payer = Payer(replace(USD, stripe_minimum=random.choice([0, 50])), TaxRules(random.choice([*TaxMode]), rates))
     return History(
         payer,
         Terms(),

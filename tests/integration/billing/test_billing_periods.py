@@ -269,7 +269,7 @@ def random_tenant(world: World, seed: int) -> tuple[History, list[Wire]]:
             plan_store.add_versions(connection, plan, plan.versions, "test")
         for each in subscriptions:
             account_store.add_subscription(connection, each, "test")
-    payer = Payer(replace(currency("USD", DECEMBER.end.date()), stripe_minimum=None))
+    payer = Payer(replace(currency("USD", DECEMBER.end.date()), stripe_minimum=0))
     periods = tuple(periods_in(subscriptions, BillingPeriod(start, DECEMBER.end)))
     versions = {plan.name: plan.versions for plan in plans}
     return History(payer, terms, periods, subscriptions, versions, tuple(map(as_event, wire))), wire

@@ -35,7 +35,7 @@ def grants_of(tenant: Tenant) -> tuple[Grant, ...]:
 
 
 def by_the_core(tenant: Tenant) -> set[tuple[object, ...]]:
-    payer = Payer(replace(currency("USD", OCTOBER.end.date()), stripe_minimum=None))
+    payer = Payer(replace(currency("USD", OCTOBER.end.date()), stripe_minimum=0))
     versions = {plan.name: plan.versions for plan in tenant.plans}
     history = History(
         payer, tenant.terms, (OCTOBER,), tenant.subscriptions, versions, tuple(map(as_event, tenant.events)),

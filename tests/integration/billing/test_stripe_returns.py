@@ -209,7 +209,7 @@ def test_entries_that_cannot_be_read_wait_by_themselves_and_the_lists_are_read_o
     shown = returns_shown(world.engine, datetime.now(UTC))
     assert shown.events_read_to is not None, "to its end"
     (told,) = [check for check in reconcile(world, gateway) if check.name == "money in Stripe is booked once"]
-    assert [each.key for each in told.differences] == [moved.id]
+    assert [each.key for each in told.differences] == [f"default/{moved.id}"]
     # It is tried again by each run, by its id.
     changed_in(stripe_twin_data, moved.id, reporting_category="charge")
     changed_in(stripe_twin_data, paid.id, data=json.loads(str(paid))["data"])

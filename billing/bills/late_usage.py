@@ -14,7 +14,7 @@ from typing import Final
 
 from billing.bills.credit_notes import net_by_group
 from billing.bills.tax import NO_TAX, TaxRules
-from billing.money import ZERO, exactly
+from billing.money import LINE_STEP, ZERO, exactly
 from billing.periods import BillingPeriod
 from billing.rating.differences import difference, net
 from billing.rating.lines import LineIdentity, LineKind, RatedLine
@@ -87,7 +87,7 @@ def adjusted(
     one grant only takes the place of another, it goes with the period's other changes (docs/decisions/0063).
     """
     rated, billed = list(rated), list(billed)
-    changes = difference(rated, billed)
+    changes = [line for line in difference(rated, billed) if not _is_nothing(line)]
     first = _first_groups(net(billed).values(), rated)
     nets = net_by_group(changes)
     used = net_by_group([line for line in changes if line.identity.kind != LineKind.CREDIT])
@@ -112,6 +112,12 @@ def adjusted(
         {key: line for key, line in keyed.items() if nets[line.tax_group] > 0},
         {key: line for key, line in keyed.items() if nets[line.tax_group] < 0},
     )
+
+
+def _is_nothing(line: RatedLine) -> bool:
+    """Whether all that a line changes is a last digit of free units, which were quantised anew beside other lines."""
+    free = abs(line.split[1]) if line.split else 0 if abs(line.free) <= LINE_STEP else line.free
+    return not (line.quantity or line.amount or line.units or line.included or free)
 
 
 def _drawn_otherwise(changes: Iterable[RatedLine]) -> set[str]:

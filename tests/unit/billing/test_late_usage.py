@@ -49,6 +49,15 @@ def test_what_comes_to_nothing_is_on_no_document() -> None:
     assert changes(before, before) == ([], [])
 
 
+def test_a_last_digit_of_free_units_that_moved_to_another_line_is_on_no_document() -> None:
+    """Where pools are weighted, free units of several lines are quantised so that they add up."""
+    (inputs, outputs), more = lines(input_tokens=100, output_tokens=50), lines(input_tokens=100, output_tokens=80)
+    digit = replace(inputs, free=inputs.free + Decimal("0.000000000001"))
+    assert changes((digit, outputs), more) == (["adj.out 3"], [])
+    unit = replace(inputs, free=inputs.free + 1)
+    assert changes((unit, outputs), more) == (["adj.in 0", "adj.out 3"], [])
+
+
 def test_what_credits_take_off_whole_is_on_a_document() -> None:
     before, now = lines(output_tokens=50), lines(output_tokens=80)
     off = period_line(cut([PLAN]), "credit.g", LineKind.CREDIT, Decimal(-3), "std")

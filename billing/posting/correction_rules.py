@@ -39,16 +39,11 @@ def corrected(
     other = AGAINST[correction.kind]
     sign = 1 if correction.kind in LOWERS else -1
     subledger = billing_account if other.subledger is Subledger.BILLING_ACCOUNT else ""
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind=f"invoice_{correction.kind}",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(
             Posting(other, currency, sign * amount, subledger),
             Posting(AccountCode.ACCOUNTS_RECEIVABLE, currency, -sign * amount, billing_account),
         ),
-        original_period=booking.original_period,
         source={"invoice_id": str(correction.invoice_id), "correction": str(correction.correction_no)},
     )

@@ -87,12 +87,8 @@ def checked(content: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
 
 def entry_of(content: Mapping[str, Any], booking: Booking, *, document: str) -> JournalEntry:
     """The journal entry of checked content."""
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind=content["kind"],
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=tuple(
             Posting(
                 ACCOUNTS[leg["account"]],
@@ -102,7 +98,6 @@ def entry_of(content: Mapping[str, Any], booking: Booking, *, document: str) -> 
             )
             for leg in content["legs"]
         ),
-        original_period=booking.original_period,
         source={"memo": content["memo"], "document": document},
     )
 

@@ -40,6 +40,22 @@ class Booking:
     effective_at: datetime
     original_period: str | None = None
 
+    def entry(
+        self, *, kind: str, postings: tuple[Posting, ...], source: Mapping[str, str], reverses: int | None = None
+    ) -> JournalEntry:
+        """The entry of some postings that goes there. Raises EntryInvalid."""
+        return JournalEntry(
+            idempotency_key=self.key,
+            kind=kind,
+            legal_entity=self.legal_entity,
+            accounting_period=self.accounting_period,
+            effective_at=self.effective_at,
+            postings=postings,
+            original_period=self.original_period,
+            reverses=reverses,
+            source=source,
+        )
+
 
 def accrual(
     lines: Iterable[RatedLine],
@@ -142,14 +158,9 @@ def fees_earned(invoice: Invoice, month: BillingPeriod, *, booking: Booking) -> 
     with exactly():
         revenue = -total(earned.values())
     legs = [Posting(AccountCode.DEFERRED_FEES, code, amount, tenant) for tenant, amount in earned.items()]
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind=FEES_EARNED,
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(*legs, *([Posting(AccountCode.FEE_REVENUE, code, revenue)] if revenue else [])),
-        original_period=booking.original_period,
         source={"invoice_id": str(invoice.invoice_id), "period": month.name},
     )
 
@@ -235,17 +246,12 @@ def prepaid_invoice_paid(
     grant: Grant, amount: Decimal, billing_account: str, document: str, *, booking: Booking
 ) -> JournalEntry:
     """The invoice of a credit was paid outside Stripe: Dr 1020 / Cr 1100, what it and its credit note left there."""
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind="credit_settled",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(
             Posting(AccountCode.BANK, grant.currency, amount),
             Posting(AccountCode.ACCOUNTS_RECEIVABLE, grant.currency, -amount, billing_account),
         ),
-        original_period=booking.original_period,
         source={"grant_id": grant.grant_id, "document": document},
     )
 
@@ -265,17 +271,12 @@ def breakage_expected(grant: Grant, amount: Decimal, month: str, *, booking: Boo
 
     2105 stands against 2100, which stays what is left of the grant.
     """
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind=BREAKAGE_EXPECTED,
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(
             Posting(AccountCode.EXPECTED_BREAKAGE, grant.currency, amount, grant.grant_id),
             Posting(AccountCode.BREAKAGE_REVENUE, grant.currency, -amount),
         ),
-        original_period=booking.original_period,
         source={"grant_id": grant.grant_id, "period": month},
     )
 
@@ -289,17 +290,12 @@ def _of_grant(
     grant: Grant, what: str, against: AccountCode, amount: Decimal, booking: Booking, source: Mapping[str, str]
 ) -> JournalEntry:
     """What is added to the liability of a grant (credit), against an account (debit)."""
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind=f"credit_{what}",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(
             Posting(against, grant.currency, amount),
             Posting(AccountCode.DEFERRED_REVENUE_PREPAID, grant.currency, -amount, grant.grant_id),
         ),
-        original_period=booking.original_period,
         source={"grant_id": grant.grant_id, **source},
     )
 

@@ -81,17 +81,12 @@ def cash_moved(moved: CashMove, billing_account: str, *, booking: Booking) -> Jo
     amount = major(moved.amount, currency(moved.currency, booking.effective_at.date()))
     if not amount:
         return None
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind="stripe_cash_balance",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(
             Posting(AccountCode.STRIPE_CUSTOMER_CASH, moved.currency, amount, billing_account),
             Posting(AccountCode.CUSTOMER_CREDIT_BALANCE, moved.currency, -amount, billing_account),
         ),
-        original_period=booking.original_period,
         source={"cash_balance_transaction": moved.move_id, "type": moved.kind},
     )
 
@@ -129,14 +124,9 @@ def money_moved(moved: BalanceTransaction, billing_account: str | None, *, booki
     postings = tuple(Posting(code, unit, amount, sub) for code, unit, amount, sub in legs if amount)
     if not postings:
         return None
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind=f"stripe_{moved.category}",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=postings,
-        original_period=booking.original_period,
         source={"balance_transaction": moved.transaction_id, "source": moved.source_id or ""},
     )
 
@@ -149,17 +139,12 @@ def opening_moved(moved: BalanceTransaction, opens_at: datetime, *, booking: Boo
     net = major(moved.net, currency(moved.currency, booking.effective_at.date()))
     if not net:
         return None
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind="stripe_opening",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(
             Posting(AccountCode.STRIPE_BALANCE_CLEARING, moved.currency, net),
             Posting(AccountCode.SUSPENSE, moved.currency, -net),
         ),
-        original_period=booking.original_period,
         source={"balance_transaction": moved.transaction_id, "opening": f"opening_{opens_at:%Y%m%d}"},
     )
 
@@ -169,17 +154,12 @@ def dispute_lost(dispute_id: str, withdrawn: Sequence[Posting], *, booking: Book
 
     `withdrawn`: what the dispute has there by its balance transactions, which need not be what it is over.
     """
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind="dispute_lost",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=(
             *(Posting(AccountCode.DISPUTES_LOST, p.currency, p.amount) for p in withdrawn),
             *(Posting(p.account, p.currency, -p.amount, p.subledger) for p in withdrawn),
         ),
-        original_period=booking.original_period,
         source={"dispute": dispute_id},
     )
 
@@ -189,14 +169,9 @@ def dispute_regained(lost: JournalEntry, lost_id: int, *, booking: Booking) -> J
 
     `lost_id`: the id of the entry that booked the loss.
     """
-    return JournalEntry(
-        idempotency_key=booking.key,
+    return booking.entry(
         kind="dispute_regained",
-        legal_entity=booking.legal_entity,
-        accounting_period=booking.accounting_period,
-        effective_at=booking.effective_at,
         postings=tuple(Posting(p.account, p.currency, -p.amount, p.subledger) for p in lost.postings),
-        original_period=booking.original_period,
         reverses=lost_id,
         source=lost.source,
     )

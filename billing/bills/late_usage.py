@@ -116,8 +116,9 @@ def adjusted(
 
 def _is_nothing(line: RatedLine) -> bool:
     """Whether all that a line changes is a last digit of free units, which were quantised anew beside other lines."""
-    free = abs(line.split[1]) if line.split else 0 if abs(line.free) <= LINE_STEP else line.free
-    return not (line.quantity or line.amount or line.units or line.included or free)
+    if line.quantity or line.amount or line.units or line.included:
+        return False
+    return not line.split[1] if line.split else abs(line.free) <= LINE_STEP
 
 
 def _drawn_otherwise(changes: Iterable[RatedLine]) -> set[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
 from typing import Final
 
-import psycopg
 from sqlalchemy import Connection, Engine
 
 from billing.commands.trial_balance import trial_balance
@@ -30,7 +29,7 @@ from billing.invoicing.invoice_states import ISSUED
 from billing.invoicing.invoices import InvoiceKind
 from billing.ledger import ledger_store
 from billing.ledger.journal import FEES_EARNED
-from billing.periods import INSTANT, BillingPeriod, rfc3339
+from billing.periods import INSTANT, BillingPeriod
 from billing.plans import account_store, plan_store
 from billing.plans.price_plans import BillAttempts, PlanVersion, PriceAt
 from billing.plans.schedules import MONTHLY, periods_in
@@ -43,15 +42,16 @@ from billing.stripe import customer_store, returns_store
 from billing.stripe.stripe_accounts import Everywhere, Stripe, all_followed
 from billing.usage import unbillable_store
 from billing.usage.attempts import less
-from reconciliation import agreement, stripe_agreement, stripe_receivables, stripe_records
+from reconciliation import agreement, stripe_agreement, stripe_receivables, stripe_records, usage_records
 from reconciliation.agreement import Check, Made, Terms, compare, told
 from reconciliation.comparison import Difference, Value
 from reconciliation.errors import PeriodNotReconcilable
 from reconciliation.numbers_received import numbers_received
+from reconciliation.usage_records import ReadLog
 from reconciliation.witness_agreement import engine_checks
 from streams.completeness import engine_store
 from streams.completeness.engine_witness import EngineReport
-from streams.ingest import passed_positions, sources
+from streams.ingest import passed_positions
 from streams.ingest.logs import Log
 from streams.rules.windows import AttemptUsage, UsageQuantity
 from streams.usage import usage_store
@@ -61,11 +61,6 @@ BALANCES: Final = (1100, 1150, 2110, 2200, 4000, 4010, 4050, 4900, 4910, 5900)
 BILLS_USAGE: Final = (InvoiceKind.USAGE, InvoiceKind.ADJUSTMENT)
 BOOKED: Final = "1100, 1150, 2100, 2110, 2200, 5900, revenue"
 EXPLAINED: Final = "1100, 1150, 2110, 2200, 5900, revenue"
-NAMED: Final = 20
-"""So many events, tenants and windows of each are named where sums differ: others, once these are mended."""
-
-
-ReadWindows = Callable[[psycopg.Connection, datetime, datetime, str], Iterable[UsageQuantity]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +104,6 @@ def reconcile_period(
     return replace(report, checks=(*report.checks, *about_today))
 
 
-ReadLog = Callable[[], Log]
-"""Asks the broker what the topic of usage events is, and how far it reaches."""
-
-
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Where Kafka ended, and what Stripe's money was, by the entity whose account it is, before the database was read:
@@ -139,8 +130,7 @@ def compare_period(
     """Compare all that a transaction of one moment sees (`one_moment`) of a month. Raises PeriodNotReconcilable."""
     if period.months != 1:
         raise PeriodNotReconcilable(f"{period.name}: one month is reconciled at a time, e.g. 2026-10")
-    own = invoice_store.listed(connection, of_month=period, as_stored=True)
-    invoices = own + invoice_store.came_after(connection, period)
+    own, invoices = _documents(connection, period)
     checks = list(told(_checks(connection, period, own, invoices, asked, ended=now >= period.end), made))
     engines = engine_store.report(raw(connection), period.start, period.end)
     ours = stripe_agreement.Ours(
@@ -152,8 +142,13 @@ def compare_period(
 
 def documents_of_month(connection: Connection, month: BillingPeriod) -> list[StoredInvoice]:
     """What a month bills, and what was billed since it began of earlier ones, altered or not."""
+    return _documents(connection, month)[1]
+
+
+def _documents(connection: Connection, month: BillingPeriod) -> tuple[list[StoredInvoice], list[StoredInvoice]]:
+    """What a month bills; and with it what was billed since it began of earlier ones."""
     own = invoice_store.listed(connection, of_month=month, as_stored=True)
-    return own + invoice_store.came_after(connection, month)
+    return own, own + invoice_store.came_after(connection, month)
 
 
 def _checks(
@@ -171,11 +166,11 @@ def _checks(
     """
     usage = raw(connection)
     if asked.log is not None and asked.ended is not None:
-        yield _log_end(usage, asked.ended, asked.log)
+        yield usage_records.log_end(usage, asked.ended, asked.log)
     yield agreement.positions(passed_positions.extents(usage), passed_positions.runs(usage))
-    yield _stored(usage, period)
+    yield usage_records.stored(usage, period)
     yield from numbers_received(usage, period.start, period.end)
-    yield from _windows(usage, period)
+    yield from usage_records.windows(usage, period)
     lines = rated_line_store.accrued_in(connection, period)
     yield _rated(connection, period, lines)
     yield from _ledger(connection, period, lines, invoices)
@@ -202,82 +197,6 @@ def _afterwards(
         yield stripe_receivables.credit_notes(connection, ours.invoices, notes)
         yield stripe_records.money(connection, ours.period, gateway, asked.money)
         yield stripe_records.balances(connection, asked.money, today)
-
-
-def _log_end(usage: psycopg.Connection, before: Log, read_again: ReadLog) -> Check:
-    """All that was in the log before the positions were read is applied; these may have gone further since.
-
-    Where the log is not the one that a position is about, equal numbers mean nothing: that is the difference.
-    """
-    stored = sources.states(usage, before.topic)
-    gone_on = any(state.next_position > before.ends.get(p, 0) for p, state in stored.items())
-    log = read_again() if gone_on else before
-    others: dict[str, Value] = {}
-    ends: dict[str, Value] = {}
-    applied: dict[str, Value] = {}
-    for p in sorted(log.ends.keys() | stored.keys()):
-        source = stored[p].source if p in stored else sources.source_name(log.topic, p)
-        if p in stored and (why := sources.disagreement(stored[p], log, p)):
-            others[source] = why
-        else:
-            ends[source] = before.ends.get(p, log.begins[p])
-            position = stored[p].next_position if p in stored else log.begins[p]
-            applied[source] = min(position, ends[source])
-    check = compare("everything in Kafka is applied", "Kafka's end", "positions", ends, applied)
-    found = [Difference(source, why, None) for source, why in others.items()]
-    return Check(check.name, check.left, check.right, check.compared + len(others), (*found, *check.differences))
-
-
-def _stored(usage: psycopg.Connection, period: BillingPeriod) -> Check:
-    """Of a source of which it is not, the period's events that are gone are named."""
-    recorded, there = passed_positions.counted_outcomes(usage), passed_positions.stored_counts(usage)
-    check = compare("what was counted is stored", "chunks", "events and quarantine", _pairs(recorded), _pairs(there))
-    gone = [
-        Difference(f"{source}@{position}/event", "counted", None)
-        for source in sorted({each.key.rpartition("/")[0] for each in check.differences})
-        for position in passed_positions.events_gone(usage, source, period.start, period.end, at_most=NAMED)
-    ]
-    return replace(check, differences=(*check.differences, *gone))
-
-
-def _pairs(counts: Mapping[str, tuple[int, int]]) -> dict[str, Value]:
-    events: dict[str, Value] = {f"{source}/events": applied for source, (applied, _) in counts.items()}
-    return events | {f"{source}/quarantine": held for source, (_, held) in counts.items()}
-
-
-def _windows(usage: psycopg.Connection, period: BillingPeriod) -> list[Check]:
-    events = agreement.usage_by_key(usage_store.raw_quantities(usage, period.start, period.end))
-    minutes = agreement.usage_by_key(usage_store.minute_quantities(usage, period.start, period.end))
-    hours = agreement.usage_by_key(usage_store.rating_quantities(usage, period.start, period.end))
-    by_minute = compare("events are in their minute", "raw events", "1-minute windows", events, minutes)
-    by_hour = compare("events are in their hour", "raw events", "1-hour windows", events, hours)
-    return [
-        _placed(by_minute, usage, "minute", usage_store.minute_quantities, period),
-        _placed(by_hour, usage, "hour", usage_store.rating_quantities, period),
-    ]
-
-
-def _placed(
-    check: Check, usage: psycopg.Connection, width: usage_store.Width, read: ReadWindows, period: BillingPeriod
-) -> Check:
-    """A comparison over a whole month, told window by window where something differs."""
-    of_tenants: dict[str, list[Difference]] = defaultdict(list)
-    for each in check.differences:
-        of_tenants[each.key.split("/")[0]].append(each)
-    found: list[Difference] = []
-    for number, (tenant_id, of_month) in enumerate(of_tenants.items()):
-        placed: list[Difference] = []
-        if number < NAMED:
-            for start in usage_store.windows_that_differ(
-                usage, width, tenant_id, period.start, period.end, at_most=NAMED
-            ):
-                end = start + timedelta(**{f"{width}s": 1})
-                events = agreement.usage_by_key(usage_store.raw_quantities(usage, start, end, tenant_id))
-                windows = agreement.usage_by_key(read(usage, start, end, tenant_id))
-                differ = compare(check.name, check.left, check.right, events, windows).differences
-                placed += [replace(each, key=f"{each.key} at {rfc3339(start)}") for each in differ]
-        found += placed or of_month
-    return replace(check, differences=tuple(found))
 
 
 def _rated(connection: Connection, period: BillingPeriod, lines: Iterable[RatedLine]) -> Check:

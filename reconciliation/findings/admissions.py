@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 
 from reconciliation.findings.finding import Finding, HourShare, Interval, Kind, Share
-from reconciliation.findings.hours import Admitted
+from reconciliation.findings.hours import Admitted, hour_of
 from reconciliation.replay.material import Found, NotMappable
 from serving_adapter.events import UsageEvent, decode_completed, decode_known_fields
 from serving_adapter.identity import identity_of
@@ -181,7 +181,7 @@ def _hours(listed: Iterable[Missing]) -> tuple[HourShare, ...]:
     sums: dict[tuple[str, str, datetime], list[int]] = defaultdict(lambda: [0, 0])
     for each in listed:
         e = each.event
-        hour = sums[e.tenant_id, e.model, each.at.replace(minute=0, second=0, microsecond=0)]
+        hour = sums[e.tenant_id, e.model, hour_of(each.at)]
         hour[0] += 1
         hour[1] += e.input_tokens + e.output_tokens
     return tuple(HourShare(*key, *counts) for key, counts in sorted(sums.items()))

@@ -91,7 +91,7 @@ class Admitted:
             self._seen = None
             return
         self._seen.add(key)
-        hour = (event.tenant_id, event.model, _hour(counted_at or at))
+        hour = (event.tenant_id, event.model, hour_of(counted_at or at))
         for index, count in enumerate((1, event.input_tokens, event.output_tokens)):
             self._sums[hour][index] += count
         self._missing[hour] += counted_at is None
@@ -101,8 +101,8 @@ class Admitted:
         times = [hour for _, _, hour in self._sums]
         if not times or self._seen is None:
             return ByHour(begin, begin, (), whole=self._seen is not None)
-        begin = max(_hour(begin + HOUR - timedelta(microseconds=1)), min(times))
-        end = min(_hour(end), max(times) + HOUR)
+        begin = max(hour_of(begin + HOUR - timedelta(microseconds=1)), min(times))
+        end = min(hour_of(end), max(times) + HOUR)
         if begin >= end:
             return ByHour(begin, begin, ())
         tenants = sorted({tenant_id for tenant_id, *_ in self._sums})
@@ -128,5 +128,6 @@ class Admitted:
         return ByHour(begin, end, tuple(hours))
 
 
-def _hour(at: datetime) -> datetime:
+def hour_of(at: datetime) -> datetime:
+    """The hour that holds a moment, by its begin."""
     return at.replace(minute=0, second=0, microsecond=0)

@@ -38,7 +38,8 @@ from reconciliation.close.gates.kept_checks import kept_checks
 from reconciliation.close.gates.movement import movements, to_explain
 from reconciliation.comparison import Difference, Value
 from reconciliation.numbers_received import numbers_received
-from reconciliation.period import ReadLog, ask, compare_period, documents_of_month
+from reconciliation.period import ask, compare_period, documents_of_month
+from reconciliation.usage_records import ReadLog
 from streams.ingest import sources
 from streams.ingest.logs import Log
 

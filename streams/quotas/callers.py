@@ -80,7 +80,8 @@ class Callers:
             try:
                 again()
             except Rejected as rejected:
-                call.answer(rejected.status, answers.error(rejected.code, str(rejected)), rejected.headers).flush()
+                call.answer(rejected.status, answers.error(rejected.code, str(rejected)), rejected.headers)
+            call.flush()
             return True
 
         if not self._service.park(tenant_id, retry):

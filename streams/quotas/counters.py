@@ -10,6 +10,8 @@ class Counters:
     """What happened since the start, for metrics."""
 
     admitted: int = 0
+    answered_at_once: int = 0
+    """Of the admitted, what was told before it was written, as an escrow stood for it."""
     shrunk: int = 0
     refused: int = 0
     settled: int = 0

@@ -100,6 +100,10 @@ class Limits(NamedTuple):
     keep_expired_us: int = 86_400_000_000
     """How long requests are remembered that ended without a word: their usage, if it comes, was reserved."""
 
+    escrow_part: int = 64
+    """Of what is left of a quota one part of so many, at most, may be answered before it is written: if the process is
+    killed, so much is held for as long as a request may run."""
+
     @property
     def held_us(self) -> int:
         """How long a reservation is held for a request of which nothing is heard: its usage would be here by then."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from streams.quotas.amounts import Counts, amount
 from streams.quotas.book import TenantBook
 from streams.quotas.lease_book import HELD_TIMES
 from streams.quotas.meters import BudgetMeter, Meter, RateMeter
-
-PARTS: Final = 2
-"""A holder gets at most this part of what is left, divided among the holders: slices shrink as a limit comes near."""
 
 
 class Slice(NamedTuple):
@@ -22,12 +19,9 @@ class Slice(NamedTuple):
     slots: int = 0
 
 
-def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, holders: int) -> Slice:
-    """The largest slice of the form of `want` that every hard quota has room for; all 0 where one has none, or where
-    a soft one has reached its first threshold.
-
-    `holders` = how many hold slices of this tenant, the one who asks among them.
-    """
+def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, parts: int) -> Slice:
+    """The largest slice of the form of `want` that fits into one part of so many of what each hard quota has left; all
+    0 where one has nothing, or where a soft one has reached its first threshold."""
     book.roll(now)
     requests, input_tokens, output_tokens, slots = want
     price = book.meters.highest_price(model, now, HELD_TIMES)
@@ -38,7 +32,7 @@ def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, hol
             if isinstance(meter, BudgetMeter) and quota.thresholds and meter.percent >= quota.thresholds[0]:
                 return Slice()  # its requests are put back and shortened, each by the service
             continue
-        room = max(_room(meter, now), 0) // (PARTS * holders)
+        room = max(_room(meter, now), 0) // parts
         counts = Counts(requests, input_tokens, input_tokens, output_tokens)
         if quota.metric == "concurrency":
             slots = min(slots, room)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from serving_adapter.quota.groups import group_of
 from streams.quotas.book import TenantBook
 from streams.quotas.definitions import OnUnavailable
+from streams.quotas.escrow import Escrow
 from streams.quotas.meter_set import NEVER
 from streams.quotas.meters import BudgetMeter
 
@@ -40,6 +41,9 @@ class Held:
 
     is_shed: bool = False
     """Whether it is limited where it floods: as its tier says."""
+    escrow: Escrow | None = None
+    """What may be answered before it is written, if anything."""
+    no_escrow_until: int = 0
 
     def __post_init__(self) -> None:
         self.group = group_of(self.book.tenant_id)

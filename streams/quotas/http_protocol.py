@@ -46,6 +46,10 @@ class Call:
         """Whether it has its answer."""
         return self._data is not None
 
+    def flush(self) -> None:
+        """Write the answers of its connection that are due."""
+        self._connection.flush()
+
     def answer(
         self, status: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = (), *,
         content_type: bytes = _JSON,

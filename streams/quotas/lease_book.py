@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
+from serving_adapter.quota.groups import LEASE_MARK
 from streams.quotas.amounts import FREE, Counts, amount
 from streams.quotas.entries import Leased, Returned
 from streams.quotas.meter_set import MeterSet
@@ -22,6 +23,13 @@ HELD_TIMES: Final = 2
 GRANTS_KEPT: Final = 64
 """Of a slice: rates are not corrected for what was granted before them."""
 
+ESCROW: Final = f"{LEASE_MARK}escrow"
+"""The service's own slice (`escrow.py`), which holds nothing: no caller's, as these begin with their tenant's name."""
+LOST: Final = f"{LEASE_MARK}lost."
+"""What may have been answered out of it and never written, of a process that is gone; with the time of the takeover."""
+OWN: Final = ""
+"""The holder of both."""
+
 Change = tuple[Meter, int, int]
 """A meter, how much more (or, below 0, less) of it slices hold, and when that was granted."""
 
@@ -29,10 +37,11 @@ Change = tuple[Meter, int, int]
 class Lease:
     """One slice: what is left of it."""
 
-    __slots__ = ("adapter", "at", "drawn", "grants", "held_until", "holder", "input_tokens", "is_returned", "model",
-                 "output_tokens", "requests", "slots")  # fmt: skip
+    __slots__ = ("adapter", "at", "drawn", "grants", "held_until", "holder", "input_tokens", "is_escrow", "is_returned",
+                 "model", "output_tokens", "requests", "slots")  # fmt: skip
 
     def __init__(self, entry: Leased) -> None:
+        self.is_escrow = entry.lease_id == ESCROW
         self.holder = entry.holder
         self.model = entry.model
         self.adapter = entry.adapter
@@ -61,7 +70,7 @@ class LeaseBook:
     @property
     def any_open(self) -> bool:
         """Whether anything is decided elsewhere."""
-        return bool(self._leases)
+        return len(self._leases) > (ESCROW in self._leases)
 
     def get(self, lease_id: str) -> Lease | None:
         """A slice that holds anything yet."""
@@ -72,8 +81,8 @@ class LeaseBook:
         return self._leases
 
     def holders(self) -> int:
-        """How many hold slices."""
-        return len({lease.holder for lease in self._leases.values()})
+        """How many hold slices, beside the service itself."""
+        return len({lease.holder for lease in self._leases.values() if lease.holder != OWN})
 
     def apply(self, entry: Leased | Returned, meters: MeterSet) -> Iterator[Change]:
         """Take an entry; yields what each meter holds more (or, below 0, less)."""
@@ -94,8 +103,9 @@ class LeaseBook:
         lease.is_returned = isinstance(entry, Returned) or entry.is_returned
         if isinstance(entry, Leased):
             lease.held_until = max(entry.held_until, lease.held_until)
-            lease.grants.append((entry.at, moved))
-            yield from _of_rates(lease, moved, +1, entry.at, meters)
+            if not lease.is_escrow:
+                lease.grants.append((entry.at, moved))
+                yield from _of_rates(lease, moved, +1, entry.at, meters)
         else:
             yield from _back(lease, moved, meters)
         lease.requests = max(lease.requests + sign * entry.requests, 0)
@@ -144,6 +154,8 @@ class LeaseBook:
 
     @staticmethod
     def _units(lease: Lease, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
+        if lease.is_escrow:
+            return  # what is answered out of it is held by itself
         price = meters.highest_price(lease.model, lease.at, HELD_TIMES)
         for meter in meters.of(lease.model, lease.adapter):
             metric = meter.quota.metric

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from serving_adapter.quota.groups import LEASE_MARK
@@ -12,6 +14,9 @@ from streams.quotas.entries import Leased, Returned
 from streams.quotas.granting import Slice, grant
 from streams.quotas.http_protocol import Call
 from streams.quotas.service import QuotaService
+
+PARTS: Final = 2
+"""A holder gets at most this part of what is left, divided among the holders: slices shrink as a limit comes near."""
 
 
 class LeaseCalls:
@@ -62,7 +67,7 @@ class LeaseCalls:
         if held.is_shed:
             self._shard.count(held, 0, now)
         alone = learning or repeated is not None or (held.is_shed and held.book.volume.is_shed)
-        got = Slice() if alone else grant(held.book, ask.model, ask.adapter, want, now, holders)
+        got = Slice() if alone else grant(held.book, ask.model, ask.adapter, want, now, PARTS * holders)
         if held.is_shed and got.requests:
             self._shard.count(held, got.requests, now)
         if lease_id is None:

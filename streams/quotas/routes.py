@@ -103,7 +103,7 @@ class Routes:
             longest_s = self._shard.limits.longest_request_us // 1_000_000
             quotas = held.book.meters.standings_text(ask.model, ask.adapter, now)
             headers, body = answers.allowed(answer, quotas, service.mine.epoch, held.on_unavailable, longest_s)
-            service.when_durable(call, 200, body, headers)
+            service.when_covered(call, answer, now, body, headers)
         elif isinstance(answer, Refused):
             mode = self._shard.books[ask.tenant_id].on_unavailable
             headers, body = answers.refusal(answer, service.rng.random(), mode)

@@ -2,8 +2,9 @@
 
 Requests are judged on the event loop, without waiting for anything. What was admitted or refused in one turn of the
 loop is written as one batch; while it is written the next one gathers (group commit); answers leave when their batch is
-durable. When the database is away longer than a caller would wait, callers are told so at once (503) and go by their
-fail mode; the batch in hand is written as soon as that is possible.
+durable, those of admissions also when a slice that is durable stands for them (`escrow.py`). When the database is away
+longer than a caller would wait, callers are told so at once (503) and go by their fail mode; the batch in hand is
+written as soon as that is possible.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from streams.errors import DatabaseUnavailable
 from streams.http import access_keys
 from streams.http.access_keys import AccessKey
 from streams.quotas import feed, journal, looking
+from streams.quotas.entries import Reserved
 from streams.quotas.feed import Look, Wanted
 from streams.quotas.http_protocol import Call, Connection
 from streams.quotas.journal import Ownership
 from streams.quotas.journal_writer import RETRY_S, JournalWriter
 from streams.quotas.rebuilding import Rebuilt
 from streams.quotas.service_clock import ServiceClock
+from streams.quotas.shard import Cut
 from streams.quotas.state_keeper import StateKeeper
 from streams.settings import DatabaseSettings
 
@@ -38,12 +41,14 @@ LOOK_AGAIN_S: Final = 0.005
 KEYS_EVERY_S: Final = 1.0
 KEYS_STALE_S: Final = 300.0
 TICK_S: Final = 0.01
+TICKS_A_ROUND: Final = 100
 AWAY_AFTER_S: Final = 0.5
 """A write that takes longer: callers have given up long ago."""
 PARKED_AT_MOST: Final = 10_000
 OLD_DECISIONS_EVERY_S: Final = 3600.0
 
-Prepared = tuple[Call, int, bytes, Iterable[tuple[str, str]]]
+Headers = Iterable[tuple[str, str]]
+Prepared = tuple[Call, int, bytes, Headers]
 """A call and its answer."""
 Parked = Callable[[], bool]
 """Tries a request again whose tenant was being loaded; False if it has to wait on."""
@@ -72,8 +77,8 @@ class QuotaService:
         self._clock = ServiceClock(rebuilt.look.at, rebuilt.look.monotonic, rebuilt.newest)
         self.shard.lead.us = self._clock.ahead(time.monotonic())
         self._prepared: list[Prepared] = []
-        self._in_hand: tuple[set[int], list[Prepared]] = (set(), [])
-        """Of the batch that is being written: its groups, and who waits for it."""
+        self._in_hand: tuple[Cut | None, list[Prepared]] = (None, [])
+        """The batch that is being written, and who waits for it."""
         self._noted_in_hand = self._noted_durable = 0
         """Of the shard's count of looks that found unreserved usage: what is written, or being written."""
         self._is_taking = False
@@ -94,11 +99,13 @@ class QuotaService:
         """Begin to read and write; returns when callers can be told apart."""
         await self._writer.start()
         self._take_keys(await asyncio.to_thread(self._read_keys))
+        self.shard.lose_escrows(self.now())
         turning = (self._look_again_and_again(), self._tick(), self._states.keep_again_and_again())
         self.tasks = [asyncio.create_task(each) for each in turning]
 
     async def stop(self) -> None:
         """Write what is in hand, and end."""
+        self.shard.end_escrows(self.now())
         self.flush()
         for _ in range(200):
             if self._writing_since is None and not self._prepared:
@@ -116,10 +123,18 @@ class QuotaService:
 
     # Answers
 
-    def when_durable(self, call: Call, status: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
+    def when_durable(self, call: Call, status: int, body: bytes = b"", headers: Headers = ()) -> None:
         """Answer a call once all that was decided so far is written."""
         self._prepared.append((call, status, body, headers))
         self.flush_soon()
+
+    def when_covered(self, call: Call, entry: Reserved, now: int, body: bytes, headers: Headers) -> None:
+        """Answer a call whose request was admitted: at once, if what is durable stands for it. Then it is written with
+        the next batch that somebody waits for, or with the next tick."""
+        if self.shard.may_answer(entry.tenant_id, entry, now):
+            call.answer(200, body, headers)
+        else:
+            self.when_durable(call, 200, body, headers)
 
     def park(self, tenant_id: str, again: Parked) -> bool:
         """Try a request again once its tenant is loaded. False if too many wait already."""
@@ -144,27 +159,26 @@ class QuotaService:
         self._flush_is_due = False
         if self._writing_since is not None:
             return
-        due = self.shard.next_batch(begin_a_state=self._begin_a_state)
+        cut = self.shard.next_batch(begin_a_state=self._begin_a_state)
         self._begin_a_state = False
-        if due is None:
-            prepared, self._prepared = self._prepared, []
+        prepared, self._prepared = self._prepared, []
+        if cut is None:
             _answer(prepared)
             return
-        batch, changed = due
-        prepared, self._prepared = self._prepared, []
-        self._in_hand = (changed, prepared)
+        self._in_hand = (cut, prepared)
         self._noted_in_hand = self.shard.noted
         self._writing_since = time.monotonic()
-        self._writer.write(batch)
+        self._writer.write(cut.batch)
 
     def _begin_state(self) -> None:
         self._begin_a_state = True
         self.flush_soon()
 
     def _written(self, no: int) -> None:
-        changed, prepared = self._in_hand
+        cut, prepared = self._in_hand
+        assert cut is not None, "it was written"
         self.batches += 1
-        self.shard.states.written(no, changed)
+        self.shard.written(no, cut)
         self._noted_durable = self._noted_in_hand
         self._writing_since, self.away = None, False
         if self._prepared or self.shard.pending:
@@ -174,8 +188,8 @@ class QuotaService:
     def _journal_is_away(self) -> None:
         """Nobody waits any longer: those who do are told, those who come are told at once."""
         self.away = True
-        changed, prepared = self._in_hand
-        self._in_hand = (changed, [])
+        cut, prepared = self._in_hand
+        self._in_hand = (cut, [])
         _answer([(call, 503, UNAVAILABLE, (("retry-after", "1"),)) for call, *_ in prepared + self._prepared])
         self._prepared = []
         self._try_parked()
@@ -265,15 +279,16 @@ class QuotaService:
     # Time
 
     async def _tick(self) -> None:
-        leases_at = 0.0
+        second_at = 0.0
         while True:
             await asyncio.sleep(TICK_S)
             now = self.now()
             self.shard.tend(now)
+            self.shard.go_round(now, len(self.shard.books) // TICKS_A_ROUND + 1)
             monotonic = time.monotonic()
             self.keys_are_stale = monotonic - self.keys_read_at > KEYS_STALE_S
-            if monotonic - leases_at > 1:
-                leases_at = monotonic
+            if monotonic - second_at > 1:
+                second_at = monotonic
                 self.shard.each_second(now)
             if self._writing_since is not None and not self.away and monotonic - self._writing_since > AWAY_AFTER_S:
                 self._journal_is_away()

@@ -1,14 +1,15 @@
 """All tenants of a shard: who is asked about whom, what has to be written, looked up and told. No input or output.
 
 The service calls this from one thread. What is admitted is in `pending` until the service has written it; only then it
-answers. Times are microseconds since 1970, by the database's clock.
+answers, but for what is covered by what was written before (`may_answer`). Times are microseconds since 1970, by the
+database's clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -25,11 +26,14 @@ from streams.quotas.decisions import Ask, Limits, Progress, Refused
 from streams.quotas.definition_store import Definitions
 from streams.quotas.definitions import RATE_US, Quota, strictest
 from streams.quotas.entries import Charged, Entry, Leased, Read, Reserved, Returned, Settled, Unasked, Unreserved
+from streams.quotas.escrow import ADMITS_US, PAUSE_US, Escrow
 from streams.quotas.feed import Span
 from streams.quotas.findings import unconfirmed_alert
+from streams.quotas.granting import Slice, grant
 from streams.quotas.held import Awaited, Held
 from streams.quotas.journal import Batch, Decision
 from streams.quotas.lead import Lead
+from streams.quotas.lease_book import ESCROW, LOST, OWN
 from streams.quotas.loading import spent_alerts
 from streams.quotas.meter_set import NEVER
 from streams.quotas.refusals import refusal_detail
@@ -41,6 +45,16 @@ SAFE_SHARE: Final = 10
 
 Unready = Literal["loading", "unknown", "suspended", "closed"]
 """Why nothing can be decided: the tenant's usage or registration is being read, or it may not use anything."""
+
+
+class Cut(NamedTuple):
+    """A batch, and what becomes of the shard once it is written."""
+
+    batch: Batch
+    changed: set[int]
+    """Groups of tenants that it is about."""
+    answered: list[tuple[Escrow, Reserved]]
+    asked_for: list[tuple[Escrow, Slice, int]]
 
 
 @dataclass(slots=True)
@@ -77,6 +91,13 @@ class Shard:
     """Tenants that flood."""
     states: StoredStates = field(default_factory=StoredStates)
     deadlines: Deadlines = field(init=False)
+    _answered: list[tuple[Escrow, Reserved]] = field(default_factory=list)
+    """Of what is pending: what was answered out of escrows."""
+    _asked_for: list[tuple[Escrow, Slice, int]] = field(default_factory=list)
+    """Of what is pending: what escrows grow by, and until when they admit then."""
+    _is_ending: bool = False
+    _round: list[Held] = field(default_factory=list)
+    """Whom `go_round` has not come to yet."""
 
     def __post_init__(self) -> None:
         # By then most have ended for as long as they are remembered: one look at each
@@ -118,6 +139,73 @@ class Shard:
         if answer.max_tokens < answer.asked:
             self.counters.shrunk += 1
         return answer
+
+    def may_answer(self, tenant_id: str, entry: Reserved, now: int) -> bool:
+        """Whether an admission may be told before it is written, as the tenant's escrow stands for it. Where it does
+        not, the escrow grows."""
+        held = self.books[tenant_id]
+        escrow = held.escrow
+        if escrow is not None and escrow.take(entry, now):
+            self._answered.append((escrow, entry))
+            self.counters.answered_at_once += 1
+            if escrow.wants_longer(now):
+                self._renew_escrow(held, escrow, now)
+            return True
+        if self._is_ending or now < max(held.no_escrow_until, self.learning_until):
+            return False
+        if escrow is None:
+            escrow = held.escrow = Escrow()
+        if not escrow.is_asked_for:
+            size = grant(held.book, "", "", escrow.larger(entry), now, self.limits.escrow_part)
+            more = escrow.missing(size, entry)
+            if more is None:
+                held.no_escrow_until = now + PAUSE_US
+            else:
+                self._add_to_escrow(held, escrow, more, now)
+        return False
+
+    def end_escrows(self, now: int) -> None:
+        """The process ends: from now on every answer waits for its batch."""
+        self._is_ending = True
+        for held in self.books.values():
+            self._end_escrow(held, now)
+
+    def lose_escrows(self, now: int) -> None:
+        """What the process before had answered and not written, at most, is held until nothing of it can run, and rates
+        are charged for it."""
+        for held in self.books.values():
+            was = self._take_back_escrow(held, now)
+            if was is not None:
+                self.lease(msgspec.structs.replace(was, lease_id=f"{LOST}{was.at}"))
+
+    def _add_to_escrow(self, held: Held, escrow: Escrow, more: Slice, now: int) -> None:
+        escrow.ask(more)
+        held_until = now + ADMITS_US + self.limits.held_us
+        self.lease(Leased(held.book.tenant_id, ESCROW, OWN, now, "", "", *more, held_until=held_until))
+        self._asked_for.append((escrow, more, now + ADMITS_US))
+
+    def _renew_escrow(self, held: Held, escrow: Escrow, now: int) -> None:
+        """For longer, unless it has become a large part of what is left."""
+        if grant(held.book, "", "", escrow.size, now, self.limits.escrow_part) == escrow.size:
+            self._add_to_escrow(held, escrow, Slice(), now)
+        else:
+            self._end_escrow(held, now)
+
+    def _end_escrow(self, held: Held, now: int) -> None:
+        """What was answered out of it and is not written yet is in the batch of this, or before it."""
+        if held.escrow is not None:
+            held.escrow, held.no_escrow_until = None, now + PAUSE_US
+            self._take_back_escrow(held, now)
+
+    def _take_back_escrow(self, held: Held, now: int) -> Leased | None:
+        """End the slice; what it was, as of then."""
+        was = held.book.leases.get(ESCROW)
+        if was is None:
+            return None
+        tenant_id, at = held.book.tenant_id, max(now, was.at + 1)
+        size = Slice(was.requests, was.input_tokens, was.output_tokens, was.slots)
+        self.lease(Returned(tenant_id, ESCROW, at, *size, closed=True))
+        return Leased(tenant_id, ESCROW, OWN, at, "", "", *size, held_until=was.held_until)
 
     def count(self, held: Held, requests: int, now: int) -> None:
         """Count requests of a tenant, so that a flood is seen."""
@@ -315,11 +403,20 @@ class Shard:
                 if request.ended_at is None and request.deadline <= now:
                     self.counters.expired += held.book.tend(request_id, now).expired
 
-    def each_second(self, now: int) -> None:
-        """Take back slices that nobody gave back in time; end floods that are over."""
-        for held in self.books.values():
+    def go_round(self, now: int, at_most: int) -> None:
+        """Of so many tenants, one after the other: take back slices that nobody gave back in time, and end escrows that
+        nobody asks for any more. A bounded piece of work."""
+        for _ in range(min(at_most, len(self.books))):
+            if not self._round:
+                self._round = list(self.books.values())
+            held = self._round.pop()
             if held.book.leases.any_open:
                 held.book.expire_leases(now)
+            if held.escrow is not None and now >= held.escrow.until > 0:
+                self._end_escrow(held, now)
+
+    def each_second(self, now: int) -> None:
+        """End floods that are over."""
         for held in list(self.shed):
             self.count(held, 0, now)
 
@@ -333,13 +430,23 @@ class Shard:
 
     # The journal
 
-    def next_batch(self, *, begin_a_state: bool = False) -> tuple[Batch, set[int]] | None:
-        """What is to be written now, and which groups it is about; None if nothing. `begin_a_state`: as of then."""
+    def next_batch(self, *, begin_a_state: bool = False) -> Cut | None:
+        """What is to be written now; None if nothing. `begin_a_state`: as of then."""
         if begin_a_state:
             self.states.begin()
         if not (self.pending or self.alerts or self.decisions):
             self.states.nothing_to_cut()
             return None
         batch = Batch(entries.encode(self.pending), self.decisions, self.alerts)
+        cut = Cut(batch, self.states.cut(), self._answered, self._asked_for)
         self.pending, self.decisions, self.alerts = [], [], []
-        return batch, self.states.cut()
+        self._answered, self._asked_for = [], []
+        return cut
+
+    def written(self, no: int, cut: Cut) -> None:
+        """A batch is durable, and has this number."""
+        self.states.written(no, cut.changed)
+        for escrow, entry in cut.answered:
+            escrow.put_back(entry)
+        for escrow, more, until in cut.asked_for:
+            escrow.granted(more, until)

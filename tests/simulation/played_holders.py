@@ -10,6 +10,7 @@ from serving_adapter.quota import slices
 from streams.quotas.entries import Leased, Returned
 from streams.quotas.granting import Slice, grant
 from streams.quotas.held import Held
+from streams.quotas.lease_calls import PARTS
 from tests.simulation.played_service import PlayedService
 
 SECOND: Final = 1_000_000
@@ -88,7 +89,7 @@ class Holders:
         holders = ready.book.leases.holders()
         holder = f"{key.tenant}/{key.holder}"
         holders += not any(lease.holder == holder for lease in ready.book.leases.all().values())
-        got = grant(ready.book, key.model, "", want, now, holders)
+        got = grant(ready.book, key.model, "", want, now, PARTS * holders)
         if not any(got):
             return
         if held is None:

@@ -18,6 +18,7 @@ from streams.quotas.decisions import Ask, Limits, Refused, Row
 from streams.quotas.definition_store import Definitions
 from streams.quotas.entries import Leased, Reserved, Returned, Settled
 from streams.quotas.feed import Look, Span, Used, Wanted
+from streams.quotas.lease_book import LOST, Lease
 from streams.quotas.rebuilding import restore
 from streams.quotas.shard import Shard
 
@@ -48,6 +49,9 @@ class PlayedService:
         self._read = self._durably_read = 0
         """How many rows of the feed were read, and how many of them with all that followed written."""
         self._repriced: set[str] = set()
+        self._told: list[Reserved] = []
+        """What was answered and is not written yet."""
+        self.answered_at_once = 0
         self.shard = self.rebuilt(now)
 
     # Callers
@@ -58,11 +62,15 @@ class PlayedService:
         return bool(self.shard.registered)
 
     def ask(self, ask: Ask, now: int) -> Reserved | Refused:
-        """The answer, once it is written. Raises OtherContent."""
+        """The answer, once it is written, or what was written stands for it. Raises OtherContent."""
         answer = self.shard.ask(ask, now)
         if answer == "loading":
             self.look(now)
             answer = self.shard.ask(ask, now)
+        if isinstance(answer, Reserved) and self.shard.may_answer(ask.tenant_id, answer, now):
+            self._told.append(answer)
+            self.answered_at_once += 1
+            return answer
         self.write()
         assert isinstance(answer, Reserved | Refused), answer
         return answer
@@ -99,6 +107,7 @@ class PlayedService:
         """What the process does beside requests: one look, and a turn of everything else."""
         self.look(now)
         self.shard.tend(now)
+        self.shard.go_round(now, len(self._names))
         self.shard.each_second(now)
         made = self.shard.states.make()  # what was begun a tick before, and much has changed since
         self.write(begin_a_state=True)
@@ -123,23 +132,33 @@ class PlayedService:
 
     def write(self, *, begin_a_state: bool = False) -> None:
         """All that is decided becomes durable."""
-        due = self.shard.next_batch(begin_a_state=begin_a_state)
-        if due is not None:
-            batch, changed = due
+        cut = self.shard.next_batch(begin_a_state=begin_a_state)
+        if cut is not None:
             self._no += 1
-            self._journal.append((self._no, batch.entries))
-            for alert in batch.alerts:
+            self._journal.append((self._no, cut.batch.entries))
+            for alert in cut.batch.alerts:
                 self.alerts.setdefault(alert.alert_id, alert)
-            self.shard.states.written(self._no, changed)
+            self.shard.written(self._no, cut)
+            self._told.clear()
 
-    def crash(self) -> None:
-        """kill -9."""
+    def crash(self) -> list[Reserved]:
+        """kill -9; what was answered and never written."""
         self.shard = Shard(0, 1, self.limits)
+        lost, self._told = self._told, []
+        return lost
 
     def restart(self, now: int) -> None:
         """Another process takes the shard."""
         self.shard = self.rebuilt(now)
         self._read = len(self._feed)
+        self.shard.lose_escrows(now)
+
+    def lost_escrows(self) -> Iterator[tuple[str, str, Lease]]:
+        """What is held for answers of processes that are gone: tenant, id, slice."""
+        for name, held in self.shard.books.items():
+            for lease_id, lease in held.book.leases.all().items():
+                if lease_id.startswith(LOST):
+                    yield name, lease_id, lease
 
     def rebuilt(self, now: int) -> Shard:
         """The shard that a new process would make, as `rebuilding.rebuild` and `load_all` do."""

@@ -41,7 +41,7 @@ BEGIN: Final = MIDNIGHT - 220 * SECOND
 END: Final = MIDNIGHT + 300 * SECOND
 OVER: Final = END + 420 * SECOND
 """When the last event has come, and the last reservation has ended."""
-LIMITS: Final = Limits(longest_request_us=60 * SECOND, lag_us=70 * SECOND)
+LIMITS: Final = Limits(longest_request_us=60 * SECOND, lag_us=70 * SECOND, escrow_part=4)
 LOOK_US: Final = 200_000
 GRACE_US: Final = 6 * SECOND
 """How long after a change of definitions either holds: the service may be away for four seconds."""
@@ -54,6 +54,8 @@ SLICE: Final = Slice(20, 6_000, 12_000, 10)
 SWITCH_US: Final = 25 * SECOND
 """How often another tier is told."""
 REQUESTS_EACH: Final = 60
+KILLS: Final = 0.05
+"""How often the service is killed when it has answered, and not written what."""
 KINDS: Final = ("money", "rates", "soft", "changing", "models", "tiers", "slices")
 BUSY: Final = {"slices": 3}
 """So many times as many requests as others."""
@@ -306,6 +308,9 @@ class World:
             return
         if not self.service.is_up:
             self.service.restart(now)
+            for name, lease_id, lease in self.service.lost_escrows():
+                counts = [lease.requests, lease.input_tokens, lease.output_tokens, lease.slots]
+                self.tenants[name].leases[lease_id] = Leasing("", lease.at, lease.held_until, counts)
             self._hear(now)
             self._told_tiers.clear()
             for tenant in self.tenants.values():
@@ -326,7 +331,9 @@ class World:
         self.counts["crashes"] += 1
         if self._rng.random() < 0.5:
             self.service.look(now)  # and what it found is never written
-        self.service.crash()
+        for entry in self.service.crash():
+            self.tenants[entry.tenant_id].attempts[entry.request_id, entry.attempt].forgotten = True
+            self.counts["forgotten"] += 1
         self._down_until = now + self._rng.randrange(1, 4) * SECOND
         self._crash_at = self._down_until + int((5 + self._rng.expovariate(1 / 25)) * SECOND)
 
@@ -350,7 +357,7 @@ class World:
         wanted = arrival.max_tokens or LIMITS.default_max_tokens
         key = Key(name, arrival.model)
         via: Via = "nobody"
-        granted, deadline = wanted, FOR_EVER
+        granted, deadline, kills = wanted, FOR_EVER, False
         may_lease = kind == "slices" and not arrival.adapter and arrival.asked
         cap = wanted * arrival.copies
         if may_lease and self._holders.admit(key, arrival.request_id, arrival.no, arrival.input, cap, now):
@@ -362,7 +369,9 @@ class World:
             )  # fmt: skip
             if tier and self._told_tiers.get(name, ("", 0))[0] != tier:
                 self._told_tiers[name] = (tier, now)
+            at_once = self.service.answered_at_once
             answer = self.service.ask(ask, now)
+            kills = self.service.answered_at_once > at_once and self._rng.random() < KILLS and now < END
             if isinstance(answer, Refused):
                 self._check_refusal(arrival, answer, tier, now)
                 return
@@ -383,6 +392,8 @@ class World:
         if via != "nobody":
             self._check_limits(name, attempt, tier, now)
         self._later(attempt.ends, lambda at: self._ends(arrival, attempt, at))
+        if kills:
+            self._crash(now)
 
     def _ends(self, asked: Arrival, attempt: Attempt, now: int) -> None:
         again = asked.again and now < END
@@ -417,7 +428,7 @@ class World:
                 self._untold.append(entry)
             return
         self.service.settle(structs.replace(entry, at=now))
-        attempt.told_at = attempt.told_at or now
+        attempt.told_at, attempt.told_last_at = attempt.told_at or now, now
         if not attempt.heard:
             attempt.heard, attempt.heard_at, attempt.settled_at = "settled", now, now
         if entry.lease_id:
@@ -545,7 +556,7 @@ class World:
                 if standing != (used, 0, 0, 0):
                     self._note_end(name, meter.quota.quota_id, standing, used)
                 nobody = [each for each in done if each.via == "nobody"]
-                maybe = [each for each in done if each.via != "service"]
+                maybe = [each for each in done if each.via != "service" or each.forgotten]
                 least, most = (
                     sum((tenant.used(rule, each) for each in some), Fraction(0)) * UNITS.get(rule.metric, 1)
                     for some in (nobody, maybe)
@@ -604,6 +615,7 @@ def simulate(seed: int, *, each: int, say: Callable[[str], None]) -> dict[str, A
     say(
         f"    admitted: {counts['by service']:,} by the service, {counts['by slice']:,} out of slices"
         f" ({counts['slices granted']:,} grants), {counts['by nobody']:,} unasked; {counts['refused']:,} refused;"
+        f" {world.service.answered_at_once:,} answered before they were written, {counts['forgotten']:,} of them never;"
         f" {counts['thresholds']} thresholds, {counts['restarts compared']} restarts compared"
     )
     for text in world.wrong[:10]:
@@ -611,6 +623,7 @@ def simulate(seed: int, *, each: int, say: Callable[[str], None]) -> dict[str, A
     names = {
         "kinds_crashes": "crashes", "kinds_refused": "refused", "kinds_out_of_slices": "by slice",
         "kinds_by_service": "by service", "kinds_unasked": "by nobody", "kinds_thresholds": "thresholds",
+        "kinds_forgotten": "forgotten",
     }  # fmt: skip
     refusals = {f"kinds_refused_{kind}": counts[f"{kind} refused"] for kind in KINDS}
     return {key: counts[name] for key, name in (names | {key: key for key in ZERO}).items()} | refusals

@@ -23,6 +23,8 @@ FOR_EVER: Final = 2**62
 Via = Literal["service", "slice", "nobody"]
 """Who reserved it."""
 Heard = Literal["", "settled", "confirmed"]
+LOST: Final = "~lost."
+"""Slices that stand for answers of a process that is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +88,22 @@ class Attempt:
     settled_at: int = 0
     told_at: int = 0
     """When it was settled first, also where its event had been counted before."""
+    told_last_at: int = -SECOND
+    """When it was settled last: until the next look the service counts twice what it never reserved."""
     deadline: int = FOR_EVER
     held_until: int = FOR_EVER
     """The latest deadline of its request's attempts."""
     let_go_at: int = FOR_EVER
     """When its request was told to be over, by another attempt."""
+    forgotten: bool = False
+    """The service answered, and was killed before that was written: something is held in its place."""
     sums: dict[tuple[str, bool], Fraction] = field(default_factory=dict)
     """What it has used, and what it might have, by metric."""
 
     def is_held(self, now: int) -> bool:
         """Whether a reservation may stand for it, as nothing has been heard."""
-        return self.via == "service" and not self.heard and now < min(self.held_until, self.let_go_at)
+        reserved = self.via == "service" and not self.forgotten
+        return reserved and not self.heard and now < min(self.held_until, self.let_go_at)
 
     def is_accounted_for(self, now: int) -> bool:
         """Whether the service has to count on it: it has heard what was used, or still expects to."""
@@ -220,7 +227,8 @@ class Tenant:
         total = Fraction(0)
         for each in self.covered(rule):
             if each.heard == "confirmed":
-                total += self.used(rule, each) * (each.ends >= start)
+                twice = (each.via == "nobody" or each.forgotten) and now < each.told_last_at + SECOND
+                total += self.used(rule, each) * ((each.ends >= start) + twice)
             elif each.heard == "settled":
                 since = each.at if each.via == "service" else each.settled_at - self.held_us
                 dearest = max(self.used_at(rule, each, at) for at in (since, each.ends, each.settled_at))
@@ -259,9 +267,10 @@ class Tenant:
         never asked and were settled, as far as there was room; of those that nobody settled, a restart does not know
         how much they used. Of tiers: with all bounds, whichever tier was told."""
         window = WINDOW_US[rule.period]
-        charges = []
+        lost = [lease for name, lease in self.leases.items() if name.startswith(LOST)]
+        charges = [(lease.at, self.most(rule, "", lease.counts[:3], lease.at), True) for lease in lost]
         for each in self.covered(rule):
-            if each.via == "service":
+            if each.via == "service" and not each.forgotten:
                 late = not each.heard or each.heard_at > each.at + 2 * window
                 late |= not each.settled_at and each.heard_at <= self.restarted_at
                 units = self.most_of(rule, each) if late or rule.told_tier else self.used(rule, each)

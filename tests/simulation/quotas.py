@@ -300,8 +300,9 @@ class Product:
         self._to_settle: list[tuple[Arrival, int]] = []
         """Requests of slices that ended while the service was away: their holders tell it later."""
         self._never_told: Counter[str] = Counter()
-        """Tokens at most of requests out of slices whose holders never told of them: they look unreserved."""
-        self.out_of_slices = 0
+        """Tokens at most of requests that the service never heard of, by its holders or from its journal: they look
+        unreserved."""
+        self.out_of_slices = self.forgotten = 0
         self._sliced: set[str] = set()
         self._crash_at = begin + int(self._rng.expovariate(1 / crash_every_s) * SECOND)
 
@@ -354,7 +355,9 @@ class Product:
             self._crash_at = now + int(self._rng.expovariate(1 / self._crash_every_s) * SECOND) + 5 * SECOND
             self._down_until = now + self._rng.randrange(1, 4) * SECOND
             self.crashes += 1
-            self._service.crash()
+            for entry in self._service.crash():  # answered, and never written: they look unreserved
+                self._never_told[entry.tenant_id] += entry.output_cap
+                self.forgotten += 1
         elif now >= self._down_until:
             if not self._service.is_up:
                 self._service.restart(now)
@@ -420,6 +423,7 @@ def simulate(seed: int, *, tenants: int, requests: int, say: Callable[[str], Non
                 "quota_crashes": product.crashes, "refused_below_bound": product.refused_below_bound,
                 "quota_unreserved": sum(outcome.unasked.values()), "quota_utilisation": outcome.utilisation,
                 "quota_wrong_in_the_end": len(left), "quota_out_of_slices": product.out_of_slices,
+                "quota_forgotten": product.forgotten,
             }  # fmt: skip
             for line in left[:5]:
                 say(f"    WRONG {line}")

@@ -91,10 +91,9 @@ class Driver:
             pass
 
     def write(self, *, store_a_state: bool = False) -> None:
-        due = self.shard.next_batch(begin_a_state=store_a_state)
-        if due is not None:
-            batch, changed = due
-            self.shard.states.written(journal.append(self.writing, self.mine, batch), changed)
+        cut = self.shard.next_batch(begin_a_state=store_a_state)
+        if cut is not None:
+            self.shard.written(journal.append(self.writing, self.mine, cut.batch), cut)
 
     def keep_read(self) -> None:
         """How far the feed was read; all that was found in it is written."""

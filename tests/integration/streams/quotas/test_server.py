@@ -172,7 +172,35 @@ def test_after_kill_9_under_load_nothing_that_was_promised_is_forgotten(
     standing = again.quota()
     assert {*admitted} == {16}
     in_hand = len(workers) * 16  # written, and not answered
-    assert sum(admitted) + 16 <= standing["reserved"] <= sum(admitted) + 2 * 16 + in_hand
+    assert standing["reserved"] <= sum(admitted) + 2 * 16 + in_hand
+    assert sum(admitted) + 16 <= standing["reserved"] + standing["leased"]
+
+
+def test_what_was_answered_before_it_was_written_passes_no_limit_after_a_kill(
+    quota_server: Start, usage: Usage, connection: psycopg.Connection, owner: psycopg.Connection
+) -> None:
+    define(connection, limit=20_000)
+    server = quota_server()
+    assert server.ask("first").status == 200
+    owner.execute("set idle_in_transaction_session_timeout = 0")
+    with owner.transaction():
+        owner.execute("lock table usage.quota_journal in access exclusive mode")
+        assert [server.ask(f"at-once-{number}").status for number in range(2)] == [200, 200]
+        server.kill()
+        owner.execute(  # else what it waits to write is written once it can be
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'tollbook quota journal'"
+        )
+    again = quota_server()
+    standing = again.quota()
+    assert (standing["reserved"], standing["leased"]) == (100, 200)
+    granted = 300
+    for number in itertools.count():
+        reply = again.ask(f"then-{number}", max_tokens=5_000)
+        if reply.status != 200:
+            break
+        granted += reply.body["max_tokens"]
+    assert granted == 20_000
 
 
 def test_an_old_process_ends_when_another_takes_its_shard(quota_server: Start, usage: Usage) -> None:

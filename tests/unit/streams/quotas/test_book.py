@@ -693,7 +693,7 @@ def test_what_is_settled_out_of_a_slice_without_its_model_counts_in_the_models_q
 def test_a_slice_for_any_model_is_taken_from_every_quota() -> None:
     prices = PriceList([DatedPrice("", "output", Decimal(1), 0), DatedPrice("m-2", "output", Decimal(5), 0)])
     made = book(quota(limit=1000, model="m-1"), quota(metric="spend", limit=1500), prices=prices)
-    got = grant(made, "", "", Slice(10, 400_000, 400_000, 0), NOW, 1)
+    got = grant(made, "", "", Slice(10, 400_000, 400_000, 0), NOW, 2)
     assert got.output_tokens == 150  # half of 1500, at 5 each; of m-1 it would be 500
     made.apply(Leased("t1", "l1", "gw", NOW, "", "", 5, 0, 100, 0, NOW + 60 * SECOND))
     assert [meter.leased for meter in made.meters.budgets] == [100, 500 * 10**18]

@@ -90,7 +90,7 @@ def test_the_same_attempt_asked_again_is_another_question_that_alone_can_be_with
     assert budget(shard.books["t1"].book).reserved == 100
     due = shard.next_batch()
     assert due is not None
-    assert [entry.nonce for entry in entries.decode(due[0].entries) if isinstance(entry, Reserved)] == ["a", "b"]
+    assert [entry.nonce for entry in entries.decode(due.batch.entries) if isinstance(entry, Reserved)] == ["a", "b"]
     assert shard.counters.admitted == 1
 
 
@@ -148,7 +148,7 @@ def test_what_has_ended_while_no_service_ran_counts_no_more_after_a_restart() ->
     assert due is not None
     for now, held in ((over.deadline - 1, (200, 300)), (over.deadline, (100, 0)), (later.deadline, (0, 0))):
         shard = Shard(0, 1, LIMITS, defined(*quotas), registered={"t1"})
-        restore(shard, [], [(1, due[0].entries)], now)
+        restore(shard, [], [(1, due.batch.entries)], now)
         book = shard.books["t1"].book
         assert (budget(book).reserved, budget(book).leased) == held
         assert sum(request.in_slot for request in book.requests.values()) == held[0] // 100
@@ -161,7 +161,7 @@ def test_a_reservation_ends_at_its_deadline_also_shortly_after_a_restart() -> No
     due = before.next_batch()
     assert due is not None
     shard = Shard(0, 1, LIMITS, defined(quota(limit=1000)), registered={"t1"})
-    restore(shard, [], [(1, due[0].entries)], entry.deadline - 2 * SECOND)
+    restore(shard, [], [(1, due.batch.entries)], entry.deadline - 2 * SECOND)
     for now, reserved in ((entry.deadline - SECOND, 100), (entry.deadline + SECOND, 0)):
         shard.tend(now)
         assert budget(shard.books["t1"].book).reserved == reserved
@@ -195,7 +195,7 @@ def test_a_request_that_the_tier_before_decided_is_charged_to_it_after_a_restart
     due = shard.next_batch()
     assert due is not None
     again = Shard(0, 1, LIMITS, Definitions(of_tiers=tiers), registered={"t1"})
-    restore(again, [], [(1, due[0].entries)], NOW + 9)
+    restore(again, [], [(1, due.batch.entries)], NOW + 9)
     assert isinstance(again.ask(ask("r3", tier="a"), NOW + 9), Refused)
 
 
@@ -216,7 +216,7 @@ def test_a_rate_goes_on_when_callers_tell_its_tier_again_and_gives_back_what_it_
             shard.settle(settled(f"r{number}", output=1, at=now + 1))
         due = shard.next_batch()
         assert due is not None
-        journal.append((number + 1, due[0].entries))
+        journal.append((number + 1, due.batch.entries))
         if restarted:
             shard = Shard(0, 1, LIMITS, Definitions(of_tiers=tiers), registered={"t1"})
             restore(shard, [], journal, now + 2)
@@ -232,7 +232,7 @@ def test_a_rate_that_has_just_begun_counts_nothing_of_before_after_a_restart_eit
         now = NOW + number * SECOND * 2 // 5
         assert isinstance(shard.ask(ask(f"r{number}"), now), Reserved) is allowed
         if (due := shard.next_batch()) is not None:
-            journal.append((number + 1, due[0].entries))
+            journal.append((number + 1, due.batch.entries))
         shard = Shard(0, 1, LIMITS, defined(begins), registered={"t1"})
         restore(shard, [], journal, now)
 
@@ -246,7 +246,7 @@ def test_a_settlement_that_is_told_twice_is_charged_to_no_rate_by_who_comes_afte
     confirm(shard, [row()], NOW, Counter())
     due = shard.next_batch()
     assert due is not None
-    shard.states.written(1, due[1])
+    shard.written(1, due)
     assert shard.next_batch(begin_a_state=True) is None
     made = shard.states.make()
     assert made is not None
@@ -254,7 +254,7 @@ def test_a_settlement_that_is_told_twice_is_charged_to_no_rate_by_who_comes_afte
     due = shard.next_batch()
     assert due is not None
     again = Shard(0, 1, LIMITS, defined(rate), registered={"t1"})
-    restore(again, [(made.group, made.no, made.state)], [(2, due[0].entries)], NOW + SECOND)
+    restore(again, [(made.group, made.no, made.state)], [(2, due.batch.entries)], NOW + SECOND)
     (one,) = again.books["t1"].book.meters.standings("", "", NOW + SECOND)
     assert one.remaining == 9
 
@@ -279,7 +279,7 @@ def test_what_is_told_long_after_its_event_is_charged_to_no_rate_a_second_time(
 
     def again(shard: Shard) -> Shard:
         if (due := shard.next_batch()) is not None:
-            journal.append((len(journal) + 1, due[0].entries))
+            journal.append((len(journal) + 1, due.batch.entries))
         stored = book_state.joined([book_state.encoded(book_state.state_of(shard.books["t1"].book))])
         states = [(group_of("t1"), len(journal), stored)] if restarts == "with a state before the look" else []
         shard = Shard(0, 1, LIMITS, defined(rate), registered={"t1"})
@@ -314,7 +314,7 @@ def test_what_several_settlements_tell_at_once_to_be_out_of_a_slice_is_unreserve
     due = shard.next_batch()
     assert due is not None
     again = Shard(0, 1, LIMITS, defined(quota(metric="requests")), registered={"t1"})
-    restore(again, [], [(1, due[0].entries), (2, due[0].entries)], NOW + SECOND)
+    restore(again, [], [(1, due.batch.entries), (2, due.batch.entries)], NOW + SECOND)
     for each in (shard, again):  # also of a batch that was written twice
         assert budget(each.books["t1"].book, "day-requests").unreserved == 0
 

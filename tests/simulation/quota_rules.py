@@ -89,7 +89,7 @@ class Attempt:
     told_at: int = 0
     """When it was settled first, also where its event had been counted before."""
     told_last_at: int = -SECOND
-    """When it was settled last: until the next look the service counts twice what it never reserved."""
+    """When it was settled last: until the next look a service that does not know it counts it twice."""
     deadline: int = FOR_EVER
     held_until: int = FOR_EVER
     """The latest deadline of its request's attempts."""
@@ -227,10 +227,12 @@ class Tenant:
         total = Fraction(0)
         for each in self.covered(rule):
             if each.heard == "confirmed":
-                twice = (each.via == "nobody" or each.forgotten) and now < each.told_last_at + SECOND
+                unknown = each.via == "nobody" or each.forgotten or each.heard_at <= self.restarted_at
+                twice = unknown and now < each.told_last_at + SECOND
                 total += self.used(rule, each) * ((each.ends >= start) + twice)
             elif each.heard == "settled":
-                since = each.at if each.via == "service" else each.settled_at - self.held_us
+                is_known = each.via == "service" and not each.forgotten
+                since = each.at if is_known else each.settled_at - self.held_us
                 dearest = max(self.used_at(rule, each, at) for at in (since, each.ends, each.settled_at))
                 total += dearest * (each.settled_at >= start - SKEW_US)
             elif each.is_held(now - SECOND):

@@ -8,7 +8,7 @@
 | free units, own or of a pool | `allowances.py` |
 | fees and their proration; in advance, and the credit for unused time | `fees.py`, `advance.py` |
 | discounts, minimum, maximum, commitment | `adjustments.py` |
-| the order of it all | `period.py`; of a period that goes on `running.py` |
+| the order of it all, also of a period that goes on | `period.py` |
 | reruns, late usage | `differences.py` |
 | a line, and the key that names it | `lines.py` |
 """

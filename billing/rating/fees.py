@@ -59,14 +59,14 @@ def _begins(held: Sequence[Piece], number: int) -> bool:
     return held[number].segment_no != held[number - 1].segment_no
 
 
-def fees_in_arrears(pieces: Sequence[Piece], period: BillingPeriod) -> list[FeeAmount]:
-    """What the pieces of a period that have a length owe at its end."""
+def fees_in_arrears(pieces: Sequence[Piece], period: BillingPeriod, until: datetime) -> list[FeeAmount]:
+    """What the pieces of a period that have a length have come to owe by a moment: its end, or one within it."""
     found = []
-    held = [piece for piece in pieces if piece.start < piece.end]
+    held = [piece for piece in pieces if piece.start < piece.end and piece.start < until]
     for number, piece in enumerate(held):
         for charge in piece.version.charges:
             if charge.timing is Timing.ARREARS:
-                fee = fee_for(piece, charge, piece.end, period, whole=due_whole(held, number))
+                fee = fee_for(piece, charge, min(piece.end, until), period, whole=due_whole(held, number))
                 if fee is not None:
                     found.append(fee)
     return found

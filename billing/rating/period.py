@@ -80,6 +80,24 @@ def rate_lines(period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms) 
     return _rated(period, used, terms)[0] if used else ()
 
 
+def accrued_lines(
+    period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms, until: datetime
+) -> tuple[RatedLine, ...]:
+    """What a period that goes on has come to by a moment: accrued then, not billed (docs/spec/money.md 1 and 9).
+
+    `used` is the usage until then; it is rated over whole pieces, as it will be in the end. Fees in arrears accrue by
+    the second; line discounts are off both. Minimum, maximum, invoice discount and true-up are known at the period's
+    end alone. Raises AmountTooLarge.
+    """
+    pieces = [each.piece for each in used]
+    lines = _usage_lines(by_charge(used, period), terms)
+    _add_fees(lines, pieces, period, until)
+    given = in_advance(pieces, period).discounted if used else {}
+    for key in sorted(lines):
+        _discount(lines[key], pieces, period, given.get(key, adjustments.NOTHING))
+    return _checked([each.line for listed in lines.values() for each in listed], pieces)
+
+
 def _rated(
     period: BillingPeriod, used: Sequence[PieceUsage], terms: Terms
 ) -> tuple[tuple[RatedLine, ...], dict[str, list[ChargeLine]], Mapping[str, Sequence[Counted]], InvoiceDiscounted]:
@@ -87,8 +105,7 @@ def _rated(
     pieces = [each.piece for each in used]
     counted = by_charge(used, period)
     lines = _usage_lines(counted, terms)
-    for fee in fees_in_arrears(pieces, period):
-        lines[fee.charge.key].append(ChargeLine(pieces.index(fee.piece), fee.charge, fee_line(fee)))
+    _add_fees(lines, pieces, period, period.end)
     advance = in_advance(pieces, period)
     charges = _charges_by_key(pieces)
     for key in sorted({*lines, *charges}):  # a piece without length has lines where usage is priced at its start
@@ -97,13 +114,18 @@ def _rated(
     given = advance.discounted.get(INVOICE, adjustments.NOTHING)
     discounted = adjustments.invoice_discount(found, pieces, period, given)
     closing = _closing_lines(found, discounted, advance, pieces, period)
-    whole = sorted([*(each.line for each in found), *closing], key=lambda line: line.identity)
-    if (amount := total(line.amount for line in whole)) > AMOUNT_MAX:
+    whole = _checked([*(each.line for each in found), *closing], pieces)
+    return whole, lines, counted, discounted
+
+
+def _checked(lines: Sequence[RatedLine], pieces: Sequence[Piece]) -> tuple[RatedLine, ...]:
+    """Lines in order of their identity. Raises AmountTooLarge."""
+    if (amount := total(line.amount for line in lines)) > AMOUNT_MAX:
         raise AmountTooLarge(
-            f"tenant {whole[0].identity.tenant_id}: its usage comes to {plain(amount)} {whole[0].currency}, more than"
+            f"tenant {lines[0].identity.tenant_id}: its usage comes to {plain(amount)} {lines[0].currency}, more than"
             f" {plain(AMOUNT_MAX)}: look at the prices of plan {pieces[0].version.plan}"
         )
-    return tuple(whole), lines, counted, discounted
+    return tuple(sorted(lines, key=lambda line: line.identity))
 
 
 def _usage_lines(counted: Mapping[str, Sequence[Counted]], terms: Terms) -> dict[str, list[ChargeLine]]:
@@ -157,14 +179,26 @@ def _charges_by_key(pieces: Sequence[Piece]) -> dict[str, dict[int, Charge]]:
     return found
 
 
+def _add_fees(
+    lines: dict[str, list[ChargeLine]], pieces: Sequence[Piece], period: BillingPeriod, until: datetime
+) -> None:
+    for fee in fees_in_arrears(pieces, period, until):
+        lines[fee.charge.key].append(ChargeLine(pieces.index(fee.piece), fee.charge, fee_line(fee)))
+
+
+def _discount(lines: list[ChargeLine], pieces: Sequence[Piece], period: BillingPeriod, given: Fraction) -> None:
+    """Add a charge's discounts, of which `given` was had in advance."""
+    for number, charge, amount in adjustments.line_discounts(lines, pieces, period, given):
+        of_fee = Fraction(amount) * adjustments.share_of_fees(each for each in lines if each.piece_no == number)
+        lines.append(ChargeLine(number, charge, line_of(pieces[number], charge, LineKind.DISCOUNT, amount), of_fee))
+
+
 def _adjust(
     lines: list[ChargeLine], charges: Mapping[int, Charge], pieces: Sequence[Piece], period: BillingPeriod,
     given: Fraction,
 ) -> None:  # fmt: skip
     """Add a charge's discounts, of which `given` was had in advance, and what brings it to its minimum or maximum."""
-    for number, charge, amount in adjustments.line_discounts(lines, pieces, period, given):
-        of_fee = Fraction(amount) * adjustments.share_of_fees(each for each in lines if each.piece_no == number)
-        lines.append(ChargeLine(number, charge, line_of(pieces[number], charge, LineKind.DISCOUNT, amount), of_fee))
+    _discount(lines, pieces, period, given)
     limited = adjustments.limit(lines, charges, pieces, period) if charges else None
     if limited is not None:
         kind, amount = limited

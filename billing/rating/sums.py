@@ -13,8 +13,7 @@ from billing.periods import BillingPeriod
 from billing.plans.price_plans import PlanVersion, PriceAt, Terms
 from billing.plans.subscriptions import Piece, in_force_since, priced_at_start
 from billing.rating.lines import LineKind, RatedLine
-from billing.rating.period import rate_lines
-from billing.rating.running import accrued_lines
+from billing.rating.period import accrued_lines, rate_lines
 from billing.rating.usage import UnpricedUsage, Usage, distribute, is_billable, usage_of_sums
 from streams.rules.rating_bands import parse_band
 from streams.rules.windows import UsageQuantity

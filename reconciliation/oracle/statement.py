@@ -46,6 +46,24 @@ def statement(case: Case, period: Period, usage: Usage) -> Statement:
     return Statement(lines + off.lines + _true_up(plan, lines, off, in_advance.net), draws)
 
 
+def accrued(case: Case, period: Period, usage: Usage, until: int) -> list[Line]:
+    """What a period that goes on has come to by an instant within it: it is accrued by then, and not billed (1, 9).
+
+    What completed before it costs what it does by the terms of the whole period; fees in arrears are due by the second;
+    line discounts are off both. Minimum, maximum, invoice discount and true-up are of a period that is over.
+    """
+    plan = period_plan(case, period)
+    so_far = {
+        at: within
+        for at, listed in _measured(case, plan, usage).items()
+        if (within := [each for each in listed if each[0].event.completed < until])
+    }
+    lines = _usage_lines(case, plan, so_far)
+    over = [replace(one, end=min(one.end, until)) for one in plan.stretches if one.start < until]
+    lines += fees.in_arrears(plan.period, over, plan.name)
+    return lines + discounts.of_charges(plan, lines, advance.sums(case, plan).given)
+
+
 def _measured(case: Case, plan: PeriodPlan, usage: Usage) -> Measured:
     """Each event whole into the segment that contains its completion, at the version of its completion or start (2)."""
     result: Measured = defaultdict(list)

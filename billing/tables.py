@@ -498,7 +498,7 @@ close_cuts = _table(
     "close_cuts",
     *_bigints("cut_id"),
     *_text("month", "actor", "digest"),
-    *_times("period_start", "period_end", "taken_at"),
+    *_times("period_start", "period_end", "taken_at", "accrued_to"),
     Column("tenants", ARRAY(String)),
     Column("coordinates", JSONB),
 )

@@ -44,9 +44,13 @@ Check = Callable[[str, str, Sequence[Piece]], None]
 
 @dataclass(frozen=True, slots=True)
 class KeptRating:
-    """What a period was rated from: of each of the `tenants` that could be rated, its pieces with the usage in each."""
+    """What a period was rated from: of each of the `tenants` that could be rated, its pieces with the usage in each.
+
+    `until`: as far as usage counts, of a period that goes on; else its end.
+    """
 
     period: BillingPeriod
+    until: datetime
     tenants: frozenset[str]
     sums_of: Callable[[str], PieceSums]
 
@@ -171,7 +175,7 @@ def rate_period(
         if keep is not None:
             until = min(period.end, until or period.end)
             rated = frozenset(tenant.tenant_id for tenant in found.tenants)
-            keep(connection, KeptRating(period, rated, partial(usage.sums_of, until=until)))
+            keep(connection, KeptRating(period, until, rated, partial(usage.sums_of, until=until)))
         return found
 
 

@@ -157,6 +157,15 @@ def last_line(connection: Connection) -> int:
     return int(highest.scalar_one())
 
 
+def last_ratings(connection: Connection, period: BillingPeriod, *, up_to_line: int) -> dict[str, int]:
+    """By tenant the number of the last rating that posted something of a period, by when this was the last line."""
+    table = tables.rated_lines
+    query = select(table.c.tenant_id, func.max(table.c.rating_no)).where(
+        table.c.period_start == period.start, table.c.period_end == period.end, table.c.rated_line_no <= up_to_line
+    )
+    return {row[0]: row[1] for row in connection.execute(query.group_by(table.c.tenant_id))}
+
+
 def accrued_in(connection: Connection, month: BillingPeriod) -> list[RatedLine]:
     """Every row that was accrued for an accounting period, of whatever billing period."""
     table = tables.rated_lines

@@ -30,7 +30,7 @@ _CUTS: Final = text(
     select account, since, until, tenant_id, (
         select digest from ledger.close_cuts as c
         where (c.period_start, c.period_end) = (since, until) and late.tenant_id = any(c.tenants)
-          and c.taken_at < frozen
+          and c.taken_at < frozen and c.accrued_to is null
         order by cut_id desc limit 1)
     from late order by account, since, until, tenant_id
     """

@@ -20,17 +20,17 @@ from billing.rating.lines import Naming, RatedLine
 from reconciliation.close import freezing, priced_events
 from reconciliation.close.billed_late import billed_late, cuts_of
 from reconciliation.close.close_store import APPROVED
-from reconciliation.close.freezing import Cut
+from reconciliation.close.freezing import Cut, CutOf
 from reconciliation.close.gates.collecting import Account
 from reconciliation.close.gates.contracts import contracts
-from reconciliation.close.gates.cut_checks import namings
+from reconciliation.close.gates.cut_checks import naming
 
-FORMAT: Final = "tollbook.close_content.v4"
+FORMAT: Final = "tollbook.close_content.v5"
 WITHOUT_EVENTS: Final = "tollbook.close_content.v2"
-OF_BEFORE: Final = ("tollbook.close_content.v3", WITHOUT_EVENTS)
-READABLE: Final = (FORMAT, *OF_BEFORE)
-"""Formats that evidence is made of, and verified: those before had no `late`; v2 had no `events`, nor kept what moved
-(R11)."""
+WITHOUT_LATE: Final = ("tollbook.close_content.v3", WITHOUT_EVENTS)
+READABLE: Final = (FORMAT, "tollbook.close_content.v4", *WITHOUT_LATE)
+"""Formats that evidence is made of, and verified: v4 had no `accrued`; those before no `late`; v2 had no `events`, nor
+kept what moved (R11)."""
 CHANGES_LATER: Final = (
     "state",
     "parked_because",
@@ -49,13 +49,14 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
     A tenant that several accounts pay for in turn is with each of them, as a whole, since it was rated as a whole;
     rows and lines name the account that pays. `events`: the digest of its single events, where it is priced by them
     (`priced_events`, kept before this). Its `late_lines` are the part of its `rated_lines` that came to a frozen
-    draft: a later invoice has them. `late` are earlier periods that the documents bill something of: what they were
-    rated from by then, and what other documents had billed of them (`billed_before`).
+    draft: a later invoice has them. `accrued` are periods that go on, which no document bills yet: what they were
+    rated from until the month's end, by the terms that were known. `late` are earlier periods that the documents bill
+    something of: what they were rated from by then, and what other documents had billed of them (`billed_before`).
     """
     found: dict[str, dict[str, Any]] = {
         name: {
             "format": FORMAT, "month": month.name, "billing_account": name, "legal_entity": account.legal_entity,
-            "tenants": [], "late": [], "documents": [],
+            "tenants": [], "accrued": [], "late": [], "documents": [],
         }
         for name, account in accounts.items()
     }  # fmt: skip
@@ -67,21 +68,27 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
         late: dict[str, list[RatedLine]] = defaultdict(list)
         for each in adjustment_store.late_lines(connection, cut.period, up_to_line=cut.last_line):
             late[each.line.identity.tenant_id].append(each.line)
-        naming = namings(connection, cut.period, cut.tenants)
         ratings = rated_line_store.tenant_periods(connection, cut.period, cut.tenants)
-        for tenant_id, of_cut in _rated(connection, cut, naming).items():
+        for tenant_id, of_cut in _rated(connection, cut).items():
+            called = naming(tenant_id, of_cut["contract"])
             rated = of_cut | {
                 "rating_no": ratings[tenant_id].rating_no,
-                "late_lines": [_line(each, naming[tenant_id]) for each in net(late[tenant_id]).values()],
+                "late_lines": [_line(each, called) for each in net(late[tenant_id]).values()],
             }
             for name in payers[tenant_id]:
                 found[name]["tenants"].append(rated)
+    for cut in freezing.cuts(connection, month.name, payers.keys(), CutOf.ACCRUAL):
+        numbers = rated_line_store.last_ratings(connection, cut.period, up_to_line=cut.last_line)
+        for tenant_id, of_cut in _rated(connection, cut).items():
+            accrued = of_cut | {"accrued_to": rfc3339(cut.until), "rating_no": numbers.get(tenant_id, 0)}
+            for name in payers[tenant_id]:
+                found[name]["accrued"].append(accrued)
     documents = _documents(connection, month, accounts)
     of_late = billed_late(connection, [s.stored_id for s in documents], month)
     rated_late = {
         (cut.digest, tenant_id): of_cut
         for cut in cuts_of(of_late)
-        for tenant_id, of_cut in _rated(connection, cut, namings(connection, cut.period, cut.tenants)).items()
+        for tenant_id, of_cut in _rated(connection, cut).items()
     }
     for billed in of_late:
         before = {"billed_before": [each.document() for each in billed.before]}
@@ -92,13 +99,13 @@ def contents(connection: Connection, month: BillingPeriod, accounts: Mapping[str
     return {name: canonical(content).decode() for name, content in found.items()}
 
 
-def _rated(connection: Connection, cut: Cut, naming: Mapping[str, Naming]) -> dict[str, dict[str, Any]]:
+def _rated(connection: Connection, cut: Cut) -> dict[str, dict[str, Any]]:
     """By tenant of a cut, in order, what its period was rated from and what that came to."""
     rows: dict[str, list[dict[str, Any]]] = {tenant_id: [] for tenant_id in sorted(cut.tenants)}
     for row in freezing.frozen_rows(connection, cut):
         rows[row["tenant_id"]].append(freezing.written_row(row))
-    agreements = contracts(connection, cut.period, cut.tenants)
-    lines = rated_line_store.posted(connection, cut.period, up_to_line=cut.last_line)
+    agreements = contracts(connection, cut)
+    lines = rated_line_store.posted(connection, cut.period, until=cut.accrued_to, up_to_line=cut.last_line)
     single = priced_events.digests(connection, cut.cut_id)
     return {
         tenant_id: {
@@ -108,17 +115,24 @@ def _rated(connection: Connection, cut: Cut, naming: Mapping[str, Naming]) -> di
             "contract": agreements.get(tenant_id),
             "usage": usage,
             "events": single.get(tenant_id),
-            "rated_lines": [_line(each, naming[tenant_id]) for each in net(lines.get(tenant_id, ())).values()],
+            "rated_lines": [
+                _line(each, naming(tenant_id, agreements.get(tenant_id)))
+                for each in net(lines.get(tenant_id, ())).values()
+            ],
         }
         for tenant_id, usage in rows.items()
     }
 
 
 def signed_cuts(connection: Connection, month: BillingPeriod, accounts: Mapping[str, Account]) -> list[Cut]:
-    """The cuts that accounts' contents follow from: of what the month bills, and of what came late."""
+    """The cuts that accounts' contents follow from: of what the month bills, of what it accrues, of what came late."""
     tenants = {tenant_id for account in accounts.values() for tenant_id in account.tenants}
     documents = [s.stored_id for s in _documents(connection, month, accounts)]
-    return [*freezing.cuts(connection, month.name, tenants), *cuts_of(billed_late(connection, documents, month))]
+    return [
+        *freezing.cuts(connection, month.name, tenants),
+        *freezing.cuts(connection, month.name, tenants, CutOf.ACCRUAL),
+        *cuts_of(billed_late(connection, documents, month)),
+    ]
 
 
 def _documents(connection: Connection, month: BillingPeriod, accounts: Collection[str]) -> list[StoredInvoice]:

@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
+from enum import StrEnum
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Column, Connection, String, all_, any_, cast, func, select, text
+from sqlalchemy import ARRAY, Column, Connection, Row, String, all_, and_, any_, cast, func, select, text
 
 from billing import tables
 from billing.commands.rate_period import Keep, KeptRating
@@ -37,9 +38,18 @@ _QUANTITY: Final = tuple(each.name for each in fields(UsageQuantity))
 LOCK_FILE: Final = Path(__file__).resolve().parents[2] / "requirements.lock"
 
 
+class CutOf(StrEnum):
+    """Which usage a month's close cuts: of a period that ends in the month, which it bills; of an earlier one to which
+    something came; of one that goes on, as far as the month goes, which it accrues."""
+
+    MONTH = "month"
+    LATE = "late"
+    ACCRUAL = "accrual"
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A cut of one billing period, of some tenants."""
+    """A cut of one billing period, of some tenants. `accrued_to`: up to when, of a period that goes on."""
 
     cut_id: int
     period: BillingPeriod
@@ -47,6 +57,12 @@ class Cut:
     coordinates: Mapping[str, Any]
     digest: str
     taken_at: datetime
+    accrued_to: datetime | None = None
+
+    @property
+    def until(self) -> datetime:
+        """Where the usage that is cut ends."""
+        return self.accrued_to or self.period.end
 
     @property
     def below(self) -> dict[str, int]:
@@ -81,9 +97,7 @@ def keeping(month: BillingPeriod, tenants: Collection[str], actor: str, freeze: 
     """
 
     def keep(connection: Connection, rated: KeptRating) -> None:
-        own = {tenant_id: rated.sums_of(tenant_id) for tenant_id in rated.tenants if tenant_id in tenants}
-        if own:
-            _add(connection, month, rated.period, own, actor)
+        _add(connection, month, rated, rated.tenants.intersection(tenants), actor)
         freeze(connection)
 
     return keep
@@ -96,9 +110,7 @@ def keeping_late(month: BillingPeriod, actor: str) -> Keep:
 
     def keep(connection: Connection, rated: KeptRating) -> None:
         uncut = _late_and_uncut(connection, rated.period, month)
-        late = {name: rated.sums_of(name) for name in uncut if name in rated.tenants}
-        if late:
-            _add(connection, month, rated.period, late, actor)
+        _add(connection, month, rated, rated.tenants.intersection(uncut), actor)
 
     return keep
 
@@ -107,7 +119,7 @@ _LATE_AND_UNCUT: Final = text(
     """
     with taken as materialized (
         select month, tenants, (coordinates ->> 'rated_line_no')::bigint as last_line from ledger.close_cuts
-        where (period_start, period_end) = (:start, :end)
+        where (period_start, period_end) = (:start, :end) and accrued_to is null
     ), cut as materialized (
         select month, tenant_id, max(last_line) as last_line from taken, unnest(tenants) as tenant_id group by 1, 2
     )
@@ -138,17 +150,20 @@ def _late_and_uncut(connection: Connection, period: BillingPeriod, month: Billin
     return list(connection.execute(_LATE_AND_UNCUT, given).scalars())
 
 
-def _add(
-    connection: Connection, month: BillingPeriod, period: BillingPeriod, sums: Mapping[str, PieceSums], actor: str
-) -> None:
-    rows = [
-        row | {"digest": row_digest(row)} for tenant_id in sorted(sums) for row in _rows(tenant_id, sums[tenant_id])
-    ]
-    coordinates = _coordinates(connection, period, sums)
+def _add(connection: Connection, month: BillingPeriod, rated: KeptRating, tenants: Collection[str], actor: str) -> None:
+    if not tenants:
+        return
+    period, goes_on = rated.period, rated.until < rated.period.end
+    sums = {tenant_id: rated.sums_of(tenant_id) for tenant_id in sorted(tenants)}
+    rows = [row | {"digest": row_digest(row)} for tenant_id, own in sums.items() for row in _rows(tenant_id, own)]
+    coordinates = _coordinates(connection, period, rated.until, sums)
+    if goes_on:
+        coordinates |= _terms_known(connection, period, sums)
     cut_id = connection.execute(
         tables.close_cuts.insert()
         .values(
             month=month.name, period_start=period.start, period_end=period.end, actor=actor, tenants=sorted(sums),
+            accrued_to=rated.until if goes_on else None,
             coordinates=coordinates, digest=cut_digest(coordinates, [row["digest"] for row in rows]),
         )
         .returning(tables.close_cuts.c.cut_id)
@@ -168,7 +183,24 @@ def _rows(tenant_id: str, sums: PieceSums) -> Iterator[dict[str, Any]]:
             yield of | dict(zip(_QUANTITY, astuple(quantity), strict=True))
 
 
-def _coordinates(connection: Connection, period: BillingPeriod, sums: Mapping[str, PieceSums]) -> dict[str, Any]:
+def _terms_known(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, Any]:
+    """The numbers of the rows that tenants' terms were known by: those of a period that goes on may change after it was
+    cut. Not the highest number: what is being recorded meanwhile may have a lower one."""
+    held, versions = tables.subscriptions.c, tables.plan_versions.c
+    known = (
+        held.tenant_id == any_(cast(list(tenants), ARRAY(String))), held.superseded_at.is_(None),
+        held.starts_at < period.end,
+    )  # fmt: skip
+    of_plans = versions.plan.in_(select(held.plan).where(*known))
+    return {
+        "subscriptions": sorted(connection.execute(select(held.subscription_row).where(*known)).scalars()),
+        "plan_versions": sorted(connection.execute(select(versions.plan_version_no).where(of_plans)).scalars()),
+    }
+
+
+def _coordinates(
+    connection: Connection, period: BillingPeriod, until: datetime, sums: Mapping[str, PieceSums]
+) -> dict[str, Any]:
     """Where everything stood that the period's figures follow from (docs/spec/money.md 11.2)."""
     seals = {
         entity: {"seal_no": seal.seal_no, "position": seal.last_position, "chain_hash": seal.chain_hash.hex()}
@@ -179,7 +211,7 @@ def _coordinates(connection: Connection, period: BillingPeriod, sums: Mapping[st
     cursors = connection.execute(select(lists.legal_entity, lists.name, lists.read_to))
     return {
         "begins": rfc3339(period.start),
-        "ends": rfc3339(period.end),
+        "ends": rfc3339(until),
         "offsets": positions(raw(connection)),
         "rated_line_no": rated_line_store.last_line(connection),
         "ledger_seals": seals,
@@ -244,16 +276,20 @@ def code_version() -> str:
     return metadata.version("tollbook")
 
 
-def cuts(connection: Connection, month: str, tenants: Collection[str], *, late: bool = False) -> list[Cut]:
-    """The latest cut of each billing period that ends in a month, and tenant, that the month's close has taken, by
-    period; or, `late`, of each earlier period to which something came that this close bills.
+def cuts(connection: Connection, month: str, tenants: Collection[str], of: CutOf = CutOf.MONTH) -> list[Cut]:
+    """The latest cut of each billing period and tenant that a month's close has taken of some usage, by period.
 
     A cut that a later one has replaced for some of its tenants is there with the others.
     """
     table = tables.close_cuts
     start = parse_period(month).start
-    of = table.c.period_end <= start if late else table.c.period_end > start
-    query = select(table).where(table.c.month == month, of).order_by(table.c.cut_id.desc())
+    goes_on = table.c.accrued_to.is_not(None)
+    chosen = {
+        CutOf.MONTH: and_(~goes_on, table.c.period_end > start),
+        CutOf.LATE: and_(~goes_on, table.c.period_end <= start),
+        CutOf.ACCRUAL: goes_on,
+    }[of]
+    query = select(table).where(table.c.month == month, chosen).order_by(table.c.cut_id.desc())
     taken: set[tuple[BillingPeriod, str]] = set()
     found = []
     for row in connection.execute(query):
@@ -261,22 +297,24 @@ def cuts(connection: Connection, month: str, tenants: Collection[str], *, late: 
         own = frozenset(t for t in row.tenants if t in tenants and (period, t) not in taken)
         taken |= {(period, tenant_id) for tenant_id in own}
         if own:
-            found.append(Cut(row.cut_id, period, own, row.coordinates, row.digest, row.taken_at))
+            found.append(_cut(row, own))
     return sorted(found, key=lambda cut: (cut.period, cut.cut_id))
 
 
 def by_digest(connection: Connection, digests: Collection[str]) -> list[Cut]:
-    """The cuts of all closes that have these digests, of all their tenants, by period."""
+    """The cuts of all closes that have these digests, of all their tenants, by period.
+
+    Several have one digest where a run was cut off before its accounts were frozen, and the next has cut the same.
+    """
     table = tables.close_cuts
     query = select(table).where(table.c.digest == any_(cast(sorted(digests), ARRAY(String))))
-    found = [
-        Cut(
-            row.cut_id, BillingPeriod(row.period_start, row.period_end), frozenset(row.tenants), row.coordinates,
-            row.digest, row.taken_at,
-        )
-        for row in connection.execute(query)
-    ]  # fmt: skip
+    found = [_cut(row, frozenset(row.tenants)) for row in connection.execute(query)]
     return sorted(found, key=lambda cut: (cut.period, cut.cut_id))
+
+
+def _cut(row: Row[Any], tenants: frozenset[str]) -> Cut:
+    period = BillingPeriod(row.period_start, row.period_end)
+    return Cut(row.cut_id, period, tenants, row.coordinates, row.digest, row.taken_at, row.accrued_to)
 
 
 def frozen_rows(connection: Connection, cut: Cut) -> list[dict[str, Any]]:

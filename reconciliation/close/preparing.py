@@ -75,12 +75,14 @@ class Preparing:
         self._run.checkpoint("fees recognised")
 
     def _choice(self, ready: Collection[Account], period: BillingPeriod) -> Choice:
-        """What of a period is rated: not what a close has cut and not closed, which would then have two ratings."""
+        """What of a period is rated: not what a close has cut and not closed, which would then have two ratings. Of one
+        that goes on nothing that this close has cut: the next month accrues what comes after."""
         earlier = period.end <= self._run.month.start
         month = parse_period(accounting_month(period.end - INSTANT)) if earlier else self._run.month
         with transaction(self._run.engine) as connection:
             standings = close_store.standings(connection, month.name)
-            cut = {n for n, s in standings.items() if s.state in CUT or s.parked_from in CUT}
+            done = CUT | {State.CLOSED} if period.end > self._run.month.end else CUT
+            cut = {n for n, s in standings.items() if s.state in done or s.parked_from in CUT}
             tenants: set[str] | None = None
             if cut:
                 accounts = participants(connection, month)
@@ -89,8 +91,6 @@ class Preparing:
                 tenants = (known | rated_line_store.posted(connection, period).keys()) - left_out
         if earlier:
             return Choice(tenants, keeping_late(self._run.month, self._run.actor))
-        if period.end > self._run.month.end:
-            return Choice(tenants)
         own = {t for account in ready for t in account.tenants}
         freeze = partial(self._freeze, ready) if period == self._run.month else _nothing
         return Choice(tenants, keeping(self._run.month, own, self._run.actor, freeze))

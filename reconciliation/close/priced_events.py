@@ -35,12 +35,12 @@ class KeptEvents:
 def keep(connection: Connection, cuts: Iterable[Cut]) -> None:
     """Keep what is not there yet of cuts' tenants that are priced by single events. Raises EventsArchived."""
     for cut in cuts:
-        agreements = contracts(connection, cut.period, cut.tenants)
+        agreements = contracts(connection, cut)
         known = digests(connection, cut.cut_id).keys()
         wanted = {t for t, contract in agreements.items() if t in cut.tenants and priced_by_event(contract)} - known
         if not wanted:
             continue
-        reader = RawUsageReader(connection, cut.period, cut.below)
+        reader = RawUsageReader(connection, cut)
         for tenant_id in sorted(wanted):
             used = reader.of(tenant_id).used
             body = written(used, agreements[tenant_id])

@@ -72,6 +72,11 @@ class Pack:
         return [tenant for account in self.accounts for tenant in account["tenants"]]
 
     @property
+    def accrued(self) -> list[dict[str, Any]]:
+        """The tenants' periods that go on after the month."""
+        return [tenant for account in self.accounts for tenant in account.get("accrued", ())]
+
+    @property
     def late(self) -> list[dict[str, Any]]:
         """The tenants' earlier periods that accounts' documents bill something of, with the `billing_account`."""
         return [

@@ -61,6 +61,11 @@ def page_of(month: str, files: Mapping[str, bytes], accounts: Sequence[Row], gat
         tenants=len({line["tenant_id"] for line in lines}),
         used=used,
         amounts=_summed((line["currency"], line["amount"]) for line in lines),
+        accrued=_summed(
+            (line["currency"], line["amount"])
+            for account in accounts
+            for line in _own(account, "rated_lines", of="accrued")
+        ),
         invoices=_invoices(documents),
         plots=[
             (f"{title}, {currency}", bars)
@@ -100,10 +105,10 @@ class _Words(HTMLParser):
             self.found.append(" ".join(data.split()))
 
 
-def _own(account: Row, name: str) -> list[Row]:
+def _own(account: Row, name: str, of: str = "tenants") -> list[Row]:
     """Rows of tenants that this account pays for: one that several pay for in turn is with each of them as a whole."""
     return [
-        row for tenant in account["tenants"] for row in tenant[name]
+        row for tenant in account.get(of, ()) for row in tenant[name]
         if row["billing_account"] == account["billing_account"]
     ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from billing.money import ZERO, exactly, plain
 from billing.periods import parse_period
 from reconciliation.agreement import Check, compare
 from reconciliation.close import priced_events
-from reconciliation.close.contents import OF_BEFORE
+from reconciliation.close.contents import WITHOUT_LATE
 from reconciliation.close.evidence import signed
 from reconciliation.close.evidence.pack import Pack
 from reconciliation.close.evidence.register_checks import register_checks
@@ -78,7 +78,7 @@ def _checks(pack: Pack) -> list[Check]:
     return [
         files,
         signed.contents(pack),
-        _cuts([*pack.tenants, *pack.late], list(pack.of("cuts.jsonl"))),
+        _cuts([*pack.tenants, *pack.accrued, *pack.late], list(pack.of("cuts.jsonl"))),
         signed.tables(pack),
         *_rated(pack),
         _drafted(pack.accounts),
@@ -123,7 +123,7 @@ def _rated(pack: Pack) -> list[Check]:
         events[line["tenant_id"], line["period"], digest] = used
         there[f"line {number}"] = digest
     named: set[str] = set()
-    for tenant in (*pack.tenants, *pack.late):
+    for tenant in (*pack.tenants, *pack.accrued, *pack.late):
         key = _where(tenant)
         if tenant["contract"] is None:
             continue
@@ -137,7 +137,7 @@ def _rated(pack: Pack) -> list[Check]:
             used = events.get(of, [])
         else:
             used = [frozen_as_used(row, number) for number, row in enumerate(tenant["usage"], start=1)]
-        rated.add(key, tenant["contract"], used, map(_told, tenant["rated_lines"]))
+        rated.add(key, tenant["contract"], used, map(_told, tenant["rated_lines"]), tenant.get("accrued_to"))
     said |= {key: digest for key, digest in there.items() if digest in named}
     return [
         compare("single events are what was signed", "accounts", priced_events.FILE, said, there),
@@ -187,7 +187,7 @@ def _billed_late(pack: Pack) -> Check:
     groups: dict[str, set[str]] = defaultdict(set)
     with exactly():
         for account in pack.accounts:
-            if account["format"] in OF_BEFORE:
+            if account["format"] in WITHOUT_LATE:
                 continue
             name = account["billing_account"]
             for document in account["documents"]:
@@ -235,27 +235,26 @@ def _balanced(pack: Pack) -> Check:
 
 
 def _accrued(pack: Pack) -> Check:
-    """What was rated up to the cut, of tenants billed by the calendar month, is what accruals for the month moved."""
-    ratings: dict[str, dict[str, int]] = defaultdict(dict)
+    """What was rated up to the cut is what accruals of that period moved, by tenant: of periods that go on all of them
+    up to the month."""
+    ratings: dict[tuple[str, str], int] = {}
     rated: dict[str, Decimal] = defaultdict(lambda: ZERO)
     booked: dict[str, Decimal] = defaultdict(lambda: ZERO)
     # With each account that pays for it a tenant is there as a whole: it counts once, as it was rated last
-    last = {(t["tenant_id"], t["period"]): t for t in sorted(pack.tenants, key=lambda t: int(t["rating_no"]))}
+    listed = sorted([*pack.tenants, *pack.accrued], key=lambda t: int(t["rating_no"]))
     with exactly():
-        for (tenant_id, period), tenant in last.items():
-            ratings[tenant_id][period] = tenant["rating_no"]
+        for tenant in {(t["tenant_id"], t["period"]): t for t in listed}.values():
+            ratings[tenant["tenant_id"], tenant["period"]] = int(tenant["rating_no"])
             for line in tenant["rated_lines"]:
-                rated[f"{tenant['tenant_id']}/{line['currency']}"] += Decimal(line["amount"])
-        whole = {tenant_id for tenant_id, names in ratings.items() if names.keys() == {pack.month}}
+                rated[f"{_where(tenant)}/{line['currency']}"] += Decimal(line["amount"])
         for entry in (line["entry"] for entity in pack.journals for line in pack.journal(entity) if "entry" in line):
             source = entry["source"]
-            if entry["kind"] != "accrual" or source["period"] != pack.month or source["tenant_id"] not in whole:
+            if entry["kind"] != "accrual" or (entry["original_period"] or entry["accounting_period"]) > pack.month:
                 continue
-            if int(source["rating_no"]) > ratings[source["tenant_id"]][pack.month]:
-                continue  # what came after the cut
+            if int(source["rating_no"]) > ratings.get((source["tenant_id"], source["period"]), 0):
+                continue  # of what is not here, or came after the cut
             for leg in entry["legs"]:
                 if leg["code"] == ACCRUED:
-                    booked[f"{leg['subledger']}/{leg['currency']}"] += Decimal(leg["amount"])
-    ours = {k: Decimal(plain(v)) for k, v in rated.items() if v and k.rpartition("/")[0] in whole}
-    theirs = {k: Decimal(plain(v)) for k, v in booked.items() if v}
+                    booked[f"{leg['subledger']}/{source['period']}/{leg['currency']}"] += Decimal(leg["amount"])
+    ours, theirs = ({k: Decimal(plain(v)) for k, v in each.items() if v} for each in (rated, booked))
     return compare("rated lines are accrued", "rated lines", f"journal {ACCRUED}", dict(ours), dict(theirs))

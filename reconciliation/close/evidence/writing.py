@@ -58,8 +58,8 @@ EXPLAINED: Final = """# The close of {month}
 checks, without database or network: every file against `content/manifest.json`, and that against
 `signatures/manifest.sha256`, the hash that `close evidence` printed; every account's content against the hash that was
 signed; tables against contents; frozen usage against its cut; rated lines against a second, independent rating of the
-frozen usage, of earlier periods that drafts bill something of, too; invoices against what was approved, both ways, and
-against their lines; what gates call waived against the
+frozen usage, of periods that go on and of earlier ones that drafts bill something of, too; invoices against what was
+approved, both ways, and against their lines; what gates call waived against the
 waivers; the journal's chain of hashes, that it ends where its book was closed, its sums, and its accruals against the
 rated lines; Stripe's objects against invoices and journal, both ways; the registers against journal and documents; the
 page against the content.
@@ -67,7 +67,7 @@ page against the content.
 | file in content/ | holds |
 |---|---|
 | cuts.jsonl | when usage was cut, up to which message of each source, and where all else stood |
-| accounts.jsonl | an account a line, as it was approved: contract, frozen usage, rated lines, drafts; what came late |
+| accounts.jsonl | an account a line, as approved: contract, usage, rated lines, drafts; what is accrued; what is late |
 | priced_events.jsonl | of tenants whose prices hang on single events: these, as the second rating read them |
 | usage.csv, rated_lines.csv | the same as tables |
 | gates.jsonl, waivers.jsonl | what each gate compared and found; what a person let stay, why, what it may be worth |
@@ -224,7 +224,8 @@ def trial_balance(entity: str, month: str, journal: Iterable[Mapping[str, Any]])
 
 
 def _cuts(connection: Connection, accounts: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for cut in _taken(connection, accounts):
+    last = {cut.digest: cut for cut in _taken(connection, accounts)}
+    for cut in sorted(last.values(), key=lambda cut: (cut.period, cut.cut_id)):
         yield {
             "period": cut.period.name,
             "taken_at": rfc3339(cut.taken_at),
@@ -237,12 +238,13 @@ def _cuts(connection: Connection, accounts: Iterable[Mapping[str, Any]]) -> Iter
 def _priced_events(connection: Connection, accounts: Sequence[Mapping[str, Any]]) -> bytes:
     """Of the tenants whose contents name them; the digest tells whether they are those that were signed."""
     signed = {(each["tenant_id"], each["cut"], each.get("events")) for each in rated_in(accounts)}
-    return b"".join(
-        priced_events.in_pack(each, cut.period)
+    found = {
+        of: priced_events.in_pack(each, cut.period)
         for cut in _taken(connection, accounts)
         for each in priced_events.of_cut(connection, cut.cut_id)
-        if (each.tenant_id, cut.digest, each.digest) in signed
-    )
+        if (of := (each.tenant_id, cut.digest, each.digest)) in signed
+    }
+    return b"".join(found.values())
 
 
 def _taken(connection: Connection, accounts: Iterable[Mapping[str, Any]]) -> list[Cut]:
@@ -251,10 +253,11 @@ def _taken(connection: Connection, accounts: Iterable[Mapping[str, Any]]) -> lis
 
 
 def rated_in(accounts: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """What accounts' contents have of tenants' periods: of what the month bills, and of what came late to earlier
-    ones."""
+    """What accounts' contents have of tenants' periods: of what the month bills, of what it accrues of those that go
+    on, and of what came late to earlier ones."""
     for account in accounts:
         yield from account["tenants"]
+        yield from account.get("accrued", ())
         yield from account.get("late", ())
 
 

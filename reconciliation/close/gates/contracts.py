@@ -10,17 +10,17 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Connection, String, any_, cast, select
+from sqlalchemy import ARRAY, BigInteger, CollectionAggregate, Connection, String, any_, cast, select
 
 from billing import tables
 from billing.commands.digest_usage import cut_by_account, passed_over_in
 from billing.database import raw
 from billing.ledger.journal_chain import written_time
-from billing.periods import BillingPeriod
 from billing.plans import account_store
 from billing.plans.subscriptions import Piece
 from billing.usage import unbillable_store
 from billing.usage.billed_events import Attempt, Billed, billed_events
+from reconciliation.close.freezing import Cut
 from reconciliation.close.gates import agreements
 from reconciliation.close.gates.second_rating import Used
 from reconciliation.comparison import Difference, Value
@@ -41,18 +41,18 @@ _SAID: Final = attrgetter(*SAID)
 _OF_USAGE: Final = attrgetter(*SAID_OF_USAGE)
 
 
-def contracts(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, dict[str, Any]]:
-    """By tenant its subscriptions of a period, since when its contract runs, and its plans' versions as stored."""
-    table = tables.subscriptions
-    query = (
-        select(table)
-        .where(
-            table.c.superseded_at.is_(None),
-            table.c.tenant_id == any_(cast(list(tenants), ARRAY(String))),
-            table.c.starts_at < period.end,
-        )
-        .order_by(table.c.tenant_id, table.c.starts_at)
-    )
+def contracts(connection: Connection, cut: Cut) -> dict[str, dict[str, Any]]:
+    """By tenant its subscriptions of a cut's period, since when its contract runs, and its plans' versions as stored.
+
+    Of a period that goes on as they were known when it was cut: they may have changed since.
+    """
+    table, period = tables.subscriptions, cut.period
+    query = select(table).where(table.c.tenant_id == any_(cast(list(cut.tenants), ARRAY(String))))
+    if cut.accrued_to is None:
+        query = query.where(table.c.superseded_at.is_(None), table.c.starts_at < period.end)
+    else:
+        query = query.where(table.c.subscription_row == _known(cut, "subscriptions"))
+    query = query.order_by(table.c.tenant_id, table.c.starts_at)
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in connection.execute(query):
         rows[row.tenant_id].append(
@@ -69,7 +69,8 @@ def contracts(connection: Connection, period: BillingPeriod, tenants: Collection
         )
     start, end = f"{period.start:%Y-%m-%d}", f"{period.end:%Y-%m-%d}"
     held = {tenant_id: agreements.held_in(listed, start, end) for tenant_id, listed in rows.items()}
-    plans = _plans(connection, {each["plan"] for listed in held.values() for each in listed})
+    names = {each["plan"] for listed in held.values() for each in listed}
+    plans = _plans(connection, cut, names)
     return {
         tenant_id: {
             "start": start,
@@ -82,10 +83,17 @@ def contracts(connection: Connection, period: BillingPeriod, tenants: Collection
     }
 
 
-def _plans(connection: Connection, names: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+def _known(cut: Cut, what: str) -> CollectionAggregate[Any]:
+    """The numbers of the rows that were known when a period that goes on was cut."""
+    return any_(cast(cut.coordinates[what], ARRAY(BigInteger)))
+
+
+def _plans(connection: Connection, cut: Cut, names: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """Versions by plan, the earliest first; of those for one moment the one that was recorded last."""
     table = tables.plan_versions
     query = select(table).where(table.c.plan == any_(cast(list(names), ARRAY(String))))
+    if cut.accrued_to is not None:
+        query = query.where(table.c.plan_version_no == _known(cut, "plan_versions"))
     known: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in connection.execute(query.order_by(table.c.plan_version_no)):
         since = written_time(row.valid_from)
@@ -106,16 +114,17 @@ class RawUsage:
 
 
 class RawUsageReader:
-    """Reads tenants' raw events of a period below a cut. What belongs to all tenants is read once, with the first."""
+    """Reads tenants' raw events below a cut, as far as it goes. What belongs to all is read once, with the first."""
 
-    def __init__(self, connection: Connection, period: BillingPeriod, below: Mapping[str, int]) -> None:
+    def __init__(self, connection: Connection, cut: Cut) -> None:
         self._connection = connection
-        self._period = period
-        self._below = below
+        self._period = period = cut.period
+        self._until = cut.until
+        self._below = cut.below
         self._payers = account_store.subscriptions_in(connection, period)
         self._cuts: dict[str, list[Piece]] = defaultdict(list)
-        for cut in cut_by_account(connection, period, self._payers).values():
-            for tenant_id, pieces in cut.items():
+        for of_account in cut_by_account(connection, period, self._payers).values():
+            for tenant_id, pieces in of_account.items():
                 self._cuts[tenant_id] += pieces
         self._too_old = {
             tenant_id: {each.key for each in listed}
@@ -126,7 +135,7 @@ class RawUsageReader:
         """A tenant's usage. Raises EventsArchived."""
         opened, period = raw(self._connection), self._period
         passed_over: Collection[Attempt] = self._passed_over.get(tenant_id, ())
-        found = events_of(opened, _not_opened, tenant_id, period.start, period.end)
+        found = events_of(opened, _not_opened, tenant_id, period.start, self._until)
         too_old = self._too_old.get(tenant_id, set())
         events = [
             each
@@ -145,12 +154,13 @@ class RawUsageReader:
 
     @cached_property
     def _elsewhere(self) -> dict[str, list[Used]]:
-        """Attempts of the period's requests that completed outside of it: which one bills is decided over all."""
+        """Attempts of the period's requests that completed outside of what is cut: which one bills is decided over
+        all."""
         period = self._period
         found: dict[str, list[Used]] = defaultdict(list)
         for each in retried_usage(raw(self._connection), period.start, period.end):
             q = each.quantity
-            if not period.contains(each.completed_at) and q.requests:
+            if not period.start <= each.completed_at < self._until and q.requests:
                 found[q.tenant_id].append(
                     Used(
                         f"{each.request_id}#{each.attempt}", written_time(each.completed_at), q.model, q.adapter,

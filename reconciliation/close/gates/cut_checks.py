@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -11,9 +11,6 @@ from sqlalchemy import Connection
 
 from billing.invoicing import rated_line_store
 from billing.ledger.journal_chain import written_time
-from billing.periods import BillingPeriod
-from billing.plans import account_store, plan_store
-from billing.plans.subscriptions import pieces
 from billing.rating import is_billable
 from billing.rating.differences import net
 from billing.rating.lines import LineKind, Naming, RatedLine
@@ -23,6 +20,7 @@ from reconciliation.close import freezing
 from reconciliation.close.freezing import COUNTS, Cut
 from reconciliation.close.gates.contracts import RawUsageReader, contracts
 from reconciliation.close.gates.rated_twice import RATED_TWICE, RatedTwice, Told
+from reconciliation.close.gates.second_rating import bills
 from reconciliation.comparison import Difference, Value
 from streams.errors import EventsArchived
 from streams.rules.windows import UsageQuantity
@@ -48,10 +46,10 @@ class CutChecks:
         for row in freezing.frozen_rows(self._connection, cut):
             rows[row["tenant_id"]].append(row)
         stored, there = self._digests(cut)
-        agreements = contracts(self._connection, cut.period, cut.tenants)
-        reader = RawUsageReader(self._connection, cut.period, cut.below)
-        lines = rated_line_store.posted(self._connection, cut.period, up_to_line=cut.last_line)
-        naming = namings(self._connection, cut.period, cut.tenants)
+        agreements = contracts(self._connection, cut)
+        reader = RawUsageReader(self._connection, cut)
+        lines = rated_line_store.posted(self._connection, cut.period, until=cut.accrued_to, up_to_line=cut.last_line)
+        until = None if cut.accrued_to is None else written_time(cut.accrued_to)
         for tenant_id in sorted(cut.tenants):
             where = f"{tenant_id}/{cut.period.name}"
             part = _OfTenant(tenant_id, dict(stored), dict(there))
@@ -64,8 +62,8 @@ class CutChecks:
                 part.altered += used.altered
                 part.add_billed(used.billed)
                 self._made(FROZEN)
-                told = _told(lines.get(tenant_id, ()), naming[tenant_id])
-                part.rated.add(where, agreements[tenant_id], used.used, told)
+                told = _told(lines.get(tenant_id, ()), naming(tenant_id, agreements[tenant_id]))
+                part.rated.add(where, agreements[tenant_id], used.used, told, until)
                 self._made(RATED_TWICE)
             self.parts[f"{where}/cut {cut.cut_id}"] = part.checks
 
@@ -163,17 +161,12 @@ def _add(into: dict[str, Value], key: str, counts: Mapping[str, int]) -> None:
             into.pop(f"{key}/{name}", None)
 
 
-def namings(connection: Connection, period: BillingPeriod, tenants: Collection[str]) -> dict[str, Naming]:
-    """How each tenant's lines of a period are called: by how many segments and versions there are."""
-    plans = plan_store.plans(connection)
-    versions = {name: plan.versions for name, plan in plans.items()}
-    counts = {name: len(listed) for name, listed in versions.items()}
-    subscribed = account_store.subscriptions_in(connection, period)
-    found = {}
-    for tenant_id in tenants:
-        cut = pieces(subscribed.get(tenant_id, ()), versions, period)
-        found[tenant_id] = Naming({tenant_id: max((p.segment_no for p in cut), default=1)}, counts)
-    return found
+def naming(tenant_id: str, contract: Mapping[str, Any] | None) -> Naming:
+    """How a tenant's lines of a period are called: by how many segments and versions its contract has."""
+    if contract is None:
+        return Naming({tenant_id: 1}, {})
+    segments = sum(bills(each) and each["bills_from"] < contract["end"] for each in contract["subscriptions"])
+    return Naming({tenant_id: segments}, {name: len(versions) for name, versions in contract["plans"].items()})
 
 
 def _told(lines: Iterable[RatedLine], naming: Naming) -> Iterator[Told]:

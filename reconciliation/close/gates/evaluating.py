@@ -31,6 +31,7 @@ from billing.stripe.stripe_accounts import Stripe, all_followed
 from reconciliation.agreement import Check, Made, compare, told
 from reconciliation.close import close_store, freezing
 from reconciliation.close.close_store import APPROVED
+from reconciliation.close.freezing import CutOf
 from reconciliation.close.gates.collecting import Account, held_back, participants, quarantined
 from reconciliation.close.gates.cut_checks import CutChecks
 from reconciliation.close.gates.gate import WAITING, Gate, Owners, Result, results
@@ -98,7 +99,7 @@ def evaluate_late(engine: Engine, month: BillingPeriod, accounts: Mapping[str, A
     """R2 and R3 of what came late to earlier periods, of some accounts: before any document is issued for it."""
     with one_moment(engine) as connection:
         of_cuts = CutChecks(connection, lambda name: None)
-        for each in freezing.cuts(connection, month.name, _tenants(accounts.values()), late=True):
+        for each in freezing.cuts(connection, month.name, _tenants(accounts.values()), CutOf.LATE):
             of_cuts.add(each)
         return results(of_cuts.checks, owners(connection, month, accounts, ()), {})
 
@@ -108,9 +109,12 @@ def _tenants(accounts: Iterable[Account]) -> set[str]:
 
 
 def _cuts(connection: Connection, month: BillingPeriod, accounts: Collection[Account]) -> Iterator[freezing.Cut]:
-    """The cuts of what a month bills of some accounts: of its own periods, and of what came late to earlier ones."""
-    yield from freezing.cuts(connection, month.name, {t for account in accounts for t in account.tenants})
-    yield from freezing.cuts(connection, month.name, _tenants(accounts), late=True)
+    """The cuts of what a month bills of some accounts, of its own periods and of what came late to earlier ones, and
+    of what it accrues of those that go on."""
+    own = {tenant_id for account in accounts for tenant_id in account.tenants}
+    yield from freezing.cuts(connection, month.name, own)
+    yield from freezing.cuts(connection, month.name, own, CutOf.ACCRUAL)
+    yield from freezing.cuts(connection, month.name, _tenants(accounts), CutOf.LATE)
 
 
 def _with_parts(found: dict[Gate, Result], of_cuts: CutChecks, owned: Owners) -> dict[Gate, Result]:

@@ -46,10 +46,12 @@ class RatedTwice:
         self._rated: dict[str, Value] = {}
         self._hindered: list[Difference] = []
 
-    def add(self, where: str, contract: Mapping[str, Any], used: Iterable[Used], lines: Iterable[Told]) -> None:
-        """Compare a tenant's period; what has no reading is a difference by name."""
+    def add(
+        self, where: str, contract: Mapping[str, Any], used: Iterable[Used], lines: Iterable[Told], until: str | None
+    ) -> None:
+        """Compare a tenant's period, or `until` when it was accrued; what has no reading is a difference by name."""
         try:
-            found = rated_again(contract, used)
+            found = rated_again(contract, used, until)
         except NotRerated as error:
             self.hinder(where, error)
             return

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
 
+from reconciliation.oracle.calendar import instant
 from reconciliation.oracle.rational import written
 from reconciliation.oracle.reading import read_case
-from reconciliation.oracle.statement import statement
+from reconciliation.oracle.statement import accrued, statement
 
 Plain = Mapping[str, Any]
 TOKENS: Final = ("input", "cached_input", "output", "total_tokens", "request", "gpu_second")
@@ -81,17 +82,21 @@ class Used:
         return found | {"gpu_second": Fraction(self.gpu_us, 1_000_000)}
 
 
-def rated_again(contract: Plain, used: Iterable[Used]) -> dict[str, str]:
+def rated_again(contract: Plain, used: Iterable[Used], until: str | None = None) -> dict[str, str]:
     """`line/tax group/amount` and `…/quantity` → number in decimal digits, of a tenant's period; zeros left out.
 
-    `contract`: `start` and `end` (dates), `subscriptions`, `agreed` and `plans` as `contracts.py` reads them. Raises
-    NotRerated, also for a case that the oracle refuses.
+    `contract`: `start` and `end` (dates), `subscriptions`, `agreed` and `plans` as `contracts.py` reads them. `until`:
+    what a period that goes on has come to by a moment. Raises NotRerated, also for a case that the oracle refuses.
     """
     if not _changes(contract["subscriptions"]):
         return {}  # each ended within its trial: nothing ever billed
     try:
         case = read_case(case_of(contract, used))
-        lines = statement(case, case.periods[0], case.usage).lines
+        (period,) = case.periods
+        if until is None:
+            lines = statement(case, period, case.usage).lines
+        else:
+            lines = accrued(case, period, case.usage, instant(until))
     except ValueError as error:
         raise NotRerated(str(error)) from error
     sums: dict[str, Fraction] = defaultdict(Fraction)
@@ -138,7 +143,7 @@ def _terms(subscriptions: Sequence[Plain]) -> dict[str, Any]:
         raise NotRerated(f"the term {unknown[0]}")
     weighted = False
     dated: list[dict[str, Any]] = []
-    for each in sorted(filter(_bills, subscriptions), key=lambda each: str(each["bills_from"])):
+    for each in sorted(filter(bills, subscriptions), key=lambda each: str(each["bills_from"])):
         weighted = bool(each["terms"].get(_WEIGHTED, False))
         terms = {name: each["terms"].get(name, default) for name, default in _OF_SEGMENT.items()}
         if not dated or any(dated[-1][name] != value for name, value in terms.items()):
@@ -161,7 +166,7 @@ def _changes(subscriptions: Sequence[Plain]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     ended: str | None = None
     for each in sorted(subscriptions, key=lambda each: str(each["bills_from"])):
-        if not _bills(each):
+        if not bills(each):
             continue
         if ended is not None and ended != each["bills_from"]:
             found.append({"at": ended, "cancel": True})
@@ -172,8 +177,8 @@ def _changes(subscriptions: Sequence[Plain]) -> list[dict[str, Any]]:
     return [*found, {"at": ended, "cancel": True}] if ended is not None else found
 
 
-def _bills(subscription: Plain) -> bool:
-    """Not one that ended within its trial."""
+def bills(subscription: Plain) -> bool:
+    """Whether a subscription is none that ended within its trial."""
     return subscription["ends_at"] is None or bool(subscription["ends_at"] > subscription["bills_from"])
 
 

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from billing.bills.tax import TaxMode, TaxRules
-from billing.commands.change_subscription import cancel_subscription
+from billing.commands.change_subscription import cancel_subscription, change_subscription
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.keep_accounts import add_entity
 from billing.commands.rate_period import rate_period
@@ -37,7 +37,7 @@ from reconciliation.close import close_store
 from reconciliation.close.deciding import CARRIED_OUT, Worth, approve, propose_reopening, release, waive
 from reconciliation.close.evidence.verifying import verify_evidence
 from reconciliation.close.evidence.writing import write_evidence
-from reconciliation.close.freezing import keeping_late
+from reconciliation.close.freezing import keeping, keeping_late
 from reconciliation.close.gates import gate_store
 from reconciliation.close.gates.collecting import quarantined
 from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_waivable
@@ -73,6 +73,22 @@ PRICED_FROM_OCTOBER: Final = (
     "  - version: v2\n    from: 2026-10-01\n    charges:\n"
     '      - {key: out, model: per_unit, metric: output, price: "1"}\n'
 )
+BY_QUARTER: Final = """\
+plan: by-quarter
+currency: USD
+terms: {period: quarter, tier_continuity: prorate}
+versions:
+  - version: v1
+    from: 2026-01-01
+    charges:
+      - {key: base, model: flat, fee: "92"}
+      - key: out
+        model: graduated
+        metric: output
+        tiers: [{up_to: 1200, price: "0.5"}, {price: "0.1"}]
+        discount: "0.2"
+        minimum: "10000"
+"""
 STEPS: Final = (
     "collected", "frozen", "drafted", "fees recognised", "built", "reconciled", "sent", "finalized", "accounts closed",
     "books closed",
@@ -308,7 +324,7 @@ def assert_all_that_was_booked_is_there(line: Line, folder: Path) -> None:
 
 def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: Path) -> None:
     line = open_line
-    line.tenant("beta", "changed", "delta", "gamma", "gone", "idle", "left", "shared", "trial")
+    line.tenant("beta", "changed", "delta", "gamma", "gone", "idle", "left", "quarterly", "shared", "trial")
     bill_september_of_who_then_left(line, "gone")
     close_september_without_an_invoice(line, "idle")
     line.plan(PLAN.replace("plan: p", "plan: by-anniversary\nterms: {anchor: anniversary}"))
@@ -317,6 +333,8 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     # Gone before the month, within a billing period that ends in it
     line.subscribe("left", plan="by-anniversary", starts_at=datetime(2026, 8, 20, tzinfo=UTC), legal_entity="eu")
     cancel_subscription(line.engine, tenant_id="left", at=datetime(2026, 9, 25, tzinfo=UTC), actor="ada")
+    line.plan(BY_QUARTER)
+    line.subscribe("quarterly", plan="by-quarter", starts_at=OCTOBER.start, legal_entity="eu")
     line.subscribe("delta")
     line.subscribe("gamma", legal_entity="eu")
     line.subscribe("shared", billing_account="acme")
@@ -340,10 +358,12 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
         event(9, tenant_id="shared", timestamp="2026-10-10T10:00:00Z"), event(10, tenant_id="shared"),
         event(11, tenant_id="changed", timestamp="2026-10-10T10:00:00Z", status="aborted"),
         event(12, tenant_id="changed", status="aborted"), event(13, tenant_id="changed"),
+        event(21, tenant_id="quarterly"), event(22, tenant_id="quarterly", status="aborted"),
+        event(22, tenant_id="quarterly", attempt=2, timestamp="2026-11-01T00:00:01Z"),
     )  # fmt: skip
     waive_all(line, Gate.R1)
     held = run(line)
-    green = dict.fromkeys(("acme", "beta", "changed", "gone", "idle", "left", "trial"), "reconciled")
+    green = dict.fromkeys(("acme", "beta", "changed", "gone", "idle", "left", "quarterly", "trial"), "reconciled")
     assert states(line) == green | {"delta": "collecting", "gamma": "collecting"}
     assert [text.split("/")[0] for text in held.problems] == [
         "delta: not frozen: quarantine", "gamma: not frozen: quarantine",
@@ -367,6 +387,9 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     own = "select tenants from ledger.close_cuts where period_start = '2026-09-20'"
     assert line.rows(own) == [(["left"],)]
     assert_damage_holds_all_that_pay(line, "gone", {"gone"})
+    assert_what_goes_on_is_cut_until_the_months_end(line)
+    assert_damage_to_what_goes_on_is_named_and_holds_its_payer(line, "quarterly")
+    assert_what_changes_later_is_none_of_the_cut(line, "quarterly")
     # Gates that were asked of some accounts at a time tell of all
     with transaction(line.engine) as connection:
         told = gate_store.latest(connection, OCTOBER.name)
@@ -404,7 +427,7 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     with transaction(line.engine) as connection:
         close_book(connection, "eu", SEPTEMBER.name, NOW)
     assert run(line).problems == []
-    accounts = ("acme", "beta", "changed", "gamma", "gone", "idle", "left", "trial")
+    accounts = ("acme", "beta", "changed", "gamma", "gone", "idle", "left", "quarterly", "trial")
     closed = dict.fromkeys((*accounts, "book default", "book eu"), "closed")
     assert states(line) == closed | {"delta": "parked", "odd": "parked"}
     # Two legal entities in one close: numbers, a book and a journal of each.
@@ -414,6 +437,8 @@ def test_one_account_that_is_stuck_holds_up_no_other(open_line: Line, tmp_path: 
     write_evidence(line.engine, OCTOBER, tmp_path)
     assert broken(tmp_path) == set()
     assert_what_came_late_is_rated_again(tmp_path)
+    assert_what_goes_on_is_rated_again(tmp_path)
+    assert_the_next_month_carries_what_came_late(line, "quarterly")
     assert_what_was_closed_without_an_invoice_is_not_billed_twice(line, "idle")
     assert {path.name for path in tmp_path.rglob("journal-*")} == {"journal-default.jsonl", "journal-eu.jsonl"}
     assert_an_adjustment_in_stripe_is_there(tmp_path)
@@ -528,6 +553,128 @@ def assert_what_came_late_is_rated_again(folder: Path) -> None:
         assert broken(folder) == checks | {"contents are what was signed"}
         for path, data in whole.items():
             (folder / path).write_bytes(data)
+
+
+def accruals(line: Line, account: str, month: BillingPeriod = OCTOBER) -> dict[Gate, list[Found]]:
+    """What R2, R3 and R4 hold an account up for, whose periods that go on are cut."""
+    found = evaluate(line.engine, month, now=NOW, outside=Outside(), rated_again=[account])
+    assert found[Gate.R2].compared
+    assert found[Gate.R3].compared
+    return {gate: held for gate in (Gate.R2, Gate.R3, Gate.R4) if (held := found[gate].held(account))}
+
+
+def assert_what_goes_on_is_cut_until_the_months_end(line: Line) -> None:
+    """Once, though the close has run three times: what is cut of an account is not rated again."""
+    cuts = "select period_start::date::text, accrued_to, tenants from ledger.close_cuts where accrued_to is not null"
+    assert line.rows(f"{cuts} order by period_start") == [
+        ("2026-10-01", OCTOBER.end, ["quarterly"]), ("2026-10-17", OCTOBER.end, ["beta"]),
+    ]  # fmt: skip
+    # One attempt bills of a request, in the month in which that one completed
+    rows = "select requests, output_tokens from ledger.frozen_usage where tenant_id = 'quarterly'"
+    assert line.rows(rows) == [(1, 1000)]
+    # 31 of 92 days of the fee; 1000 × 0.5 less a fifth; the minimum is of the whole quarter
+    rated = "select charge_key, kind, amount from ledger.rated_lines where tenant_id = 'quarterly' order by 1, 2"
+    assert [(key, kind, int(amount)) for key, kind, amount in line.rows(rated)] == [
+        ("base", "fee", 31), ("out", "discount", -100), ("out", "usage", 500),
+    ]  # fmt: skip
+
+
+def assert_damage_to_what_goes_on_is_named_and_holds_its_payer(line: Line, account: str) -> None:
+    assert accruals(line, account) == {}
+    ((cut, row),) = line.rows("select cut_id, row_no from ledger.frozen_usage where tenant_id = :name", name=account)
+    of_tenant = f"where tenant_id = '{account}'"
+    for table, change, back, gate, named in (
+        ("frozen_usage", "output_tokens = output_tokens + 1", "output_tokens = output_tokens - 1", Gate.R2,
+         f"{account}/cut {cut}/row {row}"),
+        ("rated_lines", "amount = amount + 1", "amount = amount - 1", Gate.R3, f"{account}/2026-Q4/out.t1/std/amount"),
+        ("rated_lines", "accrued_to = period_end", f"accrued_to = '{OCTOBER.end}'", Gate.R3,
+         f"{account}/2026-Q4/base/std/amount"),
+    ):  # fmt: skip
+        for said in (change, back):
+            line.tamper(f"ledger.{table}", f"update ledger.{table} set {said} {of_tenant}")
+            found = accruals(line, account)
+            assert (named in {each.key for each in found.get(gate, ())}) == (said == change), found
+            assert accruals(line, "beta").keys() <= {Gate.R4}, "what is the other's own"
+    posting = (
+        "update ledger.postings set amount = amount + {} where entry_id in (select entry_id from ledger.journal_entries"
+        f" where source ->> 'tenant_id' = '{account}')"
+        " and account_id in (select account_id from ledger.accounts where code = 1150)"
+    )
+    line.tamper("ledger.postings", posting.format(1))
+    assert f"{account}/USD" in {each.key for each in accruals(line, account)[Gate.R4]}
+    line.tamper("ledger.postings", posting.format(-1))
+    assert accruals(line, account) == {}
+
+
+def assert_what_changes_later_is_none_of_the_cut(line: Line, tenant: str) -> None:
+    """A change of plan in the middle of November, and new prices, are of later months, though tiers are by share."""
+    line.plan(BY_QUARTER.replace("plan: by-quarter", "plan: by-quarter-too"))
+    at = NOVEMBER.start + timedelta(days=14)
+    change_subscription(line.engine, tenant_id=tenant, plan="by-quarter-too", at=at, actor="ada")
+    line.plan(BY_QUARTER + BY_QUARTER.partition("versions:\n")[2].replace("v1", "v2").replace("2026-01", "2026-12"))
+    assert accruals(line, tenant) == {}
+
+
+def assert_what_goes_on_is_rated_again(folder: Path) -> None:
+    """From what is in the pack alone, and compared with the journal."""
+    file, whole = folder / "content/accounts.jsonl", files(folder)
+    accrued = [
+        (each["tenant_id"], each["period"], each["accrued_to"], len(each["usage"]))
+        for account in map(json.loads, file.read_text().splitlines())
+        for each in account["accrued"]
+    ]
+    assert accrued == [
+        ("beta", "2026-10-17..2026-11-17", "2026-11-01T00:00:00Z", 1),
+        ("quarterly", "2026-Q4", "2026-11-01T00:00:00Z", 1),
+    ]
+
+    page = (folder / "renderings/summary.html").read_text()
+    assert "What billing periods that go on have come to" in page
+
+    def of_accrued(change: Callable[[Any], Any]) -> Change:
+        return edited(lambda account: [change(each) for each in account["accrued"]])
+
+    booked, frozen = "rated lines are accrued", "frozen usage is that of its cut"
+    shown = "the page says what the content says"
+    for change, checks in (
+        (of_accrued(lambda each: each["usage"][0].update(output_tokens=7)), {frozen, "rated again"}),
+        (of_accrued(lambda each: each["rated_lines"][0].update(amount="7")), {"rated again", booked, shown}),
+        (of_accrued(lambda each: each.update(accrued_to="2026-10-20T00:00:00Z")), {"rated again"}),
+    ):
+        file.write_text(change(file.read_text()))
+        (folder / "signatures/manifest.sha256").write_text(forge_manifest(folder / "content"))
+        assert broken(folder) == checks | {"contents are what was signed"}
+        for path, data in whole.items():
+            (folder / path).write_bytes(data)
+
+
+def assert_the_next_month_carries_what_came_late(line: Line, tenant: str) -> None:
+    """What comes for October after it was closed is in November's cut, and booked under October's name; October's close
+    accrues nothing more. The cut that bills a period has all of it."""
+    posted = "select count(*) from ledger.rated_lines where tenant_id = :name"
+    before = line.rows(posted, name=tenant)
+    line.send_events(
+        event(23, tenant_id=tenant, timestamp="2026-10-20T10:00:00Z"),
+        event(24, tenant_id="beta", timestamp="2026-10-20T10:00:00Z"),
+    )
+    run(line)
+    assert line.rows(posted, name=tenant) == before
+    keep = keeping(NOVEMBER, {tenant, "beta"}, "ada", lambda connection: None)
+    for name in ("2026-Q4", "2026-10-17..2026-11-17"):
+        rate_period(line.engine, period=parse_period(name), now=NOW, until=NOVEMBER.end, keep=keep)
+    cuts = "select accrued_to, tenants from ledger.close_cuts where month = '2026-11' order by cut_id"
+    assert line.rows(cuts)[-2:] == [(NOVEMBER.end, [tenant]), (None, ["beta"])]
+    counted = (
+        "select tenant_id, sum(requests), sum(output_tokens) from ledger.frozen_usage join ledger.close_cuts"
+        " using (cut_id) where month = '2026-11' and tenant_id = any(:names) group by 1 order by 1"
+    )
+    assert line.rows(counted, names=[tenant, "beta"]) == [("beta", 2, 2000), (tenant, 3, 3000)]
+    booked = "select count(*) from ledger.journal_entries where source ->> 'tenant_id' = :name and kind = 'accrual'"
+    assert line.rows(f"{booked} and original_period = '2026-10'", name=tenant) == [(1,)]
+    for name in (tenant, "beta"):
+        assert accruals(line, name, NOVEMBER).keys() <= {Gate.R4}
+    # What October's close has cut, and signed, is what it was
+    assert accruals(line, tenant).keys() <= {Gate.R4}
 
 
 def assert_no_later_close_rates_what_is_cut(line: Line) -> None:

@@ -45,6 +45,11 @@ BY_EVENT: Final = (
     "plan: by-event\ncurrency: USD\nmetrics: [pages]\nversions:\n  - version: v1\n    from: 2026-01-01\n    charges:\n"
     '      - {key: pages, model: percentage, base: pages, rate: "0.5", min_per_event: "2"}\n'
 )
+BY_QUARTER: Final = (
+    "plan: by-quarter\ncurrency: USD\nterms: {period: quarter}\nversions:\n  - version: v1\n    from: 2026-01-01\n"
+    '    charges:\n      - {key: base, model: flat, fee: "92"}\n'
+    '      - {key: out, model: per_unit, metric: output, price: "0.1"}\n'
+)
 KILLS_MAX: Final = 150
 BEGUN: Final = datetime.now(UTC)
 
@@ -99,10 +104,10 @@ class KilledAtStripe(StripeGateway):
 
 
 def _caller() -> str:
-    """The function of ours that commits, and who called it."""
+    """The function of ours that commits, who called it, and who called that."""
     frame: FrameType | None = sys._getframe(1)
     found: list[str] = []
-    while frame is not None and len(found) < 2:
+    while frame is not None and len(found) < 3:
         path = Path(frame.f_code.co_filename)
         ours = path.is_relative_to(REPOSITORY) and path.relative_to(REPOSITORY).parts[0] in OURS
         if ours and path.name != "database.py":
@@ -112,11 +117,15 @@ def _caller() -> str:
 
 
 def prepared(line: Line) -> None:
-    """A second tenant of the account that pays by the event, tax, a paid and a promotional credit; what waits, and what
-    nobody knows to be complete, is waived. One account: two are sent at once, and either may be first."""
-    line.tenant("beta")
+    """A second tenant of the account that pays by the event, a third by the quarter, tax, a paid and a promotional
+    credit; what waits, and what nobody knows to be complete, is waived. One account: two are sent at once, and either
+    may be first."""
+    line.tenant("beta", "quarterly")
     line.plan(BY_EVENT)
     line.subscribe("beta", plan="by-event", billing_account="acme")
+    line.plan(BY_QUARTER)
+    line.subscribe("quarterly", plan="by-quarter", billing_account="acme")
+    line.send_events(usage(20, tenant_id="quarterly"))
     pages = [{"pages": "3", "team": "a"}, {"pages": "200"}]
     line.send_events(*(usage(10 + n, tenant_id="beta", labels=labels) for n, labels in enumerate(pages)))
     rules = TaxRules(TaxMode.EXCLUSIVE, {"std": Decimal("0.19")})
@@ -186,9 +195,12 @@ def test_a_close_killed_everywhere_leaves_the_evidence_of_one_that_was_not(
     print(f"{len(killer.places)} kills", *killer.places, sep="\n")
     assert is_closed(open_line)
     functions = {place.split(" ")[2] for place in killer.places if place.startswith("commit in ")}
+    rated = "commit in rated_line_store.locked_snapshot of rate_period.rate_period of"
+    assert {f"{rated} close_other_periods.rate_other_periods", f"{rated} close_month.prepare_month"} <= {*killer.places}
     assert functions >= {"rated_line_store.locked_snapshot", "draft_invoices.draft_invoices", "preparing.reconcile",
                          "deciding.approve", "invoice_sender._finalize", "issuing.close_books"}  # fmt: skip
     assert content(open_line, tmp_path / "killed") == content(second_line, tmp_path / "whole")
+    assert '"accrued":[]' not in (tmp_path / "whole/content/accounts.jsonl").read_text()
     assert_single_events_are_rated_again(tmp_path / "whole")
     assert_what_an_earlier_version_signed_is_still_shown(second_line, tmp_path / "before")
 
@@ -207,10 +219,11 @@ def assert_single_events_are_rated_again(folder: Path) -> None:
 
 
 def assert_what_an_earlier_version_signed_is_still_shown(line: Line, folder: Path) -> None:
-    """It had nothing of what came late, no digest of single events, and kept no movements."""
+    """It had nothing of what goes on, or came late, no digest of single events, and kept no movements."""
     for table, change in (
         ("close_contents", "content = was.told, hash = encode(sha256(convert_to(was.told, 'utf8')), 'hex')"
-         " from (select content_no as no, regexp_replace(replace(content, 'content.v4', 'content.v2'),"
+         " from (select content_no as no, regexp_replace(regexp_replace(replace(content, 'content.v5',"
+         " 'content.v2'), '\"accrued\":\\[.*?\\],(\"billing_account\")', '\\1'),"
          " '\"(events\":(null|\"[0-9a-f]+\")|late\":\\[\\]),', '', 'g') as told from ledger.close_contents) as was"
          " where no = content_no"),
         ("close_transitions", "detail = jsonb_set(detail, '{content_hash}', (select to_jsonb(hash) from"
@@ -219,5 +232,6 @@ def assert_what_an_earlier_version_signed_is_still_shown(line: Line, folder: Pat
     ):  # fmt: skip
         line.tamper(f"ledger.{table}", f"update ledger.{table} set {change}")
     write_evidence(line.engine, OCTOBER, folder)
-    assert re.search(r'content\.v4|"late":|"events":(null|")', (folder / "content/accounts.jsonl").read_text()) is None
+    told = (folder / "content/accounts.jsonl").read_text()
+    assert re.search(r'content\.v5|"accrued":|"late":|"events":(null|")', told) is None
     assert broken(folder) == set()

@@ -326,12 +326,15 @@ def frozen_rows(connection: Connection, cut: Cut) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(query.order_by(table.c.row_no)).mappings()]
 
 
-def left_out(connection: Connection, cut_id: int) -> list[str]:
-    """Tenants of which a cut has rows though it does not name them: nobody would compare these."""
+def left_out(connection: Connection, month: str) -> list[tuple[str, BillingPeriod, int]]:
+    """Tenants of which a cut of a month's close has rows though it does not name them: nobody would compare these. With
+    the period and the cut."""
     cut, table = tables.close_cuts, tables.frozen_usage
-    query = select(table.c.tenant_id).distinct().join(cut, cut.c.cut_id == table.c.cut_id)
-    query = query.where(table.c.cut_id == cut_id, table.c.tenant_id != all_(cut.c.tenants))
-    return list(connection.execute(query.order_by(table.c.tenant_id)).scalars())
+    query = select(table.c.tenant_id, cut.c.period_start, cut.c.period_end, cut.c.cut_id).distinct()
+    query = query.join_from(table, cut, cut.c.cut_id == table.c.cut_id)
+    query = query.where(cut.c.month == month, table.c.tenant_id != all_(cut.c.tenants))
+    rows = connection.execute(query.order_by(cut.c.cut_id, table.c.tenant_id))
+    return [(tenant_id, BillingPeriod(start, end), cut_id) for tenant_id, start, end, cut_id in rows]
 
 
 def digests_of(connection: Connection, cut_id: int) -> list[str]:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from billing.invoicing import rated_line_store
 from billing.ledger.journal_chain import written_time
+from billing.periods import rfc3339
 from billing.rating import is_billable
 from billing.rating.differences import net
 from billing.rating.lines import LineKind, Naming, RatedLine
@@ -26,6 +27,7 @@ from streams.errors import EventsArchived
 from streams.rules.windows import UsageQuantity
 
 FROZEN: Final = "raw events are frozen"
+_AS_CUT: Final = "frozen usage is as it was cut", "digests", "digests of what is there"
 KEYS: Final = ("model", "adapter", "region", "tier", "status", "fault", "usage_source")
 
 
@@ -51,8 +53,9 @@ class CutChecks:
         lines = rated_line_store.posted(self._connection, cut.period, until=cut.accrued_to, up_to_line=cut.last_line)
         until = None if cut.accrued_to is None else written_time(cut.accrued_to)
         for tenant_id in sorted(cut.tenants):
-            where = f"{tenant_id}/{cut.period.name}"
-            part = _OfTenant(tenant_id, dict(stored), dict(there))
+            where, ends = f"{tenant_id}/{cut.period.name}", f"{tenant_id}/cut {cut.cut_id}/ends"
+            said = {ends: cut.coordinates["ends"]}
+            part = _OfTenant(tenant_id, stored | said, there | {ends: rfc3339(cut.until)})
             part.add_frozen(cut, rows[tenant_id], agreements)
             try:
                 used = reader.of(tenant_id)
@@ -66,6 +69,12 @@ class CutChecks:
                 part.rated.add(where, agreements[tenant_id], used.used, told, until)
                 self._made(RATED_TWICE)
             self.parts[f"{where}/cut {cut.cut_id}"] = part.checks
+
+    def add_left_out(self, month: str) -> None:
+        """What a month's cuts have of tenants that they do not name."""
+        for tenant_id, period, cut_id in freezing.left_out(self._connection, month):
+            found = Difference(f"{tenant_id}/cut {cut_id}/not named", None, "rows")
+            self.parts[f"{tenant_id}/{period.name}/cut {cut_id}"] = [Check(*_AS_CUT, 1, (found,))]
 
     @property
     def checks(self) -> list[Check]:
@@ -86,8 +95,7 @@ class CutChecks:
         for rule, digest, now in freezing.tax_rules_then_and_now(self._connection, cut):
             stored[rule] = digest
             there |= {} if now is None else {rule: now}
-        left_out = freezing.left_out(self._connection, cut.cut_id)
-        return stored, there | {f"{tenant_id}/{key}/not named": "rows" for tenant_id in left_out}
+        return stored, there
 
 
 class _OfTenant:
@@ -106,7 +114,7 @@ class _OfTenant:
         """All that was compared of it."""
         frozen = compare(FROZEN, "raw events below the cut", "frozen usage", *self._usage)
         return [
-            compare("frozen usage is as it was cut", "digests", "digests of what is there", *self._digests),
+            compare(*_AS_CUT, *self._digests),
             Check(
                 frozen.name, frozen.left, frozen.right, frozen.compared,
                 (*frozen.differences, *self.altered, *self._other_payers()),

@@ -85,6 +85,7 @@ def evaluate(
         cut = [name for name in (standings if rated_again is None else rated_again) if name in accounts]
         for each in _cuts(connection, month, [accounts[name] for name in cut]):
             of_cuts.add(each)
+        of_cuts.add_left_out(month.name)
         checks += of_cuts.checks
         checks += told(_checks(connection, month, accounts.values(), invoices, now), made)
         moved = _moved(connection, month)
@@ -101,6 +102,7 @@ def evaluate_late(engine: Engine, month: BillingPeriod, accounts: Mapping[str, A
         of_cuts = CutChecks(connection, lambda name: None)
         for each in freezing.cuts(connection, month.name, _tenants(accounts.values()), CutOf.LATE):
             of_cuts.add(each)
+        of_cuts.add_left_out(month.name)
         return results(of_cuts.checks, owners(connection, month, accounts, ()), {})
 
 

@@ -99,18 +99,19 @@ def cut_by_account(
 
 
 def passed_over_in(
-    connection: Connection, period: BillingPeriod, payers: Mapping[str, Sequence[Subscription]]
-) -> dict[str, set[Attempt]]:
+    connection: Connection, period: BillingPeriod, payers: Mapping[str, Sequence[Subscription]],
+    below: Mapping[str, int] | None = None,
+) -> dict[str, set[Attempt]]:  # fmt: skip
     """By tenant the attempts completed in the period that do not bill, because another of their request does.
 
-    Raises EventsArchived.
+    `below`: as of when each source of usage was applied up to there. Raises EventsArchived.
     """
     statuses = {
         tenant_id: {status for s in subscribed for status in s.bill_statuses}
         for tenant_id, subscribed in payers.items()
     }
     by_tenant: dict[str, list[AttemptUsage]] = {}
-    for usage in retried_usage(raw(connection), period.start, period.end):
+    for usage in retried_usage(raw(connection), period.start, period.end, below):
         by_tenant.setdefault(usage.quantity.tenant_id, []).append(usage)
     found: dict[str, set[Attempt]] = {}
     for tenant_id, attempts in by_tenant.items():

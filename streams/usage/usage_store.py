@@ -133,7 +133,9 @@ def windows_that_differ(
 # later ones by a partial index, the first by its identity's key, or, where that may be forgotten, among the events of
 # the period and of the days around it; read from the events by tenant and time.
 _RETRIED: Final = """
-    with retried as (
+    with cut as (
+        select * from unnest(%(sources)s::text[], %(positions)s::int8[]) as positions (source, below)
+    ), retried as (
         select tenant_id, request_id, attempt, completed_at from usage.events where attempt > 1
         union select tenant_id, request_id, attempt, completed_at from usage.recalled_events where attempt > 1
     ), first_key as materialized (
@@ -165,7 +167,7 @@ _RETRIED: Final = """
         e.fault, e.usage_source, e.rating_band, (e.kind = 'usage')::int, e.input_tokens, e.cache_hit_tokens,
         e.output_tokens, e.gpu_us
     from known as k join concerned using (request_id, tenant_id)
-    join usage.counting_events as e
+    join {events} as e
         on e.tenant_id = k.tenant_id and e.completed_at = k.completed_at
         and e.request_id = k.request_id and e.attempt = k.attempt
     where e.purpose = 'tenant' and not starts_with(e.tenant_id, '_')
@@ -173,17 +175,33 @@ _RETRIED: Final = """
 """
 
 
-def retried_usage(connection: psycopg.Connection, start: datetime, end: datetime) -> Iterator[AttemptUsage]:
+_COUNTED_THEN: Final = """(
+        select e.* from usage.present_events as e
+        join cut on cut.source = e.source and e.position < cut.below
+        where not exists (
+            select from usage.superseded_events as s join cut as by on by.source = s.by_source
+            where s.source = e.source and s.position = e.position and s.by_position < by.below)
+    )"""
+
+
+def retried_usage(
+    connection: psycopg.Connection, start: datetime, end: datetime, below: Mapping[str, int] | None = None
+) -> Iterator[AttemptUsage]:
     """Every event of the requests with more than one attempt of which any completed in [start, end).
 
-    Also their events outside of it: which attempt bills is decided over all of them (docs/spec/money.md 2).
-    Raises EventsArchived, also where an earlier attempt may be in the days before, and these are only in the archive.
+    Also their events outside of it: which attempt bills is decided over all of them (docs/spec/money.md 2). `below`:
+    what counted when each source was applied up to there, and nothing that came since. Raises EventsArchived, also
+    where an earlier attempt may be in the days before, and these are only in the archive.
     """
     require_present(connection, start, end)
     since = start - ATTEMPTS_APART
     is_gone, request = bool(gone_days(connection, since, start)), ("", "")
     with connection.cursor() as cursor:
-        cursor.execute(_RETRIED, {"start": start, "end": end, "apart": ATTEMPTS_APART})
+        cursor.execute(
+            sql.SQL(_RETRIED).format(events=sql.SQL("usage.counting_events" if below is None else _COUNTED_THEN)),
+            {"start": start, "end": end, "apart": ATTEMPTS_APART, "sources": list(below or ()),
+             "positions": list((below or {}).values())},
+        )  # fmt: skip
         for request_id, attempt, completed_at, *quantity in cursor:
             before, request = request, (quantity[0], request_id)
             if is_gone and before != request and attempt > 1 and completed_at < start + ATTEMPTS_APART:

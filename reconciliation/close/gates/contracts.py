@@ -150,7 +150,7 @@ class RawUsageReader:
 
     @cached_property
     def _passed_over(self) -> Mapping[str, Collection[Attempt]]:
-        return passed_over_in(self._connection, self._period, self._payers)
+        return passed_over_in(self._connection, self._period, self._payers, self._below)
 
     @cached_property
     def _elsewhere(self) -> dict[str, list[Used]]:
@@ -158,7 +158,7 @@ class RawUsageReader:
         all."""
         period = self._period
         found: dict[str, list[Used]] = defaultdict(list)
-        for each in retried_usage(raw(self._connection), period.start, period.end):
+        for each in retried_usage(raw(self._connection), period.start, period.end, self._below):
             q = each.quantity
             if not period.start <= each.completed_at < self._until and q.requests:
                 found[q.tenant_id].append(

@@ -33,13 +33,14 @@ from billing.periods import BillingPeriod, parse_period
 from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import ProposalKind
 from billing.stripe.stripe_gateway import StripeGateway
-from reconciliation.close import close_store
+from reconciliation.close import close_store, freezing
 from reconciliation.close.deciding import CARRIED_OUT, Worth, approve, propose_reopening, release, waive
 from reconciliation.close.evidence.verifying import verify_evidence
 from reconciliation.close.evidence.writing import write_evidence
 from reconciliation.close.freezing import keeping, keeping_late
 from reconciliation.close.gates import gate_store
 from reconciliation.close.gates.collecting import quarantined
+from reconciliation.close.gates.cut_checks import CutChecks
 from reconciliation.close.gates.evaluating import Outside, evaluate, evaluate_waivable
 from reconciliation.close.gates.gate import Found, Gate, Result
 from reconciliation.close.preparing import Preparing
@@ -203,6 +204,14 @@ def test_what_stripe_needs_a_person_for_is_left_by_one_who_has_not_prepared_it(o
     line = open_line
     waive_all(line, Gate.R1)
     run(line)
+    # A later attempt of a request that is cut: it takes that one's place in what is billed next, not in this
+    line.send_events(event(2, attempt=2, timestamp="2026-11-01T00:00:05Z"))
+    with transaction(line.engine) as connection:
+        compared = CutChecks(connection, lambda name: None)
+        for cut in freezing.cuts(connection, OCTOBER.name, {"acme"}):
+            compared.add(cut)
+    assert sum(check.compared for check in compared.checks) > 5
+    assert [check.differences for check in compared.checks if check.differences] == []
     approve(line.engine, OCTOBER, actor="bob")
     ((draft,),) = line.rows("select stripe_invoice_id from ledger.invoices")
     line.stripe.v1.invoices.add_lines(draft, {"lines": [{"amount": 5, "description": "by hand"}]})

@@ -11,6 +11,7 @@ import pytest
 from streams.ingest.apply import ChunkApplier
 from streams.retention import retention_store
 from streams.usage import usage_store
+from streams.usage.event_reader import positions
 from tests.builders import uuid_v7
 from tests.integration.streams.test_further_arrivals import ENGINE, STREAM, correction, send
 from tests.integration.streams.test_retention import retain
@@ -40,6 +41,20 @@ def test_corrections_come_along_and_what_was_superseded_does_not(
     for measure in ("requests", "output_tokens", "input_tokens"):
         assert sum(getattr(u.quantity, measure) for u in found) == sum(getattr(q, measure) for q in raw)
     assert sum(u.quantity.requests for u in found) == 2
+
+
+def test_what_came_later_takes_no_attempts_place_in_what_was_cut_before(
+    applier: ChunkApplier, connection: psycopg.Connection
+) -> None:
+    third, better = {"attempt": 3} | IN_NOVEMBER, ENGINE | SECOND
+    send(applier, connection, FIRST, STREAM | SECOND)
+    (below,) = [{source: position} for source, position in positions(connection).items()]
+    then = list(usage_store.retried_usage(connection, *OCTOBER))
+    assert [(u.attempt, u.quantity.usage_source) for u in then] == [(1, "engine"), (2, "stream")]
+    send(applier, connection, better, third)
+    assert [u.attempt for u in usage_store.retried_usage(connection, *OCTOBER)] == [1, 2, 3]
+    assert list(usage_store.retried_usage(connection, *OCTOBER, below)) == then
+    assert list(usage_store.retried_usage(connection, *OCTOBER, {})) == []
 
 
 @pytest.mark.parametrize("request_id", ["req-0", uuid_v7(datetime(2026, 10, 31, 23, 59, tzinfo=UTC))])

@@ -12,6 +12,7 @@ from console.invoice_shown import note_told
 from console.output import listing, out
 from reconciliation.close.gates.gate import TITLES, Gate
 from reconciliation.close.running import CloseRun
+from reconciliation.close.signatures import SINCE
 from reconciliation.close.states import State
 
 DIFFERENCE_COLUMNS: Final = ("check", "accounts", "key", "left", "right", "waived_by")
@@ -75,6 +76,9 @@ def show_status(name: str, found: dict[str, Any]) -> None:
     listing(gate_rows(found), GATE_COLUMNS, title="Gates", empty="no gate was asked yet")
     for each in found["parked"]:
         out.print(f"parked: {each['billing_account']}, by {each['actor']}: {each['reason']}")
+    if found["since_signed"]:
+        title = "Since the first signature of what was reopened"
+        listing(found["since_signed"], SINCE, title=title)
     if found["to_sign"]:
         waiting = found["to_sign"]
         out.print(f"to sign: {waiting['accounts']:,} accounts, --hash {waiting['hash']}", soft_wrap=True)

@@ -187,10 +187,13 @@ def move(
     return moved
 
 
-def history(connection: Connection, month: str) -> list[Transition]:
-    """Every step of a month's close, in the order in which they were made."""
+def history(connection: Connection, month: str, *, reopened: bool = False) -> list[Transition]:
+    """Every step of a month's close, in the order in which they were made; or those of accounts that were reopened."""
     table = tables.close_transitions
     query = select(table).where(table.c.month == month).order_by(table.c.transition_no)
+    if reopened:
+        again = select(table.c.billing_account).where(table.c.month == month, table.c.event == Event.REOPEN)
+        query = query.where(table.c.billing_account.in_(again))
     return [
         Transition(
             row.legal_entity, row.billing_account, row.step, row.from_state, row.event, row.to_state, row.actor,

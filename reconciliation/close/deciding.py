@@ -18,7 +18,7 @@ from billing.money import currency
 from billing.periods import BillingPeriod, parse_period
 from billing.posting.period_closing import close_book
 from billing.posting.proposal_store import Proposal, ProposalKind
-from reconciliation.close import close_store
+from reconciliation.close import close_store, signature_store
 from reconciliation.close.close_store import Content, Standing, book_key, is_under_way
 from reconciliation.close.gates.collecting import participants
 from reconciliation.close.gates.gate import GATE_OF, WAIVABLE, Gate, Result, seen
@@ -172,8 +172,10 @@ def _reopen(connection: Connection, proposal: Proposal, now: datetime, actor: st
             f"the book of {month} is closed: what changes now is billed by the next month (docs/late-usage.md)"
         )
     _check_not_billed_since(connection, parse_period(month), account)
-    people = {account: {"proposed_by": proposal.proposed_by, "proposal_no": proposal.proposal_no}}
-    close_store.move(connection, [standing], Event.REOPEN, actor, reason=proposal.document, details=people)
+    people = {"proposed_by": proposal.proposed_by, "proposal_no": proposal.proposal_no}
+    issued = signature_store.issued_with(connection, close_store.latest_contents(connection, month, [account]))
+    details = {account: people | issued.get(account, {})}
+    close_store.move(connection, [standing], Event.REOPEN, actor, reason=proposal.document, details=details)
 
 
 def _check_not_billed_since(connection: Connection, month: BillingPeriod, account: str) -> None:

@@ -22,7 +22,7 @@ from billing.periods import BillingPeriod
 from billing.posting.fee_recognition import recognise_fees
 from billing.posting.period_closing import close_book
 from billing.usage import unbillable_store
-from reconciliation.close import close_store
+from reconciliation.close import close_store, signature_store
 from reconciliation.close.close_store import APPROVED, Standing, book_key
 from reconciliation.close.contents import contents
 from reconciliation.close.evidence import stripe_read
@@ -55,7 +55,14 @@ class Issuing:
                 for each in close_store.latest_contents(connection, self._run.month.name, approved)
             }
             issued = self._issued(connection)
-            changed = [name for name in approved if name not in issued and signed[name].content != texts[name]]
+            altered = {
+                each.key.split("/")[0] for each in signature_store.as_signed(connection, self._run.month).differences
+            }
+            changed = [
+                name
+                for name in approved
+                if name in altered or (name not in issued and signed[name].content != texts[name])
+            ]
             self._run.move(
                 connection, [standings[name] for name in changed], Event.RETURN, "not what was approved any more"
             )
@@ -76,7 +83,8 @@ class Issuing:
             standings = self._run.standings(connection)
             parked, open_ = self._not_issued(connection)
             done = [standings[n] for n in accounts if n not in parked and n not in open_]
-            self._run.move(connection, done, Event.FINALIZE)
+            told = signature_store.issued_with(connection, [signed[each.billing_account] for each in done])
+            self._run.move(connection, done, Event.FINALIZE, details=told)
             for name in accounts:
                 if name in parked:
                     why = {name: {"parked_by": BY_SENDING}}

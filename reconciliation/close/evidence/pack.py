@@ -11,7 +11,17 @@ from typing import Any
 
 from reconciliation.agreement import Check, compare
 from reconciliation.close import contents
-from reconciliation.close.evidence.writing import CONTENT, FORMAT, MANIFEST, MANIFEST_HASH, SIGNATURES
+from reconciliation.close.close_store import content_hash
+from reconciliation.close.evidence.writing import (
+    ACCOUNTS_FILE,
+    BEFORE_FILE,
+    CONTENT,
+    FORMAT,
+    MANIFEST,
+    MANIFEST_HASH,
+    SIGNATURES,
+)
+from reconciliation.close.signatures import Signature, of_reopened
 from reconciliation.comparison import Value
 from reconciliation.errors import EvidenceBroken
 
@@ -65,6 +75,22 @@ class Pack:
     def accounts(self) -> list[dict[str, Any]]:
         """What every account's month came to."""
         return list(self.of("accounts.jsonl"))
+
+    @cached_property
+    def signatures_before(self) -> list[Signature]:
+        """Of accounts that were reopened after something was issued each signature that it was issued under."""
+        return of_reopened((each["billing_account"], each["event"], each["detail"]) for each in self.transitions)
+
+    @cached_property
+    def signed_contents(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What was put before a person last, and what was signed before that, by account and hash."""
+        found = {}
+        for name in (ACCOUNTS_FILE, BEFORE_FILE):
+            with (self.content / name).open(encoding="utf-8", newline="\n") as lines:
+                for line in lines:
+                    content = json.loads(line)
+                    found[content["billing_account"], content_hash(line.removesuffix("\n"))] = content
+        return found
 
     @property
     def tenants(self) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from reconciliation.close.evidence.signed import same_lines, states
 from reconciliation.close.evidence.writing import DOCUMENTS_FILE, GATES_FILE, INVOICES_FILE
 from reconciliation.close.gates import movement
 from reconciliation.close.gates.gate import Gate
+from reconciliation.close.signatures import SINCE, since_signed
 from reconciliation.close.states import State
 from reconciliation.comparison import Value
 
@@ -80,9 +81,14 @@ def _registers(pack: Pack, booked: Mapping[str, Row]) -> Check:
     ]
     disputes = [row for entity in pack.journals for row in registers.disputes(pack.journal(entity), pack.month)]
     by_hand = [row for entity in pack.journals for row in registers.manual_journals(pack.journal(entity), pack.month)]
+    since = since_signed(
+        pack.signatures_before, pack.signed_contents, {each["billing_account"]: each for each in pack.accounts},
+        {each["invoice_id"]: each for each in pack.of(INVOICES_FILE)}, others,
+    )  # fmt: skip
     said: dict[str, Value] = {}
     there: dict[str, Value] = {}
     for name, columns, rows, written in (
+        (registers.SINCE_FILE, SINCE, since, SINCE),
         (registers.LATE_FILE, registers.LATE, registers.late_usage(pack.accounts), registers.LATE),
         (registers.NOTES_FILE, registers.NOTES, notes, registers.NOTES),
         (registers.DISPUTES_FILE, registers.DISPUTES, disputes, registers.DISPUTES),

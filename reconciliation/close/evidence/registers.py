@@ -14,10 +14,10 @@ from billing.money import ZERO, exactly, plain
 from billing.posting.manual_entries import KINDS as BY_HAND
 
 FOLDER: Final = "registers"
-LATE_FILE, UNBILLABLE_FILE, NOTES_FILE, DISPUTES_FILE, MANUAL_FILE, NUMBERS_FILE, MOVED_FILE = (
+LATE_FILE, UNBILLABLE_FILE, NOTES_FILE, DISPUTES_FILE, MANUAL_FILE, NUMBERS_FILE, MOVED_FILE, SINCE_FILE = (
     f"{FOLDER}/{name}.csv"
     for name in ("late_usage", "unbillable_usage", "credit_notes", "disputes", "manual_journals", "number_series",
-                 "movements")
+                 "movements", "since_signed")
 )  # fmt: skip
 LATE: Final = ("billing_account", "tenant_id", "original_period", "billed_with", "key", "metric", "quantity", "amount",
                "currency", "tax_group")  # fmt: skip

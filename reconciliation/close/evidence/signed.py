@@ -11,6 +11,7 @@ from reconciliation.agreement import Check, compare
 from reconciliation.close.close_store import BOOK, content_hash
 from reconciliation.close.evidence.pack import Pack
 from reconciliation.close.evidence.writing import rated_table, usage_table
+from reconciliation.close.signatures import as_signed
 from reconciliation.close.states import Event, State
 from reconciliation.comparison import Value
 
@@ -68,6 +69,12 @@ def invoices(pack: Pack) -> Check:
             said[f"{key}/as approved"] = json.dumps(draft, sort_keys=True)
         summed[f"{key}/as approved"] = json.dumps({name: document.get(name) for name in draft}, sort_keys=True)
     return compare("invoices are what was approved", "approved", "issued", said, summed)
+
+
+def before(pack: Pack) -> Check:
+    """What was issued before an account was reopened is what was signed then."""
+    issued = {each["invoice_id"]: each for each in pack.of("invoices.jsonl")}
+    return as_signed(pack.signatures_before, pack.signed_contents, issued)
 
 
 def books(pack: Pack, ends: Mapping[str, tuple[int, bytes]]) -> Check:

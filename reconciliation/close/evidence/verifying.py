@@ -84,6 +84,7 @@ def _checks(pack: Pack) -> list[Check]:
         _drafted(pack.accounts),
         _billed_late(pack),
         signed.invoices(pack),
+        signed.before(pack),
         signed.waivers(pack),
         chains,
         signed.books(pack, ends),

@@ -26,7 +26,7 @@ from billing.ledger import journal_chain_store
 from billing.ledger.journal_chain import exported
 from billing.money import ZERO, exactly, plain
 from billing.periods import BillingPeriod, rfc3339
-from reconciliation.close import close_store, freezing, priced_events
+from reconciliation.close import close_store, freezing, priced_events, signature_store
 from reconciliation.close.close_store import Content, Standing, book_key, is_under_way
 from reconciliation.close.contents import CHANGES_LATER
 from reconciliation.close.evidence import pack_files, register_store, registers, renderings, stripe_read
@@ -35,14 +35,16 @@ from reconciliation.close.freezing import Cut
 from reconciliation.close.gates import gate_store
 from reconciliation.close.gates.gate import Gate
 from reconciliation.close.gates.movement import MOVED
+from reconciliation.close.signatures import SINCE, since_signed
 from reconciliation.close.states import State
 from reconciliation.errors import CloseRefused
 
-FORMAT: Final = "tollbook.close_evidence.v3"
+FORMAT: Final = "tollbook.close_evidence.v4"
 CONTENT, SIGNATURES, README = "content", "signatures", "README.md"
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 ACCOUNTS_FILE, GATES_FILE, INVOICES_FILE = "accounts.jsonl", "gates.jsonl", "invoices.jsonl"
 DOCUMENTS_FILE, BALANCE_FILE = "documents.jsonl", "trial_balance.csv"
+BEFORE_FILE = "signed_before.jsonl"
 RATED: Final = ("billing_account", "tenant_id", "period", "key", "model", "metric", "quantity", "unit_price", "amount",
                 "currency", "tax_group")  # fmt: skip
 USED: Final = ("billing_account", "tenant_id", "period", "model", "adapter", "region", "tier", "status", "requests",
@@ -59,15 +61,16 @@ checks, without database or network: every file against `content/manifest.json`,
 `signatures/manifest.sha256`, the hash that `close evidence` printed; every account's content against the hash that was
 signed; tables against contents; frozen usage against its cut; rated lines against a second, independent rating of the
 frozen usage, of periods that go on and of earlier ones that drafts bill something of, too; invoices against what was
-approved, both ways, and against their lines; what gates call waived against the
-waivers; the journal's chain of hashes, that it ends where its book was closed, its sums, and its accruals against the
-rated lines; Stripe's objects against invoices and journal, both ways; the registers against journal and documents; the
-page against the content.
+approved, both ways, and against their lines; what was issued before an account was reopened against what was signed
+then; what gates call waived against the waivers; the journal's chain of hashes, that it ends where its book was closed,
+its sums, and its accruals against the rated lines; Stripe's objects against invoices and journal, both ways; the
+registers against journal and documents; the page against the content.
 
 | file in content/ | holds |
 |---|---|
 | cuts.jsonl | when usage was cut, up to which message of each source, and where all else stood |
 | accounts.jsonl | an account a line, as approved: contract, usage, rated lines, drafts; what is accrued; what is late |
+| signed_before.jsonl | of accounts that were reopened since: what was signed, and issued under that signature, before |
 | priced_events.jsonl | of tenants whose prices hang on single events: these, as the second rating read them |
 | usage.csv, rated_lines.csv | the same as tables |
 | gates.jsonl, waivers.jsonl | what each gate compared and found; what a person let stay, why, what it may be worth |
@@ -81,6 +84,7 @@ page against the content.
 | registers/credit_notes.csv | credit notes booked since the month began, in minor units |
 | registers/disputes.csv | what disputes withdrew, gave back, cost, and lost for good in the month |
 | registers/manual_journals.csv | entries by hand in the month, leg by leg, and who proposed and approved them |
+| registers/since_signed.csv | of reopened accounts: what has become of them since their first signature |
 | registers/movements.csv | what changed against the month before (R11) by tenant and model, also what is small |
 | registers/number_series.csv | every number of each series from the first to the last that such a document bears |
 """
@@ -133,6 +137,10 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
     contents = close_store.latest_contents(connection, month.name)
     accounts = [json.loads(each.content) for each in contents]
     yield ACCOUNTS_FILE, "".join(f"{each.content}\n" for each in contents).encode()
+    given = signature_store.of_reopened(connection, month)
+    signed = signature_store.texts(connection, month, given)
+    latest = {each.hash for each in contents}
+    yield BEFORE_FILE, "".join(f"{text}\n" for (_, digest), text in signed.items() if digest not in latest).encode()
     yield "cuts.jsonl", lines(_cuts(connection, accounts))
     yield priced_events.FILE, _priced_events(connection, accounts)
     yield "usage.csv", usage_table(accounts)
@@ -157,7 +165,14 @@ def _content(connection: Connection, month: BillingPeriod) -> Iterator[tuple[str
     documents = documents_of(connection, sorted(issued, key=lambda s: s.invoice.invoice_id))
     yield INVOICES_FILE, lines({k: v for k, v in each.items() if k not in CHANGES_LATER} for each in documents)
     yield stripe_read.FILE, stripe_read.written(stripe_read.latest(connection, month.name))
-    yield from _books(connection, month, accounts)
+    books = dict(_books(connection, month, accounts))
+    yield from books.items()
+    since = since_signed(
+        given, {key: json.loads(text) for key, text in signed.items()},
+        {each["billing_account"]: each for each in accounts}, {each["invoice_id"]: each for each in documents},
+        map(json.loads, books[DOCUMENTS_FILE].splitlines()),
+    )  # fmt: skip
+    yield registers.SINCE_FILE, table(SINCE, since)
 
 
 def _books(

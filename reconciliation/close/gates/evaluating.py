@@ -29,7 +29,7 @@ from billing.posting.proposal_store import ProposalKind
 from billing.stripe import returns_store, stripe_request_store
 from billing.stripe.stripe_accounts import Stripe, all_followed
 from reconciliation.agreement import Check, Made, compare, told
-from reconciliation.close import close_store, freezing
+from reconciliation.close import close_store, freezing, signature_store
 from reconciliation.close.close_store import APPROVED
 from reconciliation.close.freezing import CutOf
 from reconciliation.close.gates.collecting import Account, held_back, participants, quarantined
@@ -147,6 +147,7 @@ def _checks(
 ) -> Iterator[Check]:
     yield from _rounding(connection, invoices)
     yield drafts_in_stripe(invoices)
+    yield signature_store.as_signed(connection, month)
     yield from kept_checks(connection, invoices)
     yield _waiting(connection, month, invoices)
     yield _complete(connection, month, accounts, now)

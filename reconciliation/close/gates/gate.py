@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from reconciliation.agreement import Check
+from reconciliation.close.signatures import AS_SIGNED
 from reconciliation.comparison import Difference, Value
 
 
@@ -71,6 +72,7 @@ GATE_OF: Final[Mapping[str, Gate]] = {
     "invoices add up": Gate.R5A,
     "drafts are in Stripe": Gate.R5A,
     "usage digests are those of the counts": Gate.R5A,
+    AS_SIGNED: Gate.R5A,
     "invoices are issued": Gate.R5B,
     BOOKED: Gate.R5B,
     "finalized invoices are in Stripe": Gate.R5B,
@@ -99,7 +101,7 @@ WAIVABLE: Final = ("numbered events are here", "tenants are complete", WAITING, 
 """What a person may let stay: gaps (R1), what waits (R9), what moved, which is explained (R11). Nothing else."""
 IN_STRIPE: Final = "finalized invoices are in Stripe"
 BY_ACCOUNT: Final[Mapping[str, int]] = {
-    "rated lines are invoiced": 0, "customers are kept": 0, "credits are as registered": 0, IN_STRIPE: 1,
+    "rated lines are invoiced": 0, AS_SIGNED: 0, "customers are kept": 0, "credits are as registered": 0, IN_STRIPE: 1,
 }  # fmt: skip
 """Comparisons whose keys have a billing account, and at which place; those of ledger accounts behind RECEIVABLE."""
 BY_ENTITY: Final = frozenset(

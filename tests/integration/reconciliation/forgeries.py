@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -117,6 +117,13 @@ FORGERIES: Final[tuple[tuple[str, Change, str], ...]] = (
      "the page says what the content says"),
     ("../signatures/approvals.jsonl", lambda text: "", "contents are what was signed"),
 )  # fmt: skip
+AS_SIGNED: Final = "issued documents are as signed"
+OF_REOPENED: Final[tuple[tuple[str, Change, str], ...]] = (
+    ("signed_before.jsonl", edited(lambda account: account["documents"][0].update(total=1)), AS_SIGNED),
+    ("signed_before.jsonl", lambda text: "", AS_SIGNED),
+    ("invoices.jsonl", edited(lambda invoice: invoice.update(due_date="2027-01-02")), AS_SIGNED),
+    ("registers/since_signed.csv", lambda text: text.replace("/requests,", "/input_tokens,"), BESIDE),
+)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -127,11 +134,11 @@ def broken(folder: Path, kept: str | None = None) -> set[str]:
     return {check.name for check in verify_evidence(folder, manifest=kept) if check.differences}
 
 
-def assert_forgery_is_found(folder: Path, kept: str) -> None:
+def assert_forgery_is_found(folder: Path, kept: str, forgeries: Iterable[tuple[str, Change, str]] = FORGERIES) -> None:
     """Each file that is changed is found by the manifest; with the manifest forged as well, by what it says, and by the
     manifest's hash that somebody has `kept`."""
     missed = []
-    for name, change, found in FORGERIES:
+    for name, change, found in forgeries:
         file, whole = folder / "content" / name, files(folder)
         file.write_text(change(file.read_text()))
         of_content = ".." not in name

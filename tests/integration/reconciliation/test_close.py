@@ -56,6 +56,7 @@ from tests.integration.billing.conftest import Crash
 from tests.integration.billing.test_exchange_rates import book, set_rate
 from tests.integration.reconciliation.conftest import Line, event
 from tests.integration.reconciliation.forgeries import (
+    OF_REOPENED,
     Change,
     assert_forgery_is_found,
     broken,
@@ -173,10 +174,12 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     assert broken(tmp_path / "a.tar") == broken(tmp_path / "a") == set()
-    # No money moved in October in the twin, whose clock is the machine's; nobody is priced by single events, or late
+    # No money moved in October in the twin, whose clock is the machine's; nobody is priced by single events, late, or
+    # reopened
     nothing = {check.name for check in verify_evidence(tmp_path / "a") if not check.compared}
     assert nothing == {
         "Stripe's money is the journal's", "single events are what was signed", "what came late is billed as rated",
+        "issued documents are as signed",
     }  # fmt: skip
     assert_what_nobody_signs_is_there(tmp_path / "a")
     assert_all_that_was_booked_is_there(line, tmp_path / "a")
@@ -769,6 +772,9 @@ def test_a_kill_after_any_step_resumes_to_the_same_content_and_reopening_needs_t
             run(line, checkpoint=kill_once)
         with transaction(line.engine) as connection:
             hashes |= {each.hash for each in close_store.latest_contents(connection, OCTOBER.name)}
+        if states(line) == {"acme": "closed"} and "after it was issued" not in reached:
+            assert_what_was_issued_is_what_was_signed(line)
+            reached.append("after it was issued")
         if states(line).get("acme") == "reconciled":
             assert run(line).moved == {}
             if "reopened" in reached:
@@ -776,13 +782,14 @@ def test_a_kill_after_any_step_resumes_to_the_same_content_and_reopening_needs_t
             if reached.count("reopened") < 2:  # the second time nothing has changed, and it was approved
                 assert_reopened_by_two(line)
                 reached.append("reopened")
-    assert set(reached) == {*STEPS, "reopened"}
+    assert set(reached) == {*STEPS, "reopened", "after it was issued"}
     assert states(line) == {"acme": "closed", "book default": "closed"}
     # Late usage waits for the next invoice; the tax rule was in time
     assert line.rows("select state, net_minor, tax_minor from ledger.invoices") == [("finalized", 602, 60)]
-    assert len(hashes) == 2  # cut again after it was reopened, and nothing else
-    write_evidence(line.engine, OCTOBER, tmp_path)
+    assert len(hashes) == 3  # cut again each time after it was reopened, unless nothing had changed
+    written = write_evidence(line.engine, OCTOBER, tmp_path)
     assert broken(tmp_path) == set()
+    assert_forgery_is_found(tmp_path, written.manifest, OF_REOPENED)
     (content,) = [json.loads(text) for text in (tmp_path / "content/accounts.jsonl").read_text().splitlines()]
     assert content["tenants"][0]["late_lines"][-1]["metric"] == "output"
     with (tmp_path / "content/registers/late_usage.csv").open(newline="") as rows:
@@ -817,6 +824,32 @@ def assert_reopened_by_two(line: Line) -> None:
         decide(line.engine, number, approved=True, now=NOW, actor="ada", others=CARRIED_OUT)
     decide(line.engine, number, approved=True, now=NOW, actor="bob", others=CARRIED_OUT)
     assert states(line) == {"acme": "collecting"}
+
+
+def assert_what_was_issued_is_what_was_signed(line: Line) -> None:
+    """Reopened once it was issued: nobody signs anew what was altered meanwhile; what came since is shown."""
+    assert close_status(line.engine, OCTOBER)["since_signed"] == []
+    assert_reopened_by_two(line)
+    line.send_events(event(5))
+    line.tamper("ledger.invoices", "update ledger.invoices set due_date = due_date + 1")
+    (told,) = run(line).problems
+    ((invoice_id,),) = line.rows("select invoice_id from ledger.invoices")
+    assert told.startswith(f"acme: R5a: issued documents are as signed: acme/{invoice_id}/due_date: ")
+    assert states(line) == {"acme": "drafted"}
+    line.tamper("ledger.invoices", "update ledger.invoices set due_date = due_date - 1")
+    assert run(line).problems == []
+    since = close_status(line.engine, OCTOBER)["since_signed"]
+    assert [(row["what"], row["key"].split("/")[-1]) for row in since if row["what"] == "usage"] == [
+        ("usage", "cache_hit_tokens"), ("usage", "input_tokens"), ("usage", "output_tokens"), ("usage", "requests"),
+    ]  # fmt: skip
+    assert {row["what"] for row in since} == {"usage", "rated"}
+    # Altered after it was signed once more, it is not gone on with
+    approve(line.engine, OCTOBER, actor="bob")
+    line.tamper("ledger.invoices", "update ledger.invoices set number = number || '0'")
+    (told,) = (each for each in run(line).problems if each.startswith("acme"))
+    assert told == "acme: its content is not what was approved: it is reconciled again"
+    assert states(line) == {"acme": "drafted"}
+    line.tamper("ledger.invoices", "update ledger.invoices set number = left(number, -1)")
 
 
 def assert_only_what_has_no_answer_yet_waits(line: Line) -> None:

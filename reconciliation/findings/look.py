@@ -18,14 +18,18 @@ from typing import Final
 
 import psycopg
 
-from reconciliation.findings import admissions, evidence, finding_store, numbers, signs
+from reconciliation.findings import admissions, evidence, finding_store, numbers, signs, while_working
 from reconciliation.findings.admissions import Read
 from reconciliation.findings.finding import Finding, Interval, Kind, Money, Share
 from reconciliation.findings.finding_store import StoredFinding, Written
 from reconciliation.findings.hours import Admitted, ByHour
+from reconciliation.findings.while_working import Stated
 from reconciliation.replay.material import Material
 from streams.completeness import completeness_store, engine_store
-from streams.completeness.engine_witness import named_witnesses
+from streams.completeness.complete_to import Boot, BootKey
+from streams.completeness.completeness_store import BootDifference
+from streams.completeness.engine_witness import EngineReport, Standing, named_witnesses
+from streams.completeness.witnesses import Comparable, comparable
 from streams.ingest.apply import Checkpoint, no_checkpoint
 from streams.rules import estimates
 from streams.rules.estimates import EstimatePrice
@@ -36,6 +40,9 @@ FURTHEST: Final = timedelta(days=46)
 """As far back as a look goes by itself: a month and a half, as long as late usage may still come to a month."""
 OF_RAW_EVENTS: Final = (Kind.DUPLICATE_EMITTER.value, Kind.CLOCK_SKEW.value)
 """Kinds that are judged by raw events: a look at another time says nothing about them."""
+OF_BOOTS: Final = (Kind.WRONG_TENANT.value, Kind.OVERCOUNTED.value, Kind.UNMETERED_REQUESTS.value)
+"""Kinds that are judged where two witnesses of a boot mean the same events: a look that finds it otherwise says nothing
+about them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +66,14 @@ class Look:
 @dataclass(frozen=True, slots=True)
 class _Looked:
     """What was looked at: raw events of [begin, end), a log of the part that it reaches; of which kinds (or of which
-    log, by its name) not all."""
+    log, by its name) not all; of which boots neither heartbeats, nor (with the model) engines, can be compared now."""
 
     begin: datetime
     end: datetime
     log: str = ""
     reach: tuple[datetime, datetime] | None = None
     partly: Collection[str] = ()
+    not_now: Collection[tuple[str, ...]] = ()
 
     def _span_of(self, stored: StoredFinding) -> tuple[datetime, datetime] | None:
         """The time of which the look can say whether such a finding is there; None: of any."""
@@ -77,6 +85,10 @@ class _Looked:
         """Whether the look would have found all of it again."""
         if stored.kind in self.partly or stored.subject.get("log") in self.partly:
             return False
+        if stored.kind in OF_BOOTS and "log" not in stored.subject:
+            by_engine = stored.kind == Kind.UNMETERED_REQUESTS or bool(stored.size["estimated_from"])
+            about = ("replica_id", "boot_id", "model") if by_engine else ("replica_id", "boot_id")
+            return tuple(stored.subject[name] for name in about) not in self.not_now
         if (span := self._span_of(stored)) is None:
             return True
         begins, ends = stored.begins, stored.ends
@@ -108,12 +120,27 @@ def look(
     A look that is killed has changed nothing. `checkpoint` is told "looked" and "written". `admitted` is the log of a
     witness that is not in the database: what was found by it is judged by it alone.
     """
-    with _alone(connection), connection.transaction():
+    with _alone(connection):
+        stated = while_working.stated(connection)
+        return _look(connection, begin, end, now, admitted, checkpoint, stated)
+
+
+def _look(
+    connection: psycopg.Connection,
+    begin: datetime,
+    end: datetime,
+    now: datetime,
+    admitted: AdmissionLog | None,
+    checkpoint: Checkpoint,
+    stated: Collection[Stated],
+) -> Look:
+    with connection.transaction():
         # What was reported, counted and numbered is compared as it stood at one moment
         connection.execute("set transaction isolation level repeatable read")
         known = finding_store.not_healed(connection)
         begin = _reaching_back(known, begin, end, admitted)
-        found, witnesses, looked, by_hour = _find(connection, begin, end, min(end, now - ON_THE_WAY), admitted)
+        settled = min(end, now - ON_THE_WAY)
+        found, witnesses, looked, by_hour = _find(connection, begin, end, settled, admitted, stated)
         checkpoint("looked")
         prices = estimates.prices_of(connection, {share.tenant_id for f in found for share in f.shares})
         priced = {f.key: replace(f, money=worth(f, prices, now)) for f in _once(found)}
@@ -155,14 +182,20 @@ def _alone(connection: psycopg.Connection) -> Iterator[None]:
 
 
 def _find(
-    connection: psycopg.Connection, begin: datetime, end: datetime, settled: datetime, admitted: AdmissionLog | None
+    connection: psycopg.Connection,
+    begin: datetime,
+    end: datetime,
+    settled: datetime,
+    admitted: AdmissionLog | None,
+    stated: Collection[Stated],
 ) -> tuple[list[Finding], str, _Looked, ByHour | None]:
     """What there is, the witnesses, what was looked at, and the log by hour: by it there is what ended before
     `settled`."""
     passed = evidence.passed_over(connection)
     found = [numbers.judge(boot, passed) for boot in evidence.missing_numbers(connection)]
-    reports, differing = engine_store.report(connection), completeness_store.boot_differences(connection)
-    boots = {boot.key for boot in completeness_store.all_boots(connection)}
+    reports = engine_store.report(connection)
+    boots = {boot.key: boot for boot in completeness_store.all_boots(connection)}
+    differing, not_now = _differing(connection, boots.values(), stated, reports)
     compared = (signs.unmetered(each, (each.replica_id, each.boot_id) in boots) for each in reports.comparisons)
     clocks, all_clocks = evidence.clocks(connection, begin, end)
     twins, all_twins = evidence.twins(connection, begin, end)
@@ -189,15 +222,37 @@ def _find(
         signs.unreported_boot(*key, seen, since) for key, seen, since in evidence.unreported_boots(connection)
     ]  # fmt: skip
     if admitted is None:
-        return found, reports.witnesses, _Looked(begin, end, partly=partly), None
+        return found, reports.witnesses, _Looked(begin, end, partly=partly, not_now=not_now), None
     sums = Admitted()
     read = admissions.read(connection, admitted.material, begin, settled, sums)
     if not read.is_all:
         partly.add(admitted.name)
     found += _by_the_log(connection, admitted.name, read, [each for each in found if _within(each, begin, settled)])
     witnesses = named_witnesses(any(each.scraped_at for each in reports.comparisons), admission_log=True)
-    looked = _Looked(begin, end, admitted.name, read.reach(begin, settled), partly)
+    looked = _Looked(begin, end, admitted.name, read.reach(begin, settled), partly, not_now)
     return found, witnesses, looked, sums.compare(connection, begin, settled)
+
+
+def _differing(
+    connection: psycopg.Connection, boots: Iterable[Boot], stated: Collection[Stated], reports: EngineReport
+) -> tuple[list[BootDifference], set[tuple[str, ...]]]:
+    """What heartbeats and counts of boots differ by, exactly; and of which boots, or of whose engines, nobody can say
+    now. One that was written off, or that nobody knows any more, is not waited for."""
+    at_heartbeats = while_working.compared(connection, stated)
+    found, not_now = [], set[tuple[str, ...]]()
+    differing: dict[BootKey, list[BootDifference]] = defaultdict(list)
+    for each in completeness_store.boot_differences(connection):
+        differing[each.replica_id, each.boot_id].append(each)
+    for boot in boots:
+        how = comparable(boot.last_seq, boot.received_through, boot.highest)
+        if how is Comparable.EXACT:
+            found += differing[boot.key]
+        elif boot.key in at_heartbeats:
+            found += at_heartbeats[boot.key]
+        elif not boot.written_off:
+            not_now.add(boot.key)
+    not_now |= {(e.replica_id, e.boot_id, e.model) for e in reports.standing(Standing.NOT_YET)}
+    return found, not_now
 
 
 def _by_the_log(connection: psycopg.Connection, log: str, read: Read, found: Iterable[Finding]) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
@@ -72,9 +72,16 @@ def unfinished_boots(connection: psycopg.Connection) -> list[Boot]:
 
 
 def all_boots(connection: psycopg.Connection) -> list[Boot]:
-    """Every boot that reported, or numbered an event."""
+    """Every boot that reported, or numbered an event; with its highest number, folded or not, as what is counted is."""
     with connection.cursor(row_factory=class_row(Boot)) as cursor:
-        return cursor.execute(_BOOTS + " order by replica_id, boot_id").fetchall()
+        boots = cursor.execute(_BOOTS + " order by replica_id, boot_id").fetchall()
+    arrived = {
+        (replica_id, boot_id): highest
+        for replica_id, boot_id, highest in connection.execute(
+            "select replica_id, boot_id, max(number) from usage.number_fills, unnest(numbers) as number group by 1, 2"
+        )
+    }
+    return [replace(boot, highest=max(boot.highest, arrived.get(boot.key, 0))) for boot in boots]
 
 
 def get_boot(connection: psycopg.Connection, key: BootKey) -> Boot:
@@ -294,10 +301,10 @@ def boot_differences(connection: psycopg.Connection) -> list[BootDifference]:
     """Where heartbeats' cumulative counts and counted events of a boot do not agree, as far as they compare now."""
     reported = _counts(connection, "replica_reported")
     counted = _counts(connection, "replica_counts")
-    with connection.cursor(row_factory=class_row(Boot)) as cursor:
-        boots = cursor.execute(_BOOTS + " where b.replica_id is not null order by replica_id, boot_id").fetchall()
     found = []
-    for boot in boots:
+    for boot in all_boots(connection):
+        if boot.first_received_at is None:
+            continue  # it reported nothing
         how = comparable(boot.last_seq, boot.received_through, boot.highest)
         found += [
             _named(boot, how, difference)

@@ -316,6 +316,38 @@ def test_a_tenants_events_under_anothers_name_are_found(
     check(connection)
     (found,) = looked(connection).found
     assert (found.kind, found.subject["counted_as"], found.events) == ("wrong_tenant", "tenant_2", (1, 1))
+    assert [each.kind for each in looked(connection).written.new] == []
+    applier.apply(make_chunk(numbered(2, 3, timestamp="2026-11-01T12:00:01Z")))
+    assert looked(connection).written == Written((), (), ()), "it works on, and that heals nothing"
+    assert_found_of_boots_that_are_never_idle(connection, applier, replica_applier)
+
+
+def assert_found_of_boots_that_are_never_idle(
+    connection: psycopg.Connection, applier: ChunkApplier, replica_applier: ReplicaChunkApplier
+) -> None:
+    """At their last heartbeat, whatever has come of them since; as long as all of that can be told apart from it."""
+    boots = ("swapped", "doubled", "right", "old", "silent")
+    stated = [heartbeat(at, 2, ("tenant_1", 2, 20, 10), boot=boot) for at, boot in enumerate(boots, start=1)]
+    told_less = heartbeat(6, 3, ("tenant_1", 2, 20, 10), boot="left out")
+    replica_applier.apply(make_chunk(*stated, told_less, source=REPLICA_SOURCE))
+    events = [numbered(10 + at, 1, boot=boot) for at, boot in enumerate((*boots[:4], "left out"))]
+    events += [numbered(20 + at, 2, boot=boot) for at, boot in enumerate(boots[1:4])]
+    later = {"timestamp": "2026-11-01T12:00:01Z"}
+    # Another tenant's 2, and a 3 that makes up for it; a 2 that came twice; a 3 of before the heartbeat; none at all
+    events += [
+        numbered(30, 2, boot="swapped", tenant_id="tenant_2"),
+        numbered(31, 2, boot="doubled", request_id="more"),
+    ]
+    events += [numbered(40 + at, 3, boot=boot, **later) for at, boot in enumerate(boots[:3])]
+    events += [numbered(50, 3, boot="old"), numbered(51, 2, boot="old", request_id="old")]
+    events += [numbered(52, at, boot="left out", request_id=f"left-{at}", **later) for at in (2, 3, 4)]
+    applier.apply(make_chunk(*(event._replace(position=3 + at) for at, event in enumerate(events))))
+    check(connection)
+    found = {each.subject["boot_id"]: each for each in looked(connection).written.new if each.kind != "lost_events"}
+    assert {boot: (each.kind, each.events, each.tenants) for boot, each in found.items()} == {
+        "swapped": ("wrong_tenant", (1, 1), ["tenant_1"]), "doubled": ("overcounted", (1, 1), ["tenant_1"]),
+    }  # fmt: skip
+    assert looked(connection).written == Written((), (), ())
 
 
 def test_one_attempt_number_for_two_dispatches_is_found_and_told_from_a_copy(

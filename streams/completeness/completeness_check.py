@@ -108,9 +108,10 @@ class CompletenessCheck:
 
     def _ended_without_farewell(self, now: datetime, watching_since: datetime) -> list[Alert]:
         """Report each boot that broke off, once; one that was heard of again, once more."""
-        latest = completeness_store.latest_beginnings(self.connection)
+        boots = completeness_store.reported_boots(self.connection, "no_farewell")
+        latest = completeness_store.latest_beginnings(self.connection)  # after it: a replica may begin in between
         raised = []
-        for boot in completeness_store.reported_boots(self.connection, "no_farewell"):
+        for boot in boots:
             state = state_of(boot, [latest[boot.replica_id]], now, watching_since, self.settings.silent_after)
             if state.ended_without_farewell:
                 heard = boot.last_received_at.isoformat() if boot.last_received_at else ""

@@ -12,6 +12,7 @@ from serving_adapter.identity import Identity, event_id_of
 from streams import tenants
 from streams.alerts import Alert
 from streams.completeness import completeness_store, engine_store, number_sets, number_store
+from streams.completeness.complete_to import Boot
 from streams.completeness.completeness_check import PORTIONS_A_RUN, CompletenessCheck, deliver_alerts
 from streams.database import connect
 from streams.errors import PositionGap, SourceChanged, UnknownBoot
@@ -508,6 +509,19 @@ def test_unnumbered_events_are_counted_apart(line: Line) -> None:
     line.check(0)
     assert completeness_store.unnumbered(line.connection) == {"tenant_1": 2}
     assert line.complete_to is None
+
+
+def test_a_replica_may_begin_while_boots_are_looked_at(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = completeness_store.latest_beginnings
+
+    def just_before(connection: psycopg.Connection) -> dict[str, Boot]:
+        found = real(connection)
+        line.report("boot", 0)
+        return found
+
+    line.report("boot", 0, replica="r0", boot="b0")
+    monkeypatch.setattr(completeness_store, "latest_beginnings", just_before)
+    line.check(1)
 
 
 def test_heartbeats_that_say_more_than_was_counted_are_a_difference(line: Line) -> None:

@@ -358,7 +358,8 @@ def _invoiced(
     """Rated lines are on their period's own invoices, or on documents that name it as their original one.
 
     Of the billing periods that end in a month, and of earlier ones to which something came: that waits until the next
-    invoice of its account is drawn up. What comes late to the month waits until that is frozen, and no longer.
+    invoice of its account is drawn up. What comes late to the month waits until that is frozen, and no longer, or is on
+    an adjustment invoice that is drawn up at once.
     """
     rated: list[RatedLine] = []
     waiting: list[RatedLine] = []
@@ -389,12 +390,15 @@ def _invoiced(
         rated += [line for listed in rated_line_store.posted(connection, period).values() for line in listed]
         came = adjustment_store.late_lines(connection, period)
         late |= {(each.line.billing_account, each.line.tax_group) for each in came}
-        waiting += [each.line for each in came if each.waits]
+        naming = invoice_store.listed(connection, adjusts=period, as_stored=True)
+        at_once = [s for s in naming if s.frozen_at is None and s.invoice.identity.kind is InvoiceKind.ADJUSTMENT]
+        adjusted = {s.invoice.identity.billing_account for s in at_once}
+        waiting += [each.line for each in came if each.waits and each.line.billing_account not in adjusted]
         billed += [
             line.rated
-            for s in invoice_store.listed(connection, adjusts=period, as_stored=True)
+            for s in (*at_once, *(s for s in naming if s.frozen_at is not None))
             for line in s.invoice.lines
-            if s.frozen_at is not None and line.original_period == period
+            if line.original_period == period
         ]
     return agreement.rated_is_invoiced(rated, waiting, billed, late)
 

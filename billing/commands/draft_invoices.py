@@ -207,7 +207,9 @@ class _Drawing:
         found_here: list[tuple[Invoice, Coverables]] = []
         carried = []
         if billed and name in self._next and not self._at_once:
-            carried = late  # it waits for the next invoice
+            # It waits for the next invoice, but for what somebody has drawn up at once
+            drawn = {d.identity.period for d in self._drafts if d.identity.billing_account == name and d.lines}
+            carried = [each for each in late if each.period not in drawn]
         elif not billed and name in self._running and not (name in self._posted or name in self._here):
             carried = late  # of another billing period, which goes on
         elif not billed:

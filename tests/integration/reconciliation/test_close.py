@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.bills.tax import TaxMode, TaxRules
 from billing.commands.change_subscription import cancel_subscription, change_subscription
+from billing.commands.correct_invoice import find_invoice, reissue, void_invoice
 from billing.commands.decide_proposal import decide, propose
 from billing.commands.keep_accounts import add_entity
 from billing.commands.rate_period import rate_period
@@ -49,6 +50,8 @@ from reconciliation.close.running import CloseRun, run_close
 from reconciliation.close.states import CUT, Event, State, after, book_after
 from reconciliation.close.status import close_status
 from reconciliation.errors import CloseRefused
+from serving_adapter.events import decode
+from serving_adapter.identity import event_id_of, identity_of
 from streams.ingest.logs import Log
 from tests.billing_builders import NOVEMBER, NOW, OCTOBER, PLAN, SINCE
 from tests.fixtures_stripe_twin import act
@@ -797,6 +800,36 @@ def test_a_kill_after_any_step_resumes_to_the_same_content_and_reopening_needs_t
     with pytest.raises(CloseRefused, match="book of 2026-10 is closed"):
         propose_reopening(line.engine, OCTOBER, "acme", actor="ada", reason="late", now=NOW)
     assert_the_database_takes_what_the_states_allow(line)
+
+
+def test_what_was_taken_back_and_drawn_up_anew_is_billed_by_the_close_that_was_reopened(
+    open_line: Line, tmp_path: Path
+) -> None:
+    line = open_line
+    waive_all(line, Gate.R1)
+    run(line)
+    approve(line.engine, OCTOBER, actor="bob")
+    run(line)
+    ((number,),) = line.rows("select number from ledger.invoices")
+    void_invoice(line.engine, number, reason="a request was wrong", now=NOW, actor="ada")
+    sync_stripe(line.engine, gateway=line.gateway, now=NOW)
+    reissue(line.engine, find_invoice(line.engine, number), now=NOW, actor="ada")
+    corrected = str(event_id_of(identity_of(decode(event(2)))))
+    changed: dict[str, Any] = {"output_tokens": -1000, "input_tokens": -10, "cache_hit_tokens": -4}
+    line.send_events(event(2, kind="correction", correction_no=1, corrects=corrected, **changed))
+    assert_reopened_by_two(line)
+    assert run(line).problems == []
+    since = close_status(line.engine, OCTOBER)["since_signed"]
+    documents = {row["what"]: row["now"] for row in since if row["what"] not in ("usage", "rated")}
+    assert documents == {"credit note": "-6.02", "adjustment": "4.02"}
+    approve(line.engine, OCTOBER, actor="bob")
+    run(line)
+    assert states(line) == {"acme": "closed"}
+    assert line.rows("select kind, state, total_minor from ledger.invoices order by kind") == [
+        ("adjustment", "finalized", 402), ("credit_note", "issued_locally", -602), ("usage", "void", 602),
+    ]  # fmt: skip
+    write_evidence(line.engine, OCTOBER, tmp_path)
+    assert broken(tmp_path) == set()
 
 
 def assert_the_database_takes_what_the_states_allow(line: Line) -> None:

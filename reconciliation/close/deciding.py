@@ -111,8 +111,12 @@ def approve(
     with transaction(engine) as connection:
         close_store.lock(connection, month.name)
         standings = close_store.standings(connection, month.name)
-        if seen is not None and seen != (now := close_store.signed(close_store.to_sign(connection, month.name))):
-            raise CloseRefused(f"what waits to be signed has the hash {now}, not {seen}: read it, and sign that")
+        if seen is not None:
+            waiting = close_store.to_sign(connection, month.name)
+            if not waiting:
+                raise CloseRefused(f"nothing of {month.name} waits to be signed: `tollbook close status {month.name}`")
+            if seen != (now := close_store.signed(waiting)):
+                raise CloseRefused(f"what waits to be signed has the hash {now}, not {seen}: read it, and sign that")
         if unknown := [name for name in leave if name not in standings]:
             raise CloseRefused(f"{unknown[0]} takes no part in the close of {month.name}")
         if leave and not reason.strip():

@@ -145,6 +145,8 @@ def test_a_month_is_closed_by_two_people_and_shown_by_its_evidence(open_line: Li
         approve(line.engine, OCTOBER, actor="bob", seen="0a")
     approve(line.engine, OCTOBER, actor="bob", seen=waiting["hash"])
     assert close_status(line.engine, OCTOBER)["to_sign"] is None
+    with pytest.raises(CloseRefused, match="nothing of 2026-10 waits to be signed"):
+        approve(line.engine, OCTOBER, actor="bob", seen=waiting["hash"])
     assert_what_is_booked_otherwise_is_not_closed(line)
     # The torn message is nobody's: it holds up the book alone
     assert [text.split(":")[0] for text in run(line).problems] == ["R9"]

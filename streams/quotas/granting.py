@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from streams.quotas.amounts import Counts, amount
 from streams.quotas.book import TenantBook
-from streams.quotas.lease_book import HELD_TIMES
 from streams.quotas.meters import BudgetMeter, Meter, RateMeter
 
 
@@ -24,7 +23,7 @@ def grant(book: TenantBook, model: str, adapter: str, want: Slice, now: int, par
     0 where one has nothing, or where a soft one has reached its first threshold."""
     book.roll(now)
     requests, input_tokens, output_tokens, slots = want
-    price = book.meters.highest_price(model, now, HELD_TIMES)
+    price = book.meters.highest_price_of_slice(model, now)
     dearest = price._replace(input=max(price.input, price.cached_input))
     for meter in book.meters.of(model, adapter):
         quota = meter.quota

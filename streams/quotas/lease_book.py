@@ -18,8 +18,6 @@ from streams.quotas.entries import Leased, Returned
 from streams.quotas.meter_set import MeterSet
 from streams.quotas.meters import Meter, RateMeter, SlotMeter
 
-HELD_TIMES: Final = 2
-"""As so many requests, one after the other, a slice is held at most: its prices are the highest of that time."""
 GRANTS_KEPT: Final = 64
 """Of a slice: rates are not corrected for what was granted before them."""
 
@@ -156,7 +154,7 @@ class LeaseBook:
     def _units(lease: Lease, meters: MeterSet) -> Iterator[tuple[Meter, int]]:
         if lease.is_escrow:
             return  # what is answered out of it is held by itself
-        price = meters.highest_price(lease.model, lease.at, HELD_TIMES)
+        price = meters.highest_price_of_slice(lease.model, lease.at)
         for meter in meters.of(lease.model, lease.adapter):
             metric = meter.quota.metric
             if isinstance(meter, RateMeter):

@@ -163,12 +163,16 @@ class MeterSet:
         """The highest prices of a model at a time, where anything is counted in money."""
         return self.prices.at(model, at) if self._is_priced else FREE
 
-    def highest_price(self, model: str, at: int, times: int = 1) -> Price:
-        """The highest prices that may apply to what is admitted at a time, however long it goes on.
+    def highest_price(self, model: str, at: int) -> Price:
+        """The highest prices that may apply to what is admitted at a time, however long it goes on."""
+        return self.prices.highest(model, at, at + self._held_us) if self._is_priced else FREE
 
-        `times`: a slice is held for so many times as long as a request.
-        """
-        return self.prices.highest(model, at, at + times * self._held_us) if self._is_priced else FREE
+    def highest_price_of_slice(self, model: str, at: int) -> Price:
+        """The same of a slice that was granted, renewed or found then. What was admitted out of it before may be over,
+        and not told yet; what is admitted later goes on later."""
+        if not self._is_priced:
+            return FREE
+        return self.prices.highest(model, at - self._held_us, at + 2 * self._held_us)
 
     def bounds(self, model: str, adapter: str, at: int) -> Bounds:
         """The budgets and rates that cover a model, and what a request of that time may come to in each."""

@@ -238,7 +238,7 @@ class Tenant:
             elif each.is_held(now - SECOND):
                 total += self.most_of(rule, each)
         for lease in self._open(rule, now):
-            total += self.most(rule, lease.model, lease.counts[:3], lease.at, times=2)
+            total += self.most(rule, lease.model, lease.counts[:3], lease.at - self.held_us, times=3)
         return total
 
     def running(self, rule: Rule, now: int) -> int:

@@ -187,6 +187,19 @@ def test_what_is_settled_after_a_price_fell_counts_as_dear_as_it_may_be_until_it
     assert budget(made, "day-spend").used == 10**18
 
 
+def test_a_slice_that_is_renewed_after_a_price_fell_holds_what_was_used_before_and_is_not_told_yet() -> None:
+    falls = NOW + 10 * SECOND
+    prices = PriceList(
+        [DatedPrice("", "output", Decimal("0.01"), 0), DatedPrice("", "output", Decimal("0.001"), falls)]
+    )
+    made = book(quota(metric="spend", limit="10"), prices=prices)
+    made.apply(lease())
+    made.apply(lease(at=falls + SECOND, output=10))
+    assert budget(made, "day-spend").leased == 31 * 10**17
+    made.apply(lease(at=falls + Limits().held_us + SECOND, output=10))
+    assert budget(made, "day-spend").leased == 32 * 10**16
+
+
 def test_the_same_again_is_answered_the_same_and_other_content_refused() -> None:
     made = book(quota(limit=150))
     entry = admit(made, ask(max_tokens=None))

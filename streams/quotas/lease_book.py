@@ -3,7 +3,8 @@
 A slice holds units of each meter that covers its model and adapter; of all, where it is for any model. What a request
 out of it has used leaves the slice when it is settled; what is left comes back when the holder returns it, or at
 `held_until`, when nothing that was admitted out of it can still run (docs/spec/metering.md 7.6). Rates are charged when
-it is granted, and corrected at that time for what comes back.
+it is granted, and corrected at that time for what comes back; of what a process that is gone may have answered nothing
+comes back to them, as nobody can tell what was.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class LeaseBook:
         if isinstance(entry, Leased):
             lease.held_until = max(entry.held_until, lease.held_until)
             if not lease.is_escrow:
-                lease.grants.append((entry.at, moved))
+                if not entry.lease_id.startswith(LOST):  # whatever was answered out of that is charged by it alone
+                    lease.grants.append((entry.at, moved))
                 yield from _of_rates(lease, moved, +1, entry.at, meters)
         else:
             yield from _back(lease, moved, meters)

@@ -354,6 +354,7 @@ class Shard:
         own = strictest(quota.on_unavailable for quota in quotas if quota.on_unavailable is not None)
         held.on_unavailable = own or policy_of(tier).on_unavailable
         if not same:
+            self._end_escrow(held, now)  # it was measured by others, and rates that begin now would not know of it
             priority = policy_of(tier).priority
             began = {} if meters.is_defined else self._rates_began(quotas, tenant_id, told_tier, now)
             held.book.define(quotas, now, tier=tier, priority=priority, prices=prices, anchor=anchor, began=began)

@@ -12,7 +12,7 @@ from streams.quotas.escrow import ADMITS_US, PAUSE_US
 from streams.quotas.lease_book import ESCROW
 from streams.quotas.shard import Shard
 from tests.quota_builders import NOW, ask, budget, quota, settled
-from tests.unit.streams.quotas.test_shard import look, shard_of
+from tests.unit.streams.quotas.test_shard import defined, look, shard_of
 
 LATER = NOW + ADMITS_US // 2 + 1
 
@@ -132,3 +132,14 @@ def test_what_the_process_before_may_have_answered_is_held_until_nothing_of_it_c
     assert (slot.leased, rate.rate.room(NOW + 2, 50_000)) == (2, 50_000 - 100 - 200)
     book.expire_leases(NOW + ADMITS_US + shard.limits.held_us)
     assert (budget(book).leased, slot.leased) == (0, 0)
+
+
+@pytest.mark.parametrize("period", ["day", "minute"])
+def test_it_ends_where_other_quotas_hold(period: str) -> None:
+    """It was measured by those before; and a rate that begins now must know of all that is admitted from now on."""
+    shard = granted(quota(limit=100_000))
+    assert admitted(shard, "a", NOW + 1)
+    look(shard, NOW + 2, defined(quota(limit=100_000), quota(period, "requests", 500, version=2)))
+    look(shard, NOW + 3)
+    assert shard.books["t1"].book.leases.get(ESCROW) is None
+    assert not admitted(shard, "b", NOW + 4)

@@ -20,6 +20,8 @@ ADMITS_US: Final = 60_000_000
 """So long after it was granted, or renewed, something is answered out of it."""
 PAUSE_US: Final = 1_000_000
 """After it ended, or there was no room for it."""
+LARGEST: Final = 2**40
+"""Of each of its numbers, as of any slice that is asked for: where no quota bounds it, the journal's integers would."""
 
 
 class Escrow:
@@ -62,13 +64,8 @@ class Escrow:
 
     def larger(self, entry: Reserved) -> Slice:
         """Twice as much as now, and this: a few such steps find as much as comes within a commit."""
-        size = self.size
-        return Slice(
-            2 * (size.requests + 1),
-            2 * (size.input_tokens + entry.input_tokens),
-            2 * (size.output_tokens + entry.output_cap),
-            2 * (size.slots + 1),
-        )
+        more = (1, entry.input_tokens, entry.output_cap, 1)
+        return Slice(*(min(2 * (was + new), LARGEST) for was, new in zip(self.size, more, strict=True)))
 
     def missing(self, size: Slice, entry: Reserved) -> Slice | None:
         """What is to be added so that it is of that size; None if this admission would not fit then either."""

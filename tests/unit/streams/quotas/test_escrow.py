@@ -17,9 +17,9 @@ from tests.unit.streams.quotas.test_shard import defined, look, shard_of
 LATER = NOW + ADMITS_US // 2 + 1
 
 
-def admitted(shard: Shard, name: str, now: int, output: int = 100) -> bool:
+def admitted(shard: Shard, name: str, now: int, output: int = 100, copies: int = 1) -> bool:
     """Whether the admission of a request may be told before it is written."""
-    entry = shard.ask(ask(name, max_tokens=output), now)
+    entry = shard.ask(ask(name, max_tokens=output, n=copies, prompts=copies), now)
     assert isinstance(entry, Reserved)
     return shard.may_answer("t1", entry, now)
 
@@ -143,3 +143,14 @@ def test_it_ends_where_other_quotas_hold(period: str) -> None:
     look(shard, NOW + 3)
     assert shard.books["t1"].book.leases.get(ESCROW) is None
     assert not admitted(shard, "b", NOW + 4)
+
+
+def test_where_no_quota_bounds_it_the_journal_can_hold_it_all_the_same() -> None:
+    shard = shard_of()
+    for no in (1, 2):
+        assert not admitted(shard, f"r{no}", NOW + no * PAUSE_US, output=2**31 - 1, copies=1024)
+        write(shard, no)
+    assert shard.books["t1"].book.leases.get(ESCROW) is None
+    assert not admitted(shard, "usual", NOW + 20 * PAUSE_US)
+    write(shard, 20)
+    assert admitted(shard, "as usual", NOW + 20 * PAUSE_US + 1)

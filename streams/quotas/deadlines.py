@@ -55,5 +55,5 @@ class Deadlines:
                 del waiting[held]
             self._wheel.pop(self._at, None)
             self._at += 1
-            if slot - self._at > len(self._wheel):  # the clock has stepped
-                self._at = min((each for each in self._wheel if each >= self._at), default=slot)
+            if slot - self._at > len(self._wheel):  # the clock has stepped, or a turn came late
+                self._at = min((each for each in self._wheel if self._at <= each <= slot), default=slot)

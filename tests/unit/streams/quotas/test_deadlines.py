@@ -55,3 +55,13 @@ def test_a_clock_that_steps_by_a_year_misses_nothing_and_costs_no_year_of_slots(
     assert names(deadlines, START + 365 * 86_400 * SECOND) == ["later"]
     deadlines.again(books, "late", START)
     assert names(deadlines, START + 365 * 86_400 * SECOND + 60_000) == ["late"]
+
+
+def test_a_turn_that_comes_late_puts_nothing_off_until_what_is_due_in_a_day() -> None:
+    deadlines = Deadlines(SECOND)
+    deadlines.start(START)
+    deadlines.again(held(), "tomorrow", START + 86_400 * SECOND)
+    assert names(deadlines, START + 5 * SECOND) == []
+    deadlines.watch(held("new"))
+    deadlines.again(held(), "soon", START + 6 * SECOND)
+    assert names(deadlines, START + 7 * SECOND) == ["soon", "new"]

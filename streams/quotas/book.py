@@ -45,7 +45,7 @@ class TenantBook:
         self.outputs = RecentOutputs()
         self.volume = Volume()
         self.new_requests: list[str] = []
-        """Since somebody looked: each has to be looked at again (`tend`)."""
+        """Since somebody looked, and those that were told late: each has to be looked at again (`tend`)."""
         self.state_no = 0
         """How often its state was written down."""
         self._taken_back: set[tuple[str, int]] = set()
@@ -146,6 +146,8 @@ class TenantBook:
         over = 0
         if part is not None:
             over = _over(part, row.counts)
+            if part.may_be_told_late:
+                self.new_requests.append(row.request_id)
             self._correct_rates(part, row.counts)
             self._move(part, Step.CONFIRM)
             part.settled, part.settled_at, part.bills = row.counts, row.completed_at, row.bills
@@ -256,7 +258,7 @@ class TenantBook:
         told_twice = was is not None and entry.at <= was.at
         if told_twice or part.state not in (State.UNKNOWN, State.RELEASED, State.WITHDRAWN):
             return _KNOWN
-        part.reserved, part.is_charged_whole = entry, True
+        part.reserved, part.is_charged_whole, part.settled_at = entry, True, 0
         part.state = after(part.state, Step.RESERVE)
         self.meters.admit(entry)
         request = self.requests[entry.request_id]
@@ -274,6 +276,7 @@ class TenantBook:
         part = self._new_part(entry.request_id, entry.attempt, about.model, about.adapter, entry.at)
         request = self.requests[entry.request_id]
         known, over, doubtful = part.reserved is not None or bool(entry.lease_id), 0, False
+        is_late = part.may_be_told_late
         unreserved: list[tuple[str, int, int]] = []
         used = Counts(1, entry.input_tokens, entry.cached_tokens, entry.output_tokens, entry.gpu_us)
         if entry.lease_id and not part.lease_id:
@@ -295,6 +298,8 @@ class TenantBook:
                 over, doubtful, part.is_uncharged = _over(part, used), part.reserved is None, not known
                 self._move(part, Step.SETTLE, used, entry.at)
                 self.outputs.add(entry.output_tokens)
+        if is_late:
+            self.new_requests.append(entry.request_id)
         if entry.final:
             for other in request.parts.values():
                 self._release(other)

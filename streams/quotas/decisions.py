@@ -98,7 +98,8 @@ class Limits(NamedTuple):
     """How long ended requests are remembered, so that what comes twice counts once; later the database is asked."""
 
     keep_expired_us: int = 86_400_000_000
-    """How long requests are remembered that ended without a word: their usage, if it comes, was reserved."""
+    """How long requests are remembered of which an attempt ended without a word: its usage, if it comes, was reserved.
+    Once it came, no longer than others."""
 
     escrow_part: int = 64
     """Of what is left of a quota one part of so many, at most, may be answered before it is written: if the process is

@@ -90,6 +90,12 @@ class Part(msgspec.Struct, gc=False):
     is_finding: bool = False
     """Whether it was noted that its usage event is overdue."""
 
+    @property
+    def may_be_told_late(self) -> bool:
+        """Whether it was reserved and nobody has told what became of it: its deadline passed, or its request ended by
+        another attempt."""
+        return self.state is State.RELEASED and self.reserved is not None and not self.settled_at
+
     def bars(self, nonce: str) -> bool:
         """Whether a question comes after it was withdrawn."""
         return nonce == self.withdrawn if self.withdrawn else self.state is State.WITHDRAWN
@@ -107,18 +113,9 @@ class Request(msgspec.Struct, gc=False):
     """The state of its book that it was last written down in, or came too late for."""
 
     @property
-    def is_expired(self) -> bool:
-        """Whether it ended because its deadline passed."""
-        return self.ended_at is not None and self.ended_at >= self.deadline
-
-    @property
     def may_be_told_late(self) -> bool:
-        """Whether an event of it may come long after its end: its deadline passed, or it ended by another attempt than
-        one that nobody has told of."""
-        return self.is_expired or any(
-            part.state is State.RELEASED and part.reserved is not None and not part.settled_at
-            for part in self.parts.values()
-        )
+        """Whether an event of it may come long after its end."""
+        return any(part.may_be_told_late for part in self.parts.values())
 
     @property
     def is_running(self) -> bool:

@@ -380,6 +380,17 @@ def test_what_was_reserved_is_known_long_after_it_expired_or_was_confirmed_by_a_
     assert made.tend("late", entry.deadline + DAY + SECOND).again_at is None
 
 
+def test_an_attempt_that_was_withdrawn_and_asked_for_again_is_known_long_after_it_expired() -> None:
+    made = book(quota())
+    admit(made, ask())
+    made.apply(settled(dispatched=False))
+    entry = admit(made, ask(), NOW + SECOND)
+    assert made.tend("r1", entry.deadline).expired == 1
+    assert made.tend("r1", entry.deadline + 600 * SECOND).again_at is not None
+    confirm(made, row())
+    assert budget(made).unreserved == 0
+
+
 def test_an_attempt_that_another_one_followed_is_known_when_its_event_comes_at_last() -> None:
     """As of a replica that was killed: its request went on elsewhere, and what it had used is found in its spool."""
     made = book(quota())

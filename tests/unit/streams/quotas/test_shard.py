@@ -349,6 +349,24 @@ def test_a_request_that_is_over_soon_is_looked_at_once(monkeypatch: pytest.Monke
     assert (len(looks), shard.books["t1"].book.requests) == (1, {})
 
 
+@pytest.mark.parametrize("told_first", ["event", "settlement"])
+def test_a_request_that_expired_is_forgotten_once_its_usage_event_has_come(told_first: str) -> None:
+    shard = shard_of(quota())
+    shard.tend(NOW)
+    entry = shard.ask(ask(), NOW)
+    assert isinstance(entry, Reserved)
+    late = entry.deadline + 600 * SECOND
+    for at in (NOW + 60 * SECOND, entry.deadline, late):
+        shard.tend(at + SECOND)
+    assert list(shard.books["t1"].book.requests) == ["r1"]
+    if told_first == "settlement":
+        shard.settle(settled(at=late))
+    confirm(shard, [row(at=late)], late + SECOND, Counter())
+    for seconds in range(100):
+        shard.tend(late + seconds * SECOND)
+    assert shard.books["t1"].book.requests == {}
+
+
 @pytest.mark.parametrize(("lease_id", "taken"), [("t1~1", ("t1~1", 3)), ("t2~1", ("", 0)), ("", ("", 0))])
 def test_a_settlement_out_of_another_tenants_slice_is_one_that_nobody_had_reserved(
     lease_id: str, taken: tuple[str, int]

@@ -182,6 +182,8 @@ def test_what_was_answered_before_it_was_written_passes_no_limit_after_a_kill(
     define(connection, limit=20_000)
     server = quota_server()
     assert server.ask("first").status == 200
+    assert server.request("POST", "/v1/leases/~escrow/renew", {"tenant_id": "t1", "want": {}}).status == 404
+    assert server.request("DELETE", "/v1/leases/~escrow", {"in_flight": 0}).status == 204, "nobody's, and it stays"
     owner.execute("set idle_in_transaction_session_timeout = 0")
     with owner.transaction():
         owner.execute("lock table usage.quota_journal in access exclusive mode")

@@ -21,6 +21,7 @@ from streams.quotas.definition_store import NOTHING, Definitions
 from streams.quotas.definitions import Quota
 from streams.quotas.entries import Leased, Reserved
 from streams.quotas.feed import Look, Used, Wanted
+from streams.quotas.lease_book import ESCROW, LOST
 from streams.quotas.looking import confirm, take_look, wanted
 from streams.quotas.rebuilding import restore
 from streams.quotas.shard import Shard
@@ -367,7 +368,10 @@ def test_a_request_that_expired_is_forgotten_once_its_usage_event_has_come(told_
     assert shard.books["t1"].book.requests == {}
 
 
-@pytest.mark.parametrize(("lease_id", "taken"), [("t1~1", ("t1~1", 3)), ("t2~1", ("", 0)), ("", ("", 0))])
+@pytest.mark.parametrize(
+    ("lease_id", "taken"),
+    [("t1~1", ("t1~1", 3)), ("t2~1", ("", 0)), (ESCROW, ("", 0)), (f"{LOST}1", ("", 0)), ("", ("", 0))],
+)
 def test_a_settlement_out_of_another_tenants_slice_is_one_that_nobody_had_reserved(
     lease_id: str, taken: tuple[str, int]
 ) -> None:

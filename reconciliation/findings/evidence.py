@@ -225,21 +225,17 @@ def taken_back(
             back, of = decode(correction), decode(event)
             if back.seq is None and of.seq is not None and (of.replica_id, of.boot_id) == key:
                 _, before = left.get(identity_of(of), (of, _tokens(of)))
-                left[identity_of(of)] = of, _plus(before, _tokens(back))
+                left[identity_of(of)] = of, before.plus(_tokens(back))
         sums: dict[tuple[str, str], Counts] = defaultdict(Counts)
         for of, remains in left.values():
             if not any(remains):
-                sums[of.tenant_id, of.model] = _plus(sums[of.tenant_id, of.model], _tokens(of))
+                sums[of.tenant_id, of.model] = sums[of.tenant_id, of.model].plus(_tokens(of))
         found[key] = dict(sums)
     return found
 
 
 def _tokens(event: UsageEvent) -> Counts:
     return Counts(0, event.input_tokens, event.output_tokens, event.cache_hit_tokens)
-
-
-def _plus(one: Counts, other: Counts) -> Counts:
-    return Counts(*(a + b for a, b in zip(one, other, strict=True)))
 
 
 def clocks(connection: psycopg.Connection, begin: datetime, end: datetime) -> tuple[list[BootClock], bool]:
@@ -414,5 +410,5 @@ def _span(events: Sequence[UsageEvent]) -> tuple[datetime, datetime]:
 def _seen(events: Iterable[UsageEvent]) -> tuple[Seen, ...]:
     sums: dict[tuple[str, str], Counts] = defaultdict(Counts)
     for e in events:
-        sums[e.tenant_id, e.model] = _plus(sums[e.tenant_id, e.model], _tokens(e)._replace(events=1))
+        sums[e.tenant_id, e.model] = sums[e.tenant_id, e.model].plus(_tokens(e)._replace(events=1))
     return tuple(Seen(*key, counts) for key, counts in sorted(sums.items()))

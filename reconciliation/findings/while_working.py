@@ -107,7 +107,7 @@ def compared(connection: psycopg.Connection, found: Iterable[Stated]) -> dict[Bo
             continue
         keys = counted[each.key].keys() | sums.keys() | each.totals.keys()
         both = (
-            (of, each.totals.get(of, NONE), _minus(counted[each.key].get(of, NONE), sums.get(of, NONE)))
+            (of, each.totals.get(of, NONE), counted[each.key].get(of, NONE).minus(sums.get(of, NONE)))
             for of in sorted(keys)
         )
         differing[each.key] = [
@@ -154,11 +154,7 @@ def _beyond(
         key = (number.replica_id, number.boot_id) if number else ("", "")
         if number is not None and key in last and number.seq > last[key]:
             of = event.tenant_id, event.model
-            mine = Counts(-1, -event.input_tokens, -event.output_tokens, -event.cache_hit_tokens)
+            mine = Counts(1, event.input_tokens, event.output_tokens, event.cache_hit_tokens)
             numbers[key].add(number.seq)
-            sums[key][of] = _minus(sums[key][of], mine)
+            sums[key][of] = sums[key][of].plus(mine)
     return {key: (numbers[key], sums[key]) for key in last}
-
-
-def _minus(one: Counts, other: Counts) -> Counts:
-    return Counts(*(a - b for a, b in zip(one, other, strict=True)))

@@ -24,6 +24,14 @@ class Counts(NamedTuple):
     output_tokens: int = 0
     cache_hit_tokens: int = 0
 
+    def plus(self, other: Counts) -> Counts:
+        """Both together."""
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: Counts) -> Counts:
+        """What is left without the other."""
+        return Counts(*(a - b for a, b in zip(self, other, strict=True)))
+
 
 class Comparable(Enum):
     """How far a boot's reports and what was counted stand for the same events."""

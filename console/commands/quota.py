@@ -216,6 +216,9 @@ def serve(
     default_max_tokens: Annotated[int, typer.Option(min=1, help="Where a request gives no max_tokens.")] = 1024,
     longest_request: Annotated[int, typer.Option(min=1, help="No request runs longer, seconds.")] = 900,
     metering_lag: Annotated[int, typer.Option(min=1, help="Usage is metered within, seconds.")] = 60,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Run before whatever else wants the core (SCHED_RR, CAP_SYS_NICE).")
+    ] = False,
 ) -> None:
     """Answer admission's questions (POST /v1/reservations). Stop with Ctrl-C."""
     from streams.quotas import journal
@@ -240,7 +243,7 @@ def serve(
         database, host=host, port=port + number if port else 0, shard=number, of=shards,
         limits=Limits(default_max_tokens, longest_request * 1_000_000, metering_lag * 1_000_000), learn=learn,
         say=lambda text: err.print(text, soft_wrap=True), envoy_port=envoy_port + number if envoy_port else envoy_port,
-        envoy_names=names,
+        envoy_names=names, realtime=realtime,
     )  # fmt: skip
 
 

@@ -40,11 +40,15 @@ THREADS_SWITCH_S: Final = 0.0002
 def serve(
     database: DatabaseSettings, *, host: str, port: int, shard: int, of: int, limits: Limits, learn: bool,
     say: Callable[[str], None], envoy_port: int | None = None, envoy_names: Names = Names(),  # noqa: B008
+    realtime: bool = False,
 ) -> None:  # fmt: skip
     """Own a shard and answer for it until SIGTERM or SIGINT; calls that are here are answered first.
 
-    `say` is told the address once it can be called. Raises DatabaseUnavailable, CannotServe, ShardsTaken.
+    `say` is told the address once it can be called. `realtime`: `run_ahead`. Raises DatabaseUnavailable, CannotServe,
+    ShardsTaken.
     """
+    if realtime:
+        run_ahead()
     listener = listen(host, port, MAX_CONNECTIONS)
     owner = f"{socket.gethostname()}/{os.getpid()}"
     with connect(database.url, application="tollbook quota") as connection:
@@ -64,6 +68,17 @@ def serve(
     gc.set_threshold(*COLLECT_AFTER)
     sys.setswitchinterval(THREADS_SWITCH_S)
     uvloop.run(_serve(database, mine, rebuilt, listener, say, envoy_port, envoy_names))
+
+
+def run_ahead() -> None:
+    """Let this thread run before whatever else wants its core (sched(7), SCHED_RR); threads and processes that it
+    starts run like others. Raises CannotServe."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError:
+        raise CannotServe(
+            "--realtime needs the capability CAP_SYS_NICE, or RLIMIT_RTPRIO of 1 at least (systemd: LimitRTPRIO=1)"
+        ) from None
 
 
 async def _serve(

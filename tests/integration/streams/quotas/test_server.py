@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -283,3 +286,23 @@ def test_usage_is_known_without_a_question(quota_server: Start, usage: Usage) ->
     began = datetime.now(UTC)
     until(lambda: server.quota()["confirmed"] == 33)
     print(f"known after {(datetime.now(UTC) - began).total_seconds():.3f} s")
+
+
+def scheduling(pid: int) -> dict[int, int]:
+    """The policy of each thread of a process."""
+    return {int(task.name): os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def test_the_loop_alone_runs_before_others_where_that_is_wanted_and_allowed(quota_server: Start, usage: Usage) -> None:
+    assert usage
+    tried = subprocess.run(["chrt", "--rr", "1", "true"], check=False, capture_output=True)
+    if tried.returncode:
+        with pytest.raises(AssertionError, match="CAP_SYS_NICE"):
+            quota_server("--realtime")
+        return
+    server = quota_server("--realtime")
+    assert server.ask("r1").status == 200  # what reads the database has begun by then
+    policies = scheduling(server.process.pid)
+    assert policies.pop(server.process.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+    assert len(policies) > 0
+    assert set(policies.values()) == {os.SCHED_OTHER}

@@ -224,12 +224,15 @@ def serve(
     from streams.quotas import journal
     from streams.quotas.decisions import Limits
     from streams.quotas.envoy_calls import Names, NotUnderstood
+    from streams.quotas.server import check_may_run_ahead
     from streams.quotas.server import serve as serve_shard
 
     try:
         names = Names.read(envoy_name or [])
     except NotUnderstood as error:
         raise typer.BadParameter(str(error), param_hint="--envoy-name") from None
+    if realtime:
+        check_may_run_ahead()  # before a shard is taken from anybody
     database = session.database()
     check(database.url)
     if shard is None:

@@ -44,11 +44,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Own a shard and answer for it until SIGTERM or SIGINT; calls that are here are answered first.
 
-    `say` is told the address once it can be called. `realtime`: `run_ahead`. Raises DatabaseUnavailable, CannotServe,
-    ShardsTaken.
+    `say` is told the address once it can be called. `realtime`: then `run_ahead`. Raises DatabaseUnavailable,
+    CannotServe, ShardsTaken.
     """
-    if realtime:
-        run_ahead()
     listener = listen(host, port, MAX_CONNECTIONS)
     owner = f"{socket.gethostname()}/{os.getpid()}"
     with connect(database.url, application="tollbook quota") as connection:
@@ -67,18 +65,27 @@ def serve(
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     sys.setswitchinterval(THREADS_SWITCH_S)
+    if realtime:
+        run_ahead()
     uvloop.run(_serve(database, mine, rebuilt, listener, say, envoy_port, envoy_names))
+
+
+def check_may_run_ahead() -> None:
+    """Whether `run_ahead` is allowed. Raises CannotServe."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        raise CannotServe(
+            "--realtime needs the capability CAP_SYS_NICE, or RLIMIT_RTPRIO of 1 at least (systemd: LimitRTPRIO=1);"
+            " in a control group also a share of real time (cpu.rt_runtime_us) where the kernel divides it"
+        ) from None
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def run_ahead() -> None:
     """Let this thread run before whatever else wants its core (sched(7), SCHED_RR); threads and processes that it
-    starts run like others. Raises CannotServe."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except PermissionError:
-        raise CannotServe(
-            "--realtime needs the capability CAP_SYS_NICE, or RLIMIT_RTPRIO of 1 at least (systemd: LimitRTPRIO=1)"
-        ) from None
+    starts run like others."""
+    os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
 async def _serve(

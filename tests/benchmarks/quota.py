@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -29,10 +29,12 @@ from serving_adapter.quota import GateSettings, QuotaGate
 from serving_adapter.quota.slices import Slice
 from streams import tenants
 from streams.database import connect
+from streams.errors import CannotServe
 from streams.http import access_keys
 from streams.quotas import definition_store
 from streams.quotas.definitions import quota_from
 from streams.quotas.http_protocol import Call, Connections
+from streams.quotas.server import check_may_run_ahead
 from tests.benchmarks.databases import database
 from tests.benchmarks.quota_floor import committing_server
 from tests.benchmarks.report import REPOSITORY, Report
@@ -127,6 +129,7 @@ class Paced(asyncio.Protocol):
     def __init__(self) -> None:
         self.sent: list[float] = []
         self.took: list[float] = []
+        self.refused = 0
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -137,6 +140,7 @@ class Paced(asyncio.Protocol):
         """Asyncio's. Answers come in the order of the requests."""
         now = time.perf_counter()
         came = (self._rest + data).count(b"HTTP/1.1 ")
+        self.refused += data.count(b"HTTP/1.1 4") + data.count(b"HTTP/1.1 5")
         self._rest = data[-8:] if not data.endswith(b"}") else b""
         first = len(self.took)
         self.took += [now - sent for sent in self.sent[first : first + came]]
@@ -145,7 +149,8 @@ class Paced(asyncio.Protocol):
 async def paced(
     port: int, requests: Callable[[int], bytes], settle: Settling, rate: int, seconds: float
 ) -> list[float]:
-    """Seconds from sending to answer, at a steady rate over kept connections; each request is sent when it is due.
+    """Seconds from sending to answer, at a steady rate over kept connections; each request is sent in the millisecond
+    in which it is due. Raises AssertionError where one is not admitted.
 
     The requests are made before, and those that are due in one turn of the loop go over one connection together: what
     the generator does meanwhile, the server on the other core has to wait for. Each is settled some seconds later, with
@@ -178,6 +183,7 @@ async def paced(
     took = [each for client in clients for each in client.took]
     for client in (*clients, settling):
         client.transport.abort()
+    assert not sum(client.refused for client in (*clients, settling)), "every request is admitted"
     return took
 
 
@@ -438,14 +444,16 @@ def remote(report: Report, port: int, pid: int, secret: str) -> None:
 def paced_at_10k(report: Report) -> None:
     """Latencies at an even pace: the platform's traffic (500 tenants, ten make 80 %), then all tenants alike.
 
-    Each run on a service of its own: nobody confirms the usage, so that all requests stay in memory. With `--realtime`
-    where that is allowed; the generator runs ahead as well, as it stands for other machines.
+    Each run on a service of its own: nobody confirms the usage, so that all requests stay in memory. The generator
+    stands for other machines, so it runs before whatever else wants its core where that is allowed; then the service
+    has turns with `--realtime` too.
     """
-    ways = [("", skewed, False), ("_evenly", evenly, False)]
-    if may_run_ahead():
-        ways += [("_realtime", skewed, True), ("_evenly_realtime", evenly, True)]
-    for kind, numbers, realtime in ways:
-        runs = [paced_run(numbers(40 + run), 40 + run, realtime=realtime) for run in range(RUNS)]
+    ways = [(kind, numbers, realtime) for kind, numbers in (("", skewed), ("_evenly", evenly))
+            for realtime in ([False, True] if may_run_ahead() else [False])]  # fmt: skip
+    all_runs = [[paced_run(numbers(40 + run), 40 + run, realtime=realtime) for _, numbers, realtime in ways]
+                for run in range(RUNS)]  # fmt: skip
+    for at, (traffic, _, realtime) in enumerate(ways):
+        kind, runs = traffic + ("_realtime" if realtime else ""), [each[at] for each in all_runs]
         took = [each for each, _ in runs]
         report.add(f"remote_p99_ms_at_10k{kind}", "ms", [percentile(each, 99) * 1000 for each in took], goal=1, floor=2)
         report.add(f"remote_p95_ms_at_10k{kind}", "ms", [percentile(each, 95) * 1000 for each in took])
@@ -457,21 +465,23 @@ def paced_at_10k(report: Report) -> None:
 def may_run_ahead() -> bool:
     """Whether `--realtime` is allowed here."""
     try:
-        with ahead():
-            return True
-    except PermissionError:
-        print("  not measured: --realtime needs CAP_SYS_NICE")
+        check_may_run_ahead()
+    except CannotServe as error:
+        print(f"  generator and service wait for a core like others: {error}")
         return False
+    return True
 
 
 @contextmanager
-def ahead() -> Iterator[None]:
-    """This thread runs before whatever else wants its core; what it starts does not."""
-    os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+def ahead(*, allowed: bool) -> Iterator[None]:
+    """This thread runs before whatever else wants its core, if it may."""
+    if allowed:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if allowed:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def paced_run(numbers: list[int], seed: int, *, realtime: bool) -> tuple[list[float], float]:
@@ -487,7 +497,7 @@ def paced_run(numbers: list[int], seed: int, *, realtime: bool) -> tuple[list[fl
             uvloop.run(paced(server.port, requests, settle, PACED // 5, len(everyone) * 5 / PACED))
             before = answers_so_far(server)
             requests, settle = stream_of(secret, 2 * seed + 1, numbers)
-            with ahead() if realtime else nullcontext():
+            with ahead(allowed=may_run_ahead()):
                 took = uvloop.run(paced(server.port, requests, settle, PACED, PACED_SECONDS))
             admitted, at_once = (a - b for a, b in zip(answers_so_far(server), before, strict=True))
         finally:
